@@ -1,0 +1,1 @@
+"""DSpark speculative decoding with no network in it: algorithms, models, engines, training."""

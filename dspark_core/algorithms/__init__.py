@@ -1,0 +1,1 @@
+"""Policy: pure functions of values. No clock, no network, no environment."""

@@ -1,0 +1,1 @@
+"""Engines and the round loop: paged caches, ragged batches, drafting, verification."""

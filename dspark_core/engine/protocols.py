@@ -1,0 +1,98 @@
+"""What the round loop needs of drafting and planning, and the records they exchange.
+
+In-process engines and gRPC clients implement the same protocols and pass the same contract tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from dspark_core.records import RoundReport, SamplingParams, Verification
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftGeometry:
+    """What a drafter serves. `fingerprint` ties it to the verifier's projection weights."""
+
+    fingerprint: str
+    block_size: int
+    feature_size: int
+    vocab_size: int
+    context_window: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftItem:
+    """One sequence to draft for.
+
+    `features` holds positions [features_start, features_start + rows), all before the anchor. A
+    start that does not continue what the drafter holds replaces its context (re-priming).
+    """
+
+    sequence_id: str
+    anchor_token_id: int
+    anchor_position: int
+    features_start: int
+    features: Tensor  # [rows, feature_size]
+    sampling: SamplingParams
+    """`seed` is always set when verification is coupled."""
+    verification: Verification
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SparseDistribution:
+    """The proposal distribution of each block position: k entries that sum to one."""
+
+    token_ids: Tensor  # [block, k] int64
+    probabilities: Tensor  # [block, k] float32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftBlock:
+    """A proposal for one sequence; empty `token_ids` means plain decoding this round."""
+
+    sequence_id: str
+    token_ids: tuple[int, ...] = ()
+    confidences: tuple[float, ...] = ()
+    """Empty when the checkpoint has no confidence head."""
+    distribution: SparseDistribution | None = None
+    """Rejection mode at temperature > 0 only."""
+    needs_context: bool = False
+    """The drafter does not hold this sequence's context; send it again."""
+
+
+class DraftSource(Protocol):
+    """Proposes draft blocks. One round at a time: the next call follows the previous result."""
+
+    @property
+    def geometry(self) -> DraftGeometry: ...
+
+    def propose(self, items: Sequence[DraftItem]) -> Future[list[DraftBlock]]:
+        """Blocks in the order of the items; fails with `DraftUnavailableError`."""
+        ...
+
+    def release(self, sequence_ids: Sequence[str]) -> None:
+        """Forgets ended sequences. Never fails, unknown ids are ignored."""
+        ...
+
+    @property
+    def generation(self) -> int:
+        """Changes whenever drafter state was lost, so that every sequence must be primed again."""
+        ...
+
+
+class PlanSource(Protocol):
+    """Chooses verify lengths for one round."""
+
+    def plan(self, survival: Sequence[Sequence[float]]) -> tuple[int, ...]:
+        """survival[r] is a_1..a_k of request r, non-increasing -> verify length of each request."""
+        ...
+
+    def report(self, report: RoundReport) -> None:
+        """Tells how the round went; must not block."""
+        ...

@@ -1,0 +1,52 @@
+"""The one error tree; `services.common` maps each type to a gRPC status and an HTTP code.
+
+Messages name the bad field and its value: they are shown to users as they are.
+"""
+
+
+class DSparkError(Exception):
+    """Base of every error this project raises on purpose."""
+
+
+class InvalidRequestError(DSparkError):
+    """The caller's input is wrong; retrying it unchanged cannot succeed."""
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class UnknownModelError(InvalidRequestError):
+    """The request names a model that is not served here."""
+
+
+class ContextLengthError(InvalidRequestError):
+    """The prompt does not fit the model's context."""
+
+
+class QueueFullError(DSparkError):
+    """A bounded queue is full; the caller may retry after `retry_after_seconds`."""
+
+    def __init__(self, message: str, *, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class UnavailableError(DSparkError):
+    """Nothing can serve this now: no healthy replica, or this one is draining."""
+
+
+class DraftUnavailableError(UnavailableError):
+    """No drafts this round; the verifier goes on with plain decoding."""
+
+
+class DeadlineError(DSparkError):
+    """The work did not finish within its deadline."""
+
+
+class ConfigError(DSparkError):
+    """A configuration value is wrong; raised at start-up, never while serving."""
+
+
+class CheckpointError(ConfigError):
+    """A checkpoint cannot be read, or does not fit the model it is meant for."""

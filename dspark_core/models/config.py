@@ -1,0 +1,81 @@
+"""Geometry of target decoders and drafters, read from `config.json` fields or GGUF metadata."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Family(Enum):
+    """Decoder families; what differs between them is a field of `DecoderConfig`, not a class."""
+
+    LLAMA = "llama"
+    QWEN3 = "qwen3"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeScaling:
+    """Llama-3 frequency scaling (`rope_type: llama3`)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderConfig:
+    """A pre-norm decoder with grouped-query attention, RoPE and SwiGLU."""
+
+    family: Family
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_context_tokens: int
+    rope_scaling: RopeScaling | None = None
+    tie_word_embeddings: bool = False
+    qk_norm: bool = False
+    """RMSNorm over each head of q and k before RoPE (Qwen3)."""
+    attention_bias: bool = False
+
+
+class MarkovHeadType(Enum):
+    VANILLA = "vanilla"
+    GATED = "gated"
+    RNN = "rnn"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrafterConfig:
+    """A DSpark drafter (DFlash: `markov_rank == 0`, no confidence head), as DeepSpec writes it.
+
+    Two fields go beyond DeepSpec's: `context_window` and `draft_vocab_size`.
+    """
+
+    backbone: DecoderConfig
+    """The drafter's own layers: `num_layers` of the target's kind."""
+    num_target_layers: int
+    target_layer_ids: tuple[int, ...]
+    """Layers whose outputs are the context features; -1 is the embedding output."""
+    block_size: int
+    """Gamma: draft tokens per block."""
+    mask_token_id: int
+    markov_rank: int = 0
+    markov_head_type: MarkovHeadType = MarkovHeadType.VANILLA
+    confidence_head: bool = False
+    confidence_head_with_markov: bool = False
+    context_window: int | None = None
+    """Context positions before the anchor that a block attends to; None: all of them."""
+    draft_vocab_size: int | None = None
+    """Size of the reduced draft vocabulary; None: the target's."""
+
+    @property
+    def tap_size(self) -> int:
+        """Values per token in the concatenated target hidden states."""
+        return len(self.target_layer_ids) * self.backbone.hidden_size

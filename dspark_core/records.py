@@ -1,0 +1,209 @@
+"""Values that pass between modules and services: requests, outputs, statistics.
+
+Standard library only, so that the gateway and the scheduler never load torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from dspark_core.errors import InvalidRequestError
+
+
+class Verification(Enum):
+    """How draft tokens are accepted; never mixed within a request."""
+
+    REJECTION = "rejection"
+    COUPLED = "coupled"
+
+
+class FinishReason(Enum):
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the target distribution is shaped before a token is drawn.
+
+    Order: temperature, then top-k, then top-p, then min-p (relative to the most likely token),
+    each over what the previous left. `temperature == 0` is greedy and ignores the rest.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(0.0 <= self.temperature <= 100.0, "temperature", self.temperature, "in [0, 100]")
+        _require(self.top_k >= 0, "top_k", self.top_k, ">= 0 (0: off)")
+        _require(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "in (0, 1]")
+        _require(0.0 <= self.min_p <= 1.0, "min_p", self.min_p, "in [0, 1]")
+        if self.seed is not None:
+            _require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"in [0, {MAX_SEED}]")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculationOptions:
+    enabled: bool = True
+    verification: Verification | None = None
+    """None: coupled when the request carries a seed, rejection otherwise."""
+    max_draft_tokens: int | None = None
+    """Upper bound on the verify length; None: the drafter's block size."""
+
+    def __post_init__(self) -> None:
+        if self.max_draft_tokens is not None:
+            _require(self.max_draft_tokens >= 0, "max_draft_tokens", self.max_draft_tokens, ">= 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """One completion asked of a verifier."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    max_tokens: int | None = None
+    """Tokens to generate; None: up to the context limit."""
+    sampling: SamplingParams = SamplingParams()
+    stop_token_ids: tuple[int, ...] = ()
+    """Generation ends after one of these; it is part of the output."""
+    speculation: SpeculationOptions = SpeculationOptions()
+
+    def __post_init__(self) -> None:
+        _require(bool(self.request_id), "request_id", self.request_id, "non-empty")
+        _require(bool(self.prompt_token_ids), "prompt_token_ids", "[]", "non-empty")
+        if self.max_tokens is not None:
+            _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, ">= 1")
+        if self.sampling.seed is not None and self.speculation.verification is Verification.REJECTION:
+            raise InvalidRequestError(
+                "verification 'rejection' cannot be combined with seed "
+                f"{self.sampling.seed}: a seed makes output a function of the request alone, "
+                "which only coupled verification keeps",
+                field="verification",
+            )
+
+    @property
+    def verification(self) -> Verification:
+        """The rule this request is verified by."""
+        if self.sampling.seed is not None:
+            return Verification.COUPLED
+        return self.speculation.verification or Verification.REJECTION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculationStats:
+    """What speculation did for one request (see `common.proto` for the exact meaning)."""
+
+    rounds: int = 0
+    drafted_tokens: int = 0
+    verified_tokens: int = 0
+    accepted_tokens: int = 0
+    committed_tokens: int = 0
+    draft_seconds: float = 0.0
+    verify_seconds: float = 0.0
+
+    @property
+    def accepted_length(self) -> float:
+        """Mean tokens committed per round, the bonus token included (the paper's tau)."""
+        return self.committed_tokens / self.rounds if self.rounds else 0.0
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of verified draft tokens that were accepted."""
+        return self.accepted_tokens / self.verified_tokens if self.verified_tokens else 0.0
+
+    def add_round(
+        self,
+        *,
+        drafted: int,
+        verified: int,
+        accepted: int,
+        committed: int,
+        draft_seconds: float,
+        verify_seconds: float,
+    ) -> SpeculationStats:
+        return replace(
+            self,
+            rounds=self.rounds + 1,
+            drafted_tokens=self.drafted_tokens + drafted,
+            verified_tokens=self.verified_tokens + verified,
+            accepted_tokens=self.accepted_tokens + accepted,
+            committed_tokens=self.committed_tokens + committed,
+            draft_seconds=self.draft_seconds + draft_seconds,
+            verify_seconds=self.verify_seconds + verify_seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateChunk:
+    """Tokens committed by one round; the last one carries `finish_reason` and `stats`."""
+
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    stats: SpeculationStats | None = None
+    cached_prompt_tokens: int = 0
+
+
+class Role(Enum):
+    DRAFTER = "drafter"
+    VERIFIER = "verifier"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """A drafter or verifier as the scheduler sees it."""
+
+    replica_id: str
+    role: Role
+    address: str
+    model: str
+    draining: bool = False
+    running_requests: int = 0
+    waiting_requests: int = 0
+    free_kv_fraction: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestSurvival:
+    """One request in a round report."""
+
+    sequence_id: str
+    survival: tuple[float, ...]
+    verify_length: int
+    accepted: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundReport:
+    """What one round looked like at a verifier; the scheduler plans from these."""
+
+    replica_id: str
+    round: int
+    requests: tuple[RequestSurvival, ...] = field(default=())
+    batch_tokens: int = 0
+    step_seconds: float = 0.0
+    draft_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyPlan:
+    """How many draft tokens a verifier may verify per round, all requests together."""
+
+    based_on_round: int
+    draft_token_capacity: int
+
+
+def _require(condition: bool, name: str, value: object, rule: str) -> None:
+    if not condition:
+        raise InvalidRequestError(f"{name} must be {rule}, got {value}", field=name)

@@ -1,0 +1,1 @@
+"""DeepSpec's stages for drafters: data, features, losses, the training loop."""

@@ -1,0 +1,1 @@
+"""One process per folder: thin shells over dspark_core."""

@@ -1,0 +1,1 @@
+"""What every service shares: serving, errors, telemetry, registry, channels."""

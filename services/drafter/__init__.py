@@ -1,0 +1,1 @@
+"""Serves draft blocks from context features."""

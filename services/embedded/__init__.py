@@ -1,0 +1,1 @@
+"""All four roles on one machine; the one place that wires several services."""

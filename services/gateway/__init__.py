@@ -1,0 +1,1 @@
+"""The users' door: OpenAI REST and gRPC."""
