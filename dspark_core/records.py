@@ -27,6 +27,11 @@ class FinishReason(Enum):
 MAX_SEED = 2**63 - 1
 
 
+def _require(condition: bool, name: str, value: object, rule: str) -> None:
+    if not condition:
+        raise InvalidRequestError(f"{name} must be {rule}, got {value}", field=name)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How the target distribution is shaped before a token is drawn.
@@ -202,8 +207,3 @@ class VerifyPlan:
 
     based_on_round: int
     draft_token_capacity: int
-
-
-def _require(condition: bool, name: str, value: object, rule: str) -> None:
-    if not condition:
-        raise InvalidRequestError(f"{name} must be {rule}, got {value}", field=name)
