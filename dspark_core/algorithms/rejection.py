@@ -1,0 +1,115 @@
+"""Lossless acceptance of draft tokens over a flattened ragged batch.
+
+Two rules that must never be mixed within a request: speculative rejection sampling (Leviathan et
+al., Chen et al.) for drafts drawn independently of the target, and accept-iff-equal for greedy
+decoding and for samples coupled by shared noise. Randomness is an argument.
+
+Layout: request r verifies `lengths[r]` draft tokens and owns `lengths[r] + 1` consecutive rows; its
+row j holds the target's distribution after j of its draft tokens, so the row of draft token j
+(counted from 0) is row j, and the last row is the bonus token's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dspark_core.algorithms.sampling import draw_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """A round's outcome: request r commits its first `accepted[r]` draft tokens and the next token."""
+
+    accepted: Tensor  # [requests] int64
+    next_token_ids: Tensor  # [requests] int64
+
+
+def accept_rejection(
+    target_probs: Tensor,
+    draft_ids: Tensor,
+    draft_q_ids: Tensor,
+    draft_q_probs: Tensor,
+    lengths: Tensor,
+    generator: torch.Generator,
+) -> Acceptance:
+    """Keeps draft token x with probability min(1, p(x) / q(x)); the first one lost is replaced by a
+    draw from max(p - q, 0) normalised, and after a whole accepted prefix the bonus is drawn from p.
+
+    What is committed is then distributed as the target's own sampling, provided x was drawn from q
+    and lengths do not depend on the tokens they admit. A token with q(x) = 0 is never accepted.
+
+    Args:
+        target_probs: [rows, vocab] p, rows laid out as the module says.
+        draft_ids: [drafts] the verified draft tokens, requests' tokens contiguous.
+        draft_q_ids: [drafts, k] the tokens q gives probability to; entries of probability 0 may pad.
+        draft_q_probs: [drafts, k] their probabilities, which sum to 1.
+        lengths: [requests] int64, sum is drafts; 0 draws a token from p.
+        generator: on the device of the tensors; takes one uniform a draft and one a request.
+    """
+    request = _request_of_draft(target_probs.shape[0], draft_ids, lengths)
+    row = torch.arange(draft_ids.shape[0], device=draft_ids.device) + request
+    p = target_probs[row, draft_ids].double()
+    q = torch.where(draft_q_ids == draft_ids.unsqueeze(-1), draft_q_probs, 0.0).sum(dim=-1).double()
+    # Strict, and as a product: p = 0 is never kept, and p >= q > 0 always is, since u < 1.
+    kept = (q > 0) & (_uniforms(draft_ids, generator) * q < p)
+    accepted = _leading_true(kept, request, lengths)
+    weights = _next_token_weights(target_probs, draft_q_ids, draft_q_probs, lengths, accepted)
+    return Acceptance(accepted, draw_tokens(weights, _uniforms(lengths, generator)))
+
+
+def longest_equal_prefix(own_tokens: Tensor, draft_ids: Tensor, lengths: Tensor) -> Acceptance:
+    """Accepts draft tokens while they equal the target's own; the next token is the target's.
+
+    For greedy decoding `own_tokens` [rows] are the argmax, in coupled mode the samples drawn with
+    the noise that the drafter used too; draft_ids [drafts]; lengths [requests] int64.
+    """
+    request = _request_of_draft(own_tokens.shape[0], draft_ids, lengths)
+    row = torch.arange(draft_ids.shape[0], device=draft_ids.device) + request
+    accepted = _leading_true(own_tokens[row] == draft_ids, request, lengths)
+    return Acceptance(accepted, own_tokens[_first_rows(lengths) + accepted])
+
+
+def _uniforms(like: Tensor, generator: torch.Generator) -> Tensor:
+    """float64, so that probabilities below 2^-24 are not rounded to never or always."""
+    return torch.rand(like.shape[0], dtype=torch.float64, device=like.device, generator=generator)
+
+
+def _request_of_draft(rows: int, draft_ids: Tensor, lengths: Tensor) -> Tensor:
+    """Index of the request each draft token belongs to [drafts]; its row is draft index + request."""
+    drafts, requests = draft_ids.shape[0], lengths.shape[0]
+    if rows != drafts + requests:
+        raise ValueError(f"rows must be drafts + requests = {drafts} + {requests}, got {rows}")
+    return torch.repeat_interleave(torch.arange(requests, device=lengths.device), lengths, output_size=drafts)
+
+
+def _first_rows(lengths: Tensor) -> Tensor:
+    rows = lengths + 1
+    return rows.cumsum(0) - rows
+
+
+def _leading_true(kept: Tensor, request: Tensor, lengths: Tensor) -> Tensor:
+    """Number of draft tokens of each request before its first that is not kept [requests]."""
+    first_draft = lengths.cumsum(0) - lengths
+    position = torch.arange(kept.shape[0], device=kept.device) - first_draft[request]
+    end = torch.where(kept, lengths[request], position)
+    return lengths.scatter_reduce(0, request, end, "amin")
+
+
+def _next_token_weights(
+    target_probs: Tensor, draft_q_ids: Tensor, draft_q_probs: Tensor, lengths: Tensor, accepted: Tensor
+) -> Tensor:
+    """Unnormalised law of the token after each accepted prefix [requests, vocab]."""
+    weights = target_probs[_first_rows(lengths) + accepted]
+    rejected = (accepted < lengths).nonzero().squeeze(-1)
+    if not len(rejected):
+        return weights
+    draft = (lengths.cumsum(0) - lengths + accepted)[rejected]
+    p = weights[rejected]
+    residual = p.scatter_add(1, draft_q_ids[draft], -draft_q_probs[draft].to(p.dtype)).clamp_(min=0.0)
+    # p = q leaves nothing, but then nothing is rejected; only rounding could lead here.
+    empty = residual.sum(dim=-1, keepdim=True) <= 0
+    weights[rejected] = torch.where(empty, p, residual)
+    return weights
