@@ -1,0 +1,60 @@
+"""Gathers the outcomes of a run, here or from locust's worker processes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from loadtest.meter import ChatSample
+from loadtest.sla import Outcomes
+
+
+class Collector:
+    """Needs no lock: locust's users are greenlets of one thread and none yields inside these methods."""
+
+    def __init__(self, limit: int = 0) -> None:
+        """`limit`: chats that may be started; 0: any number."""
+        self._limit = limit
+        self._started = 0
+        self._samples: list[ChatSample] = []
+        self._failed = 0
+        self._refused = 0
+
+    def may_start(self) -> bool:
+        """Takes one of the chats that may be started; False when there are none left."""
+        if self._limit and self._started >= self._limit:
+            return False
+        self._started += 1
+        return True
+
+    @property
+    def finished(self) -> bool:
+        """Every chat that may be started has ended."""
+        return bool(self._limit) and len(self._samples) + self._failed + self._refused >= self._limit
+
+    def add(self, sample: ChatSample) -> None:
+        self._samples.append(sample)
+
+    def add_failure(self) -> None:
+        self._failed += 1
+
+    def add_refusal(self) -> None:
+        self._refused += 1
+
+    def outcomes(self) -> Outcomes:
+        return Outcomes(samples=tuple(self._samples), failed=self._failed, refused=self._refused)
+
+    def drain(self) -> dict[str, Any]:
+        """What was collected since the last call, as plain values that locust can send to its master."""
+        sent = {
+            "samples": [asdict(s) for s in self._samples],
+            "failed": self._failed,
+            "refused": self._refused,
+        }
+        self._samples, self._failed, self._refused = [], 0, 0
+        return sent
+
+    def merge(self, sent: dict[str, Any]) -> None:
+        self._samples += [ChatSample(**sample) for sample in sent["samples"]]
+        self._failed += sent["failed"]
+        self._refused += sent["refused"]

@@ -1,0 +1,164 @@
+"""Streams chats against a gateway and reports what users saw; exits 1 when a promised speed was not kept.
+
+    locust -f loadtest/locustfile.py --headless --host http://127.0.0.1:8000 -u 8 -r 8 -t 60s \\
+        --min-tokens-per-second 20
+
+Besides locust's own table (one row per measure, outside its total) it prints a report at the end and can
+write it as JSON. With locust's worker processes the verdict is the master's; --requests counts per worker.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gevent
+from locust import HttpUser, constant, events, task
+from locust.argument_parser import LocustArgumentParser
+from locust.clients import ResponseContextManager
+from locust.env import Environment
+from locust.exception import StopUser
+from locust.runners import WorkerRunner
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # locust adds only this file's folder
+
+from loadtest import options, prompts, sla
+from loadtest.collector import Collector
+from loadtest.meter import ChatSample, measure
+from loadtest.sse import StreamError
+from loadtest.sse import events as sse_events
+
+CHAT = "/v1/chat/completions"
+CONNECT_SECONDS, SILENCE_SECONDS = 10.0, 60.0
+MAX_RETRY_AFTER_SECONDS = 5.0
+
+PROMPTS = itertools.cycle(prompts.load())
+collectors: dict[Environment, Collector] = {}
+
+
+@events.init_command_line_parser.add_listener
+def add_options(parser: LocustArgumentParser) -> None:
+    options.add_options(parser)
+
+
+@events.init.add_listener
+def start(environment: Environment, **_: object) -> None:
+    limit = environment.parsed_options.requests if environment.parsed_options else 0
+    collectors[environment] = Collector(limit)
+
+
+@events.report_to_master.add_listener
+def send_to_master(client_id: str, data: dict[str, Any]) -> None:
+    for collector in collectors.values():
+        data["dspark"] = collector.drain()
+
+
+@events.worker_report.add_listener
+def receive_from_worker(client_id: str, data: dict[str, Any]) -> None:
+    for collector in collectors.values():
+        collector.merge(data["dspark"])
+
+
+@events.quitting.add_listener
+def conclude(environment: Environment, **_: object) -> None:
+    chosen = environment.parsed_options
+    if chosen is None or isinstance(environment.runner, WorkerRunner):
+        return
+    promise = None
+    if chosen.min_tokens_per_second:
+        promise = sla.Promise(min_tokens_per_second=chosen.min_tokens_per_second, share=chosen.promise_share)
+    outcomes = collectors[environment].outcomes()
+    print("\n" + sla.render(outcomes, promise), flush=True)
+    if chosen.report_json:
+        Path(chosen.report_json).write_text(json.dumps(sla.report(outcomes, promise), indent=2) + "\n")
+    if promise:
+        environment.process_exit_code = 0 if sla.judge(outcomes, promise).kept else 1
+    elif not outcomes.samples:
+        environment.process_exit_code = 1
+
+
+class ChatUser(HttpUser):
+    """Asks, reads the whole answer, asks again."""
+
+    wait_time = constant(0)
+
+    def on_start(self) -> None:
+        self.collector = collectors[self.environment]
+        self.chosen = self.environment.parsed_options
+        if self.chosen.api_key:
+            self.client.headers["Authorization"] = f"Bearer {self.chosen.api_key}"
+        self.model = self.chosen.model or self._first_model()
+
+    @task
+    def chat(self) -> None:
+        if not self.collector.may_start():
+            raise StopUser
+        started = time.perf_counter()
+        with self.client.post(
+            CHAT,
+            json=self._body(next(PROMPTS)),
+            stream=True,
+            catch_response=True,
+            timeout=(CONNECT_SECONDS, SILENCE_SECONDS),
+        ) as response:
+            self._finish(response, started)
+        if self.collector.finished and not isinstance(self.environment.runner, WorkerRunner):
+            gevent.spawn(self.environment.runner.quit)
+
+    def _finish(self, response: ResponseContextManager, started: float) -> None:
+        if response.status_code == 429:
+            self.collector.add_refusal()
+            response.success()
+            gevent.sleep(_retry_after(response))
+            return
+        try:
+            if response.status_code != 200:
+                raise StreamError(f"HTTP {response.status_code}: {response.text[:200]}")
+            lines = (line.decode() for line in response.iter_lines())
+            sample = measure(sse_events(lines), time.perf_counter, started)
+        except (StreamError, OSError) as error:  # requests' own errors are OSErrors
+            self.collector.add_failure()
+            response.failure(str(error))
+            return
+        response.request_meta = {**response.request_meta, "response_time": sample.total_seconds * 1000}
+        response.success()
+        self.collector.add(sample)
+        self._log(sample)
+
+    def _log(self, sample: ChatSample) -> None:
+        """Rows of their own: fired as requests, they would count into locust's total."""
+        measures = {
+            "time to first token [ms]": sample.first_token_seconds * 1000,
+            "tokens/s per user": sample.tokens_per_second,
+            "accepted length x100": sample.accepted_length and sample.accepted_length * 100,
+        }
+        for name, value in measures.items():
+            if value is not None:
+                self.environment.stats.get(name, "METRIC").log(value, 0)
+
+    def _body(self, prompt: str) -> dict[str, object]:
+        return {
+            "model": self.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": self.chosen.max_tokens,
+            "temperature": self.chosen.temperature,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "speculation": {"enabled": self.chosen.speculation == "on"},
+        }
+
+    def _first_model(self) -> str:
+        response = self.client.get("/v1/models", timeout=CONNECT_SECONDS)
+        response.raise_for_status()
+        return str(response.json()["data"][0]["id"])
+
+
+def _retry_after(response: ResponseContextManager) -> float:
+    try:
+        return min(max(0.0, float(response.headers.get("Retry-After", 1))), MAX_RETRY_AFTER_SECONDS)
+    except ValueError:  # an HTTP date
+        return MAX_RETRY_AFTER_SECONDS

@@ -1,0 +1,75 @@
+"""The load test's own command-line options, beside locust's."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Parser(Protocol):
+    """What of argparse is used; locust's parser is a subclass with options of its own."""
+
+    def add_argument(self, *flags: str, **options: object) -> object: ...
+
+
+def add_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--min-tokens-per-second",
+        type=_number(lambda value: value >= 0, ">= 0"),
+        default=0.0,
+        help="promised reading speed of a chat; the run exits 1 when it is not kept (0: nothing promised)",
+    )
+    parser.add_argument(
+        "--promise-share",
+        type=_number(lambda value: 0 < value <= 1, "in (0, 1]"),
+        default=0.95,
+        help="share of chats that must keep the promised speed (default 0.95)",
+    )
+    parser.add_argument("--model", default="", help="model to ask (default: the first of /v1/models)")
+    parser.add_argument(
+        "--max-tokens", type=_count(1), default=128, help="longest answer, in tokens (default 128)"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=_number(lambda value: 0 <= value <= 2, "in [0, 2]"),
+        default=0.0,
+        help="sampling temperature (default 0)",
+    )
+    parser.add_argument(
+        "--speculation", choices=("on", "off"), default="on", help="ask for speculative decoding or not"
+    )
+    parser.add_argument(
+        "--requests",
+        type=_count(0),
+        default=0,
+        help="end the run after this many chats (default 0: no limit)",
+    )
+    parser.add_argument("--api-key", default="", help="sent as a bearer token", is_secret=True)
+    parser.add_argument("--report-json", default="", help="write the report to this file")
+
+
+def _number(valid: Callable[[float], bool], rule: str) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ArgumentTypeError(f"must be a number, got {text!r}") from None
+        if not valid(value):
+            raise ArgumentTypeError(f"must be {rule}, got {text}")
+        return value
+
+    return parse
+
+
+def _count(minimum: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+        if value < minimum:
+            raise ArgumentTypeError(f"must be >= {minimum}, got {value}")
+        return value
+
+    return parse

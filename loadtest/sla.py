@@ -1,0 +1,122 @@
+"""Judges a run: percentiles of what users saw, and whether the promised speed was kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from loadtest.meter import ChatSample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """At least `share` of all chats read at `min_tokens_per_second` or faster."""
+
+    min_tokens_per_second: float
+    share: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not self.min_tokens_per_second >= 0:
+            raise ValueError(f"min_tokens_per_second must be >= 0, got {self.min_tokens_per_second}")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must be in (0, 1], got {self.share}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcomes:
+    """Everything a run collected."""
+
+    samples: tuple[ChatSample, ...] = ()
+    failed: int = 0
+    refused: int = 0
+    """Answered 429: admission control protecting the promise made to others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    kept: bool
+    share: float
+    """Of judged chats, those fast enough."""
+    judged: int
+    reason: str
+
+
+def percentile(values: Sequence[float], fraction: float) -> float:
+    """The smallest value that at least `fraction` of the values do not exceed (nearest rank)."""
+    if not values:
+        raise ValueError("percentile of no values")
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction must be in [0, 1], got {fraction}")
+    return sorted(values)[max(0, math.ceil(fraction * len(values)) - 1)]
+
+
+def judge(outcomes: Outcomes, promise: Promise) -> Verdict:
+    """A failed chat breaks the promise; a refused one, or one too short to have a speed, is not judged."""
+    speeds = [s.tokens_per_second for s in outcomes.samples if s.tokens_per_second is not None]
+    judged = len(speeds) + outcomes.failed
+    if not judged:
+        return Verdict(kept=False, share=0.0, judged=0, reason="no chat could be judged")
+    fast = sum(speed >= promise.min_tokens_per_second for speed in speeds)
+    share = fast / judged
+    reason = (
+        f"{fast} of {judged} chats ({share:.1%}) reached {promise.min_tokens_per_second:g} tokens/s; "
+        f"promised {promise.share:.1%}"
+    )
+    return Verdict(kept=share >= promise.share, share=share, judged=judged, reason=reason)
+
+
+def summarise(outcomes: Outcomes) -> dict[str, object]:
+    """Values for the report: counts, and p50/p95/p99 of each measure. Slow is the bad end of each."""
+    samples = outcomes.samples
+    speeds = [s.tokens_per_second for s in samples if s.tokens_per_second is not None]
+    accepted = [s.accepted_length for s in samples if s.accepted_length is not None]
+    return {
+        "chats": len(samples),
+        "failed": outcomes.failed,
+        "refused": outcomes.refused,
+        "completion_tokens": sum(s.completion_tokens for s in samples),
+        "first_token_ms": _spread([s.first_token_seconds * 1000 for s in samples], (0.5, 0.95, 0.99)),
+        "tokens_per_second": _spread(speeds, (0.5, 0.05, 0.01)),
+        "accepted_length": {"mean": sum(accepted) / len(accepted)} if accepted else None,
+    }
+
+
+def report(outcomes: Outcomes, promise: Promise | None) -> dict[str, object]:
+    """The JSON report; `promise` and `verdict` are null when nothing was promised."""
+    return {
+        **summarise(outcomes),
+        "promise": asdict(promise) if promise else None,
+        "verdict": asdict(judge(outcomes, promise)) if promise else None,
+    }
+
+
+def _spread(values: Sequence[float], fractions: Sequence[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    return {f"p{fraction * 100:02.0f}": percentile(values, fraction) for fraction in fractions}
+
+
+def render(outcomes: Outcomes, promise: Promise | None) -> str:
+    """The printed report."""
+    summary = summarise(outcomes)
+    lines = [
+        f"chats {summary['chats']}   failed {summary['failed']}   refused (429) {summary['refused']}   "
+        f"tokens {summary['completion_tokens']}"
+    ]
+    for label, name in (
+        ("time to first token, ms", "first_token_ms"),
+        ("tokens/s per user", "tokens_per_second"),
+        ("accepted length", "accepted_length"),
+    ):
+        lines.append(f"{label:<24} {_columns(summary[name])}")
+    if promise:
+        verdict = judge(outcomes, promise)
+        lines.append(f"promise {'KEPT' if verdict.kept else 'BROKEN'}: {verdict.reason}")
+    return "\n".join(lines)
+
+
+def _columns(values: object) -> str:
+    if not isinstance(values, dict):
+        return "none"
+    return "   ".join(f"{name} {value:.2f}" for name, value in values.items())

@@ -1,0 +1,91 @@
+"""Real locust runs over real HTTP against a fake gateway."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.loadtest.fake_gateway import serving
+
+LOCUSTFILE = Path(__file__).resolve().parents[3] / "loadtest" / "locustfile.py"
+
+
+def locust(host: str, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Runs from another folder: the file must find its own modules."""
+    usual = ["--headless", "-u", "2", "-r", "2", "-t", "30s", "--report-json", "report.json"]
+    return subprocess.run(
+        [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", host, *usual, *flags],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": ""},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_kept_promise_exits_zero_and_reports_what_users_saw(tmp_path):
+    with serving(pause_seconds=0.02) as gateway:
+        done = locust(gateway.url, tmp_path, "--requests", "6", "--min-tokens-per-second", "1")
+    assert done.returncode == 0, done.stdout
+    assert "promise KEPT: 6 of 6 chats" in done.stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["chats"], report["failed"], report["refused"]) == (6, 0, 0)
+    assert report["accepted_length"] == {"mean": 2.5}
+    # 10 tokens after the first over 4 pauses of 20 ms each: never faster than that.
+    assert 1 < report["tokens_per_second"]["p50"] <= 10 / 0.08
+    for row in ("time to first token [ms]", "tokens/s per user", "accepted length x100"):
+        assert row in done.stdout
+
+
+def test_chats_are_asked_for_as_documented(tmp_path):
+    with serving() as gateway:
+        flags = ("--requests", "2", "--max-tokens", "9", "--speculation", "off", "--temperature", "0.5")
+        assert locust(gateway.url, tmp_path, *flags).returncode == 0
+        first, second = gateway.bodies
+    assert first.pop("messages") != second.pop("messages")
+    assert first == {
+        "model": "tiny-model",
+        "max_tokens": 9,
+        "temperature": 0.5,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "speculation": {"enabled": False},
+    }
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "flags", "counted", "printed"),
+    [
+        ("answer", ("--min-tokens-per-second", "1e6"), "chats", "promise BROKEN: 0 of 2 chats"),
+        ("cut", ("--min-tokens-per-second", "1"), "failed", "without [DONE]"),
+        ("refuse", (), "failed", "HTTP 400"),
+        ("busy", ("--min-tokens-per-second", "1"), "refused", "no chat could be judged"),
+    ],
+)
+def test_what_breaks_the_promise_exits_one_and_is_counted(tmp_path, behaviour, flags, counted, printed):
+    with serving(behaviour) as gateway:
+        done = locust(gateway.url, tmp_path, "--requests", "2", *flags)
+    assert done.returncode == 1, done.stdout
+    assert printed in done.stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {name: report[name] for name in ("chats", "failed", "refused") if report[name]} == {counted: 2}
+
+
+def test_worker_processes_report_to_one_verdict(tmp_path):
+    with serving() as gateway:
+        flags = ("--processes", "2", "-t", "3s", "--requests", "3", "--min-tokens-per-second", "1")
+        done = locust(gateway.url, tmp_path, *flags)
+    assert done.returncode == 0, done.stdout
+    assert json.loads((tmp_path / "report.json").read_text())["chats"] == 6
+
+
+def test_a_senseless_option_is_refused_by_name(tmp_path):
+    done = locust("http://127.0.0.1:9", tmp_path, "--promise-share", "1.5")
+    assert done.returncode != 0
+    assert "--promise-share: must be in (0, 1], got 1.5" in done.stdout
