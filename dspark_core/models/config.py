@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from dspark_core.errors import ConfigError
+
 
 class Family(Enum):
     """Decoder families; what differs between them is a field of `DecoderConfig`, not a class."""
@@ -44,6 +46,14 @@ class DecoderConfig:
     """RMSNorm over each head of q and k before RoPE (Qwen3)."""
     attention_bias: bool = False
 
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} and {self.num_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim must be even, got {self.head_dim}")
+
 
 class MarkovHeadType(Enum):
     VANILLA = "vanilla"
@@ -79,3 +89,8 @@ class DrafterConfig:
     def tap_size(self) -> int:
         """Values per token in the concatenated target hidden states."""
         return len(self.target_layer_ids) * self.backbone.hidden_size
+
+    @property
+    def output_size(self) -> int:
+        """Tokens the drafter chooses from."""
+        return self.backbone.vocab_size if self.draft_vocab_size is None else self.draft_vocab_size

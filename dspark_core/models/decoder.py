@@ -1,0 +1,136 @@
+"""The target: a Llama- or Qwen3-family decoder over a flattened ragged batch.
+
+It knows positions, not sequences: which tokens see which context is decided by `Attend`, which
+also owns the cache. Query, key and value weights form one matrix, as do gate and up, because a
+step over a few tokens is bound by reading weights and by the number of calls that do it;
+`weight_layout` says which checkpoint tensors a parameter is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dspark_core.errors import ConfigError
+from dspark_core.models.config import DecoderConfig
+from dspark_core.models.layers import Attend, RMSNorm, RotaryEmbedding, apply_rope
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderOutput:
+    hidden: Tensor  # [tokens, hidden], after the final norm
+    taps: Tensor  # [tokens, m * hidden], in the order of tap_layers
+
+
+class Decoder(nn.Module):
+    """Random weights until `load_target` fills them."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.rotary = RotaryEmbedding(config)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Makes the output projection the embedding where the configuration says so."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+
+    def forward(
+        self, token_ids: Tensor, positions: Tensor, attend: Attend, tap_layers: Sequence[int] = ()
+    ) -> DecoderOutput:
+        """token_ids, positions [tokens] int64.
+
+        Tap i is the output of layer i before the final norm, -1 the embedding output.
+        """
+        check_tap_layers(tap_layers, self.config.num_layers)
+        x = self.embed_tokens(token_ids)
+        cos, sin = self.rotary(positions, x.dtype)
+        tapped = {-1: x}
+        for index, layer in enumerate(self.layers):
+            x = layer(x, cos, sin, attend)
+            if index in tap_layers:
+                tapped[index] = x
+        if tap_layers:
+            taps = torch.cat([tapped[index] for index in tap_layers], dim=-1)
+        else:
+            taps = x.new_empty(x.shape[0], 0)
+        return DecoderOutput(self.norm(x), taps)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [rows, hidden] after the final norm -> [rows, vocab]."""
+        out: Tensor = self.lm_head(hidden)
+        return out
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: DecoderConfig, index: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = FusedAttention(config, index)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = FusedMLP(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        # Out of place: a tap may still hold x.
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class FusedAttention(nn.Module):
+    def __init__(self, config: DecoderConfig, index: int) -> None:
+        super().__init__()
+        self._index = index
+        self._head_dim = config.head_dim
+        self._splits = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        self._rotated_heads = config.num_heads + config.num_kv_heads
+        self._eps = config.rms_norm_eps
+        heads_size = config.num_heads * config.head_dim
+        qkv_size = sum(self._splits) * config.head_dim
+        self.qkv_proj = nn.Linear(config.hidden_size, qkv_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(heads_size, config.hidden_size, bias=config.attention_bias)
+        # One row per head, so that the norms of q and k are a single operation.
+        norm_weight = torch.ones(self._rotated_heads, config.head_dim) if config.qk_norm else None
+        self.qk_norm = None if norm_weight is None else nn.Parameter(norm_weight)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        tokens = x.shape[0]
+        qkv = self.qkv_proj(x).view(tokens, -1, self._head_dim)
+        qk = qkv[:, : self._rotated_heads]
+        if self.qk_norm is not None:
+            qk = F.rms_norm(qk, (self._head_dim,), None, self._eps) * self.qk_norm
+        qk = apply_rope(qk, cos, sin)
+        heads = self._splits[0]
+        attended = attend(self._index, qk[:, :heads], qk[:, heads:], qkv[:, self._rotated_heads :])
+        out: Tensor = self.o_proj(attended.reshape(tokens, -1))
+        return out
+
+
+class FusedMLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        out: Tensor = self.down_proj(F.silu(gate) * up)
+        return out
+
+
+def check_tap_layers(tap_layers: Sequence[int], num_layers: int) -> None:
+    """Raises ConfigError for a layer the decoder does not have."""
+    for layer in tap_layers:
+        if not -1 <= layer < num_layers:
+            raise ConfigError(f"tap layer {layer} is not in [-1, {num_layers}) of the target")

@@ -1,0 +1,213 @@
+"""GGUF files through the `gguf` library; quantised tensors are expanded as they are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import GGUFReader, ReaderTensor
+from gguf.quants import dequantize
+from torch import Tensor
+
+from dspark_core.errors import CheckpointError, ConfigError
+from dspark_core.models.config import DecoderConfig, Family, RopeScaling
+from dspark_core.models.layers import rope_frequencies
+from dspark_core.models.metadata import Metadata
+
+ARCHITECTURES = {"llama": Family.LLAMA, "qwen3": Family.QWEN3}
+
+_ROPE_FACTORS = "rope_freqs.weight"
+_GLOBAL_NAMES = {
+    "token_embd.weight": "embed_tokens.weight",
+    "output_norm.weight": "norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+_PERMUTED = re.compile(r"blk\.\d+\.attn_([qk])\.(weight|bias)")
+
+
+class GgufCheckpoint:
+    """Configuration and `TensorSource` of one file."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises CheckpointError for an unreadable file or an unsupported model."""
+        self._path = path
+        self._reader = _open(path)
+        self._tensors: dict[str, ReaderTensor] = {t.name: t for t in self._reader.tensors}
+        self._stored_names = {
+            _model_name(stored): stored for stored in self._tensors if stored != _ROPE_FACTORS
+        }
+        self._shapes = {name: _shape(self._tensors[stored]) for name, stored in self._stored_names.items()}
+        self.config = self._read_config()
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return self._shapes
+
+    def describe(self, name: str) -> str:
+        return f"{self._path}: {self._stored_names.get(name, name)}"
+
+    def read(self, name: str) -> Tensor:
+        """float32; query and key rows in rotate-half order, which Llama files interleave."""
+        stored = self._stored_names[name]
+        values = self._dequantize(self._tensors[stored])
+        permuted = _PERMUTED.fullmatch(stored)
+        if permuted and self.config.family is Family.LLAMA:
+            is_query = permuted[1] == "q"
+            values = deinterleave(values, self.config.num_heads if is_query else self.config.num_kv_heads)
+        return torch.from_numpy(np.array(values, dtype=np.float32))  # a copy: the file is mapped
+
+    def _dequantize(self, tensor: ReaderTensor) -> np.ndarray:
+        try:
+            return dequantize(tensor.data, tensor.tensor_type).reshape(_shape(tensor))
+        except (NotImplementedError, ValueError) as error:
+            kind = tensor.tensor_type.name
+            raise CheckpointError(
+                f"{self._path}: {tensor.name}: type {kind} cannot be read: {error}"
+            ) from error
+
+    def _read_config(self) -> DecoderConfig:
+        architecture = _field(self._reader, "general.architecture")
+        metadata = Metadata(str(self._path), _metadata(self._reader, f"{architecture}."))
+        if architecture not in ARCHITECTURES:
+            raise CheckpointError(
+                f"{self._path}: general.architecture={architecture!r} is not supported; "
+                f"supported: {', '.join(ARCHITECTURES)}"
+            )
+        embedding = self._shapes.get("embed_tokens.weight")
+        if embedding is None or len(embedding) != 2:
+            raise CheckpointError(f"{self._path}: token_embd.weight: missing, or not a matrix")
+        try:
+            config = _decoder_config(
+                metadata,
+                ARCHITECTURES[architecture],
+                vocab_size=embedding[0],
+                tied="lm_head.weight" not in self._shapes,
+                attention_bias="layers.0.self_attn.q_proj.bias" in self._shapes,
+                rope_scaling=self._rope_scaling(metadata),
+            )
+        except CheckpointError:
+            raise
+        except ConfigError as error:
+            raise CheckpointError(f"{self._path}: {error}") from error
+        return config
+
+    def _rope_scaling(self, metadata: Metadata) -> RopeScaling | None:
+        """Recognises Llama-3 scaling, of which a file keeps only the resulting factors.
+
+        Every published model uses the same frequency bounds, so those are tried; a file whose
+        factors they do not reproduce is refused.
+        """
+        if _ROPE_FACTORS not in self._tensors:
+            return None
+        factors = torch.from_numpy(np.array(self._dequantize(self._tensors[_ROPE_FACTORS]), dtype=np.float32))
+        theta = metadata.number("rope.freq_base", 10000.0)
+        scaling = RopeScaling(
+            factor=float(factors.max()),
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_positions=8192,
+        )
+        head_dim = 2 * factors.numel()
+        expected = rope_frequencies(head_dim, theta, None) / rope_frequencies(head_dim, theta, scaling)
+        if factors.dim() != 1 or not torch.allclose(factors, expected, rtol=1e-3):
+            raise CheckpointError(
+                f"{self._path}: {_ROPE_FACTORS}: these factors are not Llama 3's scaling of "
+                f"{scaling.original_max_positions} positions, the only one supported"
+            )
+        return None if scaling.factor == 1.0 else scaling
+
+
+def deinterleave(values: np.ndarray, num_heads: int) -> np.ndarray:
+    """Rows [heads * head_dim, ...] from rotated pairs side by side to one half after the other."""
+    pairs = values.reshape(num_heads, -1, 2, *values.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(values.shape)
+
+
+def _decoder_config(
+    metadata: Metadata,
+    family: Family,
+    *,
+    vocab_size: int,
+    tied: bool,
+    attention_bias: bool,
+    rope_scaling: RopeScaling | None,
+) -> DecoderConfig:
+    hidden_size = metadata.integer("embedding_length")
+    num_heads = metadata.integer("attention.head_count")
+    head_dim = metadata.integer("attention.key_length", hidden_size // num_heads)
+    _refuse_unsupported(metadata, head_dim)
+    return DecoderConfig(
+        family=family,
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=metadata.integer("feed_forward_length"),
+        num_layers=metadata.integer("block_count"),
+        num_heads=num_heads,
+        num_kv_heads=metadata.integer("attention.head_count_kv", num_heads),
+        head_dim=head_dim,
+        rms_norm_eps=metadata.number("attention.layer_norm_rms_epsilon"),
+        rope_theta=metadata.number("rope.freq_base", 10000.0),
+        max_context_tokens=metadata.integer("context_length"),
+        rope_scaling=rope_scaling,
+        tie_word_embeddings=tied,
+        qk_norm=family is Family.QWEN3,
+        attention_bias=attention_bias,
+    )
+
+
+def _refuse_unsupported(metadata: Metadata, head_dim: int) -> None:
+    for field in ("attention.value_length", "rope.dimension_count"):
+        if metadata.get(field) not in (None, head_dim):
+            raise metadata.error(field, f"is not supported; only the head size, {head_dim}, is")
+    for field in ("attention.sliding_window", "expert_count"):
+        if metadata.get(field) not in (None, 0):
+            raise metadata.error(field, "is not supported")
+    if metadata.get("rope.scaling.type") not in (None, "none"):
+        raise metadata.error("rope.scaling.type", "is not supported; supported: 'none'")
+
+
+def _open(path: Path) -> GGUFReader:
+    try:
+        return GGUFReader(path)
+    # A damaged file fails anywhere in the library's parser.
+    except (OSError, ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        raise CheckpointError(f"{path}: cannot be read as GGUF: {error}") from error
+
+
+def _metadata(reader: GGUFReader, prefix: str) -> dict[str, object]:
+    """Fields of the architecture, without its prefix; arrays (the tokenizer's) are left alone."""
+    return {key.removeprefix(prefix): _field(reader, key) for key in reader.fields if key.startswith(prefix)}
+
+
+def _field(reader: GGUFReader, key: str) -> object:
+    field = reader.get_field(key)
+    return None if field is None else field.contents()
+
+
+def _model_name(stored: str) -> str:
+    """Hugging Face name of a tensor; one that has none keeps its own and is found unexpected later."""
+    layer = _LAYER_TENSOR.fullmatch(stored)
+    if layer and layer[2] in _LAYER_NAMES:
+        return f"layers.{layer[1]}.{_LAYER_NAMES[layer[2]]}.{layer[3]}"
+    return _GLOBAL_NAMES.get(stored, stored)
+
+
+def _shape(tensor: ReaderTensor) -> tuple[int, ...]:
+    return tuple(int(size) for size in reversed(tensor.shape))

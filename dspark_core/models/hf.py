@@ -1,0 +1,200 @@
+"""Hugging Face model directories: `config.json` beside safetensors, sharded or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dspark_core.errors import CheckpointError, ConfigError
+from dspark_core.models.config import DecoderConfig, Family, RopeScaling
+from dspark_core.models.metadata import Metadata
+
+ARCHITECTURES = {"LlamaForCausalLM": Family.LLAMA, "Qwen3ForCausalLM": Family.QWEN3}
+
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+_PREFIX = "model."
+
+
+def read_hf_config(directory: Path) -> DecoderConfig:
+    """Raises CheckpointError for what is not a plain Llama or Qwen3 model."""
+    path = directory / "config.json"
+    metadata = Metadata(str(path), read_json(path))
+    architectures = metadata.get("architectures")
+    names = architectures if isinstance(architectures, list) else []
+    for name in names:
+        if name in ARCHITECTURES:
+            return decoder_config(metadata, ARCHITECTURES[name])
+    raise metadata.error("architectures", f"is not supported; supported: {', '.join(ARCHITECTURES)}")
+
+
+def decoder_config(metadata: Metadata, family: Family) -> DecoderConfig:
+    """The decoder's geometry from `config.json` fields, old or new layout of the RoPE settings.
+
+    Raises:
+        CheckpointError: a field is missing or wrong, or asks for what the decoder does not do.
+    """
+    _refuse_unsupported(metadata)
+    hidden_size, num_heads = metadata.integer("hidden_size"), metadata.integer("num_attention_heads")
+    rope = _rope_fields(metadata)
+    try:
+        return DecoderConfig(
+            family=family,
+            vocab_size=metadata.integer("vocab_size"),
+            hidden_size=hidden_size,
+            intermediate_size=metadata.integer("intermediate_size"),
+            num_layers=metadata.integer("num_hidden_layers"),
+            num_heads=num_heads,
+            num_kv_heads=metadata.integer("num_key_value_heads", num_heads),
+            head_dim=metadata.integer(
+                "head_dim", 128 if family is Family.QWEN3 else hidden_size // num_heads
+            ),
+            rms_norm_eps=metadata.number("rms_norm_eps", 1e-6),
+            rope_theta=rope.number("rope_theta", 10000.0),
+            max_context_tokens=metadata.integer("max_position_embeddings"),
+            rope_scaling=_rope_scaling(rope, metadata),
+            tie_word_embeddings=metadata.flag("tie_word_embeddings", False),
+            qk_norm=family is Family.QWEN3,
+            attention_bias=metadata.flag("attention_bias", False),
+        )
+    except CheckpointError:
+        raise
+    except ConfigError as error:
+        raise CheckpointError(f"{metadata.origin}: {error}") from error
+
+
+class HfTensors:
+    """`TensorSource` over the safetensors files of a directory; reads headers only until asked."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._files: dict[str, Path] = {}
+        self._stored_names: dict[str, str] = {}
+        index = directory / _INDEX
+        if index.is_file():
+            weight_map = _weight_map(index)
+            for file_name in sorted(set(weight_map.values())):
+                self._add_file(directory / file_name)
+            for stored, file_name in weight_map.items():
+                if self._files.get(stored.removeprefix(_PREFIX)) != directory / file_name:
+                    raise CheckpointError(
+                        f"{directory / file_name}: missing tensor {stored}, which {_INDEX} promises"
+                    )
+        else:
+            self._add_file(directory / _WEIGHTS)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return self._shapes
+
+    def describe(self, name: str) -> str:
+        stored = self._stored_names.get(name, name if name.startswith("lm_head") else _PREFIX + name)
+        return f"{self._files.get(name, self._directory)}: {stored}"
+
+    def read(self, name: str) -> Tensor:
+        try:
+            with safe_open(self._files[name], framework="pt") as file:
+                tensor: Tensor = file.get_tensor(self._stored_names[name])
+                return tensor
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.describe(name)}: cannot be read: {error}") from error
+
+    def _add_file(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for stored in file.keys():  # noqa: SIM118 - not a dict
+                    view = file.get_slice(stored)
+                    self._add_tensor(path, stored, view.get_shape(), view.get_dtype())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}") from error
+
+    def _add_tensor(self, path: Path, stored: str, shape: list[int], dtype: str) -> None:
+        if stored.endswith("rotary_emb.inv_freq"):
+            return  # old exports carry this constant
+        if dtype not in _FLOAT_DTYPES:
+            raise CheckpointError(
+                f"{path}: {stored}: dtype {dtype} is not supported; supported: {', '.join(_FLOAT_DTYPES)}"
+            )
+        name = stored.removeprefix(_PREFIX)
+        if name in self._files:
+            raise CheckpointError(f"{path}: {stored}: the tensor is also in {self._files[name]}")
+        self._shapes[name], self._files[name], self._stored_names[name] = tuple(shape), path, stored
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """Raises CheckpointError unless the file holds a JSON object."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: holds no JSON object")
+    return values
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{index}: weight_map is missing")
+    for name, file_name in weight_map.items():
+        if not isinstance(file_name, str) or Path(file_name).name != file_name:
+            raise CheckpointError(f"{index}: weight_map[{name!r}]={file_name!r} is not a file name")
+    return weight_map
+
+
+def _refuse_unsupported(metadata: Metadata) -> None:
+    if metadata.get("hidden_act") not in (None, "silu"):
+        raise metadata.error("hidden_act", "is not supported; supported: 'silu'")
+    for field in ("mlp_bias", "use_sliding_window"):
+        if metadata.flag(field, False):
+            raise metadata.error(field, "is not supported")
+    if metadata.get("quantization_config") is not None:
+        raise metadata.error(
+            "quantization_config", "is not supported; give unquantised weights or a GGUF file"
+        )
+    layer_types = metadata.get("layer_types")
+    if layer_types is not None and (
+        not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types)
+    ):
+        raise metadata.error("layer_types", "is not supported; supported: 'full_attention' throughout")
+    # Qwen3 writes a window it does not use, and says so in use_sliding_window.
+    if metadata.get("use_sliding_window") is None and metadata.get("sliding_window") is not None:
+        raise metadata.error("sliding_window", "is not supported")
+
+
+def _rope_fields(metadata: Metadata) -> Metadata:
+    """The RoPE settings of either layout: `rope_parameters`, or `rope_theta` and `rope_scaling`."""
+    values: dict[str, object] = {"rope_theta": metadata.get("rope_theta")}
+    field = "rope_parameters" if metadata.get("rope_parameters") is not None else "rope_scaling"
+    nested = metadata.get(field)
+    if nested is not None and not isinstance(nested, dict):
+        raise metadata.error(field, "must be an object")
+    values |= nested or {}
+    values.setdefault("partial_rotary_factor", metadata.get("partial_rotary_factor"))
+    rope = Metadata(f"{metadata.origin}: {field}" if nested else metadata.origin, values)
+    if rope.get("partial_rotary_factor") not in (None, 1.0):
+        raise rope.error("partial_rotary_factor", "is not supported; supported: 1.0")
+    return rope
+
+
+def _rope_scaling(rope: Metadata, metadata: Metadata) -> RopeScaling | None:
+    type_field = "rope_type" if rope.get("rope_type") is not None else "type"
+    kind = rope.get(type_field)
+    if kind in (None, "default"):
+        return None
+    if kind != "llama3":
+        raise rope.error(type_field, "is not supported; supported: 'default', 'llama3'")
+    return RopeScaling(
+        factor=rope.number("factor"),
+        low_freq_factor=rope.number("low_freq_factor"),
+        high_freq_factor=rope.number("high_freq_factor"),
+        original_max_positions=rope.integer(
+            "original_max_position_embeddings", metadata.get("max_position_embeddings")
+        ),
+    )

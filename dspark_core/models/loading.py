@@ -1,0 +1,87 @@
+"""Loads a target model from a GGUF file or a Hugging Face directory, checking every tensor."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dspark_core.errors import CheckpointError
+from dspark_core.model_paths import resolve_model_path
+from dspark_core.models.config import DecoderConfig
+from dspark_core.models.decoder import Decoder
+from dspark_core.models.gguf import GgufCheckpoint
+from dspark_core.models.hf import HfTensors, read_hf_config
+from dspark_core.models.layers import RotaryEmbedding
+from dspark_core.models.tensor_source import TensorSource, check_shapes
+from dspark_core.models.weight_layout import SourceTensor, weight_layout
+
+_FINGERPRINT_VALUES = 64
+"""Values of each tensor that go into the fingerprint."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedTarget:
+    decoder: Decoder
+    """Frozen, in evaluation mode."""
+    config: DecoderConfig
+    path: Path
+    fingerprint: str
+    """Equal for equal weights of the same format, whatever dtype or device they are loaded to."""
+
+
+def load_target(path: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> LoadedTarget:
+    """`path` is a file, a directory, or the demo model's name.
+
+    Raises:
+        ConfigError: nothing lies at `path`.
+        CheckpointError: the file, the tensor and both shapes are named where they apply.
+    """
+    resolved = resolve_model_path(path)
+    config, source = _open_checkpoint(resolved)
+    layout = weight_layout(config)
+    expected = {part.name: part.shape for parts in layout.values() for part in parts}
+    # Exports of tied models may hold the same matrix twice.
+    check_shapes(source, expected, ignored=("lm_head.weight",) if config.tie_word_embeddings else ())
+    decoder = _empty_decoder(config, dtype, device)
+    fingerprint = hashlib.sha256(repr(config).encode())
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            for part, rows in _row_ranges(layout[name], parameter):
+                values = source.read(part.name)
+                fingerprint.update(values.flatten()[:_FINGERPRINT_VALUES].float().numpy().tobytes())
+                rows.copy_(values)
+    return LoadedTarget(
+        decoder=decoder, config=config, path=resolved, fingerprint=fingerprint.hexdigest()[:16]
+    )
+
+
+def _open_checkpoint(path: Path) -> tuple[DecoderConfig, TensorSource]:
+    if path.is_dir():
+        return read_hf_config(path), HfTensors(path)
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"{path}: give the directory that holds it and config.json")
+    checkpoint = GgufCheckpoint(path)
+    return checkpoint.config, checkpoint
+
+
+def _empty_decoder(config: DecoderConfig, dtype: torch.dtype, device: torch.device | str) -> Decoder:
+    """Uninitialised weights: drawing random ones first would take longer than reading the file."""
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    decoder = decoder.to(dtype).to_empty(device=device)
+    decoder.rotary = RotaryEmbedding(config).to(device)
+    decoder.tie_weights()
+    return decoder.requires_grad_(False).eval()
+
+
+def _row_ranges(parts: tuple[SourceTensor, ...], parameter: Tensor) -> Iterator[tuple[SourceTensor, Tensor]]:
+    """Each source with the rows of the parameter it fills, which lie one below the other."""
+    start = 0
+    for part in parts:
+        yield part, parameter.narrow(0, start, part.rows)
+        start += part.rows

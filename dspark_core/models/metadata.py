@@ -1,0 +1,57 @@
+"""Typed access to a checkpoint's metadata, with errors that name the file, field and value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dspark_core.errors import CheckpointError
+
+_MISSING = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """Fields of one file. An absent or null field takes the default; without one it is an error."""
+
+    origin: str
+    """The file, as messages name it."""
+    values: Mapping[str, object]
+
+    def get(self, field: str) -> object:
+        """The raw value, None when absent."""
+        return self.values.get(field)
+
+    def integer(self, field: str, default: object = _MISSING) -> int:
+        """A positive integer."""
+        value = self._value(field, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self.error(field, "must be a positive integer")
+        return value
+
+    def number(self, field: str, default: object = _MISSING) -> float:
+        """A positive finite number."""
+        value = self._value(field, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.error(field, "must be a positive number")
+        if not (math.isfinite(value) and value > 0):
+            raise self.error(field, "must be a positive number")
+        return float(value)
+
+    def flag(self, field: str, default: object = _MISSING) -> bool:
+        value = self._value(field, default)
+        if not isinstance(value, bool):
+            raise self.error(field, "must be true or false")
+        return value
+
+    def error(self, field: str, problem: str) -> CheckpointError:
+        return CheckpointError(f"{self.origin}: {field}={self.get(field)!r} {problem}")
+
+    def _value(self, field: str, default: object) -> object:
+        value = self.values.get(field)
+        if value is not None:
+            return value
+        if default is _MISSING:
+            raise CheckpointError(f"{self.origin}: {field} is missing")
+        return default

@@ -1,0 +1,50 @@
+"""What a checkpoint file offers a loader, whatever its format."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from dspark_core.errors import CheckpointError
+
+
+class TensorSource(Protocol):
+    """Named tensors whose shapes are known before their data is read."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """By Hugging Face name, without the `model.` prefix."""
+        ...
+
+    def describe(self, name: str) -> str:
+        """The file, and the name the tensor has in it; for messages."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """Raises CheckpointError when the data cannot be read."""
+        ...
+
+
+def check_shapes(
+    source: TensorSource,
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    ignored: Collection[str] = (),
+) -> None:
+    """Raises CheckpointError unless the source holds exactly the expected tensors."""
+    found = source.shapes
+    for name, shape in expected.items():
+        if name not in found:
+            raise CheckpointError(f"{source.describe(name)}: missing tensor, expected shape {list(shape)}")
+        if found[name] != shape:
+            raise CheckpointError(
+                f"{source.describe(name)}: shape {list(found[name])}, the configuration needs {list(shape)}"
+            )
+    for name, shape in found.items():
+        if name not in expected and name not in ignored:
+            raise CheckpointError(
+                f"{source.describe(name)}: unexpected tensor of shape {list(shape)}, "
+                "the configuration has no place for it"
+            )
