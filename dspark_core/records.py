@@ -178,6 +178,23 @@ class Replica:
     waiting_requests: int = 0
     free_kv_fraction: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name in ("replica_id", "address", "model"):
+            _require(bool(getattr(self, name)), name, "''", "non-empty")
+        _require(self.running_requests >= 0, "running_requests", self.running_requests, ">= 0")
+        _require(self.waiting_requests >= 0, "waiting_requests", self.waiting_requests, ">= 0")
+        _require(0.0 <= self.free_kv_fraction <= 1.0, "free_kv_fraction", self.free_kv_fraction, "in [0, 1]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifierDescription:
+    """What a verifier serves; what a gateway needs to know before it tokenizes."""
+
+    model: str
+    vocab_size: int
+    max_context_tokens: int
+    dtype: str
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestSurvival:

@@ -1,0 +1,121 @@
+"""gRPC clients of the verifier and the scheduler, in records. They fit `services.common.protocols`.
+
+A client borrows its channel: whoever opened it closes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import grpc.aio
+from dspark_proto.v1 import scheduler_pb2, scheduler_pb2_grpc, verifier_pb2, verifier_pb2_grpc
+
+from dspark_core.records import (
+    GenerateChunk,
+    GenerateRequest,
+    Replica,
+    Role,
+    RoundReport,
+    VerifierDescription,
+    VerifyPlan,
+)
+from services.common import convert
+from services.common.rpc_errors import from_rpc_error
+
+# A Coordinate stream that nobody ends is renewed by its owner after this long.
+COORDINATE_SECONDS = 3600.0
+
+
+class VerifierClient:
+    def __init__(self, channel: grpc.aio.Channel, *, timeout_seconds: float = 5.0) -> None:
+        self._stub: Any = verifier_pb2_grpc.VerifierServiceStub(channel)
+        self._timeout_seconds = timeout_seconds
+
+    async def describe(self) -> VerifierDescription:
+        with _errors():
+            response = await self._stub.Describe(
+                verifier_pb2.DescribeVerifierRequest(), timeout=self._timeout_seconds
+            )
+        return convert.verifier_description_from_proto(response)
+
+    async def generate(
+        self, request: GenerateRequest, *, deadline_seconds: float
+    ) -> AsyncIterator[GenerateChunk]:
+        """Streams one completion; closing the iterator (`aclosing`) cancels the call at once."""
+        call = self._stub.Generate(convert.generate_request_to_proto(request), timeout=deadline_seconds)
+        with _errors(), _cancelled_on_exit(call):
+            async for message in call:
+                yield convert.generate_chunk_from_proto(message)
+
+
+class SchedulerClient:
+    def __init__(self, channel: grpc.aio.Channel, *, timeout_seconds: float = 2.0) -> None:
+        self._stub: Any = scheduler_pb2_grpc.SchedulerServiceStub(channel)
+        self._timeout_seconds = timeout_seconds
+
+    async def register(self, replica: Replica) -> float:
+        message = scheduler_pb2.RegisterRequest(replica=convert.replica_to_proto(replica))
+        with _errors():
+            response = await self._stub.Register(message, timeout=self._timeout_seconds)
+        return float(response.lease_seconds)
+
+    async def deregister(self, replica_id: str) -> None:
+        message = scheduler_pb2.DeregisterRequest(replica_id=replica_id)
+        with _errors():
+            await self._stub.Deregister(message, timeout=self._timeout_seconds)
+
+    async def list_replicas(self, role: Role | None = None) -> tuple[Replica, ...]:
+        message = scheduler_pb2.ListReplicasRequest(role=convert.role_to_proto(role))
+        with _errors():
+            response = await self._stub.ListReplicas(message, timeout=self._timeout_seconds)
+        return tuple(convert.replica_from_proto(replica) for replica in response.replicas)
+
+    async def assign(
+        self,
+        *,
+        request_id: str,
+        model: str,
+        prompt_tokens: int = 0,
+        exclude_replica_ids: Sequence[str] = (),
+    ) -> Replica:
+        message = scheduler_pb2.AssignRequest(
+            request_id=request_id,
+            model=model,
+            prompt_tokens=prompt_tokens,
+            exclude_replica_ids=exclude_replica_ids,
+        )
+        with _errors():
+            response = await self._stub.Assign(message, timeout=self._timeout_seconds)
+        return convert.replica_from_proto(response.replica)
+
+    async def coordinate(
+        self, reports: AsyncIterable[RoundReport], *, deadline_seconds: float = COORDINATE_SECONDS
+    ) -> AsyncIterator[VerifyPlan]:
+        """Sends reports and yields plans until either side ends; closing the iterator cancels."""
+
+        async def messages() -> AsyncIterator[scheduler_pb2.RoundReport]:
+            async for report in reports:
+                yield convert.round_report_to_proto(report)
+
+        call = self._stub.Coordinate(messages(), timeout=deadline_seconds)
+        with _errors(), _cancelled_on_exit(call):
+            async for message in call:
+                yield convert.verify_plan_from_proto(message)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
+
+
+@contextmanager
+def _cancelled_on_exit(call: grpc.aio.Call) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        call.cancel()  # does nothing to a call that has ended

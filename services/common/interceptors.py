@@ -1,0 +1,146 @@
+"""The one server interceptor: runs layers (tracing, metrics, errors, limits) around every handler.
+
+A layer is an async context manager around a call. Streaming handlers are driven from here with
+`context.write`, so that a cancelled call unwinds the handler at once, inside its own task, instead
+of whenever its generator is collected. Health checks pass untouched: probes must work under load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import grpc
+import grpc.aio
+
+from dspark_core.errors import DeadlineError
+from services.common.rpc_errors import to_status
+
+_log = logging.getLogger(__name__)
+_HEALTH_PREFIX = "/grpc.health."
+
+Context: TypeAlias = grpc.aio.ServicerContext
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+@dataclass(frozen=True, slots=True)
+class RpcCall:
+    """One call as a layer sees it."""
+
+    method: str
+    """Full name, `/package.Service/Method`."""
+    streaming: bool
+    """Requests or responses are a stream."""
+    context: Context[Any, Any]
+
+
+class Layer(Protocol):
+    def around(self, call: RpcCall) -> AbstractAsyncContextManager[None]:
+        """Wraps a call. Must let every exception through, itself or another in its place."""
+        ...
+
+
+class LayeredInterceptor(grpc.aio.ServerInterceptor):
+    """Applies layers to every handler, the first outermost."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._layers = tuple(layers)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or method.startswith(_HEALTH_PREFIX):
+            return handler
+        kind = _handler_kind(handler)
+        run = self._wrap(method, getattr(handler, kind), kind)
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        wrapped: Handler = make(
+            run,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+        return wrapped
+
+    def _wrap(self, method: str, behaviour: Callable[..., Any], kind: str) -> Callable[..., Any]:
+        streaming = kind != "unary_unary"
+        run = _drive_generator(behaviour) if inspect.isasyncgenfunction(behaviour) else behaviour
+
+        async def wrapped(request: object, context: Context[Any, Any]) -> object:
+            call = RpcCall(method, streaming, context)
+            async with AsyncExitStack() as stack:
+                for layer in self._layers:
+                    await stack.enter_async_context(layer.around(call))
+                return await run(request, context)
+
+        return wrapped
+
+
+def _handler_kind(handler: Handler) -> str:
+    requests = "stream" if handler.request_streaming else "unary"
+    responses = "stream" if handler.response_streaming else "unary"
+    return f"{requests}_{responses}"
+
+
+def _drive_generator(behaviour: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
+    async def run(request: object, context: Context[Any, Any]) -> None:
+        async with aclosing(behaviour(request, context)) as responses:
+            async for response in responses:
+                await context.write(response)
+
+    return run
+
+
+class ErrorLayer:
+    """Ends failed calls with the status of their error; anything unexpected becomes INTERNAL."""
+
+    @asynccontextmanager
+    async def around(self, call: RpcCall) -> AsyncIterator[None]:
+        try:
+            yield
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            status = to_status(error)
+            if status is not None:
+                await call.context.abort(status.code, status.message, status.metadata)
+            # The reference ties the caller's report to our log without showing what is inside.
+            reference = uuid.uuid4().hex[:12]
+            _log.exception("unexpected error in %s (reference %s)", call.method, reference)
+            await call.context.abort(
+                grpc.StatusCode.INTERNAL, f"internal error in {call.method}, reference {reference}"
+            )
+
+
+class DeadlineLayer:
+    """Gives unary calls that came without a deadline one of ours; streams keep none."""
+
+    def __init__(self, timeout_seconds: float) -> None:
+        self._timeout_seconds = timeout_seconds
+
+    @asynccontextmanager
+    async def around(self, call: RpcCall) -> AsyncIterator[None]:
+        # Typed as always present, but None when the client set no deadline.
+        remaining: float | None = call.context.time_remaining()
+        if call.streaming or remaining is not None:
+            yield
+            return
+        try:
+            async with asyncio.timeout(self._timeout_seconds) as limit:
+                yield
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise DeadlineError(
+                f"{call.method} did not finish within {self._timeout_seconds:g} s, "
+                "the server's limit for calls without a deadline"
+            ) from error

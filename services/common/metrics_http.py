@@ -1,0 +1,72 @@
+"""The plain HTTP port of a service: `/metrics` for Prometheus, `/healthz` and `/readyz` for people.
+
+The gateway serves the same paths itself; this is for services that otherwise speak only gRPC.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from dspark_core.errors import ConfigError
+
+
+class MetricsServer:
+    """Serves until `close`, on threads of its own. Port 0 binds a free one."""
+
+    def __init__(
+        self, *, registry: CollectorRegistry, ready: Callable[[], bool], port: int, host: str = "0.0.0.0"
+    ) -> None:
+        try:
+            self._http = ThreadingHTTPServer((host, port), _handler(registry, ready))
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {host}:{port} for metrics: {error}") from error
+        self._thread = threading.Thread(
+            target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, name="metrics-http", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        return self._http.server_port
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+
+def _handler(registry: CollectorRegistry, ready: Callable[[], bool]) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10  # seconds a silent client may hold a thread
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if path == "/metrics":
+                encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+                self._reply(HTTPStatus.OK, encode(registry), content_type)
+            elif path == "/healthz":
+                self._reply(HTTPStatus.OK, b"ok\n")
+            elif path == "/readyz":
+                is_ready = ready()
+                status = HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE
+                self._reply(status, b"ready\n" if is_ready else b"not ready\n")
+            else:
+                self._reply(HTTPStatus.NOT_FOUND, b"not found\n")
+
+        def _reply(self, status: HTTPStatus, body: bytes, content_type: str = "text/plain") -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+            """Scrapes every few seconds would drown the log."""
+
+    return Handler

@@ -1,0 +1,130 @@
+"""Where the scheduler keeps registered replicas: in memory, or in Redis so that they outlive it.
+
+A registry stores leases and nothing more; who is chosen for what is the scheduler's business.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Protocol
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from dspark_core.errors import InvalidRequestError, UnavailableError
+from dspark_core.records import Replica, Role
+
+
+class Registry(Protocol):
+    async def put(self, replica: Replica, lease_seconds: float) -> None:
+        """Stores or renews; gone by itself after the lease. UnavailableError: the store is down."""
+        ...
+
+    async def remove(self, replica_id: str) -> None:
+        """Unknown ids are ignored. UnavailableError: the store is down."""
+        ...
+
+    async def replicas(self) -> tuple[Replica, ...]:
+        """Every replica with a running lease, by id. UnavailableError: the store is down."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class MemoryRegistry:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._leases: dict[str, tuple[Replica, float]] = {}
+
+    async def put(self, replica: Replica, lease_seconds: float) -> None:
+        self._leases[replica.replica_id] = (replica, self._clock() + lease_seconds)
+
+    async def remove(self, replica_id: str) -> None:
+        self._leases.pop(replica_id, None)
+
+    async def replicas(self) -> tuple[Replica, ...]:
+        now = self._clock()
+        self._leases = {key: lease for key, lease in self._leases.items() if lease[1] > now}
+        return tuple(self._leases[key][0] for key in sorted(self._leases))
+
+    async def close(self) -> None:
+        self._leases.clear()
+
+
+_INDEX = "dspark:replicas"
+_KEY = "dspark:replica:"
+# The index only hints at keys whose own TTL decides. Entries this long past their lease are dropped;
+# the margin keeps clock skew between schedulers from dropping a live one.
+_INDEX_SLACK_SECONDS = 3600.0
+
+
+class RedisRegistry:
+    """One key with a TTL per replica, and a sorted set of ids so that listing needs no key scan."""
+
+    def __init__(
+        self, url: str, *, timeout_seconds: float = 1.0, wall_clock: Callable[[], float] = time.time
+    ) -> None:
+        # No retries inside the client: a lost connection must reach the caller, which then knows
+        # that Redis may have restarted empty and stores its replicas again.
+        self._redis: Redis = Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_timeout=timeout_seconds,
+            socket_connect_timeout=timeout_seconds,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._wall_clock = wall_clock
+
+    async def put(self, replica: Replica, lease_seconds: float) -> None:
+        key = _KEY + replica.replica_id
+        now = self._wall_clock()
+        try:
+            async with self._redis.pipeline(transaction=True) as batch:
+                batch.set(key, replica_to_json(replica), px=max(1, round(lease_seconds * 1000)))
+                batch.zadd(_INDEX, {replica.replica_id: now + lease_seconds})
+                batch.zremrangebyscore(_INDEX, "-inf", now - _INDEX_SLACK_SECONDS)
+                await batch.execute()
+        except (RedisError, OSError) as error:
+            raise _unavailable(error) from error
+
+    async def remove(self, replica_id: str) -> None:
+        try:
+            async with self._redis.pipeline(transaction=True) as batch:
+                batch.delete(_KEY + replica_id)
+                batch.zrem(_INDEX, replica_id)
+                await batch.execute()
+        except (RedisError, OSError) as error:
+            raise _unavailable(error) from error
+
+    async def replicas(self) -> tuple[Replica, ...]:
+        try:
+            ids = sorted(str(item) for item in await self._redis.zrange(_INDEX, 0, -1))
+            texts = await self._redis.mget([_KEY + replica_id for replica_id in ids]) if ids else []
+        except (RedisError, OSError) as error:
+            raise _unavailable(error) from error
+        return tuple(replica_from_json(str(text)) for text in texts if text is not None)
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+
+def replica_to_json(replica: Replica) -> str:
+    return json.dumps({**asdict(replica), "role": replica.role.value})
+
+
+def replica_from_json(text: str) -> Replica:
+    """Raises InvalidRequestError for anything that is not a replica."""
+    try:
+        fields = json.loads(text)
+        return Replica(**{**fields, "role": Role(fields["role"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise InvalidRequestError(f"not a replica record: {text!r} ({error})", field="replica") from error
+
+
+def _unavailable(error: Exception) -> UnavailableError:
+    return UnavailableError(f"redis does not answer: {error}")

@@ -1,0 +1,118 @@
+"""Maps the project's errors to gRPC statuses and HTTP codes, and gRPC failures back to errors.
+
+The type travels as trailing metadata, so that a caller gets the very type the callee raised; a
+status alone cannot tell an over-long prompt from any other bad field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+
+from dspark_core.errors import (
+    ContextLengthError,
+    DeadlineError,
+    DraftUnavailableError,
+    DSparkError,
+    InvalidRequestError,
+    QueueFullError,
+    UnavailableError,
+    UnknownModelError,
+)
+
+KIND_KEY = "dspark-error"
+FIELD_KEY = "dspark-field"
+RETRY_AFTER_KEY = "retry-after"  # seconds, as in HTTP, but fractions are allowed
+
+
+@dataclass(frozen=True, slots=True)
+class RpcStatus:
+    """How a call ends: the arguments of `context.abort`."""
+
+    code: grpc.StatusCode
+    message: str
+    metadata: tuple[tuple[str, str], ...] = ()
+
+
+# Most specific first: the first class an error is an instance of decides.
+_STATUS: tuple[tuple[type[DSparkError], grpc.StatusCode, int], ...] = (
+    (UnknownModelError, grpc.StatusCode.NOT_FOUND, 404),
+    (ContextLengthError, grpc.StatusCode.INVALID_ARGUMENT, 400),
+    (InvalidRequestError, grpc.StatusCode.INVALID_ARGUMENT, 400),
+    (QueueFullError, grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
+    (DraftUnavailableError, grpc.StatusCode.UNAVAILABLE, 503),
+    (UnavailableError, grpc.StatusCode.UNAVAILABLE, 503),
+    (DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED, 504),
+)
+
+
+def to_status(error: BaseException) -> RpcStatus | None:
+    """The status of an error meant for the caller; None for one that must stay inside."""
+    for kind, code, _ in _STATUS:
+        if isinstance(error, kind):
+            return RpcStatus(code, str(error), ((KIND_KEY, kind.__name__), *_details(error)))
+    return None
+
+
+def http_status(error: BaseException) -> int:
+    """The HTTP code of an error; 500 for what the caller could not have caused."""
+    return next((code for kind, _, code in _STATUS if isinstance(error, kind)), 500)
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> DSparkError:
+    """The error the callee raised, or the nearest one when the transport failed."""
+    metadata = {str(key): str(value) for key, value in (error.trailing_metadata() or ())}
+    message = error.details() or error.code().name
+    build = _BY_KIND.get(metadata.get(KIND_KEY, "")) or _BY_CODE.get(error.code())
+    if build is None:
+        return DSparkError(f"{error.code().name}: {message}")
+    return build(message, metadata)
+
+
+_Build = Callable[[str, dict[str, str]], DSparkError]
+
+
+def _invalid(kind: type[InvalidRequestError]) -> _Build:
+    return lambda message, metadata: kind(message, field=metadata.get(FIELD_KEY))
+
+
+def _plain(kind: type[DSparkError]) -> _Build:
+    return lambda message, _: kind(message)
+
+
+def _queue_full(message: str, metadata: dict[str, str]) -> DSparkError:
+    try:
+        return QueueFullError(message, retry_after_seconds=float(metadata[RETRY_AFTER_KEY]))
+    except (KeyError, ValueError):
+        return QueueFullError(message)
+
+
+_BY_KIND: dict[str, _Build] = {
+    "UnknownModelError": _invalid(UnknownModelError),
+    "ContextLengthError": _invalid(ContextLengthError),
+    "InvalidRequestError": _invalid(InvalidRequestError),
+    "QueueFullError": _queue_full,
+    "DraftUnavailableError": _plain(DraftUnavailableError),
+    "UnavailableError": _plain(UnavailableError),
+    "DeadlineError": _plain(DeadlineError),
+}
+
+# For peers and failures that send no kind: gRPC itself, proxies, a lost connection.
+_BY_CODE: dict[grpc.StatusCode, _Build] = {
+    grpc.StatusCode.INVALID_ARGUMENT: _invalid(InvalidRequestError),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: _queue_full,
+    grpc.StatusCode.UNAVAILABLE: _plain(UnavailableError),
+    grpc.StatusCode.CANCELLED: _plain(UnavailableError),
+    grpc.StatusCode.DEADLINE_EXCEEDED: _plain(DeadlineError),
+}
+
+
+def _details(error: DSparkError) -> list[tuple[str, str]]:
+    if isinstance(error, InvalidRequestError) and error.field and error.field.isascii():
+        return [(FIELD_KEY, error.field)]
+    if isinstance(error, QueueFullError):
+        return [(RETRY_AFTER_KEY, f"{error.retry_after_seconds:g}")]
+    return []

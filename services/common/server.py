@@ -1,0 +1,252 @@
+"""A gRPC server with health, limits and a drain; and `serve`, which runs one until a signal.
+
+Order of a life: start (NOT_SERVING), warm up, SERVING; on SIGTERM NOT_SERVING, drain hook, refuse
+new calls, wait for those in flight, exit. What a service does in its calls is not known here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from dspark_core.errors import ConfigError
+from services.common.admission import AdmissionLayer
+from services.common.interceptors import DeadlineLayer, ErrorLayer, Layer, LayeredInterceptor
+from services.common.limits import KEEPALIVE_TIMEOUT_MS, MAX_MESSAGE_BYTES, MIN_PING_INTERVAL_MS
+from services.common.metrics_http import MetricsServer
+from services.common.rpc_metrics import MetricsLayer
+from services.common.telemetry import Telemetry
+from services.common.tracing import TracingLayer
+
+_log = logging.getLogger(__name__)
+
+Register = Callable[[grpc.aio.Server], None]
+Hook = Callable[[], Awaitable[None]]
+
+# Health checks do not count as calls, but something must bound them too.
+_SPARE_CALLS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    port: int
+    """0 binds a free one; `GrpcServer.port` tells which."""
+    host: str = "0.0.0.0"
+    drain_seconds: float = 20.0
+    """How long calls in flight may go on after SIGTERM."""
+    max_calls: int = 1024
+    """Calls in flight; further ones get RESOURCE_EXHAUSTED."""
+    unary_timeout_seconds: float = 30.0
+    """For unary calls that come without a deadline."""
+    max_message_bytes: int = MAX_MESSAGE_BYTES
+    metrics_port: int | None = None
+    """HTTP port of `/metrics`; None: not served. 0 binds a free one."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port must be in [0, 65535], got {self.port}")
+        if self.drain_seconds < 0:
+            raise ConfigError(f"drain_seconds must be >= 0, got {self.drain_seconds}")
+        if self.max_calls < 1:
+            raise ConfigError(f"max_calls must be >= 1, got {self.max_calls}")
+
+
+class GrpcServer:
+    """Usable by itself where a process has signal handling of its own (embedded, tests)."""
+
+    def __init__(
+        self, options: ServerOptions, registrations: Sequence[Register], telemetry: Telemetry
+    ) -> None:
+        self._options = options
+        self._registrations = tuple(registrations)
+        self._telemetry = telemetry
+        self._admission = AdmissionLayer(options.max_calls)
+        self._health = health.aio.HealthServicer()
+        self._server: grpc.aio.Server | None = None
+        self._metrics: MetricsServer | None = None
+        self._port = options.port
+        self._ready = False
+        self._draining = False
+
+    @property
+    def telemetry(self) -> Telemetry:
+        return self._telemetry
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    @property
+    def metrics_port(self) -> int | None:
+        return self._metrics.port if self._metrics else None
+
+    @property
+    def ready(self) -> bool:
+        return self._ready
+
+    @property
+    def in_flight(self) -> int:
+        """Calls running now, health checks not counted."""
+        return self._admission.in_flight
+
+    async def start(self) -> int:
+        """Binds and answers, but is not ready yet. Returns the port; ConfigError when it is taken."""
+        options = self._options
+        server = grpc.aio.server(
+            interceptors=[LayeredInterceptor(self._layers())],
+            options=_channel_options(options.max_message_bytes),
+            maximum_concurrent_rpcs=options.max_calls + _SPARE_CALLS,
+        )
+        for register in self._registrations:
+            register(server)
+        await self._set_health(serving=False)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        try:
+            self._port = server.add_insecure_port(f"{options.host}:{options.port}")
+        except RuntimeError as error:
+            raise ConfigError(f"cannot listen on {options.host}:{options.port}: {error}") from error
+        if options.metrics_port is not None:
+            self._metrics = MetricsServer(
+                registry=self._telemetry.registry,
+                ready=lambda: self._ready,
+                port=options.metrics_port,
+                host=options.host,
+            )
+        await server.start()
+        self._server = server
+        return self._port
+
+    async def mark_ready(self) -> None:
+        """After warm-up: health says SERVING."""
+        if self._draining:
+            return
+        self._ready = True
+        await self._set_health(serving=True)
+
+    async def drain(self, on_drain: Hook | None = None) -> bool:
+        """Not ready, the hook (deregister, end long streams), then waits for calls in flight.
+
+        New calls are refused once the hook is done. False when calls outlived `drain_seconds`;
+        a failing hook is logged and does not stop the drain.
+        """
+        self._ready = False
+        self._draining = True
+        await self._set_health(serving=False)
+        if on_drain is not None:
+            try:
+                async with asyncio.timeout(self._options.drain_seconds):
+                    await on_drain()
+            except Exception:
+                _log.exception("the drain hook of %s failed", self._telemetry.service)
+        self._admission.close()
+        idle = await self._admission.wait_idle(self._options.drain_seconds)
+        if not idle:
+            _log.warning(
+                "%d calls still ran after %g s of draining", self.in_flight, self._options.drain_seconds
+            )
+        return idle
+
+    async def stop(self) -> None:
+        """Cancels what still runs and releases the ports. Safe to call twice."""
+        self._ready = False
+        if self._server is not None:
+            await self._server.stop(None)
+            self._server = None
+        if self._metrics is not None:
+            metrics, self._metrics = self._metrics, None
+            await asyncio.to_thread(metrics.close)
+
+    def _layers(self) -> list[Layer]:
+        tracing: list[Layer] = [TracingLayer(self._telemetry.tracer)] if self._telemetry.tracing else []
+        return [
+            *tracing,
+            MetricsLayer(self._telemetry.registry),
+            ErrorLayer(),
+            self._admission,
+            DeadlineLayer(self._options.unary_timeout_seconds),
+        ]
+
+    async def _set_health(self, *, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        await self._health.set("", status.SERVING if serving else status.NOT_SERVING)
+
+
+async def serve(server: GrpcServer, *, warm_up: Hook | None = None, on_drain: Hook | None = None) -> None:
+    """Runs a server until SIGTERM or SIGINT, then drains it; a second signal skips the drain.
+
+    Raises what `warm_up` raises. A signal during warm-up cancels it. Ends the server's telemetry,
+    which sends the last spans.
+    """
+    async with _signals() as (stop, stop_now):
+        await server.start()
+        try:
+            if await _finished_before(warm_up() if warm_up else None, stop):
+                await server.mark_ready()
+                _log.info("ready on port %d", server.port)
+                await stop.wait()
+            _log.info("draining")
+            await _finished_before(server.drain(on_drain), stop_now)
+        finally:
+            await server.stop()
+            await asyncio.to_thread(server.telemetry.shutdown)
+            _log.info("stopped")
+
+
+@contextlib.asynccontextmanager
+async def _signals() -> AsyncIterator[tuple[asyncio.Event, asyncio.Event]]:
+    """Events set by the first and by the second SIGTERM or SIGINT."""
+    first, second = asyncio.Event(), asyncio.Event()
+
+    def received() -> None:
+        (second if first.is_set() else first).set()
+
+    loop = asyncio.get_running_loop()
+    handled = (signal.SIGTERM, signal.SIGINT)
+    for number in handled:
+        loop.add_signal_handler(number, received)
+    try:
+        yield first, second
+    finally:
+        for number in handled:
+            loop.remove_signal_handler(number)
+
+
+async def _finished_before(work: Awaitable[object] | None, event: asyncio.Event) -> bool:
+    """Runs `work`; cancels it and returns False when the event comes first. Raises what it raises."""
+    if work is None:
+        return not event.is_set()
+    task = asyncio.ensure_future(work)
+    waiter = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+            return True
+        return False
+    finally:
+        for pending in (task, waiter):
+            pending.cancel()
+        await asyncio.gather(task, waiter, return_exceptions=True)
+
+
+def _channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # gRPC's own floor of 5 minutes would cut our clients off.
+        ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
+        # A taken port must be an error, not two servers sharing it by chance.
+        ("grpc.so_reuseport", 0),
+    ]

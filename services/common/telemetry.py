@@ -1,0 +1,85 @@
+"""One service's metrics registry and tracer, built once in main and passed to what needs them.
+
+Nothing here is global, so that several services can live in one process. Tracing follows the
+standard OTEL_* variables and is off, its SDK not even imported, unless they ask for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from opentelemetry.trace import NoOpTracer, Tracer
+from prometheus_client import CollectorRegistry
+
+from dspark_core.errors import ConfigError
+from services.common.env import Env
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+_TRACER_NAME = "dspark"
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telemetry:
+    service: str
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    provider: TracerProvider | None = None
+    """None: tracing is off."""
+
+    @classmethod
+    def from_env(cls, service: str, environ: Mapping[str, str]) -> Telemetry:
+        """Raises ConfigError for exporters and protocols that are not supported."""
+        return cls(service=service, provider=_provider_from_env(service, Env(environ)))
+
+    @property
+    def tracing(self) -> bool:
+        return self.provider is not None
+
+    @property
+    def tracer(self) -> Tracer:
+        """Starts spans; spans cost next to nothing and go nowhere while tracing is off."""
+        return self.provider.get_tracer(_TRACER_NAME) if self.provider else NoOpTracer()
+
+    def shutdown(self) -> None:
+        """Sends what is buffered; may block for as long as the exporter's timeout."""
+        if self.provider:
+            self.provider.shutdown()
+
+
+def _provider_from_env(service: str, env: Env) -> TracerProvider | None:
+    exporter_name = _exporter_name(env)
+    if exporter_name == "none":
+        return None
+    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SimpleSpanProcessor
+
+    name = env.text("OTEL_SERVICE_NAME", f"dspark-{service}")
+    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}), shutdown_on_exit=False)
+    if exporter_name == "console":
+        provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
+    else:
+        provider.add_span_processor(BatchSpanProcessor(_otlp_exporter(env)))
+    return provider
+
+
+def _exporter_name(env: Env) -> str:
+    if env.flag("OTEL_SDK_DISABLED", False):
+        return "none"
+    configured = any(env.optional_text(name) for name in _ENDPOINTS)
+    return env.choice("OTEL_TRACES_EXPORTER", "otlp" if configured else "none", ("otlp", "console", "none"))
+
+
+def _otlp_exporter(env: Env) -> SpanExporter:
+    protocol = env.text("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", env.text("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"))
+    if protocol != "grpc":
+        raise ConfigError(f"OTEL_EXPORTER_OTLP_PROTOCOL must be grpc, got {protocol!r}")
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+    endpoint = next((value for name in _ENDPOINTS if (value := env.optional_text(name))), None)
+    return OTLPSpanExporter(endpoint=endpoint)
