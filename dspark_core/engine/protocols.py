@@ -52,7 +52,7 @@ class SparseDistribution:
     probabilities: Tensor  # [block, k] float32
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class DraftBlock:
     """A proposal for one sequence; empty `token_ids` means plain decoding this round."""
 

@@ -1,0 +1,164 @@
+"""Turns target logits into verdicts: how much of each draft stands, and the token after it.
+
+Dispatches rows of the ragged batch to the three rules (greedy, coupled, rejection), each applied
+to all its sequences at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dspark_core.algorithms.coupling import sample_coupled
+from dspark_core.algorithms.rejection import accept_rejection, longest_equal_prefix
+from dspark_core.algorithms.sampling import SamplingRows, greedy_tokens, target_probabilities
+from dspark_core.engine.protocols import DraftBlock
+from dspark_core.engine.sequence import SequenceState
+from dspark_core.records import Verification
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """One sequence's part in a round; without a block it only samples its next token."""
+
+    sequence: SequenceState
+    block: DraftBlock = field(default_factory=lambda: DraftBlock(""))
+    verify_length: int = 0
+
+    @property
+    def draft_token_ids(self) -> tuple[int, ...]:
+        """The scheduled prefix."""
+        return self.block.token_ids[: self.verify_length]
+
+    @property
+    def drafted(self) -> int:
+        return len(self.block.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    accepted: int
+    next_token_id: int
+
+
+class _Rule(Enum):
+    GREEDY = "greedy"
+    COUPLED = "coupled"
+    REJECTION = "rejection"
+
+
+class Acceptor:
+    def __init__(self, generator: torch.Generator) -> None:
+        """`generator` draws for unseeded rejection sampling only."""
+        self._generator = generator
+
+    @torch.inference_mode()
+    def accept(self, logits: Tensor, proposals: Sequence[Proposal]) -> list[Verdict]:
+        """logits [sum of (1 + verify_length), vocab], rows in the order of the proposals."""
+        verdicts: list[Verdict | None] = [None] * len(proposals)
+        rows_of = _row_ranges(proposals)
+        for rule, members in _by_rule(proposals).items():
+            rows = logits
+            if len(members) < len(proposals):
+                rows = logits[torch.cat([rows_of[index] for index in members])]
+            decided = self._rules[rule](self, rows, [proposals[index] for index in members])
+            for index, verdict in zip(members, decided, strict=True):
+                verdicts[index] = verdict
+        return [verdict for verdict in verdicts if verdict is not None]
+
+    def _greedy(self, logits: Tensor, proposals: Sequence[Proposal]) -> list[Verdict]:
+        return _accept_equal(greedy_tokens(logits), proposals)
+
+    def _coupled(self, logits: Tensor, proposals: Sequence[Proposal]) -> list[Verdict]:
+        """The target samples every row with the request's own noise; drafts stand while equal."""
+        probabilities = target_probabilities(logits, _sampling_rows(proposals))
+        repeats = torch.tensor([1 + p.verify_length for p in proposals])
+        seeds = torch.tensor([p.sequence.noise_seed for p in proposals]).repeat_interleave(repeats)
+        # Row i of a proposal decides the token at absolute position len(tokens) + i.
+        positions = torch.cat([len(p.sequence.tokens) + torch.arange(1 + p.verify_length) for p in proposals])
+        return _accept_equal(sample_coupled(probabilities, seeds, positions), proposals)
+
+    def _rejection(self, logits: Tensor, proposals: Sequence[Proposal]) -> list[Verdict]:
+        probabilities = target_probabilities(logits, _sampling_rows(proposals))
+        ids, q_ids, q_probabilities = _draft_rows(proposals)
+        outcome = accept_rejection(
+            probabilities,
+            ids,
+            q_ids,
+            q_probabilities,
+            torch.tensor([p.verify_length for p in proposals]),
+            self._generator,
+        )
+        return _verdicts(outcome.accepted, outcome.next_token_ids)
+
+    _rules: ClassVar[dict[_Rule, Callable[[Acceptor, Tensor, Sequence[Proposal]], list[Verdict]]]] = {
+        _Rule.GREEDY: _greedy,
+        _Rule.COUPLED: _coupled,
+        _Rule.REJECTION: _rejection,
+    }
+
+
+def _rule_of(proposal: Proposal) -> _Rule:
+    if proposal.sequence.request.sampling.greedy:
+        return _Rule.GREEDY
+    if proposal.sequence.request.verification is Verification.COUPLED:
+        return _Rule.COUPLED
+    return _Rule.REJECTION
+
+
+def _by_rule(proposals: Sequence[Proposal]) -> dict[_Rule, list[int]]:
+    members: dict[_Rule, list[int]] = {}
+    for index, proposal in enumerate(proposals):
+        members.setdefault(_rule_of(proposal), []).append(index)
+    return members
+
+
+def _row_ranges(proposals: Sequence[Proposal]) -> list[Tensor]:
+    ranges, start = [], 0
+    for proposal in proposals:
+        end = start + 1 + proposal.verify_length
+        ranges.append(torch.arange(start, end))
+        start = end
+    return ranges
+
+
+def _sampling_rows(proposals: Sequence[Proposal]) -> SamplingRows:
+    return SamplingRows.from_params(
+        [p.sequence.request.sampling for p in proposals], [1 + p.verify_length for p in proposals]
+    )
+
+
+def _accept_equal(samples: Tensor, proposals: Sequence[Proposal]) -> list[Verdict]:
+    """samples [rows]: the target's own tokens."""
+    drafts = torch.tensor([t for p in proposals for t in p.draft_token_ids], dtype=torch.long)
+    lengths = torch.tensor([p.verify_length for p in proposals])
+    outcome = longest_equal_prefix(samples, drafts, lengths)
+    return _verdicts(outcome.accepted, outcome.next_token_ids)
+
+
+def _draft_rows(proposals: Sequence[Proposal]) -> tuple[Tensor, Tensor, Tensor]:
+    """Draft ids [drafts] and their sparse distributions [drafts, k], flattened over sequences."""
+    ids = torch.tensor([t for p in proposals for t in p.draft_token_ids], dtype=torch.long)
+    token_ids, probabilities = [], []
+    for proposal in proposals:
+        if proposal.verify_length == 0:
+            continue
+        distribution = proposal.block.distribution
+        if distribution is None:
+            raise ValueError(f"draft of {proposal.sequence.sequence_id} carries no distribution")
+        token_ids.append(distribution.token_ids[: proposal.verify_length])
+        probabilities.append(distribution.probabilities[: proposal.verify_length])
+    if not token_ids:
+        return ids, torch.zeros((0, 1), dtype=torch.long), torch.zeros((0, 1))
+    return ids, torch.cat(token_ids), torch.cat(probabilities)
+
+
+def _verdicts(accepted: Tensor, next_token_ids: Tensor) -> list[Verdict]:
+    return [
+        Verdict(count, token) for count, token in zip(accepted.tolist(), next_token_ids.tolist(), strict=True)
+    ]

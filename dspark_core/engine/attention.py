@@ -1,0 +1,55 @@
+"""Paged attention on CPU through SDPA: write the new keys and values, gather, attend."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dspark_core.engine.batch import AttentionGroup, RaggedBatch
+from dspark_core.engine.kv_cache import PagedCache
+
+
+class PagedAttention:
+    """`Attend` over a paged cache for one ragged batch."""
+
+    def __init__(self, cache: PagedCache, batch: RaggedBatch, kv_groups: int) -> None:
+        """`kv_groups`: query heads per key/value head."""
+        self._cache = cache
+        self._batch = batch
+        self._kv_groups = kv_groups
+        self._biases = [group.bias.repeat(1, 1, kv_groups, 1) for group in batch.groups]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [tokens, heads, head_dim]; k, v [tokens, kv_heads, head_dim] -> like q."""
+        self._cache.write(layer, self._batch.slots, k, v)
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        if len(self._batch.groups) == 1 and self._batch.groups[0].query_rows.shape[0] == 1:
+            group = self._batch.groups[0]
+            return self._attend(group, self._biases[0], q[None], keys, values)[0]
+        out = torch.empty_like(q)
+        for group, bias in zip(self._batch.groups, self._biases, strict=True):
+            attended = self._attend(group, bias, q[group.query_rows], keys, values)
+            if group.query_mask is None:
+                out[group.query_rows] = attended
+            else:
+                out[group.query_rows[group.query_mask]] = attended[group.query_mask]
+        return out
+
+    def _attend(self, group: AttentionGroup, bias: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """q [runs, queries, heads, head_dim] -> the same shape.
+
+        The query heads that share a key/value head are folded into the query axis, so keys and
+        values are never expanded.
+        """
+        runs, queries, heads, head_dim = q.shape
+        kv_heads = heads // self._kv_groups
+        folded = q.view(runs, queries, kv_heads, self._kv_groups, head_dim).permute(0, 2, 3, 1, 4)
+        folded = folded.reshape(runs, kv_heads, self._kv_groups * queries, head_dim)
+        context = group.context_slots.shape[1]
+        slots = group.context_slots.flatten()
+        k = keys.index_select(0, slots).view(runs, context, kv_heads, head_dim).transpose(1, 2)
+        v = values.index_select(0, slots).view(runs, context, kv_heads, head_dim).transpose(1, 2)
+        out = F.scaled_dot_product_attention(folded, k, v, attn_mask=bias)
+        out = out.view(runs, kv_heads, self._kv_groups, queries, head_dim).permute(0, 3, 1, 2, 4)
+        return out.reshape(runs, queries, heads, head_dim)

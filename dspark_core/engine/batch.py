@@ -1,0 +1,128 @@
+"""One target pass over many sequences: their tokens, flattened, without padding.
+
+Every sequence contributes a run of consecutive positions: an anchor with its scheduled draft
+prefix, or a prefill chunk. Attention needs padded groups, so runs are grouped by kind here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Consecutive positions [start, start + len(token_ids)) of one sequence."""
+
+    token_ids: Sequence[int]
+    start: int
+    pages: Sequence[int]
+    """The sequence's page table; covers every position of the run."""
+    logit_rows: int
+    """How many of the run's last tokens need a distribution."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionGroup:
+    """Runs that are attended to in one call, padded to a rectangle."""
+
+    query_rows: Tensor  # [runs, queries] index into the flattened tokens; padding repeats row 0
+    query_mask: Tensor | None  # [runs, queries] True where real; None: no padding
+    context_slots: Tensor  # [runs, context] cache slots of positions 0, 1, ...
+    bias: Tensor  # [runs, 1, queries, context] 0 or -inf
+
+
+@dataclass(frozen=True, slots=True)
+class RaggedBatch:
+    token_ids: Tensor  # [tokens]
+    positions: Tensor  # [tokens]
+    slots: Tensor  # [tokens] where keys, values and features go
+    logit_rows: Tensor  # [rows] index into the flattened tokens
+    groups: tuple[AttentionGroup, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.token_ids.shape[0])
+
+
+MAX_GROUPED_QUERIES = 32
+"""Longer runs are prefill chunks and get a group of their own: padding others to them is waste."""
+
+MAX_CONTEXT_PADDING = 2.0
+"""Runs share a group while the longest context is at most this many times the shortest."""
+
+
+def build_batch(runs: Sequence[Run], *, page_tokens: int, dtype: torch.dtype) -> RaggedBatch:
+    """Flattens the runs in order; `dtype` is that of the attention bias."""
+    token_ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    logit_rows: list[int] = []
+    first_rows: list[int] = []
+    for run in runs:
+        first_rows.append(len(token_ids))
+        count = len(run.token_ids)
+        token_ids.extend(run.token_ids)
+        positions.extend(range(run.start, run.start + count))
+        slots.extend(
+            slot_of(run.pages, position, page_tokens) for position in range(run.start, run.start + count)
+        )
+        logit_rows.extend(range(len(token_ids) - run.logit_rows, len(token_ids)))
+    groups = tuple(
+        _build_group([(runs[index], first_rows[index]) for index in members], page_tokens, dtype)
+        for members in _group(runs)
+    )
+    return RaggedBatch(
+        torch.tensor(token_ids),
+        torch.tensor(positions),
+        torch.tensor(slots),
+        torch.tensor(logit_rows, dtype=torch.long),
+        groups,
+    )
+
+
+def slot_of(pages: Sequence[int], position: int, page_tokens: int) -> int:
+    return pages[position // page_tokens] * page_tokens + position % page_tokens
+
+
+def _group(runs: Sequence[Run]) -> list[list[int]]:
+    """Indices of runs to attend together: short runs of similar context, long runs alone."""
+    singles = [[i] for i, run in enumerate(runs) if len(run.token_ids) > MAX_GROUPED_QUERIES]
+    short = [i for i, run in enumerate(runs) if len(run.token_ids) <= MAX_GROUPED_QUERIES]
+    short.sort(key=lambda i: _context(runs[i]))
+    grouped: list[list[int]] = []
+    for index in short:
+        if grouped and _context(runs[index]) <= MAX_CONTEXT_PADDING * _context(runs[grouped[-1][0]]):
+            grouped[-1].append(index)
+        else:
+            grouped.append([index])
+    return grouped + singles
+
+
+def _context(run: Run) -> int:
+    return run.start + len(run.token_ids)
+
+
+def _build_group(members: Sequence[tuple[Run, int]], page_tokens: int, dtype: torch.dtype) -> AttentionGroup:
+    queries = max(len(run.token_ids) for run, _ in members)
+    context = max(_context(run) for run, _ in members)
+    num_pages = -(-context // page_tokens)
+    padded_pages = [
+        [*run.pages[:num_pages], *(0 for _ in range(num_pages - len(run.pages)))] for run, _ in members
+    ]
+    offsets = torch.arange(page_tokens)
+    context_slots = (torch.tensor(padded_pages)[:, :, None] * page_tokens + offsets).flatten(1)[:, :context]
+    counts = torch.tensor([len(run.token_ids) for run, _ in members])[:, None]
+    starts = torch.tensor([run.start for run, _ in members])[:, None]
+    first_rows = torch.tensor([row for _, row in members])[:, None]
+    columns = torch.arange(queries)
+    real = columns < counts  # [runs, queries]
+    query_rows = torch.where(real, first_rows + columns, 0)
+    # A padding query sees position 0 only: a row of -inf alone would be NaN.
+    last_visible = torch.where(real, starts + columns, 0)  # [runs, queries]
+    visible = torch.arange(context) <= last_visible[:, :, None]
+    bias = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))
+    return AttentionGroup(query_rows, None if bool(real.all()) else real, context_slots, bias[:, None])

@@ -1,0 +1,90 @@
+"""Continuous batching: who waits, who runs, who gives way when pages run out.
+
+Policy over the block manager; no tensors and no clock. First come, first served: the latest
+arrival is preempted first and resumes before any newcomer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from dspark_core.engine.block_manager import BlockManager
+from dspark_core.engine.sequence import SequenceState
+from dspark_core.errors import ConfigError, QueueFullError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLimits:
+    max_running: int = 32
+    """Requests that share target passes."""
+    max_waiting: int = 256
+    """Requests queued behind them; one more is refused."""
+    max_batch_tokens: int = 512
+    """Tokens in one target pass: anchors, drafts and prefill together."""
+    prefill_chunk_tokens: int = 256
+    """Most prompt tokens in one pass, so that a long prompt does not stall running streams."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_running", "max_waiting", "max_batch_tokens", "prefill_chunk_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.max_running > self.max_batch_tokens:
+            raise ConfigError(
+                f"max_running ({self.max_running}) must not exceed max_batch_tokens "
+                f"({self.max_batch_tokens}): every running request verifies at least its anchor"
+            )
+
+
+class Batcher:
+    def __init__(self, manager: BlockManager, limits: BatchLimits) -> None:
+        self._manager = manager
+        self.limits = limits
+        self.running: list[SequenceState] = []
+        self.waiting: deque[SequenceState] = deque()
+        self.preemptions = 0
+
+    def enqueue(self, sequence: SequenceState) -> None:
+        if len(self.waiting) >= self.limits.max_waiting:
+            raise QueueFullError(f"the waiting queue is full ({self.limits.max_waiting} requests)")
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: SequenceState) -> None:
+        """Forgets an ended or cancelled sequence and frees its pages."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        sequence.release(self._manager)
+
+    def admit(self) -> None:
+        """Moves waiting sequences to running while slots and pages last, in order of arrival.
+
+        Pages for every committed token and one more are taken here, so that prefill never runs
+        out half-way.
+        """
+        while self.waiting and len(self.running) < self.limits.max_running:
+            sequence = self.waiting[0]
+            sequence.attach_prefix(self._manager)
+            if not sequence.reserve(self._manager, len(sequence.tokens) + 1):
+                sequence.release(self._manager)
+                return
+            self.running.append(self.waiting.popleft())
+
+    def secure(self, sequence: SequenceState, length: int) -> bool:
+        """Pages for positions [0, length), preempting later arrivals if that is what it takes.
+
+        False when only earlier arrivals hold the pages: the sequence sits this round out.
+        """
+        while not sequence.reserve(self._manager, length):
+            latest = max(self.running, key=lambda other: other.order)
+            if latest.order <= sequence.order:
+                return False
+            self._preempt(latest)
+        return True
+
+    def _preempt(self, sequence: SequenceState) -> None:
+        self.running.remove(sequence)
+        sequence.release(self._manager)
+        self.waiting.appendleft(sequence)
+        self.preemptions += 1

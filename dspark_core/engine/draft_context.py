@@ -1,0 +1,126 @@
+"""Append-only context keys and values of a drafter, for many sequences at different positions.
+
+Only features of committed tokens ever arrive, so nothing is rolled back. Keys are stored rotated
+to absolute positions, so a sliding window is a ring: the order of its entries does not matter.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dspark_core.engine.block_manager import BlockManager
+from dspark_core.models.config import DecoderConfig
+
+
+@dataclass(slots=True)
+class _Held:
+    """Positions [start, end) of one sequence."""
+
+    start: int
+    end: int
+    pages: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class ContextView:
+    """Where a batch of blocks finds its context, padded to a rectangle."""
+
+    slots: Tensor  # [requests, context]
+    visible: Tensor  # [requests, context] bool
+
+
+class DraftContext:
+    """Pages by sequence. When they run out, the longest unused sequence is forgotten: the
+    verifier can prime it again from its own feature pages."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        num_pages: int,
+        page_tokens: int,
+        window: int | None,
+        dtype: torch.dtype,
+    ) -> None:
+        shape = (config.num_layers, num_pages * page_tokens, config.num_kv_heads, config.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype)  # [layers, slots, kv_heads, head_dim]
+        self.values = torch.zeros(shape, dtype=dtype)
+        self._manager = BlockManager(num_pages, page_tokens)
+        self._window = window
+        self._held: OrderedDict[str, _Held] = OrderedDict()  # least recently used first
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self._held)
+
+    def reserve(self, sequence_id: str, start: int, end: int, *, in_use: Collection[str]) -> Tensor | None:
+        """Slots for new positions [start, end) of a sequence, taking pages as needed.
+
+        A start that does not continue what is held replaces it. Returns None when the context
+        would have a hole or no page can be freed; `in_use` sequences are never forgotten for it.
+        """
+        held = self._held.get(sequence_id)
+        if held is None or start != held.end:
+            if not self._complete_alone(start, end):
+                self.forget(sequence_id)
+                return None
+            pages = held.pages if held else []
+            held = self._held[sequence_id] = _Held(start, start, pages)
+        self._held.move_to_end(sequence_id)
+        if not self._grow(held, end, in_use):
+            self.forget(sequence_id)
+            return None
+        held.end = end
+        return self._slots(held, range(start, end))
+
+    def view(self, sequence_ids: Sequence[str]) -> ContextView:
+        """All held context of each sequence; with a window, the last `window` positions."""
+        held = [self._held[sequence_id] for sequence_id in sequence_ids]
+        spans = [range(self._first_visible(h), h.end) for h in held]
+        width = max((len(span) for span in spans), default=0)
+        slots = torch.zeros((len(held), width), dtype=torch.long)
+        for row, (one, span) in enumerate(zip(held, spans, strict=True)):
+            slots[row, : len(span)] = self._slots(one, span)
+        lengths = torch.tensor([len(span) for span in spans])
+        return ContextView(slots, torch.arange(width) < lengths[:, None])
+
+    def write(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """slots [rows]; keys, values [layers, rows, kv_heads, head_dim]."""
+        self.keys.index_copy_(1, slots, keys)
+        self.values.index_copy_(1, slots, values)
+
+    def forget(self, sequence_id: str) -> None:
+        held = self._held.pop(sequence_id, None)
+        if held is not None:
+            self._manager.release(held.pages)
+
+    def _complete_alone(self, start: int, end: int) -> bool:
+        """Whether [start, end) is a context a block can be drafted from."""
+        return start == 0 or (self._window is not None and end - start >= self._window)
+
+    def _first_visible(self, held: _Held) -> int:
+        return held.start if self._window is None else max(held.start, held.end - self._window)
+
+    def _grow(self, held: _Held, end: int, in_use: Collection[str]) -> bool:
+        positions = end if self._window is None else min(end, self._window)
+        missing = self._manager.pages_for(positions) - len(held.pages)
+        while missing > self._manager.available_pages:
+            victim = next((s for s in self._held if s not in in_use), None)
+            if victim is None:
+                return False
+            self.forget(victim)
+        if missing > 0:
+            held.pages.extend(self._manager.allocate(missing) or ())
+        return True
+
+    def _slots(self, held: _Held, positions: range) -> Tensor:
+        index = torch.arange(positions.start, positions.stop)
+        if self._window is not None:
+            index = index % self._window
+        size = self._manager.page_tokens
+        return torch.tensor(held.pages, dtype=torch.long)[index // size] * size + index % size

@@ -1,0 +1,76 @@
+"""How a drafter draws the tokens of a block, and the distribution it declares it drew from.
+
+Proposals come from the top-k of the draft distribution, tempered and filtered as the request
+asks, so that the declared sparse distribution is the proposal distribution exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dspark_core.algorithms.coupling import sample_coupled_sparse
+from dspark_core.algorithms.sampling import SamplingRows, draw_tokens, greedy_tokens, target_probabilities
+from dspark_core.engine.protocols import DraftItem, SparseDistribution
+from dspark_core.records import Verification
+
+DEFAULT_PROPOSAL_TOKENS = 64
+"""k of the sparse proposal distribution."""
+
+
+class BlockSampler:
+    """Draws position after position for a batch of requests with different sampling parameters."""
+
+    def __init__(
+        self,
+        items: Sequence[DraftItem],
+        generator: torch.Generator,
+        *,
+        proposal_tokens: int = DEFAULT_PROPOSAL_TOKENS,
+        token_ids: Tensor | None = None,
+    ) -> None:
+        """`token_ids` [draft vocab]: the target id of each draft vocabulary entry; None: the same."""
+        self._generator = generator
+        self._proposal_tokens = proposal_tokens
+        self._token_ids = token_ids
+        greedy = torch.tensor([item.sampling.greedy for item in items])
+        coupled = torch.tensor([item.verification is Verification.COUPLED for item in items])
+        self._sampled_rows = torch.nonzero(~greedy).flatten()
+        sampled = [items[row] for row in self._sampled_rows.tolist()]
+        self._coupled = coupled[self._sampled_rows]
+        self._params = SamplingRows.from_params([item.sampling for item in sampled])
+        self._seeds = torch.tensor([item.sampling.seed or 0 for item in sampled], dtype=torch.long)
+        self._positions = torch.tensor([item.anchor_position + 1 for item in sampled], dtype=torch.long)
+        self._drawn_from: list[tuple[Tensor, Tensor]] = []  # per position: ids, probabilities [sampled, k]
+
+    def __call__(self, position: int, logits: Tensor) -> Tensor:
+        """logits [requests, draft vocab] of block position `position` -> draft vocabulary ids [requests]."""
+        chosen = greedy_tokens(logits)
+        if len(self._sampled_rows) == 0:
+            return chosen
+        top = logits[self._sampled_rows].float().topk(min(self._proposal_tokens, logits.shape[-1]), dim=-1)
+        probabilities = target_probabilities(top.values, self._params)  # [sampled, k]
+        token_ids = top.indices if self._token_ids is None else self._token_ids[top.indices]
+        column = draw_tokens(probabilities, torch.rand(len(probabilities), generator=self._generator))
+        if bool(self._coupled.any()):
+            # The noise is keyed by the target's token id, so that both sides see the same.
+            shared = sample_coupled_sparse(token_ids, probabilities, self._seeds, self._positions + position)
+            shared_column = (token_ids == shared[:, None]).int().argmax(dim=-1)
+            column = torch.where(self._coupled, shared_column, column)
+        chosen[self._sampled_rows] = top.indices.gather(1, column[:, None]).squeeze(1)
+        self._drawn_from.append((token_ids, probabilities))
+        return chosen
+
+    def distributions(self) -> dict[int, SparseDistribution]:
+        """By request row: what each block position was drawn from (rejection mode only)."""
+        if not self._drawn_from:
+            return {}
+        token_ids = torch.stack([ids for ids, _ in self._drawn_from], dim=1)  # [sampled, block, k]
+        probabilities = torch.stack([p for _, p in self._drawn_from], dim=1)
+        return {
+            row: SparseDistribution(token_ids=token_ids[index], probabilities=probabilities[index])
+            for index, row in enumerate(self._sampled_rows.tolist())
+            if not self._coupled[index]
+        }

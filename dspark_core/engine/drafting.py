@@ -1,0 +1,109 @@
+"""What to ask the drafter for: which sequences, which features, and how replies are checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dspark_core.engine.protocols import DraftBlock, DraftItem, DraftSource
+from dspark_core.engine.sequence import SequenceState
+from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.errors import DraftUnavailableError
+from dspark_core.records import Verification
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DraftRound:
+    """Draft blocks by sequence id, and how long the round waited for them."""
+
+    blocks: dict[str, DraftBlock]
+    seconds: float
+
+
+class Drafting:
+    """Talks to a `DraftSource` on behalf of the round loop; losing it costs speed, never tokens."""
+
+    def __init__(self, source: DraftSource, engine: TargetEngine, *, deadline_seconds: float) -> None:
+        self._source = source
+        self._engine = engine
+        self._deadline_seconds = deadline_seconds
+        self._available = True
+
+    @property
+    def available(self) -> bool:
+        """Whether the last round's drafts came."""
+        return self._available
+
+    def propose(self, sequences: Sequence[SequenceState]) -> DraftRound:
+        """Blocks for those sequences that may use at least one draft token this round."""
+        wanted = [
+            s for s in sequences if s.request.speculation.enabled and draft_limit(s, self.block_size) > 0
+        ]
+        if not wanted:
+            return DraftRound({}, 0.0)
+        started = time.perf_counter()
+        blocks = self._ask(wanted)
+        return DraftRound(blocks, time.perf_counter() - started)
+
+    def release(self, sequence_ids: Sequence[str]) -> None:
+        self._source.release(sequence_ids)
+
+    @property
+    def block_size(self) -> int:
+        return self._source.geometry.block_size
+
+    def _ask(self, wanted: Sequence[SequenceState]) -> dict[str, DraftBlock]:
+        generation = self._source.generation
+        items = [self._item(sequence, generation) for sequence in wanted]
+        try:
+            blocks = self._source.propose(items).result(timeout=self._deadline_seconds)
+        except (DraftUnavailableError, TimeoutError) as error:
+            self._lost(wanted, error)
+            return {}
+        if not self._available:
+            _log.info("drafts are back")
+        self._available = True
+        for sequence, item, block in zip(wanted, items, blocks, strict=True):
+            sequence.drafter_end = item.anchor_position
+            sequence.drafter_generation = -1 if block.needs_context else generation
+        return {block.sequence_id: block for block in blocks}
+
+    def _lost(self, wanted: Sequence[SequenceState], error: Exception) -> None:
+        if self._available:
+            reason = str(error) or f"no reply within {self._deadline_seconds} s"
+            _log.warning("no drafts, decoding plainly until they are back: %s", reason)
+        self._available = False
+        # Whether the drafter saw this round's features is unknown: prime it again next time.
+        for sequence in wanted:
+            sequence.drafter_generation = -1
+
+    def _item(self, sequence: SequenceState, generation: int) -> DraftItem:
+        anchor_position = len(sequence.tokens) - 1
+        start = sequence.drafter_end if sequence.drafter_generation == generation else 0
+        window = self._source.geometry.context_window
+        if window is not None:
+            start = max(start, anchor_position - window)
+        sampling = sequence.request.sampling
+        if sequence.request.verification is Verification.COUPLED:
+            sampling = dataclasses.replace(sampling, seed=sequence.noise_seed)
+        return DraftItem(
+            sequence_id=sequence.sequence_id,
+            anchor_token_id=sequence.tokens[-1],
+            anchor_position=anchor_position,
+            features_start=start,
+            features=self._engine.read_features(sequence.pages, start, anchor_position),
+            sampling=sampling,
+            verification=sequence.request.verification,
+        )
+
+
+def draft_limit(sequence: SequenceState, block_size: int) -> int:
+    """Most draft tokens worth verifying: the bonus token always follows the last of them."""
+    limit = min(block_size, sequence.remaining - 1)
+    requested = sequence.request.speculation.max_draft_tokens
+    return limit if requested is None else min(limit, requested)

@@ -1,0 +1,292 @@
+"""The round loop: draft, plan, verify in one target pass, accept, commit.
+
+Synchronous and single-threaded: one `step()` is one round over every running sequence. What it
+needs of the outside comes through `DraftSource` and `PlanSource`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dspark_core.algorithms.prefix_scheduler import survival_from_confidence
+from dspark_core.engine.acceptance import Acceptor, Proposal, Verdict
+from dspark_core.engine.batch import Run
+from dspark_core.engine.batching import Batcher, BatchLimits
+from dspark_core.engine.block_manager import BlockManager
+from dspark_core.engine.drafting import Drafting, DraftRound, draft_limit
+from dspark_core.engine.protocols import DraftBlock, PlanSource
+from dspark_core.engine.sequence import SequenceState
+from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.errors import ContextLengthError, InvalidRequestError
+from dspark_core.records import (
+    MAX_SEED,
+    FinishReason,
+    GenerateChunk,
+    GenerateRequest,
+    RequestSurvival,
+    RoundReport,
+)
+
+UNKNOWN_CONFIDENCE = 0.7
+"""Assumed for drafters without a confidence head."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundOutput:
+    request_id: str
+    chunk: GenerateChunk
+
+
+class RoundLoop:
+    def __init__(
+        self,
+        engine: TargetEngine,
+        planner: PlanSource,
+        *,
+        drafting: Drafting | None = None,
+        limits: BatchLimits | None = None,
+        replica_id: str = "local",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self._engine = engine
+        self._planner = planner
+        self._drafting = drafting
+        self._manager = BlockManager(engine.num_pages, engine.page_tokens)
+        self.batcher = Batcher(self._manager, limits or BatchLimits())
+        self._replica_id = replica_id
+        self._sequences: dict[str, SequenceState] = {}
+        self._arrivals = itertools.count()
+        self._rounds = itertools.count(1)
+        if generator is None:
+            generator = torch.Generator().manual_seed(secrets.randbelow(MAX_SEED))
+        self._acceptor = Acceptor(generator)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._sequences)
+
+    @property
+    def free_kv_fraction(self) -> float:
+        return self._manager.available_pages / self._manager.usable_pages
+
+    def submit(self, request: GenerateRequest) -> None:
+        """Queues a request. Raises InvalidRequestError, ContextLengthError or QueueFullError."""
+        self._validate(request)
+        limit = self._engine.max_context_tokens
+        if request.max_tokens is not None:
+            limit = min(limit, len(request.prompt_token_ids) + request.max_tokens)
+        seed = request.sampling.seed
+        sequence = SequenceState(
+            request=request,
+            order=next(self._arrivals),
+            noise_seed=secrets.randbelow(MAX_SEED) if seed is None else seed,
+            max_length=limit,
+        )
+        self.batcher.enqueue(sequence)
+        self._sequences[request.request_id] = sequence
+
+    def cancel(self, request_id: str) -> None:
+        """Frees everything a request holds; unknown ids are ignored (it may just have ended)."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            self._forget(sequence)
+
+    def step(self) -> list[RoundOutput]:
+        """One round. Returns what it committed, sequence by sequence."""
+        self.batcher.admit()
+        decoding = self._secure_anchors()
+        drafts = self._drafting.propose(decoding) if self._drafting else DraftRound({}, 0.0)
+        started = time.perf_counter()
+        proposals, survival = self._plan(decoding, drafts)
+        prefills = self._prefill_chunks(sum(1 + len(p.draft_token_ids) for p in proposals))
+        runs = [self._decode_run(p) for p in proposals] + [self._prefill_run(s, n) for s, n in prefills]
+        if not runs:
+            return []
+        logits = self._engine.forward(runs)
+        sampled = proposals + [Proposal(s) for s, n in prefills if n == s.uncomputed]
+        verdicts = self._acceptor.accept(logits, sampled)
+        elapsed = time.perf_counter() - started
+        for sequence, count in prefills:
+            sequence.computed += count
+            sequence.publish_full_pages(self._manager)
+        self._report(proposals, verdicts, survival, runs, elapsed, drafts.seconds)
+        return self._commit(sampled, verdicts, len(proposals), drafts, elapsed)
+
+    def _validate(self, request: GenerateRequest) -> None:
+        if request.request_id in self._sequences:
+            raise InvalidRequestError(
+                f"request_id {request.request_id!r} is already running", field="request_id"
+            )
+        vocab = self._engine.config.vocab_size
+        for token_id in (min(request.prompt_token_ids), max(request.prompt_token_ids)):
+            if not 0 <= token_id < vocab:
+                raise InvalidRequestError(
+                    f"prompt_token_ids must be in [0, {vocab}), got {token_id}", field="prompt_token_ids"
+                )
+        limit = self._engine.max_context_tokens
+        if len(request.prompt_token_ids) >= limit:
+            raise ContextLengthError(
+                f"the prompt has {len(request.prompt_token_ids)} tokens; "
+                f"with at least one token to generate the limit is {limit}",
+                field="prompt_token_ids",
+            )
+
+    def _secure_anchors(self) -> list[SequenceState]:
+        """Decoding sequences whose anchor has a place, oldest first."""
+        ready = []
+        for sequence in sorted(self.batcher.running, key=lambda s: s.order):
+            if sequence not in self.batcher.running or not sequence.decoding:
+                continue  # preempted by an older one just now, or still in prefill
+            if self.batcher.secure(sequence, len(sequence.tokens)):
+                ready.append(sequence)
+        return ready
+
+    def _plan(
+        self, decoding: Sequence[SequenceState], drafts: DraftRound
+    ) -> tuple[list[Proposal], list[list[float]]]:
+        """Scheduled draft prefixes, and the survival estimates they were planned from."""
+        blocks = [drafts.blocks.get(s.sequence_id) or DraftBlock(s.sequence_id) for s in decoding]
+        survival = [self._survival(s, block) for s, block in zip(decoding, blocks, strict=True)]
+        lengths = self._planner.plan(survival) if decoding else ()
+        budget = self.batcher.limits.max_batch_tokens - len(decoding)
+        proposals = []
+        for sequence, block, length in zip(decoding, blocks, lengths, strict=True):
+            length = self._affordable(sequence, min(length, budget))
+            budget -= length
+            proposals.append(Proposal(sequence, block, length))
+        return proposals, survival
+
+    def _survival(self, sequence: SequenceState, block: DraftBlock) -> list[float]:
+        count = len(block.token_ids)
+        if count == 0 or self._drafting is None:
+            return []
+        confidences = block.confidences or (UNKNOWN_CONFIDENCE,) * count
+        limit = draft_limit(sequence, self._drafting.block_size)
+        return list(survival_from_confidence(confidences[:limit]))
+
+    def _affordable(self, sequence: SequenceState, length: int) -> int:
+        """Shortens a verify length to the pages at hand: drafts never preempt anyone."""
+        while length > 0 and not sequence.reserve(self._manager, len(sequence.tokens) + length):
+            length -= 1
+        return length
+
+    def _prefill_chunks(self, decode_tokens: int) -> list[tuple[SequenceState, int]]:
+        """Who prefills how many tokens this round, in order of arrival."""
+        limits = self.batcher.limits
+        budget = min(limits.prefill_chunk_tokens, limits.max_batch_tokens - decode_tokens)
+        chunks = []
+        for sequence in sorted(self.batcher.running, key=lambda s: s.order):
+            if sequence.decoding or budget < 1:
+                continue
+            count = min(sequence.uncomputed, budget)
+            chunks.append((sequence, count))
+            budget -= count
+        return chunks
+
+    def _decode_run(self, proposal: Proposal) -> Run:
+        sequence = proposal.sequence
+        token_ids = [sequence.tokens[-1], *proposal.draft_token_ids]
+        return Run(token_ids, len(sequence.tokens) - 1, sequence.pages, len(token_ids))
+
+    def _prefill_run(self, sequence: SequenceState, count: int) -> Run:
+        token_ids = sequence.tokens[sequence.computed : sequence.computed + count]
+        return Run(token_ids, sequence.computed, sequence.pages, 1 if count == sequence.uncomputed else 0)
+
+    def _commit(
+        self,
+        sampled: Sequence[Proposal],
+        verdicts: Sequence[Verdict],
+        num_decoding: int,
+        drafts: DraftRound,
+        verify_seconds: float,
+    ) -> list[RoundOutput]:
+        outputs = []
+        for index, (proposal, verdict) in enumerate(zip(sampled, verdicts, strict=True)):
+            sequence = proposal.sequence
+            if index < num_decoding:
+                sequence.computed += 1 + verdict.accepted
+            committed = self._append(sequence, proposal, verdict)
+            if index < num_decoding:
+                # A stop token inside the accepted prefix ends the round there.
+                accepted = min(verdict.accepted, len(committed))
+                sequence.stats = sequence.stats.add_round(
+                    drafted=proposal.drafted,
+                    verified=len(proposal.draft_token_ids),
+                    accepted=accepted,
+                    committed=len(committed),
+                    draft_seconds=drafts.seconds,
+                    verify_seconds=verify_seconds,
+                )
+            outputs.append(RoundOutput(sequence.sequence_id, self._chunk(sequence, committed)))
+            if sequence.finish_reason is not None:
+                self._forget(sequence)
+            else:
+                sequence.publish_full_pages(self._manager)
+        return outputs
+
+    def _append(self, sequence: SequenceState, proposal: Proposal, verdict: Verdict) -> list[int]:
+        """Commits tokens up to the first stop token or the length limit."""
+        committed = []
+        stops = sequence.request.stop_token_ids
+        for token_id in (*proposal.draft_token_ids[: verdict.accepted], verdict.next_token_id):
+            sequence.tokens.append(token_id)
+            committed.append(token_id)
+            if token_id in stops:
+                sequence.finish_reason = FinishReason.STOP
+                break
+            if sequence.remaining == 0:
+                sequence.finish_reason = FinishReason.LENGTH
+                break
+        return committed
+
+    def _chunk(self, sequence: SequenceState, committed: Sequence[int]) -> GenerateChunk:
+        return GenerateChunk(
+            token_ids=tuple(committed),
+            finish_reason=sequence.finish_reason,
+            stats=sequence.stats if sequence.finish_reason else None,
+            cached_prompt_tokens=sequence.cached_prompt_tokens,
+        )
+
+    def _forget(self, sequence: SequenceState) -> None:
+        # Publishing first keeps a finished conversation warm for its next turn.
+        sequence.computed = min(sequence.computed, len(sequence.tokens))
+        sequence.publish_full_pages(self._manager)
+        self.batcher.remove(sequence)
+        del self._sequences[sequence.sequence_id]
+        if self._drafting:
+            self._drafting.release([sequence.sequence_id])
+
+    def _report(
+        self,
+        proposals: Sequence[Proposal],
+        verdicts: Sequence[Verdict],
+        survival: Sequence[Sequence[float]],
+        runs: Sequence[Run],
+        step_seconds: float,
+        draft_seconds: float,
+    ) -> None:
+        requests = tuple(
+            RequestSurvival(
+                sequence_id=proposal.sequence.sequence_id,
+                survival=tuple(row),
+                verify_length=len(proposal.draft_token_ids),
+                accepted=verdict.accepted,
+            )
+            for proposal, verdict, row in zip(proposals, verdicts, survival, strict=False)
+        )
+        self._planner.report(
+            RoundReport(
+                replica_id=self._replica_id,
+                round=next(self._rounds),
+                requests=requests,
+                batch_tokens=sum(len(run.token_ids) for run in runs),
+                step_seconds=step_seconds,
+                draft_seconds=draft_seconds,
+            )
+        )

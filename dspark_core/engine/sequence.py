@@ -1,0 +1,101 @@
+"""The state of one request inside the round loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dspark_core.engine.block_manager import ROOT_CONTENT_ID, BlockManager
+from dspark_core.records import FinishReason, GenerateRequest, SpeculationStats
+
+
+@dataclass(slots=True)
+class SequenceState:
+    """Committed tokens, the pages that hold them, and how far each consumer has come.
+
+    `tokens[-1]` is the anchor once everything before it is computed. `computed` counts positions
+    whose keys, values and features are in the cache; draft positions beyond it are scratch.
+    """
+
+    request: GenerateRequest
+    order: int
+    """Arrival order: preemption takes the latest first."""
+    noise_seed: int
+    """The request's seed, or one drawn for it: what coupled verification is keyed by."""
+    max_length: int
+    """Prompt plus generated tokens at which the request ends."""
+    tokens: list[int] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)
+    computed: int = 0
+    cached_prompt_tokens: int = 0
+    published_pages: int = 0
+    content_id: int = ROOT_CONTENT_ID
+    drafter_end: int = 0
+    """Features before this position were sent to the drafter, within `drafter_generation`."""
+    drafter_generation: int = -1
+    stats: SpeculationStats = field(default_factory=SpeculationStats)
+    finish_reason: FinishReason | None = None
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.request.prompt_token_ids)
+
+    @property
+    def sequence_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def uncomputed(self) -> int:
+        return len(self.tokens) - self.computed
+
+    @property
+    def decoding(self) -> bool:
+        """Only the anchor is left to compute."""
+        return self.uncomputed == 1
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - len(self.request.prompt_token_ids)
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that may still be committed."""
+        return self.max_length - len(self.tokens)
+
+    def attach_prefix(self, manager: BlockManager) -> None:
+        """Takes what the prefix cache holds of the committed tokens."""
+        prefix = manager.match_prefix(self.tokens)
+        self.pages = list(prefix.pages)
+        self.content_id = prefix.content_id
+        self.published_pages = len(prefix.pages)
+        self.computed = len(prefix.pages) * manager.page_tokens
+        if not self.generated:
+            self.cached_prompt_tokens = self.computed
+
+    def reserve(self, manager: BlockManager, length: int) -> bool:
+        """Makes sure pages cover positions [0, length); False, and no change, when they cannot."""
+        missing = manager.pages_for(length) - len(self.pages)
+        if missing <= 0:
+            return True
+        fresh = manager.allocate(missing)
+        if fresh is None:
+            return False
+        self.pages.extend(fresh)
+        return True
+
+    def publish_full_pages(self, manager: BlockManager) -> None:
+        """Shares pages whose every position is committed and computed."""
+        size = manager.page_tokens
+        while (self.published_pages + 1) * size <= self.computed:
+            start = self.published_pages * size
+            tokens = tuple(self.tokens[start : start + size])
+            page = self.pages[self.published_pages]
+            self.content_id = manager.publish(page, self.content_id, tokens)
+            self.published_pages += 1
+
+    def release(self, manager: BlockManager) -> None:
+        """Gives every page back; what was committed must then be recomputed or be cached."""
+        manager.release(self.pages)
+        self.pages = []
+        self.computed = 0
+        self.published_pages = 0
+        self.content_id = ROOT_CONTENT_ID
+        self.drafter_generation = -1

@@ -1,0 +1,84 @@
+"""The native target engine: one forward over a ragged batch against the paged cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dspark_core.engine.attention import PagedAttention
+from dspark_core.engine.batch import Run, build_batch, slot_of
+from dspark_core.engine.kv_cache import PagedCache
+from dspark_core.models.config import DecoderConfig
+from dspark_core.models.decoder import Decoder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextProjection:
+    """The drafter's `fc` and `hidden_norm`, applied here so that d values travel, not m*d."""
+
+    project: nn.Module
+    """taps [tokens, m*d] -> features [tokens, d]."""
+    target_layer_ids: tuple[int, ...]
+    feature_size: int
+
+
+class TargetEngine:
+    """Runs the target model; owns the cache tensors, not who uses which page."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        config: DecoderConfig,
+        *,
+        num_pages: int,
+        page_tokens: int = 16,
+        projection: ContextProjection | None = None,
+    ) -> None:
+        self.config = config
+        self.page_tokens = page_tokens
+        self.num_pages = num_pages
+        self._decoder = decoder
+        self._projection = projection
+        self._dtype = next(decoder.parameters()).dtype
+        self._kv_groups = config.num_heads // config.num_kv_heads
+        self._cache = PagedCache(
+            config,
+            num_pages=num_pages,
+            page_tokens=page_tokens,
+            feature_size=projection.feature_size if projection else 0,
+            dtype=self._dtype,
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Longest sequence one request can hold: the model's context or the whole cache."""
+        return min(self.config.max_context_tokens, (self.num_pages - 1) * self.page_tokens)
+
+    @torch.inference_mode()
+    def forward(self, runs: Sequence[Run]) -> Tensor:
+        """Computes the runs and stores their keys, values and features.
+
+        Returns float32 logits [sum of logit_rows, vocab], in the order of the runs.
+        """
+        batch = build_batch(runs, page_tokens=self.page_tokens, dtype=self._dtype)
+        attend = PagedAttention(self._cache, batch, self._kv_groups)
+        taps = self._projection.target_layer_ids if self._projection else ()
+        output = self._decoder(batch.token_ids, batch.positions, attend, taps)
+        if self._projection:
+            self._cache.write_features(batch.slots, self._projection.project(output.taps))
+        # Prefill positions other than the last need no distribution.
+        hidden = output.hidden.index_select(0, batch.logit_rows)
+        return self._decoder.logits(hidden).float()
+
+    @torch.inference_mode()
+    def read_features(self, pages: Sequence[int], start: int, end: int) -> Tensor:
+        """Projected features of positions [start, end) -> [end - start, feature_size]."""
+        slots = [slot_of(pages, position, self.page_tokens) for position in range(start, end)]
+        return self._cache.read_features(torch.tensor(slots, dtype=torch.long))

@@ -1,0 +1,185 @@
+"""The verifier: runs the round loop on a thread of its own and streams to asyncio callers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from dspark_core.engine.rounds import RoundLoop, RoundOutput
+from dspark_core.errors import DSparkError, UnavailableError
+from dspark_core.records import GenerateChunk, GenerateRequest
+
+_log = logging.getLogger(__name__)
+
+MAX_CONSECUTIVE_FAILURES = 3
+"""Rounds that may fail in a row before the verifier calls itself unhealthy."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifierStatus:
+    running_requests: int
+    waiting_requests: int
+    free_kv_fraction: float
+    preemptions: int
+    healthy: bool
+
+
+class _Stream:
+    """Carries one request's chunks from the round thread to the caller's event loop.
+
+    Its queue holds at most one entry per committed token, so the context limit bounds it.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[GenerateChunk | Exception] = asyncio.Queue()
+
+    def put(self, item: GenerateChunk | Exception) -> None:
+        # A closed event loop means that nobody is listening any more.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
+
+    async def get(self) -> GenerateChunk:
+        item = await self._queue.get()
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+
+class Verifier:
+    def __init__(
+        self, rounds: RoundLoop, *, on_round: Callable[[list[RoundOutput]], None] | None = None
+    ) -> None:
+        """`on_round` sees every round's outputs on the round thread (metrics); it must not block."""
+        self._rounds = rounds
+        self._on_round = on_round
+        self._streams: dict[str, _Stream] = {}
+        self._commands: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._failures = 0
+        self._thread = threading.Thread(target=self._run, name="rounds", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the round thread; requests still running fail with UnavailableError."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def status(self) -> VerifierStatus:
+        batcher = self._rounds.batcher
+        return VerifierStatus(
+            running_requests=len(batcher.running),
+            waiting_requests=len(batcher.waiting),
+            free_kv_fraction=self._rounds.free_kv_fraction,
+            preemptions=batcher.preemptions,
+            healthy=self._failures < MAX_CONSECUTIVE_FAILURES and not self._stopping,
+        )
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+        """Streams one completion; closing the iterator cancels it and frees its pages.
+
+        Raises what `RoundLoop.submit` raises, before the first chunk.
+        """
+        stream = _Stream()
+        finished = False
+        try:
+            await asyncio.wrap_future(self._call(lambda: self._submit(request, stream)))
+            while not finished:
+                chunk = await stream.get()
+                finished = chunk.finish_reason is not None
+                yield chunk
+        finally:
+            if not finished:
+                self._post(lambda: self._cancel(request.request_id, stream))
+
+    def _submit(self, request: GenerateRequest, stream: _Stream) -> None:
+        self._rounds.submit(request)
+        self._streams[request.request_id] = stream
+
+    def _cancel(self, request_id: str, stream: _Stream) -> None:
+        # The id may since have been taken by a new request: only its own stream cancels it.
+        if self._streams.get(request_id) is stream:
+            del self._streams[request_id]
+            self._rounds.cancel(request_id)
+
+    def _call(self, action: Callable[[], None]) -> Future[None]:
+        """Runs an action between rounds; the future carries its outcome."""
+        done: Future[None] = Future()
+
+        def run() -> None:
+            if not done.set_running_or_notify_cancel():
+                return
+            try:
+                action()
+            except DSparkError as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        with self._wake:
+            if self._stopping:
+                raise UnavailableError("this verifier is stopping")
+            self._commands.append(run)
+            self._wake.notify()
+        return done
+
+    def _post(self, action: Callable[[], None]) -> None:
+        with self._wake:
+            self._commands.append(action)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        while self._wait_for_work():
+            try:
+                outputs = self._rounds.step()
+                self._failures = 0
+            except Exception as error:
+                self._failures += 1
+                _log.exception("a round failed; its requests are lost")
+                self._fail_all(error)
+                continue
+            self._deliver(outputs)
+        self._fail_all(UnavailableError("this verifier is stopping"))
+
+    def _wait_for_work(self) -> bool:
+        """Runs pending commands, sleeping while there is nothing to do; False: stop."""
+        while True:
+            with self._wake:
+                while not (self._commands or self._stopping or self._rounds.has_work):
+                    self._wake.wait()
+                commands, self._commands = self._commands, deque()
+            for command in commands:
+                command()
+            if self._stopping:
+                return False
+            if self._rounds.has_work:
+                return True
+
+    def _deliver(self, outputs: list[RoundOutput]) -> None:
+        for output in outputs:
+            stream = self._streams.get(output.request_id)
+            if output.chunk.finish_reason is not None:
+                self._streams.pop(output.request_id, None)
+            if stream is not None:
+                stream.put(output.chunk)
+        if self._on_round is not None:
+            self._on_round(outputs)
+
+    def _fail_all(self, error: Exception) -> None:
+        streams, self._streams = self._streams, {}
+        for request_id, stream in streams.items():
+            self._rounds.cancel(request_id)
+            stream.put(error)

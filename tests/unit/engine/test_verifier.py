@@ -1,0 +1,108 @@
+"""The verifier's asyncio face over a real round loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.verifier import Verifier
+from dspark_core.errors import InvalidRequestError, QueueFullError, UnavailableError
+from dspark_core.records import FinishReason, GenerateRequest
+from tests.unit.engine.tiny import make_loop, naive_greedy, prompts, request, tiny_decoder, tiny_engine
+
+
+@pytest.fixture
+async def verifier() -> AsyncIterator[Verifier]:
+    one = Verifier(make_loop())
+    one.start()
+    yield one
+    one.stop()
+
+
+async def collect(verifier: Verifier, one: GenerateRequest) -> list[int]:
+    return [token async for chunk in verifier.generate(one) for token in chunk.token_ids]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_concurrent_streams_get_their_own_tokens(verifier: Verifier) -> None:
+    asked = [request(f"r{i}", prompt, 8) for i, prompt in enumerate(prompts(5))]
+    results = await asyncio.gather(*(collect(verifier, one) for one in asked))
+    decoder = tiny_decoder()
+    assert results == [naive_greedy(decoder, one.prompt_token_ids, 8) for one in asked]
+
+
+async def test_closing_a_stream_frees_its_pages(verifier: Verifier) -> None:
+    stream = verifier.generate(request("a", [1, 2, 3], 200))
+    await anext(stream)
+    assert verifier.status.running_requests == 1
+    await stream.aclose()
+    await until(lambda: verifier.status.running_requests == 0 and verifier.status.free_kv_fraction == 1.0)
+
+
+async def test_a_cancelled_caller_frees_its_pages(verifier: Verifier) -> None:
+    task = asyncio.create_task(collect(verifier, request("a", [1, 2, 3], 240)))
+    await until(lambda: verifier.status.running_requests == 1)
+    task.cancel()
+    await until(lambda: verifier.status.running_requests == 0 and verifier.status.free_kv_fraction == 1.0)
+
+
+async def test_refusals_reach_the_caller() -> None:
+    one = Verifier(make_loop(max_running=1, max_waiting=1))
+    one.start()
+    with pytest.raises(InvalidRequestError, match="got -5"):
+        await collect(one, request("bad", [-5]))
+    streams = [one.generate(request(f"r{i}", [1], 250)) for i in range(3)]
+    first = asyncio.create_task(anext(streams[0]))
+    await first
+    second = asyncio.create_task(anext(streams[1]))
+    await until(lambda: one.status.waiting_requests == 1)
+    with pytest.raises(QueueFullError):
+        await anext(streams[2])
+    second.cancel()
+    one.stop()
+
+
+async def test_stopping_fails_what_is_running() -> None:
+    one = Verifier(make_loop())
+    one.start()
+    stream = one.generate(request("a", [1, 2, 3], 240))
+    await anext(stream)
+    one.stop()
+    with pytest.raises(UnavailableError, match="stopping"):
+        _ = [chunk async for chunk in stream]
+    with pytest.raises(UnavailableError, match="stopping"):
+        await collect(one, request("b", [1]))
+
+
+class FailingOnce(RoundLoop):
+    """Raises in its second round."""
+
+    steps = 0
+
+    def step(self):
+        self.steps += 1
+        if self.steps == 2:
+            raise MemoryError("no memory for this round")
+        return super().step()
+
+
+async def test_a_failing_round_loses_its_requests_only() -> None:
+    plain = make_loop()
+    one = Verifier(FailingOnce(tiny_engine(), plain._planner))
+    one.start()
+    with pytest.raises(MemoryError):
+        await collect(one, request("a", [1, 2, 3], 20))
+    assert one.status.healthy
+    assert one.status.free_kv_fraction == 1.0
+    stream = one.generate(request("a", [1, 2, 3], 3))
+    chunks = [chunk async for chunk in stream]
+    assert chunks[-1].finish_reason is FinishReason.LENGTH
+    one.stop()
