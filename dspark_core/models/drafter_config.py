@@ -1,0 +1,141 @@
+"""`config.json` of a drafter, in the format DeepSpec writes: the target's text configuration with
+the drafter's own layer count, plus the drafter's fields. Reading and writing; no tensors here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dspark_core.models.config import DecoderConfig, DrafterConfig, Family, MarkovHeadType
+from dspark_core.models.hf import decoder_config, read_json
+from dspark_core.models.metadata import Metadata
+
+CONFIG_FILE = "config.json"
+_ARCHITECTURES = {"Qwen3DSparkModel": Family.QWEN3, "LlamaDSparkModel": Family.LLAMA}
+
+
+def read_drafter_config(directory: Path) -> DrafterConfig:
+    """Raises CheckpointError naming the file, the field and its value."""
+    path = directory / CONFIG_FILE
+    return parse_drafter_config(Metadata(str(path), read_json(path)))
+
+
+def parse_drafter_config(metadata: Metadata) -> DrafterConfig:
+    backbone = decoder_config(metadata, _family(metadata))
+    rank = _natural(metadata, "markov_rank")
+    confidence = metadata.flag("enable_confidence_head", False)
+    with_markov = confidence and metadata.flag("confidence_head_with_markov", False)
+    if with_markov and rank == 0:
+        raise metadata.error("confidence_head_with_markov", "needs markov_rank > 0")
+    config = DrafterConfig(
+        backbone=backbone,
+        num_target_layers=metadata.integer("num_target_layers"),
+        target_layer_ids=_layer_ids(metadata),
+        block_size=metadata.integer("block_size"),
+        mask_token_id=_natural(metadata, "mask_token_id", required=True),
+        markov_rank=rank,
+        markov_head_type=_head_type(metadata),
+        confidence_head=confidence,
+        confidence_head_with_markov=with_markov,
+        context_window=_optional(metadata, "context_window"),
+        draft_vocab_size=_optional(metadata, "draft_vocab_size"),
+    )
+    _check_ranges(metadata, config)
+    return config
+
+
+def drafter_fields(config: DrafterConfig) -> dict[str, object]:
+    """The inverse of `parse_drafter_config`: what `config.json` holds."""
+    architecture = next(name for name, family in _ARCHITECTURES.items() if family is config.backbone.family)
+    fields: dict[str, object] = {
+        "architectures": [architecture],
+        **_backbone_fields(config.backbone),
+        "num_target_layers": config.num_target_layers,
+        "target_layer_ids": list(config.target_layer_ids),
+        "block_size": config.block_size,
+        "mask_token_id": config.mask_token_id,
+        "markov_rank": config.markov_rank,
+        "markov_head_type": config.markov_head_type.value,
+        "enable_confidence_head": config.confidence_head,
+        "confidence_head_with_markov": config.confidence_head_with_markov,
+    }
+    if config.context_window is not None:
+        fields["context_window"] = config.context_window
+    if config.draft_vocab_size is not None:
+        fields["draft_vocab_size"] = config.draft_vocab_size
+    return fields
+
+
+def _backbone_fields(config: DecoderConfig) -> dict[str, object]:
+    rope: dict[str, object] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if (scaling := config.rope_scaling) is not None:
+        rope |= {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_positions,
+        }
+    return {
+        "model_type": config.family.value,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "rms_norm_eps": config.rms_norm_eps,
+        "max_position_embeddings": config.max_context_tokens,
+        "rope_parameters": rope,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "attention_bias": config.attention_bias,
+    }
+
+
+def _family(metadata: Metadata) -> Family:
+    names = metadata.get("architectures")
+    if isinstance(names, list) and len(names) == 1 and names[0] in _ARCHITECTURES:
+        return _ARCHITECTURES[names[0]]
+    raise metadata.error("architectures", f"is not a DSpark drafter; supported: {sorted(_ARCHITECTURES)}")
+
+
+def _head_type(metadata: Metadata) -> MarkovHeadType:
+    value = metadata.get("markov_head_type")
+    if value is None:
+        return MarkovHeadType.VANILLA
+    try:
+        return MarkovHeadType(value)
+    except ValueError:
+        kinds = [kind.value for kind in MarkovHeadType]
+        raise metadata.error("markov_head_type", f"must be one of {kinds}") from None
+
+
+def _layer_ids(metadata: Metadata) -> tuple[int, ...]:
+    value = metadata.get("target_layer_ids")
+    if isinstance(value, list) and value and all(type(layer) is int for layer in value):
+        return tuple(value)
+    raise metadata.error("target_layer_ids", "must be a non-empty list of integers")
+
+
+def _natural(metadata: Metadata, field: str, *, required: bool = False) -> int:
+    value = metadata.get(field)
+    if value is None and not required:
+        return 0
+    if type(value) is not int or value < 0:
+        raise metadata.error(field, "must be an integer >= 0")
+    return value
+
+
+def _optional(metadata: Metadata, field: str) -> int | None:
+    return None if metadata.get(field) is None else metadata.integer(field)
+
+
+def _check_ranges(metadata: Metadata, config: DrafterConfig) -> None:
+    vocab, layers = config.backbone.vocab_size, config.num_target_layers
+    if config.mask_token_id >= vocab:
+        raise metadata.error("mask_token_id", f"must be below vocab_size={vocab}")
+    if not all(-1 <= layer < layers for layer in config.target_layer_ids):
+        raise metadata.error("target_layer_ids", f"must be in [-1, num_target_layers={layers})")
+    if config.draft_vocab_size is not None and config.draft_vocab_size > vocab:
+        raise metadata.error("draft_vocab_size", f"must be at most vocab_size={vocab}")

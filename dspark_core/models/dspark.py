@@ -1,0 +1,180 @@
+"""The DSpark drafter: a block-parallel backbone over context features, then sequential heads.
+
+Paper, section 3. DFlash is the same model without heads. Attention is injected, as in
+`layers.py`: inference reads paged context keys and values, training gathers a window. The
+projection of the target's hidden states is a module of its own, because the verifier applies it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dspark_core.models.config import DecoderConfig, DrafterConfig
+from dspark_core.models.heads import ConfidenceHead, build_markov_head
+from dspark_core.models.layers import MLP, Attend, AttentionProjections, RMSNorm, RotaryEmbedding
+
+Sampler = Callable[[int, Tensor], Tensor]
+"""(block position, logits [requests, draft vocab]) -> draft vocabulary indices [requests]."""
+
+
+def greedy_sampler(position: int, logits: Tensor) -> Tensor:
+    """The most likely token of each request."""
+    return logits.argmax(dim=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class DraftTokens:
+    """What one pass over the block positions drew. A sampler that has more to tell keeps it."""
+
+    token_ids: Tensor  # [requests, block] target token ids
+    confidence_logits: Tensor | None  # [requests, block]; None: no confidence head
+
+
+class FeatureProjection(nn.Module):
+    """`H_ctx = RMSNorm(W_c [H(l1); ...; H(lm)])`: target hidden states to context features."""
+
+    def __init__(self, config: DrafterConfig) -> None:
+        super().__init__()
+        self.target_layer_ids = config.target_layer_ids
+        self.fc = nn.Linear(config.tap_size, config.backbone.hidden_size, bias=False)
+        self.hidden_norm = RMSNorm(config.backbone.hidden_size, config.backbone.rms_norm_eps)
+
+    def forward(self, taps: Tensor) -> Tensor:
+        """taps [tokens, m * d], in the order of `target_layer_ids` -> features [tokens, d]."""
+        features: Tensor = self.hidden_norm(self.fc(taps))
+        return features
+
+
+class DraftLayer(nn.Module):
+    """A decoder layer whose keys and values also come from the context features."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.self_attn = AttentionProjections(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """x [tokens, d] of the blocks -> the same shape."""
+        normed = self.input_layernorm(x)
+        q = self.self_attn.queries(normed, cos, sin)
+        k, v = self.self_attn.keys_values(normed, cos, sin)
+        x = x + self.self_attn.o_proj(attend(layer, q, k, v).flatten(-2))
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class DSparkDrafter(nn.Module):
+    """Embedding and LM head are the target's: frozen buffers, shared with it where possible."""
+
+    embed_tokens: Tensor
+    lm_head: Tensor
+    draft_vocab_ids: Tensor | None
+
+    def __init__(
+        self,
+        config: DrafterConfig,
+        embed_tokens: Tensor,
+        lm_head: Tensor,
+        draft_vocab_ids: Tensor | None = None,
+    ) -> None:
+        """embed_tokens [vocab, d]; lm_head [draft vocab, d]; draft_vocab_ids [draft vocab] int64."""
+        super().__init__()
+        self.config = config
+        backbone = config.backbone
+        self.register_buffer("embed_tokens", embed_tokens, persistent=False)
+        self.register_buffer("lm_head", lm_head, persistent=False)
+        self.register_buffer("draft_vocab_ids", draft_vocab_ids)
+        self.projection = FeatureProjection(config)
+        self.layers = nn.ModuleList(DraftLayer(backbone) for _ in range(backbone.num_layers))
+        self.norm = RMSNorm(backbone.hidden_size, backbone.rms_norm_eps)
+        self.markov_head = build_markov_head(config)
+        self.confidence_head = ConfidenceHead(config) if config.confidence_head else None
+        self.rotary = build_rotary(config)
+
+    def project(self, taps: Tensor) -> Tensor:
+        """taps [tokens, m * d] -> context features [tokens, d]."""
+        features: Tensor = self.projection(taps)
+        return features
+
+    def context_keys_values(self, features: Tensor, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """features [tokens, d], positions [tokens] -> per layer k, v [tokens, kv_heads, head_dim].
+
+        Every layer reads the same features, so keys and values of a position never change.
+        """
+        cos, sin = self.rotary(positions, features.dtype)
+        return [layer.self_attn.keys_values(features, cos, sin) for layer in self._draft_layers()]
+
+    def block_hidden(self, anchor_ids: Tensor, anchor_positions: Tensor, attend: Attend) -> Tensor:
+        """anchor_ids, anchor_positions [requests] -> normed hidden states [requests, block, d].
+
+        `attend` sees all blocks flattened, [requests * block, heads, head_dim]; it lets each block
+        attend to its context before the anchor and, in both directions, to itself.
+        """
+        block = self.config.block_size
+        ids = anchor_ids.new_full((len(anchor_ids), block), self.config.mask_token_id)
+        ids[:, 0] = anchor_ids
+        positions = anchor_positions[:, None] + torch.arange(block, device=anchor_positions.device)
+        cos, sin = self.rotary(positions.flatten(), self.embed_tokens.dtype)
+        x = F.embedding(ids.flatten(), self.embed_tokens)
+        for index, layer in enumerate(self._draft_layers()):
+            x = layer(index, x, cos, sin, attend)
+        hidden: Tensor = self.norm(x)
+        return hidden.view(len(anchor_ids), block, -1)
+
+    def base_logits(self, hidden: Tensor) -> Tensor:
+        """hidden [..., d] -> U, logits over the draft vocabulary before any sequential bias."""
+        return F.linear(hidden, self.lm_head)
+
+    def draw(self, anchor_ids: Tensor, hidden: Tensor, sampler: Sampler) -> DraftTokens:
+        """Fills the blocks left to right: each token biases the logits of the next."""
+        base = self.base_logits(hidden)  # [requests, block, draft vocab]
+        head = self.markov_head
+        state = head.initial_state(len(anchor_ids)) if head is not None else None
+        previous = anchor_ids
+        tokens, confidences = [], []
+        for position in range(self.config.block_size):
+            logits, here, embedded = base[:, position], hidden[:, position], None
+            if head is not None and state is not None:
+                embedded = head.embed(previous)
+                bias, state = head.step(embedded, here, state)
+                logits = logits + bias
+            if self.confidence_head is not None:
+                confidences.append(self.confidence_head(here, embedded))
+            previous = self.target_ids(sampler(position, logits))
+            tokens.append(previous)
+        return DraftTokens(
+            token_ids=torch.stack(tokens, dim=1),
+            confidence_logits=torch.stack(confidences, dim=1) if confidences else None,
+        )
+
+    def teacher_forced(self, hidden: Tensor, previous_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits [requests, block, draft vocab] and confidence logits [requests, block] when the
+        token before position k is `previous_ids[:, k]` (the anchor first)."""
+        logits, embedded = self.base_logits(hidden), None
+        if self.markov_head is not None:
+            embedded = self.markov_head.embed(previous_ids)
+            logits = logits + self.markov_head.block_bias(embedded, hidden)
+        if self.confidence_head is None:
+            return logits, None
+        return logits, self.confidence_head(hidden, embedded)
+
+    def target_ids(self, draft_indices: Tensor) -> Tensor:
+        """Draft vocabulary indices -> target token ids."""
+        return draft_indices if self.draft_vocab_ids is None else self.draft_vocab_ids[draft_indices]
+
+    def _draft_layers(self) -> list[DraftLayer]:
+        return [layer for layer in self.layers if isinstance(layer, DraftLayer)]
+
+
+def build_rotary(config: DrafterConfig) -> RotaryEmbedding:
+    """Tables a block longer than the context: the last block reaches past it."""
+    positions = config.backbone.max_context_tokens + config.block_size
+    return RotaryEmbedding(dataclasses.replace(config.backbone, max_context_tokens=positions))
