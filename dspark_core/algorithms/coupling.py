@@ -74,11 +74,12 @@ def _sample_dense(probs: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
     rows, vocab = probs.shape
     token_ids = torch.arange(vocab, device=probs.device)
     block = rows if probs.is_cuda else max(1, _BLOCK_ELEMENTS // vocab)
-    drawn = [
-        (exponential_noise(s, t, token_ids) / p).argmin(dim=-1)
-        for p, s, t in zip(probs.split(block), seeds.split(block), positions.split(block), strict=True)
-    ]
-    return torch.cat(drawn)
+    tokens = seeds.new_empty(rows)
+    for start in range(0, rows, block):
+        span = slice(start, start + block)
+        race = exponential_noise(seeds[span], positions[span], token_ids) / probs[span]
+        tokens[span] = race.argmin(dim=-1)
+    return tokens
 
 
 def _row_keys(seeds: Tensor, positions: Tensor) -> Tensor:

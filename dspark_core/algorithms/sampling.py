@@ -31,7 +31,7 @@ class SamplingRows:
 
     temperature: Tensor  # [rows] float32
     top_k: Tensor  # [rows] int64, 0: off
-    top_p: Tensor  # [rows] float32, 1: off
+    top_p: Tensor  # [rows] float64, 1: off
     min_p: Tensor  # [rows] float32, 0: off
     largest_top_k: int
     any_top_p: bool
@@ -50,7 +50,7 @@ class SamplingRows:
         return cls(
             temperature=torch.tensor([p.temperature for p in params], dtype=torch.float32, device=device),
             top_k=torch.tensor([p.top_k for p in params], dtype=torch.int64, device=device),
-            top_p=torch.tensor([p.top_p for p in params], dtype=torch.float32, device=device),
+            top_p=torch.tensor([p.top_p for p in params], dtype=torch.float64, device=device),
             min_p=torch.tensor([p.min_p for p in params], dtype=torch.float32, device=device),
             largest_top_k=max((p.top_k for p in params), default=0),
             any_top_p=any(p.top_p < 1.0 for p in params),
@@ -99,7 +99,7 @@ def _thresholds(scaled: Tensor, rows: SamplingRows) -> Tensor | None:
         threshold = _top_k_thresholds(scaled, rows.top_k, rows.largest_top_k)
     if rows.any_top_p:
         if threshold is None:
-            threshold = torch.full_like(rows.top_p, -math.inf)
+            threshold = torch.full_like(rows.temperature, -math.inf)
         threshold = _top_p_thresholds(scaled, rows.top_p, threshold)
     if rows.any_min_p:
         floor = rows.min_p.log()  # the most likely token's scaled logit is 0
@@ -135,7 +135,7 @@ def _nucleus(scaled: Tensor, top_p: Tensor, kept: Tensor, width: int) -> tuple[T
     Looks at the `width` most likely tokens -> (threshold [rows], whether the set lies in them [rows]).
     """
     weights = scaled.exp().masked_fill_(scaled < kept.unsqueeze(-1), 0.0)
-    wanted = top_p.double() * weights.sum(dim=-1, dtype=torch.float64)
+    wanted = top_p * weights.sum(dim=-1, dtype=torch.float64)
     values = scaled.topk(width, dim=-1).values
     masses = values.exp().masked_fill_(values < kept.unsqueeze(-1), 0.0).cumsum(dim=-1, dtype=torch.float64)
     size = (masses < wanted.unsqueeze(-1)).sum(dim=-1)  # tokens before the one that completes it

@@ -10,6 +10,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from dspark_core.errors import ConfigError
 
@@ -35,7 +36,7 @@ class StepRateCurve:
             raise ConfigError(
                 f"step_seconds must have one value for each of {len(tokens)} batch_tokens, got {len(seconds)}"
             )
-        if tokens[0] < 1 or any(a >= b for a, b in zip(tokens, tokens[1:], strict=False)):
+        if tokens[0] < 1 or any(a >= b for a, b in pairwise(tokens)):
             raise ConfigError(f"batch_tokens must be >= 1 and strictly increasing, got {tokens}")
         for count, value in zip(tokens, seconds, strict=True):
             if not (math.isfinite(value) and value > 0):
