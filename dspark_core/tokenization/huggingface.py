@@ -1,0 +1,96 @@
+"""Reads the tokenizer of a Hugging Face model directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from dspark_core.errors import CheckpointError
+from dspark_core.tokenization.tokenizer import GenerationDefaults, TokenizerParts
+
+_SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+def read_directory(directory: Path) -> TokenizerParts:
+    """Raises CheckpointError naming the file that is missing or cannot be read."""
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError(f"no tokenizer: {path} does not exist")
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception for whatever it cannot parse
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    backend.no_truncation()
+    backend.no_padding()
+    config = _read_json(directory / "tokenizer_config.json")
+    generation = _read_json(directory / "generation_config.json")
+    special_tokens = dict(_special_tokens(config))
+    return TokenizerParts(
+        backend=backend,
+        special_tokens=special_tokens,
+        eos_token_ids=_eos_ids(directory, backend, special_tokens, generation),
+        chat_template=_chat_template(directory, config),
+        defaults=_defaults(generation),
+    )
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    """An absent file is empty: all but tokenizer.json are optional."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _special_tokens(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name in _SPECIAL_NAMES:
+        token = config.get(name)
+        if isinstance(token, Mapping):  # an AddedToken written out
+            token = token.get("content")
+        if isinstance(token, str):
+            yield name, token
+
+
+def _eos_ids(
+    directory: Path,
+    backend: tokenizers.Tokenizer,
+    special_tokens: Mapping[str, str],
+    generation: Mapping[str, Any],
+) -> tuple[int, ...]:
+    declared = generation.get("eos_token_id")
+    if declared is None:
+        declared = _read_json(directory / "config.json").get("eos_token_id")
+    ids = {declared} if isinstance(declared, int) else set(declared or ())
+    own = backend.token_to_id(special_tokens["eos_token"]) if "eos_token" in special_tokens else None
+    if own is not None:
+        ids.add(own)
+    return tuple(sorted(ids))
+
+
+def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several by name
+        named = {entry["name"]: entry["template"] for entry in template}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _defaults(generation: Mapping[str, Any]) -> GenerationDefaults:
+    return GenerationDefaults(
+        temperature=generation.get("temperature"),
+        top_p=generation.get("top_p"),
+        top_k=generation.get("top_k"),
+        min_p=generation.get("min_p"),
+    )

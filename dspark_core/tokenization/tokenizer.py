@@ -1,0 +1,134 @@
+"""One model's tokenizer: text to ids, ids to text, conversations to prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import tokenizers
+
+from dspark_core.errors import InvalidRequestError
+from dspark_core.tokenization.chat_template import ChatTemplate
+from dspark_core.tokenization.detokenizer import IncrementalDetokenizer
+from dspark_core.tokenization.token_bytes import token_bytes
+
+# How chat formats end a turn. One of these stops generation when the model's own template writes it,
+# even where the checkpoint names only its end-of-text token.
+_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|end_of_text|>", "<|endoftext|>")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationDefaults:
+    """Sampling its authors recommend for a model; None: they say nothing."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerParts:
+    """What a checkpoint says about its tokenizer, whichever format it came in."""
+
+    backend: tokenizers.Tokenizer
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    """Text by the name chat templates use: bos_token, eos_token, pad_token, unk_token."""
+    eos_token_ids: tuple[int, ...] = ()
+    chat_template: str | None = None
+    defaults: GenerationDefaults = GenerationDefaults()
+
+
+class Tokenizer:
+    """Immutable after construction; threads may share it."""
+
+    def __init__(self, parts: TokenizerParts) -> None:
+        """Raises CheckpointError for a decoder or a chat template that cannot be used."""
+        self._backend = parts.backend
+        self._token_bytes = token_bytes(parts.backend)
+        added = parts.backend.get_added_tokens_decoder()
+        self._added = {token_id: token.content.encode() for token_id, token in added.items()}
+        self._special = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._cache: dict[int, bytes] = {}
+        self._template = (
+            ChatTemplate(parts.chat_template, parts.special_tokens) if parts.chat_template else None
+        )
+        self._defaults = parts.defaults
+        self._stop_token_ids = _stop_ids(parts)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids this tokenizer can decode; a model's own vocabulary may be padded beyond it."""
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """End of text and end of turn."""
+        return self._stop_token_ids
+
+    @property
+    def special_token_ids(self) -> frozenset[int]:
+        """Never shown in decoded text."""
+        return self._special
+
+    @property
+    def defaults(self) -> GenerationDefaults:
+        return self._defaults
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._template is not None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """Special tokens written out in the text become their ids.
+
+        add_special_tokens: put what the model expects at the start (a BOS token, say) there.
+        """
+        return tuple(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+    ) -> str:
+        """Raises InvalidRequestError when the model has no template or the template refuses."""
+        if self._template is None:
+            raise InvalidRequestError(
+                "messages cannot be used: this model has no chat template; use plain completions",
+                field="messages",
+            )
+        return self._template.render(messages, add_generation_prompt=add_generation_prompt)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        """The prompt after which the model writes the assistant's next message."""
+        # The template writes the BOS token itself, where the model wants one.
+        return self.encode(self.render_chat(messages), add_special_tokens=False)
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """The whole text of a sequence, special tokens left out."""
+        detokenizer = self.detokenizer(at_start=True)
+        return detokenizer.push(token_ids) + detokenizer.flush()
+
+    def detokenizer(self, *, at_start: bool = False) -> IncrementalDetokenizer:
+        """For one stream of ids. `at_start`: they begin a text instead of continuing a prompt."""
+        strip = at_start and self._token_bytes.strip_leading_space
+        return IncrementalDetokenizer(self._shown_bytes, strip_leading_space=strip)
+
+    def _shown_bytes(self, token_id: int) -> bytes:
+        shown = self._cache.get(token_id)
+        if shown is None:
+            shown = self._cache[token_id] = self._compute_bytes(token_id)
+        return shown
+
+    def _compute_bytes(self, token_id: int) -> bytes:
+        if token_id in self._special:
+            return b""
+        if token_id in self._added:
+            return self._added[token_id]
+        token = self._backend.id_to_token(token_id)
+        return b"" if token is None else self._token_bytes(token)
+
+
+def _stop_ids(parts: TokenizerParts) -> tuple[int, ...]:
+    template = parts.chat_template or ""
+    ends = (parts.backend.token_to_id(token) for token in _END_OF_TURN if token in template)
+    found = {*parts.eos_token_ids, *(token_id for token_id in ends if token_id is not None)}
+    return tuple(sorted(found))

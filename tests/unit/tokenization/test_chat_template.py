@@ -1,0 +1,55 @@
+from datetime import datetime
+
+import pytest
+
+from dspark_core.errors import CheckpointError, InvalidRequestError
+from dspark_core.tokenization.chat_template import ChatTemplate
+
+USER = [{"role": "user", "content": "<b>é & 'x'"}]
+
+
+def render(source: str, messages=USER) -> str:
+    return ChatTemplate(source, {"bos_token": "<s>"}, lambda: datetime(2026, 7, 4)).render(messages)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("{{ bos_token }}{{ eos_token }}{{ messages[0]['content'] }}", "<s><b>é & 'x'"),
+        ("{{ messages[0] | tojson }}", '{"role": "user", "content": "<b>é & \'x\'"}'),
+        ("{{ [1] | tojson(indent=2) }}", "[\n  1\n]"),
+        ("{{ strftime_now('%d %b %Y') }}", "04 Jul 2026"),
+        ("{% if add_generation_prompt %}go{% endif %}{% if tools %}no{% endif %}", "go"),
+        ("{% for x in [1, 2, 3] %}{% if x == 2 %}{% break %}{% endif %}{{ x }}{% endfor %}", "1"),
+        ("{% generation %}{{ messages[0].role }}{% endgeneration %}", "user"),
+        ("  {% if true %}\n  a\n  {% endif %}\n", "  a\n"),
+    ],
+)
+def test_templates_see_what_they_expect(source, expected) -> None:
+    assert render(source) == expected
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ raise_exception('roles must alternate') }}",
+        "{{ messages[7].content }}",
+        "{{ messages[0].content + 1 }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+    ],
+)
+def test_what_a_template_cannot_render_is_the_callers_error(source) -> None:
+    with pytest.raises(InvalidRequestError, match="messages do not fit") as caught:
+        render(source)
+    assert caught.value.field == "messages"
+
+
+def test_the_templates_own_message_reaches_the_caller() -> None:
+    with pytest.raises(InvalidRequestError, match="roles must alternate"):
+        render("{{ raise_exception('roles must alternate') }}")
+
+
+def test_a_broken_template_fails_at_load() -> None:
+    with pytest.raises(CheckpointError, match="chat template cannot be read"):
+        render("{% if %}")

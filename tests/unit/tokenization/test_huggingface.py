@@ -1,0 +1,166 @@
+"""Tokenizers of Hugging Face directories: byte-level and SentencePiece-like, settings, bad files."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from dspark_core.errors import CheckpointError, InvalidRequestError
+from dspark_core.tokenization.loading import load_tokenizer
+
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+
+
+def byte_level() -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|end|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(["the cat and the hat, naïve 日本"], trainer)
+    backend.add_tokens([AddedToken("<think>", special=False, normalized=False)])
+    return backend
+
+
+def sentence_piece() -> tokenizers.Tokenizer:
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        "a",
+        "b",
+        "▁a",
+        "▁ab",
+        "é",
+    ]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    merges = [("▁", "a"), ("▁a", "b")]
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return backend
+
+
+def write(directory: Path, backend: tokenizers.Tokenizer, **files: object) -> Path:
+    backend.save(str(directory / "tokenizer.json"))
+    for name, content in files.items():
+        (directory / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return directory
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(max_size=40), ids=st.lists(st.integers(0, 330), max_size=30))
+def test_byte_level_text_and_any_ids_decode_as_the_library_does(tmp_path_factory, text, ids) -> None:
+    backend = byte_level()
+    tokenizer = load_tokenizer(write(tmp_path_factory.mktemp("model"), backend))
+    assert tokenizer.decode(tokenizer.encode(text)) == text.replace("<|end|>", "")
+    assert tokenizer.decode(ids) == backend.decode(ids)
+
+
+@pytest.mark.parametrize("text", ["a ab b", " ab", "é a", "日本 b🙂", "a  b"])
+def test_sentence_piece_text_decodes_as_the_library_does(tmp_path, text) -> None:
+    backend = sentence_piece()
+    tokenizer = load_tokenizer(write(tmp_path, backend))
+    ids = tokenizer.encode(text)
+    assert ids[0] == 1  # the post-processor's BOS
+    assert tokenizer.decode(ids) == backend.decode(list(ids)) == text
+    detokenizer = tokenizer.detokenizer()
+    pieces = [detokenizer.push([token_id]) for token_id in ids]
+    assert "".join(pieces) == " " + text  # continues a prompt: the space belongs to the text
+
+
+def test_added_tokens_are_shown_unless_special(tmp_path) -> None:
+    tokenizer = load_tokenizer(write(tmp_path, byte_level()))
+    ids = tokenizer.encode("<|im_start|><think>cat<|im_end|>")
+    assert len(ids) < 7
+    assert tokenizer.decode(ids) == "<think>cat"
+
+
+def test_settings_come_from_the_files_beside_the_tokenizer(tmp_path) -> None:
+    write(
+        tmp_path,
+        byte_level(),
+        tokenizer_config={
+            "eos_token": {"content": "<|im_end|>"},
+            "bos_token": "<|end|>",
+            "chat_template": "old",
+        },
+        generation_config={"eos_token_id": [0, 2], "temperature": 0.6, "top_k": 20, "top_p": 0.95},
+        config={"eos_token_id": 77},
+    )
+    (tmp_path / "chat_template.jinja").write_text(
+        "{{ bos_token }}{{ messages[0].content }}", encoding="utf-8"
+    )
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.stop_token_ids == (0, 2)
+    assert tokenizer.render_chat([{"role": "user", "content": "x"}]) == "<|end|>x"
+    assert (tokenizer.defaults.temperature, tokenizer.defaults.top_k) == (0.6, 20)
+    assert (tokenizer.defaults.top_p, tokenizer.defaults.min_p) == (0.95, None)
+
+
+@pytest.mark.parametrize(
+    "template", [TEMPLATE, [{"name": "tool_use", "template": "x"}, {"name": "default", "template": TEMPLATE}]]
+)
+def test_the_token_that_ends_a_turn_stops_even_when_it_is_not_the_eos(tmp_path, template) -> None:
+    write(tmp_path, byte_level(), tokenizer_config={"chat_template": template}, config={"eos_token_id": 0})
+    assert load_tokenizer(tmp_path).stop_token_ids == (0, 2)
+
+
+def test_chat_prompts_do_not_get_a_second_bos(tmp_path) -> None:
+    template = "{{ bos_token }}{{ messages[0].content }}"
+    write(tmp_path, sentence_piece(), tokenizer_config={"bos_token": "<s>", "chat_template": template})
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode_chat([{"role": "user", "content": "a"}]).count(1) == 1
+
+
+def test_a_model_without_template_refuses_messages_by_name(tmp_path) -> None:
+    tokenizer = load_tokenizer(write(tmp_path, byte_level()))
+    assert not tokenizer.has_chat_template
+    with pytest.raises(InvalidRequestError, match="no chat template") as caught:
+        tokenizer.encode_chat([{"role": "user", "content": "a"}])
+    assert caught.value.field == "messages"
+
+
+def test_unusable_files_are_named(tmp_path) -> None:
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json does not exist"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
+        load_tokenizer(tmp_path)
+    write(tmp_path, byte_level())
+    (tmp_path / "generation_config.json").write_text("[1]", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"generation_config\.json must hold a JSON object, got list"):
+        load_tokenizer(tmp_path)
+    other = tmp_path / "model.bin"
+    other.touch()
+    with pytest.raises(CheckpointError, match=r"neither a directory nor a \.gguf file"):
+        load_tokenizer(other)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "message"), [(decoders.WordPiece(), "WordPiece"), (None, "has no decoder")]
+)
+def test_a_decoder_that_cannot_stream_is_refused(tmp_path, decoder, message) -> None:
+    backend = byte_level()
+    backend.decoder = decoder
+    with pytest.raises(CheckpointError, match=message):
+        load_tokenizer(write(tmp_path, backend))
