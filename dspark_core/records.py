@@ -216,6 +216,8 @@ class RoundReport:
     batch_tokens: int = 0
     step_seconds: float = 0.0
     draft_seconds: float = 0.0
+    profile: tuple[tuple[int, float], ...] = ()
+    """(batch tokens, step seconds) measured at start; only in the first report of a stream."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ A client borrows its channel: whoever opened it closes it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,7 +42,7 @@ class VerifierClient:
 
     async def generate(
         self, request: GenerateRequest, *, deadline_seconds: float
-    ) -> AsyncIterator[GenerateChunk]:
+    ) -> AsyncGenerator[GenerateChunk, None]:
         """Streams one completion; closing the iterator (`aclosing`) cancels the call at once."""
         call = self._stub.Generate(convert.generate_request_to_proto(request), timeout=deadline_seconds)
         with _errors(), _cancelled_on_exit(call):
@@ -92,7 +92,7 @@ class SchedulerClient:
 
     async def coordinate(
         self, reports: AsyncIterable[RoundReport], *, deadline_seconds: float = COORDINATE_SECONDS
-    ) -> AsyncIterator[VerifyPlan]:
+    ) -> AsyncGenerator[VerifyPlan, None]:
         """Sends reports and yields plans until either side ends; closing the iterator cancels."""
 
         async def messages() -> AsyncIterator[scheduler_pb2.RoundReport]:

@@ -8,7 +8,7 @@ business: nothing here may load torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -244,6 +244,10 @@ def round_report_to_proto(value: RoundReport) -> scheduler_pb2.RoundReport:
         batch_tokens=value.batch_tokens,
         step_seconds=value.step_seconds,
         draft_seconds=value.draft_seconds,
+        profile=[
+            scheduler_pb2.StepTime(batch_tokens=batch_tokens, step_seconds=seconds)
+            for batch_tokens, seconds in value.profile
+        ],
     )
 
 
@@ -261,6 +265,7 @@ def round_report_from_proto(message: scheduler_pb2.RoundReport) -> RoundReport:
         batch_tokens=message.batch_tokens,
         step_seconds=message.step_seconds,
         draft_seconds=message.draft_seconds,
+        profile=_profile_from_proto(message.profile),
     )
 
 
@@ -293,6 +298,19 @@ def _survival_from_proto(message: scheduler_pb2.RequestSurvival) -> RequestSurvi
         verify_length=message.verify_length,
         accepted=message.accepted,
     )
+
+
+def _profile_from_proto(points: Iterable[scheduler_pb2.StepTime]) -> tuple[tuple[int, float], ...]:
+    profile = tuple((point.batch_tokens, point.step_seconds) for point in points)
+    if any(not (math.isfinite(seconds) and seconds > 0) for _, seconds in profile):
+        raise InvalidRequestError(
+            f"profile must have positive step_seconds, got {list(profile)}", field="profile"
+        )
+    if any(tokens < 1 for tokens, _ in profile) or any(a[0] >= b[0] for a, b in pairwise(profile)):
+        raise InvalidRequestError(
+            f"profile must have strictly increasing batch_tokens >= 1, got {list(profile)}", field="profile"
+        )
+    return profile
 
 
 def _known(values: Mapping[Any, _T], number: int, field: str) -> _T:

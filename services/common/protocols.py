@@ -5,7 +5,7 @@ Every method raises errors of `dspark_core.errors` only.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from typing import Protocol
 
 from dspark_core.records import (
@@ -22,7 +22,9 @@ from dspark_core.records import (
 class VerifierApi(Protocol):
     async def describe(self) -> VerifierDescription: ...
 
-    def generate(self, request: GenerateRequest, *, deadline_seconds: float) -> AsyncIterator[GenerateChunk]:
+    def generate(
+        self, request: GenerateRequest, *, deadline_seconds: float
+    ) -> AsyncGenerator[GenerateChunk, None]:
         """Streams one completion. Closing the iterator cancels the request and frees its pages."""
         ...
 
@@ -51,6 +53,6 @@ class SchedulerApi(RegistrationApi, Protocol):
         """The verifier that should serve a request; UnavailableError when there is none."""
         ...
 
-    def coordinate(self, reports: AsyncIterable[RoundReport]) -> AsyncIterator[VerifyPlan]:
+    def coordinate(self, reports: AsyncIterable[RoundReport]) -> AsyncGenerator[VerifyPlan, None]:
         """Plans for one verifier's reports, the newest first; old reports may be skipped."""
         ...

@@ -6,9 +6,10 @@ A registry stores leases and nothing more; who is chosen for what is the schedul
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, fields
 from typing import Protocol
 
 from redis.asyncio import Redis
@@ -16,8 +17,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from dspark_core.errors import InvalidRequestError, UnavailableError
+from dspark_core.errors import ConfigError, InvalidRequestError, UnavailableError
 from dspark_core.records import Replica, Role
+
+_log = logging.getLogger(__name__)
 
 
 class Registry(Protocol):
@@ -56,6 +59,7 @@ class MemoryRegistry:
         self._leases.clear()
 
 
+_SCHEMES = ("redis", "rediss", "unix")
 _INDEX = "dspark:replicas"
 _KEY = "dspark:replica:"
 # The index only hints at keys whose own TTL decides. Entries this long past their lease are dropped;
@@ -69,6 +73,12 @@ class RedisRegistry:
     def __init__(
         self, url: str, *, timeout_seconds: float = 1.0, wall_clock: Callable[[], float] = time.time
     ) -> None:
+        scheme = url.partition("://")[0]
+        if scheme not in _SCHEMES:
+            # The whole URL may hold a password.
+            raise ConfigError(
+                f"REDIS_URL must start with redis://, rediss:// or unix://, got {scheme[:12]!r}"
+            )
         # No retries inside the client: a lost connection must reach the caller, which then knows
         # that Redis may have restarted empty and stores its replicas again.
         self._redis: Redis = Redis.from_url(
@@ -107,7 +117,7 @@ class RedisRegistry:
             texts = await self._redis.mget([_KEY + replica_id for replica_id in ids]) if ids else []
         except (RedisError, OSError) as error:
             raise _unavailable(error) from error
-        return tuple(replica_from_json(str(text)) for text in texts if text is not None)
+        return tuple(_readable(str(text) for text in texts if text is not None))
 
     async def close(self) -> None:
         await self._redis.aclose()
@@ -118,12 +128,25 @@ def replica_to_json(replica: Replica) -> str:
 
 
 def replica_from_json(text: str) -> Replica:
-    """Raises InvalidRequestError for anything that is not a replica."""
+    """Ignores fields it does not know: during an upgrade newer schedulers write to the same Redis.
+
+    Raises InvalidRequestError for anything that is not a replica.
+    """
     try:
-        fields = json.loads(text)
-        return Replica(**{**fields, "role": Role(fields["role"])})
+        values = json.loads(text)
+        known = {field.name: values[field.name] for field in fields(Replica) if field.name in values}
+        return Replica(**{**known, "role": Role(values["role"])})
     except (ValueError, TypeError, KeyError) as error:
         raise InvalidRequestError(f"not a replica record: {text!r} ({error})", field="replica") from error
+
+
+def _readable(texts: Iterable[str]) -> Iterator[Replica]:
+    """One broken record must not hide the others."""
+    for text in texts:
+        try:
+            yield replica_from_json(text)
+        except InvalidRequestError as error:
+            _log.warning("skipping an entry of the registry: %s", error)
 
 
 def _unavailable(error: Exception) -> UnavailableError:

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
 
 import grpc
 import grpc.aio
@@ -20,8 +19,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from dspark_core.errors import ConfigError
 from services.common.admission import AdmissionLayer
 from services.common.interceptors import DeadlineLayer, ErrorLayer, Layer, LayeredInterceptor
-from services.common.limits import KEEPALIVE_TIMEOUT_MS, MAX_MESSAGE_BYTES, MIN_PING_INTERVAL_MS
+from services.common.limits import KEEPALIVE_TIMEOUT_MS, MIN_PING_INTERVAL_MS
 from services.common.metrics_http import MetricsServer
+from services.common.options import ServerOptions
 from services.common.rpc_metrics import MetricsLayer
 from services.common.telemetry import Telemetry
 from services.common.tracing import TracingLayer
@@ -33,30 +33,6 @@ Hook = Callable[[], Awaitable[None]]
 
 # Health checks do not count as calls, but something must bound them too.
 _SPARE_CALLS = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerOptions:
-    port: int
-    """0 binds a free one; `GrpcServer.port` tells which."""
-    host: str = "0.0.0.0"
-    drain_seconds: float = 20.0
-    """How long calls in flight may go on after SIGTERM."""
-    max_calls: int = 1024
-    """Calls in flight; further ones get RESOURCE_EXHAUSTED."""
-    unary_timeout_seconds: float = 30.0
-    """For unary calls that come without a deadline."""
-    max_message_bytes: int = MAX_MESSAGE_BYTES
-    metrics_port: int | None = None
-    """HTTP port of `/metrics`; None: not served. 0 binds a free one."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"port must be in [0, 65535], got {self.port}")
-        if self.drain_seconds < 0:
-            raise ConfigError(f"drain_seconds must be >= 0, got {self.drain_seconds}")
-        if self.max_calls < 1:
-            raise ConfigError(f"max_calls must be >= 1, got {self.max_calls}")
 
 
 class GrpcServer:

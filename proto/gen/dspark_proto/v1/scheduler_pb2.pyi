@@ -89,20 +89,30 @@ class AssignResponse(_message.Message):
     def __init__(self, replica: _Optional[_Union[Replica, _Mapping]] = ...) -> None: ...
 
 class RoundReport(_message.Message):
-    __slots__ = ("replica_id", "round", "requests", "batch_tokens", "step_seconds", "draft_seconds")
+    __slots__ = ("replica_id", "round", "requests", "batch_tokens", "step_seconds", "draft_seconds", "profile")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     BATCH_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
     DRAFT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     round: int
     requests: _containers.RepeatedCompositeFieldContainer[RequestSurvival]
     batch_tokens: int
     step_seconds: float
     draft_seconds: float
-    def __init__(self, replica_id: _Optional[str] = ..., round: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[RequestSurvival, _Mapping]]] = ..., batch_tokens: _Optional[int] = ..., step_seconds: _Optional[float] = ..., draft_seconds: _Optional[float] = ...) -> None: ...
+    profile: _containers.RepeatedCompositeFieldContainer[StepTime]
+    def __init__(self, replica_id: _Optional[str] = ..., round: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[RequestSurvival, _Mapping]]] = ..., batch_tokens: _Optional[int] = ..., step_seconds: _Optional[float] = ..., draft_seconds: _Optional[float] = ..., profile: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ...) -> None: ...
+
+class StepTime(_message.Message):
+    __slots__ = ("batch_tokens", "step_seconds")
+    BATCH_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    batch_tokens: int
+    step_seconds: float
+    def __init__(self, batch_tokens: _Optional[int] = ..., step_seconds: _Optional[float] = ...) -> None: ...
 
 class RequestSurvival(_message.Message):
     __slots__ = ("sequence_id", "survival", "verify_length", "accepted")

@@ -1,0 +1,51 @@
+"""What every gRPC server of the project lets its operator set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dspark_core.errors import ConfigError
+from services.common.env import Env
+from services.common.limits import MAX_MESSAGE_BYTES
+
+_HOST = "0.0.0.0"
+_DRAIN_SECONDS = 20.0
+_MAX_CALLS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    port: int
+    """0 binds a free one; `GrpcServer.port` tells which."""
+    host: str = _HOST
+    drain_seconds: float = _DRAIN_SECONDS
+    """How long calls in flight may go on after SIGTERM."""
+    max_calls: int = _MAX_CALLS
+    """Calls in flight; further ones get RESOURCE_EXHAUSTED."""
+    unary_timeout_seconds: float = 30.0
+    """For unary calls that come without a deadline."""
+    max_message_bytes: int = MAX_MESSAGE_BYTES
+    metrics_port: int | None = None
+    """HTTP port of `/metrics`; None: not served. 0 binds a free one."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port must be in [0, 65535], got {self.port}")
+        if self.drain_seconds < 0:
+            raise ConfigError(f"drain_seconds must be >= 0, got {self.drain_seconds}")
+        if self.max_calls < 1:
+            raise ConfigError(f"max_calls must be >= 1, got {self.max_calls}")
+
+    @classmethod
+    def from_env(cls, env: Env, *, port: int, metrics_port: int) -> ServerOptions:
+        """Reads DSPARK_HOST, _PORT, _METRICS_PORT (or "off"), _DRAIN_SECONDS and _MAX_CALLS."""
+        metrics_off = env.optional_text("DSPARK_METRICS_PORT") == "off"
+        return cls(
+            port=env.integer("DSPARK_PORT", port, minimum=0, maximum=65535),
+            host=env.text("DSPARK_HOST", _HOST),
+            drain_seconds=env.number("DSPARK_DRAIN_SECONDS", _DRAIN_SECONDS, minimum=0),
+            max_calls=env.integer("DSPARK_MAX_CALLS", _MAX_CALLS, minimum=1),
+            metrics_port=None
+            if metrics_off
+            else env.integer("DSPARK_METRICS_PORT", metrics_port, minimum=0, maximum=65535),
+        )

@@ -1,0 +1,36 @@
+"""A slot that holds the newest item only: a slow consumer skips what was overtaken."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Mailbox(Generic[T]):
+    """For one consumer."""
+
+    def __init__(self) -> None:
+        self._item: T | None = None
+        self._closed = False
+        self._changed = asyncio.Event()
+
+    def put(self, item: T) -> bool:
+        """True when an item that nobody took was replaced."""
+        replaced = self._item is not None
+        self._item = item
+        self._changed.set()
+        return replaced
+
+    def close(self) -> None:
+        self._closed = True
+        self._changed.set()
+
+    async def take(self) -> T | None:
+        """Waits for an item; None once the mailbox is closed and empty."""
+        while self._item is None and not self._closed:
+            self._changed.clear()
+            await self._changed.wait()
+        item, self._item = self._item, None
+        return item

@@ -1,0 +1,39 @@
+"""The scheduler process: wiring only."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from services.common.process import run_process
+from services.common.registry import MemoryRegistry, RedisRegistry, Registry
+from services.common.server import GrpcServer, serve
+from services.common.telemetry import Telemetry
+from services.scheduler.config import SchedulerConfig
+from services.scheduler.scheduler import Scheduler
+from services.scheduler.servicer import SchedulerServicer
+
+
+async def run(environ: Mapping[str, str]) -> None:
+    config = SchedulerConfig.from_env(environ)
+    telemetry = Telemetry.from_env("scheduler", environ)
+    registry: Registry = RedisRegistry(config.redis_url) if config.redis_url else MemoryRegistry()
+    scheduler = Scheduler(
+        lease_seconds=config.lease_seconds,
+        registry=registry,
+        sync_seconds=config.sync_seconds,
+        metrics=telemetry.registry,
+    )
+    server = GrpcServer(config.server, [SchedulerServicer(scheduler).register], telemetry)
+    try:
+        await serve(server, warm_up=scheduler.start, on_drain=scheduler.drain)
+    finally:
+        await scheduler.close()
+
+
+def main() -> int:
+    return run_process("scheduler", run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

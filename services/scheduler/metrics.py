@@ -1,0 +1,52 @@
+"""The scheduler's Prometheus metrics."""
+
+from __future__ import annotations
+
+from collections import Counter as Count
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from dspark_core.records import Replica, Role
+
+_LAG_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+
+
+class SchedulerMetrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._replicas = Gauge(
+            "dspark_scheduler_replicas", "Replicas with a running lease", ["role"], registry=registry
+        )
+        self._registry_up = Gauge(
+            "dspark_scheduler_registry_up", "1 while the shared registry answers", registry=registry
+        )
+        self.assigns = Counter(
+            "dspark_scheduler_assigns", "Requests to assign a verifier", ["result"], registry=registry
+        )
+        self.reports = Counter(
+            "dspark_scheduler_reports",
+            "Round reports: planned, stale (an older round), superseded (a newer one came before its "
+            "plan), unplannable (nothing to plan from)",
+            ["result"],
+            registry=registry,
+        )
+        self.capacity = Histogram(
+            "dspark_scheduler_plan_draft_tokens",
+            "Draft token capacity of the plans sent",
+            buckets=(0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+            registry=registry,
+        )
+        self.report_lag = Histogram(
+            "dspark_scheduler_report_lag_seconds",
+            "From the arrival of a report to its plan",
+            buckets=_LAG_BUCKETS,
+            registry=registry,
+        )
+
+    def set_replicas(self, replicas: Iterable[Replica]) -> None:
+        count = Count(replica.role for replica in replicas)
+        for role in Role:
+            self._replicas.labels(role.value).set(count[role])
+
+    def set_registry_up(self, up: bool) -> None:
+        self._registry_up.set(up)

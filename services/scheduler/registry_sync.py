@@ -1,0 +1,111 @@
+"""Keeps the scheduler's state and the registry in step, and rides out a registry that is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from dspark_core.errors import UnavailableError
+from dspark_core.records import Replica
+from services.common.registry import Registry
+from services.scheduler.metrics import SchedulerMetrics
+from services.scheduler.state import ClusterState
+
+_log = logging.getLogger(__name__)
+
+
+class RegistrySync:
+    """Writes through while the registry is up; reads it every `interval_seconds`.
+
+    While it is down nothing is forgotten but expired leases of our own, and writes do not even
+    try. When it is back, own leases are stored again first: it may have restarted empty.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        state: ClusterState,
+        metrics: SchedulerMetrics,
+        *,
+        lease_seconds: float,
+        interval_seconds: float,
+    ) -> None:
+        self._registry = registry
+        self._state = state
+        self._metrics = metrics
+        self._lease_seconds = lease_seconds
+        self._interval_seconds = interval_seconds
+        self._up = True
+        self._unsent_removals: set[str] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self._exchange()
+        self._task = asyncio.create_task(self._run(), name="registry-sync")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        await self._registry.close()
+
+    async def put(self, replica: Replica) -> None:
+        self._unsent_removals.discard(replica.replica_id)
+        self._show()
+        if self._up:
+            try:
+                await self._registry.put(replica, self._lease_seconds)
+            except UnavailableError as error:
+                self._went_down(error)
+
+    async def remove(self, replica_id: str) -> None:
+        self._show()
+        if self._up:
+            try:
+                await self._registry.remove(replica_id)
+                return
+            except UnavailableError as error:
+                self._went_down(error)
+        self._unsent_removals.add(replica_id)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval_seconds)
+            try:
+                await self._exchange()
+            except Exception:
+                # This task must live as long as the scheduler: without it other schedulers' replicas
+                # would never be seen again.
+                _log.exception("unexpected error while reading the registry")
+
+    async def _exchange(self) -> None:
+        try:
+            if not self._up:
+                await self._store_again()
+            listed = await self._registry.replicas()
+        except UnavailableError as error:
+            self._went_down(error)
+        else:
+            if not self._up:
+                _log.warning("the registry is back")
+            self._up = True
+            self._state.replace_shared(listed)
+        self._metrics.set_registry_up(self._up)
+        self._show()
+
+    async def _store_again(self) -> None:
+        for replica, seconds_left in self._state.leases():
+            await self._registry.put(replica, seconds_left)
+        for replica_id in tuple(self._unsent_removals):
+            await self._registry.remove(replica_id)
+            self._unsent_removals.discard(replica_id)
+
+    def _went_down(self, error: UnavailableError) -> None:
+        if self._up:
+            _log.warning("going on without the registry: %s", error)
+        self._up = False
+        self._metrics.set_registry_up(False)
+
+    def _show(self) -> None:
+        self._metrics.set_replicas(self._state.replicas())

@@ -1,0 +1,152 @@
+"""The scheduler itself: registration, routing and plans, in records and without a network.
+
+It fits `services.common.protocols.SchedulerApi`, so the embedded default uses it in process and
+the servicer puts it on gRPC. What it knows is in memory; the registry is a copy that survives a
+restart and is shared with other schedulers. No call waits for a registry that is known to be down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
+
+from prometheus_client import CollectorRegistry
+
+from dspark_core.errors import InvalidRequestError, UnavailableError
+from dspark_core.records import Replica, Role, RoundReport, VerifyPlan
+from services.common.registry import MemoryRegistry, Registry
+from services.scheduler.mailbox import Mailbox
+from services.scheduler.metrics import SchedulerMetrics
+from services.scheduler.planner import VerifierPlanner
+from services.scheduler.registry_sync import RegistrySync
+from services.scheduler.state import ClusterState
+
+_log = logging.getLogger(__name__)
+
+# A planner outlives its verifier's stream, so that a reconnect keeps the learned curve.
+_MAX_PLANNERS = 1024
+
+
+class Scheduler:
+    def __init__(
+        self,
+        *,
+        lease_seconds: float = 10.0,
+        registry: Registry | None = None,
+        sync_seconds: float = 1.0,
+        metrics: CollectorRegistry | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._lease_seconds = lease_seconds
+        self._clock = clock
+        self._state = ClusterState(lease_seconds, clock)
+        self._metrics = SchedulerMetrics(metrics or CollectorRegistry())
+        self._sync = RegistrySync(
+            registry or MemoryRegistry(clock),
+            self._state,
+            self._metrics,
+            lease_seconds=lease_seconds,
+            interval_seconds=sync_seconds,
+        )
+        self._planners: OrderedDict[str, VerifierPlanner] = OrderedDict()
+        self._mailboxes: set[Mailbox[tuple[RoundReport, float]]] = set()
+        self._draining = False
+
+    async def start(self) -> None:
+        """Loads what the registry knows. Never fails: without a registry it starts empty."""
+        await self._sync.start()
+
+    async def drain(self) -> None:
+        """Ends the Coordinate streams; verifiers then plan for themselves."""
+        self._draining = True
+        for mailbox in self._mailboxes:
+            mailbox.close()
+
+    async def close(self) -> None:
+        await self.drain()
+        await self._sync.stop()
+
+    async def register(self, replica: Replica) -> float:
+        self._state.register(replica)
+        await self._sync.put(replica)
+        return self._lease_seconds
+
+    async def deregister(self, replica_id: str) -> None:
+        self._state.deregister(replica_id)
+        await self._sync.remove(replica_id)
+
+    async def list_replicas(self, role: Role | None = None) -> tuple[Replica, ...]:
+        return self._state.replicas(role)
+
+    async def assign(
+        self,
+        *,
+        request_id: str,
+        model: str,
+        prompt_tokens: int = 0,
+        exclude_replica_ids: Sequence[str] = (),
+    ) -> Replica:
+        try:
+            chosen = self._state.assign(model, frozenset(exclude_replica_ids))
+        except UnavailableError:
+            self._metrics.assigns.labels("unavailable").inc()
+            raise
+        self._metrics.assigns.labels("assigned").inc()
+        _log.debug("request %s (%d prompt tokens) -> %s", request_id, prompt_tokens, chosen.replica_id)
+        return chosen
+
+    async def coordinate(self, reports: AsyncIterable[RoundReport]) -> AsyncGenerator[VerifyPlan, None]:
+        """Every report teaches the verifier's curve; only the newest waiting one is planned."""
+        mailbox: Mailbox[tuple[RoundReport, float]] = Mailbox()
+        self._mailboxes.add(mailbox)
+        if self._draining:
+            mailbox.close()
+        reader = asyncio.create_task(self._read(reports, mailbox))
+        try:
+            while (item := await mailbox.take()) is not None:
+                report, received_at = item
+                plan = self._planner(report.replica_id).plan()
+                if plan is None:
+                    self._metrics.reports.labels("unplannable").inc()
+                    continue
+                self._metrics.reports.labels("planned").inc()
+                self._metrics.capacity.observe(plan.draft_token_capacity)
+                self._metrics.report_lag.observe(self._clock() - received_at)
+                yield plan
+            if reader.done():
+                reader.result()  # an invalid report ends the stream with its error
+        finally:
+            self._mailboxes.discard(mailbox)
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+    async def _read(
+        self, reports: AsyncIterable[RoundReport], mailbox: Mailbox[tuple[RoundReport, float]]
+    ) -> None:
+        replica_id: str | None = None
+        try:
+            async for report in reports:
+                if replica_id is None:
+                    replica_id = report.replica_id
+                    self._planner(replica_id).begin_stream()
+                elif report.replica_id != replica_id:
+                    raise InvalidRequestError(
+                        f"replica_id must stay {replica_id!r} within a stream, got {report.replica_id!r}",
+                        field="replica_id",
+                    )
+                if not self._planner(replica_id).observe(report):
+                    self._metrics.reports.labels("stale").inc()
+                elif mailbox.put((report, self._clock())):
+                    self._metrics.reports.labels("superseded").inc()
+        finally:
+            mailbox.close()
+
+    def _planner(self, replica_id: str) -> VerifierPlanner:
+        planner = self._planners.setdefault(replica_id, VerifierPlanner())
+        self._planners.move_to_end(replica_id)
+        if len(self._planners) > _MAX_PLANNERS:
+            self._planners.popitem(last=False)
+        return planner

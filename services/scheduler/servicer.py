@@ -1,0 +1,73 @@
+"""The scheduler on gRPC: converts, calls, converts back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any, TypeAlias
+
+import grpc.aio
+from dspark_proto.v1 import scheduler_pb2, scheduler_pb2_grpc
+
+from dspark_core.errors import InvalidRequestError
+from dspark_core.records import RoundReport
+from services.common import convert
+from services.common.protocols import SchedulerApi
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
+    def __init__(self, scheduler: SchedulerApi) -> None:
+        self._scheduler = scheduler
+
+    def register(self, server: grpc.aio.Server) -> None:
+        scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(self, server)
+
+    async def Register(
+        self, request: scheduler_pb2.RegisterRequest, context: Context
+    ) -> scheduler_pb2.RegisterResponse:
+        lease_seconds = await self._scheduler.register(convert.replica_from_proto(request.replica))
+        return scheduler_pb2.RegisterResponse(lease_seconds=lease_seconds)
+
+    async def Deregister(
+        self, request: scheduler_pb2.DeregisterRequest, context: Context
+    ) -> scheduler_pb2.DeregisterResponse:
+        await self._scheduler.deregister(_required(request.replica_id, "replica_id"))
+        return scheduler_pb2.DeregisterResponse()
+
+    async def ListReplicas(
+        self, request: scheduler_pb2.ListReplicasRequest, context: Context
+    ) -> scheduler_pb2.ListReplicasResponse:
+        replicas = await self._scheduler.list_replicas(convert.role_from_proto(request.role))
+        return scheduler_pb2.ListReplicasResponse(
+            replicas=[convert.replica_to_proto(replica) for replica in replicas]
+        )
+
+    async def Assign(
+        self, request: scheduler_pb2.AssignRequest, context: Context
+    ) -> scheduler_pb2.AssignResponse:
+        replica = await self._scheduler.assign(
+            request_id=_required(request.request_id, "request_id"),
+            model=_required(request.model, "model"),
+            prompt_tokens=request.prompt_tokens,
+            exclude_replica_ids=tuple(request.exclude_replica_ids),
+        )
+        return scheduler_pb2.AssignResponse(replica=convert.replica_to_proto(replica))
+
+    async def Coordinate(
+        self, request_iterator: AsyncIterator[scheduler_pb2.RoundReport], context: Context
+    ) -> AsyncIterator[scheduler_pb2.VerifyPlan]:
+        async def reports() -> AsyncIterator[RoundReport]:
+            async for message in request_iterator:
+                yield convert.round_report_from_proto(message)
+
+        async with aclosing(self._scheduler.coordinate(reports())) as plans:
+            async for plan in plans:
+                yield convert.verify_plan_to_proto(plan)
+
+
+def _required(value: str, field: str) -> str:
+    if not value:
+        raise InvalidRequestError(f"{field} must be non-empty, got ''", field=field)
+    return value
