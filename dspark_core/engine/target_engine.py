@@ -36,10 +36,15 @@ class TargetEngine:
         num_pages: int,
         page_tokens: int = 16,
         projection: ContextProjection | None = None,
+        max_context_tokens: int | None = None,
     ) -> None:
         self.config = config
         self.page_tokens = page_tokens
         self.num_pages = num_pages
+        self.max_context_tokens = min(
+            config.max_context_tokens, (num_pages - 1) * page_tokens, max_context_tokens or 2**62
+        )
+        """Longest sequence one request can hold: the model's context or the whole cache."""
         self._decoder = decoder
         self._projection = projection
         self._dtype = next(decoder.parameters()).dtype
@@ -55,11 +60,6 @@ class TargetEngine:
     @property
     def dtype(self) -> torch.dtype:
         return self._dtype
-
-    @property
-    def max_context_tokens(self) -> int:
-        """Longest sequence one request can hold: the model's context or the whole cache."""
-        return min(self.config.max_context_tokens, (self.num_pages - 1) * self.page_tokens)
 
     @torch.inference_mode()
     def forward(self, runs: Sequence[Run]) -> Tensor:

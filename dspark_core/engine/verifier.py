@@ -7,7 +7,7 @@ import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -88,7 +88,7 @@ class Verifier:
             healthy=self._failures < MAX_CONSECUTIVE_FAILURES and not self._stopping,
         )
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Streams one completion; closing the iterator cancels it and frees its pages.
 
         Raises what `RoundLoop.submit` raises, before the first chunk.

@@ -1,0 +1,122 @@
+"""Builds engines from checkpoints: what a process needs to say is paths, a dtype and memory."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dspark_core.engine.draft_engine import DraftEngine
+from dspark_core.engine.kv_cache import PagedCache
+from dspark_core.engine.protocols import DraftGeometry
+from dspark_core.engine.target_engine import ContextProjection, TargetEngine
+from dspark_core.errors import ConfigError
+from dspark_core.models.drafter_checkpoint import fingerprint, load_drafter, load_projection
+from dspark_core.models.drafter_config import read_drafter_config
+from dspark_core.models.loading import LoadedTarget, load_target
+from dspark_core.zoo_paths import resolve_drafter_path
+
+_log = logging.getLogger(__name__)
+
+PAGE_TOKENS = 16
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What both engines are built from."""
+
+    target_model: str
+    drafter: str | None
+    """Checkpoint directory or zoo name; None: plain decoding."""
+    dtype: str = "bfloat16"
+    kv_cache_bytes: int = 2 * 2**30
+    """Memory for keys, values and context features of all sequences."""
+    max_context_tokens: int | None = None
+    """Lowers the model's own limit."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltTarget:
+    engine: TargetEngine
+    loaded: LoadedTarget
+    geometry: DraftGeometry | None
+    """Of the drafter whose projection the engine applies."""
+
+
+def build_target(options: EngineOptions) -> BuiltTarget:
+    """Loads the target and, with a drafter, its projection. Raises ConfigError or CheckpointError."""
+    loaded = load_target(options.target_model, options.torch_dtype)
+    projection, geometry = None, None
+    if options.drafter is not None:
+        directory = resolve_drafter_path(options.drafter)
+        module = load_projection(directory, loaded.config, options.torch_dtype)
+        geometry = read_geometry(directory)
+        projection = ContextProjection(
+            project=module, target_layer_ids=module.target_layer_ids, feature_size=geometry.feature_size
+        )
+    num_pages = _num_pages(options, loaded, projection.feature_size if projection else 0)
+    engine = TargetEngine(
+        loaded.decoder,
+        loaded.config,
+        num_pages=num_pages,
+        page_tokens=PAGE_TOKENS,
+        projection=projection,
+        max_context_tokens=options.max_context_tokens,
+    )
+    _log.info("target %s: %d KV pages of %d tokens", loaded.path.name, num_pages, PAGE_TOKENS)
+    return BuiltTarget(engine=engine, loaded=loaded, geometry=geometry)
+
+
+def build_drafter(options: EngineOptions, loaded: LoadedTarget | None = None) -> DraftEngine:
+    """Loads a drafter; embedding and LM head come from `loaded`, or from the target's checkpoint."""
+    if options.drafter is None:
+        raise ConfigError("a drafter needs a checkpoint: drafter is not set")
+    directory = resolve_drafter_path(options.drafter)
+    target = loaded or load_target(options.target_model, options.torch_dtype)
+    drafter = load_drafter(
+        directory,
+        target.decoder.embed_tokens.weight,
+        target.decoder.lm_head.weight,
+        target.config,
+        options.torch_dtype,
+    )
+    backbone = drafter.config.backbone
+    page_bytes = PagedCache.bytes_per_page(backbone, PAGE_TOKENS, 0, options.torch_dtype)
+    # The drafter's layers are few: an eighth of the target's memory holds at least as many tokens.
+    num_pages = max(2, options.kv_cache_bytes // 8 // page_bytes)
+    return DraftEngine(
+        drafter, fingerprint=fingerprint(directory), num_pages=num_pages, page_tokens=PAGE_TOKENS
+    )
+
+
+def read_geometry(directory: Path) -> DraftGeometry:
+    """What a drafter of this checkpoint will say about itself, without loading it."""
+    config = read_drafter_config(directory)
+    return DraftGeometry(
+        fingerprint=fingerprint(directory),
+        block_size=config.block_size,
+        feature_size=config.backbone.hidden_size,
+        vocab_size=config.backbone.vocab_size,
+        context_window=config.context_window,
+    )
+
+
+def _num_pages(options: EngineOptions, loaded: LoadedTarget, feature_size: int) -> int:
+    page_bytes = PagedCache.bytes_per_page(loaded.config, PAGE_TOKENS, feature_size, options.torch_dtype)
+    num_pages = options.kv_cache_bytes // page_bytes
+    if num_pages < 2:
+        raise ConfigError(
+            f"kv_cache_bytes must hold at least two pages of {page_bytes} bytes, got {options.kv_cache_bytes}"
+        )
+    return num_pages

@@ -1,0 +1,66 @@
+"""Starts a drafter: `python -m services.drafter.main`. Wiring only."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+
+import torch
+
+from dspark_core.engine.building import build_drafter
+from dspark_core.records import Replica, Role
+from services.common.channels import open_channel
+from services.common.clients import SchedulerClient
+from services.common.process import run_process
+from services.common.registration import RegistrationLoop
+from services.common.server import GrpcServer, serve
+from services.common.telemetry import Telemetry
+from services.drafter.config import DrafterServiceConfig
+from services.drafter.servicer import DrafterServicer
+
+
+async def run(environ: Mapping[str, str]) -> None:
+    config = DrafterServiceConfig.from_env(environ)
+    telemetry = Telemetry.from_env("drafter", environ)
+    if config.torch_threads:
+        torch.set_num_threads(config.torch_threads)
+    # Loaded before the port opens: a wrong checkpoint must fail at once, not after a probe period.
+    engine = await asyncio.to_thread(build_drafter, config.engine)
+    servicer = DrafterServicer(engine, telemetry)
+    async with AsyncExitStack() as stack:
+        stack.callback(servicer.close)
+        server = GrpcServer(config.server, [servicer.register], telemetry)
+        registration = None
+        if config.scheduler_address:
+            channel = await stack.enter_async_context(open_channel(config.scheduler_address, telemetry))
+            registration = RegistrationLoop(SchedulerClient(channel), lambda: _replica(config))
+
+        async def warm_up() -> None:
+            if registration:
+                registration.start()
+
+        async def on_drain() -> None:
+            if registration:
+                await registration.stop()
+            await servicer.drain()
+
+        await serve(server, warm_up=warm_up, on_drain=on_drain)
+
+
+def _replica(config: DrafterServiceConfig) -> Replica:
+    return Replica(
+        replica_id=config.replica_id,
+        role=Role.DRAFTER,
+        address=config.advertise_address,
+        model=config.engine.target_model,
+    )
+
+
+def main() -> int:
+    return run_process("drafter", run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

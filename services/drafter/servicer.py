@@ -1,0 +1,99 @@
+"""gRPC face of the drafter: one stream per verifier, whose end frees everything it primed."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc.aio
+from dspark_proto.v1 import drafter_pb2, drafter_pb2_grpc
+
+from dspark_core.engine.draft_engine import DraftEngine
+from dspark_core.engine.protocols import DraftBlock, DraftItem
+from services.common.streams import until
+from services.common.telemetry import Telemetry
+from services.drafter import convert
+from services.drafter.metrics import DrafterMetrics
+
+
+class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
+    def __init__(self, engine: DraftEngine, telemetry: Telemetry) -> None:
+        self._engine = engine
+        self._tracer = telemetry.tracer
+        self._metrics = DrafterMetrics(telemetry.registry)
+        # One worker: passes of different verifiers follow each other, and the engine sees one thread.
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="draft")
+        self._streams = itertools.count()
+        self._draining = asyncio.Event()
+
+    def register(self, server: grpc.aio.Server) -> None:
+        drafter_pb2_grpc.add_DrafterServiceServicer_to_server(self, server)
+
+    async def Describe(
+        self, request: drafter_pb2.DescribeDrafterRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> drafter_pb2.DescribeDrafterResponse:
+        return convert.geometry_to_proto(self._engine.geometry)
+
+    async def Draft(
+        self,
+        request_iterator: AsyncIterator[drafter_pb2.DraftRequest],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[drafter_pb2.DraftResponse]:
+        session = _Session(f"{next(self._streams)}/")
+        try:
+            async for message in until(self._draining, request_iterator):
+                items = [session.own(convert.draft_item_from_proto(item)) for item in message.items]
+                blocks = await self._propose(items, session.release(message.release))
+                yield drafter_pb2.DraftResponse(
+                    round=message.round,
+                    blocks=[convert.draft_block_to_proto(session.disown(block)) for block in blocks],
+                )
+        finally:
+            self._worker.submit(self._engine.release, session.all_ids())
+
+    async def drain(self) -> None:
+        """Ends the streams after their current round: verifiers go on with another replica."""
+        self._draining.set()
+
+    def close(self) -> None:
+        self._worker.shutdown(cancel_futures=True)
+
+    async def _propose(self, items: Sequence[DraftItem], released: Sequence[str]) -> list[DraftBlock]:
+        with self._tracer.start_as_current_span("draft", attributes={"requests": len(items)}):
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._worker, self._pass, items, released)
+
+    def _pass(self, items: Sequence[DraftItem], released: Sequence[str]) -> list[DraftBlock]:
+        self._engine.release(released)
+        with self._metrics.timed_pass(len(items)):
+            blocks = self._engine.propose(items)
+        self._metrics.observe(blocks, self._engine.num_sequences)
+        return blocks
+
+
+class _Session:
+    """Keeps sequence ids of different verifiers apart, and knows which ones a stream brought."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._ids: set[str] = set()
+
+    def own(self, item: DraftItem) -> DraftItem:
+        sequence_id = self._prefix + item.sequence_id
+        self._ids.add(sequence_id)
+        return dataclasses.replace(item, sequence_id=sequence_id)
+
+    def disown(self, block: DraftBlock) -> DraftBlock:
+        return dataclasses.replace(block, sequence_id=block.sequence_id.removeprefix(self._prefix))
+
+    def release(self, sequence_ids: Sequence[str]) -> list[str]:
+        released = [self._prefix + sequence_id for sequence_id in sequence_ids]
+        self._ids.difference_update(released)
+        return released
+
+    def all_ids(self) -> list[str]:
+        return list(self._ids)

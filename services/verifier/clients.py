@@ -1,0 +1,206 @@
+"""`DraftSource` over gRPC: one stream to a drafter, kept open, reopened when it breaks.
+
+Lives on an asyncio loop and is called from the round thread. Whenever the stream is not up, or a
+reply is overdue, proposals fail at once, so that a lost drafter never holds up a round twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc.aio
+from dspark_proto.v1 import drafter_pb2, drafter_pb2_grpc
+
+from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem
+from dspark_core.errors import CheckpointError, DraftUnavailableError, DSparkError
+from services.common.rpc_errors import from_rpc_error
+from services.verifier import convert
+
+_log = logging.getLogger(__name__)
+
+FIRST_BACKOFF_SECONDS = 0.1
+MAX_BACKOFF_SECONDS = 2.0
+STALL_SECONDS = 5.0
+"""A stream that owes a reply for this long is given up and reopened."""
+STREAM_SECONDS = 24 * 3600.0
+MAX_PENDING_RELEASES = 10_000
+
+
+@dataclass(slots=True)
+class _Pending:
+    """The round whose reply is awaited."""
+
+    round: int
+    sequence_ids: tuple[str, ...]
+    future: Future[list[DraftBlock]] = field(default_factory=Future)
+
+
+class RemoteDraftSource:
+    def __init__(
+        self, channel: grpc.aio.Channel, geometry: DraftGeometry, *, stall_seconds: float = STALL_SECONDS
+    ) -> None:
+        """`geometry` is that of the checkpoint whose projection this verifier applies."""
+        self._stub: Any = drafter_pb2_grpc.DrafterServiceStub(channel)
+        self._geometry = geometry
+        self._stall_seconds = stall_seconds
+        self._loop = asyncio.get_running_loop()
+        self._generation = 0
+        self._round = 0
+        self._requests: asyncio.Queue[drafter_pb2.DraftRequest] | None = None  # None: no stream
+        self._pending: _Pending | None = None
+        self._releases: list[str] = []
+        self._connected = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._complained = False
+
+    def start(self) -> None:
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="draft-stream")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def wait_connected(self) -> None:
+        await self._connected.wait()
+
+    @property
+    def connected(self) -> bool:
+        return self._connected.is_set()
+
+    @property
+    def geometry(self) -> DraftGeometry:
+        return self._geometry
+
+    @property
+    def generation(self) -> int:
+        return self._generation
+
+    def propose(self, items: Sequence[DraftItem]) -> Future[list[DraftBlock]]:
+        """Called on the round thread."""
+        if not self.connected:
+            return _failed("no drafter is connected")
+        overdue = self._pending
+        if overdue is not None and not overdue.future.done():
+            return _failed(f"the drafter still owes the reply of round {overdue.round}")
+        self._round += 1
+        pending = _Pending(self._round, tuple(item.sequence_id for item in items))
+        releases, self._releases = self._releases, []
+        message = drafter_pb2.DraftRequest(
+            round=pending.round, items=[convert.draft_item_to_proto(item) for item in items], release=releases
+        )
+        self._pending = pending
+        self._loop.call_soon_threadsafe(self._send, message, pending)
+        return pending.future
+
+    def release(self, sequence_ids: Sequence[str]) -> None:
+        """Sent with the next request; a broken stream has released everything already."""
+        if self.connected and len(self._releases) < MAX_PENDING_RELEASES:
+            self._releases.extend(sequence_ids)
+
+    def _send(self, message: drafter_pb2.DraftRequest, pending: _Pending) -> None:
+        if self._requests is None:
+            pending.future.set_exception(DraftUnavailableError("the drafter's stream has just ended"))
+        else:
+            self._requests.put_nowait(message)
+
+    async def _run(self) -> None:
+        backoff = FIRST_BACKOFF_SECONDS
+        while True:
+            try:
+                await self._check_geometry()
+                self._complained = False
+                await self._stream()
+                backoff = FIRST_BACKOFF_SECONDS
+            except (DSparkError, grpc.aio.AioRpcError) as error:
+                self._complain(error)
+            finally:
+                self._disconnected()
+            await asyncio.sleep(backoff)
+            backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
+
+    async def _check_geometry(self) -> None:
+        response = await self._stub.Describe(
+            drafter_pb2.DescribeDrafterRequest(), timeout=self._stall_seconds
+        )
+        served = convert.geometry_from_proto(response)
+        if served != self._geometry:
+            raise CheckpointError(f"the drafter serves {served}, this verifier projects for {self._geometry}")
+
+    async def _stream(self) -> None:
+        """One stream, from its opening to its end."""
+        requests: asyncio.Queue[drafter_pb2.DraftRequest] = asyncio.Queue()
+        call = self._stub.Draft(_drain(requests), timeout=STREAM_SECONDS)
+        watchdog = asyncio.create_task(self._watch(call))
+        try:
+            self._releases = []
+            self._generation += 1
+            self._requests = requests
+            self._connected.set()
+            _log.info("connected to the drafter")
+            async for response in call:
+                self._receive(response)
+        except asyncio.CancelledError:
+            if watchdog.done():  # the call was cancelled by it, not this task by its owner
+                raise DraftUnavailableError(f"no reply for {self._stall_seconds:g} s") from None
+            raise
+        finally:
+            watchdog.cancel()
+            call.cancel()
+
+    async def _watch(self, call: grpc.aio.StreamStreamCall[Any, Any]) -> None:
+        """Cancels a stream that owes a reply for too long: its drafter hangs."""
+        while True:
+            before = self._pending
+            await asyncio.sleep(self._stall_seconds)
+            if before is not None and before is self._pending and not before.future.done():
+                call.cancel()
+                return
+
+    def _receive(self, response: drafter_pb2.DraftResponse) -> None:
+        pending = self._pending
+        if pending is None or response.round != pending.round or pending.future.done():
+            return
+        try:
+            blocks = [convert.draft_block_from_proto(block, self._geometry) for block in response.blocks]
+            if tuple(block.sequence_id for block in blocks) != pending.sequence_ids:
+                raise DraftUnavailableError("the drafter's reply does not match the request")
+        except DraftUnavailableError as error:
+            pending.future.set_exception(error)
+        else:
+            pending.future.set_result(blocks)
+
+    def _disconnected(self) -> None:
+        self._connected.clear()
+        self._requests = None
+        self._generation += 1
+        if self._pending is not None and not self._pending.future.done():
+            self._pending.future.set_exception(DraftUnavailableError("the drafter's stream ended"))
+
+    def _complain(self, error: Exception) -> None:
+        """Once per outage: reconnecting every second or two must not fill the log."""
+        if isinstance(error, grpc.aio.AioRpcError):
+            error = from_rpc_error(error)
+        if not self._complained:
+            _log.warning("no drafter: %s", error)
+        self._complained = True
+
+
+async def _drain(
+    requests: asyncio.Queue[drafter_pb2.DraftRequest],
+) -> AsyncIterator[drafter_pb2.DraftRequest]:
+    while True:
+        yield await requests.get()
+
+
+def _failed(reason: str) -> Future[list[DraftBlock]]:
+    future: Future[list[DraftBlock]] = Future()
+    future.set_exception(DraftUnavailableError(reason))
+    return future

@@ -1,0 +1,60 @@
+"""The verifier's configuration, read from the environment once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dspark_core.engine.batching import BatchLimits
+from dspark_core.engine.building import DTYPES, EngineOptions
+from dspark_core.model_paths import DEFAULT_MODEL
+from dspark_core.zoo_paths import DEFAULT_DRAFTER
+from services.common.env import Env
+from services.common.options import ServerOptions
+
+PORT = 50053
+METRICS_PORT = 9053
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifierServiceConfig:
+    engine: EngineOptions
+    limits: BatchLimits
+    server: ServerOptions
+    torch_threads: int | None
+    drafter_address: str | None
+    """None: plain decoding, whatever checkpoint is configured."""
+    draft_deadline_seconds: float
+    """How long a round may wait for drafts before it goes on without."""
+    scheduler_address: str | None
+    advertise_address: str
+    replica_id: str
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> VerifierServiceConfig:
+        env = Env(environ)
+        server = ServerOptions.from_env(env, port=PORT, metrics_port=METRICS_PORT)
+        address = env.text("DSPARK_ADVERTISE_ADDRESS", f"127.0.0.1:{server.port}")
+        drafter_address = env.optional_text("DSPARK_DRAFTER_ADDRESS")
+        return cls(
+            engine=EngineOptions(
+                target_model=env.text("DSPARK_TARGET_MODEL", DEFAULT_MODEL),
+                drafter=env.text("DSPARK_DRAFTER", DEFAULT_DRAFTER) if drafter_address else None,
+                dtype=env.choice("DSPARK_DTYPE", "bfloat16", tuple(DTYPES)),
+                kv_cache_bytes=env.integer("DSPARK_KV_CACHE_MB", 2048, minimum=1) * 2**20,
+                max_context_tokens=env.optional_integer("DSPARK_MAX_CONTEXT_TOKENS", minimum=2),
+            ),
+            limits=BatchLimits(
+                max_running=env.integer("DSPARK_MAX_RUNNING", 32, minimum=1),
+                max_waiting=env.integer("DSPARK_MAX_WAITING", 256, minimum=1),
+                max_batch_tokens=env.integer("DSPARK_MAX_BATCH_TOKENS", 512, minimum=1),
+                prefill_chunk_tokens=env.integer("DSPARK_PREFILL_CHUNK_TOKENS", 256, minimum=1),
+            ),
+            server=server,
+            torch_threads=env.optional_integer("DSPARK_TORCH_THREADS", minimum=1),
+            drafter_address=drafter_address,
+            draft_deadline_seconds=env.number("DSPARK_DRAFT_DEADLINE_SECONDS", 0.5, minimum=0.001),
+            scheduler_address=env.optional_text("DSPARK_SCHEDULER_ADDRESS"),
+            advertise_address=address,
+            replica_id=env.text("DSPARK_REPLICA_ID", f"verifier-{address}"),
+        )

@@ -1,0 +1,131 @@
+"""Starts a verifier: `python -m services.verifier.main`. Wiring only."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+
+import torch
+
+from dspark_core.engine.protocols import PlanSource
+from dspark_core.engine.verifier import Verifier
+from services.common.channels import open_channel
+from services.common.clients import SchedulerClient
+from services.common.process import run_process
+from services.common.registration import RegistrationLoop
+from services.common.server import GrpcServer, serve
+from services.common.telemetry import Telemetry
+from services.verifier.clients import RemoteDraftSource
+from services.verifier.config import VerifierServiceConfig
+from services.verifier.plans import CoordinatedPlanSource
+from services.verifier.service import ProfiledTarget, build_verifier, describe, load_profiled_target, replica
+from services.verifier.servicer import VerifierServicer
+
+
+async def run(environ: Mapping[str, str]) -> None:
+    config = VerifierServiceConfig.from_env(environ)
+    telemetry = Telemetry.from_env("verifier", environ)
+    if config.torch_threads:
+        torch.set_num_threads(config.torch_threads)
+    # Loaded before the port opens: a wrong checkpoint must fail at once, not after a probe period.
+    profiled = await asyncio.to_thread(load_profiled_target, config.engine)
+    async with AsyncExitStack() as stack:
+        scheduler = None
+        if config.scheduler_address:
+            channel = await stack.enter_async_context(open_channel(config.scheduler_address, telemetry))
+            scheduler = SchedulerClient(channel)
+        drafts = await _draft_source(config, profiled, telemetry, stack)
+        verifier = await _start_verifier(config, profiled, drafts, scheduler, telemetry, stack)
+        await _serve(config, profiled, verifier, scheduler, telemetry)
+
+
+async def _draft_source(
+    config: VerifierServiceConfig, profiled: ProfiledTarget, telemetry: Telemetry, stack: AsyncExitStack
+) -> RemoteDraftSource | None:
+    geometry = profiled.target.geometry
+    if config.drafter_address is None or geometry is None:
+        return None
+    channel = await stack.enter_async_context(open_channel(config.drafter_address, telemetry))
+    drafts = RemoteDraftSource(channel, geometry)
+    drafts.start()
+    stack.push_async_callback(drafts.close)
+    return drafts
+
+
+async def _start_verifier(
+    config: VerifierServiceConfig,
+    profiled: ProfiledTarget,
+    drafts: RemoteDraftSource | None,
+    scheduler: SchedulerClient | None,
+    telemetry: Telemetry,
+    stack: AsyncExitStack,
+) -> Verifier:
+    coordinated: list[CoordinatedPlanSource] = []
+
+    def planner(local: PlanSource) -> PlanSource:
+        if scheduler is None:
+            return local
+        coordinated.append(CoordinatedPlanSource(scheduler, local, profiled.curve))
+        return coordinated[0]
+
+    verifier = build_verifier(
+        profiled,
+        limits=config.limits,
+        draft_source=drafts,
+        draft_deadline_seconds=config.draft_deadline_seconds,
+        replica_id=config.replica_id,
+        metrics=telemetry.registry,
+        planner=planner,
+    )
+    verifier.start()
+    stack.push_async_callback(asyncio.to_thread, verifier.stop)
+    for plans in coordinated:
+        plans.start()
+        stack.push_async_callback(plans.close)
+    return verifier
+
+
+async def _serve(
+    config: VerifierServiceConfig,
+    profiled: ProfiledTarget,
+    verifier: Verifier,
+    scheduler: SchedulerClient | None,
+    telemetry: Telemetry,
+) -> None:
+    model, draining = config.engine.target_model, asyncio.Event()
+    registration = None
+    if scheduler is not None:
+        registration = RegistrationLoop(
+            scheduler,
+            lambda: replica(
+                verifier,
+                replica_id=config.replica_id,
+                address=config.advertise_address,
+                model=model,
+                draining=draining.is_set(),
+            ),
+        )
+
+    async def warm_up() -> None:
+        if registration:
+            registration.start()
+
+    async def on_drain() -> None:
+        # Off the list first: nobody is routed here while the running requests finish.
+        draining.set()
+        if registration:
+            await registration.stop()
+
+    servicer = VerifierServicer(verifier, describe(config.engine, profiled))
+    server = GrpcServer(config.server, [servicer.register], telemetry)
+    await serve(server, warm_up=warm_up, on_drain=on_drain)
+
+
+def main() -> int:
+    return run_process("verifier", run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Prometheus metrics of the round loop, taken from what rounds report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from dspark_core.engine.protocols import PlanSource
+from dspark_core.engine.verifier import VerifierStatus
+from dspark_core.records import RoundReport
+
+_STEP_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
+_DRAFT_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+class VerifierMetrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self._step = Histogram(
+            "dspark_step_seconds",
+            "Target pass and acceptance of one round.",
+            buckets=_STEP_BUCKETS,
+            registry=registry,
+        )
+        self._draft = Histogram(
+            "dspark_draft_wait_seconds",
+            "Wait for drafts in one round.",
+            buckets=_DRAFT_BUCKETS,
+            registry=registry,
+        )
+        self._batch_tokens = Histogram(
+            "dspark_batch_tokens",
+            "Tokens in one target pass.",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+            registry=registry,
+        )
+        self._verified = Counter(
+            "dspark_verified_tokens", "Draft tokens put through the target.", registry=registry
+        )
+        self._accepted = Counter("dspark_accepted_tokens", "Draft tokens accepted.", registry=registry)
+        self._rounds = Counter(
+            "dspark_request_rounds", "Rounds times requests: accepted / this + 1 is tau.", registry=registry
+        )
+        self._undrafted = Counter(
+            "dspark_undrafted_request_rounds", "Of those, rounds without a draft.", registry=registry
+        )
+
+    def observe_round(self, report: RoundReport) -> None:
+        self._step.observe(report.step_seconds)
+        if report.draft_seconds:
+            self._draft.observe(report.draft_seconds)
+        self._batch_tokens.observe(report.batch_tokens)
+        self._verified.inc(sum(request.verify_length for request in report.requests))
+        self._accepted.inc(sum(request.accepted for request in report.requests))
+        self._rounds.inc(len(report.requests))
+        self._undrafted.inc(sum(not request.survival for request in report.requests))
+
+    def watch_status(self, status: Callable[[], VerifierStatus]) -> None:
+        """Reads queue and cache levels whenever metrics are scraped."""
+        gauges: dict[str, tuple[str, Callable[[VerifierStatus], float]]] = {
+            "dspark_running_requests": ("Requests sharing target passes.", lambda s: s.running_requests),
+            "dspark_waiting_requests": ("Requests queued.", lambda s: s.waiting_requests),
+            "dspark_free_kv_fraction": ("KV pages free or reclaimable.", lambda s: s.free_kv_fraction),
+            "dspark_preemptions": ("Requests preempted since start.", lambda s: s.preemptions),
+        }
+        for name, (text, read) in gauges.items():
+            gauge = Gauge(name, text, registry=self._registry)
+            gauge.set_function(lambda read=read: read(status()))  # type: ignore[misc]
+
+
+class ObservedPlanSource:
+    """A `PlanSource` whose reports are also counted."""
+
+    def __init__(self, inner: PlanSource, metrics: VerifierMetrics) -> None:
+        self._inner = inner
+        self._metrics = metrics
+
+    def plan(self, survival: Sequence[Sequence[float]]) -> tuple[int, ...]:
+        return self._inner.plan(survival)
+
+    def report(self, report: RoundReport) -> None:
+        self._metrics.observe_round(report)
+        self._inner.report(report)

@@ -1,0 +1,105 @@
+"""`PlanSource` that follows the scheduler while its plans are fresh, and plans locally otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+
+from dspark_core.algorithms.prefix_scheduler import capacity_plan
+from dspark_core.algorithms.step_rate import StepRateCurve
+from dspark_core.engine.protocols import PlanSource
+from dspark_core.errors import DSparkError
+from dspark_core.records import RoundReport, VerifyPlan
+from services.common.protocols import SchedulerApi
+
+_log = logging.getLogger(__name__)
+
+MIN_PLAN_AGE_ROUNDS = 2
+"""A capacity must come from confidences at least this many rounds old (paper, section 5.2)."""
+MAX_PLAN_AGE_ROUNDS = 8
+"""Older plans describe a batch that no longer exists."""
+MAX_QUEUED_REPORTS = 16
+RECONNECT_SECONDS = 1.0
+
+
+class CoordinatedPlanSource:
+    """`plan` and `report` run on the round thread; the stream runs on an asyncio loop."""
+
+    def __init__(self, scheduler: SchedulerApi, local: PlanSource, curve: StepRateCurve) -> None:
+        """`curve` is what this verifier measured at start; the scheduler refines it."""
+        self._scheduler = scheduler
+        self._local = local
+        self._profile = tuple(zip(curve.batch_tokens, curve.step_seconds, strict=True))
+        self._loop = asyncio.get_running_loop()
+        self._reports: asyncio.Queue[RoundReport] = asyncio.Queue(MAX_QUEUED_REPORTS)
+        # Newest last; replaced as a whole by the loop, read by the round thread.
+        self._plans: deque[VerifyPlan] = deque(maxlen=MAX_PLAN_AGE_ROUNDS)
+        self._round = 0
+        self._task: asyncio.Task[None] | None = None
+        self.followed_plans = 0
+        self.local_plans = 0
+
+    def start(self) -> None:
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="coordinate")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    def plan(self, survival: Sequence[Sequence[float]]) -> tuple[int, ...]:
+        plan = self._usable_plan()
+        if plan is None:
+            self.local_plans += 1
+            return self._local.plan(survival)
+        self.followed_plans += 1
+        return capacity_plan(survival, plan.draft_token_capacity)
+
+    def report(self, report: RoundReport) -> None:
+        self._round = report.round
+        self._local.report(report)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the service is ending
+            self._loop.call_soon_threadsafe(self._enqueue, report)
+
+    def _usable_plan(self) -> VerifyPlan | None:
+        """The newest plan neither too young nor too old for the round now being planned."""
+        now = self._round + 1
+        for plan in reversed(tuple(self._plans)):
+            age = now - plan.based_on_round
+            if age >= MIN_PLAN_AGE_ROUNDS:
+                return plan if age <= MAX_PLAN_AGE_ROUNDS else None
+        return None
+
+    def _enqueue(self, report: RoundReport) -> None:
+        if self._task is None:
+            return
+        if self._reports.full():
+            self._reports.get_nowait()  # the scheduler cares for the newest
+        self._reports.put_nowait(report)
+
+    async def _run(self) -> None:
+        complained = False
+        while True:
+            try:
+                async with aclosing(self._scheduler.coordinate(self._drain_reports())) as plans:
+                    async for plan in plans:
+                        complained = False
+                        self._plans.append(plan)
+            except DSparkError as error:
+                if not complained:
+                    _log.warning("no plans from the scheduler, planning locally: %s", error)
+                complained = True
+            self._plans.clear()
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def _drain_reports(self) -> AsyncIterator[RoundReport]:
+        yield dataclasses.replace(await self._reports.get(), profile=self._profile)
+        while True:
+            yield await self._reports.get()

@@ -1,0 +1,97 @@
+"""Assembles a verifier from a config: engine, profile, draft source, planner, round thread.
+
+Used by the verifier's own main and by the embedded default, which passes a local draft source.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+
+from dspark_core.algorithms.step_rate import StepRateCurve
+from dspark_core.engine.batching import BatchLimits
+from dspark_core.engine.building import BuiltTarget, EngineOptions, build_target
+from dspark_core.engine.drafting import Drafting
+from dspark_core.engine.planning import LocalPlanSource
+from dspark_core.engine.profiler import profile_step_rate
+from dspark_core.engine.protocols import DraftSource, PlanSource
+from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.verifier import Verifier
+from dspark_core.records import Replica, Role, VerifierDescription
+from services.verifier.metrics import ObservedPlanSource, VerifierMetrics
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfiledTarget:
+    """A loaded target and how fast it is here."""
+
+    target: BuiltTarget
+    curve: StepRateCurve
+
+
+def load_profiled_target(options: EngineOptions) -> ProfiledTarget:
+    """Blocking: loads weights, then measures the step-rate curve for a few seconds."""
+    target = build_target(options)
+    curve = profile_step_rate(target.engine)
+    points = zip(curve.batch_tokens, curve.step_seconds, strict=True)
+    _log.info("step time: %s", ", ".join(f"{1000 * s:.0f} ms @ {t} tokens" for t, s in points))
+    return ProfiledTarget(target=target, curve=curve)
+
+
+def describe(options: EngineOptions, profiled: ProfiledTarget) -> VerifierDescription:
+    return VerifierDescription(
+        model=options.target_model,
+        vocab_size=profiled.target.loaded.config.vocab_size,
+        max_context_tokens=profiled.target.engine.max_context_tokens,
+        dtype=options.dtype,
+    )
+
+
+def build_verifier(
+    profiled: ProfiledTarget,
+    *,
+    limits: BatchLimits,
+    draft_source: DraftSource | None,
+    draft_deadline_seconds: float,
+    replica_id: str,
+    metrics: CollectorRegistry,
+    planner: Callable[[PlanSource], PlanSource] = lambda local: local,
+) -> Verifier:
+    """`planner` may wrap the local planner, for example to follow the scheduler."""
+    engine = profiled.target.engine
+    observed = VerifierMetrics(metrics)
+    drafting = None
+    if draft_source is not None:
+        drafting = Drafting(draft_source, engine, deadline_seconds=draft_deadline_seconds)
+    rounds = RoundLoop(
+        engine,
+        ObservedPlanSource(planner(LocalPlanSource(profiled.curve)), observed),
+        drafting=drafting,
+        limits=limits,
+        replica_id=replica_id,
+    )
+    verifier = Verifier(rounds)
+    observed.watch_status(lambda: verifier.status)
+    return verifier
+
+
+def replica(
+    verifier: Verifier, *, replica_id: str, address: str, model: str, draining: bool = False
+) -> Replica:
+    """How the scheduler should see this verifier now."""
+    status = verifier.status
+    return Replica(
+        replica_id=replica_id,
+        role=Role.VERIFIER,
+        address=address,
+        model=model,
+        draining=draining or not status.healthy,
+        running_requests=status.running_requests,
+        waiting_requests=status.waiting_requests,
+        free_kv_fraction=status.free_kv_fraction,
+    )

@@ -1,0 +1,230 @@
+"""One contract, two draft sources: in process, and over a real gRPC stream on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from dspark_core.engine.building import EngineOptions, build_drafter
+from dspark_core.engine.draft_engine import DraftEngine, LocalDraftSource
+from dspark_core.engine.protocols import DraftBlock, DraftItem, DraftSource
+from dspark_core.errors import DraftUnavailableError, InvalidRequestError
+from dspark_core.records import SamplingParams, Verification
+from services.common.channels import open_channel
+from services.common.options import ServerOptions
+from services.common.server import GrpcServer
+from services.common.telemetry import Telemetry
+from services.drafter.servicer import DrafterServicer
+from services.verifier.clients import RemoteDraftSource
+
+GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden"
+OPTIONS = EngineOptions(
+    target_model=str(GOLDEN / "qwen3_tiny_target"),
+    drafter=str(GOLDEN / "dspark_vanilla"),
+    dtype="float32",
+    kv_cache_bytes=2**20,
+)
+GREEDY = SamplingParams(temperature=0.0)
+
+
+@pytest.fixture(scope="module")
+def engine() -> DraftEngine:
+    return build_drafter(OPTIONS)
+
+
+@asynccontextmanager
+async def drafter_server(engine: DraftEngine, port: int = 0) -> AsyncIterator[GrpcServer]:
+    telemetry = Telemetry(service="drafter")
+    servicer = DrafterServicer(engine, telemetry)
+    server = GrpcServer(ServerOptions(port=port, host="127.0.0.1"), [servicer.register], telemetry)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+        servicer.close()
+
+
+@asynccontextmanager
+async def connected(port: int, engine: DraftEngine, **options: float) -> AsyncIterator[RemoteDraftSource]:
+    async with open_channel(f"127.0.0.1:{port}") as channel:
+        source = RemoteDraftSource(channel, engine.geometry, **options)
+        source.start()
+        try:
+            yield source
+        finally:
+            await source.close()
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture(params=["local", "remote"])
+async def source(request: pytest.FixtureRequest, engine: DraftEngine) -> AsyncIterator[DraftSource]:
+    if request.param == "local":
+        yield LocalDraftSource(engine)
+        return
+    async with drafter_server(engine) as server, connected(server.port, engine) as remote:
+        await remote.wait_connected()
+        yield remote
+
+
+async def propose(source: DraftSource, items: Sequence[DraftItem]) -> list[DraftBlock]:
+    async with asyncio.timeout(10):
+        return await asyncio.wrap_future(source.propose(items))
+
+
+def item(
+    name: str,
+    start: int,
+    end: int,
+    sampling: SamplingParams = GREEDY,
+    verification: Verification = Verification.REJECTION,
+) -> DraftItem:
+    features = torch.randn(200, 64, generator=torch.Generator().manual_seed(hash(name) % 1000))
+    return DraftItem(
+        sequence_id=name,
+        anchor_token_id=7,
+        anchor_position=end,
+        features_start=start,
+        features=features[start:end],
+        sampling=sampling,
+        verification=verification,
+    )
+
+
+async def test_appending_in_steps_equals_priming_at_once(source: DraftSource) -> None:
+    (whole,) = await propose(source, [item("a", 0, 30)])
+    await propose(source, [item("b-then-a", 0, 11)])
+    source.release(["a", "b-then-a"])
+    for end in (1, 12, 13, 30):
+        start = {1: 0, 12: 1, 13: 12, 30: 13}[end]
+        (stepped,) = await propose(source, [item("a", start, end)])
+    assert stepped.token_ids == whole.token_ids
+    assert stepped.confidences == pytest.approx(whole.confidences, rel=1e-5)
+    assert len(whole.token_ids) == 7
+
+
+async def test_a_batch_at_different_positions_drafts_what_each_would_alone(source: DraftSource) -> None:
+    names = {"x": 3, "y": 40, "z": 17}
+    alone = [(await propose(source, [item(name, 0, end)]))[0] for name, end in names.items()]
+    together = await propose(source, [item(name, 0, end) for name, end in names.items()])
+    assert [block.token_ids for block in together] == [block.token_ids for block in alone]
+    assert [block.sequence_id for block in together] == list(names)
+
+
+async def test_an_unknown_or_holed_context_asks_to_be_primed(source: DraftSource) -> None:
+    (block,) = await propose(source, [item("never-seen", 5, 9)])
+    assert block.needs_context
+    assert block.token_ids == ()
+    await propose(source, [item("holed", 0, 4)])
+    (block,) = await propose(source, [item("holed", 6, 9)])
+    assert block.needs_context
+    (block,) = await propose(source, [item("holed", 0, 9)])
+    assert not block.needs_context
+
+
+async def test_sampled_blocks_declare_the_distribution_they_came_from(source: DraftSource) -> None:
+    sampling = SamplingParams(temperature=0.9, top_k=20)
+    (block,) = await propose(source, [item("s", 0, 9, sampling)])
+    distribution = block.distribution
+    assert distribution is not None
+    assert distribution.probabilities.sum(-1) == pytest.approx([1.0] * 7, abs=1e-5)
+    for position, token_id in enumerate(block.token_ids):
+        row = distribution.token_ids[position] == token_id
+        assert float(distribution.probabilities[position][row]) > 0
+        assert int((distribution.probabilities[position] > 0).sum()) <= 20
+
+
+async def test_coupled_blocks_depend_on_the_seed_only_and_carry_no_distribution(source: DraftSource) -> None:
+    def seeded(name: str, seed: int) -> DraftItem:
+        given = item("same-features", 0, 9, SamplingParams(temperature=1.0, seed=seed), Verification.COUPLED)
+        return dataclasses.replace(given, sequence_id=name)
+
+    first, second, third = await propose(source, [seeded("p", 1), seeded("q", 1), seeded("r", 2)])
+    assert first.token_ids == second.token_ids != third.token_ids
+    assert first.distribution is None
+
+
+async def test_wrong_feature_shapes_are_refused_by_name(engine: DraftEngine) -> None:
+    with pytest.raises(InvalidRequestError, match=r"features of 'w' must be \(9, 64\).*got \(8, 64\)"):
+        engine.propose([dataclasses.replace(item("w", 0, 9), features=torch.zeros(8, 64))])
+
+
+async def test_a_restarted_drafter_is_reconnected_and_primed_again(engine: DraftEngine) -> None:
+    async with drafter_server(engine) as server:
+        port = server.port
+        async with connected(port, engine) as source:
+            await source.wait_connected()
+            (before,) = await propose(source, [item("a", 0, 30)])
+            generation = source.generation
+            await server.stop()
+            await until(lambda: not source.connected)
+            with pytest.raises(DraftUnavailableError, match="no drafter is connected"):
+                await propose(source, [item("a", 30, 31)])
+            async with drafter_server(engine, port):
+                await until(lambda: source.connected)
+                assert source.generation > generation
+                (block,) = await propose(source, [item("a", 30, 31)])
+                assert block.needs_context  # the stream's end freed what it had primed
+                (again,) = await propose(source, [item("a", 0, 30)])
+                assert again.token_ids == before.token_ids
+
+
+async def test_the_end_of_a_stream_frees_its_sequences(engine: DraftEngine) -> None:
+    async with drafter_server(engine) as server:
+        held = engine.num_sequences
+        async with connected(server.port, engine) as source:
+            await source.wait_connected()
+            await propose(source, [item("gone-1", 0, 3), item("gone-2", 0, 4)])
+            assert engine.num_sequences == held + 2
+        await until(lambda: engine.num_sequences == held)
+
+
+class Slow(DraftEngine):
+    """Holds every pass until told."""
+
+    def __init__(self, inner: DraftEngine, gate) -> None:
+        self.__dict__.update(inner.__dict__)
+        self.gate = gate
+
+    def propose(self, items):
+        self.gate.wait(timeout=10)
+        return super().propose(items)
+
+
+async def test_a_hanging_drafter_is_dropped_and_never_waited_for_twice(engine: DraftEngine) -> None:
+    gate = threading.Event()
+    async with drafter_server(Slow(engine, gate)) as server:
+        async with connected(server.port, engine, stall_seconds=0.3) as source:
+            await source.wait_connected()
+            generation = source.generation
+            hanging = source.propose([item("h", 0, 5)])
+            with pytest.raises(DraftUnavailableError, match="still owes the reply"):
+                await propose(source, [item("h", 0, 5)])
+            with pytest.raises(DraftUnavailableError):
+                await asyncio.wait_for(asyncio.wrap_future(hanging), 10)
+            gate.set()
+            await until(lambda: source.connected and source.generation > generation)
+            (block,) = await propose(source, [item("h", 0, 5)])
+            assert len(block.token_ids) == 7
+
+
+async def test_a_drafter_of_another_checkpoint_is_refused(engine: DraftEngine, caplog) -> None:
+    other = dataclasses.replace(engine.geometry, fingerprint="somebody-else")
+    async with drafter_server(engine) as server, open_channel(f"127.0.0.1:{server.port}") as channel:
+        source = RemoteDraftSource(channel, other)
+        source.start()
+        await until(lambda: "this verifier projects for" in caplog.text)
+        assert not source.connected
+        await source.close()

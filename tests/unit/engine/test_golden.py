@@ -1,0 +1,78 @@
+"""Golden rounds of DeepSpec checkpoints, through the whole engine: paged cache, draft engine, loop."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dspark_core.engine.building import EngineOptions, build_drafter, build_target
+from dspark_core.engine.draft_engine import LocalDraftSource
+from dspark_core.engine.drafting import Drafting
+from dspark_core.engine.planning import FullPlanSource
+from dspark_core.engine.protocols import DraftBlock, DraftItem
+from dspark_core.engine.rounds import RoundLoop
+from dspark_core.records import GenerateRequest, SamplingParams
+
+GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden"
+CASES: dict[str, Any] = json.loads((GOLDEN / "golden.json").read_text())
+
+
+class Recorded(LocalDraftSource):
+    """Keeps what was proposed."""
+
+    def __init__(self, engine) -> None:
+        super().__init__(engine)
+        self.rounds: list[tuple[DraftItem, DraftBlock]] = []
+
+    def propose(self, items: Sequence[DraftItem]) -> Future[list[DraftBlock]]:
+        future = super().propose(items)
+        self.rounds.extend(zip(items, future.result(), strict=True))
+        return future
+
+
+@pytest.mark.parametrize("name", ["dspark_vanilla", "dflash"])
+def test_rounds_are_those_of_the_reference(name: str) -> None:
+    options = EngineOptions(
+        target_model=str(GOLDEN / "qwen3_tiny_target"),
+        drafter=str(GOLDEN / name),
+        dtype="float32",
+        kv_cache_bytes=2**22,
+    )
+    target = build_target(options)
+    source = Recorded(build_drafter(options, target.loaded))
+    loop = RoundLoop(
+        target.engine, FullPlanSource(), drafting=Drafting(source, target.engine, deadline_seconds=60)
+    )
+    for index, case in enumerate(CASES[name]["generation"]):
+        source.rounds.clear()
+        prompt, output = case["prompt"], case["output"]
+        # The reference drafts a whole block even when fewer tokens remain, so ask for more and compare
+        # what both have.
+        loop.submit(
+            GenerateRequest(
+                request_id=f"{name}-{index}",
+                prompt_token_ids=tuple(prompt),
+                max_tokens=len(output) - len(prompt) + 16,
+                sampling=SamplingParams(temperature=0.0),
+                stop_token_ids=(1,),
+            )
+        )
+        tokens, lengths = list(prompt), []
+        while loop.has_work:
+            for round_output in loop.step():
+                tokens.extend(round_output.chunk.token_ids)
+                lengths.append(len(round_output.chunk.token_ids))
+        assert tokens[: len(output)] == output
+        assert len(source.rounds) >= len(case["rounds"]) == len(case["acceptance_lengths"])
+        for expected, (item, block), length in zip(case["rounds"], source.rounds, lengths[1:], strict=False):
+            assert [item.anchor_token_id, *block.token_ids] == expected["candidates"]
+            assert length == expected["accepted"] + 1
+            if expected["confidence_logits"] is not None:
+                wanted = [1 / (1 + math.exp(-logit)) for logit in expected["confidence_logits"]]
+                assert block.confidences == pytest.approx(wanted, rel=1e-4)
