@@ -123,6 +123,15 @@ def test_every_path_agrees_with_evaluating_all_noise():
     assert torch.equal(sample_coupled_sparse(ids, probs.flip(1), seeds, positions), expected)
 
 
+def test_tokens_beyond_the_likely_ones_can_win():
+    probs = torch.full((400, 1000), 1e-4)
+    probs[:, 500] = 0.9
+    seeds, positions = torch.full((400,), 6), torch.arange(400)
+    expected = (probs.log() + gumbel_noise(seeds, positions, torch.arange(1000))).argmax(-1)
+    assert expected.ne(500).sum() > 20
+    assert torch.equal(sample_coupled(probs, seeds, positions), expected)
+
+
 def test_a_large_vocabulary_is_sampled_in_blocks_like_a_small_one():
     probs = softmax_rows(9, 50_000, seed=2)
     seeds, positions = torch.full((9,), 3), torch.arange(9)

@@ -39,6 +39,12 @@ def test_a_token_the_drafter_could_not_have_drawn_is_refused():
     assert one_draft_each([0.5, 0.5], 0, [1, 0], [1.0, 0.0]).accepted.eq(0).all()
 
 
+def test_a_false_draft_that_leaves_no_residual_is_replaced_from_the_target():
+    outcome = one_draft_each([0.0, 0.5, 0.5], 0, [1, 2], [0.5, 0.5])
+    assert outcome.accepted.eq(0).all()
+    assert set(outcome.next_token_ids.tolist()) == {1, 2}
+
+
 def test_acceptance_rate_is_the_ratio_of_probabilities():
     outcome = one_draft_each([0.3, 0.7], 0, [0, 1], [0.6, 0.4], requests=200_000)
     assert follows(counts_of(outcome.accepted, 2), torch.tensor([0.5, 0.5]))

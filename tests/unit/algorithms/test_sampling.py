@@ -122,12 +122,12 @@ def test_parameters_repeat_for_the_rows_of_a_request():
     rows = SamplingRows.from_params([SamplingParams(top_k=7), SamplingParams(top_p=0.5)], repeats=[2, 1])
     assert rows.top_k.tolist() == [7, 7, 0]
     assert rows.top_p.tolist() == [1.0, 1.0, 0.5]
-    assert (rows.largest_top_k, rows.any_top_p, rows.any_min_p) == (7, True, False)
+    assert (rows.any_top_k, rows.any_top_p, rows.any_min_p) == (True, True, False)
 
 
 def test_parameters_that_apply_to_no_row_cost_nothing():
     rows = SamplingRows.from_params([SamplingParams(top_k=7), OFF], repeats=[0, 1])
-    assert rows.largest_top_k == 0
+    assert not rows.any_top_k
 
 
 def test_repeats_must_match_the_parameters():
@@ -151,8 +151,8 @@ WEIGHT = st.just(0.0) | st.floats(2.0**-100, 1.0, width=32)
 
 @given(st.lists(WEIGHT, min_size=1, max_size=8).filter(any))
 def test_an_impossible_token_is_never_drawn(weights):
-    # Cell boundaries are where rounding decides; the last value below 1 is the worst of them.
+    # Cell boundaries are where rounding decides; a uniform rounded up to 1 is the worst of them.
     edges = [sum(weights[:n]) / sum(weights) for n in range(len(weights) + 1)]
-    uniforms = torch.tensor([min(edge, 1 - 2**-53) for edge in edges], dtype=torch.float64)
+    uniforms = torch.tensor([min(edge, 1.0) for edge in edges], dtype=torch.float64)
     drawn = draw_tokens(torch.tensor([weights] * len(edges)), uniforms)
     assert all(weights[token] > 0 for token in drawn.tolist())
