@@ -152,7 +152,7 @@ class SpeculationStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateChunk:
-    """Tokens committed by one round; the last one carries `finish_reason` and `stats`."""
+    """Tokens committed by one round, with the statistics so far; the last one has `finish_reason`."""
 
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None

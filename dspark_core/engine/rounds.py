@@ -249,7 +249,7 @@ class RoundLoop:
         return GenerateChunk(
             token_ids=tuple(committed),
             finish_reason=sequence.finish_reason,
-            stats=sequence.stats if sequence.finish_reason else None,
+            stats=sequence.stats,
             cached_prompt_tokens=sequence.cached_prompt_tokens,
         )
 
