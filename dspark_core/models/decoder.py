@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dspark_core.errors import ConfigError
 from dspark_core.models.config import DecoderConfig
 from dspark_core.models.layers import Attend, RMSNorm, RotaryEmbedding, apply_rope
+from dspark_core.models.packing import PackedLinear, can_pack, pack_linears
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,22 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.rotary = RotaryEmbedding(config)
+        self._packed_head: PackedLinear | None = None
         self.tie_weights()
 
     def tie_weights(self) -> None:
         """Makes the output projection the embedding where the configuration says so."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
+
+    def pack(self) -> None:
+        """Makes inference on a CPU faster; the layers' weights are no parameters afterwards.
+
+        The embedding and `lm_head` keep theirs: drafters and training share them.
+        """
+        pack_linears(self.layers)
+        if can_pack(self.lm_head.weight):
+            self._packed_head = PackedLinear(self.lm_head)
 
     def forward(
         self, token_ids: Tensor, positions: Tensor, attend: Attend, tap_layers: Sequence[int] = ()
@@ -67,7 +78,10 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [rows, hidden] after the final norm -> [rows, vocab]."""
-        out: Tensor = self.lm_head(hidden)
+        head: nn.Module = self.lm_head
+        if self._packed_head is not None and not hidden.requires_grad:
+            head = self._packed_head
+        out: Tensor = head(hidden)
         return out
 
 

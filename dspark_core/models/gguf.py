@@ -12,10 +12,10 @@ from gguf import GGUFReader, ReaderTensor
 from gguf.quants import dequantize
 from torch import Tensor
 
-from dspark_core.errors import CheckpointError, ConfigError
+from dspark_core.errors import CheckpointError
 from dspark_core.models.config import DecoderConfig, Family, RopeScaling
 from dspark_core.models.layers import rope_frequencies
-from dspark_core.models.metadata import Metadata
+from dspark_core.models.metadata import Metadata, naming_file
 
 ARCHITECTURES = {"llama": Family.LLAMA, "qwen3": Family.QWEN3}
 
@@ -61,7 +61,7 @@ class GgufCheckpoint:
         return self._shapes
 
     def describe(self, name: str) -> str:
-        return f"{self._path}: {self._stored_names.get(name, name)}"
+        return f"{self._path}: {self._stored_names.get(name) or _stored_name(name)}"
 
     def read(self, name: str) -> Tensor:
         """float32; query and key rows in rotate-half order, which Llama files interleave."""
@@ -84,54 +84,28 @@ class GgufCheckpoint:
 
     def _read_config(self) -> DecoderConfig:
         architecture = _field(self._reader, "general.architecture")
-        metadata = Metadata(str(self._path), _metadata(self._reader, f"{architecture}."))
-        if architecture not in ARCHITECTURES:
+        if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
             raise CheckpointError(
                 f"{self._path}: general.architecture={architecture!r} is not supported; "
                 f"supported: {', '.join(ARCHITECTURES)}"
             )
-        embedding = self._shapes.get("embed_tokens.weight")
-        if embedding is None or len(embedding) != 2:
-            raise CheckpointError(f"{self._path}: token_embd.weight: missing, or not a matrix")
-        try:
-            config = _decoder_config(
+        embedding = self._shapes.get("embed_tokens.weight", ())
+        if len(embedding) != 2:
+            raise CheckpointError(f"{self.describe('embed_tokens.weight')}: missing, or not a matrix")
+        metadata = Metadata(str(self._path), _metadata(self._reader, f"{architecture}."))
+        with naming_file(metadata.origin):
+            return _decoder_config(
                 metadata,
                 ARCHITECTURES[architecture],
                 vocab_size=embedding[0],
                 tied="lm_head.weight" not in self._shapes,
                 attention_bias="layers.0.self_attn.q_proj.bias" in self._shapes,
-                rope_scaling=self._rope_scaling(metadata),
+                rope_factors=self._rope_factors(),
             )
-        except CheckpointError:
-            raise
-        except ConfigError as error:
-            raise CheckpointError(f"{self._path}: {error}") from error
-        return config
 
-    def _rope_scaling(self, metadata: Metadata) -> RopeScaling | None:
-        """Recognises Llama-3 scaling, of which a file keeps only the resulting factors.
-
-        Every published model uses the same frequency bounds, so those are tried; a file whose
-        factors they do not reproduce is refused.
-        """
-        if _ROPE_FACTORS not in self._tensors:
-            return None
-        factors = torch.from_numpy(np.array(self._dequantize(self._tensors[_ROPE_FACTORS]), dtype=np.float32))
-        theta = metadata.number("rope.freq_base", 10000.0)
-        scaling = RopeScaling(
-            factor=float(factors.max()),
-            low_freq_factor=1.0,
-            high_freq_factor=4.0,
-            original_max_positions=8192,
-        )
-        head_dim = 2 * factors.numel()
-        expected = rope_frequencies(head_dim, theta, None) / rope_frequencies(head_dim, theta, scaling)
-        if factors.dim() != 1 or not torch.allclose(factors, expected, rtol=1e-3):
-            raise CheckpointError(
-                f"{self._path}: {_ROPE_FACTORS}: these factors are not Llama 3's scaling of "
-                f"{scaling.original_max_positions} positions, the only one supported"
-            )
-        return None if scaling.factor == 1.0 else scaling
+    def _rope_factors(self) -> np.ndarray | None:
+        tensor = self._tensors.get(_ROPE_FACTORS)
+        return None if tensor is None else self._dequantize(tensor)
 
 
 def deinterleave(values: np.ndarray, num_heads: int) -> np.ndarray:
@@ -147,11 +121,12 @@ def _decoder_config(
     vocab_size: int,
     tied: bool,
     attention_bias: bool,
-    rope_scaling: RopeScaling | None,
+    rope_factors: np.ndarray | None,
 ) -> DecoderConfig:
     hidden_size = metadata.integer("embedding_length")
     num_heads = metadata.integer("attention.head_count")
     head_dim = metadata.integer("attention.key_length", hidden_size // num_heads)
+    rope_theta = metadata.number("rope.freq_base", 10000.0)
     _refuse_unsupported(metadata, head_dim)
     return DecoderConfig(
         family=family,
@@ -163,13 +138,37 @@ def _decoder_config(
         num_kv_heads=metadata.integer("attention.head_count_kv", num_heads),
         head_dim=head_dim,
         rms_norm_eps=metadata.number("attention.layer_norm_rms_epsilon"),
-        rope_theta=metadata.number("rope.freq_base", 10000.0),
+        rope_theta=rope_theta,
         max_context_tokens=metadata.integer("context_length"),
-        rope_scaling=rope_scaling,
+        rope_scaling=_rope_scaling(rope_factors, rope_theta, head_dim, metadata.origin),
         tie_word_embeddings=tied,
         qk_norm=family is Family.QWEN3,
         attention_bias=attention_bias,
     )
+
+
+def _rope_scaling(factors: np.ndarray | None, theta: float, head_dim: int, origin: str) -> RopeScaling | None:
+    """Recognises Llama-3 scaling, of which a file keeps only the resulting factors.
+
+    Every published model uses the same frequency bounds, so those are tried; a file whose factors
+    they do not reproduce is refused.
+    """
+    if factors is None:
+        return None
+    if factors.shape != (head_dim // 2,):
+        raise CheckpointError(
+            f"{origin}: {_ROPE_FACTORS}: shape {list(factors.shape)}, the head size needs [{head_dim // 2}]"
+        )
+    scaling = RopeScaling(
+        factor=float(factors.max()), low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=8192
+    )
+    expected = rope_frequencies(head_dim, theta, None) / rope_frequencies(head_dim, theta, scaling)
+    if not np.allclose(factors, expected.numpy(), rtol=1e-3):
+        raise CheckpointError(
+            f"{origin}: {_ROPE_FACTORS}: these factors are not Llama 3's scaling of "
+            f"{scaling.original_max_positions} positions, the only one supported"
+        )
+    return None if scaling.factor == 1.0 else scaling
 
 
 def _refuse_unsupported(metadata: Metadata, head_dim: int) -> None:
@@ -207,6 +206,15 @@ def _model_name(stored: str) -> str:
     if layer and layer[2] in _LAYER_NAMES:
         return f"layers.{layer[1]}.{_LAYER_NAMES[layer[2]]}.{layer[3]}"
     return _GLOBAL_NAMES.get(stored, stored)
+
+
+def _stored_name(name: str) -> str:
+    """The name a tensor would have in a file: `_model_name` backwards, for messages."""
+    layer = re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", name)
+    names = {ours: stored for stored, ours in (_LAYER_NAMES if layer else _GLOBAL_NAMES).items()}
+    if layer:
+        return f"blk.{layer[1]}.{names.get(layer[2], layer[2])}.{layer[3]}"
+    return names.get(name, name)
 
 
 def _shape(tensor: ReaderTensor) -> tuple[int, ...]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dspark_core.errors import CheckpointError, ConfigError
+from dspark_core.errors import CheckpointError
 from dspark_core.models.config import DecoderConfig, Family, RopeScaling
-from dspark_core.models.metadata import Metadata
+from dspark_core.models.metadata import Metadata, naming_file
 
 ARCHITECTURES = {"LlamaForCausalLM": Family.LLAMA, "Qwen3ForCausalLM": Family.QWEN3}
 
@@ -42,7 +42,7 @@ def decoder_config(metadata: Metadata, family: Family) -> DecoderConfig:
     _refuse_unsupported(metadata)
     hidden_size, num_heads = metadata.integer("hidden_size"), metadata.integer("num_attention_heads")
     rope = _rope_fields(metadata)
-    try:
+    with naming_file(metadata.origin):
         return DecoderConfig(
             family=family,
             vocab_size=metadata.integer("vocab_size"),
@@ -62,10 +62,6 @@ def decoder_config(metadata: Metadata, family: Family) -> DecoderConfig:
             qk_norm=family is Family.QWEN3,
             attention_bias=metadata.flag("attention_bias", False),
         )
-    except CheckpointError:
-        raise
-    except ConfigError as error:
-        raise CheckpointError(f"{metadata.origin}: {error}") from error
 
 
 class HfTensors:

@@ -34,8 +34,10 @@ class LoadedTarget:
     """Equal for equal weights of the same format, whatever dtype or device they are loaded to."""
 
 
-def load_target(path: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> LoadedTarget:
-    """`path` is a file, a directory, or the demo model's name.
+def load_target(
+    path: str, dtype: torch.dtype, device: torch.device | str = "cpu", *, pack: bool = True
+) -> LoadedTarget:
+    """`path` is a file, a directory, or the demo model's name; `pack` as in `Decoder.pack`.
 
     Raises:
         ConfigError: nothing lies at `path`.
@@ -55,6 +57,8 @@ def load_target(path: str, dtype: torch.dtype, device: torch.device | str = "cpu
                 values = source.read(part.name)
                 fingerprint.update(values.flatten()[:_FINGERPRINT_VALUES].float().numpy().tobytes())
                 rows.copy_(values)
+    if pack:
+        decoder.pack()
     return LoadedTarget(
         decoder=decoder, config=config, path=resolved, fingerprint=fingerprint.hexdigest()[:16]
     )

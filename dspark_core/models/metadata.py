@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from dspark_core.errors import CheckpointError
+from dspark_core.errors import CheckpointError, ConfigError
 
 _MISSING = object()
 
@@ -55,3 +56,14 @@ class Metadata:
         if default is _MISSING:
             raise CheckpointError(f"{self.origin}: {field} is missing")
         return default
+
+
+@contextmanager
+def naming_file(origin: str) -> Iterator[None]:
+    """Adds the file's name to errors about a configuration that came from it."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except ConfigError as error:
+        raise CheckpointError(f"{origin}: {error}") from error

@@ -1,0 +1,156 @@
+"""GGUF files against their Hugging Face twins, and damage that must be named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+
+from dspark_core.errors import CheckpointError
+from dspark_core.models.gguf import GgufCheckpoint
+from dspark_core.models.loading import load_target
+from tests.unit.models.target_checkpoints import (
+    LLAMA3_ROPE,
+    CausalAttend,
+    gguf_tensors,
+    llama,
+    quantised_twin,
+    qwen3,
+    save_hf,
+    write_gguf,
+)
+
+LLAMA3_FULL = LLAMA3_ROPE | {"original_max_position_embeddings": 8192, "factor": 32.0, "rope_theta": 500000.0}
+
+
+def load_error(path: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_target(str(path), torch.float32)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [GGMLQuantizationType.F32, GGMLQuantizationType.Q8_0])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("build", [llama, qwen3])
+def test_a_gguf_file_equals_its_hugging_face_twin(build: Any, tied: bool, kind: Any, tmp_path: Path) -> None:
+    model = build(tie_word_embeddings=tied, attention_bias=True)
+    quantised_twin(model, kind)
+    path = write_gguf(tmp_path / "twin.gguf", model.config, gguf_tensors(model), matrices=kind)
+    from_gguf = load_target(str(path), torch.float32, pack=False)
+    from_hf = load_target(str(save_hf(model, tmp_path / "hf")), torch.float32, pack=False)
+    assert from_gguf.config.tie_word_embeddings is tied
+    torch.testing.assert_close(from_gguf.decoder.state_dict(), from_hf.decoder.state_dict(), rtol=0, atol=0)
+    assert logits_of(from_gguf.decoder).allclose(logits_of(from_hf.decoder), atol=1e-5)
+
+
+def logits_of(decoder: Any) -> torch.Tensor:
+    attend = CausalAttend()
+    attend.lengths = [12]
+    with torch.inference_mode():
+        return decoder.logits(decoder(torch.arange(12), torch.arange(12), attend).hidden)
+
+
+def llama3_factors(head_dim: int) -> np.ndarray:
+    """What a converter writes for `LLAMA3_FULL`, by wavelength as Meta's code has it."""
+    frequencies = 500000.0 ** -(np.arange(0, head_dim, 2) / head_dim)
+    wavelengths = 2 * np.pi / frequencies
+    smooth = (8192 / wavelengths - 1.0) / (4.0 - 1.0)
+    between = 1 / ((1 - smooth) / 32.0 + smooth)
+    return np.where(wavelengths < 8192 / 4, 1.0, np.where(wavelengths > 8192, 32.0, between)).astype("f4")
+
+
+def test_llama_3_frequency_factors_are_recognised(tmp_path: Path) -> None:
+    model = llama(rope_parameters=LLAMA3_FULL, head_dim=32)
+    tensors = gguf_tensors(model) | {"rope_freqs.weight": llama3_factors(32)}
+    path = write_gguf(tmp_path / "llama3.gguf", model.config, tensors)
+    from_gguf = load_target(str(path), torch.float32)
+    from_hf = load_target(str(save_hf(model, tmp_path / "hf")), torch.float32)
+    assert from_gguf.config.rope_scaling == from_hf.config.rope_scaling
+    assert logits_of(from_gguf.decoder).allclose(logits_of(from_hf.decoder), atol=1e-5)
+
+
+def test_other_frequency_factors_are_refused(tmp_path: Path) -> None:
+    model = llama()
+    tensors = gguf_tensors(model) | {"rope_freqs.weight": np.linspace(1, 3, 8, dtype=np.float32)}
+    path = write_gguf(tmp_path / "odd.gguf", model.config, tensors)
+    assert f"{path}: rope_freqs.weight: these factors are not Llama 3's" in load_error(path)
+
+
+@pytest.mark.parametrize("factors", [np.ones(8, dtype=np.float32), np.ones(4, dtype=np.float32)])
+def test_factors_must_cover_the_head(factors: np.ndarray, tmp_path: Path) -> None:
+    model = llama()
+    path = write_gguf(
+        tmp_path / "ones.gguf", model.config, gguf_tensors(model) | {"rope_freqs.weight": factors}
+    )
+    if factors.size == 8:
+        assert GgufCheckpoint(path).config.rope_scaling is None
+    else:
+        assert "rope_freqs.weight: shape [4], the head size needs [8]" in load_error(path)
+
+
+@pytest.mark.parametrize(
+    ("add", "message"),
+    [
+        (lambda w: w.add_rope_dimension_count(8), "rope.dimension_count=8 is not supported"),
+        (lambda w: w.add_sliding_window(128), "attention.sliding_window=128 is not supported"),
+        (lambda w: w.add_expert_count(8), "expert_count=8 is not supported"),
+        (
+            lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN),
+            "rope.scaling.type='yarn' is not supported",
+        ),
+    ],
+)
+def test_unsupported_settings_are_named(add: Any, message: str, tmp_path: Path) -> None:
+    model = llama()
+    path = write_gguf(tmp_path / "m.gguf", model.config, gguf_tensors(model), extra=[add])
+    assert f"{path}: {message}" in load_error(path)
+
+
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
+    model = llama()
+    path = write_gguf(tmp_path / "m.gguf", model.config, gguf_tensors(model), architecture="gemma3")
+    assert "general.architecture='gemma3' is not supported; supported: llama, qwen3" in load_error(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"blk.1.ffn_up.weight": None}, "blk.1.ffn_up.weight: missing tensor, expected shape [96, 64]"),
+        ({"blk.0.attn_q_norm.weight": np.ones(16)}, "blk.0.attn_q_norm.weight: unexpected tensor"),
+        ({"blk.0.ffn_gate_exps.weight": np.ones(16)}, "blk.0.ffn_gate_exps.weight: unexpected tensor"),
+        ({"blk.3.attn_norm.weight": np.ones(64)}, "blk.3.attn_norm.weight: unexpected tensor"),
+        (
+            {"blk.2.attn_k.weight": np.ones((64, 64), dtype="f4")},
+            "blk.2.attn_k.weight: shape [64, 64], the configuration needs [32, 64]",
+        ),
+        (
+            {"token_embd.weight": np.ones((96, 32), dtype="f4")},
+            "token_embd.weight: shape [96, 32], the configuration needs [96, 64]",
+        ),
+        ({"token_embd.weight": None}, "token_embd.weight: missing"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    model = llama()
+    tensors = {name: values for name, values in (gguf_tensors(model) | changes).items() if values is not None}
+    path = write_gguf(tmp_path / "m.gguf", model.config, tensors)
+    assert f"{path}: {message}" in load_error(path)
+
+
+@pytest.mark.parametrize("keep", [0, 3, 40, 400, -2000])
+def test_damaged_files_are_named(keep: int, tmp_path: Path) -> None:
+    model = llama()
+    path = write_gguf(tmp_path / "m.gguf", model.config, gguf_tensors(model))
+    path.write_bytes(path.read_bytes()[:keep])
+    assert str(path) in load_error(path)
+
+
+def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"PK\x03\x04" + bytes(100))
+    assert f"{path}: cannot be read as GGUF" in load_error(path)

@@ -1,0 +1,223 @@
+"""Hugging Face directories: layouts that must load, and damage that must be named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dspark_core.errors import CheckpointError
+from dspark_core.models.config import RopeScaling
+from dspark_core.models.hf import read_hf_config
+from dspark_core.models.loading import load_target
+from tests.unit.models.target_checkpoints import LLAMA3_ROPE, edit_json, llama, qwen3, save_hf
+
+
+@pytest.fixture(scope="module")
+def saved_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_hf(llama(), tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def directory(saved_llama: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    for file in saved_llama.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def load_error(directory: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_target(str(directory), torch.float32)
+    return str(caught.value)
+
+
+def edit_tensors(directory: Path, **changes: Any) -> None:
+    """Changes tensors, `__` standing for a dot; `...` removes one."""
+    path = directory / "model.safetensors"
+    renamed = {name.replace("__", "."): value for name, value in changes.items()}
+    tensors = load_file(path) | renamed
+    save_file({name: value for name, value in tensors.items() if value is not ...}, path)
+
+
+@pytest.mark.parametrize("kind", ["rope_type", "type"])
+def test_rope_settings_of_older_configs_are_understood(directory: Path, kind: str) -> None:
+    scaling = {name: value for name, value in LLAMA3_ROPE.items() if name not in ("rope_type", "rope_theta")}
+    edit_json(
+        directory / "config.json",
+        rope_parameters=...,
+        rope_theta=500000.0,
+        rope_scaling=scaling | {kind: "llama3"},
+    )
+    config = read_hf_config(directory)
+    assert config.rope_theta == 500000.0
+    assert config.rope_scaling == RopeScaling(
+        factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=32
+    )
+
+
+def test_rope_settings_of_newer_configs_are_understood(directory: Path) -> None:
+    edit_json(directory / "config.json", rope_parameters={"rope_type": "default", "rope_theta": 77.0})
+    config = read_hf_config(directory)
+    assert (config.rope_theta, config.rope_scaling) == (77.0, None)
+
+
+def test_absent_optional_fields_take_the_format_s_defaults(directory: Path) -> None:
+    edit_json(directory / "config.json", num_key_value_heads=..., head_dim=..., rope_parameters=...)
+    config = read_hf_config(directory)
+    assert (config.num_kv_heads, config.head_dim, config.rope_theta) == (4, 16, 10000.0)
+
+
+def test_a_sharded_checkpoint_equals_a_single_file(directory: Path, tmp_path_factory: Any) -> None:
+    sharded = save_hf(llama(), tmp_path_factory.mktemp("sharded"), max_shard_size="60KB")
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    whole, parts = load_target(str(directory), torch.float32), load_target(str(sharded), torch.float32)
+    assert parts.fingerprint == whole.fingerprint
+    torch.testing.assert_close(parts.decoder.state_dict(), whole.decoder.state_dict(), rtol=0, atol=0)
+
+
+def test_an_output_projection_repeated_in_a_tied_model_is_accepted(tmp_path: Path) -> None:
+    save_hf(llama(tie_word_embeddings=True), tmp_path)
+    edit_tensors(tmp_path, lm_head__weight=torch.zeros(96, 64))
+    decoder = load_target(str(tmp_path), torch.float32).decoder
+    assert decoder.lm_head.weight is decoder.embed_tokens.weight
+
+
+def test_constants_of_old_exports_are_ignored(directory: Path) -> None:
+    edit_tensors(directory, model__layers__0__self_attn__rotary_emb__inv_freq=torch.ones(8))
+    load_target(str(directory), torch.float32)
+
+
+def test_unused_sliding_window_of_qwen3_is_no_obstacle(tmp_path: Path) -> None:
+    save_hf(qwen3(), tmp_path)
+    edit_json(tmp_path / "config.json", sliding_window=4096, use_sliding_window=False)
+    assert read_hf_config(tmp_path).qk_norm
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("architectures", ["GPT2LMHeadModel"], "supported: LlamaForCausalLM, Qwen3ForCausalLM"),
+        ("architectures", ..., "supported: LlamaForCausalLM, Qwen3ForCausalLM"),
+        ("hidden_act", "gelu", "hidden_act='gelu' is not supported"),
+        ("mlp_bias", True, "mlp_bias=True is not supported"),
+        ("use_sliding_window", True, "use_sliding_window=True is not supported"),
+        ("sliding_window", 4096, "sliding_window=4096 is not supported"),
+        ("layer_types", ["full_attention", "sliding_attention"], "layer_types=.* is not supported"),
+        ("quantization_config", {"bits": 4}, "quantization_config=.* is not supported"),
+        ("rope_parameters", {"rope_type": "yarn", "factor": 2.0}, "rope_type='yarn' is not supported"),
+        ("rope_parameters", {"rope_type": "llama3"}, "rope_parameters: factor is missing"),
+        ("rope_parameters", 7, "rope_parameters=7 must be an object"),
+        ("rope_parameters", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported"),
+        ("partial_rotary_factor", 0.5, "partial_rotary_factor=0.5 is not supported"),
+        ("vocab_size", ..., "vocab_size is missing"),
+        ("vocab_size", "many", "vocab_size='many' must be a positive integer"),
+        ("num_hidden_layers", 0, "num_hidden_layers=0 must be a positive integer"),
+        ("num_hidden_layers", True, "num_hidden_layers=True must be a positive integer"),
+        ("rms_norm_eps", -1.0, "rms_norm_eps=-1.0 must be a positive number"),
+        ("tie_word_embeddings", "no", "tie_word_embeddings='no' must be true or false"),
+        ("num_key_value_heads", 3, "num_heads must be a multiple of num_kv_heads, got 4 and 3"),
+    ],
+)
+def test_unsupported_or_wrong_fields_are_named(directory: Path, field: str, value: Any, message: str) -> None:
+    edit_json(directory / "config.json", **{field: value})
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_hf_config(directory)
+    assert str(directory / "config.json") in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
+def test_a_config_that_is_no_json_object_is_refused(directory: Path, text: str) -> None:
+    (directory / "config.json").write_bytes(text.encode("latin-1"))
+    assert str(directory / "config.json") in load_error(directory)
+
+
+def test_a_directory_without_config_is_refused(directory: Path) -> None:
+    (directory / "config.json").unlink()
+    assert str(directory / "config.json") in load_error(directory)
+
+
+def test_a_missing_tensor_is_named_with_its_shape(directory: Path) -> None:
+    edit_tensors(directory, model__layers__1__mlp__up_proj__weight=...)
+    message = load_error(directory)
+    assert "model.layers.1.mlp.up_proj.weight: missing tensor, expected shape [96, 64]" in message
+
+
+def test_a_missing_output_projection_is_named(directory: Path) -> None:
+    edit_tensors(directory, lm_head__weight=...)
+    assert "lm_head.weight: missing tensor, expected shape [96, 64]" in load_error(directory)
+
+
+def test_an_unexpected_tensor_is_named(directory: Path) -> None:
+    edit_tensors(directory, model__layers__0__self_attn__q_norm__weight=torch.ones(16))
+    message = load_error(directory)
+    assert f"{directory / 'model.safetensors'}: model.layers.0.self_attn.q_norm.weight: unexpected" in message
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "tensor", "found", "needed"),
+    [
+        ("vocab_size", 97, "model.embed_tokens.weight", [96, 64], [97, 64]),
+        ("hidden_size", 32, "model.embed_tokens.weight", [96, 64], [96, 32]),
+        ("intermediate_size", 80, "model.layers.0.mlp.gate_proj.weight", [96, 64], [80, 64]),
+        ("num_key_value_heads", 4, "model.layers.0.self_attn.k_proj.weight", [32, 64], [64, 64]),
+    ],
+)
+def test_a_shape_that_does_not_fit_is_named_with_both_shapes(
+    directory: Path, field: str, value: int, tensor: str, found: list[int], needed: list[int]
+) -> None:
+    edit_json(directory / "config.json", **{field: value})
+    message = load_error(directory)
+    assert f"{directory / 'model.safetensors'}: {tensor}: shape {found}" in message
+    assert message.endswith(f"the configuration needs {needed}")
+
+
+def test_more_layers_than_the_configuration_says_are_refused(directory: Path) -> None:
+    edit_json(directory / "config.json", num_hidden_layers=2, layer_types=...)
+    message = load_error(directory)
+    assert "model.layers.2." in message
+    assert "unexpected tensor" in message
+
+
+def test_integer_tensors_are_refused(directory: Path) -> None:
+    edit_tensors(directory, model__norm__weight=torch.ones(64, dtype=torch.int32))
+    assert "model.norm.weight: dtype I32 is not supported" in load_error(directory)
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "absent"])
+def test_damaged_weights_are_named(directory: Path, damage: str) -> None:
+    path = directory / "model.safetensors"
+    if damage == "absent":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-100] if damage == "truncated" else b"")
+    message = load_error(directory)
+    assert message.startswith(f"{path}: cannot be read")
+
+
+def shard(directory: Path, **weight_map: Any) -> None:
+    whole = directory / "model.safetensors"
+    names = dict.fromkeys(load_file(whole), "a.safetensors")
+    whole.rename(directory / "a.safetensors")
+    index = {"weight_map": {name: file for name, file in (names | weight_map).items() if file is not ...}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_a_tensor_the_index_promises_in_vain_is_named(directory: Path) -> None:
+    shard(directory, extra="a.safetensors")
+    assert f"{directory / 'a.safetensors'}: missing tensor extra" in load_error(directory)
+
+
+@pytest.mark.parametrize("file", ["../a.safetensors", 3])
+def test_an_index_that_points_outside_the_directory_is_refused(directory: Path, file: Any) -> None:
+    shard(directory, extra=file)
+    assert f"weight_map['extra']={file!r} is not a file name" in load_error(directory)
+
+
+def test_an_index_without_a_map_is_refused(directory: Path) -> None:
+    (directory / "model.safetensors.index.json").write_text("{}")
+    assert "weight_map is missing" in load_error(directory)
