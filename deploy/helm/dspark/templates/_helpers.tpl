@@ -1,0 +1,59 @@
+{{- define "dspark.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The templates below take a dict of root (the chart's scope) and component (gateway, ...). */}}
+
+{{- define "dspark.selectorLabels" -}}
+app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end -}}
+
+{{- define "dspark.labels" -}}
+{{ include "dspark.selectorLabels" . }}
+app.kubernetes.io/part-of: dspark
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "dspark.componentName" -}}
+{{ include "dspark.fullname" .root }}-{{ .component }}
+{{- end -}}
+
+{{- define "dspark.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{ default (include "dspark.fullname" .) .Values.serviceAccount.name }}
+{{- else -}}
+{{ default "default" .Values.serviceAccount.name }}
+{{- end -}}
+{{- end -}}
+
+{{- define "dspark.image" -}}
+{{- $image := .root.Values.image -}}
+{{- $own := (index .root.Values .component).image -}}
+{{- if $own -}}
+{{ $own }}
+{{- else -}}
+{{- with $image.registry }}{{ . }}/{{ end -}}
+{{ $image.repository }}-{{ .component }}:{{ default .root.Chart.AppVersion $image.tag }}
+{{- end -}}
+{{- end -}}
+
+{{- define "dspark.grpcPort" -}}
+{{- get (dict "gateway" 50051 "scheduler" 50052 "verifier" 50053 "drafter" 50054) .component -}}
+{{- end -}}
+
+{{- define "dspark.modelClaim" -}}
+{{ default (printf "%s-models" (include "dspark.fullname" .)) .Values.model.volume.existingClaim }}
+{{- end -}}

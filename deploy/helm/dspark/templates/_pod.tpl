@@ -1,0 +1,222 @@
+{{/* Parts that the four Deployments share. Each takes a dict of root and component. */}}
+
+{{- define "dspark.deploymentSpec" -}}
+{{- $values := index .root.Values .component -}}
+{{- if not (and (hasKey $values "autoscaling") $values.autoscaling.enabled) -}}
+replicas: {{ $values.replicas }}
+{{ end -}}
+revisionHistoryLimit: 5
+progressDeadlineSeconds: {{ add $values.startupSeconds 300 }}
+selector:
+  matchLabels:
+    {{- include "dspark.selectorLabels" . | nindent 4 }}
+strategy:
+  {{- if $values.strategy }}
+  {{- toYaml $values.strategy | nindent 2 }}
+  {{- else }}
+  type: RollingUpdate
+  rollingUpdate:
+    maxSurge: 1
+    maxUnavailable: 0
+  {{- end }}
+{{- end -}}
+
+{{- define "dspark.podMetadata" -}}
+{{- $values := index .root.Values .component -}}
+labels:
+  {{- include "dspark.labels" . | nindent 2 }}
+  {{- with $values.podLabels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+annotations:
+  checksum/config: {{ include (print .root.Template.BasePath "/configmap.yaml") .root | sha256sum }}
+  {{- with $values.podAnnotations }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end -}}
+
+{{- define "dspark.podSpec" -}}
+{{- $root := .root -}}
+{{- $values := index $root.Values .component -}}
+{{- $selector := include "dspark.selectorLabels" . -}}
+serviceAccountName: {{ include "dspark.serviceAccountName" $root }}
+automountServiceAccountToken: false
+# A Service called dspark would put DSPARK_PORT=tcp://... into every pod of the namespace.
+enableServiceLinks: false
+# preStop, then leaving the registry and draining, each bounded by drainSeconds, then closing down.
+terminationGracePeriodSeconds: {{ add 5 (mul 2 $root.Values.drainSeconds) 15 }}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 10001
+  runAsGroup: 10001
+  fsGroup: 10001
+  fsGroupChangePolicy: OnRootMismatch
+  seccompProfile:
+    type: RuntimeDefault
+{{- with $root.Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- with $values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with $values.runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- with $values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+topologySpreadConstraints:
+  {{- if $values.topologySpreadConstraints }}
+  {{- toYaml $values.topologySpreadConstraints | nindent 2 }}
+  {{- else }}
+  - maxSkew: 1
+    topologyKey: kubernetes.io/hostname
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels:
+        {{- $selector | nindent 8 }}
+  {{- end }}
+{{- end -}}
+
+{{- define "dspark.container" -}}
+{{- $root := .root -}}
+{{- $values := index $root.Values .component -}}
+image: {{ include "dspark.image" . | quote }}
+imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities:
+    drop: [ALL]
+resources:
+  {{- toYaml $values.resources | nindent 2 }}
+envFrom:
+  - configMapRef:
+      name: {{ include "dspark.fullname" $root }}
+  {{- with $values.envFrom }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+# Endpoints go first, so that no new connection arrives while the service drains.
+lifecycle:
+  preStop:
+    exec:
+      command: [sleep, "5"]
+{{ include "dspark.probes" . }}
+{{- end -}}
+
+{{/* Health is SERVING from the end of warm-up to the start of the drain. */}}
+{{- define "dspark.probes" -}}
+{{- $values := index .root.Values .component -}}
+startupProbe:
+  grpc:
+    port: {{ include "dspark.grpcPort" . }}
+  periodSeconds: 2
+  timeoutSeconds: 2
+  failureThreshold: {{ div $values.startupSeconds 2 }}
+readinessProbe:
+  grpc:
+    port: {{ include "dspark.grpcPort" . }}
+  periodSeconds: 5
+  timeoutSeconds: 3
+  failureThreshold: 2
+livenessProbe:
+  grpc:
+    port: {{ include "dspark.grpcPort" . }}
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 6
+{{- end -}}
+
+{{/* Variables of one service; what all share is in the ConfigMap. */}}
+{{- define "dspark.env" -}}
+- name: DSPARK_PORT
+  value: {{ include "dspark.grpcPort" . | quote }}
+- name: OTEL_SERVICE_NAME
+  value: dspark-{{ .component }}
+{{- end -}}
+
+{{/* The user's own. None may be one the chart sets: server-side apply refuses a list with doubles. */}}
+{{- define "dspark.extraEnv" -}}
+{{- $reserved := list "DSPARK_PORT" "DSPARK_HTTP_PORT" "DSPARK_ADVERTISE_ADDRESS" "DSPARK_DRAFTER_ADDRESS" "OTEL_SERVICE_NAME" "POD_IP" "REDIS_URL" -}}
+{{- range $name, $value := (index .root.Values .component).env }}
+{{- if has $name $reserved }}
+{{- fail (printf "%s.env.%s: the chart sets this variable itself" $.component $name) }}
+{{- end }}
+- name: {{ $name }}
+  value: {{ $value | quote }}
+{{- end }}
+{{- end -}}
+
+{{/* What drafter and verifier need besides: the address they register, and threads that fit their CPU. */}}
+{{- define "dspark.engineEnv" -}}
+- name: POD_IP
+  valueFrom:
+    fieldRef:
+      fieldPath: status.podIP
+- name: DSPARK_ADVERTISE_ADDRESS
+  value: "$(POD_IP):{{ include "dspark.grpcPort" . }}"
+{{- $values := index .root.Values .component }}
+{{- if and (dig "resources" "limits" "cpu" "" $values) (not (hasKey $values.env "OMP_NUM_THREADS")) }}
+- name: OMP_NUM_THREADS
+  valueFrom:
+    resourceFieldRef:
+      resource: limits.cpu
+{{- end }}
+{{- end -}}
+
+{{- define "dspark.volumeMounts" -}}
+- name: tmp
+  mountPath: /tmp
+{{- if and (ne .component "scheduler") (ne .root.Values.model.volume.type "none") }}
+- name: models
+  mountPath: {{ .root.Values.model.volume.mountPath }}
+  readOnly: {{ .root.Values.model.volume.readOnly }}
+{{- end }}
+{{- end -}}
+
+{{- define "dspark.volumes" -}}
+{{- $volume := .root.Values.model.volume -}}
+- name: tmp
+  emptyDir:
+    sizeLimit: 1Gi
+{{- if and (ne .component "scheduler") (ne $volume.type "none") }}
+- name: models
+  {{- if eq $volume.type "pvc" }}
+  persistentVolumeClaim:
+    claimName: {{ include "dspark.modelClaim" .root }}
+  {{- else if eq $volume.type "hostPath" }}
+  hostPath:
+    path: {{ required "model.volume.hostPath must be set when model.volume.type is hostPath" $volume.hostPath }}
+    type: Directory
+  {{- else }}
+  emptyDir:
+    sizeLimit: {{ $volume.size }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* The user's own init containers, each with the model volume mounted for writing. */}}
+{{- define "dspark.initContainers" -}}
+{{- $model := .root.Values.model -}}
+{{- if and $model.initContainers (ne $model.volume.type "none") -}}
+initContainers:
+  {{- range $model.initContainers }}
+  {{- $mounts := append (default list .volumeMounts) (dict "name" "models" "mountPath" $model.volume.mountPath) }}
+  {{- $mounts = append $mounts (dict "name" "tmp" "mountPath" "/tmp") }}
+  -
+    {{- toYaml (merge (dict "volumeMounts" $mounts) .) | nindent 4 }}
+  {{- end }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,43 @@
+"""Wrong values are refused, and the message names the value."""
+
+import pytest
+
+from tests.integration.deploy.helm import CHART, run
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("gateway.replica=2", ["gateway", "replica"]),
+        ("verifer.replicas=2", ["verifer"]),
+        ("gateway.replicas=-1", ["gateway", "replicas"]),
+        ("gateway.replicas=two", ["gateway", "replicas", "integer"]),
+        ("drainSeconds=-1", ["drainSeconds"]),
+        ("model.dtype=float16", ["model", "dtype", "bfloat16"]),
+        ("model.target=", ["model", "target"]),
+        ("model.volume.type=nfs", ["volume", "type", "hostPath"]),
+        ("model.volume.type=hostPath", ["model.volume.hostPath must be set"]),
+        ("model.volume.mountPath=models", ["mountPath"]),
+        ("logFormat=xml", ["logFormat", "json"]),
+        ("redis.url=localhost:6379", ["redis", "url"]),
+        ("tracing.endpoint=collector:4317", ["tracing", "endpoint"]),
+        ("scheduler.replicas=2", ["scheduler.replicas is 2", "redis.url"]),
+        ("verifier.env.DSPARK_PORT=1", ["verifier.env.DSPARK_PORT", "sets this variable itself"]),
+        ("gateway.ingress.enabled=true", ["gateway.ingress.hosts"]),
+        ("gateway.podDisruptionBudget.maxUnavailable=0", ["maxUnavailable"]),
+        ("verifier.startupSeconds=1", ["startupSeconds"]),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(each_helm, setting, named):
+    done = run(each_helm, "template", "shop", CHART, "--set", setting)
+    assert done.returncode != 0
+    assert [word for word in named if word not in done.stderr] == [], done.stderr
+
+
+def test_an_autoscaler_cannot_have_its_minimum_above_its_maximum(helm):
+    flags = (
+        "drafter.autoscaling.enabled=true,drafter.autoscaling.minReplicas=5,drafter.autoscaling.maxReplicas=4"
+    )
+    done = run(helm, "template", "shop", CHART, "--set", flags)
+    assert done.returncode != 0
+    assert "drafter.autoscaling.minReplicas 5 is above maxReplicas 4" in done.stderr

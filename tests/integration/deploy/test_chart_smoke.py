@@ -1,0 +1,66 @@
+"""The script that `helm test` runs, over real HTTP."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from tests.integration.deploy.helm import CHART, of_kind, render
+
+
+@contextmanager
+def gateway(completion_tokens: int, status: int = 200) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.reply(200, {"data": [{"id": "tiny"}]})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            assert body["model"] == "tiny"
+            self.reply(status, {"usage": {"completion_tokens": completion_tokens}})
+
+        def reply(self, code: int, value: object) -> None:
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(json.dumps(value).encode())
+
+        def log_message(self, *_: object) -> None:
+            """Silent."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def smoke(url: str) -> int:
+    command = [sys.executable, "-c", (CHART / "files/smoke.py").read_text()]
+    environment = {**os.environ, "GATEWAY_URL": url}
+    return subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False).returncode
+
+
+@pytest.mark.parametrize(("tokens", "status", "passes"), [(3, 200, True), (0, 200, False), (3, 503, False)])
+def test_passes_only_when_tokens_come_back(tokens, status, passes):
+    with gateway(tokens, status) as url:
+        assert (smoke(url) == 0) is passes
+
+
+def test_fails_without_a_gateway():
+    assert smoke("http://127.0.0.1:9") != 0
+
+
+def test_the_pod_runs_the_script_against_the_gateway_service(helm):
+    rendered = render(helm, "everything")
+    (container,) = of_kind(rendered, "Pod")["test"]["spec"]["containers"]
+    assert container["command"] == ["python", "-c", (CHART / "files/smoke.py").read_text()]
+    service = of_kind(rendered, "Service")["gateway"]
+    url = f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    assert container["env"] == [{"name": "GATEWAY_URL", "value": url}]

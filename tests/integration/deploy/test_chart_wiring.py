@@ -1,0 +1,238 @@
+"""What the chart's objects say of each other: selectors, ports, addresses, probes, the security context."""
+
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.integration.deploy.helm import CHART, VALUES, Manifest, Rendered, of_kind, render
+
+SERVICES = ("drafter", "gateway", "scheduler", "verifier")
+GRPC_PORTS = {"gateway": 50051, "scheduler": 50052, "verifier": 50053, "drafter": 50054}
+
+
+@pytest.fixture(scope="module", params=VALUES)
+def rendered(helm, request) -> list[Rendered]:
+    return render(helm, request.param)
+
+
+def pod_template(deployment: Manifest) -> Manifest:
+    return deployment["spec"]["template"]
+
+
+def container(deployment: Manifest) -> dict[str, Any]:
+    (only,) = pod_template(deployment)["spec"]["containers"]
+    return only
+
+
+def environment(deployment: Manifest, config: Manifest) -> dict[str, Any]:
+    own = {
+        entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in container(deployment)["env"]
+    }
+    return {**config["data"], **own}
+
+
+def selected(selector: dict[str, str], rendered: list[Rendered]) -> list[str]:
+    """Components whose pods carry all of the selector's labels."""
+    return [
+        component
+        for component, deployment in of_kind(rendered, "Deployment").items()
+        if selector.items() <= pod_template(deployment)["metadata"]["labels"].items()
+    ]
+
+
+def test_the_four_services_are_deployed(rendered):
+    assert sorted(of_kind(rendered, "Deployment")) == list(SERVICES)
+    assert sorted(of_kind(rendered, "Service")) == list(SERVICES)
+
+
+def test_selectors_choose_exactly_their_own_pods(rendered):
+    for kind in ("Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy"):
+        for component, manifest in of_kind(rendered, kind).items():
+            spec = manifest["spec"]
+            selector = spec["podSelector"] if kind == "NetworkPolicy" else spec["selector"]
+            assert selected(selector.get("matchLabels", selector), rendered) == [component], kind
+
+
+def test_services_lead_to_ports_that_the_pods_open(rendered):
+    deployments = of_kind(rendered, "Deployment")
+    for component, service in of_kind(rendered, "Service").items():
+        opened = {port["name"]: port["containerPort"] for port in container(deployments[component])["ports"]}
+        assert opened["grpc"] == GRPC_PORTS[component]
+        assert all(port["targetPort"] in opened for port in service["spec"]["ports"])
+
+
+def test_addresses_given_to_services_are_those_of_services(rendered):
+    known = {
+        f"{service['metadata']['name']}:{port['port']}"
+        for service in of_kind(rendered, "Service").values()
+        for port in service["spec"]["ports"]
+    }
+    config = of_kind(rendered, "ConfigMap")["config"]
+    verifier = environment(of_kind(rendered, "Deployment")["verifier"], config)
+    assert {verifier["DSPARK_SCHEDULER_ADDRESS"], verifier["DSPARK_DRAFTER_ADDRESS"]} <= known
+
+
+def test_replicas_register_the_address_they_listen_on(rendered):
+    config = of_kind(rendered, "ConfigMap")["config"]
+    for component in ("drafter", "verifier"):
+        deployment = of_kind(rendered, "Deployment")[component]
+        names = [entry["name"] for entry in container(deployment)["env"]]
+        assert names.index("POD_IP") < names.index("DSPARK_ADVERTISE_ADDRESS"), "$(POD_IP) must be known"
+        advertised = environment(deployment, config)["DSPARK_ADVERTISE_ADDRESS"]
+        assert advertised == f"$(POD_IP):{GRPC_PORTS[component]}"
+
+
+def test_environment_names_occur_once(rendered):
+    for component, deployment in of_kind(rendered, "Deployment").items():
+        names = [entry["name"] for entry in container(deployment)["env"]]
+        assert len(names) == len(set(names)), component
+
+
+def test_probes_ask_the_grpc_port_and_start_up_may_take_as_long_as_set(rendered):
+    for component, deployment in of_kind(rendered, "Deployment").items():
+        probed = container(deployment)
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            assert probed[probe]["grpc"]["port"] == GRPC_PORTS[component]
+        startup = probed["startupProbe"]["periodSeconds"] * probed["startupProbe"]["failureThreshold"]
+        assert startup >= (600 if component in ("drafter", "verifier") else 60)
+        assert deployment["spec"]["progressDeadlineSeconds"] > startup
+
+
+def test_grace_period_outlasts_the_drain(rendered):
+    drain = int(of_kind(rendered, "ConfigMap")["config"]["data"]["DSPARK_DRAIN_SECONDS"])
+    for deployment in of_kind(rendered, "Deployment").values():
+        pause = int(container(deployment)["lifecycle"]["preStop"]["exec"]["command"][1])
+        assert pod_template(deployment)["spec"]["terminationGracePeriodSeconds"] > pause + 2 * drain
+
+
+def test_every_pod_runs_with_the_least_rights(rendered):
+    pods = [pod_template(deployment)["spec"] for deployment in of_kind(rendered, "Deployment").values()]
+    pods.append(of_kind(rendered, "Pod")["test"]["spec"])
+    for pod in pods:
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["enableServiceLinks"] is False, "DSPARK_PORT of a Service called dspark would be read"
+        security = pod["securityContext"]
+        assert security["runAsNonRoot"] is True
+        assert security["runAsUser"] == 10001
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+        (only,) = pod["containers"]
+        assert only["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert only["resources"]["limits"]["memory"]
+        assert only["resources"]["requests"]
+
+
+def test_an_autoscaler_alone_decides_the_number_of_replicas(rendered):
+    scaled = of_kind(rendered, "HorizontalPodAutoscaler")
+    for component, deployment in of_kind(rendered, "Deployment").items():
+        assert ("replicas" in deployment["spec"]) == (component not in scaled)
+        if component in scaled:
+            target = scaled[component]["spec"]["scaleTargetRef"]
+            assert (target["kind"], target["name"]) == ("Deployment", deployment["metadata"]["name"])
+
+
+def test_network_policies_admit_the_callers_and_nobody_else(helm):
+    policies = of_kind(render(helm, "production"), "NetworkPolicy")
+    rendered = render(helm, "production")
+    callers = {
+        "scheduler": {"gateway", "drafter", "verifier"},
+        "drafter": {"verifier"},
+        "verifier": {"gateway"},
+    }
+    for component, expected in callers.items():
+        grpc, metrics = policies[component]["spec"]["ingress"]
+        assert [port["port"] for port in grpc["ports"]] == ["grpc"]
+        admitted = {
+            name for peer in grpc["from"] for name in selected(peer["podSelector"]["matchLabels"], rendered)
+        }
+        assert admitted == expected
+        assert [port["port"] for port in metrics["ports"]] == ["metrics"]
+        assert metrics["from"][0]["namespaceSelector"]
+    assert all(rule.get("from") for rule in policies["gateway"]["spec"]["ingress"])
+    smoke = of_kind(rendered, "Pod")["test"]["metadata"]["labels"].items()
+    peers = [peer for rule in policies["gateway"]["spec"]["ingress"] for peer in rule["from"]]
+    assert any(peer["podSelector"]["matchLabels"].items() <= smoke for peer in peers if "podSelector" in peer)
+
+
+def test_monitors_select_services_and_ports_that_exist(helm):
+    rendered = render(helm, "production")
+    spec = of_kind(rendered, "ServiceMonitor")["metrics"]["spec"]
+    wanted = {endpoint["port"] for endpoint in spec["endpoints"]}
+    for component, service in of_kind(rendered, "Service").items():
+        assert spec["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+        scraped = wanted & {port["name"] for port in service["spec"]["ports"]}
+        assert len(scraped) == 1, component
+
+
+def test_models_are_mounted_where_they_are_read(helm):
+    for values, read_only in (("gpu", True), ("everything", False)):
+        for component, deployment in of_kind(render(helm, values), "Deployment").items():
+            mounts = {mount["name"]: mount for mount in container(deployment)["volumeMounts"]}
+            assert ("models" in mounts) == (component != "scheduler")
+            assert mounts.get("models", {}).get("readOnly", read_only) is read_only
+            assert set(mounts) == {volume["name"] for volume in pod_template(deployment)["spec"]["volumes"]}
+
+
+def test_init_containers_may_write_models_and_keep_their_own_mounts(helm):
+    deployment = of_kind(render(helm, "everything"), "Deployment")["verifier"]
+    (download,) = pod_template(deployment)["spec"]["initContainers"]
+    mounts = {mount["mountPath"]: mount for mount in download["volumeMounts"]}
+    assert set(mounts) == {"/models", "/tmp", "/two"}
+    assert "readOnly" not in mounts["/models"]
+
+
+def test_a_changed_setting_replaces_the_pods(helm):
+    def checksums(*flags: str) -> set[str]:
+        deployments = of_kind(render(helm, "default", *flags), "Deployment").values()
+        return {pod_template(d)["metadata"]["annotations"]["checksum/config"] for d in deployments}
+
+    assert len(checksums()) == 1
+    assert checksums() == checksums("--set", "gateway.replicas=5")
+    assert checksums().isdisjoint(checksums("--set", "logLevel=DEBUG"))
+
+
+def test_threads_follow_the_cpu_limit_unless_set_otherwise(helm):
+    def threads(values: str, component: str) -> object:
+        rendered = render(helm, values)
+        config = of_kind(rendered, "ConfigMap")["config"]
+        return environment(of_kind(rendered, "Deployment")[component], config).get("OMP_NUM_THREADS")
+
+    assert threads("default", "verifier") == {"resourceFieldRef": {"resource": "limits.cpu"}}
+    assert threads("everything", "verifier") == "3"
+    assert threads("minimal", "drafter") is None
+    assert threads("default", "gateway") is None
+
+
+def test_redis_comes_from_a_secret_or_a_plain_url_or_not_at_all(helm):
+    def redis(values: str) -> object:
+        rendered = render(helm, values)
+        config = of_kind(rendered, "ConfigMap")["config"]
+        return environment(of_kind(rendered, "Deployment")["scheduler"], config).get("REDIS_URL")
+
+    assert redis("production") == {"secretKeyRef": {"name": "dspark-redis", "key": "redis-url"}}
+    assert redis("everything") == "rediss://redis.example.org:6380/1"
+    assert redis("default") is None
+
+
+def test_image_references(helm):
+    def images(values: str) -> dict[str, str]:
+        deployments = of_kind(render(helm, values), "Deployment")
+        return {component: container(deployment)["image"] for component, deployment in deployments.items()}
+
+    assert images("default")["verifier"] == "dspark-verifier:0.1.0"
+    assert images("gpu")["drafter"] == "registry.example.org/acme/dspark-drafter:0.1.0"
+    assert images("everything")["verifier"] == "127.0.0.1:5000/dspark-verifier:v9"
+    assert images("everything")["gateway"].startswith("example.org/gateway@sha256:")
+
+
+def test_chart_values_are_complete_against_the_schema(helm):
+    """A key in values.yaml that the schema does not know could never be set."""
+    schema = yaml.safe_load((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert set(values) == set(schema["properties"]) - {"global"}
+    for service in SERVICES:
+        assert set(values[service]) == set(schema["properties"][service]["properties"])

@@ -1,0 +1,157 @@
+"""The Dockerfile and the compose file: linted by their own tools, and what they promise."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.integration.deploy.helm import ROOT
+
+DOCKERFILE = ROOT / "deploy/docker/Dockerfile"
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+OWN = ("gateway", "scheduler", "drafter", "verifier")
+
+
+def tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [Path(sys.executable).with_name(name), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def stages() -> dict[str, list[str]]:
+    """Instructions of each stage by its name, continuation lines joined."""
+    text = re.sub(r"\\\n\s*", " ", DOCKERFILE.read_text())
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if line.startswith("FROM "):
+            found[line.split(" AS ")[1]] = [line]
+        elif line and not line.startswith("#"):
+            found[list(found)[-1]].append(line)
+    return found
+
+
+def lineage(stage: str) -> list[str]:
+    """A stage and those it is built from."""
+    parent = stages()[stage][0].split()[1]
+    return [stage, *lineage(parent)] if parent in stages() else [stage]
+
+
+def test_hadolint_finds_nothing():
+    done = tool("hadolint", DOCKERFILE)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_compose_lint_finds_only_images_without_a_digest():
+    done = tool("compose-lint", "--format", "json", "docker-compose.yml")
+    rules = set(re.findall(r"CL-\d{4}", done.stdout))
+    assert rules <= {"CL-0019"}, done.stdout  # images built here have no digest before they are built
+    assert done.returncode == 0
+
+
+def test_docker_compose_accepts_the_file():
+    if not shutil.which("docker") or tool_missing("docker", "compose", "version"):
+        pytest.skip("no docker compose on this machine")
+    done = subprocess.run(
+        ["docker", "compose", "config", "-q"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def tool_missing(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode != 0
+
+
+@pytest.mark.parametrize("service", OWN)
+def test_each_service_has_an_image_that_runs_it_without_rights(service):
+    built = stages()[service]
+    inherited = [line for stage in lineage(service) for line in stages()[stage]]
+    assert f'CMD ["python", "-m", "services.{service}.main"]' in built
+    assert "USER 10001:10001" in inherited
+
+
+@pytest.mark.parametrize("service", ["gateway", "scheduler"])
+def test_images_without_an_engine_never_see_torch(service):
+    copied = [line for line in stages()[service] if line.startswith("COPY --from=")]
+    (source,) = [re.match(r"COPY --from=(\S+)", line).group(1) for line in copied]
+    assert "torch" not in " ".join(line for stage in lineage(source) for line in stages()[stage])
+
+
+def test_base_requirements_are_free_of_torch_and_the_engine_has_it(tmp_path):
+    def requirements(*extra: str) -> str:
+        script = ROOT / "deploy/docker/requirements.py"
+        return subprocess.run(
+            [sys.executable, script, *extra], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert "torch" not in requirements()
+    assert "grpcio" in requirements()
+    assert "torch" in requirements("engine")
+
+
+def test_the_build_needs_no_frontend_from_a_registry():
+    assert not re.search(r"^#\s*syntax=", DOCKERFILE.read_text(), flags=re.MULTILINE)
+
+
+def test_everything_the_build_copies_is_let_through_by_dockerignore():
+    rules = (ROOT / ".dockerignore").read_text().splitlines()
+    assert rules[1] == "*", "an allow-list"
+    allowed = [rule.removeprefix("!") for rule in rules if rule.startswith("!")]
+    named = re.findall(r"^COPY (?!--from)(.+) \./$", DOCKERFILE.read_text(), flags=re.MULTILINE)
+    assert set(" ".join(named).split()) <= set(allowed)
+    assert all((ROOT / path).exists() for path in allowed)
+    assert {"pyproject.toml", "LICENSE", "README.md", "dspark_core", "services", "proto/gen"} <= set(allowed)
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_every_container_is_limited_locked_down_and_checked(name):
+    service = COMPOSE["services"][name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert service["mem_limit"]
+    assert service["cpus"] <= 2
+    assert service["pids_limit"]
+    assert service["healthcheck"]["test"]
+    for dependency in service.get("depends_on", {}).values():
+        assert dependency == {"condition": "service_healthy"}
+
+
+def test_compose_waits_longer_than_services_drain():
+    for name in OWN:
+        service = COMPOSE["services"][name]
+        assert int(service["stop_grace_period"].removesuffix("s")) > 2 * int(
+            service["environment"]["DSPARK_DRAIN_SECONDS"]
+        )
+
+
+def test_only_the_gateway_is_reachable_and_only_from_this_machine():
+    published = {
+        name: service["ports"] for name, service in COMPOSE["services"].items() if "ports" in service
+    }
+    assert list(published) == ["gateway"]
+    assert all(port.startswith("127.0.0.1:") for port in published["gateway"])
+    assert COMPOSE["networks"]["backend"]["internal"] is True
+
+
+def test_compose_addresses_name_services_and_their_ports():
+    ports = {"scheduler": 50052, "verifier": 50053, "drafter": 50054}
+    for name in OWN:
+        for variable, value in COMPOSE["services"][name]["environment"].items():
+            if variable.endswith("_ADDRESS"):
+                host, port = value.split(":")
+                assert ports[host] == int(port)
+                assert variable != "DSPARK_ADVERTISE_ADDRESS" or host == name
+
+
+def test_versions_agree():
+    version = re.search(
+        r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE
+    ).group(1)
+    chart = yaml.safe_load((ROOT / "deploy/helm/dspark/Chart.yaml").read_text())
+    assert {chart["version"], chart["appVersion"]} == {version}
+    assert {COMPOSE["services"][name]["image"] for name in OWN} == {
+        f"dspark-{name}:{version}" for name in OWN
+    }
