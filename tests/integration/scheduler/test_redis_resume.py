@@ -1,0 +1,73 @@
+"""Schedulers over a real Redis that restarts, and schedulers that restart over a Redis that stays."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from prometheus_client import CollectorRegistry
+
+from dspark_core.records import Replica, Role
+from services.common.registration import RegistrationLoop
+from services.common.registry import RedisRegistry
+from services.scheduler.scheduler import Scheduler
+from tests.support.polling import eventually
+from tests.support.redis_process import RedisProcess
+
+
+def _verifier(replica_id: str) -> Replica:
+    return Replica(replica_id=replica_id, role=Role.VERIFIER, address="h:1", model="m")
+
+
+@asynccontextmanager
+async def _scheduler(
+    redis: RedisProcess, metrics: CollectorRegistry | None = None
+) -> AsyncIterator[Scheduler]:
+    scheduler = Scheduler(
+        lease_seconds=30.0, registry=RedisRegistry(redis.url), sync_seconds=0.02, metrics=metrics
+    )
+    await scheduler.start()
+    try:
+        yield scheduler
+    finally:
+        await scheduler.close()
+
+
+async def test_a_restarted_scheduler_knows_the_replicas_at_once(redis_process: RedisProcess):
+    async with _scheduler(redis_process) as before:
+        await before.register(_verifier("v"))
+    async with _scheduler(redis_process) as after:
+        assert (await after.assign(request_id="r", model="m")).replica_id == "v"
+
+
+async def test_two_schedulers_see_each_others_replicas(redis_process: RedisProcess):
+    async with _scheduler(redis_process) as one, _scheduler(redis_process) as other:
+        await one.register(_verifier("v"))
+        async with asyncio.timeout(10):
+            while await other.list_replicas() != (_verifier("v"),):
+                await asyncio.sleep(0.01)
+            await one.deregister("v")
+            while await other.list_replicas():
+                await asyncio.sleep(0.01)
+
+
+async def test_redis_restarting_empty_interrupts_nothing(redis_process: RedisProcess):
+    metrics = CollectorRegistry()
+
+    def registry_up() -> bool:
+        return metrics.get_sample_value("dspark_scheduler_registry_up") == 1
+
+    async with _scheduler(redis_process, metrics) as scheduler:
+        loop = RegistrationLoop(scheduler, lambda: _verifier("v"))
+        loop.start()
+        async with asyncio.timeout(10):
+            await loop.wait_registered()
+        redis_process.stop()
+        await eventually(lambda: not registry_up())
+        assert (await scheduler.assign(request_id="r", model="m")).replica_id == "v"
+        await scheduler.register(_verifier("w"))
+        redis_process.start()
+        await eventually(registry_up)
+        async with _scheduler(redis_process) as fresh:
+            assert await fresh.list_replicas() == (_verifier("v"), _verifier("w"))
+        await loop.stop()
+        assert await scheduler.list_replicas() == (_verifier("w"),)

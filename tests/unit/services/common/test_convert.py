@@ -1,0 +1,196 @@
+"""Conversions lose nothing, fill in the contract's defaults, and refuse what the contract forbids."""
+
+import pytest
+from dspark_proto.v1 import common_pb2, scheduler_pb2, verifier_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dspark_core.errors import InvalidRequestError
+from dspark_core.records import (
+    MAX_SEED,
+    FinishReason,
+    GenerateChunk,
+    GenerateRequest,
+    Replica,
+    RequestSurvival,
+    Role,
+    RoundReport,
+    SamplingParams,
+    SpeculationOptions,
+    SpeculationStats,
+    Verification,
+    VerifierDescription,
+    VerifyPlan,
+)
+from services.common import convert
+
+token_ids = st.lists(st.integers(0, 2**32 - 1), max_size=8).map(tuple)
+counts = st.integers(0, 2**32 - 1)
+seconds = st.floats(0, 1e6)
+
+sampling = st.builds(
+    SamplingParams,
+    temperature=st.floats(0, 100),
+    top_k=counts,
+    top_p=st.floats(0, 1, exclude_min=True),
+    min_p=st.floats(0, 1),
+    seed=st.none() | st.integers(0, MAX_SEED),
+)
+speculation = st.builds(
+    SpeculationOptions,
+    enabled=st.booleans(),
+    verification=st.sampled_from([None, Verification.COUPLED]),
+    max_draft_tokens=st.none() | counts,
+)
+requests = st.builds(
+    GenerateRequest,
+    request_id=st.text(min_size=1),
+    prompt_token_ids=token_ids.filter(bool),
+    max_tokens=st.none() | st.integers(1, 2**32 - 1),
+    sampling=sampling,
+    stop_token_ids=token_ids,
+    speculation=speculation,
+)
+stats = st.builds(
+    SpeculationStats,
+    rounds=counts,
+    drafted_tokens=counts,
+    verified_tokens=counts,
+    accepted_tokens=counts,
+    committed_tokens=counts,
+    draft_seconds=seconds,
+    verify_seconds=seconds,
+)
+chunks = st.builds(
+    GenerateChunk,
+    token_ids=token_ids,
+    finish_reason=st.none() | st.sampled_from(FinishReason),
+    stats=st.none() | stats,
+    cached_prompt_tokens=counts,
+)
+replicas = st.builds(
+    Replica,
+    replica_id=st.text(min_size=1),
+    role=st.sampled_from(Role),
+    address=st.text(min_size=1),
+    model=st.text(min_size=1),
+    draining=st.booleans(),
+    running_requests=counts,
+    waiting_requests=counts,
+    free_kv_fraction=st.floats(0, 1),
+)
+survival = st.lists(st.floats(0, 1, width=32), max_size=7).map(lambda v: tuple(sorted(v, reverse=True)))
+reports = st.builds(
+    RoundReport,
+    replica_id=st.text(min_size=1),
+    round=st.integers(0, 2**63),
+    requests=st.lists(
+        st.builds(
+            RequestSurvival,
+            sequence_id=st.text(),
+            survival=survival,
+            verify_length=counts,
+            accepted=st.just(0),
+        ),
+        max_size=4,
+    ).map(tuple),
+    batch_tokens=counts,
+    step_seconds=seconds,
+    draft_seconds=seconds,
+    profile=st.lists(st.integers(1, 4096), unique=True, max_size=4).map(
+        lambda points: tuple((tokens, 0.001 * tokens) for tokens in sorted(points))
+    ),
+)
+
+
+@given(requests)
+def test_requests_survive_the_wire(request: GenerateRequest):
+    message = convert.generate_request_to_proto(request)
+    parsed = verifier_pb2.GenerateRequest.FromString(message.SerializeToString())
+    assert convert.generate_request_from_proto(parsed) == request
+
+
+@given(chunks)
+def test_chunks_survive_the_wire(chunk: GenerateChunk):
+    message = convert.generate_chunk_to_proto(chunk)
+    parsed = verifier_pb2.GenerateChunk.FromString(message.SerializeToString())
+    assert convert.generate_chunk_from_proto(parsed) == chunk
+
+
+@given(replicas)
+def test_replicas_survive_the_wire(replica: Replica):
+    message = convert.replica_to_proto(replica)
+    assert (
+        convert.replica_from_proto(scheduler_pb2.Replica.FromString(message.SerializeToString())) == replica
+    )
+
+
+@given(reports)
+def test_reports_survive_the_wire(report: RoundReport):
+    message = convert.round_report_to_proto(report)
+    parsed = scheduler_pb2.RoundReport.FromString(message.SerializeToString())
+    assert convert.round_report_from_proto(parsed) == report
+
+
+def test_plans_and_descriptions_survive_the_wire():
+    plan = VerifyPlan(based_on_round=2**40, draft_token_capacity=17)
+    assert convert.verify_plan_from_proto(convert.verify_plan_to_proto(plan)) == plan
+    described = VerifierDescription(model="m", vocab_size=9, max_context_tokens=8, dtype="float32")
+    message = convert.verifier_description_to_proto(described)
+    assert convert.verifier_description_from_proto(message) == described
+
+
+def test_absent_fields_mean_what_the_contract_says():
+    request = convert.generate_request_from_proto(
+        verifier_pb2.GenerateRequest(request_id="r", prompt_token_ids=[1])
+    )
+    assert request.max_tokens is None
+    assert request.sampling == SamplingParams(temperature=0.0)
+    assert request.speculation == SpeculationOptions()
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (common_pb2.SamplingParams(temperature=-1), "temperature"),
+        (common_pb2.SamplingParams(temperature=float("nan")), "temperature"),
+        (common_pb2.SamplingParams(top_p=0), "top_p"),
+        (common_pb2.SamplingParams(min_p=1.5), "min_p"),
+        (common_pb2.SamplingParams(seed=2**64 - 1), "seed"),
+    ],
+)
+def test_bad_sampling_is_refused_by_field(message: common_pb2.SamplingParams, field: str):
+    with pytest.raises(InvalidRequestError, match=field) as caught:
+        convert.sampling_from_proto(message)
+    assert caught.value.field == field
+
+
+def test_unknown_enum_numbers_are_refused():
+    with pytest.raises(InvalidRequestError, match=r"verification must be one of \[1, 2\], got 9"):
+        convert.verification_from_proto(9)
+    with pytest.raises(InvalidRequestError, match="role"):
+        convert.replica_from_proto(scheduler_pb2.Replica(replica_id="a", address="b", model="c"))
+
+
+def _report(**fields) -> scheduler_pb2.RoundReport:
+    return scheduler_pb2.RoundReport(**{"replica_id": "v", "round": 1, **fields})
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (_report(replica_id=""), "replica_id"),
+        (_report(step_seconds=-1), "step_seconds"),
+        (_report(draft_seconds=float("inf")), "draft_seconds"),
+        (_report(requests=[scheduler_pb2.RequestSurvival(survival=[0.5, 0.6])]), "survival"),
+        (_report(requests=[scheduler_pb2.RequestSurvival(survival=[1.5])]), "survival"),
+        (_report(requests=[scheduler_pb2.RequestSurvival(survival=[float("nan")])]), "survival"),
+        (_report(requests=[scheduler_pb2.RequestSurvival(verify_length=1, accepted=2)]), "accepted"),
+        (_report(profile=[scheduler_pb2.StepTime(batch_tokens=1)]), "profile"),
+        (_report(profile=[scheduler_pb2.StepTime(step_seconds=1)]), "profile"),
+    ],
+)
+def test_bad_reports_are_refused_by_field(message: scheduler_pb2.RoundReport, field: str):
+    with pytest.raises(InvalidRequestError) as caught:
+        convert.round_report_from_proto(message)
+    assert caught.value.field == field

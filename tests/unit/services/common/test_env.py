@@ -1,0 +1,63 @@
+"""Environment values become typed values, and every refusal names the variable and the value."""
+
+import pytest
+
+from dspark_core.errors import ConfigError
+from services.common.env import Env
+from services.common.options import ServerOptions
+
+
+def test_empty_counts_as_unset():
+    env = Env({"A": "", "B": "  "})
+    assert env.integer("A", 7) == 7
+    assert env.text("B", "fallback") == "fallback"
+    assert env.optional_text("A") is None
+
+
+@pytest.mark.parametrize(("text", "value"), [("1", True), ("TRUE", True), ("off", False), ("no", False)])
+def test_flags(text: str, value: bool):
+    assert Env({"F": text}).flag("F", not value) is value
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        ("many", lambda env: env.integer("V", 1)),
+        ("0", lambda env: env.integer("V", 1, minimum=1)),
+        ("70000", lambda env: env.integer("V", 1, maximum=65535)),
+        ("nan", lambda env: env.number("V", 1.0)),
+        ("inf", lambda env: env.number("V", 1.0)),
+        ("-1", lambda env: env.number("V", 1.0, minimum=0)),
+        ("perhaps", lambda env: env.flag("V", True)),
+        ("xml", lambda env: env.choice("V", "json", ("json", "plain"))),
+    ],
+)
+def test_bad_values_are_named(value: str, read):
+    with pytest.raises(ConfigError) as caught:
+        read(Env({"V": value}))
+    assert "V must" in str(caught.value)
+    assert value in str(caught.value)
+
+
+def test_a_required_variable_is_named():
+    with pytest.raises(ConfigError, match="DSPARK_MODEL must be set"):
+        Env({}).text("DSPARK_MODEL")
+
+
+def test_server_options_take_defaults_and_overrides():
+    options = ServerOptions.from_env(Env({}), port=50052, metrics_port=9052)
+    assert (options.port, options.host, options.metrics_port) == (50052, "0.0.0.0", 9052)
+    options = ServerOptions.from_env(
+        Env({"DSPARK_PORT": "1234", "DSPARK_METRICS_PORT": "off", "DSPARK_DRAIN_SECONDS": "3.5"}),
+        port=50052,
+        metrics_port=9052,
+    )
+    assert (options.port, options.drain_seconds, options.metrics_port) == (1234, 3.5, None)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"port": 65536}, {"port": 1, "drain_seconds": -1.0}, {"port": 1, "max_calls": 0}]
+)
+def test_server_options_refuse_what_cannot_work(fields: dict):
+    with pytest.raises(ConfigError, match=list(fields)[-1]):
+        ServerOptions(**fields)
