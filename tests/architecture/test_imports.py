@@ -1,0 +1,170 @@
+"""Who may import whom. The tables are the rule; a package that is in none of them fails."""
+
+import ast
+import sys
+
+import pytest
+
+from tests.support.source_tree import Source, tracked_sources
+
+VALUES = ("dspark_core.errors", "dspark_core.records")
+# Where models and drafters lie on disk.
+PATHS = ("dspark_core.model_paths", "dspark_core.zoo_paths")
+MODELS = (*VALUES, *PATHS, "dspark_core.algorithms", "dspark_core.models")
+APPLICATION = (*MODELS, "dspark_core.engine", "dspark_core.tokenization")
+TORCH_FREE_ALGORITHMS = (
+    "dspark_core.algorithms.prefix_scheduler",
+    "dspark_core.algorithms.delayed_scheduler",
+    "dspark_core.algorithms.speed_floor",
+    "dspark_core.algorithms.step_rate",
+    "dspark_core.algorithms.calibration",
+)
+
+# Package -> the project's own modules it may import, besides itself.
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "dspark_core.errors": (),
+    "dspark_core.records": ("dspark_core.errors",),
+    "dspark_core.model_paths": (*VALUES, *PATHS),
+    "dspark_core.zoo_paths": (*VALUES, *PATHS),
+    "dspark_core.zoo": VALUES,
+    "dspark_core.tokenization": (*VALUES, *PATHS),
+    "dspark_core.algorithms": VALUES,
+    "dspark_core.models": MODELS,
+    "dspark_core.engine": MODELS,
+    "dspark_core.training": APPLICATION,
+    "dspark_core.evaluation": APPLICATION,
+    "dspark_core.simulation": APPLICATION,
+    "services.common": VALUES,
+    "services.gateway": (
+        *VALUES,
+        *PATHS,
+        *TORCH_FREE_ALGORITHMS,
+        "dspark_core.tokenization",
+        "services.common",
+    ),
+    "services.scheduler": (*VALUES, *TORCH_FREE_ALGORITHMS, "services.common"),
+    "services.drafter": (*APPLICATION, "services.common"),
+    "services.verifier": (*APPLICATION, "services.common"),
+    # The one place that may import several services.
+    "services.embedded": (*APPLICATION, "services"),
+    "services.cli": (*APPLICATION, "services"),
+    "loadtest": (),
+    "benchmarks": (*APPLICATION, "services"),
+    "scripts": (*APPLICATION, "services"),
+}
+
+# Package -> the only third-party packages it may import.
+ONLY: dict[str, tuple[str, ...]] = {
+    "dspark_core.errors": (),
+    "dspark_core.records": (),
+    "dspark_core.algorithms": ("numpy",),
+    **{
+        f"dspark_core.algorithms.{name}": ("torch", "numpy") for name in ("sampling", "rejection", "coupling")
+    },
+}
+
+NETWORK = ("grpc", "grpc_health", "fastapi", "uvicorn", "httpx", "redis", "dspark_proto")
+TORCH = ("torch", "safetensors", "transformers", "vllm")
+
+# Package -> third-party packages it must not import.
+NEVER: dict[str, tuple[str, ...]] = {
+    "dspark_core": NETWORK,
+    "dspark_core.tokenization": TORCH,
+    **dict.fromkeys(PATHS, TORCH),
+    "services.common": TORCH,
+    "services.gateway": TORCH,
+    "services.scheduler": TORCH,
+}
+
+OWN = ("dspark_core", "services", "loadtest", "benchmarks", "scripts")
+PROTO_MODULES = ("servicer", "convert", "clients")
+
+
+def _within(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def _most_specific(module: str, table: dict[str, tuple[str, ...]]) -> str | None:
+    fitting = [package for package in table if _within(module, (package,))]
+    return max(fitting, key=len, default=None)
+
+
+def _third_party(name: str) -> bool:
+    return name.partition(".")[0] not in sys.stdlib_module_names and not _within(name, (*OWN, "tests"))
+
+
+def violations(source: Source) -> list[str]:
+    module = source.module
+    package = _most_specific(module, MAY_IMPORT)
+    if package is None:
+        is_plain_package = module in (*OWN, "dspark_core", "services") and source.path.endswith("__init__.py")
+        return [] if is_plain_package else [f"{module} is in no row of MAY_IMPORT"]
+    found = []
+    only = _most_specific(module, ONLY)
+    for name in source.imports():
+        if _within(name, OWN) and not _within(name, (package, *MAY_IMPORT[package])):
+            found.append(f"{module} must not import {name}: not in its row of MAY_IMPORT")
+        if _third_party(name):
+            if only is not None and not _within(name, ONLY[only]):
+                found.append(f"{module} must not import {name}: not in its row of ONLY")
+            if any(_within(module, (row,)) and _within(name, NEVER[row]) for row in NEVER):
+                found.append(f"{module} must not import {name}: in its row of NEVER")
+            if _within(name, ("dspark_proto",)) and module.rpartition(".")[2] not in PROTO_MODULES:
+                found.append(f"{module} must not import {name}: not a servicer, convert or clients module")
+    return found
+
+
+SOURCES = tracked_sources(*OWN)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.path)
+def test_imports_follow_the_tables(source: Source):
+    assert violations(source) == []
+
+
+@pytest.mark.parametrize(
+    "source", [s for s in SOURCES if s.path.endswith("__init__.py")], ids=lambda source: source.path
+)
+def test_packages_hold_a_docstring_only(source: Source):
+    assert ast.get_docstring(source.tree), f"{source.path} must say what the package is"
+    assert len(source.tree.body) == 1, f"{source.path} must hold a docstring and nothing else"
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("dspark_core/records.py", "import numpy"),
+        ("dspark_core/errors.py", "from dspark_core.records import Role"),
+        ("dspark_core/algorithms/step_rate.py", "import torch"),
+        ("dspark_core/algorithms/rejection.py", "from dspark_core.engine.rounds import RoundLoop"),
+        ("dspark_core/models/decoder.py", "from ..engine import kv_cache"),
+        ("dspark_core/engine/rounds.py", "def f():\n    import grpc.aio"),
+        ("dspark_core/training/trainer.py", "from dspark_core.evaluation import tasks"),
+        ("services/common/server.py", "from services.gateway.config import GatewayConfig"),
+        ("services/common/server.py", "from dspark_proto.v1 import common_pb2"),
+        ("services/gateway/backend.py", "from services import scheduler"),
+        ("services/gateway/backend.py", "import torch.nn"),
+        ("services/scheduler/planner.py", "from dspark_core.algorithms.rejection import accept"),
+        ("services/verifier/main.py", "from dspark_core.training.losses import loss"),
+        ("services/verifier/main.py", "from services.drafter.servicer import DrafterServicer"),
+        ("loadtest/locustfile.py", "from dspark_core.records import Role"),
+        ("dspark_core/surprise/module.py", "import json"),
+    ],
+)
+def test_each_kind_of_forbidden_import_is_found(path: str, line: str):
+    assert violations(Source(path, line)) != []
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("dspark_core/records.py", "from dspark_core.errors import InvalidRequestError"),
+        ("dspark_core/algorithms/rejection.py", "import torch"),
+        ("services/gateway/clients.py", "from dspark_proto.v1 import gateway_pb2"),
+        ("services/scheduler/planner.py", "from dspark_core.algorithms.step_rate import StepRateCurve"),
+        ("services/embedded/system.py", "from services.gateway.main import run"),
+        ("services/drafter/servicer.py", "import torch"),
+    ],
+)
+def test_allowed_imports_pass(path: str, line: str):
+    assert violations(Source(path, line)) == []

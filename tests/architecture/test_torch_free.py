@@ -1,0 +1,36 @@
+"""The gateway and the scheduler start without torch, which their images do not have."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.source_tree import ROOT
+
+TORCH_FREE = ("services.gateway.main", "services.scheduler.main")
+
+
+def _loaded_with(module: str) -> set[str]:
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "proto/gen")])}
+    code = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_no_torch_is_loaded(module: str):
+    if not (ROOT / f"{module.replace('.', '/')}.py").exists():
+        pytest.skip(f"{module} does not exist yet")
+    loaded = _loaded_with(module)
+    assert module in loaded
+    assert loaded.isdisjoint({"torch", "transformers", "safetensors.torch"})
+
+
+def test_tracing_costs_no_import_while_it_is_off():
+    loaded = _loaded_with("services.scheduler.main")
+    assert "opentelemetry.trace" in loaded
+    assert loaded.isdisjoint({"opentelemetry.sdk.trace", "opentelemetry.exporter"})
