@@ -7,10 +7,8 @@ new calls, wait for those in flight, exit. What a service does in its calls is n
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
 import grpc.aio
@@ -19,6 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from dspark_core.errors import ConfigError
 from services.common.admission import AdmissionLayer
 from services.common.interceptors import DeadlineLayer, ErrorLayer, Layer, LayeredInterceptor
+from services.common.lifecycle import finished_before, stop_signals
 from services.common.limits import KEEPALIVE_TIMEOUT_MS, MIN_PING_INTERVAL_MS
 from services.common.metrics_http import MetricsServer
 from services.common.options import ServerOptions
@@ -161,56 +160,19 @@ async def serve(server: GrpcServer, *, warm_up: Hook | None = None, on_drain: Ho
     Raises what `warm_up` raises. A signal during warm-up cancels it. Ends the server's telemetry,
     which sends the last spans.
     """
-    async with _signals() as (stop, stop_now):
+    async with stop_signals() as (stop, stop_now):
         await server.start()
         try:
-            if await _finished_before(warm_up() if warm_up else None, stop):
+            if await finished_before(warm_up() if warm_up else None, stop):
                 await server.mark_ready()
                 _log.info("ready on port %d", server.port)
                 await stop.wait()
             _log.info("draining")
-            await _finished_before(server.drain(on_drain), stop_now)
+            await finished_before(server.drain(on_drain), stop_now)
         finally:
             await server.stop()
             await asyncio.to_thread(server.telemetry.shutdown)
             _log.info("stopped")
-
-
-@contextlib.asynccontextmanager
-async def _signals() -> AsyncIterator[tuple[asyncio.Event, asyncio.Event]]:
-    """Events set by the first and by the second SIGTERM or SIGINT."""
-    first, second = asyncio.Event(), asyncio.Event()
-
-    def received() -> None:
-        (second if first.is_set() else first).set()
-
-    loop = asyncio.get_running_loop()
-    handled = (signal.SIGTERM, signal.SIGINT)
-    for number in handled:
-        loop.add_signal_handler(number, received)
-    try:
-        yield first, second
-    finally:
-        for number in handled:
-            loop.remove_signal_handler(number)
-
-
-async def _finished_before(work: Awaitable[object] | None, event: asyncio.Event) -> bool:
-    """Runs `work`; cancels it and returns False when the event comes first. Raises what it raises."""
-    if work is None:
-        return not event.is_set()
-    task = asyncio.ensure_future(work)
-    waiter = asyncio.create_task(event.wait())
-    try:
-        await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            task.result()
-            return True
-        return False
-    finally:
-        for pending in (task, waiter):
-            pending.cancel()
-        await asyncio.gather(task, waiter, return_exceptions=True)
 
 
 def _channel_options(max_message_bytes: int) -> list[tuple[str, int]]:

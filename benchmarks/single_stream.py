@@ -1,0 +1,202 @@
+"""Tokens per second of one stream: speculation on, off, and `transformers` on the same weights.
+
+    python -m benchmarks.single_stream [--prompts FILE.jsonl] [--count 6] [--max-tokens 128]
+
+Greedy, batch 1, the three interleaved prompt by prompt so that a busy machine slows all alike.
+Every run generates exactly --max-tokens tokens. The table gives medians over prompts and rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from benchmarks.environment import describe_environment
+from benchmarks.peers_transformers import as_transformers, generate
+from dspark_core.engine.building import BuiltTarget, EngineOptions, build_drafter, build_target
+from dspark_core.engine.draft_engine import LocalDraftSource
+from dspark_core.engine.drafting import Drafting
+from dspark_core.engine.planning import LocalPlanSource
+from dspark_core.engine.profiler import profile_step_rate
+from dspark_core.engine.rounds import RoundLoop
+from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
+from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions
+from dspark_core.tokenization.loading import load_tokenizer
+from dspark_core.zoo_paths import DEFAULT_DRAFTER
+
+PROMPTS = (
+    "Explain in three sentences how a refrigerator works.",
+    "Write a Python function that returns the n-th Fibonacci number.",
+    "A train travels 60 miles in 1.5 hours. What is its average speed? Show your steps.",
+    "Write a short letter to a friend about moving to a new city.",
+    "List five tips for sleeping better and say why each helps.",
+    "What are the main differences between a list and a tuple in Python?",
+)
+
+
+@dataclass(slots=True)
+class Runs:
+    """One way of generating."""
+
+    tokens_per_second: list[float] = field(default_factory=list)
+    accepted_lengths: list[float] = field(default_factory=list)
+    outputs: dict[int, list[int]] = field(default_factory=dict)
+
+
+class Ours:
+    def __init__(self, target: BuiltTarget, options: EngineOptions) -> None:
+        source = LocalDraftSource(build_drafter(options, target.loaded))
+        self._loop = RoundLoop(
+            target.engine,
+            LocalPlanSource(profile_step_rate(target.engine)),
+            drafting=Drafting(source, target.engine, deadline_seconds=60.0),
+        )
+        self._requests = 0
+
+    def run(
+        self, prompt: tuple[int, ...], max_tokens: int, *, speculate: bool
+    ) -> tuple[list[int], float, float]:
+        """Tokens, seconds, accepted length."""
+        self._requests += 1
+        started = time.perf_counter()
+        self._loop.submit(
+            GenerateRequest(
+                request_id=str(self._requests),
+                prompt_token_ids=prompt,
+                max_tokens=max_tokens,
+                sampling=SamplingParams(temperature=0.0),
+                speculation=SpeculationOptions(enabled=speculate),
+            )
+        )
+        tokens: list[int] = []
+        accepted_length = 1.0
+        while self._loop.has_work:
+            for output in self._loop.step():
+                tokens.extend(output.chunk.token_ids)
+                if output.chunk.stats is not None:
+                    accepted_length = output.chunk.stats.accepted_length
+        return tokens, time.perf_counter() - started, accepted_length
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    torch.set_num_threads(arguments.threads)
+    options = EngineOptions(
+        target_model=arguments.target_model,
+        drafter=arguments.drafter,
+        dtype=arguments.dtype,
+        kv_cache_bytes=512 * 2**20,
+    )
+    target = build_target(options)
+    ours = Ours(target, options)
+    twin = as_transformers(arguments.target_model, options.torch_dtype)
+    tokenizer = load_tokenizer(resolve_model_path(arguments.target_model))
+    prompts = [tokenizer.encode_chat([{"role": "user", "content": text}]) for text in _texts(arguments)]
+    results = _measure(ours, twin, prompts, arguments.max_tokens, arguments.rounds)
+    _print_table(results)
+    document = {
+        "benchmark": "single_stream",
+        "arguments": {name: str(value) for name, value in vars(arguments).items()},
+        "environment": describe_environment(arguments.threads),
+        "results": {name: _summary(runs) for name, runs in results.items()},
+        "ratios": _ratios(results),
+        "same_tokens_on_and_off": _agreement(results["speculation on"], results["speculation off"]),
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    print(f"written to {arguments.out}")
+
+
+def _measure(
+    ours: Ours, twin: object, prompts: list[tuple[int, ...]], max_tokens: int, rounds: int
+) -> dict[str, Runs]:
+    results = {name: Runs() for name in ("speculation on", "speculation off", "transformers")}
+    for warm_up in (True, *[False] * rounds):
+        for index, prompt in enumerate(prompts[:1] if warm_up else prompts):
+            for name, runs in results.items():
+                if name == "transformers":
+                    tokens, seconds = generate(twin, prompt, max_tokens)  # type: ignore[arg-type]
+                    accepted = 1.0
+                else:
+                    tokens, seconds, accepted = ours.run(prompt, max_tokens, speculate=name.endswith("on"))
+                if not warm_up:
+                    runs.tokens_per_second.append(len(tokens) / seconds)
+                    runs.accepted_lengths.append(accepted)
+                    runs.outputs[index] = tokens
+                    print(f"prompt {index + 1}/{len(prompts)} {name}: {len(tokens) / seconds:.1f} tokens/s")
+    return results
+
+
+def _texts(arguments: argparse.Namespace) -> list[str]:
+    if arguments.prompts is None:
+        return list(PROMPTS[: arguments.count])
+    rows = [json.loads(line) for line in arguments.prompts.read_text(encoding="utf-8").splitlines()]
+    return [row["turns"][0] for row in rows[: arguments.count]]
+
+
+def _summary(runs: Runs) -> dict[str, float]:
+    return {
+        "tokens_per_second_median": statistics.median(runs.tokens_per_second),
+        "tokens_per_second_min": min(runs.tokens_per_second),
+        "tokens_per_second_max": max(runs.tokens_per_second),
+        "accepted_length_mean": statistics.fmean(runs.accepted_lengths),
+    }
+
+
+def _ratios(results: dict[str, Runs]) -> dict[str, float]:
+    """Medians of per-run ratios: neighbours in time are compared, not distant minutes."""
+    pairs = {
+        "on over off": ("speculation on", "speculation off"),
+        "off over transformers": ("speculation off", "transformers"),
+        "on over transformers": ("speculation on", "transformers"),
+    }
+    return {
+        name: statistics.median(
+            a / b
+            for a, b in zip(results[first].tokens_per_second, results[second].tokens_per_second, strict=True)
+        )
+        for name, (first, second) in pairs.items()
+    }
+
+
+def _agreement(first: Runs, second: Runs) -> str:
+    same = sum(first.outputs[index] == second.outputs[index] for index in first.outputs)
+    return f"{same} of {len(first.outputs)} prompts"
+
+
+def _print_table(results: dict[str, Runs]) -> None:
+    print(f"\n{'':18} tokens/s   (min .. max)     accepted length")
+    for name, runs in results.items():
+        row = _summary(runs)
+        spread = f"({row['tokens_per_second_min']:.1f} .. {row['tokens_per_second_max']:.1f})"
+        print(
+            f"{name:18} {row['tokens_per_second_median']:8.1f}   {spread:16} {row['accepted_length_mean']:.2f}"
+        )
+    for name, ratio in _ratios(results).items():
+        print(f"{name}: {ratio:.2f}x")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--target-model", default=DEFAULT_MODEL)
+    parser.add_argument("--drafter", default=DEFAULT_DRAFTER)
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--prompts", type=Path, default=None, help="JSONL with 'turns'; default: built in")
+    parser.add_argument("--count", type=int, default=6)
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=2, help="times each prompt is measured")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/single_stream.json"))
+    return parser
+
+
+if __name__ == "__main__":
+    main()

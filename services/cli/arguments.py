@@ -1,0 +1,56 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+
+from services.embedded.options import StackOptions
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def add_stack_arguments(parser: argparse.ArgumentParser) -> None:
+    defaults = StackOptions()
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--target-model", default=defaults.target_model, help="name, GGUF file or HF directory"
+    )
+    group.add_argument(
+        "--drafter", default=defaults.drafter, help="zoo name or checkpoint directory; 'none': no speculation"
+    )
+    group.add_argument("--dtype", default=defaults.dtype, choices=("bfloat16", "float32"))
+    group.add_argument("--kv-cache-mb", type=int, default=defaults.kv_cache_mb, help="memory for KV pages")
+    group.add_argument(
+        "--threads", type=int, default=None, help="math threads per engine (default: all cores)"
+    )
+
+
+def stack_options(arguments: argparse.Namespace, **overrides: object) -> StackOptions:
+    fields = {
+        "target_model": arguments.target_model,
+        "drafter": None if arguments.drafter == "none" else arguments.drafter,
+        "dtype": arguments.dtype,
+        "kv_cache_mb": arguments.kv_cache_mb,
+        "threads": arguments.threads,
+        **overrides,
+    }
+    return StackOptions(**fields)
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--max-tokens", type=int, default=256)
+    group.add_argument("--temperature", type=float, default=None, help="0: greedy; default: the model's own")
+    group.add_argument("--top-p", type=float, default=None)
+    group.add_argument("--seed", type=int, default=None, help="makes the answer reproducible")
+    group.add_argument("--no-speculation", action="store_true", help="plain decoding, for comparison")
+
+
+def sampling_fields(arguments: argparse.Namespace) -> dict[str, object]:
+    return {
+        "max_tokens": arguments.max_tokens,
+        "temperature": arguments.temperature,
+        "top_p": arguments.top_p,
+        "seed": arguments.seed,
+        "speculation": {"enabled": False} if arguments.no_speculation else None,
+    }

@@ -1,0 +1,74 @@
+"""`dspark chat`: a conversation in the terminal, with speed and accepted length after each answer."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from typing import Any
+
+from rich.console import Console
+
+from dspark_core.errors import DSparkError
+from services.cli.arguments import DEFAULT_URL, add_sampling_arguments, sampling_fields
+from services.cli.client import GatewayClient
+from services.cli.report import AnswerMeter
+
+HELP = "/reset starts anew, /quit or Ctrl-D ends"
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("chat", help="talk to a running gateway", description=__doc__)
+    parser.add_argument("--url", default=DEFAULT_URL, help=f"of the gateway (default {DEFAULT_URL})")
+    parser.add_argument("--system", default=None, help="system message")
+    add_sampling_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    console = Console()
+    client = GatewayClient(arguments.url)
+    opening = [{"role": "system", "content": arguments.system}] if arguments.system else []
+    with contextlib.closing(client):
+        model = client.model()
+        console.print(f"[bold]{model}[/bold] at {arguments.url}. {HELP}.")
+        messages = list(opening)
+        while True:
+            try:
+                text = console.input("[bold cyan]you>[/bold cyan] ").strip()
+            except (EOFError, KeyboardInterrupt):
+                console.print()
+                return 0
+            if text == "/quit":
+                return 0
+            if text == "/reset":
+                messages = list(opening)
+            elif text:
+                messages.append({"role": "user", "content": text})
+                answer = _answer(console, client, messages, {"model": model, **sampling_fields(arguments)})
+                if answer is None:
+                    messages.pop()
+                else:
+                    messages.append({"role": "assistant", "content": answer})
+
+
+def _answer(
+    console: Console, client: GatewayClient, messages: list[dict[str, str]], options: dict[str, Any]
+) -> str | None:
+    """Streams one answer to the terminal; None when it failed or was interrupted."""
+    meter = AnswerMeter()
+    parts: list[str] = []
+    try:
+        for piece in client.chat(messages, **options):
+            meter.add(piece)
+            parts.append(piece.text)
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        console.print("\n[yellow]interrupted[/yellow]")
+        return None
+    except DSparkError as error:
+        console.print(f"\n[red]{error}[/red]")
+        return None
+    console.print(f"\n[dim]{meter.line()}[/dim]")
+    return "".join(parts)

@@ -1,0 +1,86 @@
+"""A small client of the gateway's REST face, for the terminal commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from dspark_core.errors import DSparkError, UnavailableError
+
+
+class GatewayError(DSparkError):
+    """The gateway refused a request; the message is its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPiece:
+    """Text of one streamed event; the last one carries the speculation statistics."""
+
+    text: str
+    speculation: dict[str, Any] | None = None
+    usage: dict[str, Any] | None = None
+
+
+class GatewayClient:
+    def __init__(self, url: str, *, timeout_seconds: float = 600.0) -> None:
+        self._url = url.rstrip("/")
+        # Connecting to a gateway is quick or hopeless; waiting for tokens is neither.
+        self._http = httpx.Client(timeout=httpx.Timeout(timeout_seconds, connect=5.0))
+
+    def close(self) -> None:
+        self._http.close()
+
+    def model(self) -> str:
+        """The served model. Raises UnavailableError when no gateway answers."""
+        try:
+            response = self._http.get(f"{self._url}/v1/models")
+        except httpx.TransportError as error:
+            raise UnavailableError(
+                f"no gateway answers at {self._url} ({error}): start one with 'dspark up'"
+            ) from error
+        _check(response)
+        return str(response.json()["data"][0]["id"])
+
+    def chat(self, messages: Sequence[dict[str, str]], **options: object) -> Iterator[ChatPiece]:
+        """Streams one answer; `options` are further fields of the request body."""
+        body = {
+            "model": options.pop("model", None) or self.model(),
+            "messages": list(messages),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **{name: value for name, value in options.items() if value is not None},
+        }
+        try:
+            with self._http.stream("POST", f"{self._url}/v1/chat/completions", json=body) as response:
+                if response.is_error:
+                    response.read()
+                _check(response)
+                yield from _pieces(response.iter_lines())
+        except httpx.TransportError as error:
+            raise UnavailableError(f"the connection to {self._url} broke: {error}") from error
+
+
+def _pieces(lines: Iterator[str]) -> Iterator[ChatPiece]:
+    for line in lines:
+        if not line.startswith("data: ") or line == "data: [DONE]":
+            continue
+        event = json.loads(line.removeprefix("data: "))
+        if "error" in event:
+            raise GatewayError(event["error"]["message"])
+        choices = event.get("choices") or [{}]
+        text = choices[0].get("delta", {}).get("content") or ""
+        yield ChatPiece(text, event.get("speculation"), event.get("usage"))
+
+
+def _check(response: httpx.Response) -> None:
+    if not response.is_error:
+        return
+    try:
+        message = response.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = response.text[:200]
+    raise GatewayError(f"the gateway answered {response.status_code}: {message}")

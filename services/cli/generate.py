@@ -1,0 +1,58 @@
+"""`dspark generate`: answers one prompt and ends.
+
+With --url it asks a running gateway; without, it loads the model into this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import sys
+
+from services.cli.arguments import add_sampling_arguments, add_stack_arguments, sampling_fields, stack_options
+from services.cli.client import GatewayClient
+from services.cli.report import AnswerMeter
+from services.embedded.stack import EmbeddedStack
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("generate", help="answer one prompt", description=__doc__)
+    parser.add_argument("--prompt", required=True, help="the user's message; '-' reads standard input")
+    parser.add_argument("--url", default=None, help="of a running gateway; default: load the model here")
+    parser.add_argument("--quiet", action="store_true", help="the answer only, no statistics")
+    add_sampling_arguments(parser)
+    add_stack_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    if arguments.url:
+        _print_answer(arguments.url, prompt, arguments)
+    else:
+        logging.basicConfig(level=logging.WARNING)
+        asyncio.run(_generate_here(prompt, arguments))
+    return 0
+
+
+async def _generate_here(prompt: str, arguments: argparse.Namespace) -> None:
+    stack = EmbeddedStack(stack_options(arguments, http_port=0, grpc_port=0))
+    try:
+        await stack.start()
+        await asyncio.to_thread(_print_answer, stack.url, prompt, arguments)
+    finally:
+        await stack.stop()
+
+
+def _print_answer(url: str, prompt: str, arguments: argparse.Namespace) -> None:
+    meter = AnswerMeter()
+    with contextlib.closing(GatewayClient(url)) as client:
+        for piece in client.chat([{"role": "user", "content": prompt}], **sampling_fields(arguments)):
+            meter.add(piece)
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
+    sys.stdout.write("\n")
+    if not arguments.quiet:
+        print(f"[{meter.line()}]", file=sys.stderr)

@@ -1,0 +1,101 @@
+"""`dspark up`: gateway, scheduler, drafter and verifier on this machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from typing import Protocol
+
+from rich.console import Console
+
+from services.cli.arguments import add_stack_arguments, stack_options
+from services.cli.client import GatewayClient
+from services.cli.report import AnswerMeter
+from services.common.lifecycle import finished_before, stop_signals
+from services.common.logs import setup_logging
+from services.embedded.options import StackOptions
+from services.embedded.processes import ProcessStack
+from services.embedded.stack import EmbeddedStack
+
+DEMO_PROMPT = "Explain in two sentences why the sky is blue."
+
+
+class Stack(Protocol):
+    async def start(self) -> None: ...
+    async def wait(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("up", help="start everything on this machine", description=__doc__)
+    defaults = StackOptions()
+    parser.add_argument("--host", default=defaults.host, help=f"to listen on (default {defaults.host})")
+    parser.add_argument("--port", type=int, default=defaults.http_port, help="of the REST API (default 8000)")
+    parser.add_argument("--grpc-port", type=int, default=defaults.grpc_port, help="of the gRPC API")
+    parser.add_argument(
+        "--max-running", type=int, default=defaults.max_running, help="requests sharing a batch"
+    )
+    parser.add_argument(
+        "--disaggregated", action="store_true", help="four processes over loopback gRPC instead of one"
+    )
+    parser.add_argument("--demo-request", action="store_true", help="answer one request when ready")
+    add_stack_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    setup_logging("dspark", {"DSPARK_LOG_LEVEL": "WARNING", **os.environ})
+    options = stack_options(
+        arguments,
+        host=arguments.host,
+        http_port=arguments.port,
+        grpc_port=arguments.grpc_port,
+        max_running=arguments.max_running,
+    )
+    stack: Stack = ProcessStack(options) if arguments.disaggregated else EmbeddedStack(options)
+    return asyncio.run(_serve(stack, options, arguments.demo_request))
+
+
+async def _serve(stack: Stack, options: StackOptions, demo_request: bool) -> int:
+    console = Console(stderr=True)
+    async with stop_signals() as (stopped, _):
+        began = time.monotonic()
+        try:
+            with console.status(f"Loading {options.target_model} and measuring its step rate ..."):
+                if not await finished_before(stack.start(), stopped):
+                    return 0
+            console.print(f"[green]ready[/green] after {time.monotonic() - began:.0f} s")
+            _print_addresses(console, options)
+            if demo_request and not await finished_before(asyncio.to_thread(_demo, options.url), stopped):
+                return 0
+            console.print("serving; Ctrl-C stops")
+            if await finished_before(stack.wait(), stopped):
+                console.print("[red]a service has ended, stopping the others[/red]")
+                return 1
+            return 0
+        finally:
+            console.print("stopping: requests in flight may finish")
+            await stack.stop()
+
+
+def _print_addresses(console: Console, options: StackOptions) -> None:
+    console.print(f"  page         {options.url}/")
+    console.print(f"  OpenAI REST  {options.url}/v1")
+    console.print(f"  gRPC         {options.host}:{options.grpc_port}")
+    console.print(f"  metrics      {options.url}/metrics")
+
+
+def _demo(url: str) -> None:
+    print(f"\n> {DEMO_PROMPT}")
+    meter = AnswerMeter()
+    with contextlib.closing(GatewayClient(url)) as client:
+        messages = [{"role": "user", "content": DEMO_PROMPT}]
+        for piece in client.chat(messages, temperature=0.0, max_tokens=96):
+            meter.add(piece)
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
+    print(f"\n[{meter.line()}]\n", flush=True)

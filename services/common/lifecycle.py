@@ -1,0 +1,45 @@
+"""Signals and cancellation around the life of a process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Awaitable
+
+
+@contextlib.asynccontextmanager
+async def stop_signals() -> AsyncIterator[tuple[asyncio.Event, asyncio.Event]]:
+    """Events set by the first and by the second SIGTERM or SIGINT."""
+    first, second = asyncio.Event(), asyncio.Event()
+
+    def received() -> None:
+        (second if first.is_set() else first).set()
+
+    loop = asyncio.get_running_loop()
+    handled = (signal.SIGTERM, signal.SIGINT)
+    for number in handled:
+        loop.add_signal_handler(number, received)
+    try:
+        yield first, second
+    finally:
+        for number in handled:
+            loop.remove_signal_handler(number)
+
+
+async def finished_before(work: Awaitable[object] | None, event: asyncio.Event) -> bool:
+    """Runs `work`; cancels it and returns False when the event comes first. Raises what it raises."""
+    if work is None:
+        return not event.is_set()
+    task = asyncio.ensure_future(work)
+    waiter = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+            return True
+        return False
+    finally:
+        for pending in (task, waiter):
+            pending.cancel()
+        await asyncio.gather(task, waiter, return_exceptions=True)

@@ -1,0 +1,39 @@
+"""What `dspark up` lets its user set, the same for both ways of running."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dspark_core.engine.building import EngineOptions
+from dspark_core.model_paths import DEFAULT_MODEL
+from dspark_core.zoo_paths import DEFAULT_DRAFTER
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackOptions:
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 50051
+    target_model: str = DEFAULT_MODEL
+    drafter: str | None = DEFAULT_DRAFTER
+    """None: plain decoding."""
+    dtype: str = "bfloat16"
+    kv_cache_mb: int = 2048
+    max_running: int = 32
+    threads: int | None = None
+    """Math threads of each engine; None: torch's own choice."""
+    drain_seconds: float = 20.0
+
+    @property
+    def engine(self) -> EngineOptions:
+        return EngineOptions(
+            target_model=self.target_model,
+            drafter=self.drafter,
+            dtype=self.dtype,
+            kv_cache_bytes=self.kv_cache_mb * 2**20,
+        )
+
+    @property
+    def url(self) -> str:
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
+        return f"http://{host}:{self.http_port}"

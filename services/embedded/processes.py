@@ -1,0 +1,150 @@
+"""The four services as four processes on loopback gRPC: the cluster's wiring on one machine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from dspark_core.errors import UnavailableError
+from services.common.channels import open_channel
+from services.embedded.options import StackOptions
+
+_log = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+START_SECONDS = 300.0
+"""Loading and profiling a model on a slow machine."""
+POLL_SECONDS = 0.1
+KILL_GRACE_SECONDS = 5.0
+
+
+class ServiceProcess:
+    """One `python -m services.<role>.main`, in a session of its own: Ctrl-C in the terminal is for
+    the parent, which stops its children in order."""
+
+    def __init__(self, role: str, environ: Mapping[str, str], port: int) -> None:
+        self.role = role
+        self.port = port
+        command = [sys.executable, "-m", f"services.{role}.main"]
+        self._process = subprocess.Popen(command, env={**os.environ, **environ}, start_new_session=True)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.poll()
+
+    async def wait_serving(self, seconds: float) -> None:
+        """Until its health service says SERVING. Raises UnavailableError when it ends before."""
+        async with open_channel(f"{LOOPBACK}:{self.port}") as channel, asyncio.timeout(seconds):
+            stub = health_pb2_grpc.HealthStub(channel)
+            while not await _serving(stub):
+                if self.exit_code is not None:
+                    raise UnavailableError(
+                        f"the {self.role} ended with exit code {self.exit_code}, see its log"
+                    )
+                await asyncio.sleep(POLL_SECONDS)
+
+    async def stop(self, seconds: float) -> None:
+        """SIGTERM, then SIGKILL when it outlives its drain."""
+        if self.exit_code is not None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(seconds):
+                while self.exit_code is None:
+                    await asyncio.sleep(POLL_SECONDS / 2)
+        except TimeoutError:
+            _log.warning("the %s did not end within %g s, killing it", self.role, seconds)
+            self.kill()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+class ProcessStack:
+    """Start order follows the arrows of the architecture backwards; stop order follows them."""
+
+    def __init__(self, options: StackOptions) -> None:
+        self._options = options
+        self.processes: dict[str, ServiceProcess] = {}
+
+    async def start(self) -> None:
+        """Returns when the gateway answers. Raises UnavailableError."""
+        options = self._options
+        scheduler, drafter, verifier = _free_ports(3)
+        shared = self._shared_environ(scheduler)
+        self._spawn("scheduler", shared, scheduler)
+        if options.drafter is not None:
+            self._spawn("drafter", shared, drafter)
+        address = f"{LOOPBACK}:{drafter}" if options.drafter is not None else ""
+        self._spawn("verifier", shared | {"DSPARK_DRAFTER_ADDRESS": address}, verifier)
+        gateway = {"DSPARK_HOST": options.host, "DSPARK_HTTP_PORT": str(options.http_port)}
+        self._spawn("gateway", shared | gateway, options.grpc_port)
+        try:
+            await asyncio.gather(*(p.wait_serving(START_SECONDS) for p in self.processes.values()))
+        except TimeoutError:
+            raise UnavailableError(f"not all services were ready within {START_SECONDS:g} s") from None
+
+    async def wait(self) -> None:
+        """Returns when a process without which nothing is served has ended."""
+        essential = ("gateway", "verifier", "scheduler")
+        while all(self.processes[role].exit_code is None for role in essential):
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def stop(self) -> None:
+        limit = self._options.drain_seconds + KILL_GRACE_SECONDS
+        for role in ("gateway", "verifier", "drafter", "scheduler"):
+            if role in self.processes:
+                await self.processes[role].stop(limit)
+
+    def _spawn(self, role: str, environ: Mapping[str, str], port: int) -> None:
+        own = {"DSPARK_PORT": str(port), "DSPARK_ADVERTISE_ADDRESS": f"{LOOPBACK}:{port}"}
+        self.processes[role] = ServiceProcess(role, {**environ, **own}, port)
+
+    def _shared_environ(self, scheduler_port: int) -> dict[str, str]:
+        options = self._options
+        environ = {
+            "DSPARK_HOST": LOOPBACK,
+            "DSPARK_METRICS_PORT": "0",
+            "DSPARK_SCHEDULER_ADDRESS": f"{LOOPBACK}:{scheduler_port}",
+            "DSPARK_TARGET_MODEL": options.target_model,
+            "DSPARK_DRAFTER": options.drafter or "",
+            "DSPARK_DTYPE": options.dtype,
+            "DSPARK_KV_CACHE_MB": str(options.kv_cache_mb),
+            "DSPARK_MAX_RUNNING": str(options.max_running),
+            "DSPARK_DRAIN_SECONDS": str(options.drain_seconds),
+        }
+        if options.threads is not None:
+            environ["DSPARK_TORCH_THREADS"] = str(options.threads)
+        return environ
+
+
+async def _serving(stub: health_pb2_grpc.HealthStub) -> bool:
+    try:
+        response = await stub.Check(health_pb2.HealthCheckRequest(), timeout=2.0)
+    except grpc.aio.AioRpcError:
+        return False
+    return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Distinct free ports. One could be taken in the moment before its use, which then fails."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind((LOOPBACK, 0))
+        return [one.getsockname()[1] for one in sockets]
