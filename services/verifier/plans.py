@@ -54,6 +54,11 @@ class CoordinatedPlanSource:
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
 
+    @property
+    def newest_round(self) -> int:
+        """The round the newest plan is based on; 0 while there is none."""
+        return self._plans[-1].based_on_round if self._plans else 0
+
     def plan(self, survival: Sequence[Sequence[float]]) -> tuple[int, ...]:
         plan = self._usable_plan()
         if plan is None:

@@ -1,0 +1,105 @@
+"""Plans from the scheduler are followed while they fit, and never waited for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+
+from dspark_core.algorithms.step_rate import StepRateCurve
+from dspark_core.engine.planning import FullPlanSource
+from dspark_core.errors import UnavailableError
+from dspark_core.records import RequestSurvival, RoundReport, VerifyPlan
+from services.scheduler.scheduler import Scheduler
+from services.verifier.plans import MAX_PLAN_AGE_ROUNDS, CoordinatedPlanSource
+
+CURVE = StepRateCurve((1, 8), (0.010, 0.012))
+SURVIVAL = [[0.9, 0.8, 0.7], [0.85, 0.1]]
+
+
+def report(number: int) -> RoundReport:
+    requests = tuple(
+        RequestSurvival(sequence_id=f"r{i}", survival=tuple(row), verify_length=0, accepted=0)
+        for i, row in enumerate(SURVIVAL)
+    )
+    return RoundReport(
+        replica_id="v", round=number, requests=requests, batch_tokens=4, step_seconds=0.011, draft_seconds=0.001
+    )
+
+
+class ScriptedScheduler:
+    """Answers each report with a plan based on it, of a given capacity; or is away."""
+
+    def __init__(self, capacity: int = 2) -> None:
+        self.capacity = capacity
+        self.away = False
+        self.silent = False
+        self.reports: list[RoundReport] = []
+
+    async def coordinate(self, reports: AsyncIterable[RoundReport]) -> AsyncIterator[VerifyPlan]:
+        if self.away:
+            raise UnavailableError("no scheduler")
+        async for one in reports:
+            self.reports.append(one)
+            if not self.silent:
+                yield VerifyPlan(based_on_round=one.round, draft_token_capacity=self.capacity)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def test_a_plan_two_rounds_old_is_followed_and_the_profile_is_sent_once() -> None:
+    scheduler = ScriptedScheduler()
+    plans = CoordinatedPlanSource(scheduler, FullPlanSource(), CURVE)
+    plans.start()
+    for number in (1, 2):
+        plans.report(report(number))
+        await until(lambda number=number: len(scheduler.reports) == number)
+    await until(lambda: plans.newest_round == 2)
+    assert plans.plan(SURVIVAL) == (1, 1)  # two tokens: 0.9 of the first request, 0.85 of the second
+    assert [bool(one.profile) for one in scheduler.reports] == [True, False]
+    await plans.close()
+
+
+async def test_a_plan_from_the_previous_round_is_too_young_and_an_old_one_too_old() -> None:
+    scheduler = ScriptedScheduler()
+    plans = CoordinatedPlanSource(scheduler, FullPlanSource(), CURVE)
+    plans.start()
+    plans.report(report(1))
+    await until(lambda: plans.newest_round == 1)
+    assert plans.plan(SURVIVAL) == (3, 2)  # round 2 may not use what round 1 showed
+    scheduler.silent = True
+    for number in range(2, MAX_PLAN_AGE_ROUNDS + 2):
+        plans.report(report(number))
+    assert plans.plan(SURVIVAL) == (3, 2)
+    assert plans.followed_plans == 0
+    await plans.close()
+
+
+async def test_without_a_scheduler_planning_is_local_and_reports_never_block() -> None:
+    scheduler = ScriptedScheduler()
+    scheduler.away = True
+    plans = CoordinatedPlanSource(scheduler, FullPlanSource(), CURVE)
+    plans.start()
+    for number in range(1, 200):
+        plans.report(report(number))
+    await asyncio.sleep(0)
+    assert plans.plan(SURVIVAL) == (3, 2)
+    assert plans.local_plans == 1
+    await plans.close()
+
+
+async def test_the_real_scheduler_answers_with_a_capacity_that_pays() -> None:
+    plans = CoordinatedPlanSource(Scheduler(), FullPlanSource(), CURVE)
+    plans.start()
+    for number in range(1, 4):
+        plans.report(report(number))
+        await until(lambda number=number: plans.newest_round == number)
+    lengths = plans.plan(SURVIVAL)
+    assert plans.followed_plans == 1
+    # The curve is nearly flat, so the likely tokens are verified; 0.085 of throughput is not worth the last.
+    assert lengths[0] == 3
+    assert lengths[1] >= 1
+    await plans.close()
