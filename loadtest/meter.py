@@ -60,13 +60,9 @@ def _text(chunk: dict[str, object]) -> str:
 
 
 def _accepted_length(speculation: dict[str, object] | None) -> float | None:
-    if (
-        speculation is None
-        or not _number(speculation, "rounds")
-        or not _number(speculation, "drafted_tokens")
-    ):
+    if speculation is None or not _number(speculation, "drafted"):
         return None
-    return _number(speculation, "committed_tokens") / _number(speculation, "rounds")
+    return _number(speculation, "accepted_length")
 
 
 def _mapping(value: object) -> dict[str, object] | None:

@@ -15,7 +15,7 @@ from tests.integration.deploy.helm import CHART, of_kind, render
 
 
 @contextmanager
-def gateway(completion_tokens: int, status: int = 200) -> Iterator[str]:
+def gateway(completion_tokens: int, status: int = 200, key: str | None = None) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.reply(200, {"data": [{"id": "tiny"}]})
@@ -23,7 +23,8 @@ def gateway(completion_tokens: int, status: int = 200) -> Iterator[str]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             assert body["model"] == "tiny"
-            self.reply(status, {"usage": {"completion_tokens": completion_tokens}})
+            allowed = key is None or self.headers["Authorization"] == f"Bearer {key}"
+            self.reply(status if allowed else 401, {"usage": {"completion_tokens": completion_tokens}})
 
         def reply(self, code: int, value: object) -> None:
             self.send_response(code)
@@ -41,9 +42,9 @@ def gateway(completion_tokens: int, status: int = 200) -> Iterator[str]:
         thread.join()
 
 
-def smoke(url: str) -> int:
+def smoke(url: str, **variables: str) -> int:
     command = [sys.executable, "-c", (CHART / "files/smoke.py").read_text()]
-    environment = {**os.environ, "GATEWAY_URL": url}
+    environment = {**os.environ, "GATEWAY_URL": url, **variables}
     return subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False).returncode
 
 
@@ -51,6 +52,12 @@ def smoke(url: str) -> int:
 def test_passes_only_when_tokens_come_back(tokens, status, passes):
     with gateway(tokens, status) as url:
         assert (smoke(url) == 0) is passes
+
+
+def test_sends_the_key_that_the_gateway_asks_for():
+    with gateway(3, key="k1") as url:
+        assert smoke(url, DSPARK_API_KEYS="k1,k2") == 0
+        assert smoke(url) != 0
 
 
 def test_fails_without_a_gateway():
@@ -64,3 +71,4 @@ def test_the_pod_runs_the_script_against_the_gateway_service(helm):
     service = of_kind(rendered, "Service")["gateway"]
     url = f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
     assert container["env"] == [{"name": "GATEWAY_URL", "value": url}]
+    assert container["envFrom"] == [{"secretRef": {"name": "gateway-keys"}}], "keys the gateway asks for"

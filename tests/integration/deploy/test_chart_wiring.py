@@ -89,12 +89,26 @@ def test_environment_names_occur_once(rendered):
         assert len(names) == len(set(names)), component
 
 
-def test_probes_ask_the_grpc_port_and_start_up_may_take_as_long_as_set(rendered):
+def test_readiness_is_the_grpc_health_of_every_service(rendered):
     for component, deployment in of_kind(rendered, "Deployment").items():
-        probed = container(deployment)
-        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-            assert probed[probe]["grpc"]["port"] == GRPC_PORTS[component]
-        startup = probed["startupProbe"]["periodSeconds"] * probed["startupProbe"]["failureThreshold"]
+        assert container(deployment)["readinessProbe"]["grpc"] == {"port": GRPC_PORTS[component]}
+
+
+def test_a_gateway_that_waits_for_a_verifier_is_not_restarted(rendered):
+    """Its health is not SERVING until a verifier has loaded its model."""
+    for component, deployment in of_kind(rendered, "Deployment").items():
+        for probe in ("startupProbe", "livenessProbe"):
+            asked = container(deployment)[probe]
+            if component == "gateway":
+                assert asked["httpGet"] == {"path": "/healthz", "port": "http"}
+            else:
+                assert asked["grpc"] == {"port": GRPC_PORTS[component]}
+
+
+def test_start_up_may_take_as_long_as_loading_a_model_does(rendered):
+    for component, deployment in of_kind(rendered, "Deployment").items():
+        probe = container(deployment)["startupProbe"]
+        startup = probe["periodSeconds"] * probe["failureThreshold"]
         assert startup >= (600 if component in ("drafter", "verifier") else 60)
         assert deployment["spec"]["progressDeadlineSeconds"] > startup
 
@@ -199,7 +213,7 @@ def test_threads_follow_the_cpu_limit_unless_set_otherwise(helm):
     def threads(values: str, component: str) -> object:
         rendered = render(helm, values)
         config = of_kind(rendered, "ConfigMap")["config"]
-        return environment(of_kind(rendered, "Deployment")[component], config).get("OMP_NUM_THREADS")
+        return environment(of_kind(rendered, "Deployment")[component], config).get("DSPARK_TORCH_THREADS")
 
     assert threads("default", "verifier") == {"resourceFieldRef": {"resource": "limits.cpu"}}
     assert threads("everything", "verifier") == "3"

@@ -1,16 +1,20 @@
-"""Asks the gateway at GATEWAY_URL one question and fails unless tokens come back."""
+"""Asks the gateway at GATEWAY_URL one question and fails unless tokens come back.
+
+Sends the first of DSPARK_API_KEYS where the gateway asks for a key.
+"""
 
 import json
 import os
 import urllib.request
 
 url = os.environ["GATEWAY_URL"]
-with urllib.request.urlopen(f"{url}/v1/models", timeout=10) as response:
+key = os.environ.get("DSPARK_API_KEYS", "").split(",")[0].strip()
+headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+request = urllib.request.Request(f"{url}/v1/models", headers=headers)
+with urllib.request.urlopen(request, timeout=10) as response:
     model = json.load(response)["data"][0]["id"]
 body = {"model": model, "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 16}
-request = urllib.request.Request(
-    f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-)
+request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), headers)
 with urllib.request.urlopen(request, timeout=120) as response:
     answer = json.load(response)
 print(json.dumps(answer, indent=2))

@@ -116,12 +116,18 @@ lifecycle:
 {{ include "dspark.probes" . }}
 {{- end -}}
 
-{{/* Health is SERVING from the end of warm-up to the start of the drain. */}}
+{{/*
+gRPC health is SERVING from the end of warm-up to the start of the drain. A gateway is ready once a verifier
+is, which may take long and is no reason to restart it: it counts as started when its HTTP port answers.
+*/}}
 {{- define "dspark.probes" -}}
 {{- $values := index .root.Values .component -}}
+{{- $alive := printf "grpc:\n  port: %s" (include "dspark.grpcPort" .) -}}
+{{- if eq .component "gateway" }}
+{{- $alive = "httpGet:\n  path: /healthz\n  port: http" -}}
+{{- end -}}
 startupProbe:
-  grpc:
-    port: {{ include "dspark.grpcPort" . }}
+  {{- $alive | nindent 2 }}
   periodSeconds: 2
   timeoutSeconds: 2
   failureThreshold: {{ div $values.startupSeconds 2 }}
@@ -132,8 +138,7 @@ readinessProbe:
   timeoutSeconds: 3
   failureThreshold: 2
 livenessProbe:
-  grpc:
-    port: {{ include "dspark.grpcPort" . }}
+  {{- $alive | nindent 2 }}
   periodSeconds: 10
   timeoutSeconds: 5
   failureThreshold: 6
@@ -168,8 +173,8 @@ livenessProbe:
 - name: DSPARK_ADVERTISE_ADDRESS
   value: "$(POD_IP):{{ include "dspark.grpcPort" . }}"
 {{- $values := index .root.Values .component }}
-{{- if and (dig "resources" "limits" "cpu" "" $values) (not (hasKey $values.env "OMP_NUM_THREADS")) }}
-- name: OMP_NUM_THREADS
+{{- if and (dig "resources" "limits" "cpu" "" $values) (not (hasKey $values.env "DSPARK_TORCH_THREADS")) }}
+- name: DSPARK_TORCH_THREADS
   valueFrom:
     resourceFieldRef:
       resource: limits.cpu
