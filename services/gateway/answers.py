@@ -1,0 +1,62 @@
+"""What answers of one gateway have in common: ids, creation times, model name, fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import TypedDict
+
+from services.gateway.generation import TimedDelta
+
+
+class AnswerHead(TypedDict):
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerFactory:
+    model: str
+    fingerprint: str
+    started: int = field(default_factory=lambda: int(time.time()))
+    clock: Callable[[], float] = time.time
+    new_id: Callable[[], str] = lambda: uuid.uuid4().hex
+
+    def request_id(self, prefix: str) -> str:
+        """prefix: `chatcmpl` or `cmpl`."""
+        return f"{prefix}-{self.new_id()}"
+
+    def head(self, request_id: str) -> AnswerHead:
+        return AnswerHead(
+            id=request_id,
+            created=int(self.clock()),
+            model=self.model,
+            system_fingerprint=self.fingerprint,
+        )
+
+
+def fingerprint_of(model: str) -> str:
+    """Changes with the model served and with the software that serves it."""
+    try:
+        software = version("dspark")
+    except PackageNotFoundError:  # run from a source tree
+        software = "source"
+    digest = hashlib.sha256(f"{software}/{model}".encode()).hexdigest()
+    return f"fp_{digest[:12]}"
+
+
+async def collect(deltas: AsyncIterator[TimedDelta]) -> tuple[str, TimedDelta]:
+    """The whole text, and the last delta with its totals."""
+    texts: list[str] = []
+    last: TimedDelta | None = None
+    async for last in deltas:
+        texts.append(last.delta.text)
+    if last is None:
+        raise AssertionError("a stream of text has at least one delta")
+    return "".join(texts), last

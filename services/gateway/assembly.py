@@ -1,0 +1,75 @@
+"""Turns committed tokens into text: detokenises, applies stop strings, counts what was used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dspark_core.records import FinishReason, GenerateChunk, GenerateRequest, SpeculationStats
+from dspark_core.tokenization.tokenizer import Tokenizer
+from services.gateway.stop_strings import StopStrings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+    """Up to and including the stop token, or the token that completed a stop string."""
+    cached_prompt_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextDelta:
+    """Text of one round. The last one carries the finish reason and `usage`."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    usage: Usage
+    """So far."""
+    stats: SpeculationStats | None = None
+    """So far; None when the backend has not told."""
+
+
+class TextAssembler:
+    """One request's; feed it every chunk in order until a delta has a finish reason."""
+
+    def __init__(self, tokenizer: Tokenizer, request: GenerateRequest, stop: tuple[str, ...]) -> None:
+        self._detokenizer = tokenizer.detokenizer()
+        self._stop_token_ids = frozenset(request.stop_token_ids)
+        self._stops = StopStrings(stop)
+        self._prompt_tokens = len(request.prompt_token_ids)
+        self._completion_tokens = 0
+        self._cached_prompt_tokens = 0
+        self._stats: SpeculationStats | None = None
+
+    def add(self, chunk: GenerateChunk) -> TextDelta:
+        self._stats = chunk.stats or self._stats
+        self._cached_prompt_tokens = max(self._cached_prompt_tokens, chunk.cached_prompt_tokens)
+        pieces: list[str] = []
+        used = 0
+        for token_id in chunk.token_ids:
+            used += 1
+            # Not every checkpoint marks its stop tokens as special: they are never shown anyway.
+            shown = () if token_id in self._stop_token_ids else (token_id,)
+            pieces.append(self._stops.push(self._detokenizer.push(shown)))
+            if self._stops.matched:
+                break
+        self._completion_tokens += used
+        finish_reason = FinishReason.STOP if self._stops.matched else chunk.finish_reason
+        if finish_reason is not None and not self._stops.matched:
+            pieces.append(self._stops.push(self._detokenizer.flush()))
+            pieces.append(self._stops.flush())
+        return TextDelta(
+            text="".join(pieces),
+            token_ids=chunk.token_ids[:used],
+            finish_reason=finish_reason,
+            usage=self._usage(),
+            stats=self._stats,
+        )
+
+    def _usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            cached_prompt_tokens=self._cached_prompt_tokens,
+        )

@@ -1,0 +1,64 @@
+"""Plain completions: from an OpenAI body to an OpenAI answer, whole or in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from services.gateway.answers import AnswerFactory, collect
+from services.gateway.backend import closing
+from services.gateway.generation import TextGenerator, TimedDelta
+from services.gateway.openai_responses import (
+    Completion,
+    CompletionChoice,
+    CompletionChunk,
+    SpeculationStatsBody,
+    UsageBody,
+    reason_of,
+)
+from services.gateway.openai_schema import CompletionBody
+
+
+class Completions:
+    body_type = CompletionBody
+    id_prefix = "cmpl"
+
+    def __init__(self, generator: TextGenerator, answers: AnswerFactory) -> None:
+        self._generator = generator
+        self._answers = answers
+
+    async def complete(self, body: CompletionBody, request_id: str) -> Completion:
+        head = self._answers.head(request_id)
+        async with closing(self._generator.stream(body.to_request(request_id))) as deltas:
+            text, last = await collect(deltas)
+        return Completion(
+            **head,
+            object="text_completion",
+            choices=[_choice(text, last)],
+            usage=UsageBody.of(last.delta.usage),
+            speculation=SpeculationStatsBody.of(last),
+        )
+
+    async def stream(self, body: CompletionBody, request_id: str) -> AsyncIterator[CompletionChunk]:
+        """Nothing is yielded before the first token, so that earlier errors can be answered as such."""
+        head = self._answers.head(request_id)
+        include_usage = bool(body.stream_options and body.stream_options.include_usage)
+        async with closing(self._generator.stream(body.to_request(request_id))) as deltas:
+            async for timed in deltas:
+                ended = timed.delta.finish_reason is not None
+                if not (timed.delta.text or ended):
+                    continue
+                choice = _choice(timed.delta.text, timed)
+                chunk = CompletionChunk(**head, object="text_completion", choices=[choice])
+                if include_usage:
+                    chunk.usage = None  # present and null on every chunk but the last, as OpenAI does
+                if ended:
+                    chunk.speculation = SpeculationStatsBody.of(timed)
+                yield chunk
+                if ended and include_usage:
+                    usage = UsageBody.of(timed.delta.usage)
+                    yield CompletionChunk(**head, object="text_completion", choices=[], usage=usage)
+
+
+def _choice(text: str, timed: TimedDelta) -> CompletionChoice:
+    reason = reason_of(timed.delta.finish_reason)
+    return CompletionChoice(index=0, text=text, logprobs=None, finish_reason=reason)

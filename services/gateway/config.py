@@ -1,0 +1,95 @@
+"""The gateway's configuration, read from the environment once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePath
+
+from dspark_core.errors import ConfigError
+from dspark_core.model_paths import DEFAULT_MODEL
+from services.common.env import Env
+from services.common.options import ServerOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayLimits:
+    """What one gateway takes on; beyond it, requests are refused at once instead of piling up."""
+
+    max_running_requests: int = 256
+    """Requests sent to verifiers at the same time."""
+    max_waiting_requests: int = 1024
+    """Requests waiting for one of those places; further ones get 429."""
+    max_body_bytes: int = 4 * 2**20
+    request_timeout_seconds: float = 600.0
+    """From arrival to the last token, waiting included."""
+    max_context_tokens: int | None = None
+    """Tightens the verifiers' own limit; None: theirs."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_running_requests", "max_body_bytes", "max_context_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be >= 1, got {value}")
+        if self.max_waiting_requests < 0:
+            raise ConfigError(f"max_waiting_requests must be >= 0, got {self.max_waiting_requests}")
+        if not self.request_timeout_seconds > 0:
+            raise ConfigError(f"request_timeout_seconds must be > 0, got {self.request_timeout_seconds}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    target_model: str = DEFAULT_MODEL
+    """Name or path of the model whose tokenizer is used; verifiers register under the same text."""
+    served_model_name: str = ""
+    """What clients call it; empty: the last part of `target_model`."""
+    http_host: str = "0.0.0.0"
+    http_port: int = 8000
+    grpc: ServerOptions = field(default_factory=lambda: ServerOptions(port=50051))
+    scheduler_address: str = "127.0.0.1:50052"
+    limits: GatewayLimits = GatewayLimits()
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    """Clients must send one of these; empty: everyone may call."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.http_port <= 65535:
+            raise ConfigError(f"http_port must be in [0, 65535], got {self.http_port}")
+
+    @property
+    def model_name(self) -> str:
+        return self.served_model_name or PurePath(self.target_model).name
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> GatewayConfig:
+        env = Env(environ)
+        own, limits = cls(), GatewayLimits()
+        return cls(
+            target_model=env.text("DSPARK_TARGET_MODEL", own.target_model),
+            served_model_name=env.text("DSPARK_SERVED_MODEL_NAME", ""),
+            http_host=env.text("DSPARK_HOST", own.http_host),
+            http_port=env.integer("DSPARK_HTTP_PORT", own.http_port, minimum=0, maximum=65535),
+            grpc=ServerOptions(
+                port=env.integer("DSPARK_PORT", own.grpc.port, minimum=0, maximum=65535),
+                host=env.text("DSPARK_HOST", own.grpc.host),
+                drain_seconds=env.number("DSPARK_DRAIN_SECONDS", own.grpc.drain_seconds, minimum=0),
+            ),
+            scheduler_address=env.text("DSPARK_SCHEDULER_ADDRESS", own.scheduler_address),
+            limits=GatewayLimits(
+                max_running_requests=env.integer(
+                    "DSPARK_MAX_RUNNING_REQUESTS", limits.max_running_requests, minimum=1
+                ),
+                max_waiting_requests=env.integer(
+                    "DSPARK_MAX_WAITING_REQUESTS", limits.max_waiting_requests, minimum=0
+                ),
+                max_body_bytes=env.integer("DSPARK_MAX_BODY_BYTES", limits.max_body_bytes, minimum=1),
+                request_timeout_seconds=env.number(
+                    "DSPARK_REQUEST_TIMEOUT_SECONDS", limits.request_timeout_seconds, minimum=0.001
+                ),
+                max_context_tokens=env.optional_integer("DSPARK_MAX_CONTEXT_TOKENS", minimum=1),
+            ),
+            api_keys=_keys(env.text("DSPARK_API_KEYS", "")),
+        )
+
+
+def _keys(text: str) -> tuple[str, ...]:
+    return tuple(key for part in text.split(",") if (key := part.strip()))

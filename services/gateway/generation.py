@@ -1,0 +1,165 @@
+"""The use case behind every face of the gateway: admit, generate, assemble text, measure."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from opentelemetry import trace
+
+from dspark_core.errors import DeadlineError, DSparkError, UnavailableError
+from dspark_core.records import FinishReason, GenerateChunk
+from dspark_core.tokenization.tokenizer import Tokenizer
+from services.gateway.admission import Admission
+from services.gateway.assembly import TextAssembler, TextDelta
+from services.gateway.backend import GenerationBackend, closing
+from services.gateway.metrics import GatewayMetrics
+from services.gateway.preparation import PreparedRequest, RequestPreparer
+from services.gateway.requests import TextRequest
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedDelta:
+    delta: TextDelta
+    seconds: float
+    """Since the backend was asked, waiting for a place not included."""
+
+
+class TextGenerator:
+    def __init__(
+        self,
+        *,
+        preparer: RequestPreparer,
+        backend: GenerationBackend,
+        tokenizer: Tokenizer,
+        admission: Admission,
+        metrics: GatewayMetrics,
+        timeout_seconds: float,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._preparer = preparer
+        self._backend = backend
+        self._tokenizer = tokenizer
+        self._admission = admission
+        self._metrics = metrics
+        self._timeout_seconds = timeout_seconds
+        self._clock = clock
+
+    async def stream(self, request: TextRequest) -> AsyncIterator[TimedDelta]:
+        """Text as it is committed; the last delta has a finish reason. Close it to cancel.
+
+        Raises:
+            InvalidRequestError: before anything is generated.
+            QueueFullError, UnavailableError: also before, or when every verifier failed.
+            DeadlineError: the request took longer than it may.
+        """
+        arrival = self._clock()
+        self._admission.check()
+        prepared = await self._preparer.prepare(request)
+        record = _Record(self._metrics, self._clock, arrival, prepared)
+        try:
+            await self._admission.acquire(self._remaining(arrival))
+            try:
+                async with closing(self._generate(prepared, record, arrival)) as deltas:
+                    async for timed in deltas:
+                        yield timed
+            finally:
+                self._admission.release()
+        except (asyncio.CancelledError, GeneratorExit):
+            record.outcome = record.outcome or FinishReason.CANCELLED.value
+            raise
+        except Exception as error:
+            record.outcome = type(error).__name__
+            raise
+        finally:
+            record.close()
+
+    async def _generate(
+        self, prepared: PreparedRequest, record: _Record, arrival: float
+    ) -> AsyncIterator[TimedDelta]:
+        assembler = TextAssembler(self._tokenizer, prepared.request, prepared.stop)
+        started = self._clock()
+        async with closing(self._backend.generate(prepared.request)) as chunks:
+            while True:
+                chunk = await self._next(chunks, arrival)
+                delta = assembler.add(chunk)
+                record.add(delta)
+                if delta.finish_reason is FinishReason.CANCELLED:
+                    raise UnavailableError("the verifier gave the request up")
+                yield TimedDelta(delta=delta, seconds=self._clock() - started)
+                if chunk.finish_reason is not None:
+                    # Let the call end by itself: closed now, it would count as cancelled everywhere.
+                    with contextlib.suppress(DSparkError):
+                        await self._next(chunks, arrival)
+                if delta.finish_reason is not None:
+                    return
+
+    async def _next(self, chunks: AsyncIterator[GenerateChunk], arrival: float) -> GenerateChunk:
+        # The timeout spans one step: this generator may be advanced from different tasks.
+        try:
+            async with asyncio.timeout(self._remaining(arrival)) as limit:
+                return await anext(chunks)
+        except StopAsyncIteration:
+            raise UnavailableError("the verifier ended the stream without a finish reason") from None
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineError(
+                f"the request did not finish within {self._timeout_seconds:g} s, this gateway's limit"
+            ) from None
+
+    def _remaining(self, arrival: float) -> float:
+        return max(0.0, arrival + self._timeout_seconds - self._clock())
+
+
+class _Record:
+    """What one request contributes to metrics and to its span."""
+
+    def __init__(
+        self, metrics: GatewayMetrics, clock: Clock, arrival: float, prepared: PreparedRequest
+    ) -> None:
+        self._metrics = metrics
+        self._clock = clock
+        self._arrival = arrival
+        self._prompt_tokens = len(prepared.request.prompt_token_ids)
+        self._last_tokens: float | None = None
+        self._delta: TextDelta | None = None
+        # The span of the transport that called; its context must not be entered in a generator.
+        self._span = trace.get_current_span()
+        self._span.set_attribute("dspark.request_id", prepared.request.request_id)
+        self._span.set_attribute("dspark.prompt_tokens", self._prompt_tokens)
+        self.outcome = ""
+
+    def add(self, delta: TextDelta) -> None:
+        self._delta = delta
+        if delta.finish_reason is not None:
+            self.outcome = delta.finish_reason.value
+        if not delta.token_ids:
+            return
+        now = self._clock()
+        if self._last_tokens is None:
+            self._metrics.first_token(now - self._arrival)
+        else:
+            self._metrics.next_tokens(now - self._last_tokens, len(delta.token_ids))
+        self._last_tokens = now
+
+    def close(self) -> None:
+        stats = self._delta.stats if self._delta else None
+        completion_tokens = self._delta.usage.completion_tokens if self._delta else 0
+        self._metrics.generation_ended(
+            self.outcome,
+            seconds=self._clock() - self._arrival,
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=completion_tokens,
+            stats=stats,
+        )
+        self._span.set_attribute("dspark.completion_tokens", completion_tokens)
+        self._span.set_attribute("dspark.outcome", self.outcome)
+        if stats is not None:
+            self._span.set_attribute("dspark.rounds", stats.rounds)
+            self._span.set_attribute("dspark.accepted_length", stats.accepted_length)

@@ -1,0 +1,149 @@
+"""Errors as OpenAI clients expect them: `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+import logging
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from dspark_core.errors import (
+    ContextLengthError,
+    DeadlineError,
+    DSparkError,
+    InvalidRequestError,
+    QueueFullError,
+    UnavailableError,
+    UnknownModelError,
+)
+from services.common.rpc_errors import http_status
+
+_log = logging.getLogger(__name__)
+
+UNAVAILABLE_RETRY_SECONDS = 2
+"""Roughly how long a replica takes to be replaced by another in the routing."""
+
+
+class AuthenticationError(DSparkError):
+    """No API key, or one that is not known."""
+
+
+class BodyTooLargeError(InvalidRequestError):
+    """The request body is larger than this gateway reads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorAnswer:
+    status: int
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+    retry_after_seconds: float | None = None
+
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        headers: dict[str, str] = {}
+        if self.retry_after_seconds is not None:
+            headers["Retry-After"] = str(max(1, math.ceil(self.retry_after_seconds)))
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(self.body(), self.status, headers)
+
+
+# Most specific first; what is not here is an internal error.
+_KINDS: tuple[tuple[type[DSparkError], str, str | None], ...] = (
+    (UnknownModelError, "invalid_request_error", "model_not_found"),
+    (ContextLengthError, "invalid_request_error", "context_length_exceeded"),
+    (BodyTooLargeError, "invalid_request_error", "request_too_large"),
+    (InvalidRequestError, "invalid_request_error", None),
+    (AuthenticationError, "authentication_error", "invalid_api_key"),
+    (QueueFullError, "rate_limit_error", "queue_full"),
+    (UnavailableError, "service_unavailable_error", "no_verifier"),
+    (DeadlineError, "timeout_error", "deadline_exceeded"),
+)
+_OWN_STATUS: Mapping[type[DSparkError], int] = {AuthenticationError: 401, BodyTooLargeError: 413}
+
+
+def error_answer(error: Exception) -> ErrorAnswer:
+    """What a client is told. Unexpected errors are logged here under a reference and not shown."""
+    for kind, error_type, code in _KINDS:
+        if isinstance(error, kind):
+            return ErrorAnswer(
+                status=_OWN_STATUS.get(kind) or http_status(error),
+                message=str(error),
+                type=error_type,
+                param=error.field if isinstance(error, InvalidRequestError) else None,
+                code=code,
+                retry_after_seconds=_retry_after(error),
+            )
+    reference = uuid.uuid4().hex[:12]
+    _log.error("unexpected error (reference %s)", reference, exc_info=error)
+    return ErrorAnswer(
+        status=500,
+        message=f"internal error, reference {reference}",
+        type="server_error",
+        code="internal_error",
+    )
+
+
+def _retry_after(error: DSparkError) -> float | None:
+    if isinstance(error, QueueFullError):
+        return error.retry_after_seconds
+    return UNAVAILABLE_RETRY_SECONDS if isinstance(error, UnavailableError) else None
+
+
+def invalid_body(error: ValidationError) -> InvalidRequestError:
+    """Names the first field that is wrong, and what it held."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    kind, message, value = first["type"], first["msg"], first.get("input")
+    if kind == "json_invalid":
+        return InvalidRequestError(f"the request body is not valid JSON: {message}")
+    param = field_path(first["loc"])
+    if kind == "missing":
+        return InvalidRequestError(f"{param} is required but missing", field=param)
+    if kind == "extra_forbidden":
+        return InvalidRequestError(f"unrecognised request argument: {param}", field=param)
+    if not param:
+        return InvalidRequestError(f"the request body is wrong: {message}")
+    return InvalidRequestError(f"{param}: {message}, got {_shown(value)}", field=param)
+
+
+def field_path(location: Sequence[int | str]) -> str:
+    """('messages', 0, 'role') -> 'messages[0].role'; names of union members are left out."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part.isidentifier() and part not in ("str", "int"):
+            path += f".{part}" if path else part
+    return path
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:100] + "…"
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    async def project_error(_: Request, error: Exception) -> JSONResponse:
+        return error_answer(error).response()
+
+    async def http_error(request: Request, error: Exception) -> JSONResponse:
+        if not isinstance(error, HTTPException):
+            raise TypeError(f"expected an HTTPException, got {error!r}")
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return ErrorAnswer(status=error.status_code, message=message, type="invalid_request_error").response()
+
+    app.add_exception_handler(DSparkError, project_error)
+    app.add_exception_handler(Exception, project_error)
+    app.add_exception_handler(HTTPException, http_error)

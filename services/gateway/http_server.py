@@ -1,0 +1,93 @@
+"""Runs the REST app in an event loop that belongs to somebody else: a service main, or the embedded stack."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from dspark_core.errors import ConfigError
+from services.gateway.admission import Admission
+
+_log = logging.getLogger(__name__)
+
+_KEEP_ALIVE_SECONDS = 30
+
+
+class _Uvicorn(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the process's business, not this server's."""
+        yield
+
+
+class HttpServer:
+    def __init__(self, app: ASGIApp, admission: Admission, *, host: str, port: int) -> None:
+        """port: 0 binds a free one."""
+        self._app = app
+        self._admission = admission
+        self._host = host
+        self._port = port
+        self._server: _Uvicorn | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    async def start(self) -> int:
+        """Answers from now on. Returns the port; ConfigError when it is taken."""
+        listener = _bind(self._host, self._port)
+        self._port = listener.getsockname()[1]
+        config = uvicorn.Config(
+            self._app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=1,
+        )
+        self._server = _Uvicorn(config)
+        self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name="http")
+        while not self._server.started:
+            if self._task.done():
+                self._task.result()
+                raise ConfigError(f"the HTTP server on {self._host}:{self._port} ended at once")
+            await asyncio.sleep(0.005)  # uvicorn has no event for it
+        return self._port
+
+    async def drain(self, seconds: float) -> bool:
+        """Refuses new requests with 503 and lets the others end; False when some did not in time."""
+        self._admission.drain()
+        idle = await self._admission.wait_idle(seconds)
+        if not idle:
+            _log.warning("%d requests still ran after %g s of draining", self._admission.running, seconds)
+        return idle
+
+    async def stop(self) -> None:
+        """Closes the port; what still runs is cancelled. Safe to call twice."""
+        if self._server is None or self._task is None:
+            return
+        self._server.should_exit = True
+        task, self._task, self._server = self._task, None, None
+        await task
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"cannot listen on {host}:{port}: {error}") from error
+    listener.setblocking(False)
+    return listener

@@ -1,0 +1,90 @@
+"""Starts a gateway: `python -m services.gateway.main`. Wiring only."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+
+from dspark_core.errors import DSparkError
+from dspark_core.model_paths import resolve_model_path
+from dspark_core.tokenization.loading import load_tokenizer
+from services.common.channels import open_channel
+from services.common.clients import SchedulerClient
+from services.common.process import run_process
+from services.common.server import GrpcServer, serve
+from services.common.telemetry import Telemetry
+from services.gateway.app import create_app
+from services.gateway.backend import GenerationBackend
+from services.gateway.config import GatewayConfig
+from services.gateway.gateway import build_gateway
+from services.gateway.http_server import HttpServer
+from services.gateway.routed_backend import RoutedBackend
+from services.gateway.servicer import GatewayServicer
+from services.gateway.verifier_pool import GrpcConnection, VerifierPool
+
+_log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 0.5
+
+
+async def run(environ: Mapping[str, str]) -> None:
+    config = GatewayConfig.from_env(environ)
+    telemetry = Telemetry.from_env("gateway", environ)
+    tokenizer = await asyncio.to_thread(load_tokenizer, resolve_model_path(config.target_model))
+    async with AsyncExitStack() as stack:
+        channel = await stack.enter_async_context(open_channel(config.scheduler_address, telemetry))
+        pool = VerifierPool(lambda address: GrpcConnection(address, telemetry))
+        stack.push_async_callback(pool.close)
+        backend = RoutedBackend(
+            model=config.target_model,
+            scheduler=SchedulerClient(channel),
+            pool=pool,
+            deadline_seconds=config.limits.request_timeout_seconds,
+        )
+        view = asyncio.create_task(backend.keep_view(), name="replica-view")
+        stack.callback(view.cancel)
+        gateway = build_gateway(config, tokenizer, backend, telemetry)
+        server = GrpcServer(config.grpc, [GatewayServicer(gateway).register], telemetry)
+        http = HttpServer(
+            create_app(gateway, ready=lambda: server.ready),
+            gateway.admission,
+            host=config.http_host,
+            port=config.http_port,
+        )
+        stack.push_async_callback(http.stop)
+
+        async def warm_up() -> None:
+            _log.info("HTTP on port %d", await http.start())
+            await _first_verifier(backend)
+
+        async def on_drain() -> None:
+            await http.drain(config.grpc.drain_seconds)
+
+        await serve(server, warm_up=warm_up, on_drain=on_drain)
+
+
+async def _first_verifier(backend: GenerationBackend) -> None:
+    """Ready means that requests can be served: the context limit is a verifier's to tell."""
+    told = False
+    while True:
+        try:
+            description = await backend.describe()
+        except DSparkError as error:
+            if not told:
+                _log.info("waiting for a verifier: %s", error)
+            told = True
+            await asyncio.sleep(_RETRY_SECONDS)
+        else:
+            _log.info("serving %s, %d tokens of context", description.model, description.max_context_tokens)
+            return
+
+
+def main() -> None:
+    sys.exit(run_process("gateway", run))
+
+
+if __name__ == "__main__":
+    main()

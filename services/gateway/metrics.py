@@ -1,0 +1,96 @@
+"""Prometheus metrics of the gateway, in the words of the project's other services."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from dspark_core.records import SpeculationStats
+
+_FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0)
+_INTER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0)
+_DURATION = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+_ACCEPTED_LENGTH = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0)
+
+
+class GatewayMetrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self._http_requests = Counter(
+            "dspark_gateway_http_requests",
+            "HTTP requests answered, by route and status code (0: the client left first)",
+            ["route", "code"],
+            registry=registry,
+        )
+        self._generations = Counter(
+            "dspark_gateway_generations",
+            "Generations ended, by finish reason or error type",
+            ["outcome"],
+            registry=registry,
+        )
+        self._tokens = Counter(
+            "dspark_gateway_tokens", "Tokens, by kind: prompt or completion", ["kind"], registry=registry
+        )
+        self._first_token = _histogram(
+            registry, "time_to_first_token_seconds", "From arrival to the first token", _FIRST_TOKEN
+        )
+        self._inter_token = _histogram(
+            registry,
+            "inter_token_seconds",
+            "Time between rounds of a request, divided by the tokens the later one committed",
+            _INTER_TOKEN,
+        )
+        self._duration = _histogram(registry, "generation_seconds", "From arrival to the end", _DURATION)
+        self._accepted_length = _histogram(
+            registry,
+            "accepted_length",
+            "Mean tokens committed per round of a request, bonus token included",
+            _ACCEPTED_LENGTH,
+        )
+        self._speculation = Counter(
+            "dspark_gateway_draft_tokens",
+            "Draft tokens, by what became of them: drafted, verified or accepted",
+            ["stage"],
+            registry=registry,
+        )
+
+    def watch_queue(self, running: Callable[[], int], waiting: Callable[[], int]) -> None:
+        """Gauges that are read when scraped."""
+        for state, read in (("running", running), ("waiting", waiting)):
+            gauge = Gauge(f"dspark_gateway_requests_{state}", f"Requests {state} now", registry=self.registry)
+            gauge.set_function(read)
+
+    def http_request(self, route: str, code: int) -> None:
+        self._http_requests.labels(route, str(code)).inc()
+
+    def first_token(self, seconds: float) -> None:
+        self._first_token.observe(seconds)
+
+    def next_tokens(self, seconds: float, tokens: int) -> None:
+        self._inter_token.observe(seconds / max(tokens, 1))
+
+    def generation_ended(
+        self,
+        outcome: str,
+        *,
+        seconds: float,
+        prompt_tokens: int,
+        completion_tokens: int,
+        stats: SpeculationStats | None,
+    ) -> None:
+        self._generations.labels(outcome).inc()
+        self._duration.observe(seconds)
+        self._tokens.labels("prompt").inc(prompt_tokens)
+        self._tokens.labels("completion").inc(completion_tokens)
+        if stats is not None and stats.rounds:
+            self._accepted_length.observe(stats.accepted_length)
+            self._speculation.labels("drafted").inc(stats.drafted_tokens)
+            self._speculation.labels("verified").inc(stats.verified_tokens)
+            self._speculation.labels("accepted").inc(stats.accepted_tokens)
+
+
+def _histogram(
+    registry: CollectorRegistry, name: str, documentation: str, buckets: tuple[float, ...]
+) -> Histogram:
+    return Histogram(f"dspark_gateway_{name}", documentation, buckets=buckets, registry=registry)

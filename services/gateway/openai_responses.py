@@ -1,0 +1,164 @@
+"""Response bodies of the OpenAI API, and our `speculation` extension."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+from dspark_core.records import FinishReason
+from services.gateway.assembly import Usage
+from services.gateway.generation import TimedDelta
+
+
+class PromptTokensDetails(BaseModel):
+    cached_tokens: int
+
+
+class UsageBody(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+    @classmethod
+    def of(cls, usage: Usage) -> UsageBody:
+        return cls(
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            total_tokens=usage.prompt_tokens + usage.completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_prompt_tokens),
+        )
+
+
+class SpeculationStatsBody(BaseModel):
+    """What speculation did for one request; tokens as in the `SpeculationStats` message."""
+
+    rounds: int
+    drafted: int
+    verified: int
+    accepted: int
+    accepted_length: float
+    """Mean tokens committed per round, the bonus token included."""
+    acceptance_rate: float
+    draft_seconds: float
+    verify_seconds: float
+    tokens_per_second: float
+    """Completion tokens over the time since a verifier was asked, prefill included."""
+
+    @classmethod
+    def of(cls, timed: TimedDelta) -> SpeculationStatsBody | None:
+        """None when the backend told nothing."""
+        stats = timed.delta.stats
+        if stats is None:
+            return None
+        tokens = timed.delta.usage.completion_tokens
+        return cls(
+            rounds=stats.rounds,
+            drafted=stats.drafted_tokens,
+            verified=stats.verified_tokens,
+            accepted=stats.accepted_tokens,
+            accepted_length=round(stats.accepted_length, 4),
+            acceptance_rate=round(stats.acceptance_rate, 4),
+            draft_seconds=round(stats.draft_seconds, 6),
+            verify_seconds=round(stats.verify_seconds, 6),
+            tokens_per_second=round(tokens / timed.seconds, 2) if timed.seconds > 0 else 0.0,
+        )
+
+
+Reason = Literal["stop", "length"]
+
+
+def reason_of(finish_reason: FinishReason | None) -> Reason | None:
+    match finish_reason:
+        case FinishReason.STOP:
+            return "stop"
+        case FinishReason.LENGTH:
+            return "length"
+    return None
+
+
+class _Answer(BaseModel):
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+
+class _WholeAnswer(_Answer):
+    usage: UsageBody
+    speculation: SpeculationStatsBody | None
+
+
+class _StreamedAnswer(_Answer):
+    """Fields that were not set are left out: `usage` is there only when asked for."""
+
+    usage: UsageBody | None = None
+    speculation: SpeculationStatsBody | None = None
+    """On the chunk with the finish reason."""
+
+
+class AnswerMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    index: int = 0
+    message: AnswerMessage
+    logprobs: None = None
+    finish_reason: Reason | None
+
+
+class ChatCompletion(_WholeAnswer):
+    object: Literal["chat.completion"] = "chat.completion"
+    choices: list[ChatChoice]
+
+
+class ChatDelta(BaseModel):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(BaseModel):
+    index: int
+    delta: ChatDelta
+    logprobs: None
+    finish_reason: Reason | None
+
+
+class ChatCompletionChunk(_StreamedAnswer):
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+
+
+class CompletionChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: None
+    finish_reason: Reason | None
+
+
+class Completion(_WholeAnswer):
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+
+
+class CompletionChunk(_StreamedAnswer):
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+
+
+class ModelBody(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "dspark"
+    max_model_len: int | None = None
+    """Tokens that prompt and answer may have together; None: no verifier has been reached yet."""
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelBody]

@@ -1,0 +1,236 @@
+"""Request bodies of the OpenAI API, as far as they are served here.
+
+Types are checked here; ranges are checked where the values are used, the same for REST and gRPC.
+Fields that would change the answer but are not implemented are refused by name; unknown ones too,
+because a misspelt `max_tokens` must not be ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic_core import PydanticCustomError
+
+from dspark_core.errors import InvalidRequestError
+from dspark_core.records import SpeculationOptions, Verification
+from services.gateway.requests import ChatMessage, ChatRole, Conversation, TextRequest
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+def _one_or_more(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _joined_text(value: object) -> object:
+    """Content may come as a list of parts; only text parts are served."""
+    if not isinstance(value, list):
+        return value
+    texts = []
+    for index, part in enumerate(value):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise PydanticCustomError(
+                "content_part",
+                "part {index} must be of type 'text', got {kind}: images, audio and files are not supported",
+                {"index": index, "kind": repr(kind)},
+            )
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _single_prompt(value: object) -> object:
+    if isinstance(value, list) and value and isinstance(value[0], str | list):
+        raise PydanticCustomError("prompt_batch", "must be one prompt, a string or a list of token ids")
+    if isinstance(value, list):
+        wrong = next((item for item in value if type(item) is not int), None)
+        if wrong is not None:
+            raise PydanticCustomError(
+                "token_id", "token ids must be integers, not {wrong}", {"wrong": repr(wrong)}
+            )
+    return value
+
+
+class StreamOptions(BaseModel):
+    model_config = _STRICT
+
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+    """Accepted and without effect: nothing is padded here."""
+
+
+class SpeculationBody(BaseModel):
+    """Our extension: how this request may be speculated on."""
+
+    model_config = _STRICT
+
+    enabled: bool = True
+    verification: Literal["rejection", "coupled"] | None = None
+    max_draft_tokens: int | None = None
+
+    def to_record(self) -> SpeculationOptions:
+        return SpeculationOptions(
+            enabled=self.enabled,
+            verification=Verification(self.verification) if self.verification else None,
+            max_draft_tokens=self.max_draft_tokens,
+        )
+
+
+class AnyCompletionBody(BaseModel):
+    """What both completion endpoints take."""
+
+    model_config = _STRICT
+    unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+    """Field -> values that ask for nothing."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: Annotated[list[str] | None, BeforeValidator(_one_or_more)] = None
+    speculation: SpeculationBody | None = None
+
+    n: Any = None
+    logprobs: Any = None
+    presence_penalty: Any = None
+    frequency_penalty: Any = None
+    logit_bias: Any = None
+
+    # Accepted and without effect on the answer.
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+
+    def refuse_unsupported(self) -> None:
+        """Raises InvalidRequestError naming the first field that asks for what is not there."""
+        for name, harmless in self.unsupported.items():
+            value = getattr(self, name)
+            if value is not None and value not in harmless:
+                hint = f"; leave it out or send {harmless[0]!r}" if harmless else ""
+                raise InvalidRequestError(f"{name} {value!r:.80} is not supported{hint}", field=name)
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequestError(
+                "stream_options may only be set when stream is true", field="stream_options"
+            )
+
+    def _request(
+        self, request_id: str, prompt: Conversation | str | tuple[int, ...], max_tokens: int | None
+    ) -> TextRequest:
+        self.refuse_unsupported()
+        return TextRequest(
+            request_id=request_id,
+            model=self.model,
+            prompt=prompt,
+            max_tokens=max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            seed=self.seed,
+            stop=tuple(self.stop or ()),
+            speculation=self.speculation.to_record() if self.speculation else SpeculationOptions(),
+        )
+
+
+_NOTHING_ASKED: Mapping[str, tuple[object, ...]] = {
+    "n": (1,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+}
+
+
+class ChatMessageBody(BaseModel):
+    """`developer` is the newer name of `system`. Fields an answer carries may come back, if empty."""
+
+    model_config = _STRICT
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(_joined_text)]
+    name: str | None = None
+    refusal: None = None
+    annotations: list[None] | None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: list[None] | None = None
+
+    def to_record(self) -> ChatMessage:
+        role = ChatRole.SYSTEM if self.role == "developer" else ChatRole(self.role)
+        return ChatMessage(role=role, content=self.content)
+
+
+class ChatCompletionBody(AnyCompletionBody):
+    unsupported = {
+        **_NOTHING_ASKED,
+        "logprobs": (False,),
+        "top_logprobs": (0,),
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "response_format": ({"type": "text"},),
+        "modalities": (["text"],),
+        "audio": (),
+        "prediction": (),
+        "web_search_options": (),
+    }
+
+    messages: list[ChatMessageBody]
+    max_completion_tokens: int | None = None
+    top_logprobs: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: Any = None
+    functions: Any = None
+    function_call: Any = None
+    response_format: Any = None
+    modalities: Any = None
+    audio: Any = None
+    prediction: Any = None
+    web_search_options: Any = None
+
+    def to_request(self, request_id: str) -> TextRequest:
+        """Raises InvalidRequestError naming the field."""
+        asked = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(asked) > 1:
+            raise InvalidRequestError(
+                f"max_tokens {self.max_tokens} and max_completion_tokens {self.max_completion_tokens} "
+                "contradict each other: send one",
+                field="max_completion_tokens",
+            )
+        prompt = Conversation(messages=tuple(message.to_record() for message in self.messages))
+        return self._request(request_id, prompt, next(iter(asked), None))
+
+
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's own default for this endpoint
+
+
+class CompletionBody(AnyCompletionBody):
+    unsupported = {
+        **_NOTHING_ASKED,
+        "logprobs": (),
+        "echo": (False,),
+        "suffix": ("",),
+        "best_of": (1,),
+    }
+
+    prompt: Annotated[str | list[int], BeforeValidator(_single_prompt)]
+    echo: Any = None
+    suffix: Any = None
+    best_of: Any = None
+
+    def to_request(self, request_id: str) -> TextRequest:
+        """Raises InvalidRequestError naming the field."""
+        prompt = self.prompt if isinstance(self.prompt, str) else tuple(self.prompt)
+        max_tokens = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+        return self._request(request_id, prompt, max_tokens)

@@ -1,0 +1,119 @@
+"""Checks a request and turns it into tokens: model name, chat template, defaults, context limit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from dspark_core.errors import ContextLengthError, InvalidRequestError, UnknownModelError
+from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions, VerifierDescription
+from dspark_core.tokenization.tokenizer import Tokenizer
+from services.gateway.backend import GenerationBackend
+from services.gateway.requests import Conversation, TextRequest
+
+_Number = TypeVar("_Number", int, float)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedRequest:
+    request: GenerateRequest
+    stop: tuple[str, ...]
+
+
+class RequestPreparer:
+    def __init__(
+        self,
+        model_name: str,
+        tokenizer: Tokenizer,
+        backend: GenerationBackend,
+        max_context_tokens: int | None = None,
+    ) -> None:
+        """max_context_tokens: tightens the backend's limit."""
+        self._model_name = model_name
+        self._tokenizer = tokenizer
+        self._backend = backend
+        self._max_context_tokens = max_context_tokens
+
+    async def prepare(self, request: TextRequest) -> PreparedRequest:
+        """Raises InvalidRequestError and its kinds; UnavailableError while no verifier is known."""
+        if request.model != self._model_name:
+            raise UnknownModelError(
+                f"the model {request.model!r} does not exist here, only {self._model_name!r}", field="model"
+            )
+        sampling = self._sampling(request)
+        # A long prompt takes a while to encode, and other requests' tokens must not wait for it.
+        prompt = await asyncio.to_thread(self._encode, request.prompt)
+        description = await self._backend.describe()
+        limit = min(
+            description.max_context_tokens, self._max_context_tokens or description.max_context_tokens
+        )
+        self._check_prompt(prompt, request, description, limit)
+        return PreparedRequest(
+            request=GenerateRequest(
+                request_id=request.request_id,
+                prompt_token_ids=prompt,
+                max_tokens=_max_tokens(request.max_tokens, limit - len(prompt)),
+                sampling=sampling,
+                stop_token_ids=self._tokenizer.stop_token_ids,
+                speculation=_bounded(request.speculation, limit),
+            ),
+            stop=request.stop,
+        )
+
+    def _sampling(self, request: TextRequest) -> SamplingParams:
+        defaults = self._tokenizer.defaults
+        top_k = _first(request.top_k, defaults.top_k, 0)
+        return SamplingParams(
+            temperature=_first(request.temperature, defaults.temperature, 1.0),
+            # Beyond the vocabulary all values mean the same, but not all fit the wire.
+            top_k=min(top_k, self._tokenizer.vocab_size),
+            top_p=_first(request.top_p, defaults.top_p, 1.0),
+            min_p=_first(request.min_p, defaults.min_p, 0.0),
+            seed=request.seed,
+        )
+
+    def _encode(self, prompt: Conversation | str | tuple[int, ...]) -> tuple[int, ...]:
+        if isinstance(prompt, Conversation):
+            messages = [{"role": entry.role.value, "content": entry.content} for entry in prompt.messages]
+            return self._tokenizer.encode_chat(messages)
+        return self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+
+    def _check_prompt(
+        self, ids: Sequence[int], request: TextRequest, description: VerifierDescription, limit: int
+    ) -> None:
+        field = "messages" if isinstance(request.prompt, Conversation) else "prompt"
+        if not ids:
+            raise InvalidRequestError(f"{field} must not be empty: it has no tokens", field=field)
+        if len(ids) >= limit:
+            raise ContextLengthError(
+                f"{field} has {len(ids)} tokens, but the context limit of {self._model_name} is {limit} "
+                f"tokens and must hold at least one more",
+                field=field,
+            )
+        wrong = next((token_id for token_id in ids if not 0 <= token_id < description.vocab_size), None)
+        if wrong is not None:
+            raise InvalidRequestError(
+                f"{field} token ids must be in [0, {description.vocab_size - 1}], got {wrong}", field=field
+            )
+
+
+def _first(given: _Number | None, default: _Number | None, fallback: _Number) -> _Number:
+    if given is not None:
+        return given
+    return fallback if default is None else default
+
+
+def _max_tokens(asked: int | None, room: int) -> int:
+    """Never more than fits: generation then ends with `length`, as it would at the limit."""
+    return room if asked is None else min(asked, room)
+
+
+def _bounded(options: SpeculationOptions, limit: int) -> SpeculationOptions:
+    """A verify length beyond the context means no bound, but may not fit the wire."""
+    if options.max_draft_tokens is None or options.max_draft_tokens <= limit:
+        return options
+    return SpeculationOptions(
+        enabled=options.enabled, verification=options.verification, max_draft_tokens=limit
+    )

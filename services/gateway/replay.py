@@ -1,0 +1,90 @@
+"""What has to be asked of the next verifier when one is lost in the middle of a request.
+
+The prompt plus the committed tokens, at the same absolute positions: greedy and coupled requests go
+on with the very tokens they would have had, others with tokens of the same distribution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dspark_core.records import (
+    FinishReason,
+    GenerateChunk,
+    GenerateRequest,
+    SpeculationStats,
+    Verification,
+)
+
+
+class Replay:
+    """One request's progress, over all the verifiers that worked on it."""
+
+    def __init__(self, request: GenerateRequest, *, seed: int) -> None:
+        """seed: for a coupled request without one, whose noise has to survive its verifier."""
+        if request.verification is Verification.COUPLED and request.sampling.seed is None:
+            request = replace(request, sampling=replace(request.sampling, seed=seed))
+        self._request = request
+        self._committed: list[int] = []
+        self._cached_prompt_tokens: int | None = None
+        self._earlier = SpeculationStats()
+        self._current: SpeculationStats | None = None
+        self._finished = False
+
+    @property
+    def finished(self) -> bool:
+        """A verifier has given the finish reason."""
+        return self._finished
+
+    def request(self) -> GenerateRequest:
+        """For the next verifier, which starts its statistics at zero."""
+        if self._current is not None:
+            self._earlier, self._current = _sum(self._earlier, self._current), None
+        if not self._committed:
+            return self._request
+        limit = self._request.max_tokens
+        return replace(
+            self._request,
+            prompt_token_ids=(*self._request.prompt_token_ids, *self._committed),
+            max_tokens=None if limit is None else limit - len(self._committed),
+        )
+
+    def add(self, chunk: GenerateChunk) -> GenerateChunk:
+        """The chunk as the caller should see it, statistics of earlier verifiers included."""
+        self._committed.extend(chunk.token_ids)
+        self._finished = chunk.finish_reason is not None
+        if self._cached_prompt_tokens is None:
+            # A later verifier's prompt holds tokens the caller did not send.
+            self._cached_prompt_tokens = chunk.cached_prompt_tokens
+        self._current = chunk.stats or self._current
+        stats = None if self._current is None else _sum(self._earlier, self._current)
+        return replace(chunk, stats=stats, cached_prompt_tokens=self._cached_prompt_tokens)
+
+    def end(self) -> GenerateChunk | None:
+        """The last chunk, when only that was lost: no verifier has anything left to do."""
+        reason = None
+        if self._committed and self._committed[-1] in self._request.stop_token_ids:
+            reason = FinishReason.STOP
+        elif len(self._committed) == self._request.max_tokens:
+            reason = FinishReason.LENGTH
+        if reason is None:
+            return None
+        stats = _sum(self._earlier, self._current or SpeculationStats())
+        return GenerateChunk(
+            token_ids=(),
+            finish_reason=reason,
+            stats=stats,
+            cached_prompt_tokens=self._cached_prompt_tokens or 0,
+        )
+
+
+def _sum(first: SpeculationStats, second: SpeculationStats) -> SpeculationStats:
+    return SpeculationStats(
+        rounds=first.rounds + second.rounds,
+        drafted_tokens=first.drafted_tokens + second.drafted_tokens,
+        verified_tokens=first.verified_tokens + second.verified_tokens,
+        accepted_tokens=first.accepted_tokens + second.accepted_tokens,
+        committed_tokens=first.committed_tokens + second.committed_tokens,
+        draft_seconds=first.draft_seconds + second.draft_seconds,
+        verify_seconds=first.verify_seconds + second.verify_seconds,
+    )

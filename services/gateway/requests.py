@@ -1,0 +1,72 @@
+"""A completion as a client asks for it, whether it came by REST or by gRPC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from dspark_core.errors import InvalidRequestError
+from dspark_core.records import SpeculationOptions
+
+MAX_STOP_STRINGS = 4
+MAX_STOP_CHARACTERS = 1024
+
+
+class ChatRole(Enum):
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatMessage:
+    role: ChatRole
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    messages: tuple[ChatMessage, ...]
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise InvalidRequestError("messages must hold at least one message, got []", field="messages")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRequest:
+    """Sampling fields left at None take the model's own defaults."""
+
+    request_id: str
+    model: str
+    prompt: Conversation | str | tuple[int, ...]
+    """A conversation, plain text, or token ids."""
+    max_tokens: int | None = None
+    """None: up to the context limit."""
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    """Output ends before the first of these; it is not part of the output."""
+    speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
+
+    def __post_init__(self) -> None:
+        if self.prompt in ("", ()):
+            raise InvalidRequestError(f"prompt must not be empty, got {self.prompt!r}", field="prompt")
+        if len(self.stop) > MAX_STOP_STRINGS:
+            raise InvalidRequestError(
+                f"stop must hold at most {MAX_STOP_STRINGS} strings, got {len(self.stop)}", field="stop"
+            )
+        for text in self.stop:
+            if not 1 <= len(text) <= MAX_STOP_CHARACTERS:
+                raise InvalidRequestError(
+                    f"stop strings must have 1 to {MAX_STOP_CHARACTERS} characters, "
+                    f"got {_shortened(text)} with {len(text)}",
+                    field="stop",
+                )
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "…")

@@ -1,0 +1,174 @@
+"""Generates on a cluster: the scheduler names a verifier, and another takes over when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from dataclasses import replace
+
+from dspark_core.errors import DeadlineError, DSparkError, QueueFullError, UnavailableError
+from dspark_core.records import (
+    MAX_SEED,
+    FinishReason,
+    GenerateChunk,
+    GenerateRequest,
+    Replica,
+    Role,
+    VerifierDescription,
+)
+from services.common.protocols import SchedulerApi
+from services.gateway.backend import closing
+from services.gateway.replay import Replay
+from services.gateway.replica_view import ReplicaView
+from services.gateway.verifier_pool import VerifierPool
+
+_log = logging.getLogger(__name__)
+
+# A request goes to this many verifiers at most: one that takes them all down must end.
+MAX_ATTEMPTS = 3
+# After the scheduler failed to answer, requests route by the last view this long before it is asked again.
+SCHEDULER_PAUSE_SECONDS = 1.0
+
+
+class RoutedBackend:
+    """A `GenerationBackend`. Run `keep_view` as a task beside it."""
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        scheduler: SchedulerApi,
+        pool: VerifierPool,
+        deadline_seconds: float = 600.0,
+        max_attempts: int = MAX_ATTEMPTS,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> None:
+        """model: as verifiers register it. deadline_seconds: for one request, replays included."""
+        self._model = model
+        self._scheduler = scheduler
+        self._pool = pool
+        self._deadline_seconds = deadline_seconds
+        self._max_attempts = max_attempts
+        self._clock = clock
+        self._rng = rng or random.SystemRandom()
+        self._view = ReplicaView()
+        self._ask_scheduler_at = clock()
+        self._description: VerifierDescription | None = None
+
+    @property
+    def known_verifiers(self) -> int:
+        """Replicas in the last view."""
+        return len(self._view.addresses())
+
+    async def describe(self) -> VerifierDescription:
+        """Asked of a verifier once, then remembered."""
+        if self._description is None:
+            replica = await self._assign("describe", 0, ())
+            async with self._pool.use(replica.address) as verifier:
+                self._description = await verifier.describe()
+        return self._description
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+        replay = Replay(request, seed=self._rng.randrange(MAX_SEED + 1))
+        deadline = self._clock() + self._deadline_seconds
+        failed: dict[str, DSparkError] = {}
+        while True:
+            replica = await self._next_replica(request, failed)
+            try:
+                async with closing(self._attempt(replica, replay, deadline)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+                return
+            except (UnavailableError, QueueFullError) as error:
+                if replay.finished:
+                    return
+                failed[replica.replica_id] = error
+                self._view.forget(replica.replica_id)
+                last = replay.end()
+                if last is not None:
+                    yield last
+                    return
+                if len(failed) >= self._max_attempts:
+                    raise
+                _log.warning(
+                    "request %s leaves verifier %s: %s", request.request_id, replica.replica_id, error
+                )
+
+    async def keep_view(self, interval_seconds: float = 2.0) -> None:
+        """Refreshes the view until cancelled; a scheduler that is down leaves it as it is."""
+        while True:
+            try:
+                await self.refresh_view()
+            except DSparkError as error:
+                _log.debug("the view of verifiers was not refreshed: %s", error)
+            await asyncio.sleep(interval_seconds)
+
+    async def refresh_view(self) -> None:
+        """Raises what the scheduler's client raises."""
+        replicas = await self._scheduler.list_replicas(Role.VERIFIER)
+        mine = [replica for replica in replicas if replica.model == self._model]
+        if not mine:
+            return  # a scheduler that has just started knows nobody yet
+        self._view.update(mine)
+        await self._pool.retain(self._view.addresses())
+
+    async def _attempt(
+        self, replica: Replica, replay: Replay, deadline: float
+    ) -> AsyncIterator[GenerateChunk]:
+        """One verifier's part. Ends with a finish reason, or raises."""
+        remaining = deadline - self._clock()
+        if remaining <= 0:
+            raise DeadlineError(f"the request did not finish within {self._deadline_seconds:g} s")
+        self._view.started(replica.replica_id)
+        try:
+            async with (
+                self._pool.use(replica.address) as verifier,
+                closing(verifier.generate(replay.request(), deadline_seconds=remaining)) as chunks,
+            ):
+                async for chunk in chunks:
+                    if chunk.finish_reason is FinishReason.CANCELLED:
+                        yield replay.add(replace(chunk, finish_reason=None))
+                        raise UnavailableError(f"verifier {replica.replica_id} gave the request up")
+                    yield replay.add(chunk)
+        finally:
+            self._view.ended(replica.replica_id)
+        if not replay.finished:
+            raise UnavailableError(f"verifier {replica.replica_id} ended the stream without a finish reason")
+
+    async def _next_replica(self, request: GenerateRequest, failed: Mapping[str, DSparkError]) -> Replica:
+        try:
+            return await self._assign(request.request_id, len(request.prompt_token_ids), failed)
+        except UnavailableError:
+            # "Full" tells the caller more than "nobody is left" does, and when to come back.
+            for error in failed.values():
+                if isinstance(error, QueueFullError):
+                    raise error from None
+            raise
+
+    async def _assign(self, request_id: str, prompt_tokens: int, failed: Collection[str]) -> Replica:
+        """The scheduler's choice; its last known replicas when it has none or does not answer."""
+        known = self._view.choose(failed)
+        if known is not None and self._clock() < self._ask_scheduler_at:
+            return known
+        try:
+            replica = await self._scheduler.assign(
+                request_id=request_id,
+                model=self._model,
+                prompt_tokens=prompt_tokens,
+                exclude_replica_ids=tuple(failed),
+            )
+        except (UnavailableError, DeadlineError) as error:
+            if known is None:
+                raise UnavailableError(f"no verifier for model {self._model!r}: {error}") from error
+            self._ask_scheduler_at = self._clock() + SCHEDULER_PAUSE_SECONDS
+            return known
+        if replica.replica_id in failed:
+            raise UnavailableError(
+                f"no verifier for model {self._model!r} is left after {len(failed)} failed"
+            )
+        self._view.add(replica)
+        return replica

@@ -1,0 +1,105 @@
+"""The gRPC face: converts, runs the same use case as REST, converts back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+from dspark_proto.v1 import gateway_pb2, gateway_pb2_grpc
+
+from dspark_core.errors import InvalidRequestError
+from services.common.convert import finish_reason_to_proto, speculation_from_proto, stats_to_proto
+from services.gateway.assembly import TextDelta
+from services.gateway.backend import closing
+from services.gateway.gateway import Gateway
+from services.gateway.http_errors import AuthenticationError
+from services.gateway.requests import ChatMessage, ChatRole, Conversation, TextRequest
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def register(self, server: grpc.aio.Server) -> None:
+        gateway_pb2_grpc.add_GatewayServiceServicer_to_server(self, server)
+
+    async def ListModels(
+        self, request: gateway_pb2.ListModelsRequest, context: _Context
+    ) -> gateway_pb2.ListModelsResponse:
+        await self._authenticate(context)
+        return gateway_pb2.ListModelsResponse(models=[self._gateway.model_name])
+
+    async def Generate(
+        self, request: gateway_pb2.GatewayGenerateRequest, context: _Context
+    ) -> AsyncIterator[gateway_pb2.GatewayGenerateChunk]:
+        await self._authenticate(context)
+        request_id = self._gateway.answers.request_id("gen")
+        asked = request_from_proto(request, request_id, self._gateway.model_name)
+        async with closing(self._gateway.generator.stream(asked)) as deltas:
+            async for timed in deltas:
+                yield chunk_to_proto(timed.delta)
+
+    async def _authenticate(self, context: _Context) -> None:
+        metadata = {str(key): str(value) for key, value in (context.invocation_metadata() or ())}
+        try:
+            self._gateway.api_keys.check(metadata.get("authorization"))
+        except AuthenticationError as error:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+
+
+def request_from_proto(
+    message: gateway_pb2.GatewayGenerateRequest, request_id: str, only_model: str
+) -> TextRequest:
+    """Raises InvalidRequestError naming the field."""
+    return TextRequest(
+        request_id=request_id,
+        model=message.model or only_model,
+        prompt=_prompt(message),
+        max_tokens=message.max_tokens if message.HasField("max_tokens") else None,
+        temperature=message.temperature if message.HasField("temperature") else None,
+        top_p=message.top_p if message.HasField("top_p") else None,
+        top_k=message.top_k if message.HasField("top_k") else None,
+        min_p=message.min_p if message.HasField("min_p") else None,
+        seed=message.seed if message.HasField("seed") else None,
+        stop=tuple(message.stop),
+        speculation=speculation_from_proto(message.speculation),
+    )
+
+
+def _prompt(message: gateway_pb2.GatewayGenerateRequest) -> Conversation | str:
+    if message.HasField("prompt"):
+        if message.messages:
+            raise InvalidRequestError("send either messages or prompt, got both", field="prompt")
+        return message.prompt
+    entries = enumerate(message.messages)
+    return Conversation(
+        messages=tuple(ChatMessage(role=_role(entry.role, i), content=entry.content) for i, entry in entries)
+    )
+
+
+def _role(name: str, index: int) -> ChatRole:
+    try:
+        return ChatRole(name)
+    except ValueError:
+        known = ", ".join(role.value for role in ChatRole)
+        field = f"messages[{index}].role"
+        raise InvalidRequestError(f"{field} must be one of {known}, got {name!r}", field=field) from None
+
+
+def chunk_to_proto(delta: TextDelta) -> gateway_pb2.GatewayGenerateChunk:
+    chunk = gateway_pb2.GatewayGenerateChunk(
+        text=delta.text,
+        token_ids=delta.token_ids,
+        finish_reason=finish_reason_to_proto(delta.finish_reason),
+    )
+    if delta.finish_reason is not None:
+        chunk.usage.prompt_tokens = delta.usage.prompt_tokens
+        chunk.usage.completion_tokens = delta.usage.completion_tokens
+        chunk.usage.cached_prompt_tokens = delta.usage.cached_prompt_tokens
+        if delta.stats is not None:
+            chunk.stats.CopyFrom(stats_to_proto(delta.stats))
+    return chunk

@@ -1,0 +1,74 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dspark_core.records import FinishReason, GenerateChunk, GenerateRequest, SpeculationStats
+from services.gateway.assembly import TextAssembler, TextDelta
+from tests.support.byte_tokenizer import END, START, byte_tokenizer
+
+TOKENIZER = byte_tokenizer()
+
+
+def assemble(chunks: list[GenerateChunk], stop: tuple[str, ...] = ()) -> list[TextDelta]:
+    request = GenerateRequest(request_id="r", prompt_token_ids=(1, 2), stop_token_ids=(END,))
+    assembler = TextAssembler(TOKENIZER, request, stop)
+    deltas = []
+    for chunk in chunks:
+        deltas.append(assembler.add(chunk))
+        if deltas[-1].finish_reason is not None:
+            break
+    return deltas
+
+
+def chunks_of(ids: list[int], size: int, reason: FinishReason = FinishReason.STOP) -> list[GenerateChunk]:
+    pieces = [tuple(ids[i : i + size]) for i in range(0, len(ids), size)]
+    return [
+        GenerateChunk(token_ids=piece, finish_reason=reason if i == len(pieces) - 1 else None)
+        for i, piece in enumerate(pieces)
+    ]
+
+
+@given(st.text(max_size=30), st.integers(1, 7))
+def test_text_is_whole_characters_whatever_a_round_commits(text, size) -> None:
+    deltas = assemble(chunks_of([*text.encode(), END], size))
+    assert "".join(delta.text for delta in deltas) == text
+    assert all("\ufffd" not in delta.text for delta in deltas) or "\ufffd" in text
+    assert deltas[-1].finish_reason is FinishReason.STOP
+    assert deltas[-1].usage.completion_tokens == len(text.encode()) + 1
+
+
+def test_a_character_cut_by_the_length_limit_ends_as_a_replacement() -> None:
+    deltas = assemble(chunks_of(list("né".encode())[:2], 1, FinishReason.LENGTH))
+    assert [delta.text for delta in deltas] == ["n", "\ufffd"]
+
+
+def test_stop_tokens_and_special_tokens_are_not_shown() -> None:
+    deltas = assemble(chunks_of([START, *b"hi", END], 10))
+    assert [delta.text for delta in deltas] == ["hi"]
+    assert deltas[0].token_ids == (START, *b"hi", END)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 50])
+def test_a_stop_string_ends_the_request_and_uses_no_later_token(size) -> None:
+    deltas = assemble(chunks_of([*b"one two three", END], size), stop=("two",))
+    assert "".join(delta.text for delta in deltas) == "one "
+    assert deltas[-1].finish_reason is FinishReason.STOP
+    assert deltas[-1].usage.completion_tokens == len("one two")
+    assert sum(len(delta.token_ids) for delta in deltas) == len("one two")
+
+
+def test_text_held_back_for_a_stop_string_comes_with_the_end() -> None:
+    deltas = assemble(chunks_of(list(b"one tw"), 6, FinishReason.LENGTH), stop=("two",))
+    assert [delta.text for delta in deltas] == ["one tw"]
+    assert deltas[0].finish_reason is FinishReason.LENGTH
+
+
+def test_the_newest_statistics_survive_a_stop_string() -> None:
+    chunks = [
+        GenerateChunk(token_ids=(*b"on",), stats=SpeculationStats(rounds=1), cached_prompt_tokens=1),
+        GenerateChunk(token_ids=(*b"e two",)),
+    ]
+    deltas = assemble(chunks, stop=("two",))
+    assert deltas[-1].stats == SpeculationStats(rounds=1)
+    assert deltas[-1].usage.cached_prompt_tokens == 1
+    assert deltas[-1].usage.prompt_tokens == 2

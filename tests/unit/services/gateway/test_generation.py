@@ -1,0 +1,143 @@
+"""The use case without any transport: order, ends, cancellation, deadlines and what is measured."""
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from dspark_core.errors import DeadlineError, InvalidRequestError, QueueFullError, UnavailableError
+from dspark_core.records import FinishReason, GenerateChunk
+from services.gateway.admission import Admission
+from services.gateway.generation import TextGenerator, TimedDelta
+from services.gateway.metrics import GatewayMetrics
+from services.gateway.preparation import RequestPreparer
+from services.gateway.requests import TextRequest
+from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.clock import ManualClock
+from tests.support.fake_generation import FakeBackend
+from tests.support.polling import eventually
+
+REQUEST = TextRequest(request_id="r", model="m", prompt="hi")
+
+
+class Setup:
+    def __init__(self, backend: FakeBackend, *, timeout_seconds: float = 30.0) -> None:
+        self.backend = backend
+        self.registry = CollectorRegistry()
+        self.admission = Admission(max_running=1, max_waiting=1)
+        self.clock = ManualClock()
+        tokenizer = byte_tokenizer()
+        self.generator = TextGenerator(
+            preparer=RequestPreparer("m", tokenizer, backend),
+            backend=backend,
+            tokenizer=tokenizer,
+            admission=self.admission,
+            metrics=GatewayMetrics(self.registry),
+            timeout_seconds=timeout_seconds,
+            clock=self.clock,
+        )
+
+    async def collect(self, request: TextRequest = REQUEST) -> list[TimedDelta]:
+        async with aclosing(self.generator.stream(request)) as deltas:
+            return [timed async for timed in deltas]
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(f"dspark_gateway_{name}", labels)
+
+
+async def test_text_arrives_round_by_round_and_ends_with_totals() -> None:
+    setup = Setup(FakeBackend("abcdefg", chunk_tokens=3))
+    deltas = [timed.delta for timed in await setup.collect()]
+    assert [delta.text for delta in deltas] == ["abc", "def", "g"]
+    assert [delta.finish_reason for delta in deltas] == [None, None, FinishReason.STOP]
+    assert deltas[-1].usage.prompt_tokens == 2
+    assert deltas[-1].usage.completion_tokens == 8
+    assert setup.admission.running == 0
+    assert setup.backend.cancelled == 0
+
+
+async def test_a_stop_string_cancels_what_the_verifier_would_still_do() -> None:
+    setup = Setup(FakeBackend("one two three four"))
+    request = TextRequest(request_id="r", model="m", prompt="hi", stop=("two",))
+    deltas = await setup.collect(request)
+    assert "".join(timed.delta.text for timed in deltas) == "one "
+    assert (setup.backend.cancelled, setup.backend.running) == (1, 0)
+    assert setup.metric("generations_total", outcome="stop") == 1
+
+
+async def test_closing_the_stream_cancels_the_backend_and_frees_the_place() -> None:
+    setup = Setup(FakeBackend("abcdef"))
+    async with aclosing(setup.generator.stream(REQUEST)) as deltas:
+        await anext(deltas)
+        assert setup.admission.running == 1
+    assert (setup.backend.cancelled, setup.backend.running) == (1, 0)
+    assert setup.admission.running == 0
+    assert setup.metric("generations_total", outcome="cancelled") == 1
+
+
+async def test_a_full_queue_refuses_before_any_work_is_done() -> None:
+    setup = Setup(FakeBackend())
+    setup.backend.hold_after_chunks = 0
+    running = asyncio.create_task(setup.collect())
+    await eventually(lambda: setup.backend.running == 1)
+    waiting = asyncio.create_task(setup.collect())
+    await eventually(lambda: setup.admission.waiting == 1)
+    with pytest.raises(QueueFullError):
+        await setup.collect(TextRequest(request_id="r", model="wrong model", prompt="hi"))
+    setup.backend.release.set()
+    await asyncio.gather(running, waiting)
+    assert len(setup.backend.requests) == 2
+
+
+async def test_a_request_past_its_deadline_is_cancelled() -> None:
+    setup = Setup(FakeBackend("abcdef"), timeout_seconds=0.05)
+    setup.backend.hold_after_chunks = 1
+    with pytest.raises(DeadlineError, match=r"within 0\.05 s"):
+        await setup.collect()
+    assert (setup.backend.cancelled, setup.backend.running) == (1, 0)
+    assert setup.metric("generations_total", outcome="DeadlineError") == 1
+
+
+async def test_the_deadline_counts_from_arrival() -> None:
+    setup = Setup(FakeBackend("abcdef"))
+    async with aclosing(setup.generator.stream(REQUEST)) as deltas:
+        await anext(deltas)
+        setup.clock.advance(31)
+        setup.backend.hold_after_chunks = 1
+        with pytest.raises(DeadlineError):
+            await anext(deltas)
+
+
+@pytest.mark.parametrize("last", [[], [GenerateChunk(token_ids=(), finish_reason=FinishReason.CANCELLED)]])
+async def test_a_stream_that_was_given_up_is_an_error_not_an_answer(last, monkeypatch) -> None:
+    backend = FakeBackend()
+    monkeypatch.setattr(backend, "chunks", lambda _: [GenerateChunk(token_ids=(65,)), *last])
+    with pytest.raises(UnavailableError, match=r"without a finish reason|gave the request up"):
+        await Setup(backend).collect()
+
+
+async def test_metrics_tell_tokens_times_and_speculation() -> None:
+    setup = Setup(FakeBackend("abcdefg", chunk_tokens=3))
+    async with aclosing(setup.generator.stream(REQUEST)) as deltas:
+        setup.clock.advance(0.25)
+        async for _ in deltas:
+            setup.clock.advance(0.3)
+    assert setup.metric("generations_total", outcome="stop") == 1
+    assert setup.metric("tokens_total", kind="prompt") == 2
+    assert setup.metric("tokens_total", kind="completion") == 8
+    assert setup.metric("time_to_first_token_seconds_count") == 1
+    assert setup.metric("inter_token_seconds_count") == 2
+    assert setup.metric("inter_token_seconds_sum") == pytest.approx(0.3 / 3 + 0.3 / 2)
+    assert setup.metric("accepted_length_sum") == 3.0
+    assert setup.metric("draft_tokens_total", stage="drafted") == 12
+    assert setup.metric("draft_tokens_total", stage="accepted") == 6
+
+
+async def test_the_error_of_a_failed_generation_is_counted_by_type() -> None:
+    setup = Setup(FakeBackend())
+    setup.backend.error = InvalidRequestError("no")
+    with pytest.raises(InvalidRequestError):
+        await setup.collect()
+    assert setup.metric("generations_total", outcome="InvalidRequestError") == 1
+    assert setup.admission.running == 0

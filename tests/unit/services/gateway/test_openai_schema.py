@@ -1,0 +1,162 @@
+"""Bodies: what is accepted, what is refused, and that the refusal names field and value."""
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from dspark_core.errors import InvalidRequestError
+from dspark_core.records import SpeculationOptions, Verification
+from services.gateway.http_errors import invalid_body
+from services.gateway.openai_schema import ChatCompletionBody, CompletionBody
+from services.gateway.requests import ChatRole, TextRequest
+
+USER = [{"role": "user", "content": "hi"}]
+
+
+def chat(**fields: object) -> TextRequest:
+    body = {"model": "m", "messages": USER, **fields}
+    return parse(ChatCompletionBody, json.dumps(body))
+
+
+def completion(**fields: object) -> TextRequest:
+    return parse(CompletionBody, json.dumps({"model": "m", "prompt": "p", **fields}))
+
+
+def parse(body_type, text: str) -> TextRequest:
+    try:
+        return body_type.model_validate_json(text).to_request("id")
+    except ValidationError as error:
+        raise invalid_body(error) from error
+
+
+def test_all_supported_chat_fields_arrive() -> None:
+    request = chat(
+        messages=[
+            {"role": "developer", "content": "be brief"},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "assistant", "content": "c", "refusal": None, "tool_calls": None, "annotations": []},
+        ],
+        max_completion_tokens=5,
+        temperature=0,
+        top_p=0.5,
+        top_k=3,
+        min_p=0.1,
+        seed=7,
+        stop="x",
+        speculation={"enabled": False, "verification": "coupled", "max_draft_tokens": 2},
+    )
+    assert [(entry.role, entry.content) for entry in request.prompt.messages] == [
+        (ChatRole.SYSTEM, "be brief"),
+        (ChatRole.USER, "ab"),
+        (ChatRole.ASSISTANT, "c"),
+    ]
+    assert (request.max_tokens, request.temperature, request.top_p) == (5, 0, 0.5)
+    assert (request.top_k, request.min_p, request.seed, request.stop) == (3, 0.1, 7, ("x",))
+    assert request.speculation == SpeculationOptions(
+        enabled=False, verification=Verification.COUPLED, max_draft_tokens=2
+    )
+
+
+def test_fields_that_ask_for_nothing_are_accepted() -> None:
+    request = chat(
+        n=1,
+        logprobs=False,
+        top_logprobs=0,
+        presence_penalty=0.0,
+        frequency_penalty=0,
+        logit_bias={},
+        tools=[],
+        tool_choice="none",
+        response_format={"type": "text"},
+        user="u",
+        metadata={"a": "b"},
+        stop=None,
+        stream_options=None,
+    )
+    assert request == chat()
+
+
+def test_completion_prompts_are_text_or_token_ids() -> None:
+    assert completion(prompt="once").prompt == "once"
+    assert completion(prompt=[1, 2]).prompt == (1, 2)
+    assert completion().max_tokens == 16
+    assert completion(max_tokens=3, stop=["a", "b"]).stop == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"messages": []}, "messages", "at least one message"),
+        ({"messages": "hi"}, "messages", "got 'hi'"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "got 'robot'"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "required but missing"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "got None"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages[0].content",
+            "part 0 must be of type 'text', got 'image_url'",
+        ),
+        ({"model": 3}, "model", "got 3"),
+        ({"max_tokens": "ten"}, "max_tokens", "got 'ten'"),
+        ({"max_tokens": 1.5}, "max_tokens", "got 1.5"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens", "contradict"),
+        ({"temperature": "hot"}, "temperature", "got 'hot'"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4 strings, got 5"),
+        ({"stop": [""]}, "stop", "1 to 1024 characters, got '' with 0"),
+        ({"stop": ["x" * 1025]}, "stop", "with 1025"),
+        ({"n": 2}, "n", "n 2 is not supported; leave it out or send 1"),
+        ({"logprobs": True}, "logprobs", "logprobs True is not supported"),
+        ({"top_logprobs": 3}, "top_logprobs", "3 is not supported"),
+        ({"presence_penalty": 0.5}, "presence_penalty", "0.5 is not supported"),
+        ({"frequency_penalty": -1}, "frequency_penalty", "-1 is not supported"),
+        ({"logit_bias": {"1": 5}}, "logit_bias", "is not supported"),
+        ({"tools": [{"type": "function"}]}, "tools", "is not supported"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "is not supported"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "only be set when stream is true"),
+        ({"max_token": 3}, "max_token", "unrecognised request argument"),
+        ({"speculation": {"verification": "maybe"}}, "speculation.verification", "got 'maybe'"),
+        ({"speculation": {"max_draft_tokens": -1}}, "max_draft_tokens", "got -1"),
+    ],
+)
+def test_a_refused_chat_body_names_field_and_value(fields, param, message) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        chat(**fields)
+    assert caught.value.field == param
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"prompt": ""}, "prompt", "must not be empty"),
+        ({"prompt": []}, "prompt", "must not be empty"),
+        ({"prompt": ["a", "b"]}, "prompt", "one prompt"),
+        ({"prompt": [[1], [2]]}, "prompt", "one prompt"),
+        ({"prompt": [1, "a"]}, "prompt", "token ids must be integers, not 'a'"),
+        ({"prompt": [1, True]}, "prompt", "token ids must be integers, not True"),
+        ({"prompt": 5}, "prompt", "got 5"),
+        ({"echo": True}, "echo", "True is not supported"),
+        ({"best_of": 3}, "best_of", "3 is not supported"),
+        ({"suffix": "z"}, "suffix", "'z' is not supported"),
+        ({"logprobs": 1}, "logprobs", "1 is not supported"),
+        ({"messages": USER}, "messages", "unrecognised request argument"),
+    ],
+)
+def test_a_refused_completion_body_names_field_and_value(fields, param, message) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        completion(**fields)
+    assert caught.value.field == param
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"model": }', "\xff", "[1]", "3", "null"])
+def test_a_body_that_is_not_a_json_object_is_refused(text) -> None:
+    with pytest.raises(InvalidRequestError, match=r"request body is (not valid JSON|wrong)"):
+        parse(ChatCompletionBody, text)
+
+
+def test_a_missing_field_is_named() -> None:
+    with pytest.raises(InvalidRequestError, match="model is required but missing") as caught:
+        parse(ChatCompletionBody, json.dumps({"messages": USER}))
+    assert caught.value.field == "model"

@@ -1,0 +1,320 @@
+"""Routing and failover with verifiers that die on command."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+
+import pytest
+
+from dspark_core.errors import DeadlineError, InvalidRequestError, QueueFullError, UnavailableError
+from dspark_core.records import (
+    FinishReason,
+    GenerateChunk,
+    GenerateRequest,
+    Replica,
+    Role,
+    SamplingParams,
+    SpeculationStats,
+    VerifierDescription,
+)
+from services.gateway.routed_backend import RoutedBackend
+from services.gateway.verifier_pool import VerifierPool
+from tests.support.clock import ManualClock
+from tests.support.polling import eventually
+
+REQUEST = GenerateRequest(
+    request_id="r", prompt_token_ids=(1,), max_tokens=20, stop_token_ids=(0,), sampling=SamplingParams(seed=1)
+)
+
+
+def next_token(position: int) -> int:
+    """A coupled target: each token depends on its absolute position alone; 0 ends at 12."""
+    return 0 if position == 12 else 100 + position
+
+
+EXPECTED = [next_token(position) for position in range(1, 13)]
+
+
+class FakeVerifier:
+    def __init__(self) -> None:
+        self.requests: list[GenerateRequest] = []
+        self.cancelled = 0
+        self.error: Exception | None = None
+        self.fails_after = 0
+        """Chunks before `error`."""
+        self.gives_up = False
+        self.hides_finish = False
+
+    async def describe(self) -> VerifierDescription:
+        if self.error is not None:
+            raise self.error
+        return VerifierDescription(model="m", vocab_size=500, max_context_tokens=64, dtype="float32")
+
+    async def generate(
+        self, request: GenerateRequest, *, deadline_seconds: float
+    ) -> AsyncIterator[GenerateChunk]:
+        assert deadline_seconds > 0
+        self.requests.append(request)
+        position, sent = len(request.prompt_token_ids), 0
+        finish = None
+        try:
+            while finish is None:
+                if self.error is not None and sent == self.fails_after:
+                    raise self.error
+                tokens = [next_token(at) for at in (position, position + 1) if at <= 12]
+                position, sent = position + 2, sent + 1
+                if 0 in tokens and not self.hides_finish:
+                    finish = FinishReason.STOP
+                elif self.gives_up and sent == 2:
+                    finish = FinishReason.CANCELLED
+                stats = SpeculationStats(rounds=sent, committed_tokens=2 * sent)
+                yield GenerateChunk(token_ids=tuple(tokens), finish_reason=finish, stats=stats)
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled += 1
+            raise
+
+
+class FakeScheduler:
+    """Assigns the first replica that is not excluded."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.replicas = [replica(name) for name in names]
+        self.error: Exception | None = None
+        self.asked = 0
+
+    async def list_replicas(self, role: Role | None = None) -> tuple[Replica, ...]:
+        assert role is Role.VERIFIER
+        if self.error is not None:
+            raise self.error
+        return tuple(self.replicas)
+
+    async def assign(
+        self, *, request_id: str, model: str, prompt_tokens: int, exclude_replica_ids: Sequence[str]
+    ) -> Replica:
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+        for candidate in self.replicas:
+            if candidate.replica_id not in exclude_replica_ids:
+                return candidate
+        raise UnavailableError("no healthy verifier")
+
+
+def replica(name: str, **fields: object) -> Replica:
+    return Replica(replica_id=name, role=Role.VERIFIER, address=name, model="m", **fields)
+
+
+class FakeConnection:
+    def __init__(self, verifier: FakeVerifier) -> None:
+        self.verifier = verifier
+        self.closed = False
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class Cluster:
+    def __init__(self, *names: str) -> None:
+        self.verifiers = {name: FakeVerifier() for name in names}
+        self.connections = {name: FakeConnection(verifier) for name, verifier in self.verifiers.items()}
+        self.scheduler = FakeScheduler(names)
+        self.clock = ManualClock()
+        self.backend = RoutedBackend(
+            model="m",
+            scheduler=self.scheduler,
+            pool=VerifierPool(self.connections.__getitem__),
+            deadline_seconds=10.0,
+            clock=self.clock,
+        )
+
+    def __getitem__(self, name: str) -> FakeVerifier:
+        return self.verifiers[name]
+
+    async def run(self) -> list[GenerateChunk]:
+        async with aclosing(self.backend.generate(REQUEST)) as chunks:
+            return [chunk async for chunk in chunks]
+
+
+def tokens(chunks: Sequence[GenerateChunk]) -> list[int]:
+    return [token for chunk in chunks for token in chunk.token_ids]
+
+
+async def test_a_healthy_verifier_serves_the_whole_request() -> None:
+    cluster = Cluster("a", "b")
+    chunks = await cluster.run()
+    assert tokens(chunks) == EXPECTED
+    assert chunks[-1].finish_reason is FinishReason.STOP
+    assert (len(cluster["a"].requests), len(cluster["b"].requests)) == (1, 0)
+    assert cluster["a"].cancelled == 0
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 5])
+async def test_a_verifier_lost_anywhere_in_the_stream_changes_no_token(after) -> None:
+    cluster = Cluster("a", "b")
+    cluster["a"].error, cluster["a"].fails_after = UnavailableError("killed"), after
+    chunks = await cluster.run()
+    assert tokens(chunks) == EXPECTED
+    assert cluster["b"].requests[0].prompt_token_ids == (1, *EXPECTED[: 2 * after])
+    assert cluster["b"].requests[0].max_tokens == 20 - 2 * after
+    assert chunks[-1].stats is not None
+    assert chunks[-1].stats.rounds == 6
+
+
+async def test_a_verifier_that_gives_a_request_up_is_replaced() -> None:
+    cluster = Cluster("a", "b")
+    cluster["a"].gives_up = True
+    assert tokens(await cluster.run()) == EXPECTED
+    assert cluster["b"].requests[0].prompt_token_ids == (1, *EXPECTED[:4])
+
+
+async def test_a_stop_token_whose_finish_was_lost_ends_the_request() -> None:
+    cluster = Cluster("a", "b")
+    cluster["a"].hides_finish = True
+    cluster["a"].error, cluster["a"].fails_after = UnavailableError("killed"), 6
+    chunks = await cluster.run()
+    assert tokens(chunks) == EXPECTED
+    assert chunks[-1].finish_reason is FinishReason.STOP
+    assert cluster["b"].requests == []
+
+
+async def test_an_error_after_the_finish_is_nobodys_concern() -> None:
+    cluster = Cluster("a")
+
+    class ThenFails(FakeVerifier):
+        async def generate(
+            self, request: GenerateRequest, *, deadline_seconds: float
+        ) -> AsyncIterator[GenerateChunk]:
+            yield GenerateChunk(token_ids=(5,), finish_reason=FinishReason.STOP)
+            raise UnavailableError("connection reset")
+
+    cluster.connections["a"].verifier = ThenFails()
+    assert tokens(await cluster.run()) == [5]
+
+
+async def test_attempts_are_bounded() -> None:
+    cluster = Cluster("a", "b", "c", "d")
+    for verifier in cluster.verifiers.values():
+        verifier.error = UnavailableError("killed")
+    with pytest.raises(UnavailableError, match="killed"):
+        await cluster.run()
+    assert [len(verifier.requests) for verifier in cluster.verifiers.values()] == [1, 1, 1, 0]
+
+
+async def test_a_full_verifier_is_passed_over_and_named_when_nobody_is_left() -> None:
+    cluster = Cluster("a", "b")
+    cluster["a"].error = QueueFullError("queue of a is full", retry_after_seconds=3)
+    assert tokens(await cluster.run()) == EXPECTED
+    cluster["b"].error = UnavailableError("killed")
+    with pytest.raises(QueueFullError, match="queue of a is full"):
+        await cluster.run()
+
+
+async def test_the_callers_own_errors_are_not_tried_elsewhere() -> None:
+    cluster = Cluster("a", "b")
+    cluster["a"].error = InvalidRequestError("bad", field="seed")
+    with pytest.raises(InvalidRequestError):
+        await cluster.run()
+    assert cluster["b"].requests == []
+
+
+async def test_replays_share_one_deadline() -> None:
+    cluster = Cluster("a", "b")
+    cluster["a"].error, cluster["a"].fails_after = UnavailableError("killed"), 1
+    async with aclosing(cluster.backend.generate(REQUEST)) as chunks:
+        await anext(chunks)
+        cluster.clock.advance(11)
+        with pytest.raises(DeadlineError, match="within 10 s"):
+            await anext(chunks)
+
+
+async def test_closing_the_stream_cancels_the_verifier() -> None:
+    cluster = Cluster("a")
+    async with aclosing(cluster.backend.generate(REQUEST)) as chunks:
+        await anext(chunks)
+    assert cluster["a"].cancelled == 1
+
+
+async def test_without_a_scheduler_requests_route_by_the_last_view() -> None:
+    cluster = Cluster("a", "b")
+    await cluster.backend.refresh_view()
+    cluster.scheduler.error = UnavailableError("connection refused")
+    assert tokens(await cluster.run()) == EXPECTED
+    cluster["a"].error = UnavailableError("killed")
+    assert tokens(await cluster.run()) == EXPECTED
+    assert cluster.scheduler.asked == 1  # then paused
+    cluster.clock.advance(1.5)
+    await cluster.run()
+    assert cluster.scheduler.asked == 2
+
+
+async def test_a_replica_that_failed_is_not_routed_to_until_it_is_named_again() -> None:
+    cluster = Cluster("a", "b")
+    await cluster.backend.refresh_view()
+    cluster.scheduler.error = UnavailableError("connection refused")
+    cluster["a"].error = UnavailableError("killed")
+    for _ in range(3):
+        assert tokens(await cluster.run()) == EXPECTED
+    assert len(cluster["a"].requests) == 1
+
+
+async def test_with_neither_scheduler_nor_view_nobody_can_serve() -> None:
+    cluster = Cluster("a")
+    cluster.scheduler.error = DeadlineError("no answer")
+    with pytest.raises(UnavailableError, match="no verifier for model 'm': no answer"):
+        await cluster.run()
+
+
+async def test_the_view_skips_draining_and_other_models_and_spreads_by_load() -> None:
+    cluster = Cluster("a", "b", "c", "d")
+    foreign = Replica(replica_id="d", role=Role.VERIFIER, address="d", model="other")
+    cluster.scheduler.replicas = [
+        replica("a", draining=True),
+        replica("b", running_requests=5),
+        replica("c", running_requests=2, waiting_requests=1),
+        foreign,
+    ]
+    await cluster.backend.refresh_view()
+    cluster.scheduler.error = UnavailableError("down")
+    async with aclosing(cluster.backend.generate(REQUEST)) as first:
+        await anext(first)
+        assert len(cluster["c"].requests) == 1
+        assert tokens(await cluster.run()) == EXPECTED
+        assert len(cluster["b"].requests) == 1
+
+
+async def test_a_scheduler_that_knows_nobody_yet_does_not_empty_the_view() -> None:
+    cluster = Cluster("a")
+    await cluster.backend.refresh_view()
+    cluster.scheduler.replicas = []
+    await cluster.backend.refresh_view()
+    assert tokens(await cluster.run()) == EXPECTED
+
+
+async def test_connections_of_replicas_that_are_gone_are_closed_once_unused() -> None:
+    cluster = Cluster("a", "b")
+    async with aclosing(cluster.backend.generate(REQUEST)) as chunks:
+        await anext(chunks)
+        cluster.scheduler.replicas = [replica("b")]
+        await cluster.backend.refresh_view()
+        assert not cluster.connections["a"].closed
+    await cluster.backend.refresh_view()
+    assert cluster.connections["a"].closed
+
+
+async def test_the_description_is_asked_for_once() -> None:
+    cluster = Cluster("a")
+    description = await cluster.backend.describe()
+    assert description.max_context_tokens == 64
+    cluster["a"].error = UnavailableError("killed")
+    assert await cluster.backend.describe() == description
+
+
+async def test_the_view_is_kept_fresh_through_failures() -> None:
+    cluster = Cluster("a")
+    cluster.scheduler.error = UnavailableError("down")
+    keeping = asyncio.create_task(cluster.backend.keep_view(interval_seconds=0.001))
+    await asyncio.sleep(0)
+    cluster.scheduler.error = None
+    await eventually(lambda: cluster.backend.known_verifiers == 1)
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
