@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -46,5 +46,7 @@ class LocalVerifier:
     async def describe(self) -> VerifierDescription:
         return self._description
 
-    def generate(self, request: GenerateRequest, *, deadline_seconds: float) -> AsyncIterator[GenerateChunk]:
+    def generate(
+        self, request: GenerateRequest, *, deadline_seconds: float
+    ) -> AsyncGenerator[GenerateChunk, None]:
         return self._verifier.generate(request)

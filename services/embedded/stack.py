@@ -1,0 +1,152 @@
+"""All four roles in one process: the embedded default.
+
+The same classes as in a cluster; only what lies between them differs: method calls instead of
+gRPC between gateway, scheduler and verifier, and the drafter as a local draft source.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from contextlib import AsyncExitStack
+
+import torch
+
+from dspark_core.engine.batching import BatchLimits
+from dspark_core.engine.building import build_drafter
+from dspark_core.engine.draft_engine import LocalDraftSource
+from dspark_core.engine.verifier import Verifier
+from dspark_core.model_paths import resolve_model_path
+from dspark_core.tokenization.loading import load_tokenizer
+from services.common.options import ServerOptions
+from services.common.protocols import VerifierApi
+from services.common.registration import RegistrationLoop
+from services.common.server import GrpcServer
+from services.common.telemetry import Telemetry
+from services.embedded.options import StackOptions
+from services.gateway.app import create_app
+from services.gateway.config import GatewayConfig
+from services.gateway.gateway import Gateway, build_gateway
+from services.gateway.http_server import HttpServer
+from services.gateway.routed_backend import RoutedBackend
+from services.gateway.servicer import GatewayServicer
+from services.gateway.verifier_pool import VerifierPool
+from services.scheduler.scheduler import Scheduler
+from services.verifier.service import ProfiledTarget, build_verifier, describe, load_profiled_target, replica
+from services.verifier.servicer import LocalVerifier
+
+REPLICA_ID = "embedded"
+DRAFT_DEADLINE_SECONDS = 30.0
+"""A local drafter is never late, only slow: there is no other one to wait for."""
+
+
+class _LocalConnection:
+    """What the gateway's pool holds instead of a channel."""
+
+    def __init__(self, verifier: VerifierApi) -> None:
+        self._verifier = verifier
+
+    @property
+    def verifier(self) -> VerifierApi:
+        return self._verifier
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+class EmbeddedStack:
+    def __init__(self, options: StackOptions, telemetry: Telemetry | None = None) -> None:
+        self._options = options
+        self._telemetry = telemetry or Telemetry(service="dspark")
+        self._closing = AsyncExitStack()
+        self._ready = False
+        self._http: HttpServer | None = None
+        self._grpc: GrpcServer | None = None
+
+    @property
+    def url(self) -> str:
+        """Valid after `start`, also when the port was chosen by the system."""
+        port = self._http.port if self._http else self._options.http_port
+        return dataclasses.replace(self._options, http_port=port).url
+
+    @property
+    def grpc_port(self) -> int:
+        return self._grpc.port if self._grpc else self._options.grpc_port
+
+    async def start(self) -> None:
+        """Returns when requests are answered. Raises ConfigError and CheckpointError."""
+        options = self._options
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        profiled = await asyncio.to_thread(load_profiled_target, options.engine)
+        scheduler = Scheduler(metrics=self._telemetry.registry)
+        self._closing.push_async_callback(scheduler.close)
+        await scheduler.start()
+        verifier = await self._start_verifier(profiled, scheduler)
+        gateway = await self._build_gateway(profiled, scheduler, verifier)
+        await self._serve(gateway)
+        self._ready = True
+
+    async def wait(self) -> None:
+        """There is nothing that could end by itself: waits until cancelled."""
+        await asyncio.Event().wait()
+
+    async def stop(self) -> None:
+        """Refuses new requests, lets running ones finish within the drain time, frees everything."""
+        self._ready = False
+        if self._http is not None:
+            await self._http.drain(self._options.drain_seconds)
+        await self._closing.aclose()
+
+    async def _start_verifier(self, profiled: ProfiledTarget, scheduler: Scheduler) -> Verifier:
+        options = self._options
+        drafts = None
+        if options.drafter is not None:
+            drafts = LocalDraftSource(
+                await asyncio.to_thread(build_drafter, options.engine, profiled.target.loaded)
+            )
+        verifier = build_verifier(
+            profiled,
+            limits=BatchLimits(max_running=options.max_running),
+            draft_source=drafts,
+            draft_deadline_seconds=DRAFT_DEADLINE_SECONDS,
+            replica_id=REPLICA_ID,
+            metrics=self._telemetry.registry,
+        )
+        verifier.start()
+        self._closing.push_async_callback(asyncio.to_thread, verifier.stop)
+        registration = RegistrationLoop(
+            scheduler,
+            lambda: replica(verifier, replica_id=REPLICA_ID, address=REPLICA_ID, model=options.target_model),
+        )
+        registration.start()
+        self._closing.push_async_callback(registration.stop)
+        await registration.wait_registered()
+        return verifier
+
+    async def _build_gateway(
+        self, profiled: ProfiledTarget, scheduler: Scheduler, verifier: Verifier
+    ) -> Gateway:
+        options = self._options
+        tokenizer = await asyncio.to_thread(load_tokenizer, resolve_model_path(options.target_model))
+        local = LocalVerifier(verifier, describe(options.engine, profiled))
+        pool = VerifierPool(lambda address: _LocalConnection(local))
+        self._closing.push_async_callback(pool.close)
+        backend = RoutedBackend(model=options.target_model, scheduler=scheduler, pool=pool)
+        config = GatewayConfig(target_model=options.target_model)
+        return build_gateway(config, tokenizer, backend, self._telemetry)
+
+    async def _serve(self, gateway: Gateway) -> None:
+        options = self._options
+        self._grpc = GrpcServer(
+            ServerOptions(port=options.grpc_port, host=options.host),
+            [GatewayServicer(gateway).register],
+            self._telemetry,
+        )
+        await self._grpc.start()
+        self._closing.push_async_callback(self._grpc.stop)
+        await self._grpc.mark_ready()
+        app = create_app(gateway, ready=lambda: self._ready)
+        self._http = HttpServer(app, gateway.admission, host=options.host, port=options.http_port)
+        await self._http.start()
+        self._closing.push_async_callback(self._http.stop)

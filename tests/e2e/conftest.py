@@ -1,0 +1,45 @@
+"""The whole stack with the demo model in float32, once per worker."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from services.embedded.options import StackOptions
+from services.embedded.stack import EmbeddedStack
+
+OPTIONS = StackOptions(http_port=0, grpc_port=0, dtype="float32", kv_cache_mb=512, drain_seconds=5.0)
+
+
+class Background:
+    """An event loop on a thread of its own, so that tests may block."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, Any], seconds: float = 120) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(seconds)
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[EmbeddedStack]:
+    """Embedded: all four roles in this process, real HTTP and gRPC ports."""
+    torch.set_num_threads(1)
+    background = Background()
+    one = EmbeddedStack(OPTIONS)
+    background.run(one.start())
+    yield one
+    background.run(one.stop())
+    background.close()

@@ -1,0 +1,96 @@
+"""Four real processes on loopback: the same tokens as embedded, also when the drafter is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from services.embedded.processes import ProcessStack
+from services.embedded.stack import EmbeddedStack
+from tests.e2e.conftest import OPTIONS
+
+pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(300)]
+
+MODEL = "smollm2-135m-instruct"
+ASKED = [
+    {"content": "Write a short poem about the sea.", "temperature": 0},
+    {"content": "Describe a day in a small village.", "temperature": 0.9, "seed": 11},
+    {"content": "List some fruits.", "temperature": 1.0, "top_p": 0.8, "seed": 12},
+]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+async def processes(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[ProcessStack, str]]:
+    monkeypatch.setenv("PYTHONPATH", ".:proto/gen")
+    options = dataclasses.replace(OPTIONS, http_port=free_port(), grpc_port=free_port(), threads=1)
+    one = ProcessStack(options)
+    try:
+        await one.start()
+        yield one, options.url
+    finally:
+        await one.stop()
+
+
+def body(asked: dict[str, Any], max_tokens: int) -> dict[str, Any]:
+    fields = {key: value for key, value in asked.items() if key != "content"}
+    messages = [{"role": "user", "content": asked["content"]}]
+    return {"model": MODEL, "messages": messages, "max_tokens": max_tokens, **fields}
+
+
+async def answer(url: str, asked: dict[str, Any], max_tokens: int = 24) -> str:
+    async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+        response = await client.post("/v1/chat/completions", json=body(asked, max_tokens))
+    assert response.status_code == 200, response.text
+    return str(response.json()["choices"][0]["message"]["content"])
+
+
+async def events(url: str, asked: dict[str, Any], max_tokens: int) -> AsyncIterator[dict[str, Any]]:
+    async with (
+        httpx.AsyncClient(base_url=url, timeout=120) as client,
+        client.stream(
+            "POST", "/v1/chat/completions", json={**body(asked, max_tokens), "stream": True}
+        ) as response,
+    ):
+        async for line in response.aiter_lines():
+            if line.startswith("data: {"):
+                yield json.loads(line.removeprefix("data: "))
+
+
+async def test_processes_answer_like_the_embedded_stack_and_survive_their_drafter(
+    processes: tuple[ProcessStack, str], stack: EmbeddedStack
+) -> None:
+    one, url = processes
+    for asked in ASKED:
+        assert await answer(url, asked) == await answer(stack.url, asked)
+
+    # Kill -9 in the middle of a stream: plain decoding goes on with the same tokens.
+    for asked in (ASKED[0], ASKED[1]):
+        expected = await answer(stack.url, asked, 48)
+        pieces, speculation = [], {}
+        async for event in events(url, asked, 48):
+            if event["choices"]:
+                pieces.append(event["choices"][0]["delta"].get("content") or "")
+            speculation = event.get("speculation") or speculation
+            if len(pieces) == 5 and one.processes["drafter"].exit_code is None:
+                one.processes["drafter"].kill()
+        assert "".join(pieces) == expected
+        assert speculation["rounds"] > 0
+    assert one.processes["drafter"].exit_code is not None
+
+    # SIGTERM: everything ends by itself, cleanly.
+    await asyncio.wait_for(one.stop(), 60)
+    codes = {role: process.exit_code for role, process in one.processes.items() if role != "drafter"}
+    assert codes == {"gateway": 0, "scheduler": 0, "verifier": 0}

@@ -1,0 +1,113 @@
+"""The official client against the embedded default."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import pytest
+
+from services.embedded.stack import EmbeddedStack
+
+pytestmark = pytest.mark.xdist_group("e2e")
+
+MODEL = "smollm2-135m-instruct"
+QUESTION = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
+
+
+@pytest.fixture
+def client(stack: EmbeddedStack) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{stack.url}/v1", api_key="unused", max_retries=0) as one:
+        yield one
+
+
+def test_a_chat_answers_correctly_and_tells_what_speculation_did(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=20)
+    assert "Paris" in (answer.choices[0].message.content or "")
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    speculation = answer.model_extra["speculation"]
+    assert speculation["committed_tokens"] == answer.usage.completion_tokens - 1
+    assert speculation["accepted_length"] >= 1.0
+
+
+def test_streaming_gives_the_same_text_in_pieces(client: openai.OpenAI) -> None:
+    fields = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_tokens": 24}
+    whole = client.chat.completions.create(**fields).choices[0]
+    chunks = list(client.chat.completions.create(**fields, stream=True))
+    pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+    assert "".join(pieces) == whole.message.content
+    assert chunks[-1].choices[0].finish_reason == whole.finish_reason
+
+
+def test_seed_makes_sampling_repeatable_and_other_seeds_differ(client: openai.OpenAI) -> None:
+    story = [{"role": "user", "content": "Tell me a story about a dragon."}]
+
+    def sample(seed: int) -> str:
+        answer = client.chat.completions.create(
+            model=MODEL, messages=story, temperature=1.0, top_p=0.9, max_tokens=24, seed=seed
+        )
+        return answer.choices[0].message.content or ""
+
+    assert sample(7) == sample(7) != sample(8)
+
+
+def test_stop_and_max_tokens_end_the_answer(client: openai.OpenAI) -> None:
+    counting = [{"role": "user", "content": "Count from 1 to 10, separated by commas."}]
+    free = client.chat.completions.create(model=MODEL, messages=counting, temperature=0, max_tokens=40)
+    text = free.choices[0].message.content or ""
+    stop = text[len(text) // 2 : len(text) // 2 + 3]
+    stopped = client.chat.completions.create(
+        model=MODEL, messages=counting, temperature=0, max_tokens=40, stop=[stop]
+    )
+    assert stopped.choices[0].message.content == text[: text.index(stop)]
+    assert stopped.choices[0].finish_reason == "stop"
+    short = client.chat.completions.create(model=MODEL, messages=counting, temperature=0, max_tokens=5)
+    assert short.choices[0].finish_reason == "length"
+    assert short.usage is not None
+    assert short.usage.completion_tokens == 5
+
+
+def test_text_completions_and_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+    answer = client.completions.create(model=MODEL, prompt="1, 2, 3, 4,", temperature=0, max_tokens=6)
+    assert "5" in answer.choices[0].text
+
+
+def test_sixteen_concurrent_streams_finish(client: openai.OpenAI) -> None:
+    def stream(index: int) -> tuple[int, str | None]:
+        chunks = client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": f"Write {index} facts about the number {index}."}],
+            temperature=0.7,
+            max_tokens=20,
+            stream=True,
+        )
+        seen = list(chunks)
+        text = "".join(c.choices[0].delta.content or "" for c in seen if c.choices)
+        return len(text), seen[-1].choices[0].finish_reason
+
+    with ThreadPoolExecutor(16) as pool:
+        results = list(pool.map(stream, range(16)))
+    assert all(length > 0 and reason in ("stop", "length") for length, reason in results)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "param"),
+    [
+        ({"model": "gpt-4"}, openai.NotFoundError, "model"),
+        ({"max_tokens": -1}, openai.BadRequestError, "max_tokens"),
+        ({"messages": []}, openai.BadRequestError, "messages"),
+        ({"temperature": -0.5}, openai.BadRequestError, "temperature"),
+        ({"top_p": 1.5}, openai.BadRequestError, "top_p"),
+        ({"messages": [{"role": "user", "content": "word " * 9000}]}, openai.BadRequestError, "messages"),
+    ],
+)
+def test_bad_input_is_refused_by_field(client, fields, error, param) -> None:
+    with pytest.raises(error) as refused:
+        client.chat.completions.create(**{"model": MODEL, "messages": QUESTION, **fields})
+    assert refused.value.param == param
+    if param == "messages" and fields["messages"]:
+        assert refused.value.code == "context_length_exceeded"
+        assert "8192" in str(refused.value)
