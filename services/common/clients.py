@@ -5,13 +5,14 @@ A client borrows its channel: whoever opened it closes it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc.aio
 from dspark_proto.v1 import scheduler_pb2, scheduler_pb2_grpc, verifier_pb2, verifier_pb2_grpc
 
+from dspark_core.errors import DSparkError, InvalidRequestError
 from dspark_core.records import (
     GenerateChunk,
     GenerateRequest,
@@ -23,6 +24,9 @@ from dspark_core.records import (
 )
 from services.common import convert
 from services.common.rpc_errors import from_rpc_error
+
+_Message = TypeVar("_Message")
+_Record = TypeVar("_Record")
 
 # A Coordinate stream that nobody ends is renewed by its owner after this long.
 COORDINATE_SECONDS = 3600.0
@@ -38,7 +42,7 @@ class VerifierClient:
             response = await self._stub.Describe(
                 verifier_pb2.DescribeVerifierRequest(), timeout=self._timeout_seconds
             )
-        return convert.verifier_description_from_proto(response)
+        return _read(convert.verifier_description_from_proto, response)
 
     async def generate(
         self, request: GenerateRequest, *, deadline_seconds: float
@@ -47,7 +51,7 @@ class VerifierClient:
         call = self._stub.Generate(convert.generate_request_to_proto(request), timeout=deadline_seconds)
         with _errors(), _cancelled_on_exit(call):
             async for message in call:
-                yield convert.generate_chunk_from_proto(message)
+                yield _read(convert.generate_chunk_from_proto, message)
 
 
 class SchedulerClient:
@@ -70,7 +74,7 @@ class SchedulerClient:
         message = scheduler_pb2.ListReplicasRequest(role=convert.role_to_proto(role))
         with _errors():
             response = await self._stub.ListReplicas(message, timeout=self._timeout_seconds)
-        return tuple(convert.replica_from_proto(replica) for replica in response.replicas)
+        return tuple(_read(convert.replica_from_proto, replica) for replica in response.replicas)
 
     async def assign(
         self,
@@ -88,7 +92,7 @@ class SchedulerClient:
         )
         with _errors():
             response = await self._stub.Assign(message, timeout=self._timeout_seconds)
-        return convert.replica_from_proto(response.replica)
+        return _read(convert.replica_from_proto, response.replica)
 
     async def coordinate(
         self, reports: AsyncIterable[RoundReport], *, deadline_seconds: float = COORDINATE_SECONDS
@@ -102,7 +106,15 @@ class SchedulerClient:
         call = self._stub.Coordinate(messages(), timeout=deadline_seconds)
         with _errors(), _cancelled_on_exit(call):
             async for message in call:
-                yield convert.verify_plan_from_proto(message)
+                yield _read(convert.verify_plan_from_proto, message)
+
+
+def _read(convert_answer: Callable[[_Message], _Record], message: _Message) -> _Record:
+    """A malformed answer is the callee's fault, never an invalid request of the caller's."""
+    try:
+        return convert_answer(message)
+    except InvalidRequestError as error:
+        raise DSparkError(f"unreadable answer: {error}") from error
 
 
 @contextmanager

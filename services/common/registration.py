@@ -74,8 +74,11 @@ class RegistrationLoop:
             self._wake.clear()
             try:
                 lease_seconds = await self._scheduler.register(self._describe())
-            except DSparkError as error:
-                if self._registered.is_set() or backoff == FIRST_BACKOFF_SECONDS:
+            except Exception as error:
+                # Nothing may end this loop: a replica that stops renewing is forgotten for good.
+                if not isinstance(error, DSparkError):
+                    _log.exception("unexpected error while registering, retrying")
+                elif self._registered.is_set() or backoff == FIRST_BACKOFF_SECONDS:
                     _log.warning("cannot register with the scheduler, retrying: %s", error)
                 self._registered.clear()
                 # Half to full backoff, so that replicas do not all return at the same moment.

@@ -84,10 +84,6 @@ class GrpcServer:
             register(server)
         await self._set_health(serving=False)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        try:
-            self._port = server.add_insecure_port(f"{options.host}:{options.port}")
-        except RuntimeError as error:
-            raise ConfigError(f"cannot listen on {options.host}:{options.port}: {error}") from error
         if options.metrics_port is not None:
             self._metrics = MetricsServer(
                 registry=self._telemetry.registry,
@@ -95,8 +91,13 @@ class GrpcServer:
                 port=options.metrics_port,
                 host=options.host,
             )
-        await server.start()
         self._server = server
+        try:
+            self._port = server.add_insecure_port(f"{options.host}:{options.port}")
+        except RuntimeError as error:
+            await self.stop()
+            raise ConfigError(f"cannot listen on {options.host}:{options.port}: {error}") from error
+        await server.start()
         return self._port
 
     async def mark_ready(self) -> None:
@@ -109,20 +110,22 @@ class GrpcServer:
     async def drain(self, on_drain: Hook | None = None) -> bool:
         """Not ready, the hook (deregister, end long streams), then waits for calls in flight.
 
-        New calls are refused once the hook is done. False when calls outlived `drain_seconds`;
-        a failing hook is logged and does not stop the drain.
+        New calls are refused once the hook is done. All of it together takes `drain_seconds` at
+        most; False when calls outlived that. A failing hook is logged and does not stop the drain.
         """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._options.drain_seconds
         self._ready = False
         self._draining = True
         await self._set_health(serving=False)
         if on_drain is not None:
             try:
-                async with asyncio.timeout(self._options.drain_seconds):
+                async with asyncio.timeout_at(deadline):
                     await on_drain()
             except Exception:
                 _log.exception("the drain hook of %s failed", self._telemetry.service)
         self._admission.close()
-        idle = await self._admission.wait_idle(self._options.drain_seconds)
+        idle = await self._admission.wait_idle(max(0.0, deadline - loop.time()))
         if not idle:
             _log.warning(
                 "%d calls still ran after %g s of draining", self.in_flight, self._options.drain_seconds

@@ -6,6 +6,7 @@ standard OTEL_* variables and is off, its SDK not even imported, unless they ask
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -62,7 +63,7 @@ def _provider_from_env(service: str, env: Env) -> TracerProvider | None:
     name = env.text("OTEL_SERVICE_NAME", f"dspark-{service}")
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}), shutdown_on_exit=False)
     if exporter_name == "console":
-        provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
+        provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter(out=sys.stdout)))
     else:
         provider.add_span_processor(BatchSpanProcessor(_otlp_exporter(env)))
     return provider

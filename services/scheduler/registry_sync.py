@@ -36,7 +36,9 @@ class RegistrySync:
         self._lease_seconds = lease_seconds
         self._interval_seconds = interval_seconds
         self._up = True
-        self._unsent_removals: set[str] = set()
+        # Replicas that left here, and whether the registry was told. A listing asked for before the
+        # registry knew must not bring them back; the first one asked for after it settles them.
+        self._left: dict[str, bool] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -51,7 +53,7 @@ class RegistrySync:
         await self._registry.close()
 
     async def put(self, replica: Replica) -> None:
-        self._unsent_removals.discard(replica.replica_id)
+        self._left.pop(replica.replica_id, None)
         self._show()
         if self._up:
             try:
@@ -60,14 +62,13 @@ class RegistrySync:
                 self._went_down(error)
 
     async def remove(self, replica_id: str) -> None:
+        self._left[replica_id] = False
         self._show()
         if self._up:
             try:
-                await self._registry.remove(replica_id)
-                return
+                await self._tell_left(replica_id)
             except UnavailableError as error:
                 self._went_down(error)
-        self._unsent_removals.add(replica_id)
 
     async def _run(self) -> None:
         while True:
@@ -82,7 +83,11 @@ class RegistrySync:
     async def _exchange(self) -> None:
         try:
             if not self._up:
-                await self._store_again()
+                for replica, seconds_left in self._state.leases():
+                    await self._registry.put(replica, seconds_left)
+            for replica_id in [key for key, told in self._left.items() if not told]:
+                await self._tell_left(replica_id)
+            settled = [key for key, told in self._left.items() if told]
             listed = await self._registry.replicas()
         except UnavailableError as error:
             self._went_down(error)
@@ -90,16 +95,16 @@ class RegistrySync:
             if not self._up:
                 _log.warning("the registry is back")
             self._up = True
-            self._state.replace_shared(listed)
+            self._state.replace_shared(replica for replica in listed if replica.replica_id not in self._left)
+            for replica_id in settled:
+                self._left.pop(replica_id, None)
         self._metrics.set_registry_up(self._up)
         self._show()
 
-    async def _store_again(self) -> None:
-        for replica, seconds_left in self._state.leases():
-            await self._registry.put(replica, seconds_left)
-        for replica_id in tuple(self._unsent_removals):
-            await self._registry.remove(replica_id)
-            self._unsent_removals.discard(replica_id)
+    async def _tell_left(self, replica_id: str) -> None:
+        await self._registry.remove(replica_id)
+        if replica_id in self._left:  # else it registered again meanwhile
+            self._left[replica_id] = True
 
     def _went_down(self, error: UnavailableError) -> None:
         if self._up:

@@ -36,7 +36,7 @@ class FaultyVerifier(verifier_pb2_grpc.VerifierServiceServicer):
         return verifier_pb2.DescribeVerifierResponse(model="m")
 
     async def Generate(self, request, context) -> AsyncIterator[verifier_pb2.GenerateChunk]:  # noqa: N802
-        """One chunk, then: an error by name, "wait" for `release`, or "flood" without end."""
+        """One chunk, then: an error by name, "wait" for `release`, a "strange" answer, or a "flood"."""
         self.running += 1
         try:
             yield verifier_pb2.GenerateChunk(token_ids=[1])
@@ -44,6 +44,8 @@ class FaultyVerifier(verifier_pb2_grpc.VerifierServiceServicer):
                 raise ERRORS[request.request_id]
             if request.request_id == "wait":
                 await self.release.wait()
+            if request.request_id == "strange":
+                yield verifier_pb2.GenerateChunk(finish_reason=77)
             while request.request_id == "flood":
                 yield verifier_pb2.GenerateChunk(token_ids=range(10_000))
             yield verifier_pb2.GenerateChunk(token_ids=[2])

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
@@ -23,6 +24,10 @@ from tests.support.polling import eventually, exhaust
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def _request(request_id: str) -> GenerateRequest:
+    return GenerateRequest(request_id=request_id, prompt_token_ids=(1,))
 
 
 class Stack:
@@ -51,7 +56,7 @@ class Stack:
         return (await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)).status
 
     def generate(self, request_id: str):
-        request = GenerateRequest(request_id=request_id, prompt_token_ids=(1,))
+        request = _request(request_id)
         return aclosing(self.client.generate(request, deadline_seconds=30.0))
 
     def calls(self, method: str, code: str) -> float | None:
@@ -163,7 +168,7 @@ async def test_our_channels_never_wait_for_ever(stack: Stack):
 
 
 async def test_a_clients_deadline_ends_a_stream(stack: Stack):
-    request = GenerateRequest(request_id="wait", prompt_token_ids=(1,))
+    request = _request("wait")
     with pytest.raises(DeadlineError):
         await exhaust(stack.client.generate(request, deadline_seconds=0.1))
     await eventually(lambda: stack.servicer.running == 0)
@@ -237,7 +242,28 @@ async def test_a_taken_port_is_an_error(stack: Stack):
     )
     with pytest.raises(ConfigError, match=str(stack.server.port)):
         await second.start()
+    with pytest.raises(ConfigError, match=f"{stack.server.port} for metrics"):
+        await GrpcServer(
+            ServerOptions(port=0, host="127.0.0.1", metrics_port=stack.server.port),
+            [],
+            Telemetry(service="other"),
+        ).start()
     await second.stop()
+
+
+async def test_a_slow_drain_hook_and_slow_calls_share_one_budget():
+    async with _stack(drain_seconds=0.2) as stack, stack.generate("wait") as chunks:
+        await anext(chunks)
+        started = time.monotonic()
+        assert not await stack.server.drain(asyncio.Event().wait)
+        assert time.monotonic() - started < 0.35
+
+
+async def test_an_answer_that_cannot_be_read_is_not_the_callers_fault(stack: Stack):
+    """A newer verifier may send a finish reason this client does not know."""
+    with pytest.raises(DSparkError, match="unreadable answer: finish_reason") as caught:
+        await exhaust(stack.client.generate(_request("strange"), deadline_seconds=30.0))
+    assert type(caught.value) is DSparkError
 
 
 async def test_messages_may_be_large(stack: Stack):

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from dspark_core.errors import UnavailableError
 from dspark_core.records import Replica, Role
 from services.common.registration import RegistrationLoop
@@ -61,6 +63,21 @@ async def test_it_registers_again_when_the_scheduler_is_back():
     await eventually(lambda: loop.registered)
     await loop.stop()
     assert not loop.registered
+
+
+async def test_a_fault_while_describing_does_not_end_the_loop(caplog: pytest.LogCaptureFixture):
+    scheduler, faults = FakeScheduler(), iter([ZeroDivisionError("no pages")])
+
+    def describe() -> Replica:
+        for fault in faults:
+            raise fault
+        return _replica()
+
+    loop = RegistrationLoop(scheduler, describe, max_backoff_seconds=0.01, jitter=lambda: 0.0)
+    loop.start()
+    await eventually(lambda: loop.registered)
+    assert "no pages" in caplog.text
+    await loop.stop()
 
 
 async def test_stopping_without_a_scheduler_does_not_fail():

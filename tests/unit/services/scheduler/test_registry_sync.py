@@ -1,5 +1,6 @@
 """A registry that goes away costs nothing that is known, and gets everything when it is back."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -15,6 +16,14 @@ from tests.support.polling import eventually
 LEASE_SECONDS = 10.0
 
 
+class HeldListing:
+    """A listing that was taken but not delivered yet, as over a slow network."""
+
+    def __init__(self) -> None:
+        self.taken = asyncio.Event()
+        self.deliver = asyncio.Event()
+
+
 class UnsteadyRegistry:
     """A registry that can be taken away; counts what reached it."""
 
@@ -23,6 +32,7 @@ class UnsteadyRegistry:
         self.down = False
         self.reads = 0
         self.failed = 0
+        self.held: HeldListing | None = None
 
     async def put(self, replica: Replica, lease_seconds: float) -> None:
         self._check()
@@ -34,8 +44,16 @@ class UnsteadyRegistry:
 
     async def replicas(self) -> tuple[Replica, ...]:
         self._check()
+        listed = await self.inner.replicas()
+        if self.held is not None:
+            self.held.taken.set()
+            await self.held.deliver.wait()
         self.reads += 1
-        return await self.inner.replicas()
+        return listed
+
+    def hold_listings(self) -> HeldListing:
+        self.held = HeldListing()
+        return self.held
 
     async def close(self) -> None:
         await self.inner.close()
@@ -135,6 +153,23 @@ async def test_a_registry_that_comes_back_empty_gets_every_own_lease_again(
     assert [replica.replica_id for replica in await registry.inner.replicas()] == ["own"]
     assert await _ids(scheduler) == ["own"]
     assert metrics.get_sample_value("dspark_scheduler_registry_up") == 1
+
+
+async def test_a_listing_asked_for_before_a_replica_left_does_not_bring_it_back(
+    scheduler: Scheduler, registry: UnsteadyRegistry
+):
+    await scheduler.register(_verifier("own"))
+    await _next_read(registry)
+    listing = registry.hold_listings()
+    await listing.taken.wait()  # a listing with "own" is on its way
+    await scheduler.deregister("own")
+    listing.deliver.set()
+    reads = registry.reads
+    while registry.reads < reads + 3:
+        assert await _ids(scheduler) == []
+        await asyncio.sleep(0)
+    await scheduler.register(_verifier("own"))
+    assert await _ids(scheduler) == ["own"]
 
 
 async def test_starting_without_a_registry_works(registry: UnsteadyRegistry, clock: ManualClock):
