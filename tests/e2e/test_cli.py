@@ -1,0 +1,132 @@
+"""The dspark command against the embedded stack, and its own start and stop."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import httpx
+import pytest
+
+from services.cli.main import main
+from services.embedded.stack import EmbeddedStack
+
+pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(200)]
+
+QUESTION = "What is the capital of France?"
+
+
+def test_generate_prints_the_answer_and_its_speed(stack: EmbeddedStack, capsys) -> None:
+    arguments = ["--prompt", QUESTION, "--temperature", "0", "--max-tokens", "24"]
+    assert main(["generate", "--url", stack.url, *arguments]) == 0
+    captured = capsys.readouterr()
+    assert "Paris" in captured.out
+    assert "tokens/s" in captured.err
+    assert "accepted length" in captured.err
+    assert main(["generate", "--url", stack.url, "--no-speculation", *arguments]) == 0
+    assert "no speculation" in capsys.readouterr().err
+
+
+def test_generate_reads_standard_input(stack: EmbeddedStack, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(QUESTION))
+    fields = ["--temperature", "0", "--max-tokens", "24", "--quiet"]
+    assert main(["generate", "--url", stack.url, "--prompt", "-", *fields]) == 0
+    captured = capsys.readouterr()
+    assert "Paris" in captured.out
+    assert captured.err == ""
+
+
+def test_chat_keeps_the_conversation_and_shows_speed(stack: EmbeddedStack, capsys, monkeypatch) -> None:
+    said = f"My name is Ada.\n{QUESTION}\n/reset\n/quit\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(said))
+    assert main(["chat", "--url", stack.url, "--temperature", "0", "--max-tokens", "20"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("tokens/s") == 2
+    assert "Paris" in shown
+
+
+def test_no_gateway_is_a_clear_error(capsys) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        assert main(["chat", "--url", url]) == 1
+    assert f"no gateway answers at {url}" in capsys.readouterr().err
+
+
+def test_the_gateways_refusal_is_shown(stack: EmbeddedStack, capsys) -> None:
+    assert main(["generate", "--url", stack.url, "--prompt", "x", "--max-tokens", "-3"]) == 1
+    shown = capsys.readouterr().err
+    assert "400" in shown
+    assert "max_tokens" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target-model", "/nowhere/model.gguf"], "/nowhere/model.gguf"),
+        (["--drafter", "no-such-drafter"], "no-such-drafter"),
+    ],
+)
+def test_wrong_checkpoints_end_the_start_with_one_line(arguments, message, capsys) -> None:
+    assert main(["up", "--port", "0", "--grpc-port", "0", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_doctor_finds_this_installation_sound(capsys) -> None:
+    assert main(["doctor", "--dtype", "float32", "--kv-cache-mb", "64"]) == 0
+    shown = capsys.readouterr().out
+    assert "blocks of 7" in shown
+    assert "failed" not in shown
+
+
+def test_up_serves_answers_the_demo_request_and_stops_on_ctrl_c() -> None:
+    with socket.socket() as one, socket.socket() as two:
+        one.bind(("127.0.0.1", 0))
+        two.bind(("127.0.0.1", 0))
+        http_port, grpc_port = one.getsockname()[1], two.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "services.cli.main", "up", "--demo-request"),
+        *("--port", str(http_port), "--grpc-port", str(grpc_port), "--kv-cache-mb", "256", "--threads", "1"),
+    ]
+    environ = {**os.environ, "PYTHONPATH": ".:proto/gen", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    watchdog = threading.Timer(150, process.kill)
+    watchdog.start()
+    try:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "Ctrl-C stops" in line:
+                break
+        output = "".join(lines)
+        assert f"http://127.0.0.1:{http_port}/v1" in output
+        assert "accepted length" in output
+        assert httpx.get(f"http://127.0.0.1:{http_port}/readyz").status_code == 200
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait() == 0, rest
+        assert "Traceback" not in rest
+    finally:
+        watchdog.cancel()
+        process.kill()
+
+
+def test_metrics_tell_of_rounds_and_requests(stack: EmbeddedStack) -> None:
+    body = {
+        "model": "smollm2-135m-instruct",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 4,
+    }
+    httpx.post(f"{stack.url}/v1/chat/completions", content=json.dumps(body), timeout=60).raise_for_status()
+    metrics = httpx.get(f"{stack.url}/metrics").text
+    for name in ("dspark_step_seconds_count", "dspark_running_requests", "dspark_gateway_tokens_total"):
+        assert name in metrics
