@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
@@ -17,7 +17,7 @@ from services.gateway.gateway import Gateway
 from services.gateway.http_errors import AuthenticationError
 from services.gateway.requests import ChatMessage, ChatRole, Conversation, TextRequest
 
-_Context = grpc.aio.ServicerContext[Any, Any]
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):

@@ -17,18 +17,22 @@ TEMPLATE = (
 )
 
 
-def byte_tokenizer(
-    *, chat_template: str | None = TEMPLATE, defaults: GenerationDefaults | None = None
-) -> Tokenizer:
+def byte_backend() -> tokenizers.Tokenizer:
     vocabulary = {character: byte for byte, character in byte_alphabet().items()}
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     specials = [AddedToken(text, special=True, normalized=False) for text in ("<|im_end|>", "<|im_start|>")]
     backend.add_special_tokens(specials)
+    return backend
+
+
+def byte_tokenizer(
+    *, chat_template: str | None = TEMPLATE, defaults: GenerationDefaults | None = None
+) -> Tokenizer:
     return Tokenizer(
         TokenizerParts(
-            backend=backend,
+            backend=byte_backend(),
             special_tokens={"eos_token": "<|im_end|>"},
             eos_token_ids=(END,),
             chat_template=chat_template,

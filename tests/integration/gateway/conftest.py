@@ -1,0 +1,89 @@
+"""A whole gateway on loopback ports, over a fake backend."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import grpc.aio
+import httpx
+import pytest
+from dspark_proto.v1 import gateway_pb2_grpc
+from openai import AsyncOpenAI
+
+from services.common.options import ServerOptions
+from services.common.server import GrpcServer
+from services.common.telemetry import Telemetry
+from services.gateway.app import create_app
+from services.gateway.config import GatewayConfig, GatewayLimits
+from services.gateway.gateway import Gateway, build_gateway
+from services.gateway.http_server import HttpServer
+from services.gateway.servicer import GatewayServicer
+from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.fake_generation import FakeBackend
+
+MODEL = "byte-model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningGateway:
+    gateway: Gateway
+    http: HttpServer
+    grpc_server: GrpcServer
+    client: httpx.AsyncClient
+    openai: AsyncOpenAI
+    stub: gateway_pb2_grpc.GatewayServiceStub
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http.port}"
+
+    async def metric(self, line_start: str) -> str:
+        text = (await self.client.get("/metrics")).text
+        return next(line for line in text.splitlines() if line.startswith(line_start))
+
+
+Serve = Callable[..., Awaitable[RunningGateway]]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    async with AsyncExitStack() as stack:
+
+        async def start(
+            backend: FakeBackend,
+            *,
+            limits: GatewayLimits | None = None,
+            api_keys: tuple[str, ...] = (),
+            telemetry: Telemetry | None = None,
+            key: str = "unused",
+        ) -> RunningGateway:
+            telemetry = telemetry or Telemetry(service="gateway")
+            config = GatewayConfig(
+                target_model=f"/models/{MODEL}", limits=limits or GatewayLimits(), api_keys=api_keys
+            )
+            gateway = build_gateway(config, byte_tokenizer(), backend, telemetry)
+            options = ServerOptions(port=0, host="127.0.0.1")
+            grpc_server = GrpcServer(options, [GatewayServicer(gateway).register], telemetry)
+            grpc_port = await grpc_server.start()
+            stack.push_async_callback(grpc_server.stop)
+            await grpc_server.mark_ready()
+            app = create_app(gateway, ready=lambda: grpc_server.ready)
+            http = HttpServer(app, gateway.admission, host="127.0.0.1", port=0)
+            port = await http.start()
+            stack.push_async_callback(http.stop)
+            base = f"http://127.0.0.1:{port}"
+            client = await stack.enter_async_context(httpx.AsyncClient(base_url=base, timeout=20))
+            openai = AsyncOpenAI(base_url=f"{base}/v1", api_key=key, max_retries=0, timeout=20)
+            await stack.enter_async_context(openai)
+            channel = grpc.aio.insecure_channel(f"127.0.0.1:{grpc_port}")
+            await stack.enter_async_context(channel)
+            return RunningGateway(
+                gateway=gateway,
+                http=http,
+                grpc_server=grpc_server,
+                client=client,
+                openai=openai,
+                stub=gateway_pb2_grpc.GatewayServiceStub(channel),
+            )
+
+        yield start
