@@ -122,9 +122,8 @@ def test_every_container_is_limited_locked_down_and_checked(name):
 def test_compose_waits_longer_than_services_drain():
     for name in OWN:
         service = COMPOSE["services"][name]
-        assert int(service["stop_grace_period"].removesuffix("s")) > 2 * int(
-            service["environment"]["DSPARK_DRAIN_SECONDS"]
-        )
+        grace = int(service["stop_grace_period"].removesuffix("s"))
+        assert grace >= int(service["environment"]["DSPARK_DRAIN_SECONDS"]) + 15
 
 
 def test_only_the_gateway_is_reachable_and_only_from_this_machine():

@@ -43,8 +43,8 @@ serviceAccountName: {{ include "dspark.serviceAccountName" $root }}
 automountServiceAccountToken: false
 # A Service called dspark would put DSPARK_PORT=tcp://... into every pod of the namespace.
 enableServiceLinks: false
-# preStop, then leaving the registry and draining, each bounded by drainSeconds, then closing down.
-terminationGracePeriodSeconds: {{ add 5 (mul 2 $root.Values.drainSeconds) 15 }}
+# preStop, the drain, then closing down, which may wait for the last spans to be sent.
+terminationGracePeriodSeconds: {{ add 5 $root.Values.drainSeconds 20 }}
 securityContext:
   runAsNonRoot: true
   runAsUser: 10001
