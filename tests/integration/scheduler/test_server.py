@@ -115,7 +115,8 @@ async def test_an_unexpected_error_is_logged_and_not_shown(stack: Stack, caplog:
     record = next(record for record in caplog.records if reference in record.getMessage())
     assert record.exc_info is not None
     assert record.exc_info[1] is ERRORS["bug"]
-    assert stack.calls("Describe", "INTERNAL") == 1
+    # The status is on its way to the client before the call is counted.
+    await eventually(lambda: stack.calls("Describe", "INTERNAL") == 1)
 
 
 async def test_calls_are_counted_by_method_and_status(stack: Stack):
@@ -134,7 +135,7 @@ async def test_closing_the_iterator_ends_the_handler(stack: Stack, request_id: s
         await anext(chunks)
         assert stack.servicer.running == 1
     await eventually(lambda: stack.servicer.running == 0 and stack.server.in_flight == 0)
-    assert stack.calls("Generate", "CANCELLED") == 1
+    await eventually(lambda: stack.calls("Generate", "CANCELLED") == 1)
 
 
 async def test_unary_calls_without_a_deadline_get_the_servers():
@@ -252,11 +253,11 @@ async def test_a_taken_port_is_an_error(stack: Stack):
 
 
 async def test_a_slow_drain_hook_and_slow_calls_share_one_budget():
-    async with _stack(drain_seconds=0.2) as stack, stack.generate("wait") as chunks:
+    async with _stack(drain_seconds=1.0) as stack, stack.generate("wait") as chunks:
         await anext(chunks)
         started = time.monotonic()
         assert not await stack.server.drain(asyncio.Event().wait)
-        assert time.monotonic() - started < 0.35
+        assert time.monotonic() - started < 1.8  # twice the budget would be 2
 
 
 async def test_an_answer_that_cannot_be_read_is_not_the_callers_fault(stack: Stack):
