@@ -26,51 +26,46 @@ class Admission:
 
     @property
     def waiting(self) -> int:
+        """Admitted, but still being prepared or waiting for a place to run."""
         return self._waiting
 
     @property
     def draining(self) -> bool:
         return self._draining
 
-    def check(self) -> None:
-        """Refuses early, before work is spent on a request that could not be queued.
+    def enter(self) -> Ticket:
+        """Lets one request in, before any work is spent on it. Its ticket must be closed.
 
         Raises:
-            QueueFullError: no place to wait is left.
+            QueueFullError: all places to run and to wait are taken.
             UnavailableError: this gateway is draining.
         """
         if self._draining:
             raise UnavailableError("this gateway is draining, send the request to another one")
-        if self._running >= self._max_running and self._waiting >= self._max_waiting:
+        if self._running + self._waiting >= self._max_running + self._max_waiting:
             raise QueueFullError(
                 f"the gateway is full: {self._running} requests run and {self._waiting} wait, "
                 f"the limits are {self._max_running} and {self._max_waiting}"
             )
-
-    async def acquire(self, timeout_seconds: float) -> None:
-        """Waits for a place, which must be given back with `release`.
-
-        Raises:
-            QueueFullError, UnavailableError: as `check`.
-            DeadlineError: no place became free in time.
-        """
-        self.check()
         self._waiting += 1
         self._idle.clear()
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                await self._places.acquire()
-            self._running += 1
-        except TimeoutError:
-            raise DeadlineError(f"the request waited {timeout_seconds:g} s without being started") from None
-        finally:
-            self._waiting -= 1
-            self._update_idle()
+        return Ticket(self)
 
-    def release(self) -> None:
-        self._running -= 1
-        self._places.release()
-        self._update_idle()
+    async def start(self) -> None:
+        """Turns a waiting request into a running one, when a place is free. For tickets."""
+        await self._places.acquire()
+        self._waiting -= 1
+        self._running += 1
+
+    def leave(self, *, started: bool) -> None:
+        """For tickets."""
+        if started:
+            self._running -= 1
+            self._places.release()
+        else:
+            self._waiting -= 1
+        if not self._running and not self._waiting:
+            self._idle.set()
 
     def drain(self) -> None:
         """From now on only requests that are already here are served."""
@@ -85,6 +80,26 @@ class Admission:
             return False
         return True
 
-    def _update_idle(self) -> None:
-        if not self._running and not self._waiting:
-            self._idle.set()
+
+class Ticket:
+    """One request's stay."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._started = False
+        self._closed = False
+
+    async def start(self, timeout_seconds: float) -> None:
+        """Waits for a place to run; DeadlineError when none became free in time."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._admission.start()
+                self._started = True
+        except TimeoutError:
+            raise DeadlineError(f"the request waited {timeout_seconds:g} s without being started") from None
+
+    def close(self) -> None:
+        """Gives the place back. Safe to call twice."""
+        if not self._closed:
+            self._closed = True
+            self._admission.leave(started=self._started)

@@ -13,7 +13,7 @@ from opentelemetry import trace
 from dspark_core.errors import DeadlineError, DSparkError, UnavailableError
 from dspark_core.records import FinishReason, GenerateChunk
 from dspark_core.tokenization.tokenizer import Tokenizer
-from services.gateway.admission import Admission
+from services.gateway.admission import Admission, Ticket
 from services.gateway.assembly import TextAssembler, TextDelta
 from services.gateway.backend import GenerationBackend, closing
 from services.gateway.metrics import GatewayMetrics
@@ -59,17 +59,24 @@ class TextGenerator:
             DeadlineError: the request took longer than it may.
         """
         arrival = self._clock()
-        self._admission.check()
-        prepared = await self._preparer.prepare(request)
+        ticket = self._admission.enter()
+        try:
+            prepared = await self._preparer.prepare(request)
+            async with closing(self._run(prepared, ticket, arrival)) as deltas:
+                async for timed in deltas:
+                    yield timed
+        finally:
+            ticket.close()
+
+    async def _run(
+        self, prepared: PreparedRequest, ticket: Ticket, arrival: float
+    ) -> AsyncIterator[TimedDelta]:
         record = _Record(self._metrics, self._clock, arrival, prepared)
         try:
-            await self._admission.acquire(self._remaining(arrival))
-            try:
-                async with closing(self._generate(prepared, record, arrival)) as deltas:
-                    async for timed in deltas:
-                        yield timed
-            finally:
-                self._admission.release()
+            await ticket.start(self._remaining(arrival))
+            async with closing(self._generate(prepared, record, arrival)) as deltas:
+                async for timed in deltas:
+                    yield timed
         except (asyncio.CancelledError, GeneratorExit):
             record.outcome = record.outcome or FinishReason.CANCELLED.value
             raise
