@@ -12,17 +12,23 @@ class ReplicaView:
     def __init__(self) -> None:
         self._replicas: dict[str, Replica] = {}
         self._in_flight: Counter[str] = Counter()
+        self._suspects: set[str] = set()
 
     def update(self, replicas: Iterable[Replica]) -> None:
         """Replaces the view."""
         self._replicas = {replica.replica_id: replica for replica in replicas}
+        self._suspects.clear()
 
     def add(self, replica: Replica) -> None:
         self._replicas[replica.replica_id] = replica
 
-    def forget(self, replica_id: str) -> None:
-        """Until the scheduler names it again: it has just failed."""
-        self._replicas.pop(replica_id, None)
+    def suspect(self, replica_id: str) -> None:
+        """It has just failed: chosen only when no other is left, for it may have come back."""
+        self._suspects.add(replica_id)
+
+    def trust(self, replica_id: str) -> None:
+        """It has just answered."""
+        self._suspects.discard(replica_id)
 
     def addresses(self) -> frozenset[str]:
         return frozenset(replica.address for replica in self._replicas.values())
@@ -44,7 +50,8 @@ class ReplicaView:
         )
         return min(usable, key=self._load, default=None)
 
-    def _load(self, replica: Replica) -> tuple[int, int, str]:
+    def _load(self, replica: Replica) -> tuple[bool, int, int, str]:
         # The scheduler's numbers are as old as the view; our own requests are the fresher sign.
         reported = replica.running_requests + replica.waiting_requests
-        return self._in_flight[replica.replica_id], reported, replica.replica_id
+        name = replica.replica_id
+        return name in self._suspects, self._in_flight[name], reported, name

@@ -87,7 +87,8 @@ class RoutedBackend:
                 if replay.finished:
                     return
                 failed[replica.replica_id] = error
-                self._view.forget(replica.replica_id)
+                if isinstance(error, UnavailableError):
+                    self._view.suspect(replica.replica_id)
                 last = replay.end()
                 if last is not None:
                     yield last
@@ -130,6 +131,7 @@ class RoutedBackend:
                 closing(verifier.generate(replay.request(), deadline_seconds=remaining)) as chunks,
             ):
                 async for chunk in chunks:
+                    self._view.trust(replica.replica_id)
                     if chunk.finish_reason is FinishReason.CANCELLED:
                         yield replay.add(replace(chunk, finish_reason=None))
                         raise UnavailableError(f"verifier {replica.replica_id} gave the request up")

@@ -74,7 +74,7 @@ class EventStreamResponse(Response):
             )
             try:
                 await until_disconnect(receive, self._send_all(send))
-            except (ClientGoneError, TimeoutError):
+            except ClientGoneError:
                 return  # closing the payloads cancels what is left to do
 
     async def _send_all(self, send: Send) -> None:
@@ -82,15 +82,11 @@ class EventStreamResponse(Response):
             async for payload in self._payloads:
                 await _send_event(send, payload)
             await _send_event(send, "[DONE]")
-        except _SlowClientError as error:
-            raise TimeoutError from error
+        except ClientGoneError:
+            raise
         except Exception as error:
             await _send_event(send, json.dumps(error_answer(error).body()))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-class _SlowClientError(Exception):
-    pass
 
 
 async def _send_event(send: Send, payload: str) -> None:
@@ -99,7 +95,7 @@ async def _send_event(send: Send, payload: str) -> None:
         async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
             await send({"type": "http.response.body", "body": body, "more_body": True})
     except TimeoutError:
-        raise _SlowClientError from None
+        raise ClientGoneError from None
 
 
 async def after_first(stream: AsyncIterator[_T], receive: Receive) -> AsyncIterator[_T]:

@@ -72,8 +72,15 @@ async def serve() -> AsyncIterator[Serve]:
             port = await http.start()
             stack.push_async_callback(http.stop)
             base = f"http://127.0.0.1:{port}"
-            client = await stack.enter_async_context(httpx.AsyncClient(base_url=base, timeout=20))
-            openai = AsyncOpenAI(base_url=f"{base}/v1", api_key=key, max_retries=0, timeout=20)
+            # Plain HTTP: without verify=False every client would load all root certificates.
+            client = httpx.AsyncClient(base_url=base, timeout=20, verify=False)
+            await stack.enter_async_context(client)
+            openai = AsyncOpenAI(
+                base_url=f"{base}/v1",
+                api_key=key,
+                max_retries=0,
+                http_client=httpx.AsyncClient(timeout=20, verify=False),
+            )
             await stack.enter_async_context(openai)
             channel = grpc.aio.insecure_channel(f"127.0.0.1:{grpc_port}")
             await stack.enter_async_context(channel)

@@ -247,7 +247,7 @@ async def test_without_a_scheduler_requests_route_by_the_last_view() -> None:
     assert cluster.scheduler.asked == 2
 
 
-async def test_a_replica_that_failed_is_not_routed_to_until_it_is_named_again() -> None:
+async def test_without_a_scheduler_a_replica_that_failed_is_tried_last() -> None:
     cluster = Cluster("a", "b")
     await cluster.backend.refresh_view()
     cluster.scheduler.error = UnavailableError("connection refused")
@@ -255,6 +255,22 @@ async def test_a_replica_that_failed_is_not_routed_to_until_it_is_named_again() 
     for _ in range(3):
         assert tokens(await cluster.run()) == EXPECTED
     assert len(cluster["a"].requests) == 1
+    cluster["a"].error, cluster["b"].error = None, UnavailableError("killed")
+    assert tokens(await cluster.run()) == EXPECTED  # a is back at its old address
+    assert len(cluster["b"].requests) == 4
+    assert tokens(await cluster.run()) == EXPECTED
+    assert len(cluster["b"].requests) == 4
+
+
+async def test_without_a_scheduler_a_full_replica_is_tried_again() -> None:
+    cluster = Cluster("a")
+    await cluster.backend.refresh_view()
+    cluster.scheduler.error = UnavailableError("connection refused")
+    cluster["a"].error = QueueFullError("full")
+    with pytest.raises(QueueFullError):
+        await cluster.run()
+    cluster["a"].error = None
+    assert tokens(await cluster.run()) == EXPECTED
 
 
 async def test_with_neither_scheduler_nor_view_nobody_can_serve() -> None:
