@@ -26,7 +26,7 @@ install-test:
 	@scripts/install.sh $(VENV) $(TEST_EXTRAS)
 
 test: install-test tools ## the default test suite: CPU, offline
-	$(TEST_ENV) $(VENV)/bin/python -m pytest -n 2 -m "not slow and not gpu and not cluster" $(PYTEST_FLAGS)
+	$(TEST_ENV) $(VENV)/bin/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu and not cluster" $(PYTEST_FLAGS)
 
 check: install-test proto-check ## lint, format, types, import rules, generated code
 	$(VENV)/bin/ruff check .

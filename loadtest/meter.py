@@ -60,7 +60,7 @@ def _text(chunk: dict[str, object]) -> str:
 
 
 def _accepted_length(speculation: dict[str, object] | None) -> float | None:
-    if speculation is None or not _number(speculation, "drafted"):
+    if speculation is None or not _number(speculation, "drafted_tokens"):
         return None
     return _number(speculation, "accepted_length")
 

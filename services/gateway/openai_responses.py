@@ -32,12 +32,13 @@ class UsageBody(BaseModel):
 
 
 class SpeculationStatsBody(BaseModel):
-    """What speculation did for one request; tokens as in the `SpeculationStats` message."""
+    """What speculation did for one request, in the words of the `SpeculationStats` message."""
 
     rounds: int
-    drafted: int
-    verified: int
-    accepted: int
+    drafted_tokens: int
+    verified_tokens: int
+    accepted_tokens: int
+    committed_tokens: int
     accepted_length: float
     """Mean tokens committed per round, the bonus token included."""
     acceptance_rate: float
@@ -55,9 +56,10 @@ class SpeculationStatsBody(BaseModel):
         tokens = timed.delta.usage.completion_tokens
         return cls(
             rounds=stats.rounds,
-            drafted=stats.drafted_tokens,
-            verified=stats.verified_tokens,
-            accepted=stats.accepted_tokens,
+            drafted_tokens=stats.drafted_tokens,
+            verified_tokens=stats.verified_tokens,
+            accepted_tokens=stats.accepted_tokens,
+            committed_tokens=stats.committed_tokens,
             accepted_length=round(stats.accepted_length, 4),
             acceptance_rate=round(stats.acceptance_rate, 4),
             draft_seconds=round(stats.draft_seconds, 6),

@@ -33,8 +33,12 @@ async def test_a_chat_answer_is_complete(serve: Serve) -> None:
     assert answer.usage.total_tokens == len(prompt) + tokens
     stats = answer.model_extra["speculation"]
     rounds = -(-tokens // 3)
-    assert (stats["rounds"], stats["drafted"], stats["verified"]) == (rounds, 4 * rounds, 3 * rounds)
-    assert stats["accepted"] == 2 * rounds
+    assert (stats["rounds"], stats["drafted_tokens"], stats["verified_tokens"]) == (
+        rounds,
+        4 * rounds,
+        3 * rounds,
+    )
+    assert stats["accepted_tokens"] == 2 * rounds
     assert (stats["accepted_length"], stats["acceptance_rate"]) == (3.0, 0.6667)
     assert stats["tokens_per_second"] > 0
     assert {"draft_seconds", "verify_seconds"} < stats.keys()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 PIECES = 5
-STATS = {"rounds": 4, "drafted": 28, "accepted": 6, "accepted_length": 2.5}
+STATS = {"rounds": 4, "drafted_tokens": 28, "accepted_tokens": 6, "accepted_length": 2.5}
 
 
 class FakeGateway(ThreadingHTTPServer):

@@ -10,7 +10,7 @@ from loadtest.collector import Collector
 from loadtest.meter import ChatSample, measure
 from loadtest.sse import StreamError, events
 
-STATS = {"rounds": 4, "drafted": 28, "accepted": 6, "accepted_length": 2.5}
+STATS = {"rounds": 4, "drafted_tokens": 28, "accepted_tokens": 6, "accepted_length": 2.5}
 
 
 def text(content: str) -> dict[str, object]:
@@ -42,7 +42,7 @@ def test_a_single_piece_of_text_has_no_speed():
     assert measure([text("a"), last()], ticking(), started=100.0).tokens_per_second is None
 
 
-@pytest.mark.parametrize("stats", [None, {**STATS, "drafted": 0, "accepted_length": 1.0}])
+@pytest.mark.parametrize("stats", [None, {**STATS, "drafted_tokens": 0, "accepted_length": 1.0}])
 def test_without_drafts_there_is_no_accepted_length(stats):
     assert measure([text("a"), last(speculation=stats)], ticking(), started=0.0).accepted_length is None
 
@@ -56,7 +56,10 @@ def test_without_drafts_there_is_no_accepted_length(stats):
             [text("a"), last(usage={"completion_tokens": "many"})],
             "completion_tokens must be a number, got 'many'",
         ),
-        ([text("a"), last(speculation={**STATS, "drafted": None})], "drafted must be a number, got None"),
+        (
+            [text("a"), last(speculation={**STATS, "drafted_tokens": None})],
+            "drafted_tokens must be a number, got None",
+        ),
     ],
 )
 def test_a_stream_that_cannot_be_measured_says_why(chunks, complaint):
