@@ -1,0 +1,103 @@
+"""Where a drafter starts from: its draft vocabulary, and weights borrowed from the target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dspark_core.models.config import DrafterConfig
+from dspark_core.models.decoder import Decoder
+from dspark_core.models.dspark import DSparkDrafter
+from dspark_core.models.heads import MarkovHead
+from dspark_core.models.weight_layout import SourceTensor, weight_layout
+from dspark_core.training.features import read_token_ids
+
+_ZIPF_OFFSET = 500.0
+_PRIOR_WEIGHT = 0.3
+
+
+def choose_draft_vocab(
+    shards: Sequence[Path], vocab_size: int, size: int, always: Sequence[int] = ()
+) -> Tensor:
+    """The `size` most frequent token ids of the shards, `always` among them, ascending [size].
+
+    Most tokens occur rarely or never in a small data set. BPE numbers tokens by how early they
+    were merged, so Zipf's law over ids stands in for the counts that are missing.
+    """
+    counts = torch.zeros(vocab_size, dtype=torch.long)
+    for shard in shards:
+        counts += torch.bincount(read_token_ids(shard), minlength=vocab_size)
+    prior = 1 / (torch.arange(vocab_size) + _ZIPF_OFFSET)
+    score = counts / counts.sum().clamp_min(1) + _PRIOR_WEIGHT * prior / prior.sum()
+    score[list(always)] = torch.inf
+    order = torch.sort(score, descending=True, stable=True).indices
+    return order[:size].sort().values
+
+
+@torch.no_grad()
+def new_drafter(
+    config: DrafterConfig,
+    decoder: Decoder,
+    draft_vocab_ids: Tensor | None,
+    source_layers: Sequence[int] = (),
+) -> DSparkDrafter:
+    """A float32 drafter over the target's frozen embedding and LM head.
+
+    `source_layers` names the target layer each draft layer is copied from; empty: random layers.
+    The Markov bias starts at zero, over previous-token rows that already tell tokens apart.
+    """
+    embed = decoder.embed_tokens.weight.detach().float()
+    head = decoder.lm_head.weight.detach().float()
+    if draft_vocab_ids is not None:
+        head = head[draft_vocab_ids]
+    drafter = DSparkDrafter(config, embed, head, draft_vocab_ids)
+    for parameter in drafter.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.02)
+    for layer, source in zip(drafter.layers, source_layers, strict=bool(source_layers)):
+        layer.load_state_dict(_target_layer(decoder, source))
+    drafter.norm.load_state_dict(decoder.norm.state_dict())
+    _start_projection_at_last_tap(drafter)
+    if drafter.markov_head is not None:
+        _start_markov_head(drafter.markov_head, embed)
+    if drafter.confidence_head is not None:
+        nn.init.zeros_(drafter.confidence_head.proj.weight)
+        nn.init.zeros_(drafter.confidence_head.proj.bias)
+    return drafter
+
+
+def _target_layer(decoder: Decoder, index: int) -> dict[str, Tensor]:
+    """State of one target layer under the names of an unfused layer."""
+    state = {name: value.float() for name, value in decoder.state_dict().items()}
+    prefix = f"layers.{index}."
+    found: dict[str, Tensor] = {}
+    for name, parts in weight_layout(decoder.config).items():
+        if name.startswith(prefix):
+            found |= dict(_split(state[name], parts, prefix))
+    return found
+
+
+def _split(value: Tensor, parts: Sequence[SourceTensor], prefix: str) -> list[tuple[str, Tensor]]:
+    pieces = torch.split(value, [part.rows for part in parts])
+    return [
+        (part.name.removeprefix(prefix), piece[0] if part.repeat_heads else piece)
+        for part, piece in zip(parts, pieces, strict=True)
+    ]
+
+
+def _start_projection_at_last_tap(drafter: DSparkDrafter) -> None:
+    """Features begin as the deepest tapped state alone, which is nearest to the prediction."""
+    weight = drafter.projection.fc.weight
+    size = weight.shape[0]
+    weight.mul_(0.1)
+    weight[:, -size:] += torch.eye(size)
+
+
+def _start_markov_head(head: MarkovHead, embed: Tensor) -> None:
+    _, _, directions = torch.pca_lowrank(embed, q=head.rank)
+    rows = embed @ directions
+    head.markov_w1.weight.copy_(rows / rows.std())
+    nn.init.zeros_(head.markov_w2.weight)
