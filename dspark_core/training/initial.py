@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dspark_core.errors import ConfigError
 from dspark_core.models.config import DrafterConfig
 from dspark_core.models.decoder import Decoder
 from dspark_core.models.dspark import DSparkDrafter
@@ -73,6 +74,8 @@ def _target_layer(decoder: Decoder, index: int) -> dict[str, Tensor]:
     """State of one target layer under the names of an unfused layer."""
     state = {name: value.float() for name, value in decoder.state_dict().items()}
     prefix = f"layers.{index}."
+    if not any(name.startswith(prefix) for name in state):
+        raise ConfigError(f"target layer {index} has no readable weights: absent, or packed for inference")
     found: dict[str, Tensor] = {}
     for name, parts in weight_layout(decoder.config).items():
         if name.startswith(prefix):

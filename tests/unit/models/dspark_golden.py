@@ -28,7 +28,7 @@ def golden(drafter: str) -> dict:
 
 @cache
 def golden_target() -> LoadedTarget:
-    return load_target(str(GOLDEN / "qwen3_tiny_target"), torch.float32)
+    return load_target(str(GOLDEN / "qwen3_tiny_target"), torch.float32, pack=False)
 
 
 @cache
