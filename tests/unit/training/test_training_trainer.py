@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -104,7 +105,7 @@ def test_the_rate_warms_up_holds_and_decays_to_zero() -> None:
     assert shares[9:51] == pytest.approx([1.0] * 42)
     assert shares[75] == pytest.approx(0.5)
     assert shares[100] == pytest.approx(0.0)
-    assert all(a >= b for a, b in zip(shares[50:], shares[51:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(shares[50:]))
 
 
 def test_layers_start_as_the_targets(refs: list[SequenceRef]) -> None:
