@@ -57,10 +57,11 @@ class BuiltTarget:
 
 def build_target(options: EngineOptions) -> BuiltTarget:
     """Loads the target and, with a drafter, its projection. Raises ConfigError or CheckpointError."""
+    # Names are resolved before the long work: a typing error should not wait for it.
+    directory = None if options.drafter is None else resolve_drafter_path(options.drafter)
     loaded = load_target(options.target_model, options.torch_dtype)
     projection, geometry = None, None
-    if options.drafter is not None:
-        directory = resolve_drafter_path(options.drafter)
+    if directory is not None:
         module = load_projection(directory, loaded.config, options.torch_dtype)
         geometry = read_geometry(directory)
         projection = ContextProjection(
@@ -80,7 +81,7 @@ def build_target(options: EngineOptions) -> BuiltTarget:
 
 
 def build_drafter(options: EngineOptions, loaded: LoadedTarget | None = None) -> DraftEngine:
-    """Loads a drafter for inference; embedding and LM head come from `loaded`, or from the target's checkpoint."""
+    """For inference; embedding and LM head come from `loaded`, or from the target's checkpoint."""
     if options.drafter is None:
         raise ConfigError("a drafter needs a checkpoint: drafter is not set")
     directory = resolve_drafter_path(options.drafter)

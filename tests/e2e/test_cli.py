@@ -95,12 +95,11 @@ def test_up_serves_answers_the_demo_request_and_stops_on_ctrl_c() -> None:
         *("--port", str(http_port), "--grpc-port", str(grpc_port), "--kv-cache-mb", "256", "--threads", "1"),
     ]
     environ = {**os.environ, "PYTHONPATH": ".:proto/gen", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    watchdog = threading.Timer(150, process.kill)
-    watchdog.start()
-    try:
+    ) as process:
+        watchdog = threading.Timer(150, process.kill)
+        watchdog.start()
         assert process.stdout is not None
         lines = []
         for line in process.stdout:
@@ -115,9 +114,7 @@ def test_up_serves_answers_the_demo_request_and_stops_on_ctrl_c() -> None:
         rest = process.stdout.read()
         assert process.wait() == 0, rest
         assert "Traceback" not in rest
-    finally:
         watchdog.cancel()
-        process.kill()
 
 
 def test_metrics_tell_of_rounds_and_requests(stack: EmbeddedStack) -> None:
