@@ -1,0 +1,1 @@
+"""Measures drafters: accepted length, acceptance by position, calibration."""
