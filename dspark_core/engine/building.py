@@ -16,7 +16,6 @@ from dspark_core.errors import ConfigError
 from dspark_core.models.drafter_checkpoint import fingerprint, load_drafter, load_projection
 from dspark_core.models.drafter_config import read_drafter_config
 from dspark_core.models.loading import LoadedTarget, load_target
-from dspark_core.models.packing import pack_linears
 from dspark_core.zoo_paths import resolve_drafter_path
 
 _log = logging.getLogger(__name__)
@@ -93,7 +92,7 @@ def build_drafter(options: EngineOptions, loaded: LoadedTarget | None = None) ->
         target.config,
         options.torch_dtype,
     )
-    pack_linears(drafter)
+    drafter.pack()
     backbone = drafter.config.backbone
     page_bytes = PagedCache.bytes_per_page(backbone, PAGE_TOKENS, 0, options.torch_dtype)
     # The drafter's layers are few: an eighth of the target's memory holds at least as many tokens.
