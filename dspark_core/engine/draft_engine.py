@@ -1,4 +1,4 @@
-"""The native drafter engine: batched draft blocks for sequences at different positions."""
+"""The engine of DSpark drafters: batched draft blocks for sequences at different positions."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dspark_core.engine.context_draft_engine import ContextDraftEngine
 from dspark_core.engine.draft_context import ContextView, DraftContext
 from dspark_core.engine.draft_sampling import BlockSampler
 from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem
-from dspark_core.errors import InvalidRequestError
 from dspark_core.models.dspark import DSparkDrafter
 
 
-class DraftEngine:
+class DraftEngine(ContextDraftEngine):
     def __init__(
         self,
         drafter: DSparkDrafter,
@@ -27,93 +27,27 @@ class DraftEngine:
         generator: torch.Generator | None = None,
     ) -> None:
         backbone = drafter.config.backbone
-        self._drafter = drafter
-        self._dtype = drafter.norm.weight.dtype
-        self._kv_groups = backbone.num_heads // backbone.num_kv_heads
-        self._generator = generator or torch.Generator().manual_seed(torch.seed() % 2**63)
-        self.geometry = DraftGeometry(
+        geometry = DraftGeometry(
             fingerprint=fingerprint,
             block_size=drafter.config.block_size,
             feature_size=backbone.hidden_size,
             vocab_size=backbone.vocab_size,
             context_window=drafter.config.context_window,
         )
-        self._context = DraftContext(
+        super().__init__(
             backbone,
+            geometry,
+            dtype=drafter.norm.weight.dtype,
             num_pages=num_pages,
             page_tokens=page_tokens,
-            window=drafter.config.context_window,
-            dtype=self._dtype,
+            generator=generator,
         )
+        self._drafter = drafter
 
-    @property
-    def num_sequences(self) -> int:
-        """Sequences whose context is held."""
-        return self._context.num_sequences
-
-    def release(self, sequence_ids: Sequence[str]) -> None:
-        for sequence_id in sequence_ids:
-            self._context.forget(sequence_id)
-
-    @torch.inference_mode()
-    def propose(self, items: Sequence[DraftItem]) -> list[DraftBlock]:
-        """Appends the items' features and drafts a block for each, in order.
-
-        An item whose context is incomplete, or does not fit, comes back with `needs_context`.
-        Raises InvalidRequestError for features of a wrong shape.
-        """
-        ready = self._append(items)
-        drafted = [item for item, is_ready in zip(items, ready, strict=True) if is_ready]
-        blocks = iter(self._draft(drafted)) if drafted else iter(())
-        return [
-            next(blocks) if is_ready else DraftBlock(item.sequence_id, needs_context=True)
-            for item, is_ready in zip(items, ready, strict=True)
-        ]
-
-    def _append(self, items: Sequence[DraftItem]) -> list[bool]:
-        """Stores the new context keys and values of all items at once -> which are complete."""
-        in_use = {item.sequence_id for item in items}
-        slots: list[Tensor] = []
-        features: list[Tensor] = []
-        positions: list[Tensor] = []
-        ready = []
-        for item in items:
-            self._check(item)
-            start, new = self._last_window(item)
-            where = self._context.reserve(item.sequence_id, start, item.anchor_position, in_use=in_use)
-            ready.append(where is not None)
-            if where is not None:
-                slots.append(where)
-                features.append(new)
-                positions.append(torch.arange(start, item.anchor_position))
-        if slots and sum(len(where) for where in slots) > 0:
-            pairs = self._drafter.context_keys_values(
-                torch.cat(features).to(self._dtype), torch.cat(positions)
-            )
-            keys, values = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
-            self._context.write(torch.cat(slots), keys, values)
-        return ready
-
-    def _last_window(self, item: DraftItem) -> tuple[int, Tensor]:
-        """New features a block can still see, and the position of the first."""
-        window = self.geometry.context_window
-        surplus = 0 if window is None else max(0, len(item.features) - window)
-        return item.features_start + surplus, item.features[surplus:]
-
-    def _check(self, item: DraftItem) -> None:
-        rows = item.anchor_position - item.features_start
-        expected = (rows, self.geometry.feature_size)
-        if tuple(item.features.shape) != expected:
-            raise InvalidRequestError(
-                f"features of {item.sequence_id!r} must be {expected} to end at the anchor "
-                f"(position {item.anchor_position}), got {tuple(item.features.shape)}",
-                field="features",
-            )
-        if not 0 <= item.anchor_token_id < self.geometry.vocab_size:
-            raise InvalidRequestError(
-                f"anchor_token_id must be in [0, {self.geometry.vocab_size}), got {item.anchor_token_id}",
-                field="anchor_token_id",
-            )
+    def _keys_values(
+        self, items: Sequence[DraftItem], features: Tensor, positions: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
+        return self._drafter.context_keys_values(features, positions)
 
     def _draft(self, items: Sequence[DraftItem]) -> list[DraftBlock]:
         anchors = torch.tensor([item.anchor_token_id for item in items])
@@ -175,7 +109,7 @@ class BlockAttention:
 class LocalDraftSource:
     """`DraftSource` in the same process: proposals are ready when `propose` returns."""
 
-    def __init__(self, engine: DraftEngine) -> None:
+    def __init__(self, engine: ContextDraftEngine) -> None:
         self._engine = engine
 
     @property

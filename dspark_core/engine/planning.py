@@ -8,8 +8,10 @@ from dspark_core.algorithms.prefix_scheduler import PrefixScheduler
 from dspark_core.algorithms.step_rate import StepRateCurve
 from dspark_core.records import RoundReport
 
-DRAFT_SMOOTHING = 0.1
-"""Weight of the newest round in the running mean of draft time."""
+SMOOTHING = 0.1
+"""Weight of the newest round in the running means of draft time and of the machine's speed."""
+MAX_SURPRISE = 2.0
+"""How far one round may be from the expected duration: a stall says little about the next round."""
 
 
 class LocalPlanSource:
@@ -18,21 +20,29 @@ class LocalPlanSource:
     def __init__(self, curve: StepRateCurve) -> None:
         self._curve = curve
         self._draft_seconds: float | None = None
+        self._slowdown = 1.0
         self._scheduler = PrefixScheduler(self._rounds_per_second)
 
     def plan(self, survival: Sequence[Sequence[float]]) -> tuple[int, ...]:
         return self._scheduler.plan(survival).lengths
 
     def report(self, report: RoundReport) -> None:
-        """Learns what drafting costs here; the waits of earlier rounds bias nothing."""
-        if report.draft_seconds <= 0:
-            return
-        if self._draft_seconds is None:
-            self._draft_seconds = report.draft_seconds
-        self._draft_seconds += DRAFT_SMOOTHING * (report.draft_seconds - self._draft_seconds)
+        """Learns what drafting costs and how busy the machine is; earlier rounds bias nothing.
+
+        The curve keeps its measured shape and is scaled as a whole: refining only the points that
+        plans visit would make the others look dear for ever.
+        """
+        if report.batch_tokens > 0 and report.step_seconds > 0:
+            expected = self._slowdown * self._curve.seconds(report.batch_tokens)
+            surprise = min(max(report.step_seconds / expected, 1.0 / MAX_SURPRISE), MAX_SURPRISE)
+            self._slowdown *= surprise**SMOOTHING
+        if report.draft_seconds > 0:
+            known = report.draft_seconds if self._draft_seconds is None else self._draft_seconds
+            self._draft_seconds = known + SMOOTHING * (report.draft_seconds - known)
 
     def _rounds_per_second(self, batch_tokens: int) -> float:
-        return 1.0 / (self._curve.seconds(batch_tokens) + (self._draft_seconds or 0.0))
+        step_seconds = self._slowdown * self._curve.seconds(batch_tokens)
+        return 1.0 / (step_seconds + (self._draft_seconds or 0.0))
 
 
 class FullPlanSource:
