@@ -1,0 +1,124 @@
+"""What all draft engines share: the context of many sequences, grown batch by batch.
+
+A concrete engine says how a drafter turns features into context keys and values, and how it
+drafts from them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dspark_core.engine.draft_context import DraftContext
+from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem
+from dspark_core.errors import InvalidRequestError
+from dspark_core.models.config import DecoderConfig
+
+
+class ContextDraftEngine(ABC):
+    def __init__(
+        self,
+        backbone: DecoderConfig,
+        geometry: DraftGeometry,
+        *,
+        dtype: torch.dtype,
+        num_pages: int,
+        page_tokens: int,
+        generator: torch.Generator | None,
+    ) -> None:
+        self.geometry = geometry
+        self._dtype = dtype
+        self._kv_groups = backbone.num_heads // backbone.num_kv_heads
+        self._generator = generator or torch.Generator().manual_seed(torch.seed() % 2**63)
+        self._context = DraftContext(
+            backbone,
+            num_pages=num_pages,
+            page_tokens=page_tokens,
+            window=geometry.context_window,
+            dtype=dtype,
+        )
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences whose context is held."""
+        return self._context.num_sequences
+
+    def release(self, sequence_ids: Sequence[str]) -> None:
+        for sequence_id in sequence_ids:
+            self._context.forget(sequence_id)
+
+    @torch.inference_mode()
+    def propose(self, items: Sequence[DraftItem]) -> list[DraftBlock]:
+        """Appends the items' features and drafts a block for each, in order.
+
+        An item whose context is incomplete, or does not fit, comes back with `needs_context`.
+        Raises InvalidRequestError for features of a wrong shape.
+        """
+        ready = self._append(items)
+        drafted = [item for item, is_ready in zip(items, ready, strict=True) if is_ready]
+        blocks = iter(self._draft(drafted)) if drafted else iter(())
+        return [
+            next(blocks) if is_ready else DraftBlock(item.sequence_id, needs_context=True)
+            for item, is_ready in zip(items, ready, strict=True)
+        ]
+
+    @abstractmethod
+    def _draft(self, items: Sequence[DraftItem]) -> list[DraftBlock]:
+        """A block for each item; their contexts are complete up to the anchors."""
+
+    @abstractmethod
+    def _keys_values(
+        self, items: Sequence[DraftItem], features: Tensor, positions: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Per layer context k, v [rows, kv_heads, head_dim] of the items' new features [rows, d],
+        concatenated in order, at `positions` [rows]."""
+
+    def _append(self, items: Sequence[DraftItem]) -> list[bool]:
+        """Stores the new context keys and values of all items at once -> which are complete."""
+        for item in items:  # all of them first: a refused batch must leave no reserved, unwritten context
+            self._check(item)
+        in_use = {item.sequence_id for item in items}
+        stored: list[DraftItem] = []
+        slots: list[Tensor] = []
+        features: list[Tensor] = []
+        positions: list[Tensor] = []
+        ready = []
+        for item in items:
+            start, new = self._last_window(item)
+            where = self._context.reserve(item.sequence_id, start, item.anchor_position, in_use=in_use)
+            ready.append(where is not None)
+            if where is not None:
+                stored.append(item)
+                slots.append(where)
+                features.append(new)
+                positions.append(torch.arange(start, item.anchor_position))
+        if slots and sum(len(where) for where in slots) > 0:
+            pairs = self._keys_values(stored, torch.cat(features).to(self._dtype), torch.cat(positions))
+            keys, values = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
+            self._context.write(torch.cat(slots), keys, values)
+        return ready
+
+    def _last_window(self, item: DraftItem) -> tuple[int, Tensor]:
+        """New features a block can still see, and the position of the first."""
+        window = self.geometry.context_window
+        surplus = 0 if window is None else max(0, len(item.features) - window)
+        return item.features_start + surplus, item.features[surplus:]
+
+    def _check(self, item: DraftItem) -> None:
+        """Raises InvalidRequestError."""
+        rows = item.anchor_position - item.features_start
+        expected = (rows, self.geometry.feature_size)
+        if tuple(item.features.shape) != expected:
+            raise InvalidRequestError(
+                f"features of {item.sequence_id!r} must be {expected} to end at the anchor "
+                f"(position {item.anchor_position}), got {tuple(item.features.shape)}",
+                field="features",
+            )
+        if not 0 <= item.anchor_token_id < self.geometry.vocab_size:
+            raise InvalidRequestError(
+                f"anchor_token_id must be in [0, {self.geometry.vocab_size}), got {item.anchor_token_id}",
+                field="anchor_token_id",
+            )
