@@ -1,0 +1,224 @@
+"""Calibration measures against slow definitions; temperatures recovered from data made with them."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dspark_core.algorithms.calibration import (
+    MAX_LOGIT,
+    Calibration,
+    area_under_roc,
+    brier_score,
+    calibrate,
+    calibrated_confidences,
+    confidence_logits,
+    expected_calibration_error,
+    fit_sequential_temperatures,
+    position_quality,
+    reliability_bins,
+    survival_by_position,
+)
+from dspark_core.errors import ConfigError
+
+OUTCOMES = st.lists(st.tuples(st.floats(0.0, 1.0), st.booleans()), min_size=1, max_size=40)
+
+
+def draw_rounds(
+    temperatures: list[float], rounds: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits whose truth is sigmoid(logit / temperature): above 1, a head that trusts itself too much."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(1.0, 2.5, (rounds, len(temperatures)))
+    kept = random.random(logits.shape) < calibrated_confidences(logits, temperatures)
+    accepted = np.cumprod(kept, axis=1).sum(axis=1)
+    return logits, accepted, np.full(rounds, len(temperatures))
+
+
+@pytest.mark.parametrize(
+    ("predicted", "observed", "bins", "error"),
+    [
+        # Two bins: (0.1, 0.2) with one survivor, (0.6, 0.9) with two.
+        ([0.9, 0.1, 0.6, 0.2], [1, 1, 1, 0], 2, (abs(0.3 - 1) + abs(1.5 - 2)) / 4),
+        ([0.9, 0.1, 0.6, 0.2], [1, 1, 1, 0], 1, abs(1.8 - 3) / 4),
+        ([0.9, 0.1, 0.6, 0.2], [1, 1, 1, 0], 4, (0.1 + 0.9 + 0.4 + 0.2) / 4),
+        # Equal predictions stay together, however many bins there are.
+        ([0.5, 0.5, 0.5, 0.5], [1, 0, 1, 0], 4, 0.0),
+        ([], [], 10, 0.0),
+    ],
+)
+def test_calibration_error_of_known_values(predicted, observed, bins, error):
+    assert expected_calibration_error(predicted, observed, bins) == pytest.approx(error)
+
+
+@given(OUTCOMES, st.integers(1, 20), st.randoms())
+def test_calibration_error_is_the_weighted_gap_of_the_diagram(pairs, bins, random):
+    predicted, observed = zip(*pairs, strict=True)
+    diagram = reliability_bins(predicted, observed, bins)
+    assert len(diagram) <= bins
+    assert sum(one.count for one in diagram) == len(pairs)
+    assert [one.mean_predicted for one in diagram] == sorted(one.mean_predicted for one in diagram)
+    gap = sum(one.count * abs(one.mean_predicted - one.mean_observed) for one in diagram) / len(pairs)
+    error = expected_calibration_error(predicted, observed, bins)
+    assert error == pytest.approx(gap, abs=1e-9)
+    assert abs(sum(predicted) - sum(observed)) / len(pairs) - 1e-9 <= error <= 1.0
+    shuffled = random.sample(pairs, len(pairs))
+    assert expected_calibration_error(*zip(*shuffled, strict=True), bins) == pytest.approx(error, abs=1e-9)
+
+
+@given(OUTCOMES)
+def test_area_under_roc_counts_pairs_in_the_right_order(pairs):
+    positives = [p for p, o in pairs if o]
+    negatives = [p for p, o in pairs if not o]
+    predicted, observed = zip(*pairs, strict=True)
+    area = area_under_roc(predicted, observed)
+    if not positives or not negatives:
+        assert area is None
+        return
+    wins = [(a > b) + 0.5 * (a == b) for a, b in itertools.product(positives, negatives)]
+    assert area == pytest.approx(sum(wins) / len(wins))
+
+
+def test_brier_score_of_known_values():
+    assert brier_score([0.5, 1.0, 0.0], [1, 1, 1]) == pytest.approx((0.25 + 0.0 + 1.0) / 3)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "observed", "message"),
+    [
+        ([0.5, 0.5], [1], "one length"),
+        ([1.5], [1], "predicted must be in \\[0, 1\\], got 1.5"),
+        ([float("nan")], [1], "predicted must be in"),
+        ([0.5], [0.4], "observed"),
+    ],
+)
+def test_measures_refuse_what_is_no_probability_or_outcome(predicted, observed, message):
+    for measure in (expected_calibration_error, area_under_roc, brier_score, reliability_bins):
+        with pytest.raises(ValueError, match=message):
+            measure(predicted, observed)
+
+
+@pytest.mark.parametrize("temperatures", [[2.0, 2.0, 2.0], [0.5, 0.5, 0.5], [1.8, 1.0, 0.6], [1.0, 1.0, 1.0]])
+def test_known_temperatures_are_recovered(temperatures):
+    data = draw_rounds(temperatures, 20_000)
+    fitted = fit_sequential_temperatures(*data)
+    assert fitted == pytest.approx(temperatures, rel=0.2)
+    held_out = draw_rounds(temperatures, 60_000, seed=1)
+    after = [quality.ece for quality in position_quality(*held_out, fitted)]
+    assert max(after) < 0.01
+    before = [quality.ece for quality in position_quality(*held_out)]
+    for temperature, before_one, after_one in zip(temperatures, before, after, strict=True):
+        assert temperature == 1.0 or before_one > 2 * after_one
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_no_position_is_worse_than_at_temperature_one_given_the_earlier_ones(data):
+    rounds, block = data.draw(st.integers(0, 30)), data.draw(st.integers(1, 3))
+    logit = st.floats(-8.0, 8.0)
+    logits = np.array([[data.draw(logit) for _ in range(block)] for _ in range(rounds)]).reshape(
+        rounds, block
+    )
+    proposed = np.array([data.draw(st.integers(0, block)) for _ in range(rounds)], dtype=int)
+    accepted = np.array([data.draw(st.integers(0, int(limit))) for limit in proposed], dtype=int)
+    fitted = fit_sequential_temperatures(logits, accepted, proposed)
+    for position in range(block):
+        without = [*fitted[:position], *[1.0] * (block - position)]
+        ece = position_quality(logits, accepted, proposed, fitted)[position].ece
+        assert ece <= position_quality(logits, accepted, proposed, without)[position].ece
+
+
+@given(st.lists(st.floats(-15.0, 15.0), min_size=2, max_size=10), st.floats(0.2, 5.0))
+def test_scaling_keeps_the_order_within_a_position(logits, temperature):
+    ordered = np.sort(logits)
+    scaled = calibrated_confidences(ordered[:, None], (temperature,))[:, 0]
+    assert (np.diff(scaled) >= 0).all()
+    # Strictly so where doubles can still tell the probabilities apart.
+    apart = (np.diff(ordered) > 1e-3) & (np.abs(ordered[1:]) / temperature < 20.0)
+    assert (np.diff(scaled) > 0)[apart].all()
+
+
+def test_what_was_not_proposed_is_not_read():
+    logits, accepted, proposed = draw_rounds([2.0, 0.7], 500)
+    proposed[::2] = 1
+    accepted = np.minimum(accepted, proposed)
+    spoiled = logits.copy()
+    spoiled[::2, 1] = np.nan
+    assert fit_sequential_temperatures(spoiled, accepted, proposed) == fit_sequential_temperatures(
+        logits, accepted, proposed
+    )
+    assert [len(estimates) for estimates, _ in survival_by_position(spoiled, accepted, proposed)] == [
+        500,
+        250,
+    ]
+
+
+def test_positions_that_were_never_proposed_keep_temperature_one():
+    logits, accepted, _ = draw_rounds([2.5, 1.0], 2000)
+    found = calibrate(logits, np.minimum(accepted, 1), np.ones(2000, dtype=int))
+    assert found.temperatures[0] > 1.5
+    assert (found.temperatures[1], found.rounds[1]) == (1.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("logits", "accepted", "proposed", "message"),
+    [
+        ([0.0, 1.0], [0, 0], [1, 1], "logits must be \\[rounds, block\\]"),
+        ([[0.0], [1.0]], [0], [1], "logits must be"),
+        ([[0.0]], [1], [0], "accepted <= proposed"),
+        ([[0.0]], [1], [2], "proposed <= block \\(1\\)"),
+        ([[float("inf")]], [1], [1], "finite"),
+    ],
+)
+def test_rounds_that_do_not_fit_each_other_are_refused(logits, accepted, proposed, message):
+    with pytest.raises(ValueError, match=message):
+        fit_sequential_temperatures(logits, accepted, proposed)
+
+
+def test_temperatures_must_fit_the_block():
+    with pytest.raises(ValueError, match="one value for each of 2, got 1"):
+        position_quality([[0.0, 0.0]], [1], [2], (1.0,))
+
+
+@given(st.lists(st.floats(1e-6, 1.0 - 1e-6), min_size=1, max_size=8))
+def test_logits_invert_confidences(confidences):
+    back = calibrated_confidences(confidence_logits(confidences), (1.0,) * len(confidences))
+    assert back == pytest.approx(confidences, rel=1e-9)
+
+
+def test_certainty_becomes_a_finite_logit():
+    assert confidence_logits([0.0, 1.0]).tolist() == [-MAX_LOGIT, MAX_LOGIT]
+    with pytest.raises(ValueError, match=r"confidences must be in \[0, 1\], got -0.1"):
+        confidence_logits([-0.1])
+
+
+def test_calibration_survives_its_dictionary():
+    found = calibrate(*draw_rounds([1.7, 0.8], 3000))
+    assert Calibration.from_dict(found.to_dict()) == found
+    assert Calibration.from_dict({**found.to_dict(), "written_by": "a later version"}) == found
+    assert max(found.ece_after) < max(found.ece_before)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("temperatures", [1.0, 0.0], "temperatures must be positive numbers, got 0.0"),
+        ("temperatures", [1.0, float("nan")], "temperatures must be positive"),
+        ("temperatures", [], "temperatures of a calibration must not be empty"),
+        ("temperatures", "11", "temperatures must be a list of numbers, got '11'"),
+        ("temperatures", [1.0, True], "temperatures must be a list of numbers"),
+        ("rounds", [1], "rounds must have one value for each of 2 temperatures, got 1"),
+        ("rounds", [1, 1.5], "rounds must be whole numbers"),
+        ("ece_before", None, "ece_before must be a list of numbers, got None"),
+    ],
+)
+def test_a_wrong_field_is_named(field, value, message):
+    good = Calibration(
+        temperatures=(1.0, 2.0), rounds=(5, 4), ece_before=(0.1, 0.2), ece_after=(0.0, 0.1)
+    ).to_dict()
+    with pytest.raises(ConfigError, match=message):
+        Calibration.from_dict({**good, field: value})
