@@ -25,7 +25,9 @@ class DraftEngine(ContextDraftEngine):
         num_pages: int,
         page_tokens: int = 16,
         generator: torch.Generator | None = None,
+        confidence_temperatures: Sequence[float] | None = None,
     ) -> None:
+        """`confidence_temperatures`: what divides the confidence logit of each position; None: 1."""
         backbone = drafter.config.backbone
         geometry = DraftGeometry(
             fingerprint=fingerprint,
@@ -43,6 +45,9 @@ class DraftEngine(ContextDraftEngine):
             generator=generator,
         )
         self._drafter = drafter
+        self._confidence_scale: Tensor | None = None  # [block]
+        if confidence_temperatures is not None:
+            self._confidence_scale = 1.0 / torch.tensor(confidence_temperatures, dtype=torch.float32)
 
     def _keys_values(
         self, items: Sequence[DraftItem], features: Tensor, positions: Tensor
@@ -60,13 +65,20 @@ class DraftEngine(ContextDraftEngine):
         distributions = sampler.distributions()
         confidences: list[list[float]] = [[] for _ in items]
         if drawn.confidence_logits is not None:
-            confidences = torch.sigmoid(drawn.confidence_logits.float()).tolist()
+            confidences = self._confidences(drawn.confidence_logits).tolist()
         return [
             DraftBlock(item.sequence_id, tuple(token_ids), tuple(row), distributions.get(index))
             for index, (item, token_ids, row) in enumerate(
                 zip(items, drawn.token_ids.tolist(), confidences, strict=True)
             )
         ]
+
+    def _confidences(self, logits: Tensor) -> Tensor:
+        """[requests, block] -> calibrated probabilities of the same shape."""
+        logits = logits.float()
+        if self._confidence_scale is not None:
+            logits = logits * self._confidence_scale
+        return torch.sigmoid(logits)
 
 
 class BlockAttention:
