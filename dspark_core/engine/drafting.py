@@ -97,6 +97,7 @@ class Drafting:
             anchor_position=anchor_position,
             features_start=start,
             features=self._engine.read_features(sequence.pages, start, anchor_position),
+            token_ids=tuple(sequence.tokens[start:anchor_position]),
             sampling=sampling,
             verification=sequence.request.verification,
         )

@@ -39,6 +39,8 @@ class DraftItem:
     anchor_position: int
     features_start: int
     features: Tensor  # [rows, feature_size]
+    token_ids: tuple[int, ...] = ()
+    """The token at each feature position; only drafters that pair the two read it (Eagle3)."""
     sampling: SamplingParams
     """`seed` is always set when verification is coupled."""
     verification: Verification

@@ -17,7 +17,7 @@ from dspark_core.models.decoder import Decoder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextProjection:
-    """The drafter's `fc` and `hidden_norm`, applied here so that d values travel, not m*d."""
+    """The drafter's `fc` (and DSpark's `hidden_norm`), applied here so that d values travel, not m*d."""
 
     project: nn.Module
     """taps [tokens, m*d] -> features [tokens, d]."""

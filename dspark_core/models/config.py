@@ -94,3 +94,21 @@ class DrafterConfig:
     def output_size(self) -> int:
         """Tokens the drafter chooses from."""
         return self.backbone.vocab_size if self.draft_vocab_size is None else self.draft_vocab_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Eagle3Config:
+    """An Eagle3 drafter, as DeepSpec writes it: one layer that drafts token after token."""
+
+    backbone: DecoderConfig
+    """The drafter's own layer, of the target's kind."""
+    num_target_layers: int
+    target_layer_ids: tuple[int, ...]
+    """Layers whose outputs are the context features; -1 is the embedding output."""
+    block_size: int
+    """Draft tokens per block: DeepSpec's `ttt_length`, the steps it was trained to take."""
+
+    @property
+    def tap_size(self) -> int:
+        """Values per token in the concatenated target hidden states."""
+        return len(self.target_layer_ids) * self.backbone.hidden_size

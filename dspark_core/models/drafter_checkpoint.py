@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dspark_core.errors import CheckpointError
-from dspark_core.models.config import DecoderConfig, DrafterConfig
+from dspark_core.models.config import DecoderConfig, DrafterConfig, Eagle3Config
 from dspark_core.models.drafter_config import CONFIG_FILE, drafter_fields, read_drafter_config
 from dspark_core.models.dspark import DSparkDrafter, FeatureProjection, build_rotary
 from dspark_core.models.tensor_source import check_shapes
@@ -120,7 +120,7 @@ def save_drafter(directory: Path, drafter: DSparkDrafter, *, with_target_weights
     (directory / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
-def check_fits_target(directory: Path, config: DrafterConfig, target: DecoderConfig) -> None:
+def check_fits_target(directory: Path, config: DrafterConfig | Eagle3Config, target: DecoderConfig) -> None:
     """Raises CheckpointError naming the field and both values where drafter and target differ."""
     pairs = {
         "num_target_layers": (config.num_target_layers, target.num_layers),

@@ -4,24 +4,55 @@ the drafter's own layer count, plus the drafter's fields. Reading and writing; n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from dspark_core.models.config import DecoderConfig, DrafterConfig, Family, MarkovHeadType
+from dspark_core.models.config import DecoderConfig, DrafterConfig, Eagle3Config, Family, MarkovHeadType
 from dspark_core.models.hf import decoder_config, read_json
 from dspark_core.models.metadata import Metadata
 
 CONFIG_FILE = "config.json"
 _ARCHITECTURES = {"Qwen3DSparkModel": Family.QWEN3, "LlamaDSparkModel": Family.LLAMA}
+_EAGLE3_ARCHITECTURES = {"Qwen3Eagle3Model": Family.QWEN3, "LlamaEagle3Model": Family.LLAMA}
 
 
 def read_drafter_config(directory: Path) -> DrafterConfig:
     """Raises CheckpointError naming the file, the field and its value."""
-    path = directory / CONFIG_FILE
-    return parse_drafter_config(Metadata(str(path), read_json(path)))
+    return parse_drafter_config(_read(directory))
+
+
+def read_eagle3_config(directory: Path) -> Eagle3Config:
+    """Raises CheckpointError naming the file, the field and its value."""
+    return parse_eagle3_config(_read(directory))
+
+
+def read_any_config(directory: Path) -> DrafterConfig | Eagle3Config:
+    """Of whichever drafter the directory holds. Raises CheckpointError."""
+    metadata = _read(directory)
+    supported = _ARCHITECTURES | _EAGLE3_ARCHITECTURES
+    if _architecture(metadata, supported, "a supported drafter") in _EAGLE3_ARCHITECTURES:
+        return parse_eagle3_config(metadata)
+    return parse_drafter_config(metadata)
+
+
+def parse_eagle3_config(metadata: Metadata) -> Eagle3Config:
+    """Raises CheckpointError; more than one layer is refused."""
+    architecture = _architecture(metadata, _EAGLE3_ARCHITECTURES, "an Eagle3 drafter")
+    backbone = decoder_config(metadata, _EAGLE3_ARCHITECTURES[architecture])
+    if backbone.num_layers != 1:
+        # A second layer's context would depend on the first one's attention.
+        raise metadata.error("num_hidden_layers", "must be 1 in an Eagle3 drafter")
+    return Eagle3Config(
+        backbone=backbone,
+        num_target_layers=metadata.integer("num_target_layers"),
+        target_layer_ids=layer_ids(metadata),
+        block_size=metadata.integer("ttt_length"),
+    )
 
 
 def parse_drafter_config(metadata: Metadata) -> DrafterConfig:
-    backbone = decoder_config(metadata, _family(metadata))
+    architecture = _architecture(metadata, _ARCHITECTURES, "a DSpark drafter")
+    backbone = decoder_config(metadata, _ARCHITECTURES[architecture])
     rank = _natural(metadata, "markov_rank")
     confidence = metadata.flag("enable_confidence_head", False)
     with_markov = confidence and metadata.flag("confidence_head_with_markov", False)
@@ -30,7 +61,7 @@ def parse_drafter_config(metadata: Metadata) -> DrafterConfig:
     config = DrafterConfig(
         backbone=backbone,
         num_target_layers=metadata.integer("num_target_layers"),
-        target_layer_ids=_layer_ids(metadata),
+        target_layer_ids=layer_ids(metadata),
         block_size=metadata.integer("block_size"),
         mask_token_id=_natural(metadata, "mask_token_id", required=True),
         markov_rank=rank,
@@ -93,11 +124,16 @@ def _backbone_fields(config: DecoderConfig) -> dict[str, object]:
     }
 
 
-def _family(metadata: Metadata) -> Family:
+def _read(directory: Path) -> Metadata:
+    path = directory / CONFIG_FILE
+    return Metadata(str(path), read_json(path))
+
+
+def _architecture(metadata: Metadata, supported: Mapping[str, Family], kind: str) -> str:
     names = metadata.get("architectures")
-    if isinstance(names, list) and len(names) == 1 and names[0] in _ARCHITECTURES:
-        return _ARCHITECTURES[names[0]]
-    raise metadata.error("architectures", f"is not a DSpark drafter; supported: {sorted(_ARCHITECTURES)}")
+    if isinstance(names, list) and len(names) == 1 and names[0] in supported:
+        return str(names[0])
+    raise metadata.error("architectures", f"is not {kind}; supported: {sorted(supported)}")
 
 
 def _head_type(metadata: Metadata) -> MarkovHeadType:
@@ -111,11 +147,15 @@ def _head_type(metadata: Metadata) -> MarkovHeadType:
         raise metadata.error("markov_head_type", f"must be one of {kinds}") from None
 
 
-def _layer_ids(metadata: Metadata) -> tuple[int, ...]:
+def layer_ids(metadata: Metadata) -> tuple[int, ...]:
+    """`target_layer_ids`, checked against `num_target_layers`."""
     value = metadata.get("target_layer_ids")
-    if isinstance(value, list) and value and all(type(layer) is int for layer in value):
-        return tuple(value)
-    raise metadata.error("target_layer_ids", "must be a non-empty list of integers")
+    if not (isinstance(value, list) and value and all(type(layer) is int for layer in value)):
+        raise metadata.error("target_layer_ids", "must be a non-empty list of integers")
+    layers = metadata.integer("num_target_layers")
+    if not all(-1 <= layer < layers for layer in value):
+        raise metadata.error("target_layer_ids", f"must be in [-1, num_target_layers={layers})")
+    return tuple(value)
 
 
 def _natural(metadata: Metadata, field: str, *, required: bool = False) -> int:
@@ -132,10 +172,8 @@ def _optional(metadata: Metadata, field: str) -> int | None:
 
 
 def _check_ranges(metadata: Metadata, config: DrafterConfig) -> None:
-    vocab, layers = config.backbone.vocab_size, config.num_target_layers
+    vocab = config.backbone.vocab_size
     if config.mask_token_id >= vocab:
         raise metadata.error("mask_token_id", f"must be below vocab_size={vocab}")
-    if not all(-1 <= layer < layers for layer in config.target_layer_ids):
-        raise metadata.error("target_layer_ids", f"must be in [-1, num_target_layers={layers})")
     if config.draft_vocab_size is not None and config.draft_vocab_size > vocab:
         raise metadata.error("draft_vocab_size", f"must be at most vocab_size={vocab}")

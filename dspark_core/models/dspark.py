@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dspark_core.models.config import DecoderConfig, DrafterConfig
 from dspark_core.models.heads import ConfidenceHead, build_markov_head
 from dspark_core.models.layers import MLP, Attend, AttentionProjections, RMSNorm, RotaryEmbedding
-from dspark_core.models.packing import PackedLinear, can_pack, pack_linears
+from dspark_core.models.packing import PackedLinear, pack_linears, pack_weight
 
 Sampler = Callable[[int, Tensor], Tensor]
 """(block position, logits [requests, draft vocab]) -> draft vocabulary indices [requests]."""
@@ -104,8 +104,7 @@ class DSparkDrafter(nn.Module):
     def pack(self) -> None:
         """Makes inference on a CPU faster; the linear layers' weights are no parameters afterwards."""
         pack_linears(self)
-        if can_pack(self.lm_head):
-            self._packed_head = PackedLinear(_as_linear(self.lm_head))
+        self._packed_head = pack_weight(self.lm_head)
 
     def project(self, taps: Tensor) -> Tensor:
         """taps [tokens, m * d] -> context features [tokens, d]."""
@@ -183,13 +182,6 @@ class DSparkDrafter(nn.Module):
 
     def _draft_layers(self) -> list[DraftLayer]:
         return [layer for layer in self.layers if isinstance(layer, DraftLayer)]
-
-
-def _as_linear(weight: Tensor) -> nn.Linear:
-    """A layer around an existing weight [outputs, inputs], without a copy."""
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    return linear
 
 
 def build_rotary(config: DrafterConfig) -> RotaryEmbedding:

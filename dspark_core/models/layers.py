@@ -89,28 +89,30 @@ class MLP(nn.Module):
 class AttentionProjections(nn.Module):
     """q, k, v and output projections with optional per-head q/k norms; RoPE is applied here."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, input_size: int | None = None) -> None:
+        """`input_size`: values per token that q, k and v are made of; None: the hidden size."""
         super().__init__()
+        input_size = config.hidden_size if input_size is None else input_size
         self.num_heads, self.num_kv_heads, self.head_dim = (
             config.num_heads,
             config.num_kv_heads,
             config.head_dim,
         )
         bias = config.attention_bias
-        self.q_proj = nn.Linear(config.hidden_size, self.num_heads * self.head_dim, bias=bias)
-        self.k_proj = nn.Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=bias)
+        self.q_proj = nn.Linear(input_size, self.num_heads * self.head_dim, bias=bias)
+        self.k_proj = nn.Linear(input_size, self.num_kv_heads * self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(input_size, self.num_kv_heads * self.head_dim, bias=bias)
         self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=bias)
         self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
     def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x [tokens, hidden] -> rotated q [tokens, heads, head_dim]."""
+        """x [tokens, input_size] -> rotated q [tokens, heads, head_dim]."""
         q = self.q_proj(x).view(*x.shape[:-1], self.num_heads, self.head_dim)
         return apply_rope(self.q_norm(q), cos, sin)
 
     def keys_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """x [tokens, hidden] -> rotated k and v, each [tokens, kv_heads, head_dim]."""
+        """x [tokens, input_size] -> rotated k and v, each [tokens, kv_heads, head_dim]."""
         k = self.k_proj(x).view(*x.shape[:-1], self.num_kv_heads, self.head_dim)
         v = self.v_proj(x).view(*x.shape[:-1], self.num_kv_heads, self.head_dim)
         return apply_rope(self.k_norm(k), cos, sin), v

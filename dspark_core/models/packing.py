@@ -39,6 +39,15 @@ def can_pack(weight: Tensor) -> bool:
     return weight.dtype is torch.float32
 
 
+def pack_weight(weight: Tensor) -> PackedLinear | None:
+    """A layer of a bare weight [outputs, inputs]; None where the layout is not to be had."""
+    if not can_pack(weight):
+        return None
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return PackedLinear(linear)
+
+
 def pack_linears(module: nn.Module) -> None:
     """Replaces every plain linear layer under `module`, so that its row-major weight is freed."""
     for name, child in module.named_children():

@@ -39,6 +39,7 @@ def draft_item_from_proto(message: drafter_pb2.DraftItem) -> DraftItem:
         anchor_position=message.anchor_position,
         features_start=message.features_start,
         features=tensor_from_proto(message.features, "features"),
+        token_ids=tuple(message.token_ids),
         sampling=sampling,
         verification=verification,
     )

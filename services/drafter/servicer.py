@@ -12,7 +12,7 @@ from typing import Any
 import grpc.aio
 from dspark_proto.v1 import drafter_pb2, drafter_pb2_grpc
 
-from dspark_core.engine.draft_engine import DraftEngine
+from dspark_core.engine.context_draft_engine import ContextDraftEngine
 from dspark_core.engine.protocols import DraftBlock, DraftItem
 from services.common.streams import until
 from services.common.telemetry import Telemetry
@@ -21,7 +21,7 @@ from services.drafter.metrics import DrafterMetrics
 
 
 class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
-    def __init__(self, engine: DraftEngine, telemetry: Telemetry) -> None:
+    def __init__(self, engine: ContextDraftEngine, telemetry: Telemetry) -> None:
         self._engine = engine
         self._tracer = telemetry.tracer
         self._metrics = DrafterMetrics(telemetry.registry)

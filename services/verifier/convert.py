@@ -32,6 +32,7 @@ def draft_item_to_proto(value: DraftItem) -> drafter_pb2.DraftItem:
         features=tensor_to_proto(value.features),
         sampling=sampling_to_proto(value.sampling),
         verification=verification_to_proto(value.verification),
+        token_ids=value.token_ids,
     )
 
 

@@ -1,10 +1,11 @@
-"""One contract, two draft sources: in process, and over a real gRPC stream on loopback."""
+"""One contract for two draft sources, in process and over a real gRPC stream, with DSpark and Eagle3."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import threading
+import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 import torch
 
 from dspark_core.engine.building import EngineOptions, build_drafter
-from dspark_core.engine.draft_engine import DraftEngine, LocalDraftSource
+from dspark_core.engine.context_draft_engine import ContextDraftEngine
+from dspark_core.engine.draft_engine import LocalDraftSource
 from dspark_core.engine.protocols import DraftBlock, DraftItem, DraftSource
 from dspark_core.errors import DraftUnavailableError, InvalidRequestError
 from dspark_core.records import SamplingParams, Verification
@@ -34,13 +36,13 @@ OPTIONS = EngineOptions(
 GREEDY = SamplingParams(temperature=0.0)
 
 
-@pytest.fixture(scope="module")
-def engine() -> DraftEngine:
-    return build_drafter(OPTIONS)
+@pytest.fixture(scope="module", params=["dspark_vanilla", "eagle3"])
+def engine(request: pytest.FixtureRequest) -> ContextDraftEngine:
+    return build_drafter(dataclasses.replace(OPTIONS, drafter=str(GOLDEN / request.param)))
 
 
 @asynccontextmanager
-async def drafter_server(engine: DraftEngine, port: int = 0) -> AsyncIterator[GrpcServer]:
+async def drafter_server(engine: ContextDraftEngine, port: int = 0) -> AsyncIterator[GrpcServer]:
     telemetry = Telemetry(service="drafter")
     servicer = DrafterServicer(engine, telemetry)
     server = GrpcServer(ServerOptions(port=port, host="127.0.0.1"), [servicer.register], telemetry)
@@ -53,7 +55,9 @@ async def drafter_server(engine: DraftEngine, port: int = 0) -> AsyncIterator[Gr
 
 
 @asynccontextmanager
-async def connected(port: int, engine: DraftEngine, **options: float) -> AsyncIterator[RemoteDraftSource]:
+async def connected(
+    port: int, engine: ContextDraftEngine, **options: float
+) -> AsyncIterator[RemoteDraftSource]:
     async with open_channel(f"127.0.0.1:{port}") as channel:
         source = RemoteDraftSource(channel, engine.geometry, **options)
         source.start()
@@ -70,7 +74,7 @@ async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
 
 
 @pytest.fixture(params=["local", "remote"])
-async def source(request: pytest.FixtureRequest, engine: DraftEngine) -> AsyncIterator[DraftSource]:
+async def source(request: pytest.FixtureRequest, engine: ContextDraftEngine) -> AsyncIterator[DraftSource]:
     if request.param == "local":
         yield LocalDraftSource(engine)
         return
@@ -91,13 +95,16 @@ def item(
     sampling: SamplingParams = GREEDY,
     verification: Verification = Verification.REJECTION,
 ) -> DraftItem:
-    features = torch.randn(200, 64, generator=torch.Generator().manual_seed(hash(name) % 1000))
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    features = torch.randn(200, 64, generator=generator)
+    tokens = torch.randint(512, (200,), generator=generator).tolist()
     return DraftItem(
         sequence_id=name,
-        anchor_token_id=7,
+        anchor_token_id=tokens[end],
         anchor_position=end,
         features_start=start,
         features=features[start:end],
+        token_ids=tuple(tokens[start:end]),
         sampling=sampling,
         verification=verification,
     )
@@ -156,12 +163,12 @@ async def test_coupled_blocks_depend_on_the_seed_only_and_carry_no_distribution(
     assert first.distribution is None
 
 
-async def test_wrong_feature_shapes_are_refused_by_name(engine: DraftEngine) -> None:
+async def test_wrong_feature_shapes_are_refused_by_name(engine: ContextDraftEngine) -> None:
     with pytest.raises(InvalidRequestError, match=r"features of 'w' must be \(9, 64\).*got \(8, 64\)"):
         engine.propose([dataclasses.replace(item("w", 0, 9), features=torch.zeros(8, 64))])
 
 
-async def test_a_restarted_drafter_is_reconnected_and_primed_again(engine: DraftEngine) -> None:
+async def test_a_restarted_drafter_is_reconnected_and_primed_again(engine: ContextDraftEngine) -> None:
     async with drafter_server(engine) as server:
         port = server.port
         async with connected(port, engine) as source:
@@ -191,19 +198,20 @@ async def test_the_end_of_a_stream_frees_its_sequences() -> None:
         await until(lambda: engine.num_sequences == 0)
 
 
-class Slow(DraftEngine):
+class Slow:
     """Holds every pass until told."""
 
-    def __init__(self, inner: DraftEngine, gate) -> None:
-        self.__dict__.update(inner.__dict__)
-        self.gate = gate
+    def __init__(self, inner: ContextDraftEngine, gate: threading.Event) -> None:
+        self.geometry, self.release = inner.geometry, inner.release
+        self.num_sequences = 0
+        self.inner, self.gate = inner, gate
 
-    def propose(self, items):
+    def propose(self, items: Sequence[DraftItem]) -> list[DraftBlock]:
         self.gate.wait(timeout=10)
-        return super().propose(items)
+        return self.inner.propose(items)
 
 
-async def test_a_hanging_drafter_is_dropped_and_never_waited_for_twice(engine: DraftEngine) -> None:
+async def test_a_hanging_drafter_is_dropped_and_never_waited_for_twice(engine: ContextDraftEngine) -> None:
     gate = threading.Event()
     async with (
         drafter_server(Slow(engine, gate)) as server,
@@ -222,7 +230,7 @@ async def test_a_hanging_drafter_is_dropped_and_never_waited_for_twice(engine: D
         assert len(block.token_ids) == 7
 
 
-async def test_a_drafter_of_another_checkpoint_is_refused(engine: DraftEngine, caplog) -> None:
+async def test_a_drafter_of_another_checkpoint_is_refused(engine: ContextDraftEngine, caplog) -> None:
     other = dataclasses.replace(engine.geometry, fingerprint="somebody-else")
     async with drafter_server(engine) as server, open_channel(f"127.0.0.1:{server.port}") as channel:
         source = RemoteDraftSource(channel, other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ class Recorded(LocalDraftSource):
         return future
 
 
-@pytest.mark.parametrize("name", ["dspark_vanilla", "dflash"])
+@pytest.mark.parametrize("name", ["dspark_vanilla", "dflash", "eagle3"])
 def test_rounds_are_those_of_the_reference(name: str) -> None:
     options = EngineOptions(
         target_model=str(GOLDEN / "qwen3_tiny_target"),
@@ -63,16 +64,17 @@ def test_rounds_are_those_of_the_reference(name: str) -> None:
                 stop_token_ids=(1,),
             )
         )
-        tokens, lengths = list(prompt), []
+        chunks: list[tuple[int, ...]] = []
         while loop.has_work:
-            for round_output in loop.step():
-                tokens.extend(round_output.chunk.token_ids)
-                lengths.append(len(round_output.chunk.token_ids))
+            chunks.extend(round_output.chunk.token_ids for round_output in loop.step())
+        tokens = [*prompt, *itertools.chain.from_iterable(chunks)]
         assert tokens[: len(output)] == output
         assert len(source.rounds) >= len(case["rounds"]) == len(case["acceptance_lengths"])
-        for expected, (item, block), length in zip(case["rounds"], source.rounds, lengths[1:], strict=False):
+        rounds = zip(case["rounds"], source.rounds, chunks[1:], strict=False)
+        for expected, (item, block), committed in rounds:
             assert [item.anchor_token_id, *block.token_ids] == expected["candidates"]
-            assert length == expected["accepted"] + 1
+            assert len(committed) == expected["accepted"] + 1
+            assert committed[-1] == expected["next_token"]
             if expected["confidence_logits"] is not None:
                 wanted = [1 / (1 + math.exp(-logit)) for logit in expected["confidence_logits"]]
                 assert block.confidences == pytest.approx(wanted, rel=1e-4)

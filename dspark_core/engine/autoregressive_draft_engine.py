@@ -1,0 +1,127 @@
+"""The engine of Eagle3 drafters: one pass of a single layer per draft token, batched over sequences.
+
+A context entry pairs the feature of a position with the token after it. Both are committed, so the
+context is append-only; keys and values of the draft steps rest on drafts and end with the pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dspark_core.engine.context_draft_engine import ContextDraftEngine
+from dspark_core.engine.draft_context import ContextView, DraftContext
+from dspark_core.engine.draft_sampling import BlockSampler
+from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem
+from dspark_core.errors import InvalidRequestError
+from dspark_core.models.eagle3 import Eagle3Drafter
+
+
+class AutoregressiveDraftEngine(ContextDraftEngine):
+    def __init__(
+        self,
+        drafter: Eagle3Drafter,
+        *,
+        fingerprint: str,
+        num_pages: int,
+        page_tokens: int = 16,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        backbone = drafter.config.backbone
+        geometry = DraftGeometry(
+            fingerprint=fingerprint,
+            block_size=drafter.config.block_size,
+            feature_size=backbone.hidden_size,
+            vocab_size=backbone.vocab_size,
+            context_window=None,
+        )
+        super().__init__(
+            backbone,
+            geometry,
+            dtype=drafter.norm.weight.dtype,
+            num_pages=num_pages,
+            page_tokens=page_tokens,
+            generator=generator,
+        )
+        self._drafter = drafter
+
+    def _append(self, items: Sequence[DraftItem]) -> list[bool]:
+        # The first step starts from the feature before the anchor, of which only keys and values
+        # are held: an item that brings no feature has to be primed again.
+        complete = super()._append(items)
+        return [done and len(item.features) > 0 for done, item in zip(complete, items, strict=True)]
+
+    def _keys_values(
+        self, items: Sequence[DraftItem], features: Tensor, positions: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
+        following = [token for item in items for token in (*item.token_ids, item.anchor_token_id)[1:]]
+        return [self._drafter.context_keys_values(features, torch.tensor(following), positions)]
+
+    def _check(self, item: DraftItem) -> None:
+        super()._check(item)
+        if len(item.token_ids) != len(item.features):
+            raise InvalidRequestError(
+                f"token_ids of {item.sequence_id!r} must name the token of each of its "
+                f"{len(item.features)} features, got {len(item.token_ids)}",
+                field="token_ids",
+            )
+        vocab_size = self.geometry.vocab_size
+        unknown = next((token for token in item.token_ids if not 0 <= token < vocab_size), None)
+        if unknown is not None:
+            raise InvalidRequestError(
+                f"token_ids of {item.sequence_id!r} must be in [0, {vocab_size}), got {unknown}",
+                field="token_ids",
+            )
+
+    def _draft(self, items: Sequence[DraftItem]) -> list[DraftBlock]:
+        anchors = torch.tensor([item.anchor_token_id for item in items])
+        positions = torch.tensor([item.anchor_position - 1 for item in items])
+        features = torch.stack([item.features[-1] for item in items]).to(self._dtype)
+        view = self._context.view([item.sequence_id for item in items])
+        attend = StepAttention(self._context, view, self.geometry.block_size, self._kv_groups)
+        sampler = BlockSampler(items, self._generator)
+        drawn = self._drafter.draw(anchors, features, positions, attend, sampler)
+        distributions = sampler.distributions()
+        return [
+            DraftBlock(item.sequence_id, tuple(token_ids), distribution=distributions.get(index))
+            for index, (item, token_ids) in enumerate(zip(items, drawn.token_ids.tolist(), strict=True))
+        ]
+
+
+class StepAttention:
+    """`Attend` for successive draft steps of one layer: each sees its context and the steps so far."""
+
+    def __init__(self, context: DraftContext, view: ContextView, steps: int, kv_groups: int) -> None:
+        # The first step brings the last held position itself: one entry less of each row is visible.
+        slots, visible = view.slots[:, :-1], view.visible[:, 1:]
+        self._keys = self._gathered(context.keys[0], slots, steps)
+        self._values = self._gathered(context.values[0], slots, steps)
+        self._kv_groups = kv_groups
+        self._end = slots.shape[1]
+        bias = torch.zeros((len(slots), 1, 1, self._end + steps), dtype=self._keys.dtype)
+        bias[..., : self._end].masked_fill_(~visible[:, None, None], float("-inf"))
+        self._bias = bias
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [requests, heads, head_dim]; k, v [requests, kv_heads, head_dim] -> like q."""
+        self._keys[:, :, self._end], self._values[:, :, self._end] = k, v
+        self._end += 1
+        requests, kv_heads, head_dim = k.shape
+        # Query heads that share a key/value head are folded into the query axis.
+        folded = q.view(requests, kv_heads, self._kv_groups, head_dim)
+        bias = self._bias[..., : self._end].expand(-1, 1, self._kv_groups, -1)
+        keys, values = self._keys[:, :, : self._end], self._values[:, :, : self._end]
+        return F.scaled_dot_product_attention(folded, keys, values, attn_mask=bias).reshape(q.shape)
+
+    @staticmethod
+    def _gathered(stored: Tensor, slots: Tensor, steps: int) -> Tensor:
+        """stored [slots, kv_heads, head_dim] -> [requests, kv_heads, context + steps, head_dim]."""
+        requests, width = slots.shape
+        kv_heads, head_dim = stored.shape[1:]
+        out = stored.new_empty((requests, kv_heads, width + steps, head_dim))
+        held = stored.index_select(0, slots.flatten()).view(requests, width, kv_heads, head_dim)
+        out[:, :, :width] = held.transpose(1, 2)
+        return out

@@ -1,0 +1,125 @@
+"""The Eagle3 drafter: one decoder layer that drafts token after token from the target's features.
+
+The baseline of the paper's evaluation, in the form DeepSpec trains. The layer reads pairs: the
+feature of position i with the embedding of token i + 1, at RoPE position i. Past the anchor the
+target has no features yet, so the layer's own output stands in for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dspark_core.models.config import DecoderConfig, Eagle3Config
+from dspark_core.models.dspark import DraftTokens, Sampler
+from dspark_core.models.layers import MLP, Attend, AttentionProjections, RMSNorm, RotaryEmbedding
+from dspark_core.models.packing import PackedLinear, pack_linears, pack_weight
+
+
+class Eagle3Projection(nn.Module):
+    """`fc [H(l1); ...; H(lm)]`: target hidden states to context features. The layer norms them."""
+
+    def __init__(self, config: Eagle3Config) -> None:
+        super().__init__()
+        self.target_layer_ids = config.target_layer_ids
+        self.fc = nn.Linear(config.tap_size, config.backbone.hidden_size, bias=False)
+
+    def forward(self, taps: Tensor) -> Tensor:
+        """taps [tokens, m * d], in the order of `target_layer_ids` -> features [tokens, d]."""
+        features: Tensor = self.fc(taps)
+        return features
+
+
+class Eagle3Layer(nn.Module):
+    """A decoder layer whose queries, keys and values read a token beside a hidden state."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.self_attn = AttentionProjections(config, input_size=2 * config.hidden_size)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def pairs(self, embedded: Tensor, hidden: Tensor) -> Tensor:
+        """embedded, hidden [tokens, d] -> what q, k and v are made of [tokens, 2 * d]."""
+        return torch.cat((self.input_layernorm(embedded), self.hidden_norm(hidden)), dim=-1)
+
+    def forward(self, embedded: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """embedded, hidden [tokens, d] -> the next hidden states [tokens, d]."""
+        pairs = self.pairs(embedded, hidden)
+        q = self.self_attn.queries(pairs, cos, sin)
+        k, v = self.self_attn.keys_values(pairs, cos, sin)
+        hidden = hidden + self.self_attn.o_proj(attend(0, q, k, v).flatten(-2))
+        out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return out
+
+
+class Eagle3Drafter(nn.Module):
+    """Embedding and LM head are frozen buffers, shared with the target's where possible."""
+
+    embed_tokens: Tensor
+    lm_head: Tensor
+
+    def __init__(self, config: Eagle3Config, embed_tokens: Tensor, lm_head: Tensor) -> None:
+        """embed_tokens, lm_head [vocab, d]"""
+        super().__init__()
+        self.config = config
+        backbone = config.backbone
+        self.register_buffer("embed_tokens", embed_tokens, persistent=False)
+        self.register_buffer("lm_head", lm_head, persistent=False)
+        self.projection = Eagle3Projection(config)
+        self.layer = Eagle3Layer(backbone)
+        self.norm = RMSNorm(backbone.hidden_size, backbone.rms_norm_eps)
+        self.rotary = build_eagle3_rotary(config)
+        self._packed_head: PackedLinear | None = None
+
+    def pack(self) -> None:
+        """Makes inference on a CPU faster; the linear layers' weights are no parameters afterwards."""
+        pack_linears(self)
+        self._packed_head = pack_weight(self.lm_head)
+
+    def context_keys_values(
+        self, features: Tensor, next_ids: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """features [tokens, d] of `positions` [tokens], each with the token that follows it.
+
+        -> k, v [tokens, kv_heads, head_dim]; with a single layer those of a position never change.
+        """
+        cos, sin = self.rotary(positions, features.dtype)
+        pairs = self.layer.pairs(F.embedding(next_ids, self.embed_tokens), features)
+        k, v = self.layer.self_attn.keys_values(pairs, cos, sin)
+        return k, v
+
+    def draw(
+        self, anchor_ids: Tensor, features: Tensor, positions: Tensor, attend: Attend, sampler: Sampler
+    ) -> DraftTokens:
+        """Drafts a block from the features [requests, d] of the `positions` before the anchors.
+
+        `attend` is called once per step with one query, key and value of each request; it lets the
+        step see the context before `positions`, itself, and the steps before it.
+        """
+        hidden, previous, tokens = features, anchor_ids, []
+        for step in range(self.config.block_size):
+            cos, sin = self.rotary(positions + step, hidden.dtype)
+            hidden = self.layer(F.embedding(previous, self.embed_tokens), hidden, cos, sin, attend)
+            previous = sampler(step, self.logits(hidden))
+            tokens.append(previous)
+        return DraftTokens(token_ids=torch.stack(tokens, dim=1), confidence_logits=None)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [tokens, d], as the layer returned it -> [tokens, vocab]."""
+        normed = self.norm(hidden)
+        if self._packed_head is not None:
+            logits: Tensor = self._packed_head(normed)
+            return logits
+        return F.linear(normed, self.lm_head)
+
+
+def build_eagle3_rotary(config: Eagle3Config) -> RotaryEmbedding:
+    """Tables a block longer than the context: the last block reaches past it."""
+    positions = config.backbone.max_context_tokens + config.block_size
+    return RotaryEmbedding(dataclasses.replace(config.backbone, max_context_tokens=positions))
