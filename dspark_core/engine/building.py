@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from dspark_core.algorithms.calibration import Calibration
 from dspark_core.engine.autoregressive_draft_engine import AutoregressiveDraftEngine
 from dspark_core.engine.context_draft_engine import ContextDraftEngine
 from dspark_core.engine.draft_engine import DraftEngine
@@ -16,6 +17,7 @@ from dspark_core.engine.protocols import DraftGeometry
 from dspark_core.engine.target_engine import ContextProjection, TargetEngine
 from dspark_core.errors import ConfigError
 from dspark_core.models.config import DecoderConfig, DrafterConfig, Eagle3Config
+from dspark_core.models.drafter_calibration import read_calibration
 from dspark_core.models.drafter_checkpoint import fingerprint, load_drafter, load_projection
 from dspark_core.models.drafter_config import read_any_config
 from dspark_core.models.dspark import FeatureProjection
@@ -85,8 +87,18 @@ def build_target(options: EngineOptions) -> BuiltTarget:
     return BuiltTarget(engine=engine, loaded=loaded, geometry=geometry)
 
 
-def build_drafter(options: EngineOptions, loaded: LoadedTarget | None = None) -> ContextDraftEngine:
-    """For inference; embedding and LM head come from `loaded`, or from the target's checkpoint."""
+def build_drafter(
+    options: EngineOptions,
+    loaded: LoadedTarget | None = None,
+    *,
+    generator: torch.Generator | None = None,
+    calibrated: bool = True,
+) -> ContextDraftEngine:
+    """For inference; embedding and LM head come from `loaded`, or from the target's checkpoint.
+
+    `generator` draws uncoupled drafts; None: one seeded anew. `calibrated`: confidences are
+    corrected by the calibration stored with the checkpoint, if there is one.
+    """
     if options.drafter is None:
         raise ConfigError("a drafter needs a checkpoint: drafter is not set")
     directory = resolve_drafter_path(options.drafter)
@@ -94,6 +106,7 @@ def build_drafter(options: EngineOptions, loaded: LoadedTarget | None = None) ->
     embed, head = target.decoder.embed_tokens.weight, target.decoder.lm_head.weight
     config = read_any_config(directory)
     mark = _fingerprint(directory, config)
+    calibration = _calibration(directory, config, mark) if calibrated else None
     page_bytes = PagedCache.bytes_per_page(config.backbone, PAGE_TOKENS, 0, options.torch_dtype)
     # The drafter's layers are few: an eighth of the target's memory holds at least as many tokens.
     num_pages = max(2, options.kv_cache_bytes // 8 // page_bytes)
@@ -101,11 +114,18 @@ def build_drafter(options: EngineOptions, loaded: LoadedTarget | None = None) ->
         eagle3 = load_eagle3(directory, embed, head, target.config, options.torch_dtype)
         eagle3.pack()
         return AutoregressiveDraftEngine(
-            eagle3, fingerprint=mark, num_pages=num_pages, page_tokens=PAGE_TOKENS
+            eagle3, fingerprint=mark, num_pages=num_pages, page_tokens=PAGE_TOKENS, generator=generator
         )
     drafter = load_drafter(directory, embed, head, target.config, options.torch_dtype)
     drafter.pack()
-    return DraftEngine(drafter, fingerprint=mark, num_pages=num_pages, page_tokens=PAGE_TOKENS)
+    return DraftEngine(
+        drafter,
+        fingerprint=mark,
+        num_pages=num_pages,
+        page_tokens=PAGE_TOKENS,
+        generator=generator,
+        confidence_temperatures=calibration.temperatures if calibration else None,
+    )
 
 
 def read_geometry(directory: Path) -> DraftGeometry:
@@ -132,6 +152,15 @@ def _fingerprint(directory: Path, config: DrafterConfig | Eagle3Config) -> str:
     if isinstance(config, Eagle3Config):
         return eagle3_fingerprint(directory, config)
     return fingerprint(directory)
+
+
+def _calibration(directory: Path, config: DrafterConfig | Eagle3Config, mark: str) -> Calibration | None:
+    return read_calibration(
+        directory,
+        fingerprint=mark,
+        block_size=config.block_size,
+        confidence_head=isinstance(config, DrafterConfig) and config.confidence_head,
+    )
 
 
 def _num_pages(options: EngineOptions, loaded: LoadedTarget, feature_size: int) -> int:
