@@ -174,10 +174,9 @@ def _print_table(results: dict[str, Runs]) -> None:
     print(f"\n{'':18} tokens/s   (min .. max)     accepted length")
     for name, runs in results.items():
         row = _summary(runs)
+        speed, length = row["tokens_per_second_median"], row["accepted_length_mean"]
         spread = f"({row['tokens_per_second_min']:.1f} .. {row['tokens_per_second_max']:.1f})"
-        print(
-            f"{name:18} {row['tokens_per_second_median']:8.1f}   {spread:16} {row['accepted_length_mean']:.2f}"
-        )
+        print(f"{name:18} {speed:8.1f}   {spread:16} {length:.2f}")
     for name, ratio in _ratios(results).items():
         print(f"{name}: {ratio:.2f}x")
 

@@ -22,7 +22,12 @@ def report(number: int) -> RoundReport:
         for i, row in enumerate(SURVIVAL)
     )
     return RoundReport(
-        replica_id="v", round=number, requests=requests, batch_tokens=4, step_seconds=0.011, draft_seconds=0.001
+        replica_id="v",
+        round=number,
+        requests=requests,
+        batch_tokens=4,
+        step_seconds=0.011,
+        draft_seconds=0.001,
     )
 
 
