@@ -1,1 +1,1 @@
-"""Measures drafters: accepted length, acceptance by position, calibration."""
+"""Measures drafters by real speculative decoding: accepted length, acceptance, confidence, thresholds."""

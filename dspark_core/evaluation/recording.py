@@ -1,68 +1,78 @@
-"""Records what every round proposed and what came of it, for calibration and acceptance statistics."""
+"""Sees what every round of a round loop did, without changing it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
 
-from dspark_core.engine.protocols import PlanSource
-from dspark_core.records import RequestSurvival, RoundReport
-
-
-@dataclass(frozen=True, slots=True)
-class RoundRecord:
-    """One round of one request."""
-
-    sequence_id: str
-    confidences: tuple[float, ...]
-    """Of every draft position that may be verified; the block's end is cut near the length limit."""
-    verify_length: int
-    """Draft tokens that went through the target."""
-    accepted: int
-    """Leading ones that it accepted, tokens after a stop token included."""
+from dspark_core.engine.planning import FullPlanSource
+from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem, DraftSource
+from dspark_core.engine.rounds import RoundOutput
+from dspark_core.evaluation.round_table import DraftRound
+from dspark_core.records import FinishReason, RequestSurvival, RoundReport
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedRounds:
-    """Rounds in the order they happened, also those in which nothing was verified."""
+class RecordingPlan(FullPlanSource):
+    """Verifies whole blocks and keeps the report of the latest round."""
 
-    rounds: tuple[RoundRecord, ...]
-
-    def of(self, sequence_ids: Sequence[str]) -> RecordedRounds:
-        """The rounds of some of the requests."""
-        wanted = frozenset(sequence_ids)
-        return RecordedRounds(tuple(record for record in self.rounds if record.sequence_id in wanted))
-
-
-class RecordingPlanSource:
-    """A `PlanSource` that plans as another does and keeps what the reports say."""
-
-    def __init__(self, inner: PlanSource) -> None:
-        self._inner = inner
-        self._rounds: list[RoundRecord] = []
-
-    @property
-    def recorded(self) -> RecordedRounds:
-        return RecordedRounds(tuple(self._rounds))
-
-    def plan(self, survival: Sequence[Sequence[float]]) -> tuple[int, ...]:
-        return self._inner.plan(survival)
+    def __init__(self) -> None:
+        self._report: RoundReport | None = None
 
     def report(self, report: RoundReport) -> None:
-        self._rounds.extend(_record(request) for request in report.requests)
-        self._inner.report(report)
+        self._report = report
+
+    def take_report(self) -> RoundReport | None:
+        """Of the round since the last call; None when there was none."""
+        report, self._report = self._report, None
+        return report
 
 
-def _record(request: RequestSurvival) -> RoundRecord:
-    return RoundRecord(
-        sequence_id=request.sequence_id,
-        confidences=confidence_from_survival(request.survival),
-        verify_length=request.verify_length,
-        accepted=request.accepted,
+class RecordingDrafts:
+    """A `DraftSource` that remembers whose block of the latest round came with confidences.
+
+    Reports do not tell: the round loop plans drafts without confidences by an assumed one.
+    Releasing changes nothing, as a round releases what ends in it before anyone could ask.
+    """
+
+    def __init__(self, source: DraftSource) -> None:
+        self._source = source
+        self._confident: frozenset[str] = frozenset()
+
+    @property
+    def geometry(self) -> DraftGeometry:
+        return self._source.geometry
+
+    @property
+    def generation(self) -> int:
+        return self._source.generation
+
+    def propose(self, items: Sequence[DraftItem]) -> Future[list[DraftBlock]]:
+        self._confident = frozenset()
+        future = self._source.propose(items)
+        future.add_done_callback(self._remember)
+        return future
+
+    def release(self, sequence_ids: Sequence[str]) -> None:
+        self._source.release(sequence_ids)
+
+    def is_confident(self, sequence_id: str) -> bool:
+        return sequence_id in self._confident
+
+    def _remember(self, future: Future[list[DraftBlock]]) -> None:
+        if future.cancelled() or future.exception() is not None:
+            return
+        self._confident = frozenset(block.sequence_id for block in future.result() if block.confidences)
+
+
+def draft_round(told: RequestSurvival, output: RoundOutput, *, confident: bool) -> DraftRound:
+    """One request's round, from the loop's report and what it committed."""
+    committed = len(output.chunk.token_ids)
+    stopped = output.chunk.finish_reason is FinishReason.STOP and committed <= told.accepted
+    return DraftRound(
+        drafted=len(told.survival),
+        verified=told.verify_length,
+        accepted=min(told.accepted, committed),
+        committed=committed,
+        stopped=stopped,
+        survival=told.survival if confident else (),
     )
-
-
-def confidence_from_survival(survival: Sequence[float]) -> tuple[float, ...]:
-    """c_k = a_k / a_{k-1}, 0 where nothing survives: the inverse of `survival_from_confidence`."""
-    before = (1.0, *survival)
-    return tuple(now / then if then > 0.0 else 0.0 for now, then in zip(survival, before, strict=False))

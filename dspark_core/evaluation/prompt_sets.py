@@ -1,0 +1,90 @@
+"""Reads benchmark prompts: JSONL rows of an id and the user's turns, the first of which is asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dspark_core.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    row_id: str
+    text: str
+    """The first user turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    name: str
+    """The file's name without its ending."""
+    rows: tuple[PromptRow, ...]
+
+
+def find_prompt_files(paths: Sequence[Path]) -> list[Path]:
+    """Files as given, directories as their *.jsonl sorted by name.
+
+    Raises:
+        ConfigError: a path does not exist, a directory holds no JSONL, or two files have one name.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found = sorted(path.glob("*.jsonl"))
+            if not found:
+                raise ConfigError(f"directory {path} holds no .jsonl file")
+            files.extend(found)
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise ConfigError(f"prompt file {path} not found")
+    by_name: dict[str, Path] = {}
+    for file in files:
+        other = by_name.setdefault(file.stem, file)
+        if other is not file:
+            raise ConfigError(f"two prompt files are named {file.stem!r}: {other} and {file}")
+    return files
+
+
+def read_prompt_set(path: Path, limit: int | None = None) -> PromptSet:
+    """The first `limit` rows of a file; empty lines do not count.
+
+    Raises:
+        ConfigError: a row is not an object with `turns`, or none is left; names file and line.
+    """
+    rows: list[PromptRow] = []
+    try:
+        # Not splitlines(): JSON texts may hold U+2028 and others that it takes for line ends.
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if limit is not None and len(rows) >= limit:
+            break
+        if line.strip():
+            rows.append(_read_row(line, f"{path}:{number}", default_id=f"line-{number}"))
+    if not rows:
+        raise ConfigError(f"{path} holds no rows")
+    return PromptSet(path.stem, tuple(rows))
+
+
+def _read_row(line: str, where: str, default_id: str) -> PromptRow:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where} is not valid JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ConfigError(f"{where} must be an object with 'turns', got {type(row).__name__}")
+    if "turns" not in row:
+        raise ConfigError(f"{where} has no 'turns'; its fields are: {', '.join(row) or 'none'}")
+    turns = row["turns"]
+    if not isinstance(turns, list) or not turns:
+        raise ConfigError(f"{where}: 'turns' must be a non-empty list, got {json.dumps(turns)[:80]}")
+    if not isinstance(turns[0], str) or not turns[0].strip():
+        raise ConfigError(
+            f"{where}: the first of 'turns' must be a non-empty text, got {json.dumps(turns[0])[:80]}"
+        )
+    return PromptRow(str(row.get("id", default_id)), turns[0])

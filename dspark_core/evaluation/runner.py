@@ -1,0 +1,197 @@
+"""Answers prompts by speculative decoding, many at a time, and keeps every round.
+
+Below tokenizers and files: prompts are token ids. The draft block is always verified whole.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from dspark_core.engine.batching import BatchLimits
+from dspark_core.engine.drafting import Drafting
+from dspark_core.engine.protocols import DraftSource
+from dspark_core.engine.rounds import RoundLoop, RoundOutput
+from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.errors import ConfigError, ContextLengthError
+from dspark_core.evaluation.recording import RecordingDrafts, RecordingPlan, draft_round
+from dspark_core.evaluation.round_table import DraftRound
+from dspark_core.records import MAX_SEED, GenerateRequest, SamplingParams, SpeculationOptions, Verification
+
+DRAFT_DEADLINE_SECONDS = 600.0
+"""A late draft would be counted as a bad one; there is no user to keep waiting."""
+
+PREFILL_CHUNK_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalSettings:
+    """How answers are generated. Defaults are the paper's protocol but for the length."""
+
+    max_tokens: int = 256
+    """No round begins once an answer has this many tokens; the last round counts whole."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    verification: Verification = Verification.REJECTION
+    seed: int = 0
+    concurrency: int = 16
+    """Answers generated together."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "concurrency"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not 0 <= self.seed <= MAX_SEED // 2:
+            raise ConfigError(f"seed must be in [0, {MAX_SEED // 2}], got {self.seed}")
+        self.sampling_of(0)  # says what is wrong with temperature, top_p or top_k
+
+    def sampling_of(self, row: int) -> SamplingParams:
+        """Of the prompt in row `row` of its file: under coupled verification noise of its own."""
+        coupled = self.verification is Verification.COUPLED
+        return SamplingParams(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            seed=self.seed + row if coupled else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalPrompt:
+    set_name: str
+    row: int
+    """Counted from 0 within its set."""
+    token_ids: tuple[int, ...]
+
+    @property
+    def request_id(self) -> str:
+        return f"{self.set_name}/{self.row}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnsweredPrompt:
+    prompt: EvalPrompt
+    rounds: tuple[DraftRound, ...]
+    """After prefill, whose token none of them counts."""
+    token_ids: tuple[int, ...]
+    """The answer: the prefill's token and what the rounds committed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalRun:
+    answered: tuple[AnsweredPrompt, ...]
+    """In the order they ended."""
+    too_long: tuple[EvalPrompt, ...]
+    """Prompts that leave no room in the context; they were skipped."""
+
+
+@dataclass(slots=True)
+class _Running:
+    prompt: EvalPrompt
+    rounds: list[DraftRound] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+
+
+def draft_generator(seed: int) -> torch.Generator:
+    """For the drafter of a run with this seed.
+
+    Not the acceptor's stream: accepting with the numbers a draft was drawn with is not lossless.
+    """
+    return torch.Generator().manual_seed(MAX_SEED - seed)
+
+
+class EvalRunner:
+    def __init__(
+        self,
+        engine: TargetEngine,
+        source: DraftSource,
+        settings: EvalSettings,
+        *,
+        stop_token_ids: tuple[int, ...] = (),
+    ) -> None:
+        self._settings = settings
+        self._stop_token_ids = stop_token_ids
+        self._block_size = source.geometry.block_size
+        self._plan = RecordingPlan()
+        self._drafts = RecordingDrafts(source)
+        self._loop = RoundLoop(
+            engine,
+            self._plan,
+            drafting=Drafting(self._drafts, engine, deadline_seconds=DRAFT_DEADLINE_SECONDS),
+            limits=_limits(settings.concurrency, self._block_size),
+            generator=torch.Generator().manual_seed(settings.seed),
+        )
+        self._running: dict[str, _Running] = {}
+
+    def run(
+        self, prompts: Sequence[EvalPrompt], on_ended: Callable[[EvalPrompt], None] = lambda _: None
+    ) -> EvalRun:
+        """Answers all prompts; `on_ended` hears of each, also of skipped ones."""
+        waiting = deque(prompts)
+        answered: list[AnsweredPrompt] = []
+        too_long: list[EvalPrompt] = []
+        while waiting or self._running:
+            while waiting and len(self._running) < self._settings.concurrency:
+                prompt = waiting.popleft()
+                if not self._submit(prompt):
+                    too_long.append(prompt)
+                    on_ended(prompt)
+            for ended in self._step():
+                answered.append(
+                    AnsweredPrompt(
+                        prompt=ended.prompt, rounds=tuple(ended.rounds), token_ids=tuple(ended.token_ids)
+                    )
+                )
+                on_ended(ended.prompt)
+        return EvalRun(answered=tuple(answered), too_long=tuple(too_long))
+
+    def _submit(self, prompt: EvalPrompt) -> bool:
+        """False when the prompt does not fit the context."""
+        request = GenerateRequest(
+            request_id=prompt.request_id,
+            prompt_token_ids=prompt.token_ids,
+            # With less, the last rounds would draft shortened blocks and accepted length suffer.
+            max_tokens=self._settings.max_tokens + self._block_size,
+            sampling=self._settings.sampling_of(prompt.row),
+            stop_token_ids=self._stop_token_ids,
+            speculation=SpeculationOptions(verification=self._settings.verification),
+        )
+        try:
+            self._loop.submit(request)
+        except ContextLengthError:
+            return False
+        self._running[prompt.request_id] = _Running(prompt)
+        return True
+
+    def _step(self) -> list[_Running]:
+        """One round -> the answers that ended with it."""
+        outputs = self._loop.step()
+        report = self._plan.take_report()
+        told = {one.sequence_id: one for one in report.requests} if report else {}
+        ended = []
+        for output in outputs:
+            running = self._running[output.request_id]
+            running.token_ids.extend(output.chunk.token_ids)
+            if output.request_id in told:  # otherwise the token is prefill's
+                confident = self._drafts.is_confident(output.request_id)
+                running.rounds.append(draft_round(told[output.request_id], output, confident=confident))
+            if self._is_over(running, output):
+                self._loop.cancel(output.request_id)
+                ended.append(self._running.pop(output.request_id))
+        return ended
+
+    def _is_over(self, running: _Running, output: RoundOutput) -> bool:
+        return output.chunk.finish_reason is not None or len(running.token_ids) >= self._settings.max_tokens
+
+
+def _limits(concurrency: int, block_size: int) -> BatchLimits:
+    """Room for every whole draft and for prefill beside them."""
+    return BatchLimits(
+        max_running=concurrency,
+        max_batch_tokens=concurrency * (1 + block_size) + PREFILL_CHUNK_TOKENS,
+        prefill_chunk_tokens=PREFILL_CHUNK_TOKENS,
+    )

@@ -1,0 +1,51 @@
+"""What verifying only likely survivors would have cost and saved, computed from recorded rounds.
+
+A draft position is verified while its predicted survival a_k is at least the threshold. Rounds
+stay where they were: with shorter prefixes a real run would place its anchors differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dspark_core.evaluation.acceptance import ratio
+from dspark_core.evaluation.round_table import RoundTable
+
+THRESHOLDS = tuple(step / 20 for step in range(20))
+"""0, 0.05, ..., 0.95."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepPoint:
+    threshold: float
+    verify_length: float
+    """Verified draft tokens per round."""
+    acceptance_rate: float | None
+    """Accepted of the verified tokens; None where none were verified."""
+    accepted_length: float
+
+
+def sweep_thresholds(table: RoundTable, thresholds: Sequence[float] = THRESHOLDS) -> tuple[SweepPoint, ...]:
+    """One point per threshold; empty without rounds or without predictions."""
+    if not table.has_confidence:
+        return ()
+    return tuple(_point(table, threshold) for threshold in thresholds)
+
+
+def _point(table: RoundTable, threshold: float) -> SweepPoint:
+    # Survival never rises along a block, so that the positions above the threshold are a prefix;
+    # the running minimum keeps it one whatever a source reports. NaN compares false.
+    above = np.minimum.accumulate(table.survival, axis=1) >= threshold
+    lengths = np.minimum(above.sum(axis=1), table.verified)
+    accepted = np.minimum(table.accepted, lengths)
+    # The target's own token follows a prefix cut short, unless a stop token came before.
+    committed = np.minimum(table.committed, lengths + 1)
+    return SweepPoint(
+        threshold=threshold,
+        verify_length=float(lengths.mean()),
+        acceptance_rate=ratio(int(accepted.sum()), int(lengths.sum())),
+        accepted_length=float(committed.mean()),
+    )

@@ -1,0 +1,226 @@
+"""`dspark eval`: accepted length of a drafter on benchmark prompts, or a comparison of results.
+
+Prompts are JSONL files (or directories of them) with rows {"id", "turns": [...]}; the first turn is asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dspark_core.engine.building import build_drafter, build_target
+from dspark_core.engine.draft_engine import LocalDraftSource
+from dspark_core.errors import ConfigError
+from dspark_core.evaluation.comparison import compare, read_results
+from dspark_core.evaluation.environment import describe_environment
+from dspark_core.evaluation.plots import draw_plots, require_matplotlib
+from dspark_core.evaluation.prompt_sets import PromptSet, find_prompt_files, read_prompt_set
+from dspark_core.evaluation.report import EvalReport, macro_mean, report_sets
+from dspark_core.evaluation.runner import EvalPrompt, EvalRun, EvalRunner, EvalSettings, draft_generator
+from dspark_core.model_paths import resolve_model_path
+from dspark_core.records import Verification
+from dspark_core.tokenization.loading import load_tokenizer
+from dspark_core.tokenization.tokenizer import Tokenizer
+from services.cli.arguments import add_stack_arguments, stack_options
+from services.cli.eval_tables import (
+    comparison_table,
+    confidence_table,
+    position_table,
+    result_table,
+    sweep_table,
+)
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("eval", help="measure a drafter", description=__doc__)
+    parser.add_argument("prompts", type=Path, nargs="*", help="JSONL files or directories of them")
+    parser.add_argument(
+        "--compare", type=Path, nargs="+", default=None, metavar="RESULT", help="results of earlier runs"
+    )
+    parser.add_argument("--limit", type=int, default=None, help="rows per file (default: all)")
+    parser.add_argument("--out", type=Path, default=None, help="write the result as JSON to this file")
+    parser.add_argument("--plots", type=Path, default=None, help="write plots as PNG to this directory")
+    _add_settings(parser)
+    add_stack_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("protocol")
+    defaults = EvalSettings()
+    group.add_argument(
+        "--max-tokens", type=int, default=defaults.max_tokens, help=f"per answer ({defaults.max_tokens})"
+    )
+    group.add_argument("--temperature", type=float, default=defaults.temperature, help="0: greedy (1)")
+    group.add_argument("--top-p", type=float, default=defaults.top_p, help="(1: off)")
+    group.add_argument("--top-k", type=int, default=defaults.top_k, help="(0: off)")
+    group.add_argument(
+        "--verification",
+        choices=[rule.value for rule in Verification],
+        default=defaults.verification.value,
+        help=f"rule of acceptance ({defaults.verification.value})",
+    )
+    group.add_argument("--seed", type=int, default=defaults.seed, help=f"of all sampling ({defaults.seed})")
+    group.add_argument(
+        "--concurrency",
+        type=int,
+        default=defaults.concurrency,
+        help=f"answers generated together ({defaults.concurrency})",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.compare is not None:
+        return _compare(arguments)
+    return _evaluate(arguments)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    if arguments.prompts:
+        raise ConfigError(f"--compare takes results only, got prompt file {arguments.prompts[0]}")
+    comparison = compare(read_results(arguments.compare))
+    console = Console()
+    console.print(comparison_table(comparison))
+    if comparison.differing_arguments:
+        differing = ", ".join(comparison.differing_arguments)
+        console.print(f"[yellow]measured under different {differing}: not like for like[/yellow]")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    settings = _settings(arguments)
+    sets = _read_sets(arguments)
+    _check_outputs(arguments)
+    report = _measure(arguments, settings, sets)
+    _write(report, arguments.out)
+    _show(report)
+    if arguments.plots is not None:
+        for path in draw_plots(report, arguments.plots):
+            print(f"written to {path}")
+    return 0
+
+
+def _settings(arguments: argparse.Namespace) -> EvalSettings:
+    return EvalSettings(
+        max_tokens=arguments.max_tokens,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        top_k=arguments.top_k,
+        verification=Verification(arguments.verification),
+        seed=arguments.seed,
+        concurrency=arguments.concurrency,
+    )
+
+
+def _read_sets(arguments: argparse.Namespace) -> list[PromptSet]:
+    if not arguments.prompts:
+        raise ConfigError("eval needs prompt files, or --compare with results")
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ConfigError(f"--limit must be >= 1, got {arguments.limit}")
+    return [read_prompt_set(path, arguments.limit) for path in find_prompt_files(arguments.prompts)]
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """What would fail after the long work fails before it."""
+    if arguments.plots is not None:
+        require_matplotlib()
+    directories = [arguments.plots, arguments.out.parent if arguments.out else None]
+    for directory in directories:
+        if directory is not None:
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"cannot write to {directory}: {error}") from error
+
+
+def _measure(arguments: argparse.Namespace, settings: EvalSettings, sets: Sequence[PromptSet]) -> EvalReport:
+    options = stack_options(arguments)
+    if options.drafter is None:
+        raise ConfigError("eval measures a drafter: --drafter must name one, got 'none'")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    tokenizer = load_tokenizer(resolve_model_path(options.target_model))
+    prompts = _encode(sets, tokenizer)
+    target = build_target(options.engine)
+    drafter = build_drafter(options.engine, target.loaded, generator=draft_generator(settings.seed))
+    runner = EvalRunner(
+        target.engine, LocalDraftSource(drafter), settings, stop_token_ids=tokenizer.stop_token_ids
+    )
+    started = time.perf_counter()
+    done = _run_with_progress(runner, prompts)
+    seconds = time.perf_counter() - started
+    reports = report_sets(done, [one.name for one in sets])
+    return EvalReport(
+        arguments=_argument_values(arguments),
+        environment={
+            **describe_environment(datetime.now(UTC)),
+            "target_fingerprint": target.loaded.fingerprint,
+            "drafter_fingerprint": drafter.geometry.fingerprint,
+        },
+        seconds=seconds,
+        sets=reports,
+        macro=macro_mean(reports),
+    )
+
+
+def _encode(sets: Sequence[PromptSet], tokenizer: Tokenizer) -> list[EvalPrompt]:
+    return [
+        EvalPrompt(
+            set_name=one.name,
+            row=row,
+            token_ids=tokenizer.encode_chat([{"role": "user", "content": asked.text}]),
+        )
+        for one in sets
+        for row, asked in enumerate(one.rows)
+    ]
+
+
+def _run_with_progress(runner: EvalRunner, prompts: Sequence[EvalPrompt]) -> EvalRun:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("answers", total=len(prompts))
+        return runner.run(prompts, on_ended=lambda _: progress.advance(task))
+
+
+def _argument_values(arguments: argparse.Namespace) -> dict[str, object]:
+    """As they can be written to JSON."""
+    left_out = {"run", "compare"}
+    return {
+        name: [str(path) for path in value]
+        if isinstance(value, list)
+        else str(value)
+        if isinstance(value, Path)
+        else value
+        for name, value in vars(arguments).items()
+        if name not in left_out
+    }
+
+
+def _write(report: EvalReport, path: Path | None) -> None:
+    if path is not None:
+        path.write_text(json.dumps(report.document(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _show(report: EvalReport) -> None:
+    console = Console()
+    console.print(result_table(report))
+    console.print(position_table(report))
+    if report.macro.sweep:
+        console.print(confidence_table(report))
+        console.print(sweep_table(report))
+    else:
+        console.print("no confidence head: no confidence figures and no threshold sweep")
+    tokens = sum(one.generated_tokens for one in report.sets)
+    console.print(f"{tokens} tokens in {report.seconds:.0f} s")
+    skipped = sum(one.too_long_prompts for one in report.sets)
+    if skipped:
+        console.print(f"[yellow]{skipped} prompts skipped: longer than the context[/yellow]")

@@ -1,0 +1,71 @@
+"""Benchmark files: what is read, and what a wrong row's error says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dspark_core.errors import ConfigError
+from dspark_core.evaluation.prompt_sets import PromptRow, find_prompt_files, read_prompt_set
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), "utf-8")
+    return path
+
+
+def test_the_first_turn_of_each_row_is_read(tmp_path: Path) -> None:
+    rows = [{"id": "a", "turns": ["one", "two"]}, "", {"turns": ["line\u2028kept whole"]}]
+    lines = [row if row == "" else json.dumps(row, ensure_ascii=False) for row in rows]
+    found = read_prompt_set(write(tmp_path / "chat.jsonl", *lines))
+    assert found.name == "chat"
+    assert found.rows == (PromptRow("a", "one"), PromptRow("line-3", "line\u2028kept whole"))
+
+
+def test_limit_takes_the_first_rows_and_reads_no_further(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", {"turns": ["one"]}, "not json")
+    assert [row.text for row in read_prompt_set(path, limit=1).rows] == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"id": "q", "prompt": "x"}, "has no 'turns'; its fields are: id, prompt"),
+        ({"turns": []}, "non-empty list"),
+        ({"turns": "x"}, "non-empty list"),
+        ({"turns": [3]}, "non-empty text, got 3"),
+        ({"turns": [" "]}, "non-empty text"),
+        (["x"], "must be an object with 'turns', got list"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_a_wrong_row_is_named_by_file_and_line(tmp_path: Path, row: object, message: str) -> None:
+    path = write(tmp_path / "bad.jsonl", {"turns": ["fine"]}, row)
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_prompt_set(path)
+    assert str(caught.value).startswith(f"{path}:2")
+
+
+def test_directories_give_their_files_in_order(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.jsonl", "notes.txt"):
+        write(tmp_path / name, {"turns": ["x"]})
+    assert [path.name for path in find_prompt_files([tmp_path])] == ["a.jsonl", "b.jsonl"]
+
+
+def test_paths_that_cannot_be_evaluated_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    one, two = (write(tmp_path / d / "a.jsonl", {"turns": ["x"]}) for d in (".", "other"))
+    with pytest.raises(ConfigError, match=r"missing\.jsonl not found"):
+        find_prompt_files([tmp_path / "missing.jsonl"])
+    with pytest.raises(ConfigError, match=r"holds no \.jsonl file"):
+        find_prompt_files([tmp_path / "empty"])
+    with pytest.raises(ConfigError, match="two prompt files are named 'a'"):
+        find_prompt_files([one, two])
+    with pytest.raises(ConfigError, match="holds no rows"):
+        read_prompt_set(write(tmp_path / "blank.jsonl", "", " "))
+    (tmp_path / "latin.jsonl").write_bytes(b'{"turns": ["\xe9"]}')
+    with pytest.raises(ConfigError, match="is not UTF-8"):
+        read_prompt_set(tmp_path / "latin.jsonl")
