@@ -100,8 +100,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     sets = _read_sets(arguments)
     _check_outputs(arguments)
     report = _measure(arguments, settings, sets)
-    _write(report, arguments.out)
     _show(report)
+    _write(report, arguments.out)
     if arguments.plots is not None:
         for path in draw_plots(report, arguments.plots):
             print(f"written to {path}")
@@ -132,6 +132,8 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
     """What would fail after the long work fails before it."""
     if arguments.plots is not None:
         require_matplotlib()
+    if arguments.out is not None and arguments.out.is_dir():
+        raise ConfigError(f"--out must be a file, got the directory {arguments.out}")
     directories = [arguments.plots, arguments.out.parent if arguments.out else None]
     for directory in directories:
         if directory is not None:
@@ -194,20 +196,19 @@ def _run_with_progress(runner: EvalRunner, prompts: Sequence[EvalPrompt]) -> Eva
 def _argument_values(arguments: argparse.Namespace) -> dict[str, object]:
     """As they can be written to JSON."""
     left_out = {"run", "compare"}
-    return {
-        name: [str(path) for path in value]
-        if isinstance(value, list)
-        else str(value)
-        if isinstance(value, Path)
-        else value
-        for name, value in vars(arguments).items()
-        if name not in left_out
-    }
+    return {name: _plain(value) for name, value in vars(arguments).items() if name not in left_out}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _write(report: EvalReport, path: Path | None) -> None:
     if path is not None:
         path.write_text(json.dumps(report.document(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        print(f"written to {path}")
 
 
 def _show(report: EvalReport) -> None:
@@ -222,5 +223,8 @@ def _show(report: EvalReport) -> None:
     tokens = sum(one.generated_tokens for one in report.sets)
     console.print(f"{tokens} tokens in {report.seconds:.0f} s")
     skipped = sum(one.too_long_prompts for one in report.sets)
+    undrafted = sum(one.acceptance.undrafted_rounds for one in report.sets)
+    if undrafted:
+        console.print(f"[yellow]{undrafted} rounds without a draft lower all figures[/yellow]")
     if skipped:
         console.print(f"[yellow]{skipped} prompts skipped: longer than the context[/yellow]")

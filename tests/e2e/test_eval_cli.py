@@ -56,6 +56,7 @@ def test_eval_measures_writes_draws_and_compares(prompts: Path, tmp_path: Path, 
         (["{prompts}", "--drafter", "none"], "--drafter must name one, got 'none'"),
         (["{prompts}", "--drafter", "no-such-drafter"], "no-such-drafter"),
         (["{prompts}", "--out", "{prompts}/x.json"], "cannot write to"),
+        (["{prompts}", "--out", "{directory}"], "--out must be a file"),
         (["{prompts}", "--compare", "{prompts}"], "--compare takes results only"),
         (["--compare", "{prompts}"], "cannot be read"),
         (["{prompts}.missing"], "not found"),
@@ -64,7 +65,9 @@ def test_eval_measures_writes_draws_and_compares(prompts: Path, tmp_path: Path, 
 def test_what_cannot_be_evaluated_is_said_in_one_line(
     arguments: list[str], message: str, prompts: Path, capsys
 ) -> None:
-    assert main(["eval", *(text.format(prompts=prompts) for text in arguments)]) == 2
+    assert (
+        main(["eval", *(text.format(prompts=prompts, directory=prompts.parent) for text in arguments)]) == 2
+    )
     shown = capsys.readouterr().err
     assert message in shown
     assert len(shown.splitlines()) == 1

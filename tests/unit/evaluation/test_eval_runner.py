@@ -34,7 +34,7 @@ def options(drafter: str) -> EngineOptions:
     )
 
 
-@pytest.fixture(scope="module", params=["dspark_vanilla", "dflash"])
+@pytest.fixture(scope="module", params=["dspark_vanilla", "dflash", "eagle3"])
 def golden(request: pytest.FixtureRequest) -> tuple[str, BuiltTarget]:
     return request.param, build_target(options(request.param))
 
@@ -81,7 +81,7 @@ def test_greedy_rounds_are_those_of_the_reference(golden, concurrency: int, veri
     (report,) = report_sets(run, ["golden"])
     assert report.acceptance.accepted_length == pytest.approx(sum(lengths) / len(lengths))
     assert report.generated_tokens == sum(lengths) + len(answers)
-    assert bool(report.confidence) == bool(report.sweep) == (name != "dflash")
+    assert bool(report.confidence) == bool(report.sweep) == (name == "dspark_vanilla")
 
 
 @pytest.mark.parametrize("verification", list(Verification))
