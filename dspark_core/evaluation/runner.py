@@ -189,9 +189,10 @@ class EvalRunner:
 
 
 def _limits(concurrency: int, block_size: int) -> BatchLimits:
-    """Room for every whole draft and for prefill beside them."""
+    """Room for every whole draft and for prefill beside them; all prompts in the loop may be waiting."""
     return BatchLimits(
         max_running=concurrency,
+        max_waiting=concurrency,
         max_batch_tokens=concurrency * (1 + block_size) + PREFILL_CHUNK_TOKENS,
         prefill_chunk_tokens=PREFILL_CHUNK_TOKENS,
     )

@@ -153,6 +153,13 @@ def test_a_drafter_that_fails_is_counted_in_undrafted_rounds() -> None:
     assert (found.rounds, found.undrafted_rounds, found.accepted_length) == (4, 4, 1.0)
 
 
+def test_more_answers_at_once_than_a_server_would_queue() -> None:
+    prompts = [EvalPrompt(set_name="x", row=row, token_ids=(row % 60,)) for row in range(300)]
+    settings = EvalSettings(max_tokens=1, temperature=0.0, concurrency=300)
+    run = EvalRunner(tiny_engine(), ScriptedDrafts(), settings).run(prompts)
+    assert sorted(one.prompt.row for one in run.answered) == list(range(300))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
