@@ -1,4 +1,4 @@
-"""Reads benchmark prompts: JSONL rows of an id and the user's turns, the first of which is asked."""
+"""Reads prompts: JSONL rows of an id and the user's turns, the first of which is asked, or one `prompt`."""
 
 from __future__ import annotations
 
@@ -78,6 +78,8 @@ def _read_row(line: str, where: str, default_id: str) -> PromptRow:
         raise ConfigError(f"{where} is not valid JSON: {error}") from error
     if not isinstance(row, dict):
         raise ConfigError(f"{where} must be an object with 'turns', got {type(row).__name__}")
+    if "turns" not in row and "prompt" in row:
+        row["turns"] = [row["prompt"]]
     if "turns" not in row:
         raise ConfigError(f"{where} has no 'turns'; its fields are: {', '.join(row) or 'none'}")
     turns = row["turns"]

@@ -24,6 +24,11 @@ def test_the_first_turn_of_each_row_is_read(tmp_path: Path) -> None:
     assert found.rows == (PromptRow("a", "one"), PromptRow("line-3", "line\u2028kept whole"))
 
 
+def test_a_single_prompt_is_a_first_turn(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", {"id": "p", "prompt": "asked"}, {"prompt": "no", "turns": ["yes"]})
+    assert read_prompt_set(path).rows == (PromptRow("p", "asked"), PromptRow("line-2", "yes"))
+
+
 def test_limit_takes_the_first_rows_and_reads_no_further(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", {"turns": ["one"]}, "not json")
     assert [row.text for row in read_prompt_set(path, limit=1).rows] == ["one"]
@@ -32,7 +37,7 @@ def test_limit_takes_the_first_rows_and_reads_no_further(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"id": "q", "prompt": "x"}, "has no 'turns'; its fields are: id, prompt"),
+        ({"id": "q", "question": "x"}, "has no 'turns'; its fields are: id, question"),
         ({"turns": []}, "non-empty list"),
         ({"turns": "x"}, "non-empty list"),
         ({"turns": [3]}, "non-empty text, got 3"),

@@ -1,0 +1,56 @@
+"""Draws reliability diagrams: predicted survival against the share that survived, by draft position."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dspark_core.algorithms.calibration import reliability_bins
+from dspark_core.evaluation.calibrating import CalibrationStudy
+from dspark_core.evaluation.plots import require_matplotlib
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+RELIABILITY_FILE = "reliability.png"
+_COLUMNS = 4
+
+
+def draw_reliability(study: CalibrationStudy, directory: Path) -> Path:
+    """Writes one PNG over the held-out rounds -> its path. Raises ConfigError without matplotlib."""
+    require_matplotlib()
+    from matplotlib.figure import Figure  # draws to files only: no display, no global state
+
+    temperatures = study.calibration.temperatures
+    rows = math.ceil(len(temperatures) / _COLUMNS)
+    figure = Figure(figsize=(3.2 * _COLUMNS, 3.4 * rows), layout="constrained")
+    panels = _panels(figure, len(temperatures), rows)
+    for position, (panel, temperature) in enumerate(zip(panels, temperatures, strict=True)):
+        panel.plot([0, 1], [0, 1], color="gray", linestyle=":")
+        for label, used in (("before", None), ("after", temperatures)):
+            predicted, observed = study.held_out_rounds.survival(used)[position]
+            bins = reliability_bins(predicted, observed)
+            panel.plot(
+                [one.mean_predicted for one in bins],
+                [one.mean_observed for one in bins],
+                marker="o",
+                label=label,
+            )
+        panel.set(title=f"position {position + 1}, T = {temperature:.2f}", xlim=(0, 1), ylim=(0, 1))
+        panel.grid(alpha=0.3)
+    panels[0].set(xlabel="predicted survival", ylabel="share that survived")
+    panels[0].legend(fontsize="small")
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / RELIABILITY_FILE
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _panels(figure: Figure, count: int, rows: int) -> Sequence[Axes]:
+    grid = [panel for row in figure.subplots(rows, _COLUMNS, squeeze=False) for panel in row]
+    for unused in grid[count:]:
+        unused.set_axis_off()
+    return grid[:count]

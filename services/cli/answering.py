@@ -1,0 +1,33 @@
+"""Prompt files to answers: what the commands that measure a drafter share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dspark_core.evaluation.prompt_sets import PromptSet
+from dspark_core.evaluation.runner import EvalPrompt, EvalRun, EvalRunner
+from dspark_core.tokenization.tokenizer import Tokenizer
+
+
+def encode_prompts(sets: Sequence[PromptSet], tokenizer: Tokenizer) -> list[EvalPrompt]:
+    """Each row as the first user message of a chat."""
+    return [
+        EvalPrompt(
+            set_name=one.name,
+            row=row,
+            token_ids=tokenizer.encode_chat([{"role": "user", "content": asked.text}]),
+        )
+        for one in sets
+        for row, asked in enumerate(one.rows)
+    ]
+
+
+def run_with_progress(runner: EvalRunner, prompts: Sequence[EvalPrompt]) -> EvalRun:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("answers", total=len(prompts))
+        return runner.run(prompts, on_ended=lambda _: progress.advance(task))
