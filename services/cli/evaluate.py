@@ -100,8 +100,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     sets = _read_sets(arguments)
     _check_outputs(arguments)
     report = _measure(arguments, settings, sets)
-    _show(report)
-    _write(report, arguments.out)
+    try:
+        _write(report, arguments.out)
+    finally:
+        _show(report)  # a full disk does not take the figures along, nor a closed pipe the file
     if arguments.plots is not None:
         for path in draw_plots(report, arguments.plots):
             print(f"written to {path}")
