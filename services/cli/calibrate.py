@@ -73,7 +73,10 @@ def run(arguments: argparse.Namespace) -> int:
     console.print(calibration_table(study))
     console.print(_summary(study))
     for path in outputs:
-        write_calibration(path, study.calibration, fingerprint=fingerprint)
+        try:
+            write_calibration(path, study.calibration, fingerprint=fingerprint)
+        except OSError as error:
+            raise ConfigError(f"cannot write to {path}: {error}") from error
         console.print(f"written to {path}", soft_wrap=True)
     if arguments.plots is not None:
         console.print(f"written to {draw_reliability(study, arguments.plots)}", soft_wrap=True)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dspark_core.engine.building import build_drafter, build_target
 from dspark_core.engine.draft_engine import LocalDraftSource
@@ -24,11 +23,11 @@ from dspark_core.evaluation.environment import describe_environment
 from dspark_core.evaluation.plots import draw_plots, require_matplotlib
 from dspark_core.evaluation.prompt_sets import PromptSet, find_prompt_files, read_prompt_set
 from dspark_core.evaluation.report import EvalReport, macro_mean, report_sets
-from dspark_core.evaluation.runner import EvalPrompt, EvalRun, EvalRunner, EvalSettings, draft_generator
+from dspark_core.evaluation.runner import EvalRunner, EvalSettings, draft_generator
 from dspark_core.model_paths import resolve_model_path
 from dspark_core.records import Verification
 from dspark_core.tokenization.loading import load_tokenizer
-from dspark_core.tokenization.tokenizer import Tokenizer
+from services.cli.answering import encode_prompts, run_with_progress
 from services.cli.arguments import add_stack_arguments, stack_options
 from services.cli.eval_tables import (
     comparison_table,
@@ -152,14 +151,14 @@ def _measure(arguments: argparse.Namespace, settings: EvalSettings, sets: Sequen
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     tokenizer = load_tokenizer(resolve_model_path(options.target_model))
-    prompts = _encode(sets, tokenizer)
+    prompts = encode_prompts(sets, tokenizer)
     target = build_target(options.engine)
     drafter = build_drafter(options.engine, target.loaded, generator=draft_generator(settings.seed))
     runner = EvalRunner(
         target.engine, LocalDraftSource(drafter), settings, stop_token_ids=tokenizer.stop_token_ids
     )
     started = time.perf_counter()
-    done = _run_with_progress(runner, prompts)
+    done = run_with_progress(runner, prompts)
     seconds = time.perf_counter() - started
     reports = report_sets(done, [one.name for one in sets])
     return EvalReport(
@@ -173,26 +172,6 @@ def _measure(arguments: argparse.Namespace, settings: EvalSettings, sets: Sequen
         sets=reports,
         macro=macro_mean(reports),
     )
-
-
-def _encode(sets: Sequence[PromptSet], tokenizer: Tokenizer) -> list[EvalPrompt]:
-    return [
-        EvalPrompt(
-            set_name=one.name,
-            row=row,
-            token_ids=tokenizer.encode_chat([{"role": "user", "content": asked.text}]),
-        )
-        for one in sets
-        for row, asked in enumerate(one.rows)
-    ]
-
-
-def _run_with_progress(runner: EvalRunner, prompts: Sequence[EvalPrompt]) -> EvalRun:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("answers", total=len(prompts))
-        return runner.run(prompts, on_ended=lambda _: progress.advance(task))
 
 
 def _argument_values(arguments: argparse.Namespace) -> dict[str, object]:
