@@ -167,14 +167,14 @@ def calibration_table(study: CalibrationStudy) -> Table:
             f"{fit_before.rounds}+{before.rounds}",
             _errors(fit_before, fit_after),
             _errors(before, after),
-            f"{_number(before.auc)} / {_number(after.auc)}",
-            f"{before.brier:.3f} / {after.brier:.3f}" if before.rounds else "-",
+            f"{_number(before.auc)}/{_number(after.auc)}",
+            f"{before.brier:.3f}/{after.brier:.3f}" if before.rounds else "-",
         )
     return table
 
 
 def _errors(before: PositionQuality, after: PositionQuality) -> str:
-    return f"{100 * before.ece:.1f} / {100 * after.ece:.1f}" if before.rounds else "-"
+    return f"{100 * before.ece:.1f}/{100 * after.ece:.1f}" if before.rounds else "-"
 
 
 def _number(value: float | None) -> str:
