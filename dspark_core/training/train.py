@@ -46,6 +46,8 @@ def main() -> None:
         decay_fraction=args.decay,
         cross_entropy_weight=args.cross_entropy_weight,
         distance_weight=args.distance_weight,
+        loss_decay=args.loss_decay,
+        dropout=args.dropout,
         seed=args.seed,
     )
     trainer = Trainer(drafter, config, refs)
@@ -165,6 +167,10 @@ def _arguments() -> argparse.Namespace:
     training.add_argument("--decay", type=float, default=0.96, help="fraction of the steps")
     training.add_argument("--cross-entropy-weight", type=float, default=0.1)
     training.add_argument("--distance-weight", type=float, default=0.9)
+    training.add_argument(
+        "--loss-decay", type=float, default=4.0, help="block positions over which weight falls to 1/e"
+    )
+    training.add_argument("--dropout", type=float, default=0.0)
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--threads", type=int, default=1)
     training.add_argument("--log-every", type=int, default=20)

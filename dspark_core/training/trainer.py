@@ -6,6 +6,7 @@ are a function of the seed and the step, so that a resumed run repeats what the 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ class TrainerConfig:
     cross_entropy_weight: float = 0.1
     distance_weight: float = 0.9
     confidence_weight: float = 1.0
+    dropout: float = 0.0
+    """Of the tapped states and of the blocks' final hidden states; for data that must be repeated."""
     slice_anchors: int = 48
     """Anchors whose vocabulary-sized tensors exist at a time."""
     seed: int = 0
@@ -55,6 +58,8 @@ class TrainerConfig:
         for name in ("warmup_fraction", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.learning_rate <= 0:
             raise ConfigError(f"learning_rate must be > 0, got {self.learning_rate}")
 
@@ -161,7 +166,9 @@ class Trainer:
     def _backward(self, batch: PackedBatch) -> _Totals:
         """Gradients of the batch's mean loss, vocabulary-sized work done slice by slice."""
         drafter, config = self.drafter, self.config
-        hidden = packed_hidden(drafter, batch)
+        generator = torch.Generator().manual_seed(_mix(config.seed + 1, self.step))
+        dropped = dataclasses.replace(batch, taps=_dropout(batch.taps, config.dropout, generator))
+        hidden = _dropout(packed_hidden(drafter, dropped), config.dropout, generator)
         labels = self._labels(batch)
         weights = batch.counted * self._weights
         scale_inside = 1 / (weights * (labels != OUTSIDE_DRAFT_VOCAB)).sum().clamp_min(1e-9)
@@ -253,8 +260,18 @@ def _optimizers(
     )
     if not matrices:
         return [adam]
+    if not hasattr(torch.optim, "Muon"):
+        raise ConfigError(f"matrix_learning_rate needs torch 2.9 or later, this is {torch.__version__}")
     group = {"params": matrices, "peak_lr": config.matrix_learning_rate}
     return [adam, torch.optim.Muon([group], weight_decay=0.0, adjust_lr_fn="match_rms_adamw")]
+
+
+def _dropout(x: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+    """Dropout from a generator of its own, so that a resumed run drops the same."""
+    if rate == 0:
+        return x
+    keep = torch.empty_like(x).bernoulli_(1 - rate, generator=generator)
+    return x * keep / (1 - rate)
 
 
 def _draft_index(drafter: DSparkDrafter) -> Tensor | None:

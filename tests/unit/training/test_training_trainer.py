@@ -64,19 +64,25 @@ def test_training_lowers_every_loss(refs: list[SequenceRef]) -> None:
     assert last.expected_length > first.expected_length
 
 
-@pytest.mark.parametrize("matrix_rate", [None, 2e-3])
+@pytest.mark.parametrize("fields", [{}, {"matrix_learning_rate": 2e-3, "dropout": 0.2}])
 def test_a_resumed_run_repeats_the_uninterrupted_one(
-    matrix_rate: float | None, refs: list[SequenceRef], tmp_path: Path
+    fields: dict[str, float], refs: list[SequenceRef], tmp_path: Path
 ) -> None:
-    whole = list(_trainer(refs, 6, matrix_learning_rate=matrix_rate).run())
-    first = _trainer(refs, 6, matrix_learning_rate=matrix_rate)
+    whole = list(_trainer(refs, 6, **fields).run())
+    first = _trainer(refs, 6, **fields)
     run = first.run()
     for _ in range(3):
         next(run)
     first.save(tmp_path / "state.pt")
-    second = _trainer(refs, 6, matrix_learning_rate=matrix_rate)
+    second = _trainer(refs, 6, **fields)
     second.restore(tmp_path / "state.pt")
     assert list(second.run()) == whole[3:]
+
+
+def test_dropout_reaches_the_losses(refs: list[SequenceRef]) -> None:
+    plain, dropped = (next(_trainer(refs, 5, dropout=rate).run()) for rate in (0.0, 0.5))
+    assert dropped.gradient_norm != plain.gradient_norm
+    assert dropped.acceptance != plain.acceptance
 
 
 def test_slices_do_not_change_the_step(refs: list[SequenceRef]) -> None:
@@ -92,7 +98,7 @@ def test_answers_too_short_to_anchor_are_refused(tmp_path: Path) -> None:
         _trainer(list_sequences(tmp_path / "a.safetensors"), 1)
 
 
-@pytest.mark.parametrize("field", ["steps", "slice_anchors", "learning_rate", "decay_fraction"])
+@pytest.mark.parametrize("field", ["steps", "slice_anchors", "learning_rate", "decay_fraction", "dropout"])
 def test_a_bad_setting_is_named(field: str) -> None:
     with pytest.raises(ConfigError, match=f"{field}.*-1"):
         TrainerConfig(**({"steps": 1} | {field: -1}))
