@@ -1,4 +1,4 @@
-"""What a figure was measured on: written into every result."""
+"""What a figure was measured on: what an evaluation records, and what matters for speed besides."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 
-PACKAGES = ("torch", "transformers", "numpy", "gguf", "grpcio")
+from dspark_core.evaluation.environment import describe_environment
+
+_SPEED_FLAGS = ("amx_bf16", "avx512_bf16", "avx2")
 
 
-def describe_environment(threads: int) -> dict[str, object]:
+def describe_machine() -> dict[str, object]:
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **describe_environment(datetime.now(UTC)),
         "commit": _commit(),
         "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": threads,
         "load_average_1m": os.getloadavg()[0],
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
     }
 
 
@@ -31,18 +27,9 @@ def _processor() -> str:
             lines = file.read().splitlines()
     except OSError:
         return platform.processor()
-    name = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
-    )
+    values = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     flags = next((line for line in lines if line.startswith("flags")), "")
-    return f"{name} ({', '.join(f for f in ('amx_bf16', 'avx512_bf16', 'avx2') if f in flags)})"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    return f"{next(values, 'unknown')} ({', '.join(flag for flag in _SPEED_FLAGS if flag in flags)})"
 
 
 def _commit() -> str | None:

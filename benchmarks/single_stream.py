@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.environment import describe_environment
+from benchmarks.environment import describe_machine
 from benchmarks.peers_transformers import as_transformers, generate
 from dspark_core.engine.building import BuiltTarget, EngineOptions, build_drafter, build_target
 from dspark_core.engine.draft_engine import LocalDraftSource
@@ -103,7 +103,7 @@ def main() -> None:
     document = {
         "benchmark": "single_stream",
         "arguments": {name: str(value) for name, value in vars(arguments).items()},
-        "environment": describe_environment(arguments.threads),
+        "environment": describe_machine(),
         "results": {name: _summary(runs) for name, runs in results.items()},
         "ratios": _ratios(results),
         "same_tokens_on_and_off": _agreement(results["speculation on"], results["speculation off"]),

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-_PACKAGES = ("dspark", "torch", "numpy", "gguf", "tokenizers")
+_PACKAGES = ("dspark", "torch", "transformers", "numpy", "gguf", "tokenizers")
 
 
 def describe_environment(now: datetime) -> dict[str, object]:
