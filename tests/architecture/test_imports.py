@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "services.embedded": (*APPLICATION, "services"),
     "services.cli": (*APPLICATION, "dspark_core.evaluation", "services"),
     "loadtest": (),
-    "benchmarks": (*APPLICATION, "services"),
+    "benchmarks": (*APPLICATION, "dspark_core.evaluation", "services"),
     "scripts": (*APPLICATION, "services"),
 }
 
