@@ -71,7 +71,8 @@ class Drafting:
         for sequence, item, block in zip(wanted, items, blocks, strict=True):
             sequence.drafter_end = item.anchor_position
             sequence.drafter_generation = -1 if block.needs_context else generation
-        return {block.sequence_id: block for block in blocks}
+        pairs = zip(items, blocks, strict=True)
+        return {block.sequence_id: block for item, block in pairs if _verifiable(item, block)}
 
     def _lost(self, wanted: Sequence[SequenceState], error: Exception) -> None:
         if self._available:
@@ -101,6 +102,15 @@ class Drafting:
             sampling=sampling,
             verification=sequence.request.verification,
         )
+
+
+def _verifiable(item: DraftItem, block: DraftBlock) -> bool:
+    """Rejection sampling needs the law a draft was drawn from; without it, decode plainly.
+
+    A drafter that leaves it out must not fail the round of everybody else.
+    """
+    sampled = item.verification is Verification.REJECTION and not item.sampling.greedy
+    return not sampled or not block.token_ids or block.distribution is not None
 
 
 def draft_limit(sequence: SequenceState, block_size: int) -> int:

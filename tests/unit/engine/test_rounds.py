@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -252,6 +254,24 @@ def test_queue_and_ids_are_bounded() -> None:
     loop.submit(request("b", [1]))
     with pytest.raises(QueueFullError, match="2 requests"):
         loop.submit(request("c", [1]))
+
+
+class Undeclared(ScriptedDrafts):
+    """Forgets to say what its drafts were drawn from."""
+
+    def _block(self, item):
+        return dataclasses.replace(super()._block(item), distribution=None)
+
+
+def test_drafts_without_their_distribution_are_not_verified() -> None:
+    loop = make_loop(drafts=Undeclared())
+    loop.submit(request("a", [1, 2, 3], 5, sampling=SamplingParams(temperature=1.0)))
+    chunks = []
+    while loop.has_work:
+        chunks.extend(output.chunk for output in loop.step())
+    assert [len(chunk.token_ids) for chunk in chunks] == [1] * 5
+    assert chunks[-1].stats is not None
+    assert chunks[-1].stats.verified_tokens == 0
 
 
 def test_rejection_with_a_seed_is_refused() -> None:
