@@ -7,29 +7,20 @@ full vocabulary (together the target distribution, d + 1 values instead of V).
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+import os
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dspark_core.errors import CheckpointError, ConfigError
-from dspark_core.models.decoder import Decoder
+from dspark_core.errors import CheckpointError
 
-_FIELDS = ("token_ids", "offsets", "answer_starts", "taps", "final", "log_normalizers")
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """Prompt and answer of one training example, in the target's tokens."""
-
-    prompt_ids: tuple[int, ...]
-    answer_ids: tuple[int, ...]
+_ROWS = ("token_ids", "taps", "final", "log_normalizers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,43 +46,24 @@ class SequenceRef:
     start: int
     end: int
     answer_start: int
-
-
-def read_conversations(path: Path) -> Iterator[Conversation]:
-    """Rows `{"prompt_ids": [...], "answer_ids": [...]}` of a JSONL file. Raises ConfigError."""
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-                yield Conversation(tuple(row["prompt_ids"]), tuple(row["answer_ids"]))
-            except (ValueError, KeyError, TypeError) as error:
-                raise ConfigError(f"{path}:{number}: not a conversation: {error!r}") from error
-
-
-@torch.inference_mode()
-def compute_features(decoder: Decoder, conversation: Conversation, layers: Sequence[int]) -> FeatureSequence:
-    """Runs the target over one conversation."""
-    token_ids = torch.tensor(conversation.prompt_ids + conversation.answer_ids)
-    start = len(conversation.prompt_ids)
-    output = decoder(token_ids, torch.arange(len(token_ids)), _attend_causally, layers)
-    log_normalizers = torch.zeros(len(token_ids))
-    log_normalizers[start - 1 :] = decoder.logits(output.hidden[start - 1 :]).float().logsumexp(dim=-1)
-    return FeatureSequence(token_ids, start, output.taps, output.hidden, log_normalizers)
+    checksum: int | None = None
+    """CRC-32 of the sequence's rows; None: written before there were any."""
 
 
 def write_shard(path: Path, sequences: Sequence[FeatureSequence]) -> None:
-    """Appears under its name only once it is complete, so that training may read as shards come."""
+    """Appears under its name once it is complete and on disk, so that training may read as shards come."""
+    rows = [_stored(sequence) for sequence in sequences]
     lengths = torch.tensor([0] + [len(sequence) for sequence in sequences])
-    tensors = {
-        "token_ids": torch.cat([sequence.token_ids for sequence in sequences]).int(),
+    tensors = {name: torch.cat([row[name] for row in rows]) for name in _ROWS}
+    tensors |= {
         "offsets": lengths.cumsum(0),
         "answer_starts": torch.tensor([sequence.answer_start for sequence in sequences]).int(),
-        "taps": torch.cat([sequence.taps for sequence in sequences]).to(torch.bfloat16),
-        "final": torch.cat([sequence.final for sequence in sequences]).to(torch.bfloat16),
-        "log_normalizers": torch.cat([sequence.log_normalizers for sequence in sequences]),
+        "checksums": torch.tensor([_checksum(row) for row in rows]),
     }
     partial = path.with_suffix(".partial")
     save_file(tensors, partial)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
     partial.rename(path)
 
 
@@ -117,9 +89,14 @@ def list_sequences(shard: Path) -> list[SequenceRef]:
     """Raises CheckpointError when the file is no shard."""
     offsets = _read(shard, "offsets").tolist()
     answer_starts = _read(shard, "answer_starts").tolist()
+    checksums: list[int | None] = [None] * len(answer_starts)
+    if _has(shard, "checksums"):
+        checksums = _read(shard, "checksums").tolist()
     return [
-        SequenceRef(shard, start, end, answer)
-        for start, end, answer in zip(offsets[:-1], offsets[1:], answer_starts, strict=True)
+        SequenceRef(shard, start, end, answer, checksum)
+        for start, end, answer, checksum in zip(
+            offsets[:-1], offsets[1:], answer_starts, checksums, strict=True
+        )
     ]
 
 
@@ -129,15 +106,44 @@ def read_token_ids(shard: Path) -> Tensor:
 
 
 def read_sequence(ref: SequenceRef) -> FeatureSequence:
-    """Reads only this sequence's rows."""
-    with safe_open(ref.shard, framework="pt") as file:
-        rows = {
-            name: file.get_slice(name)[ref.start : ref.end]
-            for name in ("token_ids", "taps", "final", "log_normalizers")
-        }
+    """Reads only this sequence's rows.
+
+    Raises CheckpointError naming the shard when they are not what was written.
+    """
+    try:
+        with safe_open(ref.shard, framework="pt") as file:
+            rows = {name: file.get_slice(name)[ref.start : ref.end] for name in _ROWS}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"shard {ref.shard} cannot be read: {error}") from error
+    if ref.checksum is not None and _checksum(rows) != ref.checksum:
+        raise CheckpointError(
+            f"shard {ref.shard} is corrupt: tokens {ref.start} to {ref.end} do not have the checksum "
+            "they were written with"
+        )
     return FeatureSequence(
         rows["token_ids"].long(), ref.answer_start, rows["taps"], rows["final"], rows["log_normalizers"]
     )
+
+
+def _stored(sequence: FeatureSequence) -> dict[str, Tensor]:
+    return {
+        "token_ids": sequence.token_ids.int(),
+        "taps": sequence.taps.to(torch.bfloat16),
+        "final": sequence.final.to(torch.bfloat16),
+        "log_normalizers": sequence.log_normalizers.float(),
+    }
+
+
+def _checksum(rows: Mapping[str, Tensor]) -> int:
+    value = 0
+    for name in _ROWS:
+        value = zlib.crc32(rows[name].contiguous().view(torch.uint8).numpy(), value)
+    return value
+
+
+def _has(shard: Path, name: str) -> bool:
+    with safe_open(shard, framework="pt") as file:
+        return name in file.keys()  # noqa: SIM118 - not a mapping
 
 
 def _read(shard: Path, name: str) -> Tensor:
@@ -146,11 +152,4 @@ def _read(shard: Path, name: str) -> Tensor:
             tensor: Tensor = file.get_tensor(name)
             return tensor
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{shard}: {name}: cannot be read: {error}") from error
-
-
-def _attend_causally(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    groups = q.shape[1] // k.shape[1]
-    k, v = (x.repeat_interleave(groups, dim=1).transpose(0, 1)[None] for x in (k, v))
-    out = F.scaled_dot_product_attention(q.transpose(0, 1)[None], k, v, is_causal=True)
-    return out[0].transpose(0, 1)
+        raise CheckpointError(f"shard {shard}: {name}: cannot be read: {error}") from error

@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "services.verifier": (*APPLICATION, "services.common"),
     # The one place that may import several services.
     "services.embedded": (*APPLICATION, "services"),
-    "services.cli": (*APPLICATION, "dspark_core.evaluation", "services"),
+    "services.cli": (*APPLICATION, "dspark_core.evaluation", "dspark_core.training", "services"),
     "loadtest": (),
     "benchmarks": (*APPLICATION, "dspark_core.evaluation", "services"),
     "scripts": (*APPLICATION, "services"),

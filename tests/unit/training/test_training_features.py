@@ -8,14 +8,9 @@ import pytest
 import torch
 
 from dspark_core.errors import CheckpointError, ConfigError
-from dspark_core.training.features import (
-    Conversation,
-    compute_features,
-    list_sequences,
-    read_conversations,
-    read_sequence,
-    write_shards,
-)
+from dspark_core.training.data.conversations import Conversation, read_conversations
+from dspark_core.training.data.prefill import compute_features
+from dspark_core.training.features import list_sequences, read_sequence, write_shards
 from tests.unit.models.dspark_golden import golden_target, run_target
 from tests.unit.training.training_sequences import GOLDEN_LAYERS, random_sequence
 

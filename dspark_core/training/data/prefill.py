@@ -1,0 +1,112 @@
+"""Runs the target over whole conversations, many in one pass without padding.
+
+The matrices see all tokens of a pass at once; attention sees one conversation at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dspark_core.errors import ConfigError
+from dspark_core.models.decoder import Decoder
+from dspark_core.training.data.conversations import Conversation
+from dspark_core.training.features import FeatureSequence
+
+_HEAD_ROWS = 256
+"""Rows whose vocabulary-sized logits exist at a time, to be summed up at once."""
+
+
+def compute_features(decoder: Decoder, conversation: Conversation, layers: Sequence[int]) -> FeatureSequence:
+    """The target's view of one conversation, in the decoder's dtype."""
+    return compute_packed(decoder, [conversation], layers)[0]
+
+
+@torch.no_grad()
+def compute_packed(
+    decoder: Decoder, conversations: Sequence[Conversation], layers: Sequence[int]
+) -> list[FeatureSequence]:
+    """One pass over all of them. Raises ConfigError for a token outside the vocabulary."""
+    device = decoder.embed_tokens.weight.device
+    rows = [torch.tensor(one.prompt_ids + one.answer_ids) for one in conversations]
+    lengths = [len(row) for row in rows]
+    token_ids = torch.cat(rows)
+    _check_tokens(token_ids, decoder.config.vocab_size)
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    attend = PackedCausalAttention(lengths)
+    output = decoder(token_ids.to(device), positions.to(device), attend, layers)
+    normalizers = _log_normalizers(decoder, output.hidden, _answer_rows(conversations).to(device))
+    parts = zip(
+        conversations,
+        rows,
+        torch.split(output.taps, lengths),
+        torch.split(output.hidden, lengths),
+        torch.split(normalizers, lengths),
+        strict=True,
+    )
+    return [
+        # Copies: a view would keep the whole pass alive for as long as one sequence is.
+        FeatureSequence(row, len(one.prompt_ids), taps.cpu().clone(), final.cpu().clone(), logs.cpu().clone())
+        for one, row, taps, final, logs in parts
+    ]
+
+
+def plan_packs(lengths: Sequence[int], pack_tokens: int) -> Iterator[list[int]]:
+    """Consecutive indices whose lengths sum to at most `pack_tokens`; a longer one goes alone."""
+    pack: list[int] = []
+    tokens = 0
+    for index, length in enumerate(lengths):
+        if pack and tokens + length > pack_tokens:
+            yield pack
+            pack, tokens = [], 0
+        pack.append(index)
+        tokens += length
+    if pack:
+        yield pack
+
+
+class PackedCausalAttention:
+    """`Attend` over whole sequences that lie one after the other; nothing is cached."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self._lengths = list(lengths)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [tokens, heads, head_dim]; k, v [tokens, kv_heads, head_dim] -> like q."""
+        parts = (torch.split(x.transpose(0, 1), self._lengths, dim=1) for x in (q, k, v))
+        out = [self._attend(*rows) for rows in zip(*parts, strict=True)]
+        return torch.cat(out)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        grouped = q.shape[0] != k.shape[0]
+        out = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, enable_gqa=grouped)
+        return out[0].transpose(0, 1)
+
+
+def _answer_rows(conversations: Sequence[Conversation]) -> Tensor:
+    """Flat rows whose distribution a draft can be trained on: from each prompt's last token on."""
+    rows, start = [], 0
+    for one in conversations:
+        rows.append(torch.arange(start + len(one.prompt_ids) - 1, start + len(one)))
+        start += len(one)
+    return torch.cat(rows)
+
+
+def _log_normalizers(decoder: Decoder, hidden: Tensor, rows: Tensor) -> Tensor:
+    """[tokens] float32: zero but for `rows`."""
+    out = torch.zeros(len(hidden), device=hidden.device)
+    for some in torch.split(rows, _HEAD_ROWS):
+        out[some] = decoder.logits(hidden[some]).float().logsumexp(dim=-1)
+    return out
+
+
+def _check_tokens(token_ids: Tensor, vocab_size: int) -> None:
+    highest = int(token_ids.max())
+    if highest >= vocab_size:
+        raise ConfigError(
+            f"token id {highest} is outside the target's vocabulary of {vocab_size}: "
+            "the answers are of another target"
+        )

@@ -1,0 +1,78 @@
+"""What training features were computed from, and refusals when a drafter does not fit them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from dspark_core.errors import CheckpointError, ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureOrigin:
+    """Stored beside cached features; two caches may be mixed only when these agree."""
+
+    target: str
+    """File or directory name, for people."""
+    fingerprint: str
+    """Of the target's weights, as `LoadedTarget.fingerprint`."""
+    vocab_size: int
+    hidden_size: int
+    tap_layers: tuple[int, ...]
+    """Order of the tapped states in a row; -1 is the embedding output."""
+    dtype: str
+    """What the target computed in; rows are stored in bfloat16 whatever it was."""
+    chat_template: str
+    """Digest of the template the conversations were rendered with; empty: the target has none."""
+
+    def fields(self) -> dict[str, object]:
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, fields: object, where: str) -> FeatureOrigin:
+        """The inverse of `fields`. Raises CheckpointError naming the field."""
+        if not isinstance(fields, dict):
+            raise CheckpointError(f"{where}: the features' origin must be an object, got {fields!r}")
+        known = {name: fields.get(name) for name in cls.__slots__}
+        if missing := [name for name, value in known.items() if value is None]:
+            raise CheckpointError(f"{where}: the features' origin has no {', '.join(missing)}")
+        try:
+            layers = tuple(int(layer) for layer in fields["tap_layers"])
+            sizes = {name: int(fields[name]) for name in ("vocab_size", "hidden_size")}
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{where}: the features' origin is damaged: {error}") from error
+        texts = {name: str(fields[name]) for name in ("target", "fingerprint", "dtype", "chat_template")}
+        return cls(tap_layers=layers, **sizes, **texts)
+
+
+def template_digest(template: str | None) -> str:
+    return hashlib.sha256(template.encode()).hexdigest()[:16] if template else ""
+
+
+def require_target(origin: FeatureOrigin, *, fingerprint: str, vocab_size: int, where: str) -> None:
+    """Raises ConfigError, with both values, when features are not of this target."""
+    if origin.vocab_size != vocab_size:
+        raise ConfigError(
+            f"{where} holds features of a target with vocab_size {origin.vocab_size} "
+            f"({origin.target}); this target has vocab_size {vocab_size}"
+        )
+    if origin.fingerprint != fingerprint:
+        raise ConfigError(
+            f"{where} holds features of target {origin.target} with fingerprint {origin.fingerprint}; "
+            f"this target has fingerprint {fingerprint}"
+        )
+
+
+def tap_columns(have: Sequence[int], want: Sequence[int], hidden_size: int, where: str) -> list[slice]:
+    """Which columns of a stored row hold the wanted layers, in the wanted order.
+
+    Raises ConfigError naming both lists when a layer was not tapped.
+    """
+    if missing := [layer for layer in want if layer not in have]:
+        raise ConfigError(
+            f"{where} holds tap layers {', '.join(map(str, have))}; the drafter needs "
+            f"{', '.join(map(str, want))}: no {', '.join(map(str, missing))}"
+        )
+    starts = [have.index(layer) * hidden_size for layer in want]
+    return [slice(start, start + hidden_size) for start in starts]
