@@ -60,7 +60,8 @@ class Decoder(nn.Module):
     ) -> DecoderOutput:
         """token_ids, positions [tokens] int64.
 
-        Tap i is the output of layer i before the final norm, -1 the embedding output.
+        Tap i is the output of layer i before the final norm, -1 the embedding output, and
+        num_layers the final hidden state, after the norm.
         """
         check_tap_layers(tap_layers, self.config.num_layers)
         x = self.embed_tokens(token_ids)
@@ -70,11 +71,12 @@ class Decoder(nn.Module):
             x = layer(x, cos, sin, attend)
             if index in tap_layers:
                 tapped[index] = x
+        hidden = tapped[self.config.num_layers] = self.norm(x)
         if tap_layers:
             taps = torch.cat([tapped[index] for index in tap_layers], dim=-1)
         else:
             taps = x.new_empty(x.shape[0], 0)
-        return DecoderOutput(self.norm(x), taps)
+        return DecoderOutput(hidden, taps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [rows, hidden] after the final norm -> [rows, vocab]."""
@@ -146,5 +148,5 @@ class FusedMLP(nn.Module):
 def check_tap_layers(tap_layers: Sequence[int], num_layers: int) -> None:
     """Raises ConfigError for a layer the decoder does not have."""
     for layer in tap_layers:
-        if not -1 <= layer < num_layers:
-            raise ConfigError(f"tap layer {layer} is not in [-1, {num_layers}) of the target")
+        if not -1 <= layer <= num_layers:
+            raise ConfigError(f"tap layer {layer} is not in [-1, {num_layers}] of the target")

@@ -85,9 +85,14 @@ def test_without_taps_there_are_none() -> None:
     assert output.taps.shape == (3, 0)
 
 
-@pytest.mark.parametrize("layer", [-2, 2])
+def test_the_tap_past_the_last_layer_is_the_final_hidden_state() -> None:
+    output = run(Decoder(tiny_config()), [[1, 2, 3]], (0, 2))
+    assert torch.equal(output.taps[:, tiny_config().hidden_size :], output.hidden)
+
+
+@pytest.mark.parametrize("layer", [-2, 3])
 def test_a_tap_layer_the_model_lacks_is_refused(layer: int) -> None:
-    with pytest.raises(ConfigError, match=rf"tap layer {layer} is not in \[-1, 2\)"):
+    with pytest.raises(ConfigError, match=rf"tap layer {layer} is not in \[-1, 2\]"):
         run(Decoder(tiny_config()), [[1]], (layer,))
 
 
