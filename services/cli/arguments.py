@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from services.embedded.options import StackOptions
 
@@ -22,6 +23,26 @@ def add_stack_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--kv-cache-mb", type=int, default=defaults.kv_cache_mb, help="memory for KV pages")
     group.add_argument(
         "--threads", type=int, default=None, help="math threads per engine (default: all cores)"
+    )
+
+
+def add_trace_arguments(parser: argparse.ArgumentParser) -> None:
+    defaults = StackOptions()
+    group = parser.add_argument_group("round trace")
+    group.add_argument(
+        "--trace", type=Path, default=None, metavar="FILE", help="write rounds as JSON lines, for replay"
+    )
+    group.add_argument(
+        "--trace-sample",
+        type=float,
+        default=defaults.trace_sample,
+        help=f"share of the rounds to trace (default {defaults.trace_sample})",
+    )
+    group.add_argument(
+        "--trace-max-mb",
+        type=int,
+        default=defaults.trace_max_mb,
+        help=f"size at which a new file is begun; four are kept (default {defaults.trace_max_mb})",
     )
 
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from rich.console import Console
 
-from services.cli.arguments import add_stack_arguments, stack_options
+from services.cli.arguments import add_stack_arguments, add_trace_arguments, stack_options
 from services.cli.client import GatewayClient
 from services.cli.report import AnswerMeter
 from services.common.lifecycle import finished_before, stop_signals
@@ -43,6 +43,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--disaggregated", action="store_true", help="four processes over loopback gRPC instead of one"
     )
     parser.add_argument("--demo-request", action="store_true", help="answer one request when ready")
+    add_trace_arguments(parser)
     add_stack_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -55,6 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
         http_port=arguments.port,
         grpc_port=arguments.grpc_port,
         max_running=arguments.max_running,
+        trace_file=arguments.trace,
+        trace_sample=arguments.trace_sample,
+        trace_max_mb=arguments.trace_max_mb,
     )
     stack: Stack = ProcessStack(options) if arguments.disaggregated else EmbeddedStack(options)
     return asyncio.run(_serve(stack, options, arguments.demo_request))

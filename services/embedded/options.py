@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from dspark_core.engine.building import EngineOptions
+from dspark_core.engine.trace_writer import TraceOptions
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.zoo_paths import DEFAULT_DRAFTER
 
@@ -23,6 +25,10 @@ class StackOptions:
     threads: int | None = None
     """Math threads of each engine; None: torch's own choice."""
     drain_seconds: float = 20.0
+    trace_file: Path | None = None
+    """Where a sample of the rounds is traced; None: nowhere."""
+    trace_sample: float = 0.1
+    trace_max_mb: int = 256
 
     @property
     def engine(self) -> EngineOptions:
@@ -31,6 +37,14 @@ class StackOptions:
             drafter=self.drafter,
             dtype=self.dtype,
             kv_cache_bytes=self.kv_cache_mb * 2**20,
+        )
+
+    @property
+    def trace(self) -> TraceOptions | None:
+        if self.trace_file is None:
+            return None
+        return TraceOptions(
+            path=self.trace_file, sample=self.trace_sample, max_bytes=self.trace_max_mb * 2**20
         )
 
     @property

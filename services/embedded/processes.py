@@ -128,6 +128,10 @@ class ProcessStack:
             "DSPARK_MAX_RUNNING": str(options.max_running),
             "DSPARK_DRAIN_SECONDS": str(options.drain_seconds),
         }
+        if options.trace_file is not None:
+            environ["DSPARK_TRACE_FILE"] = str(options.trace_file.resolve())
+            environ["DSPARK_TRACE_SAMPLE"] = str(options.trace_sample)
+            environ["DSPARK_TRACE_MAX_MB"] = str(options.trace_max_mb)
         if options.threads is not None:
             environ["DSPARK_TORCH_THREADS"] = str(options.threads)
         return environ

@@ -15,6 +15,8 @@ import torch
 from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import build_drafter
 from dspark_core.engine.draft_engine import LocalDraftSource
+from dspark_core.engine.trace_format import TraceHeader
+from dspark_core.engine.trace_writer import TraceWriter
 from dspark_core.engine.verifier import Verifier
 from dspark_core.model_paths import resolve_model_path
 from dspark_core.tokenization.loading import load_tokenizer
@@ -105,6 +107,13 @@ class EmbeddedStack:
             drafts = LocalDraftSource(
                 await asyncio.to_thread(build_drafter, options.engine, profiled.target.loaded)
             )
+        trace = None
+        if options.trace is not None:
+            header = TraceHeader(
+                replica_id=REPLICA_ID, model=options.target_model, sample=options.trace_sample
+            )
+            trace = TraceWriter(options.trace, header)
+            self._closing.push_async_callback(asyncio.to_thread, trace.close)
         verifier = build_verifier(
             profiled,
             limits=BatchLimits(max_running=options.max_running),
@@ -112,6 +121,7 @@ class EmbeddedStack:
             draft_deadline_seconds=DRAFT_DEADLINE_SECONDS,
             replica_id=REPLICA_ID,
             metrics=self._telemetry.registry,
+            trace=trace,
         )
         verifier.start()
         self._closing.push_async_callback(asyncio.to_thread, verifier.stop)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import DTYPES, EngineOptions
+from dspark_core.engine.trace_writer import TraceOptions
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.zoo_paths import DEFAULT_DRAFTER
 from services.common.env import Env
@@ -29,6 +31,8 @@ class VerifierServiceConfig:
     scheduler_address: str | None
     advertise_address: str
     replica_id: str
+    trace: TraceOptions | None = None
+    """None: rounds leave no trace."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> VerifierServiceConfig:
@@ -57,4 +61,16 @@ class VerifierServiceConfig:
             scheduler_address=env.optional_text("DSPARK_SCHEDULER_ADDRESS"),
             advertise_address=address,
             replica_id=env.text("DSPARK_REPLICA_ID", f"verifier-{address}"),
+            trace=_trace(env),
         )
+
+
+def _trace(env: Env) -> TraceOptions | None:
+    path = env.optional_text("DSPARK_TRACE_FILE")
+    if path is None:
+        return None
+    return TraceOptions(
+        path=Path(path),
+        sample=env.number("DSPARK_TRACE_SAMPLE", 0.1, minimum=0.0, maximum=1.0),
+        max_bytes=env.integer("DSPARK_TRACE_MAX_MB", 256, minimum=1) * 2**20,
+    )

@@ -10,6 +10,8 @@ from contextlib import AsyncExitStack
 import torch
 
 from dspark_core.engine.protocols import PlanSource
+from dspark_core.engine.trace_format import TraceHeader
+from dspark_core.engine.trace_writer import TraceWriter
 from dspark_core.engine.verifier import Verifier
 from services.common.channels import open_channel
 from services.common.clients import SchedulerClient
@@ -70,6 +72,9 @@ async def _start_verifier(
         coordinated.append(CoordinatedPlanSource(scheduler, local, profiled.curve))
         return coordinated[0]
 
+    trace = _open_trace(config)
+    if trace is not None:
+        stack.push_async_callback(asyncio.to_thread, trace.close)
     verifier = build_verifier(
         profiled,
         limits=config.limits,
@@ -78,6 +83,8 @@ async def _start_verifier(
         replica_id=config.replica_id,
         metrics=telemetry.registry,
         planner=planner,
+        trace=trace,
+        planner_name=lambda: coordinated[0].last_planner if coordinated else "local",
     )
     verifier.start()
     stack.push_async_callback(asyncio.to_thread, verifier.stop)
@@ -85,6 +92,15 @@ async def _start_verifier(
         plans.start()
         stack.push_async_callback(plans.close)
     return verifier
+
+
+def _open_trace(config: VerifierServiceConfig) -> TraceWriter | None:
+    if config.trace is None:
+        return None
+    header = TraceHeader(
+        replica_id=config.replica_id, model=config.engine.target_model, sample=config.trace.sample
+    )
+    return TraceWriter(config.trace, header)
 
 
 async def _serve(

@@ -45,6 +45,9 @@ class VerifierMetrics:
         self._undrafted = Counter(
             "dspark_undrafted_request_rounds", "Of those, rounds without a draft.", registry=registry
         )
+        self._trace_dropped = Gauge(
+            "dspark_trace_dropped_records", "Round-trace records lost since start.", registry=registry
+        )
 
     def observe_round(self, report: RoundReport) -> None:
         self._step.observe(report.step_seconds)
@@ -67,6 +70,9 @@ class VerifierMetrics:
         for name, (text, read) in gauges.items():
             gauge = Gauge(name, text, registry=self._registry)
             gauge.set_function(lambda read=read: read(status()))  # type: ignore[misc]
+
+    def watch_trace(self, dropped: Callable[[], int]) -> None:
+        self._trace_dropped.set_function(dropped)
 
 
 class ObservedPlanSource:

@@ -43,6 +43,8 @@ class CoordinatedPlanSource:
         self._task: asyncio.Task[None] | None = None
         self.followed_plans = 0
         self.local_plans = 0
+        self.last_planner = "local"
+        """Who made the newest plan: "local" or "scheduler"."""
 
     def start(self) -> None:
         if self._task is None:
@@ -63,8 +65,10 @@ class CoordinatedPlanSource:
         plan = self._usable_plan()
         if plan is None:
             self.local_plans += 1
+            self.last_planner = "local"
             return self._local.plan(survival)
         self.followed_plans += 1
+        self.last_planner = "scheduler"
         return capacity_plan(survival, plan.draft_token_capacity)
 
     def report(self, report: RoundReport) -> None:

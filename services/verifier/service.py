@@ -19,6 +19,8 @@ from dspark_core.engine.planning import LocalPlanSource
 from dspark_core.engine.profiler import profile_step_rate
 from dspark_core.engine.protocols import DraftSource, PlanSource
 from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.trace_writer import TraceWriter
+from dspark_core.engine.tracing import TracingPlanSource
 from dspark_core.engine.verifier import Verifier
 from dspark_core.records import Replica, Role, VerifierDescription
 from services.verifier.metrics import ObservedPlanSource, VerifierMetrics
@@ -61,16 +63,29 @@ def build_verifier(
     replica_id: str,
     metrics: CollectorRegistry,
     planner: Callable[[PlanSource], PlanSource] = lambda local: local,
+    trace: TraceWriter | None = None,
+    planner_name: Callable[[], str] = lambda: "local",
 ) -> Verifier:
-    """`planner` may wrap the local planner, for example to follow the scheduler."""
+    """`planner` may wrap the local planner, for example to follow the scheduler; `planner_name` is
+    the name under which the newest plan is traced."""
     engine = profiled.target.engine
     observed = VerifierMetrics(metrics)
     drafting = None
     if draft_source is not None:
         drafting = Drafting(draft_source, engine, deadline_seconds=draft_deadline_seconds)
+    plans = planner(LocalPlanSource(profiled.curve))
+    if trace is not None:
+        observed.watch_trace(lambda: trace.dropped)
+        plans = TracingPlanSource(
+            plans,
+            trace,
+            sample=trace.options.sample,
+            planner_name=planner_name,
+            curve=profiled.curve.to_dict(),
+        )
     rounds = RoundLoop(
         engine,
-        ObservedPlanSource(planner(LocalPlanSource(profiled.curve)), observed),
+        ObservedPlanSource(plans, observed),
         drafting=drafting,
         limits=limits,
         replica_id=replica_id,

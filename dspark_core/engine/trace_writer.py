@@ -1,0 +1,176 @@
+"""Writes a round trace from a thread of its own, within a bound on disk.
+
+`put` never waits: a full queue drops the record and counts it. Lines are appended whole, so a
+process that is killed loses what was queued and leaves at most one broken line, which the next
+writer cuts off.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from dspark_core.engine.trace_format import TracedCurve, TracedRound, TraceHeader, TraceRecord, encode
+from dspark_core.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+
+MAX_QUEUED_RECORDS = 1024
+MAX_LINES_PER_WRITE = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceOptions:
+    """Where and how much to trace."""
+
+    path: Path
+    sample: float = 0.1
+    """Share of the rounds that are traced."""
+    max_bytes: int = 256 * 2**20
+    """Of one file; a full one becomes FILE.1, the one before FILE.2 and so on."""
+    max_files: int = 4
+    """Files kept, the one being written included: the disk holds at most this times `max_bytes`."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.sample <= 1.0:  # NaN fails too
+            raise ConfigError(f"trace sample must be in (0, 1], got {self.sample}")
+        if self.max_bytes < 4096:
+            raise ConfigError(f"trace max_bytes must be >= 4096, got {self.max_bytes}")
+        if self.max_files < 1:
+            raise ConfigError(f"trace max_files must be >= 1, got {self.max_files}")
+
+
+class TraceWriter:
+    def __init__(
+        self, options: TraceOptions, header: TraceHeader, *, queued: int = MAX_QUEUED_RECORDS
+    ) -> None:
+        """Raises ConfigError when the file cannot be opened: better at start than silently later."""
+        self.options = options
+        self._header = header
+        self._curve: TracedCurve | None = None
+        self._queue: queue.Queue[TraceRecord | None] = queue.Queue(queued)
+        self._dropped = 0
+        self._closing = False
+        try:
+            options.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._open()
+        except OSError as error:
+            raise ConfigError(f"cannot write the trace {options.path}: {error}") from error
+        self._thread = threading.Thread(target=self._run, name="trace", daemon=True)
+        self._thread.start()
+
+    @property
+    def dropped(self) -> int:
+        """Records lost to a full queue or a failing disk."""
+        return self._dropped
+
+    def put(self, record: TracedRound | TracedCurve) -> None:
+        """Never blocks and never fails."""
+        try:
+            self._queue.put_nowait(record)
+        except queue.Full:
+            self._drop(1)
+
+    def close(self, timeout_seconds: float = 5.0) -> None:
+        """Writes what is queued; gives up on a disk that hangs."""
+        if self._closing:
+            return
+        self._closing = True
+        try:
+            self._queue.put(None, timeout=timeout_seconds)
+        except queue.Full:
+            return
+        self._thread.join(timeout_seconds)
+
+    def _drop(self, count: int) -> None:
+        if self._dropped == 0:
+            _log.warning("the round trace %s loses records", self.options.path)
+        self._dropped += count
+
+    def _run(self) -> None:
+        ended = False
+        while not ended:
+            records, ended = self._take()
+            try:
+                self._write(records)
+            except OSError as error:
+                _log.warning("cannot write the trace %s: %s", self.options.path, error)
+                self._drop(len(records))
+        os.close(self._file)
+
+    def _take(self) -> tuple[list[TraceRecord], bool]:
+        """Waits for a record, then takes what else is there; True: it was the last."""
+        records: list[TraceRecord] = []
+        item = self._queue.get()
+        while item is not None:
+            records.append(item)
+            if len(records) == MAX_LINES_PER_WRITE:
+                return records, False
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return records, False
+        return records, True
+
+    def _write(self, records: list[TraceRecord]) -> None:
+        lines: list[bytes] = []
+        room = self.options.max_bytes - os.fstat(self._file).st_size
+        for record in records:
+            if isinstance(record, TracedCurve):
+                self._curve = record
+            line = encode(record)
+            if len(line) > room:
+                self._append(lines)
+                lines = []
+                self._rotate()
+                room = self.options.max_bytes - os.fstat(self._file).st_size
+                if isinstance(record, TracedCurve):
+                    continue  # the new file began with it
+            lines.append(line)
+            room -= len(line)
+        self._append(lines)
+
+    def _append(self, lines: list[bytes]) -> None:
+        data = memoryview(b"".join(lines))
+        while data:
+            data = data[os.write(self._file, data) :]
+
+    def _open(self) -> int:
+        """Continues a file of an earlier run behind its last whole line."""
+        file = os.open(self.options.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        os.ftruncate(file, _end_of_last_line(file))
+        start = [encode(self._header)] + ([encode(self._curve)] if self._curve else [])
+        os.write(file, b"".join(start))
+        return file
+
+    def _rotate(self) -> None:
+        path, last = self.options.path, self.options.max_files - 1
+        if path.exists():  # otherwise an earlier attempt got this far and could not open a new file
+            for number in range(last, 0, -1):
+                older = path if number == 1 else rotated(path, number - 1)
+                if older.exists():
+                    older.replace(rotated(path, number))
+            path.unlink(missing_ok=True)  # only with max_files = 1 is it still there
+        full, self._file = self._file, self._open()
+        os.close(full)
+
+
+def rotated(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}.{number}")
+
+
+def _end_of_last_line(file: int) -> int:
+    """The size of a file without a line that was cut short by a kill."""
+    size = os.fstat(file).st_size
+    end, step = size, 4096
+    while end > 0:
+        start = max(0, end - step)
+        newline = os.pread(file, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0

@@ -1,0 +1,83 @@
+"""A `PlanSource` that also writes a sample of its rounds to a trace."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from dspark_core.engine.protocols import PlanSource
+from dspark_core.engine.trace_format import TracedCurve, TracedRequest, TracedRound
+from dspark_core.engine.trace_writer import TraceWriter
+from dspark_core.records import RoundReport
+
+
+class TracingPlanSource:
+    """Follows the inner source to the letter. Rounds are picked evenly, whatever they hold."""
+
+    def __init__(
+        self,
+        inner: PlanSource,
+        writer: TraceWriter,
+        *,
+        sample: float,
+        planner_name: Callable[[], str],
+        curve: Mapping[str, object] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`planner_name` of the plan just made; `curve`: the document of the measured step times."""
+        self._inner = inner
+        self._writer = writer
+        self._sample = sample
+        self._planner_name = planner_name
+        self._clock = clock
+        self._due = 0.0
+        self._planned: tuple[int, ...] = ()
+        self._name = ""
+        self._curve_version = ""
+        if curve is not None:
+            self._curve_version = curve_version(curve)
+            writer.put(TracedCurve(version=self._curve_version, document=curve))
+
+    def plan(self, survival: Sequence[Sequence[float]]) -> tuple[int, ...]:
+        self._planned = self._inner.plan(survival)
+        self._name = self._planner_name()
+        return self._planned
+
+    def report(self, report: RoundReport) -> None:
+        self._inner.report(report)
+        self._due += self._sample
+        if self._due >= 1.0 - 1e-9:
+            self._due -= 1.0
+            self._writer.put(self._record(report))
+
+    def _record(self, report: RoundReport) -> TracedRound:
+        # A round of prefill alone was not planned: what is kept belongs to an earlier one.
+        planned = self._planned if report.requests else ()
+        return TracedRound(
+            at=self._clock(),
+            round=report.round,
+            planner=self._name if report.requests else "",
+            curve_version=self._curve_version,
+            batch_tokens=report.batch_tokens,
+            step_seconds=report.step_seconds,
+            draft_seconds=report.draft_seconds,
+            requests=tuple(
+                TracedRequest(
+                    sequence_id=request.sequence_id,
+                    survival=request.survival,
+                    planned=length,
+                    verified=request.verify_length,
+                    accepted=request.accepted,
+                    min_tokens_per_second=request.min_tokens_per_second,
+                )
+                for request, length in zip(report.requests, planned, strict=False)
+            ),
+        )
+
+
+def curve_version(document: Mapping[str, object]) -> str:
+    """The same document has the same version, on every replica."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
