@@ -17,11 +17,12 @@ from torch import Tensor
 
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.models.config import DrafterConfig, MarkovHeadType
-from dspark_core.models.drafter_checkpoint import save_drafter
 from dspark_core.models.dspark import DSparkDrafter
 from dspark_core.models.loading import LoadedTarget, load_target
 from dspark_core.training.features import list_sequences
 from dspark_core.training.initial import choose_draft_vocab, new_drafter
+from dspark_core.training.objectives.dspark import DSparkObjective
+from dspark_core.training.recipe import LossConfig
 from dspark_core.training.trainer import StepReport, Trainer, TrainerConfig
 
 STATE_FILE, VOCAB_FILE, LOG_FILE = "state.pt", "draft_vocab.pt", "log.jsonl"
@@ -39,18 +40,21 @@ def main() -> None:
     config = TrainerConfig(
         steps=args.steps,
         sequences_per_step=args.sequences,
-        anchors_per_sequence=args.anchors,
         learning_rate=args.learning_rate,
         matrix_learning_rate=args.matrix_learning_rate,
         warmup_fraction=args.warmup,
         decay_fraction=args.decay,
+        seed=args.seed,
+    )
+    losses = LossConfig(
+        anchors_per_sequence=args.anchors,
         cross_entropy_weight=args.cross_entropy_weight,
         distance_weight=args.distance_weight,
         loss_decay=args.loss_decay,
-        dropout=args.dropout,
-        seed=args.seed,
+        tap_dropout=args.dropout,
+        hidden_dropout=args.dropout,
     )
-    trainer = Trainer(drafter, config, refs)
+    trainer = Trainer(DSparkObjective(drafter, losses), config, refs)
     if (args.out / STATE_FILE).exists():
         trainer.restore(args.out / STATE_FILE)
     print(
@@ -65,7 +69,7 @@ def _train(trainer: Trainer, args: argparse.Namespace) -> None:
         log.add(report)
         if report.step % args.save_every == 0 or report.step == args.steps:
             trainer.save(args.out / STATE_FILE)
-            save_drafter(args.out / "drafter", trainer.drafter)
+            trainer.objective.save(args.out / "drafter")
 
 
 class ProgressLog:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from dspark_core.models.config import DrafterConfig
 from dspark_core.models.dspark import DSparkDrafter
 from dspark_core.training.features import SequenceRef, list_sequences, write_shard
 from dspark_core.training.initial import choose_draft_vocab, new_drafter
+from dspark_core.training.objectives.dspark import DSparkObjective
+from dspark_core.training.recipe import LossConfig
 from dspark_core.training.trainer import StepReport, Trainer, TrainerConfig, rate_share
 from dspark_core.training.validate import replay_greedy_rounds
 from tests.unit.models.dspark_golden import decode_greedily, golden, golden_drafter, golden_target
@@ -51,8 +54,11 @@ def refs(tmp_path_factory: pytest.TempPathFactory) -> list[SequenceRef]:
 
 def _trainer(refs: list[SequenceRef], steps: int, **fields) -> Trainer:
     ids = torch.arange(0, 512, 2).sort().values
-    defaults = {"sequences_per_step": 2, "anchors_per_sequence": 8, "slice_anchors": 5, "learning_rate": 3e-3}
-    return Trainer(_fresh(ids), TrainerConfig(steps=steps, **(defaults | fields)), refs)
+    losses = {"anchors_per_sequence": 8, "slice_anchors": 5}
+    names = {field.name for field in dataclasses.fields(LossConfig)}
+    losses |= {name: fields.pop(name) for name in names & fields.keys()}
+    config = TrainerConfig(steps=steps, **({"sequences_per_step": 2, "learning_rate": 3e-3} | fields))
+    return Trainer(DSparkObjective(_fresh(ids), LossConfig(**losses)), config, refs)
 
 
 def test_training_lowers_every_loss(refs: list[SequenceRef]) -> None:
@@ -64,7 +70,9 @@ def test_training_lowers_every_loss(refs: list[SequenceRef]) -> None:
     assert last.expected_length > first.expected_length
 
 
-@pytest.mark.parametrize("fields", [{}, {"matrix_learning_rate": 2e-3, "dropout": 0.2}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"matrix_learning_rate": 2e-3, "tap_dropout": 0.2, "hidden_dropout": 0.1}]
+)
 def test_a_resumed_run_repeats_the_uninterrupted_one(
     fields: dict[str, float], refs: list[SequenceRef], tmp_path: Path
 ) -> None:
@@ -80,7 +88,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(
 
 
 def test_dropout_reaches_the_losses(refs: list[SequenceRef]) -> None:
-    plain, dropped = (next(_trainer(refs, 5, dropout=rate).run()) for rate in (0.0, 0.5))
+    plain, dropped = (next(_trainer(refs, 5, tap_dropout=rate).run()) for rate in (0.0, 0.5))
     assert dropped.gradient_norm != plain.gradient_norm
     assert dropped.acceptance != plain.acceptance
 
@@ -98,7 +106,7 @@ def test_answers_too_short_to_anchor_are_refused(tmp_path: Path) -> None:
         _trainer(list_sequences(tmp_path / "a.safetensors"), 1)
 
 
-@pytest.mark.parametrize("field", ["steps", "slice_anchors", "learning_rate", "decay_fraction", "dropout"])
+@pytest.mark.parametrize("field", ["steps", "learning_rate", "decay_fraction"])
 def test_a_bad_setting_is_named(field: str) -> None:
     with pytest.raises(ConfigError, match=f"{field}.*-1"):
         TrainerConfig(**({"steps": 1} | {field: -1}))

@@ -1,0 +1,1 @@
+"""What can be trained: one objective per drafting algorithm, behind one protocol."""
