@@ -32,6 +32,15 @@ def _require(condition: bool, name: str, value: object, rule: str) -> None:
         raise InvalidRequestError(f"{name} must be {rule}, got {value}", field=name)
 
 
+MAX_SPEED_FLOOR = 1e6
+
+
+def check_speed_floor(value: float | None, name: str = "min_tokens_per_second") -> None:
+    """Raises InvalidRequestError for what cannot be a promise; NaN fails too."""
+    if value is not None:
+        _require(0.0 < value <= MAX_SPEED_FLOOR, name, value, f"> 0 and at most {MAX_SPEED_FLOOR:g}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How the target distribution is shaped before a token is drawn.
@@ -84,8 +93,11 @@ class GenerateRequest:
     stop_token_ids: tuple[int, ...] = ()
     """Generation ends after one of these; it is part of the output."""
     speculation: SpeculationOptions = SpeculationOptions()
+    min_tokens_per_second: float | None = None
+    """Speed floor: tokens per second after the first token; None: none was promised."""
 
     def __post_init__(self) -> None:
+        check_speed_floor(self.min_tokens_per_second)
         _require(bool(self.request_id), "request_id", self.request_id, "non-empty")
         _require(bool(self.prompt_token_ids), "prompt_token_ids", "[]", "non-empty")
         if self.max_tokens is not None:
@@ -204,6 +216,8 @@ class RequestSurvival:
     survival: tuple[float, ...]
     verify_length: int
     accepted: int
+    min_tokens_per_second: float = 0.0
+    """Its speed floor; 0: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -277,6 +277,7 @@ class RoundLoop:
                 survival=tuple(row),
                 verify_length=len(proposal.draft_token_ids),
                 accepted=verdict.accepted,
+                min_tokens_per_second=proposal.sequence.request.min_tokens_per_second or 0.0,
             )
             for proposal, verdict, row in zip(proposals, verdicts, survival, strict=False)
         )

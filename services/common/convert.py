@@ -29,6 +29,7 @@ from dspark_core.records import (
     Verification,
     VerifierDescription,
     VerifyPlan,
+    check_speed_floor,
 )
 
 _T = TypeVar("_T")
@@ -149,6 +150,7 @@ def generate_request_to_proto(value: GenerateRequest) -> verifier_pb2.GenerateRe
         sampling=sampling_to_proto(value.sampling),
         stop_token_ids=value.stop_token_ids,
         speculation=speculation_to_proto(value.speculation),
+        min_tokens_per_second=value.min_tokens_per_second or 0.0,
     )
 
 
@@ -160,6 +162,7 @@ def generate_request_from_proto(message: verifier_pb2.GenerateRequest) -> Genera
         sampling=sampling_from_proto(message.sampling),
         stop_token_ids=tuple(message.stop_token_ids),
         speculation=speculation_from_proto(message.speculation),
+        min_tokens_per_second=message.min_tokens_per_second or None,
     )
 
 
@@ -238,6 +241,7 @@ def round_report_to_proto(value: RoundReport) -> scheduler_pb2.RoundReport:
                 survival=request.survival,
                 verify_length=request.verify_length,
                 accepted=request.accepted,
+                min_tokens_per_second=request.min_tokens_per_second,
             )
             for request in value.requests
         ],
@@ -287,6 +291,7 @@ def _survival_from_proto(message: scheduler_pb2.RequestSurvival) -> RequestSurvi
         raise InvalidRequestError(
             f"survival must be non-increasing and in [0, 1], got {list(survival)}", field="survival"
         )
+    check_speed_floor(message.min_tokens_per_second or None)
     if message.accepted > message.verify_length:
         raise InvalidRequestError(
             f"accepted must be <= verify_length ({message.verify_length}), got {message.accepted}",
@@ -297,6 +302,7 @@ def _survival_from_proto(message: scheduler_pb2.RequestSurvival) -> RequestSurvi
         survival=survival,
         verify_length=message.verify_length,
         accepted=message.accepted,
+        min_tokens_per_second=message.min_tokens_per_second,
     )
 
 

@@ -21,6 +21,7 @@ from services.gateway.middleware import ObserveRequests
 from services.gateway.openai_responses import ModelBody, ModelList
 from services.gateway.openai_schema import AnyCompletionBody
 from services.gateway.streaming import ClientGoneError, EventStreamResponse, after_first, until_disconnect
+from services.gateway.tiers import FLOOR_HEADER, Caller, floor_from_header
 
 _Body = TypeVar("_Body", bound=AnyCompletionBody)
 
@@ -45,9 +46,9 @@ class CompletionUseCase(Protocol[_Body]):
     @property
     def body_type(self) -> type[_Body]: ...
 
-    def complete(self, body: _Body, request_id: str) -> Coroutine[Any, Any, BaseModel]: ...
+    def complete(self, body: _Body, request_id: str, caller: Caller) -> Coroutine[Any, Any, BaseModel]: ...
 
-    def stream(self, body: _Body, request_id: str) -> AsyncIterator[BaseModel]: ...
+    def stream(self, body: _Body, request_id: str, caller: Caller) -> AsyncIterator[BaseModel]: ...
 
 
 def create_app(gateway: Gateway, *, ready: Callable[[], bool]) -> FastAPI:
@@ -76,12 +77,12 @@ def _openai_routes(gateway: Gateway) -> APIRouter:
 
     @router.get(_MODELS)
     async def list_models(request: Request) -> ModelList:
-        gateway.api_keys.check(request.headers.get("authorization"))
+        gateway.api_keys.tier_of(request.headers.get("authorization"))
         return await gateway.models.list()
 
     @router.get(_MODELS + "/{name:path}")
     async def get_model(request: Request, name: str) -> ModelBody:
-        gateway.api_keys.check(request.headers.get("authorization"))
+        gateway.api_keys.tier_of(request.headers.get("authorization"))
         return await gateway.models.get(name)
 
     return router
@@ -117,12 +118,13 @@ async def _completion(gateway: Gateway, use_case: CompletionUseCase[_Body], requ
     request_id = gateway.answers.request_id(use_case.id_prefix)
     headers = {"X-Request-Id": request_id}
     try:
-        gateway.api_keys.check(request.headers.get("authorization"))
+        tier = gateway.api_keys.tier_of(request.headers.get("authorization"))
+        caller = Caller(tier=tier, asked_floor=floor_from_header(request.headers.get(FLOOR_HEADER)))
         body = await _read_body(request, use_case.body_type, gateway.max_body_bytes)
         if body.stream:
-            payloads = _payloads(use_case.stream(body, request_id))
+            payloads = _payloads(use_case.stream(body, request_id, caller))
             return EventStreamResponse(await after_first(payloads, request.receive), headers)
-        answer = await until_disconnect(request.receive, use_case.complete(body, request_id))
+        answer = await until_disconnect(request.receive, use_case.complete(body, request_id, caller))
         return Response(answer.model_dump_json(), headers=headers, media_type="application/json")
     except (ClientGoneError, ClientDisconnect):
         return Response(status_code=499)  # nobody reads it

@@ -1,31 +1,46 @@
-"""Optional API keys, sent as `Authorization: Bearer ...`."""
+"""Optional API keys, sent as `Authorization: Bearer ...`, and the tier each belongs to."""
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from dspark_core.errors import ConfigError
 from services.gateway.http_errors import AuthenticationError
+from services.gateway.requests import DEFAULT_TIER_NAME
+from services.gateway.tiers import Tier
 
 
 class ApiKeys:
-    def __init__(self, keys: Sequence[str]) -> None:
-        """No keys: everyone may call."""
-        self._keys = [key.encode() for key in keys]
+    def __init__(self, keys: Sequence[str], tiers: Mapping[str, Tier] | None = None) -> None:
+        """keys: `key` or `key@tier`; none: everyone may call. Raises ConfigError for an unknown tier."""
+        known = {DEFAULT_TIER_NAME: Tier(), **(tiers or {})}
+        self._default = known[DEFAULT_TIER_NAME]
+        self._keys: list[tuple[bytes, Tier]] = []
+        for position, entry in enumerate(keys, start=1):
+            key, _, name = entry.partition("@")
+            if (name or DEFAULT_TIER_NAME) not in known:
+                # The entry holds a secret: it is told by its place.
+                raise ConfigError(
+                    f"DSPARK_API_KEYS entry {position} names tier {name!r}, which is not in DSPARK_TIERS "
+                    f"(known: {', '.join(sorted(known))})"
+                )
+            self._keys.append((key.encode(), known[name or DEFAULT_TIER_NAME]))
 
-    def check(self, authorization: str | None) -> None:
+    def tier_of(self, authorization: str | None) -> Tier:
         """authorization: the header's value.
 
         Raises:
             AuthenticationError: no key, or one that is not known. The key itself is not repeated.
         """
         if not self._keys:
-            return
+            return self._default
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise AuthenticationError("an API key is required: send it as 'Authorization: Bearer <key>'")
         given = key.strip().encode(errors="replace")
         # Every key is compared, in constant time, so that timing tells nothing about them.
-        matches = [hmac.compare_digest(given, known) for known in self._keys]
-        if not any(matches):
+        matches = [tier for known, tier in self._keys if hmac.compare_digest(given, known)]
+        if not matches:
             raise AuthenticationError("the API key is not valid here")
+        return matches[0]

@@ -19,6 +19,7 @@ from services.gateway.openai_responses import (
     reason_of,
 )
 from services.gateway.openai_schema import ChatCompletionBody
+from services.gateway.tiers import Caller
 
 
 class ChatCompletions:
@@ -29,9 +30,9 @@ class ChatCompletions:
         self._generator = generator
         self._answers = answers
 
-    async def complete(self, body: ChatCompletionBody, request_id: str) -> ChatCompletion:
+    async def complete(self, body: ChatCompletionBody, request_id: str, caller: Caller) -> ChatCompletion:
         head = self._answers.head(request_id)
-        async with closing(self._generator.stream(body.to_request(request_id))) as deltas:
+        async with closing(self._generator.stream(caller.sends(body.to_request(request_id)))) as deltas:
             text, last = await collect(deltas)
         choice = ChatChoice(
             message=AnswerMessage(content=text), finish_reason=reason_of(last.delta.finish_reason)
@@ -43,11 +44,13 @@ class ChatCompletions:
             speculation=SpeculationStatsBody.of(last),
         )
 
-    async def stream(self, body: ChatCompletionBody, request_id: str) -> AsyncIterator[ChatCompletionChunk]:
+    async def stream(
+        self, body: ChatCompletionBody, request_id: str, caller: Caller
+    ) -> AsyncIterator[ChatCompletionChunk]:
         """Nothing is yielded before the first token, so that earlier errors can be answered as such."""
         chunks = _Chunks(self._answers.head(request_id), body)
         first = True
-        async with closing(self._generator.stream(body.to_request(request_id))) as deltas:
+        async with closing(self._generator.stream(caller.sends(body.to_request(request_id)))) as deltas:
             async for timed in deltas:
                 if first:
                     yield chunks.chunk(ChatDelta(role="assistant", content=""))

@@ -16,6 +16,7 @@ from services.gateway.openai_responses import (
     reason_of,
 )
 from services.gateway.openai_schema import CompletionBody
+from services.gateway.tiers import Caller
 
 
 class Completions:
@@ -26,9 +27,9 @@ class Completions:
         self._generator = generator
         self._answers = answers
 
-    async def complete(self, body: CompletionBody, request_id: str) -> Completion:
+    async def complete(self, body: CompletionBody, request_id: str, caller: Caller) -> Completion:
         head = self._answers.head(request_id)
-        async with closing(self._generator.stream(body.to_request(request_id))) as deltas:
+        async with closing(self._generator.stream(caller.sends(body.to_request(request_id)))) as deltas:
             text, last = await collect(deltas)
         return Completion(
             **head,
@@ -38,11 +39,13 @@ class Completions:
             speculation=SpeculationStatsBody.of(last),
         )
 
-    async def stream(self, body: CompletionBody, request_id: str) -> AsyncIterator[CompletionChunk]:
+    async def stream(
+        self, body: CompletionBody, request_id: str, caller: Caller
+    ) -> AsyncIterator[CompletionChunk]:
         """Nothing is yielded before the first token, so that earlier errors can be answered as such."""
         head = self._answers.head(request_id)
         include_usage = bool(body.stream_options and body.stream_options.include_usage)
-        async with closing(self._generator.stream(body.to_request(request_id))) as deltas:
+        async with closing(self._generator.stream(caller.sends(body.to_request(request_id)))) as deltas:
             async for timed in deltas:
                 ended = timed.delta.finish_reason is not None
                 if not (timed.delta.text or ended):

@@ -10,6 +10,7 @@ from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL
 from services.common.env import Env
 from services.common.options import ServerOptions
+from services.gateway.tiers import Tier, tiers_from_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,9 @@ class GatewayConfig:
     scheduler_address: str = "127.0.0.1:50052"
     limits: GatewayLimits = GatewayLimits()
     api_keys: tuple[str, ...] = field(default=(), repr=False)
-    """Clients must send one of these; empty: everyone may call."""
+    """Clients must send one of these, each `key` or `key@tier`; empty: everyone may call."""
+    tiers: Mapping[str, Tier] = field(default_factory=dict)
+    """By name; `default` is that of callers without another one."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.http_port <= 65535:
@@ -88,6 +91,7 @@ class GatewayConfig:
                 max_context_tokens=env.optional_integer("DSPARK_MAX_CONTEXT_TOKENS", minimum=1),
             ),
             api_keys=_keys(env.text("DSPARK_API_KEYS", "")),
+            tiers=tiers_from_text(env.text("DSPARK_TIERS", "")),
         )
 
 

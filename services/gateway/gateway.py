@@ -90,7 +90,7 @@ def build_gateway(
         generator=generator,
         answers=answers,
         admission=admission,
-        api_keys=ApiKeys(config.api_keys),
+        api_keys=ApiKeys(config.api_keys, config.tiers),
         metrics=metrics,
         telemetry=telemetry,
         max_body_bytes=limits.max_body_bytes,

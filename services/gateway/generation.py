@@ -28,6 +28,10 @@ class TimedDelta:
     delta: TextDelta
     seconds: float
     """Since the backend was asked, waiting for a place not included."""
+    decode_tokens_per_second: float = 0.0
+    """Tokens after the first chunk's, over the time since it; 0.0 while there are none."""
+    min_tokens_per_second: float | None = None
+    """The request's speed floor."""
 
 
 class TextGenerator:
@@ -98,7 +102,12 @@ class TextGenerator:
                 record.add(delta)
                 if delta.finish_reason is FinishReason.CANCELLED:
                     raise UnavailableError("the verifier gave the request up")
-                yield TimedDelta(delta=delta, seconds=self._clock() - started)
+                yield TimedDelta(
+                    delta=delta,
+                    seconds=self._clock() - started,
+                    decode_tokens_per_second=record.decode_tokens_per_second,
+                    min_tokens_per_second=prepared.request.min_tokens_per_second,
+                )
                 if chunk.finish_reason is not None:
                     # Let the call end by itself: closed now, it would count as cancelled everywhere.
                     with contextlib.suppress(DSparkError):
@@ -134,6 +143,9 @@ class _Record:
         self._clock = clock
         self._arrival = arrival
         self._prompt_tokens = len(prepared.request.prompt_token_ids)
+        self._floor = prepared.request.min_tokens_per_second
+        self._tier = prepared.tier
+        self._first: tuple[float, int] | None = None  # when the first tokens came, and how many
         self._last_tokens: float | None = None
         self._delta: TextDelta | None = None
         # The span of the transport that called; its context must not be entered in a generator.
@@ -151,11 +163,23 @@ class _Record:
         now = self._clock()
         if self._last_tokens is None:
             self._metrics.first_token(now - self._arrival)
+            self._first = (now, delta.usage.completion_tokens)
         else:
             self._metrics.next_tokens(now - self._last_tokens, len(delta.token_ids))
         self._last_tokens = now
 
+    @property
+    def decode_tokens_per_second(self) -> float:
+        if self._first is None or self._last_tokens is None or self._delta is None:
+            return 0.0
+        first_at, first_tokens = self._first
+        seconds = self._last_tokens - first_at
+        return (self._delta.usage.completion_tokens - first_tokens) / seconds if seconds > 0 else 0.0
+
     def close(self) -> None:
+        rate = self.decode_tokens_per_second
+        if self._floor is not None and rate:
+            self._metrics.promise(self._tier, held=rate >= self._floor)
         stats = self._delta.stats if self._delta else None
         completion_tokens = self._delta.usage.completion_tokens if self._delta else 0
         self._metrics.generation_ended(

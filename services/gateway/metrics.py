@@ -55,6 +55,16 @@ class GatewayMetrics:
             registry=registry,
         )
 
+        self._promises = Counter(
+            "dspark_gateway_speed_floors",
+            "Generations with a speed floor, by tier and whether it was held",
+            ["tier", "held"],
+            registry=registry,
+        )
+
+    def promise(self, tier: str, *, held: bool) -> None:
+        self._promises.labels(tier, "yes" if held else "no").inc()
+
     def watch_queue(self, running: Callable[[], int], waiting: Callable[[], int]) -> None:
         """Gauges that are read when scraped."""
         for state, read in (("running", running), ("waiting", waiting)):

@@ -46,6 +46,10 @@ class SpeculationStatsBody(BaseModel):
     verify_seconds: float
     tokens_per_second: float
     """Completion tokens over the time since a verifier was asked, prefill included."""
+    decode_tokens_per_second: float
+    """Tokens after the first round's, over their time: what a speed floor is held against."""
+    min_tokens_per_second: float | None
+    """The floor that was promised; null: none."""
 
     @classmethod
     def of(cls, timed: TimedDelta) -> SpeculationStatsBody | None:
@@ -65,6 +69,8 @@ class SpeculationStatsBody(BaseModel):
             draft_seconds=round(stats.draft_seconds, 6),
             verify_seconds=round(stats.verify_seconds, 6),
             tokens_per_second=round(tokens / timed.seconds, 2) if timed.seconds > 0 else 0.0,
+            decode_tokens_per_second=round(timed.decode_tokens_per_second, 2),
+            min_tokens_per_second=timed.min_tokens_per_second,
         )
 
 

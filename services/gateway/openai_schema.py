@@ -96,6 +96,8 @@ class AnyCompletionBody(BaseModel):
     seed: int | None = None
     stop: Annotated[list[str] | None, BeforeValidator(_one_or_more)] = None
     speculation: SpeculationBody | None = None
+    min_tokens_per_second: float | None = None
+    """Our extension: the speed floor of this request."""
 
     n: Any = None
     logprobs: Any = None
@@ -139,6 +141,7 @@ class AnyCompletionBody(BaseModel):
             seed=self.seed,
             stop=tuple(self.stop or ()),
             speculation=self.speculation.to_record() if self.speculation else SpeculationOptions(),
+            min_tokens_per_second=self.min_tokens_per_second,
         )
 
 

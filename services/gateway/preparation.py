@@ -11,7 +11,7 @@ from dspark_core.errors import ContextLengthError, InvalidRequestError, UnknownM
 from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions, VerifierDescription
 from dspark_core.tokenization.tokenizer import Tokenizer
 from services.gateway.backend import GenerationBackend
-from services.gateway.requests import Conversation, TextRequest
+from services.gateway.requests import DEFAULT_TIER_NAME, Conversation, TextRequest
 
 _Number = TypeVar("_Number", int, float)
 
@@ -20,6 +20,7 @@ _Number = TypeVar("_Number", int, float)
 class PreparedRequest:
     request: GenerateRequest
     stop: tuple[str, ...]
+    tier: str = DEFAULT_TIER_NAME
 
 
 class RequestPreparer:
@@ -58,8 +59,10 @@ class RequestPreparer:
                 sampling=sampling,
                 stop_token_ids=self._tokenizer.stop_token_ids,
                 speculation=_bounded(request.speculation, limit),
+                min_tokens_per_second=request.min_tokens_per_second,
             ),
             stop=request.stop,
+            tier=request.tier,
         )
 
     def _sampling(self, request: TextRequest) -> SamplingParams:

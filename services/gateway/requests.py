@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from dspark_core.errors import InvalidRequestError
-from dspark_core.records import SpeculationOptions
+from dspark_core.records import SpeculationOptions, check_speed_floor
 
+DEFAULT_TIER_NAME = "default"
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARACTERS = 1024
 
@@ -51,8 +52,13 @@ class TextRequest:
     stop: tuple[str, ...] = ()
     """Output ends before the first of these; it is not part of the output."""
     speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
+    min_tokens_per_second: float | None = None
+    """Speed floor: tokens per second after the first token."""
+    tier: str = DEFAULT_TIER_NAME
+    """Of the API key it came with."""
 
     def __post_init__(self) -> None:
+        check_speed_floor(self.min_tokens_per_second)
         if self.prompt in ("", ()):
             raise InvalidRequestError(f"prompt must not be empty, got {self.prompt!r}", field="prompt")
         if len(self.stop) > MAX_STOP_STRINGS:

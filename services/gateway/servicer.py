@@ -11,11 +11,12 @@ from dspark_proto.v1 import gateway_pb2, gateway_pb2_grpc
 
 from dspark_core.errors import InvalidRequestError
 from services.common.convert import finish_reason_to_proto, speculation_from_proto, stats_to_proto
-from services.gateway.assembly import TextDelta
 from services.gateway.backend import closing
 from services.gateway.gateway import Gateway
+from services.gateway.generation import TimedDelta
 from services.gateway.http_errors import AuthenticationError
 from services.gateway.requests import ChatMessage, ChatRole, Conversation, TextRequest
+from services.gateway.tiers import FLOOR_HEADER, Caller, Tier, floor_from_header
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -36,19 +37,25 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     async def Generate(
         self, request: gateway_pb2.GatewayGenerateRequest, context: _Context
     ) -> AsyncIterator[gateway_pb2.GatewayGenerateChunk]:
-        await self._authenticate(context)
+        tier = await self._authenticate(context)
+        caller = Caller(
+            tier=tier, asked_floor=floor_from_header(_metadata(context).get(FLOOR_HEADER.lower()))
+        )
         request_id = self._gateway.answers.request_id("gen")
-        asked = request_from_proto(request, request_id, self._gateway.model_name)
+        asked = caller.sends(request_from_proto(request, request_id, self._gateway.model_name))
         async with closing(self._gateway.generator.stream(asked)) as deltas:
             async for timed in deltas:
-                yield chunk_to_proto(timed.delta)
+                yield chunk_to_proto(timed)
 
-    async def _authenticate(self, context: _Context) -> None:
-        metadata = {str(key): str(value) for key, value in (context.invocation_metadata() or ())}
+    async def _authenticate(self, context: _Context) -> Tier:
         try:
-            self._gateway.api_keys.check(metadata.get("authorization"))
+            return self._gateway.api_keys.tier_of(_metadata(context).get("authorization"))
         except AuthenticationError as error:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+
+
+def _metadata(context: _Context) -> dict[str, str]:
+    return {str(key): str(value) for key, value in (context.invocation_metadata() or ())}
 
 
 def request_from_proto(
@@ -67,6 +74,9 @@ def request_from_proto(
         seed=message.seed if message.HasField("seed") else None,
         stop=tuple(message.stop),
         speculation=speculation_from_proto(message.speculation),
+        min_tokens_per_second=(
+            message.min_tokens_per_second if message.HasField("min_tokens_per_second") else None
+        ),
     )
 
 
@@ -90,13 +100,16 @@ def _role(name: str, index: int) -> ChatRole:
         raise InvalidRequestError(f"{field} must be one of {known}, got {name!r}", field=field) from None
 
 
-def chunk_to_proto(delta: TextDelta) -> gateway_pb2.GatewayGenerateChunk:
+def chunk_to_proto(timed: TimedDelta) -> gateway_pb2.GatewayGenerateChunk:
+    delta = timed.delta
     chunk = gateway_pb2.GatewayGenerateChunk(
         text=delta.text,
         token_ids=delta.token_ids,
         finish_reason=finish_reason_to_proto(delta.finish_reason),
     )
     if delta.finish_reason is not None:
+        chunk.decode_tokens_per_second = timed.decode_tokens_per_second
+        chunk.min_tokens_per_second = timed.min_tokens_per_second or 0.0
         chunk.usage.prompt_tokens = delta.usage.prompt_tokens
         chunk.usage.completion_tokens = delta.usage.completion_tokens
         chunk.usage.cached_prompt_tokens = delta.usage.cached_prompt_tokens

@@ -1,6 +1,6 @@
 """A whole gateway on loopback ports, over a fake backend."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from services.gateway.config import GatewayConfig, GatewayLimits
 from services.gateway.gateway import Gateway, build_gateway
 from services.gateway.http_server import HttpServer
 from services.gateway.servicer import GatewayServicer
+from services.gateway.tiers import Tier
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.fake_generation import FakeBackend
 
@@ -56,10 +57,14 @@ async def serve() -> AsyncIterator[Serve]:
             api_keys: tuple[str, ...] = (),
             telemetry: Telemetry | None = None,
             key: str = "unused",
+            tiers: Mapping[str, Tier] | None = None,
         ) -> RunningGateway:
             telemetry = telemetry or Telemetry(service="gateway")
             config = GatewayConfig(
-                target_model=f"/models/{MODEL}", limits=limits or GatewayLimits(), api_keys=api_keys
+                target_model=f"/models/{MODEL}",
+                limits=limits or GatewayLimits(),
+                api_keys=api_keys,
+                tiers=tiers or {},
             )
             gateway = build_gateway(config, byte_tokenizer(), backend, telemetry)
             options = ServerOptions(port=0, host="127.0.0.1")

@@ -115,16 +115,18 @@ class StepTime(_message.Message):
     def __init__(self, batch_tokens: _Optional[int] = ..., step_seconds: _Optional[float] = ...) -> None: ...
 
 class RequestSurvival(_message.Message):
-    __slots__ = ("sequence_id", "survival", "verify_length", "accepted")
+    __slots__ = ("sequence_id", "survival", "verify_length", "accepted", "min_tokens_per_second")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     SURVIVAL_FIELD_NUMBER: _ClassVar[int]
     VERIFY_LENGTH_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    MIN_TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     sequence_id: str
     survival: _containers.RepeatedScalarFieldContainer[float]
     verify_length: int
     accepted: int
-    def __init__(self, sequence_id: _Optional[str] = ..., survival: _Optional[_Iterable[float]] = ..., verify_length: _Optional[int] = ..., accepted: _Optional[int] = ...) -> None: ...
+    min_tokens_per_second: float
+    def __init__(self, sequence_id: _Optional[str] = ..., survival: _Optional[_Iterable[float]] = ..., verify_length: _Optional[int] = ..., accepted: _Optional[int] = ..., min_tokens_per_second: _Optional[float] = ...) -> None: ...
 
 class VerifyPlan(_message.Message):
     __slots__ = ("based_on_round", "draft_token_capacity")

@@ -50,6 +50,7 @@ requests = st.builds(
     sampling=sampling,
     stop_token_ids=token_ids,
     speculation=speculation,
+    min_tokens_per_second=st.none() | st.floats(0, 1e6, exclude_min=True),
 )
 stats = st.builds(
     SpeculationStats,

@@ -1,0 +1,84 @@
+"""Who calls: the tier of an API key, and the speed floor that comes of tier, header and body."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from dspark_core.errors import ConfigError, InvalidRequestError
+from dspark_core.records import check_speed_floor
+from services.gateway.requests import DEFAULT_TIER_NAME, TextRequest
+
+FLOOR_HEADER = "X-Min-Tokens-Per-Second"
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier:
+    """What callers of one kind are promised."""
+
+    name: str = DEFAULT_TIER_NAME
+    min_tokens_per_second: float | None = None
+    """Floor of every request that asks for none, and the most one may ask for. None: no floor, no bound."""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"tier names must be 1 to 32 lower-case letters, digits, - or _, got {self.name!r}"
+            )
+        try:
+            check_speed_floor(self.min_tokens_per_second, f"the floor of tier {self.name}")
+        except InvalidRequestError as error:
+            raise ConfigError(str(error)) from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    tier: Tier = Tier()
+    asked_floor: float | None = None
+    """By header."""
+
+    def sends(self, request: TextRequest) -> TextRequest:
+        """The request under this caller's tier: floor from the body, then the header, then the tier.
+
+        Raises InvalidRequestError naming the field for a floor above the tier's.
+        """
+        floor, field = request.min_tokens_per_second, "min_tokens_per_second"
+        if floor is None:
+            floor, field = self.asked_floor, FLOOR_HEADER
+        limit = self.tier.min_tokens_per_second
+        if floor is not None and limit is not None and floor > limit:
+            raise InvalidRequestError(
+                f"{field} must be at most {limit:g}, the floor of tier {self.tier.name!r}, got {floor:g}",
+                field=field,
+            )
+        return replace(request, tier=self.tier.name, min_tokens_per_second=limit if floor is None else floor)
+
+
+def floor_from_header(text: str | None) -> float | None:
+    """Raises InvalidRequestError naming the header and its value."""
+    if text is None or not text.strip():
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        raise InvalidRequestError(
+            f"{FLOOR_HEADER} must be a number, got {text!r:.80}", field=FLOOR_HEADER
+        ) from None
+    check_speed_floor(value, FLOOR_HEADER)
+    return value
+
+
+def tiers_from_text(text: str) -> Mapping[str, Tier]:
+    """`gold:30,silver:10` -> tiers by name; `default` is that of callers without another one."""
+    tiers: dict[str, Tier] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, _, floor = part.partition(":")
+        try:
+            tiers[name.strip()] = Tier(name=name.strip(), min_tokens_per_second=float(floor))
+        except ValueError:
+            raise ConfigError(
+                f"DSPARK_TIERS must list tier:floor in tokens per second, got {part!r}"
+            ) from None
+    return tiers

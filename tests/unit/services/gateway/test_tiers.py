@@ -1,0 +1,83 @@
+"""Where a request's speed floor comes from, and which are refused."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dspark_core.errors import ConfigError, InvalidRequestError
+from services.gateway.auth import ApiKeys
+from services.gateway.http_errors import AuthenticationError
+from services.gateway.requests import TextRequest
+from services.gateway.tiers import Caller, Tier, floor_from_header, tiers_from_text
+
+GOLD = Tier(name="gold", min_tokens_per_second=30.0)
+
+
+def _request(floor: float | None = None) -> TextRequest:
+    return TextRequest(request_id="r", model="m", prompt="hello", min_tokens_per_second=floor)
+
+
+@pytest.mark.parametrize(
+    ("body", "header", "floor"),
+    [(None, None, 30.0), (None, 20.0, 20.0), (10.0, 20.0, 10.0), (30.0, None, 30.0)],
+)
+def test_the_body_wins_over_the_header_and_the_header_over_the_tier(body, header, floor):
+    sent = Caller(tier=GOLD, asked_floor=header).sends(_request(body))
+    assert (sent.min_tokens_per_second, sent.tier) == (floor, "gold")
+
+
+@pytest.mark.parametrize(
+    ("body", "header", "field"),
+    [(30.5, None, "min_tokens_per_second"), (None, 31.0, "X-Min-Tokens-Per-Second")],
+)
+def test_more_than_the_tier_promises_is_refused_by_field_and_value(body, header, field):
+    with pytest.raises(InvalidRequestError, match=rf"{field} must be at most 30.*got 3") as caught:
+        Caller(tier=GOLD, asked_floor=header).sends(_request(body))
+    assert caught.value.field == field
+
+
+@given(floor=st.floats(min_value=0.001, max_value=1e6))
+def test_a_tier_without_a_floor_bounds_nothing(floor):
+    assert Caller().sends(_request(floor)).min_tokens_per_second == floor
+
+
+@pytest.mark.parametrize("floor", [0.0, -1.0, float("nan"), float("inf"), 1e9])
+def test_impossible_floors_are_refused(floor):
+    with pytest.raises(InvalidRequestError, match="min_tokens_per_second must be > 0"):
+        _request(floor)
+
+
+@pytest.mark.parametrize("text", ["fast", "0", "-3", "nan", "1e400"])
+def test_headers_that_are_no_floor_are_refused_with_their_value(text):
+    with pytest.raises(InvalidRequestError, match="X-Min-Tokens-Per-Second must be") as caught:
+        floor_from_header(text)
+    assert caught.value.field == "X-Min-Tokens-Per-Second"
+
+
+@pytest.mark.parametrize(("text", "floor"), [(None, None), ("", None), (" 12.5 ", 12.5)])
+def test_headers(text, floor):
+    assert floor_from_header(text) == floor
+
+
+def test_keys_find_their_tier():
+    keys = ApiKeys(("sk-1@gold", "sk-2"), tiers_from_text("gold:30, default:5"))
+    assert keys.tier_of("Bearer sk-1") == GOLD
+    assert keys.tier_of("Bearer sk-2").min_tokens_per_second == 5.0
+    with pytest.raises(AuthenticationError):
+        keys.tier_of("Bearer sk-1@gold")
+
+
+def test_without_keys_everyone_has_the_default_tier():
+    assert ApiKeys((), tiers_from_text("default:5")).tier_of(None).min_tokens_per_second == 5.0
+
+
+@pytest.mark.parametrize("text", ["gold", "gold:", "gold:fast", "gold:-1", "Gold Tier:5", ":5"])
+def test_wrong_tiers_are_refused_at_start(text):
+    with pytest.raises(ConfigError, match=r"tier"):
+        tiers_from_text(text)
+
+
+def test_a_key_of_an_unknown_tier_is_told_by_its_place_and_not_shown():
+    with pytest.raises(ConfigError, match=r"entry 2 names tier 'god'") as caught:
+        ApiKeys(("sk-1", "secret@god"), {"gold": GOLD})
+    assert "secret" not in str(caught.value)
