@@ -47,9 +47,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "services.verifier": (*APPLICATION, "services.common"),
     # The one place that may import several services.
     "services.embedded": (*APPLICATION, "services"),
-    "services.cli": (*APPLICATION, "dspark_core.evaluation", "dspark_core.training", "services"),
+    "services.cli": (
+        *APPLICATION,
+        "dspark_core.evaluation",
+        "dspark_core.simulation",
+        "dspark_core.training",
+        "services",
+    ),
     "loadtest": (),
-    "benchmarks": (*APPLICATION, "dspark_core.evaluation", "services"),
+    "benchmarks": (*APPLICATION, "dspark_core.evaluation", "dspark_core.simulation", "services"),
     "scripts": (*APPLICATION, "services"),
 }
 
