@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from dspark_core.errors import ConfigError
 
@@ -21,20 +23,81 @@ class Conversation:
         return len(self.prompt_ids) + len(self.answer_ids)
 
 
+class Conversations(Protocol):
+    """Numbered conversations, told by the batch: some are cheaper to make together."""
+
+    def __len__(self) -> int: ...
+
+    def get(self, numbers: Sequence[int]) -> list[Conversation]:
+        """A function of the numbers alone, in their order."""
+        ...
+
+
+class AnswerFile:
+    """Random access to a JSONL file of conversations; only where each line lies is kept in memory."""
+
+    def __init__(self, path: Path, *, max_tokens: int | None = None, min_answer_tokens: int = 1) -> None:
+        """Leaves out conversations longer than `max_tokens` and answers shorter than the least.
+
+        Raises ConfigError naming file and line, also when none is left.
+        """
+        self.path = path
+        self.too_long = 0
+        self.too_short = 0
+        self._starts = array("q")
+        self._lengths = array("q")
+        for start, conversation in _positions(path):
+            if len(conversation.answer_ids) < min_answer_tokens:
+                self.too_short += 1
+            elif max_tokens is not None and len(conversation) > max_tokens:
+                self.too_long += 1
+            else:
+                self._starts.append(start)
+                self._lengths.append(len(conversation))
+        if not self._starts:
+            raise ConfigError(
+                f"answers {path} hold no conversation to use "
+                f"({self.too_long} longer than {max_tokens} tokens, {self.too_short} with too short answers)"
+            )
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each conversation."""
+        return self._lengths
+
+    def get(self, numbers: Sequence[int]) -> list[Conversation]:
+        found = []
+        with self.path.open("rb") as file:
+            for number in numbers:
+                file.seek(self._starts[number])
+                found.append(_parse(file.readline(), f"{self.path}, byte {self._starts[number]}"))
+        return found
+
+
 def read_conversations(path: Path) -> Iterator[Conversation]:
     """Rows `{"prompt_ids": [...], "answer_ids": [...]}` of a JSONL file; further fields are ignored.
 
     Raises ConfigError naming file and line.
     """
+    return (conversation for _, conversation in _positions(path))
+
+
+def _positions(path: Path) -> Iterator[tuple[int, Conversation]]:
+    """Each conversation with the byte its line begins at."""
+    start = 0
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                yield _parse(line, f"{path}:{number}")
-    except (OSError, UnicodeDecodeError) as error:
+                yield start, _parse(line, f"{path}:{number}")
+                start += len(line)
+    except OSError as error:
         raise ConfigError(f"answers {path} cannot be read: {error}") from error
 
 
-def _parse(line: str, where: str) -> Conversation:
+def _parse(line: bytes, where: str) -> Conversation:
     try:
         row = json.loads(line)
         found = Conversation(_token_ids(row["prompt_ids"]), _token_ids(row["answer_ids"]))

@@ -1,0 +1,191 @@
+"""Fills a directory with feature shards; what a run leaves unfinished the next one completes.
+
+Which conversations form a shard, and which of them share a pass, follows from the answers and the
+settings alone: an interrupted cache ends up with the same bytes as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from dspark_core.errors import ConfigError
+from dspark_core.models.decoder import Decoder
+from dspark_core.training.data.conversations import AnswerFile
+from dspark_core.training.data.prefill import compute_packed, plan_packs
+from dspark_core.training.features import FeatureSequence, write_shard
+from dspark_core.training.manifest import Manifest, ShardEntry, file_digest, read_manifest, write_manifest
+from dspark_core.training.origin import FeatureOrigin
+
+DEFAULT_SHARD_TOKENS = 65_536
+DEFAULT_PACK_TOKENS = 2048
+_STORED = torch.bfloat16
+_BYTES_PER_SEQUENCE = 20
+_BYTES_PER_SHARD = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardPlan:
+    name: str
+    numbers: range
+    """Conversations of the answer file, consecutive."""
+    tokens: int
+    bytes: int
+    """Expected size; within a fraction of a percent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachePlan:
+    """What a complete cache consists of, and what is still missing."""
+
+    directory: Path
+    manifest: Manifest
+    shards: tuple[ShardPlan, ...]
+
+    @property
+    def missing(self) -> tuple[ShardPlan, ...]:
+        return tuple(shard for shard in self.shards if shard.name not in self.manifest.shards)
+
+    @property
+    def missing_bytes(self) -> int:
+        return sum(shard.bytes for shard in self.missing)
+
+    @property
+    def missing_tokens(self) -> int:
+        return sum(shard.tokens for shard in self.missing)
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+
+def bytes_per_token(origin: FeatureOrigin) -> int:
+    """Taps, final state, token id and log-normaliser; nothing of vocabulary size."""
+    values = (len(origin.tap_layers) + 1) * origin.hidden_size
+    return values * _STORED.itemsize + 2 * torch.int32.itemsize
+
+
+def plan_cache(
+    directory: Path, answers: AnswerFile, origin: FeatureOrigin, shard_tokens: int = DEFAULT_SHARD_TOKENS
+) -> CachePlan:
+    """Writes nothing. Raises ConfigError when the directory holds the cache of something else."""
+    if shard_tokens < 1:
+        raise ConfigError(f"shard_tokens must be >= 1, got {shard_tokens}")
+    shards = tuple(_plan_shards(answers.lengths, bytes_per_token(origin), shard_tokens))
+    planned = Manifest(
+        origin=origin, answers_sha256=file_digest(answers.path), planned_shards=len(shards), shards={}
+    )
+    existing = read_manifest(directory)
+    if existing is not None:
+        _require_same(existing, planned, directory)
+        kept = {name: entry for name, entry in existing.shards.items() if _is_whole(directory / name, entry)}
+        planned = replace(planned, shards=kept)
+    elif directory.is_dir() and any(directory.glob("*.safetensors")):
+        raise ConfigError(f"{directory} holds shards without a manifest: choose another directory")
+    return CachePlan(directory=directory, manifest=planned, shards=shards)
+
+
+def require_space(plan: CachePlan, free_bytes: int | None = None) -> None:
+    """Raises ConfigError, with both figures, when the missing shards do not fit on the disk."""
+    free = free_on_disk(plan.directory) if free_bytes is None else free_bytes
+    if plan.missing_bytes > free:
+        raise ConfigError(
+            f"the features need {gigabytes(plan.missing_bytes)} in {plan.directory}, where "
+            f"{gigabytes(free)} are free: use fewer answers or tap layers, or stream the features in training"
+        )
+
+
+def free_on_disk(directory: Path) -> int:
+    """Bytes free where the directory lies, or would."""
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+def gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
+
+
+def fill_cache(
+    plan: CachePlan,
+    answers: AnswerFile,
+    decoder: Decoder,
+    *,
+    pack_tokens: int = DEFAULT_PACK_TOKENS,
+    on_tokens: Callable[[int], None] = lambda _: None,
+) -> Manifest:
+    """Computes and writes the missing shards -> the complete manifest.
+
+    `on_tokens` hears how many tokens each pass took. Raises ConfigError before the first byte when
+    the disk is too small.
+    """
+    require_space(plan)
+    plan.directory.mkdir(parents=True, exist_ok=True)
+    for leftover in plan.directory.glob("*.partial"):
+        leftover.unlink()
+    manifest = plan.manifest
+    write_manifest(plan.directory, manifest)
+    for shard in plan.missing:
+        sequences = list(_compute(shard, answers, decoder, manifest.origin, pack_tokens, on_tokens))
+        path = plan.directory / shard.name
+        write_shard(path, sequences)
+        entry = ShardEntry(
+            sha256=file_digest(path),
+            bytes=path.stat().st_size,
+            sequences=len(sequences),
+            tokens=sum(map(len, sequences)),
+        )
+        manifest = replace(manifest, shards={**manifest.shards, shard.name: entry})
+        write_manifest(plan.directory, manifest)
+    return manifest
+
+
+def _compute(
+    shard: ShardPlan,
+    answers: AnswerFile,
+    decoder: Decoder,
+    origin: FeatureOrigin,
+    pack_tokens: int,
+    on_tokens: Callable[[int], None],
+) -> Iterator[FeatureSequence]:
+    lengths = [answers.lengths[number] for number in shard.numbers]
+    for pack in plan_packs(lengths, pack_tokens):
+        conversations = answers.get([shard.numbers[index] for index in pack])
+        yield from compute_packed(decoder, conversations, origin.tap_layers)
+        on_tokens(sum(map(len, conversations)))
+
+
+def _plan_shards(lengths: Sequence[int], token_bytes: int, shard_tokens: int) -> Iterator[ShardPlan]:
+    """Consecutive conversations until a shard has its tokens; the last one takes what is left."""
+    start, tokens, count = 0, 0, 0
+    for number, length in enumerate(lengths, start=1):
+        tokens += length
+        if tokens < shard_tokens and number < len(lengths):
+            continue
+        overhead = _BYTES_PER_SHARD + (number - start) * _BYTES_PER_SEQUENCE
+        yield ShardPlan(
+            name=f"features-{count:06d}.safetensors",
+            numbers=range(start, number),
+            tokens=tokens,
+            bytes=tokens * token_bytes + overhead,
+        )
+        start, tokens, count = number, 0, count + 1
+
+
+def _is_whole(path: Path, entry: ShardEntry) -> bool:
+    return path.is_file() and path.stat().st_size == entry.bytes
+
+
+def _require_same(existing: Manifest, planned: Manifest, directory: Path) -> None:
+    """Raises ConfigError naming what differs, with both values."""
+    have = {**existing.origin.fields(), "answers": existing.answers_sha256, "shards": existing.planned_shards}
+    want = {**planned.origin.fields(), "answers": planned.answers_sha256, "shards": planned.planned_shards}
+    if differing := [
+        f"{name} {have[name]!r}, not {want[name]!r}" for name in have if have[name] != want[name]
+    ]:
+        raise ConfigError(
+            f"{directory} holds another cache ({'; '.join(differing)}): choose another directory"
+        )
