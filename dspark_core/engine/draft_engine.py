@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dspark_core.algorithms.calibration import ConfidenceScaling
 from dspark_core.engine.context_draft_engine import ContextDraftEngine
 from dspark_core.engine.draft_context import ContextView, DraftContext
 from dspark_core.engine.draft_sampling import BlockSampler
@@ -25,9 +26,9 @@ class DraftEngine(ContextDraftEngine):
         num_pages: int,
         page_tokens: int = 16,
         generator: torch.Generator | None = None,
-        confidence_temperatures: Sequence[float] | None = None,
+        confidence_scaling: ConfidenceScaling | None = None,
     ) -> None:
-        """`confidence_temperatures`: what divides the confidence logit of each position; None: 1."""
+        """`confidence_scaling`: corrects the confidence logit of each position; None: taken as it is."""
         backbone = drafter.config.backbone
         geometry = DraftGeometry(
             fingerprint=fingerprint,
@@ -45,9 +46,11 @@ class DraftEngine(ContextDraftEngine):
             generator=generator,
         )
         self._drafter = drafter
-        self._confidence_scale: Tensor | None = None  # [block]
-        if confidence_temperatures is not None:
-            self._confidence_scale = 1.0 / torch.tensor(confidence_temperatures, dtype=torch.float32)
+        self._confidence_scaling: tuple[Tensor, Tensor] | None = None  # factors and biases, each [block]
+        if confidence_scaling is not None:
+            temperatures = torch.tensor(confidence_scaling.temperatures, dtype=torch.float32)
+            biases = torch.tensor(confidence_scaling.biases, dtype=torch.float32)
+            self._confidence_scaling = (1.0 / temperatures, biases)
 
     def _keys_values(
         self, items: Sequence[DraftItem], features: Tensor, positions: Tensor
@@ -76,8 +79,9 @@ class DraftEngine(ContextDraftEngine):
     def _confidences(self, logits: Tensor) -> Tensor:
         """[requests, block] -> calibrated probabilities of the same shape."""
         logits = logits.float()
-        if self._confidence_scale is not None:
-            logits = logits * self._confidence_scale
+        if self._confidence_scaling is not None:
+            factors, biases = self._confidence_scaling
+            logits = logits * factors + biases
         return torch.sigmoid(logits)
 
 

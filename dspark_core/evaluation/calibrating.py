@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dspark_core.algorithms.calibration import (
     Calibration,
+    ConfidenceScaling,
     PositionQuality,
     calibrate,
     confidence_logits,
@@ -31,12 +32,12 @@ class RoundLogits:
     accepted: NDArray[np.int64]  # [rounds]
     proposed: NDArray[np.int64]  # [rounds], those after a stop token not counted
 
-    def survival(self, temperatures: Sequence[float] | None) -> tuple[tuple[Floats, Floats], ...]:
+    def survival(self, scaling: ConfidenceScaling | None) -> tuple[tuple[Floats, Floats], ...]:
         """Per position, over the n rounds that proposed it: estimates [n] and outcomes [n]."""
-        return survival_by_position(self.logits, self.accepted, self.proposed, temperatures)
+        return survival_by_position(self.logits, self.accepted, self.proposed, scaling)
 
-    def quality(self, temperatures: Sequence[float] | None) -> tuple[PositionQuality, ...]:
-        return position_quality(self.logits, self.accepted, self.proposed, temperatures)
+    def quality(self, scaling: ConfidenceScaling | None) -> tuple[PositionQuality, ...]:
+        return position_quality(self.logits, self.accepted, self.proposed, scaling)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ class Judgement:
 class CalibrationStudy:
     calibration: Calibration
     fitted: Judgement
-    """On the half the temperatures were fitted to."""
+    """On the half the scaling was fitted to."""
     held_out: Judgement
     held_out_rounds: RoundLogits
     """For reliability diagrams."""
@@ -72,7 +73,7 @@ def split_prompts(prompts: Sequence[EvalPrompt]) -> tuple[list[EvalPrompt], list
 def study_calibration(
     fit: Sequence[AnsweredPrompt], held_out: Sequence[AnsweredPrompt], block_size: int
 ) -> CalibrationStudy:
-    """Temperatures from one half, judged on both. Raises ConfigError where there is nothing to fit."""
+    """A scaling from one half, judged on both. Raises ConfigError where there is nothing to fit."""
     rounds = _rounds_of(fit, block_size)
     unseen = _rounds_of(held_out, block_size)
     if not len(rounds.logits):
@@ -110,7 +111,7 @@ def _rounds_of(answered: Iterable[AnsweredPrompt], block_size: int) -> RoundLogi
 
 
 def _judge(rounds: RoundLogits, calibration: Calibration) -> Judgement:
-    return Judgement(before=rounds.quality(None), after=rounds.quality(calibration.temperatures))
+    return Judgement(before=rounds.quality(None), after=rounds.quality(calibration.scaling))
 
 
 def _mean_ece(positions: Iterable[PositionQuality]) -> float:

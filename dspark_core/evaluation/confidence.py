@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dspark_core.algorithms.calibration import area_under_roc, brier_score, expected_calibration_error
+from dspark_core.algorithms.calibration_error import area_under_roc, brier_score, expected_calibration_error
 from dspark_core.evaluation.round_table import RoundTable
 
 

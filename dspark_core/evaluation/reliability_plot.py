@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dspark_core.algorithms.calibration import reliability_bins
+from dspark_core.algorithms.calibration_error import reliability_bins
 from dspark_core.evaluation.calibrating import CalibrationStudy
 from dspark_core.evaluation.plots import require_matplotlib
 
@@ -24,13 +24,13 @@ def draw_reliability(study: CalibrationStudy, directory: Path) -> Path:
     require_matplotlib()
     from matplotlib.figure import Figure  # draws to files only: no display, no global state
 
-    temperatures = study.calibration.temperatures
-    rows = math.ceil(len(temperatures) / _COLUMNS)
+    scaling = study.calibration.scaling
+    count = len(scaling.temperatures)
+    rows = math.ceil(count / _COLUMNS)
     figure = Figure(figsize=(3.2 * _COLUMNS, 3.4 * rows), layout="constrained")
-    panels = _panels(figure, len(temperatures), rows)
-    for position, (panel, temperature) in enumerate(zip(panels, temperatures, strict=True)):
+    for position, panel in enumerate(_panels(figure, count, rows)):
         panel.plot([0, 1], [0, 1], color="gray", linestyle=":")
-        for label, used in (("before", None), ("after", temperatures)):
+        for label, used in (("before", None), ("after", scaling)):
             predicted, observed = study.held_out_rounds.survival(used)[position]
             bins = reliability_bins(predicted, observed)
             panel.plot(
@@ -39,10 +39,14 @@ def draw_reliability(study: CalibrationStudy, directory: Path) -> Path:
                 marker="o",
                 label=label,
             )
-        panel.set(title=f"position {position + 1}, T = {temperature:.2f}", xlim=(0, 1), ylim=(0, 1))
+        title = (
+            f"{position + 1}: T = {scaling.temperatures[position]:.2f}, b = {scaling.biases[position]:+.2f}"
+        )
+        panel.set(title=title, xlim=(0, 1), ylim=(0, 1))
         panel.grid(alpha=0.3)
-    panels[0].set(xlabel="predicted survival", ylabel="share that survived")
-    panels[0].legend(fontsize="small")
+        if position == 0:
+            panel.set(xlabel="predicted survival", ylabel="share that survived")
+            panel.legend(fontsize="small")
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / RELIABILITY_FILE
     figure.savefig(path, dpi=120)

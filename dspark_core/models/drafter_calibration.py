@@ -1,4 +1,4 @@
-"""`calibration.json` beside a drafter's weights: the temperatures of its confidence head."""
+"""`calibration.json` beside a drafter's weights: the scaling of its confidence head."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def read_calibration(
         calibration = Calibration.from_dict(metadata.values)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    if len(calibration.temperatures) != block_size:
+    if len(calibration.scaling.temperatures) != block_size:
         raise metadata.error("temperatures", f"must have one value for each of block_size={block_size}")
     return calibration
 

@@ -1,8 +1,8 @@
 """`dspark calibrate`: corrects a drafter's confidences on prompts it was not trained on.
 
 Prompts are JSONL files (or directories of them) with rows {"id", "turns": [...]}, of which the
-first turn is asked, or {"id", "prompt"}. Every other prompt is held out: temperatures are fitted without it
-and judged on it.
+first turn is asked, or {"id", "prompt"}. Every other prompt is held out: temperatures and biases are fitted
+without it and judged on it.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _study(
         torch.set_num_threads(options.threads)
     target = build_target(options.engine)
     generator = draft_generator(settings.seed)
-    # Not on top of an earlier calibration: temperatures are of the head's own logits.
+    # Not on top of an earlier calibration: they are of the head's own logits.
     drafter = build_drafter(options.engine, target.loaded, generator=generator, calibrated=False)
     runner = EvalRunner(
         target.engine, LocalDraftSource(drafter), settings, stop_token_ids=tokenizer.stop_token_ids
@@ -150,20 +150,31 @@ def _study(
 
 def calibration_table(study: CalibrationStudy) -> Table:
     table = Table(title="survival by draft position: before / after calibration")
-    for head in ("k", "T", "rounds", "ECE %\nfitted", "ECE %\nheld out", "AUC\nheld out", "Brier\nheld out"):
+    for head in (
+        "k",
+        "T",
+        "bias",
+        "rounds",
+        "ECE %\nfitted",
+        "ECE %\nheld out",
+        "AUC\nheld out",
+        "Brier\nheld out",
+    ):
         table.add_column(head, justify="right", no_wrap=True)
     rows = zip(
-        study.calibration.temperatures,
+        study.calibration.scaling.temperatures,
+        study.calibration.scaling.biases,
         study.fitted.before,
         study.fitted.after,
         study.held_out.before,
         study.held_out.after,
         strict=True,
     )
-    for position, (temperature, fit_before, fit_after, before, after) in enumerate(rows, start=1):
+    for position, (temperature, bias, fit_before, fit_after, before, after) in enumerate(rows, start=1):
         table.add_row(
             str(position),
             f"{temperature:.2f}",
+            f"{bias:+.2f}",
             f"{fit_before.rounds}+{before.rounds}",
             _errors(fit_before, fit_after),
             _errors(before, after),

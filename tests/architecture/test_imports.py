@@ -18,6 +18,7 @@ TORCH_FREE_ALGORITHMS = (
     "dspark_core.algorithms.speed_floor",
     "dspark_core.algorithms.step_rate",
     "dspark_core.algorithms.calibration",
+    "dspark_core.algorithms.calibration_error",
 )
 
 # Package -> the project's own modules it may import, besides itself.

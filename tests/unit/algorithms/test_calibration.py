@@ -1,4 +1,4 @@
-"""Calibration measures against slow definitions; temperatures recovered from data made with them."""
+"""Calibration measures against slow definitions; a scaling recovered from data made with it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from hypothesis import strategies as st
 from dspark_core.algorithms.calibration import (
     MAX_LOGIT,
     Calibration,
+    ConfidenceScaling,
+    calibrate,
+    confidence_logits,
+    fit_sequential_scaling,
+    position_quality,
+    sigmoid,
+    survival_by_position,
+)
+from dspark_core.algorithms.calibration_error import (
     area_under_roc,
     brier_score,
-    calibrate,
-    calibrated_confidences,
-    confidence_logits,
     expected_calibration_error,
-    fit_sequential_temperatures,
-    position_quality,
     reliability_bins,
-    survival_by_position,
 )
 from dspark_core.errors import ConfigError
 
@@ -29,12 +32,14 @@ OUTCOMES = st.lists(st.tuples(st.floats(0.0, 1.0), st.booleans()), min_size=1, m
 
 
 def draw_rounds(
-    temperatures: list[float], rounds: int, seed: int = 0
+    temperatures: list[float], rounds: int, seed: int = 0, biases: list[float] | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Logits whose truth is sigmoid(logit / temperature): above 1, a head that trusts itself too much."""
+    """Logits whose truth is sigmoid(logit / temperature + bias): a temperature above 1 or a bias
+    below 0 makes a head that trusts itself too much."""
     random = np.random.default_rng(seed)
     logits = random.normal(1.0, 2.5, (rounds, len(temperatures)))
-    kept = random.random(logits.shape) < calibrated_confidences(logits, temperatures)
+    truth = ConfidenceScaling(tuple(temperatures), tuple(biases or [0.0] * len(temperatures)))
+    kept = random.random(logits.shape) < truth.confidences(logits)
     accepted = np.cumprod(kept, axis=1).sum(axis=1)
     return logits, accepted, np.full(rounds, len(temperatures))
 
@@ -102,23 +107,32 @@ def test_measures_refuse_what_is_no_probability_or_outcome(predicted, observed, 
             measure(predicted, observed)
 
 
-@pytest.mark.parametrize("temperatures", [[2.0, 2.0, 2.0], [0.5, 0.5, 0.5], [1.8, 1.0, 0.6], [1.0, 1.0, 1.0]])
-def test_known_temperatures_are_recovered(temperatures):
-    data = draw_rounds(temperatures, 20_000)
-    fitted = fit_sequential_temperatures(*data)
-    # Later positions tell less: their errors are small wherever survival is.
-    assert fitted[0] == pytest.approx(temperatures[0], rel=0.1)
-    assert fitted[1:] == pytest.approx(temperatures[1:], rel=0.35)
-    held_out = draw_rounds(temperatures, 60_000, seed=1)
+@pytest.mark.parametrize(
+    ("temperatures", "biases"),
+    [
+        ([2.0, 2.0, 2.0], [0.0, 0.0, 0.0]),
+        ([0.5, 0.5, 0.5], [0.0, 0.0, 0.0]),
+        ([1.8, 1.0, 0.6], [-1.5, 0.5, 0.0]),
+        ([1.0, 1.0, 1.0], [0.0, 0.0, 0.0]),
+        ([1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]),
+    ],
+)
+def test_a_known_scaling_is_recovered(temperatures, biases):
+    data = draw_rounds(temperatures, 12_000, biases=biases)
+    fitted = fit_sequential_scaling(*data)
+    assert fitted.temperatures[0] == pytest.approx(temperatures[0], rel=0.1)
+    assert fitted.biases[0] == pytest.approx(biases[0], abs=0.1)
+    held_out = draw_rounds(temperatures, 40_000, seed=1, biases=biases)
     after = [quality.ece for quality in position_quality(*held_out, fitted)]
     assert max(after) < 0.02
     before = [quality.ece for quality in position_quality(*held_out)]
-    assert set(temperatures) == {1.0} or max(before) > 3 * max(after)
+    is_calibrated = set(temperatures) == {1.0} and not any(biases)
+    assert is_calibrated or max(before) > 3 * max(after)
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.data())
-def test_no_position_is_worse_than_at_temperature_one_given_the_earlier_ones(data):
+def test_no_position_is_worse_than_unscaled_given_the_earlier_ones(data):
     rounds, block = data.draw(st.integers(0, 30)), data.draw(st.integers(1, 3))
     logit = st.floats(-8.0, 8.0)
     logits = np.array([[data.draw(logit) for _ in range(block)] for _ in range(rounds)]).reshape(
@@ -126,20 +140,23 @@ def test_no_position_is_worse_than_at_temperature_one_given_the_earlier_ones(dat
     )
     proposed = np.array([data.draw(st.integers(0, block)) for _ in range(rounds)], dtype=int)
     accepted = np.array([data.draw(st.integers(0, int(limit))) for limit in proposed], dtype=int)
-    fitted = fit_sequential_temperatures(logits, accepted, proposed)
+    fitted = fit_sequential_scaling(logits, accepted, proposed)
     for position in range(block):
-        without = [*fitted[:position], *[1.0] * (block - position)]
+        rest = block - position
+        without = ConfidenceScaling(
+            fitted.temperatures[:position] + (1.0,) * rest, fitted.biases[:position] + (0.0,) * rest
+        )
         ece = position_quality(logits, accepted, proposed, fitted)[position].ece
         assert ece <= position_quality(logits, accepted, proposed, without)[position].ece
 
 
-@given(st.lists(st.floats(-15.0, 15.0), min_size=2, max_size=10), st.floats(0.2, 5.0))
-def test_scaling_keeps_the_order_within_a_position(logits, temperature):
+@given(st.lists(st.floats(-15.0, 15.0), min_size=2, max_size=10), st.floats(0.2, 5.0), st.floats(-3.0, 3.0))
+def test_scaling_keeps_the_order_within_a_position(logits, temperature, bias):
     ordered = np.sort(logits)
-    scaled = calibrated_confidences(ordered[:, None], (temperature,))[:, 0]
+    scaled = ConfidenceScaling((temperature,), (bias,)).confidences(ordered[:, None])[:, 0]
     assert (np.diff(scaled) >= 0).all()
     # Strictly so where doubles can still tell the probabilities apart.
-    apart = (np.diff(ordered) > 1e-3) & (np.abs(ordered[1:]) / temperature < 20.0)
+    apart = (np.diff(ordered) > 1e-3) & (np.abs(ordered[1:]) / temperature < 15.0)
     assert (np.diff(scaled) > 0)[apart].all()
 
 
@@ -149,7 +166,7 @@ def test_what_was_not_proposed_is_not_read():
     accepted = np.minimum(accepted, proposed)
     spoiled = logits.copy()
     spoiled[::2, 1] = np.nan
-    assert fit_sequential_temperatures(spoiled, accepted, proposed) == fit_sequential_temperatures(
+    assert fit_sequential_scaling(spoiled, accepted, proposed) == fit_sequential_scaling(
         logits, accepted, proposed
     )
     assert [len(estimates) for estimates, _ in survival_by_position(spoiled, accepted, proposed)] == [
@@ -158,11 +175,11 @@ def test_what_was_not_proposed_is_not_read():
     ]
 
 
-def test_positions_that_were_never_proposed_keep_temperature_one():
+def test_positions_that_were_never_proposed_are_left_as_they_are():
     logits, accepted, _ = draw_rounds([2.5, 1.0], 2000)
     found = calibrate(logits, np.minimum(accepted, 1), np.ones(2000, dtype=int))
-    assert found.temperatures[0] > 1.5
-    assert (found.temperatures[1], found.rounds[1]) == (1.0, 0)
+    assert found.scaling.temperatures[0] > 1.5
+    assert (found.scaling.temperatures[1], found.scaling.biases[1], found.rounds[1]) == (1.0, 0.0, 0)
 
 
 @pytest.mark.parametrize(
@@ -177,17 +194,17 @@ def test_positions_that_were_never_proposed_keep_temperature_one():
 )
 def test_rounds_that_do_not_fit_each_other_are_refused(logits, accepted, proposed, message):
     with pytest.raises(ValueError, match=message):
-        fit_sequential_temperatures(logits, accepted, proposed)
+        fit_sequential_scaling(logits, accepted, proposed)
 
 
 def test_temperatures_must_fit_the_block():
     with pytest.raises(ValueError, match="one value for each of 2, got 1"):
-        position_quality([[0.0, 0.0]], [1], [2], (1.0,))
+        position_quality([[0.0, 0.0]], [1], [2], ConfidenceScaling.identity(1))
 
 
 @given(st.lists(st.floats(1e-6, 1.0 - 1e-6), min_size=1, max_size=8))
 def test_logits_invert_confidences(confidences):
-    back = calibrated_confidences(confidence_logits(confidences), (1.0,) * len(confidences))
+    back = sigmoid(confidence_logits(confidences))
     assert back == pytest.approx(confidences, rel=1e-9)
 
 
@@ -202,6 +219,8 @@ def test_calibration_survives_its_dictionary():
     assert Calibration.from_dict(found.to_dict()) == found
     assert Calibration.from_dict({**found.to_dict(), "written_by": "a later version"}) == found
     assert max(found.ece_after) < max(found.ece_before)
+    without = {name: value for name, value in found.to_dict().items() if name != "biases"}
+    assert Calibration.from_dict(without).scaling.biases == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -212,6 +231,8 @@ def test_calibration_survives_its_dictionary():
         ("temperatures", [], "temperatures of a calibration must not be empty"),
         ("temperatures", "11", "temperatures must be a list of numbers, got '11'"),
         ("temperatures", [1.0, True], "temperatures must be a list of numbers"),
+        ("biases", [1.0], "biases must have one value for each of 2 temperatures, got 1"),
+        ("biases", [0.0, float("inf")], "biases must be finite numbers, got inf"),
         ("rounds", [1], "rounds must have one value for each of 2 temperatures, got 1"),
         ("rounds", [1, 1.5], "rounds must be whole numbers"),
         ("ece_before", None, "ece_before must be a list of numbers, got None"),
@@ -219,7 +240,10 @@ def test_calibration_survives_its_dictionary():
 )
 def test_a_wrong_field_is_named(field, value, message):
     good = Calibration(
-        temperatures=(1.0, 2.0), rounds=(5, 4), ece_before=(0.1, 0.2), ece_after=(0.0, 0.1)
+        scaling=ConfidenceScaling((1.0, 2.0), (0.0, -0.5)),
+        rounds=(5, 4),
+        ece_before=(0.1, 0.2),
+        ece_after=(0.0, 0.1),
     ).to_dict()
     with pytest.raises(ConfigError, match=message):
         Calibration.from_dict({**good, field: value})

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dspark_core.algorithms.calibration import Calibration
+from dspark_core.algorithms.calibration import Calibration, ConfidenceScaling
 from dspark_core.engine.building import EngineOptions, build_drafter, read_geometry
 from dspark_core.engine.context_draft_engine import ContextDraftEngine
 from dspark_core.engine.protocols import DraftBlock, DraftItem
@@ -19,12 +19,15 @@ from dspark_core.records import SamplingParams, Verification
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden"
 TEMPERATURES = (2.0, 0.5, 1.0, 4.0, 0.25, 1.0, 3.0)
+BIASES = (0.5, 0.0, -1.0, 0.0, 0.25, 2.0, 0.0)
 
 
-def calibration(temperatures: tuple[float, ...] = TEMPERATURES) -> Calibration:
-    count = len(temperatures)
+def calibration(count: int = 7) -> Calibration:
     return Calibration(
-        temperatures=temperatures, rounds=(9,) * count, ece_before=(0.2,) * count, ece_after=(0.1,) * count
+        scaling=ConfidenceScaling(TEMPERATURES[:count], BIASES[:count]),
+        rounds=(9,) * count,
+        ece_before=(0.2,) * count,
+        ece_after=(0.1,) * count,
     )
 
 
@@ -56,7 +59,7 @@ def draft(engine: ContextDraftEngine) -> DraftBlock:
     return block
 
 
-def test_each_position_is_divided_by_its_temperature(tmp_path: Path):
+def test_each_position_is_scaled_by_its_own_values(tmp_path: Path):
     directory = checkpoint(tmp_path)
     geometry = read_geometry(directory)
     assert geometry.block_size == len(TEMPERATURES)
@@ -66,7 +69,8 @@ def test_each_position_is_divided_by_its_temperature(tmp_path: Path):
     scaled = draft(build_drafter(options(directory)))
     assert scaled.token_ids == plain.token_ids
     logits = torch.logit(torch.tensor(plain.confidences, dtype=torch.float64))
-    wanted = torch.sigmoid(logits / torch.tensor(TEMPERATURES, dtype=torch.float64))
+    temperatures, biases = (torch.tensor(values, dtype=torch.float64) for values in (TEMPERATURES, BIASES))
+    wanted = torch.sigmoid(logits / temperatures + biases)
     assert scaled.confidences == pytest.approx(wanted.tolist(), rel=1e-4)
     assert scaled.confidences != pytest.approx(plain.confidences, rel=1e-2)
     assert read_geometry(directory) == geometry, "a calibration must not change what a verifier compares"
@@ -105,7 +109,7 @@ def test_a_wrong_field_is_named_with_its_file(tmp_path: Path, change, message):
 def test_a_calibration_of_another_block_size_is_refused(tmp_path: Path):
     directory = checkpoint(tmp_path)
     mark = read_geometry(directory).fingerprint
-    write_calibration(directory / CALIBRATION_FILE, calibration((1.0, 2.0)), fingerprint=mark)
+    write_calibration(directory / CALIBRATION_FILE, calibration(2), fingerprint=mark)
     with pytest.raises(CheckpointError, match=r"temperatures=.* one value for each of block_size=7"):
         build_drafter(options(directory))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dspark_core.algorithms.calibration import calibrated_confidences
+from dspark_core.algorithms.calibration import sigmoid
 from dspark_core.engine.building import EngineOptions, build_drafter, build_target
 from dspark_core.engine.draft_engine import LocalDraftSource
 from dspark_core.errors import ConfigError
@@ -68,7 +68,7 @@ def test_rounds_to_a_stored_calibration_and_back(checkpoint: Path, tmp_path: Pat
     asked = prompts(48)
     run, fingerprint = generate(checkpoint, asked, calibrated=False)
     study = study_of(run, asked)
-    assert len(study.calibration.temperatures) == 7
+    assert len(study.calibration.scaling.temperatures) == 7
     assert study.calibration.rounds == tuple(quality.rounds for quality in study.fitted.before)
     assert min(quality.rounds for quality in study.held_out.before) > 50
     # A drafter trained for a moment is far from calibrated; half of the prompts repair the other half.
@@ -101,7 +101,7 @@ def _answers(run: EvalRun) -> dict[str, tuple[int, ...]]:
 
 def test_logits_come_back_from_survival():
     logits = np.array([[2.0, -1.0, 0.5], [0.1, 4.0, -3.0]])
-    survival = np.cumprod(calibrated_confidences(logits, (1.0,) * 3), axis=1)
+    survival = np.cumprod(sigmoid(logits), axis=1)
     table = RoundTable.from_rounds(
         [
             DraftRound(drafted=3, verified=3, accepted=1, committed=2, survival=tuple(survival[0])),
