@@ -1,4 +1,4 @@
-"""The engine of Eagle3 drafters: one pass of a single layer per draft token, batched over sequences.
+"""The engine of Eagle3 and MTP-1: one pass of a single layer per draft token, batched over sequences.
 
 A context entry pairs the feature of a position with the token after it. Both are committed, so the
 context is append-only; keys and values of the draft steps rest on drafts and end with the pass.
@@ -18,12 +18,13 @@ from dspark_core.engine.draft_sampling import BlockSampler
 from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem
 from dspark_core.errors import InvalidRequestError
 from dspark_core.models.eagle3 import Eagle3Drafter
+from dspark_core.models.mtp import MtpDrafter
 
 
 class AutoregressiveDraftEngine(ContextDraftEngine):
     def __init__(
         self,
-        drafter: Eagle3Drafter,
+        drafter: Eagle3Drafter | MtpDrafter,
         *,
         fingerprint: str,
         num_pages: int,
@@ -82,12 +83,16 @@ class AutoregressiveDraftEngine(ContextDraftEngine):
         features = torch.stack([item.features[-1] for item in items]).to(self._dtype)
         view = self._context.view([item.sequence_id for item in items])
         attend = StepAttention(self._context, view, self.geometry.block_size, self._kv_groups)
-        sampler = BlockSampler(items, self._generator)
+        sampler = BlockSampler(items, self._generator, token_ids=self._drafter.draft_vocab_ids)
         drawn = self._drafter.draw(anchors, features, positions, attend, sampler)
         distributions = sampler.distributions()
+        assert drawn.confidence_logits is not None, "these drafters are their own confidence"
+        confidences = torch.sigmoid(drawn.confidence_logits).tolist()
         return [
-            DraftBlock(item.sequence_id, tuple(token_ids), distribution=distributions.get(index))
-            for index, (item, token_ids) in enumerate(zip(items, drawn.token_ids.tolist(), strict=True))
+            DraftBlock(item.sequence_id, tuple(token_ids), tuple(row), distributions.get(index))
+            for index, (item, token_ids, row) in enumerate(
+                zip(items, drawn.token_ids.tolist(), confidences, strict=True)
+            )
         ]
 
 

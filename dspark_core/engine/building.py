@@ -16,13 +16,11 @@ from dspark_core.engine.kv_cache import PagedCache
 from dspark_core.engine.protocols import DraftGeometry
 from dspark_core.engine.target_engine import ContextProjection, TargetEngine
 from dspark_core.errors import ConfigError
-from dspark_core.models.config import DecoderConfig, DrafterConfig, Eagle3Config
+from dspark_core.models.config import AnyDrafterConfig, DrafterConfig
 from dspark_core.models.drafter_calibration import read_calibration
-from dspark_core.models.drafter_checkpoint import fingerprint, load_drafter, load_projection
 from dspark_core.models.drafter_config import read_any_config
-from dspark_core.models.dspark import FeatureProjection
-from dspark_core.models.eagle3 import Eagle3Projection
-from dspark_core.models.eagle3_checkpoint import eagle3_fingerprint, load_eagle3, load_eagle3_projection
+from dspark_core.models.drafter_kinds import fingerprint_of, load_any_drafter, load_any_projection
+from dspark_core.models.dspark import DSparkDrafter
 from dspark_core.models.loading import LoadedTarget, load_target
 from dspark_core.zoo_paths import resolve_drafter_path
 
@@ -69,7 +67,7 @@ def build_target(options: EngineOptions) -> BuiltTarget:
     loaded = load_target(options.target_model, options.torch_dtype)
     projection, geometry = None, None
     if directory is not None:
-        module = _load_projection(directory, loaded.config, options.torch_dtype)
+        module = load_any_projection(directory, loaded.config, options.torch_dtype)
         geometry = read_geometry(directory)
         projection = ContextProjection(
             project=module, target_layer_ids=module.target_layer_ids, feature_size=geometry.feature_size
@@ -103,28 +101,25 @@ def build_drafter(
         raise ConfigError("a drafter needs a checkpoint: drafter is not set")
     directory = resolve_drafter_path(options.drafter)
     target = loaded or load_target(options.target_model, options.torch_dtype)
-    embed, head = target.decoder.embed_tokens.weight, target.decoder.lm_head.weight
     config = read_any_config(directory)
-    mark = _fingerprint(directory, config)
+    mark = fingerprint_of(directory, config)
     calibration = _calibration(directory, config, mark) if calibrated else None
     page_bytes = PagedCache.bytes_per_page(config.backbone, PAGE_TOKENS, 0, options.torch_dtype)
     # The drafter's layers are few: an eighth of the target's memory holds at least as many tokens.
     num_pages = max(2, options.kv_cache_bytes // 8 // page_bytes)
-    if isinstance(config, Eagle3Config):
-        eagle3 = load_eagle3(directory, embed, head, target.config, options.torch_dtype)
-        eagle3.pack()
-        return AutoregressiveDraftEngine(
-            eagle3, fingerprint=mark, num_pages=num_pages, page_tokens=PAGE_TOKENS, generator=generator
-        )
-    drafter = load_drafter(directory, embed, head, target.config, options.torch_dtype)
+    drafter = load_any_drafter(directory, target.decoder, target.config, options.torch_dtype)
     drafter.pack()
+    if not isinstance(drafter, DSparkDrafter):
+        return AutoregressiveDraftEngine(
+            drafter, fingerprint=mark, num_pages=num_pages, page_tokens=PAGE_TOKENS, generator=generator
+        )
     return DraftEngine(
         drafter,
         fingerprint=mark,
         num_pages=num_pages,
         page_tokens=PAGE_TOKENS,
         generator=generator,
-        confidence_temperatures=calibration.temperatures if calibration else None,
+        confidence_scaling=calibration.scaling if calibration else None,
     )
 
 
@@ -132,29 +127,15 @@ def read_geometry(directory: Path) -> DraftGeometry:
     """What a drafter of this checkpoint will say about itself, without loading it."""
     config = read_any_config(directory)
     return DraftGeometry(
-        fingerprint=_fingerprint(directory, config),
+        fingerprint=fingerprint_of(directory, config),
         block_size=config.block_size,
         feature_size=config.backbone.hidden_size,
         vocab_size=config.backbone.vocab_size,
-        context_window=None if isinstance(config, Eagle3Config) else config.context_window,
+        context_window=config.context_window if isinstance(config, DrafterConfig) else None,
     )
 
 
-def _load_projection(
-    directory: Path, target: DecoderConfig, dtype: torch.dtype
-) -> FeatureProjection | Eagle3Projection:
-    if isinstance(read_any_config(directory), Eagle3Config):
-        return load_eagle3_projection(directory, target, dtype)
-    return load_projection(directory, target, dtype)
-
-
-def _fingerprint(directory: Path, config: DrafterConfig | Eagle3Config) -> str:
-    if isinstance(config, Eagle3Config):
-        return eagle3_fingerprint(directory, config)
-    return fingerprint(directory)
-
-
-def _calibration(directory: Path, config: DrafterConfig | Eagle3Config, mark: str) -> Calibration | None:
+def _calibration(directory: Path, config: AnyDrafterConfig, mark: str) -> Calibration | None:
     return read_calibration(
         directory,
         fingerprint=mark,

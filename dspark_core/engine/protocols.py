@@ -40,7 +40,7 @@ class DraftItem:
     features_start: int
     features: Tensor  # [rows, feature_size]
     token_ids: tuple[int, ...] = ()
-    """The token at each feature position; only drafters that pair the two read it (Eagle3)."""
+    """The token at each feature position; only drafters that pair the two read it (Eagle3, MTP-1)."""
     sampling: SamplingParams
     """`seed` is always set when verification is coupled."""
     verification: Verification
@@ -61,7 +61,7 @@ class DraftBlock:
     sequence_id: str
     token_ids: tuple[int, ...] = ()
     confidences: tuple[float, ...] = ()
-    """Empty when the checkpoint has no confidence head."""
+    """Empty when the drafter has none (DFlash)."""
     distribution: SparseDistribution | None = None
     """Rejection mode at temperature > 0 only."""
     needs_context: bool = False

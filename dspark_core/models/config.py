@@ -107,8 +107,45 @@ class Eagle3Config:
     """Layers whose outputs are the context features; -1 is the embedding output."""
     block_size: int
     """Draft tokens per block: DeepSpec's `ttt_length`, the steps it was trained to take."""
+    draft_vocab_size: int | None = None
+    """Size of the reduced draft vocabulary; None: the target's."""
 
     @property
     def tap_size(self) -> int:
         """Values per token in the concatenated target hidden states."""
         return len(self.target_layer_ids) * self.backbone.hidden_size
+
+    @property
+    def output_size(self) -> int:
+        """Tokens the drafter chooses from."""
+        return self.backbone.vocab_size if self.draft_vocab_size is None else self.draft_vocab_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MtpConfig:
+    """DeepSeek-V3's multi-token prediction with one module: one layer that drafts one token."""
+
+    backbone: DecoderConfig
+    """The module's own layer, of the target's kind."""
+    num_target_layers: int
+    draft_vocab_size: int | None = None
+    """Size of the reduced draft vocabulary; None: the target's."""
+
+    @property
+    def target_layer_ids(self) -> tuple[int, ...]:
+        """The one tap: the target's final hidden state, after its final norm."""
+        return (self.num_target_layers,)
+
+    @property
+    def block_size(self) -> int:
+        """Draft tokens per block."""
+        return 1
+
+    @property
+    def output_size(self) -> int:
+        """Tokens the drafter chooses from."""
+        return self.backbone.vocab_size if self.draft_vocab_size is None else self.draft_vocab_size
+
+
+AutoregressiveConfig = Eagle3Config | MtpConfig
+AnyDrafterConfig = DrafterConfig | Eagle3Config | MtpConfig

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dspark_core.errors import CheckpointError
-from dspark_core.models.config import DecoderConfig, DrafterConfig, Eagle3Config
+from dspark_core.models.config import AnyDrafterConfig, DecoderConfig, DrafterConfig
 from dspark_core.models.drafter_config import CONFIG_FILE, drafter_fields, read_drafter_config
 from dspark_core.models.dspark import DSparkDrafter, FeatureProjection, build_rotary
 from dspark_core.models.tensor_source import check_shapes
@@ -28,6 +28,8 @@ _PROJECTION = ("fc.weight", "hidden_norm.weight")
 _PROJECTION_PREFIX = "projection."
 _ZERO_IF_ABSENT = ("markov_head.gate_proj.bias", "markov_head.joint_proj.bias")
 _INTEGER_DTYPES = (torch.int32, torch.int64)
+_INTEGER_TENSORS = (_VOCAB, "d2t")
+"""Maps of a reduced draft vocabulary: ours, and EAGLE-3's."""
 
 
 def load_drafter(
@@ -59,7 +61,7 @@ def load_drafter(
     state |= {name: torch.zeros(expected[name]) for name in absent}
     vocab_ids = state.get(_VOCAB)
     if vocab_ids is not None:
-        vocab_ids = state[_VOCAB] = _checked_vocab_ids(tensors, vocab_ids, config)
+        vocab_ids = state[_VOCAB] = checked_vocab_ids(tensors, vocab_ids, config)
     embed = tensors.read(_EMBED) if _EMBED in frozen else target_embed
     if _HEAD in frozen:
         head = tensors.read(_HEAD)
@@ -120,7 +122,7 @@ def save_drafter(directory: Path, drafter: DSparkDrafter, *, with_target_weights
     (directory / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
-def check_fits_target(directory: Path, config: DrafterConfig | Eagle3Config, target: DecoderConfig) -> None:
+def check_fits_target(directory: Path, config: AnyDrafterConfig, target: DecoderConfig) -> None:
     """Raises CheckpointError naming the field and both values where drafter and target differ."""
     pairs = {
         "num_target_layers": (config.num_target_layers, target.num_layers),
@@ -135,7 +137,7 @@ def check_fits_target(directory: Path, config: DrafterConfig | Eagle3Config, tar
 
 
 class DrafterTensors:
-    """`TensorSource` over one safetensors file: float tensors, and the integer vocabulary map."""
+    """`TensorSource` over one safetensors file: float tensors, and integer vocabulary maps."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -159,7 +161,7 @@ class DrafterTensors:
                 tensor: Tensor = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self.describe(name)}: cannot be read: {error}") from error
-        if (name == _VOCAB) != (tensor.dtype in _INTEGER_DTYPES) or tensor.dtype is torch.bool:
+        if (name in _INTEGER_TENSORS) != (tensor.dtype in _INTEGER_DTYPES) or tensor.dtype is torch.bool:
             raise CheckpointError(f"{self.describe(name)}: dtype {tensor.dtype} is not supported")
         return tensor
 
@@ -179,7 +181,8 @@ def _frozen_shapes(config: DrafterConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _checked_vocab_ids(tensors: DrafterTensors, ids: Tensor, config: DrafterConfig) -> Tensor:
+def checked_vocab_ids(tensors: DrafterTensors, ids: Tensor, config: AnyDrafterConfig) -> Tensor:
+    """ids [draft vocab] -> the same as int64. Raises CheckpointError for ids that no vocabulary has."""
     vocab = config.backbone.vocab_size
     if int(ids.min()) < 0 or int(ids.max()) >= vocab:
         raise CheckpointError(f"{tensors.describe(_VOCAB)}: ids must be in [0, vocab_size={vocab})")

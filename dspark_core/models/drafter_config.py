@@ -7,13 +7,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from dspark_core.models.config import DecoderConfig, DrafterConfig, Eagle3Config, Family, MarkovHeadType
+from dspark_core.models.config import (
+    AnyDrafterConfig,
+    AutoregressiveConfig,
+    DecoderConfig,
+    DrafterConfig,
+    Eagle3Config,
+    Family,
+    MarkovHeadType,
+    MtpConfig,
+)
 from dspark_core.models.hf import decoder_config, read_json
 from dspark_core.models.metadata import Metadata
 
 CONFIG_FILE = "config.json"
 _ARCHITECTURES = {"Qwen3DSparkModel": Family.QWEN3, "LlamaDSparkModel": Family.LLAMA}
 _EAGLE3_ARCHITECTURES = {"Qwen3Eagle3Model": Family.QWEN3, "LlamaEagle3Model": Family.LLAMA}
+_MTP_ARCHITECTURES = {"Qwen3MTPModel": Family.QWEN3, "LlamaMTPModel": Family.LLAMA}
 
 
 def read_drafter_config(directory: Path) -> DrafterConfig:
@@ -26,28 +36,54 @@ def read_eagle3_config(directory: Path) -> Eagle3Config:
     return parse_eagle3_config(_read(directory))
 
 
-def read_any_config(directory: Path) -> DrafterConfig | Eagle3Config:
+def read_mtp_config(directory: Path) -> MtpConfig:
+    """Raises CheckpointError naming the file, the field and its value."""
+    return parse_mtp_config(_read(directory))
+
+
+def read_any_config(directory: Path) -> AnyDrafterConfig:
     """Of whichever drafter the directory holds. Raises CheckpointError."""
     metadata = _read(directory)
-    supported = _ARCHITECTURES | _EAGLE3_ARCHITECTURES
-    if _architecture(metadata, supported, "a supported drafter") in _EAGLE3_ARCHITECTURES:
+    supported = _ARCHITECTURES | _EAGLE3_ARCHITECTURES | _MTP_ARCHITECTURES
+    architecture = _architecture(metadata, supported, "a supported drafter")
+    if architecture in _EAGLE3_ARCHITECTURES:
         return parse_eagle3_config(metadata)
+    if architecture in _MTP_ARCHITECTURES:
+        return parse_mtp_config(metadata)
     return parse_drafter_config(metadata)
 
 
 def parse_eagle3_config(metadata: Metadata) -> Eagle3Config:
     """Raises CheckpointError; more than one layer is refused."""
-    architecture = _architecture(metadata, _EAGLE3_ARCHITECTURES, "an Eagle3 drafter")
-    backbone = decoder_config(metadata, _EAGLE3_ARCHITECTURES[architecture])
-    if backbone.num_layers != 1:
-        # A second layer's context would depend on the first one's attention.
-        raise metadata.error("num_hidden_layers", "must be 1 in an Eagle3 drafter")
-    return Eagle3Config(
-        backbone=backbone,
+    config = Eagle3Config(
+        backbone=_single_layer(metadata, _EAGLE3_ARCHITECTURES, "an Eagle3 drafter"),
         num_target_layers=metadata.integer("num_target_layers"),
         target_layer_ids=layer_ids(metadata),
         block_size=metadata.integer("ttt_length"),
+        draft_vocab_size=_optional(metadata, "draft_vocab_size"),
     )
+    _check_draft_vocab(metadata, config)
+    return config
+
+
+def parse_mtp_config(metadata: Metadata) -> MtpConfig:
+    """Raises CheckpointError; more than one module is refused."""
+    backbone = _single_layer(metadata, _MTP_ARCHITECTURES, "an MTP drafter")
+    if metadata.integer("num_nextn_predict_layers", 1) != 1:
+        raise metadata.error("num_nextn_predict_layers", "must be 1: one module drafts one token")
+    config = MtpConfig(
+        backbone=backbone,
+        num_target_layers=metadata.integer("num_target_layers"),
+        draft_vocab_size=_optional(metadata, "draft_vocab_size"),
+    )
+    tapped = metadata.get("target_layer_ids")
+    if tapped is not None and tapped != list(config.target_layer_ids):
+        raise metadata.error(
+            "target_layer_ids",
+            f"must be {list(config.target_layer_ids)}, the target's final hidden state, in an MTP drafter",
+        )
+    _check_draft_vocab(metadata, config)
+    return config
 
 
 def parse_drafter_config(metadata: Metadata) -> DrafterConfig:
@@ -77,9 +113,8 @@ def parse_drafter_config(metadata: Metadata) -> DrafterConfig:
 
 def drafter_fields(config: DrafterConfig) -> dict[str, object]:
     """The inverse of `parse_drafter_config`: what `config.json` holds."""
-    architecture = next(name for name, family in _ARCHITECTURES.items() if family is config.backbone.family)
     fields: dict[str, object] = {
-        "architectures": [architecture],
+        "architectures": [_name_of(config.backbone.family, _ARCHITECTURES)],
         **_backbone_fields(config.backbone),
         "num_target_layers": config.num_target_layers,
         "target_layer_ids": list(config.target_layer_ids),
@@ -95,6 +130,48 @@ def drafter_fields(config: DrafterConfig) -> dict[str, object]:
     if config.draft_vocab_size is not None:
         fields["draft_vocab_size"] = config.draft_vocab_size
     return fields
+
+
+def eagle3_fields(config: Eagle3Config) -> dict[str, object]:
+    """The inverse of `parse_eagle3_config`: what `config.json` holds."""
+    return {
+        "architectures": [_name_of(config.backbone.family, _EAGLE3_ARCHITECTURES)],
+        **_autoregressive_fields(config),
+        "draft_num_hidden_layers": 1,
+        "ttt_length": config.block_size,
+    }
+
+
+def mtp_fields(config: MtpConfig) -> dict[str, object]:
+    """The inverse of `parse_mtp_config`: what `config.json` holds."""
+    return {
+        "architectures": [_name_of(config.backbone.family, _MTP_ARCHITECTURES)],
+        **_autoregressive_fields(config),
+        "num_nextn_predict_layers": 1,
+    }
+
+
+def _autoregressive_fields(config: AutoregressiveConfig) -> dict[str, object]:
+    fields: dict[str, object] = {
+        **_backbone_fields(config.backbone),
+        "num_target_layers": config.num_target_layers,
+        "target_layer_ids": list(config.target_layer_ids),
+    }
+    if config.draft_vocab_size is not None:
+        fields["draft_vocab_size"] = config.draft_vocab_size
+    return fields
+
+
+def _name_of(family: Family, architectures: Mapping[str, Family]) -> str:
+    return next(name for name, built in architectures.items() if built is family)
+
+
+def _single_layer(metadata: Metadata, architectures: Mapping[str, Family], kind: str) -> DecoderConfig:
+    backbone = decoder_config(metadata, architectures[_architecture(metadata, architectures, kind)])
+    if backbone.num_layers != 1:
+        # A second layer's context would depend on the first one's attention.
+        raise metadata.error("num_hidden_layers", f"must be 1 in {kind}")
+    return backbone
 
 
 def _backbone_fields(config: DecoderConfig) -> dict[str, object]:
@@ -175,5 +252,10 @@ def _check_ranges(metadata: Metadata, config: DrafterConfig) -> None:
     vocab = config.backbone.vocab_size
     if config.mask_token_id >= vocab:
         raise metadata.error("mask_token_id", f"must be below vocab_size={vocab}")
+    _check_draft_vocab(metadata, config)
+
+
+def _check_draft_vocab(metadata: Metadata, config: AnyDrafterConfig) -> None:
+    vocab = config.backbone.vocab_size
     if config.draft_vocab_size is not None and config.draft_vocab_size > vocab:
         raise metadata.error("draft_vocab_size", f"must be at most vocab_size={vocab}")

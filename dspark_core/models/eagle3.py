@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dspark_core.models.config import DecoderConfig, Eagle3Config
 from dspark_core.models.dspark import DraftTokens, Sampler
 from dspark_core.models.layers import MLP, Attend, AttentionProjections, RMSNorm, RotaryEmbedding
+from dspark_core.models.own_confidence import own_confidence_logits
 from dspark_core.models.packing import PackedLinear, pack_linears, pack_weight
 
 
@@ -63,14 +64,22 @@ class Eagle3Drafter(nn.Module):
 
     embed_tokens: Tensor
     lm_head: Tensor
+    draft_vocab_ids: Tensor | None
 
-    def __init__(self, config: Eagle3Config, embed_tokens: Tensor, lm_head: Tensor) -> None:
-        """embed_tokens, lm_head [vocab, d]"""
+    def __init__(
+        self,
+        config: Eagle3Config,
+        embed_tokens: Tensor,
+        lm_head: Tensor,
+        draft_vocab_ids: Tensor | None = None,
+    ) -> None:
+        """embed_tokens [vocab, d]; lm_head [draft vocab, d]; draft_vocab_ids [draft vocab] int64."""
         super().__init__()
         self.config = config
         backbone = config.backbone
         self.register_buffer("embed_tokens", embed_tokens, persistent=False)
         self.register_buffer("lm_head", lm_head, persistent=False)
+        self.register_buffer("draft_vocab_ids", draft_vocab_ids)
         self.projection = Eagle3Projection(config)
         self.layer = Eagle3Layer(backbone)
         self.norm = RMSNorm(backbone.hidden_size, backbone.rms_norm_eps)
@@ -102,21 +111,28 @@ class Eagle3Drafter(nn.Module):
         `attend` is called once per step with one query, key and value of each request; it lets the
         step see the context before `positions`, itself, and the steps before it.
         """
-        hidden, previous, tokens = features, anchor_ids, []
+        hidden, previous = features, anchor_ids
+        tokens, confidences = [], []
         for step in range(self.config.block_size):
             cos, sin = self.rotary(positions + step, hidden.dtype)
             hidden = self.layer(F.embedding(previous, self.embed_tokens), hidden, cos, sin, attend)
-            previous = sampler(step, self.logits(hidden))
+            logits = self.logits(hidden)
+            confidences.append(own_confidence_logits(logits))
+            previous = self.target_ids(sampler(step, logits))
             tokens.append(previous)
-        return DraftTokens(token_ids=torch.stack(tokens, dim=1), confidence_logits=None)
+        return DraftTokens(torch.stack(tokens, dim=1), torch.stack(confidences, dim=1))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [tokens, d], as the layer returned it -> [tokens, vocab]."""
+        """hidden [tokens, d], as the layer returned it -> [tokens, draft vocab]."""
         normed = self.norm(hidden)
         if self._packed_head is not None:
             logits: Tensor = self._packed_head(normed)
             return logits
         return F.linear(normed, self.lm_head)
+
+    def target_ids(self, draft_indices: Tensor) -> Tensor:
+        """Draft vocabulary indices -> target token ids."""
+        return draft_indices if self.draft_vocab_ids is None else self.draft_vocab_ids[draft_indices]
 
 
 def build_eagle3_rotary(config: Eagle3Config) -> RotaryEmbedding:

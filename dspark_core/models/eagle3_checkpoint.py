@@ -1,27 +1,27 @@
 """Eagle3 checkpoints on disk: `config.json` + `model.safetensors`, as DeepSpec writes them.
 
-As with DSpark, `embed_tokens` and `lm_head` may be absent: the target has them.
+Beyond that format, `draft_vocab_size` with EAGLE-3's own `d2t` and `t2d` reduces the vocabulary.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dspark_core.errors import CheckpointError
+from dspark_core.models import autoregressive_checkpoint as checkpoint
 from dspark_core.models.config import DecoderConfig, Eagle3Config
-from dspark_core.models.drafter_checkpoint import WEIGHTS_FILE, DrafterTensors, check_fits_target
-from dspark_core.models.drafter_config import read_eagle3_config
+from dspark_core.models.drafter_checkpoint import check_fits_target
+from dspark_core.models.drafter_config import eagle3_fields, read_eagle3_config
 from dspark_core.models.eagle3 import Eagle3Drafter, Eagle3Projection, build_eagle3_rotary
-from dspark_core.models.tensor_source import check_shapes
 
-_EMBED, _HEAD, _FC = "embed_tokens.weight", "lm_head.weight", "fc.weight"
-_FILE_PREFIXES = {"projection.": "", "layer.": "layers.0."}
-"""What the file calls the modules' tensors."""
+_FORMAT = checkpoint.Format(
+    algorithm="eagle3",
+    file_prefixes={"projection.": "", "layer.": "layers.0."},
+    projection="fc.weight",
+    eagle_vocab_maps=True,
+)
 
 
 def load_eagle3(
@@ -40,21 +40,12 @@ def load_eagle3(
     """
     config = read_eagle3_config(directory)
     check_fits_target(directory, config, target_config)
-    tensors = DrafterTensors(directory / WEIGHTS_FILE)
-    vocabulary = (config.backbone.vocab_size, config.backbone.hidden_size)
     with torch.device("meta"):
-        drafter = Eagle3Drafter(config, torch.empty(vocabulary), torch.empty(vocabulary))
-    expected = {_file_name(name): tuple(value.shape) for name, value in drafter.state_dict().items()}
-    frozen = {name: vocabulary for name in (_EMBED, _HEAD) if name in tensors.shapes}
-    check_shapes(tensors, expected | frozen)
-
-    state = {name: tensors.read(_file_name(name)).to(dtype) for name in drafter.state_dict()}
-    drafter.load_state_dict(state, assign=True)
-    embed = tensors.read(_EMBED) if _EMBED in frozen else target_embed
-    head = tensors.read(_HEAD) if _HEAD in frozen else target_lm_head
-    drafter.embed_tokens, drafter.lm_head = embed.detach().to(dtype), head.detach().to(dtype)
+        drafter = Eagle3Drafter(config, *checkpoint.blank_weights(config))
+    target = checkpoint.TargetWeights(target_embed, target_lm_head)
+    checkpoint.fill(drafter, directory, target, dtype, _FORMAT)
     drafter.rotary = build_eagle3_rotary(config)
-    return drafter.eval().requires_grad_(False)
+    return drafter
 
 
 def load_eagle3_projection(
@@ -63,33 +54,17 @@ def load_eagle3_projection(
     """What a verifier needs of a drafter; the other tensors are not read. Raises CheckpointError."""
     config = read_eagle3_config(directory)
     check_fits_target(directory, config, target_config)
-    tensors = DrafterTensors(directory / WEIGHTS_FILE)
     projection = Eagle3Projection(config)
-    check_shapes(tensors, {_FC: tuple(projection.fc.weight.shape)}, ignored=tensors.shapes)
-    projection.load_state_dict({_FC: tensors.read(_FC)})
-    return projection.to(dtype).eval().requires_grad_(False)
+    checkpoint.fill_projection(projection, directory, dtype, _FORMAT)
+    return projection
+
+
+def save_eagle3(directory: Path, drafter: Eagle3Drafter, *, with_target_weights: bool = False) -> None:
+    """Writes the checkpoint; `with_target_weights` adds the frozen embedding and LM head."""
+    fields = eagle3_fields(drafter.config)
+    checkpoint.save(directory, drafter, fields, _FORMAT, with_target_weights=with_target_weights)
 
 
 def eagle3_fingerprint(directory: Path, config: Eagle3Config) -> str:
     """Ties a drafter to the projection a verifier applies for it: geometry and projection weights."""
-    tensors = DrafterTensors(directory / WEIGHTS_FILE)
-    if _FC not in tensors.shapes:
-        raise CheckpointError(f"{tensors.describe(_FC)}: missing tensor")
-    geometry = {
-        "algorithm": "eagle3",
-        "block_size": config.block_size,
-        "hidden_size": config.backbone.hidden_size,
-        "vocab_size": config.backbone.vocab_size,
-        "num_target_layers": config.num_target_layers,
-        "target_layer_ids": config.target_layer_ids,
-    }
-    digest = hashlib.sha256(json.dumps(geometry, sort_keys=True).encode())
-    digest.update(tensors.read(_FC).contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _file_name(module_name: str) -> str:
-    for ours, theirs in _FILE_PREFIXES.items():
-        if module_name.startswith(ours):
-            return theirs + module_name.removeprefix(ours)
-    return module_name
+    return checkpoint.fingerprint(directory, config, _FORMAT)

@@ -49,10 +49,11 @@ def item(name: str, start: int, end: int, temperature: float = 0.0) -> DraftItem
     )
 
 
-def test_an_eagle3_checkpoint_gets_this_engine_and_has_no_confidences(engine: ContextDraftEngine) -> None:
+def test_an_eagle3_checkpoint_gets_this_engine_and_has_confidences(engine: ContextDraftEngine) -> None:
     assert isinstance(engine, AutoregressiveDraftEngine)
     (block,) = engine.propose([item("a", 0, 20)])
-    assert (len(block.token_ids), block.confidences) == (7, ())
+    assert len(block.token_ids) == len(block.confidences) == 7
+    assert all(0 < confidence < 1 for confidence in block.confidences)
 
 
 def test_drafts_depend_on_the_tokens_of_the_context(engine: ContextDraftEngine) -> None:

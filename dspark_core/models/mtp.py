@@ -1,0 +1,120 @@
+"""The MTP-1 drafter: DeepSeek-V3's multi-token-prediction module, which drafts one token per round.
+
+DeepSeek-V3 (arXiv 2412.19437, section 2.2) and the baseline of the paper's production results. The
+module reads pairs: the target's final hidden state of position i with the embedding of token i + 1.
+`eh_proj [enorm(embedding) ; hnorm(hidden)]` goes through one decoder layer, causal over the pairs,
+whose output predicts token i + 2. Embedding and LM head are the target's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dspark_core.models.config import MtpConfig
+from dspark_core.models.dspark import DraftLayer, DraftTokens, Sampler
+from dspark_core.models.layers import Attend, RMSNorm, RotaryEmbedding
+from dspark_core.models.own_confidence import own_confidence_logits
+from dspark_core.models.packing import PackedLinear, pack_linears, pack_weight
+
+
+class MtpProjection(nn.Module):
+    """`hnorm(h)`: the target's final hidden state to the context feature."""
+
+    def __init__(self, config: MtpConfig) -> None:
+        super().__init__()
+        self.target_layer_ids = config.target_layer_ids
+        self.hnorm = RMSNorm(config.backbone.hidden_size, config.backbone.rms_norm_eps)
+
+    def forward(self, taps: Tensor) -> Tensor:
+        """taps [tokens, d], after the target's final norm -> features [tokens, d]."""
+        features: Tensor = self.hnorm(taps)
+        return features
+
+
+class MtpDrafter(nn.Module):
+    """Embedding and LM head are frozen buffers, shared with the target's where possible."""
+
+    embed_tokens: Tensor
+    lm_head: Tensor
+    draft_vocab_ids: Tensor | None
+
+    def __init__(
+        self,
+        config: MtpConfig,
+        embed_tokens: Tensor,
+        lm_head: Tensor,
+        draft_vocab_ids: Tensor | None = None,
+    ) -> None:
+        """embed_tokens [vocab, d]; lm_head [draft vocab, d]; draft_vocab_ids [draft vocab] int64."""
+        super().__init__()
+        self.config = config
+        backbone = config.backbone
+        size, eps = backbone.hidden_size, backbone.rms_norm_eps
+        self.register_buffer("embed_tokens", embed_tokens, persistent=False)
+        self.register_buffer("lm_head", lm_head, persistent=False)
+        self.register_buffer("draft_vocab_ids", draft_vocab_ids)
+        self.projection = MtpProjection(config)
+        self.enorm = RMSNorm(size, eps)
+        self.eh_proj = nn.Linear(2 * size, size, bias=False)
+        self.layer = DraftLayer(backbone)
+        self.norm = RMSNorm(size, eps)
+        self.rotary = build_mtp_rotary(config)
+        self._packed_head: PackedLinear | None = None
+
+    def pack(self) -> None:
+        """Makes inference on a CPU faster; the linear layers' weights are no parameters afterwards."""
+        pack_linears(self)
+        self._packed_head = pack_weight(self.lm_head)
+
+    def combine(self, features: Tensor, next_ids: Tensor) -> Tensor:
+        """features [tokens, d], each with the token after it [tokens] -> the layer's input [tokens, d]."""
+        embedded = self.enorm(F.embedding(next_ids, self.embed_tokens))
+        combined: Tensor = self.eh_proj(torch.cat((embedded, features), dim=-1))
+        return combined
+
+    def context_keys_values(
+        self, features: Tensor, next_ids: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """features [tokens, d] of `positions` [tokens], each with the token that follows it.
+
+        -> k, v [tokens, kv_heads, head_dim]; with a single layer those of a position never change.
+        """
+        cos, sin = self.rotary(positions, features.dtype)
+        combined = self.layer.input_layernorm(self.combine(features, next_ids))
+        k, v = self.layer.self_attn.keys_values(combined, cos, sin)
+        return k, v
+
+    def draw(
+        self, anchor_ids: Tensor, features: Tensor, positions: Tensor, attend: Attend, sampler: Sampler
+    ) -> DraftTokens:
+        """Drafts one token from the features [requests, d] of the `positions` before the anchors.
+
+        `attend` is called once with one query, key and value of each request; it lets the request
+        see the context before `positions`, and itself.
+        """
+        cos, sin = self.rotary(positions, features.dtype)
+        logits = self.logits(self.layer(0, self.combine(features, anchor_ids), cos, sin, attend))
+        drawn = self.target_ids(sampler(0, logits))
+        return DraftTokens(drawn[:, None], own_confidence_logits(logits)[:, None])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [tokens, d], as the layer returned it -> [tokens, draft vocab]."""
+        normed = self.norm(hidden)
+        if self._packed_head is not None:
+            logits: Tensor = self._packed_head(normed)
+            return logits
+        return F.linear(normed, self.lm_head)
+
+    def target_ids(self, draft_indices: Tensor) -> Tensor:
+        """Draft vocabulary indices -> target token ids."""
+        return draft_indices if self.draft_vocab_ids is None else self.draft_vocab_ids[draft_indices]
+
+
+def build_mtp_rotary(config: MtpConfig) -> RotaryEmbedding:
+    """Tables of the target's length: a pair sits at the position of its hidden state."""
+    positions = config.backbone.max_context_tokens + config.block_size
+    return RotaryEmbedding(dataclasses.replace(config.backbone, max_context_tokens=positions))
