@@ -1,14 +1,12 @@
-"""Chooses how many draft tokens of each request to verify (paper, Algorithm 1 and section 5.2).
+"""Chooses how many draft tokens of each request to verify (paper, Algorithm 1).
 
-Survival a_j of a draft token is the estimated probability that it and all before it are accepted;
-request r's `survival[r]` is a_1, a_2, ... and never rises. Tokens are admitted best first: by
-survival, then position, then request index. A token is looked at only after its predecessor in the
-same request was admitted, so every plan is made of prefixes.
+Survival a_j of a draft token is the estimated probability that it and all before it are accepted.
+Tokens are admitted best first (see `plan_batch`), so every plan is made of prefixes.
 
 Lossless rejection sampling needs more: whether a token is verified must not depend on that token,
-and the confidence after it already does. So either stop at the first admission that does not pay
-(`PrefixScheduler`), or spend a capacity that was found from earlier rounds (`capacity_plan`); never
-search past a drop within one round. No torch here, so the scheduler's image stays small.
+and the confidence after it already does. So stop at the first admission that does not pay, here, or
+spend a capacity found from earlier rounds (`delayed_scheduler`); never search past a drop within one
+round. Requests whose acceptance is no matter of chance are free of this (`speed_floor.search`).
 """
 
 from __future__ import annotations
@@ -18,7 +16,49 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
+
+from dspark_core.algorithms.plan_batch import Ranking
+from dspark_core.algorithms.step_surface import Floats
 from dspark_core.errors import InvalidRequestError
+
+
+def admit_while_rising(ranking: Ranking, expected: float, seconds: Floats) -> int:
+    """Algorithm 1 -> how many of the best tokens to admit.
+
+    `expected`: weighted tokens of the round without them; `seconds[n]`: of the round with n of them,
+    at least one entry; it may be shorter than the ranking, which then bounds the answer.
+    """
+    values = ranking.values[: len(seconds) - 1]
+    throughput = (expected + np.concatenate(([0.0], np.cumsum(values)))) / seconds[: len(values) + 1]
+    rises = throughput[1:] > throughput[:-1]
+    return len(rises) if rises.all() else int(rises.argmin())
+
+
+def best_count(ranking: Ranking, expected: float, seconds: Floats) -> int:
+    """The count with the highest throughput of all, the smallest such; arguments as above.
+
+    For step times that rise in stairs, where stopping early gives up too soon. It looks ahead: only
+    for requests that may, or for rounds that are over.
+    """
+    values = ranking.values[: len(seconds) - 1]
+    throughput = (expected + np.concatenate(([0.0], np.cumsum(values)))) / seconds[: len(values) + 1]
+    return int(throughput.argmax())
+
+
+def survival_from_confidence(confidences: Sequence[float]) -> tuple[float, ...]:
+    """Conditional confidences c_1, c_2, ... of one request -> survival a_k = c_1 * ... * c_k."""
+    survival: list[float] = []
+    product = 1.0
+    for position, confidence in enumerate(confidences, start=1):
+        if not 0.0 <= confidence <= 1.0:  # NaN fails too
+            raise InvalidRequestError(
+                f"confidence of draft position {position} must be in [0, 1], got {confidence}",
+                field="confidences",
+            )
+        product *= confidence
+        survival.append(product)
+    return tuple(survival)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,21 +129,6 @@ def unconstrained_capacity(
         if throughput > best:
             best, capacity = throughput, count
     return capacity
-
-
-def survival_from_confidence(confidences: Sequence[float]) -> tuple[float, ...]:
-    """Conditional confidences c_1, c_2, ... of one request -> survival a_k = c_1 * ... * c_k."""
-    survival: list[float] = []
-    product = 1.0
-    for position, confidence in enumerate(confidences, start=1):
-        if not 0.0 <= confidence <= 1.0:  # NaN fails too
-            raise InvalidRequestError(
-                f"confidence of draft position {position} must be in [0, 1], got {confidence}",
-                field="confidences",
-            )
-        product *= confidence
-        survival.append(product)
-    return tuple(survival)
 
 
 def _best_first(

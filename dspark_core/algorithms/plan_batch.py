@@ -1,0 +1,125 @@
+"""The requests of a round as arrays, and their draft tokens best first.
+
+Best first is: by weighted survival, then position, then the request that was granted fewer tokens
+before, then index. Ranks compare survival as float32, the precision it travels in; a prefix always
+comes before what it is a prefix of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+
+from dspark_core.algorithms.plan_request import PlanRequest
+from dspark_core.algorithms.step_surface import Floats
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+_ABSENT = -1.0
+_LARGEST_FLOAT32 = np.int64(0x7FFFFFFF)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanBatch:
+    survival: Floats  # [requests, block], never rising in a row; negative where there is no token
+    weights: Floats  # [requests]
+    floors: Floats  # [requests] tokens per second, 0: none
+    granted: Ints  # [requests]
+    coupled: Bools  # [requests]
+    context_tokens: int
+    """Of all requests together."""
+
+    @property
+    def requests(self) -> int:
+        return len(self.weights)
+
+    @classmethod
+    def of(cls, requests: Sequence[PlanRequest]) -> PlanBatch:
+        count = len(requests)
+        return cls(
+            survival=survival_matrix([request.survival for request in requests]),
+            weights=np.fromiter((r.weight for r in requests), np.float64, count),
+            floors=np.fromiter((r.floor_tokens_per_second or 0.0 for r in requests), np.float64, count),
+            granted=np.fromiter((r.granted for r in requests), np.int64, count),
+            coupled=np.fromiter((r.coupled for r in requests), np.bool_, count),
+            context_tokens=sum(r.context_tokens for r in requests),
+        )
+
+    @classmethod
+    def of_survival(cls, survival: Sequence[Sequence[float]]) -> PlanBatch:
+        """Requests of equal standing, without floors, that may not look ahead."""
+        count = len(survival)
+        return cls(
+            survival=survival_matrix(survival),
+            weights=np.ones(count),
+            floors=np.zeros(count),
+            granted=np.zeros(count, dtype=np.int64),
+            coupled=np.zeros(count, dtype=np.bool_),
+            context_tokens=0,
+        )
+
+
+def survival_matrix(rows: Sequence[Sequence[float]]) -> Floats:
+    """Ragged rows -> [rows, longest]; rising or impossible values are cut off where they begin."""
+    lengths = [len(row) for row in rows]
+    longest = max(lengths, default=0)
+    flat = np.fromiter(chain.from_iterable(rows), np.float64, sum(lengths))
+    if min(lengths, default=0) == longest:
+        matrix = flat.reshape(len(rows), longest)
+    else:
+        matrix = np.full((len(rows), longest), _ABSENT)
+        matrix[np.arange(longest) < np.array(lengths)[:, None]] = flat
+    if longest == 0:
+        return matrix
+    lowest: Floats = np.minimum.accumulate(np.minimum(matrix, 1.0), axis=1)  # NaN spreads to the right
+    return np.where(lowest >= 0.0, lowest, _ABSENT)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Draft tokens of some requests, best first."""
+
+    requests: Ints  # [tokens]
+    values: Floats  # [tokens] weighted survival
+
+    def lengths(self, count: int, total: int) -> Ints:
+        """Tokens of each of `total` requests among the first `count`."""
+        return np.bincount(self.requests[:count], minlength=total)
+
+    def without(self, used: Ints) -> Ranking:
+        """Leaves out the first `used[r]` tokens of each request r."""
+        if not used.any():
+            return self
+        order = np.argsort(self.requests, kind="stable")  # by request, best first within each
+        counts = np.bincount(self.requests, minlength=len(used))
+        starts = np.cumsum(counts) - counts
+        position = np.empty(len(order), dtype=np.int64)
+        position[order] = np.arange(len(order)) - np.repeat(starts, counts)
+        kept = position >= used[self.requests]
+        return Ranking(self.requests[kept], self.values[kept])
+
+
+def rank(batch: PlanBatch, only: Bools | None = None) -> Ranking:
+    """Every draft token of the batch, or of the requests in `only` [requests]."""
+    requests, block = batch.survival.shape
+    if requests == 0 or block == 0:
+        return Ranking(np.empty(0, dtype=np.int64), np.empty(0))
+    order = np.argsort(batch.granted, kind="stable")
+    rows = batch.survival[order]
+    values = (rows * batch.weights[order, None]).T.ravel()  # position by position
+    valid = rows.T.ravel() >= 0.0
+    if only is not None:
+        valid &= np.tile(only[order], block)
+    # One integer per token: sorting integers is several times faster than a stable sort of floats.
+    bits = values.astype(np.float32).view(np.int32).astype(np.int64)
+    keys = ((_LARGEST_FLOAT32 - bits) << 32) | np.arange(len(values))
+    if not valid.all():
+        keys = keys[valid]
+    keys.sort()
+    index = keys & np.int64(0xFFFFFFFF)
+    return Ranking(order[index % requests], values[index])

@@ -1,0 +1,119 @@
+"""Plans one round: floors first, then expected tokens per second of round time.
+
+A pure function of the requests, the times and a capacity. Requests that may look ahead (coupled,
+greedy) get the best lengths there are, whatever the shape of the step times. The others keep the
+causal barrier: Algorithm 1 with early stopping, or a capacity from rounds that are over. In a mixed
+batch both are planned in turns: the second kind never learns what the first saw of *its* tokens,
+because what is planned for the first depends on the second's admitted tokens alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dspark_core.algorithms import delayed_scheduler
+from dspark_core.algorithms.drafting_choice import worth_drafting
+from dspark_core.algorithms.plan_batch import Ints, PlanBatch, rank
+from dspark_core.algorithms.plan_request import Plan, PlanRequest
+from dspark_core.algorithms.plan_search import search
+from dspark_core.algorithms.prefix_scheduler import admit_while_rising
+from dspark_core.algorithms.round_time import RoundTimeModel
+from dspark_core.algorithms.speed_floor import (
+    admit_floors,
+    admit_within_floors,
+    expected_tokens,
+    unmet_floors,
+)
+from dspark_core.algorithms.step_surface import Floats
+
+
+def plan(
+    requests: Sequence[PlanRequest],
+    round_time: RoundTimeModel,
+    *,
+    capacity: int | None = None,
+    max_draft_tokens: int | None = None,
+) -> Plan:
+    """Verify lengths for this round.
+
+    `capacity`: draft tokens to verify in all, from rounds that are over (`capacity_of`); None:
+    Algorithm 1. `max_draft_tokens` bounds the plan; neither may depend on this round's draft tokens.
+    """
+    return plan_batch(
+        PlanBatch.of(requests), round_time, capacity=capacity, max_draft_tokens=max_draft_tokens
+    )
+
+
+def plan_batch(
+    batch: PlanBatch,
+    round_time: RoundTimeModel,
+    *,
+    capacity: int | None = None,
+    max_draft_tokens: int | None = None,
+) -> Plan:
+    """`plan` of requests that are arrays already."""
+    if batch.requests == 0:
+        return Plan(lengths=(), drafting=(), expected_tokens=0.0, expected_seconds=0.0)
+    seconds = _seconds(batch, round_time, max_draft_tokens)
+    if batch.coupled.all():
+        lengths = search(batch, seconds, np.zeros(batch.requests, dtype=np.int64), batch.coupled)
+    elif capacity is None:
+        lengths = _early(batch, seconds)
+    else:
+        lengths = _delayed(batch, seconds, capacity)
+    return _described(batch, lengths, seconds, round_time)
+
+
+def capacity_of(
+    requests: Sequence[PlanRequest], round_time: RoundTimeModel, *, max_draft_tokens: int | None = None
+) -> int:
+    """The capacity a round that is over would have used best; for `plan` two rounds later or more."""
+    batch = PlanBatch.of(requests)
+    if batch.requests == 0:
+        return 0
+    return delayed_scheduler.capacity(batch, _seconds(batch, round_time, max_draft_tokens))
+
+
+def _seconds(batch: PlanBatch, round_time: RoundTimeModel, max_draft_tokens: int | None) -> Floats:
+    """Of rounds with 0, 1, ... draft tokens; drafts are paid for, for whom there is one."""
+    present = batch.survival >= 0.0
+    tokens = int(present.sum())
+    drafted = int(present[:, 0].sum()) if tokens else 0
+    limit = tokens if max_draft_tokens is None else min(tokens, max_draft_tokens)
+    return round_time.table(batch.requests, max(limit, 0), batch.context_tokens, drafted)
+
+
+def _early(batch: PlanBatch, seconds: Floats) -> Ints:
+    everyone = np.ones(batch.requests, dtype=np.bool_)
+    if batch.floors.any():
+        lengths = admit_within_floors(batch, admit_floors(batch, seconds), everyone, seconds)
+    else:
+        ranking = rank(batch)
+        count = admit_while_rising(ranking, float(batch.weights.sum()), seconds)
+        lengths = ranking.lengths(count, batch.requests)
+    if not batch.coupled.any():
+        return lengths
+    # A stair that coupled tokens climbed may hold more of the others, and the other way round.
+    lengths = search(batch, seconds, lengths, batch.coupled)
+    lengths = admit_within_floors(batch, lengths, ~batch.coupled, seconds)
+    return search(batch, seconds, lengths, batch.coupled)
+
+
+def _delayed(batch: PlanBatch, seconds: Floats, capacity: int) -> Ints:
+    lengths = delayed_scheduler.spend(batch, capacity, seconds)
+    return search(batch, seconds, lengths, batch.coupled) if batch.coupled.any() else lengths
+
+
+def _described(batch: PlanBatch, lengths: Ints, seconds: Floats, round_time: RoundTimeModel) -> Plan:
+    expected = expected_tokens(batch, lengths)
+    round_seconds = float(seconds[int(lengths.sum())])
+    drafting = worth_drafting(expected - 1.0, lengths, round_time, batch.context_tokens)
+    return Plan(
+        lengths=tuple(lengths.tolist()),
+        drafting=tuple(drafting.tolist()),
+        expected_tokens=float(expected.sum()),
+        expected_seconds=round_seconds,
+        unmet_floors=unmet_floors(batch, lengths, round_seconds) if batch.floors.any() else (),
+    )

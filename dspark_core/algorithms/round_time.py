@@ -1,0 +1,178 @@
+"""How long a round takes: drafting, the network, one target step.
+
+`T_draft(requests drafted) + T_network + T_verify(requests, batch tokens, context tokens)` is what
+planners divide expected tokens by. A round that drafts nothing pays neither of the first two.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from dspark_core.algorithms.step_surface import Floats
+from dspark_core.algorithms.step_time import StepTimeModel
+from dspark_core.errors import ConfigError
+
+RATE = 0.1
+"""Weight of the newest round in what drafting and the network are thought to cost."""
+MAX_SURPRISE = 2.0
+"""How far one round may be from the expectation."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftTimeModel:
+    """Seconds to draft a block for so many requests at once; linear between points."""
+
+    requests: tuple[int, ...] = ()
+    """Strictly increasing; empty: unknown, taken for free until `observed`."""
+    draft_seconds: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.requests) != len(self.draft_seconds):
+            raise ConfigError(
+                f"draft_seconds must have one value for each of {len(self.requests)} requests, "
+                f"got {len(self.draft_seconds)}"
+            )
+        if any(count < 1 for count in self.requests) or any(a >= b for a, b in pairwise(self.requests)):
+            raise ConfigError(f"requests must be >= 1 and strictly increasing, got {self.requests}")
+        for seconds in self.draft_seconds:
+            _check_seconds(seconds, "draft_seconds")
+
+    def seconds(self, requests: int) -> float:
+        """0 for no requests; level below the first point, at the last slope beyond the last."""
+        known, seconds = self.requests, self.draft_seconds
+        if requests < 1 or not known:
+            return 0.0
+        if requests <= known[0]:
+            return seconds[0]
+        if requests >= known[-1]:
+            if len(known) == 1:
+                return seconds[0]
+            slope = (seconds[-1] - seconds[-2]) / (known[-1] - known[-2])
+            return seconds[-1] + max(slope, 0.0) * (requests - known[-1])
+        right = bisect_left(known, requests)
+        share = (requests - known[right - 1]) / (known[right] - known[right - 1])
+        return (1.0 - share) * seconds[right - 1] + share * seconds[right]
+
+    def table(self, requests: Floats) -> Floats:
+        """`seconds` of many ascending request counts >= 1."""
+        if not self.requests:
+            return np.zeros(len(requests))
+        last, inside = self.requests[-1], np.interp(requests, self.requests, self.draft_seconds)
+        slope = self.seconds(last + 1) - self.seconds(last)
+        table: Floats = inside + slope * np.maximum(requests - last, 0.0)
+        return table
+
+    def observed(self, requests: int, seconds: float) -> DraftTimeModel:
+        """Keeps its shape and follows the drafter's speed as a whole; starts from a first round."""
+        if requests < 1:
+            raise ConfigError(f"requests of an observed draft must be >= 1, got {requests}")
+        _check_seconds(seconds, "seconds of an observed draft")
+        if not self.requests:
+            return DraftTimeModel((requests,), (seconds,))
+        known = self.seconds(requests)
+        if known <= 0:
+            return replace(self, draft_seconds=tuple(value + RATE * seconds for value in self.draft_seconds))
+        surprise = min(max(seconds / known, 1.0 / MAX_SURPRISE), MAX_SURPRISE)
+        factor = surprise**RATE
+        return replace(self, draft_seconds=tuple(value * factor for value in self.draft_seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTimeModel:
+    verify: StepTimeModel
+    draft: DraftTimeModel = DraftTimeModel()
+    network_seconds: float = 0.0
+    """Per round, between verifier and drafter, both ways."""
+
+    def __post_init__(self) -> None:
+        _check_seconds(self.network_seconds, "network_seconds")
+
+    def overhead_seconds(self, drafted: int) -> float:
+        """What a round pays before its target step when so many requests are drafted for."""
+        return self.draft.seconds(drafted) + self.network_seconds if drafted > 0 else 0.0
+
+    def overhead_table(self, max_drafted: int) -> Floats:
+        """`overhead_seconds` of 0, 1, ... `max_drafted` -> [max_drafted + 1]."""
+        counts = np.arange(max_drafted + 1, dtype=np.float64)
+        seconds = self.draft.table(counts) + self.network_seconds
+        seconds[0] = 0.0
+        return seconds
+
+    def seconds(self, requests: int, batch_tokens: int, context_tokens: int = 0, drafted: int = 0) -> float:
+        return self.overhead_seconds(drafted) + self.verify.seconds(requests, batch_tokens, context_tokens)
+
+    def table(
+        self, requests: int, max_draft_tokens: int, context_tokens: int = 0, drafted: int = 0
+    ) -> Floats:
+        """Seconds of rounds that verify 0, 1, ... `max_draft_tokens` -> [max_draft_tokens + 1]."""
+        tokens = np.arange(requests, requests + max_draft_tokens + 1, dtype=np.int64)
+        return self.verify.table(requests, tokens, context_tokens) + self.overhead_seconds(drafted)
+
+    def observed_step(
+        self, requests: int, batch_tokens: int, context_tokens: int, seconds: float
+    ) -> RoundTimeModel:
+        return replace(self, verify=self.verify.observed(requests, batch_tokens, context_tokens, seconds))
+
+    def observed_draft(
+        self, drafted: int, wait_seconds: float, compute_seconds: float | None = None
+    ) -> RoundTimeModel:
+        """`compute_seconds` as the drafter tells it; the rest of the wait is the network's.
+
+        Without it, what the network was known to take is subtracted and the rest is drafting.
+        """
+        if compute_seconds is None:
+            compute = max(wait_seconds - self.network_seconds, 0.0)
+            return replace(self, draft=self.draft.observed(drafted, compute))
+        transit = max(wait_seconds - compute_seconds, 0.0)
+        network = self.network_seconds + RATE * (transit - self.network_seconds)
+        return replace(self, draft=self.draft.observed(drafted, compute_seconds), network_seconds=network)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict` is its inverse."""
+        return {
+            "verify": self.verify.to_dict(),
+            "draft": {
+                "requests": list(self.draft.requests),
+                "draft_seconds": list(self.draft.draft_seconds),
+            },
+            "network_seconds": self.network_seconds,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RoundTimeModel:
+        """Also of a bare step-time model or an old curve. Raises `ConfigError`."""
+        if "verify" not in data:
+            return cls(StepTimeModel.from_dict(data))
+        draft = data.get("draft", {})
+        if not isinstance(data["verify"], Mapping) or not isinstance(draft, Mapping):
+            raise ConfigError("verify and draft of a round-time model must be objects")
+        requests = _numbers(draft.get("requests", ()), "requests")
+        return cls(
+            StepTimeModel.from_dict(data["verify"]),
+            DraftTimeModel(
+                tuple(int(value) for value in requests),
+                tuple(_numbers(draft.get("draft_seconds", ()), "draft_seconds")),
+            ),
+            _numbers([data.get("network_seconds", 0.0)], "network_seconds")[0],
+        )
+
+
+def _check_seconds(value: float, name: str) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise ConfigError(f"{name} must be >= 0, got {value}")
+
+
+def _numbers(values: object, name: str) -> list[float]:
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise ConfigError(f"{name} of a round-time model must be a list, got {values!r}")
+    for value in values:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ConfigError(f"{name} of a round-time model must hold numbers, got {value!r}")
+    return [float(value) for value in values]

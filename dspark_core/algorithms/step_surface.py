@@ -1,0 +1,195 @@
+"""Interpolates scattered step-time points: rows of equal request count, and what context adds.
+
+Within a row step time is linear between points. Between rows it is mixed at the *same batch
+tokens*, so that a staircase (padded token buckets, tile sizes) stays where it is; a row that does
+not reach there goes on in parallel to its neighbour, which makes the surface exact wherever the
+truth is linear. Context adds its measured cost per token read and per token attended to.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dspark_core.errors import ConfigError
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class StepPoint:
+    """One measured step."""
+
+    requests: int
+    batch_tokens: int
+    """Of all requests: anchors, drafts."""
+    context_tokens: int
+    """Tokens already in the cache, summed over the requests."""
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if self.requests < 1:
+            raise ConfigError(f"requests of a step must be >= 1, got {self.requests}")
+        if self.batch_tokens < 1:
+            raise ConfigError(f"batch_tokens of a step must be >= 1, got {self.batch_tokens}")
+        if self.context_tokens < 0:
+            raise ConfigError(f"context_tokens of a step must be >= 0, got {self.context_tokens}")
+        if not (math.isfinite(self.seconds) and self.seconds > 0):
+            raise ConfigError(
+                f"seconds of a step over {self.batch_tokens} tokens must be positive, got {self.seconds}"
+            )
+
+
+class _Row:
+    """Points of one request count at the reference context, by batch tokens."""
+
+    def __init__(self, requests: int, points: Sequence[tuple[int, StepPoint]]) -> None:
+        ordered = sorted(points, key=lambda pair: pair[1].batch_tokens)
+        self.requests = requests
+        self.indices = [index for index, _ in ordered]
+        self.tokens = np.array([point.batch_tokens for _, point in ordered], dtype=np.float64)
+        self.token_list = [point.batch_tokens for _, point in ordered]
+        self.first, self.last = self.token_list[0], self.token_list[-1]
+
+    def at(self, tokens: Floats, point_seconds: Floats) -> Floats:
+        """Level below the first point, at the last slope (never downwards) beyond the last."""
+        seconds = point_seconds[self.indices]
+        inside: Floats = np.interp(tokens, self.tokens, seconds)
+        if len(seconds) > 1 and tokens.size and tokens[-1] > self.last:
+            slope = (seconds[-1] - seconds[-2]) / (self.tokens[-1] - self.tokens[-2])
+            inside = inside + max(float(slope), 0.0) * np.maximum(tokens - self.last, 0.0)
+        return inside
+
+    def shares(self, tokens: int) -> list[tuple[int, float]]:
+        """Points that speak for a batch size, with their weights."""
+        if tokens <= self.first:
+            return [(self.indices[0], 1.0)]
+        if tokens >= self.last:
+            return [(self.indices[-1], 1.0)]
+        right = bisect_left(self.token_list, tokens)
+        left_tokens, right_tokens = self.token_list[right - 1], self.token_list[right]
+        share = (tokens - left_tokens) / (right_tokens - left_tokens)
+        return [(self.indices[right - 1], 1.0 - share), (self.indices[right], share)]
+
+
+class StepSurface:
+    """Geometry of the points; their corrections are given with each call, as they change each round."""
+
+    def __init__(self, points: Sequence[StepPoint]) -> None:
+        if not points:
+            raise ConfigError("points of a step-time model must not be empty")
+        self.context_per_request = _reference_context(points)
+        by_requests: dict[int, list[tuple[int, StepPoint]]] = defaultdict(list)
+        for index, point in enumerate(points):
+            if self._extra_context(point.requests, point.context_tokens) == 0:
+                by_requests[point.requests].append((index, point))
+        _refuse_duplicates(by_requests)
+        self._rows = [_Row(requests, row) for requests, row in sorted(by_requests.items())]
+        self._row_requests = [row.requests for row in self._rows]
+        self._measured = np.array([point.seconds for point in points])
+        self.per_context_token, self.per_attended_token = self._fit_context(points)
+
+    def seconds(
+        self, requests: int, tokens: Floats, context_tokens: int, corrections: Sequence[float] = ()
+    ) -> Floats:
+        """At ascending batch tokens [n] -> seconds [n]."""
+        measured = self._measured
+        if corrections:
+            measured = measured * np.exp(corrections)
+        base = self._base(requests, tokens, measured)
+        extra = self._extra_context(requests, context_tokens)
+        if extra == 0 or (self.per_context_token == 0 and self.per_attended_token == 0):
+            return base
+        cost = extra * (self.per_context_token + self.per_attended_token / requests * tokens)
+        # Far below the reference context the fit must not reach zero or less.
+        return np.maximum(base + cost, 0.25 * base)
+
+    def shares(self, requests: int, tokens: int) -> list[tuple[int, float]]:
+        """Points that speak for a step, with weights that sum to one."""
+        low, high, weight = self._between(requests)
+        if low is high:
+            return low.shares(tokens)
+        weight = min(weight, 1.0)
+        return [(index, (1.0 - weight) * share) for index, share in low.shares(tokens)] + [
+            (index, weight * share) for index, share in high.shares(tokens)
+        ]
+
+    def _base(self, requests: int, tokens: Floats, measured: Floats) -> Floats:
+        """At the reference context."""
+        low, high, weight = self._between(requests)
+        if low is high:
+            return low.at(tokens, measured)
+        below, above = low.at(tokens, measured), high.at(tokens, measured)
+        if tokens.size and tokens[0] < high.first:
+            edge = np.array([float(high.first)])
+            parallel = high.at(edge, measured) + low.at(np.minimum(tokens, high.first), measured)
+            above = np.where(tokens < high.first, parallel - low.at(edge, measured), above)
+        if tokens.size and tokens[-1] > low.last and high.last > low.last:
+            edge = np.array([float(low.last)])
+            parallel = low.at(edge, measured) + high.at(np.maximum(tokens, low.last), measured)
+            below = np.where(tokens > low.last, parallel - high.at(edge, measured), below)
+        if weight > 1:  # beyond the last row, where more requests are never taken to be cheaper
+            return below + weight * np.maximum(above - below, 0.0)
+        mixed: Floats = (1.0 - weight) * below + weight * above
+        return mixed
+
+    def _between(self, requests: int) -> tuple[_Row, _Row, float]:
+        """The rows around a request count and the share of the second; above 1 beyond the last."""
+        rows = self._rows
+        if len(rows) == 1 or requests <= rows[0].requests:
+            return rows[0], rows[0], 0.0
+        right = min(bisect_left(self._row_requests, requests), len(rows) - 1)
+        low, high = rows[right - 1], rows[right]
+        if requests == high.requests:
+            return high, high, 0.0
+        return low, high, (requests - low.requests) / (high.requests - low.requests)
+
+    def _extra_context(self, requests: int, context_tokens: int) -> float:
+        """Context beyond that of the rows; 0 where context was never varied in a profile."""
+        if self.context_per_request is None:
+            return 0.0
+        return context_tokens - self.context_per_request * requests
+
+    def _fit_context(self, points: Sequence[StepPoint]) -> tuple[float, float]:
+        """Seconds per context token, and per pair of query and context token, both >= 0."""
+        factors, targets = [], []
+        for point in points:
+            extra = self._extra_context(point.requests, point.context_tokens)
+            if extra != 0:
+                base = self._base(point.requests, np.array([float(point.batch_tokens)]), self._measured)
+                factors.append((extra, extra * point.batch_tokens / point.requests))
+                targets.append(point.seconds - float(base[0]))
+        if not factors:
+            return 0.0, 0.0
+        return _non_negative_fit(np.array(factors), np.array(targets))
+
+
+def _reference_context(points: Sequence[StepPoint]) -> float | None:
+    """Context per request of most points; None when no value has half of them (live steps do not)."""
+    (most, count), *_ = Counter(point.context_tokens / point.requests for point in points).most_common(1)
+    return most if 2 * count >= len(points) and (count > 1 or len(points) == 1) else None
+
+
+def _refuse_duplicates(rows: Mapping[int, Sequence[tuple[int, StepPoint]]]) -> None:
+    for requests, row in rows.items():
+        (tokens, count), *_ = Counter(point.batch_tokens for _, point in row).most_common(1)
+        if count > 1:
+            raise ConfigError(
+                f"points must differ, got {count} of {requests} requests and {tokens} batch_tokens"
+            )
+
+
+def _non_negative_fit(factors: Floats, targets: Floats) -> tuple[float, float]:
+    """Least squares with two factors [n, 2], neither below zero."""
+    both, *_ = np.linalg.lstsq(factors, targets, rcond=None)
+    if both[0] >= 0 and both[1] >= 0:
+        return float(both[0]), float(both[1])
+    alone = [max(float(f @ targets) / float(f @ f), 0.0) for f in factors.T]
+    errors = [float(((f * value - targets) ** 2).sum()) for f, value in zip(factors.T, alone, strict=True)]
+    return (alone[0], 0.0) if errors[0] <= errors[1] else (0.0, alone[1])

@@ -1,0 +1,237 @@
+"""How long a target step takes as a function of what it holds: requests, batch tokens, context tokens.
+
+The paper's SPS(B) knows the batch tokens only; 64 tokens of one request and 64 requests of one token
+each differ by far more than scheduling can win. Measured points say what hardware does, staircases
+included; `observed` follows live steps. A model with points of one request count is the paper's
+curve, and is what an old curve document becomes. No torch here, so the scheduler's image stays small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dspark_core.algorithms.step_surface import Floats, StepPoint, StepSurface
+from dspark_core.errors import ConfigError
+
+SCALE_RATE = 0.1
+"""Share of a live step's surprise that moves the model as a whole: a machine grew slower or faster."""
+POINT_RATE = 0.03
+"""Share that moves the points next to it: the profile was wrong there."""
+POINT_LEAK = 0.002
+"""What a point forgets of that with each step elsewhere, or one no plan visits again stayed dear for ever."""
+MAX_SURPRISE = 2.0
+"""How far one step may be from what was expected: a stall says little about the next step."""
+NEW_POINT_RATIO = 1.25
+"""A learned model takes a step as a new point when no point lies within this ratio of it."""
+MAX_POINTS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileKey:
+    """What a model of step time is of; replicas with equal keys may share it."""
+
+    model: str = ""
+    engine: str = ""
+    hardware: str = ""
+    dtype: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.model} ({self.dtype}, {self.engine}) on {self.hardware}"
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimeModel:
+    """Measured points and what live steps taught since. Immutable: `observed` returns another one."""
+
+    points: tuple[StepPoint, ...]
+    key: ProfileKey = ProfileKey()
+    learned: bool = False
+    """The points are live steps, not a profile: new ones are added as they come."""
+    scale: float = 1.0
+    """How much slower than its points the machine runs now."""
+    corrections: tuple[float, ...] = ()
+    """Log ratio of each point to its measurement; empty: none."""
+    surface: StepSurface = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise ConfigError(f"scale of a step-time model must be positive, got {self.scale}")
+        if self.corrections and len(self.corrections) != len(self.points):
+            raise ConfigError(
+                f"corrections must have one value for each of {len(self.points)} points, "
+                f"got {len(self.corrections)}"
+            )
+        object.__setattr__(self, "surface", StepSurface(self.points))
+
+    @classmethod
+    def of_curve(
+        cls, batch_tokens: Sequence[int], step_seconds: Sequence[float], key: ProfileKey = ProfileKey()
+    ) -> StepTimeModel:
+        """The paper's one-dimensional SPS(B): neither requests nor context matter."""
+        if len(batch_tokens) != len(step_seconds):
+            raise ConfigError(
+                f"step_seconds must have one value for each of {len(batch_tokens)} batch_tokens, "
+                f"got {len(step_seconds)}"
+            )
+        pairs = zip(batch_tokens, step_seconds, strict=True)
+        return cls(tuple(StepPoint(1, tokens, 0, seconds) for tokens, seconds in pairs), key)
+
+    @classmethod
+    def learn(
+        cls,
+        requests: int,
+        batch_tokens: int,
+        context_tokens: int,
+        seconds: float,
+        key: ProfileKey = ProfileKey(),
+    ) -> StepTimeModel:
+        """A model that starts from one live step, where nothing was profiled."""
+        return cls((StepPoint(requests, batch_tokens, context_tokens, seconds),), key, learned=True)
+
+    def seconds(self, requests: int, batch_tokens: int, context_tokens: int = 0) -> float:
+        """Expected duration of a step; `context_tokens` is the sum over its requests."""
+        return float(self.table(requests, [batch_tokens], context_tokens)[0])
+
+    def table(
+        self, requests: int, batch_tokens: Sequence[int] | npt.NDArray[np.int64], context_tokens: int = 0
+    ) -> Floats:
+        """Expected durations for many batch sizes -> [len(batch_tokens)]."""
+        tokens = np.asarray(batch_tokens, dtype=np.float64)
+        return self.scale * self.surface.seconds(requests, tokens, context_tokens, self.corrections)
+
+    def step_rate(self, requests: int, context_tokens: int = 0) -> Callable[[int], float]:
+        """The paper's SPS(B) at this many requests."""
+        return lambda batch_tokens: 1.0 / self.seconds(requests, batch_tokens, context_tokens)
+
+    def observed(
+        self, requests: int, batch_tokens: int, context_tokens: int, seconds: float
+    ) -> StepTimeModel:
+        """After one more timed step. One outlier (a stall, a cold cache) moves it by a bounded share."""
+        point = StepPoint(requests, batch_tokens, context_tokens, seconds)  # refuses impossible values
+        expected = self.seconds(requests, batch_tokens, context_tokens)
+        surprise = math.log(min(max(seconds / expected, 1.0 / MAX_SURPRISE), MAX_SURPRISE))
+        if self.learned and len(self.points) < MAX_POINTS and not self._has_near(point):
+            return self._with_point(replace(point, seconds=expected / self.scale * math.exp(surprise)))
+        shares = self.surface.shares(requests, batch_tokens)
+        leak = 0.0 if self.learned else POINT_LEAK
+        corrections = [(1.0 - leak) * value for value in self.corrections or (0.0,) * len(self.points)]
+        for index, share in shares:
+            corrections[index] += POINT_RATE * share * surprise
+        scale = self.scale * math.exp(SCALE_RATE * surprise)
+        return self._moved(scale, tuple(corrections))
+
+    def _moved(self, scale: float, corrections: tuple[float, ...]) -> StepTimeModel:
+        """Shares the surface, which a round should not pay for building again."""
+        other = object.__new__(StepTimeModel)
+        for name, value in (
+            ("points", self.points),
+            ("key", self.key),
+            ("learned", self.learned),
+            ("scale", scale),
+            ("corrections", corrections),
+            ("surface", self.surface),
+        ):
+            object.__setattr__(other, name, value)
+        return other
+
+    def _has_near(self, point: StepPoint) -> bool:
+        return any(
+            _near(point.requests, known.requests) and _near(point.batch_tokens, known.batch_tokens)
+            for known in self.points
+        )
+
+    def _with_point(self, point: StepPoint) -> StepTimeModel:
+        corrections = (*(self.corrections or (0.0,) * len(self.points)), 0.0)
+        return replace(self, points=(*self.points, point), corrections=corrections)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict` is its inverse."""
+        key = self.key
+        return {
+            "key": {
+                "model": key.model,
+                "engine": key.engine,
+                "hardware": key.hardware,
+                "dtype": key.dtype,
+            },
+            "points": [[p.requests, p.batch_tokens, p.context_tokens, p.seconds] for p in self.points],
+            "learned": self.learned,
+            "scale": self.scale,
+            "corrections": list(self.corrections),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> StepTimeModel:
+        """Also of the older `{"batch_tokens": [...], "step_seconds": [...]}`.
+
+        Raises `ConfigError` naming the field that is missing or wrong.
+        """
+        if "points" not in data and "batch_tokens" in data:
+            return cls.of_curve(
+                [_whole(value, "batch_tokens") for value in _list(data, "batch_tokens")],
+                [_number(value, "step_seconds") for value in _list(data, "step_seconds")],
+            )
+        key = data.get("key", {})
+        if not isinstance(key, Mapping) or not all(isinstance(value, str) for value in key.values()):
+            raise ConfigError(f"key of a step-time model must hold text fields, got {key!r}")
+        fields = {name: key.get(name, "") for name in ("model", "engine", "hardware", "dtype")}
+        return cls(
+            tuple(_point(row) for row in _list(data, "points")),
+            ProfileKey(**fields),
+            learned=bool(data.get("learned", False)),
+            scale=_number(data.get("scale", 1.0), "scale"),
+            corrections=tuple(_number(v, "corrections") for v in _list(data, "corrections", missing=())),
+        )
+
+
+def monotone(seconds: Iterable[float]) -> tuple[float, ...]:
+    """The nearest values (least squares) that never fall: measuring noise is no reason to think a
+    larger batch faster, and a dip would stop or mislead a planner."""
+    pools: list[tuple[float, int]] = []  # mean, points; adjacent violators are merged
+    for value in seconds:
+        mean, count = value, 1
+        while pools and pools[-1][0] >= mean:
+            previous, points = pools.pop()
+            mean = (previous * points + mean * count) / (points + count)
+            count += points
+        pools.append((mean, count))
+    return tuple(mean for mean, count in pools for _ in range(count))
+
+
+def _near(value: int, point: int) -> bool:
+    return value <= point * NEW_POINT_RATIO and point <= value * NEW_POINT_RATIO
+
+
+def _point(row: object) -> StepPoint:
+    if not isinstance(row, Sequence) or isinstance(row, str) or len(row) != 4:
+        raise ConfigError(
+            f"points must be [requests, batch_tokens, context_tokens, seconds] each, got {row!r}"
+        )
+    requests, tokens, context = (_whole(value, "points") for value in row[:3])
+    return StepPoint(requests, tokens, context, _number(row[3], "points"))
+
+
+def _list(data: Mapping[str, Any], field: str, missing: Sequence[object] | None = None) -> Sequence[object]:
+    values = data.get(field, missing)
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise ConfigError(f"{field} of a step-time model must be a list, got {values!r}")
+    return values
+
+
+def _number(value: object, field: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ConfigError(f"{field} of a step-time model must hold numbers, got {value!r}")
+    return float(value)
+
+
+def _whole(value: object, field: str) -> int:
+    number = _number(value, field)
+    if not number.is_integer():
+        raise ConfigError(f"{field} of a step-time model must hold whole numbers, got {value!r}")
+    return int(number)
