@@ -47,7 +47,7 @@ class PackedBlockAttention:
         for span, hidden in zip(self._batch.spans, self._hidden, strict=True):
             at = span.anchors
             context = keys[span.tokens].transpose(0, 1), values[span.tokens].transpose(0, 1)
-            outs.append(_attend(q[:, at], k[:, at], v[:, at], *context, hidden))
+            outs.append(attend_with_context(q[:, at], k[:, at], v[:, at], *context, hidden))
         out = torch.cat(outs, dim=1).view(kv_heads, -1, self._block, groups, head_dim)
         return out.permute(1, 2, 0, 3, 4).reshape(-1, kv_heads * groups, head_dim)
 
@@ -61,8 +61,14 @@ class PackedBlockAttention:
         return hidden[:, None]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
-    """q [kv, anchors, rows, hd]; k, v [kv, anchors, block, hd]; keys, values [kv, context, hd]."""
+def attend_with_context(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, hidden: Tensor
+) -> Tensor:
+    """One sequence: q (scaled) attends to the shared context and to its anchor's own keys.
+
+    q [kv, anchors, rows, hd]; k, v [kv, anchors, own, hd], own may be 0; keys, values
+    [kv, context, hd]; hidden [anchors, 1, context] bool, what an anchor must not see -> like q.
+    """
     kv, anchors, rows, head_dim = q.shape
     outer = torch.bmm(q.reshape(kv, -1, head_dim), keys.transpose(1, 2)).view(kv, anchors, rows, -1)
     outer = outer.masked_fill(hidden, float("-inf"))

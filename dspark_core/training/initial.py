@@ -59,9 +59,9 @@ def new_drafter(
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=0.02)
     for layer, source in zip(drafter.layers, source_layers, strict=bool(source_layers)):
-        layer.load_state_dict(_target_layer(decoder, source))
+        layer.load_state_dict(target_layer_state(decoder, source))
     drafter.norm.load_state_dict(decoder.norm.state_dict())
-    _start_projection_at_last_tap(drafter)
+    start_projection_at_last_tap(drafter.projection.fc)
     if drafter.markov_head is not None:
         _start_markov_head(drafter.markov_head, embed)
     if drafter.confidence_head is not None:
@@ -70,7 +70,7 @@ def new_drafter(
     return drafter
 
 
-def _target_layer(decoder: Decoder, index: int) -> dict[str, Tensor]:
+def target_layer_state(decoder: Decoder, index: int) -> dict[str, Tensor]:
     """State of one target layer under the names of an unfused layer."""
     state = {name: value.float() for name, value in decoder.state_dict().items()}
     prefix = f"layers.{index}."
@@ -91,9 +91,9 @@ def _split(value: Tensor, parts: Sequence[SourceTensor], prefix: str) -> list[tu
     ]
 
 
-def _start_projection_at_last_tap(drafter: DSparkDrafter) -> None:
+def start_projection_at_last_tap(fc: nn.Linear) -> None:
     """Features begin as the deepest tapped state alone, which is nearest to the prediction."""
-    weight = drafter.projection.fc.weight
+    weight = fc.weight
     size = weight.shape[0]
     weight.mul_(0.1)
     weight[:, -size:] += torch.eye(size)

@@ -10,6 +10,8 @@ from torch import Tensor
 from dspark_core.errors import ConfigError
 from dspark_core.models.loading import LoadedTarget
 from dspark_core.training.objectives.dspark import build_dflash, build_dspark
+from dspark_core.training.objectives.eagle3 import STEP_DECAY_LOSS, build_eagle3
+from dspark_core.training.objectives.mtp1 import ALL_POSITIONS, build_mtp1
 from dspark_core.training.objectives.protocol import Objective
 from dspark_core.training.recipe import DrafterRecipe, LossConfig
 
@@ -29,6 +31,24 @@ ALGORITHMS: dict[str, Algorithm] = {
     "dspark": Algorithm(build_dspark, LossConfig()),
     "dflash": Algorithm(
         build_dflash, LossConfig(cross_entropy_weight=1.0, distance_weight=0.0, confidence_weight=0.0)
+    ),
+    "eagle3": Algorithm(
+        build_eagle3,
+        LossConfig(
+            cross_entropy_weight=1.0,
+            distance_weight=0.0,
+            confidence_weight=0.0,
+            loss_decay=STEP_DECAY_LOSS,
+        ),
+    ),
+    "mtp1": Algorithm(
+        build_mtp1,
+        LossConfig(
+            anchors_per_sequence=ALL_POSITIONS,
+            cross_entropy_weight=1.0,
+            distance_weight=0.0,
+            confidence_weight=0.0,
+        ),
     ),
 }
 
