@@ -1,0 +1,263 @@
+"""Aggregate against per-user speed, by load, for each way of speculating: the paper's figures 7 and 8.
+
+    python -m benchmarks.frontier [--minutes 12] [--mtp1 CHECKPOINT] [--quick] [--fresh]
+
+Closed loop: at each concurrency that many requests always run, each answer's end starting the next
+prompt. Methods take turns, slice by slice and in rotating order; medians are taken over slices. Every
+finished visit of a concurrency is on disk: a run that is stopped goes on where it was when started
+again with the same arguments. Without --mtp1 the block drafter's first token alone ("gamma 1") stands
+in for MTP-1, and is named so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from benchmarks.environment import describe_machine
+from benchmarks.frontier_parts.claims import Claim, FrontierPoint, check_claims, summarise
+from benchmarks.frontier_parts.planners import FixedLengthPlanSource, ThresholdPlanSource
+from benchmarks.frontier_parts.plots import draw
+from benchmarks.frontier_parts.stack import LoadedLoop, Method, SliceResult
+from dspark_core.engine.building import EngineOptions, build_target
+from dspark_core.engine.planning import LocalPlanSource
+from dspark_core.engine.profiler import profile_step_rate
+from dspark_core.evaluation.prompt_sets import read_prompt_set
+from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
+from dspark_core.tokenization.loading import load_tokenizer
+from dspark_core.zoo_paths import DEFAULT_DRAFTER
+
+SCHEDULED = "DSpark scheduled"
+NO_SPECULATION = "no speculation"
+MTP1 = "MTP-1"
+STAND_IN = "gamma 1 (for MTP-1)"
+FULL = (1, 2, 4, 8, 16, 32, 64)
+QUICK = (1, 4, 16)
+OVERHEAD = 1.35
+"""What loading, prefill, warm-up and slices of few slow rounds take on top of the slices' own time."""
+
+
+class Stack:
+    """Loaded once; methods by the loop they run on."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        options = _options(arguments, arguments.drafter)
+        tokenizer = load_tokenizer(resolve_model_path(options.target_model))
+        rows = read_prompt_set(arguments.prompts).rows
+        prompts = [tokenizer.encode_chat([{"role": "user", "content": row.text}]) for row in rows]
+        target = build_target(options)
+        curve = profile_step_rate(target.engine)
+        methods = [Method(NO_SPECULATION, LocalPlanSource(curve), drafts=False)]
+        methods += [Method(f"gamma {length}", FixedLengthPlanSource(length)) for length in arguments.gamma]
+        methods.append(Method(f"threshold {arguments.threshold}", ThresholdPlanSource(arguments.threshold)))
+        methods.append(Method(SCHEDULED, LocalPlanSource(curve)))
+        if arguments.mtp1 is None:
+            methods.insert(1, Method(STAND_IN, FixedLengthPlanSource(1)))
+        settings = {
+            "max_running": max(arguments.concurrency),
+            "max_tokens": arguments.max_tokens,
+            "temperature": arguments.temperature,
+            "stop_token_ids": tokenizer.stop_token_ids,
+        }
+        self.loops = [(LoadedLoop(target, options, prompts, **settings), methods)]
+        if arguments.mtp1 is not None:
+            mtp_options = _options(arguments, arguments.mtp1)
+            loop = LoadedLoop(build_target(mtp_options), mtp_options, prompts, **settings)
+            self.loops.append((loop, [Method(MTP1, FixedLengthPlanSource(1))]))
+
+    @property
+    def methods(self) -> list[str]:
+        return [method.name for _, methods in self.loops for method in methods]
+
+    def visit(self, concurrency: int, turn: int, seconds: float) -> Iterator[SliceResult]:
+        """One slice of every method, in an order that rotates with the turn."""
+        order = [(loop, method) for loop, methods in self.loops for method in methods]
+        shift = turn % len(order)
+        for loop, method in order[shift:] + order[:shift]:
+            yield loop.run_slice(method, concurrency, turn, seconds)
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    _apply_quick(arguments)
+    torch.set_num_threads(arguments.threads)
+    console = Console()
+    done = _resume(arguments)
+    visits = [
+        (turn, concurrency)
+        for turn in range(arguments.repetitions)
+        for concurrency in arguments.concurrency
+        if (turn, concurrency) not in done
+    ]
+    slices = [one for members in done.values() for one in members]
+    if visits:
+        console.print(f"{len(done)} visits are on disk, {len(visits)} to go")
+        slices += _measure(arguments, visits, console)
+    points = summarise(slices)
+    claims = _claims(arguments, points)
+    _write(arguments, points, claims)
+    _show(console, points, claims)
+    for path in draw(points, SCHEDULED, arguments.out.parent / "figures", _title(arguments)):
+        console.print(f"written to {path}")
+
+
+def _measure(
+    arguments: argparse.Namespace, visits: Sequence[tuple[int, int]], console: Console
+) -> list[SliceResult]:
+    stack = Stack(arguments)
+    all_visits = arguments.repetitions * len(arguments.concurrency)
+    seconds = 60.0 * arguments.minutes / OVERHEAD / (all_visits * len(stack.methods))
+    console.print(f"{len(stack.methods)} methods, slices of {seconds:.1f} s or more")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    measured: list[SliceResult] = []
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("slices", total=len(visits) * len(stack.methods))
+        for turn, concurrency in visits:
+            visit = []
+            progress.update(task, description=f"turn {turn + 1}, {concurrency} users")
+            for one in stack.visit(concurrency, turn, seconds):
+                visit.append(one)
+                progress.advance(task)
+            measured += visit
+            _keep(arguments, turn, visit)
+            if not console.is_terminal:
+                console.print(f"turn {turn + 1}, {concurrency} users: done")
+    return measured
+
+
+def _cells_file(arguments: argparse.Namespace) -> Path:
+    """Named by what was asked, so that another question starts anew."""
+    names = ("target_model", "drafter", "mtp1", "dtype", "gamma", "threshold", "max_tokens", "temperature")
+    asked = {name: str(getattr(arguments, name)) for name in (*names, "threads", "prompts", "minutes")}
+    key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
+    return Path(arguments.out.with_suffix(f".{key}.slices.jsonl"))
+
+
+def _keep(arguments: argparse.Namespace, turn: int, visit: Sequence[SliceResult]) -> None:
+    row = {"turn": turn, "slices": [dataclasses.asdict(one) for one in visit]}
+    with _cells_file(arguments).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _resume(arguments: argparse.Namespace) -> dict[tuple[int, int], list[SliceResult]]:
+    """Finished visits of an earlier run with the same arguments; a line cut short is measured again."""
+    file = _cells_file(arguments)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    if arguments.fresh:
+        file.unlink(missing_ok=True)
+    done: dict[tuple[int, int], list[SliceResult]] = {}
+    whole = [line for line in _text(file).split("\n")[:-1] if line]
+    file.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
+    for line in whole:
+        row = json.loads(line)
+        slices = [SliceResult(**one) for one in row["slices"]]
+        key = (int(row["turn"]), slices[0].concurrency)
+        if key[0] < arguments.repetitions and key[1] in arguments.concurrency:
+            done[key] = slices
+    return done
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8") if file.exists() else ""
+
+
+def _claims(arguments: argparse.Namespace, points: Sequence[FrontierPoint]) -> tuple[Claim, ...]:
+    baseline = STAND_IN if arguments.mtp1 is None else MTP1
+    return check_claims(
+        points,
+        scheduled=SCHEDULED,
+        statics=sorted({point.method for point in points} - {SCHEDULED}),
+        baseline=baseline,
+        moderate_floor=arguments.moderate_floor,
+        strict_floor=arguments.strict_floor,
+    )
+
+
+def _write(arguments: argparse.Namespace, points: Sequence[FrontierPoint], claims: Sequence[Claim]) -> None:
+    document = {
+        "benchmark": "frontier",
+        "arguments": {name: str(value) for name, value in vars(arguments).items()},
+        "environment": describe_machine(),
+        "points": [dataclasses.asdict(point) for point in points],
+        "claims": [dataclasses.asdict(claim) for claim in claims],
+    }
+    arguments.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def _show(console: Console, points: Sequence[FrontierPoint], claims: Sequence[Claim]) -> None:
+    methods = list(dict.fromkeys(point.method for point in points))
+    users = sorted({point.concurrency for point in points})
+    cells = {(point.method, point.concurrency): point for point in points}
+    for title, text in (
+        ("tokens/s of all users", lambda p: f"{p.tokens_per_second:.1f}"),
+        ("draft tokens verified per request and round", lambda p: f"{p.verify_length:.2f}"),
+        ("accepted length", lambda p: f"{p.accepted_length:.2f}"),
+    ):
+        table = Table("users", *methods, title=title)
+        for count in users:
+            row = [cells.get((method, count)) for method in methods]
+            table.add_row(str(count), *("-" if point is None else text(point) for point in row))
+        console.print(table)
+    table = Table("claim", "target", "measured", "holds", title="claims")
+    for claim in claims:
+        verdict = {True: "yes", False: "NO", None: "?"}[claim.holds]
+        table.add_row(claim.name, claim.target, claim.measured, verdict)
+    console.print(table)
+
+
+def _title(arguments: argparse.Namespace) -> str:
+    model = Path(arguments.target_model).name
+    return f"{model}, {arguments.dtype}, T = {arguments.temperature:g}, {arguments.threads} thread(s)"
+
+
+def _options(arguments: argparse.Namespace, drafter: str) -> EngineOptions:
+    return EngineOptions(
+        target_model=arguments.target_model,
+        drafter=drafter,
+        dtype=arguments.dtype,
+        kv_cache_bytes=arguments.kv_cache_mb * 2**20,
+    )
+
+
+def _apply_quick(arguments: argparse.Namespace) -> None:
+    if arguments.quick:
+        arguments.concurrency, arguments.repetitions, arguments.minutes = list(QUICK), 1, 1.5
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="one turn at 1, 4 and 16 users")
+    parser.add_argument("--fresh", action="store_true", help="forget slices of an earlier run")
+    parser.add_argument("--minutes", type=float, default=11.0, help="what the whole run may take, roughly")
+    parser.add_argument("--repetitions", type=int, default=3, help="turns over all concurrencies")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=list(FULL))
+    parser.add_argument("--gamma", type=int, nargs="+", default=[2, 4, 7], help="static verify lengths")
+    parser.add_argument("--threshold", type=float, default=0.5)
+    parser.add_argument("--mtp1", default=None, metavar="CHECKPOINT", help="an MTP-1 drafter of the target")
+    parser.add_argument("--moderate-floor", type=float, default=None, help="tokens/s (60 %% of MTP-1 alone)")
+    parser.add_argument("--strict-floor", type=float, default=None, help="tokens/s (102 %% of MTP-1 alone)")
+    parser.add_argument("--prompts", type=Path, default=Path("loadtest/prompts.jsonl"))
+    parser.add_argument("--max-tokens", type=int, default=192, help="per answer")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--target-model", default=DEFAULT_MODEL)
+    parser.add_argument("--drafter", default=DEFAULT_DRAFTER)
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--kv-cache-mb", type=int, default=1024)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/frontier.json"))
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The parts of `benchmarks.frontier`: the measured stack, its claims, its figures."""

@@ -1,0 +1,193 @@
+"""The engine under closed-loop load, with the way of speculating switched between rounds.
+
+Small batches are begun anew for every slice, with the same prompts: what one answer is like weighs on
+all methods alike. Large ones are shared: the methods take turns on the same running batch, which
+averages over prompts by itself and would take long to prefill again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dspark_core.engine.batching import BatchLimits
+from dspark_core.engine.building import BuiltTarget, EngineOptions, build_drafter
+from dspark_core.engine.draft_engine import LocalDraftSource
+from dspark_core.engine.drafting import Drafting, DraftRound
+from dspark_core.engine.planning import FullPlanSource
+from dspark_core.engine.protocols import PlanSource
+from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.sequence import SequenceState
+from dspark_core.records import GenerateRequest, RoundReport, SamplingParams
+
+DRAFT_DEADLINE_SECONDS = 600.0
+WARM_UP_ROUNDS = 2
+RESTARTED_USERS = 8
+"""Batches up to this size are begun anew for every slice."""
+MIN_ROUNDS = 6
+"""Rounds a slice lasts at least, however slow they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    name: str
+    plans: PlanSource
+    drafts: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceResult:
+    method: str
+    concurrency: int
+    seconds: float
+    rounds: int
+    tokens: int
+    """Committed, prefill's included."""
+    request_rounds: int
+    drafted: int
+    verified: int
+    accepted: int
+    batch_tokens: int
+    """All rounds together, prefill included."""
+    step_seconds: float
+    draft_seconds: float
+
+
+class SwitchedPlans:
+    """`PlanSource` of the method whose turn it is; keeps the reports of its rounds."""
+
+    def __init__(self) -> None:
+        self.current: PlanSource = FullPlanSource()
+        self.reports: list[RoundReport] = []
+
+    def plan(self, survival: Sequence[Sequence[float]]) -> tuple[int, ...]:
+        return self.current.plan(survival)
+
+    def report(self, report: RoundReport) -> None:
+        self.reports.append(report)
+        self.current.report(report)
+
+
+class SwitchedDrafting(Drafting):
+    """Drafting that can be left out: the drafter catches up on what it missed when it is asked again."""
+
+    enabled = True
+
+    def propose(self, sequences: Sequence[SequenceState]) -> DraftRound:
+        return super().propose(sequences) if self.enabled else DraftRound({}, 0.0)
+
+
+class LoadedLoop:
+    """A round loop that always runs the same number of requests."""
+
+    def __init__(
+        self,
+        target: BuiltTarget,
+        options: EngineOptions,
+        prompts: Sequence[tuple[int, ...]],
+        *,
+        max_running: int,
+        max_tokens: int,
+        temperature: float,
+        stop_token_ids: tuple[int, ...],
+        seed: int = 0,
+    ) -> None:
+        drafter = build_drafter(options, target.loaded, generator=torch.Generator().manual_seed(seed + 1))
+        self._drafting = SwitchedDrafting(
+            LocalDraftSource(drafter), target.engine, deadline_seconds=DRAFT_DEADLINE_SECONDS
+        )
+        self.plans = SwitchedPlans()
+        block = drafter.geometry.block_size
+        self._loop = RoundLoop(
+            target.engine,
+            self.plans,
+            drafting=self._drafting,
+            limits=BatchLimits(
+                max_running=max_running,
+                max_waiting=max_running,
+                max_batch_tokens=max_running * (1 + block) + 256,
+            ),
+            generator=torch.Generator().manual_seed(seed),
+        )
+        self._prompts = tuple(prompts)
+        self._next_prompt = 0
+        self._numbers = itertools.count()
+        self._running: dict[str, None] = {}
+        self._max_tokens = max_tokens
+        self._sampling = SamplingParams(temperature=temperature)
+        self._stop_token_ids = stop_token_ids
+
+    def hold(self, concurrency: int, turn: int) -> None:
+        """Brings the number of requests to this, and all of them past prefill."""
+        if concurrency <= RESTARTED_USERS:
+            self._cancel(0)
+            # Turns ask different prompts, methods within a turn the same.
+            self._next_prompt = turn * RESTARTED_USERS
+        self._cancel(concurrency)
+        for index in range(len(self._running), concurrency):
+            # Many lengths, or all would end together and start together again.
+            share = 1.0 if concurrency <= RESTARTED_USERS else (index + 1) / concurrency
+            self._submit(max(8, round(self._max_tokens * share)))
+        self._drafting.enabled, self.plans.current = True, FullPlanSource()
+        while not self.plans.reports or len(self.plans.reports[-1].requests) < concurrency:
+            self._step()
+
+    def _cancel(self, left: int) -> None:
+        while len(self._running) > left:
+            self._loop.cancel(self._running.popitem()[0])
+        self.plans.reports.clear()
+
+    def run_slice(self, method: Method, concurrency: int, turn: int, seconds: float) -> SliceResult:
+        """Some unmeasured rounds, then at least `seconds` and MIN_ROUNDS of measured ones."""
+        self.hold(concurrency, turn)
+        self._drafting.enabled, self.plans.current = method.drafts, method.plans
+        for _ in range(WARM_UP_ROUNDS):
+            self._step()
+        self.plans.reports.clear()
+        tokens, started = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - started) < seconds or len(self.plans.reports) < MIN_ROUNDS:
+            tokens += self._step()
+        reports = self.plans.reports
+        requests = [request for report in reports for request in report.requests]
+        return SliceResult(
+            method=method.name,
+            concurrency=concurrency,
+            seconds=elapsed,
+            rounds=len(reports),
+            tokens=tokens,
+            request_rounds=len(requests),
+            drafted=sum(len(request.survival) for request in requests),
+            verified=sum(request.verify_length for request in requests),
+            accepted=sum(request.accepted for request in requests),
+            batch_tokens=sum(report.batch_tokens for report in reports),
+            step_seconds=sum(report.step_seconds for report in reports),
+            draft_seconds=sum(report.draft_seconds for report in reports),
+        )
+
+    def _step(self) -> int:
+        """One round -> tokens committed; an answer that ends is followed by the next prompt's."""
+        tokens = 0
+        for output in self._loop.step():
+            tokens += len(output.chunk.token_ids)
+            if output.chunk.finish_reason is not None:
+                del self._running[output.request_id]
+                self._submit(self._max_tokens)
+        return tokens
+
+    def _submit(self, max_tokens: int) -> None:
+        request_id = f"r{next(self._numbers)}"
+        self._loop.submit(
+            GenerateRequest(
+                request_id=request_id,
+                prompt_token_ids=self._prompts[self._next_prompt % len(self._prompts)],
+                max_tokens=max_tokens,
+                sampling=self._sampling,
+                stop_token_ids=self._stop_token_ids,
+            )
+        )
+        self._running[request_id] = None
+        self._next_prompt += 1
