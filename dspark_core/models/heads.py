@@ -42,13 +42,17 @@ class MarkovHead(nn.Module):
 
     def block_bias(self, embedded: Tensor, hidden: Tensor) -> Tensor:
         """All positions of teacher-forced blocks: [rows, block, rank or d] -> [rows, block, Vd]."""
+        bias: Tensor = self.markov_w2(self.block_latents(embedded, hidden))
+        return bias
+
+    def block_latents(self, embedded: Tensor, hidden: Tensor) -> Tensor:
+        """What `block_bias` projects to the vocabulary, [rows, block, rank]."""
         state = self.initial_state(len(embedded))
         latents = []
         for position in range(embedded.shape[1]):
             latent, state = self.latent(embedded[:, position], hidden[:, position], state)
             latents.append(latent)
-        bias: Tensor = self.markov_w2(torch.stack(latents, dim=1))
-        return bias
+        return torch.stack(latents, dim=1)
 
     def latent(self, embedded: Tensor, hidden: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """The low-rank vector behind one position's bias [rows, rank], and the next state."""

@@ -26,9 +26,6 @@ class LossTerm:
         """Zero when nothing was counted."""
         return self.numerator / self.denominator.clamp_min(1e-9)
 
-    def detach(self) -> LossTerm:
-        return LossTerm(self.numerator.detach(), self.denominator.detach())
-
 
 @dataclass(frozen=True, slots=True)
 class BlockLosses:

@@ -8,7 +8,7 @@ token-level indices into the packed context.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -36,6 +36,10 @@ class PackedBatch:
     target_hidden: Tensor  # [anchors, block, d]
     log_normalizers: Tensor  # [anchors, block]
     spans: tuple[Span, ...]
+
+    def to(self, device: torch.device) -> PackedBatch:
+        values = (getattr(self, field.name) for field in fields(self))
+        return PackedBatch(*(x.to(device) if isinstance(x, Tensor) else x for x in values))
 
 
 def draw_anchors(sequence: FeatureSequence, count: int, generator: torch.Generator) -> Tensor:

@@ -52,7 +52,11 @@ class LossConfig:
     """Of the target's hidden states, for data that must be repeated."""
     hidden_dropout: float = 0.0
     """Of the drafter's final hidden states."""
-    slice_anchors: int = 48
+    sample_below: float = 0.0
+    """Positions whose weight w_k is less than this are drawn with probability w_k / sample_below, and
+    weigh sample_below when drawn: the same loss on average, without the work on what hardly counts.
+    0: every position."""
+    slice_anchors: int = 64
     """Blocks whose vocabulary-sized tensors exist at a time."""
 
     def __post_init__(self) -> None:
@@ -64,6 +68,8 @@ class LossConfig:
         for name in ("tap_dropout", "hidden_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if not 0 <= self.sample_below <= 1:
+            raise ConfigError(f"sample_below must be in [0, 1], got {self.sample_below}")
         weights = (self.cross_entropy_weight, self.distance_weight, self.confidence_weight)
         if min(weights) < 0 or max(weights) == 0:
             raise ConfigError(f"loss weights must be >= 0 and not all zero, got {weights}")

@@ -19,6 +19,7 @@ from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.models.config import DrafterConfig, MarkovHeadType
 from dspark_core.models.dspark import DSparkDrafter
 from dspark_core.models.loading import LoadedTarget, load_target
+from dspark_core.training.allocator import keep_freed_memory
 from dspark_core.training.features import list_sequences
 from dspark_core.training.initial import choose_draft_vocab, new_drafter
 from dspark_core.training.objectives.dspark import DSparkObjective
@@ -30,6 +31,7 @@ STATE_FILE, VOCAB_FILE, LOG_FILE = "state.pt", "draft_vocab.pt", "log.jsonl"
 
 def main() -> None:
     args = _arguments()
+    keep_freed_memory()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dspark_core.models.config import DrafterConfig
@@ -17,16 +18,12 @@ from dspark_core.training.block_attention import packed_hidden
 from dspark_core.training.dropout import drop_spans
 from dspark_core.training.features import FeatureSequence
 from dspark_core.training.initial import new_drafter
-from dspark_core.training.losses import (
-    OUTSIDE_DRAFT_VOCAB,
-    BlockLosses,
-    block_losses,
-    position_weights,
-    target_probabilities,
-)
+from dspark_core.training.losses import OUTSIDE_DRAFT_VOCAB
 from dspark_core.training.objectives.protocol import ObjectiveReport, Total
 from dspark_core.training.packing import PackedBatch, draw_anchors, pack
+from dspark_core.training.positions import DrawnPositions, draw_positions
 from dspark_core.training.recipe import DrafterRecipe, LossConfig
+from dspark_core.training.vocabulary_loss import VocabularyLoss, VocabularyRows
 
 
 def build_dspark(
@@ -61,8 +58,8 @@ class DSparkObjective:
     def __init__(self, drafter: DSparkDrafter, config: LossConfig) -> None:
         self.module = drafter
         self._config = config
-        self._weights = position_weights(drafter.config.block_size, config.loss_decay)
-        self._draft_index = _draft_index(drafter)
+        self._draft_index = draft_index(drafter.draft_vocab_ids, drafter.config.backbone.vocab_size)
+        self._vocabulary_loss = VocabularyLoss(config.slice_anchors * drafter.config.block_size)
 
     @property
     def block_size(self) -> int:
@@ -71,63 +68,66 @@ class DSparkObjective:
     def backward(
         self, sequences: Sequence[FeatureSequence], generators: Sequence[torch.Generator], total: Total
     ) -> ObjectiveReport:
-        """Gradients of the batch's mean loss, vocabulary-sized work done slice by slice."""
         drafter, config = self.module, self._config
         anchors = [
             draw_anchors(sequence, config.anchors_per_sequence, generator)
             for sequence, generator in zip(sequences, generators, strict=True)
         ]
-        batch = pack(sequences, anchors, self.block_size, drafter.config.context_window)
-        tokens, blocks = [span.tokens for span in batch.spans], [span.anchors for span in batch.spans]
-        dropped = drop_spans(batch.taps, tokens, config.tap_dropout, generators)
-        hidden = packed_hidden(drafter, dataclasses.replace(batch, taps=dropped))
+        packed = pack(sequences, anchors, self.block_size, drafter.config.context_window)
+        positions = draw_positions(packed, config, generators)
+        tokens, blocks = [span.tokens for span in packed.spans], [span.anchors for span in packed.spans]
+        taps = drop_spans(packed.taps, tokens, config.tap_dropout, generators)
+        batch = dataclasses.replace(packed, taps=taps).to(drafter.norm.weight.device)
+        hidden = packed_hidden(drafter, batch)
         hidden = drop_spans(hidden, blocks, config.hidden_dropout, generators)
-        labels = batch.labels if self._draft_index is None else self._draft_index[batch.labels]
-        weights = batch.counted * self._weights
-        inside = (weights * (labels != OUTSIDE_DRAFT_VOCAB)).sum()
-        denominators = total(torch.stack((inside, weights.sum()))).clamp_min(1e-9)
-        leaf = hidden.detach().requires_grad_()
-        reports = []
-        for start in range(0, len(leaf), config.slice_anchors):
-            rows = slice(start, start + config.slice_anchors)
-            losses = self._slice_losses(batch, leaf, labels, weights, rows)
-            self._loss(losses, denominators).backward()  # type: ignore[no-untyped-call]
-            reports.append(ObjectiveReport.of(losses, batch.counted[rows]))
-        assert leaf.grad is not None
-        hidden.backward(leaf.grad)  # type: ignore[no-untyped-call]
-        return ObjectiveReport.unflatten(torch.stack([report.flatten() for report in reports]).sum(dim=0))
+        loss, report = self._losses(batch, positions.to(hidden.device), hidden, total)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return report
 
     def save(self, directory: Path) -> None:
         save_drafter(directory, self.module)
 
-    def _loss(self, losses: BlockLosses, denominators: Tensor) -> Tensor:
-        config, (inside, all_weights) = self._config, denominators
-        loss: Tensor = (
-            config.cross_entropy_weight * losses.cross_entropy.numerator / inside
-            + config.distance_weight * losses.distance.numerator / all_weights
-            + config.confidence_weight * losses.confidence.numerator / all_weights
+    def _losses(
+        self, batch: PackedBatch, positions: DrawnPositions, hidden: Tensor, total: Total
+    ) -> tuple[Tensor, ObjectiveReport]:
+        """hidden [anchors, block, d] -> this worker's part of the mean loss, and the sums."""
+        drafter, config, at = self.module, self._config, positions.index
+        weights = positions.weights
+        labels = batch.labels.flatten()[at]
+        if self._draft_index is not None:
+            labels = self._draft_index.to(labels.device)[labels]
+        inside = weights * (labels != OUTSIDE_DRAFT_VOCAB)
+        denominators = total(torch.stack((inside.sum(), weights.sum()))).clamp_min(1e-9)
+        rows = VocabularyRows(
+            target_hidden=batch.target_hidden.flatten(0, 1)[at],
+            log_normalizers=batch.log_normalizers.flatten()[at],
+            labels=labels,
+            cross_entropy_scale=config.cross_entropy_weight * inside / denominators[0],
+            distance_scale=config.distance_weight * weights / denominators[1],
         )
-        return loss
-
-    def _slice_losses(
-        self, batch: PackedBatch, hidden: Tensor, labels: Tensor, weights: Tensor, rows: slice
-    ) -> BlockLosses:
-        drafter = self.module
-        logits, confidence = drafter.teacher_forced(hidden[rows], batch.previous_ids[rows])
-        with torch.no_grad():
-            target = target_probabilities(
-                batch.target_hidden[rows].to(drafter.lm_head.dtype),
-                drafter.lm_head,
-                batch.log_normalizers[rows],
+        embedded, latent, bias_weight = None, None, None
+        if drafter.markov_head is not None:
+            embedded = drafter.markov_head.embed(batch.previous_ids)
+            latent = drafter.markov_head.block_latents(embedded, hidden).flatten(0, 1)[at]
+            bias_weight = drafter.markov_head.markov_w2.weight
+        found = self._vocabulary_loss(hidden.flatten(0, 1)[at], drafter.lm_head, rows, latent, bias_weight)
+        loss, confidence = found.total, None
+        if drafter.confidence_head is not None:
+            logits = drafter.confidence_head(hidden, embedded).flatten()[at]
+            confidence = F.binary_cross_entropy_with_logits(
+                logits.float(), found.acceptance, reduction="none"
             )
-        return block_losses(logits, confidence, labels[rows], target, weights[rows])
+            loss = loss + config.confidence_weight * (confidence * weights).sum() / denominators[1]
+        report = ObjectiveReport.of_rows(
+            found, confidence, weights, inside, at % self.block_size, self.block_size
+        )
+        return loss, report
 
 
-def _draft_index(drafter: DSparkDrafter) -> Tensor | None:
+def draft_index(draft_vocab_ids: Tensor | None, vocab_size: int) -> Tensor | None:
     """Target token id -> draft vocabulary index, [vocab]; None when the two are the same."""
-    ids = drafter.draft_vocab_ids
-    if ids is None:
+    if draft_vocab_ids is None:
         return None
-    index = torch.full((drafter.config.backbone.vocab_size,), OUTSIDE_DRAFT_VOCAB)
-    index[ids] = torch.arange(len(ids))
+    index = torch.full((vocab_size,), OUTSIDE_DRAFT_VOCAB)
+    index[draft_vocab_ids] = torch.arange(len(draft_vocab_ids))
     return index

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from dspark_core.training.features import FeatureSequence
-from dspark_core.training.losses import BlockLosses, LossTerm
+from dspark_core.training.losses import LossTerm
+from dspark_core.training.vocabulary_loss import VocabularyLosses
 
 Total = Callable[[Tensor], Tensor]
 """Sums a tensor over all workers; the identity when there is one."""
@@ -67,14 +68,29 @@ class ObjectiveReport:
     counted: Tensor  # [block] positions behind those sums
 
     @classmethod
-    def of(cls, losses: BlockLosses, counted: Tensor) -> ObjectiveReport:
-        """counted [requests, block] bool"""
+    def of_rows(
+        cls,
+        losses: VocabularyLosses,
+        confidence: Tensor | None,
+        weights: Tensor,
+        inside: Tensor,
+        positions: Tensor,
+        block_size: int,
+    ) -> ObjectiveReport:
+        """All tensors [rows]: the confidence loss, the weights (those of labels outside the draft
+        vocabulary zeroed in `inside`), and each row's position in its block."""
+        none = weights.new_zeros(())
+        accepted, counted = weights.new_zeros((2, block_size)).index_add(
+            1, positions, torch.stack((losses.acceptance, torch.ones_like(weights)))
+        )
         return cls(
-            losses.cross_entropy.detach(),
-            losses.distance.detach(),
-            losses.confidence.detach(),
-            (losses.acceptance * counted).sum(dim=0),
-            counted.sum(dim=0).float(),
+            LossTerm((losses.cross_entropy * inside).sum(), inside.sum()),
+            LossTerm((losses.distance * weights).sum(), weights.sum()),
+            LossTerm(none, none)
+            if confidence is None
+            else LossTerm((confidence.detach() * weights).sum(), weights.sum()),
+            accepted,
+            counted,
         )
 
     def __add__(self, other: ObjectiveReport) -> ObjectiveReport:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from dspark_core.training.block_attention import packed_hidden
+from dspark_core.training.dropout import drop_spans
 from dspark_core.training.losses import (
     OUTSIDE_DRAFT_VOCAB,
     block_losses,
     position_weights,
     target_probabilities,
 )
-from dspark_core.training.packing import pack
+from dspark_core.training.packing import draw_anchors, pack
+from dspark_core.training.positions import draw_positions
+from dspark_core.training.recipe import LossConfig
+from dspark_core.training.vocabulary_loss import VocabularyLoss, VocabularyRows
 from tests.unit.models.dspark_golden import golden, golden_drafter
-from tests.unit.training.training_sequences import golden_anchors, golden_sequences
+from tests.unit.training.training_sequences import golden_anchors, golden_sequences, random_sequence
 
 
 @pytest.mark.parametrize("name", ["dspark_vanilla", "dflash"])
@@ -107,3 +113,74 @@ def test_the_confidence_target_gets_no_gradient_into_the_logits() -> None:
 
 def test_later_positions_weigh_less() -> None:
     assert position_weights(3, decay=2.0).tolist() == pytest.approx([1.0, 0.60653, 0.36788], rel=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.integers(1, 9), slice_rows=st.integers(1, 10), with_bias=st.booleans(), seed=st.integers(0, 99)
+)
+def test_the_fused_loss_and_its_gradients_equal_the_definition(
+    rows: int, slice_rows: int, with_bias: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    vocab, size, rank = 12, 6, 3
+    hidden, latent = torch.randn(rows, size, requires_grad=True), torch.randn(rows, rank, requires_grad=True)
+    head, bias_weight = torch.randn(vocab, size), torch.randn(vocab, rank, requires_grad=True)
+    target_hidden, labels = torch.randn(rows, size), torch.randint(-1, vocab, (rows,))
+    normalizers = (target_hidden @ head.T).logsumexp(dim=-1) + 0.2 * torch.rand(rows)
+    weights = torch.rand(rows)
+    logits = hidden @ head.T + (latent @ bias_weight.T if with_bias else 0)
+    expected = block_losses(
+        logits[None],
+        None,
+        labels[None],
+        target_probabilities(target_hidden, head, normalizers)[None],
+        weights[None],
+    )
+    trained = (hidden, latent, bias_weight) if with_bias else (hidden,)
+    total = 0.3 * expected.cross_entropy.numerator + 0.7 * expected.distance.numerator
+    gradients = torch.autograd.grad(total, trained)
+    given_rows = VocabularyRows(
+        target_hidden=target_hidden,
+        log_normalizers=normalizers,
+        labels=labels,
+        cross_entropy_scale=0.3 * weights * (labels != OUTSIDE_DRAFT_VOCAB),
+        distance_scale=0.7 * weights,
+    )
+    bias = (latent, bias_weight) if with_bias else (None, None)
+    found = VocabularyLoss(slice_rows)(hidden, head, given_rows, *bias)
+    torch.testing.assert_close(found.total, total)
+    torch.testing.assert_close(found.acceptance, expected.acceptance[0])
+    for ours, theirs in zip(torch.autograd.grad(2 * found.total, trained), gradients, strict=True):
+        torch.testing.assert_close(ours, 2 * theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_sampled_positions_weigh_the_same_on_average() -> None:
+    sequences = [random_sequence(60, 5, seed=i) for i in range(4)]
+    generators = [torch.Generator().manual_seed(i) for i in range(4)]
+    anchors = [
+        draw_anchors(sequence, 50, generator)
+        for sequence, generator in zip(sequences, generators, strict=True)
+    ]
+    batch = pack(sequences, anchors, 7, None)
+    every = draw_positions(batch, LossConfig(loss_decay=1.5), generators)
+    assert every.index.tolist() == batch.counted.flatten().nonzero()[:, 0].tolist()
+    exact = torch.zeros(7).index_add(0, every.index % 7, every.weights)
+    sampled, rows = torch.zeros(7), 0
+    for _ in range(50):
+        drawn = draw_positions(batch, LossConfig(loss_decay=1.5, sample_below=0.5), generators)
+        assert float(drawn.weights.min()) >= 0.5
+        sampled.index_add_(0, drawn.index % 7, drawn.weights / 50)
+        rows += len(drawn.index)
+    torch.testing.assert_close(sampled, exact, rtol=0.15, atol=0.3)
+    assert rows / 50 < 0.5 * len(every.index)
+
+
+def test_dropout_keeps_the_mean_and_drops_the_rate() -> None:
+    generators = [torch.Generator().manual_seed(i) for i in range(2)]
+    spans = [slice(0, 301), slice(301, 1000)]
+    found = drop_spans(torch.ones(1000, 7), spans, 0.1, generators)
+    assert float((found == 0).float().mean()) == pytest.approx(0.1, abs=0.015)
+    assert found.unique().tolist() == pytest.approx([0.0, 1 / 0.9])
+    alone = drop_spans(torch.ones(699, 7), [slice(0, 699)], 0.1, [torch.Generator().manual_seed(1)])
+    assert torch.equal(alone, found[301:])
