@@ -199,6 +199,51 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AssignRequest:
+    """Asks the scheduler for the verifier that should serve a request."""
+
+    request_id: str
+    model: str
+    prompt_tokens: int = 0
+    exclude_replica_ids: tuple[str, ...] = ()
+    """Replicas that just failed this request."""
+    prefix_hashes: tuple[int, ...] = ()
+    """Of the prompt's first 1, 2, ... blocks; see `services.common.prefixes`."""
+
+    def __post_init__(self) -> None:
+        for name in ("request_id", "model"):
+            _require(bool(getattr(self, name)), name, "''", "non-empty")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifierLoad:
+    """How busy a verifier is, fresher than its registration."""
+
+    running_requests: int = 0
+    waiting_requests: int = 0
+    free_kv_fraction: float = 1.0
+    max_running_requests: int = 0
+    """0: not told."""
+    draining: bool = False
+    new_request_ids: tuple[str, ...] = ()
+    """Arrived since the last load was sent."""
+
+    def __post_init__(self) -> None:
+        _require(0.0 <= self.free_kv_fraction <= 1.0, "free_kv_fraction", self.free_kv_fraction, "in [0, 1]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTime:
+    """One point of a step-time profile."""
+
+    requests: int
+    batch_tokens: int
+    context_tokens: int
+    """Of all requests together."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerifierDescription:
     """What a verifier serves; what a gateway needs to know before it tokenizes."""
 
@@ -226,12 +271,16 @@ class RoundReport:
 
     replica_id: str
     round: int
+    """0: none, the report tells its load only."""
     requests: tuple[RequestSurvival, ...] = field(default=())
     batch_tokens: int = 0
     step_seconds: float = 0.0
     draft_seconds: float = 0.0
-    profile: tuple[tuple[int, float], ...] = ()
-    """(batch tokens, step seconds) measured at start; only in the first report of a stream."""
+    context_tokens: int = 0
+    """Of all requests in the pass."""
+    profile: tuple[StepTime, ...] = ()
+    """Measured at start; only in the first report of a stream."""
+    load: VerifierLoad | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ A client borrows its channel: whoever opened it closes it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from dspark_proto.v1 import scheduler_pb2, scheduler_pb2_grpc, verifier_pb2, ver
 
 from dspark_core.errors import DSparkError, InvalidRequestError
 from dspark_core.records import (
+    AssignRequest,
     GenerateChunk,
     GenerateRequest,
     Replica,
@@ -76,20 +77,8 @@ class SchedulerClient:
             response = await self._stub.ListReplicas(message, timeout=self._timeout_seconds)
         return tuple(_read(convert.replica_from_proto, replica) for replica in response.replicas)
 
-    async def assign(
-        self,
-        *,
-        request_id: str,
-        model: str,
-        prompt_tokens: int = 0,
-        exclude_replica_ids: Sequence[str] = (),
-    ) -> Replica:
-        message = scheduler_pb2.AssignRequest(
-            request_id=request_id,
-            model=model,
-            prompt_tokens=prompt_tokens,
-            exclude_replica_ids=exclude_replica_ids,
-        )
+    async def assign(self, request: AssignRequest) -> Replica:
+        message = convert.assign_request_to_proto(request)
         with _errors():
             response = await self._stub.Assign(message, timeout=self._timeout_seconds)
         return _read(convert.replica_from_proto, response.replica)

@@ -16,6 +16,7 @@ from dspark_proto.v1 import common_pb2, scheduler_pb2, verifier_pb2
 
 from dspark_core.errors import InvalidRequestError
 from dspark_core.records import (
+    AssignRequest,
     FinishReason,
     GenerateChunk,
     GenerateRequest,
@@ -26,8 +27,10 @@ from dspark_core.records import (
     SamplingParams,
     SpeculationOptions,
     SpeculationStats,
+    StepTime,
     Verification,
     VerifierDescription,
+    VerifierLoad,
     VerifyPlan,
     check_speed_floor,
 )
@@ -249,9 +252,16 @@ def round_report_to_proto(value: RoundReport) -> scheduler_pb2.RoundReport:
         step_seconds=value.step_seconds,
         draft_seconds=value.draft_seconds,
         profile=[
-            scheduler_pb2.StepTime(batch_tokens=batch_tokens, step_seconds=seconds)
-            for batch_tokens, seconds in value.profile
+            scheduler_pb2.StepTime(
+                batch_tokens=point.batch_tokens,
+                step_seconds=point.seconds,
+                requests=point.requests,
+                context_tokens=point.context_tokens,
+            )
+            for point in value.profile
         ],
+        load=None if value.load is None else verifier_load_to_proto(value.load),
+        context_tokens=value.context_tokens,
     )
 
 
@@ -269,7 +279,51 @@ def round_report_from_proto(message: scheduler_pb2.RoundReport) -> RoundReport:
         batch_tokens=message.batch_tokens,
         step_seconds=message.step_seconds,
         draft_seconds=message.draft_seconds,
+        context_tokens=message.context_tokens,
         profile=_profile_from_proto(message.profile),
+        load=verifier_load_from_proto(message.load) if message.HasField("load") else None,
+    )
+
+
+def verifier_load_to_proto(value: VerifierLoad) -> scheduler_pb2.VerifierLoad:
+    return scheduler_pb2.VerifierLoad(
+        running_requests=value.running_requests,
+        waiting_requests=value.waiting_requests,
+        free_kv_fraction=value.free_kv_fraction,
+        max_running_requests=value.max_running_requests,
+        draining=value.draining,
+        new_request_ids=value.new_request_ids,
+    )
+
+
+def verifier_load_from_proto(message: scheduler_pb2.VerifierLoad) -> VerifierLoad:
+    return VerifierLoad(
+        running_requests=message.running_requests,
+        waiting_requests=message.waiting_requests,
+        free_kv_fraction=message.free_kv_fraction,
+        max_running_requests=message.max_running_requests,
+        draining=message.draining,
+        new_request_ids=tuple(message.new_request_ids),
+    )
+
+
+def assign_request_to_proto(value: AssignRequest) -> scheduler_pb2.AssignRequest:
+    return scheduler_pb2.AssignRequest(
+        request_id=value.request_id,
+        model=value.model,
+        prompt_tokens=value.prompt_tokens,
+        exclude_replica_ids=value.exclude_replica_ids,
+        prefix_hashes=value.prefix_hashes,
+    )
+
+
+def assign_request_from_proto(message: scheduler_pb2.AssignRequest) -> AssignRequest:
+    return AssignRequest(
+        request_id=message.request_id,
+        model=message.model,
+        prompt_tokens=message.prompt_tokens,
+        exclude_replica_ids=tuple(message.exclude_replica_ids),
+        prefix_hashes=tuple(message.prefix_hashes),
     )
 
 
@@ -306,16 +360,29 @@ def _survival_from_proto(message: scheduler_pb2.RequestSurvival) -> RequestSurvi
     )
 
 
-def _profile_from_proto(points: Iterable[scheduler_pb2.StepTime]) -> tuple[tuple[int, float], ...]:
-    profile = tuple((point.batch_tokens, point.step_seconds) for point in points)
-    if any(not (math.isfinite(seconds) and seconds > 0) for _, seconds in profile):
-        raise InvalidRequestError(
-            f"profile must have positive step_seconds, got {list(profile)}", field="profile"
+def _profile_from_proto(points: Iterable[scheduler_pb2.StepTime]) -> tuple[StepTime, ...]:
+    profile = tuple(
+        StepTime(
+            requests=point.requests or 1,
+            batch_tokens=point.batch_tokens,
+            context_tokens=point.context_tokens,
+            seconds=point.step_seconds,
         )
-    if any(tokens < 1 for tokens, _ in profile) or any(a[0] >= b[0] for a, b in pairwise(profile)):
-        raise InvalidRequestError(
-            f"profile must have strictly increasing batch_tokens >= 1, got {list(profile)}", field="profile"
-        )
+        for point in points
+    )
+    for point in profile:
+        if not (math.isfinite(point.seconds) and point.seconds > 0):
+            raise InvalidRequestError(
+                f"profile must have positive step_seconds, got {point.seconds}", field="profile"
+            )
+        if not 1 <= point.requests <= point.batch_tokens:
+            raise InvalidRequestError(
+                f"profile must have 1 <= requests <= batch_tokens, got {point.requests} and "
+                f"{point.batch_tokens}",
+                field="profile",
+            )
+    if len({(point.requests, point.batch_tokens, point.context_tokens) for point in profile}) < len(profile):
+        raise InvalidRequestError("profile must not name a point twice", field="profile")
     return profile
 
 

@@ -5,10 +5,11 @@ Every method raises errors of `dspark_core.errors` only.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable
 from typing import Protocol
 
 from dspark_core.records import (
+    AssignRequest,
     GenerateChunk,
     GenerateRequest,
     Replica,
@@ -42,14 +43,7 @@ class RegistrationApi(Protocol):
 class SchedulerApi(RegistrationApi, Protocol):
     async def list_replicas(self, role: Role | None = None) -> tuple[Replica, ...]: ...
 
-    async def assign(
-        self,
-        *,
-        request_id: str,
-        model: str,
-        prompt_tokens: int = 0,
-        exclude_replica_ids: Sequence[str] = (),
-    ) -> Replica:
+    async def assign(self, request: AssignRequest) -> Replica:
         """The verifier that should serve a request; UnavailableError when there is none."""
         ...
 

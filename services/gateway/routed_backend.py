@@ -6,12 +6,13 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 
 from dspark_core.errors import DeadlineError, DSparkError, QueueFullError, UnavailableError
 from dspark_core.records import (
     MAX_SEED,
+    AssignRequest,
     FinishReason,
     GenerateChunk,
     GenerateRequest,
@@ -19,6 +20,7 @@ from dspark_core.records import (
     Role,
     VerifierDescription,
 )
+from services.common.prefixes import prefix_hashes
 from services.common.protocols import SchedulerApi
 from services.gateway.backend import closing
 from services.gateway.replay import Replay
@@ -67,7 +69,7 @@ class RoutedBackend:
     async def describe(self) -> VerifierDescription:
         """Asked of a verifier once, then remembered."""
         if self._description is None:
-            replica = await self._assign("describe", 0, ())
+            replica = await self._assign(AssignRequest(request_id="describe", model=self._model))
             async with self._pool.use(replica.address) as verifier:
                 self._description = await verifier.describe()
         return self._description
@@ -143,7 +145,15 @@ class RoutedBackend:
 
     async def _next_replica(self, request: GenerateRequest, failed: Mapping[str, DSparkError]) -> Replica:
         try:
-            return await self._assign(request.request_id, len(request.prompt_token_ids), failed)
+            return await self._assign(
+                AssignRequest(
+                    request_id=request.request_id,
+                    model=self._model,
+                    prompt_tokens=len(request.prompt_token_ids),
+                    exclude_replica_ids=tuple(failed),
+                    prefix_hashes=prefix_hashes(request.prompt_token_ids),
+                )
+            )
         except UnavailableError:
             # "Full" tells the caller more than "nobody is left" does, and when to come back.
             for error in failed.values():
@@ -151,18 +161,14 @@ class RoutedBackend:
                     raise error from None
             raise
 
-    async def _assign(self, request_id: str, prompt_tokens: int, failed: Collection[str]) -> Replica:
+    async def _assign(self, request: AssignRequest) -> Replica:
         """The scheduler's choice; its last known replicas when it has none or does not answer."""
+        failed = request.exclude_replica_ids
         known = self._view.choose(failed)
         if known is not None and self._clock() < self._ask_scheduler_at:
             return known
         try:
-            replica = await self._scheduler.assign(
-                request_id=request_id,
-                model=self._model,
-                prompt_tokens=prompt_tokens,
-                exclude_replica_ids=tuple(failed),
-            )
+            replica = await self._scheduler.assign(request)
         except (UnavailableError, DeadlineError) as error:
             if known is None:
                 raise UnavailableError(f"no verifier for model {self._model!r}: {error}") from error

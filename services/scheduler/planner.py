@@ -1,4 +1,4 @@
-"""Plans for one verifier: its newest report, its step-rate curve, its time spent on drafts.
+"""Plans for one verifier: its newest report, and the pace of its rounds.
 
 The capacity of the asynchronous scheduler (paper, section 5.2). A plan is computed from a round
 that has ended and the verifier applies it to a later one, which keeps rejection sampling lossless.
@@ -7,22 +7,17 @@ that has ended and the verifier applies it to a later one, which keeps rejection
 from __future__ import annotations
 
 from dspark_core.algorithms.prefix_scheduler import unconstrained_capacity
-from dspark_core.algorithms.step_rate import StepRateCurve
 from dspark_core.records import RoundReport, VerifyPlan
-from services.scheduler.curves import refined
-
-_DRAFT_SMOOTHING = 0.1
+from services.scheduler.pace import VerifierPace
 
 
 class VerifierPlanner:
     def __init__(self) -> None:
-        self._profile: tuple[tuple[int, float], ...] = ()
-        self._curve: StepRateCurve | None = None
-        self._draft_seconds: float | None = None
+        self.pace = VerifierPace()
         self._latest: RoundReport | None = None
 
     def begin_stream(self) -> None:
-        """A verifier that restarted counts its rounds from the beginning; its curve stays."""
+        """A verifier that restarted counts its rounds from the beginning; its pace stays."""
         self._latest = None
 
     def observe(self, report: RoundReport) -> bool:
@@ -30,19 +25,7 @@ class VerifierPlanner:
         if self._latest is not None and report.round <= self._latest.round:
             return False
         self._latest = report
-        if report.profile and report.profile != self._profile:
-            # A reconnect repeats the profile; what was learned on top of it is better.
-            self._profile = report.profile
-            tokens, seconds = zip(*report.profile, strict=True)
-            self._curve = StepRateCurve(tokens, seconds)
-        if report.batch_tokens > 0 and report.step_seconds > 0:
-            self._curve = refined(self._curve, report.batch_tokens, report.step_seconds)
-        known = self._draft_seconds
-        self._draft_seconds = (
-            report.draft_seconds
-            if known is None
-            else known + _DRAFT_SMOOTHING * (report.draft_seconds - known)
-        )
+        self.pace.observe(report)
         return True
 
     def plan(self) -> VerifyPlan | None:
@@ -51,12 +34,16 @@ class VerifierPlanner:
         None while there is nothing to plan from: no report, no timed step, or no drafts in the
         round. Zero would be wrong there, it would stop the drafts that could show otherwise.
         """
-        report, curve = self._latest, self._curve
-        if report is None or curve is None or not any(request.survival for request in report.requests):
+        report, model = self._latest, self.pace.model
+        if report is None or model is None or not any(request.survival for request in report.requests):
             return None
-        rounds = curve.monotone().with_overhead(self._draft_seconds or 0.0)
         survival = [request.survival for request in report.requests]
+        requests, drafted = len(survival), sum(map(bool, survival))
+        most = sum(len(row) for row in survival)
+        seconds = model.table(requests, most, report.context_tokens, drafted)
         return VerifyPlan(
             based_on_round=report.round,
-            draft_token_capacity=unconstrained_capacity(survival, rounds.steps_per_second),
+            draft_token_capacity=unconstrained_capacity(
+                survival, lambda batch_tokens: 1.0 / float(seconds[batch_tokens - requests])
+            ),
         )

@@ -40,12 +40,15 @@ class RegistrySync:
         # registry knew must not bring them back; the first one asked for after it settles them.
         self._left: dict[str, bool] = {}
         self._task: asyncio.Task[None] | None = None
+        self._stopping = False
 
     async def start(self) -> None:
         await self._exchange()
         self._task = asyncio.create_task(self._run(), name="registry-sync")
 
     async def stop(self) -> None:
+        # The flag as well: a cancellation that meets a timeout inside the store's client can get lost.
+        self._stopping = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -71,7 +74,7 @@ class RegistrySync:
                 self._went_down(error)
 
     async def _run(self) -> None:
-        while True:
+        while not self._stopping:
             await asyncio.sleep(self._interval_seconds)
             try:
                 await self._exchange()

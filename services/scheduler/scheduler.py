@@ -10,24 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable
 
 from prometheus_client import CollectorRegistry
 
 from dspark_core.errors import InvalidRequestError, UnavailableError
-from dspark_core.records import Replica, Role, RoundReport, VerifyPlan
+from dspark_core.records import AssignRequest, Replica, Role, RoundReport, VerifyPlan
 from services.common.registry import MemoryRegistry, Registry
+from services.scheduler.fleet import Fleet
 from services.scheduler.mailbox import Mailbox
 from services.scheduler.metrics import SchedulerMetrics
-from services.scheduler.planner import VerifierPlanner
 from services.scheduler.registry_sync import RegistrySync
-from services.scheduler.state import ClusterState
 
 _log = logging.getLogger(__name__)
-
-# A planner outlives its verifier's stream, so that a reconnect keeps the learned curve.
-_MAX_PLANNERS = 1024
 
 
 class Scheduler:
@@ -42,16 +37,15 @@ class Scheduler:
     ) -> None:
         self._lease_seconds = lease_seconds
         self._clock = clock
-        self._state = ClusterState(lease_seconds, clock)
+        self._fleet = Fleet(lease_seconds, clock)
         self._metrics = SchedulerMetrics(metrics or CollectorRegistry())
         self._sync = RegistrySync(
             registry or MemoryRegistry(clock),
-            self._state,
+            self._fleet.state,
             self._metrics,
             lease_seconds=lease_seconds,
             interval_seconds=sync_seconds,
         )
-        self._planners: OrderedDict[str, VerifierPlanner] = OrderedDict()
         self._mailboxes: set[Mailbox[tuple[RoundReport, float]]] = set()
         self._draining = False
 
@@ -70,32 +64,25 @@ class Scheduler:
         await self._sync.stop()
 
     async def register(self, replica: Replica) -> float:
-        self._state.register(replica)
+        self._fleet.register(replica)
         await self._sync.put(replica)
         return self._lease_seconds
 
     async def deregister(self, replica_id: str) -> None:
-        self._state.deregister(replica_id)
+        self._fleet.deregister(replica_id)
         await self._sync.remove(replica_id)
 
     async def list_replicas(self, role: Role | None = None) -> tuple[Replica, ...]:
-        return self._state.replicas(role)
+        return self._fleet.state.replicas(role)
 
-    async def assign(
-        self,
-        *,
-        request_id: str,
-        model: str,
-        prompt_tokens: int = 0,
-        exclude_replica_ids: Sequence[str] = (),
-    ) -> Replica:
+    async def assign(self, request: AssignRequest) -> Replica:
         try:
-            chosen = self._state.assign(model, frozenset(exclude_replica_ids))
+            chosen = self._fleet.assign(request)
         except UnavailableError:
             self._metrics.assigns.labels("unavailable").inc()
             raise
         self._metrics.assigns.labels("assigned").inc()
-        _log.debug("request %s (%d prompt tokens) -> %s", request_id, prompt_tokens, chosen.replica_id)
+        _log.debug("request %s -> %s", request.request_id, chosen.replica_id)
         return chosen
 
     async def coordinate(self, reports: AsyncIterable[RoundReport]) -> AsyncGenerator[VerifyPlan, None]:
@@ -108,7 +95,7 @@ class Scheduler:
         try:
             while (item := await mailbox.take()) is not None:
                 report, received_at = item
-                plan = self._planner(report.replica_id).plan()
+                plan = self._fleet.planner(report.replica_id).plan()
                 if plan is None:
                     self._metrics.reports.labels("unplannable").inc()
                     continue
@@ -131,22 +118,20 @@ class Scheduler:
             async for report in reports:
                 if replica_id is None:
                     replica_id = report.replica_id
-                    self._planner(replica_id).begin_stream()
+                    self._fleet.planner(replica_id).begin_stream()
                 elif report.replica_id != replica_id:
                     raise InvalidRequestError(
                         f"replica_id must stay {replica_id!r} within a stream, got {report.replica_id!r}",
                         field="replica_id",
                     )
-                if not self._planner(replica_id).observe(report):
+                planned = self._fleet.observe(report)
+                if report.round == 0:
+                    continue
+                if not planned:
                     self._metrics.reports.labels("stale").inc()
                 elif mailbox.put((report, self._clock())):
                     self._metrics.reports.labels("superseded").inc()
         finally:
+            if replica_id is not None and not self._draining:
+                self._fleet.loads.disconnected(replica_id)
             mailbox.close()
-
-    def _planner(self, replica_id: str) -> VerifierPlanner:
-        planner = self._planners.setdefault(replica_id, VerifierPlanner())
-        self._planners.move_to_end(replica_id)
-        if len(self._planners) > _MAX_PLANNERS:
-            self._planners.popitem(last=False)
-        return planner

@@ -47,12 +47,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
     async def Assign(
         self, request: scheduler_pb2.AssignRequest, context: Context
     ) -> scheduler_pb2.AssignResponse:
-        replica = await self._scheduler.assign(
-            request_id=_required(request.request_id, "request_id"),
-            model=_required(request.model, "model"),
-            prompt_tokens=request.prompt_tokens,
-            exclude_replica_ids=tuple(request.exclude_replica_ids),
-        )
+        replica = await self._scheduler.assign(convert.assign_request_from_proto(request))
         return scheduler_pb2.AssignResponse(replica=convert.replica_to_proto(replica))
 
     async def Coordinate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -15,9 +15,17 @@ from services.common import convert
 
 
 class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
-    def __init__(self, verifier: Verifier, description: VerifierDescription) -> None:
+    def __init__(
+        self,
+        verifier: Verifier,
+        description: VerifierDescription,
+        *,
+        on_arrival: Callable[[str], None] = lambda request_id: None,
+    ) -> None:
+        """`on_arrival` is told the id of every request."""
         self._verifier = verifier
         self._description = description
+        self._on_arrival = on_arrival
 
     def register(self, server: grpc.aio.Server) -> None:
         verifier_pb2_grpc.add_VerifierServiceServicer_to_server(self, server)
@@ -30,6 +38,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
     async def Generate(
         self, request: verifier_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[verifier_pb2.GenerateChunk]:
+        self._on_arrival(request.request_id)
         # A cancelled call closes this generator, which frees the request's pages.
         async with aclosing(self._verifier.generate(convert.generate_request_from_proto(request))) as chunks:
             async for chunk in chunks:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry
 
-from dspark_core.records import Replica, Role
+from dspark_core.records import AssignRequest, Replica, Role
 from services.common.registration import RegistrationLoop
 from services.common.registry import RedisRegistry
 from services.scheduler.scheduler import Scheduler
@@ -36,7 +36,7 @@ async def test_a_restarted_scheduler_knows_the_replicas_at_once(redis_process: R
     async with _scheduler(redis_process) as before:
         await before.register(_verifier("v"))
     async with _scheduler(redis_process) as after:
-        assert (await after.assign(request_id="r", model="m")).replica_id == "v"
+        assert (await after.assign(AssignRequest(request_id="r", model="m"))).replica_id == "v"
 
 
 async def test_two_schedulers_see_each_others_replicas(redis_process: RedisProcess):
@@ -63,7 +63,7 @@ async def test_redis_restarting_empty_interrupts_nothing(redis_process: RedisPro
             await loop.wait_registered()
         redis_process.stop()
         await eventually(lambda: not registry_up())
-        assert (await scheduler.assign(request_id="r", model="m")).replica_id == "v"
+        assert (await scheduler.assign(AssignRequest(request_id="r", model="m"))).replica_id == "v"
         await scheduler.register(_verifier("w"))
         redis_process.start()
         await eventually(registry_up)

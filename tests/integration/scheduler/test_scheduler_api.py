@@ -7,7 +7,7 @@ from contextlib import aclosing
 import pytest
 
 from dspark_core.errors import InvalidRequestError, UnavailableError
-from dspark_core.records import Replica, RequestSurvival, Role, RoundReport
+from dspark_core.records import AssignRequest, Replica, RequestSurvival, Role, RoundReport, StepTime
 from services.common.clients import SchedulerClient
 from services.common.protocols import SchedulerApi
 from services.scheduler.scheduler import Scheduler
@@ -54,16 +54,22 @@ async def test_deregistered_replicas_are_gone_and_unknown_ones_are_ignored(api: 
 async def test_requests_go_to_the_least_loaded_and_skip_the_excluded(api: SchedulerApi):
     await api.register(_replica("busy", running_requests=5))
     await api.register(_replica("idle"))
-    assert await api.assign(request_id="r", model="m", prompt_tokens=10) == _replica("idle")
-    chosen = await api.assign(request_id="r", model="m", exclude_replica_ids=["idle"])
+    assert await api.assign(AssignRequest(request_id="r", model="m", prompt_tokens=10)) == _replica("idle")
+    chosen = await api.assign(AssignRequest(request_id="r", model="m", exclude_replica_ids=("idle",)))
     assert chosen.replica_id == "busy"
 
 
 async def test_without_a_verifier_the_answer_says_so(api: SchedulerApi):
     await api.register(_replica("d", Role.DRAFTER))
     with pytest.raises(UnavailableError, match="no verifier serves model 'm' now") as caught:
-        await api.assign(request_id="r", model="m")
+        await api.assign(AssignRequest(request_id="r", model="m"))
     assert type(caught.value) is UnavailableError
+
+
+PROFILE = tuple(
+    StepTime(requests=1, batch_tokens=tokens, context_tokens=0, seconds=seconds)
+    for tokens, seconds in ((1, 0.02), (5, 0.021), (6, 0.04), (7, 0.06))
+)
 
 
 def _report(round_: int, replica_id: str = "v") -> RoundReport:
@@ -77,7 +83,7 @@ def _report(round_: int, replica_id: str = "v") -> RoundReport:
         batch_tokens=4,
         step_seconds=0.02,
         # Nearly free up to five tokens, then each costs as much as a whole step.
-        profile=((1, 0.02), (5, 0.021), (6, 0.04), (7, 0.06)) if round_ == 1 else (),
+        profile=PROFILE if round_ == 1 else (),
     )
 
 

@@ -11,7 +11,7 @@ from contextlib import aclosing, asynccontextmanager
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from dspark_core.records import Replica, RequestSurvival, Role, RoundReport
+from dspark_core.records import AssignRequest, Replica, RequestSurvival, Role, RoundReport
 from services.common.channels import open_channel
 from services.common.clients import SchedulerClient
 
@@ -90,7 +90,7 @@ async def test_an_unreachable_redis_does_not_keep_it_from_serving():
         channel = open_channel(f"127.0.0.1:{await _ready_port(process)}")
         client = SchedulerClient(channel, timeout_seconds=10.0)
         await client.register(Replica(replica_id="v", role=Role.VERIFIER, address="h:1", model="m"))
-        assert (await client.assign(request_id="r", model="m")).replica_id == "v"
+        assert (await client.assign(AssignRequest(request_id="r", model="m"))).replica_id == "v"
         await channel.close()
         process.send_signal(signal.SIGINT)
         async with asyncio.timeout(30):

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 
-from dspark_core.algorithms.step_rate import StepRateCurve
+from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.engine.planning import FullPlanSource
 from dspark_core.errors import UnavailableError
-from dspark_core.records import RequestSurvival, RoundReport, VerifyPlan
+from dspark_core.records import RequestSurvival, RoundReport, StepTime, VerifierLoad, VerifyPlan
 from services.scheduler.scheduler import Scheduler
 from services.verifier.plans import MAX_PLAN_AGE_ROUNDS, CoordinatedPlanSource
 
-CURVE = StepRateCurve((1, 8), (0.010, 0.012))
+CURVE = tuple(
+    StepTime(requests=1, batch_tokens=tokens, context_tokens=0, seconds=seconds)
+    for tokens, seconds in ((1, 0.010), (8, 0.012))
+)
 SURVIVAL = [[0.9, 0.8, 0.7], [0.85, 0.1]]
+REQUESTS = [PlanRequest(survival=row) for row in SURVIVAL]
 
 
 def report(number: int) -> RoundReport:
@@ -63,7 +67,7 @@ async def test_a_plan_two_rounds_old_is_followed_and_the_profile_is_sent_once() 
         plans.report(report(number))
         await until(lambda number=number: len(scheduler.reports) == number)
     await until(lambda: plans.newest_round == 2)
-    assert plans.plan(SURVIVAL) == (1, 1)  # two tokens: 0.9 of the first request, 0.85 of the second
+    assert plans.plan(REQUESTS) == (1, 1)  # two tokens: 0.9 of the first request, 0.85 of the second
     assert [bool(one.profile) for one in scheduler.reports] == [True, False]
     await plans.close()
 
@@ -74,11 +78,11 @@ async def test_a_plan_from_the_previous_round_is_too_young_and_an_old_one_too_ol
     plans.start()
     plans.report(report(1))
     await until(lambda: plans.newest_round == 1)
-    assert plans.plan(SURVIVAL) == (3, 2)  # round 2 may not use what round 1 showed
+    assert plans.plan(REQUESTS) == (3, 2)  # round 2 may not use what round 1 showed
     scheduler.silent = True
     for number in range(2, MAX_PLAN_AGE_ROUNDS + 2):
         plans.report(report(number))
-    assert plans.plan(SURVIVAL) == (3, 2)
+    assert plans.plan(REQUESTS) == (3, 2)
     assert plans.followed_plans == 0
     await plans.close()
 
@@ -91,7 +95,7 @@ async def test_without_a_scheduler_planning_is_local_and_reports_never_block() -
     for number in range(1, 200):
         plans.report(report(number))
     await asyncio.sleep(0)
-    assert plans.plan(SURVIVAL) == (3, 2)
+    assert plans.plan(REQUESTS) == (3, 2)
     assert plans.local_plans == 1
     await plans.close()
 
@@ -102,9 +106,36 @@ async def test_the_real_scheduler_answers_with_a_capacity_that_pays() -> None:
     for number in range(1, 4):
         plans.report(report(number))
         await until(lambda number=number: plans.newest_round == number)
-    lengths = plans.plan(SURVIVAL)
+    lengths = plans.plan(REQUESTS)
     assert plans.followed_plans == 1
     # The curve is nearly flat, so the likely tokens are verified; 0.085 of throughput is not worth the last.
     assert lengths[0] == 3
     assert lengths[1] >= 1
+    await plans.close()
+
+
+class Loads:
+    """What a verifier would tell, set by the test."""
+
+    def __init__(self) -> None:
+        self.now = VerifierLoad()
+
+    def take(self) -> VerifierLoad:
+        return self.now
+
+
+async def test_a_load_that_changes_between_rounds_is_told_without_one() -> None:
+    scheduler, loads = ScriptedScheduler(), Loads()
+    plans = CoordinatedPlanSource(scheduler, FullPlanSource(), CURVE, replica_id="v", load=loads.take)
+    plans.start()
+    await until(lambda: len(scheduler.reports) == 1)  # at once, with the profile: no round is needed
+    assert (scheduler.reports[0].round, scheduler.reports[0].replica_id) == (0, "v")
+    assert scheduler.reports[0].profile == CURVE
+    loads.now = VerifierLoad(running_requests=3)
+    await until(lambda: len(scheduler.reports) == 2)
+    assert scheduler.reports[1].load == loads.now
+    assert plans.newest_round == 0  # the answer to a load is no plan for a round
+    plans.report(report(1))
+    await until(lambda: any(one.round == 1 for one in scheduler.reports))
+    assert scheduler.reports[-1].load == loads.now
     await plans.close()

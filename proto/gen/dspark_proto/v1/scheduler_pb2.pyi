@@ -71,16 +71,18 @@ class ListReplicasResponse(_message.Message):
     def __init__(self, replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ...) -> None: ...
 
 class AssignRequest(_message.Message):
-    __slots__ = ("request_id", "model", "prompt_tokens", "exclude_replica_ids")
+    __slots__ = ("request_id", "model", "prompt_tokens", "exclude_replica_ids", "prefix_hashes")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     EXCLUDE_REPLICA_IDS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_HASHES_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     prompt_tokens: int
     exclude_replica_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., exclude_replica_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    prefix_hashes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., exclude_replica_ids: _Optional[_Iterable[str]] = ..., prefix_hashes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class AssignResponse(_message.Message):
     __slots__ = ("replica",)
@@ -88,8 +90,24 @@ class AssignResponse(_message.Message):
     replica: Replica
     def __init__(self, replica: _Optional[_Union[Replica, _Mapping]] = ...) -> None: ...
 
+class VerifierLoad(_message.Message):
+    __slots__ = ("running_requests", "waiting_requests", "free_kv_fraction", "max_running_requests", "draining", "new_request_ids")
+    RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    FREE_KV_FRACTION_FIELD_NUMBER: _ClassVar[int]
+    MAX_RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    NEW_REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
+    running_requests: int
+    waiting_requests: int
+    free_kv_fraction: float
+    max_running_requests: int
+    draining: bool
+    new_request_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., free_kv_fraction: _Optional[float] = ..., max_running_requests: _Optional[int] = ..., draining: _Optional[bool] = ..., new_request_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class RoundReport(_message.Message):
-    __slots__ = ("replica_id", "round", "requests", "batch_tokens", "step_seconds", "draft_seconds", "profile")
+    __slots__ = ("replica_id", "round", "requests", "batch_tokens", "step_seconds", "draft_seconds", "profile", "load", "context_tokens")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +115,8 @@ class RoundReport(_message.Message):
     STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
     DRAFT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     round: int
     requests: _containers.RepeatedCompositeFieldContainer[RequestSurvival]
@@ -104,15 +124,21 @@ class RoundReport(_message.Message):
     step_seconds: float
     draft_seconds: float
     profile: _containers.RepeatedCompositeFieldContainer[StepTime]
-    def __init__(self, replica_id: _Optional[str] = ..., round: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[RequestSurvival, _Mapping]]] = ..., batch_tokens: _Optional[int] = ..., step_seconds: _Optional[float] = ..., draft_seconds: _Optional[float] = ..., profile: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ...) -> None: ...
+    load: VerifierLoad
+    context_tokens: int
+    def __init__(self, replica_id: _Optional[str] = ..., round: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[RequestSurvival, _Mapping]]] = ..., batch_tokens: _Optional[int] = ..., step_seconds: _Optional[float] = ..., draft_seconds: _Optional[float] = ..., profile: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., load: _Optional[_Union[VerifierLoad, _Mapping]] = ..., context_tokens: _Optional[int] = ...) -> None: ...
 
 class StepTime(_message.Message):
-    __slots__ = ("batch_tokens", "step_seconds")
+    __slots__ = ("batch_tokens", "step_seconds", "requests", "context_tokens")
     BATCH_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     batch_tokens: int
     step_seconds: float
-    def __init__(self, batch_tokens: _Optional[int] = ..., step_seconds: _Optional[float] = ...) -> None: ...
+    requests: int
+    context_tokens: int
+    def __init__(self, batch_tokens: _Optional[int] = ..., step_seconds: _Optional[float] = ..., requests: _Optional[int] = ..., context_tokens: _Optional[int] = ...) -> None: ...
 
 class RequestSurvival(_message.Message):
     __slots__ = ("sequence_id", "survival", "verify_length", "accepted", "min_tokens_per_second")

@@ -84,8 +84,8 @@ class SchedulerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Assign(self, request, context):
-        """Chooses the verifier that should serve a request.
-        UNAVAILABLE: no healthy verifier is registered for the model.
+        """Chooses the verifier that should serve a request: least expected round time, prefix affinity
+        weighed in. UNAVAILABLE: no healthy verifier is registered for the model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from dspark_core.errors import InvalidRequestError
 from dspark_core.records import (
     MAX_SEED,
+    AssignRequest,
     FinishReason,
     GenerateChunk,
     GenerateRequest,
@@ -18,8 +19,10 @@ from dspark_core.records import (
     SamplingParams,
     SpeculationOptions,
     SpeculationStats,
+    StepTime,
     Verification,
     VerifierDescription,
+    VerifierLoad,
     VerifyPlan,
 )
 from services.common import convert
@@ -98,10 +101,39 @@ reports = st.builds(
     batch_tokens=counts,
     step_seconds=seconds,
     draft_seconds=seconds,
-    profile=st.lists(st.integers(1, 4096), unique=True, max_size=4).map(
-        lambda points: tuple((tokens, 0.001 * tokens) for tokens in sorted(points))
+    context_tokens=counts,
+    profile=st.lists(st.tuples(st.integers(1, 64), st.integers(0, 64), counts), unique=True, max_size=4).map(
+        lambda points: tuple(
+            StepTime(requests=r, batch_tokens=r + more, context_tokens=context, seconds=0.001 * r)
+            for r, more, context in points
+        )
+    ),
+    load=st.none()
+    | st.builds(
+        VerifierLoad,
+        running_requests=counts,
+        waiting_requests=counts,
+        free_kv_fraction=st.floats(0, 1),
+        max_running_requests=counts,
+        draining=st.booleans(),
+        new_request_ids=st.lists(st.text(min_size=1), max_size=3).map(tuple),
     ),
 )
+assignments = st.builds(
+    AssignRequest,
+    request_id=st.text(min_size=1),
+    model=st.text(min_size=1),
+    prompt_tokens=counts,
+    exclude_replica_ids=st.lists(st.text(), max_size=3).map(tuple),
+    prefix_hashes=st.lists(st.integers(0, 2**64 - 1), max_size=8).map(tuple),
+)
+
+
+@given(assignments)
+def test_assignments_survive_the_wire(assignment: AssignRequest):
+    message = convert.assign_request_to_proto(assignment)
+    parsed = scheduler_pb2.AssignRequest.FromString(message.SerializeToString())
+    assert convert.assign_request_from_proto(parsed) == assignment
 
 
 @given(requests)

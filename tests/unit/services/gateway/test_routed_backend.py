@@ -8,6 +8,7 @@ import pytest
 
 from dspark_core.errors import DeadlineError, InvalidRequestError, QueueFullError, UnavailableError
 from dspark_core.records import (
+    AssignRequest,
     FinishReason,
     GenerateChunk,
     GenerateRequest,
@@ -88,14 +89,12 @@ class FakeScheduler:
             raise self.error
         return tuple(self.replicas)
 
-    async def assign(
-        self, *, request_id: str, model: str, prompt_tokens: int, exclude_replica_ids: Sequence[str]
-    ) -> Replica:
+    async def assign(self, request: AssignRequest) -> Replica:
         self.asked += 1
         if self.error is not None:
             raise self.error
         for candidate in self.replicas:
-            if candidate.replica_id not in exclude_replica_ids:
+            if candidate.replica_id not in request.exclude_replica_ids:
                 return candidate
         raise UnavailableError("no healthy verifier")
 

@@ -4,9 +4,8 @@ import itertools
 
 import pytest
 
-from dspark_core.algorithms.step_rate import StepRateCurve
-from dspark_core.records import RequestSurvival, RoundReport
-from services.scheduler.curves import refined
+from dspark_core.records import RequestSurvival, RoundReport, StepTime
+from services.scheduler.pace import VerifierPace
 from services.scheduler.planner import VerifierPlanner
 
 
@@ -23,27 +22,36 @@ def _report(round_: int, survival=((0.9, 0.8),), **fields) -> RoundReport:
     return RoundReport(replica_id="v", round=round_, requests=requests, **fields)
 
 
-def test_a_curve_is_learned_without_a_profile():
-    curve = None
+def _profile(*points: tuple[int, float]) -> tuple[StepTime, ...]:
+    return tuple(
+        StepTime(requests=1, batch_tokens=tokens, context_tokens=0, seconds=seconds)
+        for tokens, seconds in points
+    )
+
+
+def test_a_pace_is_learned_without_a_profile():
+    pace = VerifierPace()
+    assert pace.round_seconds(1) is None
     sizes = [1, 2, 4, 8, 16, 24, 32, 48, 64]
     for batch_tokens in itertools.islice(itertools.cycle(sizes), 2000):
-        curve = refined(curve, batch_tokens, _true_seconds(batch_tokens))
-    assert curve is not None
-    for batch_tokens in sizes:
-        assert curve.seconds(batch_tokens) == pytest.approx(_true_seconds(batch_tokens), rel=0.05)
+        rows = ((),) * batch_tokens
+        pace.observe(
+            _report(1, survival=rows, batch_tokens=batch_tokens, step_seconds=_true_seconds(batch_tokens))
+        )
+    for requests in sizes:
+        assert pace.round_seconds(requests) == pytest.approx(_true_seconds(requests), rel=0.1)
 
 
-def test_steps_of_every_size_do_not_grow_the_curve_without_bound():
-    curve = None
-    for batch_tokens in range(1, 5000):
-        curve = refined(curve, batch_tokens, 0.01)
-    assert curve is not None
-    assert len(curve.batch_tokens) <= 64
-
-
-def test_one_stalled_step_does_not_decide_a_new_point():
-    curve = refined(StepRateCurve((1, 10), (0.01, 0.01)), 5, 30.0)
-    assert curve.seconds(5) <= 0.02
+def test_a_throttled_verifier_is_slow_within_a_second_of_rounds():
+    pace = VerifierPace()
+    pace.adopt(_profile((1, 0.02), (64, 0.08)))
+    before = pace.round_seconds(4)
+    for _ in range(20):  # 20 rounds of 80 ms: 1.6 s
+        pace.observe(_report(1, survival=((),) * 4, batch_tokens=4, step_seconds=0.08))
+    after = pace.round_seconds(4)
+    assert before is not None
+    assert after is not None
+    assert after > 2 * before
 
 
 def test_nothing_is_planned_from_nothing():
@@ -57,14 +65,15 @@ def test_nothing_is_planned_from_nothing():
     assert planner.plan() is None
 
 
-FLAT = ((1, 0.02), (64, 0.02))
-STEEP = ((1, 0.001), (2, 10.0))
+FLAT = _profile((1, 0.02), (64, 0.02))
+STEEP = _profile((1, 0.001), (2, 10.0))
 
 
 def test_free_steps_verify_everything_and_costly_ones_nothing():
     for profile, capacity in ((FLAT, 4), (STEEP, 0)):
         planner = VerifierPlanner()
-        planner.observe(_report(7, survival=((0.9, 0.8), (0.5, 0.1)), profile=profile))
+        planner.pace.adopt(profile)
+        planner.observe(_report(7, survival=((0.9, 0.8), (0.5, 0.1))))
         plan = planner.plan()
         assert plan is not None
         assert (plan.based_on_round, plan.draft_token_capacity) == (7, capacity)
@@ -72,11 +81,12 @@ def test_free_steps_verify_everything_and_costly_ones_nothing():
 
 def test_draft_time_makes_longer_rounds_worth_their_wait():
     """A token that does not pay by the pass alone pays when every round also waits for drafts."""
-    profile = ((1, 0.010), (2, 0.018), (3, 0.026))
+    profile = _profile((1, 0.010), (2, 0.018), (3, 0.026))
     capacities = []
     for draft_seconds in (0.0, 0.1):
         planner = VerifierPlanner()
-        planner.observe(_report(1, survival=((0.7, 0.5),), profile=profile, draft_seconds=draft_seconds))
+        planner.pace.adopt(profile)
+        planner.observe(_report(1, survival=((0.7, 0.5),), draft_seconds=draft_seconds))
         plan = planner.plan()
         assert plan is not None
         capacities.append(plan.draft_token_capacity)
@@ -85,7 +95,8 @@ def test_draft_time_makes_longer_rounds_worth_their_wait():
 
 def test_older_rounds_are_ignored_until_a_new_stream_begins():
     planner = VerifierPlanner()
-    assert planner.observe(_report(5, profile=FLAT))
+    planner.pace.adopt(FLAT)
+    assert planner.observe(_report(5))
     assert not planner.observe(_report(5))
     assert not planner.observe(_report(4))
     planner.begin_stream()
@@ -97,16 +108,17 @@ def test_older_rounds_are_ignored_until_a_new_stream_begins():
 
 
 def test_a_repeated_profile_does_not_undo_what_was_learned():
-    planner = VerifierPlanner()
-    flat_then_steep = ((1, 0.01), (3, 0.01))
-    planner.observe(_report(1, profile=flat_then_steep))
-    for round_ in range(2, 400):
-        planner.observe(_report(round_, batch_tokens=3, step_seconds=0.1))
-        planner.observe(_report(round_, batch_tokens=1, step_seconds=0.01))
-    learned = planner.plan()
-    planner.begin_stream()
-    planner.observe(_report(1, profile=flat_then_steep))
-    relearned = planner.plan()
-    assert learned is not None
-    assert relearned is not None
-    assert learned.draft_token_capacity == relearned.draft_token_capacity == 0
+    pace = VerifierPace()
+    pace.adopt(FLAT)
+    for _ in range(100):
+        pace.observe(_report(1, survival=((),), batch_tokens=1, step_seconds=0.06))
+    learned = pace.round_seconds(1)
+    pace.adopt(FLAT)
+    assert pace.round_seconds(1) == learned == pytest.approx(0.06, rel=0.05)
+
+
+def test_a_round_that_prefilled_says_nothing_about_decoding():
+    pace = VerifierPace()
+    pace.adopt(FLAT)
+    pace.observe(_report(1, survival=((),), batch_tokens=200, step_seconds=2.0))
+    assert pace.round_seconds(1) == pytest.approx(0.02)

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from dspark_core.errors import UnavailableError
-from dspark_core.records import Replica, Role
+from dspark_core.records import AssignRequest, Replica, Role
 from services.common.registry import MemoryRegistry
 from services.scheduler.scheduler import Scheduler
 from tests.support.clock import ManualClock
@@ -177,7 +177,7 @@ async def test_starting_without_a_registry_works(registry: UnsteadyRegistry, clo
     scheduler = Scheduler(registry=registry, clock=clock)
     await scheduler.start()
     await scheduler.register(_verifier("own"))
-    assert (await scheduler.assign(request_id="r", model="m")).replica_id == "own"
+    assert (await scheduler.assign(AssignRequest(request_id="r", model="m"))).replica_id == "own"
     await scheduler.close()
 
 

@@ -1,0 +1,24 @@
+"""Hashes of a prompt's leading blocks, by which requests find the verifier that knows their prefix.
+
+A hash is a hint for routing only: what a verifier's prefix cache holds is matched exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+
+BLOCK_TOKENS = 64
+MAX_BLOCKS = 32
+"""Longer common prefixes are told apart by nothing: their first 2048 tokens say enough."""
+
+
+def prefix_hashes(token_ids: Sequence[int]) -> tuple[int, ...]:
+    """64-bit hashes of the first 1, 2, ... whole blocks of token ids below 2**32."""
+    digest = hashlib.blake2b(digest_size=8)
+    hashes = []
+    for end in range(BLOCK_TOKENS, min(len(token_ids), MAX_BLOCKS * BLOCK_TOKENS) + 1, BLOCK_TOKENS):
+        digest.update(array("I", token_ids[end - BLOCK_TOKENS : end]).tobytes())
+        hashes.append(int.from_bytes(digest.digest()))
+    return tuple(hashes)

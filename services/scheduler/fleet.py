@@ -1,0 +1,94 @@
+"""The verifiers as routing sees them: leases, loads, pace and prefixes, and who takes a request."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+
+from dspark_core.errors import UnavailableError
+from dspark_core.records import AssignRequest, Replica, Role, RoundReport
+from services.scheduler.loads import LoadBook
+from services.scheduler.pace import VerifierPace
+from services.scheduler.planner import VerifierPlanner
+from services.scheduler.prefixes import PrefixTable
+from services.scheduler.routing import Candidate, choose
+from services.scheduler.state import ClusterState
+
+# A planner outlives its verifier's stream and lease, so that a reconnect keeps what was learned.
+_MAX_PLANNERS = 1024
+
+
+class Fleet:
+    def __init__(self, lease_seconds: float, clock: Callable[[], float]) -> None:
+        self.state = ClusterState(lease_seconds, clock)
+        self.loads = LoadBook(clock)
+        self.prefixes = PrefixTable()
+        self._planners: OrderedDict[str, VerifierPlanner] = OrderedDict()
+
+    def register(self, replica: Replica) -> None:
+        self.state.register(replica)
+        self.loads.registered(replica)
+
+    def deregister(self, replica_id: str) -> None:
+        """Unknown ids are ignored."""
+        self.state.deregister(replica_id)
+        self.loads.forget(replica_id)
+
+    def planner(self, replica_id: str) -> VerifierPlanner:
+        planner = self._planners.setdefault(replica_id, VerifierPlanner())
+        self._planners.move_to_end(replica_id)
+        if len(self._planners) > _MAX_PLANNERS:
+            self._planners.popitem(last=False)
+        return planner
+
+    def observe(self, report: RoundReport) -> bool:
+        """Learns from a report; False when there is nothing in it to plan from."""
+        if report.load is not None:
+            self.loads.told(report.replica_id, report.load)
+        self.planner(report.replica_id).pace.adopt(report.profile)
+        return report.round > 0 and self.planner(report.replica_id).observe(report)
+
+    def assign(self, request: AssignRequest) -> Replica:
+        """The verifier with the least expected time for the request; see `routing`.
+
+        UnavailableError says which of the reasons it is: no such model, all excluded, all draining.
+        """
+        chosen = choose(self.candidates(request), request.prompt_tokens).replica
+        self.loads.assigned(chosen.replica_id, request.request_id)
+        self.prefixes.record(request.prefix_hashes, chosen.replica_id)
+        return chosen
+
+    def candidates(self, request: AssignRequest) -> list[Candidate]:
+        """Verifiers that can take the request; those whose stream broke only when no other is left."""
+        usable = self._usable(request.model, frozenset(request.exclude_replica_ids))
+        present = [replica for replica in usable if not self.loads.is_lost(replica.replica_id)]
+        matched = self.prefixes.matched_tokens(request.prefix_hashes)
+        return [self._candidate(replica, matched.get(replica.replica_id, 0)) for replica in present or usable]
+
+    def _candidate(self, replica: Replica, matched_tokens: int) -> Candidate:
+        name = replica.replica_id
+        known = self._planners.get(name)
+        return Candidate(
+            replica=replica,
+            requests=self.loads.requests(replica),
+            max_running=self.loads.max_running(name),
+            free_kv_fraction=self.loads.free_kv_fraction(replica),
+            pace=known.pace if known else VerifierPace(),
+            matched_tokens=matched_tokens,
+            silent_seconds=self.loads.silent_seconds(name),
+        )
+
+    def _usable(self, model: str, exclude: Collection[str]) -> list[Replica]:
+        verifiers = self.state.replicas(Role.VERIFIER)
+        serving = [replica for replica in verifiers if replica.model == model]
+        if not serving:
+            models = ", ".join(sorted({replica.model for replica in verifiers})) or "none"
+            raise UnavailableError(f"no verifier serves model {model!r} now (models served: {models})")
+        draining = [replica for replica in serving if self.loads.is_draining(replica)]
+        usable = [r for r in serving if r not in draining and r.replica_id not in exclude]
+        if not usable:
+            raise UnavailableError(
+                f"no verifier of model {model!r} can take a request: of {len(serving)}, {len(draining)} are "
+                f"draining and {sum(r.replica_id in exclude for r in serving)} are excluded by the request"
+            )
+        return usable

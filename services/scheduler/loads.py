@@ -1,0 +1,99 @@
+"""How many requests each verifier has: what it told last, and what was sent to it since.
+
+Pure values and an injected clock.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dspark_core.records import Replica, VerifierLoad
+
+PENDING_SECONDS = 2.0
+"""A request that was assigned and never arrived (its client left) counts for so long."""
+SILENCE_SECONDS = 1.0
+"""A verifier that works and says nothing for longer is slower than anything it said before."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    load: VerifierLoad | None = None
+    heard_at: float = 0.0
+    lost: bool = False
+    pending: dict[str, float] = field(default_factory=dict)
+
+
+class LoadBook:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._entries: defaultdict[str, _Entry] = defaultdict(_Entry)
+
+    def registered(self, replica: Replica) -> None:
+        """A renewal: proof of life, and the only word of a replica that sends no reports."""
+        entry = self._entries[replica.replica_id]
+        entry.lost = False
+        if entry.load is None:
+            entry.pending.clear()
+
+    def told(self, replica_id: str, load: VerifierLoad) -> None:
+        entry = self._entries[replica_id]
+        entry.load, entry.heard_at, entry.lost = load, self._clock(), False
+        for request_id in load.new_request_ids:
+            entry.pending.pop(request_id, None)
+
+    def assigned(self, replica_id: str, request_id: str) -> None:
+        self._entries[replica_id].pending[request_id] = self._clock()
+
+    def disconnected(self, replica_id: str) -> None:
+        """Its stream broke: until it is heard of again it is taken only when no other is left."""
+        entry = self._entries[replica_id]
+        entry.load, entry.lost = None, True
+
+    def forget(self, replica_id: str) -> None:
+        self._entries.pop(replica_id, None)
+
+    def is_lost(self, replica_id: str) -> bool:
+        return replica_id in self._entries and self._entries[replica_id].lost
+
+    def is_draining(self, replica: Replica) -> bool:
+        load = self._load(replica.replica_id)
+        return replica.draining or (load is not None and load.draining)
+
+    def requests(self, replica: Replica) -> int:
+        """Running, waiting and on their way."""
+        entry = self._entries.get(replica.replica_id)
+        load = entry.load if entry else None
+        told = load or replica
+        return told.running_requests + told.waiting_requests + self._pending(replica.replica_id)
+
+    def free_kv_fraction(self, replica: Replica) -> float:
+        return (self._load(replica.replica_id) or replica).free_kv_fraction
+
+    def max_running(self, replica_id: str) -> int:
+        """0: not known."""
+        load = self._load(replica_id)
+        return load.max_running_requests if load else 0
+
+    def silent_seconds(self, replica_id: str) -> float:
+        """How long a verifier with work to do has said nothing; 0.0 while that is no wonder."""
+        entry = self._entries.get(replica_id)
+        if entry is None or entry.load is None or not entry.load.running_requests:
+            return 0.0
+        silent = self._clock() - entry.heard_at
+        return silent if silent > SILENCE_SECONDS else 0.0
+
+    def _load(self, replica_id: str) -> VerifierLoad | None:
+        entry = self._entries.get(replica_id)
+        return entry.load if entry else None
+
+    def _pending(self, replica_id: str) -> int:
+        entry = self._entries.get(replica_id)
+        if entry is None:
+            return 0
+        if entry.load is not None:
+            oldest = self._clock() - PENDING_SECONDS
+            for request_id in [key for key, at in entry.pending.items() if at <= oldest]:
+                del entry.pending[request_id]
+        return len(entry.pending)

@@ -1,0 +1,81 @@
+"""What a verifier's rounds say about its speed: round time at any load, tokens a request gets of one."""
+
+from __future__ import annotations
+
+from dspark_core.algorithms.round_time import RoundTimeModel
+from dspark_core.algorithms.step_surface import StepPoint
+from dspark_core.algorithms.step_time import StepTimeModel
+from dspark_core.records import RoundReport, StepTime
+
+SMOOTHING = 0.1
+"""Weight of the newest round in running means."""
+PREFILL_TOKENS = 256
+"""Prompts are costed by passes of this size."""
+
+
+class VerifierPace:
+    """Starts knowing nothing; `profile` and `observe` teach it."""
+
+    def __init__(self) -> None:
+        self.model: RoundTimeModel | None = None
+        self._profile: tuple[StepTime, ...] = ()
+        self._tokens_per_request = 1.0
+        self._accepted_length = 1.0
+        self._context_per_request = 0.0
+        self._drafted_share = 0.0
+
+    def adopt(self, profile: tuple[StepTime, ...]) -> None:
+        """Starts from what was measured; a repeated profile changes nothing: what was learned on
+        top of it is better."""
+        if not profile or profile == self._profile:
+            return
+        self._profile = profile
+        points = tuple(StepPoint(p.requests, p.batch_tokens, p.context_tokens, p.seconds) for p in profile)
+        self.model = RoundTimeModel(StepTimeModel(points))
+
+    def observe(self, report: RoundReport) -> None:
+        requests = len(report.requests)
+        decoded = sum(1 + request.verify_length for request in report.requests)
+        # A prompt's chunk in the step makes it another kind of step.
+        if requests and report.batch_tokens == decoded and report.step_seconds > 0:
+            point = (requests, decoded, report.context_tokens, report.step_seconds)
+            if self.model is None:
+                self.model = RoundTimeModel(StepTimeModel.learn(*point))
+            else:
+                self.model = self.model.observed_step(*point)
+        drafted = sum(bool(request.survival) for request in report.requests)
+        if self.model is not None and drafted and report.draft_seconds > 0:
+            self.model = self.model.observed_draft(drafted, report.draft_seconds)
+        if report.requests:
+            count = len(report.requests)
+            verified = sum(request.verify_length for request in report.requests)
+            accepted = sum(request.accepted for request in report.requests)
+            self._tokens_per_request += SMOOTHING * (1.0 + verified / count - self._tokens_per_request)
+            self._accepted_length += SMOOTHING * (1.0 + accepted / count - self._accepted_length)
+            self._context_per_request += SMOOTHING * (
+                report.context_tokens / count - self._context_per_request
+            )
+            self._drafted_share += SMOOTHING * (drafted / count - self._drafted_share)
+
+    @property
+    def accepted_length(self) -> float:
+        """Tokens a request gets of a round, the bonus token included."""
+        return self._accepted_length
+
+    def round_seconds(self, requests: int) -> float | None:
+        """Expected duration of a round with so many requests like those seen; None: no curve."""
+        if self.model is None:
+            return None
+        return self.model.seconds(
+            requests,
+            max(requests, round(requests * self._tokens_per_request)),
+            round(requests * self._context_per_request),
+            round(requests * self._drafted_share),
+        )
+
+    def prefill_seconds(self, tokens: int) -> float:
+        """Of so many prompt tokens; 0.0 without a curve."""
+        if self.model is None or tokens <= 0:
+            return 0.0
+        chunk = min(tokens, PREFILL_TOKENS)
+        return tokens / chunk * self.model.verify.seconds(1, chunk)

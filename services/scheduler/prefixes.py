@@ -1,0 +1,40 @@
+"""Remembers which verifiers were sent which prompt prefixes, by hash; bounded, least recent out."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from services.common.prefixes import BLOCK_TOKENS
+
+MAX_PREFIXES = 65_536
+REPLICAS_PER_PREFIX = 4
+
+
+class PrefixTable:
+    def __init__(self, max_prefixes: int = MAX_PREFIXES) -> None:
+        self._max_prefixes = max_prefixes
+        self._replicas: OrderedDict[int, tuple[str, ...]] = OrderedDict()  # latest first
+
+    def __len__(self) -> int:
+        return len(self._replicas)
+
+    def record(self, hashes: Sequence[int], replica_id: str) -> None:
+        """A request with these prefixes was sent there."""
+        for key in hashes:
+            others = (known for known in self._replicas.get(key, ()) if known != replica_id)
+            self._replicas[key] = (replica_id, *others)[:REPLICAS_PER_PREFIX]
+            self._replicas.move_to_end(key)
+        while len(self._replicas) > self._max_prefixes:
+            self._replicas.popitem(last=False)
+
+    def matched_tokens(self, hashes: Sequence[int]) -> dict[str, int]:
+        """Prompt tokens each verifier has seen before, as far as is remembered."""
+        matched: dict[str, int] = {}
+        for blocks, key in enumerate(hashes, start=1):
+            known = self._replicas.get(key, ())
+            if not known:
+                break
+            for replica_id in known:
+                matched[replica_id] = blocks * BLOCK_TOKENS
+        return matched

@@ -1,0 +1,44 @@
+"""How busy this verifier is, for the scheduler: levels, and which requests have arrived."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from dspark_core.engine.verifier import VerifierStatus
+from dspark_core.records import VerifierLoad
+
+MAX_NEW_REQUESTS = 256
+"""More arrivals between two reports are left out; they count as on their way for a little longer."""
+
+
+class LoadMeter:
+    """Arrivals are told from the event loop, loads are taken there too."""
+
+    def __init__(self, max_running: int, *, draining: Callable[[], bool] = lambda: False) -> None:
+        self._max_running = max_running
+        self._draining = draining
+        self._status: Callable[[], VerifierStatus] | None = None
+        self._arrived: deque[str] = deque(maxlen=MAX_NEW_REQUESTS)
+
+    def watch(self, status: Callable[[], VerifierStatus]) -> None:
+        self._status = status
+
+    def arrived(self, request_id: str) -> None:
+        self._arrived.append(request_id)
+
+    def take(self) -> VerifierLoad | None:
+        """The load now; arrivals are told once. None before there is a verifier to watch."""
+        if self._status is None:
+            return None
+        status = self._status()
+        arrived = tuple(self._arrived)
+        self._arrived.clear()
+        return VerifierLoad(
+            running_requests=status.running_requests,
+            waiting_requests=status.waiting_requests,
+            free_kv_fraction=status.free_kv_fraction,
+            max_running_requests=self._max_running,
+            draining=self._draining() or not status.healthy,
+            new_request_ids=arrived,
+        )

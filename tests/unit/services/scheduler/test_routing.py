@@ -1,0 +1,241 @@
+"""Requests go where they are expected to be done first: load, pace, prefixes, health."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dspark_core.errors import UnavailableError
+from dspark_core.records import (
+    AssignRequest,
+    Replica,
+    RequestSurvival,
+    Role,
+    RoundReport,
+    StepTime,
+    VerifierLoad,
+)
+from services.common.prefixes import BLOCK_TOKENS, prefix_hashes
+from services.scheduler.fleet import Fleet
+from services.scheduler.loads import PENDING_SECONDS
+from services.scheduler.prefixes import PrefixTable
+from tests.support.clock import ManualClock
+
+SLOPE = tuple(
+    StepTime(requests=requests, batch_tokens=tokens, context_tokens=0, seconds=seconds)
+    for requests, tokens, seconds in ((1, 1, 0.021), (16, 16, 0.036), (64, 64, 0.084), (1, 256, 0.2))
+)
+
+
+def _verifier(replica_id: str, **fields) -> Replica:
+    defaults = {"role": Role.VERIFIER, "address": f"{replica_id}:1", "model": "m"}
+    return Replica(replica_id=replica_id, **{**defaults, **fields})
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def fleet(clock: ManualClock) -> Fleet:
+    return Fleet(10.0, clock)
+
+
+class Asker:
+    """Asks for one verifier after another, each for a request of its own."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._count = 0
+
+    def __call__(self, *, prompt: tuple[int, ...] = (), exclude: tuple[str, ...] = ()) -> str:
+        self._count += 1
+        request = AssignRequest(
+            request_id=f"r{self._count}",
+            model="m",
+            prompt_tokens=len(prompt),
+            prefix_hashes=prefix_hashes(prompt),
+            exclude_replica_ids=exclude,
+        )
+        return self._fleet.assign(request).replica_id
+
+
+@pytest.fixture
+def ask(fleet: Fleet) -> Asker:
+    return Asker(fleet)
+
+
+def _tell(fleet: Fleet, name: str, *, running: int = 0, profile=(), **load) -> None:
+    load = VerifierLoad(running_requests=running, **load)
+    fleet.observe(RoundReport(replica_id=name, round=0, load=load, profile=profile))
+
+
+def _rounds(fleet: Fleet, name: str, count: int, seconds: float, *, start: int = 1) -> None:
+    for number in range(start, start + count):
+        request = RequestSurvival(sequence_id="s", survival=(), verify_length=0, accepted=0)
+        fleet.observe(
+            RoundReport(
+                replica_id=name, round=number, requests=(request,), batch_tokens=1, step_seconds=seconds
+            )
+        )
+
+
+def test_least_load_then_free_kv_then_id_while_no_curve_is_known(fleet: Fleet, ask: Asker):
+    fleet.register(_verifier("busy", running_requests=3))
+    fleet.register(_verifier("queued", running_requests=1, waiting_requests=2))
+    fleet.register(_verifier("tight", running_requests=2, free_kv_fraction=0.1))
+    fleet.register(_verifier("z-roomy", running_requests=2, free_kv_fraction=0.9))
+    fleet.register(_verifier("roomy", running_requests=2, free_kv_fraction=0.9))
+    assert ask() == "roomy"
+
+
+def test_assignments_count_until_the_replica_renews(fleet: Fleet, ask: Asker):
+    fleet.register(_verifier("a"))
+    fleet.register(_verifier("b"))
+    assert [ask() for _ in range(4)] == ["a", "b", "a", "b"]
+    fleet.register(_verifier("b"))
+    assert [ask() for _ in range(2)] == ["b", "b"]
+
+
+def test_a_request_on_its_way_counts_once_and_until_it_arrives_or_is_given_up(
+    fleet: Fleet, ask: Asker, clock: ManualClock
+):
+    for name in ("a", "b"):
+        fleet.register(_verifier(name))
+        _tell(fleet, name)
+    assert [ask(), ask()] == ["a", "b"]
+    _tell(fleet, "a", running=1, new_request_ids=("r1",))  # arrived: counted as running, not twice
+    assert [ask(), ask()] == ["a", "b"]
+    _tell(fleet, "a")
+    clock.advance(PENDING_SECONDS)  # r2, r3 and r4 never arrived
+    assert [ask(), ask()] == ["a", "b"]
+
+
+def test_fresh_loads_win_over_registrations(fleet: Fleet, ask: Asker):
+    for name in ("a", "b"):
+        fleet.register(_verifier(name))
+    _tell(fleet, "a", running=5)
+    assert ask() == "b"
+    fleet.register(_verifier("a"))  # a renewal is older news than the stream's
+    assert ask() == "b"
+
+
+def test_the_faster_verifier_gets_more_requests(fleet: Fleet, ask: Asker):
+    """Until its rounds take as long as the slow one's would: water filling in round time."""
+    for name, seconds in (("fast", 0.021), ("slow", 0.050)):
+        fleet.register(_verifier(name))
+        _tell(fleet, name, profile=SLOPE)
+        _rounds(fleet, name, 60, seconds)
+    chosen = [ask() for _ in range(30)]
+    assert chosen.count("fast") > 2 * chosen.count("slow")
+    assert "slow" in chosen
+
+
+def test_a_verifier_that_is_throttled_gets_fewer_requests_within_two_seconds(fleet: Fleet, ask: Asker):
+    for name in ("a", "b"):
+        fleet.register(_verifier(name))
+        _tell(fleet, name, running=4, profile=SLOPE)
+        _rounds(fleet, name, 50, 0.021)
+    _rounds(fleet, "a", 30, 0.063, start=51)  # three times slower for 1.9 s
+    assert [ask() for _ in range(8)].count("b") >= 7
+
+
+def test_a_verifier_that_works_and_says_nothing_gets_no_requests(
+    fleet: Fleet, ask: Asker, clock: ManualClock
+):
+    for name in ("a", "b"):
+        fleet.register(_verifier(name))
+        _tell(fleet, name, running=1, profile=SLOPE)
+    clock.advance(1.5)
+    _tell(fleet, "b", running=1)
+    assert {ask() for _ in range(8)} == {"b"}
+
+
+def test_a_batch_that_is_full_makes_requests_wait(fleet: Fleet, ask: Asker):
+    for name, running in (("full", 4), ("fuller", 6)):
+        fleet.register(_verifier(name))
+        _tell(fleet, name, running=running, max_running_requests=4 if name == "full" else 64, profile=SLOPE)
+    assert ask() == "fuller"
+
+
+PROMPT = tuple(range(20 * BLOCK_TOKENS))
+
+
+def test_a_known_prefix_draws_a_request_until_load_outweighs_it(fleet: Fleet, ask: Asker):
+    for name in ("a", "b"):
+        fleet.register(_verifier(name))
+        _tell(fleet, name, profile=SLOPE)
+    same = [ask(prompt=(*PROMPT, index)) for index in range(41)]
+    assert same[:2] == ["a", "a"]  # without the prefix the idle verifier would have been chosen
+    assert "b" in same  # and prefix affinity must not melt one verifier
+    other = tuple(token + 1 for token in PROMPT)
+    assert ask(prompt=other) == min(("a", "b"), key=same.count)
+
+
+def test_prefix_hashes_are_equal_exactly_as_far_as_prompts_are():
+    changed = (*PROMPT[: 3 * BLOCK_TOKENS + 5], 7, *PROMPT[3 * BLOCK_TOKENS + 6 :])
+    same = [a == b for a, b in zip(prefix_hashes(PROMPT), prefix_hashes(changed), strict=True)]
+    assert same == [True] * 3 + [False] * 17
+    assert prefix_hashes(PROMPT[: BLOCK_TOKENS - 1]) == ()
+    assert len(prefix_hashes(tuple(range(100_000)))) == 32
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(0, 20), max_size=5), st.sampled_from("abcdefg"))))
+def test_the_prefix_table_is_bounded_and_remembers_the_last_verifier(history):
+    table = PrefixTable(max_prefixes=8)
+    for hashes, name in history:
+        table.record(hashes, name)
+        assert len(table) <= 8
+        assert table.matched_tokens(hashes).get(name, 0) == len(hashes) * BLOCK_TOKENS
+
+
+def test_drafters_draining_excluded_and_other_models_are_not_chosen(fleet: Fleet, ask: Asker):
+    fleet.register(_verifier("drafter", role=Role.DRAFTER))
+    fleet.register(_verifier("draining", draining=True))
+    fleet.register(_verifier("other", model="other"))
+    fleet.register(_verifier("failed"))
+    fleet.register(_verifier("leaving"))
+    _tell(fleet, "leaving", draining=True)  # it says so before its next renewal
+    fleet.register(_verifier("fit", running_requests=100))
+    assert ask(exclude=("failed",)) == "fit"
+
+
+def test_a_verifier_whose_stream_broke_is_the_last_resort(fleet: Fleet, ask: Asker):
+    for name, running in (("a", 0), ("b", 50)):
+        fleet.register(_verifier(name, running_requests=running))
+    fleet.loads.disconnected("a")
+    assert ask() == "b"
+    assert ask(exclude=("b",)) == "a"
+    fleet.register(_verifier("a"))
+    assert ask() == "a"
+
+
+def test_why_nobody_serves_is_said(fleet: Fleet, ask: Asker):
+    with pytest.raises(UnavailableError, match=r"no verifier serves model 'm' now \(models served: none\)"):
+        ask()
+    fleet.register(_verifier("a", model="other"))
+    with pytest.raises(UnavailableError, match=r"models served: other\)"):
+        ask()
+    fleet.register(_verifier("b", draining=True))
+    fleet.register(_verifier("c"))
+    with pytest.raises(UnavailableError, match="of 2, 1 are draining and 1 are excluded"):
+        ask(exclude=("c",))
+
+
+loads = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=6)
+
+
+@given(loads, st.integers(1, 40))
+def test_assigning_fills_the_least_loaded_first(initial: list[tuple[int, int]], requests: int):
+    """After every assignment the chosen verifier was a least loaded one: water filling."""
+    fleet = Fleet(10.0, ManualClock())
+    ask = Asker(fleet)
+    load = {}
+    for index, (running, waiting) in enumerate(initial):
+        replica = _verifier(f"v{index}", running_requests=running, waiting_requests=waiting)
+        fleet.register(replica)
+        load[replica.replica_id] = running + waiting
+    for _ in range(requests):
+        chosen = ask()
+        assert load[chosen] == min(load.values())
+        load[chosen] += 1
