@@ -79,6 +79,11 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._template is not None
 
+    @property
+    def chat_template(self) -> str | None:
+        """Its jinja source."""
+        return self._template.source if self._template else None
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Special tokens written out in the text become their ids.
 

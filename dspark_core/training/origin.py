@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from dspark_core.errors import CheckpointError, ConfigError
+from dspark_core.models.decoder import check_tap_layers
+from dspark_core.models.loading import LoadedTarget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +40,41 @@ class FeatureOrigin:
         if missing := [name for name, value in known.items() if value is None]:
             raise CheckpointError(f"{where}: the features' origin has no {', '.join(missing)}")
         try:
-            layers = tuple(int(layer) for layer in fields["tap_layers"])
-            sizes = {name: int(fields[name]) for name in ("vocab_size", "hidden_size")}
+            return cls(
+                target=str(fields["target"]),
+                fingerprint=str(fields["fingerprint"]),
+                vocab_size=int(fields["vocab_size"]),
+                hidden_size=int(fields["hidden_size"]),
+                tap_layers=tuple(int(layer) for layer in fields["tap_layers"]),
+                dtype=str(fields["dtype"]),
+                chat_template=str(fields["chat_template"]),
+            )
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{where}: the features' origin is damaged: {error}") from error
-        texts = {name: str(fields[name]) for name in ("target", "fingerprint", "dtype", "chat_template")}
-        return cls(tap_layers=layers, **sizes, **texts)
+
+
+def describe_target(
+    loaded: LoadedTarget, dtype: str, tap_layers: Sequence[int], chat_template: str | None
+) -> FeatureOrigin:
+    """Raises ConfigError for a layer the target does not have."""
+    check_tap_layers(tap_layers, loaded.config.num_layers)
+    return FeatureOrigin(
+        target=loaded.path.name,
+        fingerprint=loaded.fingerprint,
+        vocab_size=loaded.config.vocab_size,
+        hidden_size=loaded.config.hidden_size,
+        tap_layers=tuple(tap_layers),
+        dtype=dtype,
+        chat_template=template_digest(chat_template),
+    )
+
+
+def default_tap_layers(num_layers: int, count: int = 5) -> tuple[int, ...]:
+    """Evenly spaced from the second layer to the third last: 1, 9, 17, 25, 33 of Qwen3-4B's 36."""
+    first = min(1, num_layers - 1)
+    last = max(first, num_layers - 3)
+    step = (last - first) / max(count - 1, 1)
+    return tuple(sorted({first + int(number * step + 0.5) for number in range(count)}))
 
 
 def template_digest(template: str | None) -> str:

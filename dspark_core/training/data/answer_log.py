@@ -1,0 +1,133 @@
+"""The growing file of answers: one JSON line each, safe against being killed at any moment."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from dspark_core.errors import ConfigError
+from dspark_core.records import FinishReason, SamplingParams
+
+SETTINGS_SUFFIX = ".settings.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One conversation with where it came from; what drafters are trained on."""
+
+    prompt_id: str
+    domain: str
+    source: str
+    sampling: SamplingParams
+    finish: FinishReason
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+
+    def line(self) -> str:
+        row = {
+            "id": self.prompt_id,
+            "domain": self.domain,
+            "source": self.source,
+            "temperature": self.sampling.temperature,
+            "seed": self.sampling.seed,
+            "finish": self.finish.value,
+            "prompt_ids": self.prompt_ids,
+            "answer_ids": self.answer_ids,
+        }
+        return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+class AnswerLog:
+    """Appends answers; knows which prompts already have one. One process at a time.
+
+    The settings the answers were generated with lie beside the file: going on with others would
+    mix two data sets, and is refused.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, object]) -> None:
+        """Repairs a last line that was cut off. Raises ConfigError, naming file and line or setting."""
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as error:
+            raise ConfigError(f"cannot write answers to {path}: {error}") from error
+        try:
+            self._lock()
+            self._settle(settings)
+            self.done = self._repair()
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.fsync(self._file)
+        os.close(self._file)
+
+    def append(self, answer: Answer) -> None:
+        """In the file, whole, when this returns."""
+        content = answer.line().encode()
+        while content:
+            content = content[os.write(self._file, content) :]
+        self.done.add(answer.prompt_id)
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"another process is writing {self.path}") from error
+
+    def _settle(self, settings: Mapping[str, object]) -> None:
+        path = self.path.with_name(self.path.name + SETTINGS_SUFFIX)
+        if os.fstat(self._file).st_size == 0:
+            path.write_text(json.dumps(dict(settings), indent=1) + "\n", encoding="utf-8")
+            return
+        known = read_settings(self.path)
+        if known is None:
+            raise ConfigError(f"{self.path} holds answers, but {path.name} with their settings is missing")
+        wanted = json.loads(json.dumps(dict(settings)))
+        names = dict.fromkeys((*known, *wanted))
+        if differing := [name for name in names if known.get(name) != wanted.get(name)]:
+            told = "; ".join(f"{name} {known.get(name)!r}, not {wanted.get(name)!r}" for name in differing)
+            raise ConfigError(f"{self.path} was begun with other settings ({told}): choose another file")
+
+    def _repair(self) -> set[str]:
+        """Cuts an unfinished last line off -> ids of the answers that are there."""
+        done: set[str] = set()
+        end = 0
+        with self.path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.endswith(b"\n"):
+                    break  # killed while writing it
+                try:
+                    done.add(str(json.loads(line)["id"]))
+                except (ValueError, KeyError, TypeError) as error:
+                    raise ConfigError(f"{self.path}:{number} is not an answer: {error!r}") from error
+                end += len(line)
+        os.ftruncate(self._file, end)
+        return done
+
+
+def read_settings(answers: Path) -> dict[str, object] | None:
+    """What the answers were generated with; None: they come from elsewhere."""
+    path = answers.with_name(answers.name + SETTINGS_SUFFIX)
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold an object, got {type(values).__name__}")
+    return values

@@ -1,0 +1,142 @@
+"""Answers of the target in this process, resumable to the same bytes.
+
+Prompts are answered chunk by chunk, and a chunk is always generated whole by a fresh run: what an
+answer's rounding depends on is then the same in every run. A resumed run generates the chunk it
+was killed in again and writes only what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from dspark_core.errors import ConfigError, InvalidRequestError
+from dspark_core.tokenization.tokenizer import Tokenizer
+from dspark_core.training.data.answer_log import Answer
+from dspark_core.training.data.conversations import Conversation
+from dspark_core.training.data.generation import BatchGenerator, Failure, Generated, Job
+from dspark_core.training.data.prompts import Prompt
+from dspark_core.training.data.sampling_mix import SamplingMix
+
+DEFAULT_CHUNK_PROMPTS = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerSettings:
+    mix: SamplingMix
+    max_tokens: int = 512
+    chunk_prompts: int = DEFAULT_CHUNK_PROMPTS
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "chunk_prompts"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    prompt: Prompt
+    token_ids: tuple[int, ...]
+
+
+def encode(prompt: Prompt, tokenizer: Tokenizer, max_prompt_tokens: int) -> Encoded | Failure:
+    """A failure when the chat template refuses the conversation, or it does not fit the context."""
+    try:
+        token_ids = tokenizer.encode_chat(prompt.chat())
+    except InvalidRequestError as error:
+        return Failure(key=prompt.prompt_id, problem=str(error))
+    if len(token_ids) > max_prompt_tokens:
+        problem = f"the prompt has {len(token_ids)} tokens; the limit is {max_prompt_tokens}"
+        return Failure(key=prompt.prompt_id, problem=problem)
+    return Encoded(prompt, token_ids)
+
+
+class LocalAnswers:
+    def __init__(self, generator: BatchGenerator, tokenizer: Tokenizer, settings: AnswerSettings) -> None:
+        self._generator = generator
+        self._tokenizer = tokenizer
+        self._settings = settings
+
+    def run(
+        self,
+        prompts: Sequence[Prompt],
+        done: Callable[[str], bool],
+        on_generated: Callable[[int], None] = lambda _: None,
+    ) -> Iterator[Answer | Failure]:
+        """What is not `done` yet; `on_generated` hears the tokens of each sequence that ended."""
+        size = self._settings.chunk_prompts
+        for start in range(0, len(prompts), size):
+            results = [self._encode(prompt) for prompt in prompts[start : start + size]]
+            yield from (one for one in results if isinstance(one, Failure))
+            chunk = [one for one in results if isinstance(one, Encoded)]
+            if all(done(one.prompt.prompt_id) for one in chunk):
+                continue
+            yield from (a for a in self._answer(chunk, on_generated) if not done(_key(a)))
+
+    def _encode(self, prompt: Prompt) -> Encoded | Failure:
+        return encode(prompt, self._tokenizer, self._generator.max_prompt_tokens)
+
+    def _answer(
+        self, chunk: Sequence[Encoded], on_generated: Callable[[int], None]
+    ) -> Iterator[Answer | Failure]:
+        asked = {one.prompt.prompt_id: one for one in chunk}
+        for result in self._generator.run(_job(one, self._settings) for one in chunk):
+            if isinstance(result, Failure):
+                yield result
+                continue
+            on_generated(len(result.token_ids))
+            yield self._told(asked[result.key], result)
+
+    def _told(self, asked: Encoded, result: Generated) -> Answer:
+        return Answer(
+            prompt_id=result.key,
+            domain=asked.prompt.domain,
+            source=asked.prompt.source,
+            sampling=self._settings.mix.sampling_of(result.key),
+            finish=result.finish,
+            prompt_ids=asked.token_ids,
+            answer_ids=result.token_ids,
+        )
+
+
+class GeneratedConversations:
+    """`Conversations` whose answers are generated when a step asks for them, all of a step together."""
+
+    def __init__(
+        self, generator: BatchGenerator, prompts: Sequence[Encoded], settings: AnswerSettings
+    ) -> None:
+        """Raises ConfigError when there is no prompt."""
+        if not prompts:
+            raise ConfigError("there is no prompt to answer")
+        self._generator = generator
+        self._prompts = prompts
+        self._settings = settings
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def get(self, numbers: Sequence[int]) -> list[Conversation]:
+        """Raises ConfigError for a prompt the target cannot take."""
+        # A step may cross into the next epoch and hold a prompt twice.
+        wanted = dict.fromkeys(numbers)
+        answers: dict[str, tuple[int, ...]] = {}
+        jobs = (_job(self._prompts[number], self._settings) for number in wanted)
+        for result in self._generator.run(jobs):
+            if isinstance(result, Failure):
+                raise ConfigError(f"prompt {result.key}: {result.problem}")
+            answers[result.key] = result.token_ids
+        asked = [self._prompts[number] for number in numbers]
+        return [Conversation(one.token_ids, answers[one.prompt.prompt_id]) for one in asked]
+
+
+def _job(one: Encoded, settings: AnswerSettings) -> Job:
+    return Job(
+        key=one.prompt.prompt_id,
+        prompt_ids=one.token_ids,
+        sampling=settings.mix.sampling_of(one.prompt.prompt_id),
+        max_tokens=settings.max_tokens,
+    )
+
+
+def _key(result: Answer | Failure) -> str:
+    return result.prompt_id if isinstance(result, Answer) else result.key

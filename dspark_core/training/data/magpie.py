@@ -1,0 +1,150 @@
+"""Prompts the target writes itself (Magpie, arXiv 2406.08464): no dataset, and no licence but its own.
+
+An aligned model that is given its chat template up to where a user's words would begin goes on
+with the words of a user. Turns are written chunk by chunk, each by a fresh run with noise of its
+own, and kept in a journal: a killed run loses at most a chunk, and the next goes on with the same turns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dspark_core.errors import ConfigError
+from dspark_core.records import FinishReason, SamplingParams
+from dspark_core.tokenization.tokenizer import Tokenizer
+from dspark_core.training.data.generation import BatchGenerator, Generated, Job
+from dspark_core.training.data.prompts import Prompt, user_prompt
+
+SOURCE = "self-synthesised"
+_MARK = "USER-CONTENT"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SynthesisSettings:
+    temperature: float = 1.0
+    top_p: float = 0.95
+    max_tokens: int = 256
+    """A turn that does not end by then is dropped."""
+    chunk_turns: int = 2048
+    """Attempts a run makes together before it writes the journal."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "chunk_turns"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+    def sampling(self, attempt: int) -> SamplingParams:
+        seed = (self.seed * 1_000_000_007 + attempt) % 2**62
+        return SamplingParams(temperature=self.temperature, top_p=self.top_p, seed=seed)
+
+
+class Synthesiser:
+    def __init__(
+        self,
+        generator: BatchGenerator,
+        tokenizer: Tokenizer,
+        settings: SynthesisSettings,
+        on_generated: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """`on_generated` hears the tokens of each turn that ended. Raises ConfigError."""
+        self._generator = generator
+        self._tokenizer = tokenizer
+        self._settings = settings
+        self._header = user_header(tokenizer)
+        self._on_generated = on_generated
+
+    def chunk(self, number: int) -> list[str]:
+        """The turns of one chunk in the order of their attempts; a function of the settings."""
+        size = self._settings.chunk_turns
+        found: dict[str, str] = {}
+        keys = [str(attempt) for attempt in range(number * size, (number + 1) * size)]
+        for written in self._generator.run(self._job(key) for key in keys):
+            if isinstance(written, Generated):
+                self._on_generated(len(written.token_ids))
+                if written.finish is FinishReason.STOP:
+                    found[written.key] = self._tokenizer.decode(written.token_ids).strip()
+        return [found[key] for key in keys if found.get(key)]
+
+    def _job(self, key: str) -> Job:
+        sampling = self._settings.sampling(int(key))
+        return Job(key=key, prompt_ids=self._header, sampling=sampling, max_tokens=self._settings.max_tokens)
+
+
+class TurnJournal:
+    """Chunks of turns already written, one JSON line each below a line of settings."""
+
+    def __init__(self, path: Path, settings: SynthesisSettings, fingerprint: str) -> None:
+        """Raises ConfigError when the file was begun with other settings or by another target."""
+        self._path = path
+        self._head = json.dumps({"target": fingerprint, **asdict(settings)})
+        self.chunks: list[list[str]] = []
+        lines = self._whole_lines() or [self._head]
+        if lines[0] != self._head:
+            raise ConfigError(
+                f"{path} was begun with other settings ({lines[0]}, not {self._head}): remove it"
+            )
+        try:
+            self.chunks = [list(map(str, json.loads(line))) for line in lines[1:]]
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{path} is damaged: {error}; remove it") from error
+        self._replace("".join(line + "\n" for line in lines))
+
+    def append(self, chunk: list[str]) -> None:
+        """On disk when this returns."""
+        self._write(self._path, json.dumps(chunk) + "\n", "a")
+        self.chunks.append(chunk)
+
+    def _whole_lines(self) -> list[str]:
+        """Without a last one that was cut off."""
+        if not self._path.exists():
+            return []
+        try:
+            return self._path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        except OSError as error:
+            raise ConfigError(f"{self._path} cannot be read: {error}") from error
+
+    def _replace(self, text: str) -> None:
+        partial = self._path.with_name(self._path.name + ".partial")
+        self._write(partial, text, "w")
+        partial.replace(self._path)
+
+    def _write(self, path: Path, text: str, mode: str) -> None:
+        try:
+            with path.open(mode, encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ConfigError(f"cannot write to {path}: {error}") from error
+
+
+def synthesise(synthesiser: Synthesiser, journal: TurnJournal) -> Iterator[Prompt]:
+    """User turns without end: the journal's, then new ones."""
+    number = 0
+    while True:
+        if number == len(journal.chunks):
+            journal.append(synthesiser.chunk(number))
+        for text in journal.chunks[number]:
+            yield user_prompt(text, domain="chat", source=SOURCE)
+        if not any(journal.chunks[-3:]):
+            raise ConfigError(
+                "--synthesise: this target ends no turn of a user within the length allowed; "
+                "is it an aligned model with a chat template?"
+            )
+        number += 1
+
+
+def user_header(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The chat template up to where the user's content begins, in tokens. Raises ConfigError."""
+    if not tokenizer.has_chat_template:
+        raise ConfigError("--synthesise needs a target with a chat template; this one has none")
+    text = tokenizer.render_chat([{"role": "user", "content": _MARK}])
+    header, found, _ = text.partition(_MARK)
+    if not found or not header:
+        raise ConfigError("--synthesise: the target's chat template has nothing before a user's content")
+    return tokenizer.encode(header, add_special_tokens=False)

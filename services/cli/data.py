@@ -1,0 +1,45 @@
+"""`dspark data`: from prompts to what a drafter is trained on.
+
+prompts collects what to ask, regenerate lets the target answer, features computes the target's
+hidden states of the answers (training can also compute them on the fly), check verifies them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from services.cli import data_features, data_prompts, data_regenerate
+
+EXIT_INTERRUPTED = 130
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "data",
+        help="make training data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    steps = parser.add_subparsers(title="steps", required=True, metavar="STEP")
+    for add in (
+        data_prompts.add_parser,
+        data_regenerate.add_parser,
+        data_features.add_parser,
+        data_features.add_check_parser,
+    ):
+        add(steps)
+    for step in steps.choices.values():
+        step.set_defaults(run=_interruptible(step.get_default("run")))
+
+
+def _interruptible(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    def guarded(arguments: argparse.Namespace) -> int:
+        try:
+            return run(arguments)
+        except KeyboardInterrupt:
+            print("dspark: interrupted; run the same command again to go on", file=sys.stderr)
+            return EXIT_INTERRUPTED
+
+    return guarded

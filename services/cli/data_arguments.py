@@ -1,0 +1,132 @@
+"""What the `dspark data` commands share: the target they load, files they write, progress they show."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from dspark_core.engine.building import BuiltTarget, EngineOptions, build_target
+from dspark_core.errors import ConfigError
+from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
+from dspark_core.tokenization.loading import load_tokenizer
+from dspark_core.tokenization.tokenizer import Tokenizer
+
+_PLAIN_LINE_SECONDS = 30.0
+"""How often a log without a terminal hears of the progress."""
+
+
+def add_target_arguments(parser: argparse.ArgumentParser, *, kv_cache: bool = True) -> None:
+    group = parser.add_argument_group("target")
+    group.add_argument(
+        "--target-model", default=DEFAULT_MODEL, help=f"name, GGUF file or HF directory ({DEFAULT_MODEL})"
+    )
+    group.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="(bfloat16)")
+    if kv_cache:
+        group.add_argument("--kv-cache-mb", type=int, default=2048, help="memory for KV pages (2048)")
+    group.add_argument("--threads", type=int, default=None, help="math threads (default: all cores)")
+
+
+def load_tokenizer_of(arguments: argparse.Namespace) -> Tokenizer:
+    return load_tokenizer(resolve_model_path(arguments.target_model))
+
+
+def load_engine(arguments: argparse.Namespace) -> BuiltTarget:
+    """The target without a drafter."""
+    set_threads(arguments)
+    options = EngineOptions(
+        target_model=arguments.target_model,
+        drafter=None,
+        dtype=arguments.dtype,
+        kv_cache_bytes=arguments.kv_cache_mb * 2**20,
+    )
+    return build_target(options)
+
+
+def set_threads(arguments: argparse.Namespace) -> None:
+    if arguments.threads is not None:
+        if arguments.threads < 1:
+            raise ConfigError(f"--threads must be >= 1, got {arguments.threads}")
+        torch.set_num_threads(arguments.threads)
+
+
+def require_writable(path: Path) -> None:
+    """Makes the folder of a file to write. Raises ConfigError before the long work."""
+    if path.is_dir():
+        raise ConfigError(f"--out must be a file, got the directory {path}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {path.parent}: {error}") from error
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"cannot write to {path.parent}: no permission")
+
+
+@dataclass(slots=True)
+class TokenProgress:
+    """A bar over items with the tokens per second; plain lines where there is no terminal."""
+
+    title: str
+    total: int
+    done: int = 0
+    clock: Callable[[], float] = time.monotonic
+    tokens: int = 0
+    _started: float = field(init=False)
+    _told: float = field(init=False)
+    _console: Console = field(init=False)
+    _bar: Progress = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._started = self._told = self.clock()
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        self._bar.add_task(self.title, total=self.total, completed=self.done, rate="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / max(self.clock() - self._started, 1e-9)
+
+    def add(self, *, items: int = 0, tokens: int = 0) -> None:
+        self.done += items
+        self.tokens += tokens
+        rate = f"{self.tokens_per_second:,.0f} tokens/s"
+        self._bar.update(self._bar.task_ids[0], completed=self.done, rate=rate)
+        now = self.clock()
+        if not self._console.is_terminal and now - self._told >= _PLAIN_LINE_SECONDS:
+            self._told = now
+            self._console.print(f"{self.title}: {self.done} of {self.total}, {rate}", soft_wrap=True)

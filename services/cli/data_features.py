@@ -1,0 +1,150 @@
+"""`dspark data features` computes what drafters are trained on; `dspark data check` verifies it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from dspark_core.engine.building import DTYPES
+from dspark_core.errors import ConfigError
+from dspark_core.models.loading import LoadedTarget, load_target
+from dspark_core.training.data.answer_log import read_settings
+from dspark_core.training.data.conversations import AnswerFile
+from dspark_core.training.data.feature_cache import (
+    DEFAULT_PACK_TOKENS,
+    DEFAULT_SHARD_TOKENS,
+    CachePlan,
+    bytes_per_token,
+    fill_cache,
+    free_on_disk,
+    gigabytes,
+    plan_cache,
+    require_space,
+)
+from dspark_core.training.manifest import check_shards, read_manifest
+from dspark_core.training.origin import FeatureOrigin, default_tap_layers, describe_target
+from dspark_core.training.sources import MIN_ANSWER_TOKENS
+from services.cli.data_arguments import TokenProgress, add_target_arguments, load_tokenizer_of, set_threads
+
+EXIT_DAMAGED = 1
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "features",
+        help="compute target features of answers",
+        description="Runs the target over answers and keeps tapped and final hidden states in shards. "
+        "Run the same command again to go on after an interruption.",
+    )
+    parser.add_argument("--answers", type=Path, required=True, help="JSONL of `dspark data regenerate`")
+    parser.add_argument("--out", type=Path, required=True, help="directory of the shards")
+    parser.add_argument(
+        "--layers", type=int, nargs="+", default=None, help="tapped layers (default: five, evenly spaced)"
+    )
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        default=None,
+        help="longer conversations are left out (the target's context)",
+    )
+    parser.add_argument(
+        "--shard-tokens", type=int, default=DEFAULT_SHARD_TOKENS, help="tokens per shard (%(default)s)"
+    )
+    parser.add_argument(
+        "--pack-tokens",
+        type=int,
+        default=DEFAULT_PACK_TOKENS,
+        help="tokens per pass of the target (%(default)s)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what it would take and write nothing")
+    add_target_arguments(parser, kv_cache=False)
+    parser.set_defaults(run=run)
+
+
+def add_check_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "check",
+        help="verify the checksums of features",
+        description="Reads every shard through and compares checksums; 1 when a shard is damaged.",
+    )
+    parser.add_argument("directory", type=Path, help="where `dspark data features` wrote")
+    parser.set_defaults(run=run_check)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.pack_tokens < 1:
+        raise ConfigError(f"--pack-tokens must be >= 1, got {arguments.pack_tokens}")
+    set_threads(arguments)
+    target = load_target(arguments.target_model, DTYPES[arguments.dtype])
+    origin = _origin(arguments, target)
+    _require_answers_of(target, arguments.answers)
+    limit = target.config.max_context_tokens
+    if arguments.max_length is not None:
+        limit = min(limit, arguments.max_length)
+    answers = AnswerFile(arguments.answers, max_tokens=limit, min_answer_tokens=MIN_ANSWER_TOKENS)
+    plan = plan_cache(arguments.out, answers, origin, arguments.shard_tokens)
+    _describe(plan, answers)
+    require_space(plan)
+    if arguments.dry_run:
+        return 0
+    total = sum(shard.tokens for shard in plan.shards)
+    with TokenProgress("features", total, total - plan.missing_tokens) as progress:
+        fill_cache(
+            plan,
+            answers,
+            target.decoder,
+            pack_tokens=arguments.pack_tokens,
+            on_tokens=lambda count: progress.add(items=count, tokens=count),
+        )
+        rate = progress.tokens_per_second
+    Console().print(f"{len(plan.shards)} shards in {arguments.out}, {rate:,.0f} tokens/s", soft_wrap=True)
+    return 0
+
+
+def run_check(arguments: argparse.Namespace) -> int:
+    console = Console()
+    damaged = total = 0
+    for _, fault in check_shards(arguments.directory):
+        total += 1
+        if fault is not None:
+            damaged += 1
+            console.print(f"[red]{fault.path} {fault.problem}[/red]", soft_wrap=True)
+    manifest = read_manifest(arguments.directory)
+    planned = manifest.planned_shards if manifest else total
+    console.print(f"{total - damaged} of {planned} shards are whole", soft_wrap=True)
+    if total < planned:
+        console.print(f"{planned - total} are not written yet: run `dspark data features` again")
+    return EXIT_DAMAGED if damaged else 0
+
+
+def _origin(arguments: argparse.Namespace, target: LoadedTarget) -> FeatureOrigin:
+    layers = arguments.layers or default_tap_layers(target.config.num_layers)
+    if len(set(layers)) < len(layers):
+        raise ConfigError(f"--layers must differ, got {' '.join(map(str, layers))}")
+    return describe_target(target, arguments.dtype, layers, load_tokenizer_of(arguments).chat_template)
+
+
+def _require_answers_of(target: LoadedTarget, answers: Path) -> None:
+    """Raises ConfigError, with both values, when another model wrote the answers."""
+    settings = read_settings(answers) or {}
+    wrote = settings.get("fingerprint")
+    if wrote is not None and wrote != target.fingerprint:
+        raise ConfigError(
+            f"{answers} was written by target {settings.get('target')} with fingerprint {wrote}; "
+            f"{target.path.name} has fingerprint {target.fingerprint}"
+        )
+
+
+def _describe(plan: CachePlan, answers: AnswerFile) -> None:
+    origin = plan.manifest.origin
+    left_out = f"{answers.too_long} too long, {answers.too_short} with too short an answer"
+    lines = [
+        f"{len(answers)} conversations, {sum(answers.lengths):,} tokens (left out: {left_out})",
+        f"tap layers {' '.join(map(str, origin.tap_layers))}: {bytes_per_token(origin):,} bytes per token, "
+        f"{gigabytes(plan.total_bytes)} in {len(plan.shards)} shards",
+        f"to do: {plan.missing_tokens:,} tokens, {gigabytes(plan.missing_bytes)} in "
+        f"{len(plan.missing)} shards; {gigabytes(free_on_disk(plan.directory))} free",
+    ]
+    Console().print("\n".join(lines), soft_wrap=True, highlight=False)

@@ -1,0 +1,166 @@
+"""`dspark data prompts`: collects prompts from files, datasets, or the target itself."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from dspark_core.errors import ConfigError
+from dspark_core.tokenization.tokenizer import Tokenizer
+from dspark_core.training.data.generation import DEFAULT_CONCURRENCY, BatchGenerator
+from dspark_core.training.data.hub import read_dataset, require_datasets
+from dspark_core.training.data.magpie import Synthesiser, SynthesisSettings, TurnJournal, synthesise
+from dspark_core.training.data.prompt_filters import RUN_WORDS, Exclusions, LengthLimits, PromptFilter
+from dspark_core.training.data.prompts import Prompt, read_prompts
+from services.cli.data_arguments import (
+    TokenProgress,
+    add_target_arguments,
+    load_engine,
+    load_tokenizer_of,
+    require_writable,
+)
+
+JOURNAL_SUFFIX = ".turns.jsonl"
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("prompts", help="collect training prompts", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="JSONL file to write")
+    parser.add_argument("--limit", type=int, default=None, help="rows taken of each file or dataset")
+    _add_sources(parser)
+    _add_filters(parser)
+    add_target_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sources, of which at least one is needed")
+    group.add_argument(
+        "files",
+        type=Path,
+        nargs="*",
+        help="JSONL with `prompt`, `turns`, `messages` or `conversations`; `domain` and `source` are kept",
+    )
+    group.add_argument("--dataset", default=None, help="Hugging Face dataset, by name or local directory")
+    group.add_argument("--subset", default=None, help="configuration of the dataset")
+    group.add_argument("--split", default="train", help="(train)")
+    group.add_argument("--column", default=None, help="column that holds the prompt's text")
+    group.add_argument(
+        "--synthesise", type=int, default=0, metavar="N", help="user turns the target writes itself (0)"
+    )
+    defaults = SynthesisSettings()
+    group.add_argument(
+        "--temperature",
+        type=float,
+        default=defaults.temperature,
+        help=f"of synthesised turns ({defaults.temperature})",
+    )
+    group.add_argument("--top-p", type=float, default=defaults.top_p, help=f"({defaults.top_p})")
+    group.add_argument("--seed", type=int, default=defaults.seed, help=f"({defaults.seed})")
+    group.add_argument(
+        "--concurrency", type=int, default=DEFAULT_CONCURRENCY, help=f"turns at once ({DEFAULT_CONCURRENCY})"
+    )
+
+
+def _add_filters(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("filters")
+    limits = LengthLimits()
+    group.add_argument("--min-tokens", type=int, default=limits.min_tokens, help=f"({limits.min_tokens})")
+    group.add_argument("--max-tokens", type=int, default=limits.max_tokens, help=f"({limits.max_tokens})")
+    group.add_argument(
+        "--exclude",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help=f"benchmarks: prompts that share {RUN_WORDS} consecutive words with them are refused",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    _check(arguments)
+    tokenizer = load_tokenizer_of(arguments)
+    exclusions = Exclusions(p.text for path in arguments.exclude for p in read_prompts(path))
+    chosen = PromptFilter(
+        count_tokens=lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
+        limits=LengthLimits(min_tokens=arguments.min_tokens, max_tokens=arguments.max_tokens),
+        exclusions=exclusions,
+    )
+    partial = arguments.out.with_name(arguments.out.name + ".partial")
+    try:
+        with partial.open("w", encoding="utf-8") as out:
+            out.writelines(prompt.line() for prompt in chosen.keep(_collected(arguments)))
+            if arguments.synthesise:
+                out.writelines(prompt.line() for prompt in _synthesised(arguments, tokenizer, chosen))
+        if not chosen.kept:
+            raise ConfigError(f"no prompt is left of what was read ({_refusals(chosen)})")
+        partial.replace(arguments.out)
+    finally:
+        partial.unlink(missing_ok=True)
+    Console().print(f"{chosen.kept} prompts in {arguments.out}{_refusals(chosen, '; ')}", soft_wrap=True)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if not (arguments.files or arguments.dataset or arguments.synthesise):
+        raise ConfigError("no source: give files, --dataset NAME or --synthesise N")
+    for name in ("synthesise", "limit"):
+        value = getattr(arguments, name)
+        if value is not None and value < (0 if name == "synthesise" else 1):
+            raise ConfigError(f"--{name} must be >= {0 if name == 'synthesise' else 1}, got {value}")
+    if arguments.dataset:
+        require_datasets()
+    require_writable(arguments.out)
+
+
+def _collected(arguments: argparse.Namespace) -> Iterator[Prompt]:
+    sources: list[Iterable[Prompt]] = [
+        itertools.islice(read_prompts(path), arguments.limit) for path in arguments.files
+    ]
+    if arguments.dataset:
+        sources.append(
+            read_dataset(
+                arguments.dataset,
+                subset=arguments.subset,
+                split=arguments.split,
+                column=arguments.column,
+                limit=arguments.limit,
+            )
+        )
+    return itertools.chain.from_iterable(sources)
+
+
+def _synthesised(
+    arguments: argparse.Namespace, tokenizer: Tokenizer, chosen: PromptFilter
+) -> Iterator[Prompt]:
+    """As many as were asked for, after all filters."""
+    settings = SynthesisSettings(
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        max_tokens=min(arguments.max_tokens, SynthesisSettings().max_tokens),
+        chunk_turns=max(
+            arguments.concurrency, min(2 * arguments.synthesise, SynthesisSettings().chunk_turns)
+        ),
+        seed=arguments.seed,
+    )
+    built = load_engine(arguments)
+    generator = BatchGenerator(built.engine, tokenizer.stop_token_ids, concurrency=arguments.concurrency)
+    path = arguments.out.with_name(arguments.out.name + JOURNAL_SUFFIX)
+    journal = TurnJournal(path, settings, built.loaded.fingerprint)
+    with TokenProgress("synthesising", arguments.synthesise) as progress:
+        synthesiser = Synthesiser(
+            generator, tokenizer, settings, on_generated=lambda count: progress.add(tokens=count)
+        )
+        kept = chosen.keep(synthesise(synthesiser, journal))
+        for prompt in itertools.islice(kept, arguments.synthesise):
+            progress.add(items=1)
+            yield prompt
+
+
+def _refusals(chosen: PromptFilter, lead: str = "") -> str:
+    told: Sequence[str] = [f"{count} {reason.value}" for reason, count in chosen.refused.items()]
+    return f"{lead}refused: {', '.join(told)}" if told else ""

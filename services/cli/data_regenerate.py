@@ -1,0 +1,230 @@
+"""`dspark data regenerate`: answers to prompts, by the target itself.
+
+In this process, many at once, or by any OpenAI-compatible server (--endpoint). Run the same command
+again to go on after an interruption or to try failed prompts again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from dspark_core.errors import ConfigError
+from dspark_core.tokenization.tokenizer import Tokenizer
+from dspark_core.training.data.answer_log import Answer, AnswerLog
+from dspark_core.training.data.generation import DEFAULT_CONCURRENCY, BatchGenerator, Failure
+from dspark_core.training.data.local_answers import AnswerSettings, LocalAnswers
+from dspark_core.training.data.prompts import Prompt, read_prompts
+from dspark_core.training.data.sampling_mix import SamplingMix, parse_temperatures
+from dspark_core.training.origin import template_digest
+from services.cli.data_arguments import (
+    TokenProgress,
+    add_target_arguments,
+    load_engine,
+    load_tokenizer_of,
+    require_writable,
+)
+from services.cli.openai_endpoint import EndpointConfig, OpenAIEndpoint
+from services.cli.remote_answers import RemoteAnswers
+
+FAILURES_SUFFIX = ".failures.jsonl"
+EXIT_FAILED_PROMPTS = 1
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("regenerate", help="answer prompts by the target", description=__doc__)
+    parser.add_argument("--prompts", type=Path, required=True, help="JSONL of `dspark data prompts`")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="JSONL of answers; an unfinished one is completed"
+    )
+    parser.add_argument("--limit", type=int, default=None, help="prompts taken of the file (all)")
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--temperatures",
+        default="0",
+        help="one, or a mixture with shares like 0:0.6,0.2:0.3,0.7:0.1 (0: greedy)",
+    )
+    group.add_argument("--top-p", type=float, default=1.0, help="(1: off)")
+    group.add_argument("--top-k", type=int, default=0, help="(0: off)")
+    group.add_argument("--seed", type=int, default=0, help="of all sampling (0)")
+    group.add_argument("--max-tokens", type=int, default=512, help="per answer (512)")
+    group.add_argument(
+        "--concurrency",
+        type=int,
+        default=DEFAULT_CONCURRENCY,
+        help=f"answers at once ({DEFAULT_CONCURRENCY})",
+    )
+    chunk = AnswerSettings(mix=SamplingMix(temperatures=((0.0, 1.0),))).chunk_prompts
+    group.add_argument(
+        "--chunk", type=int, default=chunk, help=f"prompts generated, and resumed, together ({chunk})"
+    )
+    _add_endpoint(parser)
+    add_target_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_endpoint(parser: argparse.ArgumentParser) -> None:
+    defaults = EndpointConfig(url="http://")
+    group = parser.add_argument_group("server")
+    group.add_argument(
+        "--endpoint", default=None, metavar="URL", help="OpenAI-compatible; default: answer here"
+    )
+    group.add_argument("--model", default=None, help="as the server calls it (default: its first)")
+    group.add_argument(
+        "--api-key-env", default="OPENAI_API_KEY", help="variable that holds the key (%(default)s)"
+    )
+    group.add_argument(
+        "--deadline",
+        type=float,
+        default=defaults.deadline_seconds,
+        help="seconds for one attempt at one answer (%(default)s)",
+    )
+    group.add_argument("--attempts", type=int, default=defaults.attempts, help="per prompt (%(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    settings = AnswerSettings(
+        mix=SamplingMix(
+            temperatures=parse_temperatures(arguments.temperatures),
+            top_p=arguments.top_p,
+            top_k=arguments.top_k,
+            seed=arguments.seed,
+        ),
+        max_tokens=arguments.max_tokens,
+        chunk_prompts=arguments.chunk,
+    )
+    require_writable(arguments.out)
+    prompts = _read(arguments)
+    work = _Work(arguments, settings, prompts)
+    try:
+        if arguments.endpoint is None:
+            work.answer_here()
+        else:
+            work.answer_there()
+    finally:
+        work.report()
+    return EXIT_FAILED_PROMPTS if work.failures else 0
+
+
+def _read(arguments: argparse.Namespace) -> list[Prompt]:
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ConfigError(f"--limit must be >= 1, got {arguments.limit}")
+    found: dict[str, Prompt] = {}
+    for prompt in read_prompts(arguments.prompts):
+        if found.setdefault(prompt.prompt_id, prompt) is not prompt:
+            raise ConfigError(f"{arguments.prompts} holds two prompts with id {prompt.prompt_id!r}")
+    if not found:
+        raise ConfigError(f"{arguments.prompts} holds no prompts")
+    return list(found.values())[: arguments.limit]
+
+
+class _Work:
+    """One run: what is asked, what came of it."""
+
+    def __init__(
+        self, arguments: argparse.Namespace, settings: AnswerSettings, prompts: Sequence[Prompt]
+    ) -> None:
+        self._arguments = arguments
+        self._settings = settings
+        self._prompts = prompts
+        self._tokenizer: Tokenizer = load_tokenizer_of(arguments)
+        self.failures: list[Failure] = []
+        self.written = 0
+        self._begun = False
+        self._rate = 0.0
+
+    def answer_here(self) -> None:
+        built = load_engine(self._arguments)
+        described = {
+            "target": built.loaded.path.name,
+            "fingerprint": built.loaded.fingerprint,
+            "dtype": self._arguments.dtype,
+            "concurrency": self._arguments.concurrency,
+            "chunk": self._settings.chunk_prompts,
+        }
+        generator = BatchGenerator(
+            built.engine, self._tokenizer.stop_token_ids, concurrency=self._arguments.concurrency
+        )
+        answers = LocalAnswers(generator, self._tokenizer, self._settings)
+        with self._log(described) as log, self._progress(log) as progress:
+            results = answers.run(
+                self._prompts,
+                done=log.done.__contains__,
+                on_generated=lambda count: progress.add(tokens=count),
+            )
+            for result in results:
+                self._take(result, log, progress)
+
+    def answer_there(self) -> None:
+        arguments = self._arguments
+        config = EndpointConfig(
+            url=arguments.endpoint,
+            model=arguments.model,
+            api_key=os.environ.get(arguments.api_key_env),
+            concurrency=arguments.concurrency,
+            deadline_seconds=arguments.deadline,
+            attempts=arguments.attempts,
+        )
+        asyncio.run(self._ask(config))
+
+    async def _ask(self, config: EndpointConfig) -> None:
+        async with OpenAIEndpoint(config) as endpoint:
+            described = {"endpoint": config.base_url, "model": endpoint.model}
+            remote = RemoteAnswers(endpoint, self._tokenizer, self._settings)
+            with self._log(described) as log, self._progress(log) as progress:
+                pending = [prompt for prompt in self._prompts if prompt.prompt_id not in log.done]
+
+                def on_result(result: Answer | Failure) -> None:
+                    tokens = len(result.answer_ids) if isinstance(result, Answer) else 0
+                    progress.add(tokens=tokens)
+                    self._take(result, log, progress)
+
+                await remote.run(pending, on_result)
+
+    def _log(self, described: Mapping[str, object]) -> AnswerLog:
+        mix = self._settings.mix
+        sampling = {
+            "temperatures": [list(pair) for pair in mix.temperatures],
+            "top_p": mix.top_p,
+            "top_k": mix.top_k,
+            "seed": mix.seed,
+            "max_tokens": self._settings.max_tokens,
+            "chat_template": template_digest(self._tokenizer.chat_template),
+        }
+        log = AnswerLog(self._arguments.out, {**described, **sampling})
+        self._begun = True
+        return log
+
+    def _progress(self, log: AnswerLog) -> TokenProgress:
+        done = sum(prompt.prompt_id in log.done for prompt in self._prompts)
+        return TokenProgress("answers", len(self._prompts), done)
+
+    def _take(self, result: Answer | Failure, log: AnswerLog, progress: TokenProgress) -> None:
+        if isinstance(result, Failure):
+            self.failures.append(result)
+        else:
+            log.append(result)
+            self.written += 1
+        progress.add(items=1)
+        self._rate = progress.tokens_per_second
+
+    def report(self) -> None:
+        """Failures of this run in a file beside the answers; none, no file."""
+        if not self._begun:
+            return
+        path = self._arguments.out.with_name(self._arguments.out.name + FAILURES_SUFFIX)
+        console = Console()
+        told = f"{self.written} answers written to {self._arguments.out}, {self._rate:,.0f} tokens/s"
+        console.print(told, soft_wrap=True)
+        if not self.failures:
+            path.unlink(missing_ok=True)
+            return
+        rows = (json.dumps({"id": one.key, "problem": one.problem}) + "\n" for one in self.failures)
+        path.write_text("".join(rows), encoding="utf-8")
+        console.print(f"[red]{len(self.failures)} prompts failed[/red], listed in {path}", soft_wrap=True)
