@@ -28,9 +28,10 @@ from benchmarks.frontier_parts.claims import Claim, FrontierPoint, check_claims,
 from benchmarks.frontier_parts.planners import FixedLengthPlanSource, ThresholdPlanSource
 from benchmarks.frontier_parts.plots import draw
 from benchmarks.frontier_parts.stack import LoadedLoop, Method, SliceResult
+from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.engine.building import EngineOptions, build_target
 from dspark_core.engine.planning import LocalPlanSource
-from dspark_core.engine.profiler import profile_step_rate
+from dspark_core.engine.profiler import profile_step_time
 from dspark_core.evaluation.prompt_sets import read_prompt_set
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
 from dspark_core.tokenization.loading import load_tokenizer
@@ -55,11 +56,11 @@ class Stack:
         rows = read_prompt_set(arguments.prompts).rows
         prompts = [tokenizer.encode_chat([{"role": "user", "content": row.text}]) for row in rows]
         target = build_target(options)
-        curve = profile_step_rate(target.engine)
-        methods = [Method(NO_SPECULATION, LocalPlanSource(curve), drafts=False)]
+        round_time = RoundTimeModel(profile_step_time(target.engine))
+        methods = [Method(NO_SPECULATION, LocalPlanSource(round_time), drafts=False)]
         methods += [Method(f"gamma {length}", FixedLengthPlanSource(length)) for length in arguments.gamma]
         methods.append(Method(f"threshold {arguments.threshold}", ThresholdPlanSource(arguments.threshold)))
-        methods.append(Method(SCHEDULED, LocalPlanSource(curve)))
+        methods.append(Method(SCHEDULED, LocalPlanSource(round_time)))
         if arguments.mtp1 is None:
             methods.insert(1, Method(STAND_IN, FixedLengthPlanSource(1)))
         settings = {

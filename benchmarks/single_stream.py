@@ -19,11 +19,12 @@ import torch
 
 from benchmarks.environment import describe_machine
 from benchmarks.peers_transformers import as_transformers, generate
+from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.engine.building import BuiltTarget, EngineOptions, build_drafter, build_target
 from dspark_core.engine.draft_engine import LocalDraftSource
 from dspark_core.engine.drafting import Drafting
 from dspark_core.engine.planning import LocalPlanSource
-from dspark_core.engine.profiler import profile_step_rate
+from dspark_core.engine.profiler import profile_step_time
 from dspark_core.engine.rounds import RoundLoop
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
 from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions
@@ -54,7 +55,7 @@ class Ours:
         source = LocalDraftSource(build_drafter(options, target.loaded))
         self._loop = RoundLoop(
             target.engine,
-            LocalPlanSource(profile_step_rate(target.engine)),
+            LocalPlanSource(RoundTimeModel(profile_step_time(target.engine))),
             drafting=Drafting(source, target.engine, deadline_seconds=60.0),
         )
         self._requests = 0

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
+from dspark_core.algorithms.draft_policy import DraftCandidate
+from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import BuiltTarget, EngineOptions, build_drafter
 from dspark_core.engine.draft_engine import LocalDraftSource
@@ -64,8 +66,11 @@ class SwitchedPlans:
         self.current: PlanSource = FullPlanSource()
         self.reports: list[RoundReport] = []
 
-    def plan(self, survival: Sequence[Sequence[float]]) -> tuple[int, ...]:
-        return self.current.plan(survival)
+    def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
+        return self.current.wants_draft(candidates)
+
+    def plan(self, requests: Sequence[PlanRequest], capacity: int | None = None) -> tuple[int, ...]:
+        return self.current.plan(requests, capacity)
 
     def report(self, report: RoundReport) -> None:
         self.reports.append(report)

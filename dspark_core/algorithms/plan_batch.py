@@ -29,7 +29,7 @@ class PlanBatch:
     survival: Floats  # [requests, block], never rising in a row; negative where there is no token
     weights: Floats  # [requests]
     floors: Floats  # [requests] tokens per second, 0: none
-    granted: Ints  # [requests]
+    granted: Floats  # [requests]
     coupled: Bools  # [requests]
     context_tokens: int
     """Of all requests together."""
@@ -45,7 +45,7 @@ class PlanBatch:
             survival=survival_matrix([request.survival for request in requests]),
             weights=np.fromiter((r.weight for r in requests), np.float64, count),
             floors=np.fromiter((r.floor_tokens_per_second or 0.0 for r in requests), np.float64, count),
-            granted=np.fromiter((r.granted for r in requests), np.int64, count),
+            granted=np.fromiter((r.granted for r in requests), np.float64, count),
             coupled=np.fromiter((r.coupled for r in requests), np.bool_, count),
             context_tokens=sum(r.context_tokens for r in requests),
         )
@@ -58,7 +58,7 @@ class PlanBatch:
             survival=survival_matrix(survival),
             weights=np.ones(count),
             floors=np.zeros(count),
-            granted=np.zeros(count, dtype=np.int64),
+            granted=np.zeros(count),
             coupled=np.zeros(count, dtype=np.bool_),
             context_tokens=0,
         )

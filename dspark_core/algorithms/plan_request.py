@@ -24,8 +24,8 @@ class PlanRequest:
     planning may look at the whole round. Greedy requests too."""
     weight: float = 1.0
     """What one of its tokens counts in throughput, against 1."""
-    granted: int = 0
-    """Draft tokens verified for it before; of two equal tokens, the request with fewer goes first."""
+    granted: float = 0.0
+    """Draft tokens verified for it per round so far; of equal tokens, the request with fewer goes first."""
 
     def __post_init__(self) -> None:
         floor = self.floor_tokens_per_second

@@ -46,7 +46,7 @@ def admit_floors(batch: PlanBatch, seconds: Floats) -> Ints:
         now, then = float(seconds[count]), float(seconds[count + 1])
         behind = max(
             open_requests,
-            key=lambda r: (batch.floors[r] * now / expected[r], -int(batch.granted[r]), -r),
+            key=lambda r: (batch.floors[r] * now / expected[r], -float(batch.granted[r]), -r),
         )
         if expected[behind] >= batch.floors[behind] * now:
             break  # the furthest behind is not behind
@@ -99,9 +99,9 @@ def _longest(batch: PlanBatch, expected: Floats, holding: Bools, request: int, r
     return float((after[holding] / batch.floors[holding]).min()) * (1.0 + TOLERANCE)
 
 
-def _entry(batch: PlanBatch, request: int, length: int) -> tuple[float, int, int, int] | None:
+def _entry(batch: PlanBatch, request: int, length: int) -> tuple[float, int, float, int] | None:
     """Heap entry of a request's next token; None when there is none."""
     if length >= batch.survival.shape[1] or batch.survival[request, length] < 0.0:
         return None
     value = float(batch.survival[request, length] * batch.weights[request])
-    return (-value, length, int(batch.granted[request]), request)
+    return (-value, length, float(batch.granted[request]), request)

@@ -22,7 +22,8 @@ from dspark_core.errors import ConfigError
 SCALE_RATE = 0.1
 """Share of a live step's surprise that moves the model as a whole: a machine grew slower or faster."""
 POINT_RATE = 0.03
-"""Share that moves the points next to it: the profile was wrong there."""
+"""Share of a step's surprise, beyond that of the steps before it, that moves the points next to it:
+the profile was wrong there. What all steps share is the scale's."""
 POINT_LEAK = 0.002
 """What a point forgets of that with each step elsewhere, or one no plan visits again stayed dear for ever."""
 MAX_SURPRISE = 2.0
@@ -57,6 +58,8 @@ class StepTimeModel:
     """How much slower than its points the machine runs now."""
     corrections: tuple[float, ...] = ()
     """Log ratio of each point to its measurement; empty: none."""
+    drift: float = 0.0
+    """Running mean of the log surprise of live steps: what the scale has yet to follow."""
     surface: StepSurface = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -119,14 +122,15 @@ class StepTimeModel:
         if self.learned and len(self.points) < MAX_POINTS and not self._has_near(point):
             return self._with_point(replace(point, seconds=expected / self.scale * math.exp(surprise)))
         shares = self.surface.shares(requests, batch_tokens)
+        drift = self.drift + SCALE_RATE * (surprise - self.drift)
         leak = 0.0 if self.learned else POINT_LEAK
         corrections = [(1.0 - leak) * value for value in self.corrections or (0.0,) * len(self.points)]
         for index, share in shares:
-            corrections[index] += POINT_RATE * share * surprise
+            corrections[index] += POINT_RATE * share * (surprise - drift)
         scale = self.scale * math.exp(SCALE_RATE * surprise)
-        return self._moved(scale, tuple(corrections))
+        return self._moved(scale, tuple(corrections), drift)
 
-    def _moved(self, scale: float, corrections: tuple[float, ...]) -> StepTimeModel:
+    def _moved(self, scale: float, corrections: tuple[float, ...], drift: float) -> StepTimeModel:
         """Shares the surface, which a round should not pay for building again."""
         other = object.__new__(StepTimeModel)
         for name, value in (
@@ -135,6 +139,7 @@ class StepTimeModel:
             ("learned", self.learned),
             ("scale", scale),
             ("corrections", corrections),
+            ("drift", drift),
             ("surface", self.surface),
         ):
             object.__setattr__(other, name, value)

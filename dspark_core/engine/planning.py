@@ -1,55 +1,92 @@
-"""Local planning: Algorithm 1 over the step-rate curve this engine measured."""
+"""Local planning: the pure planners over the times this engine measured and keeps learning."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
-from dspark_core.algorithms.prefix_scheduler import PrefixScheduler
-from dspark_core.algorithms.step_rate import StepRateCurve
+import numpy as np
+
+from dspark_core.algorithms.delayed_scheduler import spend
+from dspark_core.algorithms.draft_policy import DraftCandidate, DraftPolicy
+from dspark_core.algorithms.plan_batch import PlanBatch
+from dspark_core.algorithms.plan_request import Plan, PlanRequest
+from dspark_core.algorithms.planner import plan
+from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.records import RoundReport
 
-SMOOTHING = 0.1
-"""Weight of the newest round in the running means of draft time and of the machine's speed."""
-MAX_SURPRISE = 2.0
-"""How far one round may be from the expected duration: a stall says little about the next round."""
+UNPROFILED_MAX_LENGTH = 2
+UNPROFILED_MIN_SURVIVAL = 0.6
+"""Without a profile a token is verified if it is likely to stand, and never more than a few: on most
+hardware the second and third token of a request cost less than this, on no hardware is it certain."""
 
 
 class LocalPlanSource:
-    """`PlanSource` with no one to ask: lossless in rejection mode because it stops early."""
+    """`PlanSource` with no one to ask."""
 
-    def __init__(self, curve: StepRateCurve) -> None:
-        self._curve = curve
-        self._draft_seconds: float | None = None
-        self._slowdown = 1.0
-        self._scheduler = PrefixScheduler(self._rounds_per_second)
+    def __init__(self, round_time: RoundTimeModel | None, *, policy: DraftPolicy | None = None) -> None:
+        """`round_time`: None while nothing was profiled; plans are then conservative, see above."""
+        self._round_time = round_time
+        self._policy = policy or DraftPolicy()
+        self.last_plan: Plan | None = None
+        self.paused_requests = 0
+        """Requests that were draftable in the newest round and not drafted for."""
 
-    def plan(self, survival: Sequence[Sequence[float]]) -> tuple[int, ...]:
-        return self._scheduler.plan(survival).lengths
+    @property
+    def round_time(self) -> RoundTimeModel | None:
+        """What is known of this engine's speed now."""
+        return self._round_time
+
+    def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
+        if self._round_time is None:
+            return tuple(candidate.draftable for candidate in candidates)
+        wanted = self._policy.choose(candidates, self._round_time)
+        self.paused_requests = sum(candidate.draftable for candidate in candidates) - sum(wanted)
+        return wanted
+
+    def plan(self, requests: Sequence[PlanRequest], capacity: int | None = None) -> tuple[int, ...]:
+        if self._round_time is None:
+            return conservative_lengths(requests)
+        self.last_plan = plan(requests, self._round_time, capacity=capacity)
+        return self.last_plan.lengths
 
     def report(self, report: RoundReport) -> None:
-        """Learns what drafting costs and how busy the machine is; earlier rounds bias nothing.
-
-        The curve keeps its measured shape and is scaled as a whole: refining only the points that
-        plans visit would make the others look dear for ever.
-        """
-        if report.batch_tokens > 0 and report.step_seconds > 0:
-            expected = self._slowdown * self._curve.seconds(report.batch_tokens)
-            surprise = min(max(report.step_seconds / expected, 1.0 / MAX_SURPRISE), MAX_SURPRISE)
-            self._slowdown *= surprise**SMOOTHING
-        if report.draft_seconds > 0:
-            known = report.draft_seconds if self._draft_seconds is None else self._draft_seconds
-            self._draft_seconds = known + SMOOTHING * (report.draft_seconds - known)
-
-    def _rounds_per_second(self, batch_tokens: int) -> float:
-        step_seconds = self._slowdown * self._curve.seconds(batch_tokens)
-        return 1.0 / (step_seconds + (self._draft_seconds or 0.0))
+        """Learns what steps and drafts cost and what drafts bring; earlier rounds bias nothing."""
+        self._policy.learn(report.requests)
+        if self._round_time is None or not report.requests:
+            return
+        drafted = sum(bool(request.survival) for request in report.requests)
+        if drafted and report.draft_seconds > 0:
+            self._round_time = self._round_time.observed_draft(drafted, report.draft_seconds)
+        # A prompt's chunk in the step makes it another kind of step.
+        decoded = sum(1 + request.verify_length for request in report.requests)
+        if report.step_seconds > 0 and report.batch_tokens == decoded:
+            self._round_time = self._round_time.observed_step(
+                len(report.requests), decoded, report.context_tokens, report.step_seconds
+            )
 
 
 class FullPlanSource:
     """Verifies every draft token: static speculation, the baseline scheduling is measured against."""
 
-    def plan(self, survival: Sequence[Sequence[float]]) -> tuple[int, ...]:
-        return tuple(len(row) for row in survival)
+    def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
+        return tuple(candidate.draftable for candidate in candidates)
+
+    def plan(self, requests: Sequence[PlanRequest], capacity: int | None = None) -> tuple[int, ...]:
+        if capacity is None:
+            return tuple(len(request.survival) for request in requests)
+        batch = PlanBatch.of(requests)
+        any_time = np.ones(1 + batch.survival.size)  # ranks alone decide
+        return tuple(spend(batch, capacity, any_time).tolist())
 
     def report(self, report: RoundReport) -> None:
         """A static plan learns nothing."""
+
+
+def conservative_lengths(requests: Sequence[PlanRequest]) -> tuple[int, ...]:
+    """For engines whose speed nobody measured. A token's own survival decides on it: lossless."""
+    most = UNPROFILED_MAX_LENGTH
+    return tuple(
+        len(list(takewhile(lambda value: value >= UNPROFILED_MIN_SURVIVAL, request.survival[:most])))
+        for request in requests
+    )

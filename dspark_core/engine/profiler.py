@@ -1,54 +1,199 @@
-"""Measures the step-rate curve of a target engine at start: seconds per pass by batch tokens."""
+"""Measures the step time of a target engine: a small grid of (requests, tokens per request, context).
+
+Coarse points come first and every further second of the budget makes the picture finer: repeats
+for medians, then points inside the largest jumps until a staircase is pinned to a single token.
+"""
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
-from dspark_core.algorithms.step_rate import StepRateCurve
+from dspark_core.algorithms.step_surface import StepPoint
+from dspark_core.algorithms.step_time import ProfileKey, StepTimeModel, monotone
 from dspark_core.engine.batch import Run
 from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.errors import ConfigError
 
-DEFAULT_BATCH_TOKENS = (1, 2, 4, 8, 16, 32, 64)
+MIN_JUMP = 0.1
+"""A rise between neighbours smaller than this share is not searched for a stair."""
+
+Shape = tuple[int, int, int]  # requests, tokens, context per request
 
 
-def profile_step_rate(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileSettings:
+    requests: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    tokens_per_request: tuple[int, ...] = (1, 2, 4, 8)
+    context_tokens: int = 128
+    """Of each request, except where the context's own cost is measured."""
+    long_context_tokens: int = 1024
+    repeats: int = 5
+    budget_seconds: float = 10.0
+    """Points and repeats that no longer fit are left out; the coarsest three points never are."""
+
+    def __post_init__(self) -> None:
+        for name in ("requests", "tokens_per_request"):
+            values = getattr(self, name)
+            if not values or values[0] < 1 or any(a >= b for a, b in pairwise(values)):
+                raise ConfigError(f"{name} of a profile must be >= 1 and increasing, got {values}")
+        if self.context_tokens < 1 or self.long_context_tokens < self.context_tokens:
+            raise ConfigError(
+                "a profile needs 1 <= context_tokens <= long_context_tokens, got "
+                f"{self.context_tokens} and {self.long_context_tokens}"
+            )
+        if self.repeats < 1:
+            raise ConfigError(f"repeats of a profile must be >= 1, got {self.repeats}")
+        if not self.budget_seconds > 0:
+            raise ConfigError(f"budget_seconds of a profile must be > 0, got {self.budget_seconds}")
+
+    def quick(self) -> ProfileSettings:
+        """A rough picture in a third of the time or less."""
+        coarse = tuple(count for count in self.requests if count in (1, 4, 16)) or self.requests[:1]
+        return replace(
+            self,
+            requests=coarse,
+            tokens_per_request=self.tokens_per_request[:1] + self.tokens_per_request[-1:],
+            repeats=min(self.repeats, 3),
+            budget_seconds=min(self.budget_seconds, 3.0),
+        )
+
+
+def profile_step_time(
     engine: TargetEngine,
+    settings: ProfileSettings | None = None,
     *,
-    batch_tokens: Sequence[int] = DEFAULT_BATCH_TOKENS,
-    tokens_per_request: int = 8,
-    context_tokens: int = 128,
-    repeats: int = 4,
-) -> StepRateCurve:
-    """Times passes shaped like verification: requests of up to `tokens_per_request` tokens each.
+    key: ProfileKey | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+    on_point: Callable[[StepPoint], None] = lambda _: None,
+) -> StepTimeModel:
+    """Times passes shaped like verification, as medians; `on_point` hears of each new shape.
 
-    Writes into arbitrary pages, so it must run before the engine serves. The batch tokens are
-    interleaved over the repeats and the fastest taken: what else runs on the machine only ever
-    adds time, and a curve bent by it would stop speculation for no reason.
+    Writes into arbitrary pages, so it must run before the engine serves.
     """
-    context = min(context_tokens, engine.max_context_tokens - tokens_per_request)
-    passes = {
-        tokens: _runs(engine, tokens, tokens_per_request, context)
-        for tokens in batch_tokens
-        if tokens <= engine.max_context_tokens
-    }
-    for runs in passes.values():
-        engine.forward(runs)  # first calls pay for allocation and kernel selection
-    seconds: dict[int, list[float]] = {tokens: [] for tokens in passes}
-    for _ in range(repeats):
-        for tokens, runs in passes.items():
-            started = time.perf_counter()
-            engine.forward(runs)
-            seconds[tokens].append(time.perf_counter() - started)
-    curve = StepRateCurve(tuple(seconds), tuple(min(times) for times in seconds.values()))
-    return curve.monotone()
+    settings = settings or ProfileSettings()
+    bench = _Bench(engine, settings, clock, on_point)
+    bench.measure_grid()
+    bench.repeat()
+    bench.search_stairs()
+    return StepTimeModel(bench.points(), key or ProfileKey())
 
 
-def _runs(engine: TargetEngine, tokens: int, per_request: int, context: int) -> list[Run]:
-    pages = -(-(context + per_request) // engine.page_tokens)
+@dataclass(slots=True)
+class _Bench:
+    engine: TargetEngine
+    settings: ProfileSettings
+    clock: Callable[[], float]
+    on_point: Callable[[StepPoint], None]
+    seconds: dict[Shape, list[float]] = field(default_factory=dict)
+    started: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.started = self.clock()
+
+    @property
+    def left(self) -> float:
+        return self.settings.budget_seconds - (self.clock() - self.started)
+
+    def measure_grid(self) -> None:
+        for shape in self._shapes():
+            # Two passes, and the step is at most about as much longer as it has more tokens.
+            largest = max(self.seconds, key=lambda known: known[1], default=None)
+            guess = 0.0
+            if largest is not None:
+                guess = 2 * min(self.seconds[largest]) * max(1.0, shape[1] / largest[1])
+            if len(self.seconds) >= 3 and guess > self.left:
+                continue
+            self._measure(shape, warm_up=True)
+
+    def repeat(self) -> None:
+        """Interleaved, so that a busy moment does not fall on one point alone."""
+        for _ in range(self.settings.repeats - 1):
+            for shape, times in self.seconds.items():
+                # A quarter of the budget is kept for stairs.
+                if min(times) < self.left - 0.25 * self.settings.budget_seconds:
+                    self._measure(shape)
+
+    def search_stairs(self) -> None:
+        while (middle := self._largest_jump()) is not None:
+            if 4 * min(self.seconds[self._neighbour(middle)]) > self.left:
+                return
+            self._measure(middle, warm_up=True)
+            for _ in range(2):
+                self._measure(middle)
+
+    def points(self) -> tuple[StepPoint, ...]:
+        """Medians; along a row of equal requests and context time never falls."""
+        rows: dict[tuple[int, int], list[int]] = {}
+        for requests, tokens, context in sorted(self.seconds):
+            rows.setdefault((requests, context), []).append(tokens)
+        found = []
+        for (requests, context), row in rows.items():
+            medians = [statistics.median(self.seconds[requests, tokens, context]) for tokens in row]
+            for tokens, seconds in zip(row, monotone(medians), strict=True):
+                found.append(StepPoint(requests, tokens, requests * context, seconds))
+        return tuple(found)
+
+    def _shapes(self) -> Iterator[Shape]:
+        """Coarse to fine: the corners of the smallest request count, then by size, then long contexts."""
+        per_request = [t for t in self.settings.tokens_per_request if t < self.engine.max_context_tokens]
+        largest = per_request[-1]
+        room = self.engine.max_context_tokens - largest
+        context = min(self.settings.context_tokens, room)
+        long_context = min(self.settings.long_context_tokens, room)
+        counts = self.settings.requests
+        grid = [(r, r * t, context) for r in counts for t in per_request]
+        first = {(counts[0], counts[0] * t, context) for t in (per_request[0], largest)}
+        yield from sorted(first)
+        yield from sorted((shape for shape in grid if shape not in first), key=lambda shape: shape[1])
+        if long_context > context:
+            middle = counts[len(counts) // 2]
+            for r in sorted({counts[0], middle}):
+                yield r, r * largest, long_context
+
+    def _largest_jump(self) -> Shape | None:
+        """The middle of the interval with the largest relative rise; None when all are small or narrow."""
+        best: tuple[float, Shape] | None = None
+        shapes = sorted(self.seconds, key=lambda shape: (shape[2], shape[0], shape[1]))
+        for left, right in pairwise(shapes):
+            if (left[0], left[2]) != (right[0], right[2]) or right[1] - left[1] < 2:
+                continue
+            before, after = (statistics.median(self.seconds[shape]) for shape in (left, right))
+            jump = (after - before) / before
+            if jump > MIN_JUMP and (best is None or jump > best[0]):
+                best = jump, (left[0], (left[1] + right[1]) // 2, left[2])
+        return None if best is None else best[1]
+
+    def _neighbour(self, shape: Shape) -> Shape:
+        """The next larger measured shape of the same row."""
+        row = [s for s in self.seconds if (s[0], s[2]) == (shape[0], shape[2]) and s[1] > shape[1]]
+        return min(row)
+
+    def _measure(self, shape: Shape, *, warm_up: bool = False) -> None:
+        runs = _runs(self.engine, *shape)
+        if warm_up:
+            self.engine.forward(runs)  # first calls pay for allocation and kernel selection
+        started = self.clock()
+        self.engine.forward(runs)
+        elapsed = self.clock() - started
+        self.seconds.setdefault(shape, []).append(elapsed)
+        if warm_up:
+            requests, tokens, context = shape
+            self.on_point(StepPoint(requests, tokens, requests * context, elapsed))
+
+
+def _runs(engine: TargetEngine, requests: int, tokens: int, context: int) -> list[Run]:
+    counts = _spread(tokens, requests)
+    pages = -(-(context + counts[0]) // engine.page_tokens)
     table = [1 + index % (engine.num_pages - 1) for index in range(pages)]
-    counts = [per_request] * (tokens // per_request)
-    if tokens % per_request:
-        counts.append(tokens % per_request)
     # Requests share pages: what is computed does not matter, only how long it takes.
     return [Run([0] * count, context, table, count) for count in counts]
+
+
+def _spread(tokens: int, requests: int) -> Sequence[int]:
+    """As evenly as can be, larger ones first."""
+    each, more = divmod(tokens, requests)
+    return [each + 1] * more + [each] * (requests - more)

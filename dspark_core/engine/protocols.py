@@ -12,6 +12,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from dspark_core.algorithms.draft_policy import DraftCandidate
+from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.records import RoundReport, SamplingParams, Verification
 
 
@@ -89,10 +91,15 @@ class DraftSource(Protocol):
 
 
 class PlanSource(Protocol):
-    """Chooses verify lengths for one round."""
+    """Chooses for whom to draft and how much to verify. In each round: `wants_draft`, `plan`, `report`."""
 
-    def plan(self, survival: Sequence[Sequence[float]]) -> tuple[int, ...]:
-        """survival[r] is a_1..a_k of request r, non-increasing -> verify length of each request."""
+    def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
+        """Whether each decoding request is drafted for this round; decided from earlier rounds only."""
+        ...
+
+    def plan(self, requests: Sequence[PlanRequest], capacity: int | None = None) -> tuple[int, ...]:
+        """Verify length of each request. `capacity`: draft tokens to verify in all, when rounds that
+        are over have decided so already; None: this source decides."""
         ...
 
     def report(self, report: RoundReport) -> None:

@@ -20,6 +20,7 @@ from dspark_core.engine.batch import Run
 from dspark_core.engine.batching import Batcher, BatchLimits
 from dspark_core.engine.block_manager import BlockManager
 from dspark_core.engine.drafting import Drafting, DraftRound, draft_limit
+from dspark_core.engine.plan_inputs import draft_candidates, plan_requests
 from dspark_core.engine.protocols import DraftBlock, PlanSource
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.engine.target_engine import TargetEngine
@@ -101,7 +102,7 @@ class RoundLoop:
         """One round. Returns what it committed, sequence by sequence."""
         self.batcher.admit()
         decoding = self._secure_anchors()
-        drafts = self._drafting.propose(decoding) if self._drafting else DraftRound({}, 0.0)
+        drafts = self._drafts(decoding)
         started = time.perf_counter()
         proposals, survival = self._plan(decoding, drafts)
         prefills = self._prefill_chunks(sum(1 + len(p.draft_token_ids) for p in proposals))
@@ -147,13 +148,20 @@ class RoundLoop:
                 ready.append(sequence)
         return ready
 
+    def _drafts(self, decoding: Sequence[SequenceState]) -> DraftRound:
+        """Blocks for the sequences the planner wants drafted."""
+        if self._drafting is None or not decoding:
+            return DraftRound({}, 0.0)
+        wanted = self._planner.wants_draft(draft_candidates(decoding, self._drafting.block_size))
+        return self._drafting.propose([s for s, wants in zip(decoding, wanted, strict=True) if wants])
+
     def _plan(
         self, decoding: Sequence[SequenceState], drafts: DraftRound
     ) -> tuple[list[Proposal], list[list[float]]]:
         """Scheduled draft prefixes, and the survival estimates they were planned from."""
         blocks = [drafts.blocks.get(s.sequence_id) or DraftBlock(s.sequence_id) for s in decoding]
         survival = [self._survival(s, block) for s, block in zip(decoding, blocks, strict=True)]
-        lengths = self._planner.plan(survival) if decoding else ()
+        lengths = self._planner.plan(plan_requests(decoding, survival)) if decoding else ()
         budget = self.batcher.limits.max_batch_tokens - len(decoding)
         proposals = []
         for sequence, block, length in zip(decoding, blocks, lengths, strict=True):
@@ -287,6 +295,7 @@ class RoundLoop:
                 round=next(self._rounds),
                 requests=requests,
                 batch_tokens=sum(len(run.token_ids) for run in runs),
+                context_tokens=sum(run.start for run in runs),
                 step_seconds=step_seconds,
                 draft_seconds=draft_seconds,
             )

@@ -7,6 +7,8 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from dspark_core.algorithms.draft_policy import DraftCandidate
+from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.engine.protocols import PlanSource
 from dspark_core.engine.trace_format import TracedCurve, TracedRequest, TracedRound
 from dspark_core.engine.trace_writer import TraceWriter
@@ -34,14 +36,19 @@ class TracingPlanSource:
         self._clock = clock
         self._due = 0.0
         self._planned: tuple[int, ...] = ()
+        self._requests: tuple[PlanRequest, ...] = ()
         self._name = ""
         self._curve_version = ""
         if curve is not None:
             self._curve_version = curve_version(curve)
             writer.put(TracedCurve(version=self._curve_version, document=curve))
 
-    def plan(self, survival: Sequence[Sequence[float]]) -> tuple[int, ...]:
-        self._planned = self._inner.plan(survival)
+    def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
+        return self._inner.wants_draft(candidates)
+
+    def plan(self, requests: Sequence[PlanRequest], capacity: int | None = None) -> tuple[int, ...]:
+        self._planned = self._inner.plan(requests, capacity)
+        self._requests = tuple(requests)
         self._name = self._planner_name()
         return self._planned
 
@@ -54,7 +61,7 @@ class TracingPlanSource:
 
     def _record(self, report: RoundReport) -> TracedRound:
         # A round of prefill alone was not planned: what is kept belongs to an earlier one.
-        planned = self._planned if report.requests else ()
+        planned = zip(self._requests, self._planned, strict=True) if report.requests else ()
         return TracedRound(
             at=self._clock(),
             round=report.round,
@@ -63,6 +70,7 @@ class TracingPlanSource:
             batch_tokens=report.batch_tokens,
             step_seconds=report.step_seconds,
             draft_seconds=report.draft_seconds,
+            context_tokens=report.context_tokens,
             requests=tuple(
                 TracedRequest(
                     sequence_id=request.sequence_id,
@@ -71,8 +79,9 @@ class TracingPlanSource:
                     verified=request.verify_length,
                     accepted=request.accepted,
                     min_tokens_per_second=request.min_tokens_per_second,
+                    coupled=plan_request.coupled,
                 )
-                for request, length in zip(report.requests, planned, strict=False)
+                for request, (plan_request, length) in zip(report.requests, planned, strict=False)
             ),
         )
 

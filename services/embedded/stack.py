@@ -15,6 +15,7 @@ import torch
 from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import build_drafter
 from dspark_core.engine.draft_engine import LocalDraftSource
+from dspark_core.engine.draft_profiler import profile_draft_time
 from dspark_core.engine.trace_format import TraceHeader
 from dspark_core.engine.trace_writer import TraceWriter
 from dspark_core.engine.verifier import Verifier
@@ -34,6 +35,7 @@ from services.gateway.routed_backend import RoutedBackend
 from services.gateway.servicer import GatewayServicer
 from services.gateway.verifier_pool import VerifierPool
 from services.scheduler.scheduler import Scheduler
+from services.verifier.profiling import ProfileOptions
 from services.verifier.service import ProfiledTarget, build_verifier, describe, load_profiled_target, replica
 from services.verifier.servicer import LocalVerifier
 
@@ -80,7 +82,9 @@ class EmbeddedStack:
         options = self._options
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        profiled = await asyncio.to_thread(load_profiled_target, options.engine)
+        profiled = await asyncio.to_thread(
+            load_profiled_target, options.engine, ProfileOptions(max_requests=options.max_running)
+        )
         scheduler = Scheduler(metrics=self._telemetry.registry)
         self._closing.push_async_callback(scheduler.close)
         await scheduler.start()
@@ -102,11 +106,13 @@ class EmbeddedStack:
 
     async def _start_verifier(self, profiled: ProfiledTarget, scheduler: Scheduler) -> Verifier:
         options = self._options
-        drafts = None
+        drafts, draft_time = None, None
         if options.drafter is not None:
             drafts = LocalDraftSource(
                 await asyncio.to_thread(build_drafter, options.engine, profiled.target.loaded)
             )
+            dtype = profiled.target.engine.dtype
+            draft_time = await asyncio.to_thread(profile_draft_time, drafts, dtype=dtype)
         trace = None
         if options.trace is not None:
             header = TraceHeader(
@@ -122,6 +128,7 @@ class EmbeddedStack:
             replica_id=REPLICA_ID,
             metrics=self._telemetry.registry,
             trace=trace,
+            draft_time=draft_time,
         )
         verifier.start()
         self._closing.push_async_callback(asyncio.to_thread, verifier.stop)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dspark_core.engine.batching import BatchLimits
@@ -13,6 +13,7 @@ from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.zoo_paths import DEFAULT_DRAFTER
 from services.common.env import Env
 from services.common.options import ServerOptions
+from services.verifier.profiling import MEASURE, ProfileOptions
 
 PORT = 50053
 METRICS_PORT = 9053
@@ -31,6 +32,7 @@ class VerifierServiceConfig:
     scheduler_address: str | None
     advertise_address: str
     replica_id: str
+    profile: ProfileOptions = field(default_factory=ProfileOptions)
     trace: TraceOptions | None = None
     """None: rounds leave no trace."""
 
@@ -61,6 +63,10 @@ class VerifierServiceConfig:
             scheduler_address=env.optional_text("DSPARK_SCHEDULER_ADDRESS"),
             advertise_address=address,
             replica_id=env.text("DSPARK_REPLICA_ID", f"verifier-{address}"),
+            profile=ProfileOptions(
+                source=env.text("DSPARK_PROFILE", MEASURE),
+                max_requests=env.integer("DSPARK_MAX_RUNNING", 32, minimum=1),
+            ),
             trace=_trace(env),
         )
 

@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from dspark_core.algorithms.draft_policy import DraftCandidate
+from dspark_core.algorithms.plan_request import PlanRequest
+from dspark_core.engine.planning import LocalPlanSource
 from dspark_core.engine.protocols import PlanSource
 from dspark_core.engine.verifier import VerifierStatus
 from dspark_core.records import RoundReport
@@ -45,6 +48,14 @@ class VerifierMetrics:
         self._undrafted = Counter(
             "dspark_undrafted_request_rounds", "Of those, rounds without a draft.", registry=registry
         )
+        self._profiled = Gauge(
+            "dspark_step_time_profiled",
+            "1: step times are known; 0: not profiled, verification is held back.",
+            registry=registry,
+        )
+        self._paused = Gauge(
+            "dspark_undrafted_requests", "Requests not drafted for now: it would not pay.", registry=registry
+        )
         self._trace_dropped = Gauge(
             "dspark_trace_dropped_records", "Round-trace records lost since start.", registry=registry
         )
@@ -71,6 +82,11 @@ class VerifierMetrics:
             gauge = Gauge(name, text, registry=self._registry)
             gauge.set_function(lambda read=read: read(status()))  # type: ignore[misc]
 
+    def watch_planner(self, planner: LocalPlanSource) -> None:
+        """Whether it knows the engine's speed, and how many requests it does not draft for."""
+        self._profiled.set_function(lambda: float(planner.round_time is not None))
+        self._paused.set_function(lambda: planner.paused_requests)
+
     def watch_trace(self, dropped: Callable[[], int]) -> None:
         self._trace_dropped.set_function(dropped)
 
@@ -82,8 +98,11 @@ class ObservedPlanSource:
         self._inner = inner
         self._metrics = metrics
 
-    def plan(self, survival: Sequence[Sequence[float]]) -> tuple[int, ...]:
-        return self._inner.plan(survival)
+    def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
+        return self._inner.wants_draft(candidates)
+
+    def plan(self, requests: Sequence[PlanRequest], capacity: int | None = None) -> tuple[int, ...]:
+        return self._inner.plan(requests, capacity)
 
     def report(self, report: RoundReport) -> None:
         self._metrics.observe_round(report)

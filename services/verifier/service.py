@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prometheus_client import CollectorRegistry
 
-from dspark_core.algorithms.step_rate import StepRateCurve
+from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
 from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import BuiltTarget, EngineOptions, build_target
 from dspark_core.engine.drafting import Drafting
 from dspark_core.engine.planning import LocalPlanSource
-from dspark_core.engine.profiler import profile_step_rate
 from dspark_core.engine.protocols import DraftSource, PlanSource
 from dspark_core.engine.rounds import RoundLoop
 from dspark_core.engine.trace_writer import TraceWriter
@@ -24,6 +23,7 @@ from dspark_core.engine.tracing import TracingPlanSource
 from dspark_core.engine.verifier import Verifier
 from dspark_core.records import Replica, Role, VerifierDescription
 from services.verifier.metrics import ObservedPlanSource, VerifierMetrics
+from services.verifier.profiling import ProfileOptions, start_profile
 
 _log = logging.getLogger(__name__)
 
@@ -33,16 +33,17 @@ class ProfiledTarget:
     """A loaded target and how fast it is here."""
 
     target: BuiltTarget
-    curve: StepRateCurve
+    round_time: RoundTimeModel | None
+    """None: not profiled; draft and network time are learned while serving."""
 
 
-def load_profiled_target(options: EngineOptions) -> ProfiledTarget:
-    """Blocking: loads weights, then measures the step-rate curve for a few seconds."""
+def load_profiled_target(
+    options: EngineOptions, profile: ProfileOptions | None = None
+) -> ProfiledTarget:
+    """Blocking: loads weights, then measures step times for a few seconds."""
     target = build_target(options)
-    curve = profile_step_rate(target.engine)
-    points = zip(curve.batch_tokens, curve.step_seconds, strict=True)
-    _log.info("step time: %s", ", ".join(f"{1000 * s:.0f} ms @ {t} tokens" for t, s in points))
-    return ProfiledTarget(target=target, curve=curve)
+    round_time = start_profile(target.engine, options.target_model, options.dtype, profile or ProfileOptions())
+    return ProfiledTarget(target=target, round_time=round_time)
 
 
 def describe(options: EngineOptions, profiled: ProfiledTarget) -> VerifierDescription:
@@ -65,15 +66,21 @@ def build_verifier(
     planner: Callable[[PlanSource], PlanSource] = lambda local: local,
     trace: TraceWriter | None = None,
     planner_name: Callable[[], str] = lambda: "local",
+    draft_time: DraftTimeModel | None = None,
 ) -> Verifier:
     """`planner` may wrap the local planner, for example to follow the scheduler; `planner_name` is
-    the name under which the newest plan is traced."""
+    the name under which the newest plan is traced. `draft_time`: measured; None: to be learned."""
     engine = profiled.target.engine
     observed = VerifierMetrics(metrics)
     drafting = None
     if draft_source is not None:
         drafting = Drafting(draft_source, engine, deadline_seconds=draft_deadline_seconds)
-    plans = planner(LocalPlanSource(profiled.curve))
+    round_time = profiled.round_time
+    if round_time is not None and draft_time is not None:
+        round_time = replace(round_time, draft=draft_time)
+    local = LocalPlanSource(round_time)
+    observed.watch_planner(local)
+    plans = planner(local)
     if trace is not None:
         observed.watch_trace(lambda: trace.dropped)
         plans = TracingPlanSource(
@@ -81,7 +88,7 @@ def build_verifier(
             trace,
             sample=trace.options.sample,
             planner_name=planner_name,
-            curve=profiled.curve.to_dict(),
+            curve=None if round_time is None else round_time.to_dict(),
         )
     rounds = RoundLoop(
         engine,

@@ -1,20 +1,41 @@
-"""The local planner: prefixes by Algorithm 1, on a curve that follows the machine's speed."""
+"""The local planner: plans on times that follow the machine, and drafts that must pay for themselves."""
 
 from __future__ import annotations
 
-from dspark_core.algorithms.step_rate import StepRateCurve
-from dspark_core.engine.planning import LocalPlanSource
-from dspark_core.records import RoundReport
+import pytest
 
-CURVE = StepRateCurve((1, 2, 3, 4, 5), (0.020, 0.021, 0.022, 0.030, 0.040))
-SURVIVAL = [[0.8, 0.5, 0.2, 0.1]]
+from dspark_core.algorithms.draft_policy import DraftCandidate
+from dspark_core.algorithms.plan_request import PlanRequest
+from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
+from dspark_core.algorithms.step_time import StepTimeModel
+from dspark_core.engine.planning import (
+    UNPROFILED_MAX_LENGTH,
+    FullPlanSource,
+    LocalPlanSource,
+    conservative_lengths,
+)
+from dspark_core.records import RequestSurvival, RoundReport
+
+CURVE = StepTimeModel.of_curve((1, 2, 3, 4, 5), (0.020, 0.021, 0.022, 0.030, 0.040))
+REQUESTS = [PlanRequest(sequence_id="a", survival=(0.8, 0.5, 0.2, 0.1))]
 
 
-def report(batch_tokens: int, step_seconds: float, draft_seconds: float = 0.0) -> RoundReport:
+def source(draft_seconds: float | None = None) -> LocalPlanSource:
+    draft = DraftTimeModel() if draft_seconds is None else DraftTimeModel((1,), (draft_seconds,))
+    return LocalPlanSource(RoundTimeModel(CURVE, draft))
+
+
+def report(
+    verified: int, step_seconds: float, draft_seconds: float = 0.0, accepted: int = 0, prefill: int = 0
+) -> RoundReport:
+    told = RequestSurvival(
+        sequence_id="a", survival=(0.8, 0.5, 0.2, 0.1), verify_length=verified, accepted=accepted
+    )
     return RoundReport(
         replica_id="v",
         round=1,
-        batch_tokens=batch_tokens,
+        requests=(told,),
+        batch_tokens=1 + verified + prefill,
         step_seconds=step_seconds,
         draft_seconds=draft_seconds,
     )
@@ -22,31 +43,103 @@ def report(batch_tokens: int, step_seconds: float, draft_seconds: float = 0.0) -
 
 def test_tokens_are_admitted_while_throughput_rises() -> None:
     # 1/20, 1.8/21, 2.3/22, 2.5/30: the third token costs more than it brings.
-    assert LocalPlanSource(CURVE).plan(SURVIVAL) == (2,)
+    assert source().plan(REQUESTS) == (2,)
 
 
 def test_a_long_wait_for_drafts_makes_more_verification_worth_while() -> None:
-    planner = LocalPlanSource(CURVE)
+    planner = source()
     for _ in range(50):
-        planner.report(report(3, 0.022, draft_seconds=0.2))
-    assert planner.plan(SURVIVAL)[0] > 2
+        planner.report(report(2, 0.022, draft_seconds=0.2))
+    assert planner.plan(REQUESTS)[0] > 2
 
 
-def test_a_machine_slower_than_at_start_scales_the_curve_as_a_whole() -> None:
+def test_a_machine_slower_than_at_start_keeps_the_shape_of_its_curve() -> None:
     """The same shape, so the same plan; but the wait for drafts weighs less beside slower steps."""
-    planner, slow = LocalPlanSource(CURVE), LocalPlanSource(CURVE)
+    planner, slow = source(), source()
     for _ in range(200):
-        planner.report(report(3, 0.022, draft_seconds=0.2))
-        slow.report(report(3, 0.220, draft_seconds=0.2))
-    assert slow.plan(SURVIVAL) == LocalPlanSource(CURVE).plan(SURVIVAL) == (2,)
-    assert planner.plan(SURVIVAL)[0] > 2
+        planner.report(report(2, 0.022, draft_seconds=0.2))
+        slow.report(report(2, 0.220, draft_seconds=0.2))
+    assert slow.plan(REQUESTS) == source().plan(REQUESTS) == (2,)
+    assert planner.plan(REQUESTS)[0] > 2
 
 
 def test_one_stall_changes_no_plan() -> None:
-    planner = LocalPlanSource(CURVE)
-    planner.report(report(1, 30.0))
-    assert planner.plan(SURVIVAL) == (2,)
+    planner = source()
+    planner.report(report(0, 30.0))
+    assert planner.plan(REQUESTS) == (2,)
+
+
+def test_a_prompt_in_the_step_says_nothing_about_decoding() -> None:
+    planner = source()
+    before = planner.round_time
+    planner.report(report(2, 5.0, prefill=256))
+    assert planner.round_time == before
 
 
 def test_no_requests_no_plan() -> None:
-    assert LocalPlanSource(CURVE).plan([]) == ()
+    assert source().plan([]) == ()
+
+
+def test_a_given_capacity_is_spent_instead() -> None:
+    assert source().plan(REQUESTS, 1) == (1,)
+    assert FullPlanSource().plan(REQUESTS) == (4,)
+    assert FullPlanSource().plan([*REQUESTS, PlanRequest(survival=(0.9, 0.1))], 2) == (1, 1)
+
+
+def test_an_engine_nobody_profiled_verifies_only_what_is_likely_to_stand() -> None:
+    planner = LocalPlanSource(None)
+    for _ in range(10):
+        planner.report(report(2, 0.001))
+    likely = PlanRequest(survival=(0.95, 0.9, 0.9, 0.9))
+    assert planner.plan([likely, *REQUESTS, PlanRequest(survival=(0.3, 0.3))]) == (
+        UNPROFILED_MAX_LENGTH,
+        1,
+        0,
+    )
+    assert planner.round_time is None
+
+
+@pytest.mark.parametrize("later", [(), (0.0,), (0.9, 0.9)])
+def test_a_token_does_not_decide_on_itself_without_a_profile(later: tuple[float, ...]) -> None:
+    assert conservative_lengths([PlanRequest(survival=(0.5, *later))]) == (0,)
+
+
+def rounds_drafted(planner: LocalPlanSource, rounds: int, accepted: int, verify: int = 2) -> int:
+    """How many of so many rounds are drafted for, when each draft brings `accepted` tokens."""
+    drafted = 0
+    for _ in range(rounds):
+        (wants,) = planner.wants_draft([DraftCandidate(sequence_id="a")])
+        drafted += wants
+        if wants:
+            planner.report(report(verify, CURVE.seconds(1, 1 + verify), 0.010, accepted))
+        else:
+            told = RequestSurvival(sequence_id="a", survival=(), verify_length=0, accepted=0)
+            planner.report(
+                RoundReport(
+                    replica_id="v",
+                    round=1,
+                    requests=(told,),
+                    batch_tokens=1,
+                    step_seconds=CURVE.seconds(1, 1),
+                )
+            )
+    return drafted
+
+
+def test_drafts_that_do_not_pay_are_dropped_and_rarely_tried_again() -> None:
+    planner = source(0.010)
+    # A round of 20 ms gives one token; with drafts that never stand it takes 32 ms.
+    assert rounds_drafted(planner, 100, accepted=0) < 20
+    assert rounds_drafted(planner, 1000, accepted=0) < 15
+    assert planner.paused_requests in (0, 1)
+
+
+def test_drafts_that_pay_are_always_asked_for() -> None:
+    assert rounds_drafted(source(0.010), 200, accepted=2) == 200
+
+
+def test_drafting_comes_back_when_it_pays_again() -> None:
+    planner = source(0.010)
+    rounds_drafted(planner, 100, accepted=0)
+    rounds_drafted(planner, 1000, accepted=2)
+    assert rounds_drafted(planner, 100, accepted=2) == 100

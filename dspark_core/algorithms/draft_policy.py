@@ -1,0 +1,207 @@
+"""Stops drafting for requests it does not pay for, and tries them again later.
+
+What a request gains by drafts is estimated from rounds that are over, so the decision can bias no
+output. A request is in one of three states:
+
+    DRAFTING --not worth it for PATIENCE rounds--> PAUSED
+    PAUSED   --worth it again, or waited `backoff` rounds--> PROBING
+    PROBING  --PROBE_ROUNDS drafts later--> DRAFTING if worth it, else PAUSED with twice the backoff
+
+Requests of one group (the same kind of sampling) resemble each other: a new one starts from what is
+known of its group, paused where the group does not pay, or every short answer would pay to find out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+
+from dspark_core.algorithms.drafting_choice import worth_drafting
+from dspark_core.algorithms.round_time import RoundTimeModel
+from dspark_core.records import RequestSurvival
+
+PATIENCE = 3
+PROBE_ROUNDS = 2
+FIRST_BACKOFF = 16
+MAX_BACKOFF = 256
+RATE = 0.15
+"""Weight of a request's newest round in what it is thought to gain."""
+GROUP_RATE = 0.02
+TRUST_MEMORY = 0.95
+"""What of the comparison of promised and accepted tokens is kept with each drafted round."""
+TRUST_PRIOR = 2.0
+"""Tokens, both promised and accepted, that a group starts with."""
+MAX_REMEMBERED = 4096
+"""Sequences; those asked about least recently are forgotten."""
+
+
+class DraftState(Enum):
+    DRAFTING = "drafting"
+    PAUSED = "paused"
+    PROBING = "probing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftCandidate:
+    """A request that is about to be drafted for, or not."""
+
+    sequence_id: str
+    group: str = ""
+    """Requests of one group are expected to gain alike; for example how they are sampled."""
+    draftable: bool = True
+    """False: it takes part in the round, but may not use a draft."""
+    floor_tokens_per_second: float | None = None
+    context_tokens: int = 0
+
+
+@dataclass(slots=True)
+class _Yield:
+    """Running means over drafted rounds."""
+
+    promised: float
+    """Accepted draft tokens by their survival."""
+    verified: float
+
+    def learn(self, promised: float, verified: float, rate: float) -> None:
+        self.promised += rate * (promised - self.promised)
+        self.verified += rate * (verified - self.verified)
+
+
+@dataclass(slots=True)
+class _Group:
+    means: _Yield | None = None
+    accepted: float = 0.0
+    promised: float = 0.0
+    """Draft tokens accepted and promised, fading: their ratio corrects promises."""
+    backoff: int = FIRST_BACKOFF
+
+    wait: int = 0
+    """Rounds until a paused request of this group may be probed; they count while there is one."""
+
+    @property
+    def trust(self) -> float:
+        return (self.accepted + TRUST_PRIOR) / (self.promised + TRUST_PRIOR)
+
+
+@dataclass(slots=True)
+class _Sequence:
+    group: str
+    means: _Yield | None
+    state: DraftState = DraftState.DRAFTING
+    unworthy_rounds: int = 0
+    backoff: int = FIRST_BACKOFF
+    wait: int = 0
+    probes_left: int = 0
+
+
+@dataclass(slots=True)
+class DraftPolicy:
+    """Feed it every round by `learn`; `choose` is asked before each round."""
+
+    _groups: dict[str, _Group] = field(default_factory=dict)
+    _sequences: dict[str, _Sequence] = field(default_factory=dict)
+
+    def state(self, sequence_id: str) -> DraftState | None:
+        """None: not known (any more)."""
+        known = self._sequences.get(sequence_id)
+        return None if known is None else known.state
+
+    def choose(self, candidates: Sequence[DraftCandidate], round_time: RoundTimeModel) -> tuple[bool, ...]:
+        """Whether to draft for each, this round."""
+        members = [self._member(candidate) for candidate in candidates]
+        worthy = self._worthy(candidates, members, round_time)
+        for name in {member.group for member in members if member.state is DraftState.PAUSED}:
+            self._groups[name].wait = max(self._groups[name].wait - 1, 0)
+        return tuple(
+            candidate.draftable and self._advance(member, bool(worth))
+            for candidate, member, worth in zip(candidates, members, worthy, strict=True)
+        )
+
+    def learn(self, requests: Sequence[RequestSurvival]) -> None:
+        """What the drafts of a round brought; requests without a draft teach nothing."""
+        for request in requests:
+            member = self._sequences.get(request.sequence_id)
+            if member is None or not request.survival:
+                continue
+            group = self._groups[member.group]
+            promised, verified = sum(request.survival[: request.verify_length]), float(request.verify_length)
+            group.accepted = TRUST_MEMORY * group.accepted + request.accepted
+            group.promised = TRUST_MEMORY * group.promised + promised
+            if group.means is None:
+                group.means = _Yield(promised, verified)
+            if member.means is None:
+                member.means = _Yield(promised, verified)
+            group.means.learn(promised, verified, GROUP_RATE)
+            member.means.learn(promised, verified, RATE)
+
+    def _member(self, candidate: DraftCandidate) -> _Sequence:
+        known = self._sequences.pop(candidate.sequence_id, None)
+        if known is None:
+            group = self._groups.setdefault(candidate.group, _Group())
+            means = None if group.means is None else _Yield(group.means.promised, group.means.verified)
+            known = _Sequence(candidate.group, means, backoff=group.backoff)
+            if group.wait > 0:  # others of its kind are waiting: it waits with them
+                known.state, known.wait = DraftState.PAUSED, group.wait
+        self._sequences[candidate.sequence_id] = known  # last: asked about most recently
+        if len(self._sequences) > MAX_REMEMBERED:
+            del self._sequences[next(iter(self._sequences))]
+        return known
+
+    def _worthy(
+        self,
+        candidates: Sequence[DraftCandidate],
+        members: Sequence[_Sequence],
+        round_time: RoundTimeModel,
+    ) -> Sequence[bool]:
+        """Of everyone, as if all were to be decided anew; what is not known is worth finding out."""
+        unknown = [member.means is None for member in members]
+        gains = np.array(
+            [m.means.promised * self._groups[m.group].trust if m.means else 0.0 for m in members]
+        )
+        verified = np.array([member.means.verified if member.means else 0.0 for member in members])
+        draftable = np.array([candidate.draftable for candidate in candidates], dtype=np.bool_)
+        context = sum(candidate.context_tokens for candidate in candidates)
+        worthy = worth_drafting(gains * draftable, verified * draftable, round_time, context)
+        plain = round_time.seconds(max(len(members), 1), max(len(members), 1), context)
+        return [
+            new or bool(worth) or self._floor_needs(candidate, plain)
+            for candidate, new, worth in zip(candidates, unknown, worthy, strict=True)
+        ]
+
+    @staticmethod
+    def _floor_needs(candidate: DraftCandidate, plain_seconds: float) -> bool:
+        """A floor that rounds without drafts do not hold."""
+        floor = candidate.floor_tokens_per_second
+        return floor is not None and floor * plain_seconds > 1.0
+
+    def _advance(self, member: _Sequence, worth: bool) -> bool:
+        """One step of the state machine -> whether to draft."""
+        group = self._groups[member.group]
+        if member.state is DraftState.DRAFTING:
+            member.unworthy_rounds = 0 if worth else member.unworthy_rounds + 1
+            if member.unworthy_rounds >= PATIENCE:
+                self._pause(member, group)
+        elif member.state is DraftState.PAUSED:
+            member.wait = max(member.wait - 1, 0)
+            if worth or (member.wait == 0 and group.wait == 0):
+                member.state, member.probes_left = DraftState.PROBING, PROBE_ROUNDS
+        if member.state is DraftState.PROBING:
+            if member.probes_left > 0:
+                member.probes_left -= 1
+                return True
+            if worth:
+                member.state, member.unworthy_rounds = DraftState.DRAFTING, 0
+                member.backoff = group.backoff = FIRST_BACKOFF
+            else:
+                member.backoff = min(2 * member.backoff, MAX_BACKOFF)
+                self._pause(member, group)
+        return member.state is DraftState.DRAFTING
+
+    @staticmethod
+    def _pause(member: _Sequence, group: _Group) -> None:
+        member.state, member.wait = DraftState.PAUSED, member.backoff
+        group.backoff = member.backoff
+        group.wait = member.backoff

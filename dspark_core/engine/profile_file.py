@@ -1,0 +1,62 @@
+"""Profiles on disk: JSON documents of round-time models, and what hardware they are of."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from dspark_core.algorithms.round_time import RoundTimeModel
+from dspark_core.algorithms.step_time import ProfileKey
+from dspark_core.errors import ConfigError
+
+ENGINE = "native"
+
+
+def profile_key(model: str, dtype: str) -> ProfileKey:
+    """Of this engine in this process."""
+    return ProfileKey(model=model, engine=ENGINE, hardware=hardware_name(), dtype=dtype)
+
+
+def hardware_name() -> str:
+    """The accelerator, or the processor with the threads used of it."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def write_profile(path: Path, model: RoundTimeModel) -> None:
+    """Replaces the file as a whole. Raises ConfigError where that cannot be done."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(model.to_dict(), indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise ConfigError(f"cannot write the profile {path}: {error}") from error
+
+
+def read_profile(path: Path) -> RoundTimeModel:
+    """Raises ConfigError naming the file and what is wrong with it."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(document, dict):
+            raise ConfigError(f"a profile must be a JSON object, got {type(document).__name__}")
+        return RoundTimeModel.from_dict(document)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the profile {path}: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path} is no profile: {error}") from error
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    values = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(values, platform.machine())

@@ -1,0 +1,78 @@
+"""Gets a verifier its step times at start: measured, read from a file, or knowingly left out."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from dspark_core.algorithms.round_time import RoundTimeModel
+from dspark_core.engine.profile_file import profile_key, read_profile, write_profile
+from dspark_core.engine.profiler import ProfileSettings, profile_step_time
+from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.records import StepTime
+
+_log = logging.getLogger(__name__)
+
+START_SECONDS = 6.0
+"""What measuring may add to a start."""
+MEASURE = "measure"
+OFF = "off"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileOptions:
+    source: str = MEASURE
+    """"measure" at every start, "off", or a file: read when it is of this model, dtype and hardware,
+    measured and written otherwise."""
+    max_requests: int = 32
+    """Requests that may share a step."""
+
+
+def start_profile(
+    engine: TargetEngine, model: str, dtype: str, options: ProfileOptions
+) -> RoundTimeModel | None:
+    """None when it is off. Raises ConfigError for a file that is no profile or cannot be written."""
+    if options.source == OFF:
+        _log.warning(
+            "this verifier was not profiled and does not know how long its steps take: it verifies "
+            "only the first, likely draft tokens. Set DSPARK_PROFILE=measure, or run `dspark profile`."
+        )
+        return None
+    path = None if options.source == MEASURE else Path(options.source)
+    key = profile_key(model, dtype)
+    if path is not None and path.exists():
+        stored = read_profile(path)
+        if stored.verify.key == key:
+            _log.info("step times of %s read from %s", key, path)
+            return stored
+        _log.warning("%s holds step times of %s; this is %s: measuring anew", path, stored.verify.key, key)
+    counts = tuple(count for count in ProfileSettings().requests if count <= options.max_requests)
+    settings = ProfileSettings(requests=counts, budget_seconds=START_SECONDS)
+    measured = RoundTimeModel(profile_step_time(engine, settings, key=key))
+    _log.info("step time of %s: %s", key, _summary(measured))
+    if path is not None:
+        write_profile(path, measured)
+    return measured
+
+
+def profile_points(round_time: RoundTimeModel | None) -> tuple[StepTime, ...]:
+    """The measured points as they are told to the scheduler; empty: there are none."""
+    if round_time is None:
+        return ()
+    return tuple(
+        StepTime(
+            requests=point.requests,
+            batch_tokens=point.batch_tokens,
+            context_tokens=point.context_tokens,
+            seconds=point.seconds,
+        )
+        for point in round_time.verify.points
+    )
+
+
+def _summary(model: RoundTimeModel) -> str:
+    points = model.verify.points
+    return ", ".join(
+        f"{1000 * p.seconds:.0f} ms @ {p.requests}x{p.batch_tokens / p.requests:g}" for p in points
+    )
