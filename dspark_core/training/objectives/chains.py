@@ -75,11 +75,11 @@ class ChainObjective(ABC):
             draw_anchors(sequence, config.anchors_per_sequence, generator)
             for sequence, generator in zip(sequences, generators, strict=True)
         ]
-        batch = PairedBatch.of([self._inputs(s) for s in sequences], anchors, self.block_size)
+        batch = PairedBatch.of([self.inputs(s) for s in sequences], anchors, self.block_size)
         packed = batch.packed
         taps = packed.taps.to(self._drafter.norm.weight.dtype)
         taps = drop_spans(taps, [span.tokens for span in packed.spans], config.tap_dropout, generators)
-        hidden = self._chains(batch, taps)
+        hidden = self.chains(batch, taps)
         chains = [span.anchors for span in packed.spans]
         hidden = drop_spans(hidden, chains, config.hidden_dropout, generators)
         gradient, report = self._losses(packed, hidden.detach(), total)
@@ -91,11 +91,11 @@ class ChainObjective(ABC):
         """Writes the module's present weights as a checkpoint that the engine loads."""
 
     @abstractmethod
-    def _inputs(self, sequence: FeatureSequence) -> FeatureSequence:
+    def inputs(self, sequence: FeatureSequence) -> FeatureSequence:
         """The sequence with what the projection reads in the place of its taps."""
 
     @abstractmethod
-    def _chains(self, batch: PairedBatch, taps: Tensor) -> Tensor:
+    def chains(self, batch: PairedBatch, taps: Tensor) -> Tensor:
         """Teacher-forced draft steps -> normed hidden states [anchors, steps, d]."""
 
     def _losses(self, packed: PackedBatch, hidden: Tensor, total: Total) -> tuple[Tensor, ObjectiveReport]:

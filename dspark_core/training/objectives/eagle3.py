@@ -54,7 +54,7 @@ class Eagle3Objective(ChainObjective):
     def save(self, directory: Path) -> None:
         save_eagle3(directory, self.module)
 
-    def _inputs(self, sequence: FeatureSequence) -> FeatureSequence:
+    def inputs(self, sequence: FeatureSequence) -> FeatureSequence:
         size, config = sequence.taps.shape[1], self.module.config
         if size != config.tap_size:
             raise ConfigError(
@@ -63,7 +63,7 @@ class Eagle3Objective(ChainObjective):
             )
         return sequence
 
-    def _chains(self, batch: PairedBatch, taps: Tensor) -> Tensor:
+    def chains(self, batch: PairedBatch, taps: Tensor) -> Tensor:
         drafter, packed = self.module, batch.packed
         features = drafter.projection(taps)
         context = drafter.context_keys_values(features, batch.next_ids, packed.positions)

@@ -51,10 +51,10 @@ class MtpObjective(ChainObjective):
     def save(self, directory: Path) -> None:
         save_mtp(directory, self.module)
 
-    def _inputs(self, sequence: FeatureSequence) -> FeatureSequence:
+    def inputs(self, sequence: FeatureSequence) -> FeatureSequence:
         return final_states(sequence)
 
-    def _chains(self, batch: PairedBatch, taps: Tensor) -> Tensor:
+    def chains(self, batch: PairedBatch, taps: Tensor) -> Tensor:
         drafter, packed = self.module, batch.packed
         layer, features = drafter.layer, drafter.projection(taps)
         combined = drafter.combine(features, batch.next_ids)
