@@ -21,8 +21,16 @@ from services.common.server import GrpcServer, serve
 from services.common.telemetry import Telemetry
 from services.verifier.clients import RemoteDraftSource
 from services.verifier.config import VerifierServiceConfig
+from services.verifier.load import LoadMeter
 from services.verifier.plans import CoordinatedPlanSource
-from services.verifier.service import ProfiledTarget, build_verifier, describe, load_profiled_target, replica
+from services.verifier.profiling import profile_points
+from services.verifier.service import (
+    ProfiledTarget,
+    build_verifier,
+    describe,
+    load_profiled_target,
+    replica,
+)
 from services.verifier.servicer import VerifierServicer
 
 
@@ -32,15 +40,17 @@ async def run(environ: Mapping[str, str]) -> None:
     if config.torch_threads:
         torch.set_num_threads(config.torch_threads)
     # Loaded before the port opens: a wrong checkpoint must fail at once, not after a probe period.
-    profiled = await asyncio.to_thread(load_profiled_target, config.engine)
+    profiled = await asyncio.to_thread(load_profiled_target, config.engine, config.profile)
     async with AsyncExitStack() as stack:
         scheduler = None
         if config.scheduler_address:
             channel = await stack.enter_async_context(open_channel(config.scheduler_address, telemetry))
             scheduler = SchedulerClient(channel)
         drafts = await _draft_source(config, profiled, telemetry, stack)
-        verifier = await _start_verifier(config, profiled, drafts, scheduler, telemetry, stack)
-        await _serve(config, profiled, verifier, scheduler, telemetry)
+        draining = asyncio.Event()
+        load = LoadMeter(config.limits.max_running, draining=draining.is_set)
+        verifier = await _start_verifier(config, profiled, drafts, scheduler, load, telemetry, stack)
+        await _serve(config, profiled, verifier, scheduler, load, draining, telemetry)
 
 
 async def _draft_source(
@@ -61,6 +71,7 @@ async def _start_verifier(
     profiled: ProfiledTarget,
     drafts: RemoteDraftSource | None,
     scheduler: SchedulerClient | None,
+    load: LoadMeter,
     telemetry: Telemetry,
     stack: AsyncExitStack,
 ) -> Verifier:
@@ -69,8 +80,15 @@ async def _start_verifier(
     def planner(local: PlanSource) -> PlanSource:
         if scheduler is None:
             return local
-        coordinated.append(CoordinatedPlanSource(scheduler, local, profiled.curve))
-        return coordinated[0]
+        plans = CoordinatedPlanSource(
+            scheduler,
+            local,
+            profile_points(profiled.round_time),
+            replica_id=config.replica_id,
+            load=load.take,
+        )
+        coordinated.append(plans)
+        return plans
 
     trace = _open_trace(config)
     if trace is not None:
@@ -86,6 +104,7 @@ async def _start_verifier(
         trace=trace,
         planner_name=lambda: coordinated[0].last_planner if coordinated else "local",
     )
+    load.watch(lambda: verifier.status)
     verifier.start()
     stack.push_async_callback(asyncio.to_thread, verifier.stop)
     for plans in coordinated:
@@ -108,9 +127,11 @@ async def _serve(
     profiled: ProfiledTarget,
     verifier: Verifier,
     scheduler: SchedulerClient | None,
+    load: LoadMeter,
+    draining: asyncio.Event,
     telemetry: Telemetry,
 ) -> None:
-    model, draining = config.engine.target_model, asyncio.Event()
+    model = config.engine.target_model
     registration = None
     if scheduler is not None:
         registration = RegistrationLoop(
@@ -134,7 +155,7 @@ async def _serve(
         if registration:
             await registration.stop()
 
-    servicer = VerifierServicer(verifier, describe(config.engine, profiled))
+    servicer = VerifierServicer(verifier, describe(config.engine, profiled), on_arrival=load.arrived)
     server = GrpcServer(config.server, [servicer.register], telemetry)
     await serve(server, warm_up=warm_up, on_drain=on_drain)
 

@@ -7,14 +7,14 @@ import contextlib
 import dataclasses
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 
-from dspark_core.algorithms.prefix_scheduler import capacity_plan
-from dspark_core.algorithms.step_rate import StepRateCurve
+from dspark_core.algorithms.draft_policy import DraftCandidate
+from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.engine.protocols import PlanSource
 from dspark_core.errors import DSparkError
-from dspark_core.records import RoundReport, VerifyPlan
+from dspark_core.records import RoundReport, StepTime, VerifierLoad, VerifyPlan
 from services.common.protocols import SchedulerApi
 
 _log = logging.getLogger(__name__)
@@ -25,16 +25,31 @@ MAX_PLAN_AGE_ROUNDS = 8
 """Older plans describe a batch that no longer exists."""
 MAX_QUEUED_REPORTS = 16
 RECONNECT_SECONDS = 1.0
+LOAD_SECONDS = 0.1
+"""While no round ends, a load that changed is told within this."""
+KEEPALIVE_SECONDS = 1.0
+"""And one that did not, within this."""
 
 
 class CoordinatedPlanSource:
     """`plan` and `report` run on the round thread; the stream runs on an asyncio loop."""
 
-    def __init__(self, scheduler: SchedulerApi, local: PlanSource, curve: StepRateCurve) -> None:
-        """`curve` is what this verifier measured at start; the scheduler refines it."""
+    def __init__(
+        self,
+        scheduler: SchedulerApi,
+        local: PlanSource,
+        profile: Sequence[StepTime],
+        *,
+        replica_id: str = "local",
+        load: Callable[[], VerifierLoad | None] = lambda: None,
+    ) -> None:
+        """`profile` is what this verifier measured at start; the scheduler refines it. `load` is
+        asked for whenever a report is sent, and in between, on the event loop."""
         self._scheduler = scheduler
         self._local = local
-        self._profile = tuple(zip(curve.batch_tokens, curve.step_seconds, strict=True))
+        self._profile = tuple(profile)
+        self._replica_id = replica_id
+        self._load = load
         self._loop = asyncio.get_running_loop()
         self._reports: asyncio.Queue[RoundReport] = asyncio.Queue(MAX_QUEUED_REPORTS)
         # Newest last; replaced as a whole by the loop, read by the round thread.
@@ -61,15 +76,18 @@ class CoordinatedPlanSource:
         """The round the newest plan is based on; 0 while there is none."""
         return self._plans[-1].based_on_round if self._plans else 0
 
-    def plan(self, survival: Sequence[Sequence[float]]) -> tuple[int, ...]:
+    def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
+        return self._local.wants_draft(candidates)
+
+    def plan(self, requests: Sequence[PlanRequest], capacity: int | None = None) -> tuple[int, ...]:
         plan = self._usable_plan()
         if plan is None:
             self.local_plans += 1
             self.last_planner = "local"
-            return self._local.plan(survival)
+            return self._local.plan(requests, capacity)
         self.followed_plans += 1
         self.last_planner = "scheduler"
-        return capacity_plan(survival, plan.draft_token_capacity)
+        return self._local.plan(requests, plan.draft_token_capacity)
 
     def report(self, report: RoundReport) -> None:
         self._round = report.round
@@ -109,6 +127,23 @@ class CoordinatedPlanSource:
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _drain_reports(self) -> AsyncIterator[RoundReport]:
-        yield dataclasses.replace(await self._reports.get(), profile=self._profile)
+        """Rounds as they come, each with the load of the moment; without rounds, changes of load."""
+        profile, told, told_at = self._profile, None, 0.0
         while True:
-            yield await self._reports.get()
+            report = await self._next_report()
+            load, now = self._load(), self._loop.time()
+            if report is None:
+                if load is None or (load == told and now - told_at < KEEPALIVE_SECONDS):
+                    continue
+                report = RoundReport(replica_id=self._replica_id, round=0)
+            told, told_at = load, now
+            yield dataclasses.replace(report, load=load, profile=profile)
+            profile = ()
+
+    async def _next_report(self) -> RoundReport | None:
+        """None when no round ended within the interval in which loads are looked at."""
+        try:
+            async with asyncio.timeout(LOAD_SECONDS):
+                return await self._reports.get()
+        except TimeoutError:
+            return None
