@@ -47,6 +47,8 @@ class TracedRequest:
     """What was verified: less than planned where pages or batch tokens ran out."""
     accepted: int
     min_tokens_per_second: float = 0.0
+    coupled: bool = False
+    """Verified by the coupled rule, or greedily: its planner may look ahead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +65,8 @@ class TracedRound:
     step_seconds: float
     draft_seconds: float
     requests: tuple[TracedRequest, ...]
+    context_tokens: int = 0
+    """In the cache before the pass, of all its requests."""
 
     @property
     def decode_tokens(self) -> int:
@@ -102,6 +106,7 @@ def _round_row(record: TracedRound) -> dict[str, object]:
         "planner": record.planner,
         "curve": record.curve_version,
         "batch_tokens": record.batch_tokens,
+        "context_tokens": record.context_tokens,
         "step_seconds": round(record.step_seconds, 7),
         "draft_seconds": round(record.draft_seconds, 7),
         "requests": [
@@ -112,6 +117,7 @@ def _round_row(record: TracedRound) -> dict[str, object]:
                 "verified": request.verified,
                 "accepted": request.accepted,
                 "floor": request.min_tokens_per_second,
+                "coupled": request.coupled,
             }
             for request in record.requests
         ],
@@ -156,6 +162,7 @@ def _decode_round(row: Mapping[str, Any]) -> TracedRound:
         step_seconds=_number(row, "step_seconds"),
         draft_seconds=_number(row, "draft_seconds"),
         requests=tuple(_decode_request(one) for one in requests),
+        context_tokens=_count(row, "context_tokens"),
     )
 
 
@@ -180,6 +187,7 @@ def _decode_request(row: Mapping[str, Any]) -> TracedRequest:
         verified=verified,
         accepted=accepted,
         min_tokens_per_second=_number(row, "floor"),
+        coupled=row.get("coupled") is True,
     )
 
 
