@@ -16,16 +16,18 @@ bit may not be. The top 52 bits make a uniform (m + 1/2) / 2^52, exact in float6
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 _WEYL = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
-_NARROW = 64
-"""Rows with fewer possible tokens than this (top-k, small top-p) evaluate noise for those only."""
 _BLOCK_ELEMENTS = 1 << 17
-"""Noise evaluated at a time on a CPU: temporaries that stay in its cache at least halve the time."""
+"""Tokens looked at together on a CPU: temporaries that stay in its cache at least halve the time."""
+_SPARSE = 8
+"""From this many impossible tokens for a possible one on, the possible ones are listed."""
 
 
 def exponential_noise(seeds: Tensor, positions: Tensor, token_ids: Tensor) -> Tensor:
@@ -34,9 +36,7 @@ def exponential_noise(seeds: Tensor, positions: Tensor, token_ids: Tensor) -> Te
     seeds, positions [rows] int64; token_ids [tokens] (the same for all rows) or [rows, tokens].
     `positions` are absolute: the index, in the whole sequence, of the token being drawn.
     """
-    bits = _mix(_row_keys(seeds, positions).unsqueeze(-1) + token_ids * _WEYL)
-    uniform = (_shift_right(bits, 12).double() + 0.5) * 2.0**-52
-    return uniform.log_().neg_()
+    return _exponential(_row_keys(seeds, positions).unsqueeze(-1) + token_ids * _WEYL)
 
 
 def gumbel_noise(seeds: Tensor, positions: Tensor, token_ids: Tensor) -> Tensor:
@@ -55,31 +55,60 @@ def sample_coupled_sparse(ids: Tensor, probs: Tensor, seeds: Tensor, positions: 
 
 
 def sample_coupled(probs: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
-    """Draws a token of each row -> [rows] int64: what evaluating all noise would, often for less.
+    """Draws a token of each row -> [rows] int64: what evaluating all noise would, for less.
+
+    The race is won by the least E / p, and E of the likeliest token bounds what may still win: of
+    the others only those whose hash promises no more than that bound are evaluated at all.
 
     probs [rows, vocab] non-negative, need not sum to 1; seeds, positions [rows] int64.
     """
-    vocab = probs.shape[-1]
-    if vocab <= _NARROW:
-        return _sample_dense(probs, seeds, positions)
-    likely = probs.topk(_NARROW, dim=-1)
-    tokens = sample_coupled_sparse(likely.indices, likely.values, seeds, positions)
-    wide = (likely.values[:, -1] > 0).nonzero().squeeze(-1)
-    if len(wide):
-        tokens[wide] = _sample_dense(probs[wide], seeds[wide], positions[wide])
-    return tokens
-
-
-def _sample_dense(probs: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
     rows, vocab = probs.shape
-    token_ids = torch.arange(vocab, device=probs.device)
     block = rows if probs.is_cuda else max(1, _BLOCK_ELEMENTS // vocab)
-    tokens = seeds.new_empty(rows)
-    for start in range(0, rows, block):
-        span = slice(start, start + block)
-        race = exponential_noise(seeds[span], positions[span], token_ids) / probs[span]
-        tokens[span] = race.argmin(dim=-1)
-    return tokens
+    spans = (slice(start, start + block) for start in range(0, rows, block))
+    return torch.cat([_sample_block(probs[s], seeds[s], positions[s]) for s in spans] or [seeds.new_empty(0)])
+
+
+def _sample_block(probs: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+    rows, vocab = probs.shape
+    keys = _row_keys(seeds, positions)
+    possible = probs > 0
+    if rows * vocab > _SPARSE * int(possible.sum()):  # looking at each is dearer than evaluating few
+        row, token = possible.nonzero(as_tuple=True)
+    else:
+        best, likeliest = probs.max(dim=-1)
+        bound = _exponential(keys + likeliest * _WEYL) / best  # somebody wins with no more than this
+        row, token = _contenders(probs, keys, bound).nonzero(as_tuple=True)
+    race = _exponential(keys[row] + token * _WEYL) / probs[row, token]
+    least = race.new_full((rows,), torch.inf).scatter_reduce_(0, row, race, "amin")
+    # Of equal ones the lowest token id, as argmin has it.
+    winners = torch.where(race <= least[row], token, vocab)
+    return torch.full_like(seeds, vocab - 1).scatter_reduce_(0, row, winners, "amin")
+
+
+def _contenders(probs: Tensor, keys: Tensor, bound: Tensor) -> Tensor:
+    """Which tokens may have E / p <= bound [rows, vocab], some that have not included.
+
+    E = -log u is at least 1 - u, which the hash gives without a logarithm: its highest bits are
+    those of u, and the finalizer's last step leaves the top 31 of them alone.
+    """
+    x = keys.unsqueeze(-1) + _token_offsets(probs.shape[-1], probs.device)
+    x = x.bitwise_xor_(_shift_right(x, 30)).mul_(_MIX_1)
+    x = x.bitwise_xor_(_shift_right(x, 27)).mul_(_MIX_2)
+    top = _shift_right(x, 33).float()  # floor(2^31 u), to 24 bits
+    # Rounding is on the safe side: at most 64 in `top`, 128 below, and relatively 1e-5 in the bound.
+    least = probs * (bound * (-(1.0 + 1e-5) * 2.0**31)).float().unsqueeze(-1)
+    return top >= least.add_(2.0**31 - 512)
+
+
+@functools.lru_cache(maxsize=4)
+def _token_offsets(vocab: int, device: torch.device) -> Tensor:
+    return torch.arange(vocab, device=device) * _WEYL
+
+
+def _exponential(words: Tensor) -> Tensor:
+    """Hashed keys of tokens before the finalizer -> Exp(1) noise, float64."""
+    uniform = (_shift_right(_mix(words), 12).double() + 0.5) * 2.0**-52
+    return uniform.log_().neg_()
 
 
 def _row_keys(seeds: Tensor, positions: Tensor) -> Tensor:

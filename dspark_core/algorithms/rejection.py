@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dspark_core.algorithms.sampling import draw_tokens
+from dspark_core.algorithms.sampling import KnownLaws, TargetLaws, draw_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Acceptance:
 
 
 def accept_rejection(
-    target_probs: Tensor,
+    target: Tensor | TargetLaws,
     draft_ids: Tensor,
     draft_q_ids: Tensor,
     draft_q_probs: Tensor,
@@ -42,21 +42,22 @@ def accept_rejection(
     and lengths do not depend on the tokens they admit. A token with q(x) = 0 is never accepted.
 
     Args:
-        target_probs: [rows, vocab] p, rows laid out as the module says.
+        target: p of each row, laid out as the module says: [rows, vocab] or laws yet to be evaluated.
         draft_ids: [drafts] the verified draft tokens, requests' tokens contiguous.
         draft_q_ids: [drafts, k] the tokens q gives probability to; entries of probability 0 may pad.
         draft_q_probs: [drafts, k] their probabilities, which sum to 1.
         lengths: [requests] int64, sum is drafts; 0 draws a token from p.
         generator: on the device of the tensors; takes one uniform a draft and one a request.
     """
-    request = _request_of_draft(target_probs.shape[0], draft_ids, lengths)
+    laws = KnownLaws(target) if isinstance(target, Tensor) else target
+    request = _request_of_draft(laws.num_rows, draft_ids, lengths)
     row = torch.arange(draft_ids.shape[0], device=draft_ids.device) + request
-    p = target_probs[row, draft_ids].double()
+    p = laws.of_tokens(draft_ids.new_zeros(laws.num_rows).index_copy_(0, row, draft_ids))[row]
     q = torch.where(draft_q_ids == draft_ids.unsqueeze(-1), draft_q_probs, 0.0).sum(dim=-1).double()
     # Strict, and as a product: p = 0 is never kept, and p >= q > 0 always is, since u < 1.
     kept = (q > 0) & (_uniforms(draft_ids, generator) * q < p)
     accepted = _leading_true(kept, request, lengths)
-    weights = _next_token_weights(target_probs, draft_q_ids, draft_q_probs, lengths, accepted)
+    weights = _next_token_weights(laws, draft_q_ids, draft_q_probs, lengths, accepted)
     return Acceptance(accepted, draw_tokens(weights, _uniforms(lengths, generator)))
 
 
@@ -99,10 +100,14 @@ def _leading_true(kept: Tensor, request: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _next_token_weights(
-    target_probs: Tensor, draft_q_ids: Tensor, draft_q_probs: Tensor, lengths: Tensor, accepted: Tensor
+    laws: KnownLaws | TargetLaws,
+    draft_q_ids: Tensor,
+    draft_q_probs: Tensor,
+    lengths: Tensor,
+    accepted: Tensor,
 ) -> Tensor:
     """Unnormalised law of the token after each accepted prefix [requests, vocab]."""
-    weights = target_probs[_first_rows(lengths) + accepted]
+    weights = laws.of_rows(_first_rows(lengths) + accepted)
     rejected = (accepted < lengths).nonzero().squeeze(-1)
     if not len(rejected):
         return weights

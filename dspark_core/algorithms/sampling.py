@@ -1,25 +1,28 @@
 """Shapes target distributions (temperature, top-k, top-p, min-p) and draws tokens from them.
 
-Every truncation is a threshold on the scaled logits: a token stays when its logit reaches the row's
+A row's distribution is handled as weights: exp of the scaled logits, the most likely token's being
+1. Every truncation is a threshold on them: a token stays when its weight reaches the row's
 threshold. Equal logits therefore stay or go together, and a row's result depends neither on the
 order in which a sort happens to leave ties nor on the other rows of the batch.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from dspark_core.records import SamplingParams
 
-_NUCLEUS_WIDTHS = (64, 512, 8192)
-"""Candidates searched for a nucleus before a row is sorted in full: a partial sort of 49k logits
-costs a small fraction of a whole one, and peaked rows need few candidates."""
+_LEAST_LOGIT = -87.0
+"""Relative to the most likely token's, scaled; what is less likely by more never is drawn."""
 _TINY = torch.finfo(torch.float32).tiny
+_BINS = (127 << 3) + 1
+"""Eight to an octave of the weights in (0, 1], by the leading bits of a float32."""
+_BLOCK_ELEMENTS = 1 << 18
+"""Weights evaluated at a time on a CPU: what is made of them stays in its cache meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class SamplingRows:
     top_k: Tensor  # [rows] int64, 0: off
     top_p: Tensor  # [rows] float64, 1: off
     min_p: Tensor  # [rows] float32, 0: off
+    any_temperature: bool
     any_top_k: bool
     any_top_p: bool
     any_min_p: bool
@@ -45,16 +49,35 @@ class SamplingRows:
         device: torch.device | str = "cpu",
     ) -> SamplingRows:
         """One row for each of `params`, or `repeats[i]` consecutive rows for `params[i]`."""
+        present = params
         if repeats is not None:
-            params = [p for p, count in zip(params, repeats, strict=True) for _ in range(count)]
+            present = [p for p, count in zip(params, repeats, strict=True) if count]
+
+        def column(values: list[float], dtype: torch.dtype) -> Tensor:
+            whole = torch.tensor(values, dtype=dtype)
+            if repeats is not None:
+                whole = whole.repeat_interleave(torch.tensor(repeats, dtype=torch.int64))
+            return whole.to(device)
+
         return cls(
-            temperature=torch.tensor([p.temperature for p in params], dtype=torch.float32, device=device),
-            top_k=torch.tensor([p.top_k for p in params], dtype=torch.int64, device=device),
-            top_p=torch.tensor([p.top_p for p in params], dtype=torch.float64, device=device),
-            min_p=torch.tensor([p.min_p for p in params], dtype=torch.float32, device=device),
-            any_top_k=any(p.top_k > 0 for p in params),
-            any_top_p=any(p.top_p < 1.0 for p in params),
-            any_min_p=any(p.min_p > 0.0 for p in params),
+            temperature=column([p.temperature for p in params], torch.float32),
+            top_k=column([p.top_k for p in params], torch.int64),
+            top_p=column([p.top_p for p in params], torch.float64),
+            min_p=column([p.min_p for p in params], torch.float32),
+            any_temperature=any(p.temperature != 1.0 for p in present),
+            any_top_k=any(p.top_k > 0 for p in present),
+            any_top_p=any(p.top_p < 1.0 for p in present),
+            any_min_p=any(p.min_p > 0.0 for p in present),
+        )
+
+    def __getitem__(self, rows: slice | Tensor) -> SamplingRows:
+        """Some of the rows; the flags stay those of all."""
+        return replace(
+            self,
+            temperature=self.temperature[rows],
+            top_k=self.top_k[rows],
+            top_p=self.top_p[rows],
+            min_p=self.min_p[rows],
         )
 
 
@@ -70,13 +93,71 @@ def target_probabilities(logits: Tensor, rows: SamplingRows) -> Tensor:
     to the last one kept are kept too, and the most likely token always is. Rows of temperature 0
     come out as a uniform choice among the most likely tokens; use `greedy_tokens` for them.
     """
+    weights = target_weights(logits, rows)
+    return weights.div_(weights.sum(dim=-1, keepdim=True))
+
+
+def target_weights(logits: Tensor, rows: SamplingRows) -> Tensor:
+    """`target_probabilities` before normalisation: the most likely token of each row weighs 1."""
     logits = logits.float()
-    scaled = logits - logits.amax(dim=-1, keepdim=True)  # the maximum is 0 whatever the temperature
-    scaled.div_(rows.temperature.clamp(min=_TINY).unsqueeze(-1))
-    threshold = _thresholds(scaled, rows)
-    if threshold is not None:
-        scaled.masked_fill_(scaled < threshold.unsqueeze(-1), -math.inf)
-    return scaled.softmax(dim=-1)
+    weights = logits - logits.amax(dim=-1, keepdim=True)  # the maximum is 0 whatever the temperature
+    if rows.any_temperature:
+        weights.div_(rows.temperature.clamp(min=_TINY).unsqueeze(-1))
+    # Below it lie subnormal numbers, which a processor is up to a hundred times slower with.
+    torch.threshold_(weights, _LEAST_LOGIT, -torch.inf).exp_()
+    if rows.any_top_k:
+        _truncate(weights, _top_k_thresholds(weights, rows.top_k))
+    if rows.any_top_p:
+        _truncate(weights, _top_p_thresholds(weights, rows.top_p))
+    if rows.any_min_p:
+        _truncate(weights, rows.min_p)
+    return weights
+
+
+def target_weight_blocks(logits: Tensor, rows: SamplingRows) -> Iterator[tuple[slice, Tensor]]:
+    """`target_weights` of consecutive rows, block by block: (which rows, their weights)."""
+    count, vocab = logits.shape
+    block = count if logits.is_cuda else max(1, _BLOCK_ELEMENTS // vocab)
+    for start in range(0, count, block):
+        span = slice(start, start + block)
+        yield span, target_weights(logits[span], rows[span])
+
+
+class TargetLaws:
+    """The distributions of rows of logits, evaluated in full only where that is asked for."""
+
+    def __init__(self, logits: Tensor, rows: SamplingRows) -> None:
+        """logits [rows, vocab]"""
+        self._logits = logits
+        self._rows = rows
+        self.num_rows = logits.shape[0]
+
+    def of_tokens(self, token_ids: Tensor) -> Tensor:
+        """Probability of one token of each row: token_ids [rows] -> [rows] float64."""
+        found = torch.empty(self.num_rows, dtype=torch.float64, device=self._logits.device)
+        for span, weights in target_weight_blocks(self._logits, self._rows):
+            mass = weights.sum(dim=-1, dtype=torch.float64)
+            found[span] = weights.gather(-1, token_ids[span].unsqueeze(-1)).squeeze(-1) / mass
+        return found
+
+    def of_rows(self, index: Tensor) -> Tensor:
+        """Whole distributions: index [n] of rows -> [n, vocab] float32."""
+        return target_probabilities(self._logits[index], self._rows[index])
+
+
+class KnownLaws:
+    """As `TargetLaws`, of probabilities at hand."""
+
+    def __init__(self, probabilities: Tensor) -> None:
+        """probabilities [rows, vocab]"""
+        self._probabilities = probabilities
+        self.num_rows = probabilities.shape[0]
+
+    def of_tokens(self, token_ids: Tensor) -> Tensor:
+        return self._probabilities.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1).double()
+
+    def of_rows(self, index: Tensor) -> Tensor:
+        return self._probabilities[index]
 
 
 def draw_tokens(weights: Tensor, uniforms: Tensor) -> Tensor:
@@ -94,48 +175,53 @@ def draw_tokens(weights: Tensor, uniforms: Tensor) -> Tensor:
     return torch.where(impossible, weights.argmax(dim=-1, keepdim=True), drawn).squeeze(-1)
 
 
-def _thresholds(scaled: Tensor, rows: SamplingRows) -> Tensor | None:
-    """Least scaled logit each row keeps [rows], or None when no row truncates."""
-    threshold: Tensor | None = None
-    if rows.any_top_k:
-        threshold = _top_k_thresholds(scaled, rows.top_k)
-    if rows.any_top_p:
-        if threshold is None:
-            threshold = torch.full_like(rows.temperature, -math.inf)
-        threshold = _top_p_thresholds(scaled, rows.top_p, threshold)
-    if rows.any_min_p:
-        floor = rows.min_p.log()  # the most likely token's scaled logit is 0
-        threshold = floor if threshold is None else torch.maximum(threshold, floor)
-    return threshold
+def _truncate(weights: Tensor, least: Tensor) -> None:
+    """Clears, in place, the weights of each row that do not reach `least` [rows]."""
+    weights.mul_(weights >= least.unsqueeze(-1))
 
 
-def _top_k_thresholds(scaled: Tensor, top_k: Tensor) -> Tensor:
-    """The k-th largest scaled logit of each row, -inf where top-k is off or keeps everything."""
-    threshold = torch.full_like(scaled[:, 0], -math.inf)
-    active = ((top_k > 0) & (top_k < scaled.shape[-1])).nonzero().squeeze(-1)
+def _top_k_thresholds(weights: Tensor, top_k: Tensor) -> Tensor:
+    """The k-th largest weight of each row, 0 where top-k is off or keeps everything."""
+    least = torch.zeros_like(weights[:, 0])
+    active = ((top_k > 0) & (top_k < weights.shape[-1])).nonzero().squeeze(-1)
     if len(active):
         kth = top_k[active].unsqueeze(-1) - 1
-        values = scaled[active].topk(int(kth.max()) + 1, dim=-1).values
-        threshold[active] = values.gather(-1, kth).squeeze(-1)
-    return threshold
+        values = weights[active].topk(int(kth.max()) + 1, dim=-1).values
+        least[active] = values.gather(-1, kth).squeeze(-1)
+    return least
 
 
-def _top_p_thresholds(scaled: Tensor, top_p: Tensor, kept: Tensor) -> Tensor:
-    """Raises `kept` [rows] to the least logit of each row's nucleus, where top-p is on.
+def _top_p_thresholds(weights: Tensor, top_p: Tensor) -> Tensor:
+    """Least weight of each row's nucleus, the smallest set of most likely tokens that holds top-p
+    of the mass; 0 where top-p is off.
 
-    The nucleus is the smallest set of most likely kept tokens that holds top-p of the kept mass.
+    Tokens lighter than the n-th part of (1 - top-p) of the mass weigh less than that share all
+    together: a nucleus does without them. The others are put into bins of similar weight, and only
+    the bin in which the nucleus ends is sorted.
     """
-    threshold, vocab = kept.clone(), scaled.shape[-1]
-    weights = scaled.exp().masked_fill_(scaled < kept.unsqueeze(-1), 0.0)
-    wanted = top_p * weights.sum(dim=-1, dtype=torch.float64)
-    pending = (top_p < 1.0).nonzero().squeeze(-1)
-    for width in (*(w for w in _NUCLEUS_WIDTHS if w < vocab), vocab):
-        if not len(pending):
-            break
-        values = scaled[pending].topk(width, dim=-1).values
-        masses = values.exp().cumsum(dim=-1, dtype=torch.float64)
-        before = (masses < wanted[pending].unsqueeze(-1)).sum(dim=-1)  # the token that completes it
-        last = values.gather(-1, before.clamp(max=width - 1).unsqueeze(-1)).squeeze(-1)
-        threshold[pending] = torch.maximum(last, kept[pending])
-        pending = pending[before >= width]  # not complete: again, among more candidates
-    return threshold
+    count, vocab = weights.shape
+    mass = weights.sum(dim=-1, dtype=torch.float64)
+    # Half of it: sums are rounded. Where top-p is off, nothing is a candidate.
+    floor = torch.where(top_p < 1.0, 0.5 * (1.0 - top_p) * mass / vocab, torch.inf).float()
+    row, token = (weights >= floor.clamp(min=_TINY).unsqueeze(-1)).nonzero(as_tuple=True)
+    heavy = weights[row, token]
+    bins = _BINS - 1 - (heavy.view(torch.int32).long() >> 20)  # sign, exponent, three bits: ascending
+    masses = (row * _BINS + bins).bincount(heavy.double(), count * _BINS).view(count, _BINS).cumsum(dim=-1)
+    wanted = torch.minimum(top_p * mass, masses[:, -1]).unsqueeze(-1)
+    last = (masses < wanted).sum(dim=-1)
+    ending = (bins == last[row]).nonzero().squeeze(-1)
+    members, counts = _rectangle(heavy[ending], row[ending], count)
+    members = members.sort(dim=-1, descending=True).values
+    heavier = masses.gather(-1, (last - 1).clamp(min=0).unsqueeze(-1)) * (last > 0).unsqueeze(-1)
+    before = ((members.cumsum(dim=-1, dtype=torch.float64) + heavier) < wanted).sum(dim=-1)
+    before = torch.minimum(before, (counts - 1).clamp_(min=0))  # the token that completes it
+    return members.gather(-1, before.unsqueeze(-1)).squeeze(-1)
+
+
+def _rectangle(values: Tensor, row: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """values [n] in order of their rows [n] -> [rows, most in a row], zeros behind, and their counts."""
+    counts = row.bincount(minlength=rows)
+    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    out = values.new_zeros((rows, max(1, int(counts.max()))))
+    out[row, place] = values
+    return out, counts

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dspark_core.algorithms.coupling import sample_coupled
 from dspark_core.algorithms.rejection import accept_rejection, longest_equal_prefix
-from dspark_core.algorithms.sampling import SamplingRows, greedy_tokens, target_probabilities
+from dspark_core.algorithms.sampling import SamplingRows, TargetLaws, greedy_tokens, target_weight_blocks
 from dspark_core.engine.protocols import DraftBlock
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.records import Verification
@@ -76,18 +76,21 @@ class Acceptor:
 
     def _coupled(self, logits: Tensor, proposals: Sequence[Proposal]) -> list[Verdict]:
         """The target samples every row with the request's own noise; drafts stand while equal."""
-        probabilities = target_probabilities(logits, _sampling_rows(proposals))
-        repeats = torch.tensor([1 + p.verify_length for p in proposals])
-        seeds = torch.tensor([p.sequence.noise_seed for p in proposals]).repeat_interleave(repeats)
+        rows = torch.tensor([1 + p.verify_length for p in proposals])
+        seeds = torch.tensor([p.sequence.noise_seed for p in proposals]).repeat_interleave(rows)
         # Row i of a proposal decides the token at absolute position len(tokens) + i.
-        positions = torch.cat([len(p.sequence.tokens) + torch.arange(1 + p.verify_length) for p in proposals])
-        return _accept_equal(sample_coupled(probabilities, seeds, positions), proposals)
+        first = torch.tensor([len(p.sequence.tokens) for p in proposals]) - (rows.cumsum(0) - rows)
+        positions = first.repeat_interleave(rows) + torch.arange(len(logits))
+        samples = [
+            sample_coupled(weights, seeds[span], positions[span])
+            for span, weights in target_weight_blocks(logits, _sampling_rows(proposals))
+        ]
+        return _accept_equal(torch.cat(samples), proposals)
 
     def _rejection(self, logits: Tensor, proposals: Sequence[Proposal]) -> list[Verdict]:
-        probabilities = target_probabilities(logits, _sampling_rows(proposals))
         ids, q_ids, q_probabilities = _draft_rows(proposals)
         outcome = accept_rejection(
-            probabilities,
+            TargetLaws(logits, _sampling_rows(proposals)),
             ids,
             q_ids,
             q_probabilities,

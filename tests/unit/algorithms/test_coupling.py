@@ -166,3 +166,17 @@ def test_agreement_of_different_laws_is_what_the_coupling_promises():
         rate, error = equal.double().mean().item(), math.sqrt(0.25 / draws)
         assert rate == pytest.approx(exact, abs=4.5 * error)
         assert rate >= (1 - distance) / (1 + distance) - 4.5 * error
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 2.0, 8.0, 40.0])
+def test_leaving_out_what_cannot_win_changes_no_draw(spread):
+    """From flat rows, where thousands may win, to rows in which a single token has all the mass."""
+    probs = softmax_rows(200, 3000, seed=7, spread=spread)
+    seeds, positions = torch.arange(200) % 7, torch.arange(200)
+    race = exponential_noise(seeds, positions, torch.arange(3000)) / probs
+    assert torch.equal(sample_coupled(probs, seeds, positions), race.argmin(-1))
+
+
+def test_no_rows_give_no_tokens():
+    none = torch.zeros(0, dtype=torch.long)
+    assert sample_coupled(torch.zeros(0, 5), none, none).shape == (0,)

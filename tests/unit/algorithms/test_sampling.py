@@ -5,7 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dspark_core.algorithms.sampling import SamplingRows, draw_tokens, greedy_tokens, target_probabilities
+from dspark_core.algorithms.sampling import (
+    SamplingRows,
+    TargetLaws,
+    draw_tokens,
+    greedy_tokens,
+    target_probabilities,
+    target_weight_blocks,
+)
 from dspark_core.records import SamplingParams
 from tests.unit.algorithms.laws import counts_of, follows
 
@@ -156,3 +163,30 @@ def test_an_impossible_token_is_never_drawn(weights):
     uniforms = torch.tensor([min(edge, 1.0) for edge in edges], dtype=torch.float64)
     drawn = draw_tokens(torch.tensor([weights] * len(edges)), uniforms)
     assert all(weights[token] > 0 for token in drawn.tolist())
+
+
+def test_what_is_practically_impossible_is_never_drawn():
+    """Its weight would be subnormal, which slows everything down and changes nothing."""
+    actual = probabilities([[0.0, -80.0, -90.0, -200.0]], [OFF])
+    assert (actual[0] > 0).tolist() == [True, True, False, False]
+
+
+@settings(max_examples=50, deadline=None)
+@given(batches())
+def test_laws_evaluated_where_asked_are_the_laws(batch):
+    logits, params = torch.tensor(batch[0]), SamplingRows.from_params(batch[1])
+    whole = target_probabilities(logits, params)
+    laws = TargetLaws(logits, params)
+    tokens = torch.arange(len(logits)) % logits.shape[1]
+    torch.testing.assert_close(laws.of_tokens(tokens).float(), whole.gather(1, tokens[:, None])[:, 0])
+    backwards = torch.arange(len(logits)).flip(0)
+    assert torch.equal(laws.of_rows(backwards), whole[backwards])
+
+
+def test_blocks_of_rows_hold_what_the_whole_does():
+    logits = torch.randn(11, 50_000, generator=torch.Generator().manual_seed(4)) * 3
+    params = SamplingRows.from_params([SamplingParams(temperature=0.7, top_p=0.8), OFF], repeats=[5, 6])
+    blocks = list(target_weight_blocks(logits, params))
+    assert len(blocks) > 1
+    whole = torch.cat([weights for _, weights in blocks])
+    assert torch.equal(whole / whole.sum(-1, keepdim=True), target_probabilities(logits, params))
