@@ -37,8 +37,11 @@ def traced(number: int) -> TracedRound:
         batch_tokens=4,
         step_seconds=0.0125,
         draft_seconds=0.001,
+        context_tokens=77,
         requests=(
-            TracedRequest(sequence_id="a", survival=(0.9, 0.5), planned=2, verified=2, accepted=1),
+            TracedRequest(
+                sequence_id="a", survival=(0.9, 0.5), planned=2, verified=2, accepted=1, coupled=True
+            ),
             TracedRequest(
                 sequence_id="b", survival=(), planned=0, verified=0, accepted=0, min_tokens_per_second=20.0
             ),
@@ -171,5 +174,7 @@ def test_a_traced_loop_commits_the_same_and_records_its_share(tmp_path: Path, sa
         assert one.planner == "full"
         assert one.curve_version == curve.version
         assert [r.planned for r in one.requests] == [len(r.survival) for r in one.requests]
+        assert all(r.coupled for r in one.requests)  # greedy
+        assert one.context_tokens >= len(one.requests)
     numbers = [one.round for one in rounds if isinstance(one, TracedRound)]
     assert numbers == list(range(round(1 / sample), numbers[-1] + 1, round(1 / sample)))
