@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dspark_core.errors import CheckpointError
-from dspark_core.models.config import AutoregressiveConfig, DecoderConfig
+from dspark_core.models.config import AutoregressiveConfig
 from dspark_core.models.drafter_checkpoint import WEIGHTS_FILE, DrafterTensors, checked_vocab_ids
 from dspark_core.models.drafter_config import CONFIG_FILE
 from dspark_core.models.eagle3 import Eagle3Drafter

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from dspark_core.errors import ConfigError
+from dspark_core.models.moe_config import MoeConfig
 
 
 class Family(Enum):
@@ -65,7 +66,7 @@ class MarkovHeadType(Enum):
 class DrafterConfig:
     """A DSpark drafter (DFlash: `markov_rank == 0`, no confidence head), as DeepSpec writes it.
 
-    Two fields go beyond DeepSpec's: `context_window` and `draft_vocab_size`.
+    Beyond DeepSpec's fields: `context_window`, `draft_vocab_size` and expert layers.
     """
 
     backbone: DecoderConfig
@@ -84,6 +85,8 @@ class DrafterConfig:
     """Context positions before the anchor that a block attends to; None: all of them."""
     draft_vocab_size: int | None = None
     """Size of the reduced draft vocabulary; None: the target's."""
+    moe: MoeConfig | None = None
+    """Experts in the place of every layer's dense MLP; None: dense."""
 
     @property
     def tap_size(self) -> int:

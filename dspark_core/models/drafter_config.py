@@ -19,6 +19,7 @@ from dspark_core.models.config import (
 )
 from dspark_core.models.hf import decoder_config, read_json
 from dspark_core.models.metadata import Metadata
+from dspark_core.models.moe_config import moe_fields, parse_moe
 
 CONFIG_FILE = "config.json"
 _ARCHITECTURES = {"Qwen3DSparkModel": Family.QWEN3, "LlamaDSparkModel": Family.LLAMA}
@@ -106,6 +107,7 @@ def parse_drafter_config(metadata: Metadata) -> DrafterConfig:
         confidence_head_with_markov=with_markov,
         context_window=_optional(metadata, "context_window"),
         draft_vocab_size=_optional(metadata, "draft_vocab_size"),
+        moe=parse_moe(metadata),
     )
     _check_ranges(metadata, config)
     return config
@@ -129,6 +131,8 @@ def drafter_fields(config: DrafterConfig) -> dict[str, object]:
         fields["context_window"] = config.context_window
     if config.draft_vocab_size is not None:
         fields["draft_vocab_size"] = config.draft_vocab_size
+    if config.moe is not None:
+        fields |= moe_fields(config.moe)
     return fields
 
 

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from dspark_core.models.config import DecoderConfig, DrafterConfig
 from dspark_core.models.heads import ConfidenceHead, build_markov_head
 from dspark_core.models.layers import MLP, Attend, AttentionProjections, RMSNorm, RotaryEmbedding
+from dspark_core.models.moe import MoeMLP
+from dspark_core.models.moe_config import MoeConfig
 from dspark_core.models.packing import PackedLinear, pack_linears, pack_weight
 
 Sampler = Callable[[int, Tensor], Tensor]
@@ -55,10 +57,10 @@ class FeatureProjection(nn.Module):
 class DraftLayer(nn.Module):
     """A decoder layer whose keys and values also come from the context features."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, moe: MoeConfig | None = None) -> None:
         super().__init__()
         self.self_attn = AttentionProjections(config)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config) if moe is None else MoeMLP(config, moe)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -94,7 +96,7 @@ class DSparkDrafter(nn.Module):
         self.register_buffer("lm_head", lm_head, persistent=False)
         self.register_buffer("draft_vocab_ids", draft_vocab_ids)
         self.projection = FeatureProjection(config)
-        self.layers = nn.ModuleList(DraftLayer(backbone) for _ in range(backbone.num_layers))
+        self.layers = nn.ModuleList(DraftLayer(backbone, config.moe) for _ in range(backbone.num_layers))
         self.norm = RMSNorm(backbone.hidden_size, backbone.rms_norm_eps)
         self.markov_head = build_markov_head(config)
         self.confidence_head = ConfidenceHead(config) if config.confidence_head else None
