@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dspark_core.errors import ConfigError
 from dspark_core.models.config import MarkovHeadType
+from dspark_core.models.moe_config import MoeConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,8 @@ class DrafterRecipe:
     confidence_head: bool = True
     context_window: int | None = None
     draft_vocab_size: int | None = None
+    moe: MoeConfig | None = None
+    """Experts in the place of the draft layers' dense MLPs (dspark and dflash)."""
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "block_size"):

@@ -14,6 +14,7 @@ from dspark_core.models.config import DrafterConfig
 from dspark_core.models.drafter_checkpoint import save_drafter
 from dspark_core.models.dspark import DSparkDrafter
 from dspark_core.models.loading import LoadedTarget
+from dspark_core.models.moe import take_balance_loss
 from dspark_core.training.block_attention import packed_hidden
 from dspark_core.training.dropout import drop_spans
 from dspark_core.training.features import FeatureSequence
@@ -41,6 +42,7 @@ def build_dspark(
         confidence_head_with_markov=recipe.confidence_head and recipe.markov_rank > 0,
         context_window=recipe.context_window,
         draft_vocab_size=None if draft_vocab_ids is None else len(draft_vocab_ids),
+        moe=recipe.moe,
     )
     return DSparkObjective(new_drafter(config, target.decoder, draft_vocab_ids, recipe.source_layers), losses)
 
@@ -81,6 +83,9 @@ class DSparkObjective:
         hidden = packed_hidden(drafter, batch)
         hidden = drop_spans(hidden, blocks, config.hidden_dropout, generators)
         loss, report = self._losses(batch, positions.to(hidden.device), hidden, total)
+        balance = take_balance_loss(drafter)
+        if balance is not None:
+            loss = loss + balance / total(torch.ones_like(balance))
         loss.backward()  # type: ignore[no-untyped-call]
         return report
 
