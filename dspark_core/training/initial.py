@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,23 +13,26 @@ from dspark_core.models.decoder import Decoder
 from dspark_core.models.dspark import DSparkDrafter
 from dspark_core.models.heads import MarkovHead
 from dspark_core.models.weight_layout import SourceTensor, weight_layout
-from dspark_core.training.features import read_token_ids
 
 _ZIPF_OFFSET = 500.0
 _PRIOR_WEIGHT = 0.3
 
 
-def choose_draft_vocab(
-    shards: Sequence[Path], vocab_size: int, size: int, always: Sequence[int] = ()
-) -> Tensor:
-    """The `size` most frequent token ids of the shards, `always` among them, ascending [size].
+def choose_draft_vocab(counts: Tensor, size: int, always: Sequence[int] = ()) -> Tensor:
+    """The `size` most frequent token ids, `always` among them, ascending [size].
 
-    Most tokens occur rarely or never in a small data set. BPE numbers tokens by how early they
-    were merged, so Zipf's law over ids stands in for the counts that are missing.
+    counts [vocab]: how often each token occurs in the training data. Most tokens occur rarely or
+    never in a small data set. BPE numbers tokens by how early they were merged, so Zipf's law over
+    ids stands in for the counts that are missing. Raises ConfigError naming what does not fit.
     """
-    counts = torch.zeros(vocab_size, dtype=torch.long)
-    for shard in shards:
-        counts += torch.bincount(read_token_ids(shard), minlength=vocab_size)
+    vocab_size = len(counts)
+    if not len(set(always)) <= size <= vocab_size:
+        raise ConfigError(
+            f"draft_vocab_size must be in [{len(set(always))} always kept tokens, {vocab_size}], got {size}"
+        )
+    for token in always:
+        if not 0 <= token < vocab_size:
+            raise ConfigError(f"always_tokens must be in [0, {vocab_size}), got {token}")
     prior = 1 / (torch.arange(vocab_size) + _ZIPF_OFFSET)
     score = counts / counts.sum().clamp_min(1) + _PRIOR_WEIGHT * prior / prior.sum()
     score[list(always)] = torch.inf
@@ -59,7 +61,10 @@ def new_drafter(
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=0.02)
     for layer, source in zip(drafter.layers, source_layers, strict=bool(source_layers)):
-        layer.load_state_dict(target_layer_state(decoder, source))
+        state = target_layer_state(decoder, source)
+        if config.moe is not None:  # experts have no counterpart in the target: they stay random
+            state = {name: value for name, value in state.items() if not name.startswith("mlp.")}
+        layer.load_state_dict(state, strict=config.moe is None)
     drafter.norm.load_state_dict(decoder.norm.state_dict())
     start_projection_at_last_tap(drafter.projection.fc)
     if drafter.markov_head is not None:

@@ -8,7 +8,8 @@ token-level indices into the packed context.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,8 +39,12 @@ class PackedBatch:
     spans: tuple[Span, ...]
 
     def to(self, device: torch.device) -> PackedBatch:
-        values = (getattr(self, field.name) for field in fields(self))
-        return PackedBatch(*(x.to(device) if isinstance(x, Tensor) else x for x in values))
+        moved: dict[str, Any] = {
+            field.name: value.to(device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **moved)
 
 
 def draw_anchors(sequence: FeatureSequence, count: int, generator: torch.Generator) -> Tensor:

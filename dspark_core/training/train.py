@@ -1,6 +1,6 @@
 """`python -m dspark_core.training.train`: trains a drafter on feature shards and exports it.
 
-The output folder holds `state.pt` (resume by running the same command again) and, whenever a
+The output folder holds `checkpoints/` (resume by running the same command again) and, whenever a
 checkpoint is written, `drafter/` in the format `load_drafter` reads.
 """
 
@@ -20,13 +20,15 @@ from dspark_core.models.config import DrafterConfig, MarkovHeadType
 from dspark_core.models.dspark import DSparkDrafter
 from dspark_core.models.loading import LoadedTarget, load_target
 from dspark_core.training.allocator import keep_freed_memory
-from dspark_core.training.features import list_sequences
+from dspark_core.training.checkpoints import Checkpoints
 from dspark_core.training.initial import choose_draft_vocab, new_drafter
 from dspark_core.training.objectives.dspark import DSparkObjective
 from dspark_core.training.recipe import LossConfig
-from dspark_core.training.trainer import StepReport, Trainer, TrainerConfig
+from dspark_core.training.sources import CachedSource
+from dspark_core.training.trainer import StepReport, Trainer
+from dspark_core.training.trainer_config import TrainerConfig
 
-STATE_FILE, VOCAB_FILE, LOG_FILE = "state.pt", "draft_vocab.pt", "log.jsonl"
+VOCAB_FILE, LOG_FILE = "draft_vocab.pt", "log.jsonl"
 
 
 def main() -> None:
@@ -37,8 +39,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     shards = sorted(args.data.glob("*.safetensors"))
     target = load_target(args.model, torch.bfloat16, pack=False)
-    drafter = _new_drafter(args, target, shards)
-    refs = [ref for shard in shards for ref in list_sequences(shard)]
+    source = CachedSource(shards, tap_layers=args.layers)
+    drafter = _new_drafter(args, target, source)
     config = TrainerConfig(
         steps=args.steps,
         sequences_per_step=args.sequences,
@@ -53,25 +55,28 @@ def main() -> None:
         cross_entropy_weight=args.cross_entropy_weight,
         distance_weight=args.distance_weight,
         loss_decay=args.loss_decay,
+        sample_below=args.sample_below,
         tap_dropout=args.dropout,
-        hidden_dropout=args.dropout,
     )
-    trainer = Trainer(DSparkObjective(drafter, losses), config, refs)
-    if (args.out / STATE_FILE).exists():
-        trainer.restore(args.out / STATE_FILE)
+    trainer = Trainer(DSparkObjective(drafter, losses), config, source)
+    checkpoints = Checkpoints(args.out / "checkpoints", keep=2)
+    latest = checkpoints.latest()
+    if latest is not None:
+        trainer.restore(checkpoints.load(latest))
     print(
-        f"{len(refs)} sequences in {len(shards)} shards, from step {trainer.step} to {args.steps}", flush=True
+        f"{len(source)} sequences, from step {trainer.step} to {args.steps}",
+        flush=True,
     )
-    _train(trainer, args)
+    _train(trainer, checkpoints, args)
 
 
-def _train(trainer: Trainer, args: argparse.Namespace) -> None:
+def _train(trainer: Trainer, checkpoints: Checkpoints, args: argparse.Namespace) -> None:
     log = ProgressLog(args.out / LOG_FILE, args.log_every)
     for report in trainer.run():
         log.add(report)
         if report.step % args.save_every == 0 or report.step == args.steps:
-            trainer.save(args.out / STATE_FILE)
-            trainer.objective.save(args.out / "drafter")
+            checkpoints.save(trainer.step, trainer.state())
+            trainer.export(args.out / "drafter")
 
 
 class ProgressLog:
@@ -110,7 +115,7 @@ class ProgressLog:
         }
 
 
-def _new_drafter(args: argparse.Namespace, target: LoadedTarget, shards: list[Path]) -> DSparkDrafter:
+def _new_drafter(args: argparse.Namespace, target: LoadedTarget, source: CachedSource) -> DSparkDrafter:
     backbone = dataclasses.replace(target.config, num_layers=args.draft_layers)
     config = DrafterConfig(
         backbone=backbone,
@@ -125,16 +130,18 @@ def _new_drafter(args: argparse.Namespace, target: LoadedTarget, shards: list[Pa
         context_window=args.window,
         draft_vocab_size=args.draft_vocab,
     )
-    return new_drafter(config, target.decoder, _vocab(args, target, shards), args.source_layers)
+    return new_drafter(config, target.decoder, _vocab(args, target, source), args.source_layers)
 
 
-def _vocab(args: argparse.Namespace, target: LoadedTarget, shards: list[Path]) -> Tensor | None:
+def _vocab(args: argparse.Namespace, target: LoadedTarget, source: CachedSource) -> Tensor | None:
     """Chosen once per run: shards that come later must not change what the weights mean."""
     if args.draft_vocab is None:
         return None
     path = args.out / VOCAB_FILE
     if not path.exists():
-        ids = choose_draft_vocab(shards, target.config.vocab_size, args.draft_vocab, args.always_tokens)
+        ids = choose_draft_vocab(
+            source.token_counts(target.config.vocab_size), args.draft_vocab, args.always_tokens
+        )
         torch.save(ids, path)
     ids = torch.load(path, weights_only=True)
     assert isinstance(ids, Tensor)
@@ -176,6 +183,7 @@ def _arguments() -> argparse.Namespace:
     training.add_argument(
         "--loss-decay", type=float, default=4.0, help="block positions over which weight falls to 1/e"
     )
+    training.add_argument("--sample-below", type=float, default=0.0, help="draw positions of less weight")
     training.add_argument("--dropout", type=float, default=0.0)
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--threads", type=int, default=1)

@@ -1,51 +1,34 @@
-"""Optimises the module of an objective: data order, masters, rates, clipping and checkpoints.
+"""Optimises the module of an objective: data order, gradients, rates and the state to resume from.
 
-Weights and activations are bfloat16; the optimiser keeps float32 masters. Data order and anchors
-are a function of the seed and the step, so that a resumed run repeats what the first would do.
+Data order and every random draw are functions of the seed, the step and the sequence, so that a
+resumed run repeats what the first would do, and several workers do what one would.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dspark_core.errors import ConfigError
-from dspark_core.training.features import SequenceRef, read_sequence
+from dspark_core.errors import CheckpointError, ConfigError
+from dspark_core.training.features import FeatureSequence
 from dspark_core.training.objectives.protocol import Objective, ObjectiveReport
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainerConfig:
-    steps: int
-    sequences_per_step: int = 8
-    learning_rate: float = 6e-4
-    matrix_learning_rate: float | None = None
-    """Of the layers' and the projection's matrices, which Muon then optimises; None: AdamW for all."""
-    warmup_fraction: float = 0.04
-    decay_fraction: float = 0.96
-    """Last part of the steps, over which the rate falls to zero along a cosine; 1 - warm-up: all."""
-    clip_norm: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "sequences_per_step"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("warmup_fraction", "decay_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if self.learning_rate <= 0:
-            raise ConfigError(f"learning_rate must be > 0, got {self.learning_rate}")
+from dspark_core.training.optimizers import build_optimizers, rate_share
+from dspark_core.training.sources import SequenceSource, mix_seed, sequence_plan
+from dspark_core.training.trainer_config import TrainerConfig
+from dspark_core.training.weights import LocalWeights, ShardedWeights, Weights
+from dspark_core.training.workers import ALONE, Workers
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """Means over one step's counted positions."""
+    """Means over one step's positions, on all workers."""
 
     step: int
     cross_entropy: float
@@ -55,12 +38,15 @@ class StepReport:
     """By block position, under teacher forcing."""
     learning_rate: float
     gradient_norm: float
+    positions: int = 0
+    """Whose losses were computed."""
 
     @classmethod
     def of(cls, sums: ObjectiveReport, step: int, rate: float, norm: float) -> StepReport:
         means = [float(term.mean()) for term in (sums.cross_entropy, sums.distance, sums.confidence)]
         acceptance = tuple((sums.accepted / sums.counted.clamp_min(1)).tolist())
-        return cls(step, means[0], means[1], means[2], acceptance, rate, norm)
+        positions = int(sums.counted.sum())
+        return cls(step, means[0], means[1], means[2], acceptance, rate, norm, positions)
 
     @property
     def expected_length(self) -> float:
@@ -72,124 +58,172 @@ class StepReport:
         return length
 
 
-def rate_share(config: TrainerConfig, step: int) -> float:
-    """Share of the peak rate: linear warm-up, a plateau if the fractions leave one, cosine to zero."""
-    warmup, decay = config.warmup_fraction * config.steps, config.decay_fraction * config.steps
-    share = min(1.0, (step + 1) / max(warmup, 1.0))
-    remaining = config.steps - step
-    if remaining < decay:
-        share *= 0.5 - 0.5 * math.cos(math.pi * remaining / decay)
-    return share
-
-
 class Trainer:
-    def __init__(self, objective: Objective, config: TrainerConfig, refs: Sequence[SequenceRef]) -> None:
-        """The objective's module, in float32, is turned into bfloat16 and trained in place."""
-        self.objective = objective
-        self.config = config
-        self._refs = [ref for ref in refs if ref.end - ref.start - 1 > ref.answer_start]
-        self._order: tuple[int, list[int]] | None = None
-        if not self._refs:
-            raise ConfigError("no training sequences with at least two answer tokens")
-        module = objective.module.requires_grad_(True).train()
-        self._masters = [nn.Parameter(p.detach().clone().float()) for p in module.parameters()]
-        module.to(torch.bfloat16)
-        self._optimizers = _optimizers(objective, self._masters, config)
+    def __init__(
+        self,
+        objective: Objective,
+        config: TrainerConfig,
+        source: SequenceSource,
+        *,
+        workers: Workers = ALONE,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """The objective's module, in float32, is moved to `device` and trained there in place."""
+        if config.sequences_per_step % workers.size:
+            raise ConfigError(
+                f"sequences_per_step must be a multiple of the {workers.size} workers, "
+                f"got {config.sequences_per_step}"
+            )
+        self.objective, self.config, self.workers = objective, config, workers
+        self._source = source
+        self._share = config.sequences_per_step // workers.size
+        module = objective.module.requires_grad_(True).train().to(device)
+        names = [name for name, _ in module.named_parameters()]
+        self._weights = _weights(module, torch.bfloat16 if config.bf16 else torch.float32, workers)
+        masters = self._weights.masters
+        self._names = names
+        self._optimizers = build_optimizers(names, masters, objective.matrix_prefixes, config)
+        self._averages = [m.detach().clone() for m in masters] if config.ema_decay is not None else None
+        self._weights.publish()
         self.step = 0
 
     def run(self) -> Iterator[StepReport]:
         """Trains to the last step, reporting after each."""
-        while self.step < self.config.steps:
-            yield self.train_step()
+        plan = sequence_plan(
+            len(self._source),
+            self.config.sequences_per_step,
+            seed=self.config.seed,
+            start_step=self.step,
+            rank=self.workers.rank,
+            world_size=self.workers.size,
+        )
+        with closing(_batches(self._source, plan)) as batches:
+            while self.step < self.config.steps:
+                yield self._train_step(next(batches))
 
-    def train_step(self) -> StepReport:
-        count = self.config.sequences_per_step
-        sequences = [read_sequence(self._ref(i)) for i in range(count)]
-        first = self.step * count
+    def _train_step(self, sequences: list[FeatureSequence]) -> StepReport:
+        first = self.step * self.config.sequences_per_step + self.workers.rank * self._share
         generators = [
-            torch.Generator().manual_seed(_mix(self.config.seed, first + index)) for index in range(count)
+            torch.Generator().manual_seed(mix_seed(self.config.seed, first + index))
+            for index in range(len(sequences))
         ]
-        sums = self.objective.backward(sequences, generators, _alone)
+        sums = self.objective.backward(sequences, generators, self.workers.total)
+        sums = ObjectiveReport.unflatten(self.workers.total(sums.flatten()))
         share = rate_share(self.config, self.step)
         norm = self._update(share)
         self.step += 1
         return StepReport.of(sums, self.step, share * self.config.learning_rate, norm)
 
-    def state(self) -> dict[str, object]:
-        """Everything `restore` needs to go on exactly here."""
+    def state(self) -> dict[str, Any]:
+        """Everything `restore` needs to go on exactly here, on any number of workers. All must call."""
+        whole = self._weights.whole
+        averages = self._averages
         return {
             "step": self.step,
-            "masters": [master.detach() for master in self._masters],
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "masters": _named(self._names, [whole(m.detach()) for m in self._weights.masters]),
+            "averages": None if averages is None else _named(self._names, [whole(a) for a in averages]),
+            "optimizers": [_mapped(o.state_dict(), whole) for o in self._optimizers],
         }
 
-    def restore(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True)
-        self.step = state["step"]
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Raises CheckpointError when the state is of another drafter."""
+        self._check_fits(state["masters"])
+        masters = self._weights.masters
         with torch.no_grad():
-            for master, saved in zip(self._masters, state["masters"], strict=True):
-                master.copy_(saved)
+            for master, whole in zip(masters, state["masters"].values(), strict=True):
+                master.copy_(self._weights.part(whole, master))
+            if self._averages is not None:
+                saved = state["averages"] or state["masters"]
+                for average, master, whole in zip(self._averages, masters, saved.values(), strict=True):
+                    average.copy_(self._weights.part(whole, master))
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self._publish()
+            optimizer.load_state_dict(self._sharded_state(optimizer, saved))
+        self.step = state["step"]
+        self._weights.publish()
 
-    def save(self, path: Path) -> None:
-        partial = path.with_suffix(".partial")
-        torch.save(self.state(), partial)
-        partial.rename(path)
+    def export(self, directory: Path) -> None:
+        """Writes the drafter's checkpoint, of the averaged weights where there are. All must call."""
+        with self._averaged():
+            if self.workers.is_first:
+                self.objective.save(directory)
+        self.workers.barrier()
 
-    def _ref(self, index: int) -> SequenceRef:
-        """Sequence `index` of this step: every epoch visits all sequences in an order of its own."""
-        epoch, row = divmod(self.step * self.config.sequences_per_step + index, len(self._refs))
-        if self._order is None or self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(_mix(self.config.seed, -1 - epoch))
-            self._order = (epoch, torch.randperm(len(self._refs), generator=generator).tolist())
-        return self._refs[self._order[1][row]]
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        if self._averages is None:
+            yield
+            return
+        masters = self._weights.masters
+        kept = [master.detach().clone() for master in masters]
+        self._assign(self._averages)
+        try:
+            yield
+        finally:
+            self._assign(kept)
+
+    @torch.no_grad()
+    def _assign(self, values: list[Tensor]) -> None:
+        for master, value in zip(self._weights.masters, values, strict=True):
+            master.copy_(value)
+        self._weights.publish()
 
     @torch.no_grad()
     def _update(self, share: float) -> float:
-        for master, parameter in zip(self._masters, self.objective.module.parameters(), strict=True):
-            assert parameter.grad is not None
-            master.grad = parameter.grad.float()
-            parameter.grad = None
-        norm = nn.utils.clip_grad_norm_(self._masters, self.config.clip_norm)
+        masters = self._weights.masters
+        self._weights.collect_gradients()
+        norm = self._weights.whole(nn.utils.clip_grad_norm_(masters, self.config.clip_norm))
+        if not math.isfinite(float(norm)):
+            raise ConfigError(
+                f"step {self.step + 1}: the gradient norm is {float(norm)}; a lower learning_rate may help"
+            )
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * share
             optimizer.step()
-        self._publish()
+        if self._averages is not None and self.config.ema_decay is not None:
+            # While few steps are done the average is of those few, not of the start.
+            decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(self._averages, [m.detach() for m in masters], 1 - decay)
+        self._weights.publish()
         return float(norm)
 
-    @torch.no_grad()
-    def _publish(self) -> None:
-        for master, parameter in zip(self._masters, self.objective.module.parameters(), strict=True):
-            parameter.copy_(master)
+    def _check_fits(self, saved: Mapping[str, Tensor]) -> None:
+        shapes = dict(zip(self._names, (tuple(m.shape) for m in self._weights.masters), strict=True))
+        found = {name: tuple(value.shape) for name, value in saved.items()}
+        for name in shapes | found:
+            if shapes.get(name) != found.get(name):
+                raise CheckpointError(
+                    f"the saved state is of another drafter: {name} has shape {found.get(name)}, "
+                    f"this drafter's is {shapes.get(name)}"
+                )
+
+    def _sharded_state(self, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        state = {
+            index: {
+                name: self._weights.part(value, parameters[index]) if value.dim() else value
+                for name, value in values.items()
+            }
+            for index, values in saved["state"].items()
+        }
+        return saved | {"state": state}
 
 
-def _optimizers(
-    objective: Objective, masters: Sequence[nn.Parameter], config: TrainerConfig
-) -> list[torch.optim.Optimizer]:
-    names = [name for name, _ in objective.module.named_parameters()]
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, master in zip(names, masters, strict=True):
-        inner = master.dim() == 2 and name.startswith(objective.matrix_prefixes)
-        (matrices if inner and config.matrix_learning_rate else others).append(master)
-    adam = torch.optim.AdamW(
-        [{"params": others, "peak_lr": config.learning_rate}], betas=(0.9, 0.95), weight_decay=0.0, fused=True
-    )
-    if not matrices:
-        return [adam]
-    if not hasattr(torch.optim, "Muon"):
-        raise ConfigError(f"matrix_learning_rate needs torch 2.9 or later, this is {torch.__version__}")
-    group = {"params": matrices, "peak_lr": config.matrix_learning_rate}
-    return [adam, torch.optim.Muon([group], weight_decay=0.0, adjust_lr_fn="match_rms_adamw")]
+def _weights(module: nn.Module, dtype: torch.dtype, workers: Workers) -> Weights:
+    return LocalWeights(module, dtype) if workers.size == 1 else ShardedWeights(module, dtype)
 
 
-def _alone(denominators: Tensor) -> Tensor:
-    return denominators
+def _batches(source: SequenceSource, plan: Iterator[list[int]]) -> Generator[list[FeatureSequence]]:
+    """A generator whatever the source returns, so that closing it closes the source's."""
+    yield from source.batches(plan)
 
 
-def _mix(seed: int, number: int) -> int:
-    """A generator seed that differs between seeds and between numbers."""
-    return (seed * 1_000_003 + number) % 2**62
+def _named(names: list[str], values: list[Tensor]) -> dict[str, Tensor]:
+    return dict(zip(names, values, strict=True))
+
+
+def _mapped(state: dict[str, Any], whole: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    values = {
+        index: {name: whole(value) for name, value in one.items()} for index, one in state["state"].items()
+    }
+    return state | {"state": values}

@@ -61,7 +61,9 @@ class VocabularyLoss:
 
         hidden [rows, d]; lm_head [draft vocab, d]; latent [rows, r]; bias_weight [draft vocab, r]
         """
-        total, cross_entropy, distance = _Function.apply(self, hidden, latent, bias_weight, lm_head, rows)
+        total, cross_entropy, distance = _Function.apply(  # type: ignore[no-untyped-call]
+            self, hidden, latent, bias_weight, lm_head, rows
+        )
         return VocabularyLosses(total, cross_entropy, distance)
 
     def buffer(self, name: str, shape: tuple[int, int], like: Tensor) -> Tensor:

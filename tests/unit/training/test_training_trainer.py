@@ -9,14 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from dspark_core.errors import ConfigError
+from dspark_core.errors import CheckpointError, ConfigError
 from dspark_core.models.config import DrafterConfig
+from dspark_core.models.drafter_checkpoint import load_drafter
 from dspark_core.models.dspark import DSparkDrafter
-from dspark_core.training.features import SequenceRef, list_sequences, write_shard
+from dspark_core.training.checkpoints import Checkpoints
+from dspark_core.training.features import write_shard
 from dspark_core.training.initial import choose_draft_vocab, new_drafter
 from dspark_core.training.objectives.dspark import DSparkObjective
+from dspark_core.training.optimizers import rate_share
 from dspark_core.training.recipe import LossConfig
-from dspark_core.training.trainer import StepReport, Trainer, TrainerConfig, rate_share
+from dspark_core.training.sources import CachedSource
+from dspark_core.training.trainer import StepReport, Trainer
+from dspark_core.training.trainer_config import TrainerConfig
 from dspark_core.training.validate import replay_greedy_rounds
 from tests.unit.models.dspark_golden import decode_greedily, golden, golden_drafter, golden_target
 from tests.unit.training.training_sequences import GOLDEN_LAYERS, greedy_sequence, random_sequence
@@ -45,24 +50,24 @@ def _fresh(draft_vocab_ids: torch.Tensor | None = None) -> DSparkDrafter:
 
 
 @pytest.fixture(scope="module")
-def refs(tmp_path_factory: pytest.TempPathFactory) -> list[SequenceRef]:
+def source(tmp_path_factory: pytest.TempPathFactory) -> CachedSource:
     shard = tmp_path_factory.mktemp("shards") / "a.safetensors"
     rows = [golden("dspark_vanilla")["generation"][i] for i in range(3)]
     write_shard(shard, [greedy_sequence(row["output"], len(row["prompt"])) for row in rows])
-    return list_sequences(shard)
+    return CachedSource([shard])
 
 
-def _trainer(refs: list[SequenceRef], steps: int, **fields) -> Trainer:
+def _trainer(source: CachedSource, steps: int, **fields) -> Trainer:
     ids = torch.arange(0, 512, 2).sort().values
     losses = {"anchors_per_sequence": 8, "slice_anchors": 5}
     names = {field.name for field in dataclasses.fields(LossConfig)}
     losses |= {name: fields.pop(name) for name in names & fields.keys()}
     config = TrainerConfig(steps=steps, **({"sequences_per_step": 2, "learning_rate": 3e-3} | fields))
-    return Trainer(DSparkObjective(_fresh(ids), LossConfig(**losses)), config, refs)
+    return Trainer(DSparkObjective(_fresh(ids), LossConfig(**losses)), config, source)
 
 
-def test_training_lowers_every_loss(refs: list[SequenceRef]) -> None:
-    reports = list(_trainer(refs, 30).run())
+def test_training_lowers_every_loss(source: CachedSource) -> None:
+    reports = list(_trainer(source, 30).run())
     first, last = reports[0], reports[-1]
     assert last.cross_entropy < 0.7 * first.cross_entropy
     assert last.distance < first.distance
@@ -71,39 +76,46 @@ def test_training_lowers_every_loss(refs: list[SequenceRef]) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"matrix_learning_rate": 2e-3, "tap_dropout": 0.2, "hidden_dropout": 0.1}]
+    "fields",
+    [{}, {"matrix_learning_rate": 2e-3, "tap_dropout": 0.2, "hidden_dropout": 0.1, "ema_decay": 0.9}],
 )
 def test_a_resumed_run_repeats_the_uninterrupted_one(
-    fields: dict[str, float], refs: list[SequenceRef], tmp_path: Path
+    fields: dict[str, float], source: CachedSource, tmp_path: Path
 ) -> None:
-    whole = list(_trainer(refs, 6, **fields).run())
-    first = _trainer(refs, 6, **fields)
+    uninterrupted = _trainer(source, 6, **fields)
+    reports = list(uninterrupted.run())
+    first = _trainer(source, 6, **fields)
     run = first.run()
     for _ in range(3):
         next(run)
-    first.save(tmp_path / "state.pt")
-    second = _trainer(refs, 6, **fields)
-    second.restore(tmp_path / "state.pt")
-    assert list(second.run()) == whole[3:]
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(first.step, first.state())
+    run.close()
+    second = _trainer(source, 6, **fields)
+    second.restore(checkpoints.load(checkpoints.latest()))
+    assert list(second.run()) == reports[3:]
+    for kind in ("masters", "averages"):
+        for name, value in (uninterrupted.state()[kind] or {}).items():
+            assert torch.equal(value, second.state()[kind][name])
 
 
-def test_dropout_reaches_the_losses(refs: list[SequenceRef]) -> None:
-    plain, dropped = (next(_trainer(refs, 5, tap_dropout=rate).run()) for rate in (0.0, 0.5))
+def test_dropout_reaches_the_losses(source: CachedSource) -> None:
+    plain, dropped = (next(_trainer(source, 5, tap_dropout=rate).run()) for rate in (0.0, 0.5))
     assert dropped.gradient_norm != plain.gradient_norm
     assert dropped.acceptance != plain.acceptance
 
 
-def test_slices_do_not_change_the_step(refs: list[SequenceRef]) -> None:
-    coarse = next(_trainer(refs, 5, slice_anchors=1000).run())
-    fine = next(_trainer(refs, 5, slice_anchors=3).run())
+def test_slices_do_not_change_the_step(source: CachedSource) -> None:
+    coarse = next(_trainer(source, 5, slice_anchors=1000).run())
+    fine = next(_trainer(source, 5, slice_anchors=3).run())
     assert fine.cross_entropy == pytest.approx(coarse.cross_entropy, rel=1e-3)
     assert fine.gradient_norm == pytest.approx(coarse.gradient_norm, rel=2e-2)
 
 
 def test_answers_too_short_to_anchor_are_refused(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.safetensors", [random_sequence(4, 3, taps=192, size=64)])
-    with pytest.raises(ConfigError, match="two answer tokens"):
-        _trainer(list_sequences(tmp_path / "a.safetensors"), 1)
+    with pytest.raises(ConfigError, match="2 answer tokens"):
+        CachedSource([tmp_path / "a.safetensors"])
 
 
 @pytest.mark.parametrize("field", ["steps", "learning_rate", "decay_fraction"])
@@ -122,7 +134,7 @@ def test_the_rate_warms_up_holds_and_decays_to_zero() -> None:
     assert all(a >= b for a, b in itertools.pairwise(shares[50:]))
 
 
-def test_layers_start_as_the_targets(refs: list[SequenceRef]) -> None:
+def test_layers_start_as_the_targets(source: CachedSource) -> None:
     drafter, decoder = _fresh(), golden_target().decoder
     source = golden_drafter("dspark_vanilla")  # any module with unfused names, for its keys
     assert drafter.layers[0].state_dict().keys() == source.layers[0].state_dict().keys()
@@ -137,7 +149,9 @@ def test_the_draft_vocabulary_keeps_frequent_and_named_tokens(tmp_path: Path) ->
     frequent = random_sequence(400, 2)
     frequent.token_ids[:] = torch.tensor([40, 41] * 200)
     write_shard(tmp_path / "a.safetensors", [frequent])
-    ids = choose_draft_vocab([tmp_path / "a.safetensors"], 50, 6, always=(49,)).tolist()
+    ids = choose_draft_vocab(
+        CachedSource([tmp_path / "a.safetensors"]).token_counts(50), 6, always=(49,)
+    ).tolist()
     assert ids == sorted(ids)
     assert {40, 41, 49} <= set(ids)
     assert set(ids) - {40, 41, 49} == {0, 1, 2}  # never seen: the earliest merges
@@ -163,3 +177,52 @@ def test_replayed_rounds_are_those_of_real_greedy_decoding(name: str) -> None:
 def test_expected_length_multiplies_acceptance() -> None:
     report = StepReport(1, 0.0, 0.0, 0.0, (0.5, 0.5, 0.0), 0.1, 1.0)
     assert report.expected_length == pytest.approx(1.75)
+
+
+@pytest.mark.parametrize(
+    ("size", "always", "named"), [(1, (3, 4), "got 1"), (51, (), "got 51"), (5, (50,), "got 50")]
+)
+def test_a_draft_vocabulary_that_cannot_be_is_refused(size: int, always: tuple[int, ...], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        choose_draft_vocab(torch.ones(50, dtype=torch.long), size, always)
+
+
+def test_a_state_of_another_drafter_is_refused(source: CachedSource) -> None:
+    other = Trainer(DSparkObjective(_fresh(), LossConfig()), TrainerConfig(steps=1), source)
+    with pytest.raises(CheckpointError, match=r"markov_w2.*\(512, 8\).*\(256, 8\)"):
+        _trainer(source, 1).restore(other.state())
+
+
+def test_the_exported_average_lags_behind_the_weights(source: CachedSource, tmp_path: Path) -> None:
+    trainer = _trainer(source, 4, ema_decay=0.9)
+    list(trainer.run())
+    before = trainer.state()
+    trainer.export(tmp_path)
+    target = golden_target()
+    exported = load_drafter(
+        tmp_path,
+        target.decoder.embed_tokens.weight,
+        target.decoder.lm_head.weight,
+        target.config,
+        torch.bfloat16,
+    )
+    for name, value in exported.named_parameters():
+        assert torch.equal(value, before["averages"][name].bfloat16())
+        assert torch.equal(trainer.state()["masters"][name], before["masters"][name])
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(before["averages"].values(), before["masters"].values(), strict=True)
+    )
+
+
+def test_only_the_last_states_are_kept_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (5, 10, 200):
+        checkpoints.save(step, {"step": step})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010.pt", "step-00000200.pt"]
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert checkpoints.load(latest) == {"step": 200}
+    latest.write_bytes(b"half")
+    with pytest.raises(CheckpointError, match=r"step-00000200\.pt"):
+        checkpoints.load(latest)

@@ -1,0 +1,57 @@
+"""States of a run on disk, to resume from: written whole or not at all, the last few kept."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dspark_core.errors import CheckpointError, ConfigError
+
+_NAME = re.compile(r"step-(\d{8})\.pt")
+
+
+class Checkpoints:
+    def __init__(self, directory: Path, keep: int) -> None:
+        """keep: how many of the latest stay."""
+        if keep < 1:
+            raise ConfigError(f"keep must be >= 1, got {keep}")
+        self._directory = directory
+        self._keep = keep
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """A process killed here leaves the states of before."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        path = self._directory / f"step-{step:08d}.pt"
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+        for old in self._paths()[: -self._keep]:
+            old.unlink()
+
+    def latest(self) -> Path | None:
+        paths = self._paths()
+        return paths[-1] if paths else None
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """Raises CheckpointError naming the file."""
+        try:
+            state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error!r}") from error
+        return state
+
+    def clear(self) -> None:
+        for path in self._paths():
+            path.unlink()
+
+    def _paths(self) -> list[Path]:
+        """In the order of their steps."""
+        return sorted(path for path in self._directory.glob("step-*.pt") if _NAME.fullmatch(path.name))
