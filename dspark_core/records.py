@@ -95,6 +95,8 @@ class GenerateRequest:
     speculation: SpeculationOptions = SpeculationOptions()
     min_tokens_per_second: float | None = None
     """Speed floor: tokens per second after the first token; None: none was promised."""
+    tier: str = ""
+    """Who asked: queues are by tier. Changes nothing of the output."""
 
     def __post_init__(self) -> None:
         check_speed_floor(self.min_tokens_per_second)
@@ -209,10 +211,18 @@ class AssignRequest:
     """Replicas that just failed this request."""
     prefix_hashes: tuple[int, ...] = ()
     """Of the prompt's first 1, 2, ... blocks; see `services.common.prefixes`."""
+    min_tokens_per_second: float = 0.0
+    """Its speed floor; 0: none."""
+    tier: str = ""
+    """Whose queue it waits in."""
+    wait_seconds: float = 0.0
+    """How long it may wait until floors allow it; 0: not at all."""
 
     def __post_init__(self) -> None:
         for name in ("request_id", "model"):
             _require(bool(getattr(self, name)), name, "''", "non-empty")
+        check_speed_floor(self.min_tokens_per_second or None)
+        _require(0.0 <= self.wait_seconds <= 3600.0, "wait_seconds", self.wait_seconds, "in [0, 3600]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +237,8 @@ class VerifierLoad:
     draining: bool = False
     new_request_ids: tuple[str, ...] = ()
     """Arrived since the last load was sent."""
+    min_tokens_per_second: float = 0.0
+    """The highest speed floor among its requests; 0: none."""
 
     def __post_init__(self) -> None:
         _require(0.0 <= self.free_kv_fraction <= 1.0, "free_kv_fraction", self.free_kv_fraction, "in [0, 1]")

@@ -80,7 +80,8 @@ class SchedulerClient:
     async def assign(self, request: AssignRequest) -> Replica:
         message = convert.assign_request_to_proto(request)
         with _errors():
-            response = await self._stub.Assign(message, timeout=self._timeout_seconds)
+            timeout = self._timeout_seconds + request.wait_seconds
+            response = await self._stub.Assign(message, timeout=timeout)
         return _read(convert.replica_from_proto, response.replica)
 
     async def coordinate(

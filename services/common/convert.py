@@ -154,6 +154,7 @@ def generate_request_to_proto(value: GenerateRequest) -> verifier_pb2.GenerateRe
         stop_token_ids=value.stop_token_ids,
         speculation=speculation_to_proto(value.speculation),
         min_tokens_per_second=value.min_tokens_per_second or 0.0,
+        tier=value.tier,
     )
 
 
@@ -166,6 +167,7 @@ def generate_request_from_proto(message: verifier_pb2.GenerateRequest) -> Genera
         stop_token_ids=tuple(message.stop_token_ids),
         speculation=speculation_from_proto(message.speculation),
         min_tokens_per_second=message.min_tokens_per_second or None,
+        tier=message.tier,
     )
 
 
@@ -293,6 +295,7 @@ def verifier_load_to_proto(value: VerifierLoad) -> scheduler_pb2.VerifierLoad:
         max_running_requests=value.max_running_requests,
         draining=value.draining,
         new_request_ids=value.new_request_ids,
+        min_tokens_per_second=value.min_tokens_per_second,
     )
 
 
@@ -304,6 +307,7 @@ def verifier_load_from_proto(message: scheduler_pb2.VerifierLoad) -> VerifierLoa
         max_running_requests=message.max_running_requests,
         draining=message.draining,
         new_request_ids=tuple(message.new_request_ids),
+        min_tokens_per_second=message.min_tokens_per_second,
     )
 
 
@@ -314,6 +318,9 @@ def assign_request_to_proto(value: AssignRequest) -> scheduler_pb2.AssignRequest
         prompt_tokens=value.prompt_tokens,
         exclude_replica_ids=value.exclude_replica_ids,
         prefix_hashes=value.prefix_hashes,
+        min_tokens_per_second=value.min_tokens_per_second,
+        tier=value.tier,
+        wait_seconds=value.wait_seconds,
     )
 
 
@@ -324,6 +331,9 @@ def assign_request_from_proto(message: scheduler_pb2.AssignRequest) -> AssignReq
         prompt_tokens=message.prompt_tokens,
         exclude_replica_ids=tuple(message.exclude_replica_ids),
         prefix_hashes=tuple(message.prefix_hashes),
+        min_tokens_per_second=message.min_tokens_per_second,
+        tier=message.tier,
+        wait_seconds=message.wait_seconds,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from dspark_core.errors import DeadlineError, QueueFullError, UnavailableError
+from services.common.occupancy import Occupancy
 
 
 class Admission:
@@ -15,10 +16,7 @@ class Admission:
         self._max_waiting = max_waiting
         self._places = asyncio.Semaphore(max_running)
         self._running = 0
-        self._waiting = 0
-        self._draining = False
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._requests = Occupancy()
 
     @property
     def running(self) -> int:
@@ -27,11 +25,11 @@ class Admission:
     @property
     def waiting(self) -> int:
         """Admitted, but still being prepared or waiting for a place to run."""
-        return self._waiting
+        return self._requests.inside - self._running
 
     @property
     def draining(self) -> bool:
-        return self._draining
+        return self._requests.closed
 
     def enter(self) -> Ticket:
         """Lets one request in, before any work is spent on it. Its ticket must be closed.
@@ -40,21 +38,19 @@ class Admission:
             QueueFullError: all places to run and to wait are taken.
             UnavailableError: this gateway is draining.
         """
-        if self._draining:
+        if self._requests.closed:
             raise UnavailableError("this gateway is draining, send the request to another one")
-        if self._running + self._waiting >= self._max_running + self._max_waiting:
+        if self._requests.inside >= self._max_running + self._max_waiting:
             raise QueueFullError(
-                f"the gateway is full: {self._running} requests run and {self._waiting} wait, "
+                f"the gateway is full: {self._running} requests run and {self.waiting} wait, "
                 f"the limits are {self._max_running} and {self._max_waiting}"
             )
-        self._waiting += 1
-        self._idle.clear()
+        self._requests.enter()
         return Ticket(self)
 
     async def start(self) -> None:
         """Turns a waiting request into a running one, when a place is free. For tickets."""
         await self._places.acquire()
-        self._waiting -= 1
         self._running += 1
 
     def leave(self, *, started: bool) -> None:
@@ -62,23 +58,15 @@ class Admission:
         if started:
             self._running -= 1
             self._places.release()
-        else:
-            self._waiting -= 1
-        if not self._running and not self._waiting:
-            self._idle.set()
+        self._requests.leave()
 
     def drain(self) -> None:
         """From now on only requests that are already here are served."""
-        self._draining = True
+        self._requests.close()
 
     async def wait_idle(self, timeout_seconds: float) -> bool:
         """Waits until nothing runs or waits; False when the time ran out first."""
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True
+        return await self._requests.wait_empty(timeout_seconds)
 
 
 class Ticket:

@@ -24,6 +24,8 @@ class GatewayLimits:
     max_body_bytes: int = 4 * 2**20
     request_timeout_seconds: float = 600.0
     """From arrival to the last token, waiting included."""
+    admission_wait_seconds: float = 10.0
+    """How long a request may wait at the scheduler until speed floors allow it; then 429."""
     max_context_tokens: int | None = None
     """Tightens the verifiers' own limit; None: theirs."""
 
@@ -87,6 +89,9 @@ class GatewayConfig:
                 max_body_bytes=env.integer("DSPARK_MAX_BODY_BYTES", limits.max_body_bytes, minimum=1),
                 request_timeout_seconds=env.number(
                     "DSPARK_REQUEST_TIMEOUT_SECONDS", limits.request_timeout_seconds, minimum=0.001
+                ),
+                admission_wait_seconds=env.number(
+                    "DSPARK_ADMISSION_WAIT_SECONDS", limits.admission_wait_seconds, minimum=0, maximum=3600
                 ),
                 max_context_tokens=env.optional_integer("DSPARK_MAX_CONTEXT_TOKENS", minimum=1),
             ),

@@ -44,6 +44,7 @@ async def run(environ: Mapping[str, str]) -> None:
             scheduler=SchedulerClient(channel),
             pool=pool,
             deadline_seconds=config.limits.request_timeout_seconds,
+            admission_wait_seconds=config.limits.admission_wait_seconds,
         )
         view = asyncio.create_task(backend.keep_view(), name="replica-view")
         stack.callback(view.cancel)

@@ -60,6 +60,7 @@ class RequestPreparer:
                 stop_token_ids=self._tokenizer.stop_token_ids,
                 speculation=_bounded(request.speculation, limit),
                 min_tokens_per_second=request.min_tokens_per_second,
+                tier=request.tier,
             ),
             stop=request.stop,
             tier=request.tier,

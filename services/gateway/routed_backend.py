@@ -46,15 +46,18 @@ class RoutedBackend:
         pool: VerifierPool,
         deadline_seconds: float = 600.0,
         max_attempts: int = MAX_ATTEMPTS,
+        admission_wait_seconds: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
-        """model: as verifiers register it. deadline_seconds: for one request, replays included."""
+        """model: as verifiers register it. deadline_seconds: for one request, replays included.
+        admission_wait_seconds: how long a request may wait until speed floors allow it."""
         self._model = model
         self._scheduler = scheduler
         self._pool = pool
         self._deadline_seconds = deadline_seconds
         self._max_attempts = max_attempts
+        self._admission_wait_seconds = min(admission_wait_seconds, deadline_seconds)
         self._clock = clock
         self._rng = rng or random.SystemRandom()
         self._view = ReplicaView()
@@ -152,8 +155,17 @@ class RoutedBackend:
                     prompt_tokens=len(request.prompt_token_ids),
                     exclude_replica_ids=tuple(failed),
                     prefix_hashes=prefix_hashes(request.prompt_token_ids),
+                    min_tokens_per_second=request.min_tokens_per_second or 0.0,
+                    tier=request.tier,
+                    wait_seconds=self._admission_wait_seconds,
                 )
             )
+        except QueueFullError:
+            # One that runs already goes on where it can: a lost verifier must not cut its stream.
+            known = self._view.choose(failed) if failed else None
+            if known is None:
+                raise
+            return known
         except UnavailableError:
             # "Full" tells the caller more than "nobody is left" does, and when to come back.
             for error in failed.values():

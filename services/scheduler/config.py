@@ -13,6 +13,7 @@ PORT = 50052
 METRICS_PORT = 9052
 _LEASE_SECONDS = 10.0
 _SYNC_SECONDS = 1.0
+_MAX_WAITING = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,9 @@ class SchedulerConfig:
     """A replica that has not renewed for this long is forgotten."""
     sync_seconds: float = _SYNC_SECONDS
     """How often the registry is read for other schedulers' replicas."""
+    max_waiting_requests: int = _MAX_WAITING
+    """Requests of one tier that may wait until speed floors allow them; further ones get
+    RESOURCE_EXHAUSTED."""
     redis_url: str | None = None
     """None: replicas are kept in memory and register again after a restart."""
 
@@ -40,5 +44,6 @@ class SchedulerConfig:
             server=ServerOptions.from_env(env, port=PORT, metrics_port=METRICS_PORT),
             lease_seconds=env.number("DSPARK_LEASE_SECONDS", _LEASE_SECONDS),
             sync_seconds=env.number("DSPARK_SYNC_SECONDS", _SYNC_SECONDS),
+            max_waiting_requests=env.integer("DSPARK_MAX_WAITING_REQUESTS", _MAX_WAITING, minimum=0),
             redis_url=env.optional_text("REDIS_URL"),
         )

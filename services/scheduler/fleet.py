@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
-from dspark_core.errors import UnavailableError
+from dspark_core.errors import InvalidRequestError, UnavailableError
 from dspark_core.records import AssignRequest, Replica, Role, RoundReport
 from services.scheduler.loads import LoadBook
 from services.scheduler.pace import VerifierPace
@@ -16,6 +16,9 @@ from services.scheduler.state import ClusterState
 
 # A planner outlives its verifier's stream and lease, so that a reconnect keeps what was learned.
 _MAX_PLANNERS = 1024
+IMPOSSIBLE = 2.0
+"""A floor this many times above the expected speed of a lone request is refused, not queued: no
+draft that is accepted a little more often will hold it."""
 
 
 class Fleet:
@@ -48,15 +51,32 @@ class Fleet:
         self.planner(report.replica_id).pace.adopt(report.profile)
         return report.round > 0 and self.planner(report.replica_id).observe(report)
 
-    def assign(self, request: AssignRequest) -> Replica:
+    def assign(self, request: AssignRequest) -> Replica | None:
         """The verifier with the least expected time for the request; see `routing`.
 
-        UnavailableError says which of the reasons it is: no such model, all excluded, all draining.
+        None while no verifier could take it without breaking a speed floor. UnavailableError says
+        which of the reasons it is: no such model, all excluded, all draining. InvalidRequestError:
+        the request's own floor is beyond what any verifier gives to a single request.
         """
-        chosen = choose(self.candidates(request), request.prompt_tokens).replica
-        self.loads.assigned(chosen.replica_id, request.request_id)
+        candidates = self.candidates(request)
+        floor = request.min_tokens_per_second
+        if floor:
+            _refuse_impossible(floor, candidates)
+        holding = [candidate for candidate in candidates if candidate.holds(floor)]
+        if not holding:
+            return None
+        chosen = choose(holding, request.prompt_tokens).replica
+        self.loads.assigned(chosen.replica_id, request.request_id, floor)
         self.prefixes.record(request.prefix_hashes, chosen.replica_id)
         return chosen
+
+    def floor_concurrency(self) -> dict[str, int]:
+        """Per verifier with promises to keep: the most requests at which all of them hold."""
+        return {
+            replica.replica_id: most
+            for replica in self.state.replicas(Role.VERIFIER)
+            if (most := self._candidate(replica, 0).floor_concurrency()) is not None
+        }
 
     def candidates(self, request: AssignRequest) -> list[Candidate]:
         """Verifiers that can take the request; those whose stream broke only when no other is left."""
@@ -76,6 +96,7 @@ class Fleet:
             pace=known.pace if known else VerifierPace(),
             matched_tokens=matched_tokens,
             silent_seconds=self.loads.silent_seconds(name),
+            highest_floor=self.loads.highest_floor(name),
         )
 
     def _usable(self, model: str, exclude: Collection[str]) -> list[Replica]:
@@ -92,3 +113,14 @@ class Fleet:
                 f"draining and {sum(r.replica_id in exclude for r in serving)} are excluded by the request"
             )
         return usable
+
+
+def _refuse_impossible(floor: float, candidates: Sequence[Candidate]) -> None:
+    rates = [candidate.pace.tokens_per_second(1) for candidate in candidates]
+    known = [rate for rate in rates if rate is not None]
+    if len(known) == len(rates) and floor > IMPOSSIBLE * max(known):
+        raise InvalidRequestError(
+            f"min_tokens_per_second must be within reach, got {floor:g}: a single request gets about "
+            f"{max(known):.3g} here",
+            field="min_tokens_per_second",
+        )

@@ -22,7 +22,8 @@ class _Entry:
     load: VerifierLoad | None = None
     heard_at: float = 0.0
     lost: bool = False
-    pending: dict[str, float] = field(default_factory=dict)
+    pending: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Requests on their way: when they were assigned, and their floors."""
 
 
 class LoadBook:
@@ -43,8 +44,8 @@ class LoadBook:
         for request_id in load.new_request_ids:
             entry.pending.pop(request_id, None)
 
-    def assigned(self, replica_id: str, request_id: str) -> None:
-        self._entries[replica_id].pending[request_id] = self._clock()
+    def assigned(self, replica_id: str, request_id: str, floor: float = 0.0) -> None:
+        self._entries[replica_id].pending[request_id] = (self._clock(), floor)
 
     def disconnected(self, replica_id: str) -> None:
         """Its stream broke: until it is heard of again it is taken only when no other is left."""
@@ -67,6 +68,14 @@ class LoadBook:
         load = entry.load if entry else None
         told = load or replica
         return told.running_requests + told.waiting_requests + self._pending(replica.replica_id)
+
+    def highest_floor(self, replica_id: str) -> float:
+        """Tokens per second promised to the most demanding of its requests; 0.0: to none."""
+        entry = self._entries.get(replica_id)
+        if entry is None:
+            return 0.0
+        told = entry.load.min_tokens_per_second if entry.load else 0.0
+        return max([told, *(floor for _, floor in entry.pending.values())])
 
     def free_kv_fraction(self, replica: Replica) -> float:
         return (self._load(replica.replica_id) or replica).free_kv_fraction
@@ -94,6 +103,6 @@ class LoadBook:
             return 0
         if entry.load is not None:
             oldest = self._clock() - PENDING_SECONDS
-            for request_id in [key for key, at in entry.pending.items() if at <= oldest]:
+            for request_id in [key for key, (at, _) in entry.pending.items() if at <= oldest]:
                 del entry.pending[request_id]
         return len(entry.pending)

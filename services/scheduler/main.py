@@ -22,6 +22,7 @@ async def run(environ: Mapping[str, str]) -> None:
         lease_seconds=config.lease_seconds,
         registry=registry,
         sync_seconds=config.sync_seconds,
+        max_waiting=config.max_waiting_requests,
         metrics=telemetry.registry,
     )
     server = GrpcServer(config.server, [SchedulerServicer(scheduler).register], telemetry)

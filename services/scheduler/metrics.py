@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter as Count
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -20,8 +20,22 @@ class SchedulerMetrics:
         self._registry_up = Gauge(
             "dspark_scheduler_registry_up", "1 while the shared registry answers", registry=registry
         )
-        self.assigns = Counter(
-            "dspark_scheduler_assigns", "Requests to assign a verifier", ["result"], registry=registry
+        self._assigns = Counter(
+            "dspark_scheduler_assigns",
+            "Requests to assign a verifier: assigned, refused (floors), unavailable, invalid",
+            ["tier", "result"],
+            registry=registry,
+        )
+        self._waiting = Gauge(
+            "dspark_scheduler_waiting_requests",
+            "Requests that wait until speed floors allow them",
+            ["tier"],
+            registry=registry,
+        )
+        self._floor_concurrency = Gauge(
+            "dspark_scheduler_floor_concurrency",
+            "Most requests at which all speed floors hold, summed over the verifiers that promised some",
+            registry=registry,
         )
         self.reports = Counter(
             "dspark_scheduler_reports",
@@ -47,6 +61,16 @@ class SchedulerMetrics:
         count = Count(replica.role for replica in replicas)
         for role in Role:
             self._replicas.labels(role.value).set(count[role])
+
+    def assigned(self, tier: str, result: str) -> None:
+        self._assigns.labels(tier, result).inc()
+
+    def set_waiting(self, tier: str, waiting: int) -> None:
+        self._waiting.labels(tier).set(waiting)
+
+    def watch_floors(self, read: Callable[[], float]) -> None:
+        """Computed when scraped."""
+        self._floor_concurrency.set_function(read)
 
     def set_registry_up(self, up: bool) -> None:
         self._registry_up.set(up)

@@ -73,6 +73,11 @@ class VerifierPace:
             round(requests * self._drafted_share),
         )
 
+    def tokens_per_second(self, requests: int) -> float | None:
+        """What each of so many requests gets; None: no curve."""
+        seconds = self.round_seconds(requests)
+        return None if seconds is None else self._accepted_length / seconds
+
     def prefill_seconds(self, tokens: int) -> float:
         """Of so many prompt tokens; 0.0 without a curve."""
         if self.model is None or tokens <= 0:

@@ -6,7 +6,8 @@ that has ended and the verifier applies it to a later one, which keeps rejection
 
 from __future__ import annotations
 
-from dspark_core.algorithms.prefix_scheduler import unconstrained_capacity
+from dspark_core.algorithms.plan_request import PlanRequest
+from dspark_core.algorithms.planner import capacity_of
 from dspark_core.records import RoundReport, VerifyPlan
 from services.scheduler.pace import VerifierPace
 
@@ -37,13 +38,14 @@ class VerifierPlanner:
         report, model = self._latest, self.pace.model
         if report is None or model is None or not any(request.survival for request in report.requests):
             return None
-        survival = [request.survival for request in report.requests]
-        requests, drafted = len(survival), sum(map(bool, survival))
-        most = sum(len(row) for row in survival)
-        seconds = model.table(requests, most, report.context_tokens, drafted)
-        return VerifyPlan(
-            based_on_round=report.round,
-            draft_token_capacity=unconstrained_capacity(
-                survival, lambda batch_tokens: 1.0 / float(seconds[batch_tokens - requests])
-            ),
-        )
+        context = report.context_tokens // len(report.requests)
+        requests = [
+            PlanRequest(
+                sequence_id=request.sequence_id,
+                survival=request.survival,
+                floor_tokens_per_second=request.min_tokens_per_second or None,
+                context_tokens=context,
+            )
+            for request in report.requests
+        ]
+        return VerifyPlan(based_on_round=report.round, draft_token_capacity=capacity_of(requests, model))

@@ -13,6 +13,9 @@ from services.scheduler.pace import VerifierPace
 
 HORIZON_ROUNDS = 64
 """A request is costed over so many rounds: how long it will really be is not known."""
+FLOOR_MARGIN = 1.05
+"""A floor counts as held only with so much to spare: expectations are means."""
+MAX_CONCURRENCY = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +30,28 @@ class Candidate:
     matched_tokens: int = 0
     """Prompt tokens its prefix cache probably holds."""
     silent_seconds: float = 0.0
+    highest_floor: float = 0.0
+    """Tokens per second promised to the most demanding of its requests; 0: to none."""
+
+    def holds(self, floor: float) -> bool:
+        """Whether every floor, the new request's included, still holds with one request more.
+
+        An idle verifier takes any: nothing here would be faster. So does one without a curve.
+        """
+        highest = max(self.highest_floor, floor)
+        seconds = self.round_seconds()
+        if not highest or seconds is None or self.requests == 0:
+            return True
+        return self.pace.accepted_length / seconds >= FLOOR_MARGIN * highest
+
+    def floor_concurrency(self) -> int | None:
+        """The largest number of requests at which its floors hold; None: no floors or no curve."""
+        if not self.highest_floor or self.pace.round_seconds(1) is None:
+            return None
+        needed = FLOOR_MARGIN * self.highest_floor
+        most = self.max_running or MAX_CONCURRENCY
+        fast = (n for n in range(most, 1, -1) if (self.pace.tokens_per_second(n) or 0.0) >= needed)
+        return next(fast, 1)
 
     def round_seconds(self) -> float | None:
         """With the new request; None without a curve."""

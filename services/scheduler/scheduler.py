@@ -14,9 +14,10 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable
 
 from prometheus_client import CollectorRegistry
 
-from dspark_core.errors import InvalidRequestError, UnavailableError
+from dspark_core.errors import InvalidRequestError
 from dspark_core.records import AssignRequest, Replica, Role, RoundReport, VerifyPlan
 from services.common.registry import MemoryRegistry, Registry
+from services.scheduler.admission import FloorAdmission
 from services.scheduler.fleet import Fleet
 from services.scheduler.mailbox import Mailbox
 from services.scheduler.metrics import SchedulerMetrics
@@ -32,6 +33,7 @@ class Scheduler:
         lease_seconds: float = 10.0,
         registry: Registry | None = None,
         sync_seconds: float = 1.0,
+        max_waiting: int = 256,
         metrics: CollectorRegistry | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -46,6 +48,10 @@ class Scheduler:
             lease_seconds=lease_seconds,
             interval_seconds=sync_seconds,
         )
+        self._admission = FloorAdmission(
+            self._fleet.assign, self._metrics, max_waiting=max_waiting, clock=clock
+        )
+        self._metrics.watch_floors(lambda: sum(self._fleet.floor_concurrency().values()))
         self._mailboxes: set[Mailbox[tuple[RoundReport, float]]] = set()
         self._draining = False
 
@@ -65,23 +71,20 @@ class Scheduler:
 
     async def register(self, replica: Replica) -> float:
         self._fleet.register(replica)
+        self._admission.pump()
         await self._sync.put(replica)
         return self._lease_seconds
 
     async def deregister(self, replica_id: str) -> None:
         self._fleet.deregister(replica_id)
+        self._admission.pump()
         await self._sync.remove(replica_id)
 
     async def list_replicas(self, role: Role | None = None) -> tuple[Replica, ...]:
         return self._fleet.state.replicas(role)
 
     async def assign(self, request: AssignRequest) -> Replica:
-        try:
-            chosen = self._fleet.assign(request)
-        except UnavailableError:
-            self._metrics.assigns.labels("unavailable").inc()
-            raise
-        self._metrics.assigns.labels("assigned").inc()
+        chosen = await self._admission.admit(request)
         _log.debug("request %s -> %s", request.request_id, chosen.replica_id)
         return chosen
 
@@ -125,6 +128,7 @@ class Scheduler:
                         field="replica_id",
                     )
                 planned = self._fleet.observe(report)
+                self._admission.pump()
                 if report.round == 0:
                     continue
                 if not planned:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from dspark_core.engine.verifier import VerifierStatus
-from dspark_core.records import VerifierLoad
+from dspark_core.records import GenerateRequest, VerifierLoad
 
 MAX_NEW_REQUESTS = 256
 """More arrivals between two reports are left out; they count as on their way for a little longer."""
@@ -20,12 +21,23 @@ class LoadMeter:
         self._draining = draining
         self._status: Callable[[], VerifierStatus] | None = None
         self._arrived: deque[str] = deque(maxlen=MAX_NEW_REQUESTS)
+        self._floors: Counter[float] = Counter()
 
     def watch(self, status: Callable[[], VerifierStatus]) -> None:
         self._status = status
 
-    def arrived(self, request_id: str) -> None:
-        self._arrived.append(request_id)
+    @contextmanager
+    def serving(self, request: GenerateRequest) -> Iterator[None]:
+        """Around a request's whole stay."""
+        self._arrived.append(request.request_id)
+        floor = request.min_tokens_per_second or 0.0
+        self._floors[floor] += 1
+        try:
+            yield
+        finally:
+            self._floors[floor] -= 1
+            if not self._floors[floor]:
+                del self._floors[floor]
 
     def take(self) -> VerifierLoad | None:
         """The load now; arrivals are told once. None before there is a verifier to watch."""
@@ -41,4 +53,5 @@ class LoadMeter:
             max_running_requests=self._max_running,
             draining=self._draining() or not status.healthy,
             new_request_ids=arrived,
+            min_tokens_per_second=max(self._floors, default=0.0),
         )

@@ -155,7 +155,7 @@ async def _serve(
         if registration:
             await registration.stop()
 
-    servicer = VerifierServicer(verifier, describe(config.engine, profiled), on_arrival=load.arrived)
+    servicer = VerifierServicer(verifier, describe(config.engine, profiled), serving=load.serving)
     server = GrpcServer(config.server, [servicer.register], telemetry)
     await serve(server, warm_up=warm_up, on_drain=on_drain)
 

@@ -37,12 +37,12 @@ class ProfiledTarget:
     """None: not profiled; draft and network time are learned while serving."""
 
 
-def load_profiled_target(
-    options: EngineOptions, profile: ProfileOptions | None = None
-) -> ProfiledTarget:
+def load_profiled_target(options: EngineOptions, profile: ProfileOptions | None = None) -> ProfiledTarget:
     """Blocking: loads weights, then measures step times for a few seconds."""
     target = build_target(options)
-    round_time = start_profile(target.engine, options.target_model, options.dtype, profile or ProfileOptions())
+    round_time = start_profile(
+        target.engine, options.target_model, options.dtype, profile or ProfileOptions()
+    )
     return ProfiledTarget(target=target, round_time=round_time)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from typing import Any
 
 import grpc.aio
@@ -20,12 +20,12 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         verifier: Verifier,
         description: VerifierDescription,
         *,
-        on_arrival: Callable[[str], None] = lambda request_id: None,
+        serving: Callable[[GenerateRequest], AbstractContextManager[None]] = lambda request: nullcontext(),
     ) -> None:
-        """`on_arrival` is told the id of every request."""
+        """`serving` is entered around every request."""
         self._verifier = verifier
         self._description = description
-        self._on_arrival = on_arrival
+        self._serving = serving
 
     def register(self, server: grpc.aio.Server) -> None:
         verifier_pb2_grpc.add_VerifierServiceServicer_to_server(self, server)
@@ -38,11 +38,12 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
     async def Generate(
         self, request: verifier_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[verifier_pb2.GenerateChunk]:
-        self._on_arrival(request.request_id)
+        asked = convert.generate_request_from_proto(request)
         # A cancelled call closes this generator, which frees the request's pages.
-        async with aclosing(self._verifier.generate(convert.generate_request_from_proto(request))) as chunks:
-            async for chunk in chunks:
-                yield convert.generate_chunk_to_proto(chunk)
+        with self._serving(asked):
+            async with aclosing(self._verifier.generate(asked)) as chunks:
+                async for chunk in chunks:
+                    yield convert.generate_chunk_to_proto(chunk)
 
 
 class LocalVerifier:

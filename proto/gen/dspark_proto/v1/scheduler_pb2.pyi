@@ -71,18 +71,24 @@ class ListReplicasResponse(_message.Message):
     def __init__(self, replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ...) -> None: ...
 
 class AssignRequest(_message.Message):
-    __slots__ = ("request_id", "model", "prompt_tokens", "exclude_replica_ids", "prefix_hashes")
+    __slots__ = ("request_id", "model", "prompt_tokens", "exclude_replica_ids", "prefix_hashes", "min_tokens_per_second", "tier", "wait_seconds")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     EXCLUDE_REPLICA_IDS_FIELD_NUMBER: _ClassVar[int]
     PREFIX_HASHES_FIELD_NUMBER: _ClassVar[int]
+    MIN_TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     prompt_tokens: int
     exclude_replica_ids: _containers.RepeatedScalarFieldContainer[str]
     prefix_hashes: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., exclude_replica_ids: _Optional[_Iterable[str]] = ..., prefix_hashes: _Optional[_Iterable[int]] = ...) -> None: ...
+    min_tokens_per_second: float
+    tier: str
+    wait_seconds: float
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., exclude_replica_ids: _Optional[_Iterable[str]] = ..., prefix_hashes: _Optional[_Iterable[int]] = ..., min_tokens_per_second: _Optional[float] = ..., tier: _Optional[str] = ..., wait_seconds: _Optional[float] = ...) -> None: ...
 
 class AssignResponse(_message.Message):
     __slots__ = ("replica",)
@@ -91,20 +97,22 @@ class AssignResponse(_message.Message):
     def __init__(self, replica: _Optional[_Union[Replica, _Mapping]] = ...) -> None: ...
 
 class VerifierLoad(_message.Message):
-    __slots__ = ("running_requests", "waiting_requests", "free_kv_fraction", "max_running_requests", "draining", "new_request_ids")
+    __slots__ = ("running_requests", "waiting_requests", "free_kv_fraction", "max_running_requests", "draining", "new_request_ids", "min_tokens_per_second")
     RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     FREE_KV_FRACTION_FIELD_NUMBER: _ClassVar[int]
     MAX_RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     NEW_REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
+    MIN_TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     running_requests: int
     waiting_requests: int
     free_kv_fraction: float
     max_running_requests: int
     draining: bool
     new_request_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., free_kv_fraction: _Optional[float] = ..., max_running_requests: _Optional[int] = ..., draining: _Optional[bool] = ..., new_request_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    min_tokens_per_second: float
+    def __init__(self, running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., free_kv_fraction: _Optional[float] = ..., max_running_requests: _Optional[int] = ..., draining: _Optional[bool] = ..., new_request_ids: _Optional[_Iterable[str]] = ..., min_tokens_per_second: _Optional[float] = ...) -> None: ...
 
 class RoundReport(_message.Message):
     __slots__ = ("replica_id", "round", "requests", "batch_tokens", "step_seconds", "draft_seconds", "profile", "load", "context_tokens")

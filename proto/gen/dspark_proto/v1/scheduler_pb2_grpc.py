@@ -85,7 +85,10 @@ class SchedulerServiceServicer:
 
     def Assign(self, request, context):
         """Chooses the verifier that should serve a request: least expected round time, prefix affinity
-        weighed in. UNAVAILABLE: no healthy verifier is registered for the model.
+        weighed in. A request that would break a speed floor, its own or a running request's, waits for
+        up to wait_seconds in a bounded queue of its tier.
+        UNAVAILABLE: no healthy verifier is registered for the model. RESOURCE_EXHAUSTED, with a retry
+        hint: the queue is full, or the wait was in vain. INVALID_ARGUMENT: nothing here is that fast.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -54,6 +54,7 @@ requests = st.builds(
     stop_token_ids=token_ids,
     speculation=speculation,
     min_tokens_per_second=st.none() | st.floats(0, 1e6, exclude_min=True),
+    tier=st.text(),
 )
 stats = st.builds(
     SpeculationStats,
@@ -126,6 +127,9 @@ assignments = st.builds(
     prompt_tokens=counts,
     exclude_replica_ids=st.lists(st.text(), max_size=3).map(tuple),
     prefix_hashes=st.lists(st.integers(0, 2**64 - 1), max_size=8).map(tuple),
+    min_tokens_per_second=st.floats(0, 1e6),
+    tier=st.text(),
+    wait_seconds=st.floats(0, 3600),
 )
 
 

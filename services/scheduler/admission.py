@@ -1,0 +1,136 @@
+"""Lets requests in while every speed floor holds; the others wait in a bounded queue of their tier.
+
+One event loop only. Whether floors hold is the fleet's to say; `pump` asks again whenever something
+was heard of a verifier.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dspark_core.errors import DSparkError, InvalidRequestError, QueueFullError, UnavailableError
+from dspark_core.records import AssignRequest, Replica
+from services.scheduler.metrics import SchedulerMetrics
+
+DEFAULT_TIER = "default"
+MAX_TIERS = 64
+"""Tiers are the gateways' configuration; more than this is a mistake, and each has its metrics."""
+MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 60.0
+_SMOOTHING = 0.2
+
+
+@dataclass(slots=True)
+class _Waiter:
+    request: AssignRequest
+    answer: asyncio.Future[Replica]
+
+
+class FloorAdmission:
+    def __init__(
+        self,
+        assign: Callable[[AssignRequest], Replica | None],
+        metrics: SchedulerMetrics,
+        *,
+        max_waiting: int,
+        clock: Callable[[], float],
+    ) -> None:
+        """`assign`: None while a floor would break. `max_waiting`: requests in a tier's queue."""
+        self._assign = assign
+        self._metrics = metrics
+        self._max_waiting = max_waiting
+        self._clock = clock
+        self._queues: defaultdict[str, deque[_Waiter]] = defaultdict(deque)
+        self._interval: float | None = None
+        self._admitted_at: float | None = None
+
+    async def admit(self, request: AssignRequest) -> Replica:
+        """The verifier to serve the request, at once or after a wait, first come first served in a tier.
+
+        Raises:
+            QueueFullError: the queue is full, or the wait was in vain; it says when to come back.
+            UnavailableError, InvalidRequestError: waiting would not help.
+        """
+        tier = self._tier(request)
+        queue = self._queues[tier]
+        try:
+            replica = None if queue else self._assign(request)
+            if replica is None:
+                replica = await self._wait(request, tier, queue)
+        except DSparkError as error:
+            self._metrics.assigned(tier, _result(error))
+            raise
+        self._metrics.assigned(tier, "assigned")
+        return replica
+
+    def pump(self) -> None:
+        """Tries the first of every tier, and those behind it as long as they fit."""
+        for tier, queue in self._queues.items():
+            while queue:
+                waiter = queue[0]
+                if not waiter.answer.done() and not self._answer(waiter):
+                    break
+                queue.popleft()
+            self._metrics.set_waiting(tier, len(queue))
+
+    def _answer(self, waiter: _Waiter) -> bool:
+        try:
+            replica = self._assign(waiter.request)
+        except DSparkError as error:
+            waiter.answer.set_exception(error)
+            return True
+        if replica is None:
+            return False
+        self._note_interval()
+        waiter.answer.set_result(replica)
+        return True
+
+    async def _wait(self, request: AssignRequest, tier: str, queue: deque[_Waiter]) -> Replica:
+        if len(queue) >= self._max_waiting or request.wait_seconds <= 0:
+            raise QueueFullError(
+                f"no request more can be taken without breaking a speed floor, and {len(queue)} of tier "
+                f"{tier!r} wait (at most {self._max_waiting})",
+                retry_after_seconds=self._retry_seconds(len(queue)),
+            )
+        waiter = _Waiter(request, asyncio.get_running_loop().create_future())
+        queue.append(waiter)
+        self._metrics.set_waiting(tier, len(queue))
+        try:
+            async with asyncio.timeout(request.wait_seconds):
+                return await waiter.answer
+        except TimeoutError:
+            raise QueueFullError(
+                f"no speed floor allowed another request of tier {tier!r} within {request.wait_seconds:g} s",
+                retry_after_seconds=self._retry_seconds(len(queue)),
+            ) from None
+        finally:
+            if waiter in queue:
+                queue.remove(waiter)
+            self._metrics.set_waiting(tier, len(queue))
+
+    def _tier(self, request: AssignRequest) -> str:
+        tier = request.tier or DEFAULT_TIER
+        if tier not in self._queues and len(self._queues) >= MAX_TIERS:
+            raise InvalidRequestError(f"tier must be one of at most {MAX_TIERS}, got {tier!r}", field="tier")
+        return tier
+
+    def _note_interval(self) -> None:
+        now = self._clock()
+        if self._admitted_at is not None:
+            passed = now - self._admitted_at
+            known = passed if self._interval is None else self._interval
+            self._interval = known + _SMOOTHING * (passed - known)
+        self._admitted_at = now
+
+    def _retry_seconds(self, waiting: int) -> float:
+        """When one more would have had its turn, at the pace at which others had theirs."""
+        expected = (waiting + 1) * (self._interval or 0.0)
+        return min(max(expected, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
+
+
+def _result(error: DSparkError) -> str:
+    if isinstance(error, QueueFullError):
+        return "refused"
+    return "unavailable" if isinstance(error, UnavailableError) else "invalid"

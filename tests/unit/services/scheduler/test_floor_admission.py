@@ -1,0 +1,188 @@
+"""Nobody is let in who would break a speed floor; who cannot be let in waits, within bounds."""
+
+import asyncio
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from dspark_core.errors import InvalidRequestError, QueueFullError, UnavailableError
+from dspark_core.records import (
+    AssignRequest,
+    Replica,
+    Role,
+    RoundReport,
+    StepTime,
+    VerifierLoad,
+)
+from services.scheduler.scheduler import Scheduler
+from tests.support.clock import ManualClock
+
+# One request: 10 ms a round, 100 tokens/s without drafts; each further one 2 ms more.
+LINE = tuple(
+    StepTime(requests=n, batch_tokens=n, context_tokens=0, seconds=0.008 + 0.002 * n) for n in (1, 2, 8, 32)
+)
+
+
+class Cluster:
+    """A scheduler, and verifiers that tell loads when the test says so."""
+
+    def __init__(self, *names: str, max_waiting: int = 4) -> None:
+        self.metrics = CollectorRegistry()
+        self.clock = ManualClock()
+        self.scheduler = Scheduler(max_waiting=max_waiting, metrics=self.metrics, clock=self.clock)
+        self._names = names
+        self._reports: dict[str, asyncio.Queue[RoundReport]] = {name: asyncio.Queue() for name in names}
+        self._streams = [asyncio.create_task(self._stream(name)) for name in names]
+        self._asked = 0
+
+    async def _stream(self, name: str) -> None:
+        async def reports():
+            while True:
+                yield await self._reports[name].get()
+
+        async for _ in self.scheduler.coordinate(reports()):
+            pass
+
+    async def start(self) -> None:
+        for name in self._names:
+            await self.scheduler.register(
+                Replica(replica_id=name, role=Role.VERIFIER, address=f"{name}:1", model="m")
+            )
+            await self.tell(name)
+
+    async def tell(self, name: str, running: int = 0, floor: float = 0.0, new: tuple[str, ...] = ()) -> None:
+        load = VerifierLoad(running_requests=running, min_tokens_per_second=floor, new_request_ids=new)
+        self._reports[name].put_nowait(RoundReport(replica_id=name, round=0, load=load, profile=LINE))
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    async def ask(self, floor: float = 0.0, *, tier: str = "", wait: float = 0.0) -> str:
+        self._asked += 1
+        request = AssignRequest(
+            request_id=f"r{self._asked}",
+            model="m",
+            min_tokens_per_second=floor,
+            tier=tier,
+            wait_seconds=wait,
+        )
+        return (await self.scheduler.assign(request)).replica_id
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.metrics.get_sample_value(f"dspark_scheduler_{name}", labels)
+
+    async def close(self) -> None:
+        for stream in self._streams:
+            stream.cancel()
+        await asyncio.gather(*self._streams, return_exceptions=True)
+        await self.scheduler.close()
+
+
+@pytest.fixture
+async def one():
+    cluster = Cluster("v")
+    await cluster.start()
+    yield cluster
+    await cluster.close()
+
+
+@pytest.fixture
+async def two():
+    cluster = Cluster("a", "b")
+    await cluster.start()
+    yield cluster
+    await cluster.close()
+
+
+async def test_the_most_requests_at_which_floors_hold_are_let_in_and_not_one_more(one: Cluster) -> None:
+    # 1 / (8 ms + 2 ms n) >= 1.05 * 40 up to n = 7.
+    for _ in range(7):
+        await one.ask(40.0)
+    assert one.metric("floor_concurrency") == 7
+    with pytest.raises(QueueFullError, match="without breaking a speed floor") as caught:
+        await one.ask(40.0)
+    assert caught.value.retry_after_seconds >= 1.0
+    assert one.metric("assigns_total", tier="default", result="refused") == 1
+
+
+async def test_requests_without_a_floor_may_not_break_that_of_others(one: Cluster) -> None:
+    await one.tell("v", running=7, floor=40.0)
+    with pytest.raises(QueueFullError):
+        await one.ask()
+    await one.tell("v", running=7)  # nobody was promised anything: no limit but the verifier's own
+    for _ in range(50):
+        await one.ask()
+
+
+async def test_a_request_waits_until_a_running_one_ends(one: Cluster) -> None:
+    await one.tell("v", running=7, floor=40.0)
+    waiting = asyncio.create_task(one.ask(40.0, wait=30.0))
+    await asyncio.sleep(0)
+    assert one.metric("waiting_requests", tier="default") == 1
+    await one.tell("v", running=7, floor=40.0)
+    assert not waiting.done()
+    await one.tell("v", running=6, floor=40.0)
+    assert await asyncio.wait_for(waiting, 10) == "v"
+    assert one.metric("waiting_requests", tier="default") == 0
+
+
+async def test_the_queue_is_first_come_first_served_and_bounded_by_tier(one: Cluster) -> None:
+    await one.tell("v", running=7, floor=40.0)
+    ended: list[int] = []
+
+    async def wait(number: int) -> None:
+        await one.ask(40.0, tier="gold", wait=30.0)
+        ended.append(number)
+
+    tasks = []
+    for number in range(4):
+        tasks.append(asyncio.create_task(wait(number)))
+        await asyncio.sleep(0)
+    with pytest.raises(QueueFullError, match="4 of tier 'gold' wait"):
+        await one.ask(40.0, tier="gold", wait=30.0)
+    other = asyncio.create_task(one.ask(tier="silver", wait=30.0))  # another tier has room of its own
+    await asyncio.sleep(0)
+    assert not other.done()
+    await one.tell("v", running=4, floor=40.0)
+    assert ended == [0, 1, 2]
+    await one.tell("v", running=0)
+    await asyncio.wait_for(asyncio.gather(*tasks, other), 10)
+    assert ended == [0, 1, 2, 3]
+
+
+async def test_a_wait_in_vain_ends_with_a_hint_and_a_client_that_left_frees_its_place(one: Cluster) -> None:
+    await one.tell("v", running=7, floor=40.0)
+    with pytest.raises(QueueFullError, match=r"within 0.01 s"):
+        await one.ask(40.0, wait=0.01)
+    gone = asyncio.create_task(one.ask(40.0, wait=30.0))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    assert one.metric("waiting_requests", tier="default") == 0
+
+
+async def test_waiting_ends_when_nobody_serves_the_model_any_more(one: Cluster) -> None:
+    await one.tell("v", running=7, floor=40.0)
+    waiting = asyncio.create_task(one.ask(40.0, wait=30.0))
+    await asyncio.sleep(0)
+    await one.scheduler.deregister("v")
+    with pytest.raises(UnavailableError, match="no verifier serves"):
+        await asyncio.wait_for(waiting, 10)
+
+
+async def test_a_verifier_where_floors_hold_is_taken_before_a_faster_one_where_they_break(
+    two: Cluster,
+) -> None:
+    await two.tell("a", running=7, floor=40.0)
+    await two.tell("b", running=20)
+    assert await two.ask() == "b"
+    with pytest.raises(QueueFullError):
+        await two.ask(40.0)  # b is too slow for it, a would break its floor
+
+
+async def test_a_floor_no_verifier_gives_to_anybody_is_refused(one: Cluster) -> None:
+    with pytest.raises(InvalidRequestError, match="got 500: a single request gets about 100 here") as caught:
+        await one.ask(500.0, wait=30.0)
+    assert caught.value.field == "min_tokens_per_second"
+    assert await one.ask(120.0) == "v"  # a lucky draft may hold it: an idle verifier tries
+    with pytest.raises(QueueFullError):
+        await one.ask(120.0)
