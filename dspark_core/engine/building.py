@@ -60,11 +60,14 @@ class BuiltTarget:
     """Of the drafter whose projection the engine applies."""
 
 
-def build_target(options: EngineOptions) -> BuiltTarget:
-    """Loads the target and, with a drafter, its projection. Raises ConfigError or CheckpointError."""
+def build_target(options: EngineOptions, loaded: LoadedTarget | None = None) -> BuiltTarget:
+    """Loads the target and, with a drafter, its projection. Raises ConfigError or CheckpointError.
+
+    `loaded`: the target, when it is in memory already.
+    """
     # Names are resolved before the long work: a typing error should not wait for it.
     directory = None if options.drafter is None else resolve_drafter_path(options.drafter)
-    loaded = load_target(options.target_model, options.torch_dtype)
+    loaded = loaded or load_target(options.target_model, options.torch_dtype)
     projection, geometry = None, None
     if directory is not None:
         module = load_any_projection(directory, loaded.config, options.torch_dtype)
