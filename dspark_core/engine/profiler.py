@@ -150,9 +150,10 @@ class _Bench:
         yield from sorted(first)
         yield from sorted((shape for shape in grid if shape not in first), key=lambda shape: shape[1])
         if long_context > context:
+            # One token and many: the cost of reading context and of attending to it come apart.
             middle = counts[len(counts) // 2]
-            for r in sorted({counts[0], middle}):
-                yield r, r * largest, long_context
+            yield counts[0], counts[0] * per_request[0], long_context
+            yield middle, middle * largest, long_context
 
     def _largest_jump(self) -> Shape | None:
         """The middle of the interval with the largest relative rise; None when all are small or narrow."""

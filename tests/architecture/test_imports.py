@@ -10,13 +10,12 @@ from tests.support.source_tree import Source, tracked_sources
 VALUES = ("dspark_core.errors", "dspark_core.records")
 # Where models and drafters lie on disk.
 PATHS = ("dspark_core.model_paths", "dspark_core.zoo_paths")
-MODELS = (*VALUES, *PATHS, "dspark_core.algorithms", "dspark_core.models")
+MODELS = (*VALUES, *PATHS, "dspark_core.algorithms", "dspark_core.kernels", "dspark_core.models")
 APPLICATION = (*MODELS, "dspark_core.engine", "dspark_core.tokenization")
 TORCH_FREE_ALGORITHMS = (
     "dspark_core.algorithms.prefix_scheduler",
     "dspark_core.algorithms.delayed_scheduler",
     "dspark_core.algorithms.speed_floor",
-    "dspark_core.algorithms.step_rate",
     "dspark_core.algorithms.draft_policy",
     "dspark_core.algorithms.drafting_choice",
     "dspark_core.algorithms.plan_batch",
@@ -39,6 +38,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dspark_core.zoo": VALUES,
     "dspark_core.tokenization": (*VALUES, *PATHS),
     "dspark_core.algorithms": VALUES,
+    "dspark_core.kernels": VALUES,
     "dspark_core.models": MODELS,
     "dspark_core.engine": MODELS,
     "dspark_core.training": APPLICATION,
@@ -151,7 +151,7 @@ def test_packages_hold_a_docstring_only(source: Source):
     [
         ("dspark_core/records.py", "import numpy"),
         ("dspark_core/errors.py", "from dspark_core.records import Role"),
-        ("dspark_core/algorithms/step_rate.py", "import torch"),
+        ("dspark_core/algorithms/step_time.py", "import torch"),
         ("dspark_core/algorithms/rejection.py", "from dspark_core.engine.rounds import RoundLoop"),
         ("dspark_core/models/decoder.py", "from ..engine import kv_cache"),
         ("dspark_core/engine/rounds.py", "def f():\n    import grpc.aio"),
@@ -180,7 +180,7 @@ def test_each_kind_of_forbidden_import_is_found(path: str, line: str):
         ("dspark_core/records.py", "from dspark_core.errors import InvalidRequestError"),
         ("dspark_core/algorithms/rejection.py", "import torch"),
         ("services/gateway/clients.py", "from dspark_proto.v1 import gateway_pb2"),
-        ("services/scheduler/planner.py", "from dspark_core.algorithms.step_rate import StepRateCurve"),
+        ("services/scheduler/planner.py", "from dspark_core.algorithms.step_time import StepTimeModel"),
         ("services/embedded/system.py", "from services.gateway.main import run"),
         ("services/drafter/servicer.py", "import torch"),
     ],

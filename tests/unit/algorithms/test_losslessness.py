@@ -6,18 +6,20 @@ Every statistical test here can fail: the same check refuses laws and rules that
 import pytest
 import torch
 
-from dspark_core.algorithms.prefix_scheduler import (
-    PrefixScheduler,
-    capacity_plan,
-    survival_from_confidence,
-    unconstrained_capacity,
-)
+from dspark_core.algorithms.plan_request import PlanRequest
+from dspark_core.algorithms.planner import capacity_of, plan
+from dspark_core.algorithms.prefix_scheduler import survival_from_confidence
 from dspark_core.algorithms.rejection import accept_rejection
 from dspark_core.algorithms.sampling import draw_tokens
 from tests.unit.algorithms.laws import counts_of, follows, pair_counts
+from tests.unit.algorithms.planning_cases import times
 
 VOCAB = 6
 PAIRS = 400_000  # rounds; `follows` asserts that they suffice
+
+
+def requests(*survival, floor=None):
+    return [PlanRequest(survival=row, floor_tokens_per_second=floor) for row in survival]
 
 
 class Chain:
@@ -81,10 +83,10 @@ def competing_lengths(drafts):
 
     drafts [pairs, 2 requests, 2] -> lengths [pairs, 2]. There are few distinct cases: plan each once.
     """
-    scheduler = PrefixScheduler(lambda batch_tokens: 1.0 / (1.0 + 0.2 * batch_tokens))
+    steps = times(1.2, 1.4, 1.6, 1.8, 2.0, 2.2)
     left = [survival_from_confidence([0.8, c]) for c in (0.95, 0.2, 0.7, 0.5, 0.9, 0.05)]
     right = [survival_from_confidence([0.38, c]) for c in (0.95, 0.05, 0.99, 0.5, 0.7, 0.2)]
-    table = torch.tensor([[scheduler.plan([a, b]).lengths for b in right] for a in left])
+    table = torch.tensor([[plan(requests(a, b), steps).lengths for b in right] for a in left])
     return table[drafts[:, 0, 0], drafts[:, 1, 0]]
 
 
@@ -132,7 +134,7 @@ def test_resampling_without_subtracting_the_draft_law_is_caught(round_outcome):
 
 
 # The paper's appendix A: tokens A = 0 and B = 1, and a step rate with a cliff after one token.
-CLIFF = {1: 1.0, 2: 0.5, 3: 0.45}.__getitem__
+CLIFF = times(1.0, 2.0, 1 / 0.45)
 TARGET, DRAFT = torch.tensor([0.7, 0.3]), torch.tensor([0.5, 0.5])
 SURVIVAL = {0: [survival_from_confidence([0.8, 0.9])], 1: [survival_from_confidence([0.8, 0.0])]}
 
@@ -154,19 +156,35 @@ def first_token_counts(length_of):
     return counts_of(torch.where(outcome.accepted >= 1, drafts[:, 0], outcome.next_token_ids), 2)
 
 
-def by_token(plan):
-    table = torch.tensor([plan(SURVIVAL[token]) for token in (0, 1)])
+def by_token(length_for):
+    table = torch.tensor([length_for(SURVIVAL[token]) for token in (0, 1)])
     return lambda first: table[first]
 
 
-def test_early_stopping_keeps_the_law_across_the_cliff():
-    planner = PrefixScheduler(CLIFF)
-    assert follows(first_token_counts(by_token(lambda survival: planner.plan(survival).lengths[0])), TARGET)
+@pytest.mark.parametrize("floor", [None, 0.4, 0.95, 5.0])
+def test_early_stopping_keeps_the_law_across_the_cliff(floor):
+    """With a floor that holds anyway, one that a token could break, and one that cannot hold."""
+
+    def length_for(survival):
+        return plan(requests(*survival, floor=floor), CLIFF).lengths[0]
+
+    assert follows(first_token_counts(by_token(length_for)), TARGET)
+
+
+def test_a_floor_that_needs_drafts_keeps_the_law():
+    """A second token is verified only where the first is not expected to be enough."""
+    flat = times(1.0, 1.0, 1.0)
+    lengths = [plan(requests(*SURVIVAL[token], floor=1.9), flat, capacity=0).lengths[0] for token in (0, 1)]
+    assert lengths == [2, 2]
+    counts = first_token_counts(
+        by_token(lambda s: plan(requests(*s, floor=1.9), flat, capacity=0).lengths[0])
+    )
+    assert follows(counts, TARGET)
 
 
 def test_searching_past_the_cliff_in_the_same_round_is_caught():
     def anticipate(survival):
-        return capacity_plan(survival, unconstrained_capacity(survival, CLIFF))[0]
+        return plan(requests(*survival), CLIFF, capacity=capacity_of(requests(*survival), CLIFF)).lengths[0]
 
     counts = first_token_counts(by_token(anticipate))
     assert not follows(counts, TARGET)
@@ -174,10 +192,13 @@ def test_searching_past_the_cliff_in_the_same_round_is_caught():
 
 
 def test_searching_past_the_cliff_in_an_earlier_round_keeps_the_law():
-    capacity = torch.tensor([unconstrained_capacity(SURVIVAL[token], CLIFF) for token in (0, 1)])
+    capacity = torch.tensor([capacity_of(requests(*SURVIVAL[token]), CLIFF) for token in (0, 1)])
     assert capacity.tolist() == [2, 0]
     table = torch.tensor(
-        [[capacity_plan(SURVIVAL[now], int(k))[0] for now in (0, 1)] for k in capacity]
+        [
+            [plan(requests(*SURVIVAL[now]), CLIFF, capacity=int(k)).lengths[0] for now in (0, 1)]
+            for k in capacity
+        ]
     )  # [earlier token, this round's token]
 
     def delayed(first):

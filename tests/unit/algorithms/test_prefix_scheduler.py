@@ -1,159 +1,196 @@
-from itertools import product
+"""Algorithm 1, best-first order and capacities against their definitions."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspark_core.algorithms.prefix_scheduler import (
-    PrefixScheduler,
-    capacity_plan,
-    survival_from_confidence,
-    unconstrained_capacity,
-)
+from dspark_core.algorithms.delayed_scheduler import spend
+from dspark_core.algorithms.plan_batch import PlanBatch, rank
+from dspark_core.algorithms.plan_request import PlanRequest
+from dspark_core.algorithms.planner import capacity_of, plan
+from dspark_core.algorithms.prefix_scheduler import admit_while_rising, survival_from_confidence
 from dspark_core.errors import InvalidRequestError
-
-CLIFF = {1: 1.0, 2: 0.5, 3: 0.45}.__getitem__  # paper, appendix A
-
-CONFIDENCES = st.lists(
-    # Few distinct values, so that ties between requests and positions are common.
-    st.lists(st.sampled_from([0.0, 0.3, 0.5, 0.9, 1.0]) | st.floats(0, 1), max_size=4),
-    min_size=1,
-    max_size=4,
+from tests.unit.algorithms.planning_cases import (
+    CONFIDENCES,
+    every_plan,
+    jagged_times,
+    linear_times,
+    requests_of,
+    seconds_of,
+    speeds_of,
+    times,
 )
 
-
-@st.composite
-def step_rates(draw):
-    """Any positive table, however jagged."""
-    table = draw(st.lists(st.floats(0.01, 1.0), min_size=20, max_size=20))
-    return lambda batch_tokens: table[batch_tokens - 1]
-
-
-@st.composite
-def linear_step_rates(draw):
-    fixed, per_token = draw(st.floats(0.1, 2.0)), draw(st.floats(0.0, 1.0))
-    return lambda batch_tokens: 1.0 / (fixed + per_token * batch_tokens)
-
-
-def survivals(confidences):
-    return [survival_from_confidence(row) for row in confidences]
-
-
-def throughput(survival, lengths, steps_per_second):
-    expected = sum(1.0 + sum(row[:length]) for row, length in zip(survival, lengths, strict=True))
-    return expected * steps_per_second(len(survival) + sum(lengths))
+CLIFF = times(1.0, 2.0, 1 / 0.45)  # paper, appendix A
 
 
 @pytest.mark.parametrize("later_confidence", [0.0, 0.9])
 def test_admission_ignores_tokens_not_yet_drawn(later_confidence):
-    plan = PrefixScheduler(CLIFF).plan([survival_from_confidence([0.8, later_confidence])])
-    assert plan.lengths == (0,)
-    assert plan.throughput == 1.0
+    made = plan(requests_of([[0.8, later_confidence]]), CLIFF)
+    assert made.lengths == (0,)
+    assert made.throughput == pytest.approx(1.0)
 
 
 def test_no_requests_need_no_plan():
-    assert PrefixScheduler(CLIFF).plan([]).lengths == ()
-    assert PrefixScheduler(CLIFF).plan([]).throughput == 0.0
-    assert capacity_plan([], 5) == ()
-    assert unconstrained_capacity([], CLIFF) == 0
+    made = plan([], CLIFF)
+    assert (made.lengths, made.drafting, made.throughput) == ((), (), 0.0)
+    assert capacity_of([], CLIFF) == 0
 
 
 def test_a_free_batch_admits_everything_that_can_survive():
-    plan = PrefixScheduler(lambda _: 10.0).plan([[0.9, 0.1], [], [0.5, 0.0]])
-    assert plan.lengths == (2, 0, 1)  # a token that cannot survive does not raise throughput
-    assert plan.throughput == pytest.approx(45.0)
+    made = plan(requests_of([[0.9, 0.1], [], [0.5, 0.0]]), times(0.1, 0.1))
+    assert made.lengths == (2, 0, 1)  # a token that cannot survive does not raise throughput
+    assert made.throughput == pytest.approx((3 + 0.9 + 0.09 + 0.5) / 0.1)
+    assert made.expected_tokens == pytest.approx(4.49)
 
 
-@given(CONFIDENCES, linear_step_rates())
-def test_the_plan_is_optimal_where_throughput_has_one_peak(confidences, steps_per_second):
+@given(CONFIDENCES, linear_times())
+def test_the_plan_is_optimal_where_throughput_has_one_peak(confidences, round_time):
     """Sorted survival makes expected tokens concave, so over a linear step time one peak is sure."""
-    survival = survivals(confidences)
-    plan = PrefixScheduler(steps_per_second).plan(survival)
-    best = max(
-        throughput(survival, lengths, steps_per_second)
-        for lengths in product(*(range(len(row) + 1) for row in survival))
+    requests = requests_of(confidences)
+    made = plan(requests, round_time)
+    best = max(sum(speeds_of(requests, lengths, round_time)) for lengths in every_plan(requests))
+    assert made.throughput == pytest.approx(best)
+    assert made.throughput == pytest.approx(sum(speeds_of(requests, made.lengths, round_time)))
+
+
+@given(CONFIDENCES, jagged_times())
+def test_algorithm_1_is_the_sequential_one(confidences, round_time):
+    """Arrays or not: one token after the other, until the first that does not raise throughput."""
+    requests = requests_of(confidences)
+    tokens = sorted(
+        ((-float(np.float32(a)), j, r) for r, one in enumerate(requests) for j, a in enumerate(one.survival)),
     )
-    assert plan.throughput == pytest.approx(best)
-    assert plan.throughput == pytest.approx(throughput(survival, plan.lengths, steps_per_second))
-
-
-def with_other_future(confidences, request, position, future):
-    """The same round up to token `position` of `request`; what comes after it is different."""
-    changed = [list(row) for row in confidences]
-    changed[request][position:] = future
-    return changed
-
-
-@given(CONFIDENCES, st.data())
-def test_later_confidences_never_decide_whether_a_token_is_verified(confidences, data):
-    """The causal barrier, for every rule that may plan the current round, on any step rate."""
-    rows = [r for r, row in enumerate(confidences) if row]
-    if not rows:
-        return
-    request = data.draw(st.sampled_from(rows))
-    position = data.draw(st.integers(1, len(confidences[request])))
-    future = data.draw(st.lists(st.floats(0, 1), max_size=4 - position))
-    scheduler = PrefixScheduler(data.draw(step_rates()))
-    capacity = data.draw(st.integers(0, 16))
-    one = survivals(confidences)
-    other = survivals(with_other_future(confidences, request, position, future))
-    for plan in (lambda s: scheduler.plan(s).lengths, lambda s: capacity_plan(s, capacity)):
-        assert (plan(one)[request] >= position) == (plan(other)[request] >= position)
+    lengths = [0] * len(requests)
+    best = sum(speeds_of(requests, lengths, round_time))
+    for _, position, request in tokens:
+        tried = [*lengths[:request], position + 1, *lengths[request + 1 :]]
+        throughput = sum(speeds_of(requests, tried, round_time))
+        if abs(throughput - best) < 1e-9 * best:
+            return  # a tie that rounding decides
+        if throughput < best:
+            break
+        lengths, best = tried, throughput
+    assert list(plan(requests, round_time).lengths) == lengths
 
 
 @given(CONFIDENCES, st.integers(0, 20))
 def test_a_capacity_is_spent_on_the_tokens_most_likely_to_survive(confidences, capacity):
-    survival = survivals(confidences)
-    lengths = capacity_plan(survival, capacity)
-    values = sorted((value for row in survival for value in row), reverse=True)
+    requests = requests_of(confidences)
+    lengths = plan(requests, times(1.0), capacity=capacity).lengths
+    values = sorted((value for request in requests for value in request.survival), reverse=True)
     assert sum(lengths) == min(capacity, len(values))
-    admitted = sorted((v for row, n in zip(survival, lengths, strict=True) for v in row[:n]), reverse=True)
-    assert admitted == values[:capacity]
+    admitted = sorted(
+        (v for request, n in zip(requests, lengths, strict=True) for v in request.survival[:n]), reverse=True
+    )
+    assert admitted == pytest.approx(values[:capacity])
 
 
 def test_ties_go_to_the_earlier_position_then_the_earlier_request():
-    equal = [[0.5, 0.5], [0.5, 0.5]]
-    plans = [capacity_plan(equal, capacity) for capacity in range(5)]
+    requests = [PlanRequest(survival=(0.5, 0.5)), PlanRequest(survival=(0.5, 0.5))]
+    plans = [plan(requests, times(1.0), capacity=capacity).lengths for capacity in range(5)]
     assert plans == [(0, 0), (1, 0), (1, 1), (2, 1), (2, 2)]
 
 
-@given(CONFIDENCES, step_rates(), st.data())
-def test_caps_bound_each_request(confidences, steps_per_second, data):
-    survival = survivals(confidences)
-    caps = [data.draw(st.integers(0, 5)) for _ in survival]
-    truncated = [row[:cap] for row, cap in zip(survival, caps, strict=True)]
-    scheduler = PrefixScheduler(steps_per_second)
-    assert scheduler.plan(survival, caps) == scheduler.plan(truncated)
-    assert capacity_plan(survival, 6, caps) == capacity_plan(truncated, 6)
+@given(st.integers(2, 6), st.integers(0, 30), st.integers(1, 40))
+def test_equal_requests_differ_by_at_most_one_token_over_time(requests, capacity, rounds):
+    granted = [0] * requests
+    for _ in range(rounds):
+        asked = [PlanRequest(survival=(0.7, 0.49, 0.3), granted=float(total)) for total in granted]
+        for index, length in enumerate(plan(asked, times(1.0), capacity=capacity).lengths):
+            granted[index] += length
+        assert max(granted) - min(granted) <= 1
 
 
-@given(CONFIDENCES, step_rates())
-def test_unconstrained_capacity_is_the_global_optimum(confidences, steps_per_second):
-    survival = survivals(confidences)
-    total = sum(len(row) for row in survival)
-    rates = [
-        throughput(survival, capacity_plan(survival, count), steps_per_second) for count in range(total + 1)
-    ]
-    assert rates[unconstrained_capacity(survival, steps_per_second)] == pytest.approx(max(rates))
+@given(CONFIDENCES, jagged_times(), st.integers(0, 6))
+def test_a_bound_on_draft_tokens_is_kept(confidences, round_time, most):
+    requests = requests_of(confidences)
+    for capacity in (None, 0, 5, 20):
+        made = plan(requests, round_time, capacity=capacity, max_draft_tokens=most)
+        assert made.draft_tokens <= most
 
 
-def test_unconstrained_capacity_crosses_a_cliff():
-    survival = [survival_from_confidence([0.8, 0.9])]
-    assert unconstrained_capacity(survival, CLIFF) == 2
-    assert unconstrained_capacity([[0.8, 0.0]], CLIFF) == 0
+@given(CONFIDENCES, jagged_times())
+def test_a_capacity_from_a_round_that_is_over_is_its_global_optimum(confidences, round_time):
+    requests = requests_of(confidences)
+    made = plan(requests, round_time, capacity=capacity_of(requests, round_time))
+    best = max(sum(speeds_of(requests, lengths, round_time)) for lengths in every_plan(requests))
+    assert sum(speeds_of(requests, made.lengths, round_time)) == pytest.approx(best)
 
 
-def test_unconstrained_capacity_prefers_the_smaller_of_equal_counts():
-    assert unconstrained_capacity([[0.0, 0.0]], lambda _: 1.0) == 0
+def test_a_capacity_crosses_a_cliff():
+    assert capacity_of(requests_of([[0.8, 0.9]]), CLIFF) == 2
+    assert capacity_of(requests_of([[0.8, 0.0]]), CLIFF) == 0
 
 
-def test_a_survival_that_is_not_a_number_is_not_admitted():
-    assert PrefixScheduler(lambda _: 1.0).plan([[float("nan"), 0.5]]).lengths == (0,)
+def test_the_smaller_of_equal_capacities_is_taken():
+    assert capacity_of(requests_of([[0.0, 0.0]]), times(1.0)) == 0
+
+
+def test_draft_and_network_time_make_longer_rounds_worth_their_wait():
+    steps = times(1.0, 1.9, 2.8).verify
+    requests = requests_of([[0.7, 0.8]])
+    alone = plan(requests, times(1.0, 1.9, 2.8))
+    assert alone.lengths == (0,)
+    from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
+
+    waiting = RoundTimeModel(steps, DraftTimeModel((1,), (2.0,)), 1.0)
+    assert plan(requests, waiting).lengths == (2,)
+
+
+@pytest.mark.parametrize("row", [(float("nan"), 0.5), (-0.1, 0.5)])
+def test_a_survival_that_is_no_probability_is_not_admitted(row):
+    requests = [PlanRequest(survival=row), PlanRequest(survival=(0.5,))]
+    assert plan(requests, times(1.0)).lengths == (0, 1)
+    assert plan(requests, times(1.0), capacity=9).lengths == (0, 1)
+
+
+def test_rising_survival_is_not_believed():
+    lengths = plan([PlanRequest(survival=(0.2, 0.9)), PlanRequest(survival=(0.5,))], times(1.0), capacity=1)
+    assert lengths.lengths == (0, 1)
+
+
+def test_heavier_requests_go_first():
+    requests = [PlanRequest(survival=(0.6,)), PlanRequest(survival=(0.5,), weight=2.0)]
+    assert plan(requests, times(1.0), capacity=1).lengths == (0, 1)
 
 
 def test_negative_capacity_is_refused():
     with pytest.raises(InvalidRequestError, match="capacity must be >= 0, got -1"):
-        capacity_plan([[0.5]], -1)
+        spend(PlanBatch.of_survival([[0.5]]), -1, np.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"floor_tokens_per_second": 0.0}, "floor_tokens_per_second must be > 0, got 0.0"),
+        ({"floor_tokens_per_second": float("nan")}, "got nan"),
+        ({"weight": 0.0}, "weight must be > 0"),
+        ({"context_tokens": -1}, "context_tokens must be >= 0"),
+    ],
+)
+def test_impossible_requests_are_refused(fields, message):
+    with pytest.raises(InvalidRequestError, match=message):
+        PlanRequest(**fields)
+
+
+@given(CONFIDENCES, st.data())
+def test_a_ranking_without_used_tokens_keeps_the_order_of_the_others(confidences, data):
+    batch = PlanBatch.of(requests_of(confidences))
+    used = np.array([data.draw(st.integers(0, len(row))) for row in confidences])
+    whole, left = rank(batch), rank(batch).without(used)
+    expected, seen = [], dict.fromkeys(range(len(used)), 0)
+    for request, value in zip(whole.requests.tolist(), whole.values.tolist(), strict=True):
+        seen[request] += 1
+        if seen[request] > used[request]:
+            expected.append((request, value))
+    assert list(zip(left.requests.tolist(), left.values.tolist(), strict=True)) == expected
+
+
+def test_seconds_shorter_than_the_tokens_bound_algorithm_1():
+    ranking = rank(PlanBatch.of_survival([[0.9, 0.9, 0.9]]))
+    assert admit_while_rising(ranking, 1.0, np.ones(3)) == 2
 
 
 def test_survival_is_the_running_product():
@@ -165,3 +202,11 @@ def test_survival_is_the_running_product():
 def test_a_confidence_that_is_no_probability_is_refused(bad):
     with pytest.raises(InvalidRequestError, match="position 2 must be in"):
         survival_from_confidence([0.5, bad])
+
+
+def test_what_a_round_takes_is_what_the_plan_expects():
+    requests = requests_of([[0.9, 0.9], [0.4]])
+    made = plan(requests, times(1.0, 1.1, 1.2, 1.3, 1.4))
+    assert made.expected_seconds == pytest.approx(
+        seconds_of(requests, made.lengths, times(1.0, 1.1, 1.2, 1.3, 1.4))
+    )
