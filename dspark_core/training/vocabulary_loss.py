@@ -28,6 +28,9 @@ class VocabularyRows:
     labels: Tensor  # [rows] draft vocabulary indices; whatever where cross_entropy_scale is zero
     cross_entropy_scale: Tensor  # [rows] what the total counts a row's cross-entropy with
     distance_scale: Tensor  # [rows]
+    soft_labels: bool = False
+    """Cross-entropy against the target's distribution, as far as it lies in the draft vocabulary,
+    instead of the labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,8 @@ def _chunk(
     """Cross-entropy and distance of a few rows; their logits become the gradients of the total.
 
     With p the draft's distribution, q the target's, s = sign(p - q) and scales a and b:
-    d(a nll + b |p - q|) / d logits = p (a + b (s - sum p s)) - a onehot(label).
+    d(a nll + b |p - q|) / d logits = p (a + b (s - sum p s)) - a onehot(label);
+    with soft labels a sum(q) stands before the s, and q in the place of the label.
     """
     shape = (logits.shape[0], logits.shape[1])
     draft, other, signed = (workspace.buffer(name, shape, rows.log_normalizers) for name in ("p", "q", "ps"))
@@ -162,20 +166,28 @@ def _chunk(
     chosen = logits.gather(-1, labels).float()
     torch.softmax(logits, dim=-1, dtype=torch.float32, out=draft)
     # The softmax at the highest logit is exp(highest - logsumexp).
-    cross_entropy = highest - draft.amax(dim=-1, keepdim=True).log() - chosen
+    log_sum = highest - draft.amax(dim=-1, keepdim=True).log()
 
     other.copy_(target).sub_(rows.log_normalizers[at, None]).exp_()
-    missed = (1 - other.sum(dim=-1)).clamp_min_(0)
+    inside = other.sum(dim=-1, keepdim=True)
+    a, b = rows.cross_entropy_scale[at, None], rows.distance_scale[at, None]
+    if rows.soft_labels:
+        cross_entropy = inside * log_sum - torch.mul(other, logits, out=signed).sum(dim=-1, keepdim=True)
+        taught = torch.mul(other, a, out=workspace.buffer("aq", shape, rows.log_normalizers))
+    else:
+        cross_entropy = log_sum - chosen
     torch.sub(draft, other, out=other)
     torch.abs(other, out=signed)
-    distance = signed.sum(dim=-1) + missed
+    distance = signed.sum(dim=-1) + (1 - inside[:, 0]).clamp_min_(0)
     other.sign_()
     towards = torch.mul(draft, other, out=signed).sum(dim=-1, keepdim=True)
 
-    a, b = rows.cross_entropy_scale[at, None], rows.distance_scale[at, None]
-    other.mul_(b).add_(a - b * towards)
+    other.mul_(b).add_((a * inside if rows.soft_labels else a) - b * towards)
     draft.mul_(other)
-    draft.scatter_add_(-1, labels, -a)
+    if rows.soft_labels:
+        draft.sub_(taught)
+    else:
+        draft.scatter_add_(-1, labels, -a)
     logits.copy_(draft)
     return cross_entropy[:, 0], distance
 

@@ -18,13 +18,15 @@ from dspark_core.models.eagle3 import Eagle3Drafter
 from dspark_core.models.mtp import MtpDrafter
 from dspark_core.training.dropout import drop_spans
 from dspark_core.training.features import FeatureSequence
-from dspark_core.training.frozen_head import HeadScales, HeadTarget, frozen_head_losses
-from dspark_core.training.losses import OUTSIDE_DRAFT_VOCAB, LossTerm, position_weights
+from dspark_core.training.losses import OUTSIDE_DRAFT_VOCAB
+from dspark_core.training.objectives.dspark import draft_index
 from dspark_core.training.objectives.protocol import ObjectiveReport, Total
 from dspark_core.training.packing import PackedBatch, draw_anchors, pack
+from dspark_core.training.positions import DrawnPositions, draw_positions
 from dspark_core.training.recipe import LossConfig
+from dspark_core.training.vocabulary_loss import VocabularyLoss, VocabularyRows
 
-_SLICE_POSITIONS = 256
+_SLICE_POSITIONS = 336
 """Positions whose vocabulary-sized tensors exist at a time."""
 
 
@@ -41,6 +43,9 @@ class PairedBatch:
             for sequence, rows in zip(sequences, anchors, strict=True)
         ]
         return cls(pack(sequences, anchors, steps, None), torch.cat(following))
+
+    def to(self, device: torch.device) -> PairedBatch:
+        return PairedBatch(self.packed.to(device), self.next_ids.to(device))
 
     @property
     def first_rows(self) -> Tensor:
@@ -59,8 +64,8 @@ class ChainObjective(ABC):
     def __init__(self, drafter: Eagle3Drafter | MtpDrafter, config: LossConfig) -> None:
         self._drafter = drafter
         self._config = config
-        self._weights = position_weights(drafter.config.block_size, config.loss_decay)
-        self._draft_index = _draft_index(drafter)
+        self._draft_index = draft_index(drafter.draft_vocab_ids, drafter.config.backbone.vocab_size)
+        self._vocabulary_loss = VocabularyLoss(_SLICE_POSITIONS)
 
     @property
     def block_size(self) -> int:
@@ -76,14 +81,17 @@ class ChainObjective(ABC):
             for sequence, generator in zip(sequences, generators, strict=True)
         ]
         batch = PairedBatch.of([self.inputs(s) for s in sequences], anchors, self.block_size)
-        packed = batch.packed
-        taps = packed.taps.to(self._drafter.norm.weight.dtype)
-        taps = drop_spans(taps, [span.tokens for span in packed.spans], config.tap_dropout, generators)
-        hidden = self.chains(batch, taps)
-        chains = [span.anchors for span in packed.spans]
+        positions = draw_positions(batch.packed, config, generators)
+        tokens = [span.tokens for span in batch.packed.spans]
+        taps = batch.packed.taps.to(self._drafter.norm.weight.dtype)
+        taps = drop_spans(taps, tokens, config.tap_dropout, generators)
+        device = self._drafter.norm.weight.device
+        batch = batch.to(device)
+        hidden = self.chains(batch, taps.to(device))
+        chains = [span.anchors for span in batch.packed.spans]
         hidden = drop_spans(hidden, chains, config.hidden_dropout, generators)
-        gradient, report = self._losses(packed, hidden.detach(), total)
-        hidden.backward(gradient)  # type: ignore[no-untyped-call]
+        loss, report = self._losses(batch.packed, positions.to(device), hidden, total)
+        loss.backward()  # type: ignore[no-untyped-call]
         return report
 
     @abstractmethod
@@ -98,61 +106,30 @@ class ChainObjective(ABC):
     def chains(self, batch: PairedBatch, taps: Tensor) -> Tensor:
         """Teacher-forced draft steps -> normed hidden states [anchors, steps, d]."""
 
-    def _losses(self, packed: PackedBatch, hidden: Tensor, total: Total) -> tuple[Tensor, ObjectiveReport]:
-        """hidden [anchors, steps, d] -> its gradient, and the sums."""
-        anchors, steps, size = hidden.shape
-        target = self._target(packed)
-        inside = (target.weights * (target.labels != OUTSIDE_DRAFT_VOCAB)).sum()
-        sums = total(torch.stack((inside, target.weights.sum()))).clamp_min(1e-9)
-        scales = HeadScales(
-            cross_entropy=self._config.cross_entropy_weight / float(sums[1 if self.soft_labels else 0]),
-            distance=self._config.distance_weight / float(sums[1]),
+    def _losses(
+        self, packed: PackedBatch, positions: DrawnPositions, hidden: Tensor, total: Total
+    ) -> tuple[Tensor, ObjectiveReport]:
+        """hidden [anchors, steps, d] -> this worker's part of the mean loss, and the sums."""
+        config, at, weights = self._config, positions.index, positions.weights
+        labels = packed.labels.flatten()[at]
+        if self._draft_index is not None:
+            labels = self._draft_index.to(labels.device)[labels]
+        taught = weights if self.soft_labels else weights * (labels != OUTSIDE_DRAFT_VOCAB)
+        denominators = total(torch.stack((taught.sum(), weights.sum()))).clamp_min(1e-9)
+        rows = VocabularyRows(
+            target_hidden=packed.target_hidden.flatten(0, 1)[at],
+            log_normalizers=packed.log_normalizers.flatten()[at],
+            labels=labels,
+            cross_entropy_scale=config.cross_entropy_weight * taught / denominators[0],
+            distance_scale=config.distance_weight * weights / denominators[1],
             soft_labels=self.soft_labels,
         )
-        rows = _SLICE_POSITIONS
-        flat, head = hidden.view(-1, size), self._drafter.lm_head
-        parts = [
-            frozen_head_losses(flat[at : at + rows], head, target[at : at + rows], scales)
-            for at in range(0, len(flat), rows)
-        ]
-        acceptance = torch.cat([part.acceptance for part in parts]).view(anchors, steps)
-        none = inside.new_zeros(())
-        report = ObjectiveReport(
-            cross_entropy=_added([part.cross_entropy for part in parts]),
-            distance=_added([part.distance for part in parts]),
-            confidence=LossTerm(none, none),
-            accepted=(acceptance * packed.counted).sum(dim=0),
-            counted=packed.counted.sum(dim=0).float(),
-        )
-        return torch.cat([part.gradient for part in parts]).view_as(hidden), report
-
-    def _target(self, packed: PackedBatch) -> HeadTarget:
-        labels = packed.labels if self._draft_index is None else self._draft_index[packed.labels]
-        return HeadTarget(
-            hidden=packed.target_hidden.flatten(0, 1),
-            log_normalizers=packed.log_normalizers.flatten(),
-            labels=labels.flatten(),
-            weights=(packed.counted * self._weights).flatten(),
-        )
+        found = self._vocabulary_loss(hidden.flatten(0, 1)[at], self._drafter.lm_head, rows)
+        steps = at % self.block_size
+        report = ObjectiveReport.of_rows(found, None, weights, taught, steps, self.block_size)
+        return found.total, report
 
 
 def final_states(sequence: FeatureSequence) -> FeatureSequence:
     """The sequence with the target's final hidden states as its taps."""
     return replace(sequence, taps=sequence.final)
-
-
-def _added(terms: Sequence[LossTerm]) -> LossTerm:
-    return LossTerm(
-        torch.stack([term.numerator for term in terms]).sum(),
-        torch.stack([term.denominator for term in terms]).sum(),
-    )
-
-
-def _draft_index(drafter: Eagle3Drafter | MtpDrafter) -> Tensor | None:
-    """Target token id -> draft vocabulary index, [vocab]; None when the two are the same."""
-    ids = drafter.draft_vocab_ids
-    if ids is None:
-        return None
-    index = torch.full((drafter.config.backbone.vocab_size,), OUTSIDE_DRAFT_VOCAB)
-    index[ids] = torch.arange(len(ids))
-    return index
