@@ -36,6 +36,14 @@ class UnavailableError(DSparkError):
     """Nothing can serve this now: no healthy replica, or this one is draining."""
 
 
+class NotLeaderError(UnavailableError):
+    """This scheduler is a standby; the leader, when it is known, is at `leader_address`."""
+
+    def __init__(self, message: str, *, leader_address: str = "") -> None:
+        super().__init__(message)
+        self.leader_address = leader_address
+
+
 class DraftUnavailableError(UnavailableError):
     """No drafts this round; the verifier goes on with plain decoding."""
 

@@ -301,3 +301,5 @@ class VerifyPlan:
 
     based_on_round: int
     draft_token_capacity: int
+    term: int = 0
+    """Of the leading scheduler that made it; only grows."""

@@ -339,13 +339,17 @@ def assign_request_from_proto(message: scheduler_pb2.AssignRequest) -> AssignReq
 
 def verify_plan_to_proto(value: VerifyPlan) -> scheduler_pb2.VerifyPlan:
     return scheduler_pb2.VerifyPlan(
-        based_on_round=value.based_on_round, draft_token_capacity=value.draft_token_capacity
+        based_on_round=value.based_on_round,
+        draft_token_capacity=value.draft_token_capacity,
+        term=value.term,
     )
 
 
 def verify_plan_from_proto(message: scheduler_pb2.VerifyPlan) -> VerifyPlan:
     return VerifyPlan(
-        based_on_round=message.based_on_round, draft_token_capacity=message.draft_token_capacity
+        based_on_round=message.based_on_round,
+        draft_token_capacity=message.draft_token_capacity,
+        term=message.term,
     )
 
 

@@ -13,12 +13,11 @@ from dataclasses import asdict, fields
 from typing import Protocol
 
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from dspark_core.errors import ConfigError, InvalidRequestError, UnavailableError
+from dspark_core.errors import InvalidRequestError
 from dspark_core.records import Replica, Role
+from services.common.redis_store import open_redis, redis_unavailable
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +58,6 @@ class MemoryRegistry:
         self._leases.clear()
 
 
-_SCHEMES = ("redis", "rediss", "unix")
 _INDEX = "dspark:replicas"
 _KEY = "dspark:replica:"
 # The index only hints at keys whose own TTL decides. Entries this long past their lease are dropped;
@@ -73,21 +71,7 @@ class RedisRegistry:
     def __init__(
         self, url: str, *, timeout_seconds: float = 1.0, wall_clock: Callable[[], float] = time.time
     ) -> None:
-        scheme = url.partition("://")[0]
-        if scheme not in _SCHEMES:
-            # The whole URL may hold a password.
-            raise ConfigError(
-                f"REDIS_URL must start with redis://, rediss:// or unix://, got {scheme[:12]!r}"
-            )
-        # No retries inside the client: a lost connection must reach the caller, which then knows
-        # that Redis may have restarted empty and stores its replicas again.
-        self._redis: Redis = Redis.from_url(
-            url,
-            decode_responses=True,
-            socket_timeout=timeout_seconds,
-            socket_connect_timeout=timeout_seconds,
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._redis: Redis = open_redis(url, timeout_seconds=timeout_seconds)
         self._wall_clock = wall_clock
 
     async def put(self, replica: Replica, lease_seconds: float) -> None:
@@ -100,7 +84,7 @@ class RedisRegistry:
                 batch.zremrangebyscore(_INDEX, "-inf", now - _INDEX_SLACK_SECONDS)
                 await batch.execute()
         except (RedisError, OSError) as error:
-            raise _unavailable(error) from error
+            raise redis_unavailable(error) from error
 
     async def remove(self, replica_id: str) -> None:
         try:
@@ -109,14 +93,14 @@ class RedisRegistry:
                 batch.zrem(_INDEX, replica_id)
                 await batch.execute()
         except (RedisError, OSError) as error:
-            raise _unavailable(error) from error
+            raise redis_unavailable(error) from error
 
     async def replicas(self) -> tuple[Replica, ...]:
         try:
             ids = sorted(str(item) for item in await self._redis.zrange(_INDEX, 0, -1))
             texts = await self._redis.mget([_KEY + replica_id for replica_id in ids]) if ids else []
         except (RedisError, OSError) as error:
-            raise _unavailable(error) from error
+            raise redis_unavailable(error) from error
         return tuple(_readable(str(text) for text in texts if text is not None))
 
     async def close(self) -> None:
@@ -147,7 +131,3 @@ def _readable(texts: Iterable[str]) -> Iterator[Replica]:
             yield replica_from_json(text)
         except InvalidRequestError as error:
             _log.warning("skipping an entry of the registry: %s", error)
-
-
-def _unavailable(error: Exception) -> UnavailableError:
-    return UnavailableError(f"redis does not answer: {error}")

@@ -18,6 +18,7 @@ from dspark_core.errors import (
     DraftUnavailableError,
     DSparkError,
     InvalidRequestError,
+    NotLeaderError,
     QueueFullError,
     UnavailableError,
     UnknownModelError,
@@ -25,6 +26,7 @@ from dspark_core.errors import (
 
 KIND_KEY = "dspark-error"
 FIELD_KEY = "dspark-field"
+LEADER_KEY = "dspark-leader"
 RETRY_AFTER_KEY = "retry-after"  # seconds, as in HTTP, but fractions are allowed
 
 
@@ -44,6 +46,7 @@ _STATUS: tuple[tuple[type[DSparkError], grpc.StatusCode, int], ...] = (
     (InvalidRequestError, grpc.StatusCode.INVALID_ARGUMENT, 400),
     (QueueFullError, grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
     (DraftUnavailableError, grpc.StatusCode.UNAVAILABLE, 503),
+    (NotLeaderError, grpc.StatusCode.UNAVAILABLE, 503),
     (UnavailableError, grpc.StatusCode.UNAVAILABLE, 503),
     (DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED, 504),
 )
@@ -96,6 +99,9 @@ _BY_KIND: dict[str, _Build] = {
     "InvalidRequestError": _invalid(InvalidRequestError),
     "QueueFullError": _queue_full,
     "DraftUnavailableError": _plain(DraftUnavailableError),
+    "NotLeaderError": lambda message, metadata: NotLeaderError(
+        message, leader_address=metadata.get(LEADER_KEY, "")
+    ),
     "UnavailableError": _plain(UnavailableError),
     "DeadlineError": _plain(DeadlineError),
 }
@@ -113,6 +119,8 @@ _BY_CODE: dict[grpc.StatusCode, _Build] = {
 def _details(error: DSparkError) -> list[tuple[str, str]]:
     if isinstance(error, InvalidRequestError) and error.field and error.field.isascii():
         return [(FIELD_KEY, error.field)]
+    if isinstance(error, NotLeaderError) and error.leader_address.isascii():
+        return [(LEADER_KEY, error.leader_address)]
     if isinstance(error, QueueFullError):
         return [(RETRY_AFTER_KEY, f"{error.retry_after_seconds:g}")]
     return []

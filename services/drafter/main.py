@@ -11,10 +11,9 @@ import torch
 
 from dspark_core.engine.building import build_drafter
 from dspark_core.records import Replica, Role
-from services.common.channels import open_channel
-from services.common.clients import SchedulerClient
 from services.common.process import run_process
 from services.common.registration import RegistrationLoop
+from services.common.scheduler_link import GrpcSchedulerConnection, SchedulerLink, addresses_from_text
 from services.common.server import GrpcServer, serve
 from services.common.telemetry import Telemetry
 from services.drafter.config import DrafterServiceConfig
@@ -34,8 +33,12 @@ async def run(environ: Mapping[str, str]) -> None:
         server = GrpcServer(config.server, [servicer.register], telemetry)
         registration = None
         if config.scheduler_address:
-            channel = await stack.enter_async_context(open_channel(config.scheduler_address, telemetry))
-            registration = RegistrationLoop(SchedulerClient(channel), lambda: _replica(config))
+            scheduler = SchedulerLink(
+                addresses_from_text(config.scheduler_address),
+                lambda address: GrpcSchedulerConnection(address, telemetry),
+            )
+            stack.push_async_callback(scheduler.close)
+            registration = RegistrationLoop(scheduler, lambda: _replica(config))
 
         async def warm_up() -> None:
             if registration:

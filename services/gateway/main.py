@@ -11,9 +11,8 @@ from contextlib import AsyncExitStack
 from dspark_core.errors import DSparkError
 from dspark_core.model_paths import resolve_model_path
 from dspark_core.tokenization.loading import load_tokenizer
-from services.common.channels import open_channel
-from services.common.clients import SchedulerClient
 from services.common.process import run_process
+from services.common.scheduler_link import GrpcSchedulerConnection, SchedulerLink, addresses_from_text
 from services.common.server import GrpcServer, serve
 from services.common.telemetry import Telemetry
 from services.gateway.app import create_app
@@ -36,12 +35,16 @@ async def run(environ: Mapping[str, str]) -> None:
     telemetry = Telemetry.from_env("gateway", environ)
     tokenizer = await asyncio.to_thread(load_tokenizer, resolve_model_path(config.target_model))
     async with AsyncExitStack() as stack:
-        channel = await stack.enter_async_context(open_channel(config.scheduler_address, telemetry))
+        scheduler = SchedulerLink(
+            addresses_from_text(config.scheduler_address),
+            lambda address: GrpcSchedulerConnection(address, telemetry),
+        )
+        stack.push_async_callback(scheduler.close)
         pool = VerifierPool(lambda address: GrpcConnection(address, telemetry))
         stack.push_async_callback(pool.close)
         backend = RoutedBackend(
             model=config.target_model,
-            scheduler=SchedulerClient(channel),
+            scheduler=scheduler,
             pool=pool,
             deadline_seconds=config.limits.request_timeout_seconds,
             admission_wait_seconds=config.limits.admission_wait_seconds,

@@ -75,6 +75,13 @@ class FloorAdmission:
                 queue.popleft()
             self._metrics.set_waiting(tier, len(queue))
 
+    def fail(self, error: DSparkError) -> None:
+        """Answers everybody who waits with an error."""
+        for queue in self._queues.values():
+            for waiter in queue:
+                if not waiter.answer.done():
+                    waiter.answer.set_exception(error)
+
     def _answer(self, waiter: _Waiter) -> bool:
         try:
             replica = self._assign(waiter.request)

@@ -14,6 +14,7 @@ METRICS_PORT = 9052
 _LEASE_SECONDS = 10.0
 _SYNC_SECONDS = 1.0
 _MAX_WAITING = 256
+_LOCK_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +29,15 @@ class SchedulerConfig:
     max_waiting_requests: int = _MAX_WAITING
     """Requests of one tier that may wait until speed floors allow them; further ones get
     RESOURCE_EXHAUSTED."""
+    lock_seconds: float = _LOCK_SECONDS
+    """A leader that has not renewed its lock for this long is replaced; needs Redis."""
+    advertise_address: str = ""
+    """Where clients of a standby are sent when this scheduler leads; empty: they find it themselves."""
     redis_url: str | None = None
     """None: replicas are kept in memory and register again after a restart."""
 
     def __post_init__(self) -> None:
-        for name in ("lease_seconds", "sync_seconds"):
+        for name in ("lease_seconds", "sync_seconds", "lock_seconds"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be > 0, got {getattr(self, name)}")
 
@@ -45,5 +50,7 @@ class SchedulerConfig:
             lease_seconds=env.number("DSPARK_LEASE_SECONDS", _LEASE_SECONDS),
             sync_seconds=env.number("DSPARK_SYNC_SECONDS", _SYNC_SECONDS),
             max_waiting_requests=env.integer("DSPARK_MAX_WAITING_REQUESTS", _MAX_WAITING, minimum=0),
+            lock_seconds=env.number("DSPARK_LOCK_SECONDS", _LOCK_SECONDS),
+            advertise_address=env.text("DSPARK_ADVERTISE_ADDRESS", ""),
             redis_url=env.optional_text("REDIS_URL"),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import uuid
 from collections.abc import Mapping
 
 from services.common.process import run_process
@@ -10,19 +11,33 @@ from services.common.registry import MemoryRegistry, RedisRegistry, Registry
 from services.common.server import GrpcServer, serve
 from services.common.telemetry import Telemetry
 from services.scheduler.config import SchedulerConfig
+from services.scheduler.election import LeaderLock, SoleLeader
+from services.scheduler.redis_lock import RedisLeaderLock
 from services.scheduler.scheduler import Scheduler
 from services.scheduler.servicer import SchedulerServicer
+
+RENEWALS_PER_LOCK = 4
 
 
 async def run(environ: Mapping[str, str]) -> None:
     config = SchedulerConfig.from_env(environ)
     telemetry = Telemetry.from_env("scheduler", environ)
     registry: Registry = RedisRegistry(config.redis_url) if config.redis_url else MemoryRegistry()
+    lock: LeaderLock = SoleLeader()
+    if config.redis_url:
+        lock = RedisLeaderLock(
+            config.redis_url,
+            holder=uuid.uuid4().hex,
+            address=config.advertise_address,
+            lock_seconds=config.lock_seconds,
+        )
     scheduler = Scheduler(
         lease_seconds=config.lease_seconds,
         registry=registry,
         sync_seconds=config.sync_seconds,
         max_waiting=config.max_waiting_requests,
+        lock=lock,
+        renew_seconds=config.lock_seconds / RENEWALS_PER_LOCK,
         metrics=telemetry.registry,
     )
     server = GrpcServer(config.server, [SchedulerServicer(scheduler).register], telemetry)

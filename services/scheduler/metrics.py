@@ -32,6 +32,9 @@ class SchedulerMetrics:
             ["tier"],
             registry=registry,
         )
+        self._leading = Gauge(
+            "dspark_scheduler_leading", "1 while this scheduler leads, 0 on a standby", registry=registry
+        )
         self._floor_concurrency = Gauge(
             "dspark_scheduler_floor_concurrency",
             "Most requests at which all speed floors hold, summed over the verifiers that promised some",
@@ -61,6 +64,9 @@ class SchedulerMetrics:
         count = Count(replica.role for replica in replicas)
         for role in Role:
             self._replicas.labels(role.value).set(count[role])
+
+    def set_leading(self, leading: bool) -> None:
+        self._leading.set(leading)
 
     def assigned(self, tier: str, result: str) -> None:
         self._assigns.labels(tier, result).inc()

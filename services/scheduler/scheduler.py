@@ -8,16 +8,18 @@ restart and is shared with other schedulers. No call waits for a registry that i
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Callable
 
 from prometheus_client import CollectorRegistry
 
-from dspark_core.errors import InvalidRequestError
+from dspark_core.errors import InvalidRequestError, NotLeaderError
 from dspark_core.records import AssignRequest, Replica, Role, RoundReport, VerifyPlan
 from services.common.registry import MemoryRegistry, Registry
 from services.scheduler.admission import FloorAdmission
+from services.scheduler.election import Election, LeaderLock, Leadership, SoleLeader
 from services.scheduler.fleet import Fleet
 from services.scheduler.mailbox import Mailbox
 from services.scheduler.metrics import SchedulerMetrics
@@ -34,6 +36,8 @@ class Scheduler:
         registry: Registry | None = None,
         sync_seconds: float = 1.0,
         max_waiting: int = 256,
+        lock: LeaderLock | None = None,
+        renew_seconds: float = 0.5,
         metrics: CollectorRegistry | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -52,12 +56,17 @@ class Scheduler:
             self._fleet.assign, self._metrics, max_waiting=max_waiting, clock=clock
         )
         self._metrics.watch_floors(lambda: sum(self._fleet.floor_concurrency().values()))
+        self._election = Election(
+            lock or SoleLeader(), renew_seconds=renew_seconds, on_change=self._leadership_changed
+        )
         self._mailboxes: set[Mailbox[tuple[RoundReport, float]]] = set()
         self._draining = False
 
     async def start(self) -> None:
         """Loads what the registry knows. Never fails: without a registry it starts empty."""
         await self._sync.start()
+        await self._election.start()
+        self._metrics.set_leading(self._election.now.leading)
 
     async def drain(self) -> None:
         """Ends the Coordinate streams; verifiers then plan for themselves."""
@@ -67,9 +76,15 @@ class Scheduler:
 
     async def close(self) -> None:
         await self.drain()
+        await self._election.stop()
         await self._sync.stop()
 
+    @property
+    def leadership(self) -> Leadership:
+        return self._election.now
+
     async def register(self, replica: Replica) -> float:
+        self._election.require_leading()
         self._fleet.register(replica)
         self._admission.pump()
         await self._sync.put(replica)
@@ -84,12 +99,14 @@ class Scheduler:
         return self._fleet.state.replicas(role)
 
     async def assign(self, request: AssignRequest) -> Replica:
+        self._election.require_leading()
         chosen = await self._admission.admit(request)
         _log.debug("request %s -> %s", request.request_id, chosen.replica_id)
         return chosen
 
     async def coordinate(self, reports: AsyncIterable[RoundReport]) -> AsyncGenerator[VerifyPlan, None]:
         """Every report teaches the verifier's curve; only the newest waiting one is planned."""
+        self._election.require_leading()
         mailbox: Mailbox[tuple[RoundReport, float]] = Mailbox()
         self._mailboxes.add(mailbox)
         if self._draining:
@@ -105,13 +122,23 @@ class Scheduler:
                 self._metrics.reports.labels("planned").inc()
                 self._metrics.capacity.observe(plan.draft_token_capacity)
                 self._metrics.report_lag.observe(self._clock() - received_at)
-                yield plan
+                yield dataclasses.replace(plan, term=self._election.now.term)
             if reader.done():
                 reader.result()  # an invalid report ends the stream with its error
         finally:
             self._mailboxes.discard(mailbox)
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
+
+    async def _leadership_changed(self, now: Leadership) -> None:
+        self._metrics.set_leading(now.leading)
+        if not now.leading:
+            # Streams end and waiting requests are answered: both then find the leader.
+            for mailbox in self._mailboxes:
+                mailbox.close()
+            self._admission.fail(
+                NotLeaderError("this scheduler leads no more", leader_address=now.leader_address)
+            )
 
     async def _read(
         self, reports: AsyncIterable[RoundReport], mailbox: Mailbox[tuple[RoundReport, float]]

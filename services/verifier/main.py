@@ -14,9 +14,9 @@ from dspark_core.engine.trace_format import TraceHeader
 from dspark_core.engine.trace_writer import TraceWriter
 from dspark_core.engine.verifier import Verifier
 from services.common.channels import open_channel
-from services.common.clients import SchedulerClient
 from services.common.process import run_process
 from services.common.registration import RegistrationLoop
+from services.common.scheduler_link import GrpcSchedulerConnection, SchedulerLink, addresses_from_text
 from services.common.server import GrpcServer, serve
 from services.common.telemetry import Telemetry
 from services.verifier.clients import RemoteDraftSource
@@ -44,8 +44,11 @@ async def run(environ: Mapping[str, str]) -> None:
     async with AsyncExitStack() as stack:
         scheduler = None
         if config.scheduler_address:
-            channel = await stack.enter_async_context(open_channel(config.scheduler_address, telemetry))
-            scheduler = SchedulerClient(channel)
+            scheduler = SchedulerLink(
+                addresses_from_text(config.scheduler_address),
+                lambda address: GrpcSchedulerConnection(address, telemetry),
+            )
+            stack.push_async_callback(scheduler.close)
         drafts = await _draft_source(config, profiled, telemetry, stack)
         draining = asyncio.Event()
         load = LoadMeter(config.limits.max_running, draining=draining.is_set)
@@ -70,7 +73,7 @@ async def _start_verifier(
     config: VerifierServiceConfig,
     profiled: ProfiledTarget,
     drafts: RemoteDraftSource | None,
-    scheduler: SchedulerClient | None,
+    scheduler: SchedulerLink | None,
     load: LoadMeter,
     telemetry: Telemetry,
     stack: AsyncExitStack,
@@ -126,7 +129,7 @@ async def _serve(
     config: VerifierServiceConfig,
     profiled: ProfiledTarget,
     verifier: Verifier,
-    scheduler: SchedulerClient | None,
+    scheduler: SchedulerLink | None,
     load: LoadMeter,
     draining: asyncio.Event,
     telemetry: Telemetry,

@@ -24,7 +24,7 @@ MIN_PLAN_AGE_ROUNDS = 2
 MAX_PLAN_AGE_ROUNDS = 8
 """Older plans describe a batch that no longer exists."""
 MAX_QUEUED_REPORTS = 16
-RECONNECT_SECONDS = 1.0
+RECONNECT_SECONDS = 0.25
 LOAD_SECONDS = 0.1
 """While no round ends, a load that changed is told within this."""
 KEEPALIVE_SECONDS = 1.0
@@ -55,6 +55,7 @@ class CoordinatedPlanSource:
         # Newest last; replaced as a whole by the loop, read by the round thread.
         self._plans: deque[VerifyPlan] = deque(maxlen=MAX_PLAN_AGE_ROUNDS)
         self._round = 0
+        self._term = 0
         self._task: asyncio.Task[None] | None = None
         self.followed_plans = 0
         self.local_plans = 0
@@ -118,13 +119,19 @@ class CoordinatedPlanSource:
                 async with aclosing(self._scheduler.coordinate(self._drain_reports())) as plans:
                     async for plan in plans:
                         complained = False
-                        self._plans.append(plan)
+                        self._take(plan)
             except DSparkError as error:
                 if not complained:
                     _log.warning("no plans from the scheduler, planning locally: %s", error)
                 complained = True
             self._plans.clear()
             await asyncio.sleep(RECONNECT_SECONDS)
+
+    def _take(self, plan: VerifyPlan) -> None:
+        """A scheduler that was replaced and does not know yet is not listened to."""
+        if plan.term >= self._term:
+            self._term = plan.term
+            self._plans.append(plan)
 
     async def _drain_reports(self) -> AsyncIterator[RoundReport]:
         """Rounds as they come, each with the load of the moment; without rounds, changes of load."""

@@ -1,12 +1,9 @@
 """The scheduler as a process: ready, serving, drained by SIGTERM, refusing a bad configuration."""
 
 import asyncio
-import os
-import re
 import signal
-import sys
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -14,45 +11,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from dspark_core.records import AssignRequest, Replica, RequestSurvival, Role, RoundReport
 from services.common.channels import open_channel
 from services.common.clients import SchedulerClient
-
-
-@asynccontextmanager
-async def _process(**environ: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "services.scheduler.main",
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([".", "proto/gen"]),
-            "DSPARK_HOST": "127.0.0.1",
-            "DSPARK_PORT": "0",
-            "DSPARK_METRICS_PORT": "0",
-            "DSPARK_DRAIN_SECONDS": "5",
-            **environ,
-        },
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
-async def _ready_port(process: asyncio.subprocess.Process) -> int:
-    assert process.stderr is not None
-    async with asyncio.timeout(60):
-        while line := (await process.stderr.readline()).decode():
-            if match := re.search(r"ready on port (\d+)", line):
-                return int(match[1])
-    raise AssertionError("the process ended before it was ready")
+from tests.support.scheduler_process import ready_port, scheduler_process
 
 
 async def test_sigterm_ends_open_streams_and_exits_cleanly():
-    async with _process() as process:
-        channel = open_channel(f"127.0.0.1:{await _ready_port(process)}")
+    async with scheduler_process() as process:
+        channel = open_channel(f"127.0.0.1:{await ready_port(process)}")
         health = health_pb2_grpc.HealthStub(channel)
         status = (await health.Check(health_pb2.HealthCheckRequest(), timeout=10)).status
         assert status == health_pb2.HealthCheckResponse.SERVING
@@ -78,7 +42,7 @@ async def test_sigterm_ends_open_streams_and_exits_cleanly():
     [("DSPARK_PORT", "http"), ("REDIS_URL", "http://redis"), ("DSPARK_LOG_FORMAT", "xml")],
 )
 async def test_a_bad_setting_is_one_line_and_exit_code_2(name: str, value: str):
-    async with _process(**{name: value}) as process, asyncio.timeout(60):
+    async with scheduler_process(**{name: value}) as process, asyncio.timeout(60):
         _, stderr = await process.communicate()
     assert process.returncode == 2
     assert name in stderr.decode()
@@ -86,8 +50,8 @@ async def test_a_bad_setting_is_one_line_and_exit_code_2(name: str, value: str):
 
 
 async def test_an_unreachable_redis_does_not_keep_it_from_serving():
-    async with _process(REDIS_URL="redis://127.0.0.1:1/0") as process:
-        channel = open_channel(f"127.0.0.1:{await _ready_port(process)}")
+    async with scheduler_process(REDIS_URL="redis://127.0.0.1:1/0") as process:
+        channel = open_channel(f"127.0.0.1:{await ready_port(process)}")
         client = SchedulerClient(channel, timeout_seconds=10.0)
         await client.register(Replica(replica_id="v", role=Role.VERIFIER, address="h:1", model="m"))
         assert (await client.assign(AssignRequest(request_id="r", model="m"))).replica_id == "v"

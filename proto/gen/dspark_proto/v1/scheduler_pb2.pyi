@@ -163,9 +163,11 @@ class RequestSurvival(_message.Message):
     def __init__(self, sequence_id: _Optional[str] = ..., survival: _Optional[_Iterable[float]] = ..., verify_length: _Optional[int] = ..., accepted: _Optional[int] = ..., min_tokens_per_second: _Optional[float] = ...) -> None: ...
 
 class VerifyPlan(_message.Message):
-    __slots__ = ("based_on_round", "draft_token_capacity")
+    __slots__ = ("based_on_round", "draft_token_capacity", "term")
     BASED_ON_ROUND_FIELD_NUMBER: _ClassVar[int]
     DRAFT_TOKEN_CAPACITY_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
     based_on_round: int
     draft_token_capacity: int
-    def __init__(self, based_on_round: _Optional[int] = ..., draft_token_capacity: _Optional[int] = ...) -> None: ...
+    term: int
+    def __init__(self, based_on_round: _Optional[int] = ..., draft_token_capacity: _Optional[int] = ..., term: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,32 @@
+"""Opens Redis the way every store here needs it: short timeouts, no hidden retries."""
+
+from __future__ import annotations
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from dspark_core.errors import ConfigError, UnavailableError
+
+_SCHEMES = ("redis", "rediss", "unix")
+
+
+def open_redis(url: str, *, timeout_seconds: float = 1.0) -> Redis:
+    """Connects on first use. Raises ConfigError for a URL of another kind."""
+    scheme = url.partition("://")[0]
+    if scheme not in _SCHEMES:
+        # The whole URL may hold a password.
+        raise ConfigError(f"REDIS_URL must start with redis://, rediss:// or unix://, got {scheme[:12]!r}")
+    # No retries inside the client: a lost connection must reach the caller, which then knows
+    # that Redis may have restarted empty and stores again what it holds.
+    return Redis.from_url(
+        url,
+        decode_responses=True,
+        socket_timeout=timeout_seconds,
+        socket_connect_timeout=timeout_seconds,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
+def redis_unavailable(error: Exception) -> UnavailableError:
+    return UnavailableError(f"redis does not answer: {error}")

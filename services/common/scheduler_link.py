@@ -1,0 +1,132 @@
+"""A `SchedulerApi` over several schedulers: follows the leader, tries the others when it is gone."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from dspark_core.errors import ConfigError, DeadlineError, DSparkError, NotLeaderError, UnavailableError
+from dspark_core.records import AssignRequest, Replica, Role, RoundReport, VerifyPlan
+from services.common.channels import open_channel
+from services.common.clients import SchedulerClient
+from services.common.protocols import SchedulerApi
+from services.common.telemetry import Telemetry
+
+_T = TypeVar("_T")
+
+MAX_HINTED = 4
+"""Leaders that were heard of and are not configured: their connections are kept, the oldest goes."""
+
+
+class SchedulerConnection(Protocol):
+    @property
+    def scheduler(self) -> SchedulerApi: ...
+
+    async def close(self) -> None: ...
+
+
+class GrpcSchedulerConnection:
+    def __init__(self, address: str, telemetry: Telemetry | None = None) -> None:
+        self._channel = open_channel(address, telemetry)
+        self.scheduler: SchedulerApi = SchedulerClient(self._channel)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+
+@dataclass(slots=True)
+class _Known:
+    address: str
+    connection: SchedulerConnection
+    configured: bool
+
+
+class SchedulerLink:
+    """A standby answers NotLeaderError and may name the leader, which is then asked next."""
+
+    def __init__(self, addresses: Sequence[str], connect: Callable[[str], SchedulerConnection]) -> None:
+        """`addresses`: at least one `host:port`; a name behind which several schedulers are will do."""
+        if not addresses:
+            raise ConfigError("at least one scheduler address is needed")
+        self._connect = connect
+        self._known = [_Known(address, connect(address), True) for address in dict.fromkeys(addresses)]
+        self._current = self._known[0]
+
+    @property
+    def current_address(self) -> str:
+        """Who is asked first."""
+        return self._current.address
+
+    async def close(self) -> None:
+        for known in self._known:
+            await known.connection.close()
+
+    async def register(self, replica: Replica) -> float:
+        return await self._ask(lambda scheduler: scheduler.register(replica))
+
+    async def deregister(self, replica_id: str) -> None:
+        await self._ask(lambda scheduler: scheduler.deregister(replica_id))
+
+    async def list_replicas(self, role: Role | None = None) -> tuple[Replica, ...]:
+        return await self._ask(lambda scheduler: scheduler.list_replicas(role))
+
+    async def assign(self, request: AssignRequest) -> Replica:
+        return await self._ask(lambda scheduler: scheduler.assign(request))
+
+    async def coordinate(self, reports: AsyncIterable[RoundReport]) -> AsyncGenerator[VerifyPlan, None]:
+        """One stream to whoever is thought to lead. After a failure the next call asks another one:
+        what a broken stream has swallowed of `reports` cannot be sent again."""
+        asked = self._current
+        try:
+            async with aclosing(asked.connection.scheduler.coordinate(reports)) as plans:
+                async for plan in plans:
+                    yield plan
+        except (UnavailableError, DeadlineError) as error:
+            await self._turn_from(asked, error, {asked.address})
+            raise
+
+    async def _ask(self, call: Callable[[SchedulerApi], Awaitable[_T]]) -> _T:
+        """The first answer; else the error of one that leads, or was not reached, before a standby's."""
+        failed: DSparkError | None = None
+        tried: set[str] = set()
+        while True:
+            asked = self._current
+            try:
+                return await call(asked.connection.scheduler)
+            except (UnavailableError, DeadlineError) as error:
+                if failed is None or isinstance(failed, NotLeaderError):
+                    failed = error
+                tried.add(asked.address)
+                await self._turn_from(asked, error, tried)
+                if self._current.address in tried:
+                    raise failed from None
+
+    async def _turn_from(self, asked: _Known, error: DSparkError, tried: set[str]) -> None:
+        """Chooses whom to ask next: the leader that was named, else the next one not tried."""
+        if self._current is not asked:
+            return  # another call has turned already
+        named = error.leader_address if isinstance(error, NotLeaderError) else ""
+        if named and named not in tried:
+            self._current = await self._at(named)
+            return
+        start = self._known.index(asked) if asked in self._known else 0
+        order = [*self._known[start + 1 :], *self._known[: start + 1]]
+        self._current = next((known for known in order if known.address not in tried), order[0])
+
+    async def _at(self, address: str) -> _Known:
+        for known in self._known:
+            if known.address == address:
+                return known
+        hinted = [known for known in self._known if not known.configured]
+        if len(hinted) >= MAX_HINTED:
+            self._known.remove(hinted[0])
+            await hinted[0].connection.close()
+        self._known.append(_Known(address, self._connect(address), False))
+        return self._known[-1]
+
+
+def addresses_from_text(text: str) -> tuple[str, ...]:
+    """`a:50052, b:50052` -> its parts."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -1,0 +1,127 @@
+"""Which of several schedulers leads: a lock with a time limit, renewed while its holder lives.
+
+Every term of leadership has a number that only grows. Plans carry it, so that a leader which was
+cut off and does not know yet that it was replaced is not listened to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from dspark_core.errors import NotLeaderError, UnavailableError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leadership:
+    """Who leads now."""
+
+    leading: bool
+    """This process does."""
+    term: int = 0
+    leader_address: str = ""
+    """`host:port` of the leader's gRPC server; empty: it did not tell."""
+
+
+class LeaderLock(Protocol):
+    async def hold(self) -> Leadership:
+        """Takes the lock if it is free, renews it if it is ours. UnavailableError: nobody can tell."""
+        ...
+
+    async def release(self) -> None:
+        """Lets the standby take over at once. UnavailableError: it will have to wait."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class SoleLeader:
+    """For a scheduler that is alone: it always leads."""
+
+    async def hold(self) -> Leadership:
+        return Leadership(leading=True)
+
+    async def release(self) -> None:
+        """There is nobody to release it to."""
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+class Election:
+    def __init__(
+        self,
+        lock: LeaderLock,
+        *,
+        renew_seconds: float,
+        on_change: Callable[[Leadership], Awaitable[None]],
+    ) -> None:
+        """`on_change` is awaited whenever leading begins or ends; it must not fail."""
+        self._lock = lock
+        self._renew_seconds = renew_seconds
+        self._on_change = on_change
+        # While the lock was never reached nobody can be asked, and serving beats refusing.
+        self._now = Leadership(leading=True)
+        self._reached = False
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def now(self) -> Leadership:
+        return self._now
+
+    def require_leading(self) -> None:
+        """Raises NotLeaderError on a standby, naming the leader."""
+        if not self._now.leading:
+            raise NotLeaderError(
+                f"this scheduler is a standby, the leader is {self._now.leader_address or 'not known'}",
+                leader_address=self._now.leader_address,
+            )
+
+    async def start(self) -> None:
+        await self._hold()
+        self._task = asyncio.create_task(self._run(), name="election")
+
+    async def stop(self) -> None:
+        """Gives leadership up, so that a standby need not wait for the lock to run out."""
+        self._stopping = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        if self._now.leading:
+            try:
+                await self._lock.release()
+            except UnavailableError as error:
+                _log.warning("could not release the leader lock, it will run out: %s", error)
+        await self._lock.close()
+
+    async def _run(self) -> None:
+        while not self._stopping:
+            await asyncio.sleep(self._renew_seconds)
+            await self._hold()
+
+    async def _hold(self) -> None:
+        before = self._now
+        try:
+            self._now = await self._lock.hold()
+        except UnavailableError as error:
+            # Nobody else can take the lock either: whoever led goes on, and terms tell them apart.
+            if self._reached:
+                _log.warning("the leader lock cannot be reached, nothing changes: %s", error)
+            self._reached = False
+            return
+        except Exception:
+            # This task must live as long as the scheduler: without it nobody would ever take over.
+            _log.exception("unexpected error while holding the leader lock")
+            return
+        self._reached = True
+        if (before.leading, before.term) != (self._now.leading, self._now.term):
+            role = "leader" if self._now.leading else "standby"
+            _log.info("now %s (term %d)", role, self._now.term)
+            await self._on_change(self._now)

@@ -1,0 +1,65 @@
+"""The leader lock in Redis: one key with a time limit, taken and renewed by a script."""
+
+from __future__ import annotations
+
+import json
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from services.common.redis_store import open_redis, redis_unavailable
+from services.scheduler.election import Leadership
+
+_KEY = "dspark:leader"
+# KEYS[1] lock; ARGV holder, address, time limit in ms. Terms are Redis' time, so that they grow even
+# over a Redis that restarts empty.
+_HOLD = """
+local held = redis.call('GET', KEYS[1])
+if held then
+  local known = cjson.decode(held)
+  if known.holder ~= ARGV[1] then return held end
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+  return held
+end
+local now = redis.call('TIME')
+local term = now[1] .. string.format('%06d', now[2])
+local mine = cjson.encode({holder = ARGV[1], address = ARGV[2], term = term})
+redis.call('SET', KEYS[1], mine, 'PX', ARGV[3])
+return mine
+"""
+_RELEASE = """
+local held = redis.call('GET', KEYS[1])
+if held and cjson.decode(held).holder == ARGV[1] then redis.call('DEL', KEYS[1]) end
+"""
+
+
+class RedisLeaderLock:
+    def __init__(self, url: str, *, holder: str, address: str, lock_seconds: float) -> None:
+        """`holder` must be unique to the process. Raises ConfigError for a URL that is none."""
+        self._redis: Redis = open_redis(url, timeout_seconds=min(1.0, lock_seconds / 2))
+        self._holder = holder
+        self._address = address
+        self._milliseconds = max(1, round(lock_seconds * 1000))
+
+    async def hold(self) -> Leadership:
+        try:
+            answer = await self._redis.eval(
+                _HOLD, 1, _KEY, self._holder, self._address, str(self._milliseconds)
+            )
+        except (RedisError, OSError) as error:
+            raise redis_unavailable(error) from error
+        known = json.loads(answer)
+        return Leadership(
+            leading=known["holder"] == self._holder,
+            term=int(known["term"]),
+            leader_address=str(known["address"]),
+        )
+
+    async def release(self) -> None:
+        try:
+            await self._redis.eval(_RELEASE, 1, _KEY, self._holder)
+        except (RedisError, OSError) as error:
+            raise redis_unavailable(error) from error
+
+    async def close(self) -> None:
+        await self._redis.aclose()

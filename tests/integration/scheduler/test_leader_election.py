@@ -1,0 +1,181 @@
+"""Two scheduler processes over one Redis: the standby takes over when the leader is killed."""
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+
+import pytest
+
+from dspark_core.algorithms.plan_request import PlanRequest
+from dspark_core.engine.planning import FullPlanSource
+from dspark_core.errors import DSparkError, NotLeaderError, UnavailableError
+from dspark_core.records import (
+    AssignRequest,
+    Replica,
+    RequestSurvival,
+    Role,
+    RoundReport,
+    StepTime,
+    VerifierLoad,
+)
+from services.common.channels import open_channel
+from services.common.clients import SchedulerClient
+from services.common.registration import RegistrationLoop
+from services.common.scheduler_link import GrpcSchedulerConnection, SchedulerLink
+from services.scheduler.redis_lock import RedisLeaderLock
+from services.verifier.plans import CoordinatedPlanSource
+from tests.support.polling import eventually
+from tests.support.redis_process import RedisProcess
+from tests.support.scheduler_process import ready_port, scheduler_process
+
+PROFILE = tuple(
+    StepTime(requests=1, batch_tokens=tokens, context_tokens=0, seconds=0.02) for tokens in (1, 8)
+)
+REQUESTS = (RequestSurvival(sequence_id="s", survival=(0.9, 0.8), verify_length=0, accepted=0),)
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+class Verifier:
+    """The parts of one that talk to schedulers: registration, and a report per round."""
+
+    def __init__(self, link: SchedulerLink) -> None:
+        self.plans = CoordinatedPlanSource(
+            link, FullPlanSource(), PROFILE, replica_id="v", load=lambda: VerifierLoad(running_requests=1)
+        )
+        self.registration = RegistrationLoop(
+            link, lambda: Replica(replica_id="v", role=Role.VERIFIER, address="v:1", model="m")
+        )
+        self.round = 0
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self.plans.start()
+        self.registration.start()
+        self._task = asyncio.create_task(self._rounds())
+
+    async def close(self) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await self.plans.close()
+        await self.registration.stop()
+
+    async def _rounds(self) -> None:
+        while True:
+            self.round += 1
+            self.plans.report(
+                RoundReport(
+                    replica_id="v", round=self.round, requests=REQUESTS, batch_tokens=1, step_seconds=0.02
+                )
+            )
+            await asyncio.sleep(0.02)
+
+    def follows(self) -> bool:
+        """A plan of a round this side of the last quarter second is at hand."""
+        return self.plans.newest_round > self.round - 12
+
+
+@asynccontextmanager
+async def _link(ports: list[int]) -> AsyncIterator[SchedulerLink]:
+    link = SchedulerLink([f"127.0.0.1:{port}" for port in ports], GrpcSchedulerConnection)
+    yield link
+    await link.close()
+
+
+async def test_the_standby_takes_over_within_five_seconds(redis_process: RedisProcess):
+    ports = _free_ports(2)
+    async with AsyncExitStack() as stack:
+        processes = []
+        for port in ports:  # one after the other: the first leads
+            address = f"127.0.0.1:{port}"
+            process = await stack.enter_async_context(
+                scheduler_process(
+                    REDIS_URL=redis_process.url, DSPARK_PORT=str(port), DSPARK_ADVERTISE_ADDRESS=address
+                )
+            )
+            assert await ready_port(process) == port
+            processes.append(process)
+
+        standby = await stack.enter_async_context(open_channel(f"127.0.0.1:{ports[1]}"))
+        with pytest.raises(NotLeaderError) as caught:
+            await SchedulerClient(standby).assign(AssignRequest(request_id="r", model="m"))
+        assert caught.value.leader_address == f"127.0.0.1:{ports[0]}"
+
+        # The verifier asks the standby first and is sent to the leader; the gateway knows both.
+        verifier = Verifier(await stack.enter_async_context(_link(ports[::-1])))
+        gateway = await stack.enter_async_context(_link(ports))
+        await verifier.start()
+        stack.push_async_callback(verifier.close)
+        await eventually(lambda: verifier.plans.newest_round > 0)
+        assert (await gateway.assign(AssignRequest(request_id="r", model="m"))).replica_id == "v"
+
+        processes[0].kill()
+        killed = time.monotonic()
+        await eventually(lambda: verifier.plans.newest_round == 0, 5.0)  # the stream broke
+        verifier.plans.plan([PlanRequest(survival=(0.9, 0.8))])
+        assert verifier.plans.last_planner == "local"
+        await eventually(verifier.follows, 5.0)
+        assert time.monotonic() - killed < 5.0
+        while True:
+            try:
+                chosen = await gateway.assign(AssignRequest(request_id="r2", model="m"))
+                break
+            except DSparkError:
+                assert time.monotonic() - killed < 5.0
+                await asyncio.sleep(0.01)
+        assert chosen.replica_id == "v"
+        assert gateway.current_address == f"127.0.0.1:{ports[1]}"
+        assert time.monotonic() - killed < 5.0
+
+
+@pytest.fixture
+async def lock(redis_process: RedisProcess):
+    """Makes locks of different holders over one Redis."""
+    async with AsyncExitStack() as stack:
+
+        def make(holder: str, seconds: float = 30.0) -> RedisLeaderLock:
+            address = f"{holder}:1"
+            one = RedisLeaderLock(redis_process.url, holder=holder, address=address, lock_seconds=seconds)
+            stack.push_async_callback(one.close)
+            return one
+
+        yield make
+
+
+async def test_one_holds_the_lock_and_terms_grow_over_an_empty_redis(lock, redis_process: RedisProcess):
+    before = await lock("a").hold()
+    assert (before.leading, before.leader_address) == (True, "a:1")
+    assert await lock("a").hold() == before  # renewed, the same term
+    told = await lock("b").hold()
+    assert (told.leading, told.term, told.leader_address) == (False, before.term, "a:1")
+    await lock("a").release()
+    after = await lock("b").hold()
+    assert after.leading
+    assert after.term > before.term
+    redis_process.stop()
+    with pytest.raises(UnavailableError, match="redis does not answer"):
+        await lock("b").hold()
+    redis_process.start()
+    again = await lock("c").hold()
+    assert again.leading
+    assert again.term > after.term
+    assert not (await lock("b").hold()).leading
+    await lock("b").release()  # not its own any more
+    assert (await lock("d").hold()).leader_address == "c:1"
+
+
+async def test_a_lock_nobody_renews_runs_out(lock):
+    assert (await lock("a", 0.2).hold()).leading
+    other = lock("b", 0.2)
+    async with asyncio.timeout(10):
+        while not (await other.hold()).leading:
+            await asyncio.sleep(0.01)

@@ -1,0 +1,115 @@
+"""A link follows the leader by its hints, tries everybody once, and says what the leader said."""
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator
+
+import pytest
+
+from dspark_core.errors import DeadlineError, NotLeaderError, QueueFullError, UnavailableError
+from dspark_core.records import AssignRequest, Replica, Role, RoundReport, VerifyPlan
+from services.common.scheduler_link import MAX_HINTED, SchedulerLink
+
+ASSIGN = AssignRequest(request_id="r", model="m")
+
+
+class FakeScheduler:
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.error: Exception | None = None
+        self.asked = 0
+        self.closed = False
+
+    @property
+    def scheduler(self):
+        return self
+
+    async def close(self) -> None:
+        self.closed = True
+
+    async def assign(self, request: AssignRequest) -> Replica:
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+        return Replica(replica_id="v", role=Role.VERIFIER, address=self.address, model="m")
+
+    async def coordinate(self, reports: AsyncIterable[RoundReport]) -> AsyncIterator[VerifyPlan]:
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+        async for report in reports:
+            yield VerifyPlan(based_on_round=report.round, draft_token_capacity=1)
+
+
+class Schedulers(dict[str, FakeScheduler]):
+    def connect(self, address: str) -> FakeScheduler:
+        return self.setdefault(address, FakeScheduler(address))
+
+
+@pytest.fixture
+def schedulers() -> Schedulers:
+    return Schedulers()
+
+
+async def test_a_dead_scheduler_is_left_for_good(schedulers: Schedulers):
+    link = SchedulerLink(("a", "b"), schedulers.connect)
+    schedulers["a"].error = UnavailableError("connection refused")
+    for _ in range(3):
+        assert (await link.assign(ASSIGN)).address == "b"
+    assert schedulers["a"].asked == 1
+    assert link.current_address == "b"
+
+
+@pytest.mark.parametrize("error", [UnavailableError("gone"), DeadlineError("hangs")])
+async def test_a_standby_that_names_the_leader_is_believed(schedulers: Schedulers, error: Exception):
+    link = SchedulerLink(("service",), schedulers.connect)
+    schedulers["service"].error = NotLeaderError("standby", leader_address="pod-1")
+    assert (await link.assign(ASSIGN)).address == "pod-1"
+    schedulers["pod-1"].error = error  # the leader is lost: back to the name that everybody is behind
+    schedulers["service"].error = None
+    assert (await link.assign(ASSIGN)).address == "service"
+
+
+async def test_while_nobody_leads_each_is_asked_once_and_standbys_do_not_hide_the_reason(
+    schedulers: Schedulers,
+):
+    link = SchedulerLink(("a", "b", "c"), schedulers.connect)
+    for name in "ac":
+        schedulers[name].error = NotLeaderError("standby", leader_address="b")
+    schedulers["b"].error = UnavailableError("no verifier serves model 'm'")
+    with pytest.raises(UnavailableError, match="no verifier serves"):
+        await link.assign(ASSIGN)
+    assert [schedulers[name].asked for name in "abc"] == [1, 1, 1]
+
+
+async def test_an_answer_is_an_answer(schedulers: Schedulers):
+    """Full means full: another scheduler must not be asked to let the request in after all."""
+    link = SchedulerLink(("a", "b"), schedulers.connect)
+    schedulers["a"].error = QueueFullError("full")
+    with pytest.raises(QueueFullError):
+        await link.assign(ASSIGN)
+    assert schedulers["b"].asked == 0
+
+
+async def test_hints_do_not_pile_up_connections(schedulers: Schedulers):
+    link = SchedulerLink(("service",), schedulers.connect)
+    for number in range(3 * MAX_HINTED):
+        for other in schedulers.values():
+            other.error = NotLeaderError("standby", leader_address=f"pod-{number}")
+        assert (await link.assign(ASSIGN)).address == f"pod-{number}"
+    still_open = [one for one in schedulers.values() if not one.closed]
+    assert len(still_open) <= 1 + MAX_HINTED
+    await link.close()
+    assert all(one.closed for one in schedulers.values())
+
+
+async def test_a_stream_that_fails_is_opened_elsewhere_next_time(schedulers: Schedulers):
+    link = SchedulerLink(("a", "b"), schedulers.connect)
+    schedulers["a"].error = NotLeaderError("standby")
+
+    async def reports() -> AsyncIterator[RoundReport]:
+        yield RoundReport(replica_id="v", round=7)
+
+    with pytest.raises(NotLeaderError):
+        [plan async for plan in link.coordinate(reports())]
+    async with asyncio.timeout(10):
+        assert [plan.based_on_round async for plan in link.coordinate(reports())] == [7]

@@ -1,0 +1,98 @@
+"""Who leads as the lock comes and goes, and what a scheduler does that does not."""
+
+import asyncio
+
+import pytest
+
+from dspark_core.errors import NotLeaderError, UnavailableError
+from dspark_core.records import AssignRequest, Replica, Role, RoundReport
+from services.scheduler.election import Election, Leadership
+from services.scheduler.scheduler import Scheduler
+from tests.support.polling import eventually
+
+STANDBY = Leadership(leading=False, term=7, leader_address="other:50052")
+
+
+class ScriptedLock:
+    def __init__(self, now: Leadership | None) -> None:
+        self.now = now
+        self.released = 0
+        self.held = 0
+
+    async def hold(self) -> Leadership:
+        self.held += 1
+        if self.now is None:
+            raise UnavailableError("redis does not answer")
+        return self.now
+
+    async def release(self) -> None:
+        self.released += 1
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+async def _changes(lock: ScriptedLock) -> tuple[Election, list[Leadership]]:
+    seen: list[Leadership] = []
+
+    async def changed(now: Leadership) -> None:
+        seen.append(now)
+
+    return Election(lock, renew_seconds=0.005, on_change=changed), seen
+
+
+async def test_a_lock_that_cannot_be_reached_changes_nothing():
+    lock = ScriptedLock(None)
+    election, seen = await _changes(lock)
+    await election.start()
+    election.require_leading()  # nobody could be asked, and serving beats refusing
+    lock.now = STANDBY
+    await eventually(lambda: not election.now.leading)
+    with pytest.raises(NotLeaderError, match="the leader is other:50052") as caught:
+        election.require_leading()
+    assert caught.value.leader_address == "other:50052"
+    lock.now = None
+    held = lock.held
+    await eventually(lambda: lock.held > held + 2)
+    assert not election.now.leading
+    lock.now = Leadership(leading=True, term=8)
+    await eventually(lambda: election.now.leading)
+    await election.stop()
+    assert [one.leading for one in seen] == [False, True]
+    assert lock.released == 1
+
+
+async def test_a_standby_that_stops_releases_nothing():
+    lock = ScriptedLock(STANDBY)
+    election, _ = await _changes(lock)
+    await election.start()
+    await election.stop()
+    assert lock.released == 0
+
+
+async def test_a_scheduler_that_stops_leading_sends_everybody_to_the_new_leader():
+    lock = ScriptedLock(Leadership(leading=True, term=6))
+    scheduler = Scheduler(lock=lock, renew_seconds=0.005)
+    await scheduler.start()
+    await scheduler.register(Replica(replica_id="v", role=Role.VERIFIER, address="v:1", model="m"))
+    assert (await scheduler.assign(AssignRequest(request_id="r", model="m"))).replica_id == "v"
+
+    async def reports():
+        await asyncio.Event().wait()
+        yield RoundReport(replica_id="v", round=1)
+
+    async def stream() -> list[object]:
+        return [plan async for plan in scheduler.coordinate(reports())]
+
+    open_stream = asyncio.create_task(stream())
+    lock.now = STANDBY
+    assert await asyncio.wait_for(open_stream, 10) == []  # ended, so that the verifier looks elsewhere
+    for call in (
+        scheduler.assign(AssignRequest(request_id="r", model="m")),
+        scheduler.register(Replica(replica_id="w", role=Role.VERIFIER, address="w:1", model="m")),
+        stream(),
+    ):
+        with pytest.raises(NotLeaderError, match="other:50052"):
+            await call
+    assert [one.replica_id for one in await scheduler.list_replicas()] == ["v"]
+    await scheduler.close()
