@@ -87,6 +87,23 @@ class Trainer:
         self._weights.publish()
         self.step = 0
 
+    @property
+    def parameters(self) -> int:
+        """Trained values."""
+        return sum(master.numel() for master in self._weights.masters)
+
+    @property
+    def state_bytes(self) -> int:
+        """Of one state on disk: float32 masters, average, and one moment (Muon) or two (AdamW)."""
+        copies = 1 if self._averages is None else 2
+        moments: list[int] = [
+            (2 if isinstance(optimizer, torch.optim.AdamW) else 1) * parameter.numel()
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        ]
+        return 4 * (copies * self.parameters + sum(moments))
+
     def run(self) -> Iterator[StepReport]:
         """Trains to the last step, reporting after each."""
         plan = sequence_plan(

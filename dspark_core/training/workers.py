@@ -44,7 +44,7 @@ def started_by_torchrun(device: torch.device) -> Iterator[Workers]:
     if size == 1:
         yield ALONE
         return
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield Workers(torch.distributed.get_rank(), size)
     finally:

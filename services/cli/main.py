@@ -1,4 +1,4 @@
-"""The `dspark` command: up, chat, generate, eval, calibrate, data, doctor."""
+"""The `dspark` command: up, chat, generate, eval, calibrate, data, train, profile, doctor."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from dspark_core.errors import ConfigError, DSparkError
-from services.cli import calibrate, chat, data, doctor, evaluate, generate, up
+from services.cli import calibrate, chat, data, doctor, evaluate, generate, profile, train, up
 
 EXIT_FAILURE = 1
 EXIT_CONFIG = 2
-COMMANDS = (up, chat, generate, evaluate, calibrate, data, doctor)
+COMMANDS = (up, chat, generate, evaluate, calibrate, data, train, profile, doctor)
 
 
 def build_parser() -> argparse.ArgumentParser:

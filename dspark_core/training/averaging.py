@@ -1,0 +1,50 @@
+"""The mean of several checkpoints of one drafter, which is often better than any of them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dspark_core.errors import CheckpointError, ConfigError
+from dspark_core.models.drafter_checkpoint import WEIGHTS_FILE
+from dspark_core.models.drafter_config import CONFIG_FILE, read_any_config
+
+
+def average_checkpoints(output: Path, inputs: Sequence[Path]) -> None:
+    """Writes `output` in the inputs' own dtype. Raises ConfigError or CheckpointError naming the
+    directory that does not fit the first."""
+    if len(inputs) < 2:
+        raise ConfigError(f"averaging needs at least two checkpoints, got {len(inputs)}")
+    if output.exists():
+        raise ConfigError(f"{output} exists already")
+    first, config = _read(inputs[0]), read_any_config(inputs[0])
+    sums = {name: value.double() for name, value in first.items()}
+    for directory in inputs[1:]:
+        if read_any_config(directory) != config:
+            raise ConfigError(f"{directory} has another configuration than {inputs[0]}")
+        tensors = _read(directory)
+        for name, value in first.items():
+            found = tensors.get(name)
+            if found is None or found.shape != value.shape:
+                raise CheckpointError(f"{directory}: {name} is not as in {inputs[0]}")
+            if not value.is_floating_point() and not torch.equal(found, value):
+                raise CheckpointError(f"{directory}: {name} differs from that of {inputs[0]}")
+            sums[name] += found
+    output.mkdir(parents=True)
+    mean = {name: (sums[name] / len(inputs)).to(value.dtype) for name, value in first.items()}
+    save_file(mean, output / WEIGHTS_FILE)
+    shutil.copyfile(inputs[0] / CONFIG_FILE, output / CONFIG_FILE)
+
+
+def _read(directory: Path) -> dict[str, Tensor]:
+    path = directory / WEIGHTS_FILE
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error

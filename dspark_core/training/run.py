@@ -1,0 +1,173 @@
+"""One training run in one folder: steps, checkpoints, validation, early stopping, and going on.
+
+The folder holds `checkpoints/` (to resume from), `drafter/` (the newest export), `best/` (that of the
+longest accepted length, when there is validation) and `log.jsonl`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from dspark_core.errors import ConfigError
+from dspark_core.training.checkpoints import Checkpoints
+from dspark_core.training.run_log import Listener, Progress
+from dspark_core.training.speculative_validation import ValidationReport
+from dspark_core.training.trainer import StepReport, Trainer
+
+NEWEST, BEST, LOG, CHECKPOINTS = "drafter", "best", "log.jsonl", "checkpoints"
+Validate = Callable[[Path], ValidationReport]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    output: Path
+    checkpoint_every: int = 200
+    keep: int = 2
+    """Checkpoints on disk."""
+    log_every: int = 20
+    validate_every: int = 200
+    patience: int | None = None
+    """Validations without a new best after which the run ends; None: it never ends early."""
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every", "keep", "log_every", "validate_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be >= 1, got {value}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """What a run remembers besides its weights."""
+
+    best_length: float = 0.0
+    best_step: int | None = None
+    stale: int = 0
+    """Validations since the best."""
+
+
+class TrainingRun:
+    def __init__(
+        self,
+        trainer: Trainer,
+        settings: RunSettings,
+        *,
+        validate: Validate | None = None,
+        validates: bool | None = None,
+        listeners: Sequence[Listener] = (),
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Only the first worker needs `validate` and is listened to; `validates` tells the others
+        whether the first does."""
+        self.trainer, self.settings = trainer, settings
+        self.state = RunState()
+        self.stop = threading.Event()
+        """Set by others: the run saves its state after the present step and ends."""
+        self._validate = validate
+        self._validates = validate is not None if validates is None else validates
+        self._listeners: list[Listener] = list(listeners)
+        self._clock = clock
+        self._checkpoints = Checkpoints(settings.output / CHECKPOINTS, settings.keep)
+        self._pending: list[StepReport] = []
+
+    def resume(self) -> bool:
+        """Goes on from the newest checkpoint, if there is one."""
+        latest = self._checkpoints.latest()
+        if latest is None:
+            return False
+        saved = self._checkpoints.load(latest)
+        self.trainer.restore(saved["trainer"])
+        self.state = RunState(**saved["run"])
+        return True
+
+    def listen(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+
+    def run(self) -> RunState:
+        """To the last step, to the end of patience, or until `stop` is set."""
+        seconds, started = 0.0, self._clock()
+        for report in self.trainer.run():
+            self._pending.append(report)
+            seconds += self._clock() - started  # without validation and checkpoints
+            for listener in self._listeners:
+                listener.stepped(report)
+            last = report.step == self.trainer.config.steps
+            if last or report.step % self.settings.log_every == 0:
+                self._tell(seconds)
+                seconds = 0.0
+            if last or report.step % self.settings.validate_every == 0:
+                self._export_and_validate()
+            over = last or self._out_of_patience() or self._asked_to_stop()
+            if over or report.step % self.settings.checkpoint_every == 0:
+                self._save()
+            if over:
+                break
+            started = self._clock()
+        return self.state
+
+    def _tell(self, seconds: float) -> None:
+        progress = Progress.over(self._pending, seconds)
+        self._pending = []
+        for listener in self._listeners:
+            listener.progressed(progress)
+
+    def _save(self) -> None:
+        state = {"trainer": self.trainer.state(), "run": asdict(self.state)}
+        if self.trainer.workers.is_first:
+            self._checkpoints.save(self.trainer.step, state)
+        self.trainer.workers.barrier()
+
+    def _export_and_validate(self) -> None:
+        newest = self.settings.output / NEWEST
+        partial = newest.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        self.trainer.export(partial)
+        report = ValidationReport(accepted_length=0.0, rounds=0)
+        if self.trainer.workers.is_first:
+            _replace_directory(partial, newest)
+            if self._validate is not None:
+                report = self._validate(newest)
+        if not self._validates:
+            return
+        length = float(self.trainer.workers.total(torch.tensor(report.accepted_length, dtype=torch.float64)))
+        is_best = length > self.state.best_length
+        if is_best:
+            self.state = RunState(best_length=length, best_step=self.trainer.step)
+        else:
+            self.state = replace(self.state, stale=self.state.stale + 1)
+        if self.trainer.workers.is_first:
+            self._keep_best(newest, is_best=is_best)
+            for listener in self._listeners:
+                listener.validated(self.trainer.step, report, is_best=is_best)
+
+    def _keep_best(self, newest: Path, *, is_best: bool) -> None:
+        if is_best:
+            partial = newest.with_suffix(".partial")
+            shutil.copytree(newest, partial)
+            _replace_directory(partial, self.settings.output / BEST)
+
+    def _out_of_patience(self) -> bool:
+        patience = self.settings.patience
+        return patience is not None and self.state.stale >= patience
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any worker was asked; all must agree or they would wait for each other."""
+        workers = self.trainer.workers
+        return bool(workers.total(torch.tensor(float(self.stop.is_set()))) > 0)
+
+
+def _replace_directory(new: Path, old: Path) -> None:
+    """Readers find the old or the new content, and for an instant neither; never a part."""
+    gone = old.with_suffix(".old")
+    shutil.rmtree(gone, ignore_errors=True)
+    if old.exists():
+        old.rename(gone)
+    new.rename(old)
+    shutil.rmtree(gone, ignore_errors=True)

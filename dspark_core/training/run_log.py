@@ -1,0 +1,117 @@
+"""What a run tells about itself: JSON lines, TensorBoard, and whoever else listens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from dspark_core.errors import ConfigError
+from dspark_core.training.speculative_validation import ValidationReport
+from dspark_core.training.trainer import StepReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Means over the steps since the last one told."""
+
+    step: int
+    cross_entropy: float
+    distance: float
+    confidence: float
+    acceptance: tuple[float, ...]
+    expected_length: float
+    gradient_norm: float
+    learning_rate: float
+    seconds_per_step: float
+    positions_per_second: float
+
+    @classmethod
+    def over(cls, reports: Sequence[StepReport], seconds: float) -> Progress:
+        count, last = len(reports), reports[-1]
+        columns = zip(*(report.acceptance for report in reports), strict=True)
+        acceptance = tuple(sum(column) / count for column in columns)
+        mean = StepReport(last.step, 0.0, 0.0, 0.0, acceptance, 0.0, 0.0)
+        return cls(
+            step=last.step,
+            cross_entropy=sum(report.cross_entropy for report in reports) / count,
+            distance=sum(report.distance for report in reports) / count,
+            confidence=sum(report.confidence for report in reports) / count,
+            acceptance=acceptance,
+            expected_length=mean.expected_length,
+            gradient_norm=sum(report.gradient_norm for report in reports) / count,
+            learning_rate=last.learning_rate,
+            seconds_per_step=seconds / count,
+            positions_per_second=sum(report.positions for report in reports) / max(seconds, 1e-9),
+        )
+
+    def scalars(self) -> dict[str, float]:
+        return {
+            name: getattr(self, name) for name in self.__slots__ if name not in ("step", "acceptance")
+        } | {f"acceptance_{k}": rate for k, rate in enumerate(self.acceptance, start=1)}
+
+
+class Listener(Protocol):
+    def stepped(self, report: StepReport) -> None: ...
+
+    def progressed(self, progress: Progress) -> None: ...
+
+    def validated(self, step: int, report: ValidationReport, *, is_best: bool) -> None: ...
+
+
+class JsonLog:
+    def __init__(self, path: Path, start_step: int) -> None:
+        """Rows of steps after `start_step`, which a resumed run repeats, are dropped."""
+        self._path = path
+        kept = [row for row in read_log(path) if row["step"] <= start_step]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+    def stepped(self, report: StepReport) -> None:
+        """Single steps are not written."""
+
+    def progressed(self, progress: Progress) -> None:
+        values = {"step": progress.step, **progress.scalars()}
+        self._write({name: float(f"{value:.6g}") for name, value in values.items()} | {"step": progress.step})
+
+    def validated(self, step: int, report: ValidationReport, *, is_best: bool) -> None:
+        length = round(report.accepted_length, 4)
+        self._write({"step": step, "accepted_length": length, "rounds": report.rounds, "is_best": is_best})
+
+    def _write(self, row: dict[str, Any]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Its whole rows; a last one that was cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class TensorBoardLog:
+    def __init__(self, directory: Path, start_step: int) -> None:
+        """Raises ConfigError when TensorBoard is not installed."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ConfigError(
+                "output.tensorboard needs TensorBoard: pip install 'dspark[train]', or set it to false"
+            ) from error
+        self._writer = SummaryWriter(str(directory), purge_step=start_step + 1)
+
+    def stepped(self, report: StepReport) -> None:
+        """Single steps are not written."""
+
+    def progressed(self, progress: Progress) -> None:
+        for name, value in progress.scalars().items():
+            self._writer.add_scalar(name, value, progress.step)
+        self._writer.flush()
+
+    def validated(self, step: int, report: ValidationReport, *, is_best: bool) -> None:
+        self._writer.add_scalar("accepted_length", report.accepted_length, step)
+        self._writer.flush()

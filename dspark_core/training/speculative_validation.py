@@ -1,0 +1,147 @@
+"""Accepted length of a drafter in training, by speculative decoding with the real engines.
+
+Greedy, whole draft blocks verified, calibration left out: the same prompts give the same number.
+Prompts are token ids; reading and rendering them is the caller's work.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dspark_core.engine.batching import BatchLimits
+from dspark_core.engine.building import EngineOptions, build_drafter, build_target
+from dspark_core.engine.draft_engine import LocalDraftSource
+from dspark_core.engine.drafting import Drafting
+from dspark_core.engine.planning import FullPlanSource
+from dspark_core.engine.rounds import RoundLoop
+from dspark_core.errors import ConfigError
+from dspark_core.models.loading import LoadedTarget
+from dspark_core.records import GenerateRequest, RoundReport, SamplingParams
+
+_DRAFT_DEADLINE_SECONDS = 600.0
+"""A late draft would be counted as a bad one."""
+_PREFILL_CHUNK_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationReport:
+    accepted_length: float
+    """Committed tokens per round, the target's own included."""
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationSettings:
+    max_tokens: int = 64
+    """No round begins once an answer has this many tokens; the last round counts whole."""
+    concurrency: int = 16
+    dtype: str = "bfloat16"
+    kv_cache_bytes: int = 2**29
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "concurrency"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+
+class SpeculativeValidator:
+    def __init__(
+        self,
+        target: LoadedTarget,
+        prompts: Sequence[tuple[int, ...]],
+        stop_token_ids: tuple[int, ...],
+        settings: ValidationSettings,
+    ) -> None:
+        """Raises ConfigError when a prompt leaves no room for its answer."""
+        if not prompts:
+            raise ConfigError("validation needs at least one prompt")
+        most = target.config.max_context_tokens - settings.max_tokens - 1
+        for number, prompt in enumerate(prompts):
+            if len(prompt) > most:
+                raise ConfigError(
+                    f"validation prompt {number} has {len(prompt)} tokens; "
+                    f"with max_tokens={settings.max_tokens} there is room for {most}"
+                )
+        self._target = target
+        self._prompts = prompts
+        self._stop_token_ids = stop_token_ids
+        self._settings = settings
+
+    def __call__(self, drafter: Path) -> ValidationReport:
+        """Answers all prompts with the checkpoint in the directory `drafter`."""
+        settings = self._settings
+        options = EngineOptions(
+            target_model=str(self._target.path),
+            drafter=str(drafter),
+            dtype=settings.dtype,
+            kv_cache_bytes=settings.kv_cache_bytes,
+        )
+        target = build_target(options, self._target)
+        drafts = LocalDraftSource(build_drafter(options, self._target, calibrated=False))
+        plan = _ReportedPlan()
+        loop = RoundLoop(
+            target.engine,
+            plan,
+            drafting=Drafting(drafts, target.engine, deadline_seconds=_DRAFT_DEADLINE_SECONDS),
+            limits=_limits(settings.concurrency, drafts.geometry.block_size),
+            generator=torch.Generator().manual_seed(0),
+        )
+        committed = self._answer(loop, plan, drafts.geometry.block_size)
+        return ValidationReport(
+            accepted_length=sum(committed) / max(len(committed), 1), rounds=len(committed)
+        )
+
+    def _answer(self, loop: RoundLoop, plan: _ReportedPlan, block_size: int) -> list[int]:
+        """-> committed tokens of every round; prefill, whose token no draft could save, is none."""
+        committed: list[int] = []
+        waiting = deque(enumerate(self._prompts))
+        lengths: dict[str, int] = {}
+        while waiting or lengths:
+            while waiting and len(lengths) < self._settings.concurrency:
+                number, prompt = waiting.popleft()
+                loop.submit(self._request(str(number), prompt, block_size))
+                lengths[str(number)] = 0
+            plan.latest = frozenset()
+            for output in loop.step():
+                if output.request_id in plan.latest:
+                    committed.append(len(output.chunk.token_ids))
+                lengths[output.request_id] += len(output.chunk.token_ids)
+                enough = lengths[output.request_id] >= self._settings.max_tokens
+                if enough or output.chunk.finish_reason is not None:
+                    loop.cancel(output.request_id)
+                    del lengths[output.request_id]
+        return committed
+
+    def _request(self, request_id: str, prompt: tuple[int, ...], block_size: int) -> GenerateRequest:
+        return GenerateRequest(
+            request_id=request_id,
+            prompt_token_ids=prompt,
+            # With less, the last rounds would draft shortened blocks.
+            max_tokens=self._settings.max_tokens + block_size,
+            sampling=SamplingParams(temperature=0.0),
+            stop_token_ids=self._stop_token_ids,
+        )
+
+
+class _ReportedPlan(FullPlanSource):
+    """Verifies whole blocks and tells which requests took part in the latest round."""
+
+    def __init__(self) -> None:
+        self.latest: frozenset[str] = frozenset()
+
+    def report(self, report: RoundReport) -> None:
+        self.latest = frozenset(request.sequence_id for request in report.requests)
+
+
+def _limits(concurrency: int, block_size: int) -> BatchLimits:
+    return BatchLimits(
+        max_running=concurrency,
+        max_waiting=concurrency,
+        max_batch_tokens=concurrency * (1 + block_size) + _PREFILL_CHUNK_TOKENS,
+        prefill_chunk_tokens=_PREFILL_CHUNK_TOKENS,
+    )

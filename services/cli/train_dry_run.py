@@ -1,0 +1,61 @@
+"""`dspark train --dry-run`: what a run would take, from a few steps that are thrown away."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from itertools import islice
+
+import torch
+from rich.table import Table
+
+from services.cli.train_setup import Setup, disk_bytes, free_bytes
+
+TIMED_STEPS = 3
+
+
+def dry_run_table(setup: Setup) -> Table:
+    """Takes one step to warm up and three to time."""
+    trainer, config = setup.trainer, setup.config
+    steps = trainer.run()
+    next(steps)
+    started = time.perf_counter()
+    reports = list(islice(steps, TIMED_STEPS))
+    per_step = (time.perf_counter() - started) / max(len(reports), 1)
+    total = trainer.config.steps
+    positions = sum(report.positions for report in reports) / max(len(reports), 1)
+    tokens = int(setup.source.token_counts(setup.target.config.vocab_size).sum())
+    epochs = total * trainer.config.sequences_per_step / len(setup.source)
+    table = Table(title="dry run: nothing was written", show_header=False)
+    for name, value in (
+        ("algorithm", config.drafter.algorithm),
+        ("trained parameters", f"{trainer.parameters:,}"),
+        ("data", f"{len(setup.source):,} sequences, {tokens:,} tokens"),
+        ("steps", f"{total:,} of {trainer.config.sequences_per_step} sequences: {epochs:.2f} epochs"),
+        ("positions per step", f"{positions:,.0f}"),
+        ("memory", _memory()),
+        ("checkpoint", f"{trainer.state_bytes / 1e6:,.0f} MB each, {config.output.keep} kept"),
+        (
+            "disk",
+            f"{disk_bytes(setup) / 1e9:.2f} GB needed, "
+            f"{free_bytes(config.output.directory) / 1e9:.2f} GB free",
+        ),
+        ("speed", f"{per_step:.2f} s per step, {positions / per_step:,.0f} positions/s"),
+        ("estimated time", f"{_duration(total * per_step)}, validation not counted"),
+    ):
+        table.add_row(name, value)
+    return table
+
+
+def _memory() -> str:
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return f"{torch.cuda.max_memory_allocated() / 1e9:.2f} GB of the GPU's"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.2f} GB at the most"
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
