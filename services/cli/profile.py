@@ -1,0 +1,154 @@
+"""`dspark profile`: measures how long a step of the target takes, and a draft, on this machine.
+
+Step time by requests, tokens per request and context, staircases included, as medians; draft time by
+requests. The JSON is what DSPARK_PROFILE of a verifier reads, so that it need not measure at start.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
+from dspark_core.algorithms.step_surface import StepPoint
+from dspark_core.algorithms.step_time import StepTimeModel
+from dspark_core.engine.building import BuiltTarget, build_drafter, build_target
+from dspark_core.engine.draft_engine import LocalDraftSource
+from dspark_core.engine.draft_profiler import DEFAULT_REQUESTS, profile_draft_time
+from dspark_core.engine.profile_file import profile_key, write_profile
+from dspark_core.engine.profiler import ProfileSettings, profile_step_time
+from dspark_core.errors import ConfigError
+from dspark_core.evaluation.plots import require_matplotlib
+from services.cli.arguments import add_stack_arguments, stack_options
+from services.cli.profile_plot import draw_profile
+from services.embedded.options import StackOptions
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    defaults = ProfileSettings()
+    parser = commands.add_parser("profile", help="measure step and draft times", description=__doc__)
+    parser.add_argument("--out", type=Path, default=None, help="write the profile (JSON) to this file")
+    parser.add_argument("--plot", type=Path, default=None, help="draw it into this PNG")
+    parser.add_argument("--quick", action="store_true", help="a rough picture in about three seconds")
+    parser.add_argument(
+        "--seconds", type=float, default=defaults.budget_seconds, help="bound of the step measurements (10)"
+    )
+    parser.add_argument("--repeats", type=int, default=defaults.repeats, help="passes behind a median (5)")
+    parser.add_argument("--max-requests", type=int, default=32, help="largest batch measured (32)")
+    add_stack_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    settings = _settings(arguments)
+    options = stack_options(arguments)
+    if arguments.plot is not None:
+        require_matplotlib()
+        if arguments.plot.suffix.lower() != ".png":
+            raise ConfigError(f"--plot must end in .png, got {arguments.plot}")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    console = Console()
+    target = build_target(options.engine)
+    model = RoundTimeModel(_step_time(target, options, settings, console))
+    if options.drafter is not None:
+        model = replace(model, draft=_draft_time(target, options, arguments.max_requests, settings))
+    console.print(f"{model.verify.key}", soft_wrap=True)
+    console.print(step_table(model))
+    if model.draft.requests:
+        console.print(draft_table(model.draft))
+    if arguments.out is not None:
+        write_profile(arguments.out, model)
+        console.print(f"written to {arguments.out}", soft_wrap=True)
+    if arguments.plot is not None:
+        draw_profile(model, arguments.plot)
+        console.print(f"written to {arguments.plot}", soft_wrap=True)
+    return 0
+
+
+def _settings(arguments: argparse.Namespace) -> ProfileSettings:
+    """Raises ConfigError."""
+    if arguments.max_requests < 1:
+        raise ConfigError(f"--max-requests must be >= 1, got {arguments.max_requests}")
+    counts = [1]
+    while 2 * counts[-1] <= arguments.max_requests:
+        counts.append(2 * counts[-1])
+    settings = ProfileSettings(
+        requests=tuple(counts), repeats=arguments.repeats, budget_seconds=arguments.seconds
+    )
+    return settings.quick() if arguments.quick else settings
+
+
+def _step_time(
+    target: BuiltTarget, options: StackOptions, settings: ProfileSettings, console: Console
+) -> StepTimeModel:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("measuring steps", total=None)
+
+        def on_point(point: StepPoint) -> None:
+            progress.update(
+                task,
+                description=f"{point.requests} requests, {point.batch_tokens} tokens: "
+                f"{1000 * point.seconds:.1f} ms",
+            )
+
+        key = profile_key(options.target_model, options.dtype)
+        return profile_step_time(target.engine, settings, key=key, on_point=on_point)
+
+
+def _draft_time(
+    target: BuiltTarget, options: StackOptions, max_requests: int, settings: ProfileSettings
+) -> DraftTimeModel:
+    source = LocalDraftSource(build_drafter(options.engine, target.loaded))
+    counts = [count for count in DEFAULT_REQUESTS if count <= max_requests]
+    return profile_draft_time(
+        source,
+        counts,
+        dtype=target.engine.dtype,
+        repeats=settings.repeats,
+        budget_seconds=settings.budget_seconds / 2,
+    )
+
+
+def step_table(model: RoundTimeModel) -> Table:
+    """Rows are requests, columns tokens per request; contexts beyond the usual are rows of their own."""
+    points = model.verify.points
+    usual = model.verify.surface.context_per_request
+    columns = sorted({p.batch_tokens // p.requests for p in points if p.batch_tokens % p.requests == 0})
+    table = Table(title="milliseconds of a step")
+    for head in ("requests", "context of each", *(f"x {count}" for count in columns)):
+        table.add_column(head, justify="right", no_wrap=True)
+    rows = sorted(
+        {
+            (p.context_tokens // p.requests != usual, p.context_tokens // p.requests, p.requests)
+            for p in points
+        }
+    )
+    for _, context, requests in rows:
+        row = {
+            p.batch_tokens // p.requests: f"{1000 * p.seconds:.1f}"
+            for p in points
+            if (p.requests, p.context_tokens // p.requests) == (requests, context)
+            and p.batch_tokens % p.requests == 0
+        }
+        table.add_row(str(requests), str(context), *(row.get(count, "") for count in columns))
+    between = sum(p.batch_tokens % p.requests != 0 for p in points)
+    if between:
+        table.caption = f"and {between} points between them"
+    return table
+
+
+def draft_table(draft: DraftTimeModel) -> Table:
+    table = Table(title="milliseconds of a draft block")
+    for head in ("requests", "ms"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for requests, seconds in zip(draft.requests, draft.draft_seconds, strict=True):
+        table.add_row(str(requests), f"{1000 * seconds:.1f}")
+    return table

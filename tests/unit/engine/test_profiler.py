@@ -1,0 +1,179 @@
+"""Profiles of engines whose times are known: exact points, stairs found, budgets kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
+from dspark_core.algorithms.step_time import ProfileKey, StepTimeModel
+from dspark_core.engine.batch import Run
+from dspark_core.engine.draft_profiler import NEW_FEATURES, profile_draft_time
+from dspark_core.engine.profile_file import profile_key, read_profile, write_profile
+from dspark_core.engine.profiler import ProfileSettings, profile_step_time
+from dspark_core.errors import ConfigError
+from tests.unit.engine.tiny import ScriptedDrafts, tiny_engine
+
+
+class Clocked:
+    """An engine that only takes time, by a law; the first pass of a shape takes ten times as long."""
+
+    max_context_tokens = 4096
+    page_tokens = 16
+    num_pages = 100
+
+    def __init__(self, law: Callable[[int, int, int], float]) -> None:
+        self.law = law
+        self.now = 0.0
+        self.passes = 0
+        self._seen: set[tuple[int, int, int]] = set()
+
+    def clock(self) -> float:
+        return self.now
+
+    def forward(self, runs: Sequence[Run]) -> torch.Tensor:
+        tokens = sum(len(run.token_ids) for run in runs)
+        shape = (len(runs), tokens, sum(run.start for run in runs))
+        for run in runs:
+            assert len(run.pages) * self.page_tokens >= run.start + len(run.token_ids)
+            assert all(0 < page < self.num_pages for page in run.pages)
+        self.passes += 1
+        self.now += self.law(*shape) * (1 if shape in self._seen else 10)
+        self._seen.add(shape)
+        return torch.zeros(0)
+
+
+def smooth(requests: int, tokens: int, context: int) -> float:
+    return 0.010 + 0.0004 * tokens + 0.0007 * requests + 1e-7 * context
+
+
+def stairs(requests: int, tokens: int, context: int) -> float:
+    return 0.010 * math.ceil(tokens / 12) + 0.0001 * tokens
+
+
+def profile(law: Callable[[int, int, int], float], **settings: object) -> tuple[StepTimeModel, Clocked]:
+    engine = Clocked(law)
+    chosen = replace(ProfileSettings(budget_seconds=30.0), **settings)  # type: ignore[arg-type]
+    return profile_step_time(engine, chosen, clock=engine.clock), engine  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("requests", "tokens", "context"), [(1, 3, 128), (5, 17, 128), (32, 256, 500), (40, 90, 128)]
+)
+def test_step_time_is_known_between_and_beyond_the_measured_shapes(requests, tokens, context) -> None:
+    model, _ = profile(smooth)
+    expected = smooth(requests, tokens, context * requests)
+    assert model.seconds(requests, tokens, context * requests) == pytest.approx(expected, rel=1e-3)
+
+
+def test_stairs_are_pinned_to_a_token() -> None:
+    model, _ = profile(stairs, requests=(1, 4), tokens_per_request=(1, 8))
+    for edge in (12, 24):
+        assert model.seconds(4, edge) == pytest.approx(stairs(4, edge, 0), rel=1e-3)
+        assert model.seconds(4, edge + 1) == pytest.approx(stairs(4, edge + 1, 0), rel=1e-3)
+
+
+@pytest.mark.parametrize("budget", [0.5, 2.0, 10.0])
+def test_the_budget_bounds_the_time(budget) -> None:
+    model, engine = profile(smooth, budget_seconds=budget)
+    # What is not measured is at most one shape's first pass over it.
+    assert engine.now < budget + 11 * smooth(32, 256, 32 * 128)
+    assert len(model.points) >= 3
+
+
+def test_more_time_means_more_points() -> None:
+    counts = [len(profile(stairs, budget_seconds=budget)[0].points) for budget in (0.5, 5.0, 50.0)]
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1]
+
+
+def test_quick_is_quick() -> None:
+    engine = Clocked(smooth)
+    profile_step_time(engine, ProfileSettings().quick(), clock=engine.clock)  # type: ignore[arg-type]
+    assert engine.now < 4.0
+    assert ProfileSettings(requests=(2, 3)).quick().requests == (2,)
+
+
+def test_one_stall_does_not_bend_the_curve() -> None:
+    calls = iter(range(10_000))
+
+    def stalling(requests: int, tokens: int, context: int) -> float:
+        return smooth(requests, tokens, context) * (50 if next(calls) == 77 else 1)
+
+    model, _ = profile(stalling, budget_seconds=100.0)
+    assert model.seconds(4, 16, 512) == pytest.approx(smooth(4, 16, 512), rel=0.01)
+
+
+def test_a_real_engine_is_profiled_within_its_context() -> None:
+    seen = []
+    engine = tiny_engine(num_pages=12)  # 44 positions: fewer than the usual context
+    settings = ProfileSettings(requests=(1, 2), repeats=2, budget_seconds=5.0)
+    model = profile_step_time(engine, settings, key=ProfileKey("tiny"), on_point=seen.append)
+    assert model.key.model == "tiny"
+    assert len(seen) >= 8
+    assert all(point.context_tokens + point.batch_tokens <= 44 * point.requests for point in model.points)
+    assert model.seconds(2, 8) > 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"requests": ()}, r"requests of a profile must be >= 1 and increasing, got \(\)"),
+        ({"requests": (2, 1)}, "increasing"),
+        ({"tokens_per_request": (0,)}, "tokens_per_request"),
+        ({"repeats": 0}, "repeats of a profile must be >= 1, got 0"),
+        ({"budget_seconds": 0.0}, "budget_seconds of a profile must be > 0, got 0.0"),
+        ({"context_tokens": 2000}, "long_context_tokens"),
+    ],
+)
+def test_impossible_settings_are_refused(fields, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ProfileSettings(**fields)
+
+
+def test_draft_time_is_measured_by_continued_drafts() -> None:
+    source, now = ScriptedDrafts(), iter(range(10_000))
+    model = profile_draft_time(
+        source, (1, 2, 4), context_tokens=16, budget_seconds=1e6, clock=lambda: next(now)
+    )
+    assert model.requests == (1, 2, 4)
+    assert model.draft_seconds == (1.0, 1.0, 1.0)
+    assert {len(item.features) for item in source.items} == {16, NEW_FEATURES}
+    assert len(source.released) == 7
+
+
+def test_draft_counts_that_do_not_fit_are_left_out() -> None:
+    now = iter(range(10_000))
+    model = profile_draft_time(ScriptedDrafts(), (1, 2, 4), budget_seconds=15.0, clock=lambda: next(now))
+    assert model.requests == (1,)
+
+
+def test_a_profile_survives_its_file(tmp_path) -> None:
+    model = RoundTimeModel(profile(smooth)[0], DraftTimeModel((1, 4), (0.004, 0.006)))
+    path = tmp_path / "deep" / "profile.json"
+    write_profile(path, model)
+    again = read_profile(path)
+    assert again.draft == model.draft
+    assert again.seconds(3, 9, 300, 2) == pytest.approx(model.seconds(3, 9, 300, 2))
+    assert [entry.name for entry in path.parent.iterdir()] == ["profile.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "cannot read"), ("[]", "JSON object"), ("{}", "is no profile")]
+)
+def test_a_file_that_is_no_profile_is_refused_by_name(tmp_path, text, message) -> None:
+    path = tmp_path / "broken.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"(?s){message}.*|.*broken.json.*{message}"):
+        read_profile(path)
+
+
+def test_keys_name_model_hardware_and_dtype() -> None:
+    key = profile_key("smollm2", "bfloat16")
+    assert (key.model, key.dtype) == ("smollm2", "bfloat16")
+    assert key.hardware
+    assert key == profile_key("smollm2", "bfloat16")

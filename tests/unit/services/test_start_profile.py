@@ -1,0 +1,61 @@
+"""How a verifier comes by its step times at start."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from dspark_core.engine.planning import LocalPlanSource
+from dspark_core.engine.profile_file import read_profile
+from dspark_core.errors import ConfigError
+from services.verifier import profiling
+from services.verifier.metrics import VerifierMetrics
+from services.verifier.profiling import ProfileOptions, profile_points, start_profile
+from tests.unit.engine.tiny import tiny_engine
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch) -> None:
+    monkeypatch.setattr(profiling, "START_SECONDS", 0.3)
+
+
+def profiled_gauge(planner: LocalPlanSource) -> float | None:
+    registry = CollectorRegistry()
+    VerifierMetrics(registry).watch_planner(planner)
+    return registry.get_sample_value("dspark_step_time_profiled")
+
+
+def test_step_times_are_measured_by_default() -> None:
+    measured = start_profile(tiny_engine(), "tiny", "float32", ProfileOptions(max_requests=4))
+    assert measured is not None
+    assert max(point.requests for point in profile_points(measured)) <= 4
+    assert profiled_gauge(LocalPlanSource(measured)) == 1.0
+
+
+def test_a_verifier_that_was_not_profiled_says_so(caplog) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert start_profile(tiny_engine(), "tiny", "float32", ProfileOptions(source="off")) is None
+    assert "not profiled" in caplog.text
+    assert profile_points(None) == ()
+    assert profiled_gauge(LocalPlanSource(None)) == 0.0
+
+
+def test_a_file_is_written_once_and_read_while_it_fits(tmp_path, caplog) -> None:
+    options = ProfileOptions(source=str(tmp_path / "steps.json"), max_requests=2)
+    first = start_profile(tiny_engine(), "tiny", "float32", options)
+    again = start_profile(tiny_engine(), "tiny", "float32", options)
+    assert first == again == read_profile(tmp_path / "steps.json")
+    with caplog.at_level(logging.WARNING):
+        other = start_profile(tiny_engine(), "another", "float32", options)
+    assert "measuring anew" in caplog.text
+    assert other is not None
+    assert read_profile(tmp_path / "steps.json").verify.key.model == "another"
+
+
+def test_a_file_that_is_no_profile_stops_the_start(tmp_path) -> None:
+    path = tmp_path / "steps.json"
+    path.write_text("{}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"steps\.json is no profile"):
+        start_profile(tiny_engine(), "tiny", "float32", ProfileOptions(source=str(path)))
