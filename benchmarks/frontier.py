@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -28,10 +29,8 @@ from benchmarks.frontier_parts.claims import Claim, FrontierPoint, check_claims,
 from benchmarks.frontier_parts.planners import FixedLengthPlanSource, ThresholdPlanSource
 from benchmarks.frontier_parts.plots import draw
 from benchmarks.frontier_parts.stack import LoadedLoop, Method, SliceResult
-from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.engine.building import EngineOptions, build_target
 from dspark_core.engine.planning import LocalPlanSource
-from dspark_core.engine.profiler import profile_step_time
 from dspark_core.evaluation.prompt_sets import read_prompt_set
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
 from dspark_core.tokenization.loading import load_tokenizer
@@ -55,21 +54,20 @@ class Stack:
         tokenizer = load_tokenizer(resolve_model_path(options.target_model))
         rows = read_prompt_set(arguments.prompts).rows
         prompts = [tokenizer.encode_chat([{"role": "user", "content": row.text}]) for row in rows]
-        target = build_target(options)
-        round_time = RoundTimeModel(profile_step_time(target.engine))
-        methods = [Method(NO_SPECULATION, LocalPlanSource(round_time), drafts=False)]
-        methods += [Method(f"gamma {length}", FixedLengthPlanSource(length)) for length in arguments.gamma]
-        methods.append(Method(f"threshold {arguments.threshold}", ThresholdPlanSource(arguments.threshold)))
-        methods.append(Method(SCHEDULED, LocalPlanSource(round_time)))
-        if arguments.mtp1 is None:
-            methods.insert(1, Method(STAND_IN, FixedLengthPlanSource(1)))
-        settings = {
+        settings: dict[str, Any] = {
             "max_running": max(arguments.concurrency),
             "max_tokens": arguments.max_tokens,
             "temperature": arguments.temperature,
             "stop_token_ids": tokenizer.stop_token_ids,
         }
-        self.loops = [(LoadedLoop(target, options, prompts, **settings), methods)]
+        loop = LoadedLoop(build_target(options), options, prompts, **settings)
+        methods = [Method(NO_SPECULATION, FixedLengthPlanSource(0))]
+        methods += [Method(f"gamma {length}", FixedLengthPlanSource(length)) for length in arguments.gamma]
+        methods.append(Method(f"threshold {arguments.threshold}", ThresholdPlanSource(arguments.threshold)))
+        methods.append(Method(SCHEDULED, LocalPlanSource(loop.round_time)))
+        if arguments.mtp1 is None:
+            methods.insert(1, Method(STAND_IN, FixedLengthPlanSource(1)))
+        self.loops = [(loop, methods)]
         if arguments.mtp1 is not None:
             mtp_options = _options(arguments, arguments.mtp1)
             loop = LoadedLoop(build_target(mtp_options), mtp_options, prompts, **settings)

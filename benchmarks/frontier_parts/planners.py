@@ -4,25 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dspark_core.algorithms.draft_policy import DraftCandidate
 from dspark_core.algorithms.plan_request import PlanRequest
-from dspark_core.engine.planning import FullPlanSource
+from dspark_core.records import RoundReport
 
 
-class FixedLengthPlanSource(FullPlanSource):
-    """The first `length` draft tokens of everyone, always."""
+class FixedLengthPlanSource:
+    """The first `length` draft tokens of everyone, always; with 0 nobody is drafted for."""
 
     def __init__(self, length: int) -> None:
         self._length = length
 
+    def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
+        return tuple(self._length > 0 and candidate.draftable for candidate in candidates)
+
     def plan(self, requests: Sequence[PlanRequest], capacity: int | None = None) -> tuple[int, ...]:
         return tuple(min(self._length, len(request.survival)) for request in requests)
 
+    def report(self, report: RoundReport) -> None:
+        """Fixed is fixed."""
 
-class ThresholdPlanSource(FullPlanSource):
+
+class ThresholdPlanSource:
     """Draft tokens whose survival is at least `threshold`."""
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
 
+    def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
+        return tuple(candidate.draftable for candidate in candidates)
+
     def plan(self, requests: Sequence[PlanRequest], capacity: int | None = None) -> tuple[int, ...]:
         return tuple(sum(value >= self._threshold for value in request.survival) for request in requests)
+
+    def report(self, report: RoundReport) -> None:
+        """Confidence is all it looks at."""

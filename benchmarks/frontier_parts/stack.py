@@ -16,20 +16,25 @@ import torch
 
 from dspark_core.algorithms.draft_policy import DraftCandidate
 from dspark_core.algorithms.plan_request import PlanRequest
+from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import BuiltTarget, EngineOptions, build_drafter
 from dspark_core.engine.draft_engine import LocalDraftSource
-from dspark_core.engine.drafting import Drafting, DraftRound
+from dspark_core.engine.draft_profiler import profile_draft_time
+from dspark_core.engine.drafting import Drafting
 from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.protocols import PlanSource
+from dspark_core.engine.profile_file import profile_key
+from dspark_core.engine.profiler import ProfileSettings, profile_step_time
+from dspark_core.engine.protocols import DraftSource, PlanSource
 from dspark_core.engine.rounds import RoundLoop
-from dspark_core.engine.sequence import SequenceState
 from dspark_core.records import GenerateRequest, RoundReport, SamplingParams
 
 DRAFT_DEADLINE_SECONDS = 600.0
 WARM_UP_ROUNDS = 2
 RESTARTED_USERS = 8
 """Batches up to this size are begun anew for every slice."""
+PROFILED_REQUESTS = (1, 2, 4, 8, 16, 32, 64)
+PROFILE_SECONDS = 15.0
 MIN_ROUNDS = 6
 """Rounds a slice lasts at least, however slow they are."""
 
@@ -38,7 +43,6 @@ MIN_ROUNDS = 6
 class Method:
     name: str
     plans: PlanSource
-    drafts: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,13 +81,14 @@ class SwitchedPlans:
         self.current.report(report)
 
 
-class SwitchedDrafting(Drafting):
-    """Drafting that can be left out: the drafter catches up on what it missed when it is asked again."""
-
-    enabled = True
-
-    def propose(self, sequences: Sequence[SequenceState]) -> DraftRound:
-        return super().propose(sequences) if self.enabled else DraftRound({}, 0.0)
+def profile_round_time(
+    target: BuiltTarget, source: DraftSource, options: EngineOptions, max_requests: int
+) -> RoundTimeModel:
+    """As a verifier does at its start, with more time for it."""
+    counts = tuple(count for count in PROFILED_REQUESTS if count <= max_requests)
+    settings = ProfileSettings(requests=counts, budget_seconds=PROFILE_SECONDS)
+    step = profile_step_time(target.engine, settings, key=profile_key(options.target_model, options.dtype))
+    return RoundTimeModel(step, profile_draft_time(source, counts, dtype=options.torch_dtype))
 
 
 class LoadedLoop:
@@ -102,15 +107,15 @@ class LoadedLoop:
         seed: int = 0,
     ) -> None:
         drafter = build_drafter(options, target.loaded, generator=torch.Generator().manual_seed(seed + 1))
-        self._drafting = SwitchedDrafting(
-            LocalDraftSource(drafter), target.engine, deadline_seconds=DRAFT_DEADLINE_SECONDS
-        )
+        source = LocalDraftSource(drafter)
+        # Before the loop: a profile writes into pages that are not its own.
+        self.round_time = profile_round_time(target, source, options, max_running)
         self.plans = SwitchedPlans()
         block = drafter.geometry.block_size
         self._loop = RoundLoop(
             target.engine,
             self.plans,
-            drafting=self._drafting,
+            drafting=Drafting(source, target.engine, deadline_seconds=DRAFT_DEADLINE_SECONDS),
             limits=BatchLimits(
                 max_running=max_running,
                 max_waiting=max_running,
@@ -137,7 +142,7 @@ class LoadedLoop:
             # Many lengths, or all would end together and start together again.
             share = 1.0 if concurrency <= RESTARTED_USERS else (index + 1) / concurrency
             self._submit(max(8, round(self._max_tokens * share)))
-        self._drafting.enabled, self.plans.current = True, FullPlanSource()
+        self.plans.current = FullPlanSource()
         while not self.plans.reports or len(self.plans.reports[-1].requests) < concurrency:
             self._step()
 
@@ -149,7 +154,7 @@ class LoadedLoop:
     def run_slice(self, method: Method, concurrency: int, turn: int, seconds: float) -> SliceResult:
         """Some unmeasured rounds, then at least `seconds` and MIN_ROUNDS of measured ones."""
         self.hold(concurrency, turn)
-        self._drafting.enabled, self.plans.current = method.drafts, method.plans
+        self.plans.current = method.plans
         for _ in range(WARM_UP_ROUNDS):
             self._step()
         self.plans.reports.clear()

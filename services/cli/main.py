@@ -1,4 +1,4 @@
-"""The `dspark` command: up, chat, generate, eval, calibrate, data, train, profile, doctor."""
+"""The `dspark` command and its subcommands, one module each."""
 
 from __future__ import annotations
 
@@ -7,11 +7,23 @@ import sys
 from collections.abc import Sequence
 
 from dspark_core.errors import ConfigError, DSparkError
-from services.cli import calibrate, chat, data, doctor, evaluate, generate, profile, train, up
+from services.cli import (
+    calibrate,
+    chat,
+    data,
+    doctor,
+    evaluate,
+    generate,
+    profile,
+    replay,
+    simulate,
+    train,
+    up,
+)
 
 EXIT_FAILURE = 1
 EXIT_CONFIG = 2
-COMMANDS = (up, chat, generate, evaluate, calibrate, data, train, profile, doctor)
+COMMANDS = (up, chat, generate, evaluate, calibrate, data, train, profile, replay, simulate, doctor)
 
 
 def build_parser() -> argparse.ArgumentParser:

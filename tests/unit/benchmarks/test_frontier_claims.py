@@ -7,6 +7,8 @@ import pytest
 from benchmarks.frontier_parts.claims import Claim, FrontierPoint, check_claims, frontier_of, summarise
 from benchmarks.frontier_parts.planners import FixedLengthPlanSource, ThresholdPlanSource
 from benchmarks.frontier_parts.stack import SliceResult
+from dspark_core.algorithms.draft_policy import DraftCandidate
+from dspark_core.algorithms.plan_request import PlanRequest
 
 
 def measured(method: str, concurrency: int, tokens: int, verified: int = 0) -> SliceResult:
@@ -41,6 +43,10 @@ def points(speeds: dict[str, dict[int, float]], verified: float = 2.0) -> list[F
         for method, row in speeds.items()
         for users, speed in row.items()
     ]
+
+
+def planned(*survival: list[float]) -> list[PlanRequest]:
+    return [PlanRequest(survival=row) for row in survival]
 
 
 def claims(speeds: dict[str, dict[int, float]]) -> list[Claim]:
@@ -93,8 +99,11 @@ def test_nothing_measured_is_no_verdict() -> None:
 
 @pytest.mark.parametrize(("length", "lengths"), [(0, (0, 0)), (2, (2, 1)), (9, (3, 1))])
 def test_fixed_lengths_end_with_the_draft(length: int, lengths: tuple[int, int]) -> None:
-    assert FixedLengthPlanSource(length).plan([[0.9, 0.8, 0.1], [0.5]]) == lengths
+    source = FixedLengthPlanSource(length)
+    assert source.plan(planned([0.9, 0.8, 0.1], [0.5])) == lengths
+    candidates = [DraftCandidate(sequence_id="a"), DraftCandidate(sequence_id="b", draftable=False)]
+    assert source.wants_draft(candidates) == (length > 0, False)
 
 
 def test_a_threshold_cuts_where_survival_falls_below_it() -> None:
-    assert ThresholdPlanSource(0.5).plan([[0.9, 0.5, 0.49], [0.4], []]) == (2, 0, 0)
+    assert ThresholdPlanSource(0.5).plan(planned([0.9, 0.5, 0.49], [0.4], [])) == (2, 0, 0)

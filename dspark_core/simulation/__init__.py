@@ -1,0 +1,1 @@
+"""Replays recorded rounds and simulates clusters, with the planners that serve."""

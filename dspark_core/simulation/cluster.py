@@ -1,0 +1,251 @@
+"""Discrete events of a cluster: verifiers run rounds, drafters serve them in turn, requests come and go.
+
+One event per round of a verifier: what the last round committed is applied, requests are admitted,
+and the next round is drafted, planned and timed. Plans come from the planners that serve; times from
+the measured model; what is accepted from recorded rounds. Left out: faults, preemption, the queues
+of the gateway, and the network but for the path to the drafter.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dspark_core.algorithms.plan_batch import PlanBatch
+from dspark_core.algorithms.round_time import RoundTimeModel
+from dspark_core.simulation.domains import DomainRounds
+from dspark_core.simulation.planners import PlannerFactory, RoundOutcome, RoundPlanner, RoundView
+from dspark_core.simulation.population import Population
+from dspark_core.simulation.records import Ledger
+from dspark_core.simulation.scenario import Scenario
+from dspark_core.simulation.time_tables import TimeTables
+
+Ints = NDArray[np.int64]
+PROGRESS_ROUNDS = 2000
+SLOW_FACTOR = 2.0
+_NOBODY = np.empty(0, dtype=np.int64)
+
+
+@dataclass(slots=True)
+class _Verifier:
+    index: int
+    planner: RoundPlanner
+    slowdown: float
+    active: Ints = field(default_factory=lambda: _NOBODY)
+    """Decoding requests."""
+    prefilling: deque[int] = field(default_factory=deque)
+    waiting: deque[int] = field(default_factory=deque)
+    committed: Ints = field(default_factory=lambda: _NOBODY)
+    """By the round under way, for each of `active`."""
+    prefilled: list[int] = field(default_factory=list)
+    """Requests whose prefill the round under way completes."""
+    busy: bool = False
+
+    @property
+    def load(self) -> int:
+        return len(self.active) + len(self.prefilling) + len(self.waiting)
+
+
+class Cluster:
+    """Runs once: `run` -> the ledger of all requests."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        recorded: DomainRounds,
+        population: Population,
+        round_time: RoundTimeModel,
+        planner: PlannerFactory,
+        *,
+        mtp1: bool = False,
+    ) -> None:
+        self._scenario = scenario
+        self._recorded = recorded
+        self._people = population
+        self._mtp1 = mtp1
+        self._block = recorded.block_size
+        self._tables = TimeTables(round_time, self._block, scenario.prefill_chunk_tokens)
+        self._ledger = Ledger(scenario, population)
+        slow = round(scenario.slow_verifiers * scenario.verifiers)
+        self._verifiers = [
+            _Verifier(i, planner(round_time), SLOW_FACTOR if i < slow else 1.0)
+            for i in range(scenario.verifiers)
+        ]
+        self._loads = np.array([v.slowdown for v in self._verifiers]) * 1e-9  # ties go to the fast ones
+        self._drafter_free = np.zeros(scenario.drafters or scenario.verifiers)
+        self._events: list[tuple[float, int]] = []
+        self._left = population.answer_tokens.copy()
+        self._prefill_left = population.prompt_tokens.copy()
+        self._context = np.zeros(scenario.requests, dtype=np.int64)
+        self._granted = np.zeros(scenario.requests)
+        self._round_of = population.phase.copy()
+        self._next = 0
+        self._ended = 0
+        # A head of its own accepts by its own chance; one draw per recorded round, alike for all.
+        marks = np.random.default_rng(scenario.seed + 1).random(len(recorded.accepted))
+        self._mtp1_stands = marks < scenario.mtp1_accept if scenario.mtp1_accept else recorded.accepted >= 1
+
+    def run(self, on_ended: Callable[[int], None] = lambda _: None) -> Ledger:
+        """`on_ended` hears now and then how many requests have ended."""
+        scenario, rounds = self._scenario, 0
+        for _ in range(min(scenario.users, scenario.requests)):
+            self._arrive(0.0)
+        while self._ended < scenario.requests:
+            now = self._events[0][0] if self._events else np.inf
+            if scenario.arrivals_per_second and self._next < scenario.requests:
+                arrival = float(self._people.arrival[self._next])
+                if arrival <= now:
+                    self._arrive(arrival)
+                    continue
+            now, index = heapq.heappop(self._events)
+            verifier = self._verifiers[index]
+            self._finish_round(verifier, now)
+            self._begin_round(verifier, now)
+            rounds += 1
+            if rounds % PROGRESS_ROUNDS == 0:
+                on_ended(self._ended)
+        on_ended(self._ended)
+        return self._ledger
+
+    def _arrive(self, now: float) -> None:
+        """The next request, at the verifier with the least load for its speed."""
+        request, self._next = self._next, self._next + 1
+        verifier = self._verifiers[int(self._loads.argmin())]
+        self._ledger.arrived[request] = now
+        verifier.waiting.append(request)
+        self._loads[verifier.index] += verifier.slowdown
+        if not verifier.busy:
+            verifier.busy = True
+            heapq.heappush(self._events, (now, verifier.index))
+
+    def _finish_round(self, verifier: _Verifier, now: float) -> None:
+        active, ledger = verifier.active, self._ledger
+        if len(active):
+            self._left[active] -= verifier.committed
+            self._context[active] += verifier.committed
+            ended = self._left[active] <= 0
+            if ended.any():
+                for request in active[ended].tolist():
+                    self._end(verifier, request, now)
+                active = active[~ended]
+        if verifier.prefilled:
+            fresh = np.array(verifier.prefilled, dtype=np.int64)
+            ledger.first_token[fresh] = now
+            self._left[fresh] -= 1
+            self._context[fresh] += 1
+            going = self._left[fresh] > 0
+            for request in fresh[~going].tolist():
+                self._end(verifier, request, now)
+            active = np.concatenate((active, fresh[going]))
+            verifier.prefilled = []
+        verifier.active = active
+
+    def _end(self, verifier: _Verifier, request: int, now: float) -> None:
+        self._ledger.ended[request] = now
+        self._ended += 1
+        self._loads[verifier.index] -= verifier.slowdown
+        if self._scenario.users and self._next < self._scenario.requests:
+            self._arrive(now)
+
+    def _begin_round(self, verifier: _Verifier, now: float) -> None:
+        while verifier.waiting and (
+            len(verifier.active) + len(verifier.prefilling) < self._scenario.max_running
+        ):
+            verifier.prefilling.append(verifier.waiting.popleft())
+        decoding = len(verifier.active)
+        runs, prefill = self._prefill(verifier)
+        if decoding + runs == 0:
+            verifier.busy = False
+            return
+        if not decoding:
+            extra = prefill - runs
+            step = float(self._tables.step(runs, 0)[extra]) * verifier.slowdown
+            self._schedule(verifier, now, 0.0, step, 0)
+            return
+        batch, drafted = self._batch(verifier)
+        wait = self._draft_wait(verifier, now, drafted)
+        steps = self._tables.step(decoding + runs, batch.context_tokens)
+        # The planner knows of prefill what the served one knows: that it takes part in the pass.
+        lengths = verifier.planner.plan(batch, steps[: decoding * self._block + 1] + wait)
+        verified = int(lengths.sum())
+        step = float(steps[verified + max(prefill - runs, 0)]) * verifier.slowdown
+        accepted = self._accept(verifier, lengths)
+        verifier.planner.learn(
+            RoundOutcome(lengths, accepted, decoding + verified + prefill, batch.context_tokens, wait, step)
+        )
+        self._ledger.verified(decoding, verified, wait)
+        self._schedule(verifier, now, wait, step, decoding)
+
+    def _schedule(self, verifier: _Verifier, now: float, wait: float, step: float, decoding: int) -> None:
+        seconds = wait + step + self._scenario.round_overhead_seconds
+        self._ledger.busy(seconds)
+        heapq.heappush(self._events, (now + seconds, verifier.index))
+
+    def _prefill(self, verifier: _Verifier) -> tuple[int, int]:
+        """Takes a chunk's worth of prompts, first come first -> requests and tokens in the pass."""
+        budget, runs = self._scenario.prefill_chunk_tokens, 0
+        while verifier.prefilling and budget > 0:
+            request = verifier.prefilling[0]
+            count = min(int(self._prefill_left[request]), budget)
+            self._prefill_left[request] -= count
+            self._context[request] += count
+            budget -= count
+            runs += 1
+            if self._prefill_left[request] == 0:
+                verifier.prefilled.append(verifier.prefilling.popleft())
+        return runs, self._scenario.prefill_chunk_tokens - budget
+
+    def _batch(self, verifier: _Verifier) -> tuple[PlanBatch, int]:
+        """What the planner sees, and for how many requests was drafted."""
+        active, people = verifier.active, self._people
+        rows = people.first_round[active] + self._round_of[active] % people.rounds[active]
+        survival = self._recorded.survival[rows]
+        left = self._left[active]
+        if left.min() <= self._block:
+            # The bonus token always follows: the last token of an answer needs no draft.
+            survival[np.arange(self._block) >= (left - 1)[:, None]] = -1.0
+        context = self._context[active]
+        floors = people.floor[active]
+        chosen = verifier.planner.drafted(RoundView(active, context, floors, left > 1))
+        if chosen is not None:
+            survival[~chosen] = -1.0
+        drafted = int((survival[:, 0] >= 0.0).sum())
+        batch = PlanBatch(
+            survival=survival,
+            weights=np.ones(len(active)),
+            floors=floors,
+            granted=self._granted[active] / np.maximum(self._round_of[active] - people.phase[active], 1),
+            coupled=np.full(len(active), self._scenario.coupled),
+            context_tokens=int(context.sum()),
+        )
+        return batch, drafted
+
+    def _accept(self, verifier: _Verifier, lengths: Ints) -> Ints:
+        active, people = verifier.active, self._people
+        rows = people.first_round[active] + self._round_of[active] % people.rounds[active]
+        stood = self._mtp1_stands[rows] if self._mtp1 else self._recorded.accepted[rows]
+        accepted = np.minimum(stood, lengths)
+        verifier.committed = np.minimum(accepted + 1, self._left[active])
+        self._round_of[active] += 1
+        self._granted[active] += lengths
+        self._ledger.accepted(int(accepted.sum()))
+        return accepted
+
+    def _draft_wait(self, verifier: _Verifier, now: float, drafted: int) -> float:
+        """Seconds until the drafts are there: network, the drafter's queue, drafting."""
+        if drafted == 0:
+            return 0.0
+        seconds = self._tables.draft(drafted)
+        if self._mtp1:
+            seconds *= self._scenario.mtp1_draft_share
+        drafter = verifier.index % len(self._drafter_free)
+        way = self._scenario.network_rtt_seconds / 2.0
+        start = max(now + way, float(self._drafter_free[drafter]))
+        self._drafter_free[drafter] = start + seconds
+        self._ledger.drafted(seconds, start - now - way)
+        return start + seconds + way - now

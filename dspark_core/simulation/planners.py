@@ -1,0 +1,311 @@
+"""The planners by name, over arrays of one round: what replay and simulation both run.
+
+Nothing here decides: lengths come from the functions of `dspark_core.algorithms` that serve, and
+`dspark` is the verifier's own plan source. A planner belongs to one verifier: some remember rounds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from dspark_core.algorithms import delayed_scheduler
+from dspark_core.algorithms.draft_policy import DraftCandidate
+from dspark_core.algorithms.drafting_choice import worth_drafting
+from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch, rank
+from dspark_core.algorithms.plan_request import PlanRequest
+from dspark_core.algorithms.plan_search import search
+from dspark_core.algorithms.prefix_scheduler import admit_while_rising
+from dspark_core.algorithms.round_time import RoundTimeModel
+from dspark_core.algorithms.speed_floor import expected_tokens
+from dspark_core.algorithms.step_surface import Floats
+from dspark_core.engine.planning import LocalPlanSource
+from dspark_core.errors import ConfigError
+from dspark_core.records import RequestSurvival, RoundReport
+
+PLAN_AGE_ROUNDS = 2
+"""A capacity is that of the round this many rounds ago (paper, section 5.2)."""
+REFRESH_ROUNDS = 4
+"""A capacity and the choice whom to draft for are computed anew every so many rounds."""
+JUDGE_RATE = 0.2
+"""Weight of the newest round in what drafts are thought to bring."""
+PROBE_ROUNDS = 32
+"""Someone who is not drafted for gets a draft again after so many rounds, to see how it fares."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundView:
+    """Who decodes in the round that is about to be drafted, one entry per request."""
+
+    ids: Ints
+    context_tokens: Ints
+    floors: Floats
+    """Tokens per second; 0: none."""
+    draftable: Bools
+    """Whether a draft could be used: at least two tokens are left."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundOutcome:
+    lengths: Ints
+    accepted: Ints
+    batch_tokens: int
+    context_tokens: int
+    draft_seconds: float
+    step_seconds: float
+
+
+class RoundPlanner(Protocol):
+    """In each round: `drafted`, `plan`, `learn`."""
+
+    def drafted(self, view: RoundView) -> Bools | None:
+        """For whom to draft this round -> [requests]; None: for everyone."""
+        ...
+
+    def plan(self, batch: PlanBatch, seconds: Floats) -> Ints:
+        """Verify lengths [requests]; `seconds[n]` of this round with n draft tokens verified."""
+        ...
+
+    def learn(self, outcome: RoundOutcome) -> None: ...
+
+
+class _Forgetful:
+    """Drafts for everyone and learns nothing."""
+
+    def drafted(self, view: RoundView) -> Bools | None:
+        return None
+
+    def learn(self, outcome: RoundOutcome) -> None:
+        """Nothing to learn."""
+
+
+class NoSpeculation(_Forgetful):
+    def drafted(self, view: RoundView) -> Bools | None:
+        return np.zeros(len(view.ids), dtype=np.bool_)
+
+    def plan(self, batch: PlanBatch, seconds: Floats) -> Ints:
+        return np.zeros(batch.requests, dtype=np.int64)
+
+
+class FixedLength(_Forgetful):
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def plan(self, batch: PlanBatch, seconds: Floats) -> Ints:
+        present: Ints = (batch.survival >= 0.0).sum(axis=1)
+        return np.minimum(present, self._length)
+
+
+class Threshold(_Forgetful):
+    """Verifies while survival is at least the threshold."""
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+
+    def plan(self, batch: PlanBatch, seconds: Floats) -> Ints:
+        lengths: Ints = (batch.survival >= self._threshold).sum(axis=1)
+        return lengths
+
+
+class Algorithm1(_Forgetful):
+    """The paper's Algorithm 1, early stopping included."""
+
+    def plan(self, batch: PlanBatch, seconds: Floats) -> Ints:
+        ranking = rank(batch)
+        count = admit_while_rising(ranking, float(batch.weights.sum()), seconds)
+        return ranking.lengths(count, batch.requests)
+
+
+class FreeSearch(_Forgetful):
+    """Coupled verification's search over the whole round; biased under rejection sampling."""
+
+    def plan(self, batch: PlanBatch, seconds: Floats) -> Ints:
+        nobody = np.zeros(batch.requests, dtype=np.int64)
+        return search(batch, seconds, nobody, np.ones(batch.requests, dtype=np.bool_))
+
+
+class Delayed(_Forgetful):
+    """A capacity from rounds that are over, spent on this round's best tokens (section 5.2).
+
+    With floors in the batch, what they need comes first. While no round is old enough it follows
+    Algorithm 1, as a verifier does.
+    """
+
+    def __init__(self) -> None:
+        self._young: deque[int | None] = deque(maxlen=PLAN_AGE_ROUNDS)
+        self._capacity: int | None = None
+        self._round = 0
+        self._local = Algorithm1()
+
+    def plan(self, batch: PlanBatch, seconds: Floats) -> Ints:
+        if not (batch.survival >= 0.0).any():
+            return np.zeros(batch.requests, dtype=np.int64)  # a round that can teach nothing
+        usable = self._young[0] if len(self._young) == PLAN_AGE_ROUNDS else None
+        lengths = self._local.plan(batch, seconds)
+        if usable is not None:
+            lengths = delayed_scheduler.spend(batch, usable, seconds)
+        # From here on only later rounds are concerned.
+        if self._round % REFRESH_ROUNDS == 0 or self._capacity is None:
+            self._capacity = delayed_scheduler.capacity(batch, seconds)
+        self._young.append(self._capacity)
+        self._round += 1
+        return lengths
+
+
+class Cluster(Delayed):
+    """What the scheduler plans: delayed capacity, floors first, and drafts only for whom they pay."""
+
+    def __init__(self, round_time: RoundTimeModel) -> None:
+        super().__init__()
+        self._round_time = round_time
+        self._draft_nobody = False
+        self._since_probe = 0
+        self._gain, self._verified = 1.0, 1.0
+
+    def drafted(self, view: RoundView) -> Bools | None:
+        if not self._draft_nobody:
+            return None
+        self._since_probe += 1
+        if self._since_probe < PROBE_ROUNDS:
+            return np.zeros(len(view.ids), dtype=np.bool_)
+        self._since_probe = 0
+        return None
+
+    def plan(self, batch: PlanBatch, seconds: Floats) -> Ints:
+        lengths = super().plan(batch, seconds)
+        drafted = batch.survival[:, 0] >= 0.0
+        if batch.floors.any():
+            self._draft_nobody = False  # what no draft can hold, a draft may
+        elif drafted.any():
+            self._judge(expected_tokens(batch, lengths)[drafted] - 1.0, lengths[drafted], batch)
+        return lengths
+
+    def _judge(self, gains: Floats, verified: Ints, batch: PlanBatch) -> None:
+        """Whether rounds like the recent ones are worth their drafts; one round alone says little."""
+        self._gain += JUDGE_RATE * (float(gains.mean()) - self._gain)
+        self._verified += JUDGE_RATE * (float(verified.mean()) - self._verified)
+        if self._round % REFRESH_ROUNDS == 0:
+            count = batch.requests
+            chosen = worth_drafting(
+                np.full(count, self._gain),
+                np.full(count, self._verified),
+                self._round_time,
+                batch.context_tokens,
+            )
+            self._draft_nobody = not chosen.any()
+
+
+class Served:
+    """The plan source of the verifier itself, with its policy of whom to draft for."""
+
+    def __init__(self, round_time: RoundTimeModel) -> None:
+        self._source = LocalPlanSource(round_time)
+        self._ids: list[str] = []
+        self._survival: list[tuple[float, ...]] = []
+        self._rounds = 0
+
+    def drafted(self, view: RoundView) -> Bools | None:
+        self._ids = [str(one) for one in view.ids.tolist()]
+        candidates = [
+            DraftCandidate(
+                sequence_id=name,
+                draftable=bool(draftable),
+                floor_tokens_per_second=float(floor) or None,
+                context_tokens=int(context),
+            )
+            for name, draftable, floor, context in zip(
+                self._ids, view.draftable, view.floors, view.context_tokens, strict=True
+            )
+        ]
+        return np.array(self._source.wants_draft(candidates), dtype=np.bool_)
+
+    def plan(self, batch: PlanBatch, seconds: Floats) -> Ints:
+        self._survival = [tuple(row[row >= 0.0].tolist()) for row in batch.survival]
+        share = batch.context_tokens // max(batch.requests, 1)
+        requests = [
+            PlanRequest(
+                sequence_id=name,
+                survival=survival,
+                floor_tokens_per_second=float(floor) or None,
+                context_tokens=share,
+                coupled=bool(coupled),
+                granted=int(granted),
+            )
+            for name, survival, floor, coupled, granted in zip(
+                self._ids, self._survival, batch.floors, batch.coupled, batch.granted, strict=True
+            )
+        ]
+        return np.array(self._source.plan(requests), dtype=np.int64)
+
+    def learn(self, outcome: RoundOutcome) -> None:
+        self._rounds += 1
+        told = zip(self._ids, self._survival, outcome.lengths, outcome.accepted, strict=True)
+        self._source.report(
+            RoundReport(
+                replica_id="simulated",
+                round=self._rounds,
+                requests=tuple(
+                    RequestSurvival(
+                        sequence_id=name, survival=survival, verify_length=int(length), accepted=int(accepted)
+                    )
+                    for name, survival, length, accepted in told
+                ),
+                batch_tokens=outcome.batch_tokens,
+                context_tokens=outcome.context_tokens,
+                step_seconds=outcome.step_seconds,
+                draft_seconds=outcome.draft_seconds,
+            )
+        )
+
+
+PlannerFactory = Callable[[RoundTimeModel], RoundPlanner]
+
+NAMES = ("none", "mtp1", "fixed:N", "threshold:P", "algorithm1", "delayed", "coupled", "dspark", "cluster")
+
+
+def planner_factory(name: str) -> PlannerFactory:
+    """Raises ConfigError for a name that is not one of NAMES, or a bad number in it."""
+    kind, _, argument = name.partition(":")
+    match kind:
+        case "none":
+            return lambda _: NoSpeculation()
+        case "mtp1":
+            return lambda _: FixedLength(1)
+        case "fixed":
+            length = _whole(argument, name)
+            return lambda _: FixedLength(length)
+        case "threshold":
+            threshold = _share(argument, name)
+            return lambda _: Threshold(threshold)
+        case "algorithm1":
+            return lambda _: Algorithm1()
+        case "delayed":
+            return lambda _: Delayed()
+        case "coupled":
+            return lambda _: FreeSearch()
+        case "dspark":
+            return Served
+        case "cluster":
+            return Cluster
+        case _:
+            raise ConfigError(f"unknown planner {name!r}; known: {', '.join(NAMES)}")
+
+
+def _whole(text: str, name: str) -> int:
+    if not text.isdecimal():
+        raise ConfigError(f"planner {name!r} needs a whole number behind the colon, as in fixed:4")
+    return int(text)
+
+
+def _share(text: str, name: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 1.0:
+        raise ConfigError(f"planner {name!r} needs a share in [0, 1] behind the colon, as in threshold:0.5")
+    return value

@@ -1,0 +1,145 @@
+"""What a simulation keeps while it runs, and the figures made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dspark_core.simulation.population import Population
+from dspark_core.simulation.scenario import Scenario
+
+FLOOR_TOLERANCE = 0.01
+"""A request this share below its floor is not counted: one round more or less at its end."""
+PERCENTILES = (5, 50, 95)
+
+
+class Ledger:
+    def __init__(self, scenario: Scenario, population: Population) -> None:
+        self._scenario = scenario
+        self._population = population
+        self.arrived = np.full(scenario.requests, np.nan)
+        self.first_token = np.full(scenario.requests, np.nan)
+        self.ended = np.full(scenario.requests, np.nan)
+        self._rounds = 0
+        self._request_rounds = 0
+        self._verified = 0
+        self._accepted = 0
+        self._draft_wait = 0.0
+        self._draft_busy = 0.0
+        self._draft_queue = 0.0
+        self._draft_calls = 0
+        self._busy = 0.0
+        # Verify length by how many decode together: [max_running + 1].
+        self._verified_by_load = np.zeros(scenario.max_running + 1, dtype=np.int64)
+        self._rounds_by_load = np.zeros(scenario.max_running + 1, dtype=np.int64)
+
+    def verified(self, decoding: int, tokens: int, wait: float) -> None:
+        """A round in which so many requests decoded and so many draft tokens were verified."""
+        self._request_rounds += decoding
+        self._verified += tokens
+        self._draft_wait += wait
+        self._verified_by_load[decoding] += tokens
+        self._rounds_by_load[decoding] += 1
+
+    def busy(self, seconds: float) -> None:
+        """Of any round."""
+        self._rounds += 1
+        self._busy += seconds
+
+    def drafted(self, seconds: float, queued: float) -> None:
+        self._draft_busy += seconds
+        self._draft_queue += queued
+        self._draft_calls += 1
+
+    def accepted(self, tokens: int) -> None:
+        self._accepted += tokens
+
+    def summary(self, planner: str) -> Summary:
+        scenario, people = self._scenario, self._population
+        seconds = float(np.nanmax(self.ended) - np.nanmin(self.arrived))
+        tokens = int(people.answer_tokens.sum())
+        decode = self.ended - self.first_token
+        judged = (people.answer_tokens > 1) & (decode > 0)
+        speed = (people.answer_tokens[judged] - 1) / decode[judged]
+        promised = people.floor[judged]
+        broken = (promised > 0) & (speed < promised * (1.0 - FLOOR_TOLERANCE))
+        calls = max(self._draft_calls, 1)
+        rounds = max(self._request_rounds, 1)
+        return Summary(
+            planner=planner,
+            requests=scenario.requests,
+            tokens=tokens,
+            seconds=seconds,
+            tokens_per_second=tokens / seconds,
+            steady_tokens_per_second=self._steady_rate(),
+            user_speed=_percentiles(speed),
+            time_to_first_token=_percentiles(self.first_token - self.arrived),
+            rounds=self._rounds,
+            accepted_length=1.0 + self._accepted / rounds,
+            verify_length=self._verified / rounds,
+            verify_length_by_load=self._by_load(),
+            promised=int((promised > 0).sum()),
+            floors_broken=int(broken.sum()),
+            verifier_utilisation=self._busy / (seconds * scenario.verifiers),
+            drafter_utilisation=self._draft_busy / (seconds * (scenario.drafters or scenario.verifiers)),
+            draft_queue_seconds=self._draft_queue / calls,
+            draft_queue_share=self._draft_queue / max(self._draft_wait, 1e-12),
+            draft_wait_share=self._draft_wait / max(self._busy, 1e-12),
+        )
+
+    def _steady_rate(self) -> float:
+        """Tokens per second between a tenth and nine tenths of the ends: neither fill nor drain."""
+        order = np.argsort(self.ended)
+        low, high = len(order) // 10, len(order) - 1 - len(order) // 10
+        span = float(self.ended[order[high]] - self.ended[order[low]])
+        if span <= 0:
+            return float("nan")
+        return float(self._population.answer_tokens[order[low + 1 : high + 1]].sum()) / span
+
+    def _by_load(self) -> tuple[tuple[int, float], ...]:
+        seen = np.flatnonzero(self._rounds_by_load[1:]) + 1
+        return tuple(
+            (int(load), float(self._verified_by_load[load] / (self._rounds_by_load[load] * load)))
+            for load in seen
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    planner: str
+    requests: int
+    tokens: int
+    seconds: float
+    """Simulated, from the first arrival to the last end."""
+    tokens_per_second: float
+    steady_tokens_per_second: float
+    """Without filling up at the start and running dry at the end."""
+    user_speed: tuple[float, ...]
+    """Tokens per second of a request after its first token, at PERCENTILES."""
+    time_to_first_token: tuple[float, ...]
+    rounds: int
+    accepted_length: float
+    verify_length: float
+    """Draft tokens verified per request and round."""
+    verify_length_by_load: tuple[tuple[int, float], ...]
+    """(requests decoding together, verify length)"""
+    promised: int
+    """Requests with a floor that could be judged."""
+    floors_broken: int
+    verifier_utilisation: float
+    drafter_utilisation: float
+    draft_queue_seconds: float
+    """Mean wait for a drafter that serves others."""
+    draft_queue_share: float
+    """Of the time verifiers wait for drafts."""
+    draft_wait_share: float
+    """Of the rounds' time."""
+
+
+def _percentiles(values: NDArray[np.float64]) -> tuple[float, ...]:
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return tuple(float("nan") for _ in PERCENTILES)
+    return tuple(float(value) for value in np.percentile(known, PERCENTILES))

@@ -1,0 +1,173 @@
+"""Plans recorded rounds again, with other planners, and says what that would have brought.
+
+Round by round each planner gets the recorded survival of every request and the measured round times
+(scaled to what the recorded round really took), and answers with verify lengths. Tokens are counted
+twice: as survival promises, and as the recorded outcomes tell. An outcome is known where the recorded
+round verified at least as far, or rejected a token before; else survival fills in the rest. What it
+cannot know: with other lengths the following rounds would have begun elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch, survival_matrix
+from dspark_core.algorithms.round_time import RoundTimeModel
+from dspark_core.algorithms.speed_floor import expected_tokens, unmet_floors
+from dspark_core.algorithms.step_surface import Floats
+from dspark_core.engine.trace_format import TracedRequest, TracedRound
+from dspark_core.simulation.planners import RoundOutcome, RoundPlanner, RoundView, planner_factory
+
+RECORDED = "recorded"
+MAX_SLOWDOWN = 3.0
+"""A recorded round that took longer than this against the model is held to be a stall."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayResult:
+    planner: str
+    rounds: int
+    request_rounds: int
+    verified: int
+    """Draft tokens."""
+    verify_length: float
+    """Per request and round."""
+    expected_tokens: float
+    """Committed, by survival."""
+    outcome_tokens: float
+    """Committed, by recorded outcomes where known."""
+    known_share: float
+    """Of the request rounds: their outcome under this planner is known."""
+    seconds: float
+    expected_tokens_per_second: float
+    outcome_tokens_per_second: float
+    unmet_floors: int
+    """Request rounds whose floor the plan does not hold by survival."""
+    same_share: float
+    """Of the request rounds: planned as recorded."""
+
+
+@dataclass(slots=True)
+class _Sums:
+    rounds: int = 0
+    request_rounds: int = 0
+    verified: int = 0
+    expected: float = 0.0
+    outcome: float = 0.0
+    known: int = 0
+    seconds: float = 0.0
+    unmet: int = 0
+    same: int = 0
+    ids: dict[str, int] = field(default_factory=dict)
+
+
+def replay(
+    rounds: Sequence[TracedRound],
+    round_time: RoundTimeModel,
+    planner: str,
+    on_round: Callable[[], None] = lambda: None,
+) -> ReplayResult:
+    """Of one verifier's rounds in order. `planner`: a planner's name, or RECORDED for what was done.
+
+    Raises ConfigError for an unknown planner.
+    """
+    chosen = None if planner == RECORDED else planner_factory(planner)(round_time)
+    sums = _Sums()
+    for one in rounds:
+        _replay_round(one, round_time, chosen, sums)
+        on_round()
+    requests = max(sums.request_rounds, 1)
+    return ReplayResult(
+        planner=planner,
+        rounds=sums.rounds,
+        request_rounds=sums.request_rounds,
+        verified=sums.verified,
+        verify_length=sums.verified / requests,
+        expected_tokens=sums.expected,
+        outcome_tokens=sums.outcome,
+        known_share=sums.known / requests,
+        seconds=sums.seconds,
+        expected_tokens_per_second=sums.expected / max(sums.seconds, 1e-12),
+        outcome_tokens_per_second=sums.outcome / max(sums.seconds, 1e-12),
+        unmet_floors=sums.unmet,
+        same_share=sums.same / requests,
+    )
+
+
+def _replay_round(
+    one: TracedRound, round_time: RoundTimeModel, planner: RoundPlanner | None, sums: _Sums
+) -> None:
+    told = one.requests
+    recorded = np.array([request.verified for request in told], dtype=np.int64)
+    batch = _batch(one, planner, sums.ids)
+    # Prefill shares the pass: its tokens shift where on the curve the drafts come to lie.
+    count, base = len(told), one.prefill_tokens
+    table = round_time.verify.table(
+        count, np.arange(count + base, count + base + batch.survival.size + 1), one.context_tokens
+    )
+    slowdown = one.step_seconds / float(table[min(int(recorded.sum()), len(table) - 1)])
+    drafted = int((batch.survival[:, :1] >= 0.0).sum())
+    # Whoever drafts pays what the round paid; whoever does not pays nothing.
+    wait = one.draft_seconds if drafted else 0.0
+    steps = table * min(max(slowdown, 1.0 / MAX_SLOWDOWN), MAX_SLOWDOWN)
+    lengths = recorded if planner is None else planner.plan(batch, steps + wait)
+    accepted, known = _outcomes(told, lengths)
+    verified = int(lengths.sum())
+    seconds = float(steps[verified]) + wait
+    if planner is not None:
+        planner.learn(
+            RoundOutcome(
+                lengths,
+                accepted.astype(np.int64),
+                count + verified + base,
+                one.context_tokens,
+                wait,
+                float(steps[verified]),
+            )
+        )
+    sums.rounds += 1
+    sums.request_rounds += count
+    sums.verified += verified
+    sums.expected += float(expected_tokens(batch, lengths).sum())
+    sums.outcome += count + float(accepted.sum())
+    sums.known += int(known.sum())
+    sums.seconds += seconds
+    sums.unmet += len(unmet_floors(batch, lengths, seconds))
+    sums.same += int((lengths == recorded).sum())
+
+
+def _batch(one: TracedRound, planner: RoundPlanner | None, known: dict[str, int]) -> PlanBatch:
+    told, count = one.requests, len(one.requests)
+    survival = survival_matrix([request.survival for request in told])
+    floors = np.array([request.min_tokens_per_second for request in told])
+    context = np.full(count, one.context_tokens // max(count, 1), dtype=np.int64)
+    if planner is not None and survival.shape[1]:
+        ids = np.array([known.setdefault(request.sequence_id, len(known)) for request in told])
+        chosen = planner.drafted(RoundView(ids, context, floors, survival[:, 0] >= 0.0))
+        if chosen is not None:
+            survival[~chosen] = -1.0
+    return PlanBatch(
+        survival=survival,
+        weights=np.ones(count),
+        floors=floors,
+        granted=np.zeros(count, dtype=np.int64),
+        coupled=np.array([request.coupled for request in told], dtype=np.bool_),
+        context_tokens=one.context_tokens,
+    )
+
+
+def _outcomes(told: Sequence[TracedRequest], lengths: Ints) -> tuple[Floats, Bools]:
+    """Accepted draft tokens at these lengths [requests] float, and whether that is known [requests]."""
+    accepted = np.zeros(len(told))
+    known = np.ones(len(told), dtype=np.bool_)
+    for index, (request, length) in enumerate(zip(told, lengths.tolist(), strict=True)):
+        accepted[index] = min(request.accepted, length)
+        if length > request.verified and request.accepted == request.verified:
+            known[index] = False
+            reached = request.survival[request.verified - 1] if request.verified else 1.0
+            more = sum(request.survival[request.verified : length])
+            accepted[index] += more / reached if reached > 0 else 0.0
+    return accepted, known

@@ -1,0 +1,126 @@
+"""`dspark replay`: plans traced rounds again with other planners and says what they would have gained.
+
+Traces come from `dspark up --trace FILE` or a verifier's DSPARK_TRACE_FILE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from dspark_core.algorithms.round_time import RoundTimeModel
+from dspark_core.errors import ConfigError
+from dspark_core.simulation.planners import NAMES, planner_factory
+from dspark_core.simulation.replay import RECORDED, ReplayResult, replay
+from dspark_core.simulation.trace_reader import Trace, read_trace
+from services.cli.simulation_inputs import read_round_time
+
+DEFAULT_PLANNERS = (
+    "none",
+    "fixed:2",
+    "fixed:7",
+    "threshold:0.5",
+    "algorithm1",
+    "delayed",
+    "coupled",
+    "cluster",
+)
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("replay", help="plan traced rounds with other planners", description=__doc__)
+    parser.add_argument("traces", type=Path, nargs="+", help="trace files, oldest first")
+    parser.add_argument(
+        "--planner",
+        nargs="+",
+        default=list(DEFAULT_PLANNERS),
+        metavar="NAME",
+        help=f"of {', '.join(NAMES)} (default: {' '.join(DEFAULT_PLANNERS)})",
+    )
+    parser.add_argument(
+        "--curve", type=Path, default=None, help="round times of `dspark profile` (default: the trace's own)"
+    )
+    parser.add_argument("--limit", type=int, default=None, help="rounds to replay (default: all)")
+    parser.add_argument("--out", type=Path, default=None, help="write the figures as JSON to this file")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ConfigError(f"--limit must be >= 1, got {arguments.limit}")
+    for name in arguments.planner:
+        planner_factory(name)  # a typing error should not wait for the trace
+    trace = read_trace(arguments.traces)
+    round_time = _round_time(trace, arguments.curve)
+    rounds = trace.rounds[: arguments.limit]
+    results = []
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        for name in (RECORDED, *arguments.planner):
+            task = progress.add_task(name, total=len(rounds))
+            results.append(replay(rounds, round_time, name, on_round=partial(progress.advance, task)))
+    _write(arguments, results, trace)
+    _show(results, trace)
+    return 0
+
+
+def _round_time(trace: Trace, file: Path | None) -> RoundTimeModel:
+    if file is not None:
+        return read_round_time(file)
+    if not trace.curves:
+        raise ConfigError("the trace holds no step times: give those of `dspark profile` with --curve")
+    return RoundTimeModel.from_dict(list(trace.curves.values())[-1])
+
+
+def _write(arguments: argparse.Namespace, results: Sequence[ReplayResult], trace: Trace) -> None:
+    if arguments.out is None:
+        return
+    document = {
+        "format": "dspark-replay-1",
+        "traces": [str(path) for path in arguments.traces],
+        "models": list(trace.models),
+        "results": [dataclasses.asdict(one) for one in results],
+    }
+    arguments.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def _show(results: Sequence[ReplayResult], trace: Trace) -> None:
+    console = Console()
+    recorded = results[0]
+    table = Table(title=f"{recorded.rounds} rounds, {recorded.request_rounds} request rounds")
+    table.add_column("planner", no_wrap=True)
+    for head in (
+        "verified/round",
+        "tokens/s by survival",
+        "tokens/s by outcome",
+        "gain",
+        "known",
+        "as recorded",
+    ):
+        table.add_column(head, justify="right")
+    for one in results:
+        gain = one.outcome_tokens_per_second / recorded.outcome_tokens_per_second - 1.0
+        table.add_row(
+            one.planner,
+            f"{one.verify_length:.2f}",
+            f"{one.expected_tokens_per_second:.1f}",
+            f"{one.outcome_tokens_per_second:.1f}",
+            f"{100 * gain:+.1f} %",
+            f"{100 * one.known_share:.0f} %",
+            f"{100 * one.same_share:.0f} %",
+        )
+    console.print(table)
+    if any(one.unmet_floors for one in results):
+        broken = ", ".join(f"{one.planner} {one.unmet_floors}" for one in results)
+        console.print(f"request rounds whose floor does not hold: {broken}")
+    if trace.cut_lines:
+        console.print(f"[yellow]{trace.cut_lines} last lines were cut short and skipped[/yellow]")

@@ -1,0 +1,227 @@
+"""`dspark simulate`: a cluster on paper, with the planners that serve and times that were measured.
+
+Every scenario field is a flag and a field of --config (YAML or JSON; flags win). Without --domains or
+--trace, drafts fare as those of the shipped drafter were measured to; without --curve, round times are
+those of the demo model on the machine named in docs/simulation.md: give your own for your own answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dspark_core.errors import ConfigError
+from dspark_core.simulation.domains import (
+    DEFAULTS,
+    RecordedRequest,
+    domain_of_trace,
+    read_domains,
+    stack_domains,
+)
+from dspark_core.simulation.planners import NAMES, planner_factory
+from dspark_core.simulation.plots import draw_frontier, require_matplotlib
+from dspark_core.simulation.records import Summary
+from dspark_core.simulation.running import FrontierPoint, World, frontier, simulate, size_pools
+from dspark_core.simulation.scenario import Scenario
+from dspark_core.simulation.trace_reader import read_trace
+from services.cli.simulate_tables import frontier_table, pool_lines, summary_table
+from services.cli.simulation_inputs import DEFAULT_ROUND_TIME, read_mapping, read_round_time
+
+DEFAULT_PLANNERS = ("none", "mtp1", "fixed:4", "algorithm1", "cluster")
+FILE_FIELDS = ("planners", "curve", "domains_file", "traces")
+"""Of the config, besides those of the scenario."""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("simulate", help="simulate a cluster", description=__doc__)
+    parser.add_argument("--config", type=Path, default=None, help="scenario as YAML or JSON")
+    parser.add_argument(
+        "--planner",
+        nargs="+",
+        default=None,
+        metavar="NAME",
+        help=f"of {', '.join(NAMES)} (default: {' '.join(DEFAULT_PLANNERS)})",
+    )
+    parser.add_argument("--curve", type=Path, default=None, help="round times of `dspark profile`")
+    parser.add_argument("--domains-file", type=Path, default=None, help="of benchmarks.record_domains")
+    parser.add_argument(
+        "--trace", type=Path, nargs="+", default=None, help="traces: each file is a domain of its own"
+    )
+    parser.add_argument("--size", action="store_true", help="find the fewest verifiers and drafters")
+    parser.add_argument(
+        "--frontier", type=int, nargs="+", default=None, metavar="USERS", help="loads per verifier to sweep"
+    )
+    parser.add_argument("--plots", type=Path, default=None, help="write frontier plots to this directory")
+    parser.add_argument("--out", type=Path, default=None, help="write the figures as JSON to this file")
+    group = parser.add_argument_group("scenario")
+    for one in dataclasses.fields(Scenario):
+        flag = f"--{one.name.replace('_', '-')}"
+        if one.name == "domains":
+            group.add_argument(flag, default=None, metavar="NAME=SHARE", nargs="+")
+        elif one.type == "bool":
+            group.add_argument(flag, action="store_const", const=True, default=None)
+        else:
+            group.add_argument(flag, type=int if one.type == "int" else float, default=None)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = read_mapping(arguments.config) if arguments.config else {}
+    scenario = _scenario(arguments, config)
+    planners = arguments.planner or _texts(config, "planners") or list(DEFAULT_PLANNERS)
+    for name in planners:
+        planner_factory(name)
+    if arguments.plots is not None:
+        require_matplotlib()
+    world = _world(arguments, config)
+    console = Console()
+    if arguments.size:
+        return _size(world, scenario, planners, console, arguments.out)
+    summaries = _simulate(world, scenario, planners, console)
+    console.print(summary_table(summaries, scenario))
+    for line in pool_lines(summaries[-1], scenario):
+        console.print(line)
+    frontiers = _frontier(arguments, world, scenario, planners, console)
+    _write(arguments.out, scenario, summaries, frontiers)
+    return 0
+
+
+def _simulate(world: World, scenario: Scenario, planners: Sequence[str], console: Console) -> list[Summary]:
+    summaries = []
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    shown = Console(stderr=True)
+    with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as progress:
+        for name in planners:
+            task = progress.add_task(name, total=scenario.requests)
+            started = time.perf_counter()
+
+            def on_ended(count: int, task: Any = task) -> None:  # noqa: ANN401
+                progress.update(task, completed=count)
+
+            summaries.append(simulate(world, scenario, name, on_ended))
+            console.print(f"{name}: {summaries[-1].rounds} rounds in {time.perf_counter() - started:.1f} s")
+    return summaries
+
+
+def _frontier(
+    arguments: argparse.Namespace,
+    world: World,
+    scenario: Scenario,
+    planners: Sequence[str],
+    console: Console,
+) -> dict[str, tuple[FrontierPoint, ...]]:
+    if arguments.frontier is None:
+        if arguments.plots is not None:
+            raise ConfigError("--plots draws frontiers: say which loads with --frontier 1 2 4 8")
+        return {}
+    if min(arguments.frontier) < 1:
+        raise ConfigError(f"--frontier takes users per verifier >= 1, got {min(arguments.frontier)}")
+    shown = Console(stderr=True)
+    with Progress(console=shown, transient=True, disable=not shown.is_terminal) as progress:
+        task = progress.add_task("frontier", total=len(planners) * len(arguments.frontier))
+        found = frontier(world, scenario, planners, arguments.frontier, lambda: progress.advance(task))
+    console.print(frontier_table(found))
+    if arguments.plots is not None:
+        title = f"{scenario.verifiers} verifiers, simulated"
+        for path in draw_frontier(found, arguments.plots, title):
+            console.print(f"written to {path}")
+    return found
+
+
+def _size(
+    world: World, scenario: Scenario, planners: Sequence[str], console: Console, out: Path | None
+) -> int:
+    found = {}
+    for name in planners:
+        with console.status(name) as status:
+            pools = size_pools(
+                world,
+                scenario,
+                name,
+                lambda verifiers, drafters, name=name: status.update(  # type: ignore[misc]
+                    f"{name}: {verifiers} verifiers, {drafters or verifiers} drafters"
+                ),
+            )
+        found[name] = pools
+        console.print(
+            f"{name}: {pools.verifiers} verifiers and {pools.drafters} drafters serve "
+            f"{scenario.arrivals_per_second:g} requests per second"
+        )
+    if out is not None:
+        document = {name: dataclasses.asdict(pools) for name, pools in found.items()}
+        out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _scenario(arguments: argparse.Namespace, config: Mapping[str, Any]) -> Scenario:
+    values = {name: value for name, value in config.items() if name not in FILE_FIELDS}
+    for one in dataclasses.fields(Scenario):
+        given = getattr(arguments, one.name)
+        if given is not None:
+            values[one.name] = _shares(given) if one.name == "domains" else given
+    if not values.get("users") and not values.get("arrivals_per_second"):
+        values["users"] = 16 * values.get("verifiers", Scenario(users=1).verifiers)
+    return Scenario.of(values)
+
+
+def _shares(texts: Sequence[str]) -> dict[str, float]:
+    shares = {}
+    for text in texts:
+        name, _, share = text.partition("=")
+        try:
+            shares[name] = float(share)
+        except ValueError:
+            raise ConfigError(f"--domains takes NAME=SHARE, got {text!r}") from None
+    return shares
+
+
+def _world(arguments: argparse.Namespace, config: Mapping[str, Any]) -> World:
+    curve = arguments.curve or _path(config, "curve") or DEFAULT_ROUND_TIME
+    traces = arguments.trace or [Path(one) for one in _texts(config, "traces")]
+    domains: Mapping[str, Sequence[RecordedRequest]]
+    if traces:
+        domains = {path.stem: domain_of_trace(read_trace([path])) for path in traces}
+    else:
+        domains = read_domains(arguments.domains_file or _path(config, "domains_file") or DEFAULTS)
+    return World(stack_domains(domains), read_round_time(curve))
+
+
+def _path(config: Mapping[str, Any], name: str) -> Path | None:
+    value = config.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"{name} must be a file name, got {value!r}")
+    return None if value is None else Path(value)
+
+
+def _texts(config: Mapping[str, Any], name: str) -> list[str]:
+    values = config.get(name, [])
+    if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
+        raise ConfigError(f"{name} must be a list of texts, got {values!r}")
+    return values
+
+
+def _write(
+    out: Path | None,
+    scenario: Scenario,
+    summaries: Sequence[Summary],
+    frontiers: Mapping[str, Sequence[FrontierPoint]],
+) -> None:
+    if out is None:
+        return
+    document = {
+        "format": "dspark-simulation-1",
+        "scenario": dataclasses.asdict(scenario),
+        "summaries": [dataclasses.asdict(one) for one in summaries],
+        "frontiers": {
+            name: [dataclasses.asdict(one) for one in points] for name, points in frontiers.items()
+        },
+    }
+    out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,71 @@
+"""How simulated clusters look in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from dspark_core.simulation.records import Summary
+from dspark_core.simulation.running import FrontierPoint
+from dspark_core.simulation.scenario import Scenario
+
+HEADS = (
+    *("tokens/s", "tokens/s per user 5/50/95 %", "first token 50/95 %", "accepted", "verified"),
+    *("floors broken", "verifiers busy", "drafters busy"),
+)
+
+
+def summary_table(summaries: Sequence[Summary], scenario: Scenario) -> Table:
+    load = f"{scenario.users} users" if scenario.users else f"{scenario.arrivals_per_second:g} requests/s"
+    drafters = scenario.drafters or "as many"
+    table = Table(title=f"{scenario.verifiers} verifiers, {drafters} drafters, {load}")
+    table.add_column("planner", no_wrap=True)
+    for head in HEADS:
+        table.add_column(head, justify="right")
+    for one in summaries:
+        slow, median, fast = one.user_speed
+        table.add_row(
+            one.planner,
+            f"{one.steady_tokens_per_second:.0f}",
+            f"{slow:.1f} / {median:.1f} / {fast:.1f}",
+            f"{one.time_to_first_token[1]:.2f} / {one.time_to_first_token[2]:.2f} s",
+            f"{one.accepted_length:.2f}",
+            f"{one.verify_length:.2f}",
+            f"{one.floors_broken} of {one.promised}" if one.promised else "-",
+            f"{100 * one.verifier_utilisation:.0f} %",
+            f"{100 * one.drafter_utilisation:.0f} %",
+        )
+    return table
+
+
+def frontier_table(frontiers: Mapping[str, Sequence[FrontierPoint]]) -> Table:
+    table = Table("users per verifier", *frontiers, title="tokens/s of all at tokens/s per user (median)")
+    loads = [point.users_per_verifier for point in next(iter(frontiers.values()))]
+    for index, users in enumerate(loads):
+        points = [members[index] for members in frontiers.values()]
+        cells = (f"{p.summary.steady_tokens_per_second:.0f} at {p.user_speed:.1f}" for p in points)
+        table.add_row(str(users), *cells)
+    return table
+
+
+def pool_lines(summary: Summary, scenario: Scenario) -> list[str]:
+    """What the last planner's figures say about the pools' sizes."""
+    lines = []
+    if summary.verifier_utilisation > 0.9 and scenario.arrivals_per_second:
+        lines.append("verifiers are saturated: add some, or the queue grows")
+    elif summary.verifier_utilisation < 0.4 and scenario.arrivals_per_second:
+        spare = 1.0 - summary.verifier_utilisation / 0.7
+        lines.append(f"verifiers idle: about {100 * spare:.0f} % of them could go (to 70 % busy)")
+    pool = scenario.drafters or scenario.verifiers
+    needed = max(1, round(pool * summary.drafter_utilisation / 0.5 + 0.499))
+    if summary.drafter_utilisation > 0:
+        lines.append(
+            f"{summary.planner}: drafters are {100 * summary.drafter_utilisation:.0f} % busy, verifiers wait "
+            f"{100 * summary.draft_queue_share:.0f} % of their time for drafts behind others; "
+            f"at 50 % busy {min(needed, scenario.verifiers)} drafters would do"
+        )
+    if summary.promised:
+        broken = 100 * summary.floors_broken / summary.promised
+        lines.append(f"{summary.planner}: {broken:.1f} % of the floors are broken")
+    return lines

@@ -1,0 +1,187 @@
+"""A simulated cluster does what arithmetic says it must."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dspark_core.errors import ConfigError
+from dspark_core.simulation.domains import RecordedRequest, stack_domains
+from dspark_core.simulation.planners import NAMES, planner_factory
+from dspark_core.simulation.population import draw_population
+from dspark_core.simulation.running import World, frontier, simulate, size_pools
+from dspark_core.simulation.scenario import Scenario
+from tests.unit.simulation.worlds import FLAT, STEP_SECONDS, recorded, round_time, world
+
+EVERY_PLANNER = [name.replace(":N", ":3").replace(":P", ":0.4") for name in NAMES]
+SMALL = Scenario(
+    verifiers=2, users=8, requests=60, network_rtt_seconds=0.001, answer_tokens=20, prompt_tokens=10
+)
+
+
+def test_one_user_without_speculation_gets_one_token_a_step() -> None:
+    alone = Scenario(verifiers=1, users=1, requests=5, fixed_lengths=True, prompt_tokens=10, answer_tokens=21)
+    summary = simulate(world(times=FLAT), alone, "none")
+    # One step of prefill with the first token, then one for each of the other twenty.
+    assert summary.seconds == pytest.approx(5 * 21 * STEP_SECONDS)
+    assert summary.user_speed == pytest.approx((1 / STEP_SECONDS,) * 3)
+    assert summary.time_to_first_token[1] == pytest.approx(STEP_SECONDS)
+    assert summary.rounds == 5 * 21
+
+
+def test_drafts_that_always_stand_multiply_the_speed_and_cost_their_time() -> None:
+    perfect = {"only": (RecordedRequest(survival=((1.0,) * 4,) * 9, accepted=(4,) * 9),)}
+    alone = Scenario(
+        verifiers=1,
+        users=1,
+        requests=4,
+        fixed_lengths=True,
+        prompt_tokens=1,
+        answer_tokens=51,
+        network_rtt_seconds=0.003,
+    )
+    times = round_time(per_token=0.0, draft=0.002)
+    summary = simulate(World(stack_domains(perfect), times), alone, "fixed:4")
+    assert summary.accepted_length == 5.0
+    assert summary.user_speed[1] == pytest.approx(5 / (STEP_SECONDS + 0.002 + 0.003))
+
+
+def test_a_prompt_longer_than_a_chunk_takes_more_steps() -> None:
+    long = Scenario(verifiers=1, users=1, requests=1, fixed_lengths=True, prompt_tokens=100, answer_tokens=2)
+    chunked = dataclasses.replace(long, prefill_chunk_tokens=30)
+    assert simulate(world(times=FLAT), long, "none").rounds == 2
+    assert simulate(world(times=FLAT), chunked, "none").rounds == 5
+
+
+@pytest.mark.parametrize("planner", EVERY_PLANNER)
+def test_every_planner_answers_every_request_in_full(planner: str) -> None:
+    summary = simulate(world(), SMALL, planner)
+    population = draw_population(SMALL, world().recorded)
+    assert summary.tokens == population.answer_tokens.sum()
+    assert summary.verify_length <= 4
+    assert 0 < summary.verifier_utilisation <= 1.0 + 1e-9
+    assert all(np.isfinite(summary.user_speed))
+
+
+@pytest.mark.parametrize("planner", ["cluster", "dspark"])
+def test_the_same_seed_gives_the_same_figures_and_another_one_others(planner: str) -> None:
+    first, again = (simulate(world(), SMALL, planner) for _ in range(2))
+    assert first == again
+    assert simulate(world(), dataclasses.replace(SMALL, seed=1), planner) != first
+
+
+def test_planners_meet_the_same_requests() -> None:
+    people = draw_population(SMALL, world().recorded)
+    slower = draw_population(
+        dataclasses.replace(SMALL, floor_share=0.5, floor_tokens_per_second=9), world().recorded
+    )
+    assert (people.answer_tokens == slower.answer_tokens).all()
+    assert (people.phase == slower.phase).all()
+
+
+def test_a_shared_drafter_makes_its_verifiers_wait() -> None:
+    times = round_time(draft=0.02)
+    own = simulate(world(times=times), SMALL, "fixed:2")
+    shared = simulate(world(times=times), dataclasses.replace(SMALL, drafters=1), "fixed:2")
+    assert own.draft_queue_seconds == pytest.approx(0.0)
+    assert shared.draft_queue_seconds > 0.001
+    assert shared.tokens_per_second < own.tokens_per_second
+
+
+def test_a_slow_verifier_is_given_fewer_requests() -> None:
+    half = dataclasses.replace(SMALL, slow_verifiers=0.5, requests=200)
+    assert (
+        simulate(world(), half, "none").tokens_per_second
+        > 0.6 * simulate(world(), dataclasses.replace(half, slow_verifiers=0.0), "none").tokens_per_second
+    )
+
+
+def test_confident_drafts_are_verified_further_and_no_worse_than_none() -> None:
+    sure, unsure = (simulate(world(confidence), SMALL, "algorithm1") for confidence in (0.9, 0.3))
+    assert sure.verify_length > unsure.verify_length
+    assert sure.tokens_per_second > simulate(world(0.9), SMALL, "none").tokens_per_second
+
+
+def test_verify_lengths_fall_with_load_where_tokens_cost_time() -> None:
+    times = round_time(per_token=0.003)
+    found = frontier(world(times=times), SMALL, ["cluster"], (1, 4, 16))["cluster"]
+    lengths = [point.summary.verify_length for point in found]
+    assert lengths == sorted(lengths, reverse=True)
+    assert found[0].user_speed > found[-1].user_speed
+    assert found[0].summary.tokens_per_second < found[-1].summary.tokens_per_second
+
+
+def test_floors_are_counted_and_the_cluster_keeps_more_of_them() -> None:
+    times = round_time(per_token=0.002, draft=0.001)
+    promised = dataclasses.replace(
+        SMALL, verifiers=1, users=6, requests=80, floor_share=0.3, floor_tokens_per_second=45.0
+    )
+    none, cluster = (simulate(world(0.85, times), promised, name) for name in ("none", "cluster"))
+    assert none.promised == cluster.promised > 10
+    assert cluster.floors_broken < none.floors_broken
+
+
+def test_open_arrivals_wait_when_they_outrun_the_verifiers() -> None:
+    slow = Scenario(verifiers=1, arrivals_per_second=1.0, requests=40, answer_tokens=20, max_running=4)
+    flood = dataclasses.replace(slow, arrivals_per_second=100.0)
+    assert simulate(world(), slow, "none").time_to_first_token[2] < 0.4
+    assert simulate(world(), flood, "none").time_to_first_token[2] > 1.0
+
+
+def test_pools_are_as_large_as_the_load_and_no_larger() -> None:
+    load = Scenario(arrivals_per_second=20.0, requests=200, answer_tokens=40, max_running=8)
+    pools = size_pools(world(), load, "algorithm1")
+    assert 1 < pools.verifiers < 20
+    assert 1 <= pools.drafters <= pools.verifiers
+    fewer = dataclasses.replace(load, verifiers=pools.verifiers - 1)
+    assert simulate(world(), fewer, "algorithm1").time_to_first_token[2] > 2.0
+    with pytest.raises(ConfigError, match="arrivals_per_second"):
+        size_pools(world(), dataclasses.replace(load, arrivals_per_second=0.0, users=4), "none")
+
+
+def test_mtp1_has_a_chance_and_a_cost_of_its_own() -> None:
+    own = dataclasses.replace(SMALL, mtp1_accept=0.95, mtp1_draft_share=0.25)
+    assert (
+        simulate(world(0.5), own, "mtp1").accepted_length
+        > simulate(world(0.5), SMALL, "mtp1").accepted_length
+    )
+    assert simulate(world(0.5), own, "mtp1").accepted_length <= 2.0
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"verifiers": 0, "users": 1}, "verifiers must be >= 1, got 0"),
+        ({"users": 1, "arrivals_per_second": 2.0}, "exactly one of users and arrivals_per_second"),
+        ({}, "exactly one of users and arrivals_per_second"),
+        ({"users": 1, "floor_share": 0.5}, "floor_share and floor_tokens_per_second go together"),
+        ({"users": 1.5}, "users must be a whole number, got 1.5"),
+        ({"users": 1, "speed": 3}, "unknown scenario field 'speed'"),
+        ({"users": 1, "domains": {"chat": "most"}}, "domains must map names to shares"),
+        ({"users": 1, "answer_tokens": float("nan")}, "answer_tokens must be >= 1"),
+        ({"users": 1, "coupled": 1}, "coupled must be true or false"),
+    ],
+)
+def test_a_wrong_scenario_names_field_and_value(values: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        Scenario.of(values)
+
+
+def test_a_domain_that_was_not_recorded_is_named() -> None:
+    with pytest.raises(ConfigError, match="domain 'poems' is not recorded; there are: only"):
+        simulate(world(), dataclasses.replace(SMALL, domains={"poems": 1.0}), "none")
+
+
+@pytest.mark.parametrize("name", ["fast", "fixed", "fixed:-1", "threshold:2", "threshold:x"])
+def test_unknown_planners_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=name.partition(":")[0]):
+        planner_factory(name)
+
+
+def test_domains_are_mixed_by_their_shares() -> None:
+    both = stack_domains({"easy": recorded(0.95), "hard": recorded(0.05)})
+    mixed = dataclasses.replace(SMALL, requests=400, domains={"easy": 3.0, "hard": 1.0})
+    people = draw_population(mixed, both)
+    assert (people.domain == 0).mean() == pytest.approx(0.75, abs=0.07)

@@ -1,0 +1,214 @@
+"""Recorded rounds planned again: known outcomes are counted, unknown ones estimated, bad lines named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dspark_core.engine.trace_format import (
+    TracedCurve,
+    TracedRequest,
+    TracedRound,
+    TraceHeader,
+    encode,
+)
+from dspark_core.errors import ConfigError
+from dspark_core.simulation.domains import (
+    DEFAULTS,
+    domain_of_trace,
+    domains_document,
+    read_domains,
+    stack_domains,
+    uncensored,
+)
+from dspark_core.simulation.planners import NAMES
+from dspark_core.simulation.replay import RECORDED, replay
+from dspark_core.simulation.trace_reader import read_trace
+from services.cli.main import main
+from tests.unit.simulation.worlds import FLAT, STEP_SECONDS, recorded, round_time
+
+HEADER = encode(TraceHeader(replica_id="v", model="tiny", sample=1.0))
+
+
+def traced(number: int, *requests: TracedRequest, step: float = STEP_SECONDS) -> TracedRound:
+    return TracedRound(
+        at=float(number),
+        round=number,
+        planner="local",
+        curve_version="c",
+        batch_tokens=sum(1 + request.verified for request in requests),
+        step_seconds=step,
+        draft_seconds=0.004,
+        requests=requests,
+    )
+
+
+def asked(
+    name: str, survival: tuple[float, ...], verified: int, accepted: int, floor: float = 0.0
+) -> TracedRequest:
+    return TracedRequest(
+        sequence_id=name,
+        survival=survival,
+        planned=verified,
+        verified=verified,
+        accepted=accepted,
+        min_tokens_per_second=floor,
+    )
+
+
+ROUNDS = [
+    traced(1, asked("a", (0.9, 0.8, 0.4), 2, 2), asked("b", (0.5, 0.1, 0.1), 1, 0)),
+    traced(2, asked("a", (0.8, 0.2, 0.1), 3, 1)),
+]
+
+
+def test_the_record_itself_is_told_as_it_was() -> None:
+    result = replay(ROUNDS, FLAT, RECORDED)
+    assert (result.rounds, result.request_rounds, result.verified) == (2, 3, 6)
+    assert result.outcome_tokens == 6  # three bonus tokens, two accepted, one accepted
+    assert result.expected_tokens == pytest.approx(3 + 0.9 + 0.8 + 0.5 + 0.8 + 0.2 + 0.1)
+    assert result.seconds == pytest.approx(2 * (STEP_SECONDS + 0.004))
+    assert (result.known_share, result.same_share) == (1.0, 1.0)
+
+
+def test_no_speculation_commits_one_token_each_and_saves_the_drafting() -> None:
+    result = replay(ROUNDS, FLAT, "none")
+    assert (result.verified, result.outcome_tokens) == (0, 3)
+    assert result.seconds == pytest.approx(2 * STEP_SECONDS)
+
+
+def test_what_was_rejected_stays_rejected_and_what_was_never_tried_is_estimated() -> None:
+    result = replay(ROUNDS, FLAT, "fixed:3")
+    # Request a of round 1 had both its tokens accepted: the third stands with 0.4 / 0.8.
+    assert result.outcome_tokens == pytest.approx(3 + 2.5 + 0 + 1)
+    assert result.known_share == pytest.approx(2 / 3)
+
+
+def test_a_round_slower_than_the_model_stays_slower_under_every_planner() -> None:
+    slow = [traced(1, asked("a", (0.9,), 1, 1), step=2 * STEP_SECONDS)]
+    assert replay(slow, FLAT, "none").seconds == pytest.approx(2 * STEP_SECONDS)
+
+
+def test_a_floor_that_the_plan_does_not_hold_is_counted() -> None:
+    promised = [traced(1, asked("a", (0.9, 0.8), 0, 0, floor=70.0))]
+    times = round_time(per_token=0.0, draft=0.004)
+    assert replay(promised, times, "none").unmet_floors == 1
+    assert replay(promised, times, "fixed:2").unmet_floors == 0
+
+
+@pytest.mark.parametrize("planner", [name.replace(":N", ":2").replace(":P", ":0.5") for name in NAMES])
+def test_every_planner_can_be_replayed(planner: str) -> None:
+    result = replay(ROUNDS * 10, round_time(), planner)
+    assert result.rounds == 20
+    assert result.request_rounds == 30
+    assert 30 <= result.outcome_tokens <= 30 + result.verified
+
+
+@given(st.data())
+def test_what_was_not_seen_is_drawn_between_the_bounds(data: st.DataObject) -> None:
+    survival, product = [], 1.0
+    for one in data.draw(st.lists(st.floats(0, 1), min_size=1, max_size=7)):
+        product *= one
+        survival.append(product)
+    verified = data.draw(st.integers(0, len(survival)))
+    accepted = data.draw(st.integers(0, verified))
+    drawn = uncensored(survival, verified, accepted, np.random.default_rng(0))
+    if accepted < verified:
+        assert drawn == accepted
+    else:
+        assert verified <= drawn <= len(survival)
+
+
+def test_unseen_tokens_stand_as_often_as_survival_says() -> None:
+    rng = np.random.default_rng(1)
+    drawn = [uncensored((0.8, 0.4, 0.2), 1, 1, rng) for _ in range(4000)]
+    assert np.mean([value >= 2 for value in drawn]) == pytest.approx(0.5, abs=0.03)
+    assert np.mean([value >= 3 for value in drawn]) == pytest.approx(0.25, abs=0.03)
+
+
+def write(path: Path, *lines: bytes) -> Path:
+    path.write_bytes(b"".join(lines))
+    return path
+
+
+def test_a_trace_becomes_a_domain_request_by_request(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jsonl", HEADER, *map(encode, ROUNDS))
+    domain = domain_of_trace(read_trace([path]))
+    assert [len(one.accepted) for one in domain] == [2, 1]
+    assert domain[1].accepted == (0,)
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        ([HEADER, b"{\n"], r"t.jsonl:2: not valid JSON"),
+        ([encode(ROUNDS[0])], r"t.jsonl:1: a trace must begin with a header"),
+        ([HEADER.replace(b"trace-1", b"trace-9")], r"t.jsonl:1: schema must be 'dspark-trace-1'"),
+        ([HEADER, encode(ROUNDS[0]).replace(b'"accepted":2', b'"accepted":5')], r"t.jsonl:2: accepted <="),
+        ([HEADER], "no decoding round"),
+        ([HEADER, b"\xff\xfe\n"], "is not UTF-8"),
+    ],
+)
+def test_a_bad_line_names_file_and_line(tmp_path: Path, lines: list[bytes], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        read_trace([write(tmp_path / "t.jsonl", *lines)])
+
+
+def test_a_line_cut_short_by_a_kill_is_skipped_and_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jsonl", HEADER, encode(ROUNDS[0]), encode(ROUNDS[1])[:40])
+    trace = read_trace([path])
+    assert (len(trace.rounds), trace.cut_lines) == (1, 1)
+
+
+def test_domains_survive_writing_and_reading(tmp_path: Path) -> None:
+    path = tmp_path / "d.json"
+    domains = {"x": recorded(0.5)}
+    path.write_text(json.dumps(domains_document(domains, {})))
+    assert read_domains(path)["x"][0].accepted == domains["x"][0].accepted
+    path.write_text('{"format": "dspark-domains-1", "domains": {"x": [{"survival": [[1]]}]}}')
+    with pytest.raises(ConfigError, match=r"domain 'x'.*accepted"):
+        read_domains(path)
+
+
+def test_the_shipped_domains_order_as_they_were_measured() -> None:
+    shipped = stack_domains(read_domains(DEFAULTS))
+    lengths = {name: shipped.accepted_length(name) for name in shipped.names}
+    assert set(lengths) == {"chat", "code", "math"}
+    assert all(1.3 < length < 3.0 for length in lengths.values())
+    assert lengths["math"] > lengths["chat"]
+    assert shipped.accepted_length("math", 0) == 1.0
+
+
+def test_the_replay_command_prints_a_table_and_writes_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    curve = encode(TracedCurve(version="c", document=round_time().to_dict()))
+    path = write(tmp_path / "t.jsonl", HEADER, curve, *map(encode, ROUNDS))
+    out = tmp_path / "replay.json"
+    assert main(["replay", str(path), "--planner", "none", "fixed:2", "--out", str(out)]) == 0
+    assert "fixed:2" in capsys.readouterr().out
+    results = json.loads(out.read_text())["results"]
+    assert [one["planner"] for one in results] == ["recorded", "none", "fixed:2"]
+    assert main(["replay", str(path), "--planner", "best"]) == 2
+    assert "unknown planner 'best'" in capsys.readouterr().err
+
+
+def test_the_simulate_command_takes_a_file_and_lets_flags_win(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "sim.yaml"
+    config.write_text("verifiers: 1\nusers: 4\nrequests: 30\nanswer_tokens: 8\nplanners: [none, cluster]\n")
+    out, plots = tmp_path / "sim.json", tmp_path / "plots"
+    files = ["--config", str(config), "--out", str(out), "--plots", str(plots)]
+    assert main(["simulate", *files, "--users", "2", "--frontier", "1", "2"]) == 0
+    document = json.loads(out.read_text())
+    assert document["scenario"]["users"] == 2
+    assert [one["planner"] for one in document["summaries"]] == ["none", "cluster"]
+    assert {path.name for path in plots.iterdir()} == {"frontier.png", "verify_length.png"}
+    assert main(["simulate", "--users", "0", "--arrivals-per-second", "-1"]) == 2
+    assert "arrivals_per_second" in capsys.readouterr().err
