@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dspark_core.engine.batch import AttentionGroup, RaggedBatch
+from dspark_core.engine.batch import AttentionGroup
 from dspark_core.engine.kv_cache import PagedCache
 
 
 class PagedAttention:
     """`Attend` over a paged cache for one ragged batch."""
 
-    def __init__(self, cache: PagedCache, batch: RaggedBatch, kv_groups: int) -> None:
-        """`kv_groups`: query heads per key/value head."""
+    def __init__(
+        self, cache: PagedCache, slots: Tensor, groups: Sequence[AttentionGroup], kv_groups: int
+    ) -> None:
+        """slots [tokens]; `kv_groups`: query heads per key/value head."""
         self._cache = cache
-        self._batch = batch
+        self._slots = slots
+        self._groups = groups
         self._kv_groups = kv_groups
-        self._biases = [group.bias.repeat(1, 1, kv_groups, 1) for group in batch.groups]
+        self._biases = [group.bias.repeat(1, 1, kv_groups, 1) for group in groups]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [tokens, heads, head_dim]; k, v [tokens, kv_heads, head_dim] -> like q."""
-        self._cache.write(layer, self._batch.slots, k, v)
+        self._cache.write(layer, self._slots, k, v)
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        if len(self._batch.groups) == 1 and self._batch.groups[0].query_rows.shape[0] == 1:
-            group = self._batch.groups[0]
+        if len(self._groups) == 1 and self._groups[0].query_rows.shape[0] == 1:
+            group = self._groups[0]
             return self._attend(group, self._biases[0], q[None], keys, values)[0]
         out = torch.empty_like(q)
-        for group, bias in zip(self._batch.groups, self._biases, strict=True):
+        for group, bias in zip(self._groups, self._biases, strict=True):
             attended = self._attend(group, bias, q[group.query_rows], keys, values)
             if group.query_mask is None:
                 out[group.query_rows] = attended

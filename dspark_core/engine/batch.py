@@ -1,14 +1,17 @@
 """One target pass over many sequences: their tokens, flattened, without padding.
 
 Every sequence contributes a run of consecutive positions: an anchor with its scheduled draft
-prefix, or a prefill chunk. Attention needs padded groups, so runs are grouped by kind here.
+prefix, or a prefill chunk. Attention through PyTorch needs padded groups, so runs are grouped by
+kind here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +44,8 @@ class RaggedBatch:
     positions: Tensor  # [tokens]
     slots: Tensor  # [tokens] where keys, values and features go
     logit_rows: Tensor  # [rows] index into the flattened tokens
-    groups: tuple[AttentionGroup, ...]
+    run_table: Tensor  # [runs, 4] int32: first row, tokens, first position, offset of its pages
+    pages: Tensor  # int32, the runs' page tables as far as they reach, one after the other
 
     @property
     def num_tokens(self) -> int:
@@ -55,37 +59,49 @@ MAX_CONTEXT_PADDING = 2.0
 """Runs share a group while the longest context is at most this many times the shortest."""
 
 
-def build_batch(runs: Sequence[Run], *, page_tokens: int, dtype: torch.dtype) -> RaggedBatch:
-    """Flattens the runs in order; `dtype` is that of the attention bias."""
-    token_ids: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
-    logit_rows: list[int] = []
-    first_rows: list[int] = []
-    for run in runs:
-        first_rows.append(len(token_ids))
-        count = len(run.token_ids)
-        token_ids.extend(run.token_ids)
-        positions.extend(range(run.start, run.start + count))
-        slots.extend(
-            slot_of(run.pages, position, page_tokens) for position in range(run.start, run.start + count)
-        )
-        logit_rows.extend(range(len(token_ids) - run.logit_rows, len(token_ids)))
-    groups = tuple(
+def build_batch(runs: Sequence[Run], *, page_tokens: int) -> RaggedBatch:
+    """Flattens the runs in order; Python touches each run, not each token."""
+    counts = _per_run(len(run.token_ids) for run in runs)
+    starts = _per_run(run.start for run in runs)
+    with_logits = _per_run(run.logit_rows for run in runs)
+    first_rows = counts.cumsum() - counts
+    tokens = int(counts.sum())
+    rows = np.arange(tokens)
+    positions = rows + np.repeat(starts - first_rows, counts)
+    pages_used = (starts + counts - 1) // page_tokens + 1
+    page_offsets = pages_used.cumsum() - pages_used
+    tables = (run.pages[:used] for run, used in zip(runs, pages_used.tolist(), strict=True))
+    pages = np.fromiter(chain.from_iterable(tables), np.int32, int(pages_used.sum()))
+    page = pages[np.repeat(page_offsets, counts) + positions // page_tokens].astype(np.int64)
+    ends = first_rows + counts
+    logit_rows = np.arange(with_logits.sum()) + np.repeat(ends - with_logits.cumsum(), with_logits)
+    token_ids = np.fromiter(chain.from_iterable(run.token_ids for run in runs), np.int64, tokens)
+    table = np.stack((first_rows, counts, starts, page_offsets), axis=1).astype(np.int32)
+    slots = page * page_tokens + positions % page_tokens
+    return RaggedBatch(*map(torch.from_numpy, (token_ids, positions, slots, logit_rows, table, pages)))
+
+
+def _per_run(values: Iterable[int]) -> np.ndarray:
+    return np.fromiter(values, np.int64)
+
+
+def slots_of(pages: Sequence[int], start: int, end: int, page_tokens: int) -> Tensor:
+    """Slots of positions [start, end) of a sequence."""
+    positions = torch.arange(start, end)
+    first = start // page_tokens
+    table = torch.tensor(pages[first : -(-end // page_tokens)], dtype=torch.long)
+    return table[positions // page_tokens - first] * page_tokens + positions % page_tokens
+
+
+def attention_groups(
+    runs: Sequence[Run], *, page_tokens: int, dtype: torch.dtype
+) -> tuple[AttentionGroup, ...]:
+    """For attention on padded rectangles; `dtype` is that of the bias."""
+    first_rows = [0, *accumulate(len(run.token_ids) for run in runs)]
+    return tuple(
         _build_group([(runs[index], first_rows[index]) for index in members], page_tokens, dtype)
         for members in _group(runs)
     )
-    return RaggedBatch(
-        torch.tensor(token_ids),
-        torch.tensor(positions),
-        torch.tensor(slots),
-        torch.tensor(logit_rows, dtype=torch.long),
-        groups,
-    )
-
-
-def slot_of(pages: Sequence[int], position: int, page_tokens: int) -> int:
-    return pages[position // page_tokens] * page_tokens + position % page_tokens
 
 
 def _group(runs: Sequence[Run]) -> list[list[int]]:

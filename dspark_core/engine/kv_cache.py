@@ -14,26 +14,24 @@ from dspark_core.models.config import DecoderConfig
 
 
 class PagedCache:
+    """Keys and values for attention through PyTorch; the native decoder has a layout of its own."""
+
     def __init__(
         self,
         config: DecoderConfig,
         *,
         num_pages: int,
         page_tokens: int,
-        feature_size: int,
         dtype: torch.dtype,
         device: torch.device | None = None,
     ) -> None:
-        slots = num_pages * page_tokens
-        shape = (config.num_layers, slots, config.num_kv_heads, config.head_dim)
+        shape = (config.num_layers, num_pages * page_tokens, config.num_kv_heads, config.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)  # [layers, slots, kv_heads, head_dim]
         self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.features = torch.zeros((slots, feature_size), dtype=dtype, device=device)
-        self.num_pages = num_pages
-        self.page_tokens = page_tokens
 
     @staticmethod
     def bytes_per_page(config: DecoderConfig, page_tokens: int, feature_size: int, dtype: torch.dtype) -> int:
+        """Of keys, values and features together."""
         per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim + feature_size
         return per_token * page_tokens * dtype.itemsize
 
@@ -42,10 +40,17 @@ class PagedCache:
         self.keys[layer].index_copy_(0, slots, k)
         self.values[layer].index_copy_(0, slots, v)
 
-    def write_features(self, slots: Tensor, features: Tensor) -> None:
-        """slots [tokens]; features [tokens, feature_size]."""
-        self.features.index_copy_(0, slots, features)
 
-    def read_features(self, slots: Tensor) -> Tensor:
-        """slots [tokens] -> a copy [tokens, feature_size]."""
-        return self.features.index_select(0, slots)
+class PagedFeatures:
+    """Projected context features."""
+
+    def __init__(self, *, num_pages: int, page_tokens: int, size: int, dtype: torch.dtype) -> None:
+        self._rows = torch.zeros((num_pages * page_tokens, size), dtype=dtype)
+
+    def write(self, slots: Tensor, features: Tensor) -> None:
+        """slots [tokens]; features [tokens, size]."""
+        self._rows.index_copy_(0, slots, features)
+
+    def read(self, slots: Tensor) -> Tensor:
+        """slots [tokens] -> a copy [tokens, size]."""
+        return self._rows.index_select(0, slots)

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dspark_core.engine.attention import PagedAttention
-from dspark_core.engine.batch import Run, build_batch, slot_of
-from dspark_core.engine.kv_cache import PagedCache
+from dspark_core.engine.batch import Run, build_batch, slots_of
+from dspark_core.engine.kv_cache import PagedFeatures
+from dspark_core.engine.passes import DecoderPasses, NativePasses, TorchPasses
 from dspark_core.models.config import DecoderConfig
 from dspark_core.models.decoder import Decoder
+from dspark_core.models.native_decoder import native_decoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,15 +46,13 @@ class TargetEngine:
             config.max_context_tokens, (num_pages - 1) * page_tokens, max_context_tokens or 2**62
         )
         """Longest sequence one request can hold: the model's context or the whole cache."""
-        self._decoder = decoder
         self._projection = projection
         self._dtype = next(decoder.parameters()).dtype
-        self._kv_groups = config.num_heads // config.num_kv_heads
-        self._cache = PagedCache(
-            config,
+        self._passes = _passes_of(decoder, num_pages, page_tokens)
+        self._features = PagedFeatures(
             num_pages=num_pages,
             page_tokens=page_tokens,
-            feature_size=projection.feature_size if projection else 0,
+            size=projection.feature_size if projection else 0,
             dtype=self._dtype,
         )
 
@@ -61,24 +60,32 @@ class TargetEngine:
     def dtype(self) -> torch.dtype:
         return self._dtype
 
+    @property
+    def native(self) -> bool:
+        """Whether the whole decoder runs in our own kernels."""
+        return isinstance(self._passes, NativePasses)
+
     @torch.inference_mode()
     def forward(self, runs: Sequence[Run]) -> Tensor:
         """Computes the runs and stores their keys, values and features.
 
         Returns float32 logits [sum of logit_rows, vocab], in the order of the runs.
         """
-        batch = build_batch(runs, page_tokens=self.page_tokens, dtype=self._dtype)
-        attend = PagedAttention(self._cache, batch, self._kv_groups)
-        taps = self._projection.target_layer_ids if self._projection else ()
-        output = self._decoder(batch.token_ids, batch.positions, attend, taps)
+        batch = build_batch(runs, page_tokens=self.page_tokens)
+        layers = self._projection.target_layer_ids if self._projection else ()
+        logits, taps = self._passes.forward(runs, batch, layers)
         if self._projection:
-            self._cache.write_features(batch.slots, self._projection.project(output.taps))
-        # Prefill positions other than the last need no distribution.
-        hidden = output.hidden.index_select(0, batch.logit_rows)
-        return self._decoder.logits(hidden).float()
+            self._features.write(batch.slots, self._projection.project(taps))
+        return logits
 
     @torch.inference_mode()
     def read_features(self, pages: Sequence[int], start: int, end: int) -> Tensor:
         """Projected features of positions [start, end) -> [end - start, feature_size]."""
-        slots = [slot_of(pages, position, self.page_tokens) for position in range(start, end)]
-        return self._cache.read_features(torch.tensor(slots, dtype=torch.long))
+        return self._features.read(slots_of(pages, start, end, self.page_tokens))
+
+
+def _passes_of(decoder: Decoder, num_pages: int, page_tokens: int) -> DecoderPasses:
+    native = native_decoder(decoder)
+    if native is not None:
+        return NativePasses(native, num_pages=num_pages, page_tokens=page_tokens)
+    return TorchPasses(decoder, num_pages=num_pages, page_tokens=page_tokens)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dspark_core.errors import ConfigError
 from dspark_core.models.config import DecoderConfig
 from dspark_core.models.layers import Attend, RMSNorm, RotaryEmbedding, apply_rope
-from dspark_core.models.packing import PackedLinear, can_pack, pack_linears
+from dspark_core.models.packing import PackedLinear, PackingPlan, can_pack, pack_linears
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +46,30 @@ class Decoder(nn.Module):
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
-    def pack(self) -> None:
+    def pack(self, plan: PackingPlan | None = None) -> None:
         """Makes inference on a CPU faster; the layers' weights are no parameters afterwards.
 
         The embedding and `lm_head` keep theirs: drafters and training share them.
         """
-        pack_linears(self.layers)
+        plan = plan or PackingPlan()
+        pack_linears(self.layers, plan, "layers.")
         if can_pack(self.lm_head.weight):
-            self._packed_head = PackedLinear(self.lm_head)
+            tied = self.config.tie_word_embeddings
+            stored = plan.stored.get("embed_tokens.weight" if tied else "lm_head.weight")
+            self._packed_head = PackedLinear(self.lm_head, plan=plan, stored=stored)
+
+    @property
+    def packed_head(self) -> PackedLinear | None:
+        """The output projection, once packed."""
+        return self._packed_head
+
+    @property
+    def packed_bytes(self) -> int:
+        """What a step reads of the weights: every matrix, in the form it is held in."""
+        values = sum(p.numel() for p in self.layers.parameters() if p.dim() > 1)
+        packed = [m for m in (*self.layers.modules(), self._packed_head) if isinstance(m, PackedLinear)]
+        head = 0 if self._packed_head is not None else self.lm_head.weight.numel()
+        return (values + head) * self.embed_tokens.weight.itemsize + sum(m.num_bytes for m in packed)
 
     def forward(
         self, token_ids: Tensor, positions: Tensor, attend: Attend, tap_layers: Sequence[int] = ()

@@ -8,17 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGUFReader, ReaderTensor
+from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor
 from gguf.quants import dequantize
 from torch import Tensor
 
 from dspark_core.errors import CheckpointError
+from dspark_core.kernels.library import Format
+from dspark_core.kernels.matrix import QuantizedRows
 from dspark_core.models.config import DecoderConfig, Family, RopeScaling
 from dspark_core.models.layers import rope_frequencies
 from dspark_core.models.metadata import Metadata, naming_file
 
 ARCHITECTURES = {"llama": Family.LLAMA, "qwen3": Family.QWEN3}
 
+_KERNEL_FORMATS = {GGMLQuantizationType.Q4_1: Format.Q4, GGMLQuantizationType.Q8_0: Format.Q8}
 _ROPE_FACTORS = "rope_freqs.weight"
 _GLOBAL_NAMES = {
     "token_embd.weight": "embed_tokens.weight",
@@ -66,12 +69,25 @@ class GgufCheckpoint:
     def read(self, name: str) -> Tensor:
         """float32; query and key rows in rotate-half order, which Llama files interleave."""
         stored = self._stored_names[name]
-        values = self._dequantize(self._tensors[stored])
-        permuted = _PERMUTED.fullmatch(stored)
-        if permuted and self.config.family is Family.LLAMA:
-            is_query = permuted[1] == "q"
-            values = deinterleave(values, self.config.num_heads if is_query else self.config.num_kv_heads)
+        values = self._ordered(stored, self._dequantize(self._tensors[stored]))
         return torch.from_numpy(np.array(values, dtype=np.float32))  # a copy: the file is mapped
+
+    def read_quantized(self, name: str) -> QuantizedRows | None:
+        stored = self._stored_names[name]
+        tensor = self._tensors[stored]
+        kind = _KERNEL_FORMATS.get(tensor.tensor_type)
+        if kind is None or len(tensor.shape) != 2:
+            return None
+        blocks = self._ordered(stored, tensor.data)
+        return QuantizedRows(kind, torch.from_numpy(np.array(blocks)), inputs=_shape(tensor)[1])
+
+    def _ordered(self, stored: str, values: np.ndarray) -> np.ndarray:
+        """Rows as the decoder wants them: see `read`."""
+        permuted = _PERMUTED.fullmatch(stored)
+        if permuted is None or self.config.family is not Family.LLAMA:
+            return values
+        is_query = permuted[1] == "q"
+        return deinterleave(values, self.config.num_heads if is_query else self.config.num_kv_heads)
 
     def _dequantize(self, tensor: ReaderTensor) -> np.ndarray:
         try:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dspark_core.errors import CheckpointError
+from dspark_core.kernels.matrix import QuantizedRows
 from dspark_core.models.config import DecoderConfig, Family, RopeScaling
 from dspark_core.models.metadata import Metadata, naming_file
 
@@ -100,6 +101,10 @@ class HfTensors:
                 return tensor
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self.describe(name)}: cannot be read: {error}") from error
+
+    def read_quantized(self, name: str) -> QuantizedRows | None:
+        """None: safetensors files hold floats."""
+        return None
 
     def _add_file(self, path: Path) -> None:
         try:

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from dspark_core.errors import CheckpointError
+from dspark_core.kernels.matrix import QuantizedRows
 from dspark_core.model_paths import resolve_model_path
 from dspark_core.models.config import DecoderConfig
 from dspark_core.models.decoder import Decoder
 from dspark_core.models.gguf import GgufCheckpoint
 from dspark_core.models.hf import HfTensors, read_hf_config
 from dspark_core.models.layers import RotaryEmbedding
-from dspark_core.models.tensor_source import TensorSource, check_shapes
+from dspark_core.models.packing import PackingPlan, WeightChoice
+from dspark_core.models.tensor_source import WeightSource, check_shapes
 from dspark_core.models.weight_layout import SourceTensor, weight_layout
 
 _FINGERPRINT_VALUES = 64
@@ -35,9 +37,17 @@ class LoadedTarget:
 
 
 def load_target(
-    path: str, dtype: torch.dtype, device: torch.device | str = "cpu", *, pack: bool = True
+    path: str,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    *,
+    pack: bool = True,
+    weights: WeightChoice = WeightChoice.STORED,
+    native: bool = True,
 ) -> LoadedTarget:
     """`path` is a file, a directory, or the demo model's name; `pack` as in `Decoder.pack`.
+
+    `weights` and `native` say how to pack.
 
     Raises:
         ConfigError: nothing lies at `path`.
@@ -58,19 +68,34 @@ def load_target(
                 fingerprint.update(values.flatten()[:_FINGERPRINT_VALUES].float().numpy().tobytes())
                 rows.copy_(values)
     if pack:
-        decoder.pack()
+        stored = _stored_matrices(source, layout) if weights is WeightChoice.STORED else {}
+        decoder.pack(PackingPlan(weights=weights, stored=stored, native=native))
     return LoadedTarget(
         decoder=decoder, config=config, path=resolved, fingerprint=fingerprint.hexdigest()[:16]
     )
 
 
-def _open_checkpoint(path: Path) -> tuple[DecoderConfig, TensorSource]:
+def _open_checkpoint(path: Path) -> tuple[DecoderConfig, WeightSource]:
     if path.is_dir():
         return read_hf_config(path), HfTensors(path)
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path}: give the directory that holds it and config.json")
     checkpoint = GgufCheckpoint(path)
     return checkpoint.config, checkpoint
+
+
+def _stored_matrices(
+    source: WeightSource, layout: dict[str, tuple[SourceTensor, ...]]
+) -> dict[str, QuantizedRows]:
+    """Parameters whose every part the file holds in the same kind of blocks."""
+    found = {}
+    for name, parts in layout.items():
+        matrices = [source.read_quantized(part.name) for part in parts]
+        kept = [matrix for matrix in matrices if matrix is not None]
+        if len(kept) == len(parts) and len({matrix.format for matrix in kept}) == 1:
+            blocks = torch.cat([matrix.blocks for matrix in kept])
+            found[name] = QuantizedRows(kept[0].format, blocks, kept[0].inputs)
+    return found
 
 
 def _empty_decoder(config: DecoderConfig, dtype: torch.dtype, device: torch.device | str) -> Decoder:

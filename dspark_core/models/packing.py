@@ -1,46 +1,133 @@
-"""Linear layers in oneDNN's blocked weight layout, for inference on a CPU.
+"""Linear layers in a blocked weight layout, for inference on a CPU.
 
 A decode step is bound by reading weights, and the plain row-major layout is read at about half
-the speed of the blocked one. PyTorch offers the layout only through the operators that
-TorchInductor emits, hence the names with an underscore.
+the speed of a blocked one. Our own kernels are taken where they are to be had (`dspark_core.kernels`);
+oneDNN's layout otherwise, which PyTorch offers only through the operators that TorchInductor
+emits, hence the names with an underscore.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
 import torch
 from torch import Tensor, nn
 
+from dspark_core.kernels.library import Format, native_kernels
+from dspark_core.kernels.matrix import NativeMatrix, QuantizedRows, supports
+from dspark_core.kernels.memory import Arena
+
 _ROWS_HINT = 8
-"""Rows per call the layout is chosen for: a small verification step. A hint of one row makes
+"""Rows per call oneDNN's layout is chosen for: a small verification step. A hint of one row makes
 float32 slower, and its results depend on how many rows share a call."""
+
+
+class WeightChoice(Enum):
+    """What a target's matrices are held in."""
+
+    STORED = "stored"
+    """As the checkpoint has them: quantised blocks stay quantised where that is exact, else as FULL."""
+    FULL = "full"
+    """Expanded to the engine's dtype."""
+    INT8 = "int8"
+    """Rounded to 8 bits with a scale per 32 inputs: another model, if a close one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackingPlan:
+    """How to pack a module's matrices."""
+
+    weights: WeightChoice = WeightChoice.STORED
+    stored: Mapping[str, QuantizedRows] = field(default_factory=dict)
+    """Quantised weights by parameter name."""
+    native: bool = True
+    """False: never our own kernels."""
+    arena: Arena = field(default_factory=Arena)
 
 
 class PackedLinear(nn.Module):
     """Forward only: it has no gradients, no `weight`, and stays on the CPU."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(
+        self,
+        linear: nn.Linear,
+        *,
+        plan: PackingPlan | None = None,
+        stored: QuantizedRows | None = None,
+        paired: bool = False,
+    ) -> None:
+        """`stored`: the weight as the file has it; `paired` as in `NativeMatrix`."""
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS_HINT)
+        self._dtype = linear.weight.dtype
         self._bias = None if linear.bias is None else linear.bias.detach()
+        self._weight: Tensor | None = None
+        self.native = _native_matrix(linear, plan or PackingPlan(), stored, paired)
+        """None: oneDNN computes it."""
+        if self.native is None:
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS_HINT)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the weight."""
+        if self.native is not None:
+            return self.native.num_bytes
+        return self.in_features * self.out_features * self._dtype.itemsize
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features]."""
+        if self.native is not None:
+            return self.native.multiply(x, self._dtype)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
         return out
 
 
+def _native_matrix(
+    linear: nn.Linear, plan: PackingPlan, stored: QuantizedRows | None, paired: bool
+) -> NativeMatrix | None:
+    kernels = native_kernels() if plan.native and linear.weight.device.type == "cpu" else None
+    if kernels is None:
+        return None
+    dtype = linear.weight.dtype
+    source: Tensor | QuantizedRows = linear.weight
+    kind = Format.FLOAT32 if dtype is torch.float32 else Format.BFLOAT16
+    if plan.weights is WeightChoice.INT8 and supports(Format.Q8, linear.in_features, dtype):
+        kind = Format.Q8
+    elif (
+        plan.weights is WeightChoice.STORED
+        and stored is not None
+        and supports(stored.format, linear.in_features, dtype)
+    ):
+        source, kind = stored, stored.format
+    if not supports(kind, linear.in_features, dtype):
+        return None
+    return NativeMatrix(kernels, source, kind, bias=linear.bias, paired=paired, arena=plan.arena)
+
+
 def can_pack(weight: Tensor) -> bool:
-    """Whether this PyTorch build and processor have the layout for the weight's device and dtype."""
-    if weight.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    """Whether there is a layout for the weight's device and dtype here."""
+    if weight.device.type != "cpu":
+        return False
+    if native_kernels() is not None and _plain_format(weight) is not None:
+        return True
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     if weight.dtype is torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return weight.dtype is torch.float32
 
 
+def _plain_format(weight: Tensor) -> Format | None:
+    for kind in (Format.FLOAT32, Format.BFLOAT16):
+        if supports(kind, weight.shape[1], weight.dtype):
+            return kind
+    return None
+
+
 def pack_weight(weight: Tensor) -> PackedLinear | None:
-    """A layer of a bare weight [outputs, inputs]; None where the layout is not to be had."""
+    """A layer of a bare weight [outputs, inputs]; None where no layout is to be had."""
     if not can_pack(weight):
         return None
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
@@ -48,10 +135,16 @@ def pack_weight(weight: Tensor) -> PackedLinear | None:
     return PackedLinear(linear)
 
 
-def pack_linears(module: nn.Module) -> None:
-    """Replaces every plain linear layer under `module`, so that its row-major weight is freed."""
+def pack_linears(module: nn.Module, plan: PackingPlan | None = None, prefix: str = "") -> None:
+    """Replaces every plain linear layer under `module`, so that its row-major weight is freed.
+
+    `prefix`: the module's own name in `plan.stored`, with a dot at the end.
+    """
+    plan = plan or PackingPlan()
     for name, child in module.named_children():
-        if type(child) is nn.Linear:
-            setattr(module, name, PackedLinear(child) if can_pack(child.weight) else child)
-        else:
-            pack_linears(child)
+        if type(child) is not nn.Linear:
+            pack_linears(child, plan, f"{prefix}{name}.")
+        elif can_pack(child.weight):
+            stored = plan.stored.get(f"{prefix}{name}.weight")
+            paired = name == "gate_up_proj"
+            setattr(module, name, PackedLinear(child, plan=plan, stored=stored, paired=paired))

@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from dspark_core.errors import CheckpointError
+from dspark_core.kernels.matrix import QuantizedRows
 
 
 class TensorSource(Protocol):
@@ -24,6 +25,14 @@ class TensorSource(Protocol):
 
     def read(self, name: str) -> Tensor:
         """Raises CheckpointError when the data cannot be read."""
+        ...
+
+
+class WeightSource(TensorSource, Protocol):
+    """A target's checkpoint, whose matrices may be quantised."""
+
+    def read_quantized(self, name: str) -> QuantizedRows | None:
+        """The matrix in the blocks the file holds, where the kernels compute with them; else None."""
         ...
 
 

@@ -1,0 +1,168 @@
+"""Compiles the kernels for the processor at hand and keeps the result.
+
+A C++17 compiler is all it takes, for a few seconds, once: the library lies in a cache directory
+under a name made of sources, compiler and processor. Without a compiler nothing fails; callers get
+the reason and go on with PyTorch's own operators.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_log = logging.getLogger(__name__)
+
+SOURCES = Path(__file__).with_name("csrc")
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-w")
+NATIVE_FLAGS = (("-march=native",), ("-mcpu=native",), ())
+"""Tried in this order: what x86 and Arm compilers call the processor at hand, then neither."""
+COMPILE_TIMEOUT_SECONDS = 180.0
+
+
+class KernelsUnavailableError(Exception):
+    """Why there are no native kernels here; the message is fit for a user."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildSettings:
+    """Where to compile and with what."""
+
+    cache_directory: Path
+    compiler: tuple[str, ...]
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> BuildSettings:
+        """`DSPARK_CACHE_DIR` or the user's cache; `CXX` or the first compiler found.
+
+        Raises KernelsUnavailableError without a compiler, or when `DSPARK_KERNELS` is "off".
+        """
+        switch = environ.get("DSPARK_KERNELS", "on")
+        if switch not in ("on", "off"):
+            raise KernelsUnavailableError(f"DSPARK_KERNELS must be on or off, got {switch!r}")
+        if switch == "off":
+            raise KernelsUnavailableError("switched off by DSPARK_KERNELS=off")
+        return cls(cache_directory=_cache_directory(environ), compiler=_find_compiler(environ))
+
+
+def build_library(settings: BuildSettings) -> Path:
+    """The compiled library, from the cache when it is there.
+
+    Raises KernelsUnavailableError when it cannot be compiled; never leaves a partial file.
+    """
+    target = settings.cache_directory / f"kernels-{_key(settings)}.so"
+    if target.is_file():
+        return target
+    try:
+        settings.cache_directory.mkdir(parents=True, exist_ok=True)
+        with _locked(settings.cache_directory / "kernels.lock"):
+            if not target.is_file():  # another process may have built it meanwhile
+                _compile(settings, target)
+    except OSError as error:
+        raise KernelsUnavailableError(f"cannot write to {settings.cache_directory}: {error}") from error
+    return target
+
+
+def _compile(settings: BuildSettings, target: Path) -> None:
+    started = time.monotonic()
+    _log.info("compiling native kernels with %s (once, some seconds)", " ".join(settings.compiler))
+    failures = []
+    with tempfile.TemporaryDirectory(dir=settings.cache_directory) as scratch:
+        output = Path(scratch) / "kernels.so"
+        for native in NATIVE_FLAGS:
+            command = [*settings.compiler, *FLAGS, *native, str(SOURCES / "kernels.cpp"), "-o", str(output)]
+            failure = _run(command)
+            if failure is None:
+                output.replace(target)
+                _log.info("native kernels compiled in %.1f s: %s", time.monotonic() - started, target)
+                return
+            failures.append(failure)
+    raise KernelsUnavailableError(f"{' '.join(settings.compiler)} failed: {failures[0]}")
+
+
+def _run(command: list[str]) -> str | None:
+    """Why the command failed, or None."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.strip().splitlines()
+    errors = [line for line in lines if "error" in line]
+    return (errors or lines or [f"exit status {done.returncode}"])[0]
+
+
+def _find_compiler(environ: Mapping[str, str]) -> tuple[str, ...]:
+    named = environ.get("CXX", "").split()
+    if named:
+        return tuple(named)
+    for name in ("c++", "g++", "clang++"):
+        found = shutil.which(name)
+        if found:
+            return (found,)
+    if importlib.util.find_spec("ziglang"):  # a compiler that pip can install
+        return (sys.executable, "-m", "ziglang", "c++")
+    raise KernelsUnavailableError("no C++ compiler (g++, clang++, or pip install ziglang)")
+
+
+def _cache_directory(environ: Mapping[str, str]) -> Path:
+    if environ.get("DSPARK_CACHE_DIR"):
+        return Path(environ["DSPARK_CACHE_DIR"])
+    base = environ.get("XDG_CACHE_HOME") or str(Path(environ.get("HOME") or tempfile.gettempdir()) / ".cache")
+    return Path(base) / "dspark"
+
+
+def _key(settings: BuildSettings) -> str:
+    digest = hashlib.sha256()
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.name.encode() + source.read_bytes())
+    version = _run_for_output([*settings.compiler, "--version"])
+    digest.update(repr((settings.compiler, version, FLAGS, platform.machine(), _processor())).encode())
+    return digest.hexdigest()[:16]
+
+
+def _run_for_output(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelsUnavailableError(f"{command[0]} cannot be run: {error}") from error
+
+
+def _processor() -> str:
+    """What the processor can do: a library compiled for another one might not run here."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith(("flags", "Features")):
+                return line
+    except OSError:
+        pass
+    return platform.processor()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One compilation at a time; a holder is bounded by the compiler's own time limit."""
+    import fcntl  # not everywhere; where it is missing, so is the rest of this
+
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def default_settings() -> BuildSettings:
+    """Of this process's environment. Raises KernelsUnavailableError."""
+    if os.name != "posix":
+        raise KernelsUnavailableError(f"not supported on {platform.system()}")
+    return BuildSettings.from_env(os.environ)

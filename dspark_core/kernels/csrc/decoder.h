@@ -1,0 +1,297 @@
+// The whole decoder in one call: a Llama- or Qwen3-family stack over a flattened ragged batch.
+//
+// Activations between matrices are of type T (bfloat16 or float32); the residual stream, norms,
+// rotations and softmax are float32.
+#pragma once
+
+#include <memory>
+
+#include "attention.h"
+#include "linear.h"
+
+namespace dspark {
+
+struct DecoderShape {
+  int32_t layers, hidden, inner, heads, kv_heads, head_dim, vocab, bfloat16;
+  float eps;
+  const float* cosines;  // [positions, head_dim]
+  const float* sines;
+  const void* embedding;     // [vocab, hidden] of type T
+  const float* final_norm;   // [hidden]
+  Matrix head;
+};
+
+struct Layer {
+  const float* input_norm;      // [hidden]
+  const float* attention_norm;  // after attention [hidden]
+  const float* qk_norm;         // [heads + kv_heads, head_dim] or null
+  Matrix qkv, output, gate_up, down;
+};
+
+struct Run {
+  int32_t row, count, start, page_offset;  // first token row, tokens, first position, in `pages`
+};
+
+struct Batch {
+  const int64_t* token_ids;
+  const Run* runs;
+  const int32_t* pages;
+  const int64_t* logit_rows;
+  const int32_t* taps;  // layers whose outputs are kept; -1: the embedding, layers: after the final norm
+  void* keys;
+  void* values;
+  void* tapped;   // [tokens, num_taps * hidden] of type T
+  float* logits;  // [num_logit_rows, vocab]
+  int32_t tokens, num_runs, num_logit_rows, num_taps, num_pages, page_tokens, threads;
+};
+
+constexpr int kRowsPerChunk = 8;
+
+struct AttentionTask {
+  int32_t run, first;  // first (query, head) row within the run and key/value head
+};
+
+struct Buffers {
+  std::vector<float> residual, qkv;
+  std::vector<uint8_t> normed, q, attended, inner;
+  std::vector<int32_t> run_of_row;
+  std::vector<AttentionTask> tasks;
+};
+
+template <class T>
+class Pass {
+ public:
+  Pass(const DecoderShape& shape, const std::vector<Layer>& layers, const Batch& batch, Buffers& buffers)
+      : s_(shape), layers_(layers), b_(batch), cache_{b_.num_pages, b_.page_tokens, s_.kv_heads, s_.head_dim},
+        taps_(batch.taps, batch.taps + batch.num_taps) {
+    group_ = s_.heads / s_.kv_heads;
+    q_size_ = s_.heads * s_.head_dim;
+    qkv_size_ = (s_.heads + 2 * s_.kv_heads) * s_.head_dim;
+    const size_t rows = std::max(b_.tokens, b_.num_logit_rows);
+    residual_ = sized(buffers.residual, rows * s_.hidden);
+    qkv_ = sized(buffers.qkv, rows * qkv_size_);
+    normed_ = sized(buffers.normed, rows * s_.hidden);
+    q_ = sized(buffers.q, rows * q_size_);
+    attended_ = sized(buffers.attended, rows * q_size_);
+    inner_ = sized(buffers.inner, rows * s_.inner);
+    prepare(buffers);
+  }
+
+  int phases() const { return 8 * s_.layers + 4; }
+
+  void run(Job& job) const {
+    int phase = 0;
+    by_rows(job, phase++, b_.tokens, [&](int row) { embed(row); });
+    for (int layer = 0; layer < s_.layers; ++layer) run_layer(job, phase, layer);
+    const bool tapped_at_end = tap_of(s_.layers - 1) >= 0 || tap_of(s_.layers) >= 0;
+    by_rows(job, phase++, tapped_at_end ? b_.tokens : 0, [&](int row) {
+      keep_tap(row, s_.layers - 1);
+      keep_tap(row, s_.layers);
+    });
+    by_rows(job, phase++, b_.num_logit_rows, [&](int row) {
+      normalize(residual_ + b_.logit_rows[row] * s_.hidden, s_.final_norm, normed_ + size_t(row) * s_.hidden);
+    });
+    multiply(job, phase++, product(s_.head, normed_, b_.num_logit_rows),
+             StoreSink<float, false>{s_.head, b_.logits, size_t(s_.vocab)});
+  }
+
+ private:
+  template <class F>
+  static void by_rows(Job& job, int phase, int rows, F&& work) {
+    job.phase(phase, (rows + kRowsPerChunk - 1) / kRowsPerChunk, [&](int chunk) {
+      const int end = std::min(rows, (chunk + 1) * kRowsPerChunk);
+      for (int row = chunk * kRowsPerChunk; row < end; ++row) work(row);
+    });
+  }
+
+  void run_layer(Job& job, int& phase, int index) const {
+    const Layer& layer = layers_[index];
+    by_rows(job, phase++, b_.tokens, [&](int row) {
+      if (tap_of(index - 1) >= 0) keep_tap(row, index - 1);
+      normalize(residual(row), layer.input_norm, normed_ + size_t(row) * s_.hidden);
+    });
+    multiply(job, phase++, product(layer.qkv, normed_, b_.tokens),
+             StoreSink<float, false>{layer.qkv, qkv_, size_t(qkv_size_)});
+    by_rows(job, phase++, b_.tokens, [&](int row) { rotate(row, index); });
+    job.phase(phase++, num_tasks_ * s_.kv_heads,
+              [&](int chunk) { attend_task(tasks_[chunk / s_.kv_heads], chunk % s_.kv_heads, index); });
+    multiply(job, phase++, product(layer.output, attended_, b_.tokens),
+             StoreSink<float, true>{layer.output, residual_, size_t(s_.hidden)});
+    by_rows(job, phase++, b_.tokens, [&](int row) {
+      normalize(residual(row), layer.attention_norm, normed_ + size_t(row) * s_.hidden);
+    });
+    multiply(job, phase++, product(layer.gate_up, normed_, b_.tokens),
+             SiluSink<T>{layer.gate_up, inner_, size_t(s_.inner)});
+    multiply(job, phase++, product(layer.down, inner_, b_.tokens),
+             StoreSink<float, true>{layer.down, residual_, size_t(s_.hidden)});
+  }
+
+  Product<T> product(const Matrix& matrix, const T* x, int rows) const {
+    return {matrix, x, size_t(matrix.k), rows, b_.threads};
+  }
+
+  float* residual(int row) const { return residual_ + size_t(row) * s_.hidden; }
+
+  void embed(int row) const {
+    const T* from = static_cast<const T*>(s_.embedding) + b_.token_ids[row] * s_.hidden;
+    float* to = residual(row);
+    for (int i = 0; i < s_.hidden; ++i) to[i] = load_one(from + i);
+  }
+
+  int tap_of(int layer) const {
+    for (int i = 0; i < b_.num_taps; ++i)
+      if (taps_[i] == layer) return i;
+    return -1;
+  }
+
+  void keep_tap(int row, int layer) const {
+    for (int i = 0; i < b_.num_taps; ++i) {
+      if (taps_[i] != layer) continue;
+      T* to = static_cast<T*>(b_.tapped) + (size_t(row) * b_.num_taps + i) * s_.hidden;
+      if (layer == s_.layers)
+        normalize(residual(row), s_.final_norm, to);
+      else
+        for (int d = 0; d < s_.hidden; ++d) store_one(to + d, residual(row)[d]);
+    }
+  }
+
+  void normalize(const float* x, const float* weight, T* out) const {
+    f32x16 squares = {};
+    int i = 0;
+    for (; i + kLanes <= s_.hidden; i += kLanes) {
+      const f32x16 v = load<f32x16>(x + i);
+      squares += v * v;
+    }
+    float total = sum(squares);
+    for (; i < s_.hidden; ++i) total += x[i] * x[i];
+    const float factor = 1.0f / std::sqrt(total / float(s_.hidden) + s_.eps);
+    for (i = 0; i + kLanes <= s_.hidden; i += kLanes)
+      store_activation(out + i, load<f32x16>(x + i) * factor * load<f32x16>(weight + i));
+    for (; i < s_.hidden; ++i) store_one(out + i, x[i] * factor * weight[i]);
+  }
+
+  // q and k of one row: optional norms, rotation; q to its buffer, k and v to the cache.
+  void rotate(int row, int index) const {
+    const Run& run = b_.runs[run_of_row_[row]];
+    const int position = run.start + row - run.row, dim = s_.head_dim, half = dim / 2;
+    const float* cosine = s_.cosines + size_t(position) * dim;
+    const float* sine = s_.sines + size_t(position) * dim;
+    const int64_t page = b_.pages[run.page_offset + position / b_.page_tokens];
+    const int offset = position % b_.page_tokens, lane = offset % kLanes;
+    T* keys = static_cast<T*>(b_.keys) + index * cache_.layer_values();
+    T* values = static_cast<T*>(b_.values) + index * cache_.layer_values();
+    float normed[kMaxHeadDim];
+    for (int head = 0; head < s_.heads + s_.kv_heads; ++head) {
+      const float* x = normed_head(row, head, layers_[index].qk_norm, normed);
+      float out[kMaxHeadDim];
+      for (int d = 0; d < half; ++d) {
+        out[d] = x[d] * cosine[d] - x[d + half] * sine[d];
+        out[d + half] = x[d + half] * cosine[d + half] + x[d] * sine[d + half];
+      }
+      if (head < s_.heads) {
+        T* to = q_ + size_t(row) * q_size_ + head * dim;
+        for (int d = 0; d < dim; ++d) store_one(to + d, out[d]);
+      } else {
+        T* tile = keys + cache_.tile(page, head - s_.heads, offset / kLanes);
+        for (int d = 0; d < dim; ++d) put_key(tile, lane, d, cache_.padded_dim(), out[d]);
+      }
+    }
+    const float* v = qkv_ + size_t(row) * qkv_size_ + (s_.heads + s_.kv_heads) * dim;
+    for (int head = 0; head < s_.kv_heads; ++head) {
+      T* tile = values + cache_.tile(page, head, offset / kLanes);
+      for (int d = 0; d < dim; ++d) put_value(tile, lane, d, cache_.padded_dim(), v[head * dim + d]);
+    }
+  }
+
+  const float* normed_head(int row, int head, const float* weight, float* scratch) const {
+    const int dim = s_.head_dim;
+    const float* x = qkv_ + size_t(row) * qkv_size_ + head * dim;
+    if (!weight) return x;
+    float total = 0.0f;
+    for (int d = 0; d < dim; ++d) total += x[d] * x[d];
+    const float factor = 1.0f / std::sqrt(total / float(dim) + s_.eps);
+    for (int d = 0; d < dim; ++d) scratch[d] = x[d] * factor * weight[head * dim + d];
+    return scratch;
+  }
+
+  void attend_task(const AttentionTask& task, int kv_head, int index) const {
+    const Run& run = b_.runs[task.run];
+    QueryRows<T> rows;
+    rows.count = std::min(kRows, run.count * group_ - task.first);
+    for (int i = 0; i < rows.count; ++i) {
+      const int query = (task.first + i) / group_, head = kv_head * group_ + (task.first + i) % group_;
+      const size_t at = size_t(run.row + query) * q_size_ + head * s_.head_dim;
+      rows.q[i] = q_ + at;
+      rows.out[i] = attended_ + at;
+      rows.position[i] = run.start + query;
+    }
+    const size_t layer = index * cache_.layer_values();
+    attend(rows, Context<T>{static_cast<const T*>(b_.keys) + layer, static_cast<const T*>(b_.values) + layer,
+                            b_.pages + run.page_offset, cache_, kv_head});
+  }
+
+  void prepare(Buffers& buffers) {
+    buffers.run_of_row.clear();
+    buffers.tasks.clear();
+    for (int index = 0; index < b_.num_runs; ++index) {
+      const int rows = b_.runs[index].count * group_;
+      buffers.run_of_row.insert(buffers.run_of_row.end(), b_.runs[index].count, index);
+      for (int first = 0; first < rows; first += kRows) buffers.tasks.push_back({index, first});
+    }
+    run_of_row_ = buffers.run_of_row.data();
+    tasks_ = buffers.tasks.data();
+    num_tasks_ = int(buffers.tasks.size());
+  }
+
+  static float* sized(std::vector<float>& buffer, size_t values) {
+    if (buffer.size() < values) buffer.resize(values);
+    return buffer.data();
+  }
+
+  static T* sized(std::vector<uint8_t>& buffer, size_t values) {
+    if (buffer.size() < values * sizeof(T)) buffer.resize(values * sizeof(T));
+    return reinterpret_cast<T*>(buffer.data());
+  }
+
+  const DecoderShape s_;
+  const std::vector<Layer>& layers_;
+  const Batch b_;
+  const CacheShape cache_;
+  const std::vector<int32_t> taps_;  // a late helper may look after the caller's array is gone
+  int group_, q_size_, qkv_size_, num_tasks_;
+  float *residual_, *qkv_;
+  T *normed_, *q_, *attended_, *inner_;
+  const int32_t* run_of_row_;
+  const AttentionTask* tasks_;
+};
+
+class Decoder {
+ public:
+  Decoder(const DecoderShape& shape, const Layer* layers)
+      : shape_(shape), layers_(layers, layers + shape.layers) {}
+
+  ~Decoder() { Pool::instance().quiesce(); }
+
+  void forward(const Batch& batch) {
+    std::lock_guard<std::mutex> guard(mutex_);
+    if (shape_.bfloat16)
+      forward_as<uint16_t>(batch);
+    else
+      forward_as<float>(batch);
+  }
+
+ private:
+  template <class T>
+  void forward_as(const Batch& batch) {
+    auto pass = std::make_shared<Pass<T>>(shape_, layers_, batch, buffers_);
+    auto job = std::make_shared<Job>(pass->phases(), [pass](Job& j) { pass->run(j); });
+    Pool::instance().run(job, batch.threads);
+  }
+
+  std::mutex mutex_;
+  DecoderShape shape_;
+  std::vector<Layer> layers_;
+  Buffers buffers_;
+};
+
+}  // namespace dspark

@@ -1,0 +1,77 @@
+// The C interface that Python calls through ctypes. One translation unit: it compiles in seconds
+// and needs nothing but a C++17 compiler.
+
+#include "decoder.h"
+
+using namespace dspark;
+
+namespace {
+
+template <class T, class O>
+void run_linear(const Matrix& matrix, const void* x, int rows, void* out, int threads) {
+  const Product<T> product{matrix, static_cast<const T*>(x), size_t(matrix.k), rows, threads};
+  const StoreSink<O, false> sink{matrix, static_cast<O*>(out), size_t(matrix.n)};
+  auto copy = std::make_shared<Matrix>(matrix);  // a late helper may look at it after the return
+  auto job = std::make_shared<Job>(1, [=](Job& j) {
+    const Product<T> own{*copy, product.x, product.stride, product.rows, product.threads};
+    multiply(j, 0, own, StoreSink<O, false>{*copy, sink.out, sink.stride});
+  });
+  Pool::instance().run(job, threads);
+}
+
+}  // namespace
+
+extern "C" {
+
+int32_t dspark_abi() { return 1; }
+
+const char* dspark_instructions() {
+#ifdef DSPARK_AVX512_BF16
+  return "avx512_bf16";
+#elif defined(__AVX512F__)
+  return "avx512";
+#elif defined(__AVX2__)
+  return "avx2";
+#else
+  return "portable";
+#endif
+}
+
+int64_t dspark_matrix_bytes(const Matrix* m) { return int64_t(m->panels()) * int64_t(m->panel_bytes()); }
+
+void dspark_pack(const Matrix* m, const void* source, int32_t raw, void* data) {
+  pack(*m, source, raw != 0, static_cast<uint8_t*>(data));
+}
+
+void dspark_unpack(const Matrix* m, int64_t first, int64_t rows, float* out) {
+  for (int64_t row = 0; row < rows; ++row) unpack_row(*m, int(first + row), out + row * m->k);
+}
+
+// x and out are bfloat16 or float32 as the flags say; float32 inputs need a float32 matrix.
+void dspark_linear(const Matrix* m, const void* x, int32_t x_bfloat16, int32_t rows, void* out,
+                   int32_t out_bfloat16, int32_t threads) {
+  if (!x_bfloat16)
+    run_linear<float, float>(*m, x, rows, out, threads);
+  else if (out_bfloat16)
+    run_linear<uint16_t, uint16_t>(*m, x, rows, out, threads);
+  else
+    run_linear<uint16_t, float>(*m, x, rows, out, threads);
+}
+
+void* dspark_decoder_create(const DecoderShape* shape, const Layer* layers) {
+  return new Decoder(*shape, layers);
+}
+
+void dspark_decoder_destroy(void* decoder) { delete static_cast<Decoder*>(decoder); }
+
+void dspark_decoder_forward(void* decoder, const Batch* batch) {
+  static_cast<Decoder*>(decoder)->forward(*batch);
+}
+
+int64_t dspark_cache_bytes(int32_t layers, int32_t pages, int32_t page_tokens, int32_t kv_heads,
+                           int32_t head_dim, int32_t item_bytes) {
+  const CacheShape shape{pages, page_tokens, kv_heads, head_dim};
+  return int64_t(layers) * int64_t(shape.layer_values()) * item_bytes;
+}
+
+}  // extern "C"

@@ -1,0 +1,178 @@
+// Weight matrices packed into panels of 32 output columns, in the order the tiles read them.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "simd.h"
+
+namespace dspark {
+
+enum Format : int32_t { kFloat32 = 0, kBfloat16 = 1, kQ4 = 2, kQ8 = 3 };
+
+constexpr int kVectors = 2;                     // per panel
+constexpr int kPanel = kVectors * kLanes;       // columns
+constexpr int kGroup = 32;                      // inputs that share a scale
+constexpr int kQ4Block = 4 * 64 + 2 * 32;       // bytes per group of 16 columns: nibbles, scales, minima
+constexpr int kQ8Block = 16 * 32 + 32;          // bytes: int8 values, scales
+
+// `data` layouts, per panel (n padded with zeros):
+//   float32   [k][32]
+//   bfloat16  [k / 2][32][2]
+//   Q4        [k / 32][2 vectors]{ 4 x [16 columns][2] words of 4 nibbles; scale[16]; minimum[16] }
+//   Q8        [k / 32][2 vectors]{ 16 pairs x [16 columns][2] int8; scale[16] }
+struct Matrix {
+  const uint8_t* data;
+  const float* bias;  // [n] or null
+  int32_t n, k;
+  int32_t format;
+  int32_t paired;  // the halves of the outputs (gate, up) alternate by vectors of 16
+
+  int panels() const { return (padded() + kPanel - 1) / kPanel; }
+  int padded() const { return paired ? 2 * kLanes * ((n / 2 + kLanes - 1) / kLanes) : n; }
+
+  // Output column at which vector `v` starts, and how many of its lanes are real.
+  int column(int v) const { return paired ? (v % 2) * (n / 2) + kLanes * (v / 2) : kLanes * v; }
+  int width(int v) const {
+    const int end = paired ? (v % 2 ? n : n / 2) : n;
+    return std::max(0, std::min(kLanes, end - column(v)));
+  }
+
+  size_t vector_group_bytes() const { return format == kQ4 ? kQ4Block : kQ8Block; }
+
+  size_t panel_bytes() const {
+    switch (format) {
+      case kFloat32: return size_t(k) * kPanel * 4;
+      case kBfloat16: return size_t((k + 1) / 2) * kPanel * 4;
+      default: return size_t(k / kGroup) * kVectors * vector_group_bytes();
+    }
+  }
+};
+
+DSPARK_INLINE uint16_t float_to_half(float x) {  // to nearest even; finite values in range
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  float magnitude = std::fabs(x);
+  if (magnitude >= 65504.0f) return uint16_t(sign | 0x7bffu);
+  if (magnitude < 0x1p-14f) return uint16_t(sign | uint32_t(std::nearbyint(magnitude * 0x1p24f)));
+  std::memcpy(&bits, &magnitude, 4);
+  bits += 0xfffu + ((bits >> 13) & 1u);
+  return uint16_t(sign | ((bits - (112u << 23)) >> 13));
+}
+
+// Where the values of one source row go.
+struct Lane {
+  uint8_t* panel;
+  int vector, lane;
+};
+
+static Lane lane_of(const Matrix& m, uint8_t* data, int row) {
+  int vector = row / kLanes, lane = row % kLanes;
+  if (m.paired) {
+    const int half = m.n / 2, inner = row % half;
+    vector = 2 * (inner / kLanes) + row / half;
+    lane = inner % kLanes;
+  }
+  return {data + size_t(vector / kVectors) * m.panel_bytes(), vector % kVectors, lane};
+}
+
+static void pack_float_row(const Matrix& m, Lane at, const float* row) {
+  const int column = at.vector * kLanes + at.lane;
+  for (int k = 0; k < m.k; ++k) {
+    if (m.format == kFloat32)
+      reinterpret_cast<float*>(at.panel)[size_t(k) * kPanel + column] = row[k];
+    else
+      reinterpret_cast<uint16_t*>(at.panel)[(size_t(k / 2) * kPanel + column) * 2 + k % 2] =
+          float_to_bf16(row[k]);
+  }
+}
+
+static void pack_q4_group(uint8_t* block, int lane, const uint8_t* source) {
+  // GGUF Q4_1: scale, minimum, then 16 bytes whose low nibbles are inputs 0..15, high ones 16..31.
+  std::memcpy(block + 256 + 2 * lane, source, 2);
+  std::memcpy(block + 288 + 2 * lane, source + 2, 2);
+  auto* words = reinterpret_cast<uint16_t*>(block);
+  for (int k = 0; k < kGroup; ++k) {
+    const uint8_t byte = source[4 + k % 16];
+    const uint16_t nibble = k < 16 ? byte & 15 : byte >> 4;
+    const int pair = k / 2;
+    words[(pair / 4) * 32 + 2 * lane + k % 2] |= uint16_t(nibble << (4 * (pair % 4)));
+  }
+}
+
+static void pack_q8_group(uint8_t* block, int lane, uint16_t scale, const int8_t* values) {
+  std::memcpy(block + 512 + 2 * lane, &scale, 2);
+  for (int k = 0; k < kGroup; ++k) block[(k / 2) * 32 + 2 * lane + k % 2] = uint8_t(values[k]);
+}
+
+static void quantize_q8_group(uint8_t* block, int lane, const float* values) {
+  float largest = 0.0f;
+  for (int k = 0; k < kGroup; ++k) largest = std::max(largest, std::fabs(values[k]));
+  const uint16_t scale = float_to_half(largest / 127.0f);
+  const float step = half_to_float(scale);
+  int8_t codes[kGroup];
+  for (int k = 0; k < kGroup; ++k) {
+    const float code = step > 0.0f ? std::nearbyint(values[k] / step) : 0.0f;
+    codes[k] = int8_t(std::max(-127.0f, std::min(127.0f, code)));
+  }
+  pack_q8_group(block, lane, scale, codes);
+}
+
+// `raw`: rows of GGUF blocks (Q4_1, Q8_0); else rows of floats. `data` holds zeros.
+static void pack(const Matrix& m, const void* source, bool raw, uint8_t* data) {
+  const int groups = m.k / kGroup;
+  const size_t stride = m.vector_group_bytes();
+  for (int row = 0; row < m.n; ++row) {
+    const Lane at = lane_of(m, data, row);
+    if (!raw && m.format != kQ8) {
+      pack_float_row(m, at, static_cast<const float*>(source) + size_t(row) * m.k);
+      continue;
+    }
+    for (int g = 0; g < groups; ++g) {
+      uint8_t* block = at.panel + (size_t(g) * kVectors + at.vector) * stride;
+      const size_t index = size_t(row) * groups + g;
+      if (!raw) {
+        quantize_q8_group(block, at.lane, static_cast<const float*>(source) + index * kGroup);
+      } else if (m.format == kQ4) {
+        pack_q4_group(block, at.lane, static_cast<const uint8_t*>(source) + index * 20);
+      } else {
+        const uint8_t* from = static_cast<const uint8_t*>(source) + index * 34;
+        uint16_t scale;
+        std::memcpy(&scale, from, 2);
+        pack_q8_group(block, at.lane, scale, reinterpret_cast<const int8_t*>(from + 2));
+      }
+    }
+  }
+}
+
+// One row as float32: what the tiles compute with, exactly.
+static void unpack_row(const Matrix& m, int row, float* out) {
+  const Lane at = lane_of(m, const_cast<uint8_t*>(m.data), row);
+  const int column = at.vector * kLanes + at.lane;
+  for (int k = 0; k < m.k; ++k) {
+    if (m.format == kFloat32) {
+      out[k] = reinterpret_cast<const float*>(at.panel)[size_t(k) * kPanel + column];
+    } else if (m.format == kBfloat16) {
+      const auto* values = reinterpret_cast<const uint16_t*>(at.panel);
+      out[k] = bf16_to_float(values[(size_t(k / 2) * kPanel + column) * 2 + k % 2]);
+    } else {
+      const uint8_t* block =
+          at.panel + (size_t(k / kGroup) * kVectors + at.vector) * m.vector_group_bytes();
+      const int pair = k % kGroup / 2, slot = 2 * at.lane + k % 2;
+      uint16_t scale, minimum;
+      if (m.format == kQ4) {
+        std::memcpy(&scale, block + 256 + 2 * at.lane, 2);
+        std::memcpy(&minimum, block + 288 + 2 * at.lane, 2);
+        const int word = reinterpret_cast<const uint16_t*>(block)[(pair / 4) * 32 + slot];
+        out[k] = half_to_float(scale) * float((word >> (4 * (pair % 4))) & 15) + half_to_float(minimum);
+      } else {
+        std::memcpy(&scale, block + 512 + 2 * at.lane, 2);
+        out[k] = half_to_float(scale) * float(int8_t(block[pair * 32 + slot]));
+      }
+    }
+  }
+}
+
+}  // namespace dspark

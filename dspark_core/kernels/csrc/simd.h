@@ -1,0 +1,144 @@
+// Sixteen float lanes, with AVX-512 bfloat16 where the compiler targets it and portable vector
+// extensions elsewhere. Everything here works lane by lane in a fixed order.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512BF16__)
+#include <immintrin.h>
+#define DSPARK_AVX512_BF16 1
+#endif
+
+#define DSPARK_INLINE static inline __attribute__((always_inline))
+#define DSPARK_UNROLL _Pragma("GCC unroll 16")
+
+namespace dspark {
+
+constexpr int kLanes = 16;
+
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
+typedef int8_t i8x16 __attribute__((vector_size(16)));
+
+template <class V>
+DSPARK_INLINE V load(const void* p) {
+  V v;
+  std::memcpy(&v, p, sizeof(V));
+  return v;
+}
+
+template <class V>
+DSPARK_INLINE void store(void* p, V v) {
+  std::memcpy(p, &v, sizeof(V));
+}
+
+DSPARK_INLINE f32x16 splat(float x) { return f32x16{} + x; }
+
+DSPARK_INLINE f32x16 as_float(u32x16 v) { return (f32x16)v; }
+
+DSPARK_INLINE u32x16 as_bits(f32x16 v) { return (u32x16)v; }
+
+DSPARK_INLINE float bf16_to_float(uint16_t h) {
+  uint32_t bits = uint32_t(h) << 16;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+DSPARK_INLINE uint16_t float_to_bf16(float x) {  // to nearest, ties to even
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return uint16_t((bits >> 16) | 0x40u);
+  return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// IEEE half, without infinities: block scales of quantised weights are finite.
+DSPARK_INLINE f32x16 load_half(const uint16_t* p) {
+#ifdef DSPARK_AVX512_BF16
+  return (f32x16)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#else
+  u32x16 h = __builtin_convertvector(load<u16x16>(p), u32x16);
+  f32x16 magnitude = as_float((h & 0x7fffu) << 13) * 0x1p112f;
+  return as_float(as_bits(magnitude) | ((h & 0x8000u) << 16));
+#endif
+}
+
+DSPARK_INLINE float half_to_float(uint16_t h) {
+  uint32_t bits = uint32_t(h & 0x7fffu) << 13;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  x *= 0x1p112f;
+  return h & 0x8000u ? -x : x;
+}
+
+// Sixteen results of the sum of two products, over pairs of bfloat16: acc + w0 * x0 + w1 * x1.
+DSPARK_INLINE f32x16 dot_pair(f32x16 acc, u32x16 w, uint32_t x) {
+#ifdef DSPARK_AVX512_BF16
+  return (f32x16)_mm512_dpbf16_ps((__m512)acc, (__m512bh)w, (__m512bh)_mm512_set1_epi32(int(x)));
+#else
+  acc += as_float(w & 0xffff0000u) * bf16_to_float(uint16_t(x >> 16));
+  return acc + as_float(w << 16) * bf16_to_float(uint16_t(x));
+#endif
+}
+
+DSPARK_INLINE u32x16 to_bf16_pairs(f32x16 even, f32x16 odd) {
+  u32x16 e = as_bits(even), o = as_bits(odd);
+  e = (e + 0x7fffu + ((e >> 16) & 1u)) >> 16;
+  o = (o + 0x7fffu + ((o >> 16) & 1u)) & 0xffff0000u;
+  return e | o;
+}
+
+DSPARK_INLINE void store_activation(float* p, f32x16 v) { store(p, v); }
+
+DSPARK_INLINE void store_activation(uint16_t* p, f32x16 v) {
+#ifdef DSPARK_AVX512_BF16
+  store(p, _mm512_cvtneps_pbh((__m512)v));
+#else
+  for (int i = 0; i < kLanes; ++i) p[i] = float_to_bf16(v[i]);
+#endif
+}
+
+DSPARK_INLINE void store_one(float* p, float x) { *p = x; }
+DSPARK_INLINE void store_one(uint16_t* p, float x) { *p = float_to_bf16(x); }
+DSPARK_INLINE float load_one(const float* p) { return *p; }
+DSPARK_INLINE float load_one(const uint16_t* p) { return bf16_to_float(*p); }
+
+DSPARK_INLINE float sum(f32x16 v) {
+  float part[kLanes];
+  store(part, v);
+  for (int width = 8; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) part[i] += part[i + width];
+  return part[0];
+}
+
+DSPARK_INLINE f32x16 maximum(f32x16 a, f32x16 b) { return a > b ? a : b; }
+
+DSPARK_INLINE float maximum(f32x16 v) {
+  float best = v[0];
+  for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
+  return best;
+}
+
+// exp to about 2e-7 relative; exactly 1 at 0, exactly 0 below -87.
+DSPARK_INLINE f32x16 exp(f32x16 x) {
+  const f32x16 clamped = maximum(x < splat(88.0f) ? x : splat(88.0f), splat(-87.0f));
+  const f32x16 shifted = clamped * 1.44269504f + 12582912.0f;  // rounds to an integer: 1.5 * 2^23
+  const f32x16 n = shifted - 12582912.0f;
+  f32x16 r = clamped - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  f32x16 p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const i32x16 exponent = (__builtin_convertvector(n, i32x16) + 127) << 23;
+  const f32x16 scaled = p * (f32x16)exponent;
+  return x < splat(-87.0f) ? f32x16{} : scaled;
+}
+
+}  // namespace dspark

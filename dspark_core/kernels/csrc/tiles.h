@@ -1,0 +1,164 @@
+// Tiles: up to 12 rows of activations times one panel of 32 columns.
+//
+// Every result is accumulated over the inputs in one order that does not depend on how many rows
+// share the tile. A token's values are therefore the same bits in any batch, which is what makes
+// speculative decoding exact beyond rounding.
+#pragma once
+
+#include "matrix.h"
+
+namespace dspark {
+
+constexpr int kRows = 12;
+
+// Activations [rows, stride]; `sums` [rows, k / 32] of each group, for formats with minima.
+template <class T>
+struct Rows {
+  const T* data;
+  size_t stride;
+  const float* sums;
+  size_t sums_stride;
+};
+
+DSPARK_INLINE uint32_t pair_at(const uint16_t* p) {
+  uint32_t pair;
+  std::memcpy(&pair, p, 4);
+  return pair;
+}
+
+template <int R>
+static void tile_float32(const Rows<float>& x, const Matrix& m, const uint8_t* panel, float* out) {
+  f32x16 acc[R][kVectors] = {};
+  const auto* w = reinterpret_cast<const float*>(panel);
+  for (int k = 0; k < m.k; ++k, w += kPanel) {
+    const f32x16 w0 = load<f32x16>(w), w1 = load<f32x16>(w + kLanes);
+    DSPARK_UNROLL for (int r = 0; r < R; ++r) {
+      const f32x16 v = splat(x.data[r * x.stride + k]);
+      acc[r][0] += w0 * v;
+      acc[r][1] += w1 * v;
+    }
+  }
+  DSPARK_UNROLL for (int r = 0; r < R; ++r) {
+    store(out + r * kPanel, acc[r][0]);
+    store(out + r * kPanel + kLanes, acc[r][1]);
+  }
+}
+
+template <int R>
+static void tile_bfloat16(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* panel, float* out) {
+  f32x16 acc[R][kVectors] = {};
+  const int pairs = m.k / 2;
+  for (int t = 0; t < pairs; ++t, panel += 128) {
+    const u32x16 w0 = load<u32x16>(panel), w1 = load<u32x16>(panel + 64);
+    __builtin_prefetch(panel + 2048);
+    __builtin_prefetch(panel + 2048 + 64);
+    DSPARK_UNROLL for (int r = 0; r < R; ++r) {
+      const uint32_t v = pair_at(x.data + r * x.stride + 2 * t);
+      acc[r][0] = dot_pair(acc[r][0], w0, v);
+      acc[r][1] = dot_pair(acc[r][1], w1, v);
+    }
+  }
+  DSPARK_UNROLL for (int r = 0; r < R; ++r) {
+    store(out + r * kPanel, acc[r][0]);
+    store(out + r * kPanel + kLanes, acc[r][1]);
+  }
+}
+
+// Nibble `s` of each 16-bit word, as a bfloat16.
+DSPARK_INLINE u32x16 nibbles(u32x16 words, int s) {
+#ifdef DSPARK_AVX512_BF16
+  const __m512i table = _mm512_broadcast_i64x4(_mm256_setr_epi16(
+      0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120, 0x4130,
+      0x4140, 0x4150, 0x4160, 0x4170));
+  return (u32x16)_mm512_permutexvar_epi16(_mm512_srli_epi16((__m512i)words, 4 * s), table);
+#else
+  const u32x16 even = (words >> (4 * s)) & 15u, odd = (words >> (16 + 4 * s)) & 15u;
+  const f32x16 e = __builtin_convertvector((i32x16)even, f32x16);
+  const f32x16 o = __builtin_convertvector((i32x16)odd, f32x16);
+  return (as_bits(e) >> 16) | as_bits(o);
+#endif
+}
+
+// Sixteen pairs of int8 as bfloat16, exactly.
+DSPARK_INLINE u32x16 bytes(const uint8_t* p) {
+#ifdef DSPARK_AVX512_BF16
+  const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+  const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(p + 16))));
+  return (u32x16)_mm512_cvtne2ps_pbh(high, low);
+#else
+  uint32_t pairs[kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    const float even = float(int8_t(p[2 * i])), odd = float(int8_t(p[2 * i + 1]));
+    pairs[i] = uint32_t(float_to_bf16(even)) | uint32_t(float_to_bf16(odd)) << 16;
+  }
+  return load<u32x16>(pairs);
+#endif
+}
+
+template <int R>
+static void tile_q4(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* panel, float* out) {
+  for (int v = 0; v < kVectors; ++v) {
+    f32x16 total[R] = {};
+    const uint8_t* block = panel + v * kQ4Block;
+    for (int g = 0; g < m.k / kGroup; ++g, block += kVectors * kQ4Block) {
+      f32x16 acc[R] = {};
+      const uint16_t* inputs = x.data + g * kGroup;
+      DSPARK_UNROLL for (int j = 0; j < 4; ++j) {
+        const u32x16 words = load<u32x16>(block + 64 * j);
+        DSPARK_UNROLL for (int s = 0; s < 4; ++s) {
+          const u32x16 w = nibbles(words, s);
+          DSPARK_UNROLL for (int r = 0; r < R; ++r)
+            acc[r] = dot_pair(acc[r], w, pair_at(inputs + r * x.stride + 2 * (4 * j + s)));
+        }
+      }
+      const f32x16 scale = load_half(reinterpret_cast<const uint16_t*>(block + 256));
+      const f32x16 minimum = load_half(reinterpret_cast<const uint16_t*>(block + 288));
+      DSPARK_UNROLL for (int r = 0; r < R; ++r) {
+        total[r] += scale * acc[r];
+        total[r] += minimum * x.sums[r * x.sums_stride + g];
+      }
+    }
+    DSPARK_UNROLL for (int r = 0; r < R; ++r) store(out + r * kPanel + v * kLanes, total[r]);
+  }
+}
+
+template <int R>
+static void tile_q8(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* panel, float* out) {
+  for (int v = 0; v < kVectors; ++v) {
+    f32x16 total[R] = {};
+    const uint8_t* block = panel + v * kQ8Block;
+    for (int g = 0; g < m.k / kGroup; ++g, block += kVectors * kQ8Block) {
+      f32x16 acc[R] = {};
+      const uint16_t* inputs = x.data + g * kGroup;
+      DSPARK_UNROLL for (int t = 0; t < 16; ++t) {
+        const u32x16 w = bytes(block + 32 * t);
+        DSPARK_UNROLL for (int r = 0; r < R; ++r)
+          acc[r] = dot_pair(acc[r], w, pair_at(inputs + r * x.stride + 2 * t));
+      }
+      const f32x16 scale = load_half(reinterpret_cast<const uint16_t*>(block + 512));
+      DSPARK_UNROLL for (int r = 0; r < R; ++r) total[r] += scale * acc[r];
+    }
+    DSPARK_UNROLL for (int r = 0; r < R; ++r) store(out + r * kPanel + v * kLanes, total[r]);
+  }
+}
+
+template <class T>
+using Tile = void (*)(const Rows<T>&, const Matrix&, const uint8_t*, float*);
+
+#define DSPARK_TILES(name) \
+  {name<1>, name<2>, name<3>, name<4>, name<5>, name<6>, name<7>, name<8>, name<9>, name<10>, name<11>, name<12>}
+
+// The format must suit the activations: float32 with float32, the others with bfloat16.
+static Tile<float> tile_for(const Matrix&, const float*, int rows) {
+  static const Tile<float> tiles[kRows] = DSPARK_TILES(tile_float32);
+  return tiles[rows - 1];
+}
+
+static Tile<uint16_t> tile_for(const Matrix& m, const uint16_t*, int rows) {
+  static const Tile<uint16_t> bfloat16[kRows] = DSPARK_TILES(tile_bfloat16);
+  static const Tile<uint16_t> q4[kRows] = DSPARK_TILES(tile_q4);
+  static const Tile<uint16_t> q8[kRows] = DSPARK_TILES(tile_q8);
+  return (m.format == kQ4 ? q4 : m.format == kQ8 ? q8 : bfloat16)[rows - 1];
+}
+
+}  // namespace dspark

@@ -1,0 +1,147 @@
+"""The compiled kernels as a Python object: records that mirror the C structures, and the calls."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
+from enum import IntEnum
+from pathlib import Path
+
+from dspark_core.kernels.build import KernelsUnavailableError, build_library, default_settings
+
+_log = logging.getLogger(__name__)
+
+ABI = 1
+MAX_HEAD_DIM = 256
+
+
+class Format(IntEnum):
+    """How a packed matrix holds its weights; `matrix.h` has the layouts."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    Q4 = 2
+    Q8 = 3
+
+
+class MatrixStruct(ctypes.Structure):
+    _fields_ = (
+        ("data", c_void_p),
+        ("bias", c_void_p),
+        ("n", c_int32),
+        ("k", c_int32),
+        ("format", c_int32),
+        ("paired", c_int32),
+    )
+
+
+class DecoderShapeStruct(ctypes.Structure):
+    _fields_ = (
+        ("layers", c_int32),
+        ("hidden", c_int32),
+        ("inner", c_int32),
+        ("heads", c_int32),
+        ("kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("vocab", c_int32),
+        ("bfloat16", c_int32),
+        ("eps", c_float),
+        ("cosines", c_void_p),
+        ("sines", c_void_p),
+        ("embedding", c_void_p),
+        ("final_norm", c_void_p),
+        ("head", MatrixStruct),
+    )
+
+
+class LayerStruct(ctypes.Structure):
+    _fields_ = (
+        ("input_norm", c_void_p),
+        ("attention_norm", c_void_p),
+        ("qk_norm", c_void_p),
+        ("qkv", MatrixStruct),
+        ("output", MatrixStruct),
+        ("gate_up", MatrixStruct),
+        ("down", MatrixStruct),
+    )
+
+
+class BatchStruct(ctypes.Structure):
+    _fields_ = (
+        ("token_ids", c_void_p),
+        ("runs", c_void_p),
+        ("pages", c_void_p),
+        ("logit_rows", c_void_p),
+        ("taps", c_void_p),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("tapped", c_void_p),
+        ("logits", c_void_p),
+        ("tokens", c_int32),
+        ("num_runs", c_int32),
+        ("num_logit_rows", c_int32),
+        ("num_taps", c_int32),
+        ("num_pages", c_int32),
+        ("page_tokens", c_int32),
+        ("threads", c_int32),
+    )
+
+
+_SIGNATURES = {
+    "dspark_abi": (c_int32, ()),
+    "dspark_instructions": (c_char_p, ()),
+    "dspark_matrix_bytes": (c_int64, (POINTER(MatrixStruct),)),
+    "dspark_pack": (None, (POINTER(MatrixStruct), c_void_p, c_int32, c_void_p)),
+    "dspark_unpack": (None, (POINTER(MatrixStruct), c_int64, c_int64, c_void_p)),
+    "dspark_linear": (
+        None,
+        (POINTER(MatrixStruct), c_void_p, c_int32, c_int32, c_void_p, c_int32, c_int32),
+    ),
+    "dspark_decoder_create": (c_void_p, (POINTER(DecoderShapeStruct), POINTER(LayerStruct))),
+    "dspark_decoder_destroy": (None, (c_void_p,)),
+    "dspark_decoder_forward": (None, (c_void_p, POINTER(BatchStruct))),
+    "dspark_cache_bytes": (c_int64, (c_int32,) * 6),
+}
+
+
+class Kernels:
+    """The library's functions, typed. Calls release the interpreter lock."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises KernelsUnavailableError for a file that is not this project's library."""
+        try:
+            self.functions = ctypes.CDLL(str(path))
+            for name, (result, arguments) in _SIGNATURES.items():
+                function = getattr(self.functions, name)
+                function.restype, function.argtypes = result, arguments
+        except (OSError, AttributeError) as error:
+            raise KernelsUnavailableError(f"{path} cannot be loaded: {error}") from error
+        if self.functions.dspark_abi() != ABI:
+            raise KernelsUnavailableError(f"{path} has another interface")
+        self.path = path
+
+    @property
+    def instructions(self) -> str:
+        """The instruction set it was compiled for."""
+        name: bytes = self.functions.dspark_instructions()
+        return name.decode()
+
+
+@functools.cache
+def load_kernels() -> Kernels:
+    """Compiles them first where that has not been done. Raises KernelsUnavailableError."""
+    return Kernels(build_library(default_settings()))
+
+
+@functools.cache
+def native_kernels() -> Kernels | None:
+    """The kernels, or None after saying why not, once."""
+    try:
+        kernels = load_kernels()
+    except KernelsUnavailableError as error:
+        _log.warning("no native kernels, computing with PyTorch operators: %s", error)
+        return None
+    _log.info("native kernels: %s", kernels.instructions)
+    return kernels

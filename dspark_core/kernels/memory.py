@@ -1,0 +1,40 @@
+"""Zeroed memory on huge pages, where the system offers them.
+
+A step reads every weight once; on 4 KiB pages the processor's translation of addresses becomes a
+visible part of the time.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+import torch
+from torch import Tensor
+
+_CHUNK_BYTES = 32 * 2**20
+_ALIGNMENT = 64
+
+
+def huge_zeros(num_bytes: int) -> Tensor:
+    """[num_bytes] uint8; physical memory is taken as it is first written."""
+    memory = mmap.mmap(-1, max(num_bytes, 1))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)[:num_bytes]
+
+
+class Arena:
+    """Hands out aligned pieces of large blocks; a block lives as long as one of its pieces."""
+
+    def __init__(self) -> None:
+        self._block = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def take(self, num_bytes: int) -> Tensor:
+        """[num_bytes] uint8, zeros."""
+        if self._used + num_bytes > len(self._block):
+            self._block = huge_zeros(max(num_bytes, _CHUNK_BYTES))
+            self._used = 0
+        piece = self._block[self._used : self._used + num_bytes]
+        self._used += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+        return piece

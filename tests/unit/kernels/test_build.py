@@ -1,0 +1,87 @@
+"""Building never fails the program: it yields a library, or a reason."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dspark_core.kernels.build import BuildSettings, KernelsUnavailableError, build_library
+from dspark_core.kernels.library import Kernels, native_kernels
+
+
+def settings(directory: Path, *command: str) -> BuildSettings:
+    return BuildSettings(cache_directory=directory, compiler=command)
+
+
+def fake_compiler(directory: Path, body: str) -> str:
+    path = directory / "c++"
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_the_switch_and_the_compiler_come_from_the_environment(tmp_path: Path) -> None:
+    found = BuildSettings.from_env({"CXX": "ccache g++", "DSPARK_CACHE_DIR": str(tmp_path)})
+    assert found == BuildSettings(cache_directory=tmp_path, compiler=("ccache", "g++"))
+    with pytest.raises(KernelsUnavailableError, match="DSPARK_KERNELS=off"):
+        BuildSettings.from_env({"DSPARK_KERNELS": "off"})
+    with pytest.raises(KernelsUnavailableError, match="must be on or off, got 'maybe'"):
+        BuildSettings.from_env({"DSPARK_KERNELS": "maybe"})
+
+
+def test_the_cache_lies_in_the_users_cache_directory() -> None:
+    environ = {"CXX": "g++", "HOME": "/home/someone"}
+    assert BuildSettings.from_env(environ).cache_directory == Path("/home/someone/.cache/dspark")
+    environ["XDG_CACHE_HOME"] = "/var/cache"
+    assert BuildSettings.from_env(environ).cache_directory == Path("/var/cache/dspark")
+
+
+def test_a_library_is_compiled_once(tmp_path: Path) -> None:
+    log = tmp_path / "calls"
+    compiler = fake_compiler(
+        tmp_path, f'[ "$1" = --version ] && exit 0\necho x >> {log}\nfor last; do :; done\n: > "$last"'
+    )
+    first = build_library(settings(tmp_path / "cache", compiler))
+    assert build_library(settings(tmp_path / "cache", compiler)) == first
+    assert log.read_text() == "x\n"
+    assert sorted(path.name for path in first.parent.iterdir()) == [first.name, "kernels.lock"]
+
+
+def test_flags_the_compiler_does_not_know_are_left_out(tmp_path: Path) -> None:
+    script = 'case "$*" in *-march=*|*-mcpu=*) echo "error: what?" >&2; exit 1;; esac'
+    compiler = fake_compiler(tmp_path, f'{script}\nfor last; do :; done\n: > "$last"')
+    assert build_library(settings(tmp_path / "cache", compiler)).is_file()
+
+
+def test_a_failing_compiler_is_quoted_and_leaves_nothing(tmp_path: Path) -> None:
+    compiler = fake_compiler(tmp_path, 'echo "x.cpp:1: error: no such thing" >&2; exit 1')
+    with pytest.raises(KernelsUnavailableError, match="error: no such thing"):
+        build_library(settings(tmp_path / "cache", compiler))
+    assert list((tmp_path / "cache").glob("kernels-*")) == []
+
+
+def test_a_compiler_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(KernelsUnavailableError, match="no-such-compiler cannot be run"):
+        build_library(settings(tmp_path, str(tmp_path / "no-such-compiler")))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_cache_that_cannot_be_written_is_a_reason(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(KernelsUnavailableError, match="cannot write to"):
+        build_library(settings(tmp_path / "cache", "true"))
+
+
+def test_a_file_that_is_no_library_is_a_reason(tmp_path: Path) -> None:
+    (tmp_path / "kernels.so").write_text("nothing")
+    with pytest.raises(KernelsUnavailableError, match="cannot be loaded"):
+        Kernels(tmp_path / "kernels.so")
+
+
+def test_the_kernels_say_what_they_were_compiled_for() -> None:
+    kernels = native_kernels()
+    if kernels is None:
+        pytest.skip("no native kernels on this machine")
+    assert kernels.instructions in ("avx512_bf16", "avx512", "avx2", "portable")
