@@ -1,0 +1,247 @@
+"""`dspark train` as a user meets it: a YAML file, a folder, kills, workers, and clear refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from dspark_core.errors import ConfigError
+from dspark_core.training.features import write_shard
+from dspark_core.training.manifest import Manifest, ShardEntry, write_manifest
+from dspark_core.training.objectives.registry import algorithm
+from dspark_core.training.origin import FeatureOrigin
+from dspark_core.training.run_log import read_log
+from services.cli.main import EXIT_CONFIG, main
+from services.cli.train_config import read_config
+from services.cli.train_setup import loss_config
+from tests.unit.models.dspark_golden import GOLDEN, golden_target
+from tests.unit.training.training_sequences import random_sequence
+
+STEPS = 8
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A tiny drafter on eight random sequences of the golden target's shapes."""
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    rows = [random_sequence(24, 4, taps=192, size=64, seed=i) for i in range(8)]
+    write_shard(shards / "a.safetensors", rows)
+    document = {
+        "target": {"model": str(GOLDEN / "qwen3_tiny_target")},
+        "data": {"shards": [str(shards)]},
+        "drafter": {"layers": 1, "tap_layers": [1, 3, 5], "block_size": 4, "markov_rank": 8,
+                    "draft_vocab": 64},
+        "optimisation": {"steps": STEPS, "sequences": 4, "bf16": False, "threads": 1, "ema": 0.9,
+                         "matrix_learning_rate": 1e-3, "losses": {"anchors": 4, "tap_dropout": 0.1}},
+        "output": {"directory": str(tmp_path / "run"), "checkpoint_every": 2, "log_every": 1, "keep": 9},
+    }  # fmt: skip
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def _train(config: Path, *arguments: str) -> int:
+    return main(["train", "--config", str(config), *arguments])
+
+
+def _state(run: Path, step: int) -> dict:
+    return torch.load(run / "checkpoints" / f"step-{step:08d}.pt", weights_only=True)["trainer"]
+
+
+def _command(*module: str) -> list[str]:
+    return [sys.executable, *module]
+
+
+def test_a_killed_run_resumes_to_the_same_weights(config: Path, tmp_path: Path) -> None:
+    constant = [
+        "--set",
+        "optimisation.warmup=0",
+        "--set",
+        "optimisation.decay=0",
+    ]  # of how many steps there are
+    assert _train(config, *constant) == 0
+    killed = tmp_path / "killed"
+    elsewhere = [*constant, "--set", f"output.directory={killed}"]
+    endless = ["train", "--config", str(config), *elsewhere, "--set", "optimisation.steps=1000000"]
+    process = subprocess.Popen(_command("-m", "services.cli.main", *endless), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(killed.glob("checkpoints/step-*.pt")) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(10) == -signal.SIGKILL
+    for path in killed.glob("checkpoints/step-*.pt"):
+        if path.stem > f"step-{STEPS - 2:08d}":  # a slow kill must not leave nothing to resume
+            path.unlink()
+    assert _train(config, *elsewhere, "--resume") == 0
+    straight, resumed = _state(tmp_path / "run", STEPS), _state(killed, STEPS)
+    for kind in ("masters", "averages"):
+        assert all(torch.equal(value, resumed[kind][name]) for name, value in straight[kind].items())
+    assert [row["step"] for row in read_log(killed / "log.jsonl")] == list(range(1, STEPS + 1))
+
+
+def test_two_workers_do_what_one_does(config: Path, tmp_path: Path) -> None:
+    """They resume from one worker's checkpoint, and end at the same losses and weights."""
+    assert _train(config) == 0
+    pair = tmp_path / "pair"
+    (pair / "checkpoints").mkdir(parents=True)
+    for name in ("draft_vocab.pt", "config.json", "checkpoints/step-00000004.pt"):
+        shutil.copy(tmp_path / "run" / name, pair / name)
+    workers = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    arguments = ["train", "--config", str(config), "--resume", "--set", f"output.directory={pair}"]
+    done = subprocess.run(
+        _command(*workers, "services.cli.main", *arguments),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    alone = {row["step"]: row for row in read_log(tmp_path / "run/log.jsonl")}
+    rows = read_log(pair / "log.jsonl")
+    assert [row["step"] for row in rows] == list(range(5, STEPS + 1))
+    for row in rows:
+        for name in ("cross_entropy", "distance", "confidence", "gradient_norm", "learning_rate"):
+            assert row[name] == pytest.approx(alone[row["step"]][name], rel=1e-4)
+    one, two = _state(tmp_path / "run", STEPS), _state(pair, STEPS)
+    for kind in ("masters", "averages"):
+        for name, value in one[kind].items():
+            # Muon iterates in bfloat16: the order of a sum shows. Steps are a hundred times larger.
+            torch.testing.assert_close(two[kind][name], value, rtol=1e-2, atol=1e-4)
+
+
+def test_a_dry_run_says_what_it_takes_and_writes_nothing(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _train(config, "--dry-run") == 0
+    told = capsys.readouterr().out
+    for word in ("trained parameters", "8 sequences, 192 tokens", "positions/s", "GB free", "estimated time"):
+        assert word in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_in_the_output_is_neither_mixed_nor_lost(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _train(config, "--set", "optimisation.steps=2") == 0
+    assert _train(config) == EXIT_CONFIG
+    assert "--resume goes on with it, --fresh throws it away" in capsys.readouterr().err
+    assert _train(config, "--resume", "--set", "drafter.block_size=5") == EXIT_CONFIG
+    assert "drafter.block_size is 5, the run in" in capsys.readouterr().err
+    assert _train(config, "--fresh", "--set", "drafter.block_size=5", "--set", "optimisation.steps=2") == 0
+    written = json.loads((tmp_path / "run/drafter/config.json").read_text())
+    assert written["block_size"] == 5
+    assert [row["step"] for row in read_log(tmp_path / "run/log.jsonl")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "drafter.gamma=7",
+            r"drafter\.gamma is no field, got 7; valid fields here: algorithm, always_tokens, ",
+        ),
+        (
+            "optimisation.losses.l1=1",
+            r"losses\.l1 is no field, got 1; valid fields here: anchors, confidence",
+        ),
+        ("trainer.steps=3", r"trainer is no field, got .*; valid fields here: data, drafter, optimisation"),
+        ("drafter.moe.experts=3", r"drafter\.moe\.experts is no field, got 3; valid .* num_experts"),
+        ("optimisation.steps=-1", r"optimisation\.steps: .* greater than or equal to 1, got -1"),
+        ("drafter.markov_head=lstm", r"drafter\.markov_head: .*'vanilla', 'gated' or 'rnn', got 'lstm'"),
+        ("optimisation.epochs=2", "optimisation: give either steps or epochs"),
+        ("data.stream=answers.jsonl", "data: give either shards or stream"),
+        ("output.directory", "--set must be like"),
+        ("output.directory.x=1", "directory is not a section"),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_value_and_the_valid_ones(
+    config: Path, override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_config(config, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("drafter.algorithm=medusa", "algorithm must be one of dflash, dspark, eagle3, mtp1, got 'medusa'"),
+        ("drafter.mask_token=512", "mask_token must be below the target's vocab_size 512, got 512"),
+        ("drafter.tap_layers=[1, 3]", "hold 192 tapped values per token; .* need 128"),
+        ("drafter.draft_vocab=513", "draft_vocab_size must be in .*512.*, got 513"),
+        ("drafter.source_layers=[1, 2]", "source_layers must name num_layers=1 layers"),
+        ("data.shards=[nowhere]", "nowhere"),
+        ("optimisation.device=warp", "optimisation.device: 'warp'"),
+        ("output.keep=100000000", "GB are free"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_training(
+    config: Path, override: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _train(config, "--set", override) != 0
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("vocab_size", 32000, "vocab_size 32000 .*this target has vocab_size 512"),
+        (
+            "fingerprint",
+            "0123",
+            "other-model with fingerprint 0123; this target has fingerprint [0-9a-f]{16}",
+        ),
+    ],
+)
+def test_features_of_another_target_are_refused_with_both_values(
+    config: Path, field: str, value: object, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = tmp_path / "shards/a.safetensors"
+    fields = {
+        "target": "other-model",
+        "fingerprint": golden_target().fingerprint,
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "tap_layers": (1, 3, 5),
+        "dtype": "bfloat16",
+        "chat_template": "",
+    }
+    origin = FeatureOrigin(**(fields | {field: value}))
+    entry = ShardEntry(sha256="", bytes=shard.stat().st_size, sequences=8, tokens=192)
+    write_manifest(
+        shard.parent, Manifest(origin=origin, answers_sha256="", planned_shards=1, shards={shard.name: entry})
+    )
+    assert _train(config) == EXIT_CONFIG
+    assert re.search(message, capsys.readouterr().err.replace("\n", " "))
+
+
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    with pytest.raises(ConfigError, match=r"bad\.yaml cannot be read"):
+        read_config(path)
+    path.write_text("a: [")
+    with pytest.raises(ConfigError, match=r"bad\.yaml is not YAML"):
+        read_config(path)
+    path.write_text("- 1")
+    with pytest.raises(ConfigError, match=r"bad\.yaml must hold sections"):
+        read_config(path)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[4] / "configs").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_shipped_recipes_are_valid(path: Path) -> None:
+    recipe = read_config(path)
+    assert loss_config(recipe, algorithm(recipe.drafter.algorithm).losses).anchors_per_sequence > 0

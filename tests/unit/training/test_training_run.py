@@ -1,0 +1,136 @@
+"""A run keeps the best, gives up when told to, and goes on where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dspark_core.errors import CheckpointError, ConfigError
+from dspark_core.models.drafter_checkpoint import save_drafter
+from dspark_core.training.averaging import average_checkpoints
+from dspark_core.training.features import write_shard
+from dspark_core.training.objectives.dspark import DSparkObjective
+from dspark_core.training.recipe import LossConfig
+from dspark_core.training.run import RunSettings, TrainingRun
+from dspark_core.training.run_log import JsonLog, Progress, read_log
+from dspark_core.training.sources import CachedSource
+from dspark_core.training.speculative_validation import ValidationReport
+from dspark_core.training.trainer import StepReport, Trainer
+from dspark_core.training.trainer_config import TrainerConfig
+from tests.unit.models.dspark_tiny import tiny_config, tiny_drafter
+from tests.unit.training.training_sequences import random_sequence
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> CachedSource:
+    config = tiny_config()
+    shard = tmp_path_factory.mktemp("shards") / "a.safetensors"
+    size = config.backbone.hidden_size
+    write_shard(shard, [random_sequence(20, 4, taps=config.tap_size, size=size, seed=i) for i in range(6)])
+    return CachedSource([shard])
+
+
+def _run(source: CachedSource, output: Path, lengths: list[float] | None = None, **fields) -> TrainingRun:
+    torch.manual_seed(0)
+    trainer = Trainer(
+        DSparkObjective(tiny_drafter(tiny_config()), LossConfig(anchors_per_sequence=4)),
+        TrainerConfig(steps=10, sequences_per_step=2, learning_rate=1e-3),
+        source,
+    )
+    settings = RunSettings(
+        output=output, **({"checkpoint_every": 2, "log_every": 2, "validate_every": 2} | fields)
+    )
+    told = iter(lengths or [])
+    validate = None if lengths is None else lambda _: ValidationReport(accepted_length=next(told), rounds=7)
+    return TrainingRun(trainer, settings, validate=validate)
+
+
+def _weights(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(directory / "model.safetensors")
+
+
+def test_the_best_export_is_kept_and_patience_ends_the_run(source: CachedSource, tmp_path: Path) -> None:
+    run = _run(source, tmp_path, [1.2, 1.5, 1.4, 1.5, 9.0], patience=2)
+    state = run.run()
+    assert (state.best_length, state.best_step, run.trainer.step) == (1.5, 4, 8)
+    best, newest = _weights(tmp_path / "best"), _weights(tmp_path / "drafter")
+    assert any(not torch.equal(best[name], newest[name]) for name in best)
+    until_best = _run(source, tmp_path / "again", [1.0])
+    next_reports = until_best.trainer.run()
+    for _ in range(4):
+        next(next_reports)
+    until_best.trainer.export(tmp_path / "again")
+    assert all(torch.equal(value, best[name]) for name, value in _weights(tmp_path / "again").items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "best", "checkpoints", "drafter"]
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(source: CachedSource, tmp_path: Path) -> None:
+    lengths = [1.1, 1.2, 1.3, 1.25, 1.2]
+    whole = _run(source, tmp_path / "whole", lengths)
+    whole.listen(JsonLog(tmp_path / "whole.jsonl", 0))
+    whole.run()
+    first = _run(source, tmp_path / "parts", lengths, checkpoint_every=100)
+    first.listen(JsonLog(tmp_path / "parts.jsonl", 0))
+
+    class StopAtFive:
+        def stepped(self, report: StepReport) -> None:
+            if report.step == 5:
+                first.stop.set()
+
+        def progressed(self, progress: Progress) -> None: ...
+
+        def validated(self, step: int, report: ValidationReport, *, is_best: bool) -> None: ...
+
+    first.listen(StopAtFive())
+    first.run()
+    assert first.trainer.step == 5
+    second = _run(source, tmp_path / "parts", lengths[2:])
+    assert second.resume()
+    assert second.trainer.step == 5
+    second.listen(JsonLog(tmp_path / "parts.jsonl", second.trainer.step))
+    assert second.run() == whole.state
+    for name, value in whole.trainer.state()["masters"].items():
+        assert torch.equal(value, second.trainer.state()["masters"][name])
+    told = [
+        [row for row in read_log(tmp_path / f"{name}.jsonl") if "rounds" in row]
+        for name in ("whole", "parts")
+    ]
+    assert told[0] == told[1]
+    assert [row["accepted_length"] for row in told[0]] == lengths
+
+
+def test_the_log_forgets_what_a_resumed_run_repeats(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 2}\n{"step": 4}\n{"step": 6}\n{"ste')
+    JsonLog(path, 4)
+    assert read_log(path) == [{"step": 2}, {"step": 4}]
+
+
+def test_a_run_without_a_checkpoint_has_nothing_to_resume(source: CachedSource, tmp_path: Path) -> None:
+    assert not _run(source, tmp_path).resume()
+
+
+@pytest.mark.parametrize("field", ["checkpoint_every", "keep", "log_every", "validate_every", "patience"])
+def test_a_bad_setting_is_named(field: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{field} must be >= 1, got 0"):
+        RunSettings(output=tmp_path, **{field: 0})
+
+
+def test_checkpoints_are_averaged(tmp_path: Path) -> None:
+    drafters = [tiny_drafter(tiny_config()), tiny_drafter(tiny_config())]
+    with torch.no_grad():
+        drafters[1].norm.weight.add_(1.0)
+    for index, drafter in enumerate(drafters):
+        save_drafter(tmp_path / str(index), drafter)
+    average_checkpoints(tmp_path / "mean", [tmp_path / "0", tmp_path / "1"])
+    first, mean = _weights(tmp_path / "0"), _weights(tmp_path / "mean")
+    torch.testing.assert_close(mean["norm.weight"], first["norm.weight"] + 0.5)
+    with pytest.raises(ConfigError, match="exists already"):
+        average_checkpoints(tmp_path / "mean", [tmp_path / "0", tmp_path / "1"])
+    with pytest.raises(ConfigError, match="at least two"):
+        average_checkpoints(tmp_path / "x", [tmp_path / "0"])
+    with pytest.raises(CheckpointError, match="nowhere"):
+        average_checkpoints(tmp_path / "x", [tmp_path / "0", tmp_path / "nowhere"])
