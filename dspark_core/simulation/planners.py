@@ -177,7 +177,7 @@ class Cluster(Delayed):
 
     def plan(self, batch: PlanBatch, seconds: Floats) -> Ints:
         lengths = super().plan(batch, seconds)
-        drafted = batch.survival[:, 0] >= 0.0
+        drafted = (batch.survival >= 0.0).any(axis=1)
         if batch.floors.any():
             self._draft_nobody = False  # what no draft can hold, a draft may
         elif drafted.any():

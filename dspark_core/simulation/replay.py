@@ -39,6 +39,8 @@ class ReplayResult:
     """Committed, by survival."""
     outcome_tokens: float
     """Committed, by recorded outcomes where known."""
+    undrafted_share: float
+    """Of the request rounds: recorded without a draft, so that no planner could verify anything."""
     known_share: float
     """Of the request rounds: their outcome under this planner is known."""
     seconds: float
@@ -57,6 +59,7 @@ class _Sums:
     verified: int = 0
     expected: float = 0.0
     outcome: float = 0.0
+    undrafted: int = 0
     known: int = 0
     seconds: float = 0.0
     unmet: int = 0
@@ -88,6 +91,7 @@ def replay(
         verify_length=sums.verified / requests,
         expected_tokens=sums.expected,
         outcome_tokens=sums.outcome,
+        undrafted_share=sums.undrafted / requests,
         known_share=sums.known / requests,
         seconds=sums.seconds,
         expected_tokens_per_second=sums.expected / max(sums.seconds, 1e-12),
@@ -133,6 +137,7 @@ def _replay_round(
     sums.verified += verified
     sums.expected += float(expected_tokens(batch, lengths).sum())
     sums.outcome += count + float(accepted.sum())
+    sums.undrafted += sum(not request.survival for request in told)
     sums.known += int(known.sum())
     sums.seconds += seconds
     sums.unmet += len(unmet_floors(batch, lengths, seconds))
@@ -144,9 +149,9 @@ def _batch(one: TracedRound, planner: RoundPlanner | None, known: dict[str, int]
     survival = survival_matrix([request.survival for request in told])
     floors = np.array([request.min_tokens_per_second for request in told])
     context = np.full(count, one.context_tokens // max(count, 1), dtype=np.int64)
-    if planner is not None and survival.shape[1]:
+    if planner is not None:
         ids = np.array([known.setdefault(request.sequence_id, len(known)) for request in told])
-        chosen = planner.drafted(RoundView(ids, context, floors, survival[:, 0] >= 0.0))
+        chosen = planner.drafted(RoundView(ids, context, floors, (survival >= 0.0).any(axis=1)))
         if chosen is not None:
             survival[~chosen] = -1.0
     return PlanBatch(

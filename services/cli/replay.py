@@ -119,6 +119,11 @@ def _show(results: Sequence[ReplayResult], trace: Trace) -> None:
             f"{100 * one.same_share:.0f} %",
         )
     console.print(table)
+    if recorded.undrafted_share > 0:
+        share = 100 * recorded.undrafted_share
+        console.print(
+            f"{share:.0f} % of the request rounds were recorded without a draft: nothing to plan there"
+        )
     if any(one.unmet_floors for one in results):
         broken = ", ".join(f"{one.planner} {one.unmet_floors}" for one in results)
         console.print(f"request rounds whose floor does not hold: {broken}")

@@ -103,10 +103,12 @@ def test_a_floor_that_the_plan_does_not_hold_is_counted() -> None:
 
 @pytest.mark.parametrize("planner", [name.replace(":N", ":2").replace(":P", ":0.5") for name in NAMES])
 def test_every_planner_can_be_replayed(planner: str) -> None:
-    result = replay(ROUNDS * 10, round_time(), planner)
-    assert result.rounds == 20
-    assert result.request_rounds == 30
-    assert 30 <= result.outcome_tokens <= 30 + result.verified
+    undrafted = traced(3, asked("a", (), 0, 0), asked("c", (), 0, 0))
+    result = replay([*ROUNDS, undrafted] * 10, round_time(), planner)
+    assert result.rounds == 30
+    assert result.request_rounds == 50
+    assert result.undrafted_share == 0.4
+    assert 50 <= result.outcome_tokens <= 50 + result.verified
 
 
 @given(st.data())
