@@ -150,8 +150,9 @@ def _batch(one: TracedRound, planner: RoundPlanner | None, known: dict[str, int]
     floors = np.array([request.min_tokens_per_second for request in told])
     context = np.full(count, one.context_tokens // max(count, 1), dtype=np.int64)
     if planner is not None:
+        draftable: Bools = np.any(survival >= 0.0, axis=1)
         ids = np.array([known.setdefault(request.sequence_id, len(known)) for request in told])
-        chosen = planner.drafted(RoundView(ids, context, floors, (survival >= 0.0).any(axis=1)))
+        chosen = planner.drafted(RoundView(ids, context, floors, draftable))
         if chosen is not None:
             survival[~chosen] = -1.0
     return PlanBatch(

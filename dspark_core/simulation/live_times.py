@@ -1,0 +1,76 @@
+"""Corrects profiled round times by rounds that were served.
+
+A profile times bare passes for a few seconds; a served round also plans, accepts and samples, on a
+machine that may have become busier. The profile keeps its shape; each of its points is moved by what
+rounds of about its kind took against it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
+from dspark_core.algorithms.step_surface import StepPoint
+
+MIN_ROUNDS = 3
+"""Rounds of a kind that say something about it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedRound:
+    """A round without prefill."""
+
+    requests: int
+    batch_tokens: int
+    context_tokens: int
+    step_seconds: float
+    drafted: int
+    """Requests drafted for."""
+    draft_seconds: float
+
+
+def corrected(round_time: RoundTimeModel, rounds: Iterable[ServedRound]) -> RoundTimeModel:
+    """Unchanged where too few rounds of any kind were served."""
+    steps: dict[tuple[int, int], list[float]] = {}
+    drafts: dict[int, list[float]] = {}
+    for one in rounds:
+        known = round_time.verify.seconds(one.requests, one.batch_tokens, one.context_tokens)
+        steps.setdefault((one.requests, one.batch_tokens), []).append(one.step_seconds / known)
+        expected = round_time.draft.seconds(one.drafted)
+        if one.drafted and expected > 0:
+            drafts.setdefault(one.drafted, []).append(one.draft_seconds / expected)
+    step_ratios: dict[int, dict[float, float]] = {}
+    for (requests, tokens), ratios in steps.items():
+        if len(ratios) >= MIN_ROUNDS:
+            step_ratios.setdefault(requests, {})[tokens / requests] = statistics.median(ratios)
+    draft_ratios = {
+        count: statistics.median(ratios) for count, ratios in drafts.items() if len(ratios) >= MIN_ROUNDS
+    }
+    verify = round_time.verify
+    if step_ratios:
+        points = tuple(_moved(point, step_ratios) for point in verify.points)
+        verify = replace(verify, points=points)
+    draft = round_time.draft
+    if draft_ratios:
+        seconds = zip(draft.requests, draft.draft_seconds, strict=True)
+        draft = DraftTimeModel(
+            draft.requests, tuple(value * _between(draft_ratios, count) for count, value in seconds)
+        )
+    return replace(round_time, verify=verify, draft=draft)
+
+
+def _moved(point: StepPoint, ratios: Mapping[int, Mapping[float, float]]) -> StepPoint:
+    """By the ratio at its tokens per request, mixed between the nearest served request counts."""
+    per_request = point.batch_tokens / point.requests
+    rows = {requests: _between(row, per_request) for requests, row in ratios.items()}
+    return replace(point, seconds=point.seconds * _between(rows, point.requests))
+
+
+def _between(known: Mapping[int, float] | Mapping[float, float], at: float) -> float:
+    """Linear between keys, level beyond them."""
+    keys = sorted(known)
+    return float(np.interp(at, keys, [known[key] for key in keys]))  # type: ignore[index]
