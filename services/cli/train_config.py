@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL
+from dspark_core.models.moe_config import Balance
 
 
 class Section(BaseModel):
@@ -46,6 +47,8 @@ class MoeSection(Section):
     """Intermediate size of one expert."""
     num_shared_experts: int = Field(default=1, ge=0)
     routed_scale: float = Field(default=1.0, gt=0)
+    balance: Balance = Balance.BIAS
+    balance_weight: float = Field(default=1e-3, gt=0)
 
 
 class DrafterSection(Section):

@@ -32,7 +32,8 @@ STEP_DECAY_LOSS = 4.4814
 def build_eagle3(
     recipe: DrafterRecipe, losses: LossConfig, target: LoadedTarget, draft_vocab_ids: Tensor | None
 ) -> Eagle3Objective:
-    """Always one layer, whatever `num_layers` says. Raises ConfigError for more source layers."""
+    """Always one layer, whatever `num_layers` says. Raises ConfigError for more source layers
+    and for experts."""
     config = Eagle3Config(
         backbone=dataclasses.replace(target.config, num_layers=1),
         num_target_layers=target.config.num_layers,
@@ -101,7 +102,9 @@ def new_eagle3(
 
 
 def only_source_layer(recipe: DrafterRecipe) -> int | None:
-    """Raises ConfigError when the recipe names more layers than these drafters have."""
+    """Raises ConfigError when the recipe asks for more than these drafters have."""
+    if recipe.moe is not None:
+        raise ConfigError(f"moe does not apply to {recipe.algorithm}, whose one layer is dense")
     if len(recipe.source_layers) > 1:
         raise ConfigError(
             f"source_layers of {recipe.algorithm} must name one layer, got {list(recipe.source_layers)}"

@@ -31,7 +31,8 @@ def build_mtp1(
     recipe: DrafterRecipe, losses: LossConfig, target: LoadedTarget, draft_vocab_ids: Tensor | None
 ) -> MtpObjective:
     """One layer and one draft token, whatever `num_layers` and `block_size` say; the input is the
-    final hidden state, whatever `target_layer_ids` says. Raises ConfigError for more source layers."""
+    final hidden state, whatever `target_layer_ids` says. Raises ConfigError for more source layers
+    and for experts."""
     config = MtpConfig(
         backbone=dataclasses.replace(target.config, num_layers=1),
         num_target_layers=target.config.num_layers,

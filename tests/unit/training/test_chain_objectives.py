@@ -17,6 +17,7 @@ from dspark_core.errors import ConfigError
 from dspark_core.models.drafter_kinds import load_any_drafter
 from dspark_core.models.eagle3 import Eagle3Drafter
 from dspark_core.models.eagle3_checkpoint import load_eagle3
+from dspark_core.models.moe_config import MoeConfig
 from dspark_core.records import SamplingParams, Verification
 from dspark_core.training.features import FeatureSequence
 from dspark_core.training.losses import target_probabilities
@@ -229,4 +230,12 @@ def test_features_of_another_width_are_refused() -> None:
 def test_more_than_one_source_layer_is_refused(name: str) -> None:
     recipe = DrafterRecipe(algorithm=name, target_layer_ids=(1,), num_layers=2, source_layers=(6, 7))
     with pytest.raises(ConfigError, match=rf"source_layers of {name} must name one layer, got \[6, 7\]"):
+        ALGORITHMS[name].build(recipe, LossConfig(), golden_target(), None)
+
+
+@ALGORITHM_NAMES
+def test_experts_are_refused(name: str) -> None:
+    moe = MoeConfig(num_experts=2, experts_per_token=1, expert_size=8)
+    recipe = DrafterRecipe(algorithm=name, target_layer_ids=(1,), moe=moe)
+    with pytest.raises(ConfigError, match=f"moe does not apply to {name}"):
         ALGORITHMS[name].build(recipe, LossConfig(), golden_target(), None)
