@@ -1,0 +1,174 @@
+"""`dspark data` from prompts to features, killed on the way, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dspark_core.training.data.conversations import AnswerFile
+from dspark_core.training.manifest import read_manifest
+from dspark_core.training.sources import CachedSource
+from services.cli.main import main
+from tests.support.source_tree import ROOT
+from tests.support.tiny_target import write_tiny_target
+from tests.unit.training.answer_files import write_answers
+
+pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(200)]
+
+PROMPTS = [{"id": f"p{n}", "prompt": f"Question number {n}?", "domain": "chat"} for n in range(40)]
+SMALL = ["--threads", "1", "--kv-cache-mb", "4"]
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_target(tmp_path_factory.mktemp("model") / "target")
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
+    return path
+
+
+def killed(arguments: list[str], when: Callable[[], bool]) -> None:
+    """Runs the command in a process of its own and kills it as soon as `when` holds."""
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "proto/gen")])}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "services.cli.main", *arguments],
+        env=environ,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not when():
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGKILL, errors.decode()
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_killed_generation_ends_with_the_same_answers(target: Path, prompts: Path, tmp_path: Path) -> None:
+    """In bfloat16, where an answer depends on what shares its passes."""
+    options = ["--max-tokens", "100", "--concurrency", "4", "--chunk", "12", "--temperatures", "0:1,0.8:1"]
+
+    def command(out: Path) -> list[str]:
+        where = ["--prompts", str(prompts), "--out", str(out), "--target-model", str(target)]
+        return ["data", "regenerate", *where, *options, *SMALL]
+
+    broken, whole = tmp_path / "broken.jsonl", tmp_path / "whole.jsonl"
+    killed(command(broken), when=lambda: lines(broken) >= 15)
+    assert 15 <= lines(broken) < len(PROMPTS)
+    with broken.open("ab") as file:
+        file.write(b'{"id": "p39", "answer_i')  # as a kill inside a write would leave it
+    assert main(command(broken)) == 0
+    assert main(command(whole)) == 0
+    assert sorted(broken.read_text().splitlines()) == sorted(whole.read_text().splitlines())
+    assert lines(whole) == len(PROMPTS)
+    rows = [json.loads(line) for line in whole.read_text().splitlines()]
+    assert {row["temperature"] for row in rows} == {0.0, 0.8}
+    assert {row["domain"] for row in rows} == {"chat"}
+
+
+def test_killed_features_end_with_the_same_bytes(target: Path, tmp_path: Path) -> None:
+    answers = write_answers(tmp_path / "answers.jsonl", count=500)
+
+    def command(out: Path) -> list[str]:
+        where = ["--answers", str(answers), "--out", str(out), "--target-model", str(target)]
+        return ["data", "features", *where, "--shard-tokens", "128", "--threads", "1"]
+
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    killed(command(broken), when=lambda: len(list(broken.glob("*.safetensors"))) >= 3)
+    manifest = read_manifest(broken)
+    assert manifest is not None
+    assert not manifest.complete
+    assert main(command(broken)) == 0
+    assert main(command(whole)) == 0
+    assert read_manifest(broken) == read_manifest(whole)
+    assert main(["data", "check", str(broken)]) == 0
+    source = CachedSource.open([broken])
+    assert len(source) == len(AnswerFile(answers))
+    assert source.origin is not None
+    assert source.origin.vocab_size == 512
+
+
+def test_prompts_answers_and_features_fit_together(
+    target: Path, prompts: Path, tmp_path: Path, capsys
+) -> None:
+    bench, kept = tmp_path / "bench.jsonl", tmp_path / "kept.jsonl"
+    bench.write_text(json.dumps({"turns": ["question number 7"]}) + "\n")
+    model = ["--target-model", str(target)]
+    collect = ["data", "prompts", str(prompts), "--exclude", str(bench), "--out", str(kept), "--limit", "9"]
+    assert main([*collect, *model]) == 0
+    assert "8 prompts" in (shown := capsys.readouterr().out)
+    assert "1 shared with an excluded file" in shown
+    answers, features = tmp_path / "answers.jsonl", tmp_path / "features"
+    answer = ["data", "regenerate", "--prompts", str(kept), "--out", str(answers), "--max-tokens", "6"]
+    assert main([*answer, *model, *SMALL]) == 0
+    compute = ["data", "features", "--answers", str(answers), "--out", str(features), *model]
+    assert main([*compute, "--dry-run"]) == 0
+    assert not features.exists()
+    assert "bytes per token" in capsys.readouterr().out
+    assert main(compute) == 0
+    assert main(["data", "check", str(features)]) == 0
+    assert "1 of 1 shards are whole" in capsys.readouterr().out
+    [shard] = features.glob("*.safetensors")
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    assert main(["data", "check", str(features)]) == 1
+    assert f"{shard} does not have the checksum" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prompts", "--out", "{tmp}/x"], "no source: give files, --dataset NAME or --synthesise N"),
+        (["prompts", "{tmp}/none.jsonl", "--out", "{tmp}/x"], "none.jsonl cannot be read"),
+        (["prompts", "{bad}", "--out", "{tmp}/x"], "bad.jsonl:2 has no turns"),
+        (["prompts", "{prompts}", "--out", "{tmp}"], "--out must be a file"),
+        (["prompts", "{prompts}", "--out", "{tmp}/x", "--min-tokens", "900"], "no prompt is left"),
+        (["regenerate", "--prompts", "{bad}", "--out", "{tmp}/x"], "bad.jsonl:2 has no turns"),
+        (["regenerate", "--prompts", "{twice}", "--out", "{tmp}/x"], "two prompts with id 'a'"),
+        (["regenerate", "--prompts", "{prompts}", "--out", "{tmp}/x", "--temperatures", "hot"], "'hot'"),
+        (["regenerate", "--prompts", "{prompts}", "--out", "{tmp}/x", "--top-p", "2"], "top_p must be"),
+        (["regenerate", "--prompts", "{prompts}", "--out", "{tmp}/x", "--endpoint", "here"], "got 'here'"),
+        (["features", "--answers", "{prompts}", "--out", "{tmp}/x"], "prompts.jsonl:1: not a conversation"),
+        (["features", "--answers", "{prompts}", "--out", "{tmp}/x", "--layers", "99"], "tap layer 99"),
+        (["features", "--answers", "{foreign}", "--out", "{tmp}/x"], "with fingerprint 0123"),
+        (["check", "{tmp}"], "has no manifest.json"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(
+    arguments: list[str], message: str, target: Path, prompts: Path, tmp_path: Path, capsys
+) -> None:
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("bad", "twice", "foreign")}
+    files["bad"].write_text('{"prompt": "fine"}\n{"id": "x"}\n')
+    files["twice"].write_text('{"id": "a", "prompt": "x"}\n{"id": "a", "prompt": "y"}\n')
+    write_answers(files["foreign"])
+    settings = {"target": "other", "fingerprint": "0123"}
+    files["foreign"].with_name("foreign.jsonl.settings.json").write_text(json.dumps(settings))
+    named = [text.format(tmp=tmp_path, prompts=prompts, **files) for text in arguments]
+    if named[0] != "check":
+        named += ["--target-model", str(target)]
+    assert main(["data", *named]) > 0
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert len(shown.splitlines()) == 1
