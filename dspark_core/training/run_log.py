@@ -67,7 +67,9 @@ class JsonLog:
         self._path = path
         kept = [row for row in read_log(path) if row["step"] <= start_step]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        partial.rename(path)
 
     def stepped(self, report: StepReport) -> None:
         """Single steps are not written."""

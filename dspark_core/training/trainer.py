@@ -144,7 +144,7 @@ class Trainer:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Raises CheckpointError when the state is of another drafter."""
-        self._check_fits(state["masters"])
+        self._check_fits(state["masters"], len(state["optimizers"]))
         masters = self._weights.masters
         with torch.no_grad():
             for master, whole in zip(masters, state["masters"].values(), strict=True):
@@ -154,7 +154,10 @@ class Trainer:
                 for average, master, whole in zip(self._averages, masters, saved.values(), strict=True):
                     average.copy_(self._weights.part(whole, master))
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+            peaks = [group["peak_lr"] for group in optimizer.param_groups]
             optimizer.load_state_dict(self._sharded_state(optimizer, saved))
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["peak_lr"] = peak  # of this run's configuration, not of the one that saved
         self.step = state["step"]
         self._weights.publish()
 
@@ -204,7 +207,7 @@ class Trainer:
         self._weights.publish()
         return float(norm)
 
-    def _check_fits(self, saved: Mapping[str, Tensor]) -> None:
+    def _check_fits(self, saved: Mapping[str, Tensor], optimizers: int) -> None:
         shapes = dict(zip(self._names, (tuple(m.shape) for m in self._weights.masters), strict=True))
         found = {name: tuple(value.shape) for name, value in saved.items()}
         for name in shapes | found:
@@ -213,6 +216,11 @@ class Trainer:
                     f"the saved state is of another drafter: {name} has shape {found.get(name)}, "
                     f"this drafter's is {shapes.get(name)}"
                 )
+        if optimizers != len(self._optimizers):
+            raise CheckpointError(
+                f"the saved state has {optimizers} optimisers, this run {len(self._optimizers)}: "
+                "matrix_learning_rate was given for one of them alone"
+            )
 
     def _sharded_state(self, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -64,6 +64,8 @@ def build_setup(config: TrainConfig, workers: Workers, *, write: bool) -> Setup:
         workers=workers,
         device=own_device(config.optimisation.device),
     )
+    if config.data.stream is not None or config.validation.prompts:
+        target.decoder.pack()  # only now: the drafter started as a copy of its layers
     return Setup(config=config, target=target, source=source, trainer=trainer)
 
 
@@ -72,7 +74,6 @@ def build_run(setup: Setup) -> TrainingRun:
     config = setup.config
     validate = None
     if config.validation.prompts and setup.trainer.workers.is_first:
-        setup.target.decoder.pack()
         validate = _validator(config, setup.target)
     require_disk(setup)
     settings = RunSettings(
@@ -264,7 +265,10 @@ def _require_same_run(config: TrainConfig, path: Path) -> None:
     """What the weights mean must not change on the way."""
     if not path.exists():
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}; --fresh starts over") from error
     now = config.model_dump(mode="json")
     for section in ("target", "drafter"):
         for name, value in now[section].items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from dspark_core.training.features import write_shard
 from dspark_core.training.objectives.dspark import DSparkObjective
 from dspark_core.training.recipe import LossConfig
 from dspark_core.training.run import RunSettings, TrainingRun
-from dspark_core.training.run_log import JsonLog, Progress, read_log
+from dspark_core.training.run_log import JsonLog, Progress, TensorBoardLog, read_log
 from dspark_core.training.sources import CachedSource
 from dspark_core.training.speculative_validation import ValidationReport
 from dspark_core.training.trainer import StepReport, Trainer
@@ -134,3 +135,17 @@ def test_checkpoints_are_averaged(tmp_path: Path) -> None:
         average_checkpoints(tmp_path / "x", [tmp_path / "0"])
     with pytest.raises(CheckpointError, match="nowhere"):
         average_checkpoints(tmp_path / "x", [tmp_path / "0", tmp_path / "nowhere"])
+
+
+def test_tensorboard_is_written_and_missed_with_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = TensorBoardLog(tmp_path / "board", 0)
+    log.progressed(Progress.over([StepReport(1, 2.0, 1.0, 0.5, (0.5,), 0.1, 1.0, 8)], 2.0))
+    log.validated(1, ValidationReport(accepted_length=1.5, rounds=3), is_best=True)
+    (events,) = (tmp_path / "board").iterdir()
+    content = events.read_bytes()
+    assert all(name in content for name in (b"cross_entropy", b"positions_per_second", b"accepted_length"))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match=r"pip install 'dspark\[train\]'"):
+        TensorBoardLog(tmp_path / "board", 0)

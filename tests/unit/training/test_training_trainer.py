@@ -193,6 +193,18 @@ def test_a_state_of_another_drafter_is_refused(source: CachedSource) -> None:
         _trainer(source, 1).restore(other.state())
 
 
+def test_a_state_is_taken_up_at_new_rates_but_not_by_another_optimiser(source: CachedSource) -> None:
+    first = _trainer(source, 4)
+    next(first.run())
+    faster = _trainer(source, 4, learning_rate=6e-3)
+    faster.restore(first.state())
+    assert next(faster.run()).learning_rate == pytest.approx(2 * next(first.run()).learning_rate)
+    moved = [trainer.state()["masters"]["norm.weight"] for trainer in (first, faster)]
+    assert not torch.equal(*moved)
+    with pytest.raises(CheckpointError, match="matrix_learning_rate"):
+        _trainer(source, 4, matrix_learning_rate=1e-3).restore(first.state())
+
+
 def test_the_exported_average_lags_behind_the_weights(source: CachedSource, tmp_path: Path) -> None:
     trainer = _trainer(source, 4, ema_decay=0.9)
     list(trainer.run())
