@@ -15,7 +15,7 @@ import numpy as np
 
 from dspark_core.algorithms import delayed_scheduler
 from dspark_core.algorithms.drafting_choice import worth_drafting
-from dspark_core.algorithms.plan_batch import Ints, PlanBatch, rank
+from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch, rank
 from dspark_core.algorithms.plan_request import Plan, PlanRequest
 from dspark_core.algorithms.plan_search import search
 from dspark_core.algorithms.prefix_scheduler import admit_while_rising
@@ -87,18 +87,26 @@ def _seconds(batch: PlanBatch, round_time: RoundTimeModel, max_draft_tokens: int
 
 def _early(batch: PlanBatch, seconds: Floats) -> Ints:
     everyone = np.ones(batch.requests, dtype=np.bool_)
-    if batch.floors.any():
-        lengths = admit_within_floors(batch, admit_floors(batch, seconds), everyone, seconds)
-    else:
-        ranking = rank(batch)
-        count = admit_while_rising(ranking, float(batch.weights.sum()), seconds)
-        lengths = ranking.lengths(count, batch.requests)
+    nothing = np.zeros(batch.requests, dtype=np.int64)
+    start = admit_floors(batch, seconds) if batch.floors.any() else nothing
+    lengths = _admit(batch, start, everyone, seconds)
     if not batch.coupled.any():
         return lengths
     # A stair that coupled tokens climbed may hold more of the others, and the other way round.
     lengths = search(batch, seconds, lengths, batch.coupled)
-    lengths = admit_within_floors(batch, lengths, ~batch.coupled, seconds)
+    lengths = _admit(batch, lengths, ~batch.coupled, seconds)
     return search(batch, seconds, lengths, batch.coupled)
+
+
+def _admit(batch: PlanBatch, lengths: Ints, candidates: Bools, seconds: Floats) -> Ints:
+    """Algorithm 1 from `lengths` on, over the tokens of `candidates`; never against a floor."""
+    if batch.floors.any():
+        return admit_within_floors(batch, lengths, candidates, seconds)
+    ranking = rank(batch, None if candidates.all() else candidates).without(np.where(candidates, lengths, 0))
+    used = int(lengths.sum())
+    total = float(expected_tokens(batch, lengths) @ batch.weights if used else batch.weights.sum())
+    count = admit_while_rising(ranking, total, seconds[used:])
+    return lengths + ranking.lengths(count, batch.requests)
 
 
 def _delayed(batch: PlanBatch, seconds: Floats, capacity: int) -> Ints:
