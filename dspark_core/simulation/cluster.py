@@ -165,7 +165,7 @@ class Cluster:
         if not decoding:
             extra = prefill - runs
             step = float(self._tables.step(runs, 0)[extra]) * verifier.slowdown
-            self._schedule(verifier, now, 0.0, step, 0)
+            self._schedule(verifier, now, 0.0, step)
             return
         batch, drafted = self._batch(verifier)
         wait = self._draft_wait(verifier, now, drafted)
@@ -179,9 +179,9 @@ class Cluster:
             RoundOutcome(lengths, accepted, decoding + verified + prefill, batch.context_tokens, wait, step)
         )
         self._ledger.verified(decoding, verified, wait)
-        self._schedule(verifier, now, wait, step, decoding)
+        self._schedule(verifier, now, wait, step)
 
-    def _schedule(self, verifier: _Verifier, now: float, wait: float, step: float, decoding: int) -> None:
+    def _schedule(self, verifier: _Verifier, now: float, wait: float, step: float) -> None:
         seconds = wait + step + self._scenario.round_overhead_seconds
         self._ledger.busy(seconds)
         heapq.heappush(self._events, (now + seconds, verifier.index))
