@@ -137,7 +137,7 @@ def _stored(sequence: FeatureSequence) -> dict[str, Tensor]:
 def _checksum(rows: Mapping[str, Tensor]) -> int:
     value = 0
     for name in _ROWS:
-        value = zlib.crc32(rows[name].contiguous().view(torch.uint8).numpy(), value)
+        value = zlib.crc32(rows[name].contiguous().view(torch.uint8).numpy().data, value)
     return value
 
 
