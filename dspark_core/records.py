@@ -245,6 +245,16 @@ class VerifierLoad:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaKind:
+    """Replicas of one kind share step times."""
+
+    model: str
+    engine: str
+    hardware: str
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
     """One point of a step-time profile."""
 
@@ -293,6 +303,8 @@ class RoundReport:
     profile: tuple[StepTime, ...] = ()
     """Measured at start; only in the first report of a stream."""
     load: VerifierLoad | None = None
+    kind: ReplicaKind | None = None
+    """Only in the first report of a stream."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,3 +315,5 @@ class VerifyPlan:
     draft_token_capacity: int
     term: int = 0
     """Of the leading scheduler that made it; only grows."""
+    curve: tuple[StepTime, ...] = ()
+    """Once, for a verifier that sent no profile: the step times of its kind."""

@@ -37,6 +37,11 @@ class LocalPlanSource:
         """What is known of this engine's speed now."""
         return self._round_time
 
+    def adopt(self, round_time: RoundTimeModel) -> None:
+        """Step times from elsewhere, for an engine that was not profiled; a measured one keeps its own."""
+        if self._round_time is None:
+            self._round_time = round_time
+
     def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
         if self._round_time is None:
             return tuple(candidate.draftable for candidate in candidates)

@@ -21,6 +21,7 @@ from dspark_core.records import (
     GenerateChunk,
     GenerateRequest,
     Replica,
+    ReplicaKind,
     RequestSurvival,
     Role,
     RoundReport,
@@ -253,15 +254,8 @@ def round_report_to_proto(value: RoundReport) -> scheduler_pb2.RoundReport:
         batch_tokens=value.batch_tokens,
         step_seconds=value.step_seconds,
         draft_seconds=value.draft_seconds,
-        profile=[
-            scheduler_pb2.StepTime(
-                batch_tokens=point.batch_tokens,
-                step_seconds=point.seconds,
-                requests=point.requests,
-                context_tokens=point.context_tokens,
-            )
-            for point in value.profile
-        ],
+        profile=_profile_to_proto(value.profile),
+        kind=None if value.kind is None else replica_kind_to_proto(value.kind),
         load=None if value.load is None else verifier_load_to_proto(value.load),
         context_tokens=value.context_tokens,
     )
@@ -284,6 +278,7 @@ def round_report_from_proto(message: scheduler_pb2.RoundReport) -> RoundReport:
         context_tokens=message.context_tokens,
         profile=_profile_from_proto(message.profile),
         load=verifier_load_from_proto(message.load) if message.HasField("load") else None,
+        kind=replica_kind_from_proto(message.kind) if message.HasField("kind") else None,
     )
 
 
@@ -342,6 +337,7 @@ def verify_plan_to_proto(value: VerifyPlan) -> scheduler_pb2.VerifyPlan:
         based_on_round=value.based_on_round,
         draft_token_capacity=value.draft_token_capacity,
         term=value.term,
+        curve=_profile_to_proto(value.curve),
     )
 
 
@@ -350,6 +346,7 @@ def verify_plan_from_proto(message: scheduler_pb2.VerifyPlan) -> VerifyPlan:
         based_on_round=message.based_on_round,
         draft_token_capacity=message.draft_token_capacity,
         term=message.term,
+        curve=_profile_from_proto(message.curve),
     )
 
 
@@ -372,6 +369,30 @@ def _survival_from_proto(message: scheduler_pb2.RequestSurvival) -> RequestSurvi
         accepted=message.accepted,
         min_tokens_per_second=message.min_tokens_per_second,
     )
+
+
+def replica_kind_to_proto(value: ReplicaKind) -> scheduler_pb2.ReplicaKind:
+    return scheduler_pb2.ReplicaKind(
+        model=value.model, engine=value.engine, hardware=value.hardware, dtype=value.dtype
+    )
+
+
+def replica_kind_from_proto(message: scheduler_pb2.ReplicaKind) -> ReplicaKind:
+    return ReplicaKind(
+        model=message.model, engine=message.engine, hardware=message.hardware, dtype=message.dtype
+    )
+
+
+def _profile_to_proto(points: Iterable[StepTime]) -> list[scheduler_pb2.StepTime]:
+    return [
+        scheduler_pb2.StepTime(
+            batch_tokens=point.batch_tokens,
+            step_seconds=point.seconds,
+            requests=point.requests,
+            context_tokens=point.context_tokens,
+        )
+        for point in points
+    ]
 
 
 def _profile_from_proto(points: Iterable[scheduler_pb2.StepTime]) -> tuple[StepTime, ...]:

@@ -85,7 +85,7 @@ class ProcessStack:
     async def start(self) -> None:
         """Returns when the gateway answers. Raises UnavailableError."""
         options = self._options
-        scheduler, drafter, verifier = _free_ports(3)
+        scheduler, drafter, verifier = free_ports(3)
         shared = self._shared_environ(scheduler)
         self._spawn("scheduler", shared, scheduler)
         if options.drafter is not None:
@@ -145,7 +145,7 @@ async def _serving(stub: health_pb2_grpc.HealthStub) -> bool:
     return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Distinct free ports. One could be taken in the moment before its use, which then fails."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from dspark_core.errors import InvalidRequestError, UnavailableError
 from dspark_core.records import AssignRequest, Replica, Role, RoundReport
+from services.scheduler.curves import CurveBook, CurveStore, MemoryCurveStore
 from services.scheduler.loads import LoadBook
 from services.scheduler.pace import VerifierPace
 from services.scheduler.planner import VerifierPlanner
@@ -22,7 +23,10 @@ draft that is accepted a little more often will hold it."""
 
 
 class Fleet:
-    def __init__(self, lease_seconds: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, lease_seconds: float, clock: Callable[[], float], store: CurveStore | None = None
+    ) -> None:
+        self.curves = CurveBook(store or MemoryCurveStore())
         self.state = ClusterState(lease_seconds, clock)
         self.loads = LoadBook(clock)
         self.prefixes = PrefixTable()
@@ -48,7 +52,10 @@ class Fleet:
         """Learns from a report; False when there is nothing in it to plan from."""
         if report.load is not None:
             self.loads.told(report.replica_id, report.load)
-        self.planner(report.replica_id).pace.adopt(report.profile)
+        pace = self.planner(report.replica_id).pace
+        pace.adopt(report.profile)
+        if report.kind is not None:
+            self.curves.join(report.kind, report.replica_id, pace)
         return report.round > 0 and self.planner(report.replica_id).observe(report)
 
     def assign(self, request: AssignRequest) -> Replica | None:

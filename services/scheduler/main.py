@@ -11,7 +11,9 @@ from services.common.registry import MemoryRegistry, RedisRegistry, Registry
 from services.common.server import GrpcServer, serve
 from services.common.telemetry import Telemetry
 from services.scheduler.config import SchedulerConfig
+from services.scheduler.curves import CurveStore
 from services.scheduler.election import LeaderLock, SoleLeader
+from services.scheduler.redis_curves import RedisCurveStore
 from services.scheduler.redis_lock import RedisLeaderLock
 from services.scheduler.scheduler import Scheduler
 from services.scheduler.servicer import SchedulerServicer
@@ -24,6 +26,7 @@ async def run(environ: Mapping[str, str]) -> None:
     telemetry = Telemetry.from_env("scheduler", environ)
     registry: Registry = RedisRegistry(config.redis_url) if config.redis_url else MemoryRegistry()
     lock: LeaderLock = SoleLeader()
+    store: CurveStore | None = None
     if config.redis_url:
         lock = RedisLeaderLock(
             config.redis_url,
@@ -31,12 +34,14 @@ async def run(environ: Mapping[str, str]) -> None:
             address=config.advertise_address,
             lock_seconds=config.lock_seconds,
         )
+        store = RedisCurveStore(config.redis_url)
     scheduler = Scheduler(
         lease_seconds=config.lease_seconds,
         registry=registry,
         sync_seconds=config.sync_seconds,
         max_waiting=config.max_waiting_requests,
         lock=lock,
+        store=store,
         renew_seconds=config.lock_seconds / RENEWALS_PER_LOCK,
         metrics=telemetry.registry,
     )

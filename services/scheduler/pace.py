@@ -33,6 +33,15 @@ class VerifierPace:
         points = tuple(StepPoint(p.requests, p.batch_tokens, p.context_tokens, p.seconds) for p in profile)
         self.model = RoundTimeModel(StepTimeModel(points))
 
+    @property
+    def profiled(self) -> bool:
+        """The verifier measured its step times itself."""
+        return bool(self._profile)
+
+    def start_from(self, model: StepTimeModel) -> None:
+        """What others of its kind know, for a verifier that knows nothing."""
+        self.model = RoundTimeModel(model)
+
     def observe(self, report: RoundReport) -> None:
         requests = len(report.requests)
         decoded = sum(1 + request.verify_length for request in report.requests)
@@ -84,3 +93,16 @@ class VerifierPace:
             return 0.0
         chunk = min(tokens, PREFILL_TOKENS)
         return tokens / chunk * self.model.verify.seconds(1, chunk)
+
+
+def points_of(model: StepTimeModel) -> tuple[StepTime, ...]:
+    """For the wire."""
+    return tuple(
+        StepTime(
+            requests=point.requests,
+            batch_tokens=point.batch_tokens,
+            context_tokens=point.context_tokens,
+            seconds=point.seconds,
+        )
+        for point in model.points
+    )

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.planner import capacity_of
-from dspark_core.records import RoundReport, VerifyPlan
-from services.scheduler.pace import VerifierPace
+from dspark_core.records import RoundReport, StepTime, VerifyPlan
+from services.scheduler.pace import VerifierPace, points_of
 
 
 class VerifierPlanner:
@@ -28,6 +28,12 @@ class VerifierPlanner:
         self._latest = report
         self.pace.observe(report)
         return True
+
+    def missing_curve(self) -> tuple[StepTime, ...]:
+        """Step times for a verifier that was not profiled; empty: it was, or nobody knows them."""
+        if self.pace.profiled or self.pace.model is None:
+            return ()
+        return points_of(self.pace.model.verify)
 
     def plan(self) -> VerifyPlan | None:
         """The capacity that would have maximised the newest round's throughput.

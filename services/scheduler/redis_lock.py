@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 from services.common.redis_store import open_redis, redis_unavailable
 from services.scheduler.election import Leadership
 
-_KEY = "dspark:leader"
+LEADER_KEY = "dspark:leader"
 # KEYS[1] lock; ARGV holder, address, time limit in ms. Terms are Redis' time, so that they grow even
 # over a Redis that restarts empty.
 _HOLD = """
@@ -44,7 +44,7 @@ class RedisLeaderLock:
     async def hold(self) -> Leadership:
         try:
             answer = await self._redis.eval(
-                _HOLD, 1, _KEY, self._holder, self._address, str(self._milliseconds)
+                _HOLD, 1, LEADER_KEY, self._holder, self._address, str(self._milliseconds)
             )
         except (RedisError, OSError) as error:
             raise redis_unavailable(error) from error
@@ -57,7 +57,7 @@ class RedisLeaderLock:
 
     async def release(self) -> None:
         try:
-            await self._redis.eval(_RELEASE, 1, _KEY, self._holder)
+            await self._redis.eval(_RELEASE, 1, LEADER_KEY, self._holder)
         except (RedisError, OSError) as error:
             raise redis_unavailable(error) from error
 

@@ -19,6 +19,7 @@ from dspark_core.errors import InvalidRequestError, NotLeaderError
 from dspark_core.records import AssignRequest, Replica, Role, RoundReport, VerifyPlan
 from services.common.registry import MemoryRegistry, Registry
 from services.scheduler.admission import FloorAdmission
+from services.scheduler.curves import CurveStore
 from services.scheduler.election import Election, LeaderLock, Leadership, SoleLeader
 from services.scheduler.fleet import Fleet
 from services.scheduler.mailbox import Mailbox
@@ -38,12 +39,16 @@ class Scheduler:
         max_waiting: int = 256,
         lock: LeaderLock | None = None,
         renew_seconds: float = 0.5,
+        store: CurveStore | None = None,
+        save_seconds: float = 5.0,
         metrics: CollectorRegistry | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._lease_seconds = lease_seconds
         self._clock = clock
-        self._fleet = Fleet(lease_seconds, clock)
+        self._fleet = Fleet(lease_seconds, clock, store)
+        self._save_seconds = save_seconds
+        self._saving: asyncio.Task[None] | None = None
         self._metrics = SchedulerMetrics(metrics or CollectorRegistry())
         self._sync = RegistrySync(
             registry or MemoryRegistry(clock),
@@ -67,6 +72,8 @@ class Scheduler:
         await self._sync.start()
         await self._election.start()
         self._metrics.set_leading(self._election.now.leading)
+        await self._fleet.curves.load()
+        self._saving = asyncio.create_task(self._save_curves(), name="save-curves")
 
     async def drain(self) -> None:
         """Ends the Coordinate streams; verifiers then plan for themselves."""
@@ -76,7 +83,13 @@ class Scheduler:
 
     async def close(self) -> None:
         await self.drain()
+        if self._saving is not None:
+            self._saving.cancel()
+            await asyncio.gather(self._saving, return_exceptions=True)
+            if self._election.now.leading:
+                await self._fleet.curves.save(self._election.now.term)
         await self._election.stop()
+        await self._fleet.curves.close()
         await self._sync.stop()
 
     @property
@@ -112,6 +125,7 @@ class Scheduler:
         if self._draining:
             mailbox.close()
         reader = asyncio.create_task(self._read(reports, mailbox))
+        curve_is_due = True
         try:
             while (item := await mailbox.take()) is not None:
                 report, received_at = item
@@ -122,7 +136,9 @@ class Scheduler:
                 self._metrics.reports.labels("planned").inc()
                 self._metrics.capacity.observe(plan.draft_token_capacity)
                 self._metrics.report_lag.observe(self._clock() - received_at)
-                yield dataclasses.replace(plan, term=self._election.now.term)
+                curve = self._fleet.planner(report.replica_id).missing_curve() if curve_is_due else ()
+                curve_is_due = False
+                yield dataclasses.replace(plan, term=self._election.now.term, curve=curve)
             if reader.done():
                 reader.result()  # an invalid report ends the stream with its error
         finally:
@@ -130,9 +146,17 @@ class Scheduler:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
 
+    async def _save_curves(self) -> None:
+        while not self._draining:
+            await asyncio.sleep(self._save_seconds)
+            if self._election.now.leading:
+                await self._fleet.curves.save(self._election.now.term)
+
     async def _leadership_changed(self, now: Leadership) -> None:
         self._metrics.set_leading(now.leading)
-        if not now.leading:
+        if now.leading:
+            await self._fleet.curves.load()
+        else:
             # Streams end and waiting requests are answered: both then find the leader.
             for mailbox in self._mailboxes:
                 mailbox.close()

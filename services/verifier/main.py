@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 
 import torch
 
+from dspark_core.engine.planning import LocalPlanSource
 from dspark_core.engine.protocols import PlanSource
 from dspark_core.engine.trace_format import TraceHeader
 from dspark_core.engine.trace_writer import TraceWriter
@@ -23,7 +24,7 @@ from services.verifier.clients import RemoteDraftSource
 from services.verifier.config import VerifierServiceConfig
 from services.verifier.load import LoadMeter
 from services.verifier.plans import CoordinatedPlanSource
-from services.verifier.profiling import profile_points
+from services.verifier.profiling import adopted, profile_points, replica_kind
 from services.verifier.service import (
     ProfiledTarget,
     build_verifier,
@@ -80,7 +81,7 @@ async def _start_verifier(
 ) -> Verifier:
     coordinated: list[CoordinatedPlanSource] = []
 
-    def planner(local: PlanSource) -> PlanSource:
+    def planner(local: LocalPlanSource) -> PlanSource:
         if scheduler is None:
             return local
         plans = CoordinatedPlanSource(
@@ -89,6 +90,8 @@ async def _start_verifier(
             profile_points(profiled.round_time),
             replica_id=config.replica_id,
             load=load.take,
+            kind=replica_kind(config.engine.target_model, config.engine.dtype),
+            adopt=lambda curve: local.adopt(adopted(curve)),
         )
         coordinated.append(plans)
         return plans

@@ -14,7 +14,7 @@ from dspark_core.algorithms.draft_policy import DraftCandidate
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.engine.protocols import PlanSource
 from dspark_core.errors import DSparkError
-from dspark_core.records import RoundReport, StepTime, VerifierLoad, VerifyPlan
+from dspark_core.records import ReplicaKind, RoundReport, StepTime, VerifierLoad, VerifyPlan
 from services.common.protocols import SchedulerApi
 
 _log = logging.getLogger(__name__)
@@ -42,14 +42,19 @@ class CoordinatedPlanSource:
         *,
         replica_id: str = "local",
         load: Callable[[], VerifierLoad | None] = lambda: None,
+        kind: ReplicaKind | None = None,
+        adopt: Callable[[tuple[StepTime, ...]], None] = lambda curve: None,
     ) -> None:
         """`profile` is what this verifier measured at start; the scheduler refines it. `load` is
-        asked for whenever a report is sent, and in between, on the event loop."""
+        asked for whenever a report is sent, and in between, on the event loop. `adopt` takes the step
+        times of this `kind` when there is no profile and others have one."""
         self._scheduler = scheduler
         self._local = local
         self._profile = tuple(profile)
         self._replica_id = replica_id
         self._load = load
+        self._kind = kind
+        self._adopt = adopt
         self._loop = asyncio.get_running_loop()
         self._reports: asyncio.Queue[RoundReport] = asyncio.Queue(MAX_QUEUED_REPORTS)
         # Newest last; replaced as a whole by the loop, read by the round thread.
@@ -131,11 +136,13 @@ class CoordinatedPlanSource:
         """A scheduler that was replaced and does not know yet is not listened to."""
         if plan.term >= self._term:
             self._term = plan.term
+            if plan.curve:
+                self._adopt(plan.curve)
             self._plans.append(plan)
 
     async def _drain_reports(self) -> AsyncIterator[RoundReport]:
         """Rounds as they come, each with the load of the moment; without rounds, changes of load."""
-        profile, told, told_at = self._profile, None, 0.0
+        profile, kind, told, told_at = self._profile, self._kind, None, 0.0
         while True:
             report = await self._next_report()
             load, now = self._load(), self._loop.time()
@@ -144,8 +151,8 @@ class CoordinatedPlanSource:
                     continue
                 report = RoundReport(replica_id=self._replica_id, round=0)
             told, told_at = load, now
-            yield dataclasses.replace(report, load=load, profile=profile)
-            profile = ()
+            yield dataclasses.replace(report, load=load, profile=profile, kind=kind)
+            profile, kind = (), None
 
     async def _next_report(self) -> RoundReport | None:
         """None when no round ended within the interval in which loads are looked at."""

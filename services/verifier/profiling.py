@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dspark_core.algorithms.round_time import RoundTimeModel
+from dspark_core.algorithms.step_surface import StepPoint
+from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.engine.profile_file import profile_key, read_profile, write_profile
 from dspark_core.engine.profiler import ProfileSettings, profile_step_time
 from dspark_core.engine.target_engine import TargetEngine
-from dspark_core.records import StepTime
+from dspark_core.records import ReplicaKind, StepTime
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +72,19 @@ def profile_points(round_time: RoundTimeModel | None) -> tuple[StepTime, ...]:
         )
         for point in round_time.verify.points
     )
+
+
+def replica_kind(model: str, dtype: str) -> ReplicaKind:
+    """Whose step times this verifier may share."""
+    key = profile_key(model, dtype)
+    return ReplicaKind(model=key.model, engine=key.engine, hardware=key.hardware, dtype=key.dtype)
+
+
+def adopted(curve: Sequence[StepTime]) -> RoundTimeModel:
+    """Step times that the scheduler sent."""
+    _log.info("step times of replicas of the same kind were taken over: %d points", len(curve))
+    points = (StepPoint(p.requests, p.batch_tokens, p.context_tokens, p.seconds) for p in curve)
+    return RoundTimeModel(StepTimeModel(tuple(points)))
 
 
 def _summary(model: RoundTimeModel) -> str:

@@ -63,7 +63,7 @@ def build_verifier(
     draft_deadline_seconds: float,
     replica_id: str,
     metrics: CollectorRegistry,
-    planner: Callable[[PlanSource], PlanSource] = lambda local: local,
+    planner: Callable[[LocalPlanSource], PlanSource] = lambda local: local,
     trace: TraceWriter | None = None,
     planner_name: Callable[[], str] = lambda: "local",
     draft_time: DraftTimeModel | None = None,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.engine.planning import FullPlanSource
 from dspark_core.errors import UnavailableError
-from dspark_core.records import RequestSurvival, RoundReport, StepTime, VerifierLoad, VerifyPlan
+from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime, VerifierLoad, VerifyPlan
 from services.scheduler.scheduler import Scheduler
 from services.verifier.plans import MAX_PLAN_AGE_ROUNDS, CoordinatedPlanSource
 
@@ -138,4 +139,39 @@ async def test_a_load_that_changes_between_rounds_is_told_without_one() -> None:
     plans.report(report(1))
     await until(lambda: any(one.round == 1 for one in scheduler.reports))
     assert scheduler.reports[-1].load == loads.now
+    await plans.close()
+
+
+async def test_step_times_of_its_kind_reach_a_verifier_that_was_not_profiled() -> None:
+    kind = ReplicaKind(model="m", engine="native", hardware="cpu", dtype="float32")
+    scheduler = Scheduler()
+    taken: list[tuple[StepTime, ...]] = []
+    for profile in (CURVE, ()):
+        name = "profiled" if profile else "newcomer"
+        plans = CoordinatedPlanSource(
+            scheduler, FullPlanSource(), profile, replica_id=name, kind=kind, adopt=taken.append
+        )
+        plans.start()
+        plans.report(dataclasses.replace(report(1), replica_id=name))
+        await until(lambda plans=plans: plans.newest_round == 1)
+        await plans.close()
+    assert [[point.batch_tokens for point in curve] for curve in taken] == [[1, 8]]
+
+
+async def test_plans_of_an_older_term_are_ignored() -> None:
+    class Terms(ScriptedScheduler):
+        async def coordinate(self, reports: AsyncIterable[RoundReport]) -> AsyncIterator[VerifyPlan]:
+            async for one in reports:
+                self.reports.append(one)
+                term = 7 if one.round == 1 else 6
+                yield VerifyPlan(based_on_round=one.round, draft_token_capacity=1, term=term)
+
+    scheduler = Terms()
+    plans = CoordinatedPlanSource(scheduler, FullPlanSource(), CURVE)
+    plans.start()
+    for number in (1, 2):
+        plans.report(report(number))
+        await until(lambda number=number: len(scheduler.reports) == number)
+    await asyncio.sleep(0)
+    assert plans.newest_round == 1
     await plans.close()

@@ -115,7 +115,7 @@ class VerifierLoad(_message.Message):
     def __init__(self, running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., free_kv_fraction: _Optional[float] = ..., max_running_requests: _Optional[int] = ..., draining: _Optional[bool] = ..., new_request_ids: _Optional[_Iterable[str]] = ..., min_tokens_per_second: _Optional[float] = ...) -> None: ...
 
 class RoundReport(_message.Message):
-    __slots__ = ("replica_id", "round", "requests", "batch_tokens", "step_seconds", "draft_seconds", "profile", "load", "context_tokens")
+    __slots__ = ("replica_id", "round", "requests", "batch_tokens", "step_seconds", "draft_seconds", "profile", "load", "context_tokens", "kind")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +125,7 @@ class RoundReport(_message.Message):
     PROFILE_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     round: int
     requests: _containers.RepeatedCompositeFieldContainer[RequestSurvival]
@@ -134,7 +135,20 @@ class RoundReport(_message.Message):
     profile: _containers.RepeatedCompositeFieldContainer[StepTime]
     load: VerifierLoad
     context_tokens: int
-    def __init__(self, replica_id: _Optional[str] = ..., round: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[RequestSurvival, _Mapping]]] = ..., batch_tokens: _Optional[int] = ..., step_seconds: _Optional[float] = ..., draft_seconds: _Optional[float] = ..., profile: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., load: _Optional[_Union[VerifierLoad, _Mapping]] = ..., context_tokens: _Optional[int] = ...) -> None: ...
+    kind: ReplicaKind
+    def __init__(self, replica_id: _Optional[str] = ..., round: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[RequestSurvival, _Mapping]]] = ..., batch_tokens: _Optional[int] = ..., step_seconds: _Optional[float] = ..., draft_seconds: _Optional[float] = ..., profile: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., load: _Optional[_Union[VerifierLoad, _Mapping]] = ..., context_tokens: _Optional[int] = ..., kind: _Optional[_Union[ReplicaKind, _Mapping]] = ...) -> None: ...
+
+class ReplicaKind(_message.Message):
+    __slots__ = ("model", "engine", "hardware", "dtype")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    HARDWARE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    engine: str
+    hardware: str
+    dtype: str
+    def __init__(self, model: _Optional[str] = ..., engine: _Optional[str] = ..., hardware: _Optional[str] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class StepTime(_message.Message):
     __slots__ = ("batch_tokens", "step_seconds", "requests", "context_tokens")
@@ -163,11 +177,13 @@ class RequestSurvival(_message.Message):
     def __init__(self, sequence_id: _Optional[str] = ..., survival: _Optional[_Iterable[float]] = ..., verify_length: _Optional[int] = ..., accepted: _Optional[int] = ..., min_tokens_per_second: _Optional[float] = ...) -> None: ...
 
 class VerifyPlan(_message.Message):
-    __slots__ = ("based_on_round", "draft_token_capacity", "term")
+    __slots__ = ("based_on_round", "draft_token_capacity", "curve", "term")
     BASED_ON_ROUND_FIELD_NUMBER: _ClassVar[int]
     DRAFT_TOKEN_CAPACITY_FIELD_NUMBER: _ClassVar[int]
+    CURVE_FIELD_NUMBER: _ClassVar[int]
     TERM_FIELD_NUMBER: _ClassVar[int]
     based_on_round: int
     draft_token_capacity: int
+    curve: _containers.RepeatedCompositeFieldContainer[StepTime]
     term: int
-    def __init__(self, based_on_round: _Optional[int] = ..., draft_token_capacity: _Optional[int] = ..., term: _Optional[int] = ...) -> None: ...
+    def __init__(self, based_on_round: _Optional[int] = ..., draft_token_capacity: _Optional[int] = ..., curve: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., term: _Optional[int] = ...) -> None: ...

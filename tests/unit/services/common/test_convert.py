@@ -13,6 +13,7 @@ from dspark_core.records import (
     GenerateChunk,
     GenerateRequest,
     Replica,
+    ReplicaKind,
     RequestSurvival,
     Role,
     RoundReport,
@@ -85,6 +86,7 @@ replicas = st.builds(
     free_kv_fraction=st.floats(0, 1),
 )
 survival = st.lists(st.floats(0, 1, width=32), max_size=7).map(lambda v: tuple(sorted(v, reverse=True)))
+kinds = st.builds(ReplicaKind, model=st.text(), engine=st.text(), hardware=st.text(), dtype=st.text())
 reports = st.builds(
     RoundReport,
     replica_id=st.text(min_size=1),
@@ -103,6 +105,8 @@ reports = st.builds(
     step_seconds=seconds,
     draft_seconds=seconds,
     context_tokens=counts,
+    kind=st.none()
+    | st.builds(ReplicaKind, model=st.text(), engine=st.text(), hardware=st.text(), dtype=st.text()),
     profile=st.lists(st.tuples(st.integers(1, 64), st.integers(0, 64), counts), unique=True, max_size=4).map(
         lambda points: tuple(
             StepTime(requests=r, batch_tokens=r + more, context_tokens=context, seconds=0.001 * r)

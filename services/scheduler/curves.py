@@ -1,0 +1,147 @@
+"""Step times of every kind of replica, pooled over its members and kept for the next one.
+
+A kind is (model, engine, hardware, dtype). A pooled model has the median time of the members at each
+point, so that one throttled or misprofiled replica does not speak for its kind.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import astuple
+from statistics import median
+from typing import Protocol
+
+from dspark_core.algorithms.step_surface import StepPoint
+from dspark_core.algorithms.step_time import ProfileKey, StepTimeModel
+from dspark_core.errors import ConfigError, UnavailableError
+from dspark_core.records import ReplicaKind
+from services.scheduler.pace import VerifierPace
+
+_log = logging.getLogger(__name__)
+
+MAX_KINDS = 256
+MAX_MEMBERS = 64
+"""Of a kind: more would not move a median."""
+
+
+class CurveStore(Protocol):
+    """Documents by kind. Both raise UnavailableError while the store is down."""
+
+    async def load(self) -> dict[str, str]: ...
+
+    async def save(self, documents: dict[str, str], term: int) -> None:
+        """Does nothing unless `term` is the leader's: one that was replaced must not write."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class MemoryCurveStore:
+    """Forgets with the process; the curves are in the book anyway."""
+
+    async def load(self) -> dict[str, str]:
+        return {}
+
+    async def save(self, documents: dict[str, str], term: int) -> None:
+        """Nothing to keep them in."""
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+class CurveBook:
+    def __init__(self, store: CurveStore) -> None:
+        self._store = store
+        self._stored: OrderedDict[ReplicaKind, StepTimeModel] = OrderedDict()
+        self._members: dict[ReplicaKind, OrderedDict[str, VerifierPace]] = {}
+        self._saved: dict[str, str] = {}
+
+    def join(self, kind: ReplicaKind, replica_id: str, pace: VerifierPace) -> bool:
+        """A replica of this kind begins to report; True when it knew nothing and got the pooled curve."""
+        pooled = self.pooled(kind)
+        if kind not in self._members and len(self._members) >= MAX_KINDS:
+            self._members.pop(next(iter(self._members)))
+        members: OrderedDict[str, VerifierPace] = self._members.setdefault(kind, OrderedDict())
+        members[replica_id] = pace
+        members.move_to_end(replica_id)
+        if len(members) > MAX_MEMBERS:
+            members.popitem(last=False)
+        if pace.model is not None or pooled is None:
+            return False
+        pace.start_from(pooled)
+        return True
+
+    def pooled(self, kind: ReplicaKind) -> StepTimeModel | None:
+        """The median of the members; what was stored while there are none; None: an unknown kind."""
+        paces = list(self._members[kind].values()) if kind in self._members else []
+        models = [pace.model.verify for pace in paces if pace.model is not None]
+        return _median(models, _key(kind)) if models else self._stored.get(kind)
+
+    async def load(self) -> None:
+        """Takes over what an earlier leader stored; a store that is down leaves the book as it is."""
+        try:
+            documents = await self._store.load()
+        except UnavailableError as error:
+            _log.warning("stored step times were not read: %s", error)
+            return
+        for name, document in documents.items():
+            try:
+                self._stored[_kind_from_text(name)] = StepTimeModel.from_dict(json.loads(document))
+            except (ConfigError, ValueError, TypeError) as error:
+                _log.warning("skipping stored step times of %s: %s", name, error)
+        while len(self._stored) > MAX_KINDS:
+            self._stored.popitem(last=False)
+
+    async def save(self, term: int) -> None:
+        """Stores what changed since the last time. Never fails."""
+        documents: dict[str, str] = {}
+        for kind in self._members:
+            pooled = self.pooled(kind)
+            if pooled is not None:
+                self._stored[kind] = pooled
+                documents[_kind_to_text(kind)] = json.dumps(pooled.to_dict())
+        changed = {name: text for name, text in documents.items() if self._saved.get(name) != text}
+        if not changed:
+            return
+        try:
+            await self._store.save(changed, term)
+        except UnavailableError as error:
+            _log.debug("step times were not stored: %s", error)
+        else:
+            self._saved.update(changed)
+
+    async def close(self) -> None:
+        await self._store.close()
+
+
+def _median(models: Sequence[StepTimeModel], key: ProfileKey) -> StepTimeModel:
+    """At the points of the member that has most of them."""
+    widest = max(models, key=lambda model: len(model.points))
+    points = tuple(
+        StepPoint(
+            point.requests,
+            point.batch_tokens,
+            point.context_tokens,
+            median(
+                model.seconds(point.requests, point.batch_tokens, point.context_tokens) for model in models
+            ),
+        )
+        for point in widest.points
+    )
+    return StepTimeModel(points, key)
+
+
+def _key(kind: ReplicaKind) -> ProfileKey:
+    return ProfileKey(model=kind.model, engine=kind.engine, hardware=kind.hardware, dtype=kind.dtype)
+
+
+def _kind_to_text(kind: ReplicaKind) -> str:
+    return json.dumps(astuple(kind))
+
+
+def _kind_from_text(text: str) -> ReplicaKind:
+    model, engine, hardware, dtype = json.loads(text)
+    return ReplicaKind(model=str(model), engine=str(engine), hardware=str(hardware), dtype=str(dtype))
