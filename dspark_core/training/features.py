@@ -51,7 +51,10 @@ class SequenceRef:
 
 
 def write_shard(path: Path, sequences: Sequence[FeatureSequence]) -> None:
-    """Appears under its name once it is complete and on disk, so that training may read as shards come."""
+    """Appears under its name once it is complete and on disk, so that training may read as shards come.
+
+    Raises CheckpointError naming the shard when it cannot be written.
+    """
     rows = [_stored(sequence) for sequence in sequences]
     lengths = torch.tensor([0] + [len(sequence) for sequence in sequences])
     tensors = {name: torch.cat([row[name] for row in rows]) for name in _ROWS}
@@ -61,10 +64,13 @@ def write_shard(path: Path, sequences: Sequence[FeatureSequence]) -> None:
         "checksums": torch.tensor([_checksum(row) for row in rows]),
     }
     partial = path.with_suffix(".partial")
-    save_file(tensors, partial)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.rename(path)
+    try:
+        save_file(tensors, partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.rename(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"shard {path} cannot be written: {error}") from error
 
 
 def write_shards(

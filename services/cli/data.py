@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from dspark_core.errors import DSparkError
 from services.cli import data_features, data_prompts, data_regenerate
 
 EXIT_INTERRUPTED = 130
@@ -38,6 +39,10 @@ def _interruptible(run: Callable[[argparse.Namespace], int]) -> Callable[[argpar
     def guarded(arguments: argparse.Namespace) -> int:
         try:
             return run(arguments)
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a disk that others filled meanwhile, say
+            raise DSparkError(f"{error}; run the same command again to go on") from error
         except KeyboardInterrupt:
             print("dspark: interrupted; run the same command again to go on", file=sys.stderr)
             return EXIT_INTERRUPTED

@@ -10,7 +10,7 @@ import torch
 from dspark_core.errors import CheckpointError, ConfigError
 from dspark_core.training.data.conversations import Conversation, read_conversations
 from dspark_core.training.data.prefill import compute_features
-from dspark_core.training.features import list_sequences, read_sequence, write_shards
+from dspark_core.training.features import list_sequences, read_sequence, write_shard, write_shards
 from tests.unit.models.dspark_golden import golden_target, run_target
 from tests.unit.training.training_sequences import GOLDEN_LAYERS, random_sequence
 
@@ -54,3 +54,8 @@ def test_a_file_that_is_no_shard_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"bad\.safetensors"):
         list_sequences(path)
+
+
+def test_a_shard_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"shard .*nowhere/x\.safetensors cannot be written"):
+        write_shard(tmp_path / "nowhere" / "x.safetensors", [random_sequence(5, 2)])
