@@ -1,0 +1,38 @@
+"""`dspark profile` on the demo model: table, JSON and plot, and errors before the long work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dspark_core.engine.profile_file import read_profile
+from services.cli.main import EXIT_CONFIG, main
+
+pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(300)]
+
+
+def test_a_profile_is_measured_shown_written_and_drawn(tmp_path: Path, capsys) -> None:
+    out, plot = tmp_path / "profile.json", tmp_path / "profile.png"
+    arguments = ["profile", "--quick", "--seconds", "1", "--max-requests", "4", "--threads", "1"]
+    assert main([*arguments, "--kv-cache-mb", "64", "--out", str(out), "--plot", str(plot)]) == 0
+    printed = capsys.readouterr().out
+    assert "milliseconds of a step" in printed
+    assert "milliseconds of a draft block" in printed
+    model = read_profile(out)
+    assert model.verify.key.model == "smollm2-135m-instruct"
+    assert model.seconds(1, 8, 128, drafted=1) > model.seconds(1, 1, 128) > 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-requests", "0"], "--max-requests must be >= 1, got 0"),
+        (["--seconds", "0"], "budget_seconds of a profile must be > 0, got 0.0"),
+        (["--plot", "here.pdf"], "--plot must end in .png, got here.pdf"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message, capsys) -> None:
+    assert main(["profile", *arguments]) == EXIT_CONFIG
+    assert message in capsys.readouterr().err
