@@ -18,7 +18,7 @@ def drop_spans(
         _kept(x[span].numel(), rate, generator).view(x[span].shape)
         for span, generator in zip(spans, generators, strict=True)
     ]
-    return x * torch.cat(masks).to(x.device, x.dtype) / (1 - rate)
+    return x * torch.cat(masks).to(x.device, x.dtype).mul_(1 / (1 - rate))
 
 
 def _kept(count: int, rate: float, generator: torch.Generator) -> Tensor:

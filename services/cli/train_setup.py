@@ -242,6 +242,11 @@ def _draft_vocab(
 
 def _validator(config: TrainConfig, target: LoadedTarget) -> SpeculativeValidator:
     tokenizer = load_tokenizer(resolve_model_path(config.target.model))
+    if tokenizer.vocab_size > target.config.vocab_size:
+        raise ConfigError(
+            f"target.model {config.target.model}: its tokenizer has {tokenizer.vocab_size} tokens, "
+            f"its weights {target.config.vocab_size}"
+        )
     files = find_prompt_files(config.validation.prompts)
     prompts = [
         tokenizer.encode_chat([{"role": "user", "content": row.text}])

@@ -20,7 +20,6 @@ from dspark_core.models.eagle3_checkpoint import load_eagle3
 from dspark_core.models.moe_config import MoeConfig
 from dspark_core.records import SamplingParams, Verification
 from dspark_core.training.features import FeatureSequence
-from dspark_core.training.losses import target_probabilities
 from dspark_core.training.objectives.chains import ChainObjective, PairedBatch
 from dspark_core.training.objectives.protocol import ObjectiveReport
 from dspark_core.training.objectives.registry import ALGORITHMS
@@ -28,6 +27,7 @@ from dspark_core.training.recipe import DrafterRecipe, LossConfig
 from dspark_core.training.vocabulary_loss import VocabularyLoss, VocabularyRows
 from tests.unit.models.autoregressive_tiny import TARGET
 from tests.unit.models.dspark_golden import GOLDEN, golden, golden_target, run_target
+from tests.unit.training.loss_definition import target_probabilities
 from tests.unit.training.training_sequences import GOLDEN_LAYERS, greedy_sequence
 
 ALGORITHM_NAMES = pytest.mark.parametrize("name", ["eagle3", "mtp1"])

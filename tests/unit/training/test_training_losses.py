@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from dspark_core.training.block_attention import packed_hidden
 from dspark_core.training.dropout import drop_spans
-from dspark_core.training.losses import (
-    OUTSIDE_DRAFT_VOCAB,
-    block_losses,
-    position_weights,
-    target_probabilities,
-)
+from dspark_core.training.losses import OUTSIDE_DRAFT_VOCAB, position_weights
 from dspark_core.training.packing import draw_anchors, pack
 from dspark_core.training.positions import draw_positions
 from dspark_core.training.recipe import LossConfig
 from dspark_core.training.vocabulary_loss import VocabularyLoss, VocabularyRows
 from tests.unit.models.dspark_golden import golden, golden_drafter
+from tests.unit.training.loss_definition import block_losses, target_probabilities
 from tests.unit.training.training_sequences import golden_anchors, golden_sequences, random_sequence
 
 
@@ -28,11 +25,23 @@ from tests.unit.training.training_sequences import golden_anchors, golden_sequen
 def test_training_forward_and_loss_terms_match_the_golden_ones(name: str) -> None:
     expected, drafter = golden(name)["training"], golden_drafter(name)
     batch = pack(golden_sequences(), golden_anchors(), drafter.config.block_size, None)
-    with torch.inference_mode():
-        logits, confidence = drafter.teacher_forced(packed_hidden(drafter, batch), batch.previous_ids)
-        target = target_probabilities(batch.target_hidden, drafter.lm_head, batch.log_normalizers)
-        weights = batch.counted * position_weights(7, decay=4.0)
-        losses = block_losses(logits, confidence, batch.labels, target, weights)
+    head = drafter.markov_head
+    with torch.no_grad():
+        hidden = packed_hidden(drafter, batch)
+        logits, confidence = drafter.teacher_forced(hidden, batch.previous_ids)
+        weights = (batch.counted * position_weights(7, decay=4.0)).flatten()
+        rows = VocabularyRows(
+            target_hidden=batch.target_hidden.flatten(0, 1),
+            log_normalizers=batch.log_normalizers.flatten(),
+            labels=batch.labels.flatten(),
+            cross_entropy_scale=weights,
+            distance_scale=weights,
+        )
+        bias: tuple[Tensor, Tensor] | tuple[()] = ()
+        if head is not None:
+            latents = head.block_latents(head.embed(batch.previous_ids), hidden)
+            bias = (latents.flatten(0, 1), head.markov_w2.weight)
+        losses = VocabularyLoss(slice_rows=20)(hidden.flatten(0, 1), drafter.lm_head, rows, *bias)
 
     assert logits[2, 3, :16].tolist() == pytest.approx(expected["draft_logits_row"], rel=1e-4, abs=1e-5)
     if expected["conf"] is None:
@@ -44,10 +53,16 @@ def test_training_forward_and_loss_terms_match_the_golden_ones(name: str) -> Non
         )
     kept = torch.tensor(expected["keep"], dtype=torch.bool)
     assert batch.counted.int().tolist() == torch.tensor(expected["eval_mask"])[kept].tolist()
-    terms = {"ce": losses.cross_entropy, "l1": losses.distance, "confidence": losses.confidence}
-    for key, term in terms.items():
-        assert float(term.numerator) == pytest.approx(expected["loss_terms"][f"{key}_loss_num"], rel=1e-4)
-        assert float(term.denominator) == pytest.approx(expected["loss_terms"][f"{key}_loss_den"], rel=1e-4)
+    terms = {"ce": losses.cross_entropy, "l1": losses.distance}
+    if confidence is not None:
+        terms["confidence"] = F.binary_cross_entropy_with_logits(
+            confidence.flatten(), losses.acceptance, reduction="none"
+        )
+    for key in ("ce", "l1", "confidence"):
+        numerator = float((terms[key] * weights).sum()) if key in terms else 0.0
+        denominator = float(weights.sum()) if key in terms else 0.0
+        assert numerator == pytest.approx(expected["loss_terms"][f"{key}_loss_num"], rel=1e-4)
+        assert denominator == pytest.approx(expected["loss_terms"][f"{key}_loss_den"], rel=1e-4)
 
 
 def _random(seed: int = 0, vocab: int = 12) -> tuple[Tensor, Tensor, Tensor, Tensor]:
