@@ -26,9 +26,6 @@ from dspark_core.training.positions import DrawnPositions, draw_positions
 from dspark_core.training.recipe import LossConfig
 from dspark_core.training.vocabulary_loss import VocabularyLoss, VocabularyRows
 
-_SLICE_POSITIONS = 336
-"""Positions whose vocabulary-sized tensors exist at a time."""
-
 
 @dataclass(frozen=True, slots=True)
 class PairedBatch:
@@ -65,7 +62,7 @@ class ChainObjective(ABC):
         self._drafter = drafter
         self._config = config
         self._draft_index = draft_index(drafter.draft_vocab_ids, drafter.config.backbone.vocab_size)
-        self._vocabulary_loss = VocabularyLoss(_SLICE_POSITIONS)
+        self._vocabulary_loss = VocabularyLoss(config.slice_anchors * drafter.config.block_size)
 
     @property
     def block_size(self) -> int:

@@ -45,6 +45,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         build_mtp1,
         LossConfig(
             anchors_per_sequence=ALL_POSITIONS,
+            slice_anchors=256,
             cross_entropy_weight=1.0,
             distance_weight=0.0,
             confidence_weight=0.0,
