@@ -146,8 +146,8 @@ def step_table(model: RoundTimeModel) -> Table:
 
 
 def draft_table(draft: DraftTimeModel) -> Table:
-    table = Table(title="milliseconds of a draft block")
-    for head in ("requests", "ms"):
+    table = Table()
+    for head in ("requests", "ms of a draft block"):
         table.add_column(head, justify="right", no_wrap=True)
     for requests, seconds in zip(draft.requests, draft.draft_seconds, strict=True):
         table.add_row(str(requests), f"{1000 * seconds:.1f}")
