@@ -40,6 +40,8 @@ class _Verifier:
     """Decoding requests."""
     prefilling: deque[int] = field(default_factory=deque)
     waiting: deque[int] = field(default_factory=deque)
+    rows: Ints = field(default_factory=lambda: _NOBODY)
+    """The recorded round that each of `active` goes through now."""
     committed: Ints = field(default_factory=lambda: _NOBODY)
     """By the round under way, for each of `active`."""
     prefilled: list[int] = field(default_factory=list)
@@ -204,6 +206,7 @@ class Cluster:
         """What the planner sees, and for how many requests was drafted."""
         active, people = verifier.active, self._people
         rows = people.first_round[active] + self._round_of[active] % people.rounds[active]
+        verifier.rows = rows
         survival = self._recorded.survival[rows]
         left = self._left[active]
         if left.min() <= self._block:
@@ -226,8 +229,7 @@ class Cluster:
         return batch, drafted
 
     def _accept(self, verifier: _Verifier, lengths: Ints) -> Ints:
-        active, people = verifier.active, self._people
-        rows = people.first_round[active] + self._round_of[active] % people.rounds[active]
+        active, rows = verifier.active, verifier.rows
         stood = self._mtp1_stands[rows] if self._mtp1 else self._recorded.accepted[rows]
         accepted = np.minimum(stood, lengths)
         verifier.committed = np.minimum(accepted + 1, self._left[active])

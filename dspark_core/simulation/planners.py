@@ -145,8 +145,9 @@ class Delayed(_Forgetful):
         if not (batch.survival >= 0.0).any():
             return np.zeros(batch.requests, dtype=np.int64)  # a round that can teach nothing
         usable = self._young[0] if len(self._young) == PLAN_AGE_ROUNDS else None
-        lengths = self._local.plan(batch, seconds)
-        if usable is not None:
+        if usable is None:
+            lengths = self._local.plan(batch, seconds)
+        else:
             lengths = delayed_scheduler.spend(batch, usable, seconds)
         # From here on only later rounds are concerned.
         if self._round % REFRESH_ROUNDS == 0 or self._capacity is None:
