@@ -50,7 +50,8 @@ class DraftCandidate:
 
     sequence_id: str
     group: str = ""
-    """Requests of one group are expected to gain alike; for example how they are sampled."""
+    """Requests of one group are expected to gain alike; for example how they are sampled. Groups are
+    never forgotten: there must be few."""
     draftable: bool = True
     """False: it takes part in the round, but may not use a draft."""
     floor_tokens_per_second: float | None = None
@@ -77,7 +78,6 @@ class _Group:
     promised: float = 0.0
     """Draft tokens accepted and promised, fading: their ratio corrects promises."""
     backoff: int = FIRST_BACKOFF
-
     wait: int = 0
     """Rounds until a paused request of this group may be probed; they count while there is one."""
 

@@ -10,6 +10,9 @@ from dspark_core.engine.drafting import draft_limit
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.records import GenerateRequest, Verification
 
+MAX_GROUP_TEMPERATURE = 2.0
+"""Above, all sampling is taken to be alike: nearly at random."""
+
 
 def draft_candidates(decoding: Sequence[SequenceState], block_size: int) -> list[DraftCandidate]:
     return [
@@ -47,6 +50,10 @@ def _may_look_ahead(request: GenerateRequest) -> bool:
 
 
 def _group(request: GenerateRequest) -> str:
-    """Requests sampled alike: acceptance depends on temperature more than on anything else known."""
+    """Requests sampled alike: acceptance depends on temperature more than on anything else known.
+
+    Coarse, so that no client can make groups without end.
+    """
     sampling = request.sampling
-    return f"{request.verification.value}/{sampling.temperature:.1f}/{sampling.top_k}/{sampling.top_p:.1f}"
+    temperature = min(sampling.temperature, MAX_GROUP_TEMPERATURE)
+    return f"{request.verification.value}/{temperature:.1f}/{sampling.top_k > 0}/{sampling.top_p:.1f}"
