@@ -317,3 +317,6 @@ class VerifyPlan:
     """Of the leading scheduler that made it; only grows."""
     curve: tuple[StepTime, ...] = ()
     """Once, for a verifier that sent no profile: the step times of its kind."""
+    temperatures: tuple[float, ...] = ()
+    """Online calibration by draft position, with `biases`; empty: none."""
+    biases: tuple[float, ...] = ()

@@ -338,6 +338,8 @@ def verify_plan_to_proto(value: VerifyPlan) -> scheduler_pb2.VerifyPlan:
         draft_token_capacity=value.draft_token_capacity,
         term=value.term,
         curve=_profile_to_proto(value.curve),
+        temperatures=value.temperatures,
+        biases=value.biases,
     )
 
 
@@ -347,6 +349,8 @@ def verify_plan_from_proto(message: scheduler_pb2.VerifyPlan) -> VerifyPlan:
         draft_token_capacity=message.draft_token_capacity,
         term=message.term,
         curve=_profile_from_proto(message.curve),
+        temperatures=tuple(message.temperatures),
+        biases=tuple(message.biases),
     )
 
 

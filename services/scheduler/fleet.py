@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from dspark_core.errors import InvalidRequestError, UnavailableError
 from dspark_core.records import AssignRequest, Replica, Role, RoundReport
+from services.scheduler.calibration import CalibrationBook
 from services.scheduler.curves import CurveBook, CurveStore, MemoryCurveStore
 from services.scheduler.loads import LoadBook
 from services.scheduler.pace import VerifierPace
@@ -27,6 +28,8 @@ class Fleet:
         self, lease_seconds: float, clock: Callable[[], float], store: CurveStore | None = None
     ) -> None:
         self.curves = CurveBook(store or MemoryCurveStore())
+        self.calibration = CalibrationBook()
+        self._models: dict[str, str] = {}
         self.state = ClusterState(lease_seconds, clock)
         self.loads = LoadBook(clock)
         self.prefixes = PrefixTable()
@@ -45,7 +48,8 @@ class Fleet:
         planner = self._planners.setdefault(replica_id, VerifierPlanner())
         self._planners.move_to_end(replica_id)
         if len(self._planners) > _MAX_PLANNERS:
-            self._planners.popitem(last=False)
+            gone, _ = self._planners.popitem(last=False)
+            self._models.pop(gone, None)
         return planner
 
     def observe(self, report: RoundReport) -> bool:
@@ -55,8 +59,17 @@ class Fleet:
         pace = self.planner(report.replica_id).pace
         pace.adopt(report.profile)
         if report.kind is not None:
+            self._models[report.replica_id] = report.kind.model
             self.curves.join(report.kind, report.replica_id, pace)
-        return report.round > 0 and self.planner(report.replica_id).observe(report)
+        planner = self.planner(report.replica_id)
+        if report.round == 0 or not planner.observe(report):
+            return False
+        self.calibration.observe(self.model_of(report.replica_id), report.requests)
+        return True
+
+    def model_of(self, replica_id: str) -> str:
+        """What a replica serves, as it reported or registered; empty: it did neither."""
+        return self._models.get(replica_id, "")
 
     def assign(self, request: AssignRequest) -> Replica | None:
         """The verifier with the least expected time for the request; see `routing`.

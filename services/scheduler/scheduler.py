@@ -19,6 +19,7 @@ from dspark_core.errors import InvalidRequestError, NotLeaderError
 from dspark_core.records import AssignRequest, Replica, Role, RoundReport, VerifyPlan
 from services.common.registry import MemoryRegistry, Registry
 from services.scheduler.admission import FloorAdmission
+from services.scheduler.calibration import examine
 from services.scheduler.curves import CurveStore
 from services.scheduler.election import Election, LeaderLock, Leadership, SoleLeader
 from services.scheduler.fleet import Fleet
@@ -40,15 +41,15 @@ class Scheduler:
         lock: LeaderLock | None = None,
         renew_seconds: float = 0.5,
         store: CurveStore | None = None,
-        save_seconds: float = 5.0,
+        maintain_seconds: float = 5.0,
         metrics: CollectorRegistry | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._fleet = Fleet(lease_seconds, clock, store)
-        self._save_seconds = save_seconds
-        self._saving: asyncio.Task[None] | None = None
+        self._maintain_seconds = maintain_seconds
+        self._maintaining: asyncio.Task[None] | None = None
         self._metrics = SchedulerMetrics(metrics or CollectorRegistry())
         self._sync = RegistrySync(
             registry or MemoryRegistry(clock),
@@ -73,7 +74,7 @@ class Scheduler:
         await self._election.start()
         self._metrics.set_leading(self._election.now.leading)
         await self._fleet.curves.load()
-        self._saving = asyncio.create_task(self._save_curves(), name="save-curves")
+        self._maintaining = asyncio.create_task(self._maintain(), name="maintain")
 
     async def drain(self) -> None:
         """Ends the Coordinate streams; verifiers then plan for themselves."""
@@ -83,9 +84,9 @@ class Scheduler:
 
     async def close(self) -> None:
         await self.drain()
-        if self._saving is not None:
-            self._saving.cancel()
-            await asyncio.gather(self._saving, return_exceptions=True)
+        if self._maintaining is not None:
+            self._maintaining.cancel()
+            await asyncio.gather(self._maintaining, return_exceptions=True)
             if self._election.now.leading:
                 await self._fleet.curves.save(self._election.now.term)
         await self._election.stop()
@@ -138,7 +139,14 @@ class Scheduler:
                 self._metrics.report_lag.observe(self._clock() - received_at)
                 curve = self._fleet.planner(report.replica_id).missing_curve() if curve_is_due else ()
                 curve_is_due = False
-                yield dataclasses.replace(plan, term=self._election.now.term, curve=curve)
+                scaling = self._fleet.calibration.scaling(self._fleet.model_of(report.replica_id))
+                yield dataclasses.replace(
+                    plan,
+                    term=self._election.now.term,
+                    curve=curve,
+                    temperatures=scaling.temperatures if scaling else (),
+                    biases=scaling.biases if scaling else (),
+                )
             if reader.done():
                 reader.result()  # an invalid report ends the stream with its error
         finally:
@@ -146,11 +154,29 @@ class Scheduler:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
 
-    async def _save_curves(self) -> None:
+    async def _maintain(self) -> None:
+        """Stores step times, and looks at how well confidences fit the outcomes."""
         while not self._draining:
-            await asyncio.sleep(self._save_seconds)
+            await asyncio.sleep(self._maintain_seconds)
             if self._election.now.leading:
                 await self._fleet.curves.save(self._election.now.term)
+                await self.examine_calibration()
+
+    async def examine_calibration(self) -> None:
+        """Refits the confidences of models with enough new rounds, off the event loop."""
+        book = self._fleet.calibration
+        for model, rounds in book.due():
+            state = await asyncio.to_thread(examine, rounds)
+            before = book.states().get(model)
+            book.learned(model, state)
+            self._metrics.calibrated(model, state)
+            if state.drifted and not (before and before.drifted):
+                _log.warning(
+                    "confidences of %s do not fit its traffic: calibration error %.3f, rescaled %.3f",
+                    model,
+                    state.error,
+                    state.scaled_error,
+                )
 
     async def _leadership_changed(self, now: Leadership) -> None:
         self._metrics.set_leading(now.leading)

@@ -10,12 +10,14 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 
+from dspark_core.algorithms.calibration import ConfidenceScaling
 from dspark_core.algorithms.draft_policy import DraftCandidate
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.engine.protocols import PlanSource
 from dspark_core.errors import DSparkError
 from dspark_core.records import ReplicaKind, RoundReport, StepTime, VerifierLoad, VerifyPlan
 from services.common.protocols import SchedulerApi
+from services.verifier.scaling import scaled, scaling_of
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class CoordinatedPlanSource:
         self._plans: deque[VerifyPlan] = deque(maxlen=MAX_PLAN_AGE_ROUNDS)
         self._round = 0
         self._term = 0
+        self._scaling: ConfidenceScaling | None = None
         self._task: asyncio.Task[None] | None = None
         self.followed_plans = 0
         self.local_plans = 0
@@ -86,6 +89,7 @@ class CoordinatedPlanSource:
         return self._local.wants_draft(candidates)
 
     def plan(self, requests: Sequence[PlanRequest], capacity: int | None = None) -> tuple[int, ...]:
+        requests = scaled(requests, self._scaling)
         plan = self._usable_plan()
         if plan is None:
             self.local_plans += 1
@@ -136,6 +140,7 @@ class CoordinatedPlanSource:
         """A scheduler that was replaced and does not know yet is not listened to."""
         if plan.term >= self._term:
             self._term = plan.term
+            self._scaling = scaling_of(plan)
             if plan.curve:
                 self._adopt(plan.curve)
             self._plans.append(plan)

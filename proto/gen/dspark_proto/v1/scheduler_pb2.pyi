@@ -177,13 +177,17 @@ class RequestSurvival(_message.Message):
     def __init__(self, sequence_id: _Optional[str] = ..., survival: _Optional[_Iterable[float]] = ..., verify_length: _Optional[int] = ..., accepted: _Optional[int] = ..., min_tokens_per_second: _Optional[float] = ...) -> None: ...
 
 class VerifyPlan(_message.Message):
-    __slots__ = ("based_on_round", "draft_token_capacity", "curve", "term")
+    __slots__ = ("based_on_round", "draft_token_capacity", "curve", "temperatures", "biases", "term")
     BASED_ON_ROUND_FIELD_NUMBER: _ClassVar[int]
     DRAFT_TOKEN_CAPACITY_FIELD_NUMBER: _ClassVar[int]
     CURVE_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURES_FIELD_NUMBER: _ClassVar[int]
+    BIASES_FIELD_NUMBER: _ClassVar[int]
     TERM_FIELD_NUMBER: _ClassVar[int]
     based_on_round: int
     draft_token_capacity: int
     curve: _containers.RepeatedCompositeFieldContainer[StepTime]
+    temperatures: _containers.RepeatedScalarFieldContainer[float]
+    biases: _containers.RepeatedScalarFieldContainer[float]
     term: int
-    def __init__(self, based_on_round: _Optional[int] = ..., draft_token_capacity: _Optional[int] = ..., curve: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., term: _Optional[int] = ...) -> None: ...
+    def __init__(self, based_on_round: _Optional[int] = ..., draft_token_capacity: _Optional[int] = ..., curve: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., temperatures: _Optional[_Iterable[float]] = ..., biases: _Optional[_Iterable[float]] = ..., term: _Optional[int] = ...) -> None: ...

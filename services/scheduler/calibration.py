@@ -1,0 +1,127 @@
+"""Refits confidences online, pooled over all verifiers of a model: outcomes by position say whether
+survival can still be trusted (paper, sequential temperature scaling).
+
+Rounds are those that were served, so their verify lengths were chosen by the confidences that are
+judged here. Estimates are conditional on those confidences, which leaves the fit nearly unbiased; a
+held-out half decides whether it is used at all.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dspark_core.algorithms.calibration import (
+    ConfidenceScaling,
+    Floats,
+    Integers,
+    confidence_logits,
+    fit_sequential_scaling,
+    position_quality,
+)
+from dspark_core.records import RequestSurvival
+
+WINDOW_ROUNDS = 4096
+"""Requests times rounds that are remembered for a model, the newest."""
+MIN_ROUNDS = 512
+"""Fewer say nothing."""
+MIN_GAIN = 0.005
+"""A scaling is used when it lowers the error on held-out rounds by at least this."""
+DRIFT_ERROR = 0.10
+"""Confidences whose error exceeds this do not fit the traffic any more: an alarm."""
+MAX_MODELS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationState:
+    """What the last look at a model's rounds said."""
+
+    error: float
+    """Mean calibration error of survival over positions, as drafters tell it, on held-out rounds."""
+    scaled_error: float
+    """With the scaling that was fitted to the others."""
+    scaling: ConfidenceScaling | None = None
+    """None: drafters' own confidences are as good."""
+
+    @property
+    def drifted(self) -> bool:
+        return self.error > DRIFT_ERROR
+
+
+@dataclass(slots=True)
+class _Window:
+    rounds: deque[RequestSurvival]
+    fresh: int = 0
+    state: CalibrationState | None = None
+
+
+class CalibrationBook:
+    def __init__(self) -> None:
+        self._windows: OrderedDict[str, _Window] = OrderedDict()
+
+    def observe(self, model: str, requests: Sequence[RequestSurvival]) -> None:
+        """Outcomes of one round of a verifier that serves the model."""
+        window = self._windows.setdefault(model, _Window(deque(maxlen=WINDOW_ROUNDS)))
+        if len(self._windows) > MAX_MODELS:
+            self._windows.popitem(last=False)
+        judged = [request for request in requests if request.verify_length and request.survival]
+        window.rounds.extend(judged)
+        window.fresh += len(judged)
+
+    def scaling(self, model: str) -> ConfidenceScaling | None:
+        window = self._windows.get(model)
+        return window.state.scaling if window and window.state else None
+
+    def due(self) -> list[tuple[str, tuple[RequestSurvival, ...]]]:
+        """Models with enough new rounds since the last look, and their rounds; for `examine`."""
+        found = []
+        for model, window in self._windows.items():
+            if window.fresh >= MIN_ROUNDS:
+                window.fresh = 0
+                found.append((model, tuple(window.rounds)))
+        return found
+
+    def learned(self, model: str, state: CalibrationState) -> None:
+        if model in self._windows:
+            self._windows[model].state = state
+
+    def states(self) -> dict[str, CalibrationState]:
+        return {model: window.state for model, window in self._windows.items() if window.state}
+
+
+def examine(requests: Sequence[RequestSurvival]) -> CalibrationState:
+    """Fits on every other round and judges on the rest. Takes a good part of a second."""
+    block = max(len(request.survival) for request in requests)
+    survival = np.zeros((len(requests), block))
+    for row, request in enumerate(requests):
+        survival[row, : len(request.survival)] = request.survival
+    logits = confidence_logits(conditional_confidences(survival))
+    accepted = np.array([request.accepted for request in requests])
+    verified = np.array([min(r.verify_length, len(r.survival)) for r in requests])
+    accepted = np.minimum(accepted, verified)
+    fitted, judged = slice(0, None, 2), slice(1, None, 2)
+    scaling = fit_sequential_scaling(logits[fitted], accepted[fitted], verified[fitted])
+    held_out = (logits[judged], accepted[judged], verified[judged])
+    error, scaled_error = _error(*held_out, None), _error(*held_out, scaling)
+    better = error - scaled_error >= MIN_GAIN
+    return CalibrationState(error=error, scaled_error=scaled_error, scaling=scaling if better else None)
+
+
+def conditional_confidences(survival: Floats) -> Floats:
+    """a_1, a_2, ... [requests, block] -> c_k = a_k / a_(k-1); 0 where nothing survived before."""
+    before = np.concatenate((np.ones((len(survival), 1)), survival[:, :-1]), axis=1)
+    quotient = np.divide(survival, before, out=np.zeros_like(survival), where=before > 0.0)
+    confidences: Floats = np.clip(quotient, 0.0, 1.0)
+    return confidences
+
+
+def _error(
+    logits: Floats, accepted: Integers, verified: Integers, scaling: ConfidenceScaling | None
+) -> float:
+    """Mean over positions, each by its number of rounds."""
+    quality = position_quality(logits, accepted, verified, scaling)
+    rounds = sum(position.rounds for position in quality)
+    return sum(position.ece * position.rounds for position in quality) / rounds if rounds else 0.0

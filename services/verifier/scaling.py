@@ -1,0 +1,60 @@
+"""Applies the scheduler's online calibration to the survival of requests that are planned."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from dspark_core.algorithms.calibration import MAX_LOGIT, ConfidenceScaling
+from dspark_core.algorithms.plan_request import PlanRequest
+from dspark_core.errors import ConfigError
+from dspark_core.records import VerifyPlan
+
+_MAX_EXPONENT = 700.0
+
+
+def scaling_of(plan: VerifyPlan) -> ConfidenceScaling | None:
+    """None: the plan brings none, or one that cannot be used."""
+    if not plan.temperatures:
+        return None
+    try:
+        return ConfidenceScaling(plan.temperatures, plan.biases)
+    except ConfigError:
+        return None
+
+
+def scaled(requests: Sequence[PlanRequest], scaling: ConfidenceScaling | None) -> Sequence[PlanRequest]:
+    """Survival a_k = c_1 ... c_k with every c_k rescaled; positions beyond the scaling keep their c_k.
+
+    The scaling comes from rounds that are over, so lengths still do not depend on this round's tokens.
+    """
+    if scaling is None:
+        return requests
+    return [
+        dataclasses.replace(request, survival=_scaled_row(request.survival, scaling))
+        if len(request.survival)
+        else request
+        for request in requests
+    ]
+
+
+def _scaled_row(survival: Sequence[float], scaling: ConfidenceScaling) -> tuple[float, ...]:
+    # Plain floats: a round has a few hundred of these, and arrays of one would cost more.
+    rescaled: list[float] = []
+    before, product = 1.0, 1.0
+    for position, value in enumerate(survival):
+        confidence = min(value / before, 1.0) if before > 0.0 else 0.0
+        if position < len(scaling.temperatures):
+            logit = _logit(confidence) / scaling.temperatures[position] + scaling.biases[position]
+            confidence = 1.0 / (1.0 + math.exp(-min(max(logit, -_MAX_EXPONENT), _MAX_EXPONENT)))
+        product *= confidence
+        rescaled.append(product)
+        before = value
+    return tuple(rescaled)
+
+
+def _logit(confidence: float) -> float:
+    if confidence <= 0.0 or confidence >= 1.0:
+        return MAX_LOGIT if confidence >= 1.0 else -MAX_LOGIT
+    return min(max(math.log(confidence / (1.0 - confidence)), -MAX_LOGIT), MAX_LOGIT)
