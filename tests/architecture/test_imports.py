@@ -65,7 +65,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "services",
     ),
     "loadtest": (),
-    "benchmarks": (*APPLICATION, "dspark_core.evaluation", "dspark_core.simulation", "services"),
+    "benchmarks": (
+        *APPLICATION,
+        "dspark_core.evaluation",
+        "dspark_core.training",
+        "dspark_core.simulation",
+        "services",
+    ),
     "scripts": (*APPLICATION, "services"),
 }
 
