@@ -1,0 +1,46 @@
+"""Where rounds are traced is said once, whichever way the stack is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dspark_core.errors import ConfigError
+from services.cli.main import build_parser
+from services.embedded.options import StackOptions
+from services.verifier.config import VerifierServiceConfig
+
+
+def test_a_verifier_traces_nothing_unless_told_to() -> None:
+    assert VerifierServiceConfig.from_env({}).trace is None
+    assert StackOptions().trace is None
+
+
+def test_a_verifier_reads_file_share_and_size() -> None:
+    environ = {
+        "DSPARK_TRACE_FILE": "/data/rounds.jsonl",
+        "DSPARK_TRACE_SAMPLE": "0.5",
+        "DSPARK_TRACE_MAX_MB": "3",
+    }
+    trace = VerifierServiceConfig.from_env(environ).trace
+    assert trace is not None
+    assert (trace.path, trace.sample, trace.max_bytes) == (Path("/data/rounds.jsonl"), 0.5, 3 * 2**20)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("DSPARK_TRACE_SAMPLE", "2"), ("DSPARK_TRACE_MAX_MB", "0"), ("DSPARK_TRACE_SAMPLE", "0")],
+)
+def test_a_wrong_setting_is_named_with_its_value(name: str, value: str) -> None:
+    named = "sample" if name.endswith("SAMPLE") else name
+    with pytest.raises(ConfigError, match=f"(?i){named}.*{value}"):
+        VerifierServiceConfig.from_env({"DSPARK_TRACE_FILE": "x", name: value})
+
+
+def test_the_flags_of_dspark_up_reach_the_options() -> None:
+    arguments = build_parser().parse_args(["up", "--trace", "r.jsonl", "--trace-sample", "0.25"])
+    assert (arguments.trace, arguments.trace_sample) == (Path("r.jsonl"), 0.25)
+    options = StackOptions(trace_file=arguments.trace, trace_sample=arguments.trace_sample)
+    assert options.trace is not None
+    assert options.trace.sample == 0.25
