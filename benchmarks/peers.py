@@ -1,0 +1,216 @@
+"""Our engine beside what a user would pick instead: same prompts, same weights, one interleaved run.
+
+    python -m benchmarks.peers [--concurrency 1 4 16 32] [--rounds 3] [--only NAME ...]
+
+Greedy; every answer has exactly --max-tokens tokens. Each engine runs in a process of its own with
+the same number of threads, one at a time. Engines whose weights are the GGUF file's own values are
+exact; `int8` is an approximation and stands in a row of its own. `llama.cpp` needs the package
+llama-cpp-python; an engine that is missing or fails is reported and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.environment import describe_machine
+from benchmarks.peers_parts.contract import Outcome, Peer, Trial
+from benchmarks.peers_parts.worker import Build, PeerFailedError, PeerProcess
+from dspark_core.engine.building import EngineOptions
+from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
+from dspark_core.tokenization.loading import load_tokenizer
+from dspark_core.zoo_paths import DEFAULT_DRAFTER
+
+OURS, OURS_OFF = "dspark", "dspark, no speculation"
+ONE_AT_A_TIME = ("transformers, prompt lookup",)
+"""Engines that take one prompt only."""
+
+Results = dict[tuple[int, str], list[Outcome]]
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    prompts = _prompts(arguments)
+    builds = _builds(arguments)
+    peers = _start(builds, arguments)
+    results: Results = defaultdict(list)
+    try:
+        for concurrency in arguments.concurrency:
+            _measure(peers, prompts, concurrency, arguments, results)
+        memory = {name: peer.resident_bytes for name, peer in peers.items()}
+    finally:
+        for peer in peers.values():
+            peer.close()
+    _print_table(results, memory)
+    document = {
+        "benchmark": "peers",
+        "arguments": {name: str(value) for name, value in vars(arguments).items()},
+        "environment": describe_machine(),
+        "rows": _rows(results, memory),
+        "ratios": _ratios(results),
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    print(f"written to {arguments.out}")
+
+
+def _builds(arguments: argparse.Namespace) -> dict[str, Build]:
+    requests = max(arguments.concurrency)
+    model = arguments.target_model
+
+    def ours(drafter: str | None, weights: str) -> Build:
+        options = EngineOptions(
+            target_model=model,
+            drafter=drafter,
+            kv_cache_bytes=2**30,
+            max_context_tokens=2048,
+            weights=weights,
+        )
+        return partial(_native, options, requests)
+
+    builds = {
+        OURS: ours(arguments.drafter, "stored"),
+        OURS_OFF: ours(None, "stored"),
+        "dspark int8": ours(arguments.drafter, "int8"),
+        "transformers": partial(_transformers, model, False),
+        "transformers, prompt lookup": partial(_transformers, model, True),
+        "llama.cpp": partial(_llama_cpp, resolve_model_path(model), arguments.threads, requests),
+    }
+    return {name: build for name, build in builds.items() if not arguments.only or name in arguments.only}
+
+
+def _native(options: EngineOptions, requests: int) -> Peer:
+    from benchmarks.peers_parts.native_peer import NativePeer
+
+    return NativePeer(options, max_requests=requests)
+
+
+def _transformers(model: str, prompt_lookup: bool) -> Peer:
+    from benchmarks.peers_parts.transformers_peer import TransformersPeer
+
+    return TransformersPeer(model, torch.bfloat16, prompt_lookup=prompt_lookup)
+
+
+def _llama_cpp(path: Path, threads: int, requests: int) -> Peer:
+    from benchmarks.peers_parts.llama_cpp_peer import LlamaCppPeer
+
+    return LlamaCppPeer(path, threads=threads, max_requests=requests, context_tokens=1024)
+
+
+def _start(builds: dict[str, Build], arguments: argparse.Namespace) -> dict[str, PeerProcess]:
+    peers = {}
+    for name, build in builds.items():
+        try:
+            peers[name] = PeerProcess(build, arguments.threads)
+            print(f"{name}: ready", flush=True)
+        except PeerFailedError as error:
+            print(f"{name}: left out: {error}", flush=True)
+    return peers
+
+
+def _measure(
+    peers: dict[str, PeerProcess],
+    prompts: list[tuple[int, ...]],
+    concurrency: int,
+    arguments: argparse.Namespace,
+    results: Results,
+) -> None:
+    """All engines answer the same prompts in turn, so that a busy machine slows all alike."""
+    for index in range(-1, arguments.rounds):  # the first warms up
+        start = max(index, 0) * concurrency
+        chosen = tuple(prompts[(start + offset) % len(prompts)] for offset in range(concurrency))
+        trial = Trial(chosen, arguments.max_tokens if index >= 0 else 8)
+        for name, peer in list(peers.items()):
+            if concurrency > 1 and name in ONE_AT_A_TIME:
+                continue
+            try:
+                outcome = peer.run(trial)
+            except PeerFailedError as error:
+                print(f"{name}: failed at concurrency {concurrency}: {error}", flush=True)
+                peers.pop(name).close()
+                continue
+            if index >= 0:
+                results[concurrency, name].append(outcome)
+                print(f"{concurrency} {name}: {outcome.tokens_per_second:.1f} tokens/s", flush=True)
+
+
+def _rows(results: Results, memory: dict[str, int]) -> list[dict[str, object]]:
+    return [
+        {
+            "concurrency": concurrency,
+            "engine": name,
+            "tokens_per_second": statistics.median(one.tokens_per_second for one in outcomes),
+            "tokens_per_second_per_user": statistics.median(
+                one.tokens_per_second_per_user for one in outcomes
+            ),
+            "first_token_seconds": statistics.median(one.mean_first_token_seconds for one in outcomes),
+            "accepted_length": statistics.fmean(one.accepted_length for one in outcomes),
+            "resident_bytes": memory.get(name),
+            "trials": len(outcomes),
+        }
+        for (concurrency, name), outcomes in results.items()
+    ]
+
+
+def _ratios(results: Results) -> list[dict[str, object]]:
+    """Of tokens per second, medians of trial by trial ratios: neighbours in time are compared."""
+    ratios = []
+    for (concurrency, name), outcomes in results.items():
+        for base in (OURS, OURS_OFF):
+            ours = results.get((concurrency, base), [])
+            if name == base or not ours:
+                continue
+            pairs = zip(ours, outcomes, strict=False)
+            value = statistics.median(a.tokens_per_second / b.tokens_per_second for a, b in pairs)
+            ratios.append({"concurrency": concurrency, "of": base, "over": name, "ratio": value})
+    return ratios
+
+
+def _print_table(results: Results, memory: dict[str, int]) -> None:
+    print(f"\n{'users':>5} {'engine':28} {'tok/s':>8} {'/user':>7} {'TTFT ms':>8} {'tau':>5} {'MiB':>6}")
+    for row in _rows(results, memory):
+        resident = row["resident_bytes"]
+        print(
+            f"{row['concurrency']:>5} {row['engine']:28} {row['tokens_per_second']:8.1f} "
+            f"{row['tokens_per_second_per_user']:7.1f} {1000 * float(str(row['first_token_seconds'])):8.0f} "
+            f"{row['accepted_length']:5.2f} {int(str(resident)) >> 20 if resident else '-':>6}"
+        )
+    for ratio in _ratios(results):
+        print(f"{ratio['concurrency']:>5} {ratio['of']} over {ratio['over']}: {ratio['ratio']:.2f}x")
+
+
+def _prompts(arguments: argparse.Namespace) -> list[tuple[int, ...]]:
+    from benchmarks.single_stream import PROMPTS
+
+    texts = list(PROMPTS)
+    if arguments.prompts is not None:
+        rows = [json.loads(line) for line in arguments.prompts.read_text(encoding="utf-8").splitlines()]
+        texts = [row["turns"][0] for row in rows]
+    tokenizer = load_tokenizer(resolve_model_path(arguments.target_model))
+    return [tokenizer.encode_chat([{"role": "user", "content": text}]) for text in texts]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--target-model", default=DEFAULT_MODEL)
+    parser.add_argument("--drafter", default=DEFAULT_DRAFTER)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16, 32])
+    parser.add_argument("--rounds", type=int, default=3, help="trials of each engine at each concurrency")
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--prompts", type=Path, default=None, help="JSONL with 'turns'; default: built in")
+    parser.add_argument("--only", nargs="*", default=[], help="names of engines; default: all")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/peers.json"))
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What `benchmarks.peers` measures and compares, one module an engine."""

@@ -1,0 +1,58 @@
+"""This project's engine: the round loop, with speculation on or off."""
+
+from __future__ import annotations
+
+import time
+
+from benchmarks.peers_parts.contract import Outcome, Stopwatch, Trial
+from dspark_core.algorithms.round_time import RoundTimeModel
+from dspark_core.engine.batching import BatchLimits
+from dspark_core.engine.building import EngineOptions, build_drafter, build_target
+from dspark_core.engine.draft_engine import LocalDraftSource
+from dspark_core.engine.drafting import Drafting
+from dspark_core.engine.planning import LocalPlanSource
+from dspark_core.engine.profiler import profile_step_time
+from dspark_core.engine.rounds import RoundLoop
+from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions
+
+
+class NativePeer:
+    def __init__(self, options: EngineOptions, *, max_requests: int) -> None:
+        """Speculates where the options name a drafter."""
+        self._speculate = options.drafter is not None
+        target = build_target(options)
+        drafting = None
+        if self._speculate:
+            source = LocalDraftSource(build_drafter(options, target.loaded))
+            drafting = Drafting(source, target.engine, deadline_seconds=60.0)
+        self._loop = RoundLoop(
+            target.engine,
+            LocalPlanSource(RoundTimeModel(profile_step_time(target.engine))),
+            drafting=drafting,
+            limits=BatchLimits(max_running=max_requests),
+        )
+        self._trials = 0
+
+    def run(self, trial: Trial) -> Outcome:
+        self._trials += 1
+        names = {f"{self._trials}-{index}": index for index in range(len(trial.prompts))}
+        watch = Stopwatch(len(names), time.perf_counter())
+        for name, index in names.items():
+            self._loop.submit(
+                GenerateRequest(
+                    request_id=name,
+                    prompt_token_ids=trial.prompts[index],
+                    max_tokens=trial.max_tokens,
+                    sampling=SamplingParams(temperature=0.0),
+                    speculation=SpeculationOptions(enabled=self._speculate),
+                )
+            )
+        lengths: dict[str, float] = {}
+        while self._loop.has_work:
+            outputs = self._loop.step()
+            now = time.perf_counter()
+            for output in outputs:
+                watch.add(names[output.request_id], output.chunk.token_ids, now)
+                if output.chunk.stats is not None:
+                    lengths[output.request_id] = output.chunk.stats.accepted_length
+        return watch.outcome(sum(lengths.values()) / max(1, len(lengths)))

@@ -1,0 +1,62 @@
+"""Hugging Face `transformers` on the same weights: plain, or with prompt lookup at batch 1."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from benchmarks.peers_parts.contract import Outcome, Trial
+from benchmarks.peers_transformers import as_transformers
+
+PAD_TOKEN_ID = 0
+LOOKUP_TOKENS = 10
+
+
+class TransformersPeer:
+    def __init__(self, model: str, dtype: torch.dtype, *, prompt_lookup: bool = False) -> None:
+        self._model = as_transformers(model, dtype)
+        self._prompt_lookup = prompt_lookup
+
+    @torch.inference_mode()
+    def run(self, trial: Trial) -> Outcome:
+        """One padded batch, which is how `generate` takes several prompts."""
+        if self._prompt_lookup and len(trial.prompts) > 1:
+            raise ValueError("prompt lookup takes one prompt at a time")
+        width = max(map(len, trial.prompts))
+        ids = torch.full((len(trial.prompts), width), PAD_TOKEN_ID)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(trial.prompts):  # padded on the left
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        first = _FirstToken()
+        started = time.perf_counter()
+        out = self._model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=trial.max_tokens,
+            min_new_tokens=trial.max_tokens,
+            do_sample=False,
+            pad_token_id=PAD_TOKEN_ID,
+            logits_processor=LogitsProcessorList([first]),
+            **({"prompt_lookup_num_tokens": LOOKUP_TOKENS} if self._prompt_lookup else {}),
+        )
+        seconds = time.perf_counter() - started
+        count = len(trial.prompts)
+        return Outcome(
+            tuple(tuple(row[width:].tolist()) for row in out),
+            (first.at - started,) * count,
+            (seconds,) * count,
+        )
+
+
+class _FirstToken(LogitsProcessor):  # type: ignore[misc]
+    """Notes when the first logits are there."""
+
+    def __init__(self) -> None:
+        self.at = 0.0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.at = self.at or time.perf_counter()
+        return scores
