@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -118,12 +118,20 @@ class _Bench:
                     self._measure(shape)
 
     def search_stairs(self) -> None:
-        while (middle := self._largest_jump()) is not None:
-            if 4 * min(self.seconds[self._neighbour(middle)]) > self.left:
+        """Halves intervals with a jump until it is one token wide, or turns out to be a slope."""
+        # How often in a row an interval's halving showed a straight line, by where it begins. Once may
+        # be two stairs that hide each other.
+        straight: dict[Shape, int] = {}
+        while (found := self._largest_jump(straight)) is not None:
+            left, right = found
+            if 4 * min(self.seconds[right]) > self.left:
                 return
+            middle = (left[0], (left[1] + right[1]) // 2, left[2])
             self._measure(middle, warm_up=True)
             for _ in range(2):
                 self._measure(middle)
+            times = straight.get(left, 0) + 1 if self._is_slope(left, middle, right) else 0
+            straight[left] = straight[middle] = times
 
     def points(self) -> tuple[StepPoint, ...]:
         """Medians; along a row of equal requests and context time never falls."""
@@ -132,7 +140,7 @@ class _Bench:
             rows.setdefault((requests, context), []).append(tokens)
         found = []
         for (requests, context), row in rows.items():
-            medians = [statistics.median(self.seconds[requests, tokens, context]) for tokens in row]
+            medians = [self._median((requests, tokens, context)) for tokens in row]
             for tokens, seconds in zip(row, monotone(medians), strict=True):
                 found.append(StepPoint(requests, tokens, requests * context, seconds))
         return tuple(found)
@@ -155,23 +163,28 @@ class _Bench:
             yield counts[0], counts[0] * per_request[0], long_context
             yield middle, middle * largest, long_context
 
-    def _largest_jump(self) -> Shape | None:
-        """The middle of the interval with the largest relative rise; None when all are small or narrow."""
-        best: tuple[float, Shape] | None = None
+    def _largest_jump(self, straight: Mapping[Shape, int]) -> tuple[Shape, Shape] | None:
+        """The interval with the largest relative rise that can be halved and is not known to be
+        straight; None when there is none."""
+        best: tuple[float, tuple[Shape, Shape]] | None = None
         shapes = sorted(self.seconds, key=lambda shape: (shape[2], shape[0], shape[1]))
         for left, right in pairwise(shapes):
-            if (left[0], left[2]) != (right[0], right[2]) or right[1] - left[1] < 2:
+            same_row = (left[0], left[2]) == (right[0], right[2])
+            if not same_row or right[1] - left[1] < 2 or straight.get(left, 0) >= 2:
                 continue
-            before, after = (statistics.median(self.seconds[shape]) for shape in (left, right))
-            jump = (after - before) / before
+            jump = self._median(right) / self._median(left) - 1.0
             if jump > MIN_JUMP and (best is None or jump > best[0]):
-                best = jump, (left[0], (left[1] + right[1]) // 2, left[2])
+                best = jump, (left, right)
         return None if best is None else best[1]
 
-    def _neighbour(self, shape: Shape) -> Shape:
-        """The next larger measured shape of the same row."""
-        row = [s for s in self.seconds if (s[0], s[2]) == (shape[0], shape[2]) and s[1] > shape[1]]
-        return min(row)
+    def _is_slope(self, left: Shape, middle: Shape, right: Shape) -> bool:
+        """Whether the middle lies where a straight line would have it."""
+        share = (middle[1] - left[1]) / (right[1] - left[1])
+        before, after = self._median(left), self._median(right)
+        return abs(self._median(middle) - (before + share * (after - before))) < MIN_JUMP * before
+
+    def _median(self, shape: Shape) -> float:
+        return statistics.median(self.seconds[shape])
 
     def _measure(self, shape: Shape, *, warm_up: bool = False) -> None:
         runs = _runs(self.engine, *shape)

@@ -77,6 +77,12 @@ def test_stairs_are_pinned_to_a_token() -> None:
         assert model.seconds(4, edge + 1) == pytest.approx(stairs(4, edge + 1, 0), rel=1e-3)
 
 
+def test_a_slope_is_not_searched_for_stairs() -> None:
+    model, engine = profile(smooth, budget_seconds=1000.0)
+    assert engine.now < 60.0
+    assert len(model.points) < 120
+
+
 @pytest.mark.parametrize("budget", [0.5, 2.0, 10.0])
 def test_the_budget_bounds_the_time(budget) -> None:
     model, engine = profile(smooth, budget_seconds=budget)
