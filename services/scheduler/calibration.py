@@ -13,16 +13,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dspark_core.algorithms.calibration import (
     ConfidenceScaling,
-    Floats,
-    Integers,
     confidence_logits,
     fit_sequential_scaling,
     position_quality,
 )
 from dspark_core.records import RequestSurvival
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 WINDOW_ROUNDS = 4096
 """Requests times rounds that are remembered for a model, the newest."""

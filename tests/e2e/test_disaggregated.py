@@ -1,4 +1,4 @@
-"""Four real processes on loopback: the same tokens as embedded, also when the drafter is killed."""
+"""Four real processes on loopback: the same tokens as embedded, also when drafter or scheduler are killed."""
 
 from __future__ import annotations
 
@@ -90,7 +90,19 @@ async def test_processes_answer_like_the_embedded_stack_and_survive_their_drafte
         assert speculation["rounds"] > 0
     assert one.processes["drafter"].exit_code is not None
 
+    # Kill -9 the scheduler in the middle of a stream: the same tokens, and the next request is served.
+    pieces = []
+    async for event in events(url, ASKED[1], 48):
+        if event["choices"]:
+            pieces.append(event["choices"][0]["delta"].get("content") or "")
+        if len(pieces) == 5 and one.processes["scheduler"].exit_code is None:
+            one.processes["scheduler"].kill()
+    assert "".join(pieces) == await answer(stack.url, ASKED[1], 48)
+    assert one.processes["scheduler"].exit_code is not None
+    assert await answer(url, ASKED[2]) == await answer(stack.url, ASKED[2])
+
     # SIGTERM: everything ends by itself, cleanly.
     await asyncio.wait_for(one.stop(), 60)
-    codes = {role: process.exit_code for role, process in one.processes.items() if role != "drafter"}
-    assert codes == {"gateway": 0, "scheduler": 0, "verifier": 0}
+    killed = ("drafter", "scheduler")
+    codes = {role: process.exit_code for role, process in one.processes.items() if role not in killed}
+    assert codes == {"gateway": 0, "verifier": 0}

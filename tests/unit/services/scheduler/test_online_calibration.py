@@ -117,10 +117,8 @@ def test_a_scaling_that_cannot_be_used_is_not():
     assert scaling_of(plan) is None
     requests = [PlanRequest(survival=(1.0, 0.0, 0.0)), PlanRequest(survival=())]
     assert scaled(requests, None) is requests
-    good = scaling_of(
-        VerifyPlan(based_on_round=1, draft_token_capacity=1, temperatures=(2.0,), biases=(0.1,))
-    )
-    (certain, empty) = scaled(requests, good)
+    good = VerifyPlan(based_on_round=1, draft_token_capacity=1, temperatures=(2.0,), biases=(0.1,))
+    (certain, empty) = scaled(requests, scaling_of(good))
     assert certain.survival[1:] == (0.0, 0.0)
     assert 0.99 < certain.survival[0] <= 1.0
     assert empty.survival == ()

@@ -1,0 +1,1 @@
+"""Parts of the failover benchmark: the processes, the load, what is measured."""

@@ -1,0 +1,157 @@
+"""One scheduler, one drafter, several verifiers and a gateway as processes on this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+
+from services.embedded.processes import LOOPBACK, START_SECONDS, ServiceProcess, free_ports
+
+STOP_SECONDS = 10.0
+_GENERATE = '"/dspark.v1.VerifierService/Generate"'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterOptions:
+    verifiers: int = 2
+    dtype: str = "float32"
+    kv_cache_mb: int = 256
+    max_running: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class VerifierCounts:
+    """Totals since a verifier's start, as it exposes them."""
+
+    requests: float
+    """Arrived."""
+    rounds: float
+    """Rounds times requests."""
+    verified: float
+    """Draft tokens put through the target."""
+
+    def since(self, before: VerifierCounts) -> VerifierCounts:
+        return VerifierCounts(
+            self.requests - before.requests, self.rounds - before.rounds, self.verified - before.verified
+        )
+
+    @property
+    def verify_length(self) -> float:
+        """Mean draft tokens verified per request and round."""
+        return self.verified / self.rounds if self.rounds else 0.0
+
+
+class Cluster:
+    def __init__(self, options: ClusterOptions) -> None:
+        self._options = options
+        self._ports = free_ports(4 + 2 * options.verifiers)
+        self._processes: list[ServiceProcess] = []
+        self.verifiers: list[ServiceProcess] = []
+        self.scheduler: ServiceProcess | None = None
+
+    @property
+    def gateway_address(self) -> str:
+        return f"{LOOPBACK}:{self._ports[2]}"
+
+    async def start(self) -> None:
+        """Returns when the gateway and every verifier serve."""
+        _, drafter, gateway, http, *others = self._ports
+        await self.start_scheduler()
+        self._spawn("drafter", drafter)
+        for port, metrics in zip(others[::2], others[1::2], strict=True):
+            own = {
+                "DSPARK_DRAFTER_ADDRESS": f"{LOOPBACK}:{drafter}",
+                "DSPARK_METRICS_PORT": str(metrics),
+                "DSPARK_REPLICA_ID": f"verifier-{len(self.verifiers)}",
+            }
+            self.verifiers.append(self._spawn("verifier", port, own))
+            # One after the other: profiled at once they would measure each other.
+            await self.verifiers[-1].wait_serving(START_SECONDS)
+        await self._spawn("gateway", gateway, {"DSPARK_HTTP_PORT": str(http)}).wait_serving(START_SECONDS)
+
+    async def start_scheduler(self) -> None:
+        self.scheduler = self._spawn("scheduler", self._ports[0])
+        await self.scheduler.wait_serving(START_SECONDS)
+
+    def kill_scheduler(self) -> None:
+        assert self.scheduler is not None
+        self.scheduler.kill()
+        self._processes.remove(self.scheduler)
+
+    async def stop(self) -> None:
+        for process in reversed(self._processes):
+            await process.stop(STOP_SECONDS)
+
+    async def counts(self) -> list[VerifierCounts]:
+        """Of every verifier now."""
+        ports = self._ports[5::2]
+        async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
+            texts = [(await client.get(f"http://{LOOPBACK}:{port}/metrics")).text for port in ports]
+        return [
+            VerifierCounts(
+                _total(text, "dspark_rpc_requests_total", _GENERATE)
+                + _total(text, "dspark_rpc_in_flight", _GENERATE),
+                _total(text, "dspark_request_rounds_total"),
+                _total(text, "dspark_verified_tokens_total"),
+            )
+            for text in texts
+        ]
+
+    @contextmanager
+    def throttled(self, index: int, burners: int) -> Iterator[None]:
+        """One verifier shares one processor core with processes that do nothing but compute."""
+        pid = self.verifiers[index].pid
+        allowed = _affinity(pid)
+        core = min(allowed)
+        hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(burners)]
+        try:
+            for hog in hogs:
+                os.sched_setaffinity(hog.pid, {core})
+            _pin(pid, {core})
+            yield
+        finally:
+            for hog in hogs:
+                hog.kill()
+                hog.wait()
+            _pin(pid, allowed)
+
+    def _spawn(self, role: str, port: int, environ: dict[str, str] | None = None) -> ServiceProcess:
+        options = self._options
+        shared = {
+            "DSPARK_HOST": LOOPBACK,
+            "DSPARK_PORT": str(port),
+            "DSPARK_ADVERTISE_ADDRESS": f"{LOOPBACK}:{port}",
+            "DSPARK_METRICS_PORT": "off",
+            "DSPARK_SCHEDULER_ADDRESS": f"{LOOPBACK}:{self._ports[0]}",
+            "DSPARK_DTYPE": options.dtype,
+            "DSPARK_KV_CACHE_MB": str(options.kv_cache_mb),
+            "DSPARK_MAX_RUNNING": str(options.max_running),
+            "DSPARK_TORCH_THREADS": "1",
+            "DSPARK_LOG_LEVEL": "WARNING",
+        }
+        process = ServiceProcess(role, shared | (environ or {}), port)
+        self._processes.append(process)
+        return process
+
+
+def _affinity(pid: int) -> set[int]:
+    return set(os.sched_getaffinity(pid))
+
+
+def _pin(pid: int, cores: set[int]) -> None:
+    """Every thread of a process: affinity belongs to threads."""
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        os.sched_setaffinity(int(thread), cores)
+
+
+def _total(text: str, name: str, label: str = "") -> float:
+    """Sum over a metric's samples, or those with a label value."""
+    samples = re.findall(rf"^{name}((?:{{.*}})?) (\S+)$", text, flags=re.MULTILINE)
+    return sum(float(value) for labels, value in samples if label in labels)
