@@ -70,7 +70,7 @@ class Stack:
         self.loops = [(loop, methods)]
         if arguments.mtp1 is not None:
             mtp_options = _options(arguments, arguments.mtp1)
-            loop = LoadedLoop(build_target(mtp_options), mtp_options, prompts, **settings)
+            loop = LoadedLoop(build_target(mtp_options), mtp_options, prompts, profiled=False, **settings)
             self.loops.append((loop, [Method(MTP1, FixedLengthPlanSource(1))]))
 
     @property
@@ -228,19 +228,23 @@ def _options(arguments: argparse.Namespace, drafter: str) -> EngineOptions:
 
 
 def _apply_quick(arguments: argparse.Namespace) -> None:
-    if arguments.quick:
-        arguments.concurrency, arguments.repetitions, arguments.minutes = list(QUICK), 1, 1.5
+    """Fills in what was not said."""
+    arguments.concurrency = arguments.concurrency or list(QUICK if arguments.quick else FULL)
+    arguments.repetitions = arguments.repetitions or (1 if arguments.quick else 3)
+    arguments.minutes = arguments.minutes or (1.5 if arguments.quick else 11.0)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="one turn at 1, 4 and 16 users")
+    parser.add_argument("--quick", action="store_true", help="one short turn at 1, 4 and 16 users")
     parser.add_argument("--fresh", action="store_true", help="forget slices of an earlier run")
-    parser.add_argument("--minutes", type=float, default=11.0, help="what the whole run may take, roughly")
-    parser.add_argument("--repetitions", type=int, default=3, help="turns over all concurrencies")
-    parser.add_argument("--concurrency", type=int, nargs="+", default=list(FULL))
+    parser.add_argument(
+        "--minutes", type=float, default=None, help="of the whole run, roughly (11; quick 1.5)"
+    )
+    parser.add_argument("--repetitions", type=int, default=None, help="turns over all loads (3; quick 1)")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=None, help="users at a time (1 to 64)")
     parser.add_argument("--gamma", type=int, nargs="+", default=[2, 4, 7], help="static verify lengths")
     parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--mtp1", default=None, metavar="CHECKPOINT", help="an MTP-1 drafter of the target")

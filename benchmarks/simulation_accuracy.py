@@ -62,6 +62,7 @@ def main() -> None:
         temperature=0.0,
         stop_token_ids=tokenizer.stop_token_ids,
     )
+    assert loop.round_time is not None  # it was asked to be profiled
     console.print("profiled")
     if arguments.save_curve is not None:
         write_profile(arguments.save_curve, loop.round_time)

@@ -15,6 +15,8 @@ from benchmarks.frontier_parts.stack import SliceResult
 
 TOLERANCE = 0.03
 """The scheduled frontier may be this much below the best static one."""
+MIN_LIGHT_LOAD_LENGTH = 0.5
+"""Draft tokens per request and round at the lightest load, below which there is nothing to fall."""
 MODERATE_SHARE = 0.6
 """The moderate floor, as a share of MTP-1's speed when it serves one user alone."""
 
@@ -146,8 +148,9 @@ def _never_below(points: Sequence[FrontierPoint], ours: Frontier, statics: Seque
 
 def _falls_with_load(ours: Frontier) -> Claim:
     lengths = [point.verify_length for point in ours.points]
-    # A tenth of a token is measuring noise.
+    # A tenth of a token is measuring noise; who hardly ever speculates does not adapt to load.
     falls = all(later <= earlier + 0.1 for earlier, later in pairwise(lengths))
+    falls = falls and bool(lengths) and lengths[0] >= MIN_LIGHT_LOAD_LENGTH
     return Claim(
         name="scheduled verify length by load",
         target="falls",

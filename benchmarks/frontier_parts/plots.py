@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -72,7 +73,7 @@ def _by_method(points: Sequence[FrontierPoint]) -> dict[str, list[FrontierPoint]
     return found
 
 
-def _style(method: str, scheduled: str) -> dict[str, object]:
+def _style(method: str, scheduled: str) -> dict[str, Any]:
     if method == scheduled:
         return {"color": "black", "linewidth": 2.5, "marker": "o"}
     return {"linewidth": 1.2, "marker": "."}

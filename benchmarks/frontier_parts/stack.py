@@ -35,6 +35,8 @@ RESTARTED_USERS = 8
 """Batches up to this size are begun anew for every slice."""
 PROFILED_REQUESTS = (1, 2, 4, 8, 16, 32, 64)
 PROFILE_SECONDS = 15.0
+MAX_FILL_ROUNDS = 200
+"""Prefill takes a few; short answers may keep ending and beginning, which is a steady state too."""
 MIN_ROUNDS = 6
 """Rounds a slice lasts at least, however slow they are."""
 
@@ -105,11 +107,13 @@ class LoadedLoop:
         temperature: float,
         stop_token_ids: tuple[int, ...],
         seed: int = 0,
+        profiled: bool = True,
     ) -> None:
+        """`profiled`: with measured round times, which only planners that look at time need."""
         drafter = build_drafter(options, target.loaded, generator=torch.Generator().manual_seed(seed + 1))
         source = LocalDraftSource(drafter)
         # Before the loop: a profile writes into pages that are not its own.
-        self.round_time = profile_round_time(target, source, options, max_running)
+        self.round_time = profile_round_time(target, source, options, max_running) if profiled else None
         self.plans = SwitchedPlans()
         block = drafter.geometry.block_size
         self._loop = RoundLoop(
@@ -133,6 +137,8 @@ class LoadedLoop:
 
     def hold(self, concurrency: int, turn: int) -> None:
         """Brings the number of requests to this, and all of them past prefill."""
+        if len(self._running) == concurrency > RESTARTED_USERS:
+            return  # it runs on
         if concurrency <= RESTARTED_USERS:
             self._cancel(0)
             # Turns ask different prompts, methods within a turn the same.
@@ -143,8 +149,10 @@ class LoadedLoop:
             share = 1.0 if concurrency <= RESTARTED_USERS else (index + 1) / concurrency
             self._submit(max(8, round(self._max_tokens * share)))
         self.plans.current = FullPlanSource()
-        while not self.plans.reports or len(self.plans.reports[-1].requests) < concurrency:
+        for _ in range(MAX_FILL_ROUNDS):
             self._step()
+            if len(self.plans.reports[-1].requests) >= concurrency:
+                return
 
     def _cancel(self, left: int) -> None:
         while len(self._running) > left:

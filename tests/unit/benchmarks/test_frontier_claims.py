@@ -92,6 +92,12 @@ def test_claims_fail_where_it_does_not() -> None:
     assert [claim.holds for claim in found] == [False, True, False, False, False]
 
 
+def test_hardly_speculating_at_all_is_not_adapting_to_load() -> None:
+    lengths = points({"ours": {1: 20.0, 2: 30.0}}, verified=0.2)
+    found = check_claims(lengths, scheduled="ours", statics=(), baseline="mtp")
+    assert found[1].holds is False
+
+
 def test_nothing_measured_is_no_verdict() -> None:
     found = claims({"ours": {1: 20.0}})
     assert [claim.holds for claim in found] == [None, None, None, None, None]
