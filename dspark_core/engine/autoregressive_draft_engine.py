@@ -7,46 +7,24 @@ context is append-only; keys and values of the draft steps rest on drafts and en
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dspark_core.engine.context_draft_engine import ContextDraftEngine
+from dspark_core.engine.context_draft_engine import ContextDraftEngine, EngineArguments
 from dspark_core.engine.draft_context import ContextView, DraftContext
 from dspark_core.engine.draft_sampling import BlockSampler
-from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem
+from dspark_core.engine.protocols import DraftBlock, DraftItem
 from dspark_core.errors import InvalidRequestError
 from dspark_core.models.eagle3 import Eagle3Drafter
 from dspark_core.models.mtp import MtpDrafter
 
 
 class AutoregressiveDraftEngine(ContextDraftEngine):
-    def __init__(
-        self,
-        drafter: Eagle3Drafter | MtpDrafter,
-        *,
-        fingerprint: str,
-        num_pages: int,
-        page_tokens: int = 16,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        backbone = drafter.config.backbone
-        geometry = DraftGeometry(
-            fingerprint=fingerprint,
-            block_size=drafter.config.block_size,
-            feature_size=backbone.hidden_size,
-            vocab_size=backbone.vocab_size,
-            context_window=None,
-        )
-        super().__init__(
-            backbone,
-            geometry,
-            dtype=drafter.norm.weight.dtype,
-            num_pages=num_pages,
-            page_tokens=page_tokens,
-            generator=generator,
-        )
+    def __init__(self, drafter: Eagle3Drafter | MtpDrafter, **arguments: Unpack[EngineArguments]) -> None:
+        super().__init__(drafter.config, dtype=drafter.norm.weight.dtype, context_window=None, **arguments)
         self._drafter = drafter
 
     def _append(self, items: Sequence[DraftItem]) -> list[bool]:
@@ -85,15 +63,9 @@ class AutoregressiveDraftEngine(ContextDraftEngine):
         attend = StepAttention(self._context, view, self.geometry.block_size, self._kv_groups)
         sampler = BlockSampler(items, self._generator, token_ids=self._drafter.draft_vocab_ids)
         drawn = self._drafter.draw(anchors, features, positions, attend, sampler)
-        distributions = sampler.distributions()
         assert drawn.confidence_logits is not None, "these drafters are their own confidence"
-        confidences = torch.sigmoid(drawn.confidence_logits).tolist()
-        return [
-            DraftBlock(item.sequence_id, tuple(token_ids), tuple(row), distributions.get(index))
-            for index, (item, token_ids, row) in enumerate(
-                zip(items, drawn.token_ids.tolist(), confidences, strict=True)
-            )
-        ]
+        confidences = torch.sigmoid(drawn.confidence_logits)
+        return self._blocks(items, drawn.token_ids, confidences, sampler.distributions())
 
 
 class StepAttention:

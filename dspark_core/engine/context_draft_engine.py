@@ -7,29 +7,48 @@ drafts from them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Required, TypedDict
 
 import torch
 from torch import Tensor
 
 from dspark_core.engine.draft_context import DraftContext
-from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem
+from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem, SparseDistribution
 from dspark_core.errors import InvalidRequestError
-from dspark_core.models.config import DecoderConfig
+from dspark_core.models.config import AnyDrafterConfig
+
+
+class EngineArguments(TypedDict, total=False):
+    """What every draft engine is made with, besides its drafter."""
+
+    fingerprint: Required[str]
+    num_pages: Required[int]
+    page_tokens: int
+    generator: torch.Generator | None
 
 
 class ContextDraftEngine(ABC):
     def __init__(
         self,
-        backbone: DecoderConfig,
-        geometry: DraftGeometry,
+        config: AnyDrafterConfig,
         *,
         dtype: torch.dtype,
+        context_window: int | None,
+        fingerprint: str,
         num_pages: int,
-        page_tokens: int,
-        generator: torch.Generator | None,
+        page_tokens: int = 16,
+        generator: torch.Generator | None = None,
     ) -> None:
-        self.geometry = geometry
+        """`generator` draws uncoupled drafts; None: one seeded anew."""
+        backbone = config.backbone
+        self.geometry = DraftGeometry(
+            fingerprint=fingerprint,
+            block_size=config.block_size,
+            feature_size=backbone.hidden_size,
+            vocab_size=backbone.vocab_size,
+            context_window=context_window,
+        )
         self._dtype = dtype
         self._kv_groups = backbone.num_heads // backbone.num_kv_heads
         self._generator = generator or torch.Generator().manual_seed(torch.seed() % 2**63)
@@ -37,7 +56,7 @@ class ContextDraftEngine(ABC):
             backbone,
             num_pages=num_pages,
             page_tokens=page_tokens,
-            window=geometry.context_window,
+            window=context_window,
             dtype=dtype,
         )
 
@@ -75,6 +94,20 @@ class ContextDraftEngine(ABC):
     ) -> list[tuple[Tensor, Tensor]]:
         """Per layer context k, v [rows, kv_heads, head_dim] of the items' new features [rows, d],
         concatenated in order, at `positions` [rows]."""
+
+    def _blocks(
+        self,
+        items: Sequence[DraftItem],
+        token_ids: Tensor,
+        confidences: Tensor | None,
+        distributions: Mapping[int, SparseDistribution],
+    ) -> list[DraftBlock]:
+        """token_ids, confidences [requests, block]; distributions by index of the item."""
+        rows = [()] * len(items) if confidences is None else confidences.tolist()
+        return [
+            DraftBlock(item.sequence_id, tuple(tokens), tuple(row), distributions.get(index))
+            for index, (item, tokens, row) in enumerate(zip(items, token_ids.tolist(), rows, strict=True))
+        ]
 
     def _append(self, items: Sequence[DraftItem]) -> list[bool]:
         """Stores the new context keys and values of all items at once -> which are complete."""

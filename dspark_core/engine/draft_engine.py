@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dspark_core.algorithms.calibration import ConfidenceScaling
-from dspark_core.engine.context_draft_engine import ContextDraftEngine
+from dspark_core.engine.block_draw import block_draw
+from dspark_core.engine.context_draft_engine import ContextDraftEngine, EngineArguments
 from dspark_core.engine.draft_context import ContextView, DraftContext
-from dspark_core.engine.draft_sampling import BlockSampler
 from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem
 from dspark_core.models.dspark import DSparkDrafter
 
@@ -22,30 +23,18 @@ class DraftEngine(ContextDraftEngine):
         self,
         drafter: DSparkDrafter,
         *,
-        fingerprint: str,
-        num_pages: int,
-        page_tokens: int = 16,
-        generator: torch.Generator | None = None,
         confidence_scaling: ConfidenceScaling | None = None,
+        **arguments: Unpack[EngineArguments],
     ) -> None:
         """`confidence_scaling`: corrects the confidence logit of each position; None: taken as it is."""
-        backbone = drafter.config.backbone
-        geometry = DraftGeometry(
-            fingerprint=fingerprint,
-            block_size=drafter.config.block_size,
-            feature_size=backbone.hidden_size,
-            vocab_size=backbone.vocab_size,
-            context_window=drafter.config.context_window,
-        )
         super().__init__(
-            backbone,
-            geometry,
+            drafter.config,
             dtype=drafter.norm.weight.dtype,
-            num_pages=num_pages,
-            page_tokens=page_tokens,
-            generator=generator,
+            context_window=drafter.config.context_window,
+            **arguments,
         )
         self._drafter = drafter
+        self._draw = block_draw(drafter, self._generator)
         self._confidence_scaling: tuple[Tensor, Tensor] | None = None  # factors and biases, each [block]
         if confidence_scaling is not None:
             temperatures = torch.tensor(confidence_scaling.temperatures, dtype=torch.float32)
@@ -63,18 +52,11 @@ class DraftEngine(ContextDraftEngine):
         view = self._context.view([item.sequence_id for item in items])
         attend = BlockAttention(self._context, view, self.geometry.block_size, self._kv_groups, self._dtype)
         hidden = self._drafter.block_hidden(anchors, anchor_positions, attend)
-        sampler = BlockSampler(items, self._generator, token_ids=self._drafter.draft_vocab_ids)
-        drawn = self._drafter.draw(anchors, hidden, sampler)
-        distributions = sampler.distributions()
-        confidences: list[list[float]] = [[] for _ in items]
+        drawn, distributions = self._draw(items, anchors, hidden)
+        confidences = None
         if drawn.confidence_logits is not None:
-            confidences = self._confidences(drawn.confidence_logits).tolist()
-        return [
-            DraftBlock(item.sequence_id, tuple(token_ids), tuple(row), distributions.get(index))
-            for index, (item, token_ids, row) in enumerate(
-                zip(items, drawn.token_ids.tolist(), confidences, strict=True)
-            )
-        ]
+            confidences = self._confidences(drawn.confidence_logits)
+        return self._blocks(items, drawn.token_ids, confidences, distributions)
 
     def _confidences(self, logits: Tensor) -> Tensor:
         """[requests, block] -> calibrated probabilities of the same shape."""

@@ -47,9 +47,10 @@ class BlockSampler:
 
     def __call__(self, position: int, logits: Tensor) -> Tensor:
         """logits [requests, draft vocab] of block position `position` -> draft vocabulary ids [requests]."""
-        chosen = greedy_tokens(logits)
-        if len(self._sampled_rows) == 0:
-            return chosen
+        count = len(self._sampled_rows)
+        if count == 0:
+            return greedy_tokens(logits)
+        chosen = self._seeds.new_empty(len(logits)) if count == len(logits) else greedy_tokens(logits)
         top = logits[self._sampled_rows].float().topk(min(self._proposal_tokens, logits.shape[-1]), dim=-1)
         probabilities = target_probabilities(top.values, self._params)  # [sampled, k]
         token_ids = top.indices if self._token_ids is None else self._token_ids[top.indices]

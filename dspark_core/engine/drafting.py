@@ -40,7 +40,11 @@ class Drafting:
         return self._available
 
     def propose(self, sequences: Sequence[SequenceState]) -> DraftRound:
-        """Blocks for those sequences that may use at least one draft token this round."""
+        """Blocks for those of `sequences` that may use at least one draft token this round.
+
+        Leaving a sequence out costs nothing: its features are neither read nor sent, and its next
+        item brings what was missed, at most a window, in one append.
+        """
         wanted = [
             s for s in sequences if s.request.speculation.enabled and draft_limit(s, self.block_size) > 0
         ]

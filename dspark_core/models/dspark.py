@@ -145,27 +145,34 @@ class DSparkDrafter(nn.Module):
             return logits
         return F.linear(hidden, self.lm_head)
 
+    def float_logits(self, hidden: Tensor) -> Tensor:
+        """`base_logits` in float32, for drawing: an argmax of bfloat16 takes five times as long."""
+        if self._packed_head is not None and self._packed_head.native is not None:
+            return self._packed_head.native.multiply(hidden, torch.float32)
+        return self.base_logits(hidden).float()
+
     def draw(self, anchor_ids: Tensor, hidden: Tensor, sampler: Sampler) -> DraftTokens:
         """Fills the blocks left to right: each token biases the logits of the next."""
-        base = self.base_logits(hidden)  # [requests, block, draft vocab]
+        base = self.float_logits(hidden)  # [requests, block, draft vocab]
         head = self.markov_head
         state = head.initial_state(len(anchor_ids)) if head is not None else None
-        previous = anchor_ids
-        tokens, confidences = [], []
+        tokens = [anchor_ids]
         for position in range(self.config.block_size):
-            logits, here, embedded = base[:, position], hidden[:, position], None
+            logits = base[:, position]
             if head is not None and state is not None:
-                embedded = head.embed(previous)
-                bias, state = head.step(embedded, here, state)
+                bias, state = head.step(head.embed(tokens[-1]), hidden[:, position], state)
                 logits = logits + bias
-            if self.confidence_head is not None:
-                confidences.append(self.confidence_head(here, embedded))
-            previous = self.target_ids(sampler(position, logits))
-            tokens.append(previous)
-        return DraftTokens(
-            token_ids=torch.stack(tokens, dim=1),
-            confidence_logits=torch.stack(confidences, dim=1) if confidences else None,
-        )
+            tokens.append(self.target_ids(sampler(position, logits)))
+        drawn = torch.stack(tokens, dim=1)  # [requests, 1 + block]
+        return DraftTokens(drawn[:, 1:], self.confidence_logits(hidden, drawn[:, :-1]))
+
+    def confidence_logits(self, hidden: Tensor, previous_ids: Tensor) -> Tensor | None:
+        """[requests, block] when the token before position k is `previous_ids[:, k]`; None: no head."""
+        if self.confidence_head is None:
+            return None
+        embedded = self.markov_head.embed(previous_ids) if self.markov_head is not None else None
+        logits: Tensor = self.confidence_head(hidden, embedded)
+        return logits
 
     def teacher_forced(self, hidden: Tensor, previous_ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits [requests, block, draft vocab] and confidence logits [requests, block] when the

@@ -2,6 +2,7 @@
 // and needs nothing but a C++17 compiler.
 
 #include "decoder.h"
+#include "draft.h"
 
 using namespace dspark;
 
