@@ -87,7 +87,7 @@ class Stack:
 
 def main() -> None:
     arguments = _parser().parse_args()
-    _apply_quick(arguments)
+    _fill_in(arguments)
     torch.set_num_threads(arguments.threads)
     console = Console()
     done = _resume(arguments)
@@ -227,7 +227,7 @@ def _options(arguments: argparse.Namespace, drafter: str) -> EngineOptions:
     )
 
 
-def _apply_quick(arguments: argparse.Namespace) -> None:
+def _fill_in(arguments: argparse.Namespace) -> None:
     """Fills in what was not said."""
     arguments.concurrency = arguments.concurrency or list(QUICK if arguments.quick else FULL)
     arguments.repetitions = arguments.repetitions or (1 if arguments.quick else 3)
