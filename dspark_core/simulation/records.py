@@ -95,7 +95,7 @@ class Ledger:
         low, high = len(order) // 10, len(order) - 1 - len(order) // 10
         span = float(self.ended[order[high]] - self.ended[order[low]])
         if span <= 0:
-            return float("nan")
+            return float(self._population.answer_tokens.sum() / np.nanmax(self.ended))
         return float(self._population.answer_tokens[order[low + 1 : high + 1]].sum()) / span
 
     def _by_load(self) -> tuple[tuple[int, float], ...]:
@@ -139,7 +139,8 @@ class Summary:
 
 
 def _percentiles(values: NDArray[np.float64]) -> tuple[float, ...]:
+    """Zeros when no request could be judged: all answers of one token."""
     known = values[np.isfinite(values)]
     if not len(known):
-        return tuple(float("nan") for _ in PERCENTILES)
+        return (0.0,) * len(PERCENTILES)
     return tuple(float(value) for value in np.percentile(known, PERCENTILES))

@@ -79,8 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     planners = arguments.planner or _texts(config, "planners") or list(DEFAULT_PLANNERS)
     for name in planners:
         planner_factory(name)
-    if arguments.plots is not None:
-        require_matplotlib()
+    _check(arguments)
     world = _world(arguments, config)
     console = Console()
     if arguments.size:
@@ -92,6 +91,16 @@ def run(arguments: argparse.Namespace) -> int:
     frontiers = _frontier(arguments, world, scenario, planners, console)
     _write(arguments.out, scenario, summaries, frontiers)
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """What would fail after the long work fails before it."""
+    if arguments.plots is not None:
+        require_matplotlib()
+        if arguments.frontier is None:
+            raise ConfigError("--plots draws frontiers: say which loads with --frontier 1 2 4 8")
+    if arguments.frontier is not None and min(arguments.frontier) < 1:
+        raise ConfigError(f"--frontier takes users per verifier >= 1, got {min(arguments.frontier)}")
 
 
 def _simulate(world: World, scenario: Scenario, planners: Sequence[str], console: Console) -> list[Summary]:
@@ -119,11 +128,7 @@ def _frontier(
     console: Console,
 ) -> dict[str, tuple[FrontierPoint, ...]]:
     if arguments.frontier is None:
-        if arguments.plots is not None:
-            raise ConfigError("--plots draws frontiers: say which loads with --frontier 1 2 4 8")
         return {}
-    if min(arguments.frontier) < 1:
-        raise ConfigError(f"--frontier takes users per verifier >= 1, got {min(arguments.frontier)}")
     shown = Console(stderr=True)
     with Progress(console=shown, transient=True, disable=not shown.is_terminal) as progress:
         task = progress.add_task("frontier", total=len(planners) * len(arguments.frontier))

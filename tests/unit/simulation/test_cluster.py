@@ -48,6 +48,13 @@ def test_drafts_that_always_stand_multiply_the_speed_and_cost_their_time() -> No
     assert summary.user_speed[1] == pytest.approx(5 / (STEP_SECONDS + 0.002 + 0.003))
 
 
+def test_answers_of_one_token_have_no_speed_but_are_answered() -> None:
+    short = Scenario(verifiers=1, users=1, requests=1, fixed_lengths=True, answer_tokens=1)
+    summary = simulate(world(times=FLAT), short, "cluster")
+    assert (summary.tokens, summary.rounds, summary.user_speed) == (1, 1, (0.0, 0.0, 0.0))
+    assert summary.steady_tokens_per_second == pytest.approx(1 / STEP_SECONDS)
+
+
 def test_a_prompt_longer_than_a_chunk_takes_more_steps() -> None:
     long = Scenario(verifiers=1, users=1, requests=1, fixed_lengths=True, prompt_tokens=100, answer_tokens=2)
     chunked = dataclasses.replace(long, prefill_chunk_tokens=30)

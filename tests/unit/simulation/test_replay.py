@@ -212,5 +212,7 @@ def test_the_simulate_command_takes_a_file_and_lets_flags_win(
     assert document["scenario"]["users"] == 2
     assert [one["planner"] for one in document["summaries"]] == ["none", "cluster"]
     assert {path.name for path in plots.iterdir()} == {"frontier.png", "verify_length.png"}
+    assert main(["simulate", "--plots", str(plots)]) == 2
+    assert "--frontier" in capsys.readouterr().err
     assert main(["simulate", "--users", "0", "--arrivals-per-second", "-1"]) == 2
     assert "arrivals_per_second" in capsys.readouterr().err
