@@ -28,7 +28,7 @@ from dspark_core.training.workers import Workers, own_device, started_by_torchru
 from services.cli.train_config import TrainConfig, read_config
 from services.cli.train_dry_run import dry_run_table
 from services.cli.train_progress import ProgressView
-from services.cli.train_setup import TENSORBOARD, Setup, build_run, build_setup, claim_output
+from services.cli.train_setup import TENSORBOARD, Setup, build_run, build_setup, check_output, claim_output
 
 EXIT_INTERRUPTED = 130
 
@@ -76,22 +76,31 @@ def run(arguments: argparse.Namespace) -> int:
     if device.type == "cpu":
         keep_freed_memory()
     with started_by_torchrun(device) as workers:
-        if arguments.dry_run:
-            setup = build_setup(config, workers, write=False)
-            table = dry_run_table(setup)
-            if workers.is_first:
-                Console().print(table)
-            return 0
-        if workers.is_first:
-            claim_output(config, resume=arguments.resume, fresh=arguments.fresh)
-        workers.barrier()
-        return _train(build_setup(config, workers, write=True), workers)
+        try:
+            if arguments.dry_run:
+                return _dry_run(build_setup(config, workers), workers)
+            check_output(config, resume=arguments.resume, fresh=arguments.fresh)
+            return _train(build_setup(config, workers, resume=arguments.resume), arguments.fresh)
+        except KeyboardInterrupt:
+            print("dspark: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+            return EXIT_INTERRUPTED
 
 
-def _train(setup: Setup, workers: Workers) -> int:
+def _dry_run(setup: Setup, workers: Workers) -> int:
+    table = dry_run_table(setup)
+    if workers.is_first:
+        Console().print(table)
+    return 0
+
+
+def _train(setup: Setup, fresh: bool) -> int:
     run, trainer = build_run(setup), setup.trainer
+    workers = trainer.workers
+    if workers.is_first:
+        claim_output(setup, fresh=fresh)
+    workers.barrier()
     resumed = run.resume()
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not workers.is_first)
     with ProgressView(trainer.config.steps, trainer.step, console) as view, _stopping(run):
         if workers.is_first:
             _attach(run, setup, view)

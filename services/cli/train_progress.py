@@ -26,7 +26,7 @@ class ProgressView:
             TextColumn("ETA"),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=console.quiet or not console.is_terminal,
         )
         self._task = self._bar.add_task("training", total=steps, completed=start_step, rates="")
 

@@ -43,17 +43,20 @@ class Setup:
     target: LoadedTarget
     source: SequenceSource
     trainer: Trainer
+    draft_vocab_ids: Tensor | None
+    """None: the whole vocabulary."""
 
 
-def build_setup(config: TrainConfig, workers: Workers, *, write: bool) -> Setup:
-    """Loads the target and opens the data. `write`: keeps the chosen draft vocabulary in the output."""
+def build_setup(config: TrainConfig, workers: Workers, *, resume: bool = False) -> Setup:
+    """Loads the target and opens the data; writes nothing. `resume`: with the run's draft vocabulary."""
     chosen = algorithm(config.drafter.algorithm)  # refuses before the long work
     losses = loss_config(config, chosen.losses)
     torch.manual_seed(config.optimisation.seed)
     target = load_target(config.target.model, torch.bfloat16, pack=False)
     source = _open_source(config, target)
     recipe = drafter_recipe(config, source, target)
-    objective = chosen.build(recipe, losses, target, _draft_vocab(config, source, target, write=write))
+    draft_vocab_ids = _draft_vocab(config, source, target, resume=resume)
+    objective = chosen.build(recipe, losses, target, draft_vocab_ids)
     steps = config.optimisation.steps or math.ceil(
         (config.optimisation.epochs or 1) * len(source) / config.optimisation.sequences
     )
@@ -66,7 +69,9 @@ def build_setup(config: TrainConfig, workers: Workers, *, write: bool) -> Setup:
     )
     if config.data.stream is not None or config.validation.prompts:
         target.decoder.pack()  # only now: the drafter started as a copy of its layers
-    return Setup(config=config, target=target, source=source, trainer=trainer)
+    return Setup(
+        config=config, target=target, source=source, trainer=trainer, draft_vocab_ids=draft_vocab_ids
+    )
 
 
 def build_run(setup: Setup) -> TrainingRun:
@@ -87,7 +92,7 @@ def build_run(setup: Setup) -> TrainingRun:
     return TrainingRun(setup.trainer, settings, validate=validate, validates=bool(config.validation.prompts))
 
 
-def claim_output(config: TrainConfig, *, resume: bool, fresh: bool) -> None:
+def check_output(config: TrainConfig, *, resume: bool, fresh: bool) -> None:
     """Raises ConfigError when the folder holds a run that neither flag speaks of, or another run."""
     output = config.output.directory
     has_run = any((output / CHECKPOINTS).glob("*.pt"))
@@ -99,11 +104,20 @@ def claim_output(config: TrainConfig, *, resume: bool, fresh: bool) -> None:
         raise ConfigError(f"output.directory {output} cannot be made: {error}") from error
     if not os.access(output, os.W_OK):
         raise ConfigError(f"output.directory {output}: no permission to write")
+    if has_run and resume:
+        _require_same_run(config, output / CONFIG)
+
+
+def claim_output(setup: Setup, *, fresh: bool) -> None:
+    """Once nothing can be refused any more: throws the old run away, and says which one is here."""
+    output = setup.config.output.directory
     if fresh:
         _clear(output)
-    elif has_run:
-        _require_same_run(config, output / CONFIG)
-    (output / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (output / CONFIG).write_text(setup.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    if setup.draft_vocab_ids is not None:
+        partial = (output / VOCAB).with_suffix(".partial")
+        torch.save(setup.draft_vocab_ids, partial)
+        partial.rename(output / VOCAB)
 
 
 def require_disk(setup: Setup) -> None:
@@ -221,23 +235,18 @@ def _open_source(config: TrainConfig, target: LoadedTarget) -> SequenceSource:
 
 
 def _draft_vocab(
-    config: TrainConfig, source: SequenceSource, target: LoadedTarget, *, write: bool
+    config: TrainConfig, source: SequenceSource, target: LoadedTarget, *, resume: bool
 ) -> Tensor | None:
     """Chosen once per run: data that come later must not change what the weights mean."""
     if config.drafter.draft_vocab is None:
         return None
     path = config.output.directory / VOCAB
-    if write and path.exists():
+    if resume and path.exists():
         ids = torch.load(path, weights_only=True)
         assert isinstance(ids, Tensor)
         return ids
     counts = source.token_counts(target.config.vocab_size)
-    ids = choose_draft_vocab(counts, config.drafter.draft_vocab, config.drafter.always_tokens)
-    if write:
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        torch.save(ids, partial)
-        partial.rename(path)
-    return ids
+    return choose_draft_vocab(counts, config.drafter.draft_vocab, config.drafter.always_tokens)
 
 
 def _validator(config: TrainConfig, target: LoadedTarget) -> SpeculativeValidator:

@@ -140,6 +140,8 @@ def test_a_run_in_the_output_is_neither_mixed_nor_lost(
     assert "--resume goes on with it, --fresh throws it away" in capsys.readouterr().err
     assert _train(config, "--resume", "--set", "drafter.block_size=5") == EXIT_CONFIG
     assert "drafter.block_size is 5, the run in" in capsys.readouterr().err
+    assert _train(config, "--fresh", "--set", "data.shards=[nowhere]") == EXIT_CONFIG
+    assert (tmp_path / "run/checkpoints/step-00000002.pt").exists()  # a typing error must not cost a run
     assert _train(config, "--fresh", "--set", "drafter.block_size=5", "--set", "optimisation.steps=2") == 0
     written = json.loads((tmp_path / "run/drafter/config.json").read_text())
     assert written["block_size"] == 5
