@@ -10,20 +10,22 @@ from dspark_core.simulation.records import Summary
 from dspark_core.simulation.running import FrontierPoint
 from dspark_core.simulation.scenario import Scenario
 
-HEADS = (
-    *("tokens/s", "user 5 %", "50 %", "95 %", "first 95 %", "accepted", "verified"),
-    *("broken", "verifiers", "drafters"),
-)
+HEADS = ("tokens/s", "5 %", "50 %", "95 %", "first", "tau", "length", "broken", "verif.", "draft.")
 LEGEND = (
-    "tokens/s of all; of a user after the first token, percentiles; 95 % of the first tokens came within; "
-    "accepted length; draft tokens verified per request and round; floors broken; share of time busy"
+    "tokens/s of all; of a user after the first token (percentiles); 95 % had their first token within; "
+    "accepted length; draft tokens verified per request and round; floors broken; verifiers and drafters busy"
 )
 
 
 def summary_table(summaries: Sequence[Summary], scenario: Scenario) -> Table:
     load = f"{scenario.users} users" if scenario.users else f"{scenario.arrivals_per_second:g} requests/s"
     drafters = scenario.drafters or "as many"
-    table = Table(title=f"{scenario.verifiers} verifiers, {drafters} drafters, {load}", caption=LEGEND)
+    table = Table(
+        title=f"{scenario.verifiers} verifiers, {drafters} drafters, {load}",
+        caption=LEGEND,
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("planner", no_wrap=True)
     for head in HEADS:
         table.add_column(head, justify="right", no_wrap=True)
@@ -32,10 +34,10 @@ def summary_table(summaries: Sequence[Summary], scenario: Scenario) -> Table:
             one.planner,
             f"{one.steady_tokens_per_second:.0f}",
             *(f"{speed:.1f}" for speed in one.user_speed),
-            f"{one.time_to_first_token[2]:.2f} s",
+            f"{one.time_to_first_token[2]:.2f}s",
             f"{one.accepted_length:.2f}",
             f"{one.verify_length:.2f}",
-            f"{100 * one.floors_broken / one.promised:.1f} %" if one.promised else "-",
+            f"{100 * one.floors_broken / one.promised:.0f} %" if one.promised else "-",
             f"{100 * one.verifier_utilisation:.0f} %",
             f"{100 * one.drafter_utilisation:.0f} %",
         )
@@ -65,7 +67,7 @@ def pool_lines(summary: Summary, scenario: Scenario) -> list[str]:
     if summary.drafter_utilisation > 0:
         lines.append(
             f"{summary.planner}: drafters are {100 * summary.drafter_utilisation:.0f} % busy, verifiers wait "
-            f"{100 * summary.draft_queue_share:.0f} % of their time for drafts behind others; "
+            f"{100 * max(summary.draft_queue_share, 0.0):.0f} % of their time for drafts behind others; "
             f"at 50 % busy {min(needed, scenario.verifiers)} drafters would do"
         )
     if summary.promised:
