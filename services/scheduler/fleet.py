@@ -64,6 +64,7 @@ class Fleet:
         planner = self.planner(report.replica_id)
         if report.round == 0 or not planner.observe(report):
             return False
+        self.loads.worked(report.replica_id)
         self.calibration.observe(self.model_of(report.replica_id), report.requests)
         return True
 
@@ -115,6 +116,7 @@ class Fleet:
             free_kv_fraction=self.loads.free_kv_fraction(replica),
             pace=known.pace if known else VerifierPace(),
             matched_tokens=matched_tokens,
+            idle_seconds=self.loads.idle_seconds(name),
             silent_seconds=self.loads.silent_seconds(name),
             highest_floor=self.loads.highest_floor(name),
         )

@@ -21,6 +21,8 @@ SILENCE_SECONDS = 1.0
 class _Entry:
     load: VerifierLoad | None = None
     heard_at: float = 0.0
+    worked_at: float | None = None
+    """When it last told of a round."""
     lost: bool = False
     pending: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Requests on their way: when they were assigned, and their floors."""
@@ -43,6 +45,17 @@ class LoadBook:
         entry.load, entry.heard_at, entry.lost = load, self._clock(), False
         for request_id in load.new_request_ids:
             entry.pending.pop(request_id, None)
+
+    def worked(self, replica_id: str) -> None:
+        """A round of it was reported."""
+        self._entries[replica_id].worked_at = self._clock()
+
+    def idle_seconds(self, replica_id: str) -> float:
+        """How long its speed has not been seen."""
+        entry = self._entries.get(replica_id)
+        if entry is None or entry.worked_at is None:
+            return 0.0
+        return max(0.0, self._clock() - entry.worked_at)
 
     def assigned(self, replica_id: str, request_id: str, floor: float = 0.0) -> None:
         self._entries[replica_id].pending[request_id] = (self._clock(), floor)

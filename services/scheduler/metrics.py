@@ -13,8 +13,39 @@ from services.scheduler.calibration import CalibrationState
 _LAG_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
 
+class CalibrationMetrics:
+    """How well confidences fit the outcomes, by model."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._error = Gauge(
+            "dspark_scheduler_calibration_error",
+            "Mean calibration error of survival, as drafters tell it and as rescaled online",
+            ["model", "confidences"],
+            registry=registry,
+        )
+        self._rescaling = Gauge(
+            "dspark_scheduler_rescaling",
+            "1 while verifiers are sent an online calibration",
+            ["model"],
+            registry=registry,
+        )
+        self._drift = Gauge(
+            "dspark_scheduler_calibration_drift",
+            "1 while drafters' confidences do not fit the traffic any more",
+            ["model"],
+            registry=registry,
+        )
+
+    def show(self, model: str, state: CalibrationState) -> None:
+        self._error.labels(model, "drafter").set(state.error)
+        self._error.labels(model, "rescaled").set(state.scaled_error)
+        self._rescaling.labels(model).set(state.scaling is not None)
+        self._drift.labels(model).set(state.drifted)
+
+
 class SchedulerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.calibration = CalibrationMetrics(registry)
         self._replicas = Gauge(
             "dspark_scheduler_replicas", "Replicas with a running lease", ["role"], registry=registry
         )
@@ -35,24 +66,6 @@ class SchedulerMetrics:
         )
         self._leading = Gauge(
             "dspark_scheduler_leading", "1 while this scheduler leads, 0 on a standby", registry=registry
-        )
-        self._calibration = Gauge(
-            "dspark_scheduler_calibration_error",
-            "Mean calibration error of survival, as drafters tell it and as rescaled online",
-            ["model", "confidences"],
-            registry=registry,
-        )
-        self._rescaling = Gauge(
-            "dspark_scheduler_rescaling",
-            "1 while verifiers are sent an online calibration",
-            ["model"],
-            registry=registry,
-        )
-        self._drift = Gauge(
-            "dspark_scheduler_calibration_drift",
-            "1 while drafters' confidences do not fit the traffic any more",
-            ["model"],
-            registry=registry,
         )
         self._floor_concurrency = Gauge(
             "dspark_scheduler_floor_concurrency",
@@ -96,12 +109,6 @@ class SchedulerMetrics:
     def watch_floors(self, read: Callable[[], float]) -> None:
         """Computed when scraped."""
         self._floor_concurrency.set_function(read)
-
-    def calibrated(self, model: str, state: CalibrationState) -> None:
-        self._calibration.labels(model, "drafter").set(state.error)
-        self._calibration.labels(model, "rescaled").set(state.scaled_error)
-        self._rescaling.labels(model).set(state.scaling is not None)
-        self._drift.labels(model).set(state.drifted)
 
     def set_registry_up(self, up: bool) -> None:
         self._registry_up.set(up)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_surface import StepPoint
 from dspark_core.algorithms.step_time import StepTimeModel
@@ -9,6 +11,8 @@ from dspark_core.records import RoundReport, StepTime
 
 SMOOTHING = 0.1
 """Weight of the newest round in running means."""
+FORGET_SECONDS = 5.0
+"""A slowdown of a verifier that does nothing is forgotten with this time constant."""
 PREFILL_TOKENS = 256
 """Prompts are costed by passes of this size."""
 
@@ -81,6 +85,15 @@ class VerifierPace:
             round(requests * self._context_per_request),
             round(requests * self._drafted_share),
         )
+
+    def relaxation(self, idle_seconds: float) -> float:
+        """What to multiply round times by that were last seen so long ago.
+
+        A slowdown is forgotten: a verifier that gets no requests cannot show that it is over.
+        """
+        if self.model is None or self.model.verify.scale <= 1.0:
+            return 1.0
+        return float(self.model.verify.scale ** (math.exp(-idle_seconds / FORGET_SECONDS) - 1.0))
 
     def tokens_per_second(self, requests: int) -> float | None:
         """What each of so many requests gets; None: no curve."""

@@ -29,6 +29,8 @@ class Candidate:
     pace: VerifierPace
     matched_tokens: int = 0
     """Prompt tokens its prefix cache probably holds."""
+    idle_seconds: float = 0.0
+    """How long its speed has not been seen."""
     silent_seconds: float = 0.0
     highest_floor: float = 0.0
     """Tokens per second promised to the most demanding of its requests; 0: to none."""
@@ -56,6 +58,8 @@ class Candidate:
     def round_seconds(self) -> float | None:
         """With the new request; None without a curve."""
         seconds = self.pace.round_seconds(self.requests + 1)
+        if seconds is not None and self.requests == 0:
+            seconds *= self.pace.relaxation(self.idle_seconds)
         return None if seconds is None else max(seconds, self.silent_seconds)
 
     def seconds_for(self, prompt_tokens: int) -> float | None:

@@ -169,7 +169,7 @@ class Scheduler:
             state = await asyncio.to_thread(examine, rounds)
             before = book.states().get(model)
             book.learned(model, state)
-            self._metrics.calibrated(model, state)
+            self._metrics.calibration.show(model, state)
             if state.drifted and not (before and before.drifted):
                 _log.warning(
                     "confidences of %s do not fit its traffic: calibration error %.3f, rescaled %.3f",

@@ -140,6 +140,26 @@ def test_a_verifier_that_is_throttled_gets_fewer_requests_within_two_seconds(fle
     assert [ask() for _ in range(8)].count("b") >= 7
 
 
+def test_a_slowdown_is_forgotten_while_nothing_can_show_that_it_is_over(
+    fleet: Fleet, ask: Asker, clock: ManualClock
+):
+    for name in ("a", "b"):
+        fleet.register(_verifier(name))
+        _tell(fleet, name, profile=SLOPE)
+    _rounds(fleet, "a", 60, 0.200)  # stalled by something
+    _rounds(fleet, "b", 60, 0.021)
+    _tell(fleet, "b", running=4)
+    assert ask() == "b"
+    for _ in range(4):
+        clock.advance(5.0)
+        fleet.register(_verifier("a"))
+        fleet.register(_verifier("b"))
+    _tell(fleet, "a")
+    _tell(fleet, "b", running=4)
+    _rounds(fleet, "b", 1, 0.021, start=61)
+    assert ask() == "a"
+
+
 def test_a_verifier_that_works_and_says_nothing_gets_no_requests(
     fleet: Fleet, ask: Asker, clock: ManualClock
 ):
