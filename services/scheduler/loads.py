@@ -13,6 +13,8 @@ from dspark_core.records import Replica, VerifierLoad
 
 PENDING_SECONDS = 2.0
 """A request that was assigned and never arrived (its client left) counts for so long."""
+MAX_ENTRIES = 4096
+"""Beyond so many, entries of replicas that are gone are dropped."""
 SILENCE_SECONDS = 1.0
 """A verifier that works and says nothing for longer is slower than anything it said before."""
 
@@ -35,6 +37,8 @@ class LoadBook:
 
     def registered(self, replica: Replica) -> None:
         """A renewal: proof of life, and the only word of a replica that sends no reports."""
+        if len(self._entries) >= MAX_ENTRIES:
+            self._drop_gone()
         entry = self._entries[replica.replica_id]
         entry.lost = False
         if entry.load is None:
@@ -64,6 +68,11 @@ class LoadBook:
         """Its stream broke: until it is heard of again it is taken only when no other is left."""
         entry = self._entries[replica_id]
         entry.load, entry.lost = None, True
+
+    def _drop_gone(self) -> None:
+        """Replicas that left without a word leave an entry; those still here write theirs again."""
+        for replica_id in [key for key, entry in self._entries.items() if entry.load is None]:
+            del self._entries[replica_id]
 
     def forget(self, replica_id: str) -> None:
         self._entries.pop(replica_id, None)
