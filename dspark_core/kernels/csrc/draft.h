@@ -5,6 +5,8 @@
 // what follows `dspark_core.engine.draft_sampling`, its reference.
 #pragma once
 
+#include <functional>
+
 #include "linear.h"
 
 namespace dspark {
@@ -126,9 +128,8 @@ static void shape_candidates(const DraftRow& row, const std::vector<Candidate>& 
     const float scaled = (from[i].logit - from[0].logit) / temperature;
     probs[i] = scaled > -87.0f ? std::exp(scaled) : 0.0f;
   }
-  float least = row.min_p;
-  if (row.top_k > 0 && row.top_k < count) least = std::max(least, probs[row.top_k - 1]);
   const float top_k_least = row.top_k > 0 && row.top_k < count ? probs[row.top_k - 1] : 0.0f;
+  float least = std::max(row.min_p, top_k_least);
   if (row.top_p < 1.0) {
     double mass = 0.0, held = 0.0;
     for (int i = 0; i < count; ++i) mass += probs[i] >= top_k_least ? probs[i] : 0.0;
