@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.environment import describe_machine
+from benchmarks.environment import describe_arguments, describe_machine
 from benchmarks.single_stream import PROMPTS
 from dspark_core.engine.acceptance import Acceptor, Proposal
 from dspark_core.engine.batch import Run
@@ -85,7 +85,7 @@ def main() -> None:
     measure = Stopwatch(arguments.seconds)
     document: dict[str, object] = {
         "benchmark": "draft",
-        "arguments": {name: str(value) for name, value in vars(arguments).items()},
+        "arguments": describe_arguments(arguments),
         "environment": describe_machine(),
         "unit": "milliseconds, medians",
     }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import subprocess
+from collections.abc import Collection
 from datetime import UTC, datetime
+from pathlib import Path
 
 from dspark_core.evaluation.environment import describe_environment
 
@@ -19,6 +22,22 @@ def describe_machine() -> dict[str, object]:
         "processor": _processor(),
         "load_average_1m": os.getloadavg()[0],
     }
+
+
+def describe_arguments(
+    arguments: argparse.Namespace, *, without: Collection[str] = ("out",)
+) -> dict[str, str]:
+    """What a benchmark was called with. Of files their names only: where they lay says nothing."""
+    return {name: _plain(value) for name, value in vars(arguments).items() if name not in without}
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(_plain, value))
+    if isinstance(value, Path):
+        return value.name
+    head, _, file = str(value).rpartition("/")
+    return head[: head.find("=") + 1] + file if "=" in head else file
 
 
 def _processor() -> str:

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from benchmarks.environment import describe_machine
+from benchmarks.environment import describe_arguments, describe_machine
 from benchmarks.frontier_parts.claims import Claim, FrontierPoint, check_claims, summarise
 from benchmarks.frontier_parts.planners import FixedLengthPlanSource, ThresholdPlanSource
 from benchmarks.frontier_parts.plots import draw
@@ -184,7 +184,7 @@ def _claims(arguments: argparse.Namespace, points: Sequence[FrontierPoint]) -> t
 def _write(arguments: argparse.Namespace, points: Sequence[FrontierPoint], claims: Sequence[Claim]) -> None:
     document = {
         "benchmark": "frontier",
-        "arguments": {name: str(value) for name, value in vars(arguments).items()},
+        "arguments": describe_arguments(arguments),
         "environment": describe_machine(),
         "points": [dataclasses.asdict(point) for point in points],
         "claims": [dataclasses.asdict(claim) for claim in claims],

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.environment import describe_machine
+from benchmarks.environment import describe_arguments, describe_machine
 from benchmarks.peers_parts.contract import Outcome, Peer, Trial
 from benchmarks.peers_parts.worker import Build, PeerFailedError, PeerProcess
 from dspark_core.engine.building import EngineOptions
@@ -50,7 +50,7 @@ def main() -> None:
     _print_table(results, memory)
     document = {
         "benchmark": "peers",
-        "arguments": {name: str(value) for name, value in vars(arguments).items()},
+        "arguments": describe_arguments(arguments),
         "environment": describe_machine(),
         "rows": _rows(results, memory),
         "ratios": _ratios(results),

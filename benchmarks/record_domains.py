@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.environment import describe_machine
+from benchmarks.environment import describe_arguments, describe_machine
 from dspark_core.engine.building import EngineOptions, build_drafter, build_target
 from dspark_core.engine.draft_engine import LocalDraftSource
 from dspark_core.evaluation.prompt_sets import PromptSet, read_prompt_set
@@ -41,7 +41,7 @@ def main() -> None:
     run = run_with_progress(runner, encode_prompts(sets, tokenizer))
     domains = {one.name: _requests(run, one.name) for one in sets}
     source = {
-        "arguments": {name: str(value) for name, value in vars(arguments).items() if name != "out"},
+        "arguments": describe_arguments(arguments),
         "environment": describe_machine(),
     }
     document = domains_document(domains, source)

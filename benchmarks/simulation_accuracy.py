@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.environment import describe_machine
+from benchmarks.environment import describe_arguments, describe_machine
 from benchmarks.frontier_parts.planners import FixedLengthPlanSource
 from benchmarks.frontier_parts.stack import LoadedLoop, Method, SliceResult
 from dspark_core.engine.building import EngineOptions, build_target
@@ -81,7 +81,7 @@ def main() -> None:
     _show(results, console)
     document = {
         "benchmark": "simulation_accuracy",
-        "arguments": {name: str(value) for name, value in vars(arguments).items()},
+        "arguments": describe_arguments(arguments),
         "environment": describe_machine(),
         "results": results,
     }

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM
 
-from benchmarks.environment import describe_machine
+from benchmarks.environment import describe_arguments, describe_machine
 from benchmarks.peers_transformers import as_transformers, generate
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.engine.building import BuiltTarget, EngineOptions, build_drafter, build_target
@@ -109,7 +109,7 @@ def main() -> None:
     _print_table(results)
     document = {
         "benchmark": "single_stream",
-        "arguments": {name: str(value) for name, value in vars(arguments).items()},
+        "arguments": describe_arguments(arguments),
         "environment": describe_machine(),
         "results": {name: _summary(runs) for name, runs in results.items()},
         "ratios": _ratios(results),
