@@ -16,18 +16,21 @@ from dspark_core.engine.kv_cache import PagedCache
 from dspark_core.engine.protocols import DraftGeometry
 from dspark_core.engine.target_engine import ContextProjection, TargetEngine
 from dspark_core.errors import ConfigError
+from dspark_core.kernels.library import native_kernels
 from dspark_core.models.config import AnyDrafterConfig, DrafterConfig
 from dspark_core.models.drafter_calibration import read_calibration
 from dspark_core.models.drafter_config import read_any_config
 from dspark_core.models.drafter_kinds import fingerprint_of, load_any_drafter, load_any_projection
 from dspark_core.models.dspark import DSparkDrafter
 from dspark_core.models.loading import LoadedTarget, load_target
+from dspark_core.models.packing import WeightChoice
 from dspark_core.zoo_paths import resolve_drafter_path
 
 _log = logging.getLogger(__name__)
 
 PAGE_TOKENS = 16
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+WEIGHTS = tuple(choice.value for choice in WeightChoice)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +45,18 @@ class EngineOptions:
     """Memory for keys, values and context features of all sequences."""
     max_context_tokens: int | None = None
     """Lowers the model's own limit."""
+    weights: str = WeightChoice.STORED.value
+    """Of the target: `stored` and `full` are exact, `int8` is an approximation (`WeightChoice`)."""
+    native: bool = True
+    """False: compute the target with PyTorch's operators even where native kernels exist."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.weights not in WEIGHTS:
+            raise ConfigError(f"weights must be one of {', '.join(WEIGHTS)}, got {self.weights!r}")
+        if self.weights == WeightChoice.INT8.value and not (self.native and self.dtype == "bfloat16"):
+            raise ConfigError("weights int8 need the native kernels and dtype bfloat16")
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -67,7 +78,7 @@ def build_target(options: EngineOptions, loaded: LoadedTarget | None = None) -> 
     """
     # Names are resolved before the long work: a typing error should not wait for it.
     directory = None if options.drafter is None else resolve_drafter_path(options.drafter)
-    loaded = loaded or load_target(options.target_model, options.torch_dtype)
+    loaded = loaded or _load(options)
     projection, geometry = None, None
     if directory is not None:
         module = load_any_projection(directory, loaded.config, options.torch_dtype)
@@ -84,7 +95,8 @@ def build_target(options: EngineOptions, loaded: LoadedTarget | None = None) -> 
         projection=projection,
         max_context_tokens=options.max_context_tokens,
     )
-    _log.info("target %s: %d KV pages of %d tokens", loaded.path.name, num_pages, PAGE_TOKENS)
+    way = "native kernels" if engine.native else "PyTorch operators"
+    _log.info("target %s by %s: %d KV pages of %d tokens", loaded.path.name, way, num_pages, PAGE_TOKENS)
     return BuiltTarget(engine=engine, loaded=loaded, geometry=geometry)
 
 
@@ -103,7 +115,7 @@ def build_drafter(
     if options.drafter is None:
         raise ConfigError("a drafter needs a checkpoint: drafter is not set")
     directory = resolve_drafter_path(options.drafter)
-    target = loaded or load_target(options.target_model, options.torch_dtype)
+    target = loaded or _load(options)
     config = read_any_config(directory)
     mark = fingerprint_of(directory, config)
     calibration = _calibration(directory, config, mark) if calibrated else None
@@ -145,6 +157,14 @@ def _calibration(directory: Path, config: AnyDrafterConfig, mark: str) -> Calibr
         block_size=config.block_size,
         confidence_head=isinstance(config, DrafterConfig) and config.confidence_head,
     )
+
+
+def _load(options: EngineOptions) -> LoadedTarget:
+    """Raises ConfigError when what was asked for cannot be had: an approximation is never silent."""
+    choice = WeightChoice(options.weights)
+    if choice is WeightChoice.INT8 and native_kernels() is None:
+        raise ConfigError("weights int8 need the native kernels, which this machine has not")
+    return load_target(options.target_model, options.torch_dtype, weights=choice, native=options.native)
 
 
 def _num_pages(options: EngineOptions, loaded: LoadedTarget, feature_size: int) -> int:

@@ -20,6 +20,12 @@ def add_stack_arguments(parser: argparse.ArgumentParser) -> None:
         "--drafter", default=defaults.drafter, help="zoo name or checkpoint directory; 'none': no speculation"
     )
     group.add_argument("--dtype", default=defaults.dtype, choices=("bfloat16", "float32"))
+    group.add_argument(
+        "--weights",
+        default=defaults.weights,
+        choices=("stored", "full", "int8"),
+        help="of the target: as the checkpoint has them (default), expanded to --dtype, or, inexactly, int8",
+    )
     group.add_argument("--kv-cache-mb", type=int, default=defaults.kv_cache_mb, help="memory for KV pages")
     group.add_argument(
         "--threads", type=int, default=None, help="math threads per engine (default: all cores)"
@@ -51,6 +57,7 @@ def stack_options(arguments: argparse.Namespace, **overrides: object) -> StackOp
         "target_model": arguments.target_model,
         "drafter": None if arguments.drafter == "none" else arguments.drafter,
         "dtype": arguments.dtype,
+        "weights": arguments.weights,
         "kv_cache_mb": arguments.kv_cache_mb,
         "threads": arguments.threads,
         **overrides,

@@ -86,6 +86,17 @@ def _processor(_: StackOptions) -> Finding:
     return Finding(Outcome.NOTE, "no bfloat16 instructions: --dtype float32 may be faster here")
 
 
+def _kernels(_: StackOptions) -> Finding:
+    from dspark_core.kernels.build import KernelsUnavailableError
+    from dspark_core.kernels.library import load_kernels
+
+    try:
+        kernels = load_kernels()
+    except KernelsUnavailableError as error:
+        return Finding(Outcome.NOTE, f"none, PyTorch computes instead, slower: {error}")
+    return Finding(Outcome.OK, f"{kernels.instructions}, {kernels.path}")
+
+
 def _cpu_flags() -> frozenset[str]:
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
@@ -166,6 +177,7 @@ CHECKS: dict[str, Check] = {
     "python": _python,
     "torch": _torch,
     "processor": _processor,
+    "native kernels": _kernels,
     "memory": _memory,
     "disk": _disk,
     "target model": _target,

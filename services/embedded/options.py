@@ -20,6 +20,8 @@ class StackOptions:
     drafter: str | None = DEFAULT_DRAFTER
     """None: plain decoding."""
     dtype: str = "bfloat16"
+    weights: str = "stored"
+    """Of the target; see `EngineOptions.weights`."""
     kv_cache_mb: int = 2048
     max_running: int = 32
     threads: int | None = None
@@ -36,6 +38,7 @@ class StackOptions:
             target_model=self.target_model,
             drafter=self.drafter,
             dtype=self.dtype,
+            weights=self.weights,
             kv_cache_bytes=self.kv_cache_mb * 2**20,
         )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dspark_core.engine.batching import BatchLimits
-from dspark_core.engine.building import DTYPES, EngineOptions
+from dspark_core.engine.building import DTYPES, WEIGHTS, EngineOptions
 from dspark_core.engine.trace_writer import TraceOptions
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.zoo_paths import DEFAULT_DRAFTER
@@ -47,6 +47,7 @@ class VerifierServiceConfig:
                 target_model=env.text("DSPARK_TARGET_MODEL", DEFAULT_MODEL),
                 drafter=env.text("DSPARK_DRAFTER", DEFAULT_DRAFTER) if drafter_address else None,
                 dtype=env.choice("DSPARK_DTYPE", "bfloat16", tuple(DTYPES)),
+                weights=env.choice("DSPARK_WEIGHTS", "stored", WEIGHTS),
                 kv_cache_bytes=env.integer("DSPARK_KV_CACHE_MB", 2048, minimum=1) * 2**20,
                 max_context_tokens=env.optional_integer("DSPARK_MAX_CONTEXT_TOKENS", minimum=2),
             ),

@@ -171,6 +171,12 @@ static float soften(float* s, T* weights, int count, float scale, float& largest
   return kept;
 }
 
+template <class T>
+DSPARK_INLINE void prefetch_tile(const T* tile, size_t values) {
+  const char* bytes = reinterpret_cast<const char*>(tile);
+  for (size_t at = 0; at < values * sizeof(T); at += 64) __builtin_prefetch(bytes + at);
+}
+
 template <int R, class T>
 static void attend_rows(const QueryRows<T>& rows, const Context<T>& context) {
   alignas(64) float s[R * kChunk];
@@ -192,6 +198,10 @@ static void attend_rows(const QueryRows<T>& rows, const Context<T>& context) {
     for (int i = 0; i < count; ++i) {
       const size_t at = context.tile(begin + i);
       values[i] = context.values + at;
+      // Pages lie anywhere: ask for this tile's values and the next one's keys while computing.
+      prefetch_tile(values[i], context.shape.tile_values());
+      if (begin + i + 1 < tiles)
+        prefetch_tile(context.keys + context.tile(begin + i + 1), context.shape.tile_values());
       scores<R>(rows, context.keys + at, context.shape.head_dim, s + i * kLanes);
       const int first = context.first_position(begin + i), width = context.width(begin + i);
       for (int r = 0; r < R; ++r)

@@ -61,7 +61,7 @@ class GroupSums {
 // Rows are spread evenly over as few tiles as hold them.
 template <class T, class Sink>
 static void multiply_panel(const Product<T>& p, const float* sums, int panel, Sink&& sink) {
-  const int tiles = (p.rows + kRows - 1) / kRows;
+  const int tallest = tallest_tile(p.matrix), tiles = (p.rows + tallest - 1) / tallest;
   const int groups = p.matrix.k / kGroup;
   const uint8_t* data = p.matrix.data + size_t(panel) * p.matrix.panel_bytes();
   alignas(64) float values[kRows * kPanel];

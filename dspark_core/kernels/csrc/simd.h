@@ -107,19 +107,27 @@ DSPARK_INLINE float load_one(const float* p) { return *p; }
 DSPARK_INLINE float load_one(const uint16_t* p) { return bf16_to_float(*p); }
 
 DSPARK_INLINE float sum(f32x16 v) {
+#ifdef DSPARK_AVX512_BF16
+  return _mm512_reduce_add_ps((__m512)v);
+#else
   float part[kLanes];
   store(part, v);
   for (int width = 8; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) part[i] += part[i + width];
   return part[0];
+#endif
 }
 
 DSPARK_INLINE f32x16 maximum(f32x16 a, f32x16 b) { return a > b ? a : b; }
 
 DSPARK_INLINE float maximum(f32x16 v) {
+#ifdef DSPARK_AVX512_BF16
+  return _mm512_reduce_max_ps((__m512)v);
+#else
   float best = v[0];
   for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
   return best;
+#endif
 }
 
 // exp to about 2e-7 relative; exactly 1 at 0, exactly 0 below -87.

@@ -95,50 +95,59 @@ DSPARK_INLINE u32x16 bytes(const uint8_t* p) {
 #endif
 }
 
+// Totals live in `out`: accumulators of both vectors fill the registers.
 template <int R>
-static void tile_q4(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* panel, float* out) {
-  for (int v = 0; v < kVectors; ++v) {
-    f32x16 total[R] = {};
-    const uint8_t* block = panel + v * kQ4Block;
-    for (int g = 0; g < m.k / kGroup; ++g, block += kVectors * kQ4Block) {
-      f32x16 acc[R] = {};
-      const uint16_t* inputs = x.data + g * kGroup;
-      DSPARK_UNROLL for (int j = 0; j < 4; ++j) {
-        const u32x16 words = load<u32x16>(block + 64 * j);
-        DSPARK_UNROLL for (int s = 0; s < 4; ++s) {
-          const u32x16 w = nibbles(words, s);
-          DSPARK_UNROLL for (int r = 0; r < R; ++r)
-            acc[r] = dot_pair(acc[r], w, pair_at(inputs + r * x.stride + 2 * (4 * j + s)));
+static void tile_q4(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* block, float* out) {
+  std::memset(out, 0, sizeof(float) * R * kPanel);
+  for (int g = 0; g < m.k / kGroup; ++g, block += kVectors * kQ4Block) {
+    f32x16 acc[R][kVectors] = {};
+    const uint16_t* inputs = x.data + g * kGroup;
+    for (int line = 0; line < kVectors * kQ4Block; line += 64) __builtin_prefetch(block + 4096 + line);
+    _Pragma("GCC unroll 1") for (int j = 0; j < 4; ++j) {  // unrolled further, registers would not do
+      const u32x16 words0 = load<u32x16>(block + 64 * j), words1 = load<u32x16>(block + kQ4Block + 64 * j);
+      DSPARK_UNROLL for (int s = 0; s < 4; ++s) {
+        const u32x16 w0 = nibbles(words0, s), w1 = nibbles(words1, s);
+        DSPARK_UNROLL for (int r = 0; r < R; ++r) {
+          const uint32_t v = pair_at(inputs + r * x.stride + 2 * (4 * j + s));
+          acc[r][0] = dot_pair(acc[r][0], w0, v);
+          acc[r][1] = dot_pair(acc[r][1], w1, v);
         }
       }
-      const f32x16 scale = load_half(reinterpret_cast<const uint16_t*>(block + 256));
-      const f32x16 minimum = load_half(reinterpret_cast<const uint16_t*>(block + 288));
+    }
+    DSPARK_UNROLL for (int v = 0; v < kVectors; ++v) {
+      const f32x16 scale = load_half(reinterpret_cast<const uint16_t*>(block + v * kQ4Block + 256));
+      const f32x16 minimum = load_half(reinterpret_cast<const uint16_t*>(block + v * kQ4Block + 288));
       DSPARK_UNROLL for (int r = 0; r < R; ++r) {
-        total[r] += scale * acc[r];
-        total[r] += minimum * x.sums[r * x.sums_stride + g];
+        float* total = out + r * kPanel + v * kLanes;
+        const f32x16 scaled = load<f32x16>(total) + scale * acc[r][v];
+        store(total, scaled + minimum * x.sums[r * x.sums_stride + g]);
       }
     }
-    DSPARK_UNROLL for (int r = 0; r < R; ++r) store(out + r * kPanel + v * kLanes, total[r]);
   }
 }
 
 template <int R>
-static void tile_q8(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* panel, float* out) {
-  for (int v = 0; v < kVectors; ++v) {
-    f32x16 total[R] = {};
-    const uint8_t* block = panel + v * kQ8Block;
-    for (int g = 0; g < m.k / kGroup; ++g, block += kVectors * kQ8Block) {
-      f32x16 acc[R] = {};
-      const uint16_t* inputs = x.data + g * kGroup;
-      DSPARK_UNROLL for (int t = 0; t < 16; ++t) {
-        const u32x16 w = bytes(block + 32 * t);
-        DSPARK_UNROLL for (int r = 0; r < R; ++r)
-          acc[r] = dot_pair(acc[r], w, pair_at(inputs + r * x.stride + 2 * t));
+static void tile_q8(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* block, float* out) {
+  std::memset(out, 0, sizeof(float) * R * kPanel);
+  for (int g = 0; g < m.k / kGroup; ++g, block += kVectors * kQ8Block) {
+    f32x16 acc[R][kVectors] = {};
+    const uint16_t* inputs = x.data + g * kGroup;
+    for (int line = 0; line < kVectors * kQ8Block; line += 64) __builtin_prefetch(block + 4096 + line);
+    _Pragma("GCC unroll 2") for (int t = 0; t < 16; ++t) {
+      const u32x16 w0 = bytes(block + 32 * t), w1 = bytes(block + kQ8Block + 32 * t);
+      DSPARK_UNROLL for (int r = 0; r < R; ++r) {
+        const uint32_t v = pair_at(inputs + r * x.stride + 2 * t);
+        acc[r][0] = dot_pair(acc[r][0], w0, v);
+        acc[r][1] = dot_pair(acc[r][1], w1, v);
       }
-      const f32x16 scale = load_half(reinterpret_cast<const uint16_t*>(block + 512));
-      DSPARK_UNROLL for (int r = 0; r < R; ++r) total[r] += scale * acc[r];
     }
-    DSPARK_UNROLL for (int r = 0; r < R; ++r) store(out + r * kPanel + v * kLanes, total[r]);
+    DSPARK_UNROLL for (int v = 0; v < kVectors; ++v) {
+      const f32x16 scale = load_half(reinterpret_cast<const uint16_t*>(block + v * kQ8Block + 512));
+      DSPARK_UNROLL for (int r = 0; r < R; ++r) {
+        float* total = out + r * kPanel + v * kLanes;
+        store(total, load<f32x16>(total) + scale * acc[r][v]);
+      }
+    }
   }
 }
 
@@ -147,6 +156,9 @@ using Tile = void (*)(const Rows<T>&, const Matrix&, const uint8_t*, float*);
 
 #define DSPARK_TILES(name) \
   {name<1>, name<2>, name<3>, name<4>, name<5>, name<6>, name<7>, name<8>, name<9>, name<10>, name<11>, name<12>}
+
+// Unpacking needs registers too: taller tiles of quantised weights would spill.
+DSPARK_INLINE int tallest_tile(const Matrix& m) { return m.format == kQ4 || m.format == kQ8 ? 8 : kRows; }
 
 // The format must suit the activations: float32 with float32, the others with bfloat16.
 static Tile<float> tile_for(const Matrix&, const float*, int rows) {

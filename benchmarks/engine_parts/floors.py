@@ -1,0 +1,67 @@
+"""What the machine allows: bytes and operations per second, measured, and a step's floor from them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from dspark_core.models.config import DecoderConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    bytes_per_second: float
+    """Reading memory that is in no cache."""
+    operations_per_second: float
+    """Of a large product in the engine's dtype, by PyTorch's own operator."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a step must at least do."""
+
+    weight_bytes: int
+    cache_bytes: int
+    operations: int
+
+    def floor_seconds(self, machine: Machine) -> float:
+        reading = (self.weight_bytes + self.cache_bytes) / machine.bytes_per_second
+        return max(reading, self.operations / machine.operations_per_second)
+
+
+def measure_machine(dtype: torch.dtype, *, repeats: int = 7) -> Machine:
+    memory = torch.ones(96 * 2**20, dtype=torch.float32)  # far beyond any cache
+    a, b = torch.randn(1024, 1024).to(dtype), torch.randn(1024, 1024).to(dtype)
+    reading = _best(lambda: memory.sum(), repeats)
+    product = _best(lambda: a @ b, repeats)
+    return Machine(bytes_per_second=memory.numel() * 4 / reading, operations_per_second=2 * 1024**3 / product)
+
+
+def work_of_step(
+    config: DecoderConfig, weight_bytes: int, *, tokens: int, logit_rows: int, context_tokens: int, item: int
+) -> Work:
+    """`context_tokens`: positions attended to, over all requests; `item`: bytes of a cached value."""
+    size = config.head_dim * (config.num_heads + 2 * config.num_kv_heads)
+    per_layer = config.hidden_size * (
+        size + config.num_heads * config.head_dim + 3 * config.intermediate_size
+    )
+    head = config.vocab_size * config.hidden_size
+    cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * item * context_tokens
+    return Work(
+        weight_bytes=weight_bytes,
+        cache_bytes=cache,
+        operations=2 * (config.num_layers * per_layer * tokens + head * logit_rows),
+    )
+
+
+def _best(action: Callable[[], object], repeats: int) -> float:
+    action()
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        action()
+        best = min(best, time.perf_counter() - started)
+    return best

@@ -1,0 +1,67 @@
+"""Step times of a target engine by (requests, tokens per request, context)."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dspark_core.engine.batch import Run
+from dspark_core.engine.target_engine import TargetEngine
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Shape:
+    requests: int
+    tokens: int  # per request
+    context: int  # positions before them, per request
+
+    def __str__(self) -> str:
+        return f"{self.requests} x {self.tokens}"
+
+
+def one_request(tokens: Sequence[int], context: int) -> list[Shape]:
+    return [Shape(1, count, context) for count in tokens]
+
+
+def many_requests(requests: Sequence[int], tokens: int, context: int) -> list[Shape]:
+    return [Shape(count, tokens, context) for count in requests]
+
+
+def pages_needed(shapes: Sequence[Shape], page_tokens: int) -> int:
+    return 1 + max(s.requests * -(-(s.context + s.tokens) // page_tokens) for s in shapes)
+
+
+def measure_steps(
+    engine: TargetEngine, shapes: Sequence[Shape], *, repeats: int, advance: Callable[[], None]
+) -> dict[Shape, list[float]]:
+    """Seconds of every repeat. Shapes are interleaved, so that a slow moment slows them alike."""
+    batches = {shape: _runs(engine, shape) for shape in shapes}
+    seconds: dict[Shape, list[float]] = {shape: [] for shape in shapes}
+    for repeat in range(repeats + 1):
+        for shape, runs in batches.items():
+            started = time.perf_counter()
+            engine.forward(runs)
+            if repeat:  # the first pays for memory and caches
+                seconds[shape].append(time.perf_counter() - started)
+            advance()
+    return seconds
+
+
+def median(seconds: Sequence[float]) -> float:
+    return statistics.median(seconds)
+
+
+def _runs(engine: TargetEngine, shape: Shape) -> list[Run]:
+    """Each request has pages of its own, so that contexts are really read."""
+    per_request = -(-(shape.context + shape.tokens) // engine.page_tokens)
+    return [
+        Run(
+            [7] * shape.tokens,
+            shape.context,
+            range(1 + index * per_request, 1 + (index + 1) * per_request),
+            shape.tokens,
+        )
+        for index in range(shape.requests)
+    ]
