@@ -1,0 +1,27 @@
+"""Which weights an engine may be asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from dspark_core.engine.building import EngineOptions
+from dspark_core.errors import ConfigError
+
+
+def options(**fields: object) -> EngineOptions:
+    return EngineOptions(target_model="any", drafter=None, **fields)  # type: ignore[arg-type]
+
+
+def test_approximate_weights_are_never_the_default() -> None:
+    assert options().weights == "stored"
+
+
+def test_unknown_weights_are_named_with_what_there_is() -> None:
+    with pytest.raises(ConfigError, match="weights must be one of stored, full, int8, got 'int3'"):
+        options(weights="int3")
+
+
+@pytest.mark.parametrize("fields", [{"dtype": "float32"}, {"native": False}])
+def test_int8_is_refused_where_it_would_be_ignored(fields: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="weights int8 need the native kernels and dtype bfloat16"):
+        options(weights="int8", **fields)
