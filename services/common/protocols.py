@@ -40,13 +40,15 @@ class RegistrationApi(Protocol):
         ...
 
 
-class SchedulerApi(RegistrationApi, Protocol):
+class CoordinationApi(Protocol):
+    def coordinate(self, reports: AsyncIterable[RoundReport]) -> AsyncGenerator[VerifyPlan, None]:
+        """Plans for one verifier's reports, the newest first; old reports may be skipped."""
+        ...
+
+
+class SchedulerApi(RegistrationApi, CoordinationApi, Protocol):
     async def list_replicas(self, role: Role | None = None) -> tuple[Replica, ...]: ...
 
     async def assign(self, request: AssignRequest) -> Replica:
         """The verifier that should serve a request; UnavailableError when there is none."""
-        ...
-
-    def coordinate(self, reports: AsyncIterable[RoundReport]) -> AsyncGenerator[VerifyPlan, None]:
-        """Plans for one verifier's reports, the newest first; old reports may be skipped."""
         ...

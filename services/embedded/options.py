@@ -27,6 +27,8 @@ class StackOptions:
     threads: int | None = None
     """Math threads of each engine; None: torch's own choice."""
     drain_seconds: float = 20.0
+    admission_wait_seconds: float = 10.0
+    """How long a request may wait until speed floors allow it; then 429."""
     trace_file: Path | None = None
     """Where a sample of the rounds is traced; None: nowhere."""
     trace_sample: float = 0.1

@@ -92,7 +92,11 @@ class ProcessStack:
             self._spawn("drafter", shared, drafter)
         address = f"{LOOPBACK}:{drafter}" if options.drafter is not None else ""
         self._spawn("verifier", shared | {"DSPARK_DRAFTER_ADDRESS": address}, verifier)
-        gateway = {"DSPARK_HOST": options.host, "DSPARK_HTTP_PORT": str(options.http_port)}
+        gateway = {
+            "DSPARK_HOST": options.host,
+            "DSPARK_HTTP_PORT": str(options.http_port),
+            "DSPARK_ADMISSION_WAIT_SECONDS": str(options.admission_wait_seconds),
+        }
         self._spawn("gateway", shared | gateway, options.grpc_port)
         try:
             await asyncio.gather(*(p.wait_serving(START_SECONDS) for p in self.processes.values()))

@@ -16,6 +16,8 @@ from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import build_drafter
 from dspark_core.engine.draft_engine import LocalDraftSource
 from dspark_core.engine.draft_profiler import profile_draft_time
+from dspark_core.engine.planning import LocalPlanSource
+from dspark_core.engine.protocols import PlanSource
 from dspark_core.engine.trace_format import TraceHeader
 from dspark_core.engine.trace_writer import TraceWriter
 from dspark_core.engine.verifier import Verifier
@@ -27,6 +29,7 @@ from services.common.registration import RegistrationLoop
 from services.common.server import GrpcServer
 from services.common.telemetry import Telemetry
 from services.embedded.options import StackOptions
+from services.embedded.reports import ReportsOnly
 from services.gateway.app import create_app
 from services.gateway.config import GatewayConfig
 from services.gateway.gateway import Gateway, build_gateway
@@ -35,13 +38,17 @@ from services.gateway.routed_backend import RoutedBackend
 from services.gateway.servicer import GatewayServicer
 from services.gateway.verifier_pool import VerifierPool
 from services.scheduler.scheduler import Scheduler
-from services.verifier.profiling import ProfileOptions
+from services.verifier.load import LoadMeter
+from services.verifier.plans import CoordinatedPlanSource
+from services.verifier.profiling import ProfileOptions, profile_points, replica_kind
 from services.verifier.service import ProfiledTarget, build_verifier, describe, load_profiled_target, replica
 from services.verifier.servicer import LocalVerifier
 
 REPLICA_ID = "embedded"
 DRAFT_DEADLINE_SECONDS = 30.0
 """A local drafter is never late, only slow: there is no other one to wait for."""
+MAINTAIN_SECONDS = 60.0
+"""How often the scheduler looks at calibration: here it takes its time from the rounds."""
 
 
 class _LocalConnection:
@@ -85,11 +92,12 @@ class EmbeddedStack:
         profiled = await asyncio.to_thread(
             load_profiled_target, options.engine, ProfileOptions(max_requests=options.max_running)
         )
-        scheduler = Scheduler(metrics=self._telemetry.registry)
+        scheduler = Scheduler(maintain_seconds=MAINTAIN_SECONDS, metrics=self._telemetry.registry)
         self._closing.push_async_callback(scheduler.close)
         await scheduler.start()
-        verifier = await self._start_verifier(profiled, scheduler)
-        gateway = await self._build_gateway(profiled, scheduler, verifier)
+        load = LoadMeter(options.max_running)
+        verifier = await self._start_verifier(profiled, scheduler, load)
+        gateway = await self._build_gateway(profiled, scheduler, verifier, load)
         await self._serve(gateway)
         self._ready = True
 
@@ -104,7 +112,9 @@ class EmbeddedStack:
             await self._http.drain(self._options.drain_seconds)
         await self._closing.aclose()
 
-    async def _start_verifier(self, profiled: ProfiledTarget, scheduler: Scheduler) -> Verifier:
+    async def _start_verifier(
+        self, profiled: ProfiledTarget, scheduler: Scheduler, load: LoadMeter
+    ) -> Verifier:
         options = self._options
         drafts, draft_time = None, None
         if options.drafter is not None:
@@ -113,13 +123,12 @@ class EmbeddedStack:
             )
             dtype = profiled.target.engine.dtype
             draft_time = await asyncio.to_thread(profile_draft_time, drafts, dtype=dtype)
-        trace = None
-        if options.trace is not None:
-            header = TraceHeader(
-                replica_id=REPLICA_ID, model=options.target_model, sample=options.trace_sample
-            )
-            trace = TraceWriter(options.trace, header)
-            self._closing.push_async_callback(asyncio.to_thread, trace.close)
+        reporting: list[CoordinatedPlanSource] = []
+
+        def planner(local: LocalPlanSource) -> PlanSource:
+            reporting.append(self._reporting(local, profiled, scheduler, load))
+            return reporting[-1]
+
         verifier = build_verifier(
             profiled,
             limits=BatchLimits(max_running=options.max_running),
@@ -127,11 +136,43 @@ class EmbeddedStack:
             draft_deadline_seconds=DRAFT_DEADLINE_SECONDS,
             replica_id=REPLICA_ID,
             metrics=self._telemetry.registry,
-            trace=trace,
+            planner=planner,
+            trace=self._open_trace(),
             draft_time=draft_time,
         )
+        load.watch(lambda: verifier.status)
         verifier.start()
         self._closing.push_async_callback(asyncio.to_thread, verifier.stop)
+        for reports in reporting:
+            reports.start()
+            self._closing.push_async_callback(reports.close)
+        await self._register(verifier, scheduler)
+        return verifier
+
+    def _reporting(
+        self, local: LocalPlanSource, profiled: ProfiledTarget, scheduler: Scheduler, load: LoadMeter
+    ) -> CoordinatedPlanSource:
+        """Plans locally; the scheduler hears of rounds and loads, and admits by them."""
+        return CoordinatedPlanSource(
+            ReportsOnly(scheduler),
+            local,
+            profile_points(profiled.round_time),
+            replica_id=REPLICA_ID,
+            load=load.take,
+            kind=replica_kind(self._options.target_model, self._options.dtype),
+        )
+
+    def _open_trace(self) -> TraceWriter | None:
+        options = self._options
+        if options.trace is None:
+            return None
+        header = TraceHeader(replica_id=REPLICA_ID, model=options.target_model, sample=options.trace_sample)
+        trace = TraceWriter(options.trace, header)
+        self._closing.push_async_callback(asyncio.to_thread, trace.close)
+        return trace
+
+    async def _register(self, verifier: Verifier, scheduler: Scheduler) -> None:
+        options = self._options
         registration = RegistrationLoop(
             scheduler,
             lambda: replica(verifier, replica_id=REPLICA_ID, address=REPLICA_ID, model=options.target_model),
@@ -139,17 +180,21 @@ class EmbeddedStack:
         registration.start()
         self._closing.push_async_callback(registration.stop)
         await registration.wait_registered()
-        return verifier
 
     async def _build_gateway(
-        self, profiled: ProfiledTarget, scheduler: Scheduler, verifier: Verifier
+        self, profiled: ProfiledTarget, scheduler: Scheduler, verifier: Verifier, load: LoadMeter
     ) -> Gateway:
         options = self._options
         tokenizer = await asyncio.to_thread(load_tokenizer, resolve_model_path(options.target_model))
-        local = LocalVerifier(verifier, describe(options.engine, profiled))
+        local = LocalVerifier(verifier, describe(options.engine, profiled), serving=load.serving)
         pool = VerifierPool(lambda address: _LocalConnection(local))
         self._closing.push_async_callback(pool.close)
-        backend = RoutedBackend(model=options.target_model, scheduler=scheduler, pool=pool)
+        backend = RoutedBackend(
+            model=options.target_model,
+            scheduler=scheduler,
+            pool=pool,
+            admission_wait_seconds=options.admission_wait_seconds,
+        )
         config = GatewayConfig(target_model=options.target_model)
         return build_gateway(config, tokenizer, backend, self._telemetry)
 

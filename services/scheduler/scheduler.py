@@ -154,6 +154,10 @@ class Scheduler:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
 
+    async def listen(self, reports: AsyncIterable[RoundReport]) -> None:
+        """Learns from a verifier that plans for itself; returns when its reports end."""
+        await self._read(reports, None)
+
     async def _maintain(self) -> None:
         """Stores step times, and looks at how well confidences fit the outcomes."""
         while not self._draining:
@@ -191,8 +195,9 @@ class Scheduler:
             )
 
     async def _read(
-        self, reports: AsyncIterable[RoundReport], mailbox: Mailbox[tuple[RoundReport, float]]
+        self, reports: AsyncIterable[RoundReport], mailbox: Mailbox[tuple[RoundReport, float]] | None
     ) -> None:
+        """Learns from every report; `mailbox` gets those to plan from."""
         replica_id: str | None = None
         try:
             async for report in reports:
@@ -210,9 +215,12 @@ class Scheduler:
                     continue
                 if not planned:
                     self._metrics.reports.labels("stale").inc()
+                elif mailbox is None:
+                    self._metrics.reports.labels("heard").inc()
                 elif mailbox.put((report, self._clock())):
                     self._metrics.reports.labels("superseded").inc()
         finally:
             if replica_id is not None and not self._draining:
                 self._fleet.loads.disconnected(replica_id)
-            mailbox.close()
+            if mailbox is not None:
+                mailbox.close()

@@ -16,7 +16,7 @@ from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.engine.protocols import PlanSource
 from dspark_core.errors import DSparkError
 from dspark_core.records import ReplicaKind, RoundReport, StepTime, VerifierLoad, VerifyPlan
-from services.common.protocols import SchedulerApi
+from services.common.protocols import CoordinationApi
 from services.verifier.scaling import scaled, scaling_of
 
 _log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class CoordinatedPlanSource:
 
     def __init__(
         self,
-        scheduler: SchedulerApi,
+        scheduler: CoordinationApi,
         local: PlanSource,
         profile: Sequence[StepTime],
         *,

@@ -49,14 +49,25 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
 class LocalVerifier:
     """`VerifierApi` without a network, for the embedded default."""
 
-    def __init__(self, verifier: Verifier, description: VerifierDescription) -> None:
+    def __init__(
+        self,
+        verifier: Verifier,
+        description: VerifierDescription,
+        *,
+        serving: Callable[[GenerateRequest], AbstractContextManager[None]] = lambda request: nullcontext(),
+    ) -> None:
+        """`serving` is entered around every request."""
         self._verifier = verifier
         self._description = description
+        self._serving = serving
 
     async def describe(self) -> VerifierDescription:
         return self._description
 
-    def generate(
+    async def generate(
         self, request: GenerateRequest, *, deadline_seconds: float
     ) -> AsyncGenerator[GenerateChunk, None]:
-        return self._verifier.generate(request)
+        with self._serving(request):
+            async with aclosing(self._verifier.generate(request)) as chunks:
+                async for chunk in chunks:
+                    yield chunk

@@ -13,7 +13,14 @@ import torch
 from services.embedded.options import StackOptions
 from services.embedded.stack import EmbeddedStack
 
-OPTIONS = StackOptions(http_port=0, grpc_port=0, dtype="float32", kv_cache_mb=512, drain_seconds=5.0)
+OPTIONS = StackOptions(
+    http_port=0,
+    grpc_port=0,
+    dtype="float32",
+    kv_cache_mb=512,
+    drain_seconds=5.0,
+    admission_wait_seconds=0.5,
+)
 
 
 class Background:

@@ -1,0 +1,76 @@
+"""Speed floors over HTTP on the real stack: refused when out of reach, held and told, kept for others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from services.embedded.stack import EmbeddedStack
+
+pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(200)]
+
+CHAT = "/v1/chat/completions"
+
+
+def body(max_tokens: int = 32, **fields: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": "Write a long story about a village by the sea."}]
+    return {
+        "model": "smollm2-135m-instruct",
+        "messages": messages,
+        "temperature": 0,
+        "max_tokens": max_tokens,
+        **fields,
+    }
+
+
+@pytest.fixture
+def client(stack: EmbeddedStack) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=stack.url, timeout=120) as client:
+        yield client
+
+
+def expected_speed(client: httpx.Client) -> float:
+    """What the scheduler thinks a single request gets, by its own refusal of an impossible floor."""
+    refused = client.post(CHAT, json=body(min_tokens_per_second=1e6))
+    assert refused.status_code == 400, refused.text
+    error = refused.json()["error"]
+    assert error["param"] == "min_tokens_per_second"
+    found = re.search(r"got 1e\+06: a single request gets about ([0-9.]+) here", error["message"])
+    assert found, error["message"]
+    return float(found[1])
+
+
+def test_an_impossible_floor_is_refused_and_a_modest_one_held_and_told(client: httpx.Client) -> None:
+    floor = 0.2 * expected_speed(client)
+    answer = client.post(CHAT, json=body(min_tokens_per_second=floor))
+    assert answer.status_code == 200, answer.text
+    speculation = answer.json()["speculation"]
+    assert speculation["min_tokens_per_second"] == pytest.approx(floor)
+    assert speculation["decode_tokens_per_second"] >= floor
+    assert 'dspark_gateway_speed_floors_total{held="yes",tier="default"}' in client.get("/metrics").text
+
+
+def test_a_floor_that_company_would_break_is_told_when_to_come_back(client: httpx.Client) -> None:
+    with client.stream("POST", CHAT, json=body(600, stream=True)) as running:
+        assert running.status_code == 200
+        next(running.iter_lines())
+        refused = demand(client)
+        assert refused.status_code == 429, refused.text
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert "speed floor" in refused.json()["error"]["message"]
+    # Alone it is served as well as can be: nothing here would be faster.
+    assert demand(client).status_code == 200
+
+
+def demand(client: httpx.Client) -> httpx.Response:
+    """Asks for more than one of two requests gets, and less than what is refused at once. Expectations
+    move with every round, so one that has just fallen too far is asked for again."""
+    for _ in range(20):
+        response = client.post(CHAT, json=body(4, min_tokens_per_second=1.8 * expected_speed(client)))
+        if response.status_code != 400:
+            return response
+    raise AssertionError(response.text)
