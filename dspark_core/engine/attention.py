@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,30 +16,39 @@ class PagedAttention:
     """`Attend` over a paged cache for one ragged batch."""
 
     def __init__(
-        self, cache: PagedCache, slots: Tensor, groups: Sequence[AttentionGroup], kv_groups: int
+        self, cache: PagedCache, slots: Tensor, groups: Callable[[int | None], Sequence[AttentionGroup]]
     ) -> None:
-        """slots [tokens]; `kv_groups`: query heads per key/value head."""
+        """slots [tokens]; `groups`: the batch's, for a layer's attention window."""
         self._cache = cache
         self._slots = slots
         self._groups = groups
-        self._kv_groups = kv_groups
-        self._biases = [group.bias.repeat(1, 1, kv_groups, 1) for group in groups]
+        self._windows: dict[tuple[int | None, int], list[tuple[AttentionGroup, Tensor]]] = {}
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [tokens, heads, head_dim]; k, v [tokens, kv_heads, head_dim] -> like q."""
         self._cache.write(layer, self._slots, k, v)
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        if len(self._groups) == 1 and self._groups[0].query_rows.shape[0] == 1:
-            group = self._groups[0]
-            return self._attend(group, self._biases[0], q[None], keys, values)[0]
+        groups = self._biased_groups(self._cache.windows[layer], q.shape[1] // k.shape[1])
+        if len(groups) == 1 and groups[0][0].query_rows.shape[0] == 1:
+            group, bias = groups[0]
+            return self._attend(group, bias, q[None], keys, values)[0]
         out = torch.empty_like(q)
-        for group, bias in zip(self._groups, self._biases, strict=True):
+        for group, bias in groups:
             attended = self._attend(group, bias, q[group.query_rows], keys, values)
             if group.query_mask is None:
                 out[group.query_rows] = attended
             else:
                 out[group.query_rows[group.query_mask]] = attended[group.query_mask]
         return out
+
+    def _biased_groups(self, window: int | None, kv_groups: int) -> list[tuple[AttentionGroup, Tensor]]:
+        """The groups, each with its bias repeated for `kv_groups` query heads per key/value head."""
+        found = self._windows.get((window, kv_groups))
+        if found is None:
+            groups = self._groups(window)
+            found = [(group, group.bias.repeat(1, 1, kv_groups, 1)) for group in groups]
+            self._windows[window, kv_groups] = found
+        return found
 
     def _attend(self, group: AttentionGroup, bias: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """q [runs, queries, heads, head_dim] -> the same shape.
@@ -48,13 +57,13 @@ class PagedAttention:
         values are never expanded.
         """
         runs, queries, heads, head_dim = q.shape
-        kv_heads = heads // self._kv_groups
-        folded = q.view(runs, queries, kv_heads, self._kv_groups, head_dim).permute(0, 2, 3, 1, 4)
-        folded = folded.reshape(runs, kv_heads, self._kv_groups * queries, head_dim)
+        kv_heads = keys.shape[1]
+        folded = q.view(runs, queries, kv_heads, -1, head_dim).permute(0, 2, 3, 1, 4)
+        folded = folded.reshape(runs, kv_heads, -1, head_dim)
         context = group.context_slots.shape[1]
         slots = group.context_slots.flatten()
         k = keys.index_select(0, slots).view(runs, context, kv_heads, head_dim).transpose(1, 2)
         v = values.index_select(0, slots).view(runs, context, kv_heads, head_dim).transpose(1, 2)
         out = F.scaled_dot_product_attention(folded, k, v, attn_mask=bias)
-        out = out.view(runs, kv_heads, self._kv_groups, queries, head_dim).permute(0, 3, 1, 2, 4)
+        out = out.view(runs, kv_heads, -1, queries, head_dim).permute(0, 3, 1, 2, 4)
         return out.reshape(runs, queries, heads, head_dim)

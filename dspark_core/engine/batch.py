@@ -34,7 +34,7 @@ class AttentionGroup:
 
     query_rows: Tensor  # [runs, queries] index into the flattened tokens; padding repeats row 0
     query_mask: Tensor | None  # [runs, queries] True where real; None: no padding
-    context_slots: Tensor  # [runs, context] cache slots of positions 0, 1, ...
+    context_slots: Tensor  # [runs, context] cache slots of consecutive positions, from 0 without a window
     bias: Tensor  # [runs, 1, queries, context] 0 or -inf
 
 
@@ -94,51 +94,71 @@ def slots_of(pages: Sequence[int], start: int, end: int, page_tokens: int) -> Te
 
 
 def attention_groups(
-    runs: Sequence[Run], *, page_tokens: int, dtype: torch.dtype
+    runs: Sequence[Run], *, page_tokens: int, dtype: torch.dtype, window: int | None = None
 ) -> tuple[AttentionGroup, ...]:
-    """For attention on padded rectangles; `dtype` is that of the bias."""
+    """For attention on padded rectangles; `dtype` is that of the bias.
+
+    `window`: positions a token sees, its own included; None: all before it. Slots that no token
+    of a run sees are left out as far as they lie before all it does see.
+    """
     first_rows = [0, *accumulate(len(run.token_ids) for run in runs)]
     return tuple(
-        _build_group([(runs[index], first_rows[index]) for index in members], page_tokens, dtype)
-        for members in _group(runs)
+        _build_group([(runs[index], first_rows[index]) for index in members], page_tokens, dtype, window)
+        for members in _group(runs, window)
     )
 
 
-def _group(runs: Sequence[Run]) -> list[list[int]]:
+def _group(runs: Sequence[Run], window: int | None) -> list[list[int]]:
     """Indices of runs to attend together: short runs of similar context, long runs alone."""
+    contexts = [_context(run, window) for run in runs]
     singles = [[i] for i, run in enumerate(runs) if len(run.token_ids) > MAX_GROUPED_QUERIES]
     short = [i for i, run in enumerate(runs) if len(run.token_ids) <= MAX_GROUPED_QUERIES]
-    short.sort(key=lambda i: _context(runs[i]))
+    short.sort(key=contexts.__getitem__)
     grouped: list[list[int]] = []
     for index in short:
-        if grouped and _context(runs[index]) <= MAX_CONTEXT_PADDING * _context(runs[grouped[-1][0]]):
+        if grouped and contexts[index] <= MAX_CONTEXT_PADDING * contexts[grouped[-1][0]]:
             grouped[-1].append(index)
         else:
             grouped.append([index])
     return grouped + singles
 
 
-def _context(run: Run) -> int:
-    return run.start + len(run.token_ids)
+def _context(run: Run, window: int | None) -> int:
+    """Positions that some token of the run sees."""
+    return run.start + len(run.token_ids) - _first_seen(run, window)
 
 
-def _build_group(members: Sequence[tuple[Run, int]], page_tokens: int, dtype: torch.dtype) -> AttentionGroup:
+def _first_seen(run: Run, window: int | None) -> int:
+    return 0 if window is None else max(0, run.start - window + 1)
+
+
+def _build_group(
+    members: Sequence[tuple[Run, int]], page_tokens: int, dtype: torch.dtype, window: int | None
+) -> AttentionGroup:
     queries = max(len(run.token_ids) for run, _ in members)
-    context = max(_context(run) for run, _ in members)
-    num_pages = -(-context // page_tokens)
-    padded_pages = [
-        [*run.pages[:num_pages], *(0 for _ in range(num_pages - len(run.pages)))] for run, _ in members
-    ]
-    offsets = torch.arange(page_tokens)
-    context_slots = (torch.tensor(padded_pages)[:, :, None] * page_tokens + offsets).flatten(1)[:, :context]
+    context = max(_context(run, window) for run, _ in members)
+    firsts = torch.tensor([_first_seen(run, window) for run, _ in members])[:, None]
+    seen = firsts + torch.arange(context)  # [runs, context] positions
+    context_slots = _padded_slots([run for run, _ in members], seen, page_tokens)
     counts = torch.tensor([len(run.token_ids) for run, _ in members])[:, None]
     starts = torch.tensor([run.start for run, _ in members])[:, None]
     first_rows = torch.tensor([row for _, row in members])[:, None]
     columns = torch.arange(queries)
     real = columns < counts  # [runs, queries]
     query_rows = torch.where(real, first_rows + columns, 0)
-    # A padding query sees position 0 only: a row of -inf alone would be NaN.
-    last_visible = torch.where(real, starts + columns, 0)  # [runs, queries]
-    visible = torch.arange(context) <= last_visible[:, :, None]
+    # A padding query sees one position only: a row of -inf alone would be NaN.
+    last_visible = torch.where(real, starts + columns, firsts)[:, :, None]  # [runs, queries, 1]
+    visible = seen[:, None] <= last_visible
+    if window is not None:
+        visible &= seen[:, None] > last_visible - window
     bias = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))
     return AttentionGroup(query_rows, None if bool(real.all()) else real, context_slots, bias[:, None])
+
+
+def _padded_slots(runs: Sequence[Run], positions: Tensor, page_tokens: int) -> Tensor:
+    """Cache slots of `positions` [runs, context]; where a run's pages end, slots of page 0."""
+    num_pages = int(positions.max()) // page_tokens + 1
+    pages = torch.tensor(
+        [[*run.pages[:num_pages], *(0 for _ in range(num_pages - len(run.pages)))] for run in runs]
+    )
+    return pages.gather(1, positions // page_tokens) * page_tokens + positions % page_tokens

@@ -25,14 +25,19 @@ class PagedCache:
         dtype: torch.dtype,
         device: torch.device | None = None,
     ) -> None:
-        shape = (config.num_layers, num_pages * page_tokens, config.num_kv_heads, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)  # [layers, slots, kv_heads, head_dim]
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        slots = num_pages * page_tokens
+        kinds = [config.attention_kind(layer) for layer in range(config.num_cached_layers)]
+        shapes = [(slots, kind.num_kv_heads, kind.head_dim) for kind in kinds]
+        self.windows = [kind.window for kind in kinds]
+        """By layer: how many positions a token sees, its own included; None: all."""
+        # One tensor per layer, [slots, kv_heads, head_dim]: layers may differ.
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
 
     @staticmethod
     def bytes_per_page(config: DecoderConfig, page_tokens: int, feature_size: int, dtype: torch.dtype) -> int:
         """Of keys, values and features together."""
-        per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim + feature_size
+        per_token = config.kv_values_per_token + feature_size
         return per_token * page_tokens * dtype.itemsize
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:

@@ -6,12 +6,13 @@ Either owns its keys and values: their layouts differ.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor
 
 from dspark_core.engine.attention import PagedAttention
-from dspark_core.engine.batch import RaggedBatch, Run, attention_groups
+from dspark_core.engine.batch import AttentionGroup, RaggedBatch, Run, attention_groups
 from dspark_core.engine.kv_cache import PagedCache
 from dspark_core.models.decoder import Decoder, check_tap_layers
 from dspark_core.models.native_decoder import NativeBatch, NativeDecoder
@@ -50,7 +51,6 @@ class TorchPasses:
         self._decoder = decoder
         self._page_tokens = page_tokens
         self._dtype = next(decoder.parameters()).dtype
-        self._kv_groups = decoder.config.num_heads // decoder.config.num_kv_heads
         self._cache = PagedCache(
             decoder.config, num_pages=num_pages, page_tokens=page_tokens, dtype=self._dtype
         )
@@ -58,9 +58,12 @@ class TorchPasses:
     def forward(
         self, runs: Sequence[Run], batch: RaggedBatch, tap_layers: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
-        groups = attention_groups(runs, page_tokens=self._page_tokens, dtype=self._dtype)
-        attend = PagedAttention(self._cache, batch.slots, groups, self._kv_groups)
+        groups = partial(self._groups, runs)
+        attend = PagedAttention(self._cache, batch.slots, groups)
         output = self._decoder(batch.token_ids, batch.positions, attend, tap_layers)
         # Prefill positions other than the last need no distribution.
         hidden = output.hidden.index_select(0, batch.logit_rows)
         return self._decoder.logits(hidden).float(), output.taps
+
+    def _groups(self, runs: Sequence[Run], window: int | None) -> Sequence[AttentionGroup]:
+        return attention_groups(runs, page_tokens=self._page_tokens, dtype=self._dtype, window=window)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from dspark_core.errors import ConfigError
+from dspark_core.models.gemma_config import AttentionKind, GemmaConfig, LayerType
 from dspark_core.models.moe_config import MoeConfig
 
 
@@ -14,6 +15,8 @@ class Family(Enum):
 
     LLAMA = "llama"
     QWEN3 = "qwen3"
+    GEMMA3 = "gemma3"
+    GEMMA4 = "gemma4"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +31,7 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderConfig:
-    """A pre-norm decoder with grouped-query attention, RoPE and SwiGLU."""
+    """A pre-norm decoder with grouped-query attention, RoPE and a gated MLP."""
 
     family: Family
     vocab_size: int
@@ -46,6 +49,8 @@ class DecoderConfig:
     qk_norm: bool = False
     """RMSNorm over each head of q and k before RoPE (Qwen3)."""
     attention_bias: bool = False
+    gemma: GemmaConfig | None = field(default=None, repr=False)
+    """None: no Gemma. Not in `repr`, which names the geometry of stored features of other families."""
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -54,6 +59,73 @@ class DecoderConfig:
             )
         if self.head_dim % 2:
             raise ConfigError(f"head_dim must be even, got {self.head_dim}")
+        if self.gemma is not None:
+            self._check_gemma(self.gemma)
+
+    @property
+    def embedding_scale(self) -> float:
+        """What a token's embedding is multiplied by."""
+        return 1.0 if self.gemma is None else self.hidden_size**0.5
+
+    @property
+    def final_logit_softcap(self) -> float | None:
+        """c of `c tanh(logits / c)`; None: logits are what the output projection gives."""
+        return None if self.gemma is None else self.gemma.final_logit_softcap
+
+    @property
+    def num_cached_layers(self) -> int:
+        """Layers with keys and values of their own: the first ones."""
+        return self.num_layers if self.gemma is None else self.gemma.num_own_layers
+
+    @property
+    def kv_values_per_token(self) -> int:
+        """Numbers in the keys and values of one position, over all layers."""
+        kinds = [self.attention_kind(layer) for layer in range(self.num_cached_layers)]
+        return sum(2 * kind.num_kv_heads * kind.head_dim for kind in kinds)
+
+    def attention_kind(self, layer: int) -> AttentionKind:
+        if self.gemma is not None:
+            return self.gemma.kind(layer)
+        return AttentionKind(
+            num_kv_heads=self.num_kv_heads, head_dim=self.head_dim, rope_theta=self.rope_theta
+        )
+
+    def _check_gemma(self, gemma: GemmaConfig) -> None:
+        if len(gemma.layer_types) != self.num_layers:
+            raise ConfigError(
+                f"layer_types must name num_layers={self.num_layers} layers, got {len(gemma.layer_types)}"
+            )
+        full = gemma.full
+        own = (self.num_kv_heads, self.head_dim, self.rope_theta)
+        if own != (full.num_kv_heads, full.head_dim, full.rope_theta):
+            raise ConfigError(f"num_kv_heads, head_dim and rope_theta {own} must be those of full attention")
+        for kind in (gemma.sliding, gemma.full):
+            if self.num_heads % kind.num_kv_heads:
+                raise ConfigError(
+                    f"num_heads must be a multiple of num_kv_heads, "
+                    f"got {self.num_heads} and {kind.num_kv_heads}"
+                )
+            if kind.head_dim % 2:
+                raise ConfigError(f"head_dim must be even, got {kind.head_dim}")
+
+
+def draft_backbone(target: DecoderConfig, num_layers: int) -> DecoderConfig:
+    """`num_layers` layers of the target's kind for a drafter.
+
+    Of Gemma's they are full-attention layers with keys and values of their own and no per-layer
+    inputs, as in DeepSpec: the drafter's own window says how far they look.
+    """
+    gemma = target.gemma
+    if gemma is not None:
+        gemma = replace(
+            gemma,
+            layer_types=(LayerType.FULL,) * num_layers,
+            num_kv_shared_layers=0,
+            wide_shared_mlp=False,
+            per_layer_input_size=0,
+            per_layer_vocab_size=0,
+        )
+    return replace(target, num_layers=num_layers, gemma=gemma)
 
 
 class MarkovHeadType(Enum):
@@ -112,6 +184,13 @@ class Eagle3Config:
     """Draft tokens per block: DeepSpec's `ttt_length`, the steps it was trained to take."""
     draft_vocab_size: int | None = None
     """Size of the reduced draft vocabulary; None: the target's."""
+
+    def __post_init__(self) -> None:
+        if self.backbone.gemma is not None:
+            raise ConfigError(
+                f"an Eagle3 drafter's layer cannot be of the family {self.backbone.family.value!r}: "
+                "train dspark, dflash or mtp1 for this target"
+            )
 
     @property
     def tap_size(self) -> int:

@@ -1,4 +1,4 @@
-"""The target: a Llama- or Qwen3-family decoder over a flattened ragged batch.
+"""The target: a decoder over a flattened ragged batch. Llama and Qwen3 here; `gemma` adds its own.
 
 It knows positions, not sequences: which tokens see which context is decided by `Attend`, which
 also owns the cache. Query, key and value weights form one matrix, as do gate and up, because a
@@ -8,7 +8,7 @@ step over a few tokens is bound by reading weights and by the number of calls th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,16 @@ from torch import Tensor, nn
 
 from dspark_core.errors import ConfigError
 from dspark_core.models.config import DecoderConfig
-from dspark_core.models.layers import Attend, RMSNorm, RotaryEmbedding, apply_rope
+from dspark_core.models.layers import (
+    Attend,
+    RMSNorm,
+    RotaryEmbedding,
+    activate,
+    apply_rope,
+    build_norm,
+    embed,
+    soft_cap,
+)
 from dspark_core.models.packing import PackedLinear, PackingPlan, can_pack, pack_linears
 
 
@@ -34,12 +43,16 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.layers = nn.ModuleList(self._layer(index) for index in range(config.num_layers))
+        self.norm = build_norm(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.rotary = RotaryEmbedding(config)
         self._packed_head: PackedLinear | None = None
+        self.build_rotary()
         self.tie_weights()
+
+    def build_rotary(self, device: torch.device | str | None = None) -> None:
+        """Computes RoPE's constants, which no checkpoint holds and no dtype but float32 is good for."""
+        self.rotary = RotaryEmbedding(self.config).to(device)
 
     def tie_weights(self) -> None:
         """Makes the output projection the embedding where the configuration says so."""
@@ -80,11 +93,10 @@ class Decoder(nn.Module):
         num_layers the final hidden state, after the norm.
         """
         check_tap_layers(tap_layers, self.config.num_layers)
-        x = self.embed_tokens(token_ids)
-        cos, sin = self.rotary(positions, x.dtype)
+        x = embed(token_ids, self.embed_tokens.weight, self.config.embedding_scale)
         tapped = {-1: x}
-        for index, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, attend)
+        for index, output in enumerate(self._layer_outputs(token_ids, positions, x, attend)):
+            x = output
             if index in tap_layers:
                 tapped[index] = x
         hidden = tapped[self.config.num_layers] = self.norm(x)
@@ -99,8 +111,19 @@ class Decoder(nn.Module):
         head: nn.Module = self.lm_head
         if self._packed_head is not None and not hidden.requires_grad:
             head = self._packed_head
-        out: Tensor = head(hidden)
-        return out
+        return soft_cap(head(hidden), self.config.final_logit_softcap)
+
+    def _layer(self, index: int) -> nn.Module:
+        return DecoderLayer(self.config, index)
+
+    def _layer_outputs(
+        self, token_ids: Tensor, positions: Tensor, x: Tensor, attend: Attend
+    ) -> Iterator[Tensor]:
+        """x [tokens, hidden], the embeddings -> what each layer makes of it."""
+        cos, sin = self.rotary(positions, x.dtype)
+        for layer in self.layers:
+            x = layer(x, cos, sin, attend)
+            yield x
 
 
 class DecoderLayer(nn.Module):
@@ -148,16 +171,19 @@ class FusedAttention(nn.Module):
 
 
 class FusedMLP(nn.Module):
-    """SwiGLU."""
+    """SwiGLU; Gemma's gate is a GELU."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, inner: int | None = None) -> None:
+        """`inner`: the intermediate size; None: the configuration's."""
         super().__init__()
-        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self._config = config
+        inner = config.intermediate_size if inner is None else inner
+        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * inner, bias=False)
+        self.down_proj = nn.Linear(inner, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        out: Tensor = self.down_proj(F.silu(gate) * up)
+        out: Tensor = self.down_proj(activate(self._config, gate) * up)
         return out
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from dspark_core.errors import CheckpointError
 from dspark_core.models.config import AnyDrafterConfig, DecoderConfig, DrafterConfig
 from dspark_core.models.drafter_config import CONFIG_FILE, drafter_fields, read_drafter_config
-from dspark_core.models.dspark import DSparkDrafter, FeatureProjection, build_rotary
+from dspark_core.models.dspark import DSparkDrafter, FeatureProjection, build_dspark_rotary
 from dspark_core.models.tensor_source import check_shapes
 
 WEIGHTS_FILE = "model.safetensors"
@@ -72,7 +72,7 @@ def load_drafter(
     }
     drafter.load_state_dict(weights, assign=True)
     drafter.embed_tokens, drafter.lm_head = embed.detach().to(dtype), head.detach().to(dtype)
-    drafter.rotary = build_rotary(config)
+    drafter.rotary = build_dspark_rotary(config)
     return drafter.eval().requires_grad_(False)
 
 

@@ -17,14 +17,26 @@ from dspark_core.models.config import (
     MarkovHeadType,
     MtpConfig,
 )
+from dspark_core.models.gemma_config import LayerType
+from dspark_core.models.gemma_hf import gemma_fields
 from dspark_core.models.hf import decoder_config, read_json
 from dspark_core.models.metadata import Metadata
 from dspark_core.models.moe_config import moe_fields, parse_moe
 
 CONFIG_FILE = "config.json"
-_ARCHITECTURES = {"Qwen3DSparkModel": Family.QWEN3, "LlamaDSparkModel": Family.LLAMA}
+_ARCHITECTURES = {
+    "Qwen3DSparkModel": Family.QWEN3,
+    "LlamaDSparkModel": Family.LLAMA,
+    "Gemma4DSparkModel": Family.GEMMA4,
+    "Gemma3DSparkModel": Family.GEMMA3,
+}
 _EAGLE3_ARCHITECTURES = {"Qwen3Eagle3Model": Family.QWEN3, "LlamaEagle3Model": Family.LLAMA}
-_MTP_ARCHITECTURES = {"Qwen3MTPModel": Family.QWEN3, "LlamaMTPModel": Family.LLAMA}
+_MTP_ARCHITECTURES = {
+    "Qwen3MTPModel": Family.QWEN3,
+    "LlamaMTPModel": Family.LLAMA,
+    "Gemma4MTPModel": Family.GEMMA4,
+    "Gemma3MTPModel": Family.GEMMA3,
+}
 
 
 def read_drafter_config(directory: Path) -> DrafterConfig:
@@ -89,7 +101,7 @@ def parse_mtp_config(metadata: Metadata) -> MtpConfig:
 
 def parse_drafter_config(metadata: Metadata) -> DrafterConfig:
     architecture = _architecture(metadata, _ARCHITECTURES, "a DSpark drafter")
-    backbone = decoder_config(metadata, _ARCHITECTURES[architecture])
+    backbone = _backbone(metadata, _ARCHITECTURES[architecture])
     rank = _natural(metadata, "markov_rank")
     confidence = metadata.flag("enable_confidence_head", False)
     with_markov = confidence and metadata.flag("confidence_head_with_markov", False)
@@ -170,8 +182,20 @@ def _name_of(family: Family, architectures: Mapping[str, Family]) -> str:
     return next(name for name, built in architectures.items() if built is family)
 
 
+def _backbone(metadata: Metadata, family: Family) -> DecoderConfig:
+    """Draft layers are alike: what Gemma's targets may have beyond that is refused."""
+    backbone = decoder_config(metadata, family)
+    if backbone.gemma is not None:
+        if any(kind is not LayerType.FULL for kind in backbone.gemma.layer_types):
+            raise metadata.error("layer_types", "must be 'full_attention' throughout in a drafter")
+        for field in ("num_kv_shared_layers", "hidden_size_per_layer_input"):
+            if metadata.get(field) not in (None, 0):
+                raise metadata.error(field, "must be 0 in a drafter")
+    return backbone
+
+
 def _single_layer(metadata: Metadata, architectures: Mapping[str, Family], kind: str) -> DecoderConfig:
-    backbone = decoder_config(metadata, architectures[_architecture(metadata, architectures, kind)])
+    backbone = _backbone(metadata, architectures[_architecture(metadata, architectures, kind)])
     if backbone.num_layers != 1:
         # A second layer's context would depend on the first one's attention.
         raise metadata.error("num_hidden_layers", f"must be 1 in {kind}")
@@ -188,7 +212,7 @@ def _backbone_fields(config: DecoderConfig) -> dict[str, object]:
             "high_freq_factor": scaling.high_freq_factor,
             "original_max_position_embeddings": scaling.original_max_positions,
         }
-    return {
+    fields: dict[str, object] = {
         "model_type": config.family.value,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -203,6 +227,7 @@ def _backbone_fields(config: DecoderConfig) -> dict[str, object]:
         "tie_word_embeddings": config.tie_word_embeddings,
         "attention_bias": config.attention_bias,
     }
+    return fields if config.gemma is None else fields | gemma_fields(config, config.gemma)
 
 
 def _read(directory: Path) -> Metadata:

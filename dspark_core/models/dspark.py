@@ -7,7 +7,6 @@ projection of the target's hidden states is a module of its own, because the ver
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +16,16 @@ from torch import Tensor, nn
 
 from dspark_core.models.config import DecoderConfig, DrafterConfig
 from dspark_core.models.heads import ConfidenceHead, build_markov_head
-from dspark_core.models.layers import MLP, Attend, AttentionProjections, RMSNorm, RotaryEmbedding
+from dspark_core.models.layers import (
+    MLP,
+    Attend,
+    AttentionProjections,
+    Rotary,
+    build_norm,
+    build_rotary,
+    embed,
+    soft_cap,
+)
 from dspark_core.models.moe import MoeMLP
 from dspark_core.models.moe_config import MoeConfig
 from dspark_core.models.packing import PackedLinear, pack_linears, pack_weight
@@ -46,7 +54,7 @@ class FeatureProjection(nn.Module):
         super().__init__()
         self.target_layer_ids = config.target_layer_ids
         self.fc = nn.Linear(config.tap_size, config.backbone.hidden_size, bias=False)
-        self.hidden_norm = RMSNorm(config.backbone.hidden_size, config.backbone.rms_norm_eps)
+        self.hidden_norm = build_norm(config.backbone)
 
     def forward(self, taps: Tensor) -> Tensor:
         """taps [tokens, m * d], in the order of `target_layer_ids` -> features [tokens, d]."""
@@ -61,17 +69,47 @@ class DraftLayer(nn.Module):
         super().__init__()
         self.self_attn = AttentionProjections(config)
         self.mlp = MLP(config) if moe is None else MoeMLP(config, moe)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = build_norm(config)
+        self.post_attention_layernorm = build_norm(config)
 
     def forward(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """x [tokens, d] of the blocks -> the same shape."""
+        x = x + self._attended(layer, x, cos, sin, attend)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+    def _attended(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         normed = self.input_layernorm(x)
         q = self.self_attn.queries(normed, cos, sin)
         k, v = self.self_attn.keys_values(normed, cos, sin)
-        x = x + self.self_attn.o_proj(attend(layer, q, k, v).flatten(-2))
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        out: Tensor = self.self_attn.o_proj(attend(layer, q, k, v).flatten(-2))
         return out
+
+
+class GemmaDraftLayer(DraftLayer):
+    """With a norm on either side of both sublayers, and the target's factor on what comes out."""
+
+    layer_scalar: Tensor | None
+
+    def __init__(self, config: DecoderConfig, moe: MoeConfig | None = None) -> None:
+        super().__init__(config, moe)
+        self.pre_feedforward_layernorm = build_norm(config)
+        self.post_feedforward_layernorm = build_norm(config)
+        scaled = config.gemma is not None and config.gemma.layer_scalar
+        # Not trained, as in DeepSpec: one of the norms could undo it.
+        self.register_buffer("layer_scalar", torch.ones(1) if scaled else None)
+
+    def forward(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """x [tokens, d] of the blocks -> the same shape."""
+        x = x + self.post_attention_layernorm(self._attended(layer, x, cos, sin, attend))
+        x = x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        return x if self.layer_scalar is None else x * self.layer_scalar
+
+
+def build_draft_layer(config: DecoderConfig, moe: MoeConfig | None = None) -> DraftLayer:
+    """A layer of the backbone's family."""
+    kind = DraftLayer if config.gemma is None else GemmaDraftLayer
+    return kind(config, moe)
 
 
 class DSparkDrafter(nn.Module):
@@ -96,11 +134,13 @@ class DSparkDrafter(nn.Module):
         self.register_buffer("lm_head", lm_head, persistent=False)
         self.register_buffer("draft_vocab_ids", draft_vocab_ids)
         self.projection = FeatureProjection(config)
-        self.layers = nn.ModuleList(DraftLayer(backbone, config.moe) for _ in range(backbone.num_layers))
-        self.norm = RMSNorm(backbone.hidden_size, backbone.rms_norm_eps)
+        self.layers = nn.ModuleList(
+            build_draft_layer(backbone, config.moe) for _ in range(backbone.num_layers)
+        )
+        self.norm = build_norm(backbone)
         self.markov_head = build_markov_head(config)
         self.confidence_head = ConfidenceHead(config) if config.confidence_head else None
-        self.rotary = build_rotary(config)
+        self.rotary = build_dspark_rotary(config)
         self._packed_head: PackedLinear | None = None
 
     def pack(self) -> None:
@@ -132,7 +172,7 @@ class DSparkDrafter(nn.Module):
         ids[:, 0] = anchor_ids
         positions = anchor_positions[:, None] + torch.arange(block, device=anchor_positions.device)
         cos, sin = self.rotary(positions.flatten(), self.embed_tokens.dtype)
-        x = F.embedding(ids.flatten(), self.embed_tokens)
+        x = embed(ids.flatten(), self.embed_tokens, self.config.backbone.embedding_scale)
         for index, layer in enumerate(self._draft_layers()):
             x = layer(index, x, cos, sin, attend)
         hidden: Tensor = self.norm(x)
@@ -140,15 +180,16 @@ class DSparkDrafter(nn.Module):
 
     def base_logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., d] -> U, logits over the draft vocabulary before any sequential bias."""
+        cap = self.config.backbone.final_logit_softcap
         if self._packed_head is not None:
-            logits: Tensor = self._packed_head(hidden)
-            return logits
-        return F.linear(hidden, self.lm_head)
+            return soft_cap(self._packed_head(hidden), cap)
+        return soft_cap(F.linear(hidden, self.lm_head), cap)
 
     def float_logits(self, hidden: Tensor) -> Tensor:
         """`base_logits` in float32, for drawing: an argmax of bfloat16 takes five times as long."""
         if self._packed_head is not None and self._packed_head.native is not None:
-            return self._packed_head.native.multiply(hidden, torch.float32)
+            logits = self._packed_head.native.multiply(hidden, torch.float32)
+            return soft_cap(logits, self.config.backbone.final_logit_softcap)
         return self.base_logits(hidden).float()
 
     def draw(self, anchor_ids: Tensor, hidden: Tensor, sampler: Sampler) -> DraftTokens:
@@ -193,7 +234,6 @@ class DSparkDrafter(nn.Module):
         return [layer for layer in self.layers if isinstance(layer, DraftLayer)]
 
 
-def build_rotary(config: DrafterConfig) -> RotaryEmbedding:
-    """Tables a block longer than the context: the last block reaches past it."""
-    positions = config.backbone.max_context_tokens + config.block_size
-    return RotaryEmbedding(dataclasses.replace(config.backbone, max_context_tokens=positions))
+def build_dspark_rotary(config: DrafterConfig) -> Rotary:
+    """A block longer than the context: the last block reaches past it."""
+    return build_rotary(config.backbone, config.block_size)

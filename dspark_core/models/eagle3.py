@@ -7,15 +7,13 @@ target has no features yet, so the layer's own output stands in for them.
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dspark_core.models.config import DecoderConfig, Eagle3Config
 from dspark_core.models.dspark import DraftTokens, Sampler
-from dspark_core.models.layers import MLP, Attend, AttentionProjections, RMSNorm, RotaryEmbedding
+from dspark_core.models.layers import MLP, Attend, AttentionProjections, RMSNorm, Rotary, build_rotary
 from dspark_core.models.own_confidence import own_confidence_logits
 from dspark_core.models.packing import PackedLinear, pack_linears, pack_weight
 
@@ -135,7 +133,6 @@ class Eagle3Drafter(nn.Module):
         return draft_indices if self.draft_vocab_ids is None else self.draft_vocab_ids[draft_indices]
 
 
-def build_eagle3_rotary(config: Eagle3Config) -> RotaryEmbedding:
-    """Tables a block longer than the context: the last block reaches past it."""
-    positions = config.backbone.max_context_tokens + config.block_size
-    return RotaryEmbedding(dataclasses.replace(config.backbone, max_context_tokens=positions))
+def build_eagle3_rotary(config: Eagle3Config) -> Rotary:
+    """A block longer than the context: the last block reaches past it."""
+    return build_rotary(config.backbone, config.block_size)

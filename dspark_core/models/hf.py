@@ -12,26 +12,54 @@ from torch import Tensor
 from dspark_core.errors import CheckpointError
 from dspark_core.kernels.matrix import QuantizedRows
 from dspark_core.models.config import DecoderConfig, Family, RopeScaling
+from dspark_core.models.gemma_hf import gemma_decoder_config
 from dspark_core.models.metadata import Metadata, naming_file
 
-ARCHITECTURES = {"LlamaForCausalLM": Family.LLAMA, "Qwen3ForCausalLM": Family.QWEN3}
+ARCHITECTURES = {
+    "LlamaForCausalLM": Family.LLAMA,
+    "Qwen3ForCausalLM": Family.QWEN3,
+    "Gemma3ForCausalLM": Family.GEMMA3,
+    "Gemma3ForConditionalGeneration": Family.GEMMA3,
+    "Gemma4ForCausalLM": Family.GEMMA4,
+    "Gemma4ForConditionalGeneration": Family.GEMMA4,
+    "Gemma4UnifiedForCausalLM": Family.GEMMA4,
+    "Gemma4UnifiedForConditionalGeneration": Family.GEMMA4,
+}
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 _PREFIX = "model."
+_TEXT_CONFIG = "text_config"
+_TEXT_PREFIXES = ("model.language_model.", "language_model.model.")
+"""Of the text decoder's tensors in checkpoints that hold more than text, newest layout first."""
 
 
 def read_hf_config(directory: Path) -> DecoderConfig:
-    """Raises CheckpointError for what is not a plain Llama or Qwen3 model."""
+    """Of the text decoder. Raises CheckpointError for what it cannot compute."""
     path = directory / "config.json"
     metadata = Metadata(str(path), read_json(path))
     architectures = metadata.get("architectures")
     names = architectures if isinstance(architectures, list) else []
     for name in names:
         if name in ARCHITECTURES:
-            return decoder_config(metadata, ARCHITECTURES[name])
+            return decoder_config(_text_part(metadata), ARCHITECTURES[name])
     raise metadata.error("architectures", f"is not supported; supported: {', '.join(ARCHITECTURES)}")
+
+
+def has_text_part(directory: Path) -> bool:
+    """Whether the checkpoint holds more than a text decoder."""
+    return read_json(directory / "config.json").get(_TEXT_CONFIG) is not None
+
+
+def _text_part(metadata: Metadata) -> Metadata:
+    values = metadata.get(_TEXT_CONFIG)
+    if values is None:
+        return metadata
+    if not isinstance(values, dict):
+        raise metadata.error(_TEXT_CONFIG, "must be an object")
+    outer = {"quantization_config": metadata.get("quantization_config")}
+    return Metadata(f"{metadata.origin}: {_TEXT_CONFIG}", {**outer, **values})
 
 
 def decoder_config(metadata: Metadata, family: Family) -> DecoderConfig:
@@ -40,6 +68,12 @@ def decoder_config(metadata: Metadata, family: Family) -> DecoderConfig:
     Raises:
         CheckpointError: a field is missing or wrong, or asks for what the decoder does not do.
     """
+    if metadata.get("quantization_config") is not None:
+        raise metadata.error(
+            "quantization_config", "is not supported; give unquantised weights or a GGUF file"
+        )
+    if family in (Family.GEMMA3, Family.GEMMA4):
+        return gemma_decoder_config(metadata, family)
     _refuse_unsupported(metadata)
     hidden_size, num_heads = metadata.integer("hidden_size"), metadata.integer("num_attention_heads")
     rope = _rope_fields(metadata)
@@ -68,8 +102,10 @@ def decoder_config(metadata: Metadata, family: Family) -> DecoderConfig:
 class HfTensors:
     """`TensorSource` over the safetensors files of a directory; reads headers only until asked."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, text_part: bool = False) -> None:
+        """`text_part`: the directory holds more than a text decoder; the rest is left alone."""
         self._directory = directory
+        self._text_part = text_part
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._files: dict[str, Path] = {}
         self._stored_names: dict[str, str] = {}
@@ -79,7 +115,8 @@ class HfTensors:
             for file_name in sorted(set(weight_map.values())):
                 self._add_file(directory / file_name)
             for stored, file_name in weight_map.items():
-                if self._files.get(stored.removeprefix(_PREFIX)) != directory / file_name:
+                name = self._name(stored)
+                if name is not None and self._files.get(name) != directory / file_name:
                     raise CheckpointError(
                         f"{directory / file_name}: missing tensor {stored}, which {_INDEX} promises"
                     )
@@ -91,7 +128,8 @@ class HfTensors:
         return self._shapes
 
     def describe(self, name: str) -> str:
-        stored = self._stored_names.get(name, name if name.startswith("lm_head") else _PREFIX + name)
+        prefix = _TEXT_PREFIXES[0] if self._text_part else _PREFIX
+        stored = self._stored_names.get(name, name if name.startswith("lm_head") else prefix + name)
         return f"{self._files.get(name, self._directory)}: {stored}"
 
     def read(self, name: str) -> Tensor:
@@ -116,16 +154,26 @@ class HfTensors:
             raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
     def _add_tensor(self, path: Path, stored: str, shape: list[int], dtype: str) -> None:
-        if stored.endswith("rotary_emb.inv_freq"):
+        name = self._name(stored)
+        if name is None or stored.endswith("rotary_emb.inv_freq"):
             return  # old exports carry this constant
         if dtype not in _FLOAT_DTYPES:
             raise CheckpointError(
                 f"{path}: {stored}: dtype {dtype} is not supported; supported: {', '.join(_FLOAT_DTYPES)}"
             )
-        name = stored.removeprefix(_PREFIX)
         if name in self._files:
             raise CheckpointError(f"{path}: {stored}: the tensor is also in {self._files[name]}")
         self._shapes[name], self._files[name], self._stored_names[name] = tuple(shape), path, stored
+
+    def _name(self, stored: str) -> str | None:
+        """None: no part of the text decoder."""
+        if not self._text_part:
+            return stored.removeprefix(_PREFIX)
+        for prefix in _TEXT_PREFIXES:
+            if stored.startswith(prefix):
+                return stored.removeprefix(prefix)
+        head = stored.removeprefix("language_model.")
+        return head if head.startswith("lm_head.") else None
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -155,10 +203,6 @@ def _refuse_unsupported(metadata: Metadata) -> None:
     for field in ("mlp_bias", "use_sliding_window"):
         if metadata.flag(field, False):
             raise metadata.error(field, "is not supported")
-    if metadata.get("quantization_config") is not None:
-        raise metadata.error(
-            "quantization_config", "is not supported; give unquantised weights or a GGUF file"
-        )
     layer_types = metadata.get("layer_types")
     if layer_types is not None and (
         not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types)

@@ -6,6 +6,7 @@ the cache. The same module therefore serves paged inference, plain testing and p
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Protocol
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dspark_core.models.config import DecoderConfig, RopeScaling
+from dspark_core.models.gemma_config import AttentionKind
 
 
 class Attend(Protocol):
@@ -32,6 +34,52 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+class ShiftedRMSNorm(RMSNorm):
+    """The weight is stored less one, which would be lost to rounding if it were added beforehand."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__(size, eps)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.float() + 1.0
+        return F.rms_norm(x.float(), (x.shape[-1],), weight, self.eps).to(x.dtype)
+
+
+class PlainNorm(nn.Module):
+    """RMSNorm without weights."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), None, self.eps)
+
+
+def build_norm(config: DecoderConfig, size: int | None = None) -> RMSNorm:
+    """The decoder's kind of norm over `size` values; None: the hidden size."""
+    shifted = config.gemma is not None and config.gemma.shifted_norms
+    kind = ShiftedRMSNorm if shifted else RMSNorm
+    return kind(config.hidden_size if size is None else size, config.rms_norm_eps)
+
+
+def embed(token_ids: Tensor, weight: Tensor, scale: float) -> Tensor:
+    """token_ids [...] -> [..., d] rows of weight [vocab, d], times a scale rounded to their dtype."""
+    rows = F.embedding(token_ids, weight)
+    return rows if scale == 1.0 else rows * rows.new_tensor(scale)
+
+
+def soft_cap(logits: Tensor, cap: float | None) -> Tensor:
+    """`cap tanh(logits / cap)`; None: the logits as they are."""
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def activate(config: DecoderConfig, gate: Tensor) -> Tensor:
+    """The MLP's non-linearity."""
+    return F.silu(gate) if config.gemma is None else F.gelu(gate, approximate="tanh")
 
 
 class RotaryEmbedding(nn.Module):
@@ -66,6 +114,36 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
     return frequencies * (smooth + (1.0 - smooth) / scaling.factor)
 
 
+class ComputedRotary(nn.Module):
+    """cos and sin computed when they are needed: tables of a long context with large heads, one per
+    kind of layer, would take as much memory as a small model."""
+
+    frequencies: Tensor
+
+    def __init__(self, kind: AttentionKind) -> None:
+        super().__init__()
+        frequencies = rope_frequencies(kind.head_dim, kind.rope_theta, None) / kind.rope_factor
+        frequencies[int(kind.rotated_fraction * kind.head_dim // 2) :] = 0.0
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """positions [tokens] -> cos, sin [tokens, 1, head_dim]."""
+        angles = torch.outer(positions.float(), self.frequencies)
+        angles = torch.cat((angles, angles), dim=-1).unsqueeze(-2)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+Rotary = RotaryEmbedding | ComputedRotary
+
+
+def build_rotary(config: DecoderConfig, extra_positions: int = 0) -> Rotary:
+    """Of a decoder whose layers are alike, for its context and `extra_positions` past it."""
+    if config.gemma is not None:
+        return ComputedRotary(config.gemma.full)
+    positions = config.max_context_tokens + extra_positions
+    return RotaryEmbedding(dataclasses.replace(config, max_context_tokens=positions))
+
+
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [tokens, heads, head_dim]; cos, sin [tokens, 1, head_dim]."""
     first, second = x.chunk(2, dim=-1)
@@ -73,21 +151,22 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
-    """SwiGLU."""
+    """SwiGLU; Gemma's gate is a GELU."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
+        self._config = config
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(activate(self._config, self.gate_proj(x)) * self.up_proj(x))
         return out
 
 
 class AttentionProjections(nn.Module):
-    """q, k, v and output projections with optional per-head q/k norms; RoPE is applied here."""
+    """q, k, v and output projections with optional per-head norms; RoPE is applied here."""
 
     def __init__(self, config: DecoderConfig, input_size: int | None = None) -> None:
         """`input_size`: values per token that q, k and v are made of; None: the hidden size."""
@@ -101,18 +180,29 @@ class AttentionProjections(nn.Module):
         bias = config.attention_bias
         self.q_proj = nn.Linear(input_size, self.num_heads * self.head_dim, bias=bias)
         self.k_proj = nn.Linear(input_size, self.num_kv_heads * self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(input_size, self.num_kv_heads * self.head_dim, bias=bias)
+        self.v_proj: nn.Linear | None = None
+        if config.gemma is None or not config.gemma.full.values_are_keys:
+            self.v_proj = nn.Linear(input_size, self.num_kv_heads * self.head_dim, bias=bias)
         self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=bias)
-        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.q_norm = build_norm(config, self.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = build_norm(config, self.head_dim) if config.qk_norm else nn.Identity()
+        with_value_norm = config.gemma is not None and config.gemma.value_norm
+        self.v_norm = PlainNorm(config.rms_norm_eps) if with_value_norm else nn.Identity()
+        self._query_scale = query_scale(config, self.head_dim)
 
     def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x [tokens, input_size] -> rotated q [tokens, heads, head_dim]."""
         q = self.q_proj(x).view(*x.shape[:-1], self.num_heads, self.head_dim)
-        return apply_rope(self.q_norm(q), cos, sin)
+        q = apply_rope(self.q_norm(q), cos, sin)
+        return q if self._query_scale == 1.0 else q * self._query_scale
 
     def keys_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """x [tokens, input_size] -> rotated k and v, each [tokens, kv_heads, head_dim]."""
         k = self.k_proj(x).view(*x.shape[:-1], self.num_kv_heads, self.head_dim)
-        v = self.v_proj(x).view(*x.shape[:-1], self.num_kv_heads, self.head_dim)
-        return apply_rope(self.k_norm(k), cos, sin), v
+        v = k if self.v_proj is None else self.v_proj(x).view(k.shape)
+        return apply_rope(self.k_norm(k), cos, sin), self.v_norm(v)
+
+
+def query_scale(config: DecoderConfig, head_dim: int) -> float:
+    """What q is multiplied by, since `Attend` always divides scores by sqrt(head_dim)."""
+    return 1.0 if config.gemma is None else config.gemma.attention_scale * head_dim**0.5

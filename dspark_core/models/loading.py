@@ -15,12 +15,12 @@ from dspark_core.kernels.matrix import QuantizedRows
 from dspark_core.model_paths import resolve_model_path
 from dspark_core.models.config import DecoderConfig
 from dspark_core.models.decoder import Decoder
+from dspark_core.models.gemma import build_decoder
 from dspark_core.models.gguf import GgufCheckpoint
-from dspark_core.models.hf import HfTensors, read_hf_config
-from dspark_core.models.layers import RotaryEmbedding
+from dspark_core.models.hf import HfTensors, has_text_part, read_hf_config
 from dspark_core.models.packing import PackingPlan, WeightChoice
 from dspark_core.models.tensor_source import WeightSource, check_shapes
-from dspark_core.models.weight_layout import SourceTensor, weight_layout
+from dspark_core.models.weight_layout import SourceTensor, unused_tensors, weight_layout
 
 _FINGERPRINT_VALUES = 64
 """Values of each tensor that go into the fingerprint."""
@@ -57,10 +57,11 @@ def load_target(
     config, source = _open_checkpoint(resolved)
     layout = weight_layout(config)
     expected = {part.name: part.shape for parts in layout.values() for part in parts}
-    # Exports of tied models may hold the same matrix twice.
-    check_shapes(source, expected, ignored=("lm_head.weight",) if config.tie_word_embeddings else ())
+    check_shapes(source, expected, ignored=unused_tensors(config))
     decoder = _empty_decoder(config, dtype, device)
     fingerprint = hashlib.sha256(repr(config).encode())
+    if config.gemma is not None:
+        fingerprint.update(repr(config.gemma).encode())
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
             for part, rows in _row_ranges(layout[name], parameter):
@@ -77,7 +78,7 @@ def load_target(
 
 def _open_checkpoint(path: Path) -> tuple[DecoderConfig, WeightSource]:
     if path.is_dir():
-        return read_hf_config(path), HfTensors(path)
+        return read_hf_config(path), HfTensors(path, text_part=has_text_part(path))
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path}: give the directory that holds it and config.json")
     checkpoint = GgufCheckpoint(path)
@@ -101,9 +102,9 @@ def _stored_matrices(
 def _empty_decoder(config: DecoderConfig, dtype: torch.dtype, device: torch.device | str) -> Decoder:
     """Uninitialised weights: drawing random ones first would take longer than reading the file."""
     with torch.device("meta"):
-        decoder = Decoder(config)
+        decoder = build_decoder(config)
     decoder = decoder.to(dtype).to_empty(device=device)
-    decoder.rotary = RotaryEmbedding(config).to(device)
+    decoder.build_rotary(device)
     decoder.tie_weights()
     return decoder.requires_grad_(False).eval()
 

@@ -31,6 +31,13 @@ class Metadata:
             raise self.error(field, "must be a positive integer")
         return value
 
+    def natural(self, field: str, default: object = _MISSING) -> int:
+        """An integer >= 0."""
+        value = self._value(field, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise self.error(field, "must be an integer >= 0")
+        return value
+
     def number(self, field: str, default: object = _MISSING) -> float:
         """A positive finite number."""
         value = self._value(field, default)

@@ -8,15 +8,13 @@ whose output predicts token i + 2. Embedding and LM head are the target's.
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dspark_core.models.config import MtpConfig
-from dspark_core.models.dspark import DraftLayer, DraftTokens, Sampler
-from dspark_core.models.layers import Attend, RMSNorm, RotaryEmbedding
+from dspark_core.models.dspark import DraftTokens, Sampler, build_draft_layer
+from dspark_core.models.layers import Attend, Rotary, build_norm, build_rotary, embed, soft_cap
 from dspark_core.models.own_confidence import own_confidence_logits
 from dspark_core.models.packing import PackedLinear, pack_linears, pack_weight
 
@@ -27,7 +25,7 @@ class MtpProjection(nn.Module):
     def __init__(self, config: MtpConfig) -> None:
         super().__init__()
         self.target_layer_ids = config.target_layer_ids
-        self.hnorm = RMSNorm(config.backbone.hidden_size, config.backbone.rms_norm_eps)
+        self.hnorm = build_norm(config.backbone)
 
     def forward(self, taps: Tensor) -> Tensor:
         """taps [tokens, d], after the target's final norm -> features [tokens, d]."""
@@ -53,15 +51,15 @@ class MtpDrafter(nn.Module):
         super().__init__()
         self.config = config
         backbone = config.backbone
-        size, eps = backbone.hidden_size, backbone.rms_norm_eps
+        size = backbone.hidden_size
         self.register_buffer("embed_tokens", embed_tokens, persistent=False)
         self.register_buffer("lm_head", lm_head, persistent=False)
         self.register_buffer("draft_vocab_ids", draft_vocab_ids)
         self.projection = MtpProjection(config)
-        self.enorm = RMSNorm(size, eps)
+        self.enorm = build_norm(backbone)
         self.eh_proj = nn.Linear(2 * size, size, bias=False)
-        self.layer = DraftLayer(backbone)
-        self.norm = RMSNorm(size, eps)
+        self.layer = build_draft_layer(backbone)
+        self.norm = build_norm(backbone)
         self.rotary = build_mtp_rotary(config)
         self._packed_head: PackedLinear | None = None
 
@@ -72,7 +70,8 @@ class MtpDrafter(nn.Module):
 
     def combine(self, features: Tensor, next_ids: Tensor) -> Tensor:
         """features [tokens, d], each with the token after it [tokens] -> the layer's input [tokens, d]."""
-        embedded = self.enorm(F.embedding(next_ids, self.embed_tokens))
+        scale = self.config.backbone.embedding_scale
+        embedded = self.enorm(embed(next_ids, self.embed_tokens, scale))
         combined: Tensor = self.eh_proj(torch.cat((embedded, features), dim=-1))
         return combined
 
@@ -103,18 +102,16 @@ class MtpDrafter(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [tokens, d], as the layer returned it -> [tokens, draft vocab]."""
-        normed = self.norm(hidden)
+        normed, cap = self.norm(hidden), self.config.backbone.final_logit_softcap
         if self._packed_head is not None:
-            logits: Tensor = self._packed_head(normed)
-            return logits
-        return F.linear(normed, self.lm_head)
+            return soft_cap(self._packed_head(normed), cap)
+        return soft_cap(F.linear(normed, self.lm_head), cap)
 
     def target_ids(self, draft_indices: Tensor) -> Tensor:
         """Draft vocabulary indices -> target token ids."""
         return draft_indices if self.draft_vocab_ids is None else self.draft_vocab_ids[draft_indices]
 
 
-def build_mtp_rotary(config: MtpConfig) -> RotaryEmbedding:
-    """Tables of the target's length: a pair sits at the position of its hidden state."""
-    positions = config.backbone.max_context_tokens + config.block_size
-    return RotaryEmbedding(dataclasses.replace(config.backbone, max_context_tokens=positions))
+def build_mtp_rotary(config: MtpConfig) -> Rotary:
+    """Of the target's length: a pair sits at the position of its hidden state."""
+    return build_rotary(config.backbone, config.block_size)

@@ -11,6 +11,7 @@ from dspark_core.errors import ConfigError
 from dspark_core.models.config import DrafterConfig
 from dspark_core.models.decoder import Decoder
 from dspark_core.models.dspark import DSparkDrafter
+from dspark_core.models.gemma_config import LayerType
 from dspark_core.models.heads import MarkovHead
 from dspark_core.models.weight_layout import SourceTensor, weight_layout
 
@@ -76,7 +77,15 @@ def new_drafter(
 
 
 def target_layer_state(decoder: Decoder, index: int) -> dict[str, Tensor]:
-    """State of one target layer under the names of an unfused layer."""
+    """State of one target layer under the names of a draft layer. Raises ConfigError for a layer
+    that has no readable weights, or not the shape of a draft layer."""
+    gemma = decoder.config.gemma
+    if gemma is not None and index < len(gemma.layer_types):
+        full = [i for i in range(gemma.num_own_layers) if gemma.layer_types[i] is LayerType.FULL]
+        if index not in full:
+            raise ConfigError(
+                f"source_layers must be full-attention layers of the target, {full}, got {index}"
+            )
     state = {name: value.float() for name, value in decoder.state_dict().items()}
     prefix = f"layers.{index}."
     if not any(name.startswith(prefix) for name in state):
@@ -85,7 +94,8 @@ def target_layer_state(decoder: Decoder, index: int) -> dict[str, Tensor]:
     for name, parts in weight_layout(decoder.config).items():
         if name.startswith(prefix):
             found |= dict(_split(state[name], parts, prefix))
-    return found
+    # Draft layers have no per-layer inputs.
+    return {name: value for name, value in found.items() if "per_layer_" not in name}
 
 
 def _split(value: Tensor, parts: Sequence[SourceTensor], prefix: str) -> list[tuple[str, Tensor]]:

@@ -47,9 +47,11 @@ class VocabularyLosses:
 
 
 class VocabularyLoss:
-    def __init__(self, slice_rows: int) -> None:
-        """slice_rows: rows whose logits exist at a time."""
+    def __init__(self, slice_rows: int, softcap: float | None = None) -> None:
+        """slice_rows: rows whose logits exist at a time; softcap: c of `c tanh(logits / c)`, which
+        the target applies to its logits and the drafter to its own before any bias; None: neither."""
         self.slice_rows = slice_rows
+        self.softcap = softcap
         self._buffers: dict[str, Tensor] = {}
 
     def __call__(
@@ -100,15 +102,23 @@ class _Function(torch.autograd.Function):
             logits = workspace.buffer("draft", shape, hidden)
             target = workspace.buffer("target", shape, hidden)
             torch.mm(hidden[at], lm_head.t(), out=logits)
+            slope = None
+            if workspace.softcap is not None:
+                slope = _cap(logits, workspace.softcap, workspace.buffer("slope", shape, hidden))
             if latent is not None and bias_weight is not None:
                 logits.addmm_(latent[at], bias_weight.t())
             torch.mm(rows.target_hidden[at].to(lm_head.dtype), lm_head.t(), out=target)
+            if workspace.softcap is not None:
+                _cap(target, workspace.softcap)
             for part in _slices(len(logits), _chunk_rows(logits)):
                 whole = slice(at.start + part.start, at.start + part.stop)
                 cross_entropy[whole], distance[whole] = _chunk(
                     workspace, logits[part], target[part], rows, whole
                 )
-            work.add(at, logits, lm_head, latent, bias_weight)
+            work.add_bias(at, logits, latent, bias_weight)
+            if slope is not None:
+                logits.mul_(slope)
+            torch.mm(logits, lm_head, out=work.hidden[at])
         ctx.work = work
         total = (cross_entropy * rows.cross_entropy_scale).sum() + (distance * rows.distance_scale).sum()
         ctx.mark_non_differentiable(cross_entropy, distance)
@@ -139,11 +149,8 @@ class _Gradients:
             None if bias_weight is None else torch.zeros_like(bias_weight, dtype=torch.float32),
         )
 
-    def add(
-        self, at: slice, logits: Tensor, lm_head: Tensor, latent: Tensor | None, bias_weight: Tensor | None
-    ) -> None:
+    def add_bias(self, at: slice, logits: Tensor, latent: Tensor | None, bias_weight: Tensor | None) -> None:
         """logits: their gradients, [rows of `at`, draft vocab]"""
-        torch.mm(logits, lm_head, out=self.hidden[at])
         if latent is None or self.latent is None or bias_weight is None or self.bias_weight is None:
             return
         torch.mm(logits, bias_weight, out=self.latent[at])
@@ -190,6 +197,15 @@ def _chunk(
         draft.scatter_add_(-1, labels, -a)
     logits.copy_(draft)
     return cross_entropy[:, 0], distance
+
+
+def _cap(logits: Tensor, cap: float, slope: Tensor | None = None) -> Tensor | None:
+    """Caps them in place; their derivative goes to `slope`."""
+    logits.div_(cap).tanh_()
+    if slope is not None:
+        torch.mul(logits, logits, out=slope).neg_().add_(1.0)
+    logits.mul_(cap)
+    return slope
 
 
 def _chunk_rows(logits: Tensor) -> int:

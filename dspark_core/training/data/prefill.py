@@ -38,7 +38,8 @@ def compute_packed(
     token_ids = torch.cat(rows)
     _check_tokens(token_ids, decoder.config.vocab_size)
     positions = torch.cat([torch.arange(length) for length in lengths])
-    attend = PackedCausalAttention(lengths)
+    kinds = [decoder.config.attention_kind(layer) for layer in range(decoder.config.num_cached_layers)]
+    attend = PackedCausalAttention(lengths, [kind.window for kind in kinds])
     output = decoder(token_ids.to(device), positions.to(device), attend, layers)
     normalizers = _log_normalizers(decoder, output.hidden, _answer_rows(conversations).to(device))
     parts = zip(
@@ -73,18 +74,27 @@ def plan_packs(lengths: Sequence[int], pack_tokens: int) -> Iterator[list[int]]:
 class PackedCausalAttention:
     """`Attend` over whole sequences that lie one after the other; nothing is cached."""
 
-    def __init__(self, lengths: Sequence[int]) -> None:
+    def __init__(self, lengths: Sequence[int], windows: Sequence[int | None]) -> None:
+        """`windows` by layer: positions a token sees, its own included; None: all before it."""
         self._lengths = list(lengths)
+        self._windows = windows
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [tokens, heads, head_dim]; k, v [tokens, kv_heads, head_dim] -> like q."""
+        window = self._windows[layer]
         parts = (torch.split(x.transpose(0, 1), self._lengths, dim=1) for x in (q, k, v))
-        out = [self._attend(*rows) for rows in zip(*parts, strict=True)]
+        out = [self._attend(*rows, window=window) for rows in zip(*parts, strict=True)]
         return torch.cat(out)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        grouped = q.shape[0] != k.shape[0]
-        out = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, enable_gqa=grouped)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, *, window: int | None) -> Tensor:
+        grouped, length = q.shape[0] != k.shape[0], q.shape[1]
+        visible = None
+        if window is not None and window < length:
+            everything = torch.ones(length, length, dtype=torch.bool, device=q.device)
+            visible = everything.tril().triu(1 - window)
+        out = F.scaled_dot_product_attention(
+            q[None], k[None], v[None], visible, is_causal=visible is None, enable_gqa=grouped
+        )
         return out[0].transpose(0, 1)
 
 

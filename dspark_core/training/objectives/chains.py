@@ -62,7 +62,9 @@ class ChainObjective(ABC):
         self._drafter = drafter
         self._config = config
         self._draft_index = draft_index(drafter.draft_vocab_ids, drafter.config.backbone.vocab_size)
-        self._vocabulary_loss = VocabularyLoss(config.slice_anchors * drafter.config.block_size)
+        self._vocabulary_loss = VocabularyLoss(
+            config.slice_anchors * drafter.config.block_size, drafter.config.backbone.final_logit_softcap
+        )
 
     @property
     def block_size(self) -> int:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dspark_core.models.config import DrafterConfig
+from dspark_core.models.config import DrafterConfig, draft_backbone
 from dspark_core.models.drafter_checkpoint import save_drafter
 from dspark_core.models.dspark import DSparkDrafter
 from dspark_core.models.loading import LoadedTarget
@@ -31,7 +31,7 @@ def build_dspark(
     recipe: DrafterRecipe, losses: LossConfig, target: LoadedTarget, draft_vocab_ids: Tensor | None
 ) -> DSparkObjective:
     config = DrafterConfig(
-        backbone=dataclasses.replace(target.config, num_layers=recipe.num_layers),
+        backbone=draft_backbone(target.config, recipe.num_layers),
         num_target_layers=target.config.num_layers,
         target_layer_ids=recipe.target_layer_ids,
         block_size=recipe.block_size,
@@ -61,7 +61,9 @@ class DSparkObjective:
         self.module = drafter
         self._config = config
         self._draft_index = draft_index(drafter.draft_vocab_ids, drafter.config.backbone.vocab_size)
-        self._vocabulary_loss = VocabularyLoss(config.slice_anchors * drafter.config.block_size)
+        self._vocabulary_loss = VocabularyLoss(
+            config.slice_anchors * drafter.config.block_size, drafter.config.backbone.final_logit_softcap
+        )
 
     @property
     def block_size(self) -> int:

@@ -7,7 +7,6 @@ target's distribution, later ones with less weight: `exp(-1/loss_decay)` per ste
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dspark_core.errors import ConfigError
-from dspark_core.models.config import Eagle3Config
+from dspark_core.models.config import Eagle3Config, draft_backbone
 from dspark_core.models.eagle3 import Eagle3Drafter
 from dspark_core.models.eagle3_checkpoint import save_eagle3
 from dspark_core.models.loading import LoadedTarget
@@ -35,7 +34,7 @@ def build_eagle3(
     """Always one layer, whatever `num_layers` says. Raises ConfigError for more source layers
     and for experts."""
     config = Eagle3Config(
-        backbone=dataclasses.replace(target.config, num_layers=1),
+        backbone=draft_backbone(target.config, 1),
         num_target_layers=target.config.num_layers,
         target_layer_ids=recipe.target_layer_ids,
         block_size=recipe.block_size,

@@ -6,13 +6,12 @@ the L1 distance to the target's distribution, which is what acceptance depends o
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from dspark_core.models.config import MtpConfig
+from dspark_core.models.config import MtpConfig, draft_backbone
 from dspark_core.models.loading import LoadedTarget
 from dspark_core.models.mtp import MtpDrafter
 from dspark_core.models.mtp_checkpoint import save_mtp
@@ -34,7 +33,7 @@ def build_mtp1(
     final hidden state, whatever `target_layer_ids` says. Raises ConfigError for more source layers
     and for experts."""
     config = MtpConfig(
-        backbone=dataclasses.replace(target.config, num_layers=1),
+        backbone=draft_backbone(target.config, 1),
         num_target_layers=target.config.num_layers,
         draft_vocab_size=None if draft_vocab_ids is None else len(draft_vocab_ids),
     )

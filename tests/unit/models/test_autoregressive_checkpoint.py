@@ -104,7 +104,7 @@ def test_the_fingerprint_follows_the_projection(tmp_path: Path) -> None:
         ({"num_target_layers": 9, "target_layer_ids": [9]}, "num_target_layers=9 does not fit the target"),
         ({"draft_vocab_size": 513}, "draft_vocab_size=513 must be at most vocab_size=512"),
         ({"draft_vocab_size": 9}, "draft_vocab_ids: missing tensor"),
-        ({"architectures": ["Gemma4MTPModel"]}, "supported: .*'Qwen3MTPModel'"),
+        ({"architectures": ["Gemma5MTPModel"]}, "supported: .*'Qwen3MTPModel'"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(tmp_path: Path, fields: dict, message: str) -> None:

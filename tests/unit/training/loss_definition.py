@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dspark_core.models.layers import soft_cap
 from dspark_core.training.losses import OUTSIDE_DRAFT_VOCAB, LossTerm
 
 
@@ -25,10 +26,13 @@ class BlockLosses:
     acceptance: Tensor  # [requests, block], detached: 1 - L1/2
 
 
-def target_probabilities(hidden: Tensor, lm_head: Tensor, log_normalizers: Tensor) -> Tensor:
+def target_probabilities(
+    hidden: Tensor, lm_head: Tensor, log_normalizers: Tensor, softcap: float | None = None
+) -> Tensor:
     """hidden [..., d], lm_head [draft vocab, d], log_normalizers [...] (over the full vocabulary)
     -> probabilities [..., draft vocab] float32 that sum to at most one."""
-    return (F.linear(hidden, lm_head).float() - log_normalizers[..., None]).exp()
+    logits = soft_cap(F.linear(hidden, lm_head).float(), softcap)
+    return (logits - log_normalizers[..., None]).exp()
 
 
 def block_losses(

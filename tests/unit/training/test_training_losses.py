@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dspark_core.models.layers import soft_cap
 from dspark_core.training.block_attention import packed_hidden
 from dspark_core.training.dropout import drop_spans
 from dspark_core.training.losses import OUTSIDE_DRAFT_VOCAB, position_weights
@@ -132,24 +133,28 @@ def test_later_positions_weigh_less() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(
-    rows=st.integers(1, 9), slice_rows=st.integers(1, 10), with_bias=st.booleans(), seed=st.integers(0, 99)
+    rows=st.integers(1, 9),
+    slice_rows=st.integers(1, 10),
+    with_bias=st.booleans(),
+    softcap=st.sampled_from([None, 1.5]),
+    seed=st.integers(0, 99),
 )
 def test_the_fused_loss_and_its_gradients_equal_the_definition(
-    rows: int, slice_rows: int, with_bias: bool, seed: int
+    rows: int, slice_rows: int, with_bias: bool, softcap: float | None, seed: int
 ) -> None:
     torch.manual_seed(seed)
     vocab, size, rank = 12, 6, 3
     hidden, latent = torch.randn(rows, size, requires_grad=True), torch.randn(rows, rank, requires_grad=True)
     head, bias_weight = torch.randn(vocab, size), torch.randn(vocab, rank, requires_grad=True)
     target_hidden, labels = torch.randn(rows, size), torch.randint(-1, vocab, (rows,))
-    normalizers = (target_hidden @ head.T).logsumexp(dim=-1) + 0.2 * torch.rand(rows)
+    normalizers = soft_cap(target_hidden @ head.T, softcap).logsumexp(dim=-1) + 0.2 * torch.rand(rows)
     weights = torch.rand(rows)
-    logits = hidden @ head.T + (latent @ bias_weight.T if with_bias else 0)
+    logits = soft_cap(hidden @ head.T, softcap) + (latent @ bias_weight.T if with_bias else 0)
     expected = block_losses(
         logits[None],
         None,
         labels[None],
-        target_probabilities(target_hidden, head, normalizers)[None],
+        target_probabilities(target_hidden, head, normalizers, softcap)[None],
         weights[None],
     )
     trained = (hidden, latent, bias_weight) if with_bias else (hidden,)
@@ -163,7 +168,7 @@ def test_the_fused_loss_and_its_gradients_equal_the_definition(
         distance_scale=0.7 * weights,
     )
     bias = (latent, bias_weight) if with_bias else (None, None)
-    found = VocabularyLoss(slice_rows)(hidden, head, given_rows, *bias)
+    found = VocabularyLoss(slice_rows, softcap)(hidden, head, given_rows, *bias)
     torch.testing.assert_close(found.total, total)
     torch.testing.assert_close(found.acceptance, expected.acceptance[0])
     for ours, theirs in zip(torch.autograd.grad(2 * found.total, trained), gradients, strict=True):
