@@ -25,15 +25,18 @@ from benchmarks.environment import describe_arguments, describe_machine
 from benchmarks.single_stream import PROMPTS
 from dspark_core.engine.acceptance import Acceptor, Proposal
 from dspark_core.engine.batch import Run
+from dspark_core.engine.block_draw import block_draw
+from dspark_core.engine.block_layers import block_layers, block_room
 from dspark_core.engine.building import BuiltTarget, EngineOptions, build_drafter, build_target
-from dspark_core.engine.context_draft_engine import ContextDraftEngine
+from dspark_core.engine.context_draft_engine import Appended, ContextDraftEngine
+from dspark_core.engine.draft_context import DraftContext
 from dspark_core.engine.planning import FullPlanSource
 from dspark_core.engine.protocols import DraftBlock, DraftItem
 from dspark_core.engine.rounds import RoundLoop
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
 from dspark_core.models.drafter_checkpoint import load_drafter
-from dspark_core.models.dspark import DSparkDrafter, greedy_sampler
+from dspark_core.models.dspark import DSparkDrafter
 from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions, Verification
 from dspark_core.tokenization.loading import load_tokenizer
 from dspark_core.zoo_paths import DEFAULT_DRAFTER, resolve_drafter_path
@@ -202,20 +205,28 @@ def _draft_times(
 def _part_times(
     drafter: DSparkDrafter, answers: Sequence[Answer], batch: int, measure: Stopwatch
 ) -> dict[str, float]:
-    """Attention is left out: `block` is everything else of the layers."""
+    """Each called again and again on its own: what it reads then lies in the cache."""
+    window, room = drafter.config.context_window, block_room(drafter)
+    context = DraftContext(num_pages=64 * batch, page_tokens=16, window=window, room=room)
+    layers = block_layers(drafter, context)
     chosen = [answers[index % len(answers)] for index in range(batch)]
-    anchors = torch.tensor([a.tokens[a.prompt_length] for a in chosen])
-    starts = torch.tensor([a.prompt_length for a in chosen])
-    new = torch.cat([a.features[a.prompt_length : a.prompt_length + TOKENS_PER_ROUND] for a in chosen])
-    positions = torch.arange(len(new))
-    hidden = drafter.block_hidden(anchors, starts, lambda layer, q, k, v: q)
+    items = [
+        _item(answer, str(index), 0, answer.prompt_length, SETTINGS[0]) for index, answer in enumerate(chosen)
+    ]
+    appended = [Appended(item, max(0, item.anchor_position - (window or 2**31))) for item in items]
+    for one in appended:
+        context.reserve(one.item.sequence_id, one.start, one.end, in_use=())
+    layers.append(appended, torch.cat([one.item.features[one.start :] for one in appended]))
+    latest = [Appended(item, item.anchor_position - TOKENS_PER_ROUND) for item in items]
+    new = torch.cat([item.features[-TOKENS_PER_ROUND:] for item in items])
+    anchors = torch.tensor([item.anchor_token_id for item in items])
+    hidden = layers.hidden(items, anchors)
+    draw = block_draw(drafter, torch.Generator())
     return {
-        "context keys and values": measure(lambda: drafter.context_keys_values(new, positions)),
-        "block without attention": measure(
-            lambda: drafter.block_hidden(anchors, starts, lambda layer, q, k, v: q)
-        ),
-        "LM head": measure(lambda: drafter.base_logits(hidden)),
-        "LM head and greedy draw": measure(lambda: drafter.draw(anchors, hidden, greedy_sampler)),
+        "context keys and values": measure(lambda: layers.append(latest, new)),
+        "layers": measure(lambda: layers.hidden(items, anchors)),
+        "LM head": measure(lambda: drafter.float_logits(hidden)),
+        "LM head and greedy draw": measure(lambda: draw(items, anchors, hidden)),
     }
 
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dspark_core.engine.context_draft_engine import ContextDraftEngine, EngineArguments
-from dspark_core.engine.draft_context import ContextView, DraftContext
+from dspark_core.engine.context_draft_engine import Appended, ContextDraftEngine, EngineArguments
+from dspark_core.engine.draft_context import ContextTensors, ContextView
 from dspark_core.engine.draft_sampling import BlockSampler
 from dspark_core.engine.protocols import DraftBlock, DraftItem
 from dspark_core.errors import InvalidRequestError
@@ -26,6 +26,9 @@ class AutoregressiveDraftEngine(ContextDraftEngine):
     def __init__(self, drafter: Eagle3Drafter | MtpDrafter, **arguments: Unpack[EngineArguments]) -> None:
         super().__init__(drafter.config, dtype=drafter.norm.weight.dtype, context_window=None, **arguments)
         self._drafter = drafter
+        backbone = drafter.config.backbone
+        self._tensors = ContextTensors(backbone, self._context, self._dtype)
+        self._kv_groups = backbone.num_heads // backbone.num_kv_heads
 
     def _append(self, items: Sequence[DraftItem]) -> list[bool]:
         # The first step starts from the feature before the anchor, of which only keys and values
@@ -33,11 +36,14 @@ class AutoregressiveDraftEngine(ContextDraftEngine):
         complete = super()._append(items)
         return [done and len(item.features) > 0 for done, item in zip(complete, items, strict=True)]
 
-    def _keys_values(
-        self, items: Sequence[DraftItem], features: Tensor, positions: Tensor
-    ) -> list[tuple[Tensor, Tensor]]:
-        following = [token for item in items for token in (*item.token_ids, item.anchor_token_id)[1:]]
-        return [self._drafter.context_keys_values(features, torch.tensor(following), positions)]
+    def _store(self, appended: Sequence[Appended], features: Tensor) -> None:
+        following = [
+            token for one in appended for token in (*one.item.token_ids, one.item.anchor_token_id)[1:]
+        ]
+        positions = torch.cat([torch.arange(one.start, one.end) for one in appended])
+        slots = [self._context.slots(one.item.sequence_id, one.start, one.end) for one in appended]
+        pair = self._drafter.context_keys_values(features, torch.tensor(following), positions)
+        self._tensors.write(torch.cat(slots), [pair])
 
     def _check(self, item: DraftItem) -> None:
         super()._check(item)
@@ -60,7 +66,7 @@ class AutoregressiveDraftEngine(ContextDraftEngine):
         positions = torch.tensor([item.anchor_position - 1 for item in items])
         features = torch.stack([item.features[-1] for item in items]).to(self._dtype)
         view = self._context.view([item.sequence_id for item in items])
-        attend = StepAttention(self._context, view, self.geometry.block_size, self._kv_groups)
+        attend = StepAttention(self._tensors, view, self.geometry.block_size, self._kv_groups)
         sampler = BlockSampler(items, self._generator, token_ids=self._drafter.draft_vocab_ids)
         drawn = self._drafter.draw(anchors, features, positions, attend, sampler)
         assert drawn.confidence_logits is not None, "these drafters are their own confidence"
@@ -71,7 +77,7 @@ class AutoregressiveDraftEngine(ContextDraftEngine):
 class StepAttention:
     """`Attend` for successive draft steps of one layer: each sees its context and the steps so far."""
 
-    def __init__(self, context: DraftContext, view: ContextView, steps: int, kv_groups: int) -> None:
+    def __init__(self, context: ContextTensors, view: ContextView, steps: int, kv_groups: int) -> None:
         # The first step brings the last held position itself: one entry less of each row is visible.
         slots, visible = view.slots[:, :-1], view.visible[:, 1:]
         self._keys = self._gathered(context.keys[0], slots, steps)

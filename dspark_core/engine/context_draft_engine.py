@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Required, TypedDict
 
 import torch
@@ -28,6 +29,18 @@ class EngineArguments(TypedDict, total=False):
     generator: torch.Generator | None
 
 
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What an item adds to the context of its sequence: positions [start, end)."""
+
+    item: DraftItem
+    start: int
+
+    @property
+    def end(self) -> int:
+        return self.item.anchor_position
+
+
 class ContextDraftEngine(ABC):
     def __init__(
         self,
@@ -39,8 +52,9 @@ class ContextDraftEngine(ABC):
         num_pages: int,
         page_tokens: int = 16,
         generator: torch.Generator | None = None,
+        room: int = 0,
     ) -> None:
-        """`generator` draws uncoupled drafts; None: one seeded anew."""
+        """`generator` draws uncoupled drafts; None: one seeded anew. `room` as in `DraftContext`."""
         backbone = config.backbone
         self.geometry = DraftGeometry(
             fingerprint=fingerprint,
@@ -50,14 +64,9 @@ class ContextDraftEngine(ABC):
             context_window=context_window,
         )
         self._dtype = dtype
-        self._kv_groups = backbone.num_heads // backbone.num_kv_heads
         self._generator = generator or torch.Generator().manual_seed(torch.seed() % 2**63)
         self._context = DraftContext(
-            backbone,
-            num_pages=num_pages,
-            page_tokens=page_tokens,
-            window=context_window,
-            dtype=dtype,
+            num_pages=num_pages, page_tokens=page_tokens, window=context_window, room=room
         )
 
     @property
@@ -89,11 +98,9 @@ class ContextDraftEngine(ABC):
         """A block for each item; their contexts are complete up to the anchors."""
 
     @abstractmethod
-    def _keys_values(
-        self, items: Sequence[DraftItem], features: Tensor, positions: Tensor
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Per layer context k, v [rows, kv_heads, head_dim] of the items' new features [rows, d],
-        concatenated in order, at `positions` [rows]."""
+    def _store(self, appended: Sequence[Appended], features: Tensor) -> None:
+        """Computes and keeps context keys and values of new features [rows, d], which are those of
+        `appended` in order; place for them is reserved."""
 
     def _blocks(
         self,
@@ -114,24 +121,18 @@ class ContextDraftEngine(ABC):
         for item in items:  # all of them first: a refused batch must leave no reserved, unwritten context
             self._check(item)
         in_use = {item.sequence_id for item in items}
-        stored: list[DraftItem] = []
-        slots: list[Tensor] = []
+        stored: list[Appended] = []
         features: list[Tensor] = []
-        positions: list[Tensor] = []
         ready = []
         for item in items:
             start, new = self._last_window(item)
-            where = self._context.reserve(item.sequence_id, start, item.anchor_position, in_use=in_use)
-            ready.append(where is not None)
-            if where is not None:
-                stored.append(item)
-                slots.append(where)
+            reserved = self._context.reserve(item.sequence_id, start, item.anchor_position, in_use=in_use)
+            ready.append(reserved)
+            if reserved and len(new):
+                stored.append(Appended(item, start))
                 features.append(new)
-                positions.append(torch.arange(start, item.anchor_position))
-        if slots and sum(len(where) for where in slots) > 0:
-            pairs = self._keys_values(stored, torch.cat(features).to(self._dtype), torch.cat(positions))
-            keys, values = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
-            self._context.write(torch.cat(slots), keys, values)
+        if stored:
+            self._store(stored, torch.cat(features).to(self._dtype))
         return ready
 
     def _last_window(self, item: DraftItem) -> tuple[int, Tensor]:

@@ -27,6 +27,15 @@ class _Held:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive positions in consecutive slots of a sequence's own pages."""
+
+    position: int  # of the first
+    slot: int  # of the first, counted from the beginning of the sequence's first page
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class ContextView:
     """Where a batch of blocks finds its context, padded to a rectangle."""
 
@@ -38,45 +47,60 @@ class DraftContext:
     """Pages by sequence. When they run out, the longest unused sequence is forgotten: the
     verifier can prime it again from its own feature pages."""
 
-    def __init__(
-        self,
-        config: DecoderConfig,
-        *,
-        num_pages: int,
-        page_tokens: int,
-        window: int | None,
-        dtype: torch.dtype,
-    ) -> None:
-        shape = (config.num_layers, num_pages * page_tokens, config.num_kv_heads, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype)  # [layers, slots, kv_heads, head_dim]
-        self.values = torch.zeros(shape, dtype=dtype)
+    def __init__(self, *, num_pages: int, page_tokens: int, window: int | None, room: int = 0) -> None:
+        """`room`: slots that every sequence has behind those it holds, for whoever drafts."""
+        self.num_pages, self.page_tokens = num_pages, page_tokens
         self._manager = BlockManager(num_pages, page_tokens)
         self._window = window
+        self._room = room
         self._held: OrderedDict[str, _Held] = OrderedDict()  # least recently used first
 
     @property
     def num_sequences(self) -> int:
         return len(self._held)
 
-    def reserve(self, sequence_id: str, start: int, end: int, *, in_use: Collection[str]) -> Tensor | None:
-        """Slots for new positions [start, end) of a sequence, taking pages as needed.
+    def reserve(self, sequence_id: str, start: int, end: int, *, in_use: Collection[str]) -> bool:
+        """Makes place for new positions [start, end) of a sequence, taking pages as needed.
 
-        A start that does not continue what is held replaces it. Returns None when the context
-        would have a hole or no page can be freed; `in_use` sequences are never forgotten for it.
+        A start that does not continue what is held replaces it. False when the context would have
+        a hole or no page can be freed; `in_use` sequences are never forgotten for it.
         """
         held = self._held.get(sequence_id)
         if held is None or start != held.end:
             if not self._complete_alone(start, end):
                 self.forget(sequence_id)
-                return None
+                return False
             pages = held.pages if held else []
             held = self._held[sequence_id] = _Held(start, start, pages)
         self._held.move_to_end(sequence_id)
         if not self._grow(held, end, in_use):
             self.forget(sequence_id)
-            return None
+            return False
         held.end = end
-        return self._slots(held, range(start, end))
+        return True
+
+    def slots(self, sequence_id: str, start: int, end: int) -> Tensor:
+        """Of held positions [start, end) among all pages."""
+        return self._slots(self._held[sequence_id], range(start, end))
+
+    def spans(self, sequence_id: str, start: int, end: int) -> list[Span]:
+        """Held positions [start, end), of which a window takes at most its size; cut where it wraps."""
+        window = end if self._window is None else self._window
+        spans = []
+        while start < end:
+            slot = start % window
+            count = min(end - start, window - slot)
+            spans.append(Span(start, slot, count))
+            start += count
+        return spans
+
+    def pages(self, sequence_id: str) -> Sequence[int]:
+        return self._held[sequence_id].pages
+
+    def num_visible(self, sequence_id: str) -> int:
+        """How many positions a block sees; they fill the sequence's slots from the first on."""
+        held = self._held[sequence_id]
+        return held.end - self._first_visible(held)
 
     def view(self, sequence_ids: Sequence[str]) -> ContextView:
         """All held context of each sequence; with a window, the last `window` positions."""
@@ -88,11 +112,6 @@ class DraftContext:
             slots[row, : len(span)] = self._slots(one, span)
         lengths = torch.tensor([len(span) for span in spans])
         return ContextView(slots, torch.arange(width) < lengths[:, None])
-
-    def write(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        """slots [rows]; keys, values [layers, rows, kv_heads, head_dim]."""
-        self.keys.index_copy_(1, slots, keys)
-        self.values.index_copy_(1, slots, values)
 
     def forget(self, sequence_id: str) -> None:
         held = self._held.pop(sequence_id, None)
@@ -108,7 +127,7 @@ class DraftContext:
 
     def _grow(self, held: _Held, end: int, in_use: Collection[str]) -> bool:
         positions = end if self._window is None else min(end, self._window)
-        missing = self._manager.pages_for(positions) - len(held.pages)
+        missing = self._manager.pages_for(positions + self._room) - len(held.pages)
         while missing > self._manager.available_pages:
             victim = next((s for s in self._held if s not in in_use), None)
             if victim is None:
@@ -124,3 +143,19 @@ class DraftContext:
             index = index % self._window
         size = self._manager.page_tokens
         return torch.tensor(held.pages, dtype=torch.long)[index // size] * size + index % size
+
+
+class ContextTensors:
+    """Keys and values of a `DraftContext` for PyTorch's operators."""
+
+    def __init__(self, config: DecoderConfig, context: DraftContext, dtype: torch.dtype) -> None:
+        slots = context.num_pages * context.page_tokens
+        shape = (config.num_layers, slots, config.num_kv_heads, config.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype)  # [layers, slots, kv_heads, head_dim]
+        self.values = torch.zeros(shape, dtype=dtype)
+
+    def write(self, slots: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """slots [rows]; of each layer keys and values [rows, kv_heads, head_dim]."""
+        for layer, (keys, values) in enumerate(pairs):
+            self.keys[layer].index_copy_(0, slots, keys)
+            self.values[layer].index_copy_(0, slots, values)

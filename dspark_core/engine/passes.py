@@ -15,7 +15,7 @@ from dspark_core.engine.attention import PagedAttention
 from dspark_core.engine.batch import AttentionGroup, RaggedBatch, Run, attention_groups
 from dspark_core.engine.kv_cache import PagedCache
 from dspark_core.models.decoder import Decoder, check_tap_layers
-from dspark_core.models.native_decoder import NativeBatch, NativeDecoder
+from dspark_core.models.native_stack import NativeBatch, NativeStack
 
 
 class DecoderPasses(Protocol):
@@ -32,7 +32,7 @@ class DecoderPasses(Protocol):
 class NativePasses:
     """The whole decoder in one native call; attention reads the cache in place."""
 
-    def __init__(self, decoder: NativeDecoder, *, num_pages: int, page_tokens: int) -> None:
+    def __init__(self, decoder: NativeStack, *, num_pages: int, page_tokens: int) -> None:
         self._decoder = decoder
         self._cache = decoder.new_cache(num_pages, page_tokens)
 

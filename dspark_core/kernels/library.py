@@ -13,7 +13,7 @@ from dspark_core.kernels.build import KernelsUnavailableError, build_library, de
 
 _log = logging.getLogger(__name__)
 
-ABI = 1
+ABI = 2
 MAX_HEAD_DIM = 256
 
 
@@ -86,6 +86,9 @@ class BatchStruct(ctypes.Structure):
         ("num_pages", c_int32),
         ("page_tokens", c_int32),
         ("threads", c_int32),
+        ("two_way", c_int32),
+        ("slots", c_void_p),
+        ("features", c_void_p),
     )
 
 

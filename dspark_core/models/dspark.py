@@ -28,6 +28,8 @@ from dspark_core.models.layers import (
 )
 from dspark_core.models.moe import MoeMLP
 from dspark_core.models.moe_config import MoeConfig
+from dspark_core.models.native_draft import native_draft_layers
+from dspark_core.models.native_stack import NativeStack
 from dspark_core.models.packing import PackedLinear, pack_linears, pack_weight
 
 Sampler = Callable[[int, Tensor], Tensor]
@@ -141,10 +143,20 @@ class DSparkDrafter(nn.Module):
         self.markov_head = build_markov_head(config)
         self.confidence_head = ConfidenceHead(config) if config.confidence_head else None
         self.rotary = build_dspark_rotary(config)
+        self.native_layers: NativeStack | None = None
+        """After `pack`, where the kernels compute the layers."""
         self._packed_head: PackedLinear | None = None
 
     def pack(self) -> None:
-        """Makes inference on a CPU faster; the linear layers' weights are no parameters afterwards."""
+        """Makes inference on a CPU faster; the linear layers' weights are no parameters afterwards.
+
+        With `native_layers` the layers exist in the kernels' form only: `block_hidden` and
+        `context_keys_values` then raise RuntimeError.
+        """
+        backbone = self.config.backbone
+        native = native_draft_layers(backbone, self.layers, self.embed_tokens, self.norm, self.rotary)
+        if native is not None:
+            self.layers, self.native_layers = nn.ModuleList(), native
         pack_linears(self)
         self._packed_head = pack_weight(self.lm_head)
 
@@ -231,6 +243,8 @@ class DSparkDrafter(nn.Module):
         return draft_indices if self.draft_vocab_ids is None else self.draft_vocab_ids[draft_indices]
 
     def _draft_layers(self) -> list[DraftLayer]:
+        if self.native_layers is not None:
+            raise RuntimeError("the drafter's layers are packed: use native_layers")
         return [layer for layer in self.layers if isinstance(layer, DraftLayer)]
 
 

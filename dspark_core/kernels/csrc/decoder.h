@@ -1,4 +1,8 @@
-// The whole decoder in one call: a Llama- or Qwen3-family stack over a flattened ragged batch.
+// A whole stack of layers in one call, Llama's or Qwen3's, over a flattened ragged batch.
+//
+// A target's runs are causal. A drafter's are blocks: their tokens see all of what their sequence
+// holds and, both ways, each other; their keys and values lie behind what is held, where the next
+// ones overwrite them. What a drafter holds is made of features, by `append`.
 //
 // Activations between matrices are of type T (bfloat16 or float32); the residual stream, norms,
 // rotations and softmax are float32.
@@ -43,6 +47,9 @@ struct Batch {
   void* tapped;   // [tokens, num_taps * hidden] of type T
   float* logits;  // [num_logit_rows, vocab]
   int32_t tokens, num_runs, num_logit_rows, num_taps, num_pages, page_tokens, threads;
+  int32_t two_way;       // runs are blocks
+  const int32_t* slots;  // [num_runs] of a run's first token in its pages; null: its position
+  const void* features;  // [tokens, hidden] of type T: they only append keys and values; null: a pass
 };
 
 constexpr int kRowsPerChunk = 8;
@@ -80,6 +87,14 @@ class Pass {
   int phases() const { return 8 * s_.layers + 4; }
 
   void run(Job& job) const {
+    if (b_.features)
+      append(job);
+    else
+      forward(job);
+  }
+
+ private:
+  void forward(Job& job) const {
     int phase = 0;
     by_rows(job, phase++, b_.tokens, [&](int row) { embed(row); });
     for (int layer = 0; layer < s_.layers; ++layer) run_layer(job, phase, layer);
@@ -95,7 +110,17 @@ class Pass {
              StoreSink<float, false>{s_.head, b_.logits, size_t(s_.vocab)});
   }
 
- private:
+  // Every layer reads the same features; queries are left out as far as whole panels hold them.
+  void append(Job& job) const {
+    const int skipped = q_size_ / kPanel;
+    for (int layer = 0; layer < s_.layers; ++layer) {
+      const Matrix keys_values = layers_[layer].qkv.from_panel(skipped);
+      multiply(job, 2 * layer, product(keys_values, static_cast<const T*>(b_.features), b_.tokens),
+               StoreSink<float, false>{keys_values, qkv_ + skipped * kPanel, size_t(qkv_size_)});
+      by_rows(job, 2 * layer + 1, b_.tokens, [&](int row) { rotate(row, layer, s_.heads); });
+    }
+  }
+
   template <class F>
   static void by_rows(Job& job, int phase, int rows, F&& work) {
     job.phase(phase, (rows + kRowsPerChunk - 1) / kRowsPerChunk, [&](int chunk) {
@@ -170,18 +195,21 @@ class Pass {
     for (; i < s_.hidden; ++i) store_one(out + i, x[i] * factor * weight[i]);
   }
 
+  int slot(int run) const { return b_.slots ? b_.slots[run] : b_.runs[run].start; }
+
   // q and k of one row: optional norms, rotation; q to its buffer, k and v to the cache.
-  void rotate(int row, int index) const {
+  void rotate(int row, int index, int first_head = 0) const {
     const Run& run = b_.runs[run_of_row_[row]];
     const int position = run.start + row - run.row, dim = s_.head_dim, half = dim / 2;
+    const int held = slot(run_of_row_[row]) + row - run.row;
     const float* cosine = s_.cosines + size_t(position) * dim;
     const float* sine = s_.sines + size_t(position) * dim;
-    const int64_t page = b_.pages[run.page_offset + position / b_.page_tokens];
-    const int offset = position % b_.page_tokens, lane = offset % kLanes;
+    const int64_t page = b_.pages[run.page_offset + held / b_.page_tokens];
+    const int offset = held % b_.page_tokens, lane = offset % kLanes;
     T* keys = static_cast<T*>(b_.keys) + index * cache_.layer_values();
     T* values = static_cast<T*>(b_.values) + index * cache_.layer_values();
     float normed[kMaxHeadDim];
-    for (int head = 0; head < s_.heads + s_.kv_heads; ++head) {
+    for (int head = first_head; head < s_.heads + s_.kv_heads; ++head) {
       const float* x = normed_head(row, head, layers_[index].qk_norm, normed);
       float out[kMaxHeadDim];
       for (int d = 0; d < half; ++d) {
@@ -223,7 +251,7 @@ class Pass {
       const size_t at = size_t(run.row + query) * q_size_ + head * s_.head_dim;
       rows.q[i] = q_ + at;
       rows.out[i] = attended_ + at;
-      rows.position[i] = run.start + query;
+      rows.position[i] = slot(task.run) + (b_.two_way ? run.count - 1 : query);
     }
     const size_t layer = index * cache_.layer_values();
     attend(rows, Context<T>{static_cast<const T*>(b_.keys) + layer, static_cast<const T*>(b_.values) + layer,

@@ -39,6 +39,12 @@ struct Matrix {
     return std::max(0, std::min(kLanes, end - column(v)));
   }
 
+  // The outputs from one panel on; not of a paired matrix.
+  Matrix from_panel(int first) const {
+    const int columns = first * kPanel;
+    return {data + first * panel_bytes(), bias ? bias + columns : nullptr, n - columns, k, format, 0};
+  }
+
   size_t vector_group_bytes() const { return format == kQ4 ? kQ4Block : kQ8Block; }
 
   size_t panel_bytes() const {
