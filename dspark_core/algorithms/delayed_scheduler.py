@@ -12,7 +12,7 @@ import numpy as np
 
 from dspark_core.algorithms.plan_batch import Ints, PlanBatch, rank
 from dspark_core.algorithms.plan_search import search
-from dspark_core.algorithms.speed_floor import TOLERANCE, expected_tokens
+from dspark_core.algorithms.speed_floor import admit_floors, admit_within_floors
 from dspark_core.algorithms.step_surface import Floats
 from dspark_core.errors import InvalidRequestError
 
@@ -25,30 +25,17 @@ def capacity(batch: PlanBatch, seconds: Floats) -> int:
 
 
 def spend(batch: PlanBatch, tokens: int, seconds: Floats) -> Ints:
-    """Lengths [requests] of this round: what floors need, then the best tokens up to `tokens`.
+    """Lengths [requests] of this round, at most `tokens` in all: what floors need, then the best others.
 
-    `seconds[n]` of the round with n draft tokens; its length bounds the plan. What floors need is
-    judged at the seconds of a round with `tokens`, known beforehand as they are; together floors may
-    take more. Each takes one token after the other until it holds, none is looked at before its turn.
+    `seconds[n]` of the round with n draft tokens; its length bounds the plan. Floors are judged at the
+    seconds of a round with `tokens`, known beforehand as they are. The rest is not spent where a floor
+    that holds would break, which happens when some were out of reach at those seconds.
     """
     if tokens < 0:
         raise InvalidRequestError(f"capacity must be >= 0, got {tokens}", field="capacity")
-    limit = len(seconds) - 1
-    tokens = min(tokens, limit)
-    needed = _needed(batch, float(seconds[tokens]), limit)
-    left = max(tokens - int(needed.sum()), 0)
-    return needed + rank(batch).without(needed).lengths(left, batch.requests)
-
-
-def _needed(batch: PlanBatch, seconds: float, limit: int) -> Ints:
-    """Position by position, as whether a position fits must not depend on later ones."""
-    lengths = np.zeros(batch.requests, dtype=np.int64)
+    tokens = min(tokens, len(seconds) - 1)
     if not batch.floors.any():
-        return lengths
-    for survival in batch.survival.T:
-        behind = expected_tokens(batch, lengths) < batch.floors * seconds * (1.0 - TOLERANCE)
-        grows = behind & (survival >= 0.0)
-        if not grows.any() or int(lengths.sum() + grows.sum()) > limit:
-            break
-        lengths += grows
-    return lengths
+        return rank(batch).lengths(tokens, batch.requests)
+    start = admit_floors(batch, seconds[: tokens + 1], judged_at=float(seconds[tokens]))
+    everyone = np.ones(batch.requests, dtype=np.bool_)
+    return admit_within_floors(batch, start, everyone, seconds, most=tokens)

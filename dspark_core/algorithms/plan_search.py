@@ -3,8 +3,9 @@
 It looks at the whole round, so it plans only requests whose lengths cannot bias their output
 (coupled and greedy acceptance), and rounds that are over (`delayed_scheduler`). For a given number
 of draft tokens the best choice is greedy: what the floors need, then the tokens most likely to
-survive; so it is enough to try every number. Where the floors cannot all hold they are relaxed by
-one common factor, the least that is needed.
+survive; so it is enough to try every number. A floor that its request cannot reach with any length,
+not even alone, is left out. Where the others cannot all hold they are relaxed by one common factor,
+the least that is needed.
 """
 
 from __future__ import annotations
@@ -44,11 +45,17 @@ class _Floors:
     def __init__(self, batch: PlanBatch, kept: Floats, seconds: Floats, free: Bools) -> None:
         self._batch = batch
         self._seconds = seconds
-        self._members = (free & (batch.floors > 0)).nonzero()[0]
-        rows = batch.survival[self._members]
-        self._tokens = (rows >= 0.0).sum(axis=1)[:, None]  # [members, 1]
+        members = (free & (batch.floors > 0)).nonzero()[0]
+        rows = batch.survival[members]
+        tokens = (rows >= 0.0).sum(axis=1)
         gains = np.concatenate((np.ones((len(rows), 1)), np.maximum(rows, 0.0)), axis=1)
-        self._expected = np.cumsum(gains, axis=1)  # [members, 1 + block] by length
+        expected = np.cumsum(gains, axis=1)  # [members, 1 + block] by length
+        # The shortest a round may get from each count on: the best a request can do with a length.
+        shortest = np.minimum.accumulate(seconds[::-1])[::-1][: expected.shape[1]]
+        fastest = (expected[:, : len(shortest)] / shortest).max(axis=1)
+        within = fastest >= batch.floors[members] * (1.0 - TOLERANCE)
+        self._members = members[within]
+        self._expected, self._tokens = expected[within], tokens[within, None]
         # Requests with given lengths: floors that hold must go on to; others cannot be helped here.
         given = ~free & (batch.floors > 0)
         limits = kept[given] / batch.floors[given] / (1.0 - TOLERANCE)

@@ -1,7 +1,7 @@
 """Plans that may look ahead, against brute force: jagged times, floors, mixed batches."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dspark_core.algorithms.plan_request import PlanRequest
@@ -41,19 +41,31 @@ def test_coupled_requests_get_the_best_plan_there_is(confidences, round_time):
     assert made.throughput == pytest.approx(sum(speeds_of(requests, made.lengths, round_time)))
 
 
+def within_reach(index, request, plans):
+    """The request, without its floor where no plan of all holds it."""
+    fastest = max(speeds[index] for _, speeds in plans)
+    floor = request.floor_tokens_per_second
+    return (
+        request
+        if floor is None or fastest >= floor * (1.0 - 1e-9)
+        else PlanRequest(survival=request.survival, coupled=request.coupled)
+    )
+
+
 @settings(max_examples=300)
 @given(floored(coupled=True), jagged_times())
 def test_floors_come_first_then_throughput(requests, round_time):
     made = plan(requests, round_time)
     speeds = speeds_of(requests, made.lengths, round_time)
     others = [(lengths, speeds_of(requests, lengths, round_time)) for lengths in every_plan(requests)]
-    most = max(satisfaction(other, requests) for _, other in others)
-    got = satisfaction(speeds, requests)
+    promised = [within_reach(index, request, others) for index, request in enumerate(requests)]
+    most = max(satisfaction(other, promised) for _, other in others)
+    got = satisfaction(speeds, promised)
     if most >= 1.0 - ROUNDING:
         assert got >= 1.0 - ROUNDING
-        held = [sum(other) for _, other in others if satisfaction(other, requests) >= 1.0 + ROUNDING]
+        held = [sum(other) for _, other in others if satisfaction(other, promised) >= 1.0 + ROUNDING]
         assert sum(speeds) >= max(held, default=0.0) * (1.0 - ROUNDING)
-        if got >= 1.0:
+        if got >= 1.0 and promised == requests:
             assert made.unmet_floors == ()
     else:  # relaxed by one factor, found by bisection
         assert got >= most - 0.5**RELAXATIONS - ROUNDING
@@ -67,6 +79,49 @@ def test_floors_that_cannot_hold_are_told():
     assert made.unmet_floors == (1,)
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from([0.2, 0.5, 0.8, 1.0]), st.integers(1, 4)), min_size=1, max_size=4),
+    st.data(),
+    jagged_times(),
+    st.none() | st.integers(0, 12),
+    st.booleans(),
+)
+def test_floors_out_of_reach_change_nothing(rows, data, round_time, capacity, coupled):
+    """Where confidence does not change along a block: else it takes tokens to find out."""
+    confidences = [[confidence] * length for confidence, length in rows]
+    hopeless = [data.draw(st.sampled_from([None, 100.0])) for _ in rows]
+    free = [coupled] * len(rows)
+    made = plan(requests_of(confidences, hopeless, free), round_time, capacity=capacity)
+    plain = plan(requests_of(confidences, coupled=free), round_time, capacity=capacity)
+    assert made.lengths == plain.lengths
+    assert made.unmet_floors == tuple(index for index, floor in enumerate(hopeless) if floor)
+
+
+@settings(max_examples=300)
+@given(CONFIDENCES, jagged_times(), st.integers(0, 12), st.data())
+def test_floors_in_vain_cost_at_most_the_tokens_spent_on_them(confidences, round_time, capacity, data):
+    """A round does not get longer for them, and a token spent in vain displaces at most one that is sure."""
+    floors = [data.draw(st.none() | st.floats(30.0, 60.0)) for _ in confidences]
+    requests = requests_of(confidences, floors)
+    made = plan(requests, round_time, capacity=capacity)
+    plain = plan(requests_of(confidences), round_time, capacity=capacity)
+    assume(all(index in made.unmet_floors for index, floor in enumerate(floors) if floor))
+    assert made.expected_seconds == pytest.approx(plain.expected_seconds)
+    lost = sum(
+        len(request.survival[before:after]) - sum(request.survival[before:after])
+        for request, before, after in zip(requests, plain.lengths, made.lengths, strict=True)
+    )
+    assert made.expected_tokens >= plain.expected_tokens - lost - ROUNDING
+
+
+@settings(max_examples=300)
+@given(floored(coupled=False), linear_times())
+def test_a_capacity_holds_as_many_floors_as_early_stopping(requests, round_time):
+    spent = plan(requests, round_time, capacity=capacity_of(requests, round_time))
+    early = plan(requests, round_time)
+    assert len(spent.unmet_floors) <= len(early.unmet_floors)
+
+
 def test_a_floor_takes_tokens_from_a_better_request():
     requests = requests_of([[0.9, 0.99], [0.5]], floors=[None, 1.15], coupled=[True, True])
     free = plan(requests_of([[0.9, 0.99], [0.5]], coupled=[True, True]), times(1.0, 1.0, 1.1, 1.25, 1.9))
@@ -77,16 +132,12 @@ def test_a_floor_takes_tokens_from_a_better_request():
 
 
 @given(floored(coupled=False), jagged_times(), st.integers(0, 12))
-def test_a_delayed_capacity_serves_floors_first(requests, round_time, capacity):
+def test_a_capacity_is_spent_unless_a_floor_that_holds_would_break(requests, round_time, capacity):
     made = plan(requests, round_time, capacity=capacity)
     tokens = sum(len(request.survival) for request in requests)
-    assert made.draft_tokens >= min(capacity, tokens)
-    judged_at = round_time.table(len(requests), tokens, 0, sum(bool(r.survival) for r in requests))
-    seconds = judged_at[min(capacity, tokens)]
-    for request, length in zip(requests, made.lengths, strict=True):
-        floor = request.floor_tokens_per_second
-        if floor is not None and 1.0 + sum(request.survival[:length]) < floor * seconds * (1 - ROUNDING):
-            assert length == len(request.survival)  # it has no more tokens to give
+    assert made.draft_tokens <= capacity
+    if made.draft_tokens < min(capacity, tokens):
+        assert len(made.unmet_floors) < sum(bool(r.floor_tokens_per_second) for r in requests)
 
 
 @given(floored(coupled=False), linear_times())
