@@ -8,6 +8,8 @@ held-out half decides whether it is used at all.
 
 from __future__ import annotations
 
+import json
+import logging
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +23,11 @@ from dspark_core.algorithms.calibration import (
     fit_sequential_scaling,
     position_quality,
 )
+from dspark_core.errors import ConfigError, UnavailableError
 from dspark_core.records import RequestSurvival
+from services.scheduler.documents import DocumentStore
+
+_log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -61,14 +67,16 @@ class _Window:
 
 
 class CalibrationBook:
-    def __init__(self) -> None:
+    """By model. What was found is stored; the rounds it was found in are not, they come again."""
+
+    def __init__(self, store: DocumentStore) -> None:
+        self._store = store
+        self._saved: dict[str, str] = {}
         self._windows: OrderedDict[str, _Window] = OrderedDict()
 
     def observe(self, model: str, requests: Sequence[RequestSurvival]) -> None:
         """Outcomes of one round of a verifier that serves the model."""
-        window = self._windows.setdefault(model, _Window(deque(maxlen=WINDOW_ROUNDS)))
-        if len(self._windows) > MAX_MODELS:
-            self._windows.popitem(last=False)
+        window = self._window(model)
         judged = [request for request in requests if request.verify_length and request.survival]
         window.rounds.extend(judged)
         window.fresh += len(judged)
@@ -92,6 +100,62 @@ class CalibrationBook:
 
     def states(self) -> dict[str, CalibrationState]:
         return {model: window.state for model, window in self._windows.items() if window.state}
+
+    async def load(self) -> None:
+        """Takes over what an earlier leader found; a store that is down leaves the book as it is."""
+        try:
+            documents = await self._store.load()
+        except UnavailableError as error:
+            _log.warning("stored calibrations were not read: %s", error)
+            return
+        for model, document in documents.items():
+            try:
+                self._window(model).state = _state_from_text(document)
+            except (ConfigError, ValueError, TypeError, KeyError) as error:
+                _log.warning("skipping the stored calibration of %s: %r", model, error)
+
+    async def save(self, term: int) -> None:
+        """Stores what changed since the last time. Never fails."""
+        documents = {model: _state_to_text(state) for model, state in self.states().items()}
+        changed = {model: text for model, text in documents.items() if self._saved.get(model) != text}
+        if not changed:
+            return
+        try:
+            await self._store.save(changed, term)
+        except UnavailableError as error:
+            _log.debug("calibrations were not stored: %s", error)
+        else:
+            self._saved.update(changed)
+
+    async def close(self) -> None:
+        await self._store.close()
+
+    def _window(self, model: str) -> _Window:
+        window = self._windows.setdefault(model, _Window(deque(maxlen=WINDOW_ROUNDS)))
+        if len(self._windows) > MAX_MODELS:
+            gone, _ = self._windows.popitem(last=False)
+            self._saved.pop(gone, None)
+        return window
+
+
+def _state_to_text(state: CalibrationState) -> str:
+    scaling = state.scaling and {"temperatures": state.scaling.temperatures, "biases": state.scaling.biases}
+    return json.dumps({"error": state.error, "scaled_error": state.scaled_error, "scaling": scaling})
+
+
+def _state_from_text(text: str) -> CalibrationState:
+    """Raises ConfigError, ValueError, TypeError or KeyError for a document that is none."""
+    document = json.loads(text)
+    scaling = document["scaling"]
+    return CalibrationState(
+        error=float(document["error"]),
+        scaled_error=float(document["scaled_error"]),
+        scaling=scaling
+        and ConfidenceScaling(
+            tuple(float(value) for value in scaling["temperatures"]),
+            tuple(float(value) for value in scaling["biases"]),
+        ),
+    )
 
 
 def examine(requests: Sequence[RequestSurvival]) -> CalibrationState:

@@ -12,12 +12,12 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import astuple
 from statistics import median
-from typing import Protocol
 
 from dspark_core.algorithms.step_surface import StepPoint
 from dspark_core.algorithms.step_time import ProfileKey, StepTimeModel
 from dspark_core.errors import ConfigError, UnavailableError
 from dspark_core.records import ReplicaKind
+from services.scheduler.documents import DocumentStore
 from services.scheduler.pace import VerifierPace
 
 _log = logging.getLogger(__name__)
@@ -27,33 +27,8 @@ MAX_MEMBERS = 64
 """Of a kind: more would not move a median."""
 
 
-class CurveStore(Protocol):
-    """Documents by kind. Both raise UnavailableError while the store is down."""
-
-    async def load(self) -> dict[str, str]: ...
-
-    async def save(self, documents: dict[str, str], term: int) -> None:
-        """Does nothing unless `term` is the leader's: one that was replaced must not write."""
-        ...
-
-    async def close(self) -> None: ...
-
-
-class MemoryCurveStore:
-    """Forgets with the process; the curves are in the book anyway."""
-
-    async def load(self) -> dict[str, str]:
-        return {}
-
-    async def save(self, documents: dict[str, str], term: int) -> None:
-        """Nothing to keep them in."""
-
-    async def close(self) -> None:
-        """Nothing is open."""
-
-
 class CurveBook:
-    def __init__(self, store: CurveStore) -> None:
+    def __init__(self, store: DocumentStore) -> None:
         self._store = store
         self._stored: OrderedDict[ReplicaKind, StepTimeModel] = OrderedDict()
         self._members: dict[ReplicaKind, OrderedDict[str, VerifierPace]] = {}

@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Sequence
 from dspark_core.errors import InvalidRequestError, UnavailableError
 from dspark_core.records import AssignRequest, Replica, Role, RoundReport
 from services.scheduler.calibration import CalibrationBook
-from services.scheduler.curves import CurveBook, CurveStore, MemoryCurveStore
+from services.scheduler.curves import CurveBook
+from services.scheduler.documents import DocumentStore, MemoryDocumentStore
 from services.scheduler.loads import LoadBook
 from services.scheduler.pace import VerifierPace
 from services.scheduler.planner import VerifierPlanner
@@ -25,10 +26,14 @@ draft that is accepted a little more often will hold it."""
 
 class Fleet:
     def __init__(
-        self, lease_seconds: float, clock: Callable[[], float], store: CurveStore | None = None
+        self,
+        lease_seconds: float,
+        clock: Callable[[], float],
+        curves: DocumentStore | None = None,
+        calibrations: DocumentStore | None = None,
     ) -> None:
-        self.curves = CurveBook(store or MemoryCurveStore())
-        self.calibration = CalibrationBook()
+        self.curves = CurveBook(curves or MemoryDocumentStore())
+        self.calibration = CalibrationBook(calibrations or MemoryDocumentStore())
         self._models: dict[str, str] = {}
         self.state = ClusterState(lease_seconds, clock)
         self.loads = LoadBook(clock)

@@ -11,9 +11,9 @@ from services.common.registry import MemoryRegistry, RedisRegistry, Registry
 from services.common.server import GrpcServer, serve
 from services.common.telemetry import Telemetry
 from services.scheduler.config import SchedulerConfig
-from services.scheduler.curves import CurveStore
+from services.scheduler.documents import DocumentStore
 from services.scheduler.election import LeaderLock, SoleLeader
-from services.scheduler.redis_curves import RedisCurveStore
+from services.scheduler.redis_documents import CALIBRATION_KEY, CURVES_KEY, RedisDocumentStore
 from services.scheduler.redis_lock import RedisLeaderLock
 from services.scheduler.scheduler import Scheduler
 from services.scheduler.servicer import SchedulerServicer
@@ -26,7 +26,8 @@ async def run(environ: Mapping[str, str]) -> None:
     telemetry = Telemetry.from_env("scheduler", environ)
     registry: Registry = RedisRegistry(config.redis_url) if config.redis_url else MemoryRegistry()
     lock: LeaderLock = SoleLeader()
-    store: CurveStore | None = None
+    curves: DocumentStore | None = None
+    calibrations: DocumentStore | None = None
     if config.redis_url:
         lock = RedisLeaderLock(
             config.redis_url,
@@ -34,14 +35,16 @@ async def run(environ: Mapping[str, str]) -> None:
             address=config.advertise_address,
             lock_seconds=config.lock_seconds,
         )
-        store = RedisCurveStore(config.redis_url)
+        curves = RedisDocumentStore(config.redis_url, CURVES_KEY)
+        calibrations = RedisDocumentStore(config.redis_url, CALIBRATION_KEY)
     scheduler = Scheduler(
         lease_seconds=config.lease_seconds,
         registry=registry,
         sync_seconds=config.sync_seconds,
         max_waiting=config.max_waiting_requests,
         lock=lock,
-        store=store,
+        curves=curves,
+        calibrations=calibrations,
         renew_seconds=config.lock_seconds / RENEWALS_PER_LOCK,
         metrics=telemetry.registry,
     )

@@ -20,7 +20,7 @@ from dspark_core.records import AssignRequest, Replica, Role, RoundReport, Verif
 from services.common.registry import MemoryRegistry, Registry
 from services.scheduler.admission import FloorAdmission
 from services.scheduler.calibration import examine
-from services.scheduler.curves import CurveStore
+from services.scheduler.documents import DocumentStore
 from services.scheduler.election import Election, LeaderLock, Leadership, SoleLeader
 from services.scheduler.fleet import Fleet
 from services.scheduler.mailbox import Mailbox
@@ -40,14 +40,15 @@ class Scheduler:
         max_waiting: int = 256,
         lock: LeaderLock | None = None,
         renew_seconds: float = 0.5,
-        store: CurveStore | None = None,
+        curves: DocumentStore | None = None,
+        calibrations: DocumentStore | None = None,
         maintain_seconds: float = 5.0,
         metrics: CollectorRegistry | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._lease_seconds = lease_seconds
         self._clock = clock
-        self._fleet = Fleet(lease_seconds, clock, store)
+        self._fleet = Fleet(lease_seconds, clock, curves, calibrations)
         self._maintain_seconds = maintain_seconds
         self._maintaining: asyncio.Task[None] | None = None
         self._metrics = SchedulerMetrics(metrics or CollectorRegistry())
@@ -73,7 +74,7 @@ class Scheduler:
         await self._sync.start()
         await self._election.start()
         self._metrics.set_leading(self._election.now.leading)
-        await self._fleet.curves.load()
+        await self._load()
         self._maintaining = asyncio.create_task(self._maintain(), name="maintain")
 
     async def drain(self) -> None:
@@ -88,9 +89,10 @@ class Scheduler:
             self._maintaining.cancel()
             await asyncio.gather(self._maintaining, return_exceptions=True)
             if self._election.now.leading:
-                await self._fleet.curves.save(self._election.now.term)
+                await self._save()
         await self._election.stop()
         await self._fleet.curves.close()
+        await self._fleet.calibration.close()
         await self._sync.stop()
 
     @property
@@ -159,12 +161,12 @@ class Scheduler:
         await self._read(reports, None)
 
     async def _maintain(self) -> None:
-        """Stores step times, and looks at how well confidences fit the outcomes."""
+        """Looks at how well confidences fit the outcomes; stores that and step times."""
         while not self._draining:
             await asyncio.sleep(self._maintain_seconds)
             if self._election.now.leading:
-                await self._fleet.curves.save(self._election.now.term)
                 await self.examine_calibration()
+                await self._save()
 
     async def examine_calibration(self) -> None:
         """Refits the confidences of models with enough new rounds, off the event loop."""
@@ -182,10 +184,21 @@ class Scheduler:
                     state.scaled_error,
                 )
 
+    async def _load(self) -> None:
+        """What earlier leaders learned."""
+        await self._fleet.curves.load()
+        await self._fleet.calibration.load()
+        for model, state in self._fleet.calibration.states().items():
+            self._metrics.calibration.show(model, state)
+
+    async def _save(self) -> None:
+        await self._fleet.curves.save(self._election.now.term)
+        await self._fleet.calibration.save(self._election.now.term)
+
     async def _leadership_changed(self, now: Leadership) -> None:
         self._metrics.set_leading(now.leading)
         if now.leading:
-            await self._fleet.curves.load()
+            await self._load()
         else:
             # Streams end and waiting requests are answered: both then find the leader.
             for mailbox in self._mailboxes:

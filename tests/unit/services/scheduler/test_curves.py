@@ -5,7 +5,8 @@ import json
 import pytest
 
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime
-from services.scheduler.curves import CurveBook, MemoryCurveStore
+from services.scheduler.curves import CurveBook
+from services.scheduler.documents import MemoryDocumentStore
 from services.scheduler.pace import VerifierPace
 from services.scheduler.scheduler import Scheduler
 
@@ -27,7 +28,7 @@ def _pace(milliseconds: float) -> VerifierPace:
     return pace
 
 
-class Store(MemoryCurveStore):
+class Store(MemoryDocumentStore):
     def __init__(self) -> None:
         self.documents: dict[str, str] = {}
         self.saves = 0
@@ -41,7 +42,7 @@ class Store(MemoryCurveStore):
 
 
 def test_one_misprofiled_replica_does_not_speak_for_its_kind():
-    book = CurveBook(MemoryCurveStore())
+    book = CurveBook(MemoryDocumentStore())
     for name, milliseconds in (("a", 20.0), ("b", 21.0), ("stalled", 500.0)):
         book.join(KIND, name, _pace(milliseconds))
     pooled = book.pooled(KIND)
@@ -51,7 +52,7 @@ def test_one_misprofiled_replica_does_not_speak_for_its_kind():
 
 
 def test_a_newcomer_without_a_curve_starts_with_that_of_its_kind():
-    book = CurveBook(MemoryCurveStore())
+    book = CurveBook(MemoryDocumentStore())
     book.join(KIND, "a", _pace(20.0))
     stranger, newcomer = VerifierPace(), VerifierPace()
     assert not book.join(OTHER, "stranger", stranger)
@@ -62,7 +63,7 @@ def test_a_newcomer_without_a_curve_starts_with_that_of_its_kind():
 
 
 def test_a_profile_of_its_own_is_better_than_that_of_others():
-    book = CurveBook(MemoryCurveStore())
+    book = CurveBook(MemoryDocumentStore())
     book.join(KIND, "a", _pace(20.0))
     own = _pace(40.0)
     assert not book.join(KIND, "b", own)

@@ -12,6 +12,7 @@ from services.scheduler.calibration import (
     conditional_confidences,
     examine,
 )
+from services.scheduler.documents import MemoryDocumentStore
 from services.scheduler.scheduler import Scheduler
 from services.verifier.scaling import scaled, scaling_of
 
@@ -63,7 +64,7 @@ def test_conditional_confidences_invert_the_product():
 
 
 def test_rounds_are_looked_at_once_they_are_many_and_the_window_is_bounded():
-    book = CalibrationBook()
+    book = CalibrationBook(MemoryDocumentStore())
     book.observe("m", _rounds(MIN_ROUNDS - 1, overconfidence=0.0))
     assert book.due() == []
     undrafted = RequestSurvival(sequence_id="x", survival=(), verify_length=0, accepted=0)

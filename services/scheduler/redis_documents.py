@@ -1,4 +1,4 @@
-"""Pooled step times in a Redis hash, written by the leading scheduler alone."""
+"""Documents in a Redis hash, written by the leading scheduler alone."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from redis.exceptions import RedisError
 from services.common.redis_store import open_redis, redis_unavailable
 from services.scheduler.redis_lock import LEADER_KEY
 
-_CURVES = "dspark:curves"
-# KEYS[1] lock, KEYS[2] curves; ARGV term, then field and value in turns. The check and the write are
+CURVES_KEY = "dspark:curves"
+CALIBRATION_KEY = "dspark:calibration"
+# KEYS[1] lock, KEYS[2] the hash; ARGV term, then field and value in turns. The check and the write are
 # one step, so that a leader that was replaced meanwhile writes nothing.
 _SAVE = """
 local held = redis.call('GET', KEYS[1])
@@ -19,14 +20,15 @@ return 1
 """
 
 
-class RedisCurveStore:
-    def __init__(self, url: str) -> None:
-        """Raises ConfigError for a URL that is none."""
+class RedisDocumentStore:
+    def __init__(self, url: str, key: str) -> None:
+        """`key`: of the hash. Raises ConfigError for a URL that is none."""
+        self._key = key
         self._redis: Redis = open_redis(url)
 
     async def load(self) -> dict[str, str]:
         try:
-            found = await self._redis.hgetall(_CURVES)
+            found = await self._redis.hgetall(self._key)
         except (RedisError, OSError) as error:
             raise redis_unavailable(error) from error
         return {str(name): str(document) for name, document in found.items()}
@@ -34,7 +36,7 @@ class RedisCurveStore:
     async def save(self, documents: dict[str, str], term: int) -> None:
         pairs = [part for pair in documents.items() for part in pair]
         try:
-            await self._redis.eval(_SAVE, 2, LEADER_KEY, _CURVES, str(term), *pairs)
+            await self._redis.eval(_SAVE, 2, LEADER_KEY, self._key, str(term), *pairs)
         except (RedisError, OSError) as error:
             raise redis_unavailable(error) from error
 

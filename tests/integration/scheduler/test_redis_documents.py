@@ -1,0 +1,113 @@
+"""Step times and calibrations in a real Redis: there for the next scheduler, written by the leader alone."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import replace
+
+from prometheus_client import CollectorRegistry
+
+from dspark_core.algorithms.calibration import ConfidenceScaling
+from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime, VerifyPlan
+from services.scheduler.calibration import MIN_ROUNDS, CalibrationBook
+from services.scheduler.redis_documents import CALIBRATION_KEY, CURVES_KEY, RedisDocumentStore
+from services.scheduler.redis_lock import RedisLeaderLock
+from services.scheduler.scheduler import Scheduler
+from tests.support.redis_process import RedisProcess
+
+KIND = ReplicaKind(model="m", engine="native", hardware="cpu", dtype="float32")
+PROFILE = (StepTime(requests=1, batch_tokens=1, context_tokens=0, seconds=0.02),)
+REQUESTS = (RequestSurvival(sequence_id="s", survival=(0.9,), verify_length=0, accepted=0),)
+
+
+def _report(name: str, profile: tuple[StepTime, ...]) -> RoundReport:
+    return RoundReport(
+        replica_id=name,
+        round=1,
+        requests=REQUESTS,
+        batch_tokens=1,
+        step_seconds=0.02,
+        kind=KIND,
+        profile=profile,
+    )
+
+
+def _lock(redis: RedisProcess, holder: str) -> RedisLeaderLock:
+    return RedisLeaderLock(redis.url, holder=holder, address=f"{holder}:1", lock_seconds=30.0)
+
+
+async def _ask(scheduler: Scheduler, *sent: RoundReport) -> VerifyPlan:
+    async def reports():
+        for report in sent:
+            yield report
+
+    async with asyncio.timeout(10):
+        return [plan async for plan in scheduler.coordinate(reports())][-1]
+
+
+async def test_the_next_scheduler_knows_the_curves_of_kinds_it_never_saw(redis_process: RedisProcess):
+    for holder, name, profile in (("first", "a", PROFILE), ("second", "b", ())):
+        scheduler = Scheduler(
+            lock=_lock(redis_process, holder), curves=RedisDocumentStore(redis_process.url, CURVES_KEY)
+        )
+        await scheduler.start()
+        plan = await _ask(scheduler, _report(name, profile))
+        await scheduler.close()
+        assert [point.seconds for point in plan.curve] == ([] if profile else [0.02])
+
+
+async def test_a_calibration_outlives_the_scheduler_that_found_it(redis_process: RedisProcess):
+    # Told to survive nine times in ten, never did: every position is rescaled.
+    wrong = tuple(replace(REQUESTS[0], verify_length=1) for _ in range(MIN_ROUNDS))
+    temperatures, drifted = [], []
+    for holder, sent in (
+        ("first", replace(_report("a", PROFILE), requests=wrong)),
+        ("second", _report("b", ())),
+    ):
+        metrics = CollectorRegistry()
+        scheduler = Scheduler(
+            lock=_lock(redis_process, holder),
+            curves=RedisDocumentStore(redis_process.url, CURVES_KEY),
+            calibrations=RedisDocumentStore(redis_process.url, CALIBRATION_KEY),
+            metrics=metrics,
+        )
+        await scheduler.start()
+        await _ask(scheduler, sent)
+        if holder == "first":
+            await scheduler.examine_calibration()
+        plan = await _ask(scheduler, replace(sent, round=2))
+        temperatures.append((plan.temperatures, plan.biases))
+        drifted.append(metrics.get_sample_value("dspark_scheduler_calibration_drift", {"model": "m"}))
+        await scheduler.close()
+    assert temperatures[0][0]
+    assert temperatures[0] == temperatures[1]
+    assert drifted == [1, 1]
+
+
+async def test_a_stored_calibration_that_is_none_is_skipped(redis_process: RedisProcess):
+    async with AsyncExitStack() as stack:
+        lock, store = _lock(redis_process, "x"), RedisDocumentStore(redis_process.url, CALIBRATION_KEY)
+        for one in (lock, store):
+            stack.push_async_callback(one.close)
+        good = '{"error": 0.2, "scaled_error": 0.1, "scaling": {"temperatures": [2], "biases": [0]}}'
+        bad = {"a": "no json", "b": "[]", "c": "{}", "d": good.replace("[2]", "[0]")}
+        await store.save({**bad, "good": good}, (await lock.hold()).term)
+        book = CalibrationBook(store)
+        await book.load()
+        assert list(book.states()) == ["good"]
+        assert book.states()["good"].scaling == ConfidenceScaling((2.0,), (0.0,))
+
+
+async def test_a_leader_that_was_replaced_writes_nothing(redis_process: RedisProcess):
+    async with AsyncExitStack() as stack:
+        store = RedisDocumentStore(redis_process.url, CURVES_KEY)
+        old, new = _lock(redis_process, "old"), _lock(redis_process, "new")
+        for one in (store, old, new):
+            stack.push_async_callback(one.close)
+        before = (await old.hold()).term
+        await store.save({"kind": "1"}, before)
+        await old.release()
+        after = (await new.hold()).term
+        await store.save({"kind": "2"}, before)
+        assert await store.load() == {"kind": "1"}
+        await store.save({"kind": "3"}, after)
+        assert await store.load() == {"kind": "3"}
