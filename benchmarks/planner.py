@@ -13,6 +13,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import accumulate
 from operator import mul
 from pathlib import Path
@@ -58,12 +59,7 @@ def cases(size: int, round_time: RoundTimeModel) -> dict[str, Callable[[], objec
     requests = random_requests(size, coupled=False)
     free = random_requests(size, coupled=True)
     mixed = [b if index % 2 else a for index, (a, b) in enumerate(zip(requests, free, strict=True))]
-    floored = [
-        PlanRequest(
-            survival=r.survival, context_tokens=CONTEXT, floor_tokens_per_second=1.0 if i % 8 == 0 else None
-        )
-        for i, r in enumerate(requests)
-    ]
+    floored, all_floored = with_floors(requests, 1.0, every=8), with_floors(requests, 10.0, every=1)
     batch, free_batch = PlanBatch.of(requests), PlanBatch.of(free)
     capacity = capacity_of(requests, round_time)
     policy, candidates = drafted_policy(requests)
@@ -74,6 +70,8 @@ def cases(size: int, round_time: RoundTimeModel) -> dict[str, Callable[[], objec
         "free search (coupled), arrays": lambda: plan_batch(free_batch, round_time),
         "half coupled, records": lambda: plan(mixed, round_time),
         "one in eight with a floor, records": lambda: plan(floored, round_time),
+        "all with floors, records": lambda: plan(all_floored, round_time),
+        "all with floors, given capacity, records": lambda: plan(all_floored, round_time, capacity=capacity),
         "capacity of a round that is over, records": lambda: capacity_of(requests, round_time),
         "for whom to draft": lambda: policy.choose(candidates, round_time),
     }
@@ -99,6 +97,12 @@ def random_requests(size: int, *, coupled: bool) -> list[PlanRequest]:
             coupled=coupled,
         )
         for index in range(size)
+    ]
+
+
+def with_floors(requests: list[PlanRequest], floor: float, *, every: int) -> list[PlanRequest]:
+    return [
+        replace(r, floor_tokens_per_second=floor if i % every == 0 else None) for i, r in enumerate(requests)
     ]
 
 
