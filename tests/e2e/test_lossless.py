@@ -1,4 +1,7 @@
-"""Speculation changes speed, never tokens: through HTTP, with the shipped drafter, in float32."""
+"""Speculation changes speed, never tokens: through HTTP, with the shipped drafter, in float32.
+
+The planner decides what is verified here; `test_lossless_forced` verifies every draft.
+"""
 
 from __future__ import annotations
 
