@@ -6,7 +6,7 @@ The gateway serves the same paths itself; this is for services that otherwise sp
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -20,10 +20,17 @@ class MetricsServer:
     """Serves until `close`, on threads of its own. Port 0 binds a free one."""
 
     def __init__(
-        self, *, registry: CollectorRegistry, ready: Callable[[], bool], port: int, host: str = "0.0.0.0"
+        self,
+        *,
+        registry: CollectorRegistry,
+        ready: Callable[[], bool],
+        port: int,
+        host: str = "0.0.0.0",
+        details: Callable[[], Sequence[str]] = tuple,
     ) -> None:
+        """`details`: lines about what is not as it should be, told with readiness."""
         try:
-            self._http = ThreadingHTTPServer((host, port), _handler(registry, ready))
+            self._http = ThreadingHTTPServer((host, port), _handler(registry, ready, details))
         except OSError as error:
             raise ConfigError(f"cannot listen on {host}:{port} for metrics: {error}") from error
         self._thread = threading.Thread(
@@ -41,7 +48,9 @@ class MetricsServer:
         self._thread.join()
 
 
-def _handler(registry: CollectorRegistry, ready: Callable[[], bool]) -> type[BaseHTTPRequestHandler]:
+def _handler(
+    registry: CollectorRegistry, ready: Callable[[], bool], details: Callable[[], Sequence[str]]
+) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = 10  # seconds a silent client may hold a thread
 
@@ -55,7 +64,8 @@ def _handler(registry: CollectorRegistry, ready: Callable[[], bool]) -> type[Bas
             elif path == "/readyz":
                 is_ready = ready()
                 status = HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE
-                self._reply(status, b"ready\n" if is_ready else b"not ready\n")
+                lines = ["ready" if is_ready else "not ready", *details()]
+                self._reply(status, "".join(f"{line}\n" for line in lines).encode())
             else:
                 self._reply(HTTPStatus.NOT_FOUND, b"not found\n")
 

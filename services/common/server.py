@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from dspark_core.errors import ConfigError
 from services.common.admission import AdmissionLayer
+from services.common.health import PartHealthServicer, Problem, problems
 from services.common.interceptors import DeadlineLayer, ErrorLayer, Layer, LayeredInterceptor
 from services.common.lifecycle import finished_before, stop_signals
 from services.common.limits import KEEPALIVE_TIMEOUT_MS, MIN_PING_INTERVAL_MS
@@ -38,13 +39,20 @@ class GrpcServer:
     """Usable by itself where a process has signal handling of its own (embedded, tests)."""
 
     def __init__(
-        self, options: ServerOptions, registrations: Sequence[Register], telemetry: Telemetry
+        self,
+        options: ServerOptions,
+        registrations: Sequence[Register],
+        telemetry: Telemetry,
+        *,
+        parts: Mapping[str, Problem] | None = None,
     ) -> None:
+        """`parts`: health details by name, for gRPC's health service and `/readyz`."""
         self._options = options
         self._registrations = tuple(registrations)
         self._telemetry = telemetry
         self._admission = AdmissionLayer(options.max_calls)
-        self._health = health.aio.HealthServicer()
+        self._parts = dict(parts or {})
+        self._health = PartHealthServicer(self._parts)
         self._server: grpc.aio.Server | None = None
         self._metrics: MetricsServer | None = None
         self._port = options.port
@@ -88,6 +96,7 @@ class GrpcServer:
             self._metrics = MetricsServer(
                 registry=self._telemetry.registry,
                 ready=lambda: self._ready,
+                details=lambda: problems(self._parts),
                 port=options.metrics_port,
                 host=options.host,
             )

@@ -23,6 +23,7 @@ from services.common.telemetry import Telemetry
 from services.verifier.clients import RemoteDraftSource
 from services.verifier.config import VerifierServiceConfig
 from services.verifier.load import LoadMeter
+from services.verifier.metrics import profile_problem
 from services.verifier.plans import CoordinatedPlanSource
 from services.verifier.profiling import adopted, profile_points, replica_kind
 from services.verifier.service import (
@@ -162,7 +163,8 @@ async def _serve(
             await registration.stop()
 
     servicer = VerifierServicer(verifier, describe(config.engine, profiled), serving=load.serving)
-    server = GrpcServer(config.server, [servicer.register], telemetry)
+    parts = {"profile": lambda: profile_problem(telemetry.registry)}
+    server = GrpcServer(config.server, [servicer.register], telemetry, parts=parts)
     await serve(server, warm_up=warm_up, on_drain=on_drain)
 
 

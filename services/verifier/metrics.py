@@ -17,6 +17,9 @@ _STEP_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5,
 _DRAFT_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
+PROFILED = "dspark_step_time_profiled"
+
+
 class VerifierMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
@@ -49,7 +52,7 @@ class VerifierMetrics:
             "dspark_undrafted_request_rounds", "Of those, rounds without a draft.", registry=registry
         )
         self._profiled = Gauge(
-            "dspark_step_time_profiled",
+            PROFILED,
             "1: step times are known; 0: not profiled, verification is held back.",
             registry=registry,
         )
@@ -107,3 +110,10 @@ class ObservedPlanSource:
     def report(self, report: RoundReport) -> None:
         self._metrics.observe_round(report)
         self._inner.report(report)
+
+
+def profile_problem(registry: CollectorRegistry) -> str | None:
+    """The health of a verifier's step times, by the metric: the two never disagree."""
+    if registry.get_sample_value(PROFILED) == 0:
+        return "not profiled: only the first, likely draft tokens are verified"
+    return None

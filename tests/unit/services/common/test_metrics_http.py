@@ -61,3 +61,14 @@ def test_closing_frees_the_port():
     first = MetricsServer(registry=CollectorRegistry(), ready=lambda: True, port=0, host="127.0.0.1")
     first.close()
     MetricsServer(registry=CollectorRegistry(), ready=lambda: True, port=first.port, host="127.0.0.1").close()
+
+
+def test_readiness_tells_what_is_not_as_it_should_be():
+    details = ["profile: not profiled"]
+    server = MetricsServer(
+        registry=CollectorRegistry(), ready=lambda: True, port=0, host="127.0.0.1", details=lambda: details
+    )
+    assert _get(server, "/readyz") == (200, "ready\nprofile: not profiled\n")
+    details.clear()
+    assert _get(server, "/readyz") == (200, "ready\n")
+    server.close()
