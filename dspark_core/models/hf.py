@@ -58,8 +58,10 @@ def _text_part(metadata: Metadata) -> Metadata:
         return metadata
     if not isinstance(values, dict):
         raise metadata.error(_TEXT_CONFIG, "must be an object")
-    outer = {"quantization_config": metadata.get("quantization_config")}
-    return Metadata(f"{metadata.origin}: {_TEXT_CONFIG}", {**outer, **values})
+    # What is said of the whole model holds for its text part.
+    shared = ("quantization_config", "tie_word_embeddings")
+    outer = {field: metadata.get(field) for field in shared if metadata.get(field) is not None}
+    return Metadata(f"{metadata.origin}: {_TEXT_CONFIG}", {**values, **outer})
 
 
 def decoder_config(metadata: Metadata, family: Family) -> DecoderConfig:

@@ -16,6 +16,7 @@ from dspark_core.errors import CheckpointError, ConfigError
 from dspark_core.models.config import DecoderConfig, draft_backbone
 from dspark_core.models.gemma import build_decoder
 from dspark_core.models.gemma_config import LayerType
+from dspark_core.models.hf import read_hf_config
 from dspark_core.models.loading import LoadedTarget, load_target
 from dspark_core.models.native_decoder import native_decoder
 from dspark_core.training.data.conversations import Conversation
@@ -66,7 +67,7 @@ def test_logits_and_every_layer_equal_transformers_past_the_window(
         torch.testing.assert_close(target.decoder.logits(features.final), logits, **TOLERANCE)
 
 
-def test_the_cap_is_felt(tmp_path: Path) -> None:
+def test_the_cap_is_felt() -> None:
     prompt = prompt_of(20)
     _, capped = reference(gemma4(), prompt)
     _, plain = reference(gemma4(final_logit_softcapping=None), prompt)
@@ -79,6 +80,33 @@ def test_normalizers_of_training_features_are_of_the_capped_logits(tmp_path: Pat
     (features,) = compute_packed(decoder, [Conversation(tuple(prompt[:8]), tuple(prompt[8:]))], (0,))
     _, logits = reference(model, prompt)
     torch.testing.assert_close(features.log_normalizers[7:], logits.logsumexp(-1)[7:], **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", GEMMAS)
+def test_bfloat16_is_as_close_as_bfloat16_is(name: str, tmp_path: Path) -> None:
+    model, prompt = GEMMAS[name](), prompt_of(4 * WINDOW)
+    directory = save_hf(model, tmp_path)
+    _, exact = reference(model, prompt)
+    _, theirs = reference(model.to(torch.bfloat16), prompt)
+    decoder = load_target(str(directory), torch.bfloat16).decoder
+    (features,) = compute_packed(decoder, [Conversation(tuple(prompt), ())], (0,))
+    ours = decoder.logits(features.final)
+    assert ours.dtype is torch.bfloat16
+    allowed = 1.5 * (theirs.float() - exact).norm()
+    assert (ours.float() - exact).norm() < allowed
+
+
+@pytest.mark.parametrize("outer", [True, False])
+def test_a_whole_models_ties_are_its_text_parts(outer: bool, tmp_path: Path) -> None:
+    save_hf(gemma4(), tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    edit_json(
+        tmp_path / "config.json",
+        architectures=["Gemma4ForConditionalGeneration"],
+        text_config=values | {"tie_word_embeddings": not outer},
+        tie_word_embeddings=outer,
+    )
+    assert read_hf_config(tmp_path).tie_word_embeddings is outer
 
 
 @pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model."])
