@@ -11,14 +11,17 @@ import torch
 
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_time import ProfileKey
+from dspark_core.engine.target_engine import TargetEngine
 from dspark_core.errors import ConfigError
 
-ENGINE = "native"
 
+def profile_key(model: str, dtype: str, engine: TargetEngine, weights: str) -> ProfileKey:
+    """Of this engine in this process. `weights`: as in `EngineOptions`.
 
-def profile_key(model: str, dtype: str) -> ProfileKey:
-    """Of this engine in this process."""
-    return ProfileKey(model=model, engine=ENGINE, hardware=hardware_name(), dtype=dtype)
+    Steps through native kernels take a fraction of PyTorch's, and weights change them as much.
+    """
+    way = f"{engine.computed_by}, {weights} weights"
+    return ProfileKey(model=model, engine=way, hardware=hardware_name(), dtype=dtype)
 
 
 def hardware_name() -> str:

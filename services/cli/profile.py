@@ -99,7 +99,7 @@ def _step_time(
                 f"{1000 * point.seconds:.1f} ms",
             )
 
-        key = profile_key(options.target_model, options.dtype)
+        key = profile_key(options.target_model, options.dtype, target.engine, options.weights)
         return profile_step_time(target.engine, settings, key=key, on_point=on_point)
 
 

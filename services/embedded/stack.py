@@ -166,7 +166,7 @@ class EmbeddedStack:
             profile_points(profiled.round_time),
             replica_id=REPLICA_ID,
             load=load.take,
-            kind=replica_kind(self._options.target_model, self._options.dtype),
+            kind=replica_kind(self._options.engine, profiled.target.engine),
         )
 
     def _open_trace(self) -> TraceWriter | None:

@@ -91,7 +91,7 @@ async def _start_verifier(
             profile_points(profiled.round_time),
             replica_id=config.replica_id,
             load=load.take,
-            kind=replica_kind(config.engine.target_model, config.engine.dtype),
+            kind=replica_kind(config.engine, profiled.target.engine),
             adopt=lambda curve: local.adopt(adopted(curve)),
         )
         coordinated.append(plans)

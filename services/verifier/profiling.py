@@ -10,6 +10,7 @@ from pathlib import Path
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_surface import StepPoint
 from dspark_core.algorithms.step_time import StepTimeModel
+from dspark_core.engine.building import EngineOptions
 from dspark_core.engine.profile_file import profile_key, read_profile, write_profile
 from dspark_core.engine.profiler import ProfileSettings, profile_step_time
 from dspark_core.engine.target_engine import TargetEngine
@@ -33,7 +34,7 @@ class ProfileOptions:
 
 
 def start_profile(
-    engine: TargetEngine, model: str, dtype: str, options: ProfileOptions
+    engine: TargetEngine, model: str, dtype: str, options: ProfileOptions, *, weights: str = "stored"
 ) -> RoundTimeModel | None:
     """None when it is off. Raises ConfigError for a file that is no profile or cannot be written."""
     if options.source == OFF:
@@ -43,7 +44,7 @@ def start_profile(
         )
         return None
     path = None if options.source == MEASURE else Path(options.source)
-    key = profile_key(model, dtype)
+    key = profile_key(model, dtype, engine, weights)
     if path is not None and path.exists():
         stored = read_profile(path)
         if stored.verify.key == key:
@@ -74,9 +75,9 @@ def profile_points(round_time: RoundTimeModel | None) -> tuple[StepTime, ...]:
     )
 
 
-def replica_kind(model: str, dtype: str) -> ReplicaKind:
+def replica_kind(options: EngineOptions, engine: TargetEngine) -> ReplicaKind:
     """Whose step times this verifier may share."""
-    key = profile_key(model, dtype)
+    key = profile_key(options.target_model, options.dtype, engine, options.weights)
     return ReplicaKind(model=key.model, engine=key.engine, hardware=key.hardware, dtype=key.dtype)
 
 

@@ -44,7 +44,7 @@ class Clocked:
         self.passes += 1
         self.now += self.law(*shape) * (1 if shape in self._seen else 10)
         self._seen.add(shape)
-        return torch.zeros(0)
+        return torch.zeros(tokens, 1)
 
 
 def smooth(requests: int, tokens: int, context: int) -> float:
@@ -178,8 +178,11 @@ def test_a_file_that_is_no_profile_is_refused_by_name(tmp_path, text, message) -
         read_profile(path)
 
 
-def test_keys_name_model_hardware_and_dtype() -> None:
-    key = profile_key("smollm2", "bfloat16")
+def test_keys_name_model_hardware_dtype_weights_and_what_computes() -> None:
+    engine = tiny_engine()
+    key = profile_key("smollm2", "bfloat16", engine, "stored")
     assert (key.model, key.dtype) == ("smollm2", "bfloat16")
     assert key.hardware
-    assert key == profile_key("smollm2", "bfloat16")
+    assert engine.computed_by in key.engine
+    assert key == profile_key("smollm2", "bfloat16", engine, "stored")
+    assert key != profile_key("smollm2", "bfloat16", engine, "int8")

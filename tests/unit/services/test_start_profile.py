@@ -48,6 +48,10 @@ def test_a_file_is_written_once_and_read_while_it_fits(tmp_path, caplog) -> None
     again = start_profile(tiny_engine(), "tiny", "float32", options)
     assert first == again == read_profile(tmp_path / "steps.json")
     with caplog.at_level(logging.WARNING):
+        start_profile(tiny_engine(), "tiny", "float32", options, weights="int8")
+    assert "int8 weights" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
         other = start_profile(tiny_engine(), "another", "float32", options)
     assert "measuring anew" in caplog.text
     assert other is not None
