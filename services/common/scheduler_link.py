@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -18,6 +20,13 @@ _T = TypeVar("_T")
 
 MAX_HINTED = 4
 """Leaders that were heard of and are not configured: their connections are kept, the oldest goes."""
+MAX_RETIRED = 4
+"""Connections to schedulers that fell silent, kept until the calls on them have ended."""
+SILENCE_SECONDS = 3.0
+"""A scheduler answers reports, or says that it lives, several times within this. One that hangs keeps
+its connection, and nothing else would tell for most of a minute."""
+PATIENCE_SECONDS = 1.0
+"""A request that waits for its turn at a scheduler asks this often whether it still lives."""
 
 
 class SchedulerConnection(Protocol):
@@ -46,10 +55,20 @@ class _Known:
 class SchedulerLink:
     """A standby answers NotLeaderError and may name the leader, which is then asked next."""
 
-    def __init__(self, addresses: Sequence[str], connect: Callable[[str], SchedulerConnection]) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        connect: Callable[[str], SchedulerConnection],
+        *,
+        silence_seconds: float = SILENCE_SECONDS,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
         """`addresses`: at least one `host:port`; a name behind which several schedulers are will do."""
         if not addresses:
             raise ConfigError("at least one scheduler address is needed")
+        self._silence_seconds = silence_seconds
+        self._patience_seconds = patience_seconds
+        self._retired: deque[SchedulerConnection] = deque()
         self._connect = connect
         self._known = [_Known(address, connect(address), True) for address in dict.fromkeys(addresses)]
         self._current = self._known[0]
@@ -60,8 +79,8 @@ class SchedulerLink:
         return self._current.address
 
     async def close(self) -> None:
-        for known in self._known:
-            await known.connection.close()
+        for connection in (*self._retired, *(known.connection for known in self._known)):
+            await connection.close()
 
     async def register(self, replica: Replica) -> float:
         return await self._ask(lambda scheduler: scheduler.register(replica))
@@ -73,7 +92,8 @@ class SchedulerLink:
         return await self._ask(lambda scheduler: scheduler.list_replicas(role))
 
     async def assign(self, request: AssignRequest) -> Replica:
-        return await self._ask(lambda scheduler: scheduler.assign(request))
+        """Bounded by what the request may wait; a scheduler that hangs meanwhile is left sooner."""
+        return await self._ask(lambda scheduler: self._assign(scheduler, request))
 
     async def coordinate(self, reports: AsyncIterable[RoundReport]) -> AsyncGenerator[VerifyPlan, None]:
         """One stream to whoever is thought to lead. After a failure the next call asks another one:
@@ -81,11 +101,30 @@ class SchedulerLink:
         asked = self._current
         try:
             async with aclosing(asked.connection.scheduler.coordinate(reports)) as plans:
-                async for plan in plans:
+                while (plan := await self._next_plan(plans)) is not None:
                     yield plan
         except (UnavailableError, DeadlineError) as error:
             await self._turn_from(asked, error, {asked.address})
             raise
+
+    async def _next_plan(self, plans: AsyncGenerator[VerifyPlan, None]) -> VerifyPlan | None:
+        """None at the end. Raises DeadlineError when nothing comes."""
+        try:
+            async with asyncio.timeout(self._silence_seconds):
+                return await anext(plans, None)
+        except TimeoutError:
+            raise DeadlineError(
+                f"the scheduler at {self._current.address} said nothing for {self._silence_seconds:g} s"
+            ) from None
+
+    async def _assign(self, scheduler: SchedulerApi, request: AssignRequest) -> Replica:
+        asking = asyncio.ensure_future(scheduler.assign(request))
+        try:
+            while not (await asyncio.wait({asking}, timeout=self._patience_seconds))[0]:
+                await scheduler.list_replicas(Role.VERIFIER)  # fails within its own deadline
+            return asking.result()
+        finally:
+            asking.cancel()
 
     async def _ask(self, call: Callable[[SchedulerApi], Awaitable[_T]]) -> _T:
         """The first answer; else the error of one that leads, or was not reached, before a standby's."""
@@ -107,6 +146,8 @@ class SchedulerLink:
         """Chooses whom to ask next: the leader that was named, else the next one not tried."""
         if self._current is not asked:
             return  # another call has turned already
+        if isinstance(error, DeadlineError):
+            await self._retire(asked)
         named = error.leader_address if isinstance(error, NotLeaderError) else ""
         if named and named not in tried:
             self._current = await self._at(named)
@@ -114,6 +155,13 @@ class SchedulerLink:
         start = self._known.index(asked) if asked in self._known else 0
         order = [*self._known[start + 1 :], *self._known[: start + 1]]
         self._current = next((known for known in order if known.address not in tried), order[0])
+
+    async def _retire(self, silent: _Known) -> None:
+        """Connects anew: behind one name the next connection may lead to another scheduler."""
+        self._retired.append(silent.connection)
+        silent.connection = self._connect(silent.address)
+        if len(self._retired) > MAX_RETIRED:
+            await self._retired.popleft().close()
 
     async def _at(self, address: str) -> _Known:
         for known in self._known:

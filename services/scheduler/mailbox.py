@@ -23,6 +23,10 @@ class Mailbox(Generic[T]):
         self._changed.set()
         return replaced
 
+    @property
+    def empty(self) -> bool:
+        return self._item is None
+
     def close(self) -> None:
         self._closed = True
         self._changed.set()

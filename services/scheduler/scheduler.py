@@ -29,6 +29,10 @@ from services.scheduler.registry_sync import RegistrySync
 
 _log = logging.getLogger(__name__)
 
+HEARTBEAT_SECONDS = 0.5
+"""A verifier whose reports need no plan is told this often that they are heard."""
+HEARTBEAT = VerifyPlan(based_on_round=0, draft_token_capacity=0)
+
 
 class Scheduler:
     def __init__(
@@ -121,21 +125,25 @@ class Scheduler:
         return chosen
 
     async def coordinate(self, reports: AsyncIterable[RoundReport]) -> AsyncGenerator[VerifyPlan, None]:
-        """Every report teaches the verifier's curve; only the newest waiting one is planned."""
+        """Every report teaches the verifier's curve; only the newest waiting one is planned. While
+        there is nothing to plan, plans that are based on round 0 say that reports are heard."""
         self._election.require_leading()
         mailbox: Mailbox[tuple[RoundReport, float]] = Mailbox()
         self._mailboxes.add(mailbox)
         if self._draining:
             mailbox.close()
         reader = asyncio.create_task(self._read(reports, mailbox))
-        curve_is_due = True
+        curve_is_due, spoken_at = True, self._clock()
         try:
             while (item := await mailbox.take()) is not None:
                 report, received_at = item
-                plan = self._fleet.planner(report.replica_id).plan()
+                plan = self._plan(report)
                 if plan is None:
-                    self._metrics.reports.labels("unplannable").inc()
+                    if self._clock() - spoken_at >= HEARTBEAT_SECONDS:
+                        spoken_at = self._clock()
+                        yield dataclasses.replace(HEARTBEAT, term=self._election.now.term)
                     continue
+                spoken_at = self._clock()
                 self._metrics.reports.labels("planned").inc()
                 self._metrics.capacity.observe(plan.draft_token_capacity)
                 self._metrics.report_lag.observe(self._clock() - received_at)
@@ -155,6 +163,15 @@ class Scheduler:
             self._mailboxes.discard(mailbox)
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
+
+    def _plan(self, report: RoundReport) -> VerifyPlan | None:
+        """None: there is nothing to plan from, as in a report of loads alone."""
+        if report.round == 0:
+            return None
+        plan = self._fleet.planner(report.replica_id).plan()
+        if plan is None:
+            self._metrics.reports.labels("unplannable").inc()
+        return plan
 
     async def listen(self, reports: AsyncIterable[RoundReport]) -> None:
         """Learns from a verifier that plans for itself; returns when its reports end."""
@@ -225,8 +242,9 @@ class Scheduler:
                 planned = self._fleet.observe(report)
                 self._admission.pump()
                 if report.round == 0:
-                    continue
-                if not planned:
+                    if mailbox is not None and mailbox.empty:
+                        mailbox.put((report, self._clock()))
+                elif not planned:
                     self._metrics.reports.labels("stale").inc()
                 elif mailbox is None:
                     self._metrics.reports.labels("heard").inc()

@@ -140,6 +140,8 @@ class CoordinatedPlanSource:
         """A scheduler that was replaced and does not know yet is not listened to."""
         if plan.term >= self._term:
             self._term = plan.term
+            if plan.based_on_round == 0:
+                return  # the scheduler hears us and has nothing to plan
             self._scaling = scaling_of(plan)
             if plan.curve:
                 self._adopt(plan.curve)

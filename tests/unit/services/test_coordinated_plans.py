@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 
 from dspark_core.algorithms.plan_request import PlanRequest
@@ -174,4 +175,37 @@ async def test_plans_of_an_older_term_are_ignored() -> None:
         await until(lambda number=number: len(scheduler.reports) == number)
     await asyncio.sleep(0)
     assert plans.newest_round == 1
+    await plans.close()
+
+
+async def test_a_scheduler_with_nothing_to_plan_says_that_it_hears() -> None:
+    """And that is no plan: the verifier goes on by itself."""
+    scheduler = Scheduler(clock=itertools.count().__next__)  # a second passes at every look
+    loads = asyncio.Queue[RoundReport]()
+
+    async def reports() -> AsyncIterator[RoundReport]:
+        while True:
+            yield await loads.get()
+
+    stream = scheduler.coordinate(reports())
+    async with asyncio.timeout(10):
+        for _ in range(2):
+            loads.put_nowait(RoundReport(replica_id="v", round=0, load=VerifierLoad()))
+            heard = await anext(stream)
+            assert heard.based_on_round == 0
+    await stream.aclose()
+
+    async def only_heartbeats(reports: AsyncIterable[RoundReport]) -> AsyncIterator[VerifyPlan]:
+        async for _ in reports:
+            yield heard
+
+    listening = ScriptedScheduler()
+    listening.coordinate = only_heartbeats
+    plans = CoordinatedPlanSource(listening, FullPlanSource(), CURVE)
+    plans.start()
+    for number in (1, 2, 3):
+        plans.report(report(number))
+    await asyncio.sleep(0)
+    assert plans.plan(REQUESTS) == (3, 2)
+    assert (plans.local_plans, plans.newest_round) == (1, 0)
     await plans.close()

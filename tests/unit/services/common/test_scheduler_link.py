@@ -113,3 +113,41 @@ async def test_a_stream_that_fails_is_opened_elsewhere_next_time(schedulers: Sch
         [plan async for plan in link.coordinate(reports())]
     async with asyncio.timeout(10):
         assert [plan.based_on_round async for plan in link.coordinate(reports())] == [7]
+
+
+async def test_a_scheduler_that_falls_silent_is_left_and_connected_to_anew():
+    connections: list[FakeScheduler] = []
+
+    def connect(address: str) -> FakeScheduler:
+        connections.append(FakeScheduler(address))
+        return connections[-1]
+
+    async def reports() -> AsyncIterator[RoundReport]:
+        yield RoundReport(replica_id="v", round=7)
+        await asyncio.Event().wait()  # and no plan for it comes either
+
+    link = SchedulerLink(("service",), connect, silence_seconds=0.02)
+    plans = link.coordinate(reports())
+    assert (await anext(plans)).based_on_round == 7
+    with pytest.raises(DeadlineError, match="service said nothing for"):
+        await anext(plans)
+    assert [one.closed for one in connections] == [False, False]  # calls on the old one may still end
+    assert (await link.assign(ASSIGN)).address == "service"
+    assert [one.asked for one in connections] == [1, 1]
+    await link.close()
+    assert all(one.closed for one in connections)
+
+
+async def test_waiting_for_ones_turn_ends_when_the_scheduler_hangs(schedulers: Schedulers):
+    class Hung(FakeScheduler):
+        async def assign(self, request: AssignRequest) -> Replica:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def list_replicas(self, role: Role | None = None) -> tuple[Replica, ...]:
+            raise DeadlineError("hangs")
+
+    schedulers["a"] = Hung("a")
+    link = SchedulerLink(("a", "b"), schedulers.connect, patience_seconds=0.01)
+    async with asyncio.timeout(10):
+        assert (await link.assign(ASSIGN)).address == "b"
