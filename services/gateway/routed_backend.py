@@ -60,7 +60,7 @@ class RoutedBackend:
         self._admission_wait_seconds = min(admission_wait_seconds, deadline_seconds)
         self._clock = clock
         self._rng = rng or random.SystemRandom()
-        self._view = ReplicaView()
+        self._view = ReplicaView(clock)
         self._ask_scheduler_at = clock()
         self._description: VerifierDescription | None = None
 
@@ -190,5 +190,8 @@ class RoutedBackend:
             raise UnavailableError(
                 f"no verifier for model {self._model!r} is left after {len(failed)} failed"
             )
-        self._view.add(replica)
+        if request.prompt_tokens:  # else it was only asked what it serves
+            self._view.chosen(replica)
+        else:
+            self._view.add(replica)
         return replica
