@@ -72,6 +72,11 @@ class SamplingRows:
             any_min_p=any(p.min_p > 0.0 for p in present),
         )
 
+    @property
+    def plain(self) -> bool:
+        """Whether every row's distribution is the softmax of its logits: PyTorch has that fused."""
+        return not (self.any_temperature or self.any_top_k or self.any_top_p or self.any_min_p)
+
     def __getitem__(self, rows: slice | Tensor) -> SamplingRows:
         """Some of the rows; the flags stay those of all."""
         return replace(
@@ -118,11 +123,15 @@ def target_weights(logits: Tensor, rows: SamplingRows) -> Tensor:
 
 def target_weight_blocks(logits: Tensor, rows: SamplingRows) -> Iterator[tuple[slice, Tensor]]:
     """`target_weights` of consecutive rows, block by block: (which rows, their weights)."""
+    for span in _row_blocks(logits):
+        yield span, target_weights(logits[span], rows[span])
+
+
+def _row_blocks(logits: Tensor) -> Iterator[slice]:
+    """Consecutive rows of [rows, vocab] to evaluate together."""
     count, vocab = logits.shape
     block = count if logits.is_cuda else max(1, _BLOCK_ELEMENTS // vocab)
-    for start in range(0, count, block):
-        span = slice(start, start + block)
-        yield span, target_weights(logits[span], rows[span])
+    return (slice(start, start + block) for start in range(0, count, block))
 
 
 class TargetLaws:
@@ -137,6 +146,11 @@ class TargetLaws:
     def of_tokens(self, token_ids: Tensor) -> Tensor:
         """Probability of one token of each row: token_ids [rows] -> [rows] float64."""
         found = torch.empty(self.num_rows, dtype=torch.float64, device=self._logits.device)
+        if self._rows.plain:
+            for span in _row_blocks(self._logits):
+                probabilities = torch.softmax(self._logits[span].float(), dim=-1)
+                found[span] = probabilities.gather(-1, token_ids[span].unsqueeze(-1)).squeeze(-1).double()
+            return found
         for span, weights in target_weight_blocks(self._logits, self._rows):
             mass = weights.sum(dim=-1, dtype=torch.float64)
             found[span] = weights.gather(-1, token_ids[span].unsqueeze(-1)).squeeze(-1) / mass
@@ -144,6 +158,8 @@ class TargetLaws:
 
     def of_rows(self, index: Tensor) -> Tensor:
         """Whole distributions: index [n] of rows -> [n, vocab] float32."""
+        if self._rows.plain:
+            return torch.softmax(self._logits[index].float(), dim=-1)
         return target_probabilities(self._logits[index], self._rows[index])
 
 

@@ -14,9 +14,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dspark_core.algorithms.coupling import sample_coupled
 from dspark_core.algorithms.rejection import accept_rejection, longest_equal_prefix
 from dspark_core.algorithms.sampling import SamplingRows, TargetLaws, greedy_tokens, target_weight_blocks
+from dspark_core.engine.coupled_draw import sample_coupled
 from dspark_core.engine.protocols import DraftBlock
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.records import Verification

@@ -1,6 +1,7 @@
 // The C interface that Python calls through ctypes. One translation unit: it compiles in seconds
 // and needs nothing but a C++17 compiler.
 
+#include "coupling.h"
 #include "decoder.h"
 #include "draft.h"
 

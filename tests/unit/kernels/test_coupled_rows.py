@@ -1,0 +1,52 @@
+"""The native exponential race against the reference, which evaluates all noise that may win."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dspark_core.algorithms import coupling
+from dspark_core.kernels.coupling import sample_coupled
+from dspark_core.kernels.library import Kernels, native_kernels
+from dspark_core.records import MAX_SEED
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Kernels:
+    found = native_kernels()
+    if found is None:
+        pytest.skip("no native kernels on this machine")
+    return found
+
+
+# Vocabularies below, at and beyond a vector; laws from flat to all but certain.
+@pytest.mark.parametrize("vocab", [1, 7, 8, 50, 4001])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 4.0, 30.0])
+def test_the_same_tokens_win(kernels: Kernels, vocab: int, spread: float) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    rows = 300
+    logits = torch.randn(rows, vocab, generator=generator) * spread
+    weights = (logits - logits.amax(dim=-1, keepdim=True)).exp()
+    weights[::3, ::2] = 0.0
+    weights[::3, -1] = 1e-30  # possible, and often all there is besides the odd tokens
+    seeds = torch.randint(0, MAX_SEED, (rows,), generator=generator)
+    positions = torch.arange(rows)
+    seeds[:2] = torch.tensor([0, MAX_SEED])
+    found = sample_coupled(kernels, weights, seeds, positions)
+    noise = coupling.exponential_noise(seeds, positions, torch.arange(vocab))
+    assert torch.equal(found, (noise / weights).argmin(dim=-1))
+    assert torch.equal(found, coupling.sample_coupled(weights, seeds, positions))
+
+
+def test_unlikely_tokens_win_as_often_as_they_should(kernels: Kernels) -> None:
+    weights = torch.tensor([1.0, *([2e-4] * 999)]).repeat(20_000, 1)
+    found = sample_coupled(kernels, weights, torch.full((20_000,), 5), torch.arange(20_000))
+    expected = 999 * 2e-4 / (1 + 999 * 2e-4)
+    assert (found > 0).float().mean().item() == pytest.approx(expected, abs=0.012)  # four deviations
+
+
+def test_no_rows_give_no_tokens_and_missing_seeds_are_refused(kernels: Kernels) -> None:
+    nothing = torch.zeros(0, dtype=torch.int64)
+    assert sample_coupled(kernels, torch.zeros(0, 5), nothing, nothing).tolist() == []
+    with pytest.raises(ValueError, match="0 seeds"):
+        sample_coupled(kernels, torch.ones(1, 5), nothing, nothing)
