@@ -99,22 +99,23 @@ class SchedulerLink:
         """One stream to whoever is thought to lead. After a failure the next call asks another one:
         what a broken stream has swallowed of `reports` cannot be sent again."""
         asked = self._current
+        connection = asked.connection
         try:
-            async with aclosing(asked.connection.scheduler.coordinate(reports)) as plans:
-                while (plan := await self._next_plan(plans)) is not None:
+            async with aclosing(connection.scheduler.coordinate(reports)) as plans:
+                while (plan := await self._next_plan(plans, asked.address)) is not None:
                     yield plan
         except (UnavailableError, DeadlineError) as error:
-            await self._turn_from(asked, error, {asked.address})
+            await self._turn_from(asked, connection, error, {asked.address})
             raise
 
-    async def _next_plan(self, plans: AsyncGenerator[VerifyPlan, None]) -> VerifyPlan | None:
+    async def _next_plan(self, plans: AsyncGenerator[VerifyPlan, None], address: str) -> VerifyPlan | None:
         """None at the end. Raises DeadlineError when nothing comes."""
         try:
             async with asyncio.timeout(self._silence_seconds):
                 return await anext(plans, None)
         except TimeoutError:
             raise DeadlineError(
-                f"the scheduler at {self._current.address} said nothing for {self._silence_seconds:g} s"
+                f"the scheduler at {address} said nothing for {self._silence_seconds:g} s"
             ) from None
 
     async def _assign(self, scheduler: SchedulerApi, request: AssignRequest) -> Replica:
@@ -132,21 +133,24 @@ class SchedulerLink:
         tried: set[str] = set()
         while True:
             asked = self._current
+            connection = asked.connection
             try:
-                return await call(asked.connection.scheduler)
+                return await call(connection.scheduler)
             except (UnavailableError, DeadlineError) as error:
                 if failed is None or isinstance(failed, NotLeaderError):
                     failed = error
                 tried.add(asked.address)
-                await self._turn_from(asked, error, tried)
+                await self._turn_from(asked, connection, error, tried)
                 if self._current.address in tried:
                     raise failed from None
 
-    async def _turn_from(self, asked: _Known, error: DSparkError, tried: set[str]) -> None:
+    async def _turn_from(
+        self, asked: _Known, used: SchedulerConnection, error: DSparkError, tried: set[str]
+    ) -> None:
         """Chooses whom to ask next: the leader that was named, else the next one not tried."""
         if self._current is not asked:
             return  # another call has turned already
-        if isinstance(error, DeadlineError):
+        if isinstance(error, DeadlineError) and asked.connection is used:
             await self._retire(asked)
         named = error.leader_address if isinstance(error, NotLeaderError) else ""
         if named and named not in tried:

@@ -1,6 +1,7 @@
 """Curves are learned from steps; plans come from the newest round and never from nothing."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -52,6 +53,26 @@ def test_a_throttled_verifier_is_slow_within_a_second_of_rounds():
     assert before is not None
     assert after is not None
     assert after > 2 * before
+
+
+def test_a_throttled_verifier_is_planned_shorter_within_a_second_of_rounds():
+    """Its drafts cost what they did, so a round that grew by its steps pays for fewer of their tokens."""
+    rows = tuple(tuple(confidence**k for k in range(1, 8)) for confidence in (0.5, 0.6, 0.7, 0.8))
+    planner = VerifierPlanner()
+    planner.pace.adopt(_profile((4, 0.02), (32, 0.04)))
+
+    def capacity(first_round: int, slowdown: float) -> int:
+        for number in range(first_round, first_round + 20):
+            seconds = slowdown * (0.02 + 0.02 * 12 / 28)
+            report = _report(number, rows, batch_tokens=16, step_seconds=seconds, draft_seconds=0.02)
+            lengths = [replace(request, verify_length=3) for request in report.requests]
+            planner.observe(replace(report, requests=tuple(lengths)))
+        plan = planner.plan()
+        assert plan is not None
+        return plan.draft_token_capacity
+
+    before = capacity(1, 1.0)
+    assert 0 < capacity(21, 4.0) < before
 
 
 def test_nothing_is_planned_from_nothing():
