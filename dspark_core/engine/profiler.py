@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from dspark_core.algorithms.step_surface import StepPoint
 from dspark_core.algorithms.step_time import ProfileKey, StepTimeModel, monotone
-from dspark_core.engine.batch import Run
+from dspark_core.engine.profile_passes import ProfilePasses
 from dspark_core.engine.target_engine import TargetEngine
 from dspark_core.errors import ConfigError
 
 MIN_JUMP = 0.1
 """A rise between neighbours smaller than this share is not searched for a stair."""
+
+WRITING_SHARE = 0.2
+"""Of the budget, at most for filling pages that timed passes then read."""
 
 Shape = tuple[int, int, int]  # requests, tokens, context per request
 
@@ -76,6 +79,7 @@ def profile_step_time(
     """
     settings = settings or ProfileSettings()
     bench = _Bench(engine, settings, clock, on_point)
+    bench.write_pages()
     bench.measure_grid()
     bench.repeat()
     bench.search_stairs()
@@ -90,13 +94,21 @@ class _Bench:
     on_point: Callable[[StepPoint], None]
     seconds: dict[Shape, list[float]] = field(default_factory=dict)
     started: float = field(init=False)
+    passes: ProfilePasses = field(init=False)
 
     def __post_init__(self) -> None:
         self.started = self.clock()
+        self.passes = ProfilePasses(self.engine)
 
     @property
     def left(self) -> float:
         return self.settings.budget_seconds - (self.clock() - self.started)
+
+    def write_pages(self) -> None:
+        """As many as fit into a part of the budget, one chunk at least."""
+        while self.passes.write_chunk():
+            if self.left < (1.0 - WRITING_SHARE) * self.settings.budget_seconds:
+                return
 
     def measure_grid(self) -> None:
         for shape in self._shapes():
@@ -187,27 +199,14 @@ class _Bench:
         return statistics.median(self.seconds[shape])
 
     def _measure(self, shape: Shape, *, warm_up: bool = False) -> None:
-        runs = _runs(self.engine, *shape)
         if warm_up:
-            self.engine.forward(runs)  # first calls pay for allocation and kernel selection
+            # First calls pay for allocation and kernel selection.
+            self.passes.verify(self.passes.runs(*shape))
+        runs = self.passes.runs(*shape)
         started = self.clock()
-        self.engine.forward(runs)
+        self.passes.verify(runs)
         elapsed = self.clock() - started
         self.seconds.setdefault(shape, []).append(elapsed)
         if warm_up:
             requests, tokens, context = shape
             self.on_point(StepPoint(requests, tokens, requests * context, elapsed))
-
-
-def _runs(engine: TargetEngine, requests: int, tokens: int, context: int) -> list[Run]:
-    counts = _spread(tokens, requests)
-    pages = -(-(context + counts[0]) // engine.page_tokens)
-    table = [1 + index % (engine.num_pages - 1) for index in range(pages)]
-    # Requests share pages: what is computed does not matter, only how long it takes.
-    return [Run([0] * count, context, table, count) for count in counts]
-
-
-def _spread(tokens: int, requests: int) -> Sequence[int]:
-    """As evenly as can be, larger ones first."""
-    each, more = divmod(tokens, requests)
-    return [each + 1] * more + [each] * (requests - more)
