@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 
 from services.embedded.processes import LOOPBACK, START_SECONDS, ServiceProcess, free_ports
 
 STOP_SECONDS = 10.0
+THROTTLE_SECONDS = 0.04
+"""A period of a throttled process: it runs for a part of each."""
 _GENERATE = '"/dspark.v1.VerifierService/Generate"'
 
 
@@ -24,6 +27,8 @@ class ClusterOptions:
     dtype: str = "float32"
     kv_cache_mb: int = 256
     max_running: int = 16
+    kernels: str = "on"
+    """"off": PyTorch's operators instead of the native kernels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,22 +110,26 @@ class Cluster:
         ]
 
     @contextmanager
-    def throttled(self, index: int, burners: int) -> Iterator[None]:
-        """One verifier shares one processor core with processes that do nothing but compute."""
-        pid = self.verifiers[index].pid
-        allowed = _affinity(pid)
-        core = min(allowed)
-        hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(burners)]
+    def throttled(self, index: int, share: float) -> Iterator[None]:
+        """One verifier runs for `share` of the time only. It is stopped in between rather than crowded
+        out by other processes, which would slow down the rest of this small cluster as well."""
+        ended = threading.Event()
+        verifier = self.verifiers[index]
+        thread = threading.Thread(target=_throttle, args=(verifier.pid, share, ended), daemon=True)
+        thread.start()
         try:
-            for hog in hogs:
-                os.sched_setaffinity(hog.pid, {core})
-            _pin(pid, {core})
             yield
         finally:
-            for hog in hogs:
-                hog.kill()
-                hog.wait()
-            _pin(pid, allowed)
+            ended.set()
+            thread.join()
+
+    def processor_seconds(self) -> dict[str, float]:
+        """Used so far by each process that runs, by role; verifiers are numbered."""
+        used: dict[str, float] = {}
+        for process in self._processes:
+            number = f"-{self.verifiers.index(process)}" if process in self.verifiers else ""
+            used[process.role + number] = _processor_seconds(process.pid)
+        return used
 
     def _spawn(self, role: str, port: int, environ: dict[str, str] | None = None) -> ServiceProcess:
         options = self._options
@@ -134,6 +143,7 @@ class Cluster:
             "DSPARK_KV_CACHE_MB": str(options.kv_cache_mb),
             "DSPARK_MAX_RUNNING": str(options.max_running),
             "DSPARK_TORCH_THREADS": "1",
+            "DSPARK_KERNELS": options.kernels,
             "DSPARK_LOG_LEVEL": "WARNING",
         }
         process = ServiceProcess(role, shared | (environ or {}), port)
@@ -141,14 +151,18 @@ class Cluster:
         return process
 
 
-def _affinity(pid: int) -> set[int]:
-    return set(os.sched_getaffinity(pid))
+def _throttle(pid: int, share: float, ended: threading.Event) -> None:
+    """Lets a process run for `share` of each period until `ended`, then freely."""
+    stopped = False
+    while not ended.wait(THROTTLE_SECONDS * (1.0 - share if stopped else share)):
+        stopped = not stopped
+        os.kill(pid, signal.SIGSTOP if stopped else signal.SIGCONT)
+    os.kill(pid, signal.SIGCONT)
 
 
-def _pin(pid: int, cores: set[int]) -> None:
-    """Every thread of a process: affinity belongs to threads."""
-    for thread in os.listdir(f"/proc/{pid}/task"):
-        os.sched_setaffinity(int(thread), cores)
+def _processor_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _total(text: str, name: str, label: str = "") -> float:

@@ -1,0 +1,40 @@
+"""A stretch of time under load: tokens per second, and what each verifier did of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.failover_parts.clients import Load
+from benchmarks.failover_parts.cluster import Cluster
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    tokens_per_second: float
+    requests: tuple[float, ...]
+    """Sent to each verifier."""
+    verify_lengths: tuple[float, ...]
+    """Mean draft tokens verified per request and round, at each verifier."""
+    processor_share: dict[str, float]
+    """Of one core, by process."""
+
+    @property
+    def busiest(self) -> int:
+        return self.requests.index(max(self.requests))
+
+    def request_share(self, verifier: int) -> float:
+        total = sum(self.requests)
+        return self.requests[verifier] / total if total else 0.0
+
+
+async def watch(cluster: Cluster, load: Load, seconds: float) -> Window:
+    counts, used = await cluster.counts(), cluster.processor_seconds()
+    rate = await load.tokens_per_second(seconds)
+    now_used = cluster.processor_seconds()
+    changes = [now.since(then) for now, then in zip(await cluster.counts(), counts, strict=True)]
+    return Window(
+        tokens_per_second=rate,
+        requests=tuple(change.requests for change in changes),
+        verify_lengths=tuple(change.verify_length for change in changes),
+        processor_share={role: (now_used[role] - then) / seconds for role, then in used.items()},
+    )
