@@ -185,13 +185,6 @@ class Eagle3Config:
     draft_vocab_size: int | None = None
     """Size of the reduced draft vocabulary; None: the target's."""
 
-    def __post_init__(self) -> None:
-        if self.backbone.gemma is not None:
-            raise ConfigError(
-                f"an Eagle3 drafter's layer cannot be of the family {self.backbone.family.value!r}: "
-                "train dspark, dflash or mtp1 for this target"
-            )
-
     @property
     def tap_size(self) -> int:
         """Values per token in the concatenated target hidden states."""

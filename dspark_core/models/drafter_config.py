@@ -30,7 +30,12 @@ _ARCHITECTURES = {
     "Gemma4DSparkModel": Family.GEMMA4,
     "Gemma3DSparkModel": Family.GEMMA3,
 }
-_EAGLE3_ARCHITECTURES = {"Qwen3Eagle3Model": Family.QWEN3, "LlamaEagle3Model": Family.LLAMA}
+_EAGLE3_ARCHITECTURES = {
+    "Qwen3Eagle3Model": Family.QWEN3,
+    "LlamaEagle3Model": Family.LLAMA,
+    "Gemma4Eagle3Model": Family.GEMMA4,
+    "Gemma3Eagle3Model": Family.GEMMA3,
+}
 _MTP_ARCHITECTURES = {
     "Qwen3MTPModel": Family.QWEN3,
     "LlamaMTPModel": Family.LLAMA,

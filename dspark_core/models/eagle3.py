@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 from dspark_core.models.config import DecoderConfig, Eagle3Config
 from dspark_core.models.dspark import DraftTokens, Sampler
-from dspark_core.models.layers import MLP, Attend, AttentionProjections, RMSNorm, Rotary, build_rotary
+from dspark_core.models.layers import (
+    MLP,
+    Attend,
+    AttentionProjections,
+    Rotary,
+    build_norm,
+    build_rotary,
+    embed,
+    soft_cap,
+)
 from dspark_core.models.own_confidence import own_confidence_logits
 from dspark_core.models.packing import PackedLinear, pack_linears, pack_weight
 
@@ -39,9 +48,9 @@ class Eagle3Layer(nn.Module):
         super().__init__()
         self.self_attn = AttentionProjections(config, input_size=2 * config.hidden_size)
         self.mlp = MLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = build_norm(config)
+        self.hidden_norm = build_norm(config)
+        self.post_attention_layernorm = build_norm(config)
 
     def pairs(self, embedded: Tensor, hidden: Tensor) -> Tensor:
         """embedded, hidden [tokens, d] -> what q, k and v are made of [tokens, 2 * d]."""
@@ -49,12 +58,36 @@ class Eagle3Layer(nn.Module):
 
     def forward(self, embedded: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """embedded, hidden [tokens, d] -> the next hidden states [tokens, d]."""
-        pairs = self.pairs(embedded, hidden)
-        q = self.self_attn.queries(pairs, cos, sin)
-        k, v = self.self_attn.keys_values(pairs, cos, sin)
-        hidden = hidden + self.self_attn.o_proj(attend(0, q, k, v).flatten(-2))
+        hidden = hidden + self._attended(self.pairs(embedded, hidden), cos, sin, attend)
         out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return out
+
+    def _attended(self, pairs: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        q = self.self_attn.queries(pairs, cos, sin)
+        k, v = self.self_attn.keys_values(pairs, cos, sin)
+        out: Tensor = self.self_attn.o_proj(attend(0, q, k, v).flatten(-2))
+        return out
+
+
+class GemmaEagle3Layer(Eagle3Layer):
+    """With a norm on either side of both sublayers, as in `GemmaDraftLayer`."""
+
+    layer_scalar: Tensor | None
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__(config)
+        self.pre_feedforward_layernorm = build_norm(config)
+        self.post_feedforward_layernorm = build_norm(config)
+        scaled = config.gemma is not None and config.gemma.layer_scalar
+        self.register_buffer("layer_scalar", torch.ones(1) if scaled else None)
+
+    def forward(self, embedded: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """embedded, hidden [tokens, d] -> the next hidden states [tokens, d]."""
+        attended = self._attended(self.pairs(embedded, hidden), cos, sin, attend)
+        hidden = hidden + self.post_attention_layernorm(attended)
+        fed = self.mlp(self.pre_feedforward_layernorm(hidden))
+        hidden = hidden + self.post_feedforward_layernorm(fed)
+        return hidden if self.layer_scalar is None else hidden * self.layer_scalar
 
 
 class Eagle3Drafter(nn.Module):
@@ -79,8 +112,8 @@ class Eagle3Drafter(nn.Module):
         self.register_buffer("lm_head", lm_head, persistent=False)
         self.register_buffer("draft_vocab_ids", draft_vocab_ids)
         self.projection = Eagle3Projection(config)
-        self.layer = Eagle3Layer(backbone)
-        self.norm = RMSNorm(backbone.hidden_size, backbone.rms_norm_eps)
+        self.layer = Eagle3Layer(backbone) if backbone.gemma is None else GemmaEagle3Layer(backbone)
+        self.norm = build_norm(backbone)
         self.rotary = build_eagle3_rotary(config)
         self._packed_head: PackedLinear | None = None
 
@@ -88,6 +121,10 @@ class Eagle3Drafter(nn.Module):
         """Makes inference on a CPU faster; the linear layers' weights are no parameters afterwards."""
         pack_linears(self)
         self._packed_head = pack_weight(self.lm_head)
+
+    def embedded(self, token_ids: Tensor) -> Tensor:
+        """token_ids [...] -> [..., d], as the target embeds them."""
+        return embed(token_ids, self.embed_tokens, self.config.backbone.embedding_scale)
 
     def context_keys_values(
         self, features: Tensor, next_ids: Tensor, positions: Tensor
@@ -97,7 +134,7 @@ class Eagle3Drafter(nn.Module):
         -> k, v [tokens, kv_heads, head_dim]; with a single layer those of a position never change.
         """
         cos, sin = self.rotary(positions, features.dtype)
-        pairs = self.layer.pairs(F.embedding(next_ids, self.embed_tokens), features)
+        pairs = self.layer.pairs(self.embedded(next_ids), features)
         k, v = self.layer.self_attn.keys_values(pairs, cos, sin)
         return k, v
 
@@ -113,7 +150,7 @@ class Eagle3Drafter(nn.Module):
         tokens, confidences = [], []
         for step in range(self.config.block_size):
             cos, sin = self.rotary(positions + step, hidden.dtype)
-            hidden = self.layer(F.embedding(previous, self.embed_tokens), hidden, cos, sin, attend)
+            hidden = self.layer(self.embedded(previous), hidden, cos, sin, attend)
             logits = self.logits(hidden)
             confidences.append(own_confidence_logits(logits))
             previous = self.target_ids(sampler(step, logits))
@@ -122,11 +159,10 @@ class Eagle3Drafter(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [tokens, d], as the layer returned it -> [tokens, draft vocab]."""
-        normed = self.norm(hidden)
+        normed, cap = self.norm(hidden), self.config.backbone.final_logit_softcap
         if self._packed_head is not None:
-            logits: Tensor = self._packed_head(normed)
-            return logits
-        return F.linear(normed, self.lm_head)
+            return soft_cap(self._packed_head(normed), cap)
+        return soft_cap(F.linear(normed, self.lm_head), cap)
 
     def target_ids(self, draft_indices: Tensor) -> Tensor:
         """Draft vocabulary indices -> target token ids."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dspark_core.errors import ConfigError
 from dspark_core.models.config import Eagle3Config, draft_backbone
 from dspark_core.models.eagle3 import Eagle3Drafter
 from dspark_core.models.eagle3_checkpoint import save_eagle3
+from dspark_core.models.layers import build_norm
 from dspark_core.models.loading import LoadedTarget
 from dspark_core.training.chain_attention import ChainAttention
 from dspark_core.training.features import FeatureSequence
@@ -68,7 +68,7 @@ class Eagle3Objective(ChainObjective):
         features = drafter.projection(taps)
         context = drafter.context_keys_values(features, batch.next_ids, packed.positions)
         attend = ChainAttention(packed, *context)
-        embedded = F.embedding(packed.previous_ids, drafter.embed_tokens)  # [anchors, steps, d]
+        embedded = drafter.embedded(packed.previous_ids)  # [anchors, steps, d]
         hidden, steps = features[batch.first_rows], []
         for step in range(self.block_size):
             cos, sin = drafter.rotary(packed.anchor_positions - 1 + step, hidden.dtype)
@@ -112,7 +112,7 @@ def only_source_layer(recipe: DrafterRecipe) -> int | None:
 
 
 def _start_layer(drafter: Eagle3Drafter, state: dict[str, Tensor]) -> None:
-    own = dict(drafter.layer.named_parameters())
+    own = dict(drafter.layer.named_parameters()) | dict(drafter.layer.named_buffers())
     size = drafter.config.backbone.hidden_size
     for name, value in state.items():
         if own[name].shape == value.shape:
@@ -120,4 +120,4 @@ def _start_layer(drafter: Eagle3Drafter, state: dict[str, Tensor]) -> None:
         else:  # q, k, v: [embedding | hidden]
             own[name][:, size:] = value
     drafter.layer.hidden_norm.weight.copy_(state["input_layernorm.weight"])
-    drafter.layer.input_layernorm.weight.fill_(1.0)
+    drafter.layer.input_layernorm.weight.copy_(build_norm(drafter.config.backbone).weight)

@@ -14,14 +14,16 @@ from dspark_core.engine.draft_engine import LocalDraftSource
 from dspark_core.engine.drafting import Drafting
 from dspark_core.engine.planning import FullPlanSource
 from dspark_core.engine.rounds import BatchLimits, RoundLoop
-from dspark_core.models.config import DrafterConfig, MtpConfig, draft_backbone
+from dspark_core.models.config import DrafterConfig, Eagle3Config, MtpConfig, draft_backbone
 from dspark_core.models.drafter_checkpoint import save_drafter
+from dspark_core.models.eagle3_checkpoint import save_eagle3
 from dspark_core.models.loading import LoadedTarget, load_target
 from dspark_core.models.mtp_checkpoint import save_mtp
 from dspark_core.records import SamplingParams
 from dspark_core.training.data.conversations import Conversation
 from dspark_core.training.data.prefill import compute_packed
 from dspark_core.training.initial import new_drafter
+from dspark_core.training.objectives.eagle3 import new_eagle3
 from dspark_core.training.objectives.mtp1 import new_mtp
 from tests.unit.engine.tiny import request, run
 from tests.unit.models.gemma_tiny import GEMMAS, VOCAB, WINDOW
@@ -33,7 +35,7 @@ TOKENS = 3 * WINDOW
 
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A target with a DSpark and an MTP-1 drafter of its own kind, by name."""
+    """A target with a DSpark, an Eagle3 and an MTP-1 drafter of its own kind, by name."""
     made = {}
     for name in NAMES:
         made[name] = directory = tmp_path_factory.mktemp("gemma")
@@ -45,6 +47,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         config = MtpConfig(
             backbone=draft_backbone(target.config, 1), num_target_layers=target.config.num_layers
         )
+        save_eagle3(directory / "eagle3", new_eagle3(eagle3_config(target), target, None, 3))
         save_mtp(directory / "mtp", new_mtp(config, target, None, 3))
     return made
 
@@ -59,6 +62,15 @@ def dspark_config(target: LoadedTarget) -> DrafterConfig:
         markov_rank=4,
         confidence_head=True,
         confidence_head_with_markov=True,
+    )
+
+
+def eagle3_config(target: LoadedTarget) -> Eagle3Config:
+    return Eagle3Config(
+        backbone=draft_backbone(target.config, 1),
+        num_target_layers=target.config.num_layers,
+        target_layer_ids=(-1, 1, 3),
+        block_size=3,
     )
 
 
@@ -109,7 +121,7 @@ def test_greedy_output_is_the_targets_own(name: str, directories: dict[str, Path
     directory, greedy = directories[name], SamplingParams(temperature=0.0)
     expected = alone(directory)
     assert len({token for tokens in expected.values() for token in tokens}) > 5
-    for drafter in (None, "dspark", "mtp"):
+    for drafter in (None, "dspark", "eagle3", "mtp"):
         for limits in ({}, {"prefill_chunk_tokens": 7, "max_batch_tokens": 16, "max_running": 3}):
             assert generated(loop_of(directory, drafter, **limits), greedy) == expected, (drafter, limits)
 

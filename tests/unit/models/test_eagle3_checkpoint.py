@@ -103,7 +103,7 @@ def test_the_fingerprint_follows_geometry_and_projection(tmp_path: Path) -> None
         ({"target_layer_ids": [1, 2]}, r"fc.weight: shape \[64, 320\], the configuration needs \[64, 128\]"),
         ({"num_target_layers": 9}, "num_target_layers=9 does not fit the target, which has 8"),
         ({"vocab_size": 500}, "vocab_size=500 does not fit the target, which has 512"),
-        ({"architectures": ["Gemma4Eagle3Model"]}, "supported: .*'Qwen3Eagle3Model'"),
+        ({"architectures": ["Gemma5Eagle3Model"]}, "supported: .*'Qwen3Eagle3Model'"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(tmp_path: Path, fields: dict, message: str) -> None:

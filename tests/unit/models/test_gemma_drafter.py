@@ -20,6 +20,7 @@ from dspark_core.models.layers import build_rotary
 from dspark_core.models.loading import LoadedTarget, load_target
 from dspark_core.training.data.prefill import PackedCausalAttention
 from dspark_core.training.initial import new_drafter, target_layer_state
+from dspark_core.training.objectives.eagle3 import new_eagle3
 from tests.unit.models.gemma_tiny import GEMMAS, VOCAB
 from tests.unit.models.target_checkpoints import edit_json, save_hf
 
@@ -138,7 +139,23 @@ def test_a_source_layer_of_another_shape_is_refused(name: str, layer: int, tmp_p
         target_layer_state(target.decoder, layer)
 
 
-def test_eagle3_refuses_gemma_layers(tmp_path: Path) -> None:
-    backbone = draft_backbone(load("gemma3", tmp_path).config, 1)
-    with pytest.raises(ConfigError, match="cannot be of the family 'gemma3'"):
-        Eagle3Config(backbone=backbone, num_target_layers=4, target_layer_ids=(0,), block_size=3)
+def test_an_eagle3_layer_starts_as_the_targets_own_layer(tmp_path: Path) -> None:
+    target = load("gemma4 large", tmp_path)
+    config = Eagle3Config(
+        backbone=draft_backbone(target.config, 1), num_target_layers=4, target_layer_ids=(0,), block_size=3
+    )
+    drafter, ids = new_eagle3(config, target, None, 1), torch.randint(0, VOCAB, (30,))
+    drafter.layer.self_attn.q_proj.weight.data[:, :64] = 0.0  # the halves that read the embedding
+    drafter.layer.self_attn.k_proj.weight.data[:, :64] = 0.0
+    attend, layer = PackedCausalAttention([30], [None]), build_draft_layer(config.backbone)
+    layer.load_state_dict(target_layer_state(target.decoder, 1))
+    cos, sin = build_rotary(config.backbone)(torch.arange(30), torch.float32)
+    with torch.no_grad():
+        hidden = drafter.embedded(ids)
+        found = drafter.layer(torch.randn(30, 64), hidden, cos, sin, attend)
+        expected = layer(0, hidden, cos, sin, attend)
+        logits = drafter.logits(hidden * 10)
+    torch.testing.assert_close(hidden, 8.0 * target.decoder.embed_tokens.weight[ids])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    plain = drafter.norm(hidden * 10) @ drafter.lm_head.T
+    torch.testing.assert_close(logits, 3.0 * torch.tanh(plain / 3.0))

@@ -13,7 +13,6 @@ from dspark_core.engine.draft_engine import LocalDraftSource
 from dspark_core.engine.drafting import Drafting
 from dspark_core.engine.planning import FullPlanSource
 from dspark_core.engine.rounds import RoundLoop
-from dspark_core.errors import ConfigError
 from dspark_core.models.drafter_kinds import load_any_drafter
 from dspark_core.models.loading import LoadedTarget, load_target
 from dspark_core.training.block_attention import packed_hidden
@@ -22,7 +21,7 @@ from dspark_core.training.data.prefill import compute_packed
 from dspark_core.training.features import FeatureSequence
 from dspark_core.training.losses import position_weights
 from dspark_core.training.objectives.dspark import DSparkObjective, build_dspark
-from dspark_core.training.objectives.eagle3 import build_eagle3
+from dspark_core.training.objectives.eagle3 import Eagle3Objective, build_eagle3
 from dspark_core.training.objectives.mtp1 import MtpObjective, build_mtp1
 from dspark_core.training.packing import draw_anchors, pack
 from dspark_core.training.recipe import DrafterRecipe, LossConfig
@@ -45,8 +44,8 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> LoadedTarget:
 def recipe(algorithm: str, **fields: object) -> DrafterRecipe:
     defaults: dict[str, object] = {
         "target_layer_ids": LAYERS,
-        "num_layers": 1 if algorithm == "mtp1" else 2,
-        "source_layers": (3,) if algorithm == "mtp1" else (1, 3),
+        "num_layers": 2 if algorithm == "dspark" else 1,
+        "source_layers": (1, 3) if algorithm == "dspark" else (3,),
         "block_size": 4,
         "mask_token_id": VOCAB - 1,
         "markov_rank": 4,
@@ -67,7 +66,9 @@ def greedy(target: LoadedTarget, prompt_tokens: int, seed: int) -> FeatureSequen
     return compute_packed(target.decoder, [conversation], LAYERS)[0]
 
 
-def train(made: DSparkObjective | MtpObjective, sequences: list[FeatureSequence], steps: int) -> list[float]:
+def train(
+    made: DSparkObjective | Eagle3Objective | MtpObjective, sequences: list[FeatureSequence], steps: int
+) -> list[float]:
     made.module.requires_grad_(True).train()
     optimizer = torch.optim.AdamW(made.module.parameters(), lr=3e-3, weight_decay=0.0)
     losses = []
@@ -80,14 +81,15 @@ def train(made: DSparkObjective | MtpObjective, sequences: list[FeatureSequence]
     return losses
 
 
-@pytest.mark.parametrize("algorithm", ["dspark", "mtp1"])
+@pytest.mark.parametrize("algorithm", ["dspark", "mtp1", "eagle3"])
 def test_the_loss_falls_and_what_is_saved_loads(algorithm: str, target: LoadedTarget, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    build = {"dspark": build_dspark, "mtp1": build_mtp1}[algorithm]
+    build = {"dspark": build_dspark, "mtp1": build_mtp1, "eagle3": build_eagle3}[algorithm]
     made = build(recipe(algorithm), LOSSES, target, None)
     scalars = {name: value.clone() for name, value in made.module.named_buffers() if "scalar" in name}
     losses = train(made, [greedy(target, 9, seed) for seed in range(2)], 12)
-    assert losses[-1] < 0.8 * losses[0]
+    # Eagle3's loss has a floor, the entropy of the target's capped distribution.
+    assert losses[-1] < (0.95 if algorithm == "eagle3" else 0.8) * losses[0]
     assert scalars
     assert all(torch.equal(value, made.module.get_buffer(name)) for name, value in scalars.items())
     made.save(tmp_path)
@@ -139,8 +141,3 @@ def test_rounds_go_as_training_replays_them(target: LoadedTarget, tmp_path: Path
     replayed = replay_greedy_rounds(made.module.eval(), sequences)
     assert (rounds, committed) == (replayed.rounds, replayed.committed)
     assert committed > 1.2 * rounds
-
-
-def test_eagle3_is_refused_before_training(target: LoadedTarget) -> None:
-    with pytest.raises(ConfigError, match=r"Eagle3 .* 'gemma4'.* dspark, dflash or mtp1"):
-        build_eagle3(recipe("eagle3", source_layers=()), LOSSES, target, None)
