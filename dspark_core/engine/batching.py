@@ -23,12 +23,17 @@ class BatchLimits:
     max_batch_tokens: int = 512
     """Tokens in one target pass: anchors, drafts and prefill together."""
     prefill_chunk_tokens: int = 256
-    """Most prompt tokens in one pass, so that a long prompt does not stall running streams."""
+    """Most prompt tokens in one pass."""
+    max_step_seconds: float | None = None
+    """Prompt tokens beside running streams are fewer still, so that a pass takes about this long at most
+    (`PrefillPacer`); None: `prefill_chunk_tokens` alone decides."""
 
     def __post_init__(self) -> None:
         for name in ("max_running", "max_waiting", "max_batch_tokens", "prefill_chunk_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.max_step_seconds is not None and not self.max_step_seconds > 0:
+            raise ConfigError(f"max_step_seconds must be > 0, got {self.max_step_seconds}")
         if self.max_running > self.max_batch_tokens:
             raise ConfigError(
                 f"max_running ({self.max_running}) must not exceed max_batch_tokens "

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 import torch
 
 from dspark_core.algorithms.prefix_scheduler import survival_from_confidence
+from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.engine.acceptance import Acceptor, Proposal, Verdict
 from dspark_core.engine.batch import Run
 from dspark_core.engine.batching import Batcher, BatchLimits
 from dspark_core.engine.block_manager import BlockManager
 from dspark_core.engine.drafting import Drafting, DraftRound, draft_limit
+from dspark_core.engine.pacing import PrefillPacer
 from dspark_core.engine.plan_inputs import draft_candidates, plan_requests
 from dspark_core.engine.protocols import DraftBlock, PlanSource
 from dspark_core.engine.sequence import SequenceState
@@ -54,7 +56,9 @@ class RoundLoop:
         limits: BatchLimits | None = None,
         replica_id: str = "local",
         generator: torch.Generator | None = None,
+        step_time: StepTimeModel | None = None,
     ) -> None:
+        """`step_time`: measured, paces prompts if the limits bound a step's time; None: learned."""
         self._engine = engine
         self._planner = planner
         self._drafting = drafting
@@ -67,6 +71,8 @@ class RoundLoop:
         if generator is None:
             generator = torch.Generator().manual_seed(secrets.randbelow(MAX_SEED))
         self._acceptor = Acceptor(generator)
+        longest = self.batcher.limits.max_step_seconds
+        self._pacer = None if longest is None else PrefillPacer(longest, step_time)
 
     @property
     def has_work(self) -> bool:
@@ -105,7 +111,8 @@ class RoundLoop:
         drafts = self._drafts(decoding)
         started = time.perf_counter()
         proposals, survival = self._plan(decoding, drafts)
-        prefills = self._prefill_chunks(sum(1 + len(p.draft_token_ids) for p in proposals))
+        decode_tokens = sum(1 + len(p.draft_token_ids) for p in proposals)
+        prefills = self._prefill_chunks(proposals, decode_tokens)
         runs = [self._decode_run(p) for p in proposals] + [self._prefill_run(s, n) for s, n in prefills]
         if not runs:
             return []
@@ -113,6 +120,7 @@ class RoundLoop:
         sampled = proposals + [Proposal(s) for s, n in prefills if n == s.uncomputed]
         verdicts = self._acceptor.accept(logits, sampled)
         elapsed = time.perf_counter() - started
+        self._learn_pace(proposals, decode_tokens, prefills, elapsed)
         for sequence, count in prefills:
             sequence.computed += count
             sequence.publish_full_pages(self._manager)
@@ -184,10 +192,15 @@ class RoundLoop:
             length -= 1
         return length
 
-    def _prefill_chunks(self, decode_tokens: int) -> list[tuple[SequenceState, int]]:
+    def _prefill_chunks(
+        self, proposals: Sequence[Proposal], decode_tokens: int
+    ) -> list[tuple[SequenceState, int]]:
         """Who prefills how many tokens this round, in order of arrival."""
         limits = self.batcher.limits
         budget = min(limits.prefill_chunk_tokens, limits.max_batch_tokens - decode_tokens)
+        if self._pacer is not None and proposals and any(not s.decoding for s in self.batcher.running):
+            context = _context_tokens(proposals)
+            budget = self._pacer.allowance(len(proposals), decode_tokens, context, budget)
         chunks = []
         for sequence in sorted(self.batcher.running, key=lambda s: s.order):
             if sequence.decoding or budget < 1:
@@ -196,6 +209,18 @@ class RoundLoop:
             chunks.append((sequence, count))
             budget -= count
         return chunks
+
+    def _learn_pace(
+        self,
+        proposals: Sequence[Proposal],
+        decode_tokens: int,
+        prefills: Sequence[tuple[SequenceState, int]],
+        seconds: float,
+    ) -> None:
+        if self._pacer is not None and proposals and prefills:
+            prompt_tokens = sum(count for _, count in prefills)
+            context = _context_tokens(proposals)
+            self._pacer.observe(len(proposals), decode_tokens, prompt_tokens, context, seconds)
 
     def _decode_run(self, proposal: Proposal) -> Run:
         sequence = proposal.sequence
@@ -300,3 +325,8 @@ class RoundLoop:
                 draft_seconds=draft_seconds,
             )
         )
+
+
+def _context_tokens(proposals: Sequence[Proposal]) -> int:
+    """Positions that decoding requests attend to; a prompt's own grow and correct the pace instead."""
+    return sum(len(proposal.sequence.tokens) - 1 for proposal in proposals)

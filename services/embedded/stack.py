@@ -38,6 +38,7 @@ from services.gateway.routed_backend import RoutedBackend
 from services.gateway.servicer import GatewayServicer
 from services.gateway.verifier_pool import VerifierPool
 from services.scheduler.scheduler import Scheduler
+from services.verifier.config import DEFAULT_STEP_MS
 from services.verifier.load import LoadMeter
 from services.verifier.plans import CoordinatedPlanSource
 from services.verifier.profiling import ProfileOptions, profile_points, replica_kind
@@ -138,7 +139,7 @@ class EmbeddedStack:
 
         verifier = build_verifier(
             profiled,
-            limits=BatchLimits(max_running=options.max_running),
+            limits=BatchLimits(max_running=options.max_running, max_step_seconds=DEFAULT_STEP_MS / 1000),
             draft_source=drafts,
             draft_deadline_seconds=DRAFT_DEADLINE_SECONDS,
             replica_id=REPLICA_ID,

@@ -17,6 +17,8 @@ from services.verifier.profiling import MEASURE, ProfileOptions
 
 PORT = 50053
 METRICS_PORT = 9053
+DEFAULT_STEP_MS = 100.0
+"""A stream that shares a verifier with arriving prompts still gets about ten tokens a second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,7 @@ class VerifierServiceConfig:
                 max_waiting=env.integer("DSPARK_MAX_WAITING", 256, minimum=1),
                 max_batch_tokens=env.integer("DSPARK_MAX_BATCH_TOKENS", 512, minimum=1),
                 prefill_chunk_tokens=env.integer("DSPARK_PREFILL_CHUNK_TOKENS", 256, minimum=1),
+                max_step_seconds=env.number("DSPARK_MAX_STEP_MS", DEFAULT_STEP_MS, minimum=1.0) / 1000,
             ),
             server=server,
             torch_threads=env.optional_integer("DSPARK_TORCH_THREADS", minimum=1),

@@ -41,7 +41,11 @@ def load_profiled_target(options: EngineOptions, profile: ProfileOptions | None 
     """Blocking: loads weights, then measures step times for a few seconds."""
     target = build_target(options)
     round_time = start_profile(
-        target.engine, options.target_model, options.dtype, profile or ProfileOptions()
+        target.engine,
+        options.target_model,
+        options.dtype,
+        profile or ProfileOptions(),
+        weights=options.weights,
     )
     return ProfiledTarget(target=target, round_time=round_time)
 
@@ -96,6 +100,7 @@ def build_verifier(
         drafting=drafting,
         limits=limits,
         replica_id=replica_id,
+        step_time=None if round_time is None else round_time.verify,
     )
     verifier = Verifier(rounds)
     observed.watch_status(lambda: verifier.status)

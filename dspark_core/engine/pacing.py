@@ -1,0 +1,62 @@
+"""How many prompt tokens may join a step, so that running streams do not wait for it too long."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from dspark_core.algorithms.step_time import StepTimeModel
+
+MIN_CHUNK_TOKENS = 16
+"""A prompt advances by this much in every step, whatever that costs: it must not starve."""
+MAX_SLOWDOWN = 2.0
+"""Where decoding alone takes half the budget or more, a prompt may still make it this many times as long:
+otherwise a large model would read prompts in crumbs, each paying for a whole step."""
+
+MAX_SURPRISE = 2.0
+"""How far one step may be from what was expected."""
+SLOWER_RATE, FASTER_RATE = 0.5, 0.15
+"""How much of a surprise is believed. A prompt attends to ever more of itself, which the measured times do
+not hold, so chunks shrink at once and grow again slowly."""
+
+
+class PrefillPacer:
+    """Sizes prompt chunks by expected step times, which the steps it paced correct."""
+
+    def __init__(self, max_step_seconds: float, step_time: StepTimeModel | None = None) -> None:
+        """`step_time`: measured; None: learned from paced steps, beginning with small chunks."""
+        self._budget = max_step_seconds
+        self._model = step_time
+        self._slower = 1.0
+        self._grown = MIN_CHUNK_TOKENS
+
+    def allowance(self, requests: int, decode_tokens: int, context_tokens: int, most: int) -> int:
+        """Prompt tokens for a step that also decodes `decode_tokens` of `requests` >= 1; at most `most`."""
+        if most < 1 or self._model is None:
+            return min(most, MIN_CHUNK_TOKENS)
+        # Index n is a step with n prompt tokens; its first is the step without any.
+        tokens = np.arange(decode_tokens, decode_tokens + most + 1)
+        seconds = self._slower * self._model.table(requests, tokens, context_tokens)
+        budget = max(self._budget, MAX_SLOWDOWN * seconds[0])
+        fits = int(np.searchsorted(seconds, budget, side="right")) - 1
+        if self._model.learned:  # it knows little beyond what it has seen
+            fits = min(fits, 2 * self._grown)
+        return min(max(fits, MIN_CHUNK_TOKENS), most)
+
+    def observe(
+        self, requests: int, decode_tokens: int, prompt_tokens: int, context_tokens: int, seconds: float
+    ) -> None:
+        """How long a step with prompt tokens took."""
+        if seconds <= 0:
+            return  # a clock too coarse for the step
+        tokens = decode_tokens + prompt_tokens
+        self._grown = max(self._grown, prompt_tokens)
+        if self._model is None:
+            self._model = StepTimeModel.learn(requests, tokens, context_tokens, seconds)
+        elif self._model.learned:
+            self._model = self._model.observed(requests, tokens, context_tokens, seconds)
+        else:
+            expected = self._slower * self._model.seconds(requests, tokens, context_tokens)
+            surprise = math.log(min(max(seconds / expected, 1.0 / MAX_SURPRISE), MAX_SURPRISE))
+            self._slower *= math.exp((SLOWER_RATE if surprise > 0 else FASTER_RATE) * surprise)

@@ -1,0 +1,89 @@
+"""Prompts join running streams by as many tokens as the budget of a step allows."""
+
+from __future__ import annotations
+
+import pytest
+
+from dspark_core.algorithms.step_time import StepTimeModel
+from dspark_core.engine.batching import BatchLimits
+from dspark_core.engine.pacing import MIN_CHUNK_TOKENS, PrefillPacer
+from dspark_core.engine.planning import FullPlanSource
+from dspark_core.engine.rounds import RoundLoop
+from dspark_core.errors import ConfigError
+from tests.unit.engine.tiny import naive_greedy, prompts, request, run, tiny_decoder, tiny_engine
+
+MILLISECOND_PER_TOKEN = StepTimeModel.of_curve([1, 1000], [0.001, 1.0])
+
+
+def test_a_chunk_fills_the_budget_that_decoding_leaves() -> None:
+    pacer = PrefillPacer(0.1, MILLISECOND_PER_TOKEN)
+    assert pacer.allowance(8, 8, 0, 256) == 92
+    assert pacer.allowance(8, 40, 0, 256) == 60
+    assert pacer.allowance(8, 8, 0, 50) == 50
+    assert PrefillPacer(10.0, MILLISECOND_PER_TOKEN).allowance(8, 8, 0, 256) == 256
+
+
+def test_a_prompt_is_never_starved() -> None:
+    pacer = PrefillPacer(0.001, MILLISECOND_PER_TOKEN)
+    assert pacer.allowance(4, 4, 0, 256) == MIN_CHUNK_TOKENS
+    assert pacer.allowance(100, 100, 0, 256) == 100  # as long again as decoding alone
+    assert pacer.allowance(4, 4, 0, 3) == 3
+    assert pacer.allowance(4, 4, 0, 0) == 0
+
+
+def test_slower_steps_than_expected_shrink_chunks() -> None:
+    pacer = PrefillPacer(0.1, MILLISECOND_PER_TOKEN)
+    before = pacer.allowance(8, 8, 0, 256)
+    for _ in range(40):
+        pacer.observe(8, 8, before, 0, 2 * 0.001 * (8 + before))
+    assert MIN_CHUNK_TOKENS < pacer.allowance(8, 8, 0, 256) < 0.75 * before
+
+
+def test_an_unknown_machine_is_explored_from_small_chunks() -> None:
+    pacer = PrefillPacer(0.1)
+    chunks = []
+    for _ in range(30):
+        chunks.append(pacer.allowance(8, 8, 0, 256))
+        pacer.observe(8, 8, chunks[-1], 0, 0.001 * (8 + chunks[-1]))
+    assert chunks[0] == MIN_CHUNK_TOKENS
+    assert all(after <= 2 * max(chunks[: index + 1]) for index, after in enumerate(chunks[1:]))
+    assert 46 <= chunks[-1] <= 138  # 92 fit; times of unseen sizes are guesses
+
+
+def rounds_of_a_prompt(limits: BatchLimits, step_time: StepTimeModel, prompt: list[int]) -> int:
+    """Beside a running stream."""
+    loop = RoundLoop(tiny_engine(), FullPlanSource(), limits=limits, step_time=step_time)
+    loop.submit(request("stream", [1, 2, 3], 60))
+    loop.step()
+    loop.submit(request("prompt", prompt, 1))
+    for rounds in range(1, 60):
+        if any(output.request_id == "prompt" for output in loop.step()):
+            return rounds
+    raise AssertionError("the prompt was starved")
+
+
+def test_only_prompts_beside_running_streams_are_cut() -> None:
+    prompt = [1 + index % 50 for index in range(80)]
+    tight = BatchLimits(max_step_seconds=1e-9)
+    hour_per_token = StepTimeModel.of_curve([1, 10000], [3600.0, 3.6e7])
+    assert rounds_of_a_prompt(tight, hour_per_token, prompt) == 80 // MIN_CHUNK_TOKENS
+    assert rounds_of_a_prompt(BatchLimits(), hour_per_token, prompt) == 1
+    alone = RoundLoop(tiny_engine(), FullPlanSource(), limits=tight, step_time=hour_per_token)
+    alone.submit(request("prompt", prompt, 1))
+    assert [output.request_id for output in alone.step()] == ["prompt"]
+
+
+def test_a_budget_changes_no_token() -> None:
+    decoder = tiny_decoder()
+    limits = BatchLimits(max_running=3, max_step_seconds=1e-9)
+    loop = RoundLoop(tiny_engine(decoder), FullPlanSource(), limits=limits)
+    asked = prompts(6)
+    answers = run(loop, [request(str(i), prompt, 8) for i, prompt in enumerate(asked)])
+    for index, prompt in enumerate(asked):
+        assert answers[str(index)] == naive_greedy(decoder, prompt, 8)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_impossible_budgets_are_refused(value: float) -> None:
+    with pytest.raises(ConfigError, match="max_step_seconds must be > 0"):
+        BatchLimits(max_step_seconds=value)
