@@ -172,13 +172,14 @@ def test_early_stopping_keeps_the_law_across_the_cliff(floor):
 
 
 def test_a_floor_that_needs_drafts_keeps_the_law():
-    """A second token is verified only where the first is not expected to be enough."""
-    flat = times(1.0, 1.0, 1.0)
-    lengths = [plan(requests(*SURVIVAL[token], floor=1.9), flat, capacity=0).lengths[0] for token in (0, 1)]
-    assert lengths == [2, 2]
-    counts = first_token_counts(
-        by_token(lambda s: plan(requests(*s, floor=1.9), flat, capacity=0).lengths[0])
-    )
+    """It takes the capacity from a likelier request, and its second token only where that may help."""
+    flat, likelier = times(*[1.0] * 6), PlanRequest(survival=(0.99, 0.98))
+
+    def length_for(survival):
+        return plan([*requests(*survival, floor=1.9), likelier], flat, capacity=2).lengths[0]
+
+    assert [length_for(SURVIVAL[token]) for token in (0, 1)] == [2, 1]
+    counts = first_token_counts(by_token(length_for))
     assert follows(counts, TARGET)
 
 
