@@ -16,8 +16,13 @@ pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(200)]
 CHAT = "/v1/chat/completions"
 
 
-def body(max_tokens: int = 32, **fields: Any) -> dict[str, Any]:
-    messages = [{"role": "user", "content": "Write a long story about a village by the sea."}]
+STORY = "Write a long story about a village by the sea."
+ENDLESS = "Count from 1 to 1000, one number per line."
+"""The model goes on with it for as many tokens as it may."""
+
+
+def body(max_tokens: int = 32, prompt: str = STORY, **fields: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": prompt}]
     return {
         "model": "smollm2-135m-instruct",
         "messages": messages,
@@ -55,7 +60,7 @@ def test_an_impossible_floor_is_refused_and_a_modest_one_held_and_told(client: h
 
 
 def test_a_floor_that_company_would_break_is_told_when_to_come_back(client: httpx.Client) -> None:
-    with client.stream("POST", CHAT, json=body(600, stream=True)) as running:
+    with client.stream("POST", CHAT, json=body(4000, ENDLESS, stream=True)) as running:
         assert running.status_code == 200
         next(running.iter_lines())
         refused = demand(client)

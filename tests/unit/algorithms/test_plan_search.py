@@ -116,9 +116,9 @@ def test_floors_in_vain_cost_at_most_the_tokens_spent_on_them(confidences, round
 
 @settings(max_examples=300)
 @given(floored(coupled=False), linear_times())
-def test_a_capacity_holds_as_many_floors_as_early_stopping(requests, round_time):
-    spent = plan(requests, round_time, capacity=capacity_of(requests, round_time))
+def test_the_tokens_of_early_stopping_hold_as_many_floors_when_spent_as_a_capacity(requests, round_time):
     early = plan(requests, round_time)
+    spent = plan(requests, round_time, capacity=early.draft_tokens)
     assert len(spent.unmet_floors) <= len(early.unmet_floors)
 
 

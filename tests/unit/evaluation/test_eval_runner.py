@@ -72,7 +72,9 @@ def test_greedy_rounds_are_those_of_the_reference(golden, concurrency: int, veri
         assert [*case["prompt"], *answers[row].token_ids][: len(case["output"])] == case["output"]
         assert {(one.drafted, one.verified) for one in rounds} == {(7, 7)}
         for one, wanted in zip(rounds, case["rounds"], strict=True):
-            logits = wanted["confidence_logits"] or []
+            logits = wanted["confidence_logits"]
+            if logits is None:
+                continue  # the reference has no confidence for this drafter
             expected = [
                 math.prod(1 / (1 + math.exp(-x)) for x in logits[:k]) for k in range(1, len(logits) + 1)
             ]
@@ -81,7 +83,7 @@ def test_greedy_rounds_are_those_of_the_reference(golden, concurrency: int, veri
     (report,) = report_sets(run, ["golden"])
     assert report.acceptance.accepted_length == pytest.approx(sum(lengths) / len(lengths))
     assert report.generated_tokens == sum(lengths) + len(answers)
-    assert bool(report.confidence) == bool(report.sweep) == (name == "dspark_vanilla")
+    assert bool(report.confidence) == bool(report.sweep) == (name != "dflash")
 
 
 @pytest.mark.parametrize("verification", list(Verification))
