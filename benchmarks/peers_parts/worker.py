@@ -1,9 +1,10 @@
-"""One engine in a process of its own: its memory can be told, and its threads sleep while others run."""
+"""One engine in a process of its own: its memory can be told, and it is stopped while others run."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,14 +21,14 @@ class PeerFailedError(Exception):
 class PeerProcess:
     def __init__(self, build: Build, threads: int) -> None:
         """`build` is called in the new process and must be picklable. Raises PeerFailedError."""
-        # Threads that spin while another engine is measured would slow it.
-        os.environ.update(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE", KMP_BLOCKTIME="0")
+        os.environ["OMP_NUM_THREADS"] = str(threads)
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, build, threads), daemon=True)
         self._process.start()
         theirs.close()
         self._receive()
+        self._pause()
 
     @property
     def resident_bytes(self) -> int:
@@ -37,15 +38,26 @@ class PeerProcess:
         return int(line.split()[1]) * 1024
 
     def run(self, trial: Trial) -> Outcome:
+        self._signal(signal.SIGCONT)
         self._connection.send(trial)
         outcome = self._receive()
+        self._pause()
         assert isinstance(outcome, Outcome)
         return outcome
 
     def close(self) -> None:
+        self._signal(signal.SIGCONT)
         self._connection.close()
         self._process.join(timeout=5)
         self._process.kill()
+
+    def _pause(self) -> None:
+        """Stops it: threads that spin while they wait for work would slow the engine measured next."""
+        self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process.pid is not None and self._process.is_alive():
+            os.kill(self._process.pid, number)
 
     def _receive(self) -> object:
         try:

@@ -23,7 +23,7 @@ from dspark_core.models.drafter_config import read_any_config
 from dspark_core.models.drafter_kinds import fingerprint_of, load_any_drafter, load_any_projection
 from dspark_core.models.dspark import DSparkDrafter
 from dspark_core.models.loading import LoadedTarget, load_target
-from dspark_core.models.packing import WeightChoice
+from dspark_core.models.packing import PackingPlan, WeightChoice, pack_linears
 from dspark_core.zoo_paths import resolve_drafter_path
 
 _log = logging.getLogger(__name__)
@@ -82,6 +82,7 @@ def build_target(options: EngineOptions, loaded: LoadedTarget | None = None) -> 
     projection, geometry = None, None
     if directory is not None:
         module = load_any_projection(directory, loaded.config, options.torch_dtype)
+        pack_linears(module, PackingPlan(native=options.native))
         geometry = read_geometry(directory)
         projection = ContextProjection(
             project=module, target_layer_ids=module.target_layer_ids, feature_size=geometry.feature_size
