@@ -1,7 +1,7 @@
 """`python -m dspark_core.training.validate`: accepted length of a drafter at temperature 0.
 
 Greedy speculative decoding commits exactly the target's greedy answer, whatever is drafted. Given
-that answer with its features (shards of `prepare`, answers generated at temperature 0), a replay
+that answer with its features (shards of `dspark data features`, answers generated at temperature 0), a replay
 of the rounds therefore needs no target: each round drafts a block at its anchor, and what matches
 the answer is accepted.
 """
