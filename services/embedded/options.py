@@ -7,8 +7,11 @@ from pathlib import Path
 
 from dspark_core.engine.building import EngineOptions
 from dspark_core.engine.trace_writer import TraceOptions
+from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.zoo_paths import DEFAULT_DRAFTER
+
+DEFAULT_TRACE_SAMPLE, DEFAULT_TRACE_MAX_MB = 0.1, 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +34,21 @@ class StackOptions:
     """How long a request may wait until speed floors allow it; then 429."""
     trace_file: Path | None = None
     """Where a sample of the rounds is traced; None: nowhere."""
-    trace_sample: float = 0.1
-    trace_max_mb: int = 256
+    trace_sample: float = DEFAULT_TRACE_SAMPLE
+    trace_max_mb: int = DEFAULT_TRACE_MAX_MB
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for trace settings that are wrong, or without a trace."""
+        unused = [
+            f"--{name} {value}"
+            for name, value, default in (
+                ("trace-sample", self.trace_sample, DEFAULT_TRACE_SAMPLE),
+                ("trace-max-mb", self.trace_max_mb, DEFAULT_TRACE_MAX_MB),
+            )
+            if value != default
+        ]
+        if self.trace is None and unused:
+            raise ConfigError(f"{' and '.join(unused)} needs --trace FILE: nothing is traced without")
 
     @property
     def engine(self) -> EngineOptions:

@@ -44,3 +44,16 @@ def test_the_flags_of_dspark_up_reach_the_options() -> None:
     options = StackOptions(trace_file=arguments.trace, trace_sample=arguments.trace_sample)
     assert options.trace is not None
     assert options.trace.sample == 0.25
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"trace_sample": 3.0}, "--trace-sample 3.0 needs --trace FILE"),
+        ({"trace_max_mb": 1}, "--trace-max-mb 1 needs --trace FILE"),
+        ({"trace_file": Path("t.jsonl"), "trace_sample": 3.0}, r"trace sample must be in \(0, 1\], got 3.0"),
+    ],
+)
+def test_trace_options_that_cannot_be_meant_are_refused_before_anything_is_loaded(fields, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        StackOptions(**fields)
