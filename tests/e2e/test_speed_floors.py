@@ -18,15 +18,20 @@ CHAT = "/v1/chat/completions"
 
 
 STORY = "Write a long story about a village by the sea."
-ENDLESS = "Count from 1 to 1000, one number per line."
-"""The model goes on with it for as many tokens as it may."""
+ENDLESS = {
+    "model": "smollm2-135m-instruct",
+    "prompt": "One, two, three. " * 10,
+    "temperature": 0,
+    "max_tokens": 4000,
+    "stream": True,
+}
+"""Text the model repeats for as many tokens as it may; a chat answer would end by itself."""
 
 
-def body(max_tokens: int = 32, prompt: str = STORY, **fields: Any) -> dict[str, Any]:
-    messages = [{"role": "user", "content": prompt}]
+def body(max_tokens: int = 32, **fields: Any) -> dict[str, Any]:
     return {
         "model": "smollm2-135m-instruct",
-        "messages": messages,
+        "messages": [{"role": "user", "content": STORY}],
         "temperature": 0,
         "max_tokens": max_tokens,
         **fields,
@@ -61,7 +66,7 @@ def test_an_impossible_floor_is_refused_and_a_modest_one_held_and_told(client: h
 
 
 def test_a_floor_that_company_would_break_is_told_when_to_come_back(client: httpx.Client) -> None:
-    with client.stream("POST", CHAT, json=body(4000, ENDLESS, stream=True)) as running:
+    with client.stream("POST", "/v1/completions", json=ENDLESS) as running:
         assert running.status_code == 200
         next(running.iter_lines())
         refused = demand(client, wanted=429)
