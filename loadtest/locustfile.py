@@ -141,7 +141,9 @@ class ChatUser(HttpUser):
                 self.environment.stats.get(name, "METRIC").log(value, 0)
 
     def _body(self, prompt: str) -> dict[str, object]:
+        same_length = {"ignore_eos": True} if self.chosen.ignore_eos else {}
         return {
+            **same_length,
             "model": self.model,
             "messages": [{"role": "user", "content": prompt}],
             "max_tokens": self.chosen.max_tokens,

@@ -31,6 +31,11 @@ def add_options(parser: Parser) -> None:
         "--max-tokens", type=_count(1), default=128, help="longest answer, in tokens (default 128)"
     )
     parser.add_argument(
+        "--ignore-eos",
+        action="store_true",
+        help="every answer is --max-tokens long: the model's own stop tokens are ignored",
+    )
+    parser.add_argument(
         "--temperature",
         type=_number(lambda value: 0 <= value <= 2, "in [0, 2]"),
         default=0.0,

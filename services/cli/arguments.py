@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from services.embedded.options import StackOptions
@@ -63,6 +64,14 @@ def stack_options(arguments: argparse.Namespace, **overrides: object) -> StackOp
         **overrides,
     }
     return StackOptions(**fields)
+
+
+def add_key_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--api-key",
+        default=os.environ.get("DSPARK_API_KEY"),
+        help="for a gateway that asks for one (default: the environment's DSPARK_API_KEY)",
+    )
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:

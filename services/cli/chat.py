@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from dspark_core.errors import DSparkError
-from services.cli.arguments import DEFAULT_URL, add_sampling_arguments, sampling_fields
+from services.cli.arguments import DEFAULT_URL, add_key_argument, add_sampling_arguments, sampling_fields
 from services.cli.client import GatewayClient
 from services.cli.report import AnswerMeter
 
@@ -20,6 +20,7 @@ HELP = "/reset starts anew, /quit or Ctrl-D ends"
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("chat", help="talk to a running gateway", description=__doc__)
     parser.add_argument("--url", default=DEFAULT_URL, help=f"of the gateway (default {DEFAULT_URL})")
+    add_key_argument(parser)
     parser.add_argument("--system", default=None, help="system message")
     add_sampling_arguments(parser)
     parser.set_defaults(run=run)
@@ -27,7 +28,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     console = Console()
-    client = GatewayClient(arguments.url)
+    client = GatewayClient(arguments.url, api_key=arguments.api_key)
     opening = [{"role": "system", "content": arguments.system}] if arguments.system else []
     with contextlib.closing(client):
         model = client.model()

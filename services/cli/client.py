@@ -26,10 +26,11 @@ class ChatPiece:
 
 
 class GatewayClient:
-    def __init__(self, url: str, *, timeout_seconds: float = 600.0) -> None:
+    def __init__(self, url: str, *, api_key: str | None = None, timeout_seconds: float = 600.0) -> None:
         self._url = url.rstrip("/")
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         # Connecting to a gateway is quick or hopeless; waiting for tokens is neither.
-        self._http = httpx.Client(timeout=httpx.Timeout(timeout_seconds, connect=5.0))
+        self._http = httpx.Client(headers=headers, timeout=httpx.Timeout(timeout_seconds, connect=5.0))
 
     def close(self) -> None:
         self._http.close()

@@ -11,7 +11,13 @@ import contextlib
 import logging
 import sys
 
-from services.cli.arguments import add_sampling_arguments, add_stack_arguments, sampling_fields, stack_options
+from services.cli.arguments import (
+    add_key_argument,
+    add_sampling_arguments,
+    add_stack_arguments,
+    sampling_fields,
+    stack_options,
+)
 from services.cli.client import GatewayClient
 from services.cli.report import AnswerMeter
 from services.embedded.stack import EmbeddedStack
@@ -21,6 +27,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser("generate", help="answer one prompt", description=__doc__)
     parser.add_argument("--prompt", required=True, help="the user's message; '-' reads standard input")
     parser.add_argument("--url", default=None, help="of a running gateway; default: load the model here")
+    add_key_argument(parser)
     parser.add_argument("--quiet", action="store_true", help="the answer only, no statistics")
     add_sampling_arguments(parser)
     add_stack_arguments(parser)
@@ -48,7 +55,7 @@ async def _generate_here(prompt: str, arguments: argparse.Namespace) -> None:
 
 def _print_answer(url: str, prompt: str, arguments: argparse.Namespace) -> None:
     meter = AnswerMeter()
-    with contextlib.closing(GatewayClient(url)) as client:
+    with contextlib.closing(GatewayClient(url, api_key=arguments.api_key)) as client:
         for piece in client.chat([{"role": "user", "content": prompt}], **sampling_fields(arguments)):
             meter.add(piece)
             sys.stdout.write(piece.text)

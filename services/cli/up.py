@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from rich.console import Console
@@ -20,6 +22,7 @@ from services.common.logs import setup_logging
 from services.embedded.options import StackOptions
 from services.embedded.processes import ProcessStack
 from services.embedded.stack import EmbeddedStack
+from services.gateway.config import GatewayConfig
 
 DEMO_PROMPT = "Explain in two sentences why the sky is blue."
 
@@ -52,8 +55,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     setup_logging("dspark", {"DSPARK_LOG_LEVEL": "WARNING", **os.environ})
+    gateway = GatewayConfig.from_env(os.environ)  # the processes of --disaggregated read it themselves
     options = stack_options(
         arguments,
+        drain_seconds=gateway.grpc.drain_seconds,
+        admission_wait_seconds=gateway.limits.admission_wait_seconds,
         host=arguments.host,
         http_port=arguments.port,
         grpc_port=arguments.grpc_port,
@@ -62,11 +68,16 @@ def run(arguments: argparse.Namespace) -> int:
         trace_sample=arguments.trace_sample,
         trace_max_mb=arguments.trace_max_mb,
     )
-    stack: Stack = ProcessStack(options) if arguments.disaggregated else EmbeddedStack(options)
-    return asyncio.run(_serve(stack, options, arguments.demo_request))
+    stack: Stack = ProcessStack(options) if arguments.disaggregated else EmbeddedStack(options, gateway)
+    demo = functools.partial(_demo, options.url, _a_key(gateway)) if arguments.demo_request else None
+    return asyncio.run(_serve(stack, options, demo))
 
 
-async def _serve(stack: Stack, options: StackOptions, demo_request: bool) -> int:
+def _a_key(gateway: GatewayConfig) -> str | None:
+    return gateway.api_keys[0].partition("@")[0] if gateway.api_keys else None
+
+
+async def _serve(stack: Stack, options: StackOptions, demo: Callable[[], None] | None) -> int:
     console = Console(stderr=True)
     async with stop_signals() as (stopped, _):
         began = time.monotonic()
@@ -78,7 +89,7 @@ async def _serve(stack: Stack, options: StackOptions, demo_request: bool) -> int
             if stack.computed_by:
                 console.print(f"  target       by {stack.computed_by}", highlight=False)
             _print_addresses(console, options)
-            if demo_request and not await finished_before(asyncio.to_thread(_demo, options.url), stopped):
+            if demo is not None and not await finished_before(asyncio.to_thread(demo), stopped):
                 return 0
             console.print("serving; Ctrl-C stops")
             if await finished_before(stack.wait(), stopped):
@@ -97,10 +108,10 @@ def _print_addresses(console: Console, options: StackOptions) -> None:
     console.print(f"  metrics      {options.url}/metrics")
 
 
-def _demo(url: str) -> None:
+def _demo(url: str, api_key: str | None) -> None:
     print(f"\n> {DEMO_PROMPT}")
     meter = AnswerMeter()
-    with contextlib.closing(GatewayClient(url)) as client:
+    with contextlib.closing(GatewayClient(url, api_key=api_key)) as client:
         messages = [{"role": "user", "content": DEMO_PROMPT}]
         for piece in client.chat(messages, temperature=0.0, max_tokens=96):
             meter.add(piece)

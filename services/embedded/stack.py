@@ -67,8 +67,15 @@ class _LocalConnection:
 
 
 class EmbeddedStack:
-    def __init__(self, options: StackOptions, telemetry: Telemetry | None = None) -> None:
+    def __init__(
+        self,
+        options: StackOptions,
+        gateway: GatewayConfig | None = None,
+        telemetry: Telemetry | None = None,
+    ) -> None:
+        """gateway: keys, tiers, limits and origins; model and addresses are those of `options`."""
         self._options = options
+        self._gateway = gateway or GatewayConfig()
         self._telemetry = telemetry or Telemetry(service="dspark")
         self._closing = AsyncExitStack()
         self._ready = False
@@ -201,9 +208,10 @@ class EmbeddedStack:
             model=options.target_model,
             scheduler=scheduler,
             pool=pool,
+            deadline_seconds=self._gateway.limits.request_timeout_seconds,
             admission_wait_seconds=options.admission_wait_seconds,
         )
-        config = GatewayConfig(target_model=options.target_model)
+        config = dataclasses.replace(self._gateway, target_model=options.target_model)
         return build_gateway(config, tokenizer, backend, self._telemetry)
 
     async def _serve(self, gateway: Gateway) -> None:

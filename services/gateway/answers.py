@@ -41,13 +41,16 @@ class AnswerFactory:
         )
 
 
+def software_version() -> str:
+    try:
+        return version("dspark")
+    except PackageNotFoundError:  # run from a source tree
+        return "source"
+
+
 def fingerprint_of(model: str) -> str:
     """Changes with the model served and with the software that serves it."""
-    try:
-        software = version("dspark")
-    except PackageNotFoundError:  # run from a source tree
-        software = "source"
-    digest = hashlib.sha256(f"{software}/{model}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{software_version()}/{model}".encode()).hexdigest()
     return f"fp_{digest[:12]}"
 
 

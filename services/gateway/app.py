@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from importlib.resources import files
 from typing import Any, Protocol, TypeVar
@@ -10,25 +9,34 @@ from typing import Any, Protocol, TypeVar
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from prometheus_client.exposition import choose_encoder
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from dspark_core.errors import DeadlineError
+from services.gateway.answers import software_version
 from services.gateway.backend import closing
 from services.gateway.gateway import Gateway
-from services.gateway.http_errors import BodyTooLargeError, error_answer, install_error_handlers, invalid_body
+from services.gateway.http_body import read_body
+from services.gateway.http_errors import error_answer, install_error_handlers
 from services.gateway.middleware import ObserveRequests
 from services.gateway.openai_responses import ModelBody, ModelList
 from services.gateway.openai_schema import AnyCompletionBody
-from services.gateway.streaming import ClientGoneError, EventStreamResponse, after_first, until_disconnect
+from services.gateway.streaming import (
+    KEEP_ALIVE_SECONDS,
+    ClientGoneError,
+    EventStreamResponse,
+    after_first,
+    until_disconnect,
+)
 from services.gateway.tiers import FLOOR_HEADER, Caller, floor_from_header
 
 _Body = TypeVar("_Body", bound=AnyCompletionBody)
 
-BODY_TIMEOUT_SECONDS = 30.0
-
 _CHAT, _COMPLETIONS, _MODELS = "/v1/chat/completions", "/v1/completions", "/v1/models"
-_ROUTES = frozenset({"/", "/healthz", "/readyz", "/metrics", _CHAT, _COMPLETIONS, _MODELS})
+_ROUTES = frozenset(
+    {"/", "/healthz", "/readyz", "/health", "/version", "/metrics", _CHAT, _COMPLETIONS, _MODELS}
+)
+_READ = ["GET", "HEAD"]
 
 # The page loads nothing from anywhere; its own script and style are inline.
 _PAGE_POLICY = (
@@ -58,6 +66,14 @@ def create_app(gateway: Gateway, *, ready: Callable[[], bool]) -> FastAPI:
     install_error_handlers(app)
     app.include_router(_openai_routes(gateway))
     app.include_router(_operator_routes(gateway, ready))
+    if gateway.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=gateway.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
     app.add_middleware(
         ObserveRequests, tracer=gateway.telemetry.tracer, metrics=gateway.metrics, routes=_ROUTES
     )
@@ -75,12 +91,12 @@ def _openai_routes(gateway: Gateway) -> APIRouter:
     async def completions(request: Request) -> Response:
         return await _completion(gateway, gateway.completions, request)
 
-    @router.get(_MODELS)
+    @router.api_route(_MODELS, methods=_READ)
     async def list_models(request: Request) -> ModelList:
         gateway.api_keys.tier_of(request.headers.get("authorization"))
         return await gateway.models.list()
 
-    @router.get(_MODELS + "/{name:path}")
+    @router.api_route(_MODELS + "/{name:path}", methods=_READ)
     async def get_model(request: Request, name: str) -> ModelBody:
         gateway.api_keys.tier_of(request.headers.get("authorization"))
         return await gateway.models.get(name)
@@ -92,21 +108,27 @@ def _operator_routes(gateway: Gateway, ready: Callable[[], bool]) -> APIRouter:
     router = APIRouter()
     page = files("services.gateway").joinpath("page.html").read_text(encoding="utf-8")
 
-    @router.get("/", response_class=HTMLResponse)
+    @router.api_route("/", methods=_READ, response_class=HTMLResponse)
     async def index() -> HTMLResponse:
         return HTMLResponse(page, headers={"Content-Security-Policy": _PAGE_POLICY})
 
-    @router.get("/healthz", response_class=PlainTextResponse)
+    @router.api_route("/healthz", methods=_READ, response_class=PlainTextResponse)
     async def live() -> PlainTextResponse:
         return PlainTextResponse("ok\n")
 
-    @router.get("/readyz", response_class=PlainTextResponse)
+    # `/health` is what clients of other engines wait for.
+    @router.api_route("/health", methods=_READ, response_class=PlainTextResponse)
+    @router.api_route("/readyz", methods=_READ, response_class=PlainTextResponse)
     async def readiness() -> PlainTextResponse:
         if ready() and not gateway.admission.draining:
             return PlainTextResponse("ready\n")
         return PlainTextResponse("not ready\n", status_code=503)
 
-    @router.get("/metrics")
+    @router.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": software_version(), "model": gateway.model_name}
+
+    @router.api_route("/metrics", methods=_READ)
     async def metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(gateway.metrics.registry), headers={"Content-Type": content_type})
@@ -120,10 +142,11 @@ async def _completion(gateway: Gateway, use_case: CompletionUseCase[_Body], requ
     try:
         tier = gateway.api_keys.tier_of(request.headers.get("authorization"))
         caller = Caller(tier=tier, asked_floor=floor_from_header(request.headers.get(FLOOR_HEADER)))
-        body = await _read_body(request, use_case.body_type, gateway.max_body_bytes)
+        body = await read_body(request, use_case.body_type, gateway.max_body_bytes)
         if body.stream:
             payloads = _payloads(use_case.stream(body, request_id, caller))
-            return EventStreamResponse(await after_first(payloads, request.receive), headers)
+            started = await after_first(payloads, request.receive, KEEP_ALIVE_SECONDS)
+            return EventStreamResponse(started, headers)
         answer = await until_disconnect(request.receive, use_case.complete(body, request_id, caller))
         return Response(answer.model_dump_json(), headers=headers, media_type="application/json")
     except (ClientGoneError, ClientDisconnect):
@@ -132,30 +155,6 @@ async def _completion(gateway: Gateway, use_case: CompletionUseCase[_Body], requ
         response = error_answer(error).response()
         response.headers.update(headers)
         return response
-
-
-async def _read_body(request: Request, body_type: type[_Body], max_bytes: int) -> _Body:
-    """Raises BodyTooLargeError, and InvalidRequestError for what is not such a body."""
-    declared = request.headers.get("content-length", "")
-    if declared.isascii() and declared.isdigit() and int(declared) > max_bytes:
-        raise _too_large(declared, max_bytes)
-    raw = bytearray()
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
-            async for piece in request.stream():
-                raw += piece
-                if len(raw) > max_bytes:
-                    raise _too_large(f"more than {max_bytes}", max_bytes)
-    except TimeoutError:
-        raise DeadlineError(f"the request body did not arrive within {BODY_TIMEOUT_SECONDS:g} s") from None
-    try:
-        return body_type.model_validate_json(bytes(raw))
-    except ValidationError as error:
-        raise invalid_body(error) from error
-
-
-def _too_large(size: str, max_bytes: int) -> BodyTooLargeError:
-    return BodyTooLargeError(f"the request body has {size} bytes, the limit is {max_bytes}")
 
 
 async def _payloads(chunks: AsyncIterator[BaseModel]) -> AsyncIterator[str]:

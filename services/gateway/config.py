@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -55,6 +56,8 @@ class GatewayConfig:
     """Clients must send one of these, each `key` or `key@tier`; empty: everyone may call."""
     tiers: Mapping[str, Tier] = field(default_factory=dict)
     """By name; `default` is that of callers without another one."""
+    cors_origins: tuple[str, ...] = ()
+    """Web pages of these origins may call; `*`: of all. Empty: only the gateway's own page."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.http_port <= 65535:
@@ -95,10 +98,22 @@ class GatewayConfig:
                 ),
                 max_context_tokens=env.optional_integer("DSPARK_MAX_CONTEXT_TOKENS", minimum=1),
             ),
-            api_keys=_keys(env.text("DSPARK_API_KEYS", "")),
+            api_keys=_listed(env.text("DSPARK_API_KEYS", "")),
             tiers=tiers_from_text(env.text("DSPARK_TIERS", "")),
+            cors_origins=_origins(env.text("DSPARK_CORS_ORIGINS", "")),
         )
 
 
-def _keys(text: str) -> tuple[str, ...]:
-    return tuple(key for part in text.split(",") if (key := part.strip()))
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(entry for part in text.split(",") if (entry := part.strip()))
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = _listed(text)
+    for origin in origins:
+        # Browsers send scheme, host and port only: anything longer would never match.
+        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s]+", origin):
+            raise ConfigError(
+                f"DSPARK_CORS_ORIGINS must list origins like https://chat.example.org, got {origin!r}"
+            )
+    return origins

@@ -64,6 +64,7 @@ class Gateway:
     metrics: GatewayMetrics
     telemetry: Telemetry
     max_body_bytes: int
+    cors_origins: tuple[str, ...] = ()
 
 
 def build_gateway(
@@ -94,4 +95,5 @@ def build_gateway(
         metrics=metrics,
         telemetry=telemetry,
         max_body_bytes=limits.max_body_bytes,
+        cors_origins=config.cors_origins,
     )

@@ -39,6 +39,10 @@ class BodyTooLargeError(InvalidRequestError):
     """The request body is larger than this gateway reads."""
 
 
+class MediaTypeError(InvalidRequestError):
+    """The request body says that it is something else than JSON."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorAnswer:
     status: int
@@ -65,13 +69,18 @@ _KINDS: tuple[tuple[type[DSparkError], str, str | None], ...] = (
     (UnknownModelError, "invalid_request_error", "model_not_found"),
     (ContextLengthError, "invalid_request_error", "context_length_exceeded"),
     (BodyTooLargeError, "invalid_request_error", "request_too_large"),
+    (MediaTypeError, "invalid_request_error", "unsupported_media_type"),
     (InvalidRequestError, "invalid_request_error", None),
     (AuthenticationError, "authentication_error", "invalid_api_key"),
     (QueueFullError, "rate_limit_error", "queue_full"),
     (UnavailableError, "service_unavailable_error", "no_verifier"),
     (DeadlineError, "timeout_error", "deadline_exceeded"),
 )
-_OWN_STATUS: Mapping[type[DSparkError], int] = {AuthenticationError: 401, BodyTooLargeError: 413}
+_OWN_STATUS: Mapping[type[DSparkError], int] = {
+    AuthenticationError: 401,
+    BodyTooLargeError: 413,
+    MediaTypeError: 415,
+}
 
 
 def error_answer(error: Exception) -> ErrorAnswer:
@@ -142,7 +151,10 @@ def install_error_handlers(app: FastAPI) -> None:
         if not isinstance(error, HTTPException):
             raise TypeError(f"expected an HTTPException, got {error!r}")
         message = f"{request.method} {request.url.path}: {error.detail}"
-        return ErrorAnswer(status=error.status_code, message=message, type="invalid_request_error").response()
+        answer = ErrorAnswer(status=error.status_code, message=message, type="invalid_request_error")
+        response = answer.response()
+        response.headers.update(error.headers or {})  # 405 names what is allowed
+        return response
 
     app.add_exception_handler(DSparkError, project_error)
     app.add_exception_handler(Exception, project_error)

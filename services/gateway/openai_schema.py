@@ -42,13 +42,20 @@ def _joined_text(value: object) -> object:
 
 
 def _single_prompt(value: object) -> object:
+    """Many tools send a list of prompts always; a list of one is that one."""
     if isinstance(value, list) and value and isinstance(value[0], str | list):
-        raise PydanticCustomError("prompt_batch", "must be one prompt, a string or a list of token ids")
+        if len(value) > 1:
+            raise PydanticCustomError(
+                "prompt_batch",
+                "must be one prompt, a string or a list of token ids, not {count}",
+                {"count": len(value)},
+            )
+        value = value[0]
     if isinstance(value, list):
         wrong = next((item for item in value if type(item) is not int), None)
         if wrong is not None:
             raise PydanticCustomError(
-                "token_id", "token ids must be integers, not {wrong}", {"wrong": repr(wrong)}
+                "token_id", "token ids must be integers, not {wrong}", {"wrong": repr(wrong)[:40]}
             )
     return value
 
@@ -98,6 +105,8 @@ class AnyCompletionBody(BaseModel):
     speculation: SpeculationBody | None = None
     min_tokens_per_second: float | None = None
     """Our extension: the speed floor of this request."""
+    ignore_eos: bool | None = None
+    """As in other engines: go on past the model's stop tokens."""
 
     n: Any = None
     logprobs: Any = None
@@ -142,6 +151,7 @@ class AnyCompletionBody(BaseModel):
             stop=tuple(self.stop or ()),
             speculation=self.speculation.to_record() if self.speculation else SpeculationOptions(),
             min_tokens_per_second=self.min_tokens_per_second,
+            ignore_eos=bool(self.ignore_eos),
         )
 
 

@@ -57,7 +57,7 @@ class RequestPreparer:
                 prompt_token_ids=prompt,
                 max_tokens=_max_tokens(request.max_tokens, limit - len(prompt)),
                 sampling=sampling,
-                stop_token_ids=self._tokenizer.stop_token_ids,
+                stop_token_ids=() if request.ignore_eos else self._tokenizer.stop_token_ids,
                 speculation=_bounded(request.speculation, limit),
                 min_tokens_per_second=request.min_tokens_per_second,
                 tier=request.tier,

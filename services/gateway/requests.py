@@ -51,6 +51,8 @@ class TextRequest:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     """Output ends before the first of these; it is not part of the output."""
+    ignore_eos: bool = False
+    """Go on past the model's own stop tokens, up to max_tokens: for load tests with answers of one length."""
     speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
     min_tokens_per_second: float | None = None
     """Speed floor: tokens per second after the first token."""

@@ -77,6 +77,7 @@ def request_from_proto(
         min_tokens_per_second=(
             message.min_tokens_per_second if message.HasField("min_tokens_per_second") else None
         ),
+        ignore_eos=message.ignore_eos,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from typing import Any, TypeVar
@@ -17,6 +18,8 @@ _T = TypeVar("_T")
 
 SEND_TIMEOUT_SECONDS = 60.0
 """A client that reads nothing for this long is taken for gone: it holds a place others wait for."""
+KEEP_ALIVE_SECONDS = 15.0
+"""A stream silent for this long gets a comment: proxies cut connections that look dead, mostly after 60 s."""
 
 
 class ClientGoneError(Exception):
@@ -78,36 +81,69 @@ class EventStreamResponse(Response):
                 return  # closing the payloads cancels what is left to do
 
     async def _send_all(self, send: Send) -> None:
+        line = _Line(send)
+        beats = asyncio.ensure_future(line.keep_alive())
         try:
             async for payload in self._payloads:
-                await _send_event(send, payload)
-            await _send_event(send, "[DONE]")
+                await line.event(payload)
+            await line.event("[DONE]")
         except ClientGoneError:
             raise
         except Exception as error:
-            await _send_event(send, json.dumps(error_answer(error).body()))
+            await line.event(json.dumps(error_answer(error).body()))
+        finally:
+            await _cancel(beats)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _send_event(send: Send, payload: str) -> None:
-    body = f"data: {payload}\n\n".encode()
-    try:
-        async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-    except TimeoutError:
-        raise ClientGoneError from None
+class _Line:
+    """One client's connection, and when something was sent on it last."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._clock = asyncio.get_running_loop().time
+        self._sent_at = self._clock()
+
+    async def event(self, payload: str) -> None:
+        await self._write(f"data: {payload}\n\n".encode())
+
+    async def keep_alive(self) -> None:
+        """Comments, which clients skip, until cancelled or the client is gone."""
+        with contextlib.suppress(ClientGoneError):
+            while True:
+                silent = self._clock() - self._sent_at
+                if silent >= KEEP_ALIVE_SECONDS:
+                    await self._write(b": keep-alive\n\n")
+                else:
+                    await asyncio.sleep(KEEP_ALIVE_SECONDS - silent)
+
+    async def _write(self, body: bytes) -> None:
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
+                await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        except TimeoutError:
+            raise ClientGoneError from None
+        self._sent_at = self._clock()
 
 
-async def after_first(stream: AsyncIterator[_T], receive: Receive) -> AsyncIterator[_T]:
+async def after_first(
+    stream: AsyncIterator[_T], receive: Receive, patience_seconds: float | None = None
+) -> AsyncIterator[_T]:
     """The same stream, once its first item is there: errors before it still get their own status.
+
+    patience_seconds: how long to wait for that; later errors come where the first item would have.
 
     Raises:
         ClientGoneError: the client left first.
     """
+    first = asyncio.ensure_future(_next(stream))
     try:
-        first = await until_disconnect(receive, _next(stream))
+        await until_disconnect(receive, _done_or_late(first, patience_seconds))
+        if first.done():
+            first.result()  # raises its error, if it is one
     except BaseException:
         async with closing(stream):
+            await _cancel(first)
             raise
     return _Rejoined(first, stream)
 
@@ -116,16 +152,25 @@ async def _next(stream: AsyncIterator[_T]) -> _T:
     return await anext(stream)
 
 
+async def _done_or_late(task: asyncio.Future[_T], seconds: float | None) -> None:
+    await asyncio.wait({task}, timeout=seconds)
+
+
 class _Rejoined(AsyncIterator[_T]):
     """Not a generator: closing one that was never started would not close the rest."""
 
-    def __init__(self, first: _T, rest: AsyncIterator[_T]) -> None:
-        self._first = [first]
+    def __init__(self, first: asyncio.Future[_T], rest: AsyncIterator[_T]) -> None:
+        self._first: asyncio.Future[_T] | None = first
         self._rest = rest
 
     async def __anext__(self) -> _T:
-        return self._first.pop() if self._first else await anext(self._rest)
+        if self._first is None:
+            return await anext(self._rest)
+        item = await self._first
+        self._first = None
+        return item
 
     async def aclose(self) -> None:
         async with closing(self._rest):
-            self._first.clear()
+            if self._first is not None:
+                await _cancel(self._first)

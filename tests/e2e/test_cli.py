@@ -85,7 +85,7 @@ def test_doctor_finds_this_installation_sound(capsys) -> None:
     assert "failed" not in shown
 
 
-def test_up_serves_answers_the_demo_request_and_stops_on_ctrl_c() -> None:
+def test_up_serves_answers_the_demo_request_and_stops_on_ctrl_c(capsys) -> None:
     with socket.socket() as one, socket.socket() as two:
         one.bind(("127.0.0.1", 0))
         two.bind(("127.0.0.1", 0))
@@ -94,7 +94,12 @@ def test_up_serves_answers_the_demo_request_and_stops_on_ctrl_c() -> None:
         *(sys.executable, "-m", "services.cli.main", "up", "--demo-request"),
         *("--port", str(http_port), "--grpc-port", str(grpc_port), "--kv-cache-mb", "256", "--threads", "1"),
     ]
-    environ = {**os.environ, "PYTHONPATH": ".:proto/gen", "PYTHONUNBUFFERED": "1"}
+    environ = {
+        **os.environ,
+        "PYTHONPATH": ".:proto/gen",
+        "PYTHONUNBUFFERED": "1",
+        "DSPARK_API_KEYS": "secret",
+    }
     with subprocess.Popen(
         command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -109,7 +114,12 @@ def test_up_serves_answers_the_demo_request_and_stops_on_ctrl_c() -> None:
         output = "".join(lines)
         assert f"http://127.0.0.1:{http_port}/v1" in output
         assert "accepted length" in output
-        assert httpx.get(f"http://127.0.0.1:{http_port}/readyz").status_code == 200
+        url = f"http://127.0.0.1:{http_port}"
+        assert httpx.get(f"{url}/readyz").status_code == 200
+        asking = ["generate", "--url", url, "--prompt", QUESTION, "--max-tokens", "2"]
+        assert main(asking) == 1
+        assert "401" in capsys.readouterr().err
+        assert main([*asking, "--api-key", "secret"]) == 0
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
         assert process.wait() == 0, rest

@@ -58,6 +58,7 @@ async def serve() -> AsyncIterator[Serve]:
             telemetry: Telemetry | None = None,
             key: str = "unused",
             tiers: Mapping[str, Tier] | None = None,
+            cors_origins: tuple[str, ...] = (),
         ) -> RunningGateway:
             telemetry = telemetry or Telemetry(service="gateway")
             config = GatewayConfig(
@@ -65,6 +66,7 @@ async def serve() -> AsyncIterator[Serve]:
                 limits=limits or GatewayLimits(),
                 api_keys=api_keys,
                 tiers=tiers or {},
+                cors_origins=cors_origins,
             )
             gateway = build_gateway(config, byte_tokenizer(), backend, telemetry)
             options = ServerOptions(port=0, host="127.0.0.1")

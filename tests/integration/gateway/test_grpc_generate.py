@@ -53,6 +53,7 @@ async def test_stop_strings_and_options_work_as_in_rest(serve: Serve) -> None:
         model=MODEL,
         stop=["END"],
         max_tokens=50,
+        ignore_eos=True,
         temperature=0.25,
         top_p=0.5,
         top_k=4,
@@ -66,6 +67,7 @@ async def test_stop_strings_and_options_work_as_in_rest(serve: Serve) -> None:
     assert "".join(chunk.text for chunk in chunks) == "Grüße 🙂 "
     assert chunks[-1].finish_reason == common_pb2.FINISH_REASON_STOP
     sent = backend.requests[0]
+    assert sent.stop_token_ids == ()
     assert sent.sampling == SamplingParams(temperature=0.25, top_p=0.5, top_k=4, min_p=0.1, seed=2**63 - 1)
     assert sent.speculation == SpeculationOptions(
         enabled=False, verification=Verification.COUPLED, max_draft_tokens=0

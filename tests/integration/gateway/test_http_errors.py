@@ -84,6 +84,28 @@ async def test_a_body_without_a_content_type_is_still_json(serve: Serve) -> None
     assert response.json()["choices"][0]["message"]["content"] == "ok"
 
 
+@pytest.mark.parametrize(
+    ("content_type", "status"),
+    [
+        ("application/json; charset=utf-8", 200),
+        ("application/vnd.api+json", 200),
+        ("text/plain", 415),
+        ("application/x-www-form-urlencoded", 415),
+        ("multipart/form-data; boundary=x", 415),
+    ],
+)
+async def test_only_json_is_read(serve: Serve, content_type, status) -> None:
+    running = await serve(FakeBackend("ok"))
+    response = await running.client.post(
+        "/v1/chat/completions", content=json.dumps(CHAT).encode(), headers={"Content-Type": content_type}
+    )
+    assert response.status_code == status
+    if status == 415:
+        error = response.json()["error"]
+        assert error["code"] == "unsupported_media_type"
+        assert content_type in error["message"]
+
+
 @pytest.mark.parametrize("declared", [True, False])
 async def test_a_body_over_the_limit_is_refused_without_being_read(serve: Serve, declared) -> None:
     running = await serve(FakeBackend(), limits=GatewayLimits(max_body_bytes=1000))
@@ -139,6 +161,7 @@ async def test_unknown_paths_and_methods_answer_in_the_same_shape(serve: Serve) 
     wrong_method = await running.client.get("/v1/chat/completions")
     assert wrong_method.status_code == 405
     assert wrong_method.json()["error"]["type"] == "invalid_request_error"
+    assert wrong_method.headers["allow"] == "POST"
 
 
 async def test_api_keys_are_asked_for_where_they_are_configured(serve: Serve) -> None:
@@ -153,5 +176,5 @@ async def test_api_keys_are_asked_for_where_they_are_configured(serve: Serve) ->
         response = await running.client.post("/v1/completions", json={}, headers=headers)
         assert response.status_code == 401
         assert response.headers["www-authenticate"] == "Bearer"
-    for path in ("/", "/healthz", "/readyz", "/metrics"):
+    for path in ("/", "/healthz", "/readyz", "/health", "/version", "/metrics"):
         assert (await running.client.get(path)).status_code == 200

@@ -45,7 +45,17 @@ def test_a_kept_promise_exits_zero_and_reports_what_users_saw(tmp_path):
 
 def test_chats_are_asked_for_as_documented(tmp_path):
     with serving() as gateway:
-        flags = ("--requests", "2", "--max-tokens", "9", "--speculation", "off", "--temperature", "0.5")
+        flags = (
+            "--requests",
+            "2",
+            "--max-tokens",
+            "9",
+            "--speculation",
+            "off",
+            "--temperature",
+            "0.5",
+            "--ignore-eos",
+        )
         assert locust(gateway.url, tmp_path, *flags).returncode == 0
         first, second = gateway.bodies
     assert first.pop("messages") != second.pop("messages")
@@ -56,6 +66,7 @@ def test_chats_are_asked_for_as_documented(tmp_path):
         "stream": True,
         "stream_options": {"include_usage": True},
         "speculation": {"enabled": False},
+        "ignore_eos": True,
     }
 
 

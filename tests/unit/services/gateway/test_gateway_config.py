@@ -26,6 +26,7 @@ def test_every_setting_comes_from_its_variable() -> None:
             "DSPARK_MAX_CONTEXT_TOKENS": "4096",
             "DSPARK_DRAIN_SECONDS": "3",
             "DSPARK_API_KEYS": "key-1, key-2,,",
+            "DSPARK_CORS_ORIGINS": "https://chat.example.org, http://localhost:3000",
         }
     )
     assert config.model_name == "qwen3-4b"
@@ -41,6 +42,7 @@ def test_every_setting_comes_from_its_variable() -> None:
     )
     assert config.api_keys == ("key-1", "key-2")
     assert "key-1" not in repr(config)
+    assert config.cors_origins == ("https://chat.example.org", "http://localhost:3000")
 
 
 def test_a_served_name_hides_the_path() -> None:
@@ -57,6 +59,8 @@ def test_a_served_name_hides_the_path() -> None:
         ("DSPARK_MAX_BODY_BYTES", "big"),
         ("DSPARK_REQUEST_TIMEOUT_SECONDS", "0"),
         ("DSPARK_MAX_CONTEXT_TOKENS", "0"),
+        ("DSPARK_CORS_ORIGINS", "chat.example.org"),
+        ("DSPARK_CORS_ORIGINS", "https://chat.example.org/app"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_variable(name, value) -> None:

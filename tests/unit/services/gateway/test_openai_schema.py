@@ -80,6 +80,15 @@ def test_fields_that_ask_for_nothing_are_accepted() -> None:
 def test_completion_prompts_are_text_or_token_ids() -> None:
     assert completion(prompt="once").prompt == "once"
     assert completion(prompt=[1, 2]).prompt == (1, 2)
+
+
+def test_a_list_of_one_prompt_is_that_prompt() -> None:
+    assert completion(prompt=["once"]).prompt == "once"
+    assert completion(prompt=[[1, 2]]).prompt == (1, 2)
+
+
+def test_stop_tokens_are_ignored_only_on_demand() -> None:
+    assert [completion(ignore_eos=value).ignore_eos for value in (None, False, True)] == [False, False, True]
     assert completion().max_tokens == 16
     assert completion(max_tokens=3, stop=["a", "b"]).stop == ("a", "b")
 
@@ -135,7 +144,9 @@ def test_a_refused_chat_body_names_field_and_value(fields, param, message) -> No
         ({"prompt": [[1], [2]]}, "prompt", "one prompt"),
         ({"prompt": [1, "a"]}, "prompt", "token ids must be integers, not 'a'"),
         ({"prompt": [1, True]}, "prompt", "token ids must be integers, not True"),
+        ({"prompt": [["a"]]}, "prompt", "token ids must be integers, not 'a'"),
         ({"prompt": 5}, "prompt", "got 5"),
+        ({"ignore_eos": 1}, "ignore_eos", "got 1"),
         ({"echo": True}, "echo", "True is not supported"),
         ({"best_of": 3}, "best_of", "3 is not supported"),
         ({"suffix": "z"}, "suffix", "'z' is not supported"),

@@ -32,6 +32,10 @@ async def test_a_conversation_is_rendered_through_the_chat_template() -> None:
     assert prepared.request.request_id == "r"
 
 
+async def test_stop_tokens_can_be_ignored() -> None:
+    assert (await prepare(replace(PLAIN, ignore_eos=True))).request.stop_token_ids == ()
+
+
 async def test_token_ids_are_taken_as_they_are() -> None:
     prepared = await prepare(replace(PLAIN, prompt=(5, VOCAB - 1)))
     assert prepared.request.prompt_token_ids == (5, VOCAB - 1)

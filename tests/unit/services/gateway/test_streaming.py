@@ -130,6 +130,63 @@ async def test_the_first_item_is_not_lost() -> None:
     assert [item async for item in stream] == ["1", "2"]
 
 
+async def test_a_silent_stream_is_kept_alive_with_comments(monkeypatch) -> None:
+    monkeypatch.setattr(streaming, "KEEP_ALIVE_SECONDS", 0.01)
+    connection, release = Connection(), asyncio.Event()
+
+    async def slow() -> AsyncIterator[str]:
+        yield "1"
+        await release.wait()
+        yield "2"
+
+    answered = asyncio.create_task(EventStreamResponse(slow(), {})({}, connection.receive, connection.send))
+    while connection.body.count(": keep-alive\n\n") < 2:
+        await asyncio.sleep(0.001)
+    release.set()
+    await asyncio.wait_for(answered, 5)
+    events = [event for event in connection.body.split("\n\n") if not event.startswith(":")]
+    assert events == ["data: 1", "data: 2", "data: [DONE]", ""]
+    assert connection.sent[-1]["more_body"] is False
+
+
+async def test_a_late_first_item_does_not_hold_the_answer_back() -> None:
+    release = asyncio.Event()
+
+    async def slow() -> AsyncIterator[str]:
+        await release.wait()
+        yield "1"
+
+    stream = await after_first(slow(), Connection().receive, patience_seconds=0.01)
+    release.set()
+    assert [item async for item in stream] == ["1"]
+
+
+async def test_an_error_after_the_patience_is_an_event() -> None:
+    connection, release = Connection(), asyncio.Event()
+
+    async def failing() -> AsyncIterator[str]:
+        await release.wait()
+        raise UnavailableError("nobody")
+        yield ""
+
+    stream = await after_first(failing(), connection.receive, patience_seconds=0.01)
+    release.set()
+    await EventStreamResponse(stream, {})({}, connection.receive, connection.send)
+    assert '"code": "no_verifier"' in connection.body
+    assert "DONE" not in connection.body
+
+
+async def test_a_client_that_leaves_after_the_patience_still_cancels() -> None:
+    connection, source = Connection(), Source(then="hang")
+    stream = await after_first(source.stream(), connection.receive, patience_seconds=0.01)
+    answered = asyncio.create_task(EventStreamResponse(stream, {})({}, connection.receive, connection.send))
+    while not connection.sent:
+        await asyncio.sleep(0)
+    connection.gone.set()
+    await asyncio.wait_for(answered, 5)
+    assert source.closed
+
+
 async def test_work_is_unwound_before_the_disconnect_is_reported() -> None:
     connection, unwound = Connection(), False
 

@@ -1,0 +1,49 @@
+"""Reads a request's JSON body: its type, its size and the time it may take are bounded."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+
+from dspark_core.errors import DeadlineError
+from services.gateway.http_errors import BodyTooLargeError, MediaTypeError, invalid_body
+
+_Body = TypeVar("_Body", bound=BaseModel)
+
+BODY_TIMEOUT_SECONDS = 30.0
+
+
+async def read_body(request: Request, body_type: type[_Body], max_bytes: int) -> _Body:
+    """Raises MediaTypeError, BodyTooLargeError, and InvalidRequestError for what is not such a body."""
+    _check_type(request.headers.get("content-type", ""))
+    declared = request.headers.get("content-length", "")
+    if declared.isascii() and declared.isdigit() and int(declared) > max_bytes:
+        raise _too_large(declared, max_bytes)
+    raw = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
+            async for piece in request.stream():
+                raw += piece
+                if len(raw) > max_bytes:
+                    raise _too_large(f"more than {max_bytes}", max_bytes)
+    except TimeoutError:
+        raise DeadlineError(f"the request body did not arrive within {BODY_TIMEOUT_SECONDS:g} s") from None
+    try:
+        return body_type.model_validate_json(bytes(raw))
+    except ValidationError as error:
+        raise invalid_body(error) from error
+
+
+def _check_type(content_type: str) -> None:
+    """A body that says it is JSON, or nothing. Forms and plain text are what a browser sends to a
+    foreign host without asking that host first: no web page shall make this one work."""
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type and media_type != "application/json" and not media_type.endswith("+json"):
+        raise MediaTypeError(f"the content type must be application/json, got {content_type!r:.80}")
+
+
+def _too_large(size: str, max_bytes: int) -> BodyTooLargeError:
+    return BodyTooLargeError(f"the request body has {size} bytes, the limit is {max_bytes}")
