@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from dspark_core.algorithms.calibration import Calibration
 from dspark_core.engine.autoregressive_draft_engine import AutoregressiveDraftEngine
@@ -18,6 +19,7 @@ from dspark_core.engine.target_engine import ContextProjection, TargetEngine
 from dspark_core.errors import ConfigError
 from dspark_core.kernels.library import native_kernels
 from dspark_core.models.config import AnyDrafterConfig, DrafterConfig
+from dspark_core.models.decoder import check_tap_layers
 from dspark_core.models.drafter_calibration import read_calibration
 from dspark_core.models.drafter_config import read_any_config
 from dspark_core.models.drafter_kinds import fingerprint_of, load_any_drafter, load_any_projection
@@ -47,6 +49,8 @@ class EngineOptions:
     """Lowers the model's own limit."""
     weights: str = WeightChoice.STORED.value
     """Of the target: `stored` and `full` are exact, `int8` is an approximation (`WeightChoice`)."""
+    kept_layers: tuple[int, ...] = ()
+    """Without a drafter: layers whose states the engine keeps as they are, to be recorded."""
     native: bool = True
     """False: compute the target with PyTorch's operators even where native kernels exist."""
 
@@ -87,6 +91,8 @@ def build_target(options: EngineOptions, loaded: LoadedTarget | None = None) -> 
         projection = ContextProjection(
             project=module, target_layer_ids=module.target_layer_ids, feature_size=geometry.feature_size
         )
+    elif options.kept_layers:
+        projection = _kept_states(options.kept_layers, loaded)
     num_pages = _num_pages(options, loaded, projection.feature_size if projection else 0)
     engine = TargetEngine(
         loaded.decoder,
@@ -158,6 +164,12 @@ def _calibration(directory: Path, config: AnyDrafterConfig, mark: str) -> Calibr
         block_size=config.block_size,
         confidence_head=isinstance(config, DrafterConfig) and config.confidence_head,
     )
+
+
+def _kept_states(layers: tuple[int, ...], loaded: LoadedTarget) -> ContextProjection:
+    check_tap_layers(layers, loaded.config.num_layers)
+    size = len(layers) * loaded.config.hidden_size
+    return ContextProjection(project=nn.Identity(), target_layer_ids=layers, feature_size=size)
 
 
 def _load(options: EngineOptions) -> LoadedTarget:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,14 +57,19 @@ class RoundLoop:
         replica_id: str = "local",
         generator: torch.Generator | None = None,
         step_time: StepTimeModel | None = None,
+        on_end: Callable[[SequenceState], None] | None = None,
     ) -> None:
-        """`step_time`: measured, paces prompts if the limits bound a step's time; None: learned."""
+        """`step_time`: measured, paces prompts if the limits bound a step's time; None: learned.
+
+        `on_end` hears of each sequence that ends by itself, while its pages are still its own.
+        """
         self._engine = engine
         self._planner = planner
         self._drafting = drafting
         self._manager = BlockManager(engine.num_pages, engine.page_tokens)
         self.batcher = Batcher(self._manager, limits or BatchLimits())
         self._replica_id = replica_id
+        self._on_end = on_end
         self._sequences: dict[str, SequenceState] = {}
         self._arrivals = itertools.count()
         self._rounds = itertools.count(1)
@@ -258,6 +263,8 @@ class RoundLoop:
                 )
             outputs.append(RoundOutput(sequence.sequence_id, self._chunk(sequence, committed)))
             if sequence.finish_reason is not None:
+                if self._on_end is not None:
+                    self._on_end(sequence)
                 self._forget(sequence)
             else:
                 sequence.publish_full_pages(self._manager)

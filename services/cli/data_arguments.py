@@ -22,9 +22,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from dspark_core.engine.building import BuiltTarget, EngineOptions, build_target
+from dspark_core.engine.building import DTYPES, BuiltTarget, EngineOptions, build_target
 from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
+from dspark_core.models.loading import load_target
 from dspark_core.tokenization.loading import load_tokenizer
 from dspark_core.tokenization.tokenizer import Tokenizer
 
@@ -47,16 +48,20 @@ def load_tokenizer_of(arguments: argparse.Namespace) -> Tokenizer:
     return load_tokenizer(resolve_model_path(arguments.target_model))
 
 
-def load_engine(arguments: argparse.Namespace) -> BuiltTarget:
-    """The target without a drafter."""
+def load_engine(
+    arguments: argparse.Namespace, kept_layers: Callable[[int], tuple[int, ...]] = lambda _: ()
+) -> BuiltTarget:
+    """The target without a drafter. `kept_layers`: by how many it has, those whose states it keeps."""
     set_threads(arguments)
+    loaded = load_target(arguments.target_model, DTYPES[arguments.dtype])
     options = EngineOptions(
         target_model=arguments.target_model,
         drafter=None,
         dtype=arguments.dtype,
         kv_cache_bytes=arguments.kv_cache_mb * 2**20,
+        kept_layers=kept_layers(loaded.config.num_layers),
     )
-    return build_target(options)
+    return build_target(options, loaded)
 
 
 def set_threads(arguments: argparse.Namespace) -> None:

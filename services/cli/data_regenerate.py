@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,14 +16,16 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dspark_core.engine.building import BuiltTarget
 from dspark_core.errors import ConfigError
 from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.training.data.answer_log import Answer, AnswerLog
 from dspark_core.training.data.generation import DEFAULT_CONCURRENCY, BatchGenerator, Failure
 from dspark_core.training.data.local_answers import AnswerSettings, LocalAnswers
 from dspark_core.training.data.prompts import Prompt, read_prompts
+from dspark_core.training.data.recording import FeatureRecorder, RecordedShards, recorded_layers
 from dspark_core.training.data.sampling_mix import SamplingMix, parse_temperatures
-from dspark_core.training.origin import template_digest
+from dspark_core.training.origin import default_tap_layers, describe_target, template_digest
 from services.cli.data_arguments import (
     TokenProgress,
     add_target_arguments,
@@ -64,9 +67,24 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     group.add_argument(
         "--chunk", type=int, default=chunk, help=f"prompts generated, and resumed, together ({chunk})"
     )
+    _add_features(parser)
     _add_endpoint(parser)
     add_target_arguments(parser)
     parser.set_defaults(run=run)
+
+
+def _add_features(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("features")
+    group.add_argument(
+        "--features",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="write down the target's states on the way, a shard per chunk (not with --endpoint)",
+    )
+    group.add_argument(
+        "--layers", type=int, nargs="+", default=None, help="tapped layers (five, evenly spaced)"
+    )
 
 
 def _add_endpoint(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +117,10 @@ def run(arguments: argparse.Namespace) -> int:
         max_tokens=arguments.max_tokens,
         chunk_prompts=arguments.chunk,
     )
+    if arguments.features is None and arguments.layers is not None:
+        raise ConfigError("--layers says which states --features writes down; there is no --features")
+    if arguments.features is not None and arguments.endpoint is not None:
+        raise ConfigError("--features needs the target in this process; a server keeps its states to itself")
     require_writable(arguments.out)
     prompts = _read(arguments)
     work = _Work(arguments, settings, prompts)
@@ -140,7 +162,7 @@ class _Work:
         self._rate = 0.0
 
     def answer_here(self) -> None:
-        built = load_engine(self._arguments)
+        built = load_engine(self._arguments, self._kept_layers)
         described = {
             "target": built.loaded.path.name,
             "fingerprint": built.loaded.fingerprint,
@@ -148,10 +170,17 @@ class _Work:
             "concurrency": self._arguments.concurrency,
             "chunk": self._settings.chunk_prompts,
         }
+        recorder = None
+        if self._arguments.features is not None:
+            recorder = FeatureRecorder(built.engine, built.loaded.decoder)
         generator = BatchGenerator(
-            built.engine, self._tokenizer.stop_token_ids, concurrency=self._arguments.concurrency
+            built.engine,
+            self._tokenizer.stop_token_ids,
+            concurrency=self._arguments.concurrency,
+            on_end=recorder,
         )
-        answers = LocalAnswers(generator, self._tokenizer, self._settings)
+        shards = None if recorder is None else self._shards(recorder, built, described)
+        answers = LocalAnswers(generator, self._tokenizer, self._settings, shards)
         with self._log(described) as log, self._progress(log) as progress:
             results = answers.run(
                 self._prompts,
@@ -160,6 +189,25 @@ class _Work:
             )
             for result in results:
                 self._take(result, log, progress)
+
+    def _taps(self, num_layers: int) -> tuple[int, ...]:
+        return tuple(self._arguments.layers or default_tap_layers(num_layers))
+
+    def _kept_layers(self, num_layers: int) -> tuple[int, ...]:
+        if self._arguments.features is None:
+            return ()
+        return recorded_layers(self._taps(num_layers), num_layers)
+
+    def _shards(
+        self, recorder: FeatureRecorder, built: BuiltTarget, described: Mapping[str, object]
+    ) -> RecordedShards:
+        taps = self._taps(built.loaded.config.num_layers)
+        origin = describe_target(built.loaded, self._arguments.dtype, taps, self._tokenizer.chat_template)
+        prompts = [(one.prompt_id, self._settings.mix.sampling_of(one.prompt_id)) for one in self._prompts]
+        follows = repr((sorted({**described, **self._sampling()}.items()), prompts))
+        digest = hashlib.sha256(follows.encode()).hexdigest()
+        chunks = -(-len(self._prompts) // self._settings.chunk_prompts)
+        return RecordedShards(self._arguments.features, recorder, origin, digest, chunks)
 
     def answer_there(self) -> None:
         arguments = self._arguments
@@ -188,8 +236,13 @@ class _Work:
                 await remote.run(pending, on_result)
 
     def _log(self, described: Mapping[str, object]) -> AnswerLog:
+        log = AnswerLog(self._arguments.out, {**described, **self._sampling()})
+        self._begun = True
+        return log
+
+    def _sampling(self) -> dict[str, object]:
         mix = self._settings.mix
-        sampling = {
+        return {
             "temperatures": [list(pair) for pair in mix.temperatures],
             "top_p": mix.top_p,
             "top_k": mix.top_k,
@@ -197,9 +250,6 @@ class _Work:
             "max_tokens": self._settings.max_tokens,
             "chat_template": template_digest(self._tokenizer.chat_template),
         }
-        log = AnswerLog(self._arguments.out, {**described, **sampling})
-        self._begun = True
-        return log
 
     def _progress(self, log: AnswerLog) -> TokenProgress:
         done = sum(prompt.prompt_id in log.done for prompt in self._prompts)

@@ -122,6 +122,14 @@ def test_prompts_answers_and_features_fit_together(
     answers, features = tmp_path / "answers.jsonl", tmp_path / "features"
     answer = ["data", "regenerate", "--prompts", str(kept), "--out", str(answers), "--max-tokens", "6"]
     assert main([*answer, *model, *SMALL]) == 0
+    recorded = tmp_path / "recorded"
+    both = ["--out", str(tmp_path / "again.jsonl"), "--features", str(recorded), "--layers", "1", "3"]
+    assert main([*answer, *both, *model, *SMALL]) == 0
+    assert (tmp_path / "again.jsonl").read_text() == answers.read_text()
+    assert main(["data", "check", str(recorded)]) == 0
+    source = CachedSource.open([recorded], tap_layers=[3])
+    assert len(source) == len(AnswerFile(answers, min_answer_tokens=2))
+    capsys.readouterr()
     compute = ["data", "features", "--answers", str(answers), "--out", str(features), *model]
     assert main([*compute, "--dry-run"]) == 0
     assert not features.exists()
@@ -150,6 +158,14 @@ def test_prompts_answers_and_features_fit_together(
         (["regenerate", "--prompts", "{prompts}", "--out", "{tmp}/x", "--temperatures", "hot"], "'hot'"),
         (["regenerate", "--prompts", "{prompts}", "--out", "{tmp}/x", "--top-p", "2"], "top_p must be"),
         (["regenerate", "--prompts", "{prompts}", "--out", "{tmp}/x", "--endpoint", "here"], "got 'here'"),
+        (["regenerate", "--prompts", "{prompts}", "--out", "{tmp}/x", "--layers", "1"], "no --features"),
+        (
+            [
+                *("regenerate", "--prompts", "{prompts}", "--out", "{tmp}/x", "--features", "{tmp}/f"),
+                *("--endpoint", "http://127.0.0.1:9"),
+            ],
+            "--features needs the target in this process",
+        ),
         (["features", "--answers", "{prompts}", "--out", "{tmp}/x"], "prompts.jsonl:1: not a conversation"),
         (["features", "--answers", "{prompts}", "--out", "{tmp}/x", "--layers", "99"], "tap layer 99"),
         (["features", "--answers", "{foreign}", "--out", "{tmp}/x"], "with fingerprint 0123"),

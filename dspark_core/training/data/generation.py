@@ -7,12 +7,13 @@ same jobs in the same order to a fresh run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.planning import FullPlanSource
 from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.sequence import SequenceState
 from dspark_core.engine.target_engine import TargetEngine
 from dspark_core.errors import ConfigError, ContextLengthError, InvalidRequestError
 from dspark_core.records import FinishReason, GenerateRequest, SamplingParams
@@ -50,13 +51,18 @@ class BatchGenerator:
         stop_token_ids: tuple[int, ...],
         *,
         concurrency: int = DEFAULT_CONCURRENCY,
+        on_end: Callable[[SequenceState], None] | None = None,
     ) -> None:
-        """`concurrency`: sequences decoded together; a new one begins whenever one ends."""
+        """`concurrency`: sequences decoded together; a new one begins whenever one ends.
+
+        `on_end` hears of each while the engine still holds its states.
+        """
         if concurrency < 1:
             raise ConfigError(f"concurrency must be >= 1, got {concurrency}")
         self._engine = engine
         self._stop_token_ids = stop_token_ids
         self._concurrency = concurrency
+        self._on_end = on_end
         self._limits = BatchLimits(
             max_running=concurrency,
             max_waiting=concurrency,
@@ -71,7 +77,7 @@ class BatchGenerator:
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Generated | Failure]:
         """In the order they end. A prompt the target cannot take is a failure, not an error."""
-        loop = RoundLoop(self._engine, FullPlanSource(), limits=self._limits)
+        loop = RoundLoop(self._engine, FullPlanSource(), limits=self._limits, on_end=self._on_end)
         waiting = iter(jobs)
         tokens: dict[str, list[int]] = {}
         exhausted = False

@@ -16,6 +16,7 @@ from dspark_core.training.data.answer_log import Answer
 from dspark_core.training.data.conversations import Conversation
 from dspark_core.training.data.generation import BatchGenerator, Failure, Generated, Job
 from dspark_core.training.data.prompts import Prompt
+from dspark_core.training.data.recording import RecordedShards
 from dspark_core.training.data.sampling_mix import SamplingMix
 
 DEFAULT_CHUNK_PROMPTS = 2048
@@ -52,10 +53,18 @@ def encode(prompt: Prompt, tokenizer: Tokenizer, max_prompt_tokens: int) -> Enco
 
 
 class LocalAnswers:
-    def __init__(self, generator: BatchGenerator, tokenizer: Tokenizer, settings: AnswerSettings) -> None:
+    def __init__(
+        self,
+        generator: BatchGenerator,
+        tokenizer: Tokenizer,
+        settings: AnswerSettings,
+        shards: RecordedShards | None = None,
+    ) -> None:
+        """`shards`: where the features go that were recorded on the way, a shard for each chunk."""
         self._generator = generator
         self._tokenizer = tokenizer
         self._settings = settings
+        self._shards = shards
 
     def run(
         self,
@@ -65,13 +74,16 @@ class LocalAnswers:
     ) -> Iterator[Answer | Failure]:
         """What is not `done` yet; `on_generated` hears the tokens of each sequence that ended."""
         size = self._settings.chunk_prompts
-        for start in range(0, len(prompts), size):
+        for number, start in enumerate(range(0, len(prompts), size)):
             results = [self._encode(prompt) for prompt in prompts[start : start + size]]
             yield from (one for one in results if isinstance(one, Failure))
             chunk = [one for one in results if isinstance(one, Encoded)]
-            if all(done(one.prompt.prompt_id) for one in chunk):
+            recorded = self._shards is None or self._shards.has(number)
+            if recorded and all(done(one.prompt.prompt_id) for one in chunk):
                 continue
             yield from (a for a in self._answer(chunk, on_generated) if not done(_key(a)))
+            if self._shards is not None:
+                self._shards.write(number, [one.prompt.prompt_id for one in chunk])
 
     def _encode(self, prompt: Prompt) -> Encoded | Failure:
         return encode(prompt, self._tokenizer, self._generator.max_prompt_tokens)

@@ -41,7 +41,7 @@ def compute_packed(
     kinds = [decoder.config.attention_kind(layer) for layer in range(decoder.config.num_cached_layers)]
     attend = PackedCausalAttention(lengths, [kind.window for kind in kinds])
     output = decoder(token_ids.to(device), positions.to(device), attend, layers)
-    normalizers = _log_normalizers(decoder, output.hidden, _answer_rows(conversations).to(device))
+    normalizers = log_normalizers(decoder, output.hidden, _answer_rows(conversations).to(device))
     parts = zip(
         conversations,
         rows,
@@ -107,7 +107,7 @@ def _answer_rows(conversations: Sequence[Conversation]) -> Tensor:
     return torch.cat(rows)
 
 
-def _log_normalizers(decoder: Decoder, hidden: Tensor, rows: Tensor) -> Tensor:
+def log_normalizers(decoder: Decoder, hidden: Tensor, rows: Tensor) -> Tensor:
     """[tokens] float32: zero but for `rows`."""
     out = torch.zeros(len(hidden), device=hidden.device)
     at_once = _HEAD_ROWS if hidden.is_cuda else _CACHED_ROWS
