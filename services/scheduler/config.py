@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 from dspark_core.errors import ConfigError
 from services.common.env import Env
@@ -15,6 +17,20 @@ _LEASE_SECONDS = 10.0
 _SYNC_SECONDS = 1.0
 _MAX_WAITING = 256
 _LOCK_SECONDS = 2.0
+_LEASE_NAME = "dspark-scheduler"
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+
+
+class LeaderElection(Enum):
+    """How several schedulers agree on which of them leads."""
+
+    AUTO = "auto"
+    """By Redis where there is one, else off."""
+    REDIS = "redis"
+    LEASE = "lease"
+    """By a Lease of Kubernetes."""
+    OFF = "off"
+    """This one is alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +46,11 @@ class SchedulerConfig:
     """Requests of one tier that may wait until speed floors allow them; further ones get
     RESOURCE_EXHAUSTED."""
     lock_seconds: float = _LOCK_SECONDS
-    """A leader that has not renewed its lock for this long is replaced; needs Redis."""
+    """A leader that has not renewed its lock for this long is replaced."""
+    leader_election: LeaderElection = LeaderElection.AUTO
+    leader_lease_name: str = _LEASE_NAME
+    leader_lease_namespace: str | None = None
+    """None: the pod's own."""
     advertise_address: str = ""
     """Where clients of a standby are sent when this scheduler leads; empty: they find it themselves."""
     redis_url: str | None = None
@@ -40,10 +60,28 @@ class SchedulerConfig:
         for name in ("lease_seconds", "sync_seconds", "lock_seconds"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be > 0, got {getattr(self, name)}")
+        if self.leader_election is LeaderElection.REDIS and not self.redis_url:
+            raise ConfigError("DSPARK_LEADER_ELECTION is redis: REDIS_URL must be set")
+        for variable, value in (
+            ("DSPARK_LEADER_LEASE_NAME", self.leader_lease_name),
+            ("DSPARK_LEADER_LEASE_NAMESPACE", self.leader_lease_namespace),
+        ):
+            if value is not None and not _NAME.fullmatch(value):
+                raise ConfigError(
+                    f"{variable} must be a name of lower-case letters, digits, - and ., got {value!r}"
+                )
+
+    @property
+    def elected_by(self) -> LeaderElection:
+        """REDIS, LEASE or OFF."""
+        if self.leader_election is not LeaderElection.AUTO:
+            return self.leader_election
+        return LeaderElection.REDIS if self.redis_url else LeaderElection.OFF
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> SchedulerConfig:
-        """DSPARK_LEASE_SECONDS, DSPARK_SYNC_SECONDS, REDIS_URL, and those of `ServerOptions`."""
+        """DSPARK_LEASE_SECONDS, DSPARK_SYNC_SECONDS, REDIS_URL, those of the election, and those of
+        `ServerOptions`."""
         env = Env(environ)
         return cls(
             server=ServerOptions.from_env(env, port=PORT, metrics_port=METRICS_PORT),
@@ -51,6 +89,13 @@ class SchedulerConfig:
             sync_seconds=env.number("DSPARK_SYNC_SECONDS", _SYNC_SECONDS),
             max_waiting_requests=env.integer("DSPARK_MAX_WAITING_REQUESTS", _MAX_WAITING, minimum=0),
             lock_seconds=env.number("DSPARK_LOCK_SECONDS", _LOCK_SECONDS),
+            leader_election=LeaderElection(
+                env.choice(
+                    "DSPARK_LEADER_ELECTION", LeaderElection.AUTO.value, [one.value for one in LeaderElection]
+                )
+            ),
+            leader_lease_name=env.text("DSPARK_LEADER_LEASE_NAME", _LEASE_NAME),
+            leader_lease_namespace=env.optional_text("DSPARK_LEADER_LEASE_NAMESPACE"),
             advertise_address=env.text("DSPARK_ADVERTISE_ADDRESS", ""),
             redis_url=env.optional_text("REDIS_URL"),
         )

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from dspark_core.errors import NotLeaderError, UnavailableError
+from dspark_core.errors import ConfigError, NotLeaderError, UnavailableError
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,8 @@ class Leadership:
 
 class LeaderLock(Protocol):
     async def hold(self) -> Leadership:
-        """Takes the lock if it is free, renews it if it is ours. UnavailableError: nobody can tell."""
+        """Takes the lock if it is free, renews it if it is ours. UnavailableError: nobody can tell.
+        ConfigError: this process has no right to it."""
         ...
 
     async def release(self) -> None:
@@ -84,7 +85,8 @@ class Election:
             )
 
     async def start(self) -> None:
-        await self._hold()
+        """Raises ConfigError when the lock refuses this process: it would never know who leads."""
+        await self._hold(starting=True)
         self._task = asyncio.create_task(self._run(), name="election")
 
     async def stop(self) -> None:
@@ -97,7 +99,7 @@ class Election:
         if self._now.leading:
             try:
                 await self._lock.release()
-            except UnavailableError as error:
+            except (UnavailableError, ConfigError) as error:
                 _log.warning("could not release the leader lock, it will run out: %s", error)
         await self._lock.close()
 
@@ -106,13 +108,17 @@ class Election:
             await asyncio.sleep(self._renew_seconds)
             await self._hold()
 
-    async def _hold(self) -> None:
+    async def _hold(self, *, starting: bool = False) -> None:
         before = self._now
         try:
             self._now = await self._lock.hold()
-        except UnavailableError as error:
+        except (UnavailableError, ConfigError) as error:
+            if starting and isinstance(error, ConfigError):
+                raise
             # Nobody else can take the lock either: whoever led goes on, and terms tell them apart.
-            if self._reached:
+            if starting:
+                _log.warning("the leader lock was not reached yet, leading until it tells: %s", error)
+            elif self._reached:
                 _log.warning("the leader lock cannot be reached, nothing changes: %s", error)
             self._reached = False
             return

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import sys
-import uuid
 from collections.abc import Mapping
 
 from services.common.process import run_process
 from services.common.registry import MemoryRegistry, RedisRegistry, Registry
 from services.common.server import GrpcServer, serve
 from services.common.telemetry import Telemetry
-from services.scheduler.config import SchedulerConfig
+from services.scheduler.config import LeaderElection, SchedulerConfig
 from services.scheduler.documents import DocumentStore
-from services.scheduler.election import LeaderLock, SoleLeader
+from services.scheduler.locks import leader_lock
 from services.scheduler.redis_documents import CALIBRATION_KEY, CURVES_KEY, RedisDocumentStore
-from services.scheduler.redis_lock import RedisLeaderLock
 from services.scheduler.scheduler import Scheduler
 from services.scheduler.servicer import SchedulerServicer
 
@@ -25,18 +23,13 @@ async def run(environ: Mapping[str, str]) -> None:
     config = SchedulerConfig.from_env(environ)
     telemetry = Telemetry.from_env("scheduler", environ)
     registry: Registry = RedisRegistry(config.redis_url) if config.redis_url else MemoryRegistry()
-    lock: LeaderLock = SoleLeader()
+    lock = leader_lock(config, environ)
     curves: DocumentStore | None = None
     calibrations: DocumentStore | None = None
     if config.redis_url:
-        lock = RedisLeaderLock(
-            config.redis_url,
-            holder=uuid.uuid4().hex,
-            address=config.advertise_address,
-            lock_seconds=config.lock_seconds,
-        )
-        curves = RedisDocumentStore(config.redis_url, CURVES_KEY)
-        calibrations = RedisDocumentStore(config.redis_url, CALIBRATION_KEY)
+        locked = config.elected_by is LeaderElection.REDIS
+        curves = RedisDocumentStore(config.redis_url, CURVES_KEY, locked=locked)
+        calibrations = RedisDocumentStore(config.redis_url, CALIBRATION_KEY, locked=locked)
     scheduler = Scheduler(
         lease_seconds=config.lease_seconds,
         registry=registry,

@@ -18,12 +18,25 @@ if not held or cjson.decode(held).term ~= ARGV[1] then return 0 end
 for i = 2, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
 return 1
 """
+# The same when leaders are elected elsewhere: KEYS[1] holds the newest term that wrote, and an older one is
+# refused. Term 0 is of a scheduler that is alone.
+_SAVE_BY_TERM = """
+local newest = redis.call('GET', KEYS[1])
+if ARGV[1] ~= '0' then
+  if newest and tonumber(newest) > tonumber(ARGV[1]) then return 0 end
+  redis.call('SET', KEYS[1], ARGV[1])
+end
+for i = 2, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
+return 1
+"""
 
 
 class RedisDocumentStore:
-    def __init__(self, url: str, key: str) -> None:
-        """`key`: of the hash. Raises ConfigError for a URL that is none."""
+    def __init__(self, url: str, key: str, *, locked: bool = True) -> None:
+        """`key`: of the hash. `locked`: the leader is elected by the lock in the same Redis. Raises
+        ConfigError for a URL that is none."""
         self._key = key
+        self._script, self._guard = (_SAVE, LEADER_KEY) if locked else (_SAVE_BY_TERM, f"{key}:term")
         self._redis: Redis = open_redis(url)
 
     async def load(self) -> dict[str, str]:
@@ -36,7 +49,7 @@ class RedisDocumentStore:
     async def save(self, documents: dict[str, str], term: int) -> None:
         pairs = [part for pair in documents.items() for part in pair]
         try:
-            await self._redis.eval(_SAVE, 2, LEADER_KEY, self._key, str(term), *pairs)
+            await self._redis.eval(self._script, 2, self._guard, self._key, str(term), *pairs)
         except (RedisError, OSError) as error:
             raise redis_unavailable(error) from error
 

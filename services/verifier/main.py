@@ -54,8 +54,20 @@ async def run(environ: Mapping[str, str]) -> None:
         drafts = await _draft_source(config, profiled, telemetry, stack)
         draining = asyncio.Event()
         load = LoadMeter(config.limits.max_running, draining=draining.is_set)
-        verifier = await _start_verifier(config, profiled, drafts, scheduler, load, telemetry, stack)
-        await _serve(config, profiled, verifier, scheduler, load, draining, telemetry)
+        found = LeaderFound()
+        verifier = await _start_verifier(config, profiled, drafts, scheduler, load, found, telemetry, stack)
+        await _serve(config, profiled, verifier, scheduler, load, found, draining, telemetry)
+
+
+class LeaderFound:
+    """Lets the plans' stream, which is there first, make the registration hurry."""
+
+    def __init__(self) -> None:
+        self.registration: RegistrationLoop | None = None
+
+    def __call__(self) -> None:
+        if self.registration is not None:
+            self.registration.renew_soon()
 
 
 async def _draft_source(
@@ -77,6 +89,7 @@ async def _start_verifier(
     drafts: RemoteDraftSource | None,
     scheduler: SchedulerLink | None,
     load: LoadMeter,
+    found: LeaderFound,
     telemetry: Telemetry,
     stack: AsyncExitStack,
 ) -> Verifier:
@@ -93,6 +106,7 @@ async def _start_verifier(
             load=load.take,
             kind=replica_kind(config.engine, profiled.target.engine),
             adopt=lambda curve: local.adopt(adopted(curve)),
+            on_connected=found,
         )
         coordinated.append(plans)
         return plans
@@ -135,6 +149,7 @@ async def _serve(
     verifier: Verifier,
     scheduler: SchedulerLink | None,
     load: LoadMeter,
+    found: LeaderFound,
     draining: asyncio.Event,
     telemetry: Telemetry,
 ) -> None:
@@ -151,6 +166,7 @@ async def _serve(
                 draining=draining.is_set(),
             ),
         )
+        found.registration = registration
 
     async def warm_up() -> None:
         if registration:

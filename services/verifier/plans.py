@@ -46,10 +46,12 @@ class CoordinatedPlanSource:
         load: Callable[[], VerifierLoad | None] = lambda: None,
         kind: ReplicaKind | None = None,
         adopt: Callable[[tuple[StepTime, ...]], None] = lambda curve: None,
+        on_connected: Callable[[], None] = lambda: None,
     ) -> None:
         """`profile` is what this verifier measured at start; the scheduler refines it. `load` is
         asked for whenever a report is sent, and in between, on the event loop. `adopt` takes the step
-        times of this `kind` when there is no profile and others have one."""
+        times of this `kind` when there is no profile and others have one. `on_connected` is called when a
+        scheduler begins to answer: it may be a new leader, which knows nobody yet."""
         self._scheduler = scheduler
         self._local = local
         self._profile = tuple(profile)
@@ -57,6 +59,7 @@ class CoordinatedPlanSource:
         self._load = load
         self._kind = kind
         self._adopt = adopt
+        self._on_connected = on_connected
         self._loop = asyncio.get_running_loop()
         self._reports: asyncio.Queue[RoundReport] = asyncio.Queue(MAX_QUEUED_REPORTS)
         # Newest last; replaced as a whole by the loop, read by the round thread.
@@ -124,10 +127,13 @@ class CoordinatedPlanSource:
     async def _run(self) -> None:
         complained = False
         while True:
+            connected = False
             try:
                 async with aclosing(self._scheduler.coordinate(self._drain_reports())) as plans:
                     async for plan in plans:
-                        complained = False
+                        if not connected:
+                            self._on_connected()
+                        connected, complained = True, False
                         self._take(plan)
             except DSparkError as error:
                 if not complained:

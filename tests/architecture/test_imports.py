@@ -85,7 +85,7 @@ ONLY: dict[str, tuple[str, ...]] = {
     },
 }
 
-NETWORK = ("grpc", "grpc_health", "fastapi", "uvicorn", "httpx", "redis", "dspark_proto")
+NETWORK = ("grpc", "grpc_health", "fastapi", "uvicorn", "httpx", "redis", "kubernetes", "dspark_proto")
 TORCH = ("torch", "safetensors", "transformers", "vllm")
 
 # Package -> third-party packages it must not import.

@@ -34,3 +34,8 @@ def test_tracing_costs_no_import_while_it_is_off():
     loaded = _loaded_with("services.scheduler.main")
     assert "opentelemetry.trace" in loaded
     assert loaded.isdisjoint({"opentelemetry.sdk.trace", "opentelemetry.exporter"})
+
+
+def test_the_kubernetes_client_is_loaded_for_a_lease_alone():
+    assert "kubernetes" not in _loaded_with("services.scheduler.main")
+    assert "kubernetes" in _loaded_with("services.scheduler.kubernetes_leases")

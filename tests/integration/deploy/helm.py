@@ -24,6 +24,8 @@ VALUES: dict[str, Path | None] = {
     "everything": HERE / "values/everything.yaml",
     "minimal": HERE / "values/minimal.yaml",
     "claim": HERE / "values/claim.yaml",
+    "lease": HERE / "values/lease.yaml",
+    "own_account": HERE / "values/own_account.yaml",
 }
 
 Manifest = dict[str, Any]

@@ -124,7 +124,9 @@ def test_every_pod_runs_with_the_least_rights(rendered):
     pods = [pod_template(deployment)["spec"] for deployment in of_kind(rendered, "Deployment").values()]
     pods.append(of_kind(rendered, "Pod")["test"]["spec"])
     for pod in pods:
-        assert pod["automountServiceAccountToken"] is False
+        (only,) = pod["containers"]
+        elects = {"name": "DSPARK_LEADER_ELECTION", "value": "lease"} in only.get("env", [])
+        assert pod["automountServiceAccountToken"] is elects
         assert pod["enableServiceLinks"] is False, "DSPARK_PORT of a Service called dspark would be read"
         security = pod["securityContext"]
         assert security["runAsNonRoot"] is True
@@ -230,6 +232,57 @@ def test_redis_comes_from_a_secret_or_a_plain_url_or_not_at_all(helm):
     assert redis("production") == {"secretKeyRef": {"name": "dspark-redis", "key": "redis-url"}}
     assert redis("everything") == "rediss://redis.example.org:6380/1"
     assert redis("default") is None
+
+
+@pytest.mark.parametrize(
+    ("values", "flags", "election"),
+    [
+        ("default", [], "off"),
+        ("production", [], "redis"),
+        ("lease", [], "lease"),
+        ("own_account", [], "lease"),
+        ("default", ["--set", "scheduler.leaderElection=lease"], "lease"),
+    ],
+)
+def test_how_schedulers_agree_on_a_leader(helm, values, flags, election):
+    rendered = render(helm, values, *flags)
+    config = of_kind(rendered, "ConfigMap")["config"]
+    assert (
+        environment(of_kind(rendered, "Deployment")["scheduler"], config)["DSPARK_LEADER_ELECTION"]
+        == election
+    )
+    assert ("scheduler" in of_kind(rendered, "Role")) == (election == "lease")
+
+
+@pytest.mark.parametrize("values", ["lease", "own_account"])
+def test_the_scheduler_alone_has_rights_and_to_its_lease_alone(helm, values):
+    rendered = render(helm, values)
+    config = of_kind(rendered, "ConfigMap")["config"]
+    deployments = of_kind(rendered, "Deployment")
+    variables = environment(deployments["scheduler"], config)
+    role, binding = (of_kind(rendered, kind)["scheduler"] for kind in ("Role", "RoleBinding"))
+    granted = {
+        (verb, tuple(rule.get("resourceNames", ()))) for rule in role["rules"] for verb in rule["verbs"]
+    }
+    name = variables["DSPARK_LEADER_LEASE_NAME"]
+    assert granted == {("get", (name,)), ("update", (name,)), ("create", ())}
+    for rule in role["rules"]:
+        assert (rule["apiGroups"], rule["resources"]) == (["coordination.k8s.io"], ["leases"])
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    (subject,) = binding["subjects"]
+    assert subject["namespace"] == variables["DSPARK_LEADER_LEASE_NAMESPACE"] == "llm"
+    accounts = {
+        component: pod_template(deployment)["spec"]["serviceAccountName"]
+        for component, deployment in deployments.items()
+    }
+    assert accounts["scheduler"] == subject["name"]
+    made = of_kind(rendered, "ServiceAccount")
+    if values == "own_account":
+        assert made == {}
+        assert subject["name"] == "existing"
+    else:
+        assert made["scheduler"]["metadata"]["name"] == subject["name"]
+        assert subject["name"] not in {accounts[other] for other in ("gateway", "drafter", "verifier")}
 
 
 def test_image_references(helm):

@@ -89,6 +89,13 @@ def test_base_requirements_are_free_of_torch_and_the_engine_has_it(tmp_path):
     assert "torch" not in requirements()
     assert "grpcio" in requirements()
     assert "torch" in requirements("engine")
+    assert "kubernetes" not in requirements()
+    assert "kubernetes" in requirements("kubernetes")
+
+
+def test_the_scheduler_s_image_can_elect_by_a_lease():
+    built = " ".join(line for stage in lineage("scheduler-build") for line in stages()[stage])
+    assert "requirements.py kubernetes" in built
 
 
 def test_the_build_needs_no_frontend_from_a_registry():

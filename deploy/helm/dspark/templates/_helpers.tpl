@@ -39,6 +39,35 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end -}}
 {{- end -}}
 
+{{/* The scheduler's own account, which has rights to its Lease; without one of the chart's, the user's. */}}
+{{- define "dspark.schedulerServiceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{ include "dspark.componentName" (dict "root" . "component" "scheduler") }}
+{{- else -}}
+{{ include "dspark.serviceAccountName" . }}
+{{- end -}}
+{{- end -}}
+
+{{/* redis, lease or off: how schedulers agree on a leader. */}}
+{{- define "dspark.leaderElection" -}}
+{{- $wanted := .Values.scheduler.leaderElection -}}
+{{- $redis := or .Values.redis.url .Values.redis.existingSecret -}}
+{{- $several := gt (int .Values.scheduler.replicas) 1 -}}
+{{- if and (eq $wanted "redis") (not $redis) -}}
+{{- fail "scheduler.leaderElection is redis: set redis.url or redis.existingSecret" -}}
+{{- else if and (eq $wanted "off") $several -}}
+{{- fail (printf "scheduler.replicas is %v: more than one needs scheduler.leaderElection redis, lease or auto" .Values.scheduler.replicas) -}}
+{{- else if ne $wanted "auto" -}}
+{{ $wanted }}
+{{- else if $redis -}}
+redis
+{{- else if $several -}}
+lease
+{{- else -}}
+off
+{{- end -}}
+{{- end -}}
+
 {{- define "dspark.image" -}}
 {{- $image := .root.Values.image -}}
 {{- $own := (index .root.Values .component).image -}}

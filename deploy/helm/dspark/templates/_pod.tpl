@@ -39,8 +39,14 @@ annotations:
 {{- $root := .root -}}
 {{- $values := index $root.Values .component -}}
 {{- $selector := include "dspark.selectorLabels" . -}}
+{{- if and (eq .component "scheduler") (eq (include "dspark.leaderElection" $root) "lease") }}
+# It alone talks to the API server, of one Lease.
+serviceAccountName: {{ include "dspark.schedulerServiceAccountName" $root }}
+automountServiceAccountToken: true
+{{- else }}
 serviceAccountName: {{ include "dspark.serviceAccountName" $root }}
 automountServiceAccountToken: false
+{{- end }}
 # A Service called dspark would put DSPARK_PORT=tcp://... into every pod of the namespace.
 enableServiceLinks: false
 # preStop, the drain, then closing down, which may wait for the last spans to be sent.
@@ -154,7 +160,7 @@ livenessProbe:
 
 {{/* The user's own. None may be one the chart sets: server-side apply refuses a list with doubles. */}}
 {{- define "dspark.extraEnv" -}}
-{{- $reserved := list "DSPARK_PORT" "DSPARK_HTTP_PORT" "DSPARK_ADVERTISE_ADDRESS" "DSPARK_DRAFTER_ADDRESS" "OTEL_SERVICE_NAME" "POD_IP" "REDIS_URL" -}}
+{{- $reserved := list "DSPARK_PORT" "DSPARK_HTTP_PORT" "DSPARK_ADVERTISE_ADDRESS" "DSPARK_DRAFTER_ADDRESS" "OTEL_SERVICE_NAME" "POD_IP" "REDIS_URL" "DSPARK_LEADER_ELECTION" "DSPARK_LEADER_LEASE_NAME" "DSPARK_LEADER_LEASE_NAMESPACE" -}}
 {{- range $name, $value := (index .root.Values .component).env }}
 {{- if has $name $reserved }}
 {{- fail (printf "%s.env.%s: the chart sets this variable itself" $.component $name) }}

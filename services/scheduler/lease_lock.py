@@ -1,0 +1,146 @@
+"""The leader lock as a Kubernetes Lease (coordination.k8s.io/v1), for schedulers without Redis.
+
+Every write names the version it has seen, so of two that want the lease one is told of a conflict. How long
+a holder has been silent is judged by this process's own clock alone, from when the lease was last seen to
+change: clocks of different nodes are never compared.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from dspark_core.errors import DSparkError
+from services.scheduler.election import Leadership
+
+ATTEMPTS = 3
+"""Looks at the lease within one `hold`; after so many conflicts another one has it."""
+
+
+class LeaseConflictError(DSparkError):
+    """Somebody else wrote the lease meanwhile, created it first or deleted it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    holder: str
+    """Empty: nobody holds it."""
+    address: str
+    """`host:port` of the holder's gRPC server, or empty."""
+    duration_seconds: int
+    transitions: int
+    renewals: str = ""
+    """When it was renewed, as the holder wrote it: only ever compared for equality."""
+    created_seconds: int = 0
+    """The API server's time, by which a lease that was deleted and made anew has a later term."""
+    version: str = ""
+
+    @property
+    def term(self) -> int:
+        """Of leadership; only grows, as transitions do and creation times do. Microseconds, as Redis' are."""
+        return self.created_seconds * 1_000_000 + self.transitions
+
+
+class Leases(Protocol):
+    """One named Lease. All raise UnavailableError when the API server does not answer in time, and
+    ConfigError when it refuses."""
+
+    async def get(self) -> Lease | None:
+        """None: there is none."""
+        ...
+
+    async def create(self, lease: Lease) -> Lease:
+        """LeaseConflictError: there is one."""
+        ...
+
+    async def replace(self, lease: Lease) -> Lease:
+        """LeaseConflictError: it is not at `lease.version` any more."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class KubernetesLeaderLock:
+    """A `LeaderLock`."""
+
+    def __init__(
+        self,
+        leases: Leases,
+        *,
+        holder: str,
+        address: str,
+        lock_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """holder must be unique to the process. Leases count whole seconds: lock_seconds is rounded up."""
+        self._leases = leases
+        self._mine = Lease(
+            holder=holder, address=address, duration_seconds=max(1, math.ceil(lock_seconds)), transitions=0
+        )
+        self._clock = clock
+        self._held: Lease | None = None
+        self._seen: Lease | None = None
+        self._seen_at = 0.0
+
+    async def hold(self) -> Leadership:
+        for _ in range(ATTEMPTS):
+            lease = self._held or await self._look()
+            try:
+                if lease is None:
+                    # Renewed at once below: a missing right to update shows now and not when it matters.
+                    self._written(await self._leases.create(self._succeeding(self._seen)))
+                    continue
+                if lease.holder == self._mine.holder:
+                    held = await self._leases.replace(lease)
+                elif not lease.holder or self._ran_out(lease):
+                    held = await self._leases.replace(replace(self._succeeding(lease), version=lease.version))
+                else:
+                    return _leadership(lease, leading=False)
+                self._written(held)
+                return _leadership(held, leading=True)
+            except LeaseConflictError:
+                self._held = None
+        lease = await self._look()
+        return _leadership(lease or self._mine, leading=False)
+
+    async def release(self) -> None:
+        lease, self._held = self._held, None
+        for _ in range(ATTEMPTS):
+            if lease is None or lease.holder != self._mine.holder:
+                return
+            try:
+                await self._leases.replace(replace(lease, holder="", address="", duration_seconds=1))
+                return
+            except LeaseConflictError:
+                lease = await self._leases.get()  # a renewal that was cut off may have arrived
+
+    async def close(self) -> None:
+        await self._leases.close()
+
+    async def _look(self) -> Lease | None:
+        lease = await self._leases.get()
+        if lease is not None and (self._seen is None or _renewed(self._seen, lease)):
+            self._seen, self._seen_at = lease, self._clock()
+        return lease
+
+    def _written(self, lease: Lease) -> None:
+        self._held = self._seen = lease
+        self._seen_at = self._clock()
+
+    def _ran_out(self, lease: Lease) -> bool:
+        return self._clock() - self._seen_at >= lease.duration_seconds
+
+    def _succeeding(self, lease: Lease | None) -> Lease:
+        return replace(self._mine, transitions=lease.transitions + 1 if lease is not None else 0)
+
+
+def _renewed(before: Lease, after: Lease) -> bool:
+    """Labels that somebody edits change the version too, and are no sign of the holder's life."""
+    return replace(before, version="") != replace(after, version="")
+
+
+def _leadership(lease: Lease, *, leading: bool) -> Leadership:
+    return Leadership(leading=leading, term=lease.term, leader_address=lease.address)

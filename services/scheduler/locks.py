@@ -1,0 +1,50 @@
+"""The leader lock a configuration asks for."""
+
+from __future__ import annotations
+
+import importlib.util
+import uuid
+from collections.abc import Mapping
+
+from dspark_core.errors import ConfigError
+from services.scheduler.config import LeaderElection, SchedulerConfig
+from services.scheduler.election import LeaderLock, SoleLeader
+from services.scheduler.lease_lock import KubernetesLeaderLock
+from services.scheduler.redis_lock import RedisLeaderLock
+
+_MAX_TIMEOUT_SECONDS = 1.0
+
+
+def leader_lock(config: SchedulerConfig, environ: Mapping[str, str]) -> LeaderLock:
+    """Raises ConfigError when what it needs is not there."""
+    holder = uuid.uuid4().hex
+    if config.elected_by is LeaderElection.REDIS:
+        assert config.redis_url is not None  # the configuration was checked
+        return RedisLeaderLock(
+            config.redis_url,
+            holder=holder,
+            address=config.advertise_address,
+            lock_seconds=config.lock_seconds,
+        )
+    if config.elected_by is LeaderElection.LEASE:
+        return _lease_lock(config, environ, holder)
+    return SoleLeader()
+
+
+def _lease_lock(config: SchedulerConfig, environ: Mapping[str, str], holder: str) -> KubernetesLeaderLock:
+    if importlib.util.find_spec("kubernetes") is None:
+        raise ConfigError(
+            "DSPARK_LEADER_ELECTION=lease needs the Kubernetes client: pip install 'dspark[kubernetes]'"
+        )
+    # Half a second to import, and needed nowhere else.
+    from services.scheduler.kubernetes_leases import KubernetesLeases
+
+    leases = KubernetesLeases.from_env(
+        environ,
+        name=config.leader_lease_name,
+        namespace=config.leader_lease_namespace,
+        timeout_seconds=min(_MAX_TIMEOUT_SECONDS, config.lock_seconds / 2),
+    )
+    return KubernetesLeaderLock(
+        leases, holder=holder, address=config.advertise_address, lock_seconds=config.lock_seconds
+    )
