@@ -2,7 +2,8 @@
 
 A layer is an async context manager around a call. Streaming handlers are driven from here with
 `context.write`, so that a cancelled call unwinds the handler at once, inside its own task, instead
-of whenever its generator is collected. Health checks pass untouched: probes must work under load.
+of whenever its generator is collected. Health checks and reflection pass untouched: probes must work
+under load, and neither is work to be counted or waited for.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dspark_core.errors import DeadlineError
 from services.common.rpc_errors import to_status
 
 _log = logging.getLogger(__name__)
-_HEALTH_PREFIX = "/grpc.health."
+_UNTOUCHED = ("/grpc.health.", "/grpc.reflection.")
 
 Context: TypeAlias = grpc.aio.ServicerContext
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -59,7 +60,7 @@ class LayeredInterceptor(grpc.aio.ServerInterceptor):
     ) -> Handler | None:
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or method.startswith(_HEALTH_PREFIX):
+        if handler is None or method.startswith(_UNTOUCHED):
             return handler
         kind = _handler_kind(handler)
         run = self._wrap(method, getattr(handler, kind), kind)

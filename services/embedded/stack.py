@@ -23,7 +23,6 @@ from dspark_core.engine.trace_writer import TraceWriter
 from dspark_core.engine.verifier import Verifier
 from dspark_core.model_paths import resolve_model_path
 from dspark_core.tokenization.loading import load_tokenizer
-from services.common.options import ServerOptions
 from services.common.protocols import VerifierApi
 from services.common.registration import RegistrationLoop
 from services.common.server import GrpcServer
@@ -217,7 +216,7 @@ class EmbeddedStack:
     async def _serve(self, gateway: Gateway) -> None:
         options = self._options
         self._grpc = GrpcServer(
-            ServerOptions(port=options.grpc_port, host=options.host),
+            dataclasses.replace(self._gateway.grpc, port=options.grpc_port, host=options.host),
             [GatewayServicer(gateway).register],
             self._telemetry,
         )

@@ -49,7 +49,9 @@ class GatewayConfig:
     """What clients call it; empty: the last part of `target_model`."""
     http_host: str = "0.0.0.0"
     http_port: int = 8000
-    grpc: ServerOptions = field(default_factory=lambda: ServerOptions(port=50051))
+    grpc: ServerOptions = field(
+        default_factory=lambda: ServerOptions(port=50051, max_message_bytes=GatewayLimits().max_body_bytes)
+    )
     scheduler_address: str = "127.0.0.1:50052"
     limits: GatewayLimits = GatewayLimits()
     api_keys: tuple[str, ...] = field(default=(), repr=False)
@@ -71,6 +73,7 @@ class GatewayConfig:
     def from_env(cls, environ: Mapping[str, str]) -> GatewayConfig:
         env = Env(environ)
         own, limits = cls(), GatewayLimits()
+        max_body_bytes = env.integer("DSPARK_MAX_BODY_BYTES", limits.max_body_bytes, minimum=1)
         return cls(
             target_model=env.text("DSPARK_TARGET_MODEL", own.target_model),
             served_model_name=env.text("DSPARK_SERVED_MODEL_NAME", ""),
@@ -80,6 +83,7 @@ class GatewayConfig:
                 port=env.integer("DSPARK_PORT", own.grpc.port, minimum=0, maximum=65535),
                 host=env.text("DSPARK_HOST", own.grpc.host),
                 drain_seconds=env.number("DSPARK_DRAIN_SECONDS", own.grpc.drain_seconds, minimum=0),
+                max_message_bytes=max_body_bytes,
             ),
             scheduler_address=env.text("DSPARK_SCHEDULER_ADDRESS", own.scheduler_address),
             limits=GatewayLimits(
@@ -89,7 +93,7 @@ class GatewayConfig:
                 max_waiting_requests=env.integer(
                     "DSPARK_MAX_WAITING_REQUESTS", limits.max_waiting_requests, minimum=0
                 ),
-                max_body_bytes=env.integer("DSPARK_MAX_BODY_BYTES", limits.max_body_bytes, minimum=1),
+                max_body_bytes=max_body_bytes,
                 request_timeout_seconds=env.number(
                     "DSPARK_REQUEST_TIMEOUT_SECONDS", limits.request_timeout_seconds, minimum=0.001
                 ),

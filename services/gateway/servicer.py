@@ -11,6 +11,7 @@ from dspark_proto.v1 import gateway_pb2, gateway_pb2_grpc
 
 from dspark_core.errors import InvalidRequestError
 from services.common.convert import finish_reason_to_proto, speculation_from_proto, stats_to_proto
+from services.common.reflection import enable_reflection
 from services.gateway.backend import closing
 from services.gateway.gateway import Gateway
 from services.gateway.generation import TimedDelta
@@ -27,6 +28,8 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
 
     def register(self, server: grpc.aio.Server) -> None:
         gateway_pb2_grpc.add_GatewayServiceServicer_to_server(self, server)
+        # Users call this one by hand; the other services only ever talk to each other.
+        enable_reflection(server, gateway_pb2.DESCRIPTOR.services_by_name["GatewayService"].full_name)
 
     async def ListModels(
         self, request: gateway_pb2.ListModelsRequest, context: _Context

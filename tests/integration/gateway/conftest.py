@@ -69,7 +69,7 @@ async def serve() -> AsyncIterator[Serve]:
                 cors_origins=cors_origins,
             )
             gateway = build_gateway(config, byte_tokenizer(), backend, telemetry)
-            options = ServerOptions(port=0, host="127.0.0.1")
+            options = ServerOptions(port=0, host="127.0.0.1", max_message_bytes=config.limits.max_body_bytes)
             grpc_server = GrpcServer(options, [GatewayServicer(gateway).register], telemetry)
             grpc_port = await grpc_server.start()
             stack.push_async_callback(grpc_server.stop)

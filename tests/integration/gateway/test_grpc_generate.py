@@ -6,6 +6,7 @@ import grpc
 import grpc.aio
 import pytest
 from dspark_proto.v1 import common_pb2, gateway_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from dspark_core.records import SamplingParams, SpeculationOptions, Verification
 from services.common.rpc_errors import from_rpc_error
@@ -133,3 +134,29 @@ async def test_models_and_keys(serve: Serve) -> None:
     metadata = (("authorization", "Bearer key-1"),)
     answer = await running.stub.ListModels(gateway_pb2.ListModelsRequest(), timeout=10, metadata=metadata)
     assert list(answer.models) == [MODEL]
+
+
+async def test_tools_can_ask_what_is_served(serve: Serve) -> None:
+    running = await serve(FakeBackend())
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{running.grpc_server.port}") as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+
+        async def ask(**request: str) -> reflection_pb2.ServerReflectionResponse:
+            asked = iter([reflection_pb2.ServerReflectionRequest(**request)])
+            (answer,) = [answer async for answer in stub.ServerReflectionInfo(asked, timeout=10)]
+            return answer
+
+        listed = (await ask(list_services="")).list_services_response.service
+        assert "dspark.v1.GatewayService" in {service.name for service in listed}
+        described = await ask(file_containing_symbol="dspark.v1.GatewayService")
+        assert b"min_tokens_per_second" in b"".join(described.file_descriptor_response.file_descriptor_proto)
+
+
+async def test_a_message_over_the_body_limit_is_refused_before_it_is_read(serve: Serve) -> None:
+    backend = FakeBackend()
+    running = await serve(backend, limits=GatewayLimits(max_body_bytes=10_000))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await generate(running, request(prompt="x" * 20_000))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "10000" in caught.value.details()
+    assert backend.requests == []

@@ -2,6 +2,8 @@
 
 import os
 import random
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -155,3 +157,30 @@ def test_ids_beyond_the_vocabulary_add_no_text(ours) -> None:
 def test_the_file_is_closed_after_loading(ours) -> None:
     maps = Path("/proc/self/maps").read_text(encoding="utf-8")
     assert os.fspath(resolve_model_path()) not in maps
+
+
+def test_long_texts_have_the_same_ids_as_short_ones(ours: Tokenizer) -> None:
+    """They are encoded in another way, which must not show."""
+    piece = "".join(TEXTS) + " done.\n"
+    long = piece * 20
+    assert len(piece) < 2048 < len(long)
+    assert ours.encode(long) == ours.encode(piece) * 20
+    assert ours.encode(long, add_special_tokens=False) == ours.encode(piece, add_special_tokens=False) * 20
+
+
+def test_encoding_a_long_text_lets_other_threads_run(ours: Tokenizer) -> None:
+    text = "The quick brown fox jumps over the lazy dog. " * 8000
+
+    def longest_pause_over_duration() -> float:
+        encoding = threading.Thread(target=ours.encode, args=(text,))
+        began = last = time.monotonic()
+        encoding.start()
+        longest = 0.0
+        while encoding.is_alive():
+            time.sleep(0.001)
+            now = time.monotonic()
+            longest, last = max(longest, now - last), now
+        return longest / (last - began)
+
+    # Held throughout, the share is near 1; other processes may cause a pause or two.
+    assert min(longest_pause_over_duration() for _ in range(5)) < 0.6

@@ -32,6 +32,7 @@ def test_every_setting_comes_from_its_variable() -> None:
     assert config.model_name == "qwen3-4b"
     assert (config.http_host, config.http_port) == ("127.0.0.1", 8080)
     assert (config.grpc.host, config.grpc.port, config.grpc.drain_seconds) == ("127.0.0.1", 6000, 3.0)
+    assert config.grpc.max_message_bytes == 1000
     assert config.scheduler_address == "scheduler:50052"
     assert config.limits == GatewayLimits(
         max_running_requests=8,
