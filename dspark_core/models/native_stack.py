@@ -15,6 +15,7 @@ from torch import Tensor
 from dspark_core.kernels.library import BatchStruct, DecoderShapeStruct, Kernels, LayerStruct, MatrixStruct
 from dspark_core.kernels.matrix import NativeMatrix
 from dspark_core.kernels.memory import huge_zeros
+from dspark_core.kernels.reused_rows import ReusedRows
 from dspark_core.models.config import DecoderConfig, Family
 from dspark_core.models.layers import RotaryEmbedding
 
@@ -80,6 +81,7 @@ class NativeStack:
         self.dtype = weights.embedding.dtype
         self.num_logits = 0 if head is None else head.out_features
         self._kernels = kernels
+        self._results = ReusedRows()
         self._kept: list[Tensor | NativeMatrix] = [] if head is None else [head]  # pointed into
         layers = (LayerStruct * config.num_layers)(*(self._layer(layer) for layer in weights.layers))
         shape = DecoderShapeStruct(
@@ -124,7 +126,7 @@ class NativeStack:
         float32 logits [logit_rows, vocab] and taps [tokens, m * hidden], in the order of tap_layers.
         """
         tokens, rows = batch.token_ids.shape[0], batch.logit_rows.shape[0]
-        logits = torch.empty((rows, self.num_logits))
+        logits = self._results.take(rows, self.num_logits)
         taps = torch.empty((tokens, len(tap_layers) * self.config.hidden_size), dtype=self.dtype)
         wanted = (ctypes.c_int32 * max(1, len(tap_layers)))(*tap_layers)
         struct = _batch_struct(batch, cache, tokens)

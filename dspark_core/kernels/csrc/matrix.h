@@ -14,14 +14,16 @@ enum Format : int32_t { kFloat32 = 0, kBfloat16 = 1, kQ4 = 2, kQ8 = 3 };
 constexpr int kVectors = 2;                     // per panel
 constexpr int kPanel = kVectors * kLanes;       // columns
 constexpr int kGroup = 32;                      // inputs that share a scale
-constexpr int kQ4Block = 4 * 64 + 2 * 32;       // bytes per group of 16 columns: nibbles, scales, minima
-constexpr int kQ8Block = 16 * 32 + 32;          // bytes: int8 values, scales
+// Bytes per group of a panel, in whole cache lines that the tiles read one after the other: where
+// two vectors had blocks of their own, the processor did not see a stream.
+constexpr int kQ4Scales = 4 * 128, kQ4Block = kQ4Scales + 2 * 64;  // nibbles, then scales and minima
+constexpr int kQ8Scales = 16 * 64, kQ8Block = kQ8Scales + 64;      // int8 values, then scales
 
 // `data` layouts, per panel (n padded with zeros):
 //   float32   [k][32]
 //   bfloat16  [k / 2][32][2]
-//   Q4        [k / 32][2 vectors]{ 4 x [16 columns][2] words of 4 nibbles; scale[16]; minimum[16] }
-//   Q8        [k / 32][2 vectors]{ 16 pairs x [16 columns][2] int8; scale[16] }
+//   Q4        [k / 32]{ 4 x [32 columns][2] words of 4 nibbles; scale[32]; minimum[32] }
+//   Q8        [k / 32]{ 16 pairs x [32 columns][2] int8; scale[32] }
 struct Matrix {
   const uint8_t* data;
   const float* bias;  // [n] or null
@@ -45,13 +47,13 @@ struct Matrix {
     return {data + first * panel_bytes(), bias ? bias + columns : nullptr, n - columns, k, format, 0};
   }
 
-  size_t vector_group_bytes() const { return format == kQ4 ? kQ4Block : kQ8Block; }
+  size_t group_bytes() const { return format == kQ4 ? kQ4Block : kQ8Block; }
 
   size_t panel_bytes() const {
     switch (format) {
       case kFloat32: return size_t(k) * kPanel * 4;
       case kBfloat16: return size_t((k + 1) / 2) * kPanel * 4;
-      default: return size_t(k / kGroup) * kVectors * vector_group_bytes();
+      default: return size_t(k / kGroup) * group_bytes();
     }
   }
 };
@@ -68,10 +70,10 @@ DSPARK_INLINE uint16_t float_to_half(float x) {  // to nearest even; finite valu
   return uint16_t(sign | ((bits - (112u << 23)) >> 13));
 }
 
-// Where the values of one source row go.
+// Where the values of one source row go: a column of a panel.
 struct Lane {
   uint8_t* panel;
-  int vector, lane;
+  int column;
 };
 
 static Lane lane_of(const Matrix& m, uint8_t* data, int row) {
@@ -81,39 +83,38 @@ static Lane lane_of(const Matrix& m, uint8_t* data, int row) {
     vector = 2 * (inner / kLanes) + row / half;
     lane = inner % kLanes;
   }
-  return {data + size_t(vector / kVectors) * m.panel_bytes(), vector % kVectors, lane};
+  return {data + size_t(vector / kVectors) * m.panel_bytes(), vector % kVectors * kLanes + lane};
 }
 
 static void pack_float_row(const Matrix& m, Lane at, const float* row) {
-  const int column = at.vector * kLanes + at.lane;
   for (int k = 0; k < m.k; ++k) {
     if (m.format == kFloat32)
-      reinterpret_cast<float*>(at.panel)[size_t(k) * kPanel + column] = row[k];
+      reinterpret_cast<float*>(at.panel)[size_t(k) * kPanel + at.column] = row[k];
     else
-      reinterpret_cast<uint16_t*>(at.panel)[(size_t(k / 2) * kPanel + column) * 2 + k % 2] =
+      reinterpret_cast<uint16_t*>(at.panel)[(size_t(k / 2) * kPanel + at.column) * 2 + k % 2] =
           float_to_bf16(row[k]);
   }
 }
 
-static void pack_q4_group(uint8_t* block, int lane, const uint8_t* source) {
+static void pack_q4_group(uint8_t* block, int column, const uint8_t* source) {
   // GGUF Q4_1: scale, minimum, then 16 bytes whose low nibbles are inputs 0..15, high ones 16..31.
-  std::memcpy(block + 256 + 2 * lane, source, 2);
-  std::memcpy(block + 288 + 2 * lane, source + 2, 2);
+  std::memcpy(block + kQ4Scales + 2 * column, source, 2);
+  std::memcpy(block + kQ4Scales + 64 + 2 * column, source + 2, 2);
   auto* words = reinterpret_cast<uint16_t*>(block);
   for (int k = 0; k < kGroup; ++k) {
     const uint8_t byte = source[4 + k % 16];
     const uint16_t nibble = k < 16 ? byte & 15 : byte >> 4;
     const int pair = k / 2;
-    words[(pair / 4) * 32 + 2 * lane + k % 2] |= uint16_t(nibble << (4 * (pair % 4)));
+    words[(pair / 4) * 64 + 2 * column + k % 2] |= uint16_t(nibble << (4 * (pair % 4)));
   }
 }
 
-static void pack_q8_group(uint8_t* block, int lane, uint16_t scale, const int8_t* values) {
-  std::memcpy(block + 512 + 2 * lane, &scale, 2);
-  for (int k = 0; k < kGroup; ++k) block[(k / 2) * 32 + 2 * lane + k % 2] = uint8_t(values[k]);
+static void pack_q8_group(uint8_t* block, int column, uint16_t scale, const int8_t* values) {
+  std::memcpy(block + kQ8Scales + 2 * column, &scale, 2);
+  for (int k = 0; k < kGroup; ++k) block[(k / 2) * 64 + 2 * column + k % 2] = uint8_t(values[k]);
 }
 
-static void quantize_q8_group(uint8_t* block, int lane, const float* values) {
+static void quantize_q8_group(uint8_t* block, int column, const float* values) {
   float largest = 0.0f;
   for (int k = 0; k < kGroup; ++k) largest = std::max(largest, std::fabs(values[k]));
   const uint16_t scale = float_to_half(largest / 127.0f);
@@ -123,13 +124,12 @@ static void quantize_q8_group(uint8_t* block, int lane, const float* values) {
     const float code = step > 0.0f ? std::nearbyint(values[k] / step) : 0.0f;
     codes[k] = int8_t(std::max(-127.0f, std::min(127.0f, code)));
   }
-  pack_q8_group(block, lane, scale, codes);
+  pack_q8_group(block, column, scale, codes);
 }
 
 // `raw`: rows of GGUF blocks (Q4_1, Q8_0); else rows of floats. `data` holds zeros.
 static void pack(const Matrix& m, const void* source, bool raw, uint8_t* data) {
   const int groups = m.k / kGroup;
-  const size_t stride = m.vector_group_bytes();
   for (int row = 0; row < m.n; ++row) {
     const Lane at = lane_of(m, data, row);
     if (!raw && m.format != kQ8) {
@@ -137,17 +137,17 @@ static void pack(const Matrix& m, const void* source, bool raw, uint8_t* data) {
       continue;
     }
     for (int g = 0; g < groups; ++g) {
-      uint8_t* block = at.panel + (size_t(g) * kVectors + at.vector) * stride;
+      uint8_t* block = at.panel + g * m.group_bytes();
       const size_t index = size_t(row) * groups + g;
       if (!raw) {
-        quantize_q8_group(block, at.lane, static_cast<const float*>(source) + index * kGroup);
+        quantize_q8_group(block, at.column, static_cast<const float*>(source) + index * kGroup);
       } else if (m.format == kQ4) {
-        pack_q4_group(block, at.lane, static_cast<const uint8_t*>(source) + index * 20);
+        pack_q4_group(block, at.column, static_cast<const uint8_t*>(source) + index * 20);
       } else {
         const uint8_t* from = static_cast<const uint8_t*>(source) + index * 34;
         uint16_t scale;
         std::memcpy(&scale, from, 2);
-        pack_q8_group(block, at.lane, scale, reinterpret_cast<const int8_t*>(from + 2));
+        pack_q8_group(block, at.column, scale, reinterpret_cast<const int8_t*>(from + 2));
       }
     }
   }
@@ -156,26 +156,24 @@ static void pack(const Matrix& m, const void* source, bool raw, uint8_t* data) {
 // One row as float32: what the tiles compute with, exactly.
 static void unpack_row(const Matrix& m, int row, float* out) {
   const Lane at = lane_of(m, const_cast<uint8_t*>(m.data), row);
-  const int column = at.vector * kLanes + at.lane;
   for (int k = 0; k < m.k; ++k) {
     if (m.format == kFloat32) {
-      out[k] = reinterpret_cast<const float*>(at.panel)[size_t(k) * kPanel + column];
+      out[k] = reinterpret_cast<const float*>(at.panel)[size_t(k) * kPanel + at.column];
     } else if (m.format == kBfloat16) {
       const auto* values = reinterpret_cast<const uint16_t*>(at.panel);
-      out[k] = bf16_to_float(values[(size_t(k / 2) * kPanel + column) * 2 + k % 2]);
+      out[k] = bf16_to_float(values[(size_t(k / 2) * kPanel + at.column) * 2 + k % 2]);
     } else {
-      const uint8_t* block =
-          at.panel + (size_t(k / kGroup) * kVectors + at.vector) * m.vector_group_bytes();
-      const int pair = k % kGroup / 2, slot = 2 * at.lane + k % 2;
+      const uint8_t* block = at.panel + k / kGroup * m.group_bytes();
+      const int pair = k % kGroup / 2, slot = 2 * at.column + k % 2;
       uint16_t scale, minimum;
       if (m.format == kQ4) {
-        std::memcpy(&scale, block + 256 + 2 * at.lane, 2);
-        std::memcpy(&minimum, block + 288 + 2 * at.lane, 2);
-        const int word = reinterpret_cast<const uint16_t*>(block)[(pair / 4) * 32 + slot];
+        std::memcpy(&scale, block + kQ4Scales + 2 * at.column, 2);
+        std::memcpy(&minimum, block + kQ4Scales + 64 + 2 * at.column, 2);
+        const int word = reinterpret_cast<const uint16_t*>(block)[(pair / 4) * 64 + slot];
         out[k] = half_to_float(scale) * float((word >> (4 * (pair % 4))) & 15) + half_to_float(minimum);
       } else {
-        std::memcpy(&scale, block + 512 + 2 * at.lane, 2);
-        out[k] = half_to_float(scale) * float(int8_t(block[pair * 32 + slot]));
+        std::memcpy(&scale, block + kQ8Scales + 2 * at.column, 2);
+        out[k] = half_to_float(scale) * float(int8_t(block[pair * 64 + slot]));
       }
     }
   }

@@ -95,16 +95,24 @@ DSPARK_INLINE u32x16 bytes(const uint8_t* p) {
 #endif
 }
 
+// Few rows read a panel as fast as the processor's own prefetching follows, and asking ahead slowed
+// them down; between the blocks of taller tiles it loses the stream.
+template <int R>
+DSPARK_INLINE void prefetch_group(const uint8_t* block, int bytes) {
+  if (R <= 4) return;
+  for (int line = 0; line < bytes; line += 64) __builtin_prefetch(block + 4096 + line);
+}
+
 // Totals live in `out`: accumulators of both vectors fill the registers.
 template <int R>
 static void tile_q4(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* block, float* out) {
   std::memset(out, 0, sizeof(float) * R * kPanel);
-  for (int g = 0; g < m.k / kGroup; ++g, block += kVectors * kQ4Block) {
+  for (int g = 0; g < m.k / kGroup; ++g, block += kQ4Block) {
     f32x16 acc[R][kVectors] = {};
     const uint16_t* inputs = x.data + g * kGroup;
-    for (int line = 0; line < kVectors * kQ4Block; line += 64) __builtin_prefetch(block + 4096 + line);
+    prefetch_group<R>(block, kQ4Block);
     _Pragma("GCC unroll 1") for (int j = 0; j < 4; ++j) {  // unrolled further, registers would not do
-      const u32x16 words0 = load<u32x16>(block + 64 * j), words1 = load<u32x16>(block + kQ4Block + 64 * j);
+      const u32x16 words0 = load<u32x16>(block + 128 * j), words1 = load<u32x16>(block + 128 * j + 64);
       DSPARK_UNROLL for (int s = 0; s < 4; ++s) {
         const u32x16 w0 = nibbles(words0, s), w1 = nibbles(words1, s);
         DSPARK_UNROLL for (int r = 0; r < R; ++r) {
@@ -115,8 +123,8 @@ static void tile_q4(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* blo
       }
     }
     DSPARK_UNROLL for (int v = 0; v < kVectors; ++v) {
-      const f32x16 scale = load_half(reinterpret_cast<const uint16_t*>(block + v * kQ4Block + 256));
-      const f32x16 minimum = load_half(reinterpret_cast<const uint16_t*>(block + v * kQ4Block + 288));
+      const f32x16 scale = load_half(reinterpret_cast<const uint16_t*>(block + kQ4Scales + 32 * v));
+      const f32x16 minimum = load_half(reinterpret_cast<const uint16_t*>(block + kQ4Scales + 64 + 32 * v));
       DSPARK_UNROLL for (int r = 0; r < R; ++r) {
         float* total = out + r * kPanel + v * kLanes;
         const f32x16 scaled = load<f32x16>(total) + scale * acc[r][v];
@@ -129,12 +137,12 @@ static void tile_q4(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* blo
 template <int R>
 static void tile_q8(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* block, float* out) {
   std::memset(out, 0, sizeof(float) * R * kPanel);
-  for (int g = 0; g < m.k / kGroup; ++g, block += kVectors * kQ8Block) {
+  for (int g = 0; g < m.k / kGroup; ++g, block += kQ8Block) {
     f32x16 acc[R][kVectors] = {};
     const uint16_t* inputs = x.data + g * kGroup;
-    for (int line = 0; line < kVectors * kQ8Block; line += 64) __builtin_prefetch(block + 4096 + line);
+    prefetch_group<R>(block, kQ8Block);
     _Pragma("GCC unroll 2") for (int t = 0; t < 16; ++t) {
-      const u32x16 w0 = bytes(block + 32 * t), w1 = bytes(block + kQ8Block + 32 * t);
+      const u32x16 w0 = bytes(block + 64 * t), w1 = bytes(block + 64 * t + 32);
       DSPARK_UNROLL for (int r = 0; r < R; ++r) {
         const uint32_t v = pair_at(inputs + r * x.stride + 2 * t);
         acc[r][0] = dot_pair(acc[r][0], w0, v);
@@ -142,7 +150,7 @@ static void tile_q8(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* blo
       }
     }
     DSPARK_UNROLL for (int v = 0; v < kVectors; ++v) {
-      const f32x16 scale = load_half(reinterpret_cast<const uint16_t*>(block + v * kQ8Block + 512));
+      const f32x16 scale = load_half(reinterpret_cast<const uint16_t*>(block + kQ8Scales + 32 * v));
       DSPARK_UNROLL for (int r = 0; r < R; ++r) {
         float* total = out + r * kPanel + v * kLanes;
         store(total, load<f32x16>(total) + scale * acc[r][v]);
