@@ -8,8 +8,7 @@ from typing import TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from dspark_core.errors import DeadlineError
-from services.gateway.http_errors import BodyTooLargeError, MediaTypeError, invalid_body
+from services.gateway.http_errors import BodyTooLargeError, MediaTypeError, SlowBodyError, invalid_body
 
 _Body = TypeVar("_Body", bound=BaseModel)
 
@@ -17,7 +16,7 @@ BODY_TIMEOUT_SECONDS = 30.0
 
 
 async def read_body(request: Request, body_type: type[_Body], max_bytes: int) -> _Body:
-    """Raises MediaTypeError, BodyTooLargeError, and InvalidRequestError for what is not such a body."""
+    """Raises MediaTypeError, BodyTooLargeError, SlowBodyError, or InvalidRequestError naming the field."""
     _check_type(request.headers.get("content-type", ""))
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared) > max_bytes:
@@ -30,7 +29,7 @@ async def read_body(request: Request, body_type: type[_Body], max_bytes: int) ->
                 if len(raw) > max_bytes:
                     raise _too_large(f"more than {max_bytes}", max_bytes)
     except TimeoutError:
-        raise DeadlineError(f"the request body did not arrive within {BODY_TIMEOUT_SECONDS:g} s") from None
+        raise SlowBodyError(f"the request body did not arrive within {BODY_TIMEOUT_SECONDS:g} s") from None
     try:
         return body_type.model_validate_json(bytes(raw))
     except ValidationError as error:

@@ -39,6 +39,10 @@ class BodyTooLargeError(InvalidRequestError):
     """The request body is larger than this gateway reads."""
 
 
+class SlowBodyError(InvalidRequestError):
+    """The client took too long to send its body."""
+
+
 class MediaTypeError(InvalidRequestError):
     """The request body says that it is something else than JSON."""
 
@@ -70,6 +74,7 @@ _KINDS: tuple[tuple[type[DSparkError], str, str | None], ...] = (
     (ContextLengthError, "invalid_request_error", "context_length_exceeded"),
     (BodyTooLargeError, "invalid_request_error", "request_too_large"),
     (MediaTypeError, "invalid_request_error", "unsupported_media_type"),
+    (SlowBodyError, "invalid_request_error", "request_timeout"),
     (InvalidRequestError, "invalid_request_error", None),
     (AuthenticationError, "authentication_error", "invalid_api_key"),
     (QueueFullError, "rate_limit_error", "queue_full"),
@@ -78,6 +83,7 @@ _KINDS: tuple[tuple[type[DSparkError], str, str | None], ...] = (
 )
 _OWN_STATUS: Mapping[type[DSparkError], int] = {
     AuthenticationError: 401,
+    SlowBodyError: 408,
     BodyTooLargeError: 413,
     MediaTypeError: 415,
 }

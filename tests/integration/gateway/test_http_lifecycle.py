@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from dspark_core.errors import ConfigError
 from services.common.telemetry import Telemetry
+from services.gateway import http_body
 from services.gateway.config import GatewayLimits
 from services.gateway.http_server import HttpServer
 from tests.integration.gateway.conftest import MODEL, RunningGateway, Serve
@@ -50,6 +51,20 @@ async def test_a_client_that_leaves_cancels_its_request_at_once(serve: Serve, st
     await eventually(lambda: backend.running == 0)
     assert backend.cancelled == 1
     await eventually(lambda: running.gateway.admission.running == 0)
+
+
+async def test_a_body_that_does_not_come_is_the_clients_fault(serve: Serve, monkeypatch) -> None:
+    monkeypatch.setattr(http_body, "BODY_TIMEOUT_SECONDS", 0.05)
+    running = await serve(FakeBackend())
+
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.http.port)
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 90\r\n\r\n{")
+    status = await asyncio.wait_for(reader.readline(), 10)
+    rest = await asyncio.wait_for(reader.readuntil(b"}}"), 10)
+    assert status.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"request_timeout"' in rest
+    writer.close()
+    await writer.wait_closed()
 
 
 async def test_requests_beyond_the_queue_get_429_and_the_others_finish(serve: Serve) -> None:
