@@ -27,10 +27,14 @@ class ChatPiece:
 
 class GatewayClient:
     def __init__(self, url: str, *, api_key: str | None = None, timeout_seconds: float = 600.0) -> None:
-        self._url = url.rstrip("/")
+        self._url = _base(url)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         # Connecting to a gateway is quick or hopeless; waiting for tokens is neither.
         self._http = httpx.Client(headers=headers, timeout=httpx.Timeout(timeout_seconds, connect=5.0))
+
+    @property
+    def url(self) -> str:
+        return self._url
 
     def close(self) -> None:
         self._http.close()
@@ -63,6 +67,12 @@ class GatewayClient:
                 yield from _pieces(response.iter_lines())
         except httpx.TransportError as error:
             raise UnavailableError(f"the connection to {self._url} broke: {error}") from error
+
+
+def _base(url: str) -> str:
+    """Also of `localhost:8000`, and of the base URL that OpenAI's clients are given."""
+    full = url if "://" in url else f"http://{url}"
+    return full.rstrip("/").removesuffix("/v1")
 
 
 def _pieces(lines: Iterator[str]) -> Iterator[ChatPiece]:

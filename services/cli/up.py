@@ -80,7 +80,7 @@ def _a_key(gateway: GatewayConfig) -> str | None:
 async def _serve(stack: Stack, options: StackOptions, demo: Callable[[], None] | None) -> int:
     console = Console(stderr=True)
     async with stop_signals() as (stopped, _):
-        began = time.monotonic()
+        began, serving = time.monotonic(), False
         try:
             with console.status(f"Loading {options.target_model} and measuring its step rate ..."):
                 if not await finished_before(stack.start(), stopped):
@@ -92,12 +92,13 @@ async def _serve(stack: Stack, options: StackOptions, demo: Callable[[], None] |
             if demo is not None and not await finished_before(asyncio.to_thread(demo), stopped):
                 return 0
             console.print("serving; Ctrl-C stops")
+            serving = True
             if await finished_before(stack.wait(), stopped):
                 console.print("[red]a service has ended, stopping the others[/red]")
                 return 1
             return 0
         finally:
-            console.print("stopping: requests in flight may finish")
+            console.print("stopping: requests in flight may finish" if serving else "stopping")
             await stack.stop()
 
 

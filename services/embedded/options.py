@@ -38,7 +38,17 @@ class StackOptions:
     trace_max_mb: int = DEFAULT_TRACE_MAX_MB
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for trace settings that are wrong, or without a trace."""
+        """Raises ConfigError naming the flag: also for trace settings without a trace."""
+        for flag, value, least, most in (
+            ("--port", self.http_port, 0, 65535),
+            ("--grpc-port", self.grpc_port, 0, 65535),
+            ("--max-running", self.max_running, 1, None),
+            ("--kv-cache-mb", self.kv_cache_mb, 1, None),
+            ("--threads", self.threads, 1, None),
+        ):
+            if value is not None and (value < least or (most is not None and value > most)):
+                rule = f">= {least}" if most is None else f"in [{least}, {most}]"
+                raise ConfigError(f"{flag} must be {rule}, got {value}")
         unused = [
             f"--{name} {value}"
             for name, value, default in (

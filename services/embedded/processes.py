@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from dspark_core.errors import UnavailableError
 from services.common.channels import open_channel
 from services.embedded.options import StackOptions
+from services.embedded.ports import require_free
 
 _log = logging.getLogger(__name__)
 
@@ -87,8 +88,9 @@ class ProcessStack:
         """Only the verifier's process knows; its log says."""
 
     async def start(self) -> None:
-        """Returns when the gateway answers. Raises UnavailableError."""
+        """Returns when the gateway answers. Raises UnavailableError, and ConfigError for a taken port."""
         options = self._options
+        require_free(options.host, (options.http_port, options.grpc_port))
         scheduler, drafter, verifier = free_ports(3)
         shared = self._shared_environ(scheduler)
         self._spawn("scheduler", shared, scheduler)

@@ -28,6 +28,7 @@ from services.common.registration import RegistrationLoop
 from services.common.server import GrpcServer
 from services.common.telemetry import Telemetry
 from services.embedded.options import StackOptions
+from services.embedded.ports import require_free
 from services.embedded.reports import ReportsOnly
 from services.gateway.app import create_app
 from services.gateway.config import GatewayConfig
@@ -100,6 +101,7 @@ class EmbeddedStack:
     async def start(self) -> None:
         """Returns when requests are answered. Raises ConfigError and CheckpointError."""
         options = self._options
+        require_free(options.host, (options.http_port, options.grpc_port))
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         profiled = await asyncio.to_thread(

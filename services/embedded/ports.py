@@ -1,0 +1,20 @@
+"""Whether ports can be had, asked before a model is loaded for nothing."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+
+from dspark_core.errors import ConfigError
+
+
+def require_free(host: str, ports: Sequence[int]) -> None:
+    """Raises ConfigError naming host and port. Port 0 stands for any and is always free."""
+    for port in filter(None, ports):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise ConfigError(f"cannot listen on {host}:{port}: {error}") from error

@@ -1,0 +1,66 @@
+"""What `dspark up` is told wrong it says before it loads a model."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from dspark_core.errors import ConfigError
+from services.cli.client import GatewayClient
+from services.cli.main import main
+from services.embedded.options import StackOptions
+from services.embedded.ports import require_free
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "rule"),
+    [
+        ("--port", 65536, "in [0, 65535]"),
+        ("--grpc-port", -1, "in [0, 65535]"),
+        ("--max-running", 0, ">= 1"),
+        ("--kv-cache-mb", 0, ">= 1"),
+        ("--threads", 0, ">= 1"),
+    ],
+)
+def test_a_value_out_of_range_is_told_by_its_flag(capsys, flag, value, rule) -> None:
+    assert main(["up", flag, str(value)]) == 2
+    assert f"{flag} must be {rule}, got {value}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("way", [[], ["--disaggregated"]])
+@pytest.mark.parametrize("flag", ["--port", "--grpc-port"])
+def test_a_taken_port_is_told_at_once(capsys, way, flag) -> None:
+    """The checkpoint does not exist: looking for it first would tell that."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        ports = {"--port": "0", "--grpc-port": "0", flag: port}
+        flags = [part for pair in ports.items() for part in pair]
+        assert main(["up", *way, *flags, "--target-model", "/nowhere"]) == 2
+    shown = capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1:{port}" in shown
+    assert "requests in flight" not in shown
+
+
+def test_a_free_port_is_left_free() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    require_free("127.0.0.1", (port, 0))
+    require_free("127.0.0.1", (port,))
+    with pytest.raises(ConfigError, match=r"203\.0\.113\.1"):
+        require_free("203.0.113.1", (port,))  # not an address of this machine
+
+
+def test_threads_may_be_left_to_torch() -> None:
+    assert StackOptions().threads is None
+
+
+@pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
+@pytest.mark.parametrize("scheme", ["http://", ""])
+def test_a_gateways_url_may_be_written_as_people_do(scheme, suffix) -> None:
+    client = GatewayClient(f"{scheme}localhost:8000{suffix}")
+    assert client.url == "http://localhost:8000"
+    client.close()
