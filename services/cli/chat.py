@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import readline  # noqa: F401 - gives `input` history and line editing
 import sys
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from dspark_core.errors import DSparkError
 from services.cli.arguments import DEFAULT_URL, add_key_argument, add_sampling_arguments, sampling_fields
@@ -36,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         messages = list(opening)
         while True:
             try:
-                text = console.input("[bold cyan]you>[/bold cyan] ").strip()
+                text = input(_prompt(console)).strip()
             except (EOFError, KeyboardInterrupt):
                 console.print()
                 return 0
@@ -44,6 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
                 return 0
             if text == "/reset":
                 messages = list(opening)
+            elif text.startswith("/"):
+                console.print(f"[yellow]{escape(text)} is not a command:[/yellow] {HELP}")
             elif text:
                 messages.append({"role": "user", "content": text})
                 answer = _answer(console, client, messages, {"model": model, **sampling_fields(arguments)})
@@ -51,6 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
                     messages.pop()
                 else:
                     messages.append({"role": "assistant", "content": answer})
+
+
+def _prompt(console: Console) -> str:
+    """Colours between the marks that tell readline what takes no room on the line."""
+    return "\001\033[1;36m\002you>\001\033[0m\002 " if console.color_system else "you> "
 
 
 def _answer(
@@ -69,7 +78,7 @@ def _answer(
         console.print("\n[yellow]interrupted[/yellow]")
         return None
     except DSparkError as error:
-        console.print(f"\n[red]{error}[/red]")
+        console.print(f"\n[red]{escape(str(error))}[/red]")
         return None
     console.print(f"\n[dim]{meter.line()}[/dim]")
     return "".join(parts)

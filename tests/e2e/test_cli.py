@@ -43,11 +43,12 @@ def test_generate_reads_standard_input(stack: EmbeddedStack, capsys, monkeypatch
 
 
 def test_chat_keeps_the_conversation_and_shows_speed(stack: EmbeddedStack, capsys, monkeypatch) -> None:
-    said = f"My name is Ada.\n{QUESTION}\n/reset\n/quit\n"
+    said = f"My name is Ada.\n/hlep\n{QUESTION}\n/reset\n/quit\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO(said))
     assert main(["chat", "--url", stack.url, "--temperature", "0", "--max-tokens", "20"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("tokens/s") == 2
+    assert "/hlep is not a command" in shown
     assert "Paris" in shown
 
 
