@@ -12,7 +12,10 @@ import yaml
 from tests.integration.deploy.helm import CHART, HERE, VALUES, Rendered, render, run
 
 KUBERNETES = ("1.27", "1.37")
-FROM_CRDS = {"ServiceMonitor": json.loads((HERE / "schemas/ServiceMonitor.json").read_text())}
+FROM_CRDS = {
+    kind: json.loads((HERE / f"schemas/{kind}.json").read_text())
+    for kind in ("ServiceMonitor", "PrometheusRule")
+}
 
 
 def validate(item: Rendered, version: str) -> None:

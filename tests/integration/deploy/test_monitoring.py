@@ -1,0 +1,120 @@
+"""Alerts and dashboard ask for metrics and labels that exist, fire when they should, and come with the chart."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+from tests.integration.deploy.exposed_metrics import exposed_series
+from tests.integration.deploy.helm import CHART, HERE, of_kind, render
+
+ALERTS, DASHBOARD = CHART / "files/alerts.yaml", CHART / "files/dashboard.json"
+SCRAPE_LABELS = {"namespace", "pod"}  # the Prometheus operator adds them
+SERIES = exposed_series()
+
+
+def rules() -> list[dict]:
+    return [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
+
+
+def panels() -> list[dict]:
+    return json.loads(DASHBOARD.read_text())["panels"]
+
+
+def expressions() -> dict[str, str]:
+    asked = {rule["alert"]: rule["expr"] for rule in rules()}
+    for panel in panels():
+        for target in panel.get("targets", ()):
+            asked[f"{panel['title']} {target['refId']}"] = target["expr"]
+    return asked
+
+
+EXPRESSIONS = expressions()
+
+
+@pytest.mark.parametrize("name", EXPRESSIONS)
+def test_expressions_ask_for_metrics_and_labels_that_exist(name):
+    expression = EXPRESSIONS[name]
+    asked = set(re.findall(r"dspark_[a-z_]+", expression))
+    assert asked, expression
+    assert asked - set(SERIES) == set()
+    known = set.union(*(SERIES[metric] for metric in asked)) | SCRAPE_LABELS
+    grouped = {
+        label.strip() for labels in re.findall(r"by \(([^)]*)\)", expression) for label in labels.split(",")
+    }
+    assert grouped - known == set()
+    for metric, selector in re.findall(r"(dspark_[a-z_]+)\{([^}]*)\}", expression):
+        selected = set(re.findall(r"([a-z_]+)\s*(?:=~|!~|!=|=)", selector))
+        assert selected - SERIES[metric] - SCRAPE_LABELS == set(), (metric, selector)
+
+
+def test_what_a_label_is_compared_with_is_what_services_write():
+    """A selector on a value nobody writes never matches, and nothing else would tell."""
+    text = "\n".join(EXPRESSIONS.values())
+    written = {"yes", "no", "completion", "verifier", "drafter", "429", "5..", "OK", "/v1/.*", "$namespace"}
+    assert set(re.findall(r'(?:=~|!=|=)"([^"]*)"', text)) <= written
+
+
+def test_a_misspelt_metric_would_be_found():
+    assert "dspark_gateway_time_to_first_token_seconds_bucket" in SERIES
+    assert "dspark_gateway_time_to_first_token_seconds_total" not in SERIES
+    assert SERIES["dspark_gateway_speed_floors_total"] == {"tier", "held"}
+
+
+def test_every_alert_says_how_bad_it_is_and_what_to_do():
+    names = [rule["alert"] for rule in rules()]
+    assert len(set(names)) == len(names)
+    for rule in rules():
+        assert rule["labels"]["severity"] in {"critical", "warning", "info"}
+        assert rule["annotations"].keys() == {"summary", "description"}
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    found = shutil.which("promtool")
+    if found is None:
+        pytest.skip("no promtool: install Debian's prometheus")
+    return found
+
+
+@pytest.mark.parametrize("check", [("check", "rules", ALERTS), ("test", "rules", HERE / "alerts_test.yaml")])
+def test_promtool_accepts_the_alerts_and_they_fire(promtool, check):
+    done = subprocess.run([promtool, *check], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_panels_have_titles_questions_and_places_of_their_own():
+    ids = [panel["id"] for panel in panels()]
+    assert len(set(ids)) == len(ids)
+    taken = set()
+    for panel in panels():
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert max(x for x, _ in cells) < 24
+        assert not taken & cells, panel["title"]
+        taken |= cells
+        if panel["type"] != "row":
+            assert panel["description"]
+            assert panel["targets"]
+
+
+@pytest.mark.parametrize("values", ["production", "everything"])
+def test_the_chart_ships_both(helm, values):
+    rendered = render(helm, values)
+    (rule,) = [item.manifest for item in rendered if item.manifest["kind"] == "PrometheusRule"]
+    assert rule["spec"] == yaml.safe_load(ALERTS.read_text())
+    dashboard = of_kind(rendered, "ConfigMap")["metrics"]
+    assert json.loads(dashboard["data"]["dspark.json"]) == json.loads(DASHBOARD.read_text())
+
+
+def test_the_chart_ships_neither_unasked(helm):
+    rendered = render(helm)
+    assert "PrometheusRule" not in {item.manifest["kind"] for item in rendered}
+    assert "metrics" not in of_kind(rendered, "ConfigMap")
