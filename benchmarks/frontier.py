@@ -5,8 +5,10 @@
 Closed loop: at each concurrency that many requests always run, each answer's end starting the next
 prompt. Methods take turns, slice by slice and in rotating order; medians are taken over slices. Every
 finished visit of a concurrency is on disk: a run that is stopped goes on where it was when started
-again with the same arguments. Without --mtp1 the block drafter's first token alone ("gamma 1") stands
-in for MTP-1, and is named so.
+again with the same arguments; `--stop-after SECONDS` stops by itself (exit status 3 while something is
+left), for a machine that cannot be had for long at a time. Without --mtp1 the block drafter's first token
+alone ("gamma 1") stands in for MTP-1, and is named so. `--clock cpu` tells times by the processor time of
+the process: with one thread that of an idle machine, on one that is not.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +46,9 @@ MTP1 = "MTP-1"
 STAND_IN = "gamma 1 (for MTP-1)"
 FULL = (1, 2, 4, 8, 16, 32, 64)
 QUICK = (1, 4, 16)
+UNFINISHED = 3
+"""Exit status while visits are left."""
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 OVERHEAD = 1.35
 """What loading, prefill, warm-up and slices of few slow rounds take on top of the slices' own time."""
 
@@ -59,6 +66,7 @@ class Stack:
             "max_tokens": arguments.max_tokens,
             "temperature": arguments.temperature,
             "stop_token_ids": tokenizer.stop_token_ids,
+            "clock": CLOCKS[arguments.clock],
         }
         loop = LoadedLoop(build_target(options), options, prompts, **settings)
         methods = [Method(NO_SPECULATION, FixedLengthPlanSource(0))]
@@ -72,6 +80,8 @@ class Stack:
             mtp_options = _options(arguments, arguments.mtp1)
             loop = LoadedLoop(build_target(mtp_options), mtp_options, prompts, profiled=False, **settings)
             self.loops.append((loop, [Method(MTP1, FixedLengthPlanSource(1))]))
+        for loop, _ in self.loops:
+            loop.warm_prompts()
 
     @property
     def methods(self) -> list[str]:
@@ -85,7 +95,7 @@ class Stack:
             yield loop.run_slice(method, concurrency, turn, seconds)
 
 
-def main() -> None:
+def main() -> int:
     arguments = _parser().parse_args()
     _fill_in(arguments)
     torch.set_num_threads(arguments.threads)
@@ -100,18 +110,25 @@ def main() -> None:
     slices = [one for members in done.values() for one in members]
     if visits:
         console.print(f"{len(done)} visits are on disk, {len(visits)} to go")
-        slices += _measure(arguments, visits, console)
+        measured, left = _measure(arguments, visits, console)
+        slices += measured
+        if left:
+            console.print(f"{left} visits are left: start again with the same arguments")
+            return UNFINISHED
     points = summarise(slices)
     claims = _claims(arguments, points)
     _write(arguments, points, claims)
     _show(console, points, claims)
-    for path in draw(points, SCHEDULED, arguments.out.parent / "figures", _title(arguments)):
+    for path in draw(points, SCHEDULED, arguments.figures, _title(arguments)):
         console.print(f"written to {path}")
+    return 0
 
 
 def _measure(
     arguments: argparse.Namespace, visits: Sequence[tuple[int, int]], console: Console
-) -> list[SliceResult]:
+) -> tuple[list[SliceResult], int]:
+    """Slices of the visits that fitted into the time, and how many visits did not."""
+    started = time.monotonic()
     stack = Stack(arguments)
     all_visits = arguments.repetitions * len(arguments.concurrency)
     seconds = 60.0 * arguments.minutes / OVERHEAD / (all_visits * len(stack.methods))
@@ -120,7 +137,9 @@ def _measure(
     measured: list[SliceResult] = []
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("slices", total=len(visits) * len(stack.methods))
-        for turn, concurrency in visits:
+        for number, (turn, concurrency) in enumerate(visits):
+            if arguments.stop_after is not None and time.monotonic() - started > arguments.stop_after:
+                return measured, len(visits) - number
             visit = []
             progress.update(task, description=f"turn {turn + 1}, {concurrency} users")
             for one in stack.visit(concurrency, turn, seconds):
@@ -130,13 +149,16 @@ def _measure(
             _keep(arguments, turn, visit)
             if not console.is_terminal:
                 console.print(f"turn {turn + 1}, {concurrency} users: done")
-    return measured
+    return measured, 0
 
 
 def _cells_file(arguments: argparse.Namespace) -> Path:
     """Named by what was asked, so that another question starts anew."""
-    names = ("target_model", "drafter", "mtp1", "dtype", "gamma", "threshold", "max_tokens", "temperature")
-    asked = {name: str(getattr(arguments, name)) for name in (*names, "threads", "prompts", "minutes")}
+    names = (
+        *("target_model", "drafter", "mtp1", "dtype", "gamma", "threshold", "max_tokens", "temperature"),
+        *("threads", "prompts", "minutes", "clock"),
+    )
+    asked = {name: str(getattr(arguments, name)) for name in names}
     key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
     return Path(arguments.out.with_suffix(f".{key}.slices.jsonl"))
 
@@ -231,6 +253,7 @@ def _fill_in(arguments: argparse.Namespace) -> None:
     """Fills in what was not said."""
     arguments.concurrency = arguments.concurrency or list(QUICK if arguments.quick else FULL)
     arguments.repetitions = arguments.repetitions or (1 if arguments.quick else 3)
+    arguments.figures = arguments.figures or arguments.out.parent / "figures"
     arguments.minutes = arguments.minutes or (1.5 if arguments.quick else 11.0)
 
 
@@ -258,9 +281,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--kv-cache-mb", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
+    parser.add_argument(
+        "--stop-after", type=float, default=None, metavar="SECONDS", help="begin no visit later"
+    )
+    parser.add_argument("--figures", type=Path, default=None, help="directory (beside --out)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/frontier.json"))
     return parser
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

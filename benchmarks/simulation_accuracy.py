@@ -5,8 +5,10 @@
 
 The engine is profiled, then measured in a closed loop at each concurrency, in several turns. The
 simulator gets the recorded domains and one of two sets of round times: the profile alone, or the
-profile corrected by the rounds of the first turn. It is judged by the other turns. Record the domains
-from the same prompts: what is tested is the simulator, not whether other prompts are alike.
+profile corrected by the rounds of the first turn, which also say what the round loop takes. It is judged
+by the other turns. Record the domains from the same prompts: what is tested is the simulator, not whether
+other prompts are alike. `--clock cpu` tells all times, the measured ones too, by the processor time of the
+process: with one thread the same as by the wall on an idle machine, and what a busy one allows to compare.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +29,52 @@ from rich.table import Table
 from benchmarks.environment import describe_arguments, describe_machine
 from benchmarks.frontier_parts.planners import FixedLengthPlanSource
 from benchmarks.frontier_parts.stack import LoadedLoop, Method, SliceResult
-from dspark_core.engine.building import EngineOptions, build_target
+from dspark_core.engine.building import PAGE_TOKENS, EngineOptions, build_target
 from dspark_core.engine.planning import LocalPlanSource
 from dspark_core.engine.profile_file import write_profile
 from dspark_core.evaluation.prompt_sets import read_prompt_set
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
 from dspark_core.records import RoundReport
-from dspark_core.simulation.domains import read_domains, stack_domains
+from dspark_core.simulation.domains import DomainRounds, read_domains, stack_domains
 from dspark_core.simulation.live_times import ServedRound, corrected
 from dspark_core.simulation.running import World, simulate
 from dspark_core.simulation.scenario import Scenario
 from dspark_core.tokenization.loading import load_tokenizer
 from dspark_core.zoo_paths import DEFAULT_DRAFTER
+from services.verifier.config import DEFAULT_STEP_MS
 
 Cell = tuple[str, int]
 SIMULATED_PER_USER = 20
 """Requests simulated for each user of the closed loop."""
+MIN_SIMULATED = 200
+"""Or one user's few would be what they happen to be."""
+STEP_SECONDS = DEFAULT_STEP_MS / 1000
+"""Prompts are paced as `dspark up` does it."""
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """What the closed loop asks, on average."""
+
+    prompt_tokens: float
+    """That are not in the prefix cache: prompts come again."""
+    answer_tokens: float
+    max_tokens: int
+
+    @classmethod
+    def of(cls, prompts: Sequence[Sequence[int]], recorded: DomainRounds, max_tokens: int) -> Traffic:
+        """Answers are as long as the recorded ones of these prompts: their first token, and one and the
+        accepted ones of each round."""
+        new = [len(prompt) - PAGE_TOKENS * (-(-len(prompt) // PAGE_TOKENS) - 1) for prompt in prompts]
+        ends = recorded.request_start + recorded.request_rounds
+        spans = zip(recorded.request_start, ends, strict=True)
+        answers = [1 + int((1 + recorded.accepted[start:end]).sum()) for start, end in spans]
+        return cls(
+            prompt_tokens=statistics.fmean(new),
+            answer_tokens=statistics.fmean(min(one, max_tokens) for one in answers),
+            max_tokens=max_tokens,
+        )
 
 
 def main() -> None:
@@ -57,6 +91,8 @@ def main() -> None:
         build_target(options),
         options,
         prompts,
+        clock=CLOCKS[arguments.clock],
+        max_step_seconds=STEP_SECONDS,
         max_running=max(arguments.concurrency),
         max_tokens=arguments.max_tokens,
         temperature=0.0,
@@ -64,8 +100,7 @@ def main() -> None:
     )
     assert loop.round_time is not None  # it was asked to be profiled
     console.print("profiled")
-    if arguments.save_curve is not None:
-        write_profile(arguments.save_curve, loop.round_time)
+    loop.warm_prompts()
     methods = {
         "none": Method("none", FixedLengthPlanSource(0)),
         "fixed:4": Method("fixed:4", FixedLengthPlanSource(4)),
@@ -74,8 +109,11 @@ def main() -> None:
     measured, served = _measure(arguments, loop, methods, console)
     recorded = stack_domains(read_domains(arguments.domains_file))
     times = {"profile": loop.round_time, "corrected": corrected(loop.round_time, served)}
+    if arguments.save_curve is not None:
+        write_profile(arguments.save_curve, times["corrected"])
+    traffic = Traffic.of(prompts, recorded, arguments.max_tokens)
     results = [
-        _compare(arguments, {name: World(recorded, one) for name, one in times.items()}, cell, slices)
+        _compare(traffic, {name: World(recorded, one) for name, one in times.items()}, cell, slices)
         for cell, slices in measured.items()
     ]
     _show(results, console)
@@ -119,11 +157,12 @@ def _served(report: RoundReport) -> ServedRound:
         step_seconds=report.step_seconds,
         drafted=sum(bool(request.survival) for request in report.requests),
         draft_seconds=report.draft_seconds,
+        loop_seconds=report.loop_seconds,
     )
 
 
 def _compare(
-    arguments: argparse.Namespace, worlds: Mapping[str, World], cell: Cell, slices: Sequence[SliceResult]
+    traffic: Traffic, worlds: Mapping[str, World], cell: Cell, slices: Sequence[SliceResult]
 ) -> dict[str, object]:
     planner, concurrency = cell
     scenario = Scenario(
@@ -131,10 +170,11 @@ def _compare(
         network_rtt_seconds=0.0,
         users=concurrency,
         max_running=concurrency,
-        requests=SIMULATED_PER_USER * concurrency,
-        prompt_tokens=8,  # prompts come again: all but their last page is in the prefix cache
-        answer_tokens=arguments.max_tokens * 0.75,
-        max_answer_tokens=arguments.max_tokens,
+        requests=max(SIMULATED_PER_USER * concurrency, MIN_SIMULATED),
+        max_step_seconds=STEP_SECONDS,
+        prompt_tokens=traffic.prompt_tokens,
+        answer_tokens=traffic.answer_tokens,
+        max_answer_tokens=traffic.max_tokens,
         fixed_lengths=True,
         coupled=True,  # greedy
     )
@@ -200,7 +240,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--target-model", default=DEFAULT_MODEL)
     parser.add_argument("--drafter", default=DEFAULT_DRAFTER)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--save-curve", type=Path, default=None, help="write the measured round times here")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
+    parser.add_argument("--save-curve", type=Path, default=None, help="write the corrected round times here")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/simulation_accuracy.json"))
     return parser
 

@@ -300,6 +300,9 @@ class RoundReport:
     draft_seconds: float = 0.0
     context_tokens: int = 0
     """Of all requests in the pass."""
+    loop_seconds: float = 0.0
+    """Between the pass before and this one, drafting left out: committing, delivering, admitting. 0 after
+    a rest."""
     profile: tuple[StepTime, ...] = ()
     """Measured at start; only in the first report of a stream."""
     load: VerifierLoad | None = None

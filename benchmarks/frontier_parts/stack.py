@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +63,7 @@ class SliceResult:
     """All rounds together, prefill included."""
     step_seconds: float
     draft_seconds: float
+    loop_seconds: float = 0.0
 
 
 class SwitchedPlans:
@@ -84,13 +85,18 @@ class SwitchedPlans:
 
 
 def profile_round_time(
-    target: BuiltTarget, source: DraftSource, options: EngineOptions, max_requests: int
+    target: BuiltTarget,
+    source: DraftSource,
+    options: EngineOptions,
+    max_requests: int,
+    clock: Callable[[], float],
 ) -> RoundTimeModel:
     """As a verifier does at its start, with more time for it."""
     counts = tuple(count for count in PROFILED_REQUESTS if count <= max_requests)
     settings = ProfileSettings(requests=counts, budget_seconds=PROFILE_SECONDS)
-    step = profile_step_time(target.engine, settings, key=profile_key(options.target_model, options.dtype))
-    return RoundTimeModel(step, profile_draft_time(source, counts, dtype=options.torch_dtype))
+    key = profile_key(options.target_model, options.dtype, target.engine, options.weights)
+    step = profile_step_time(target.engine, settings, key=key, clock=clock)
+    return RoundTimeModel(step, profile_draft_time(source, counts, dtype=options.torch_dtype, clock=clock))
 
 
 class LoadedLoop:
@@ -108,24 +114,33 @@ class LoadedLoop:
         stop_token_ids: tuple[int, ...],
         seed: int = 0,
         profiled: bool = True,
+        clock: Callable[[], float] = time.perf_counter,
+        max_step_seconds: float | None = None,
     ) -> None:
-        """`profiled`: with measured round times, which only planners that look at time need."""
+        """`profiled`: with measured round times, which only planners that look at time need. `clock`:
+        what all times are told by."""
+        self._clock = clock
         drafter = build_drafter(options, target.loaded, generator=torch.Generator().manual_seed(seed + 1))
         source = LocalDraftSource(drafter)
         # Before the loop: a profile writes into pages that are not its own.
-        self.round_time = profile_round_time(target, source, options, max_running) if profiled else None
+        self.round_time = (
+            profile_round_time(target, source, options, max_running, clock) if profiled else None
+        )
         self.plans = SwitchedPlans()
         block = drafter.geometry.block_size
         self._loop = RoundLoop(
             target.engine,
             self.plans,
-            drafting=Drafting(source, target.engine, deadline_seconds=DRAFT_DEADLINE_SECONDS),
+            drafting=Drafting(source, target.engine, deadline_seconds=DRAFT_DEADLINE_SECONDS, clock=clock),
+            clock=clock,
             limits=BatchLimits(
                 max_running=max_running,
                 max_waiting=max_running,
                 max_batch_tokens=max_running * (1 + block) + 256,
+                max_step_seconds=max_step_seconds,
             ),
             generator=torch.Generator().manual_seed(seed),
+            step_time=self.round_time.verify if self.round_time else None,
         )
         self._prompts = tuple(prompts)
         self._next_prompt = 0
@@ -134,6 +149,20 @@ class LoadedLoop:
         self._max_tokens = max_tokens
         self._sampling = SamplingParams(temperature=temperature)
         self._stop_token_ids = stop_token_ids
+
+    def warm_prompts(self) -> None:
+        """Puts every prompt into the prefix cache: whose turn is first must not pay for it alone."""
+        self.plans.current = FullPlanSource()
+        for index, prompt in enumerate(self._prompts):
+            name = f"warm {index}"
+            self._loop.submit(
+                GenerateRequest(
+                    request_id=name, prompt_token_ids=prompt, max_tokens=1, sampling=self._sampling
+                )
+            )
+            while self._loop.has_work:
+                self._loop.step()
+        self.plans.reports.clear()
 
     def hold(self, concurrency: int, turn: int) -> None:
         """Brings the number of requests to this, and all of them past prefill."""
@@ -166,8 +195,8 @@ class LoadedLoop:
         for _ in range(WARM_UP_ROUNDS):
             self._step()
         self.plans.reports.clear()
-        tokens, started = 0, time.perf_counter()
-        while (elapsed := time.perf_counter() - started) < seconds or len(self.plans.reports) < MIN_ROUNDS:
+        tokens, started = 0, self._clock()
+        while (elapsed := self._clock() - started) < seconds or len(self.plans.reports) < MIN_ROUNDS:
             tokens += self._step()
         reports = self.plans.reports
         requests = [request for report in reports for request in report.requests]
@@ -184,6 +213,7 @@ class LoadedLoop:
             batch_tokens=sum(report.batch_tokens for report in reports),
             step_seconds=sum(report.step_seconds for report in reports),
             draft_seconds=sum(report.draft_seconds for report in reports),
+            loop_seconds=sum(report.loop_seconds for report in reports),
         )
 
     def _step(self) -> int:

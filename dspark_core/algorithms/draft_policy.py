@@ -34,6 +34,9 @@ TRUST_MEMORY = 0.95
 """What of the comparison of promised and accepted tokens is kept with each drafted round."""
 TRUST_PRIOR = 2.0
 """Tokens, both promised and accepted, that a group starts with."""
+LOOK_ROUNDS = 4
+"""While everybody is paused, whether someone would be worth a draft again is computed every so many rounds:
+what rounds gain does not change without drafts, and what they cost changes slowly."""
 MAX_REMEMBERED = 4096
 """Sequences; those asked about least recently are forgotten."""
 
@@ -103,6 +106,7 @@ class DraftPolicy:
 
     _groups: dict[str, _Group] = field(default_factory=dict)
     _sequences: dict[str, _Sequence] = field(default_factory=dict)
+    _round: int = 0
 
     def state(self, sequence_id: str) -> DraftState | None:
         """None: not known (any more)."""
@@ -112,7 +116,10 @@ class DraftPolicy:
     def choose(self, candidates: Sequence[DraftCandidate], round_time: RoundTimeModel) -> tuple[bool, ...]:
         """Whether to draft for each, this round."""
         members = [self._member(candidate) for candidate in candidates]
-        worthy = self._worthy(candidates, members, round_time)
+        self._round += 1
+        worthy: Sequence[bool] = (False,) * len(members)
+        if self._round % LOOK_ROUNDS == 0 or not _rests(candidates, members):
+            worthy = self._worthy(candidates, members, round_time)
         for name in {member.group for member in members if member.state is DraftState.PAUSED}:
             self._groups[name].wait = max(self._groups[name].wait - 1, 0)
         return tuple(
@@ -205,3 +212,9 @@ class DraftPolicy:
         member.state, member.wait = DraftState.PAUSED, member.backoff
         group.backoff = member.backoff
         group.wait = member.backoff
+
+
+def _rests(candidates: Sequence[DraftCandidate], members: Sequence[_Sequence]) -> bool:
+    """Whether nothing but waiting goes on: all are paused, and none was promised a speed."""
+    paused = all(member.state is DraftState.PAUSED for member in members)
+    return paused and not any(candidate.floor_tokens_per_second for candidate in candidates)

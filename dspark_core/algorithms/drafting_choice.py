@@ -26,6 +26,7 @@ def worth_drafting(
     tokens = count + np.concatenate(([0.0], np.cumsum(gains[order])))
     batch = count + np.concatenate(([0.0], np.cumsum(verified[order])))
     seconds = round_time.verify.table(count, batch, context_tokens) + round_time.overhead_table(count)
+    seconds += round_time.loop.seconds(count)
     best = int((tokens / seconds).argmax())
     chosen = np.zeros(count, dtype=np.bool_)
     chosen[order[:best]] = True

@@ -1,7 +1,7 @@
 """How long a round takes: drafting, the network, one target step.
 
-`T_draft(requests drafted) + T_network + T_verify(requests, batch tokens, context tokens)` is what
-planners divide expected tokens by. A round that drafts nothing pays neither of the first two.
+`T_draft(requests drafted) + T_network + T_verify(requests, batch tokens, context tokens) + T_loop(requests)`
+is what planners divide expected tokens by. A round that drafts nothing pays neither of the first two.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dspark_core.algorithms.loop_time import NO_LOOP, LoopTimeModel
 from dspark_core.algorithms.step_surface import Floats
 from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.errors import ConfigError
@@ -90,6 +91,7 @@ class RoundTimeModel:
     draft: DraftTimeModel = DraftTimeModel()
     network_seconds: float = 0.0
     """Per round, between verifier and drafter, both ways."""
+    loop: LoopTimeModel = NO_LOOP
 
     def __post_init__(self) -> None:
         _check_seconds(self.network_seconds, "network_seconds")
@@ -106,19 +108,24 @@ class RoundTimeModel:
         return seconds
 
     def seconds(self, requests: int, batch_tokens: int, context_tokens: int = 0, drafted: int = 0) -> float:
-        return self.overhead_seconds(drafted) + self.verify.seconds(requests, batch_tokens, context_tokens)
+        step = self.verify.seconds(requests, batch_tokens, context_tokens)
+        return self.overhead_seconds(drafted) + step + self.loop.seconds(requests)
 
     def table(
         self, requests: int, max_draft_tokens: int, context_tokens: int = 0, drafted: int = 0
     ) -> Floats:
         """Seconds of rounds that verify 0, 1, ... `max_draft_tokens` -> [max_draft_tokens + 1]."""
         tokens = np.arange(requests, requests + max_draft_tokens + 1, dtype=np.int64)
-        return self.verify.table(requests, tokens, context_tokens) + self.overhead_seconds(drafted)
+        beside = self.overhead_seconds(drafted) + self.loop.seconds(requests)
+        return self.verify.table(requests, tokens, context_tokens) + beside
 
     def observed_step(
         self, requests: int, batch_tokens: int, context_tokens: int, seconds: float
     ) -> RoundTimeModel:
         return replace(self, verify=self.verify.observed(requests, batch_tokens, context_tokens, seconds))
+
+    def observed_loop(self, requests: int, seconds: float) -> RoundTimeModel:
+        return replace(self, loop=self.loop.observed(requests, seconds))
 
     def observed_draft(
         self, drafted: int, wait_seconds: float, compute_seconds: float | None = None
@@ -143,6 +150,10 @@ class RoundTimeModel:
                 "draft_seconds": list(self.draft.draft_seconds),
             },
             "network_seconds": self.network_seconds,
+            "loop": {
+                "round_seconds": self.loop.round_seconds,
+                "request_seconds": self.loop.request_seconds,
+            },
         }
 
     @classmethod
@@ -151,8 +162,9 @@ class RoundTimeModel:
         if "verify" not in data:
             return cls(StepTimeModel.from_dict(data))
         draft = data.get("draft", {})
-        if not isinstance(data["verify"], Mapping) or not isinstance(draft, Mapping):
-            raise ConfigError("verify and draft of a round-time model must be objects")
+        loop = data.get("loop", {})
+        if not all(isinstance(part, Mapping) for part in (data["verify"], draft, loop)):
+            raise ConfigError("verify, draft and loop of a round-time model must be objects")
         requests = _numbers(draft.get("requests", ()), "requests")
         return cls(
             StepTimeModel.from_dict(data["verify"]),
@@ -161,6 +173,9 @@ class RoundTimeModel:
                 tuple(_numbers(draft.get("draft_seconds", ()), "draft_seconds")),
             ),
             _numbers([data.get("network_seconds", 0.0)], "network_seconds")[0],
+            LoopTimeModel(
+                *(_numbers([loop.get(name, 0.0)], name)[0] for name in ("round_seconds", "request_seconds"))
+            ),
         )
 
 

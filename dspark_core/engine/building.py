@@ -12,10 +12,11 @@ from torch import nn
 from dspark_core.algorithms.calibration import Calibration
 from dspark_core.engine.autoregressive_draft_engine import AutoregressiveDraftEngine
 from dspark_core.engine.context_draft_engine import ContextDraftEngine
+from dspark_core.engine.context_features import ContextProjection
 from dspark_core.engine.draft_engine import DraftEngine
 from dspark_core.engine.kv_cache import PagedCache
 from dspark_core.engine.protocols import DraftGeometry
-from dspark_core.engine.target_engine import ContextProjection, TargetEngine
+from dspark_core.engine.target_engine import TargetEngine
 from dspark_core.errors import ConfigError
 from dspark_core.kernels.library import native_kernels
 from dspark_core.models.config import AnyDrafterConfig, DrafterConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dspark_core.engine.protocols import DraftBlock, DraftItem, DraftSource
@@ -28,11 +28,19 @@ class DraftRound:
 class Drafting:
     """Talks to a `DraftSource` on behalf of the round loop; losing it costs speed, never tokens."""
 
-    def __init__(self, source: DraftSource, engine: TargetEngine, *, deadline_seconds: float) -> None:
+    def __init__(
+        self,
+        source: DraftSource,
+        engine: TargetEngine,
+        *,
+        deadline_seconds: float,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._source = source
         self._engine = engine
         self._deadline_seconds = deadline_seconds
         self._available = True
+        self._clock = clock
 
     @property
     def available(self) -> bool:
@@ -50,9 +58,9 @@ class Drafting:
         ]
         if not wanted:
             return DraftRound({}, 0.0)
-        started = time.perf_counter()
+        started = self._clock()
         blocks = self._ask(wanted)
-        return DraftRound(blocks, time.perf_counter() - started)
+        return DraftRound(blocks, self._clock() - started)
 
     def release(self, sequence_ids: Sequence[str]) -> None:
         self._source.release(sequence_ids)

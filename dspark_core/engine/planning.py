@@ -52,6 +52,8 @@ class LocalPlanSource:
     def plan(self, requests: Sequence[PlanRequest], capacity: int | None = None) -> tuple[int, ...]:
         if self._round_time is None:
             return conservative_lengths(requests)
+        if not any(request.survival for request in requests):
+            return (0,) * len(requests)  # nobody was drafted for, so there is nothing to plan
         self.last_plan = plan(requests, self._round_time, capacity=capacity)
         return self.last_plan.lengths
 
@@ -60,6 +62,8 @@ class LocalPlanSource:
         self._policy.learn(report.requests)
         if self._round_time is None or not report.requests:
             return
+        if report.loop_seconds > 0:
+            self._round_time = self._round_time.observed_loop(len(report.requests), report.loop_seconds)
         drafted = sum(bool(request.survival) for request in report.requests)
         if drafted and report.draft_seconds > 0:
             self._round_time = self._round_time.observed_draft(drafted, report.draft_seconds)

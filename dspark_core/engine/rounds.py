@@ -46,6 +46,13 @@ class RoundOutput:
     chunk: GenerateChunk
 
 
+@dataclass(frozen=True, slots=True)
+class _RoundTimes:
+    step_seconds: float
+    draft_seconds: float
+    loop_seconds: float
+
+
 class RoundLoop:
     def __init__(
         self,
@@ -58,6 +65,7 @@ class RoundLoop:
         generator: torch.Generator | None = None,
         step_time: StepTimeModel | None = None,
         on_end: Callable[[SequenceState], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`step_time`: measured, paces prompts if the limits bound a step's time; None: learned.
 
@@ -77,6 +85,8 @@ class RoundLoop:
             generator = torch.Generator().manual_seed(secrets.randbelow(MAX_SEED))
         self._acceptor = Acceptor(generator)
         longest = self.batcher.limits.max_step_seconds
+        self._clock = clock
+        self._pass_ended: float | None = None  # of the round before, when this one follows at once
         self._pacer = None if longest is None else PrefillPacer(longest, step_time)
 
     @property
@@ -114,23 +124,29 @@ class RoundLoop:
         self.batcher.admit()
         decoding = self._secure_anchors()
         drafts = self._drafts(decoding)
-        started = time.perf_counter()
+        started = self._clock()
         proposals, survival = self._plan(decoding, drafts)
         decode_tokens = sum(1 + len(p.draft_token_ids) for p in proposals)
         prefills = self._prefill_chunks(proposals, decode_tokens)
         runs = [self._decode_run(p) for p in proposals] + [self._prefill_run(s, n) for s, n in prefills]
         if not runs:
+            self._pass_ended = None
             return []
         logits = self._engine.forward(runs)
         sampled = proposals + [Proposal(s) for s, n in prefills if n == s.uncomputed]
         verdicts = self._acceptor.accept(logits, sampled)
-        elapsed = time.perf_counter() - started
+        ended = self._clock()
+        elapsed = ended - started
+        loop_seconds = 0.0 if self._pass_ended is None else started - self._pass_ended - drafts.seconds
         self._learn_pace(proposals, decode_tokens, prefills, elapsed)
         for sequence, count in prefills:
             sequence.computed += count
             sequence.publish_full_pages(self._manager)
-        self._report(proposals, verdicts, survival, runs, elapsed, drafts.seconds)
-        return self._commit(sampled, verdicts, len(proposals), drafts, elapsed)
+        times = _RoundTimes(elapsed, drafts.seconds, max(loop_seconds, 0.0))
+        self._report(proposals, verdicts, survival, runs, times)
+        outputs = self._commit(sampled, verdicts, len(proposals), drafts, elapsed)
+        self._pass_ended = ended if self._sequences else None
+        return outputs
 
     def _validate(self, request: GenerateRequest) -> None:
         if request.request_id in self._sequences:
@@ -308,8 +324,7 @@ class RoundLoop:
         verdicts: Sequence[Verdict],
         survival: Sequence[Sequence[float]],
         runs: Sequence[Run],
-        step_seconds: float,
-        draft_seconds: float,
+        times: _RoundTimes,
     ) -> None:
         requests = tuple(
             RequestSurvival(
@@ -328,8 +343,9 @@ class RoundLoop:
                 requests=requests,
                 batch_tokens=sum(len(run.token_ids) for run in runs),
                 context_tokens=sum(run.start for run in runs),
-                step_seconds=step_seconds,
-                draft_seconds=draft_seconds,
+                step_seconds=times.step_seconds,
+                draft_seconds=times.draft_seconds,
+                loop_seconds=times.loop_seconds,
             )
         )
 

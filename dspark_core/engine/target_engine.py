@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dspark_core.engine.batch import Run, build_batch, slots_of
+from dspark_core.engine.context_features import ContextFeatures, ContextProjection
 from dspark_core.engine.kv_cache import PagedFeatures
 from dspark_core.engine.passes import DecoderPasses, NativePasses, TorchPasses
 from dspark_core.kernels.library import native_kernels
 from dspark_core.models.config import DecoderConfig
 from dspark_core.models.decoder import Decoder
 from dspark_core.models.native_decoder import native_decoder
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContextProjection:
-    """The drafter's `fc` (and DSpark's `hidden_norm`), applied here so that d values travel, not m*d."""
-
-    project: nn.Module
-    """taps [tokens, m*d] -> features [tokens, d]."""
-    target_layer_ids: tuple[int, ...]
-    feature_size: int
 
 
 class TargetEngine:
@@ -50,12 +40,15 @@ class TargetEngine:
         self._projection = projection
         self._dtype = next(decoder.parameters()).dtype
         self._passes = _passes_of(decoder, num_pages, page_tokens)
-        self._features = PagedFeatures(
-            num_pages=num_pages,
-            page_tokens=page_tokens,
-            size=projection.feature_size if projection else 0,
-            dtype=self._dtype,
-        )
+        self._features: ContextFeatures | None = None
+        if projection is not None:
+            paged = PagedFeatures(
+                num_pages=num_pages,
+                page_tokens=page_tokens,
+                size=projection.feature_size,
+                dtype=self._dtype,
+            )
+            self._features = ContextFeatures(projection, paged)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -81,13 +74,16 @@ class TargetEngine:
         batch = build_batch(runs, page_tokens=self.page_tokens)
         layers = self._projection.target_layer_ids if self._projection else ()
         logits, taps = self._passes.forward(runs, batch, layers)
-        if self._projection:
-            self._features.write(batch.slots, self._projection.project(taps))
+        if self._features is not None:
+            self._features.write(batch.slots, taps)
         return logits
 
     @torch.inference_mode()
     def read_features(self, pages: Sequence[int], start: int, end: int) -> Tensor:
-        """Projected features of positions [start, end) -> [end - start, feature_size]."""
+        """Projected features of positions [start, end) -> [end - start, feature_size]; without a
+        projection they have no size."""
+        if self._features is None:
+            return torch.zeros((end - start, 0), dtype=self._dtype)
         return self._features.read(slots_of(pages, start, end, self.page_tokens))
 
 

@@ -67,6 +67,8 @@ class TracedRound:
     requests: tuple[TracedRequest, ...]
     context_tokens: int = 0
     """In the cache before the pass, of all its requests."""
+    loop_seconds: float = 0.0
+    """Between the pass before and this one, drafting left out; 0 after a rest, and in older traces."""
 
     @property
     def decode_tokens(self) -> int:
@@ -109,6 +111,7 @@ def _round_row(record: TracedRound) -> dict[str, object]:
         "context_tokens": record.context_tokens,
         "step_seconds": round(record.step_seconds, 7),
         "draft_seconds": round(record.draft_seconds, 7),
+        "loop_seconds": round(record.loop_seconds, 7),
         "requests": [
             {
                 "id": request.sequence_id,
@@ -163,6 +166,7 @@ def _decode_round(row: Mapping[str, Any]) -> TracedRound:
         draft_seconds=_number(row, "draft_seconds"),
         requests=tuple(_decode_request(one) for one in requests),
         context_tokens=_count(row, "context_tokens"),
+        loop_seconds=_number(row, "loop_seconds") if "loop_seconds" in row else 0.0,
     )
 
 

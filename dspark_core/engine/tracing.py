@@ -70,6 +70,7 @@ class TracingPlanSource:
             batch_tokens=report.batch_tokens,
             step_seconds=report.step_seconds,
             draft_seconds=report.draft_seconds,
+            loop_seconds=report.loop_seconds,
             context_tokens=report.context_tokens,
             requests=tuple(
                 TracedRequest(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dspark_core.algorithms.plan_batch import PlanBatch
 from dspark_core.algorithms.round_time import RoundTimeModel
+from dspark_core.engine.pacing import PrefillPacer
 from dspark_core.simulation.domains import DomainRounds
 from dspark_core.simulation.planners import PlannerFactory, RoundOutcome, RoundPlanner, RoundView
 from dspark_core.simulation.population import Population
@@ -36,6 +37,7 @@ class _Verifier:
     index: int
     planner: RoundPlanner
     slowdown: float
+    pacer: PrefillPacer | None = None
     active: Ints = field(default_factory=lambda: _NOBODY)
     """Decoding requests."""
     prefilling: deque[int] = field(default_factory=deque)
@@ -73,9 +75,15 @@ class Cluster:
         self._block = recorded.block_size
         self._tables = TimeTables(round_time, self._block, scenario.prefill_chunk_tokens)
         self._ledger = Ledger(scenario, population)
+        pace = scenario.max_step_seconds
         slow = round(scenario.slow_verifiers * scenario.verifiers)
         self._verifiers = [
-            _Verifier(i, planner(round_time), SLOW_FACTOR if i < slow else 1.0)
+            _Verifier(
+                i,
+                planner(round_time),
+                SLOW_FACTOR if i < slow else 1.0,
+                PrefillPacer(pace, round_time.verify) if pace else None,
+            )
             for i in range(scenario.verifiers)
         ]
         self._loads = np.array([v.slowdown for v in self._verifiers]) * 1e-9  # ties go to the fast ones
@@ -160,37 +168,53 @@ class Cluster:
         ):
             verifier.prefilling.append(verifier.waiting.popleft())
         decoding = len(verifier.active)
-        runs, prefill = self._prefill(verifier)
-        if decoding + runs == 0:
-            verifier.busy = False
-            return
         if not decoding:
-            extra = prefill - runs
-            step = float(self._tables.step(runs, 0)[extra]) * verifier.slowdown
-            self._schedule(verifier, now, 0.0, step)
+            runs, prefill = self._prefill(verifier, self._scenario.prefill_chunk_tokens)
+            if runs == 0:
+                verifier.busy = False
+                return
+            step = float(self._tables.step(runs, 0)[prefill - runs]) * verifier.slowdown
+            self._schedule(verifier, now, 0.0, step, runs)
             return
         batch, drafted = self._batch(verifier)
         wait = self._draft_wait(verifier, now, drafted)
-        steps = self._tables.step(decoding + runs, batch.context_tokens)
-        # The planner knows of prefill what the served one knows: that it takes part in the pass.
-        lengths = verifier.planner.plan(batch, steps[: decoding * self._block + 1] + wait)
+        loop = self._loop_seconds(decoding)
+        # The planner does not know of prefill, as the served one does not.
+        steps = self._tables.step(decoding, batch.context_tokens)
+        lengths = verifier.planner.plan(batch, steps[: decoding * self._block + 1] + (wait + loop))
         verified = int(lengths.sum())
-        step = float(steps[verified + max(prefill - runs, 0)]) * verifier.slowdown
+        runs, prefill = self._prefill(verifier, self._allowance(verifier, decoding + verified, batch))
+        if runs:
+            steps = self._tables.step(decoding + runs, batch.context_tokens)
+        step = float(steps[verified + prefill - runs]) * verifier.slowdown
+        if runs and verifier.pacer is not None:
+            verifier.pacer.observe(decoding, decoding + verified, prefill, batch.context_tokens, step)
         accepted = self._accept(verifier, lengths)
+        tokens = decoding + verified + prefill
         verifier.planner.learn(
-            RoundOutcome(lengths, accepted, decoding + verified + prefill, batch.context_tokens, wait, step)
+            RoundOutcome(lengths, accepted, tokens, batch.context_tokens, wait, step, loop)
         )
         self._ledger.verified(decoding, verified, wait)
-        self._schedule(verifier, now, wait, step)
+        self._schedule(verifier, now, wait, step, decoding)
 
-    def _schedule(self, verifier: _Verifier, now: float, wait: float, step: float) -> None:
-        seconds = wait + step + self._scenario.round_overhead_seconds
+    def _allowance(self, verifier: _Verifier, decode_tokens: int, batch: PlanBatch) -> int:
+        """Prompt tokens that may join a round, by the pacer that serves."""
+        most = self._scenario.prefill_chunk_tokens
+        if verifier.pacer is None or not verifier.prefilling:
+            return most
+        return verifier.pacer.allowance(batch.requests, decode_tokens, batch.context_tokens, most)
+
+    def _loop_seconds(self, requests: int) -> float:
+        return self._tables.model.loop.seconds(requests) + self._scenario.round_overhead_seconds
+
+    def _schedule(self, verifier: _Verifier, now: float, wait: float, step: float, requests: int) -> None:
+        seconds = wait + step + self._loop_seconds(requests)
         self._ledger.busy(seconds)
         heapq.heappush(self._events, (now + seconds, verifier.index))
 
-    def _prefill(self, verifier: _Verifier) -> tuple[int, int]:
-        """Takes a chunk's worth of prompts, first come first -> requests and tokens in the pass."""
-        budget, runs = self._scenario.prefill_chunk_tokens, 0
+    def _prefill(self, verifier: _Verifier, most: int) -> tuple[int, int]:
+        """Takes at most so many tokens of prompts, first come first -> requests and tokens in the pass."""
+        budget, runs = most, 0
         while verifier.prefilling and budget > 0:
             request = verifier.prefilling[0]
             count = min(int(self._prefill_left[request]), budget)
@@ -200,7 +224,7 @@ class Cluster:
             runs += 1
             if self._prefill_left[request] == 0:
                 verifier.prefilled.append(verifier.prefilling.popleft())
-        return runs, self._scenario.prefill_chunk_tokens - budget
+        return runs, most - budget
 
     def _batch(self, verifier: _Verifier) -> tuple[PlanBatch, int]:
         """What the planner sees, and for how many requests was drafted."""

@@ -8,11 +8,12 @@ rounds of about its kind took against it.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dspark_core.algorithms.loop_time import LoopTimeModel
 from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
 from dspark_core.algorithms.step_surface import StepPoint
 
@@ -31,10 +32,12 @@ class ServedRound:
     drafted: int
     """Requests drafted for."""
     draft_seconds: float
+    loop_seconds: float = 0.0
 
 
 def corrected(round_time: RoundTimeModel, rounds: Iterable[ServedRound]) -> RoundTimeModel:
     """Unchanged where too few rounds of any kind were served."""
+    rounds = tuple(rounds)
     steps: dict[tuple[int, int], list[float]] = {}
     drafts: dict[int, list[float]] = {}
     for one in rounds:
@@ -60,7 +63,25 @@ def corrected(round_time: RoundTimeModel, rounds: Iterable[ServedRound]) -> Roun
         draft = DraftTimeModel(
             draft.requests, tuple(value * _between(draft_ratios, count) for count, value in seconds)
         )
-    return replace(round_time, verify=verify, draft=draft)
+    return replace(round_time, verify=verify, draft=draft, loop=_loop(rounds) or round_time.loop)
+
+
+def _loop(rounds: Sequence[ServedRound]) -> LoopTimeModel | None:
+    """A line through the medians by how many requests a round had; level with one number of them."""
+    by_requests: dict[int, list[float]] = {}
+    for one in rounds:
+        if one.loop_seconds > 0:
+            by_requests.setdefault(one.requests, []).append(one.loop_seconds)
+    medians = {
+        n: statistics.median(seconds) for n, seconds in by_requests.items() if len(seconds) >= MIN_ROUNDS
+    }
+    if not medians:
+        return None
+    counts, seconds = np.array(list(medians), dtype=np.float64), np.array(list(medians.values()))
+    slope = 0.0
+    if len(medians) > 1:
+        slope = max(float(np.cov(counts, seconds, bias=True)[0, 1] / counts.var()), 0.0)
+    return LoopTimeModel(max(float(seconds.mean() - slope * counts.mean()), 0.0), slope)
 
 
 def _moved(point: StepPoint, ratios: Mapping[int, Mapping[float, float]]) -> StepPoint:

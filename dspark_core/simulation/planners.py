@@ -57,6 +57,7 @@ class RoundOutcome:
     context_tokens: int
     draft_seconds: float
     step_seconds: float
+    loop_seconds: float = 0.0
 
 
 class RoundPlanner(Protocol):
@@ -259,6 +260,7 @@ class Served:
                 context_tokens=outcome.context_tokens,
                 step_seconds=outcome.step_seconds,
                 draft_seconds=outcome.draft_seconds,
+                loop_seconds=outcome.loop_seconds,
             )
         )
 

@@ -23,6 +23,8 @@ class Scenario:
     max_running: int = 32
     """Requests that share a verifier's rounds."""
     prefill_chunk_tokens: int = 256
+    max_step_seconds: float = 0.0
+    """Prompts beside running requests are paced so that a step takes about this long at most; 0: not."""
     requests: int = 1000
     """Simulated from the first arrival to the last end."""
     users: int = 0
@@ -48,7 +50,7 @@ class Scenario:
     mtp1_accept: float = 0.0
     """Chance that an MTP-1 head's token stands; 0: as the first token of the recorded drafts."""
     round_overhead_seconds: float = 0.0
-    """Per round, besides draft and target pass: what the round loop itself takes."""
+    """Per round, besides draft and target pass, on top of what the round times know of it."""
     mtp1_draft_share: float = 1.0
     """Time of an MTP-1 draft over that of a draft block."""
     seed: int = 0
@@ -60,9 +62,9 @@ class Scenario:
             _require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
         for name in ("floor_share", "slow_verifiers", "mtp1_accept"):
             _require(0.0 <= getattr(self, name) <= 1.0, name, getattr(self, name), "in [0, 1]")
-        for name in ("network_rtt_seconds", "round_overhead_seconds", "arrivals_per_second"):
+        for name in ("network_rtt_seconds", "round_overhead_seconds", "max_step_seconds"):
             _require(_finite(getattr(self, name)), name, getattr(self, name), ">= 0")
-        for name in ("floor_tokens_per_second", "mtp1_draft_share"):
+        for name in ("floor_tokens_per_second", "mtp1_draft_share", "arrivals_per_second"):
             _require(_finite(getattr(self, name)), name, getattr(self, name), ">= 0")
         for name in ("prompt_tokens", "answer_tokens"):
             _require(

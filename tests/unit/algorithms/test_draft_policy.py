@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from dspark_core.algorithms.draft_policy import (
     FIRST_BACKOFF,
+    LOOK_ROUNDS,
     MAX_BACKOFF,
     PATIENCE,
     PROBE_ROUNDS,
@@ -113,12 +114,12 @@ def test_a_new_request_of_a_losing_kind_waits_with_the_others():
     assert all(play(policy, 20, "cold", group="cold"))
 
 
-def test_a_lighter_load_brings_drafting_back_without_waiting():
+def test_a_lighter_load_brings_drafting_back_at_the_next_look():
     policy = DraftPolicy()
     busy = RoundTimeModel(STEPS, DraftTimeModel((1,), (0.2,)))
     play(policy, 40, times=busy)
     assert policy.state("a") is DraftState.PAUSED
-    assert all(play(policy, 20))
+    assert all(play(policy, LOOK_ROUNDS + 20)[LOOK_ROUNDS - 1 :])
 
 
 def test_promises_that_are_not_kept_are_not_believed():

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dspark_core.engine.batch import Run
-from dspark_core.engine.target_engine import ContextProjection, TargetEngine
+from dspark_core.engine.context_features import ContextProjection
+from dspark_core.engine.target_engine import TargetEngine
 from dspark_core.errors import ConfigError
 from dspark_core.kernels.library import native_kernels
 from dspark_core.models.config import DecoderConfig, Family

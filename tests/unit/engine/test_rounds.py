@@ -8,8 +8,15 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from dspark_core.engine.planning import FullPlanSource
 from dspark_core.errors import ContextLengthError, InvalidRequestError, QueueFullError
-from dspark_core.records import FinishReason, SamplingParams, SpeculationOptions, Verification
+from dspark_core.records import (
+    FinishReason,
+    RoundReport,
+    SamplingParams,
+    SpeculationOptions,
+    Verification,
+)
 from tests.unit.engine.tiny import (
     TAPS,
     VOCAB,
@@ -24,6 +31,16 @@ from tests.unit.engine.tiny import (
     tiny_decoder,
     tiny_engine,
 )
+
+
+class Reports(FullPlanSource):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.reports: list[RoundReport] = []
+
+    def report(self, report: RoundReport) -> None:
+        self.reports.append(report)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +117,46 @@ def test_a_prefix_hit_skips_prefill_and_keeps_features(greedy_cases) -> None:
     assert [t for output in outputs for t in output.chunk.token_ids] == expected[name]
     for position, row in first.items():
         torch.testing.assert_close(drafts.features[name][position], row)
+
+
+class Ticking:
+    """Every look takes a second."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def test_reported_times_add_up_to_the_time_that_passed(greedy_cases) -> None:
+    """Drafting, passes and what lies between them: nothing is left out, nothing counted twice."""
+    given, _ = greedy_cases
+    clock, plans = Ticking(), Reports()
+    loop = make_loop(drafts=drafts_for(greedy_cases), planner=plans, clock=clock)
+    for name, prompt in given.items():
+        loop.submit(request(name, prompt, 14))
+    ends = []
+    while loop.has_work:
+        loop.step()
+        ends.append(clock.now)
+        clock.now += 5.0  # delivering
+    reports = plans.reports
+    assert [r.loop_seconds for r in reports[:1]] == [0.0]
+    assert sum(r.loop_seconds for r in reports) > 5.0 * (len(reports) - 1)
+    whole = sum(r.step_seconds + r.draft_seconds + r.loop_seconds for r in reports)
+    assert whole == ends[-1] - 1.0  # the clock's first look began the first pass
+
+
+def test_a_rest_is_no_work_between_rounds(greedy_cases) -> None:
+    given, _ = greedy_cases
+    clock, plans = Ticking(), Reports()
+    loop = make_loop(planner=plans, clock=clock)
+    for _ in range(2):
+        run(loop, [request("r0", given["r0"], 3)])
+        clock.now += 1000.0
+    assert max(report.loop_seconds for report in plans.reports) < 10.0
 
 
 def test_features_sent_are_the_projected_taps(greedy_cases) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dspark_core.engine.context_features import ContextProjection
 from dspark_core.engine.drafting import Drafting
 from dspark_core.engine.planning import FullPlanSource
 from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem, SparseDistribution
 from dspark_core.engine.rounds import BatchLimits, RoundLoop
-from dspark_core.engine.target_engine import ContextProjection, TargetEngine
+from dspark_core.engine.target_engine import TargetEngine
 from dspark_core.errors import DraftUnavailableError
 from dspark_core.models.config import DecoderConfig, Family
 from dspark_core.models.decoder import Decoder
@@ -175,15 +177,18 @@ def make_loop(
     engine: TargetEngine | None = None,
     drafts: ScriptedDrafts | None = None,
     planner: object | None = None,
+    clock: Callable[[], float] = time.perf_counter,
     **limits: int,
 ) -> RoundLoop:
     engine = engine or tiny_engine()
+    drafting = Drafting(drafts, engine, deadline_seconds=1.0, clock=clock) if drafts else None
     return RoundLoop(
         engine,
         planner or FullPlanSource(),  # type: ignore[arg-type]
-        drafting=Drafting(drafts, engine, deadline_seconds=1.0) if drafts else None,
+        drafting=drafting,
         limits=BatchLimits(**limits) if limits else None,
         generator=torch.Generator().manual_seed(0),
+        clock=clock,
     )
 
 

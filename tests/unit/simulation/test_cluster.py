@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from dspark_core.algorithms.loop_time import LoopTimeModel
 from dspark_core.errors import ConfigError
 from dspark_core.simulation.domains import RecordedRequest, stack_domains
 from dspark_core.simulation.planners import NAMES, planner_factory
@@ -60,6 +61,25 @@ def test_a_prompt_longer_than_a_chunk_takes_more_steps() -> None:
     chunked = dataclasses.replace(long, prefill_chunk_tokens=30)
     assert simulate(world(times=FLAT), long, "none").rounds == 2
     assert simulate(world(times=FLAT), chunked, "none").rounds == 5
+
+
+def test_the_round_loop_takes_its_time_in_every_round() -> None:
+    alone = Scenario(verifiers=1, users=1, requests=1, fixed_lengths=True, answer_tokens=11)
+    slow = dataclasses.replace(FLAT, loop=LoopTimeModel(0.002, 0.001))
+    bare, looped = (simulate(world(times=times), alone, "none") for times in (FLAT, slow))
+    assert looped.seconds == pytest.approx(bare.seconds + 11 * 0.003)
+
+
+def test_prompts_beside_running_requests_are_paced_as_when_serving() -> None:
+    """30 ms allow few of the 200 tokens at 1 ms each, so a prompt takes more rounds, which are shorter."""
+    free = Scenario(
+        verifiers=1, users=4, requests=40, fixed_lengths=False, prompt_tokens=200, answer_tokens=30
+    )
+    paced = dataclasses.replace(free, max_step_seconds=0.030)
+    at_once, slowly = (simulate(world(), scenario, "none") for scenario in (free, paced))
+    assert slowly.rounds > at_once.rounds
+    assert slowly.time_to_first_token[1] > at_once.time_to_first_token[1]
+    assert slowly.tokens == at_once.tokens
 
 
 @pytest.mark.parametrize("planner", EVERY_PLANNER)

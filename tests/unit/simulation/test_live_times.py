@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
@@ -64,3 +66,14 @@ def test_one_stalled_round_or_two_say_nothing() -> None:
     assert corrected(PROFILE, [served(4, 4, 50.0)] * 2) == PROFILE
     rounds = [served(4, 4, 1.0)] * 4 + [served(4, 4, 50.0)]
     assert corrected(PROFILE, rounds).verify.seconds(4, 4, 512) == pytest.approx(0.014)
+
+
+def test_the_round_loops_time_becomes_a_line_by_requests() -> None:
+    rounds = [
+        replace(served(count, count, 1.0), loop_seconds=0.001 + 0.0002 * count)
+        for count in (1, 4, 16)
+        for _ in range(3)
+    ]
+    loop = corrected(PROFILE, rounds).loop
+    assert (loop.round_seconds, loop.request_seconds) == pytest.approx((0.001, 0.0002))
+    assert corrected(PROFILE, rounds[:3]).loop.seconds(16) == pytest.approx(0.0012)
