@@ -13,6 +13,7 @@ known of its group, paused where the group does not pay, or every short answer w
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -34,6 +35,9 @@ TRUST_MEMORY = 0.95
 """What of the comparison of promised and accepted tokens is kept with each drafted round."""
 TRUST_PRIOR = 2.0
 """Tokens, both promised and accepted, that a group starts with."""
+PROBED_SHARE = 8
+"""When a group has waited, one in so many of its paused requests is tried, and one at least: a draft costs
+more the more are drafted for, and the more are tried the likelier is one that is worth it by luck alone."""
 LOOK_ROUNDS = 4
 """While everybody is paused, whether someone would be worth a draft again is computed every so many rounds:
 what rounds gain does not change without drafts, and what they cost changes slowly."""
@@ -83,6 +87,10 @@ class _Group:
     backoff: int = FIRST_BACKOFF
     wait: int = 0
     """Rounds until a paused request of this group may be probed; they count while there is one."""
+    probes_left: int = 0
+    """How many more may be probed for having waited, this round."""
+    hopeful: bool = False
+    """The last probe found a request worth its drafts: the others are tried soon, half of them at a time."""
 
     @property
     def trust(self) -> float:
@@ -120,8 +128,12 @@ class DraftPolicy:
         worthy: Sequence[bool] = (False,) * len(members)
         if self._round % LOOK_ROUNDS == 0 or not _rests(candidates, members):
             worthy = self._worthy(candidates, members, round_time)
-        for name in {member.group for member in members if member.state is DraftState.PAUSED}:
-            self._groups[name].wait = max(self._groups[name].wait - 1, 0)
+        paused = Counter(member.group for member in members if member.state is DraftState.PAUSED)
+        for name, count in paused.items():
+            group = self._groups[name]
+            group.wait = max(group.wait - 1, 0)
+            share = 2 if group.hopeful else PROBED_SHARE
+            group.probes_left = max(count // share, 1) if group.wait == 0 else 0
         return tuple(
             candidate.draftable and self._advance(member, bool(worth))
             for candidate, member, worth in zip(candidates, members, worthy, strict=True)
@@ -193,7 +205,12 @@ class DraftPolicy:
                 self._pause(member, group)
         elif member.state is DraftState.PAUSED:
             member.wait = max(member.wait - 1, 0)
-            if worth or (member.wait == 0 and group.wait == 0):
+            waited = member.wait == 0 and group.probes_left > 0
+            if waited and not worth:
+                group.probes_left -= 1
+                # The others wait for what this one finds.
+                group.wait = PROBE_ROUNDS + 1 if group.hopeful else group.backoff
+            if worth or waited:
                 member.state, member.probes_left = DraftState.PROBING, PROBE_ROUNDS
         if member.state is DraftState.PROBING:
             if member.probes_left > 0:
@@ -202,6 +219,7 @@ class DraftPolicy:
             if worth:
                 member.state, member.unworthy_rounds = DraftState.DRAFTING, 0
                 member.backoff = group.backoff = FIRST_BACKOFF
+                group.hopeful, group.wait = True, 0
             else:
                 member.backoff = min(2 * member.backoff, MAX_BACKOFF)
                 self._pause(member, group)
@@ -209,7 +227,7 @@ class DraftPolicy:
 
     @staticmethod
     def _pause(member: _Sequence, group: _Group) -> None:
-        member.state, member.wait = DraftState.PAUSED, member.backoff
+        member.state, member.wait, group.hopeful = DraftState.PAUSED, member.backoff, False
         group.backoff = member.backoff
         group.wait = member.backoff
 

@@ -13,6 +13,7 @@ from dspark_core.algorithms.draft_policy import (
     MAX_BACKOFF,
     PATIENCE,
     PROBE_ROUNDS,
+    PROBED_SHARE,
     DraftCandidate,
     DraftPolicy,
     DraftState,
@@ -120,6 +121,38 @@ def test_a_lighter_load_brings_drafting_back_at_the_next_look():
     play(policy, 40, times=busy)
     assert policy.state("a") is DraftState.PAUSED
     assert all(play(policy, LOOK_ROUNDS + 20)[LOOK_ROUNDS - 1 :])
+
+
+def play_together(policy, rounds, names, times=TIMES, **fate):
+    """Rounds of several requests -> how many were drafted for in each."""
+    drafted = []
+    for _ in range(rounds):
+        wants = policy.choose(candidates(*names), times)
+        drafted.append(sum(wants))
+        policy.learn([told(name, **fate) for name, one in zip(names, wants, strict=True) if one])
+    return drafted
+
+
+def test_of_many_that_wait_a_few_are_tried_for_all():
+    names = [f"r{number}" for number in range(16)]
+    policy = DraftPolicy()
+    play_together(policy, 10, names, **POOR)
+    drafted = play_together(policy, 600, names, **POOR)
+    assert max(drafted) == 16 // PROBED_SHARE
+    assert 0 < sum(drafted) / (600 * len(names)) < 0.01
+
+
+def test_when_one_of_many_turns_out_well_the_others_follow_soon():
+    """Where a draft token costs a quarter of a millisecond; what comes next is easy to foretell."""
+    cheap = RoundTimeModel(StepTimeModel.of_curve((1, 64), (0.020, 0.036)))
+    names = [f"r{number}" for number in range(16)]
+    policy = DraftPolicy()
+    play_together(policy, 200, names, cheap, **POOR)
+    drafted = play_together(policy, MAX_BACKOFF + 100, names, cheap, survival=(0.9, 0.8), accepted=2)
+    began = next(index for index, count in enumerate(drafted) if count)
+    assert began <= MAX_BACKOFF
+    assert min(drafted[began + 30 :]) >= len(names) - 1  # one that was unlucky waits a little longer
+    assert drafted[-1] == len(names)
 
 
 def test_promises_that_are_not_kept_are_not_believed():
