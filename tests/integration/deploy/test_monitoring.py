@@ -1,4 +1,4 @@
-"""Alerts and dashboard ask for metrics and labels that exist, fire when they should, and come with the chart."""
+"""Alerts and dashboard ask for metrics and labels that exist, fire when they should, come with the chart."""
 
 import json
 import re
