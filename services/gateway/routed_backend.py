@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import replace
 
 from dspark_core.errors import DeadlineError, DSparkError, QueueFullError, UnavailableError
@@ -25,6 +25,7 @@ from services.common.protocols import SchedulerApi
 from services.gateway.backend import closing
 from services.gateway.replay import Replay
 from services.gateway.replica_view import ReplicaView
+from services.gateway.silence import ANSWER_SECONDS, SILENCE_SECONDS, answers, while_answering
 from services.gateway.verifier_pool import VerifierPool
 
 _log = logging.getLogger(__name__)
@@ -47,17 +48,23 @@ class RoutedBackend:
         deadline_seconds: float = 600.0,
         max_attempts: int = MAX_ATTEMPTS,
         admission_wait_seconds: float = 10.0,
+        silence_seconds: float = SILENCE_SECONDS,
+        answer_seconds: float = ANSWER_SECONDS,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
         """model: as verifiers register it. deadline_seconds: for one request, replays included.
-        admission_wait_seconds: how long a request may wait until speed floors allow it."""
+        admission_wait_seconds: how long a request may wait until speed floors allow it.
+        silence_seconds: a verifier that sends nothing for so long is asked whether it lives, and has
+        answer_seconds to say so."""
         self._model = model
         self._scheduler = scheduler
         self._pool = pool
         self._deadline_seconds = deadline_seconds
         self._max_attempts = max_attempts
         self._admission_wait_seconds = min(admission_wait_seconds, deadline_seconds)
+        self._silence_seconds = silence_seconds
+        self._answer_seconds = answer_seconds
         self._clock = clock
         self._rng = rng or random.SystemRandom()
         self._view = ReplicaView(clock)
@@ -84,7 +91,7 @@ class RoutedBackend:
         while True:
             replica = await self._next_replica(request, failed)
             try:
-                async with closing(self._attempt(replica, replay, deadline)) as chunks:
+                async with closing(self._attempt(replica, replay, deadline, failed)) as chunks:
                     async for chunk in chunks:
                         yield chunk
                 return
@@ -123,17 +130,24 @@ class RoutedBackend:
         await self._pool.retain(self._view.addresses())
 
     async def _attempt(
-        self, replica: Replica, replay: Replay, deadline: float
+        self, replica: Replica, replay: Replay, deadline: float, failed: Collection[str]
     ) -> AsyncIterator[GenerateChunk]:
         """One verifier's part. Ends with a finish reason, or raises."""
         remaining = deadline - self._clock()
         if remaining <= 0:
             raise DeadlineError(f"the request did not finish within {self._deadline_seconds:g} s")
         self._view.started(replica.replica_id)
+
+        async def alive() -> bool:
+            # Where no other verifier is left there is nothing to gain by leaving this one.
+            others = self._view.choose({*failed, replica.replica_id})
+            return others is None or await answers(verifier.describe, self._answer_seconds)
+
         try:
             async with (
                 self._pool.use(replica.address) as verifier,
-                closing(verifier.generate(replay.request(), deadline_seconds=remaining)) as chunks,
+                closing(verifier.generate(replay.request(), deadline_seconds=remaining)) as sent,
+                closing(while_answering(sent, alive, silence_seconds=self._silence_seconds)) as chunks,
             ):
                 async for chunk in chunks:
                     self._view.trust(replica.replica_id)

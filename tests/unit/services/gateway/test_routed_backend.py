@@ -45,8 +45,17 @@ class FakeVerifier:
         """Chunks before `error`."""
         self.gives_up = False
         self.hides_finish = False
+        self.pauses_after: int | None = None
+        """Chunks before it waits for `resume`."""
+        self.resume = asyncio.Event()
+        self.hangs = False
+        """Answers nothing while it pauses."""
+        self.described = 0
 
     async def describe(self) -> VerifierDescription:
+        self.described += 1
+        if self.hangs:
+            await self.resume.wait()
         if self.error is not None:
             raise self.error
         return VerifierDescription(model="m", vocab_size=500, max_context_tokens=64, dtype="float32")
@@ -62,6 +71,8 @@ class FakeVerifier:
             while finish is None:
                 if self.error is not None and sent == self.fails_after:
                     raise self.error
+                if sent == self.pauses_after:
+                    await self.resume.wait()
                 tokens = [next_token(at) for at in (position, position + 1) if at <= 12]
                 position, sent = position + 2, sent + 1
                 if 0 in tokens and not self.hides_finish:
@@ -123,6 +134,8 @@ class Cluster:
             scheduler=self.scheduler,
             pool=VerifierPool(self.connections.__getitem__),
             deadline_seconds=10.0,
+            silence_seconds=0.01,
+            answer_seconds=0.05,
             clock=self.clock,
         )
 
@@ -333,3 +346,48 @@ async def test_the_view_is_kept_fresh_through_failures() -> None:
     await eventually(lambda: cluster.backend.known_verifiers == 1)
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
+
+
+@pytest.mark.parametrize("after", [0, 2])
+async def test_a_stream_leaves_a_verifier_that_hangs(after) -> None:
+    cluster = Cluster("a", "b")
+    await cluster.backend.refresh_view()
+    cluster["a"].hangs, cluster["a"].pauses_after = True, after
+    chunks = await asyncio.wait_for(cluster.run(), 10)
+    assert tokens(chunks) == EXPECTED
+    assert len(cluster["b"].requests[0].prompt_token_ids) == 1 + 2 * after
+    assert cluster["a"].cancelled == 1
+
+
+async def test_a_stream_stays_with_a_verifier_that_is_only_slow() -> None:
+    cluster = Cluster("a", "b")
+    await cluster.backend.refresh_view()
+    cluster["a"].pauses_after = 2
+    running = asyncio.create_task(cluster.run())
+    await eventually(lambda: cluster["a"].described >= 3)
+    cluster["a"].resume.set()
+    assert tokens(await running) == EXPECTED
+    assert cluster["b"].requests == []
+
+
+async def test_a_stream_stays_with_the_only_verifier_even_if_that_hangs() -> None:
+    cluster = Cluster("a")
+    await cluster.backend.refresh_view()
+    cluster["a"].hangs, cluster["a"].pauses_after = True, 2
+    running = asyncio.create_task(cluster.run())
+    await eventually(lambda: bool(cluster["a"].requests))
+    enough = asyncio.get_running_loop().time() + 0.2  # for many silences: nothing must happen in them
+    await eventually(lambda: asyncio.get_running_loop().time() > enough)
+    assert not running.done()
+    cluster["a"].resume.set()
+    assert tokens(await asyncio.wait_for(running, 10)) == EXPECTED
+
+
+async def test_a_request_that_is_closed_in_a_silence_leaves_nothing_behind() -> None:
+    cluster = Cluster("a", "b")
+    await cluster.backend.refresh_view()
+    cluster["a"].pauses_after = 1
+    async with aclosing(cluster.backend.generate(REQUEST)) as chunks:
+        await anext(chunks)
+    assert cluster["a"].cancelled == 1
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "verifier-silence"]
