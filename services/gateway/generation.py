@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from opentelemetry import trace
 
-from dspark_core.errors import DeadlineError, DSparkError, UnavailableError
+from dspark_core.errors import (
+    DeadlineError,
+    DSparkError,
+    InvalidRequestError,
+    QueueFullError,
+    UnavailableError,
+)
 from dspark_core.records import FinishReason, GenerateChunk
 from dspark_core.tokenization.tokenizer import Tokenizer
 from services.gateway.admission import Admission, Ticket
@@ -21,6 +28,13 @@ from services.gateway.preparation import PreparedRequest, RequestPreparer
 from services.gateway.requests import TextRequest
 
 Clock = Callable[[], float]
+
+_log = logging.getLogger(__name__)
+
+_ORDINARY = frozenset(
+    {*(reason.value for reason in FinishReason), InvalidRequestError.__name__, QueueFullError.__name__}
+)
+"""Outcomes that nobody needs to be woken for: finished, left or wrong by the client, refused as meant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +156,7 @@ class _Record:
         self._metrics = metrics
         self._clock = clock
         self._arrival = arrival
+        self._request_id = prepared.request.request_id
         self._prompt_tokens = len(prepared.request.prompt_token_ids)
         self._floor = prepared.request.min_tokens_per_second
         self._tier = prepared.tier
@@ -182,9 +197,11 @@ class _Record:
             self._metrics.promise(self._tier, held=rate >= self._floor)
         stats = self._delta.stats if self._delta else None
         completion_tokens = self._delta.usage.completion_tokens if self._delta else 0
+        seconds = self._clock() - self._arrival
+        self._log(completion_tokens, seconds, rate)
         self._metrics.generation_ended(
             self.outcome,
-            seconds=self._clock() - self._arrival,
+            seconds=seconds,
             prompt_tokens=self._prompt_tokens,
             completion_tokens=completion_tokens,
             stats=stats,
@@ -194,3 +211,23 @@ class _Record:
         if stats is not None:
             self._span.set_attribute("dspark.rounds", stats.rounds)
             self._span.set_attribute("dspark.accepted_length", stats.accepted_length)
+
+    def _log(self, completion_tokens: int, seconds: float, rate: float) -> None:
+        """One line a request, without anything of its text."""
+        fields: dict[str, object] = {
+            "request_id": self._request_id,
+            "tier": self._tier,
+            "outcome": self.outcome,
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "seconds": round(seconds, 3),
+        }
+        if self._first is not None:
+            fields["first_token_seconds"] = round(self._first[0] - self._arrival, 3)
+        if rate:
+            fields["tokens_per_second"] = round(rate, 1)
+        if self._delta is not None and self._delta.stats is not None and self._delta.stats.rounds:
+            fields["accepted_length"] = round(self._delta.stats.accepted_length, 2)
+        level = logging.INFO if self.outcome in _ORDINARY else logging.WARNING
+        text = ", ".join(f"{name} {value}" for name, value in fields.items() if name != "request_id")
+        _log.log(level, "request %s ended: %s", self._request_id, text, extra=fields)

@@ -8,6 +8,6 @@ from tests.integration.deploy.helm import ROOT
 
 def test_documented_metrics_are_those_exposed():
     text = (ROOT / "docs/operators.md").read_text()
-    table = text.partition("## Metrics")[2].partition("### Alerts and dashboard")[0]
+    table = text.partition("## Metrics")[2].partition("### Logs")[0]
     documented = set(re.findall(r"`(dspark_[a-z_]+)(?:\{[a-z,]+\})?`", table))
     assert documented == exposed_names()

@@ -1,6 +1,7 @@
 """The use case without any transport: order, ends, cancellation, deadlines and what is measured."""
 
 import asyncio
+import logging
 from contextlib import aclosing
 
 import pytest
@@ -141,3 +142,31 @@ async def test_the_error_of_a_failed_generation_is_counted_by_type() -> None:
         await setup.collect()
     assert setup.metric("generations_total", outcome="InvalidRequestError") == 1
     assert setup.admission.running == 0
+
+
+async def test_every_request_leaves_one_line_in_the_log_without_its_text(caplog) -> None:
+    caplog.set_level(logging.INFO)
+    setup = Setup(FakeBackend("secret answer"))
+    await setup.collect(TextRequest(request_id="r-1", model="m", prompt="secret question"))
+    (line,) = [record for record in caplog.records if "r-1" in record.getMessage()]
+    assert (line.levelno, line.outcome, line.completion_tokens) == (logging.INFO, "stop", 14)
+    assert line.accepted_length == 3.0
+    assert "secret" not in line.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("error", "level"),
+    [
+        (UnavailableError("all verifiers are gone"), logging.WARNING),
+        (RuntimeError("broken"), logging.WARNING),
+        (QueueFullError("a speed floor would break"), logging.INFO),
+    ],
+)
+async def test_failures_stand_out_in_the_log_and_refusals_do_not(caplog, error, level) -> None:
+    caplog.set_level(logging.INFO)
+    backend = FakeBackend()
+    backend.error = error
+    with pytest.raises(type(error)):
+        await Setup(backend).collect()
+    (line,) = [record for record in caplog.records if getattr(record, "request_id", None) == "r"]
+    assert (line.levelno, line.outcome) == (level, type(error).__name__)
