@@ -21,7 +21,7 @@ from dspark_core.records import (
     VerifierDescription,
 )
 from services.common.prefixes import prefix_hashes
-from services.common.protocols import SchedulerApi
+from services.common.protocols import SchedulerApi, VerifierApi
 from services.gateway.backend import closing
 from services.gateway.replay import Replay
 from services.gateway.replica_view import ReplicaView
@@ -139,9 +139,7 @@ class RoutedBackend:
         self._view.started(replica.replica_id)
 
         async def alive() -> bool:
-            # Where no other verifier is left there is nothing to gain by leaving this one.
-            others = self._view.choose({*failed, replica.replica_id})
-            return others is None or await answers(verifier.describe, self._answer_seconds)
+            return await self._better_here(verifier, {*failed, replica.replica_id})
 
         try:
             async with (
@@ -159,6 +157,19 @@ class RoutedBackend:
             self._view.ended(replica.replica_id)
         if not replay.finished:
             raise UnavailableError(f"verifier {replica.replica_id} ended the stream without a finish reason")
+
+    async def _better_here(self, verifier: VerifierApi, tried: Collection[str]) -> bool:
+        """Leaving a silent verifier gains something only if it does not answer and another one does:
+        on a machine that stands still as a whole, none would."""
+        other = self._view.choose(tried)
+        if other is None:
+            return True
+        async with self._pool.use(other.address) as candidate:
+            here, there = await asyncio.gather(
+                answers(verifier.describe, self._answer_seconds),
+                answers(candidate.describe, self._answer_seconds),
+            )
+        return here or not there
 
     async def _next_replica(self, request: GenerateRequest, failed: Mapping[str, DSparkError]) -> Replica:
         try:

@@ -370,9 +370,12 @@ async def test_a_stream_stays_with_a_verifier_that_is_only_slow() -> None:
     assert cluster["b"].requests == []
 
 
-async def test_a_stream_stays_with_the_only_verifier_even_if_that_hangs() -> None:
-    cluster = Cluster("a")
+@pytest.mark.parametrize("names", ["a", "ab"])
+async def test_a_stream_waits_where_nobody_answers(names) -> None:
+    cluster = Cluster(*names)
     await cluster.backend.refresh_view()
+    for name in names:
+        cluster[name].hangs = True
     cluster["a"].hangs, cluster["a"].pauses_after = True, 2
     running = asyncio.create_task(cluster.run())
     await eventually(lambda: bool(cluster["a"].requests))
@@ -381,6 +384,7 @@ async def test_a_stream_stays_with_the_only_verifier_even_if_that_hangs() -> Non
     assert not running.done()
     cluster["a"].resume.set()
     assert tokens(await asyncio.wait_for(running, 10)) == EXPECTED
+    assert not any(cluster[name].requests for name in names[1:])
 
 
 async def test_a_request_that_is_closed_in_a_silence_leaves_nothing_behind() -> None:
