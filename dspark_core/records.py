@@ -308,6 +308,10 @@ class RoundReport:
     load: VerifierLoad | None = None
     kind: ReplicaKind | None = None
     """Only in the first report of a stream."""
+    draft_compute_seconds: float = 0.0
+    """Of `draft_seconds`, the drafter's own pass; 0: it did not tell."""
+    drafter_id: str = ""
+    """Whose drafts these were; empty: not told, or none came."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,3 +327,5 @@ class VerifyPlan:
     temperatures: tuple[float, ...] = ()
     """Online calibration by draft position, with `biases`; empty: none."""
     biases: tuple[float, ...] = ()
+    draft_price: float = 0.0
+    """Tokens that a second of the shared drafter's time is worth to others."""

@@ -121,13 +121,15 @@ class DraftPolicy:
         known = self._sequences.get(sequence_id)
         return None if known is None else known.state
 
-    def choose(self, candidates: Sequence[DraftCandidate], round_time: RoundTimeModel) -> tuple[bool, ...]:
-        """Whether to draft for each, this round."""
+    def choose(
+        self, candidates: Sequence[DraftCandidate], round_time: RoundTimeModel, price: float = 0.0
+    ) -> tuple[bool, ...]:
+        """Whether to draft for each, this round. `price`: of drafter time to others, see `draft_price`."""
         members = [self._member(candidate) for candidate in candidates]
         self._round += 1
         worthy: Sequence[bool] = (False,) * len(members)
         if self._round % LOOK_ROUNDS == 0 or not _rests(candidates, members):
-            worthy = self._worthy(candidates, members, round_time)
+            worthy = self._worthy(candidates, members, round_time, price)
         paused = Counter(member.group for member in members if member.state is DraftState.PAUSED)
         for name, count in paused.items():
             group = self._groups[name]
@@ -174,6 +176,7 @@ class DraftPolicy:
         candidates: Sequence[DraftCandidate],
         members: Sequence[_Sequence],
         round_time: RoundTimeModel,
+        price: float,
     ) -> Sequence[bool]:
         """Of everyone, as if all were to be decided anew; what is not known is worth finding out."""
         unknown = [member.means is None for member in members]
@@ -183,7 +186,7 @@ class DraftPolicy:
         verified = np.array([member.means.verified if member.means else 0.0 for member in members])
         draftable = np.array([candidate.draftable for candidate in candidates], dtype=np.bool_)
         context = sum(candidate.context_tokens for candidate in candidates)
-        worthy = worth_drafting(gains * draftable, verified * draftable, round_time, context)
+        worthy = worth_drafting(gains * draftable, verified * draftable, round_time, context, price)
         plain = round_time.seconds(max(len(members), 1), max(len(members), 1), context)
         return [
             new or bool(worth) or self._floor_needs(candidate, plain)

@@ -31,6 +31,8 @@ class LocalPlanSource:
         self.last_plan: Plan | None = None
         self.paused_requests = 0
         """Requests that were draftable in the newest round and not drafted for."""
+        self.draft_price = 0.0
+        """Tokens that a second of the drafter's time is worth to others who share it."""
 
     @property
     def round_time(self) -> RoundTimeModel | None:
@@ -45,7 +47,7 @@ class LocalPlanSource:
     def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
         if self._round_time is None:
             return tuple(candidate.draftable for candidate in candidates)
-        wanted = self._policy.choose(candidates, self._round_time)
+        wanted = self._policy.choose(candidates, self._round_time, self.draft_price)
         self.paused_requests = sum(candidate.draftable for candidate in candidates) - sum(wanted)
         return wanted
 
@@ -66,7 +68,10 @@ class LocalPlanSource:
             self._round_time = self._round_time.observed_loop(len(report.requests), report.loop_seconds)
         drafted = sum(bool(request.survival) for request in report.requests)
         if drafted and report.draft_seconds > 0:
-            self._round_time = self._round_time.observed_draft(drafted, report.draft_seconds)
+            # Told apart, waiting behind others is not taken for a slow drafter.
+            self._round_time = self._round_time.observed_draft(
+                drafted, report.draft_seconds, report.draft_compute_seconds or None
+            )
         # A prompt's chunk in the step makes it another kind of step.
         decoded = sum(1 + request.verify_length for request in report.requests)
         if report.step_seconds > 0 and report.batch_tokens == decoded:

@@ -20,7 +20,8 @@ from dspark_core.algorithms.plan_batch import PlanBatch
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.engine.pacing import PrefillPacer
 from dspark_core.simulation.domains import DomainRounds
-from dspark_core.simulation.planners import PlannerFactory, RoundOutcome, RoundPlanner, RoundView
+from dspark_core.simulation.planner_names import PlannerFactory
+from dspark_core.simulation.planners import RoundOutcome, RoundPlanner, RoundView
 from dspark_core.simulation.population import Population
 from dspark_core.simulation.records import Ledger
 from dspark_core.simulation.scenario import Scenario

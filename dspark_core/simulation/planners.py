@@ -1,4 +1,4 @@
-"""The planners by name, over arrays of one round: what replay and simulation both run.
+"""The planners over arrays of one round: what replay and simulation both run.
 
 Nothing here decides: lengths come from the functions of `dspark_core.algorithms` that serve, and
 `dspark` is the verifier's own plan source. A planner belongs to one verifier: some remember rounds.
@@ -7,7 +7,6 @@ Nothing here decides: lengths come from the functions of `dspark_core.algorithms
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,26 +14,19 @@ import numpy as np
 
 from dspark_core.algorithms import delayed_scheduler
 from dspark_core.algorithms.draft_policy import DraftCandidate
-from dspark_core.algorithms.drafting_choice import worth_drafting
 from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch, rank
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.plan_search import search
 from dspark_core.algorithms.prefix_scheduler import admit_while_rising
 from dspark_core.algorithms.round_time import RoundTimeModel
-from dspark_core.algorithms.speed_floor import expected_tokens
 from dspark_core.algorithms.step_surface import Floats
 from dspark_core.engine.planning import LocalPlanSource
-from dspark_core.errors import ConfigError
 from dspark_core.records import RequestSurvival, RoundReport
 
 PLAN_AGE_ROUNDS = 2
 """A capacity is that of the round this many rounds ago (paper, section 5.2)."""
 REFRESH_ROUNDS = 4
 """A capacity and the choice whom to draft for are computed anew every so many rounds."""
-JUDGE_RATE = 0.2
-"""Weight of the newest round in what drafts are thought to bring."""
-PROBE_ROUNDS = 32
-"""Someone who is not drafted for gets a draft again after so many rounds, to see how it fares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,49 +150,6 @@ class Delayed(_Forgetful):
         return lengths
 
 
-class Cluster(Delayed):
-    """What the scheduler plans: delayed capacity, floors first, and drafts only for whom they pay."""
-
-    def __init__(self, round_time: RoundTimeModel) -> None:
-        super().__init__()
-        self._round_time = round_time
-        self._draft_nobody = False
-        self._since_probe = 0
-        self._gain, self._verified = 1.0, 1.0
-
-    def drafted(self, view: RoundView) -> Bools | None:
-        if not self._draft_nobody:
-            return None
-        self._since_probe += 1
-        if self._since_probe < PROBE_ROUNDS:
-            return np.zeros(len(view.ids), dtype=np.bool_)
-        self._since_probe = 0
-        return None
-
-    def plan(self, batch: PlanBatch, seconds: Floats) -> Ints:
-        lengths = super().plan(batch, seconds)
-        drafted = (batch.survival >= 0.0).any(axis=1)
-        if batch.floors.any():
-            self._draft_nobody = False  # what no draft can hold, a draft may
-        elif drafted.any():
-            self._judge(expected_tokens(batch, lengths)[drafted] - 1.0, lengths[drafted], batch)
-        return lengths
-
-    def _judge(self, gains: Floats, verified: Ints, batch: PlanBatch) -> None:
-        """Whether rounds like the recent ones are worth their drafts; one round alone says little."""
-        self._gain += JUDGE_RATE * (float(gains.mean()) - self._gain)
-        self._verified += JUDGE_RATE * (float(verified.mean()) - self._verified)
-        if self._round % REFRESH_ROUNDS == 0:
-            count = batch.requests
-            chosen = worth_drafting(
-                np.full(count, self._gain),
-                np.full(count, self._verified),
-                self._round_time,
-                batch.context_tokens,
-            )
-            self._draft_nobody = not chosen.any()
-
-
 class Served:
     """The plan source of the verifier itself, with its policy of whom to draft for."""
 
@@ -263,52 +212,3 @@ class Served:
                 loop_seconds=outcome.loop_seconds,
             )
         )
-
-
-PlannerFactory = Callable[[RoundTimeModel], RoundPlanner]
-
-NAMES = ("none", "mtp1", "fixed:N", "threshold:P", "algorithm1", "delayed", "coupled", "dspark", "cluster")
-
-
-def planner_factory(name: str) -> PlannerFactory:
-    """Raises ConfigError for a name that is not one of NAMES, or a bad number in it."""
-    kind, _, argument = name.partition(":")
-    match kind:
-        case "none":
-            return lambda _: NoSpeculation()
-        case "mtp1":
-            return lambda _: FixedLength(1)
-        case "fixed":
-            length = _whole(argument, name)
-            return lambda _: FixedLength(length)
-        case "threshold":
-            threshold = _share(argument, name)
-            return lambda _: Threshold(threshold)
-        case "algorithm1":
-            return lambda _: Algorithm1()
-        case "delayed":
-            return lambda _: Delayed()
-        case "coupled":
-            return lambda _: FreeSearch()
-        case "dspark":
-            return Served
-        case "cluster":
-            return Cluster
-        case _:
-            raise ConfigError(f"unknown planner {name!r}; known: {', '.join(NAMES)}")
-
-
-def _whole(text: str, name: str) -> int:
-    if not text.isdecimal():
-        raise ConfigError(f"planner {name!r} needs a whole number behind the colon, as in fixed:4")
-    return int(text)
-
-
-def _share(text: str, name: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0.0 <= value <= 1.0:
-        raise ConfigError(f"planner {name!r} needs a share in [0, 1] behind the colon, as in threshold:0.5")
-    return value

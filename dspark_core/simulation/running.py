@@ -10,7 +10,7 @@ from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.errors import ConfigError
 from dspark_core.simulation.cluster import Cluster
 from dspark_core.simulation.domains import DomainRounds
-from dspark_core.simulation.planners import planner_factory
+from dspark_core.simulation.planner_names import planner_factory
 from dspark_core.simulation.population import draw_population
 from dspark_core.simulation.records import Summary
 from dspark_core.simulation.scenario import Scenario
@@ -55,7 +55,7 @@ def simulate(
     world: World, scenario: Scenario, planner: str, on_ended: Callable[[int], None] = lambda _: None
 ) -> Summary:
     """Raises ConfigError for an unknown planner or domain."""
-    factory = planner_factory(planner)
+    factory = planner_factory(planner, scenario.drafters)
     population = draw_population(scenario, world.recorded)
     cluster = Cluster(scenario, world.recorded, population, world.round_time, factory, mtp1=planner == MTP1)
     return cluster.run(on_ended).summary(planner)

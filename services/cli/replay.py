@@ -18,7 +18,7 @@ from rich.table import Table
 
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.errors import ConfigError
-from dspark_core.simulation.planners import NAMES, planner_factory
+from dspark_core.simulation.planner_names import NAMES, planner_factory
 from dspark_core.simulation.replay import RECORDED, ReplayResult, replay
 from dspark_core.simulation.trace_reader import Trace, read_trace
 from services.cli.simulation_inputs import read_round_time

@@ -26,7 +26,7 @@ from dspark_core.simulation.domains import (
     read_domains,
     stack_domains,
 )
-from dspark_core.simulation.planners import NAMES, planner_factory
+from dspark_core.simulation.planner_names import NAMES, planner_factory
 from dspark_core.simulation.plots import draw_frontier, require_matplotlib
 from dspark_core.simulation.records import Summary
 from dspark_core.simulation.running import FrontierPoint, World, frontier, simulate, size_pools

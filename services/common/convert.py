@@ -258,13 +258,15 @@ def round_report_to_proto(value: RoundReport) -> scheduler_pb2.RoundReport:
         kind=None if value.kind is None else replica_kind_to_proto(value.kind),
         load=None if value.load is None else verifier_load_to_proto(value.load),
         context_tokens=value.context_tokens,
+        draft_compute_seconds=value.draft_compute_seconds,
+        drafter_id=value.drafter_id,
     )
 
 
 def round_report_from_proto(message: scheduler_pb2.RoundReport) -> RoundReport:
     if not message.replica_id:
         raise InvalidRequestError("replica_id must be non-empty, got ''", field="replica_id")
-    for name in ("step_seconds", "draft_seconds"):
+    for name in ("step_seconds", "draft_seconds", "draft_compute_seconds"):
         seconds = getattr(message, name)
         if not (math.isfinite(seconds) and seconds >= 0):
             raise InvalidRequestError(f"{name} must be finite and >= 0, got {seconds}", field=name)
@@ -279,6 +281,8 @@ def round_report_from_proto(message: scheduler_pb2.RoundReport) -> RoundReport:
         profile=_profile_from_proto(message.profile),
         load=verifier_load_from_proto(message.load) if message.HasField("load") else None,
         kind=replica_kind_from_proto(message.kind) if message.HasField("kind") else None,
+        draft_compute_seconds=message.draft_compute_seconds,
+        drafter_id=message.drafter_id,
     )
 
 
@@ -340,6 +344,7 @@ def verify_plan_to_proto(value: VerifyPlan) -> scheduler_pb2.VerifyPlan:
         curve=_profile_to_proto(value.curve),
         temperatures=value.temperatures,
         biases=value.biases,
+        draft_price=value.draft_price,
     )
 
 
@@ -351,6 +356,7 @@ def verify_plan_from_proto(message: scheduler_pb2.VerifyPlan) -> VerifyPlan:
         curve=_profile_from_proto(message.curve),
         temperatures=tuple(message.temperatures),
         biases=tuple(message.biases),
+        draft_price=message.draft_price,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,8 +22,9 @@ from services.drafter.metrics import DrafterMetrics
 
 
 class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
-    def __init__(self, engine: ContextDraftEngine, telemetry: Telemetry) -> None:
+    def __init__(self, engine: ContextDraftEngine, telemetry: Telemetry, drafter_id: str = "") -> None:
         self._engine = engine
+        self._drafter_id = drafter_id
         self._tracer = telemetry.tracer
         self._metrics = DrafterMetrics(telemetry.registry)
         # One worker: passes of different verifiers follow each other, and the engine sees one thread.
@@ -47,10 +49,12 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         try:
             async for message in until(self._draining, request_iterator):
                 items = [session.own(convert.draft_item_from_proto(item)) for item in message.items]
-                blocks = await self._propose(items, session.release(message.release))
+                blocks, seconds = await self._propose(items, session.release(message.release))
                 yield drafter_pb2.DraftResponse(
                     round=message.round,
                     blocks=[convert.draft_block_to_proto(session.disown(block)) for block in blocks],
+                    compute_seconds=seconds,
+                    drafter_id=self._drafter_id,
                 )
         finally:
             self._worker.submit(self._engine.release, session.all_ids())
@@ -62,17 +66,21 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
     def close(self) -> None:
         self._worker.shutdown(cancel_futures=True)
 
-    async def _propose(self, items: Sequence[DraftItem], released: Sequence[str]) -> list[DraftBlock]:
+    async def _propose(
+        self, items: Sequence[DraftItem], released: Sequence[str]
+    ) -> tuple[list[DraftBlock], float]:
         with self._tracer.start_as_current_span("draft", attributes={"requests": len(items)}):
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._worker, self._pass, items, released)
 
-    def _pass(self, items: Sequence[DraftItem], released: Sequence[str]) -> list[DraftBlock]:
+    def _pass(self, items: Sequence[DraftItem], released: Sequence[str]) -> tuple[list[DraftBlock], float]:
+        """Blocks, and the seconds that others cannot use."""
+        started = time.perf_counter()
         self._engine.release(released)
         with self._metrics.timed_pass(len(items)):
             blocks = self._engine.propose(items)
         self._metrics.observe(blocks, self._engine.num_sequences)
-        return blocks
+        return blocks, time.perf_counter() - started
 
 
 class _Session:

@@ -10,6 +10,7 @@ from dspark_core.records import AssignRequest, Replica, Role, RoundReport
 from services.scheduler.calibration import CalibrationBook
 from services.scheduler.curves import CurveBook
 from services.scheduler.documents import DocumentStore, MemoryDocumentStore
+from services.scheduler.draft_market import DraftMarket
 from services.scheduler.loads import LoadBook
 from services.scheduler.pace import VerifierPace
 from services.scheduler.planner import VerifierPlanner
@@ -31,9 +32,11 @@ class Fleet:
         clock: Callable[[], float],
         curves: DocumentStore | None = None,
         calibrations: DocumentStore | None = None,
+        on_price: Callable[[str, float], None] = lambda drafter, price: None,
     ) -> None:
         self.curves = CurveBook(curves or MemoryDocumentStore())
         self.calibration = CalibrationBook(calibrations or MemoryDocumentStore())
+        self.market = DraftMarket(clock, on_price)
         self._models: dict[str, str] = {}
         self.state = ClusterState(lease_seconds, clock)
         self.loads = LoadBook(clock)
@@ -70,6 +73,7 @@ class Fleet:
         if report.round == 0 or not planner.observe(report):
             return False
         self.loads.worked(report.replica_id)
+        self.market.observe(report, pace.model)
         self.calibration.observe(self.model_of(report.replica_id), report.requests)
         return True
 

@@ -72,6 +72,12 @@ class SchedulerMetrics:
             "Most requests at which all speed floors hold, summed over the verifiers that promised some",
             registry=registry,
         )
+        self._draft_price = Gauge(
+            "dspark_scheduler_draft_price",
+            "Tokens that a second of a drafter's time is worth where demand meets it; 0: enough for all",
+            ["drafter"],
+            registry=registry,
+        )
         self.reports = Counter(
             "dspark_scheduler_reports",
             "Round reports: planned, stale (an older round), superseded (a newer one came before its "
@@ -109,6 +115,9 @@ class SchedulerMetrics:
     def watch_floors(self, read: Callable[[], float]) -> None:
         """Computed when scraped."""
         self._floor_concurrency.set_function(read)
+
+    def set_draft_price(self, drafter: str, price: float) -> None:
+        self._draft_price.labels(drafter).set(price)
 
     def set_registry_up(self, up: bool) -> None:
         self._registry_up.set(up)

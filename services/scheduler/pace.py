@@ -58,7 +58,9 @@ class VerifierPace:
                 self.model = self.model.observed_step(*point)
         drafted = sum(bool(request.survival) for request in report.requests)
         if self.model is not None and drafted and report.draft_seconds > 0:
-            self.model = self.model.observed_draft(drafted, report.draft_seconds)
+            self.model = self.model.observed_draft(
+                drafted, report.draft_seconds, report.draft_compute_seconds or None
+            )
         if report.requests:
             count = len(report.requests)
             verified = sum(request.verify_length for request in report.requests)

@@ -52,10 +52,10 @@ class Scheduler:
     ) -> None:
         self._lease_seconds = lease_seconds
         self._clock = clock
-        self._fleet = Fleet(lease_seconds, clock, curves, calibrations)
+        self._metrics = SchedulerMetrics(metrics or CollectorRegistry())
+        self._fleet = Fleet(lease_seconds, clock, curves, calibrations, self._metrics.set_draft_price)
         self._maintain_seconds = maintain_seconds
         self._maintaining: asyncio.Task[None] | None = None
-        self._metrics = SchedulerMetrics(metrics or CollectorRegistry())
         self._sync = RegistrySync(
             registry or MemoryRegistry(clock),
             self._fleet.state,
@@ -141,7 +141,11 @@ class Scheduler:
                 if plan is None:
                     if self._clock() - spoken_at >= HEARTBEAT_SECONDS:
                         spoken_at = self._clock()
-                        yield dataclasses.replace(HEARTBEAT, term=self._election.now.term)
+                        yield dataclasses.replace(
+                            HEARTBEAT,
+                            term=self._election.now.term,
+                            draft_price=self._fleet.market.price(report.replica_id),
+                        )
                     continue
                 spoken_at = self._clock()
                 self._metrics.reports.labels("planned").inc()
@@ -156,6 +160,7 @@ class Scheduler:
                     curve=curve,
                     temperatures=scaling.temperatures if scaling else (),
                     biases=scaling.biases if scaling else (),
+                    draft_price=self._fleet.market.price(report.replica_id),
                 )
             if reader.done():
                 reader.result()  # an invalid report ends the stream with its error

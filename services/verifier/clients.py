@@ -40,6 +40,14 @@ class _Pending:
     future: Future[list[DraftBlock]] = field(default_factory=Future)
 
 
+@dataclass(frozen=True, slots=True)
+class DraftTiming:
+    """What a drafter told of its newest pass."""
+
+    compute_seconds: float = 0.0
+    drafter_id: str = ""
+
+
 class RemoteDraftSource:
     def __init__(
         self, channel: grpc.aio.Channel, geometry: DraftGeometry, *, stall_seconds: float = STALL_SECONDS
@@ -57,6 +65,8 @@ class RemoteDraftSource:
         self._connected = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._complained = False
+        self.timing = DraftTiming()
+        """Of the newest reply."""
 
     def start(self) -> None:
         if self._task is None:
@@ -175,6 +185,7 @@ class RemoteDraftSource:
         except DraftUnavailableError as error:
             pending.future.set_exception(error)
         else:
+            self.timing = DraftTiming(response.compute_seconds, response.drafter_id)
             pending.future.set_result(blocks)
 
     def _disconnected(self) -> None:

@@ -6,17 +6,20 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 
 from dspark_core.algorithms.calibration import ConfidenceScaling
 from dspark_core.algorithms.draft_policy import DraftCandidate
+from dspark_core.algorithms.draft_price import faded
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.engine.protocols import PlanSource
 from dspark_core.errors import DSparkError
 from dspark_core.records import ReplicaKind, RoundReport, StepTime, VerifierLoad, VerifyPlan
 from services.common.protocols import CoordinationApi
+from services.verifier.clients import DraftTiming
 from services.verifier.scaling import scaled, scaling_of
 
 _log = logging.getLogger(__name__)
@@ -47,11 +50,15 @@ class CoordinatedPlanSource:
         kind: ReplicaKind | None = None,
         adopt: Callable[[tuple[StepTime, ...]], None] = lambda curve: None,
         on_connected: Callable[[], None] = lambda: None,
+        drafted_by: Callable[[], DraftTiming] = DraftTiming,
+        charge: Callable[[float], None] = lambda price: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`profile` is what this verifier measured at start; the scheduler refines it. `load` is
         asked for whenever a report is sent, and in between, on the event loop. `adopt` takes the step
         times of this `kind` when there is no profile and others have one. `on_connected` is called when a
-        scheduler begins to answer: it may be a new leader, which knows nobody yet."""
+        scheduler begins to answer: it may be a new leader, which knows nobody yet. `drafted_by`: what the
+        drafter told of its newest pass. `charge` is told the price of its time before each round."""
         self._scheduler = scheduler
         self._local = local
         self._profile = tuple(profile)
@@ -60,6 +67,10 @@ class CoordinatedPlanSource:
         self._kind = kind
         self._adopt = adopt
         self._on_connected = on_connected
+        self._drafted_by = drafted_by
+        self._charge = charge
+        self._clock = clock
+        self._price = (0.0, clock())  # and when it came; replaced as a whole, read by the round thread
         self._loop = asyncio.get_running_loop()
         self._reports: asyncio.Queue[RoundReport] = asyncio.Queue(MAX_QUEUED_REPORTS)
         # Newest last; replaced as a whole by the loop, read by the round thread.
@@ -89,6 +100,9 @@ class CoordinatedPlanSource:
         return self._plans[-1].based_on_round if self._plans else 0
 
     def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
+        """The price comes from rounds that are over, as all that is weighed here."""
+        price, told_at = self._price
+        self._charge(faded(price, self._clock() - told_at))
         return self._local.wants_draft(candidates)
 
     def plan(self, requests: Sequence[PlanRequest], capacity: int | None = None) -> tuple[int, ...]:
@@ -104,6 +118,12 @@ class CoordinatedPlanSource:
 
     def report(self, report: RoundReport) -> None:
         self._round = report.round
+        timing = self._drafted_by()
+        # A reply that came too late is of another round, and longer than this one's wait at times.
+        if 0.0 < timing.compute_seconds <= report.draft_seconds:
+            report = dataclasses.replace(
+                report, draft_compute_seconds=timing.compute_seconds, drafter_id=timing.drafter_id
+            )
         self._local.report(report)
         with contextlib.suppress(RuntimeError):  # the loop is closed: the service is ending
             self._loop.call_soon_threadsafe(self._enqueue, report)
@@ -146,6 +166,7 @@ class CoordinatedPlanSource:
         """A scheduler that was replaced and does not know yet is not listened to."""
         if plan.term >= self._term:
             self._term = plan.term
+            self._price = (plan.draft_price, self._clock())
             if plan.based_on_round == 0:
                 return  # the scheduler hears us and has nothing to plan
             self._scaling = scaling_of(plan)

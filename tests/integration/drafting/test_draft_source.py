@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
+import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -48,7 +49,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @asynccontextmanager
 async def drafter_server(engine: ContextDraftEngine, port: int = 0) -> AsyncIterator[GrpcServer]:
     telemetry = Telemetry(service="drafter")
-    servicer = DrafterServicer(engine, telemetry)
+    servicer = DrafterServicer(engine, telemetry, "drafter-of-the-test")
     server = GrpcServer(ServerOptions(port=port, host="127.0.0.1"), [servicer.register], telemetry)
     await server.start()
     try:
@@ -112,6 +113,16 @@ def item(
         sampling=sampling,
         verification=verification,
     )
+
+
+async def test_a_reply_tells_whose_it_is_and_what_the_pass_took(engine: ContextDraftEngine) -> None:
+    async with drafter_server(engine) as server, connected(server.port, engine) as remote:
+        await remote.wait_connected()
+        assert remote.timing.compute_seconds == 0.0
+        started = time.perf_counter()
+        await propose(remote, [item("a", 0, 20)])
+        assert 0.0 < remote.timing.compute_seconds < time.perf_counter() - started
+        assert remote.timing.drafter_id == "drafter-of-the-test"
 
 
 async def test_appending_in_steps_equals_priming_at_once(

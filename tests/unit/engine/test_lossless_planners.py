@@ -13,7 +13,7 @@ from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
 from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.engine.planning import FullPlanSource, LocalPlanSource
 from dspark_core.engine.protocols import PlanSource
-from dspark_core.records import SamplingParams, SpeculationOptions, Verification
+from dspark_core.records import RoundReport, SamplingParams, SpeculationOptions, Verification
 from tests.unit.engine.tiny import (
     ScriptedDrafts,
     make_loop,
@@ -42,10 +42,24 @@ class Delayed(LocalPlanSource):
         return super().plan(asked, next(self._capacities))
 
 
+class Priced(LocalPlanSource):
+    """Prices of a shared drafter's time that come and go, by what was accepted, as a scheduler's would."""
+
+    def __init__(self) -> None:
+        super().__init__(STAIRS)
+        self._prices = itertools.cycle((0.0, 150.0, 40.0, 1e6))
+
+    def report(self, report: RoundReport) -> None:
+        super().report(report)
+        accepted = sum(request.accepted for request in report.requests)
+        self.draft_price = next(self._prices) * (1 + accepted % 3)
+
+
 PLANNERS: dict[str, Callable[[], PlanSource]] = {
     "everything": FullPlanSource,
     "early stopping": lambda: LocalPlanSource(STAIRS),
     "delayed": Delayed,
+    "drafting at a price": Priced,
     "drafting dropped": lambda: LocalPlanSource(STEEP),
     "not profiled": lambda: LocalPlanSource(None),
 }

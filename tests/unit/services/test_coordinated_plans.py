@@ -7,12 +7,17 @@ import dataclasses
 import itertools
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 
+import pytest
+
+from dspark_core.algorithms.draft_price import FRESH_SECONDS, HALF_LIFE_SECONDS
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.engine.planning import FullPlanSource
 from dspark_core.errors import UnavailableError
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime, VerifierLoad, VerifyPlan
 from services.scheduler.scheduler import Scheduler
+from services.verifier.clients import DraftTiming
 from services.verifier.plans import MAX_PLAN_AGE_ROUNDS, CoordinatedPlanSource
+from tests.support.clock import ManualClock
 
 CURVE = tuple(
     StepTime(requests=1, batch_tokens=tokens, context_tokens=0, seconds=seconds)
@@ -157,6 +162,55 @@ async def test_step_times_of_its_kind_reach_a_verifier_that_was_not_profiled() -
         await until(lambda plans=plans: plans.newest_round == 1)
         await plans.close()
     assert [[point.batch_tokens for point in curve] for curve in taken] == [[1, 8]]
+
+
+async def test_a_price_reaches_the_choice_whom_to_draft_for_and_fades_without_news() -> None:
+    class Priced(ScriptedScheduler):
+        async def coordinate(self, reports: AsyncIterable[RoundReport]) -> AsyncIterator[VerifyPlan]:
+            async for one in reports:
+                if one.round == 1:
+                    yield VerifyPlan(based_on_round=1, draft_token_capacity=2, draft_price=80.0)
+                elif one.round == 2:
+                    yield VerifyPlan(based_on_round=0, draft_token_capacity=0, draft_price=120.0)
+
+    clock, charged = ManualClock(), list[float]()
+    plans = CoordinatedPlanSource(Priced(), FullPlanSource(), CURVE, charge=charged.append, clock=clock)
+    plans.start()
+
+    def price() -> float:
+        plans.wants_draft([])
+        return charged[-1]
+
+    assert price() == 0.0
+    plans.report(report(1))
+    await until(lambda: price() == 80.0)
+    plans.report(report(2))
+    await until(lambda: price() == 120.0)  # told even while there is nothing to plan
+    clock.advance(FRESH_SECONDS)
+    assert price() == 120.0
+    clock.advance(HALF_LIFE_SECONDS)
+    assert price() == pytest.approx(60.0)
+    await plans.close()
+
+
+@pytest.mark.parametrize(
+    ("told", "sent"),
+    [
+        (DraftTiming(0.0006, "d1"), (0.0006, "d1")),
+        (DraftTiming(), (0.0, "")),
+        (DraftTiming(0.5, "d1"), (0.0, "")),  # of a reply that came too late for an earlier round
+    ],
+)
+async def test_what_the_drafter_told_of_its_pass_is_reported(
+    told: DraftTiming, sent: tuple[float, str]
+) -> None:
+    scheduler = ScriptedScheduler()
+    plans = CoordinatedPlanSource(scheduler, FullPlanSource(), CURVE, drafted_by=lambda: told)
+    plans.start()
+    plans.report(report(1))
+    await until(lambda: bool(scheduler.reports))
+    assert (scheduler.reports[0].draft_compute_seconds, scheduler.reports[0].drafter_id) == sent
+    await plans.close()
 
 
 async def test_plans_of_an_older_term_are_ignored() -> None:

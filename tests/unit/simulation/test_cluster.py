@@ -10,7 +10,7 @@ import pytest
 from dspark_core.algorithms.loop_time import LoopTimeModel
 from dspark_core.errors import ConfigError
 from dspark_core.simulation.domains import RecordedRequest, stack_domains
-from dspark_core.simulation.planners import NAMES, planner_factory
+from dspark_core.simulation.planner_names import NAMES, planner_factory
 from dspark_core.simulation.population import draw_population
 from dspark_core.simulation.running import World, frontier, simulate, size_pools
 from dspark_core.simulation.scenario import Scenario
@@ -47,6 +47,28 @@ def test_drafts_that_always_stand_multiply_the_speed_and_cost_their_time() -> No
     summary = simulate(World(stack_domains(perfect), times), alone, "fixed:4")
     assert summary.accepted_length == 5.0
     assert summary.user_speed[1] == pytest.approx(5 / (STEP_SECONDS + 0.002 + 0.003))
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_a_price_on_shared_drafters_keeps_them_useful(coupled: bool) -> None:
+    shared = Scenario(verifiers=8, drafters=1, users=32, requests=240, answer_tokens=60, coupled=coupled)
+    overloaded = world(0.7, round_time(per_token=0.0, draft=0.005))
+    plain, unpriced, priced = (
+        simulate(overloaded, shared, planner) for planner in ("none", "cluster:unpriced", "cluster")
+    )
+    assert priced.steady_tokens_per_second > 1.03 * unpriced.steady_tokens_per_second
+    assert priced.steady_tokens_per_second > 1.02 * plain.steady_tokens_per_second
+    assert priced.draft_queue_seconds < unpriced.draft_queue_seconds
+
+
+def test_a_price_changes_nothing_while_there_are_drafters_enough() -> None:
+    for drafters in (0, 8):
+        ample = Scenario(verifiers=8, drafters=drafters, users=32, requests=120, answer_tokens=40)
+        cluster, unpriced = (
+            dataclasses.replace(simulate(world(), ample, planner), planner="")
+            for planner in ("cluster", "cluster:unpriced")
+        )
+        assert cluster == unpriced
 
 
 def test_answers_of_one_token_have_no_speed_but_are_answered() -> None:

@@ -26,7 +26,7 @@ from dspark_core.simulation.domains import (
     stack_domains,
     uncensored,
 )
-from dspark_core.simulation.planners import NAMES
+from dspark_core.simulation.planner_names import NAMES
 from dspark_core.simulation.replay import RECORDED, replay
 from dspark_core.simulation.trace_reader import read_trace
 from services.cli.main import main

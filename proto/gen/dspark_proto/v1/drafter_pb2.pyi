@@ -56,12 +56,16 @@ class DraftItem(_message.Message):
     def __init__(self, sequence_id: _Optional[str] = ..., anchor_token_id: _Optional[int] = ..., anchor_position: _Optional[int] = ..., features_start: _Optional[int] = ..., features: _Optional[_Union[_common_pb2.Tensor, _Mapping]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., verification: _Optional[_Union[_common_pb2.Verification, str]] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DraftResponse(_message.Message):
-    __slots__ = ("round", "blocks")
+    __slots__ = ("round", "blocks", "compute_seconds", "drafter_id")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DRAFTER_ID_FIELD_NUMBER: _ClassVar[int]
     round: int
     blocks: _containers.RepeatedCompositeFieldContainer[DraftBlock]
-    def __init__(self, round: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[DraftBlock, _Mapping]]] = ...) -> None: ...
+    compute_seconds: float
+    drafter_id: str
+    def __init__(self, round: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[DraftBlock, _Mapping]]] = ..., compute_seconds: _Optional[float] = ..., drafter_id: _Optional[str] = ...) -> None: ...
 
 class DraftBlock(_message.Message):
     __slots__ = ("sequence_id", "token_ids", "confidences", "distributions", "needs_context")

@@ -115,7 +115,7 @@ class VerifierLoad(_message.Message):
     def __init__(self, running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., free_kv_fraction: _Optional[float] = ..., max_running_requests: _Optional[int] = ..., draining: _Optional[bool] = ..., new_request_ids: _Optional[_Iterable[str]] = ..., min_tokens_per_second: _Optional[float] = ...) -> None: ...
 
 class RoundReport(_message.Message):
-    __slots__ = ("replica_id", "round", "requests", "batch_tokens", "step_seconds", "draft_seconds", "profile", "load", "context_tokens", "kind")
+    __slots__ = ("replica_id", "round", "requests", "batch_tokens", "step_seconds", "draft_seconds", "profile", "load", "context_tokens", "kind", "draft_compute_seconds", "drafter_id")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -126,6 +126,8 @@ class RoundReport(_message.Message):
     LOAD_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_COMPUTE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DRAFTER_ID_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     round: int
     requests: _containers.RepeatedCompositeFieldContainer[RequestSurvival]
@@ -136,7 +138,9 @@ class RoundReport(_message.Message):
     load: VerifierLoad
     context_tokens: int
     kind: ReplicaKind
-    def __init__(self, replica_id: _Optional[str] = ..., round: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[RequestSurvival, _Mapping]]] = ..., batch_tokens: _Optional[int] = ..., step_seconds: _Optional[float] = ..., draft_seconds: _Optional[float] = ..., profile: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., load: _Optional[_Union[VerifierLoad, _Mapping]] = ..., context_tokens: _Optional[int] = ..., kind: _Optional[_Union[ReplicaKind, _Mapping]] = ...) -> None: ...
+    draft_compute_seconds: float
+    drafter_id: str
+    def __init__(self, replica_id: _Optional[str] = ..., round: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[RequestSurvival, _Mapping]]] = ..., batch_tokens: _Optional[int] = ..., step_seconds: _Optional[float] = ..., draft_seconds: _Optional[float] = ..., profile: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., load: _Optional[_Union[VerifierLoad, _Mapping]] = ..., context_tokens: _Optional[int] = ..., kind: _Optional[_Union[ReplicaKind, _Mapping]] = ..., draft_compute_seconds: _Optional[float] = ..., drafter_id: _Optional[str] = ...) -> None: ...
 
 class ReplicaKind(_message.Message):
     __slots__ = ("model", "engine", "hardware", "dtype")
@@ -177,17 +181,19 @@ class RequestSurvival(_message.Message):
     def __init__(self, sequence_id: _Optional[str] = ..., survival: _Optional[_Iterable[float]] = ..., verify_length: _Optional[int] = ..., accepted: _Optional[int] = ..., min_tokens_per_second: _Optional[float] = ...) -> None: ...
 
 class VerifyPlan(_message.Message):
-    __slots__ = ("based_on_round", "draft_token_capacity", "curve", "temperatures", "biases", "term")
+    __slots__ = ("based_on_round", "draft_token_capacity", "curve", "temperatures", "biases", "draft_price", "term")
     BASED_ON_ROUND_FIELD_NUMBER: _ClassVar[int]
     DRAFT_TOKEN_CAPACITY_FIELD_NUMBER: _ClassVar[int]
     CURVE_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURES_FIELD_NUMBER: _ClassVar[int]
     BIASES_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_PRICE_FIELD_NUMBER: _ClassVar[int]
     TERM_FIELD_NUMBER: _ClassVar[int]
     based_on_round: int
     draft_token_capacity: int
     curve: _containers.RepeatedCompositeFieldContainer[StepTime]
     temperatures: _containers.RepeatedScalarFieldContainer[float]
     biases: _containers.RepeatedScalarFieldContainer[float]
+    draft_price: float
     term: int
-    def __init__(self, based_on_round: _Optional[int] = ..., draft_token_capacity: _Optional[int] = ..., curve: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., temperatures: _Optional[_Iterable[float]] = ..., biases: _Optional[_Iterable[float]] = ..., term: _Optional[int] = ...) -> None: ...
+    def __init__(self, based_on_round: _Optional[int] = ..., draft_token_capacity: _Optional[int] = ..., curve: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., temperatures: _Optional[_Iterable[float]] = ..., biases: _Optional[_Iterable[float]] = ..., draft_price: _Optional[float] = ..., term: _Optional[int] = ...) -> None: ...

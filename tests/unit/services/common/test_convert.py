@@ -174,7 +174,7 @@ def test_reports_survive_the_wire(report: RoundReport):
 
 
 def test_plans_and_descriptions_survive_the_wire():
-    plan = VerifyPlan(based_on_round=2**40, draft_token_capacity=17)
+    plan = VerifyPlan(based_on_round=2**40, draft_token_capacity=17, draft_price=812.5)
     assert convert.verify_plan_from_proto(convert.verify_plan_to_proto(plan)) == plan
     described = VerifierDescription(model="m", vocab_size=9, max_context_tokens=8, dtype="float32")
     message = convert.verifier_description_to_proto(described)
@@ -223,6 +223,7 @@ def _report(**fields) -> scheduler_pb2.RoundReport:
         (_report(replica_id=""), "replica_id"),
         (_report(step_seconds=-1), "step_seconds"),
         (_report(draft_seconds=float("inf")), "draft_seconds"),
+        (_report(draft_compute_seconds=float("nan")), "draft_compute_seconds"),
         (_report(requests=[scheduler_pb2.RequestSurvival(survival=[0.5, 0.6])]), "survival"),
         (_report(requests=[scheduler_pb2.RequestSurvival(survival=[1.5])]), "survival"),
         (_report(requests=[scheduler_pb2.RequestSurvival(survival=[float("nan")])]), "survival"),

@@ -1,0 +1,231 @@
+"""What a second of a shared drafter's time is worth, in tokens.
+
+Verifiers that share a drafter wait behind each other, and none of them sees what its drafts cost the
+others. So each is told a price: it drafts for the set of requests that maximises
+
+    (tokens - price * drafter seconds) / round seconds
+
+and whoever gains little for the drafter's time stops first. Prices come from direct filling: every
+verifier's rate of tokens over its use of the drafter is made concave, the steepest pieces of all are
+taken first while they fit, and how full the drafter should be is itself chosen by the tokens that all
+rounds commit, queueing counted in. Estimates of rounds that are over go in, so nothing is biased.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dspark_core.algorithms.drafting_choice import drafting_order
+from dspark_core.algorithms.round_time import RoundTimeModel
+from dspark_core.algorithms.step_surface import Floats
+
+FILLINGS = tuple(step / 20 for step in range(1, 20, 2))
+"""Shares of the drafter's time that are tried as the most to hand out."""
+MARGIN = 0.05
+"""A verifier's price is at least so far from where it would choose otherwise: its own estimates differ a
+little from those the price was made of."""
+STICKINESS = 0.15
+"""A verifier that drafts now keeps its place unless another gains so much more: changing costs rounds."""
+REGULARITY = (0.05, 2.0)
+"""Bounds of what was measured over what is modelled: rounds of one length fall into step and hardly queue."""
+LEEWAY = 0.1
+"""What a verifier asks for may be so much more than what was handed out to it."""
+FRESH_SECONDS = 2.0
+HALF_LIFE_SECONDS = 2.0
+"""A price holds so long, then halves in each such time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftDemand:
+    """What one verifier would ask of the drafter, and what that would bring."""
+
+    gains: Floats
+    """[requests] tokens of a round beyond the bonus token, when the request is drafted for."""
+    verified: Floats
+    """[requests] draft tokens it then verifies."""
+    round_time: RoundTimeModel
+    """`draft` is the drafter's own time, `network_seconds` the way without any queue."""
+    context_tokens: int = 0
+    queue_seconds: float = 0.0
+    """What its drafts waited behind others lately, and it reckons with."""
+    drafting: bool = False
+    """It drafts now."""
+    used: float = 0.0
+    """Share of the drafter's time it had lately."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftPrices:
+    price: float
+    """Tokens per second of drafter time, where demand meets capacity; 0: there is enough for all."""
+    of: tuple[float, ...]
+    """Each verifier's own: near `price`, on the side from which it chooses what was handed out."""
+    load: float
+    """Share of the drafter's time that is then used."""
+    tokens_per_second: float
+    """Expected of all verifiers."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """A verifier's rounds by how many are drafted for, the best first: [requests + 1] each, no queue."""
+
+    tokens: Floats
+    seconds: Floats
+    drafter_seconds: Floats
+    drafting: bool
+
+    @classmethod
+    def of(cls, demand: DraftDemand) -> _Curve:
+        count = len(demand.gains)
+        if count == 0:
+            return cls(np.zeros(1), np.ones(1), np.zeros(1), demand.drafting)
+        order, times = drafting_order(demand.gains, demand.verified), demand.round_time
+        batch = count + np.concatenate(([0.0], np.cumsum(demand.verified[order])))
+        drafter_seconds = times.draft.table(np.arange(count + 1, dtype=np.float64))
+        drafter_seconds[0] = 0.0
+        return cls(
+            count + np.concatenate(([0.0], np.cumsum(demand.gains[order]))),
+            times.verify.table(count, batch, demand.context_tokens)
+            + times.overhead_table(count)
+            + times.loop.seconds(count),
+            drafter_seconds,
+            demand.drafting,
+        )
+
+    def offer(self, wait_seconds: float) -> _Offer:
+        """With so much of a queue before each of its drafts."""
+        seconds = self.seconds + wait_seconds
+        seconds[0] -= wait_seconds
+        rates, loads = self.tokens / seconds, self.drafter_seconds / seconds
+        corners = [0]
+        while True:
+            more = loads - loads[corners[-1]]
+            slopes = np.divide(rates - rates[corners[-1]], more, out=np.full(len(more), -1.0), where=more > 0)
+            steepest = int(slopes.argmax())
+            if slopes[steepest] <= 0.0:
+                break
+            corners.append(steepest)
+        return _Offer(loads[corners], rates[corners], self.drafting)
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """Corners of one verifier's concave rate over load, from (0, plain rate) on."""
+
+    loads: Floats
+    rates: Floats
+    drafting: bool
+
+    @property
+    def slopes(self) -> Floats:
+        slopes: Floats = np.diff(self.rates) / np.diff(self.loads)
+        return slopes
+
+
+def draft_prices(demands: Sequence[DraftDemand], fillings: Sequence[float] = FILLINGS) -> DraftPrices:
+    """For the verifiers that share one drafter. `fillings`, ascending: the most of its time to hand out."""
+    curves = [_Curve.of(demand) for demand in demands]
+    if len(demands) < 2:  # nobody waits behind himself
+        offers = [curve.offer(0.0) for curve in curves]
+        return _prices(demands, curves, offers, _handed_out(offers, math.inf))
+    offers, best, regularity = [], None, _queue_regularity(demands)
+    for filling in fillings:
+        wait = regularity * _queue_seconds(demands, filling)
+        tried = [curve.offer(wait) for curve in curves]
+        found = _handed_out(tried, filling)
+        if best is None or found.tokens_per_second > best.tokens_per_second:
+            offers, best = tried, found
+        if found.price == 0.0:
+            break  # fuller than this it does not get
+    assert best is not None
+    return _prices(demands, curves, offers, best)
+
+
+def demanded(demand: DraftDemand, price: float) -> float:
+    """Share of the drafter's time that the verifier uses at a price, were there no queue."""
+    curve = _Curve.of(demand)
+    loads = curve.drafter_seconds / curve.seconds
+    return float(loads[int((curve.tokens / curve.seconds - price * loads).argmax())])
+
+
+def faded(price: float, age_seconds: float) -> float:
+    """Of a price that nobody renewed: what is left is the wait for drafts that the verifier measures."""
+    late = max(age_seconds - FRESH_SECONDS, 0.0)
+    return float(price * 0.5 ** (late / HALF_LIFE_SECONDS))
+
+
+@dataclass(frozen=True, slots=True)
+class _HandedOut:
+    taken: tuple[int, ...]
+    """Pieces of each verifier's offer."""
+    price: float
+    load: float
+    tokens_per_second: float
+
+
+def _handed_out(offers: Sequence[_Offer], capacity: float) -> _HandedOut:
+    """Steepest pieces first; the first that does not fit makes the price."""
+    pieces = sorted(
+        (-slope * (1.0 + STICKINESS * offer.drafting), which, index)
+        for which, offer in enumerate(offers)
+        for index, slope in enumerate(offer.slopes.tolist())
+    )
+    taken, load, price = [0] * len(offers), 0.0, 0.0
+    for _, which, index in pieces:
+        offer = offers[which]
+        more = float(offer.loads[index + 1] - offer.loads[index])
+        if load + more > capacity:
+            price = float(offer.slopes[index])
+            break
+        load += more
+        taken[which] = index + 1
+    total = sum(float(offer.rates[count]) for offer, count in zip(offers, taken, strict=True))
+    return _HandedOut(tuple(taken), price, load, total)
+
+
+def _prices(
+    demands: Sequence[DraftDemand], curves: Sequence[_Curve], offers: Sequence[_Offer], found: _HandedOut
+) -> DraftPrices:
+    of = (0.0,) * len(demands)
+    if found.price > 0.0:
+        of = tuple(
+            _own_price(curve.offer(demand.queue_seconds), float(offer.loads[taken]), found.price)
+            for demand, curve, offer, taken in zip(demands, curves, offers, found.taken, strict=True)
+        )
+    return DraftPrices(found.price, of, found.load, found.tokens_per_second)
+
+
+def _own_price(offer: _Offer, load: float, price: float) -> float:
+    """One at which the verifier, as it sees things, asks for the `load` or a little less, as near `price` as
+    can be."""
+    slopes = offer.slopes
+    taken = int(np.searchsorted(offer.loads, load * (1.0 + LEEWAY), side="right")) - 1
+    refused = float(slopes[taken]) if taken < len(slopes) else 0.0
+    last = float(slopes[taken - 1]) if taken else math.inf
+    low, high = refused * (1.0 + MARGIN), last * (1.0 - MARGIN)
+    if low > high:
+        return math.sqrt(refused * last)
+    return min(max(price, low), high)
+
+
+def _queue_seconds(demands: Sequence[DraftDemand], filling: float) -> float:
+    """Mean wait behind the others' drafts while so much of the drafter's time is used: calls of nearly
+    fixed length that come at random, none of them the verifier's own."""
+    mean = sum(demand.round_time.draft.seconds(len(demand.gains)) for demand in demands) / len(demands)
+    others = filling * (len(demands) - 1) / len(demands)
+    return mean * others / (2.0 * (1.0 - others))
+
+
+def _queue_regularity(demands: Sequence[DraftDemand]) -> float:
+    """The queue that was measured over the one modelled for as much use; 1: nobody used the drafter."""
+    used = sum(demand.used for demand in demands)
+    modelled = _queue_seconds(demands, min(used, FILLINGS[-1]))
+    if modelled <= 0.0:
+        return 1.0
+    measured = sum(demand.used * demand.queue_seconds for demand in demands) / used
+    return min(max(measured / modelled, REGULARITY[0]), REGULARITY[1])

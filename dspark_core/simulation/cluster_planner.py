@@ -1,0 +1,160 @@
+"""The scheduler's planner on paper: delayed capacities, floors first, drafts where they pay, at a price."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from dspark_core.algorithms.draft_price import DraftDemand, draft_prices
+from dspark_core.algorithms.drafting_choice import worth_drafting
+from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch
+from dspark_core.algorithms.round_time import RoundTimeModel
+from dspark_core.algorithms.speed_floor import expected_tokens
+from dspark_core.algorithms.step_surface import Floats
+from dspark_core.simulation.planners import REFRESH_ROUNDS, Delayed, RoundOutcome, RoundView
+
+JUDGE_RATE = 0.2
+"""Weight of the newest round in what drafts are thought to bring."""
+PROBE_ROUNDS = 32
+"""Whoever is not drafted for gets a draft again after so many rounds, to see how it fares."""
+
+
+class Pool:
+    """What the verifiers of one cluster share: knowledge of requests, and a price for each drafter.
+
+    Called with a verifier's round times, in the order of the verifiers, it makes that one's planner.
+    """
+
+    def __init__(self, drafters: int, *, priced: bool) -> None:
+        """`drafters`: shared by verifiers in turn; 0: one each, which has no price."""
+        self._drafters = drafters
+        self._priced = priced and drafters > 0
+        self._made = 0
+        self._markets = [_Market() for _ in range(drafters)]
+        self.gains = np.full(1024, np.nan)
+        self.verified = np.full(1024, np.nan)
+        self.chosen = np.zeros(1024, dtype=np.bool_)
+
+    def __call__(self, round_time: RoundTimeModel) -> ClusterPlanner:
+        index, self._made = self._made, self._made + 1
+        market = self._markets[index % self._drafters] if self._priced else None
+        return ClusterPlanner(round_time, self, market, index)
+
+    def make_room(self, ids: Ints) -> None:
+        missing = int(ids.max(initial=0)) + 1 - len(self.gains)
+        if missing > 0:
+            more = max(missing, len(self.gains))
+            self.gains = np.concatenate((self.gains, np.full(more, np.nan)))
+            self.verified = np.concatenate((self.verified, np.full(more, np.nan)))
+            self.chosen = np.concatenate((self.chosen, np.zeros(more, dtype=np.bool_)))
+
+
+class _Market:
+    """The verifiers of one drafter; prices are made anew when all have spoken."""
+
+    def __init__(self) -> None:
+        self._demands: dict[int, DraftDemand] = {}
+        self._prices: dict[int, float] = {}
+        self._news = 0
+
+    def price(self, verifier: int, demand: DraftDemand) -> float:
+        self._demands[verifier] = demand
+        self._news += 1
+        if self._news >= len(self._demands):
+            self._news = 0
+            found = draft_prices(list(self._demands.values()))
+            self._prices = dict(zip(self._demands, found.of, strict=True))
+        return self._prices.get(verifier, 0.0)
+
+
+class ClusterPlanner(Delayed):
+    """Of one verifier."""
+
+    def __init__(self, round_time: RoundTimeModel, pool: Pool, market: _Market | None, index: int) -> None:
+        super().__init__()
+        self._round_time = round_time
+        self._pool = pool
+        self._market = market
+        self._index = index
+        self._ids: Ints = np.zeros(0, dtype=np.int64)
+        self._drafted = 0
+        self._since_choice = REFRESH_ROUNDS
+        self._since_probe = 0
+        self._all = True
+        """Everybody is drafted for: floors ask for it, or nothing is known yet."""
+        self._gain, self._verified = 1.0, 1.0
+        self._transit = 0.0
+        """Mean seconds on the way to the drafter and in its queue."""
+        self._used = 0.0
+        """Share of the drafter's time it had lately."""
+        self._way: float | None = None
+        """The least of those: without a queue."""
+
+    def drafted(self, view: RoundView) -> Bools | None:
+        self._pool.make_room(view.ids)
+        self._ids = view.ids
+        if self._all or view.floors.any():
+            return None
+        self._since_choice += 1
+        if self._since_choice >= REFRESH_ROUNDS:
+            self._since_choice = 0
+            self._choose(view)
+        chosen: Bools = self._pool.chosen[view.ids]
+        if chosen.all():
+            return None
+        self._since_probe += 1
+        if self._since_probe < PROBE_ROUNDS:
+            return chosen
+        self._since_probe = 0
+        return None
+
+    def plan(self, batch: PlanBatch, seconds: Floats) -> Ints:
+        lengths = super().plan(batch, seconds)
+        drafted = (batch.survival >= 0.0).any(axis=1)
+        self._drafted = int(drafted.sum())
+        self._all = bool(batch.floors.any())  # what no draft can hold, a draft may
+        if self._drafted:
+            self._judge(expected_tokens(batch, lengths)[drafted] - 1.0, lengths[drafted], self._ids[drafted])
+        return lengths
+
+    def learn(self, outcome: RoundOutcome) -> None:
+        seconds = outcome.draft_seconds + outcome.step_seconds + outcome.loop_seconds
+        used = self._round_time.draft.seconds(self._drafted) / seconds
+        self._used += JUDGE_RATE * (used - self._used)
+        if self._drafted:
+            transit = max(outcome.draft_seconds - self._round_time.draft.seconds(self._drafted), 0.0)
+            self._transit += JUDGE_RATE * (transit - self._transit)
+            self._way = transit if self._way is None else min(self._way, transit)
+
+    def _judge(self, gains: Floats, verified: Ints, ids: Ints) -> None:
+        """One round alone says little."""
+        self._gain += JUDGE_RATE * (float(gains.mean()) - self._gain)
+        self._verified += JUDGE_RATE * (float(verified.mean()) - self._verified)
+        for known, news, mean in (
+            (self._pool.gains, gains, self._gain),
+            (self._pool.verified, verified, self._verified),
+        ):
+            before = np.where(np.isnan(known[ids]), mean, known[ids])
+            known[ids] = before + JUDGE_RATE * (news - before)
+
+    def _choose(self, view: RoundView) -> None:
+        gains, verified = self._pool.gains[view.ids], self._pool.verified[view.ids]
+        unknown = np.isnan(gains)
+        gains[unknown], verified[unknown] = self._gain, self._verified
+        gains, verified = gains * view.draftable, verified * view.draftable
+        context = int(view.context_tokens.sum())
+        price = 0.0
+        if self._market is not None:
+            demand = DraftDemand(
+                gains=gains,
+                verified=verified,
+                round_time=replace(self._round_time, network_seconds=self._way or 0.0),
+                context_tokens=context,
+                queue_seconds=max(self._transit - (self._way or 0.0), 0.0),
+                used=self._used,
+                drafting=bool(self._pool.chosen[view.ids].any()),
+            )
+            price = self._market.price(self._index, demand)
+        times = replace(self._round_time, network_seconds=self._transit)
+        self._pool.chosen[view.ids] = worth_drafting(gains, verified, times, context, price)

@@ -1,0 +1,170 @@
+"""The price of drafter time: nothing while there is enough, then what keeps the best drafts coming."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dspark_core.algorithms.draft_price import (
+    FILLINGS,
+    FRESH_SECONDS,
+    HALF_LIFE_SECONDS,
+    LEEWAY,
+    DraftDemand,
+    demanded,
+    draft_prices,
+    faded,
+)
+from dspark_core.algorithms.drafting_choice import worth_drafting
+from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
+from dspark_core.algorithms.step_time import StepTimeModel
+
+PLAIN = RoundTimeModel(
+    StepTimeModel.of_curve((1, 128, 512), (0.02, 0.02, 0.06)), DraftTimeModel((1, 64), (0.004, 0.0103))
+)
+
+
+@st.composite
+def round_times(draw: st.DrawFn) -> RoundTimeModel:
+    fixed, per_token = draw(st.floats(0.005, 0.05)), draw(st.floats(0.0, 0.001))
+    first = draw(st.floats(0.0005, 0.02))
+    verify = StepTimeModel.of_curve((1, 400), (fixed, fixed + 400 * per_token))
+    return RoundTimeModel(verify, DraftTimeModel((1, 32), (first, first + draw(st.floats(0.0, 0.02)))))
+
+
+@st.composite
+def demands(draw: st.DrawFn) -> DraftDemand:
+    count = draw(st.integers(1, 12))
+    verified = np.array(draw(st.lists(st.floats(0.0, 7.0), min_size=count, max_size=count)))
+    shares = np.array(draw(st.lists(st.floats(0.0, 1.0), min_size=count, max_size=count)))
+    return DraftDemand(
+        gains=verified * shares,
+        verified=verified,
+        round_time=draw(round_times()),
+        queue_seconds=draw(st.just(0.0) | st.floats(0.0, 0.01)),
+        drafting=draw(st.booleans()),
+        used=draw(st.just(0.0) | st.floats(0.0, 0.5)),
+    )
+
+
+def demand(gain: float, requests: int = 8) -> DraftDemand:
+    return DraftDemand(gains=np.full(requests, gain), verified=np.full(requests, 2 * gain), round_time=PLAIN)
+
+
+def chosen(one: DraftDemand, price: float) -> np.ndarray:
+    """For whom a verifier drafts, with what it knows itself."""
+    way = one.round_time.network_seconds + one.queue_seconds
+    times = replace(one.round_time, network_seconds=way)
+    return worth_drafting(one.gains, one.verified, times, one.context_tokens, price)
+
+
+def load(one: DraftDemand, price: float) -> float:
+    """Share of the drafter's time that it then uses."""
+    picked = chosen(one, price)
+    count, drafted = len(picked), int(picked.sum())
+    way = one.round_time.network_seconds + one.queue_seconds
+    times = replace(one.round_time, network_seconds=way)
+    batch = count + float(one.verified[picked].sum())
+    seconds = float(times.verify.table(count, np.array([batch]), 0)[0]) + times.overhead_seconds(drafted)
+    return one.round_time.draft.seconds(drafted) / seconds
+
+
+def test_nobody_pays_for_a_drafter_of_his_own() -> None:
+    assert draft_prices([demand(1.0)]).of == (0.0,)
+    assert draft_prices([]).of == ()
+
+
+@given(st.lists(demands(), min_size=1, max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_enough_for_all_costs_nothing(several: list[DraftDemand]) -> None:
+    # Drafts so short that all together use less than the least that is ever handed out.
+    quick = [
+        replace(one, round_time=replace(one.round_time, draft=DraftTimeModel((1,), (FILLINGS[0] * 0.001,))))
+        for one in several
+    ]
+    assert sum(demanded(one, 0.0) for one in quick) < FILLINGS[0]
+    found = draft_prices(quick)
+    assert (found.price, set(found.of)) == (0.0, {0.0})
+
+
+@given(demands(), st.floats(0.0, 5000.0), st.floats(0.0, 5000.0))
+@settings(max_examples=100, deadline=None)
+def test_a_higher_price_never_makes_a_verifier_ask_for_more(one: DraftDemand, a: float, b: float) -> None:
+    assert demanded(one, max(a, b)) <= demanded(one, min(a, b)) + 1e-12
+    assert load(one, max(a, b)) <= load(one, min(a, b)) + 1e-12
+
+
+@given(st.lists(demands(), min_size=2, max_size=8))
+@settings(max_examples=100, deadline=None)
+def test_what_verifiers_choose_at_their_prices_fits(several: list[DraftDemand]) -> None:
+    found = draft_prices(several)
+    assert found.load <= FILLINGS[-1] + 1e-9 or found.price == 0.0
+    if found.price > 0.0:
+        asked = sum(load(one, price) for one, price in zip(several, found.of, strict=True))
+        assert asked <= found.load * (1.0 + LEEWAY) + 1e-9
+
+
+@given(st.lists(demands(), min_size=2, max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_the_best_requests_of_a_verifier_keep_their_drafts(several: list[DraftDemand]) -> None:
+    for one, price in zip(several, draft_prices(several).of, strict=True):
+        picked = chosen(one, price)
+        yields = one.gains / np.maximum(one.verified, 1.0)
+        if picked.any() and not picked.all():
+            assert yields[picked].min() >= yields[~picked].max()
+        assert not (picked & ~chosen(one, 0.0)).any()  # a price makes nobody draft
+
+
+@given(st.lists(demands(), min_size=2, max_size=6), st.sampled_from(FILLINGS), st.sampled_from(FILLINGS))
+@settings(max_examples=60, deadline=None)
+def test_less_to_hand_out_never_makes_it_cheaper(
+    several: list[DraftDemand], one: float, other: float
+) -> None:
+    # The same queue in both, so that nothing but what is handed out differs.
+    calm = [replace(each, drafting=False, round_time=replace(each.round_time)) for each in several]
+    scarce, ample = sorted((one, other))
+    tight, wide = draft_prices(calm, (scarce,)), draft_prices(calm, (ample,))
+    assert wide.load <= ample or wide.price == 0.0
+    if wide.price > 0.0:
+        assert tight.price > 0.0
+
+
+def test_prices_appear_as_verifiers_come_and_the_drafter_stays_usable() -> None:
+    prices = [draft_prices([demand(0.8)] * count) for count in range(1, 33)]
+    assert prices[0].price == 0.0
+    assert prices[-1].price > 0.0
+    first = next(index for index, one in enumerate(prices) if one.price > 0.0)
+    assert all(one.price > 0.0 for one in prices[first:])
+    plain = 8 / PLAIN.seconds(8, 8)
+    gains = [one.tokens_per_second - plain * count for count, one in enumerate(prices, 1)]
+    # Whoever comes late waits behind others, and leaves them most of what they gain.
+    assert all(later >= 0.7 * max(gains[: index + 1]) for index, later in enumerate(gains))
+
+
+@pytest.mark.parametrize("poor", [0.4, 0.6, 0.8])
+def test_verifiers_whose_drafts_bring_little_lose_them_first(poor: float) -> None:
+    several = [demand(1.2)] * 3 + [demand(poor)] * 9
+    found = draft_prices(several)
+    assert found.price > 0.0
+    assert all(chosen(one, price).any() for one, price in zip(several[:3], found.of, strict=False))
+    drafting = [bool(chosen(one, price).any()) for one, price in zip(several, found.of, strict=True)]
+    assert not all(drafting[3:])
+
+
+def test_equal_verifiers_are_told_apart_and_whoever_drafts_goes_on() -> None:
+    several = [replace(demand(0.8), drafting=index in (4, 7)) for index in range(12)]
+    found = draft_prices(several)
+    drafting = [bool(chosen(one, price).any()) for one, price in zip(several, found.of, strict=True)]
+    assert drafting[4]
+    assert drafting[7]
+    assert 0 < sum(drafting) < len(drafting)
+
+
+def test_a_price_that_nobody_renews_fades() -> None:
+    assert faded(100.0, 0.0) == faded(100.0, FRESH_SECONDS) == 100.0
+    assert faded(100.0, FRESH_SECONDS + HALF_LIFE_SECONDS) == pytest.approx(50.0)
+    assert faded(100.0, FRESH_SECONDS + 20 * HALF_LIFE_SECONDS) < 0.001
