@@ -8,9 +8,11 @@ writer cuts off.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,8 @@ _log = logging.getLogger(__name__)
 
 MAX_QUEUED_RECORDS = 1024
 MAX_LINES_PER_WRITE = 64
+REMIND_SECONDS = 60.0
+"""How often a disk that goes on failing is told of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +58,7 @@ class TraceWriter:
         self._curve: TracedCurve | None = None
         self._queue: queue.Queue[TraceRecord | None] = queue.Queue(queued)
         self._dropped = 0
+        self._told_at = -math.inf  # of a failing disk; -inf: it does not fail
         self._closing = False
         try:
             options.path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,6 +96,20 @@ class TraceWriter:
             _log.warning("the round trace %s loses records", self.options.path)
         self._dropped += count
 
+    def _tell_failure(self, error: OSError) -> None:
+        """Once, then now and then: every round would fill the log's disk as well."""
+        now = time.monotonic()
+        if now - self._told_at >= REMIND_SECONDS:
+            _log.warning(
+                "cannot write the trace %s: %s; %d records lost", self.options.path, error, self._dropped
+            )
+            self._told_at = now
+
+    def _tell_recovery(self, wrote: bool) -> None:
+        if wrote and self._told_at > -math.inf:
+            _log.warning("the trace %s is written again, %d records lost", self.options.path, self._dropped)
+            self._told_at = -math.inf
+
     def _run(self) -> None:
         ended = False
         while not ended:
@@ -98,8 +117,10 @@ class TraceWriter:
             try:
                 self._write(records)
             except OSError as error:
-                _log.warning("cannot write the trace %s: %s", self.options.path, error)
                 self._drop(len(records))
+                self._tell_failure(error)
+            else:
+                self._tell_recovery(bool(records))
         os.close(self._file)
 
     def _take(self) -> tuple[list[TraceRecord], bool]:
@@ -136,8 +157,14 @@ class TraceWriter:
 
     def _append(self, lines: list[bytes]) -> None:
         data = memoryview(b"".join(lines))
-        while data:
-            data = data[os.write(self._file, data) :]
+        whole = os.fstat(self._file).st_size
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+        except OSError:
+            # A disk takes what still fits: half a line would spoil the next one, too.
+            os.ftruncate(self._file, whole)
+            raise
 
     def _open(self) -> int:
         """Continues a file of an earlier run behind its last whole line."""

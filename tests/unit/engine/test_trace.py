@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dspark_core.engine import trace_writer
 from dspark_core.engine.planning import FullPlanSource
 from dspark_core.engine.trace_format import (
     TracedCurve,
@@ -178,3 +183,45 @@ def test_a_traced_loop_commits_the_same_and_records_its_share(tmp_path: Path, sa
         assert one.context_tokens >= len(one.requests)
     numbers = [one.round for one in rounds if isinstance(one, TracedRound)]
     assert numbers == list(range(round(1 / sample), numbers[-1] + 1, round(1 / sample)))
+
+
+class FullDisk:
+    """Takes ten bytes more, then none, while `full`."""
+
+    def __init__(self) -> None:
+        self._write = os.write
+        self.full = False
+
+    def write(self, file: int, data: bytes) -> int:
+        if not self.full or len(data) < 100:
+            return self._write(file, data)
+        self._write(file, data[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_told_once_and_leaves_no_broken_line(tmp_path, monkeypatch, caplog) -> None:
+    disk = FullDisk()
+    monkeypatch.setattr(trace_writer.os, "write", disk.write)
+    writer = TraceWriter(TraceOptions(path=tmp_path / "t.jsonl"), HEADER)
+    writer.put(traced(1))
+    eventually_now(lambda: len((tmp_path / "t.jsonl").read_text().splitlines()) == 2)
+    disk.full = True
+    for number in range(2, 7):
+        writer.put(traced(number))
+        eventually_now(lambda lost=number - 1: writer.dropped == lost)
+    assert len([r for r in caplog.records if "No space left" in r.getMessage()]) == 1
+    disk.full = False
+    writer.put(traced(7))
+    writer.close()
+    assert [record.round for record in read(tmp_path / "t.jsonl") if isinstance(record, TracedRound)] == [
+        1,
+        7,
+    ]
+    assert "is written again, 5 records lost" in caplog.text
+
+
+def eventually_now(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
