@@ -13,6 +13,7 @@ import itertools
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,15 @@ def conclude(environment: Environment, **_: object) -> None:
     if chosen is None or isinstance(environment.runner, WorkerRunner):
         return
     promise = None
-    if chosen.min_tokens_per_second:
-        promise = sla.Promise(min_tokens_per_second=chosen.min_tokens_per_second, share=chosen.promise_share)
-    outcomes = collectors[environment].outcomes()
+    if chosen.min_tokens_per_second or chosen.max_first_token_ms:
+        promise = sla.Promise(
+            min_tokens_per_second=chosen.min_tokens_per_second,
+            share=chosen.promise_share,
+            max_first_token_ms=chosen.max_first_token_ms or None,
+        )
+    ended = environment.stats.last_request_timestamp or environment.stats.start_time
+    seconds = ended - environment.stats.start_time
+    outcomes = replace(collectors[environment].outcomes(), seconds=seconds)
     print("\n" + sla.render(outcomes, promise), flush=True)
     if chosen.report_json:
         Path(chosen.report_json).write_text(json.dumps(sla.report(outcomes, promise), indent=2) + "\n")

@@ -21,10 +21,16 @@ def add_options(parser: Parser) -> None:
         help="promised reading speed of a chat; the run exits 1 when it is not kept (0: nothing promised)",
     )
     parser.add_argument(
+        "--max-first-token-ms",
+        type=_number(lambda value: value >= 0, ">= 0"),
+        default=0.0,
+        help="promised time to the first token, likewise (0: nothing promised)",
+    )
+    parser.add_argument(
         "--promise-share",
         type=_number(lambda value: 0 < value <= 1, "in (0, 1]"),
         default=0.95,
-        help="share of chats that must keep the promised speed (default 0.95)",
+        help="share of chats that must keep what is promised (default 0.95)",
     )
     parser.add_argument("--model", default="", help="model to ask (default: the first of /v1/models)")
     parser.add_argument(

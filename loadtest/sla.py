@@ -11,16 +11,34 @@ from loadtest.meter import ChatSample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promise:
-    """At least `share` of all chats read at `min_tokens_per_second` or faster."""
+    """At least `share` of all chats read at `min_tokens_per_second` or faster, and begin in time."""
 
-    min_tokens_per_second: float
+    min_tokens_per_second: float = 0.0
     share: float = 0.95
+    max_first_token_ms: float | None = None
+    """None: nothing is promised of the first token."""
 
     def __post_init__(self) -> None:
         if not self.min_tokens_per_second >= 0:
             raise ValueError(f"min_tokens_per_second must be >= 0, got {self.min_tokens_per_second}")
+        if self.max_first_token_ms is not None and not self.max_first_token_ms > 0:
+            raise ValueError(f"max_first_token_ms must be > 0, got {self.max_first_token_ms}")
         if not 0 < self.share <= 1:
             raise ValueError(f"share must be in (0, 1], got {self.share}")
+
+    def judges(self, sample: ChatSample) -> bool:
+        """A chat of one token has no speed, but a first token."""
+        return sample.tokens_per_second is not None or self.max_first_token_ms is not None
+
+    def kept_for(self, sample: ChatSample) -> bool:
+        speed, limit = sample.tokens_per_second, self.max_first_token_ms
+        fast = speed is None or speed >= self.min_tokens_per_second
+        return fast and (limit is None or sample.first_token_seconds * 1000 <= limit)
+
+    def __str__(self) -> str:
+        begun = "" if self.max_first_token_ms is None else f"a first token in {self.max_first_token_ms:g} ms"
+        speed = f"{self.min_tokens_per_second:g} tokens/s" if self.min_tokens_per_second or not begun else ""
+        return " and ".join(filter(None, (speed, begun)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +49,8 @@ class Outcomes:
     failed: int = 0
     refused: int = 0
     """Answered 429: admission control protecting the promise made to others."""
+    seconds: float = 0.0
+    """From the start of the run to its last answer; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,16 +73,13 @@ def percentile(values: Sequence[float], fraction: float) -> float:
 
 def judge(outcomes: Outcomes, promise: Promise) -> Verdict:
     """A failed chat breaks the promise; a refused one, or one too short to have a speed, is not judged."""
-    speeds = [s.tokens_per_second for s in outcomes.samples if s.tokens_per_second is not None]
-    judged = len(speeds) + outcomes.failed
+    samples = [sample for sample in outcomes.samples if promise.judges(sample)]
+    judged = len(samples) + outcomes.failed
     if not judged:
         return Verdict(kept=False, share=0.0, judged=0, reason="no chat could be judged")
-    fast = sum(speed >= promise.min_tokens_per_second for speed in speeds)
-    share = fast / judged
-    reason = (
-        f"{fast} of {judged} chats ({share:.1%}) reached {promise.min_tokens_per_second:g} tokens/s; "
-        f"promised {promise.share:.1%}"
-    )
+    good = sum(map(promise.kept_for, samples))
+    share = good / judged
+    reason = f"{good} of {judged} chats ({share:.1%}) reached {promise}; promised {promise.share:.1%}"
     return Verdict(kept=share >= promise.share, share=share, judged=judged, reason=reason)
 
 
@@ -71,11 +88,14 @@ def summarise(outcomes: Outcomes) -> dict[str, object]:
     samples = outcomes.samples
     speeds = [s.tokens_per_second for s in samples if s.tokens_per_second is not None]
     accepted = [s.accepted_length for s in samples if s.accepted_length is not None]
+    tokens = sum(s.completion_tokens for s in samples)
     return {
         "chats": len(samples),
         "failed": outcomes.failed,
         "refused": outcomes.refused,
-        "completion_tokens": sum(s.completion_tokens for s in samples),
+        "completion_tokens": tokens,
+        "seconds": round(outcomes.seconds, 3),
+        "total_tokens_per_second": tokens / outcomes.seconds if outcomes.seconds else None,
         "first_token_ms": _spread([s.first_token_seconds * 1000 for s in samples], (0.5, 0.95, 0.99)),
         "tokens_per_second": _spread(speeds, (0.5, 0.05, 0.01)),
         "accepted_length": {"mean": sum(accepted) / len(accepted)} if accepted else None,
@@ -104,6 +124,10 @@ def render(outcomes: Outcomes, promise: Promise | None) -> str:
         f"chats {summary['chats']}   failed {summary['failed']}   refused (429) {summary['refused']}   "
         f"tokens {summary['completion_tokens']}"
     ]
+    if outcomes.seconds:
+        lines.append(
+            f"in {outcomes.seconds:.1f} s   tokens/s of all {summary['total_tokens_per_second']:.1f}"
+        )
     for label, name in (
         ("time to first token, ms", "first_token_ms"),
         ("tokens/s per user", "tokens_per_second"),

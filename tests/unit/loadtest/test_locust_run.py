@@ -37,6 +37,7 @@ def test_a_kept_promise_exits_zero_and_reports_what_users_saw(tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["chats"], report["failed"], report["refused"]) == (6, 0, 0)
     assert report["accepted_length"] == {"mean": 2.5}
+    assert report["total_tokens_per_second"] == pytest.approx(66 / report["seconds"], rel=0.01)
     # 10 tokens after the first over 4 pauses of 20 ms each: never faster than that.
     assert 1 < report["tokens_per_second"]["p50"] <= 10 / 0.08
     for row in ("time to first token [ms]", "tokens/s per user", "accepted length x100"):
@@ -74,6 +75,7 @@ def test_chats_are_asked_for_as_documented(tmp_path):
     ("behaviour", "flags", "counted", "printed"),
     [
         ("answer", ("--min-tokens-per-second", "1e6"), "chats", "promise BROKEN: 0 of 2 chats"),
+        ("answer", ("--max-first-token-ms", "0.001"), "chats", "0 of 2 chats (0.0%) reached a first token"),
         ("cut", ("--min-tokens-per-second", "1"), "failed", "without [DONE]"),
         ("refuse", (), "failed", "HTTP 400"),
         ("busy", ("--min-tokens-per-second", "1"), "refused", "no chat could be judged"),

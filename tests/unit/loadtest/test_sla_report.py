@@ -1,6 +1,7 @@
 """The verdict and the numbers of the report."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -65,6 +66,28 @@ def test_chats_too_short_to_have_a_speed_are_not_judged():
     assert judge(outcomes(None, 50), Promise(min_tokens_per_second=20)).judged == 1
 
 
+@pytest.mark.parametrize(("limit", "good"), [(249, 0), (250, 3)])
+def test_a_promised_first_token_is_judged_for_every_chat(limit, good):
+    """Each of them took 250 ms to it; one is too short to have a speed."""
+    verdict = judge(outcomes(None, 50, 60), Promise(max_first_token_ms=limit))
+    assert (verdict.judged, verdict.kept) == (3, bool(good))
+    assert verdict.reason.startswith(f"{good} of 3 chats")
+    assert f"reached a first token in {limit} ms;" in verdict.reason
+
+
+def test_both_promises_have_to_be_kept():
+    verdict = judge(outcomes(10, 30), Promise(min_tokens_per_second=20, max_first_token_ms=250))
+    assert "1 of 2 chats (50.0%) reached 20 tokens/s and a first token in 250 ms" in verdict.reason
+    assert not verdict.kept
+
+
+def test_the_report_tells_what_all_users_got_together():
+    run = replace(outcomes(10, 30), seconds=4.0)
+    assert report(run, None)["total_tokens_per_second"] == 22 / 4.0
+    assert "in 4.0 s   tokens/s of all 5.5" in render(run, None)
+    assert report(outcomes(10), None)["total_tokens_per_second"] is None
+
+
 def test_a_run_without_a_judged_chat_never_passes():
     verdict = judge(outcomes(None, refused=3), Promise(min_tokens_per_second=0))
     assert (verdict.kept, verdict.judged) == (False, 0)
@@ -81,6 +104,7 @@ def test_a_lower_promise_is_never_harder_to_keep(speeds, floor, share):
     [
         ("min_tokens_per_second", {"min_tokens_per_second": -1}),
         ("min_tokens_per_second", {"min_tokens_per_second": float("nan")}),
+        ("max_first_token_ms", {"max_first_token_ms": 0}),
         ("share", {"min_tokens_per_second": 1, "share": 0}),
         ("share", {"min_tokens_per_second": 1, "share": 1.01}),
     ],
