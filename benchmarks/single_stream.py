@@ -1,4 +1,5 @@
-"""Tokens per second of one stream: speculation on, off, and `transformers` on the same weights.
+"""Tokens per second of one stream: speculation on, with the drafter alone, with lookup alone, off, and
+`transformers` on the same weights.
 
     python -m benchmarks.single_stream [--prompts FILE.jsonl] [--count 6] [--max-tokens 128]
                                        [--temperature 0.2 --top-p 0.9]
@@ -27,6 +28,7 @@ from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.engine.building import BuiltTarget, EngineOptions, build_drafter, build_target
 from dspark_core.engine.draft_engine import LocalDraftSource
 from dspark_core.engine.drafting import Drafting
+from dspark_core.engine.lookup import LookupDrafting
 from dspark_core.engine.planning import LocalPlanSource
 from dspark_core.engine.profiler import profile_step_time
 from dspark_core.engine.rounds import RoundLoop
@@ -45,6 +47,16 @@ PROMPTS = (
 )
 
 
+ON, OFF = "speculation on", "speculation off"
+DRAFTER_ALONE, LOOKUP_ALONE = "drafter alone", "lookup alone"
+MODES = {
+    ON: SpeculationOptions(),
+    DRAFTER_ALONE: SpeculationOptions(lookup=False),
+    LOOKUP_ALONE: SpeculationOptions(),
+    OFF: SpeculationOptions(enabled=False),
+}
+
+
 @dataclass(slots=True)
 class Runs:
     """One way of generating."""
@@ -58,32 +70,36 @@ class Ours:
     def __init__(self, target: BuiltTarget, options: EngineOptions, sampling: SamplingParams) -> None:
         self._sampling = sampling
         source = LocalDraftSource(build_drafter(options, target.loaded))
+        step_time = profile_step_time(target.engine)
         self._loop = RoundLoop(
             target.engine,
-            LocalPlanSource(RoundTimeModel(profile_step_time(target.engine))),
+            LocalPlanSource(RoundTimeModel(step_time)),
             drafting=Drafting(source, target.engine, deadline_seconds=60.0),
+            lookup=LookupDrafting(),
+        )
+        self._lookup_only = RoundLoop(
+            target.engine, LocalPlanSource(RoundTimeModel(step_time)), lookup=LookupDrafting()
         )
         self._requests = 0
 
-    def run(
-        self, prompt: tuple[int, ...], max_tokens: int, *, speculate: bool
-    ) -> tuple[list[int], float, float]:
-        """Tokens, seconds, accepted length."""
+    def run(self, prompt: tuple[int, ...], max_tokens: int, mode: str) -> tuple[list[int], float, float]:
+        """Tokens, seconds, accepted length; `mode` is a key of `MODES`."""
         self._requests += 1
+        loop = self._lookup_only if mode == LOOKUP_ALONE else self._loop
         started = time.perf_counter()
-        self._loop.submit(
+        loop.submit(
             GenerateRequest(
                 request_id=str(self._requests),
                 prompt_token_ids=prompt,
                 max_tokens=max_tokens,
                 sampling=self._sampling,
-                speculation=SpeculationOptions(enabled=speculate),
+                speculation=MODES[mode],
             )
         )
         tokens: list[int] = []
         accepted_length = 1.0
-        while self._loop.has_work:
-            for output in self._loop.step():
+        while loop.has_work:
+            for output in loop.step():
                 tokens.extend(output.chunk.token_ids)
                 if output.chunk.stats is not None:
                     accepted_length = output.chunk.stats.accepted_length
@@ -130,7 +146,7 @@ def _measure(
     rounds: int,
 ) -> dict[str, Runs]:
     """Without a twin `transformers` is left out."""
-    results = {name: Runs() for name in ("speculation on", "speculation off")}
+    results = {name: Runs() for name in MODES}
     if twin is not None:
         results["transformers"] = Runs()
     for warm_up in (True, *[False] * rounds):
@@ -140,7 +156,7 @@ def _measure(
                     tokens, seconds = generate(twin, prompt, max_tokens)
                     accepted = 1.0
                 else:
-                    tokens, seconds, accepted = ours.run(prompt, max_tokens, speculate=name.endswith("on"))
+                    tokens, seconds, accepted = ours.run(prompt, max_tokens, name)
                 if not warm_up:
                     runs.tokens_per_second.append(len(tokens) / seconds)
                     runs.accepted_lengths.append(accepted)

@@ -18,6 +18,14 @@ class Verification(Enum):
     COUPLED = "coupled"
 
 
+class DraftOrigin(Enum):
+    """Who proposed a draft block."""
+
+    DRAFTER = "drafter"
+    LOOKUP = "lookup"
+    """The sequence's own text; see `algorithms.suffix_match`."""
+
+
 class FinishReason(Enum):
     STOP = "stop"
     LENGTH = "length"
@@ -71,6 +79,8 @@ class SamplingParams:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeculationOptions:
     enabled: bool = True
+    lookup: bool = True
+    """Whether drafts may also come from the request's own text, where the verifier offers that."""
     verification: Verification | None = None
     """None: coupled when the request carries a seed, rejection otherwise."""
     max_draft_tokens: int | None = None
@@ -131,6 +141,8 @@ class SpeculationStats:
     committed_tokens: int = 0
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
+    lookup_accepted_tokens: int = 0
+    """Of the accepted tokens, those looked up in the request's own text."""
 
     @property
     def accepted_length(self) -> float:
@@ -151,6 +163,7 @@ class SpeculationStats:
         committed: int,
         draft_seconds: float,
         verify_seconds: float,
+        origin: DraftOrigin = DraftOrigin.DRAFTER,
     ) -> SpeculationStats:
         return replace(
             self,
@@ -161,6 +174,8 @@ class SpeculationStats:
             committed_tokens=self.committed_tokens + committed,
             draft_seconds=self.draft_seconds + draft_seconds,
             verify_seconds=self.verify_seconds + verify_seconds,
+            lookup_accepted_tokens=self.lookup_accepted_tokens
+            + (accepted if origin is DraftOrigin.LOOKUP else 0),
         )
 
 
@@ -285,6 +300,12 @@ class RequestSurvival:
     accepted: int
     min_tokens_per_second: float = 0.0
     """Its speed floor; 0: none."""
+    origin: DraftOrigin = DraftOrigin.DRAFTER
+
+    @property
+    def drafted(self) -> bool:
+        """Whether the drafter worked for it: only then do time and confidences say something of it."""
+        return bool(self.survival) and self.origin is DraftOrigin.DRAFTER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,8 +20,10 @@ from enum import Enum
 
 import numpy as np
 
-from dspark_core.algorithms.drafting_choice import worth_drafting
+from dspark_core.algorithms.drafting_choice import better_looked_up, worth_drafting
+from dspark_core.algorithms.plan_batch import Bools
 from dspark_core.algorithms.round_time import RoundTimeModel
+from dspark_core.algorithms.step_surface import Floats
 from dspark_core.records import RequestSurvival
 
 PATIENCE = 3
@@ -41,6 +43,8 @@ more the more are drafted for, and the more are tried the likelier is one that i
 LOOK_ROUNDS = 4
 """While everybody is paused, whether someone would be worth a draft again is computed every so many rounds:
 what rounds gain does not change without drafts, and what they cost changes slowly."""
+UNKNOWN_GAIN, UNKNOWN_VERIFIED = 1.0, 2.0
+"""What a draft is thought to bring and verify while none was seen, against looked-up tokens."""
 MAX_REMEMBERED = 4096
 """Sequences; those asked about least recently are forgotten."""
 
@@ -63,6 +67,8 @@ class DraftCandidate:
     """False: it takes part in the round, but may not use a draft."""
     floor_tokens_per_second: float | None = None
     context_tokens: int = 0
+    lookup_survival: tuple[float, ...] = ()
+    """a_1, a_2, ... of tokens that were looked up for it, at no cost; empty: none."""
 
 
 @dataclass(slots=True)
@@ -127,9 +133,11 @@ class DraftPolicy:
         """Whether to draft for each, this round. `price`: of drafter time to others, see `draft_price`."""
         members = [self._member(candidate) for candidate in candidates]
         self._round += 1
+        gains, verified = self._expected(members)
+        looked_up = self._looked_up(candidates, members, gains, verified, round_time)
         worthy: Sequence[bool] = (False,) * len(members)
         if self._round % LOOK_ROUNDS == 0 or not _rests(candidates, members):
-            worthy = self._worthy(candidates, members, round_time, price)
+            worthy = self._worthy(candidates, members, gains, verified, round_time, price)
         paused = Counter(member.group for member in members if member.state is DraftState.PAUSED)
         for name, count in paused.items():
             group = self._groups[name]
@@ -137,15 +145,15 @@ class DraftPolicy:
             share = 2 if group.hopeful else PROBED_SHARE
             group.probes_left = max(count // share, 1) if group.wait == 0 else 0
         return tuple(
-            candidate.draftable and self._advance(member, bool(worth))
-            for candidate, member, worth in zip(candidates, members, worthy, strict=True)
+            candidate.draftable and not free and self._advance(member, bool(worth))
+            for candidate, member, worth, free in zip(candidates, members, worthy, looked_up, strict=True)
         )
 
     def learn(self, requests: Sequence[RequestSurvival]) -> None:
         """What the drafts of a round brought; requests without a draft teach nothing."""
         for request in requests:
             member = self._sequences.get(request.sequence_id)
-            if member is None or not request.survival:
+            if member is None or not request.drafted:
                 continue
             group = self._groups[member.group]
             promised, verified = sum(request.survival[: request.verify_length]), float(request.verify_length)
@@ -175,15 +183,13 @@ class DraftPolicy:
         self,
         candidates: Sequence[DraftCandidate],
         members: Sequence[_Sequence],
+        gains: Floats,
+        verified: Floats,
         round_time: RoundTimeModel,
         price: float,
     ) -> Sequence[bool]:
         """Of everyone, as if all were to be decided anew; what is not known is worth finding out."""
         unknown = [member.means is None for member in members]
-        gains = np.array(
-            [m.means.promised * self._groups[m.group].trust if m.means else 0.0 for m in members]
-        )
-        verified = np.array([member.means.verified if member.means else 0.0 for member in members])
         draftable = np.array([candidate.draftable for candidate in candidates], dtype=np.bool_)
         context = sum(candidate.context_tokens for candidate in candidates)
         worthy = worth_drafting(gains * draftable, verified * draftable, round_time, context, price)
@@ -192,6 +198,32 @@ class DraftPolicy:
             new or bool(worth) or self._floor_needs(candidate, plain)
             for candidate, new, worth in zip(candidates, unknown, worthy, strict=True)
         ]
+
+    def _expected(self, members: Sequence[_Sequence]) -> tuple[Floats, Floats]:
+        """Draft tokens that each may expect to be accepted, and verified; 0 where nothing is known."""
+        gains = [m.means.promised * self._groups[m.group].trust if m.means else 0.0 for m in members]
+        verified = [member.means.verified if member.means else 0.0 for member in members]
+        return np.array(gains), np.array(verified)
+
+    @staticmethod
+    def _looked_up(
+        candidates: Sequence[DraftCandidate],
+        members: Sequence[_Sequence],
+        gains: Floats,
+        verified: Floats,
+        round_time: RoundTimeModel,
+    ) -> Bools:
+        """Who has looked-up tokens that are worth more than a draft; it leaves the state as it is."""
+        lookups = [candidate.lookup_survival for candidate in candidates]
+        if not any(lookups):
+            return np.zeros(len(candidates), dtype=np.bool_)
+        unknown = np.array([member.means is None for member in members])
+        gains, verified = (
+            np.where(unknown, UNKNOWN_GAIN, gains),
+            np.where(unknown, UNKNOWN_VERIFIED, verified),
+        )
+        context = sum(candidate.context_tokens for candidate in candidates)
+        return better_looked_up(lookups, gains, verified, round_time, context)
 
     @staticmethod
     def _floor_needs(candidate: DraftCandidate, plain_seconds: float) -> bool:

@@ -1,10 +1,15 @@
-"""For whom to draft at all: drafting costs time whether its tokens are verified or not."""
+"""For whom to draft at all: drafting costs time whether its tokens are verified or not.
+
+Tokens that were looked up cost none, so for them less has to be expected.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from dspark_core.algorithms.plan_batch import Bools, Ints
+from dspark_core.algorithms.plan_batch import Bools, Ints, survival_matrix
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_surface import Floats
 
@@ -43,3 +48,32 @@ def worth_drafting(
     chosen = np.zeros(count, dtype=np.bool_)
     chosen[order[:best]] = True
     return chosen
+
+
+def better_looked_up(
+    lookups: Sequence[Sequence[float]],
+    gains: Floats,
+    verified: Floats,
+    round_time: RoundTimeModel,
+    context_tokens: int = 0,
+) -> Bools:
+    """Whether looked-up tokens are expected to serve a request better than the drafter -> [requests].
+
+    lookups: survival a_1, a_2, ... of each request's looked-up tokens, empty without; gains and
+    verified [requests] as for `worth_drafting`. Compares tokens per second of a request's share of
+    the round: an equal part of a round without drafts, an equal part of drafting for everybody, and
+    what its own draft tokens add.
+    """
+    count = len(lookups)
+    rows = survival_matrix(lookups)
+    if rows.shape[1] == 0:
+        return np.zeros(count, dtype=np.bool_)
+    added = round_time.verify.table(count, count + np.arange(rows.shape[1] + 1), context_tokens)
+    share = added[0] / count
+    added = added - added[0]
+    tokens = 1.0 + np.cumsum(np.maximum(rows, 0.0), axis=1)
+    looked_up = (tokens / (share + added[1:])).max(axis=1)
+    drafting = round_time.overhead_seconds(count) / count
+    drafted = (1.0 + gains) / (share + drafting + np.interp(verified, np.arange(len(added)), added))
+    better: Bools = (rows[:, 0] >= 0.0) & (looked_up > np.maximum(drafted, 1.0 / share))
+    return better

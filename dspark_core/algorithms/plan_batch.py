@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.step_surface import Floats
+from dspark_core.records import DraftOrigin
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -33,6 +34,8 @@ class PlanBatch:
     coupled: Bools  # [requests]
     context_tokens: int
     """Of all requests together."""
+    looked_up: int = 0
+    """How many requests' tokens cost no drafting time."""
 
     @property
     def requests(self) -> int:
@@ -48,6 +51,7 @@ class PlanBatch:
             granted=np.fromiter((r.granted for r in requests), np.float64, count),
             coupled=np.fromiter((r.coupled for r in requests), np.bool_, count),
             context_tokens=sum(r.context_tokens for r in requests),
+            looked_up=sum(len(r.survival) > 0 for r in requests if r.origin is DraftOrigin.LOOKUP),
         )
 
     @classmethod

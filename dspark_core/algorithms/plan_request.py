@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dspark_core.errors import InvalidRequestError
+from dspark_core.records import DraftOrigin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,8 @@ class PlanRequest:
     planning may look at the whole round. Greedy requests too."""
     weight: float = 1.0
     """What one of its tokens counts in throughput, against 1."""
+    origin: DraftOrigin = DraftOrigin.DRAFTER
+    """Whose tokens these are: only the drafter's cost drafting time."""
     granted: float = 0.0
     """Draft tokens verified for it per round so far; of equal tokens, the request with fewer goes first."""
 

@@ -77,10 +77,10 @@ def capacity_of(
 
 
 def _seconds(batch: PlanBatch, round_time: RoundTimeModel, max_draft_tokens: int | None) -> Floats:
-    """Of rounds with 0, 1, ... draft tokens; drafts are paid for, for whom there is one."""
+    """Of rounds with 0, 1, ... draft tokens; drafts are paid for, for whom the drafter made one."""
     present = batch.survival >= 0.0
     tokens = int(present.sum())
-    drafted = int(present[:, 0].sum()) if tokens else 0
+    drafted = int(present[:, 0].sum()) - batch.looked_up if tokens else 0
     limit = tokens if max_draft_tokens is None else min(tokens, max_draft_tokens)
     return round_time.table(batch.requests, max(limit, 0), batch.context_tokens, drafted)
 

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dspark_core.algorithms.rejection import accept_rejection, longest_equal_prefix
@@ -158,7 +159,13 @@ def _draft_rows(proposals: Sequence[Proposal]) -> tuple[Tensor, Tensor, Tensor]:
         probabilities.append(distribution.probabilities[: proposal.verify_length])
     if not token_ids:
         return ids, torch.zeros((0, 1), dtype=torch.long), torch.zeros((0, 1))
-    return ids, torch.cat(token_ids), torch.cat(probabilities)
+    return ids, _stacked(token_ids), _stacked(probabilities)
+
+
+def _stacked(rows: Sequence[Tensor]) -> Tensor:
+    """[.., k] tensors of any k under each other; narrower ones are filled up with zeros."""
+    widest = max(row.shape[1] for row in rows)
+    return torch.cat([F.pad(row, (0, widest - row.shape[1])) for row in rows])
 
 
 def _verdicts(accepted: Tensor, next_token_ids: Tensor) -> list[Verdict]:

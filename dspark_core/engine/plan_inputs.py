@@ -2,54 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from operator import mul
 
 from dspark_core.algorithms.draft_policy import DraftCandidate
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.engine.drafting import draft_limit
+from dspark_core.engine.protocols import DraftBlock
 from dspark_core.engine.sequence import SequenceState
-from dspark_core.records import GenerateRequest, Verification
+from dspark_core.records import DraftOrigin, GenerateRequest, Verification
 
 MAX_GROUP_TEMPERATURE = 2.0
 """Above, all sampling is taken to be alike: nearly at random."""
 
 
-def draft_candidates(decoding: Sequence[SequenceState], block_size: int) -> list[DraftCandidate]:
+def draft_candidates(
+    decoding: Sequence[SequenceState], block_size: int, lookups: Mapping[str, DraftBlock]
+) -> list[DraftCandidate]:
+    """`lookups`: blocks that are there already, by sequence id."""
     return [
         DraftCandidate(
             sequence_id=sequence.sequence_id,
-            group=_group(sequence.request),
+            group=sampling_group(sequence.request),
             draftable=sequence.request.speculation.enabled and draft_limit(sequence, block_size) > 0,
             floor_tokens_per_second=sequence.request.min_tokens_per_second,
             context_tokens=len(sequence.tokens),
+            lookup_survival=_survival_of(lookups.get(sequence.sequence_id)),
         )
         for sequence in decoding
     ]
 
 
+def _survival_of(block: DraftBlock | None) -> tuple[float, ...]:
+    return () if block is None else tuple(accumulate(block.confidences, mul))
+
+
 def plan_requests(
-    decoding: Sequence[SequenceState], survival: Sequence[Sequence[float]]
+    decoding: Sequence[SequenceState],
+    survival: Sequence[Sequence[float]],
+    origins: Sequence[DraftOrigin],
 ) -> list[PlanRequest]:
-    """`survival` in the order of the sequences."""
+    """`survival` and `origins` in the order of the sequences."""
     return [
         PlanRequest(
             sequence_id=sequence.sequence_id,
             survival=row,
             floor_tokens_per_second=sequence.request.min_tokens_per_second,
             context_tokens=len(sequence.tokens),
-            coupled=_may_look_ahead(sequence.request),
+            coupled=origin is DraftOrigin.LOOKUP or _may_look_ahead(sequence.request),
+            origin=origin,
             granted=sequence.stats.verified_tokens / max(sequence.stats.rounds, 1),
         )
-        for sequence, row in zip(decoding, survival, strict=True)
+        for sequence, row, origin in zip(decoding, survival, origins, strict=True)
     ]
 
 
 def _may_look_ahead(request: GenerateRequest) -> bool:
-    """Where a draft token stands iff it is the target's own choice, no plan can bias the output."""
+    """Where a draft token stands iff it is the target's own choice, no plan can bias the output.
+
+    Nor where the block was looked up: it was fixed before this round.
+    """
     return request.sampling.greedy or request.verification is Verification.COUPLED
 
 
-def _group(request: GenerateRequest) -> str:
+def sampling_group(request: GenerateRequest) -> str:
     """Requests sampled alike: acceptance depends on temperature more than on anything else known.
 
     Coarse, so that no client can make groups without end.

@@ -46,7 +46,7 @@ class LocalPlanSource:
 
     def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
         if self._round_time is None:
-            return tuple(candidate.draftable for candidate in candidates)
+            return tuple(candidate.draftable and not candidate.lookup_survival for candidate in candidates)
         wanted = self._policy.choose(candidates, self._round_time, self.draft_price)
         self.paused_requests = sum(candidate.draftable for candidate in candidates) - sum(wanted)
         return wanted
@@ -66,7 +66,7 @@ class LocalPlanSource:
             return
         if report.loop_seconds > 0:
             self._round_time = self._round_time.observed_loop(len(report.requests), report.loop_seconds)
-        drafted = sum(bool(request.survival) for request in report.requests)
+        drafted = sum(request.drafted for request in report.requests)
         if drafted and report.draft_seconds > 0:
             # Told apart, waiting behind others is not taken for a slow drafter.
             self._round_time = self._round_time.observed_draft(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dspark_core.algorithms.draft_policy import DraftCandidate
 from dspark_core.algorithms.plan_request import PlanRequest
-from dspark_core.records import RoundReport, SamplingParams, Verification
+from dspark_core.records import DraftOrigin, RoundReport, SamplingParams, Verification
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +68,7 @@ class DraftBlock:
     """Rejection mode at temperature > 0 only."""
     needs_context: bool = False
     """The drafter does not hold this sequence's context; send it again."""
+    origin: DraftOrigin = DraftOrigin.DRAFTER
 
 
 class DraftSource(Protocol):

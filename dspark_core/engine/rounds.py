@@ -21,6 +21,7 @@ from dspark_core.engine.batch import Run
 from dspark_core.engine.batching import Batcher, BatchLimits
 from dspark_core.engine.block_manager import BlockManager
 from dspark_core.engine.drafting import Drafting, DraftRound, draft_limit
+from dspark_core.engine.lookup import LookupDrafting
 from dspark_core.engine.pacing import PrefillPacer
 from dspark_core.engine.plan_inputs import draft_candidates, plan_requests
 from dspark_core.engine.protocols import DraftBlock, PlanSource
@@ -60,6 +61,7 @@ class RoundLoop:
         planner: PlanSource,
         *,
         drafting: Drafting | None = None,
+        lookup: LookupDrafting | None = None,
         limits: BatchLimits | None = None,
         replica_id: str = "local",
         generator: torch.Generator | None = None,
@@ -67,13 +69,15 @@ class RoundLoop:
         on_end: Callable[[SequenceState], None] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`step_time`: measured, paces prompts if the limits bound a step's time; None: learned.
+        """`lookup`: drafts from the sequences' own text too, where that is better than the drafter's.
+        `step_time`: measured, paces prompts if the limits bound a step's time; None: learned.
 
         `on_end` hears of each sequence that ends by itself, while its pages are still its own.
         """
         self._engine = engine
         self._planner = planner
         self._drafting = drafting
+        self._lookup = lookup
         self._manager = BlockManager(engine.num_pages, engine.page_tokens)
         self.batcher = Batcher(self._manager, limits or BatchLimits())
         self._replica_id = replica_id
@@ -135,6 +139,8 @@ class RoundLoop:
         logits = self._engine.forward(runs)
         sampled = proposals + [Proposal(s) for s, n in prefills if n == s.uncomputed]
         verdicts = self._acceptor.accept(logits, sampled)
+        if self._lookup:
+            self._lookup.learn(proposals, verdicts)
         ended = self._clock()
         elapsed = ended - started
         loop_seconds = 0.0 if self._pass_ended is None else started - self._pass_ended - drafts.seconds
@@ -178,11 +184,14 @@ class RoundLoop:
         return ready
 
     def _drafts(self, decoding: Sequence[SequenceState]) -> DraftRound:
-        """Blocks for the sequences the planner wants drafted."""
+        """Blocks of the drafter for the sequences the planner wants drafted, looked-up ones for others."""
+        lookups = self._lookup.propose(decoding) if self._lookup else {}
         if self._drafting is None or not decoding:
-            return DraftRound({}, 0.0)
-        wanted = self._planner.wants_draft(draft_candidates(decoding, self._drafting.block_size))
-        return self._drafting.propose([s for s, wants in zip(decoding, wanted, strict=True) if wants])
+            return DraftRound(lookups, 0.0)
+        candidates = draft_candidates(decoding, self._drafting.block_size, lookups)
+        wanted = self._planner.wants_draft(candidates)
+        drafts = self._drafting.propose([s for s, wants in zip(decoding, wanted, strict=True) if wants])
+        return DraftRound({**lookups, **drafts.blocks}, drafts.seconds)
 
     def _plan(
         self, decoding: Sequence[SequenceState], drafts: DraftRound
@@ -190,7 +199,8 @@ class RoundLoop:
         """Scheduled draft prefixes, and the survival estimates they were planned from."""
         blocks = [drafts.blocks.get(s.sequence_id) or DraftBlock(s.sequence_id) for s in decoding]
         survival = [self._survival(s, block) for s, block in zip(decoding, blocks, strict=True)]
-        lengths = self._planner.plan(plan_requests(decoding, survival)) if decoding else ()
+        origins = [block.origin for block in blocks]
+        lengths = self._planner.plan(plan_requests(decoding, survival, origins)) if decoding else ()
         budget = self.batcher.limits.max_batch_tokens - len(decoding)
         proposals = []
         for sequence, block, length in zip(decoding, blocks, lengths, strict=True):
@@ -201,11 +211,8 @@ class RoundLoop:
 
     def _survival(self, sequence: SequenceState, block: DraftBlock) -> list[float]:
         count = len(block.token_ids)
-        if count == 0 or self._drafting is None:
-            return []
         confidences = block.confidences or (UNKNOWN_CONFIDENCE,) * count
-        limit = draft_limit(sequence, self._drafting.block_size)
-        return list(survival_from_confidence(confidences[:limit]))
+        return list(survival_from_confidence(confidences[: draft_limit(sequence, count)]))
 
     def _affordable(self, sequence: SequenceState, length: int) -> int:
         """Shortens a verify length to the pages at hand: drafts never preempt anyone."""
@@ -276,6 +283,7 @@ class RoundLoop:
                     committed=len(committed),
                     draft_seconds=drafts.seconds,
                     verify_seconds=verify_seconds,
+                    origin=proposal.block.origin,
                 )
             outputs.append(RoundOutput(sequence.sequence_id, self._chunk(sequence, committed)))
             if sequence.finish_reason is not None:
@@ -317,6 +325,8 @@ class RoundLoop:
         del self._sequences[sequence.sequence_id]
         if self._drafting:
             self._drafting.release([sequence.sequence_id])
+        if self._lookup:
+            self._lookup.release(sequence.sequence_id)
 
     def _report(
         self,
@@ -333,6 +343,7 @@ class RoundLoop:
                 verify_length=len(proposal.draft_token_ids),
                 accepted=verdict.accepted,
                 min_tokens_per_second=proposal.sequence.request.min_tokens_per_second or 0.0,
+                origin=proposal.block.origin,
             )
             for proposal, verdict, row in zip(proposals, verdicts, survival, strict=False)
         )

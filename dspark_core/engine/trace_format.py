@@ -48,7 +48,9 @@ class TracedRequest:
     accepted: int
     min_tokens_per_second: float = 0.0
     coupled: bool = False
-    """Verified by the coupled rule, or greedily: its planner may look ahead."""
+    """Verified by the coupled rule, or greedily, or looked up: its planner may look ahead."""
+    looked_up: bool = False
+    """The tokens came from the request's own text, not from the drafter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +123,7 @@ def _round_row(record: TracedRound) -> dict[str, object]:
                 "accepted": request.accepted,
                 "floor": request.min_tokens_per_second,
                 "coupled": request.coupled,
+                "looked_up": request.looked_up,
             }
             for request in record.requests
         ],
@@ -192,6 +195,7 @@ def _decode_request(row: Mapping[str, Any]) -> TracedRequest:
         accepted=accepted,
         min_tokens_per_second=_number(row, "floor"),
         coupled=row.get("coupled") is True,
+        looked_up=row.get("looked_up") is True,
     )
 
 

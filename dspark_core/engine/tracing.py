@@ -12,7 +12,7 @@ from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.engine.protocols import PlanSource
 from dspark_core.engine.trace_format import TracedCurve, TracedRequest, TracedRound
 from dspark_core.engine.trace_writer import TraceWriter
-from dspark_core.records import RoundReport
+from dspark_core.records import DraftOrigin, RoundReport
 
 
 class TracingPlanSource:
@@ -81,6 +81,7 @@ class TracingPlanSource:
                     accepted=request.accepted,
                     min_tokens_per_second=request.min_tokens_per_second,
                     coupled=plan_request.coupled,
+                    looked_up=request.origin is DraftOrigin.LOOKUP,
                 )
                 for request, (plan_request, length) in zip(report.requests, planned, strict=False)
             ),

@@ -18,7 +18,13 @@ def add_stack_arguments(parser: argparse.ArgumentParser) -> None:
         "--target-model", default=defaults.target_model, help="name, GGUF file or HF directory"
     )
     group.add_argument(
-        "--drafter", default=defaults.drafter, help="zoo name or checkpoint directory; 'none': no speculation"
+        "--drafter", default=defaults.drafter, help="zoo name or checkpoint directory; 'none': no draft model"
+    )
+    group.add_argument(
+        "--lookup",
+        action=argparse.BooleanOptionalAction,
+        default=defaults.lookup,
+        help="drafts also from what a request's own text repeats",
     )
     group.add_argument("--dtype", default=defaults.dtype, choices=("bfloat16", "float32"))
     group.add_argument(
@@ -57,6 +63,7 @@ def stack_options(arguments: argparse.Namespace, **overrides: object) -> StackOp
     fields = {
         "target_model": arguments.target_model,
         "drafter": None if arguments.drafter == "none" else arguments.drafter,
+        "lookup": arguments.lookup,
         "dtype": arguments.dtype,
         "weights": arguments.weights,
         "kv_cache_mb": arguments.kv_cache_mb,

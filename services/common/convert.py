@@ -17,6 +17,7 @@ from dspark_proto.v1 import common_pb2, scheduler_pb2, verifier_pb2
 from dspark_core.errors import InvalidRequestError
 from dspark_core.records import (
     AssignRequest,
+    DraftOrigin,
     FinishReason,
     GenerateChunk,
     GenerateRequest,
@@ -111,6 +112,7 @@ def speculation_to_proto(value: SpeculationOptions) -> common_pb2.SpeculationOpt
         enabled=value.enabled,
         verification=verification_to_proto(value.verification),
         max_draft_tokens=value.max_draft_tokens,
+        lookup=value.lookup,
     )
 
 
@@ -119,6 +121,7 @@ def speculation_from_proto(message: common_pb2.SpeculationOptions) -> Speculatio
         enabled=message.enabled if message.HasField("enabled") else True,
         verification=verification_from_proto(message.verification),
         max_draft_tokens=message.max_draft_tokens if message.HasField("max_draft_tokens") else None,
+        lookup=message.lookup if message.HasField("lookup") else True,
     )
 
 
@@ -131,6 +134,7 @@ def stats_to_proto(value: SpeculationStats) -> common_pb2.SpeculationStats:
         committed_tokens=value.committed_tokens,
         draft_seconds=value.draft_seconds,
         verify_seconds=value.verify_seconds,
+        lookup_accepted_tokens=value.lookup_accepted_tokens,
     )
 
 
@@ -143,6 +147,7 @@ def stats_from_proto(message: common_pb2.SpeculationStats) -> SpeculationStats:
         committed_tokens=message.committed_tokens,
         draft_seconds=message.draft_seconds,
         verify_seconds=message.verify_seconds,
+        lookup_accepted_tokens=message.lookup_accepted_tokens,
     )
 
 
@@ -248,6 +253,7 @@ def round_report_to_proto(value: RoundReport) -> scheduler_pb2.RoundReport:
                 verify_length=request.verify_length,
                 accepted=request.accepted,
                 min_tokens_per_second=request.min_tokens_per_second,
+                looked_up=request.origin is DraftOrigin.LOOKUP,
             )
             for request in value.requests
         ],
@@ -378,6 +384,7 @@ def _survival_from_proto(message: scheduler_pb2.RequestSurvival) -> RequestSurvi
         verify_length=message.verify_length,
         accepted=message.accepted,
         min_tokens_per_second=message.min_tokens_per_second,
+        origin=DraftOrigin.LOOKUP if message.looked_up else DraftOrigin.DRAFTER,
     )
 
 

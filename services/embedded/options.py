@@ -21,7 +21,9 @@ class StackOptions:
     grpc_port: int = 50051
     target_model: str = DEFAULT_MODEL
     drafter: str | None = DEFAULT_DRAFTER
-    """None: plain decoding."""
+    """None: no draft model."""
+    lookup: bool = True
+    """Whether drafts may come from requests' own text too."""
     dtype: str = "bfloat16"
     weights: str = "stored"
     """Of the target; see `EngineOptions.weights`."""

@@ -134,6 +134,7 @@ class ProcessStack:
             "DSPARK_TARGET_MODEL": options.target_model,
             "DSPARK_DRAFTER": options.drafter or "",
             "DSPARK_DTYPE": options.dtype,
+            "DSPARK_LOOKUP": "true" if options.lookup else "false",
             "DSPARK_WEIGHTS": options.weights,
             "DSPARK_KV_CACHE_MB": str(options.kv_cache_mb),
             "DSPARK_MAX_RUNNING": str(options.max_running),

@@ -155,6 +155,7 @@ class EmbeddedStack:
             planner=planner,
             trace=self._open_trace(),
             draft_time=draft_time,
+            lookup=options.lookup,
         )
         load.watch(lambda: verifier.status)
         verifier.start()

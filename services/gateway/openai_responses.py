@@ -38,6 +38,7 @@ class SpeculationStatsBody(BaseModel):
     drafted_tokens: int
     verified_tokens: int
     accepted_tokens: int
+    lookup_accepted_tokens: int
     committed_tokens: int
     accepted_length: float
     """Mean tokens committed per round, the bonus token included."""
@@ -63,6 +64,7 @@ class SpeculationStatsBody(BaseModel):
             drafted_tokens=stats.drafted_tokens,
             verified_tokens=stats.verified_tokens,
             accepted_tokens=stats.accepted_tokens,
+            lookup_accepted_tokens=stats.lookup_accepted_tokens,
             committed_tokens=stats.committed_tokens,
             accepted_length=round(stats.accepted_length, 4),
             acceptance_rate=round(stats.acceptance_rate, 4),

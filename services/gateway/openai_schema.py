@@ -76,12 +76,14 @@ class SpeculationBody(BaseModel):
     enabled: bool = True
     verification: Literal["rejection", "coupled"] | None = None
     max_draft_tokens: int | None = None
+    lookup: bool = True
 
     def to_record(self) -> SpeculationOptions:
         return SpeculationOptions(
             enabled=self.enabled,
             verification=Verification(self.verification) if self.verification else None,
             max_draft_tokens=self.max_draft_tokens,
+            lookup=self.lookup,
         )
 
 

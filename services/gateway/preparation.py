@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -118,6 +119,4 @@ def _bounded(options: SpeculationOptions, limit: int) -> SpeculationOptions:
     """A verify length beyond the context means no bound, but may not fit the wire."""
     if options.max_draft_tokens is None or options.max_draft_tokens <= limit:
         return options
-    return SpeculationOptions(
-        enabled=options.enabled, verification=options.verification, max_draft_tokens=limit
-    )
+    return dataclasses.replace(options, max_draft_tokens=limit)

@@ -87,4 +87,5 @@ def _sum(first: SpeculationStats, second: SpeculationStats) -> SpeculationStats:
         committed_tokens=first.committed_tokens + second.committed_tokens,
         draft_seconds=first.draft_seconds + second.draft_seconds,
         verify_seconds=first.verify_seconds + second.verify_seconds,
+        lookup_accepted_tokens=first.lookup_accepted_tokens + second.lookup_accepted_tokens,
     )

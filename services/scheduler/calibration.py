@@ -77,7 +77,7 @@ class CalibrationBook:
     def observe(self, model: str, requests: Sequence[RequestSurvival]) -> None:
         """Outcomes of one round of a verifier that serves the model."""
         window = self._window(model)
-        judged = [request for request in requests if request.verify_length and request.survival]
+        judged = [request for request in requests if request.verify_length and request.drafted]
         window.rounds.extend(judged)
         window.fresh += len(judged)
 

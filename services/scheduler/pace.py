@@ -56,7 +56,7 @@ class VerifierPace:
                 self.model = RoundTimeModel(StepTimeModel.learn(*point))
             else:
                 self.model = self.model.observed_step(*point)
-        drafted = sum(bool(request.survival) for request in report.requests)
+        drafted = sum(request.drafted for request in report.requests)
         if self.model is not None and drafted and report.draft_seconds > 0:
             self.model = self.model.observed_draft(
                 drafted, report.draft_seconds, report.draft_compute_seconds or None

@@ -51,6 +51,7 @@ class VerifierPlanner:
                 survival=request.survival,
                 floor_tokens_per_second=request.min_tokens_per_second or None,
                 context_tokens=context,
+                origin=request.origin,
             )
             for request in report.requests
         ]

@@ -34,6 +34,8 @@ class VerifierServiceConfig:
     scheduler_address: str | None
     advertise_address: str
     replica_id: str
+    lookup: bool = True
+    """Whether drafts may come from requests' own text too."""
     profile: ProfileOptions = field(default_factory=ProfileOptions)
     trace: TraceOptions | None = None
     """None: rounds leave no trace."""
@@ -67,6 +69,7 @@ class VerifierServiceConfig:
             scheduler_address=env.optional_text("DSPARK_SCHEDULER_ADDRESS"),
             advertise_address=address,
             replica_id=env.text("DSPARK_REPLICA_ID", f"verifier-{address}"),
+            lookup=env.flag("DSPARK_LOOKUP", True),
             profile=ProfileOptions(
                 source=env.text("DSPARK_PROFILE", MEASURE),
                 max_requests=env.integer("DSPARK_MAX_RUNNING", 32, minimum=1),

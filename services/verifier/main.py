@@ -125,6 +125,7 @@ async def _start_verifier(
         metrics=telemetry.registry,
         planner=planner,
         trace=trace,
+        lookup=config.lookup,
         planner_name=lambda: coordinated[0].last_planner if coordinated else "local",
     )
     load.watch(lambda: verifier.status)

@@ -11,7 +11,7 @@ from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.engine.planning import LocalPlanSource
 from dspark_core.engine.protocols import PlanSource
 from dspark_core.engine.verifier import VerifierStatus
-from dspark_core.records import RoundReport
+from dspark_core.records import DraftOrigin, RoundReport
 
 _STEP_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
 _DRAFT_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -45,6 +45,12 @@ class VerifierMetrics:
             "dspark_verified_tokens", "Draft tokens put through the target.", registry=registry
         )
         self._accepted = Counter("dspark_accepted_tokens", "Draft tokens accepted.", registry=registry)
+        self._looked_up = Counter(
+            "dspark_lookup_verified_tokens", "Of the verified tokens, those looked up.", registry=registry
+        )
+        self._lookup_accepted = Counter(
+            "dspark_lookup_accepted_tokens", "Of the accepted tokens, those looked up.", registry=registry
+        )
         self._rounds = Counter(
             "dspark_request_rounds", "Rounds times requests: accepted / this + 1 is tau.", registry=registry
         )
@@ -70,6 +76,9 @@ class VerifierMetrics:
         self._batch_tokens.observe(report.batch_tokens)
         self._verified.inc(sum(request.verify_length for request in report.requests))
         self._accepted.inc(sum(request.accepted for request in report.requests))
+        looked_up = [request for request in report.requests if request.origin is DraftOrigin.LOOKUP]
+        self._looked_up.inc(sum(request.verify_length for request in looked_up))
+        self._lookup_accepted.inc(sum(request.accepted for request in looked_up))
         self._rounds.inc(len(report.requests))
         self._undrafted.inc(sum(not request.survival for request in report.requests))
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dspark_core.algorithms.calibration import MAX_LOGIT, ConfidenceScaling
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.errors import ConfigError
-from dspark_core.records import VerifyPlan
+from dspark_core.records import DraftOrigin, VerifyPlan
 
 _MAX_EXPONENT = 700.0
 
@@ -33,7 +33,7 @@ def scaled(requests: Sequence[PlanRequest], scaling: ConfidenceScaling | None) -
         return requests
     return [
         dataclasses.replace(request, survival=_scaled_row(request.survival, scaling))
-        if len(request.survival)
+        if request.origin is DraftOrigin.DRAFTER and len(request.survival)
         else request
         for request in requests
     ]

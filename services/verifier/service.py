@@ -15,6 +15,7 @@ from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
 from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import BuiltTarget, EngineOptions, build_target
 from dspark_core.engine.drafting import Drafting
+from dspark_core.engine.lookup import LookupDrafting
 from dspark_core.engine.planning import LocalPlanSource
 from dspark_core.engine.protocols import DraftSource, PlanSource
 from dspark_core.engine.rounds import RoundLoop
@@ -71,9 +72,12 @@ def build_verifier(
     trace: TraceWriter | None = None,
     planner_name: Callable[[], str] = lambda: "local",
     draft_time: DraftTimeModel | None = None,
+    lookup: bool = True,
 ) -> Verifier:
     """`planner` may wrap the local planner, for example to follow the scheduler; `planner_name` is
-    the name under which the newest plan is traced. `draft_time`: measured; None: to be learned."""
+    the name under which the newest plan is traced. `draft_time`: measured; None: to be learned.
+    `lookup`: drafts also from what a request's own text repeats.
+    """
     engine = profiled.target.engine
     observed = VerifierMetrics(metrics)
     drafting = None
@@ -98,6 +102,7 @@ def build_verifier(
         engine,
         ObservedPlanSource(plans, observed),
         drafting=drafting,
+        lookup=LookupDrafting() if lookup else None,
         limits=limits,
         replica_id=replica_id,
         step_time=None if round_time is None else round_time.verify,

@@ -61,17 +61,19 @@ class SamplingParams(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class SpeculationOptions(_message.Message):
-    __slots__ = ("enabled", "verification", "max_draft_tokens")
+    __slots__ = ("enabled", "verification", "max_draft_tokens", "lookup")
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     VERIFICATION_FIELD_NUMBER: _ClassVar[int]
     MAX_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOOKUP_FIELD_NUMBER: _ClassVar[int]
     enabled: bool
     verification: Verification
     max_draft_tokens: int
-    def __init__(self, enabled: _Optional[bool] = ..., verification: _Optional[_Union[Verification, str]] = ..., max_draft_tokens: _Optional[int] = ...) -> None: ...
+    lookup: bool
+    def __init__(self, enabled: _Optional[bool] = ..., verification: _Optional[_Union[Verification, str]] = ..., max_draft_tokens: _Optional[int] = ..., lookup: _Optional[bool] = ...) -> None: ...
 
 class SpeculationStats(_message.Message):
-    __slots__ = ("rounds", "drafted_tokens", "verified_tokens", "accepted_tokens", "committed_tokens", "draft_seconds", "verify_seconds")
+    __slots__ = ("rounds", "drafted_tokens", "verified_tokens", "accepted_tokens", "committed_tokens", "draft_seconds", "verify_seconds", "lookup_accepted_tokens")
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
     DRAFTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     VERIFIED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +81,7 @@ class SpeculationStats(_message.Message):
     COMMITTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DRAFT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     VERIFY_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LOOKUP_ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     rounds: int
     drafted_tokens: int
     verified_tokens: int
@@ -86,4 +89,5 @@ class SpeculationStats(_message.Message):
     committed_tokens: int
     draft_seconds: float
     verify_seconds: float
-    def __init__(self, rounds: _Optional[int] = ..., drafted_tokens: _Optional[int] = ..., verified_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., committed_tokens: _Optional[int] = ..., draft_seconds: _Optional[float] = ..., verify_seconds: _Optional[float] = ...) -> None: ...
+    lookup_accepted_tokens: int
+    def __init__(self, rounds: _Optional[int] = ..., drafted_tokens: _Optional[int] = ..., verified_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., committed_tokens: _Optional[int] = ..., draft_seconds: _Optional[float] = ..., verify_seconds: _Optional[float] = ..., lookup_accepted_tokens: _Optional[int] = ...) -> None: ...

@@ -167,18 +167,20 @@ class StepTime(_message.Message):
     def __init__(self, batch_tokens: _Optional[int] = ..., step_seconds: _Optional[float] = ..., requests: _Optional[int] = ..., context_tokens: _Optional[int] = ...) -> None: ...
 
 class RequestSurvival(_message.Message):
-    __slots__ = ("sequence_id", "survival", "verify_length", "accepted", "min_tokens_per_second")
+    __slots__ = ("sequence_id", "survival", "verify_length", "accepted", "min_tokens_per_second", "looked_up")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     SURVIVAL_FIELD_NUMBER: _ClassVar[int]
     VERIFY_LENGTH_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     MIN_TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    LOOKED_UP_FIELD_NUMBER: _ClassVar[int]
     sequence_id: str
     survival: _containers.RepeatedScalarFieldContainer[float]
     verify_length: int
     accepted: int
     min_tokens_per_second: float
-    def __init__(self, sequence_id: _Optional[str] = ..., survival: _Optional[_Iterable[float]] = ..., verify_length: _Optional[int] = ..., accepted: _Optional[int] = ..., min_tokens_per_second: _Optional[float] = ...) -> None: ...
+    looked_up: bool
+    def __init__(self, sequence_id: _Optional[str] = ..., survival: _Optional[_Iterable[float]] = ..., verify_length: _Optional[int] = ..., accepted: _Optional[int] = ..., min_tokens_per_second: _Optional[float] = ..., looked_up: _Optional[bool] = ...) -> None: ...
 
 class VerifyPlan(_message.Message):
     __slots__ = ("based_on_round", "draft_token_capacity", "curve", "temperatures", "biases", "draft_price", "term")
