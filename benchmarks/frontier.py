@@ -138,7 +138,8 @@ def _measure(
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("slices", total=len(visits) * len(stack.methods))
         for number, (turn, concurrency) in enumerate(visits):
-            if arguments.stop_after is not None and time.monotonic() - started > arguments.stop_after:
+            late = arguments.stop_after is not None and time.monotonic() - started > arguments.stop_after
+            if late and measured:
                 return measured, len(visits) - number
             visit = []
             progress.update(task, description=f"turn {turn + 1}, {concurrency} users")

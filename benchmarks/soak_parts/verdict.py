@@ -22,7 +22,9 @@ class Bounds:
     open_files: float = 2.0
     tasks: float = 2.0
     threads: float = 1.0
-    objects: float = 5_000.0
+    objects: float = 20_000.0
+    """Some memories fill up for hours before they forget: of the last 4,096 requests the choice for whom
+    to draft keeps three objects each."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,10 @@ UNPROFILED_MIN_SURVIVAL = 0.6
 """Without a profile a token is verified if it is likely to stand, and never more than a few: on most
 hardware the second and third token of a request cost less than this, on no hardware is it certain."""
 
+PLAIN_ROUNDS_PER_LESSON = 4
+"""Rounds without drafts are alike and plan nothing: times are learned from one in so many of them, as
+learning from each would cost a small model's round a share that is felt."""
+
 
 class LocalPlanSource:
     """`PlanSource` with no one to ask."""
@@ -28,6 +32,7 @@ class LocalPlanSource:
         """`round_time`: None while nothing was profiled; plans are then conservative, see above."""
         self._round_time = round_time
         self._policy = policy or DraftPolicy()
+        self._plain_rounds = 0
         self.last_plan: Plan | None = None
         self.paused_requests = 0
         """Requests that were draftable in the newest round and not drafted for."""
@@ -63,6 +68,10 @@ class LocalPlanSource:
         """Learns what steps and drafts cost and what drafts bring; earlier rounds bias nothing."""
         self._policy.learn(report.requests)
         if self._round_time is None or not report.requests:
+            return
+        planned = any(request.survival for request in report.requests)
+        self._plain_rounds = 0 if planned else self._plain_rounds + 1
+        if self._plain_rounds % PLAIN_ROUNDS_PER_LESSON:
             return
         if report.loop_seconds > 0:
             self._round_time = self._round_time.observed_loop(len(report.requests), report.loop_seconds)
