@@ -34,7 +34,7 @@ WARM_UP_ROUNDS = 2
 RESTARTED_USERS = 8
 """Batches up to this size are begun anew for every slice."""
 PROFILED_REQUESTS = (1, 2, 4, 8, 16, 32, 64)
-PROFILE_SECONDS = 15.0
+PROFILE_SECONDS = 8.0
 MAX_FILL_ROUNDS = 200
 """Prefill takes a few; short answers may keep ending and beginning, which is a steady state too."""
 MIN_ROUNDS = 6
