@@ -8,7 +8,8 @@ finished visit of a concurrency is on disk: a run that is stopped goes on where 
 again with the same arguments; `--stop-after SECONDS` stops by itself (exit status 3 while something is
 left), for a machine that cannot be had for long at a time. Without --mtp1 the block drafter's first token
 alone ("gamma 1") stands in for MTP-1, and is named so. `--clock cpu` tells times by the processor time of
-the process: with one thread that of an idle machine, on one that is not.
+the process: with one thread that of an idle machine, on one that is not. The scheduled method is what
+`dspark up` serves with: drafts of the drafter or from what a request's own text repeats, whichever pays.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Stack:
         methods = [Method(NO_SPECULATION, FixedLengthPlanSource(0))]
         methods += [Method(f"gamma {length}", FixedLengthPlanSource(length)) for length in arguments.gamma]
         methods.append(Method(f"threshold {arguments.threshold}", ThresholdPlanSource(arguments.threshold)))
-        methods.append(Method(SCHEDULED, LocalPlanSource(loop.round_time)))
+        methods.append(Method(SCHEDULED, LocalPlanSource(loop.round_time), lookup=True))
         if arguments.mtp1 is None:
             methods.insert(1, Method(STAND_IN, FixedLengthPlanSource(1)))
         self.loops = [(loop, methods)]

@@ -22,11 +22,13 @@ from dspark_core.engine.building import BuiltTarget, EngineOptions, build_drafte
 from dspark_core.engine.draft_engine import LocalDraftSource
 from dspark_core.engine.draft_profiler import profile_draft_time
 from dspark_core.engine.drafting import Drafting
+from dspark_core.engine.lookup import LookupDrafting
 from dspark_core.engine.planning import FullPlanSource
 from dspark_core.engine.profile_file import profile_key
 from dspark_core.engine.profiler import ProfileSettings, profile_step_time
-from dspark_core.engine.protocols import DraftSource, PlanSource
+from dspark_core.engine.protocols import DraftBlock, DraftSource, PlanSource
 from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.sequence import SequenceState
 from dspark_core.records import GenerateRequest, RoundReport, SamplingParams
 
 DRAFT_DEADLINE_SECONDS = 600.0
@@ -45,6 +47,8 @@ MIN_ROUNDS = 6
 class Method:
     name: str
     plans: PlanSource
+    lookup: bool = False
+    """Whether drafts also come from what a request's own text repeats, as in serving."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +86,17 @@ class SwitchedPlans:
     def report(self, report: RoundReport) -> None:
         self.reports.append(report)
         self.current.report(report)
+
+
+class SwitchedLookup(LookupDrafting):
+    """Proposes only while the method whose turn it is wants that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enabled = False
+
+    def propose(self, sequences: Sequence[SequenceState]) -> dict[str, DraftBlock]:
+        return super().propose(sequences if self.enabled else ())
 
 
 def profile_round_time(
@@ -127,11 +142,13 @@ class LoadedLoop:
             profile_round_time(target, source, options, max_running, clock) if profiled else None
         )
         self.plans = SwitchedPlans()
+        self._lookup = SwitchedLookup()
         block = drafter.geometry.block_size
         self._loop = RoundLoop(
             target.engine,
             self.plans,
             drafting=Drafting(source, target.engine, deadline_seconds=DRAFT_DEADLINE_SECONDS, clock=clock),
+            lookup=self._lookup,
             clock=clock,
             limits=BatchLimits(
                 max_running=max_running,
@@ -177,7 +194,7 @@ class LoadedLoop:
             # Many lengths, or all would end together and start together again.
             share = 1.0 if concurrency <= RESTARTED_USERS else (index + 1) / concurrency
             self._submit(max(8, round(self._max_tokens * share)))
-        self.plans.current = FullPlanSource()
+        self.plans.current, self._lookup.enabled = FullPlanSource(), False
         for _ in range(MAX_FILL_ROUNDS):
             self._step()
             if len(self.plans.reports[-1].requests) >= concurrency:
@@ -191,7 +208,7 @@ class LoadedLoop:
     def run_slice(self, method: Method, concurrency: int, turn: int, seconds: float) -> SliceResult:
         """Some unmeasured rounds, then at least `seconds` and MIN_ROUNDS of measured ones."""
         self.hold(concurrency, turn)
-        self.plans.current = method.plans
+        self.plans.current, self._lookup.enabled = method.plans, method.lookup
         for _ in range(WARM_UP_ROUNDS):
             self._step()
         self.plans.reports.clear()
