@@ -45,15 +45,15 @@ def main() -> None:
     rows = []
     for drafters in arguments.drafters:
         found = {planner: _measure(world, arguments, drafters, planner) for planner in PLANNERS}
-        cells = (
-            f"{one['tokens_per_second']:5.0f} {one['drafters_busy']:4.0%} {one['queue_seconds'] * 1e3:5.1f} ms"
-            for one in found.values()
-        )
-        print(f"{drafters:8d} " + " ".join(f"{cell:>19}" for cell in cells), flush=True)
+        print(f"{drafters:8d} " + " ".join(_cell(**one) for one in found.values()), flush=True)
         rows.append({"drafters": drafters, **found})
     if arguments.out is not None:
         settings = {name: value for name, value in vars(arguments).items() if name not in ("out", "drafters")}
         arguments.out.write_text(json.dumps({**settings, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+def _cell(tokens_per_second: float, drafters_busy: float, queue_seconds: float) -> str:
+    return f"{tokens_per_second:7.0f} {drafters_busy:4.0%} {1000 * queue_seconds:4.1f} ms"
 
 
 def _measure(world: World, arguments: argparse.Namespace, drafters: int, planner: str) -> dict[str, float]:

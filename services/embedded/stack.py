@@ -203,7 +203,12 @@ class EmbeddedStack:
     ) -> Gateway:
         options = self._options
         tokenizer = await asyncio.to_thread(load_tokenizer, resolve_model_path(options.target_model))
-        local = LocalVerifier(verifier, describe(options.engine, profiled), serving=load.serving)
+        local = LocalVerifier(
+            verifier,
+            describe(options.engine, profiled),
+            serving=load.serving,
+            tracer=self._telemetry.tracer,
+        )
         pool = VerifierPool(lambda address: _LocalConnection(local))
         self._closing.push_async_callback(pool.close)
         backend = RoutedBackend(

@@ -181,7 +181,9 @@ async def _serve(
         if registration:
             await registration.stop()
 
-    servicer = VerifierServicer(verifier, describe(config.engine, profiled), serving=load.serving)
+    servicer = VerifierServicer(
+        verifier, describe(config.engine, profiled), serving=load.serving, tracer=telemetry.tracer
+    )
     parts = {"profile": lambda: profile_problem(telemetry.registry)}
     server = GrpcServer(config.server, [servicer.register], telemetry, parts=parts)
     await serve(server, warm_up=warm_up, on_drain=on_drain)

@@ -8,10 +8,12 @@ from typing import Any
 
 import grpc.aio
 from dspark_proto.v1 import verifier_pb2, verifier_pb2_grpc
+from opentelemetry.trace import NoOpTracer, Tracer
 
 from dspark_core.engine.verifier import Verifier
 from dspark_core.records import GenerateChunk, GenerateRequest, VerifierDescription
 from services.common import convert
+from services.verifier.round_spans import with_round_spans
 
 
 class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
@@ -21,11 +23,13 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         description: VerifierDescription,
         *,
         serving: Callable[[GenerateRequest], AbstractContextManager[None]] = lambda request: nullcontext(),
+        tracer: Tracer | None = None,
     ) -> None:
-        """`serving` is entered around every request."""
+        """`serving` is entered around every request; `tracer` gets spans of its rounds."""
         self._verifier = verifier
         self._description = description
         self._serving = serving
+        self._tracer = tracer or NoOpTracer()
 
     def register(self, server: grpc.aio.Server) -> None:
         verifier_pb2_grpc.add_VerifierServiceServicer_to_server(self, server)
@@ -41,8 +45,11 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         asked = convert.generate_request_from_proto(request)
         # A cancelled call closes this generator, which frees the request's pages.
         with self._serving(asked):
-            async with aclosing(self._verifier.generate(asked)) as chunks:
-                async for chunk in chunks:
+            async with (
+                aclosing(self._verifier.generate(asked)) as chunks,
+                aclosing(with_round_spans(chunks, self._tracer)) as traced,
+            ):
+                async for chunk in traced:
                     yield convert.generate_chunk_to_proto(chunk)
 
 
@@ -55,11 +62,13 @@ class LocalVerifier:
         description: VerifierDescription,
         *,
         serving: Callable[[GenerateRequest], AbstractContextManager[None]] = lambda request: nullcontext(),
+        tracer: Tracer | None = None,
     ) -> None:
-        """`serving` is entered around every request."""
+        """`serving` is entered around every request; `tracer` gets spans of its rounds."""
         self._verifier = verifier
         self._description = description
         self._serving = serving
+        self._tracer = tracer or NoOpTracer()
 
     async def describe(self) -> VerifierDescription:
         return self._description
@@ -68,6 +77,9 @@ class LocalVerifier:
         self, request: GenerateRequest, *, deadline_seconds: float
     ) -> AsyncGenerator[GenerateChunk, None]:
         with self._serving(request):
-            async with aclosing(self._verifier.generate(request)) as chunks:
-                async for chunk in chunks:
+            async with (
+                aclosing(self._verifier.generate(request)) as chunks,
+                aclosing(with_round_spans(chunks, self._tracer)) as traced,
+            ):
+                async for chunk in traced:
                     yield chunk
