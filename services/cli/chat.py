@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from dspark_core.errors import DSparkError
-from services.cli.arguments import DEFAULT_URL, add_key_argument, add_sampling_arguments, sampling_fields
+from services.cli.asking import DEFAULT_URL, add_key_argument, add_sampling_arguments, sampling_fields
 from services.cli.client import GatewayClient
 from services.cli.report import AnswerMeter
 

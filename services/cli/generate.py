@@ -11,13 +11,8 @@ import contextlib
 import logging
 import sys
 
-from services.cli.arguments import (
-    add_key_argument,
-    add_sampling_arguments,
-    add_stack_arguments,
-    sampling_fields,
-    stack_options,
-)
+from services.cli.arguments import add_stack_arguments, stack_options
+from services.cli.asking import add_key_argument, add_sampling_arguments, sampling_fields
 from services.cli.client import GatewayClient
 from services.cli.report import AnswerMeter
 from services.embedded.stack import EmbeddedStack

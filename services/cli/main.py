@@ -1,47 +1,59 @@
-"""The `dspark` command and its subcommands, one module each."""
+"""The `dspark` command and its subcommands, one module each.
+
+Only the module of the command that is run is imported: most of them load torch, which takes seconds.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
 from dspark_core.errors import ConfigError, DSparkError
-from services.cli import (
-    calibrate,
-    chat,
-    data,
-    doctor,
-    evaluate,
-    generate,
-    profile,
-    replay,
-    simulate,
-    train,
-    up,
-)
 
 EXIT_FAILURE = 1
 EXIT_CONFIG = 2
-COMMANDS = (up, chat, generate, evaluate, calibrate, data, train, profile, replay, simulate, doctor)
+EXIT_INTERRUPTED = 130  # as shells count: 128 and SIGINT
+
+COMMANDS = {
+    "up": ("up", "start everything on this machine"),
+    "chat": ("chat", "talk to a running gateway"),
+    "generate": ("generate", "answer one prompt"),
+    "eval": ("evaluate", "measure a drafter"),
+    "calibrate": ("calibrate", "calibrate a drafter's confidences"),
+    "data": ("data", "make training data"),
+    "train": ("train", "train a drafter"),
+    "profile": ("profile", "measure step and draft times"),
+    "replay": ("replay", "plan traced rounds with other planners"),
+    "simulate": ("simulate", "simulate a cluster"),
+    "doctor": ("doctor", "check this installation"),
+}
+"""Command -> its module and what it does."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Knows the arguments of one command; the others by name only."""
     parser = argparse.ArgumentParser(
         prog="dspark",
         description="Serve large language models with DSpark speculative decoding.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add_parser(commands)
+    for name, (module, what) in COMMANDS.items():
+        if name == command:
+            importlib.import_module(f"services.cli.{module}").add_parser(commands)
+        else:
+            commands.add_parser(name, help=what)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: done; 1: failed while running; 2: wrong arguments or configuration."""
-    arguments = build_parser().parse_args(argv)
+    """0: done; 1: failed while running; 2: wrong arguments or configuration; 130: Ctrl-C."""
+    given = list(sys.argv[1:] if argv is None else argv)
     try:
+        # The command comes first: `dspark` itself has no options but --help.
+        arguments = build_parser(given[0] if given else None).parse_args(given)
         return int(arguments.run(arguments))
     except ConfigError as error:
         print(f"dspark: {error}", file=sys.stderr)
@@ -51,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILURE
     except BrokenPipeError:
         return EXIT_FAILURE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":

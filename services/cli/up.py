@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from rich.console import Console
 
@@ -33,6 +33,7 @@ class Stack(Protocol):
     async def start(self) -> None: ...
     async def wait(self) -> None: ...
     async def stop(self) -> None: ...
+    def kill(self) -> None: ...
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -79,7 +80,7 @@ def _a_key(gateway: GatewayConfig) -> str | None:
 
 async def _serve(stack: Stack, options: StackOptions, demo: Callable[[], None] | None) -> int:
     console = Console(stderr=True)
-    async with stop_signals() as (stopped, _):
+    async with stop_signals() as (stopped, stop_now):
         began, serving = time.monotonic(), False
         try:
             with console.status(f"Loading {options.target_model} and measuring its step rate ..."):
@@ -99,7 +100,18 @@ async def _serve(stack: Stack, options: StackOptions, demo: Callable[[], None] |
             return 0
         finally:
             console.print("stopping: requests in flight may finish" if serving else "stopping")
-            await stack.stop()
+            ended = await finished_before(stack.stop(), stop_now)
+            if not ended or (stopped.is_set() and not serving):
+                _leave(stack)
+
+
+def _leave(stack: Stack) -> NoReturn:
+    """Ends this process as it stands: a thread that still loads a model cannot be interrupted, and
+    nothing that it makes is wanted any more."""
+    stack.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _print_addresses(console: Console, options: StackOptions) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import os
 import signal
@@ -29,6 +30,15 @@ POLL_SECONDS = 0.1
 KILL_GRACE_SECONDS = 5.0
 
 
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)  # before the fork: afterwards little may be done
+
+
+def _end_with_parent() -> None:
+    """Runs in the child. An orphan would go on holding its ports and its memory."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 class ServiceProcess:
     """One `python -m services.<role>.main`, in a session of its own: Ctrl-C in the terminal is for
     the parent, which stops its children in order."""
@@ -37,7 +47,12 @@ class ServiceProcess:
         self.role = role
         self.port = port
         command = [sys.executable, "-m", f"services.{role}.main"]
-        self._process = subprocess.Popen(command, env={**os.environ, **environ}, start_new_session=True)
+        self._process = subprocess.Popen(
+            command,
+            env={**os.environ, **environ},
+            start_new_session=True,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
 
     @property
     def pid(self) -> int:
@@ -120,6 +135,11 @@ class ProcessStack:
         for role in ("gateway", "verifier", "drafter", "scheduler"):
             if role in self.processes:
                 await self.processes[role].stop(limit)
+
+    def kill(self) -> None:
+        """At once, without a drain."""
+        for process in self.processes.values():
+            process.kill()
 
     def _spawn(self, role: str, environ: Mapping[str, str], port: int) -> None:
         own = {"DSPARK_PORT": str(port), "DSPARK_ADVERTISE_ADDRESS": f"{LOOPBACK}:{port}"}

@@ -128,6 +128,9 @@ class EmbeddedStack:
             await self._http.drain(self._options.drain_seconds)
         await self._closing.aclose()
 
+    def kill(self) -> None:
+        """Nothing but this process is left to end."""
+
     async def _start_verifier(
         self, profiled: ProfiledTarget, scheduler: Scheduler, load: LoadMeter
     ) -> Verifier:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -10,6 +11,8 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -126,6 +129,37 @@ def test_up_serves_answers_the_demo_request_and_stops_on_ctrl_c(capsys) -> None:
         assert process.wait() == 0, rest
         assert "Traceback" not in rest
         watchdog.cancel()
+
+
+@contextlib.contextmanager
+def starting(*flags: str, until: str) -> Iterator[subprocess.Popen[str]]:
+    """`dspark up`, once it has logged a line with `until`."""
+    command = [sys.executable, "-m", "services.cli.main", "up", "--port", "0", "--grpc-port", "0", *flags]
+    environ = {**os.environ, "PYTHONPATH": ".:proto/gen", "DSPARK_LOG_LEVEL": "INFO"}
+    with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as process:
+        watchdog = threading.Timer(120, process.kill)
+        watchdog.start()
+        assert process.stderr is not None
+        assert any(until in line for line in process.stderr)
+        yield process
+        watchdog.cancel()
+
+
+def test_up_can_be_interrupted_while_it_loads() -> None:
+    with starting("--kv-cache-mb", "256", "--threads", "1", until="native kernels") as process:
+        interrupted = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait() == 0, rest
+        assert time.monotonic() - interrupted < 10
+        assert "Traceback" not in rest
+
+
+def test_services_end_with_the_command_that_started_them() -> None:
+    with starting("--disaggregated", until="ready on port") as process:
+        process.kill()
+        # Ends when the last of them has closed it.
+        assert "scheduler services.common.server: stopped" in process.stderr.read()
 
 
 def test_metrics_tell_of_rounds_and_requests(stack: EmbeddedStack) -> None:

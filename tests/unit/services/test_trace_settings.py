@@ -39,7 +39,7 @@ def test_a_wrong_setting_is_named_with_its_value(name: str, value: str) -> None:
 
 
 def test_the_flags_of_dspark_up_reach_the_options() -> None:
-    arguments = build_parser().parse_args(["up", "--trace", "r.jsonl", "--trace-sample", "0.25"])
+    arguments = build_parser("up").parse_args(["up", "--trace", "r.jsonl", "--trace-sample", "0.25"])
     assert (arguments.trace, arguments.trace_sample) == (Path("r.jsonl"), 0.25)
     options = StackOptions(trace_file=arguments.trace, trace_sample=arguments.trace_sample)
     assert options.trace is not None

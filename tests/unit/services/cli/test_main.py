@@ -1,0 +1,47 @@
+"""The command itself: what it loads, and how it ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from services.cli import chat
+from services.cli.main import COMMANDS, build_parser, main
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_listed_as_its_module_tells_it(command) -> None:
+    assert build_parser(command).format_help() == build_parser().format_help()
+    with pytest.raises(SystemExit) as ended:
+        build_parser(command).parse_args([command, "--help"])
+    assert ended.value.code == 0
+
+
+def test_chatting_and_looking_around_do_not_load_torch() -> None:
+    code = (
+        "import sys\n"
+        "from services.cli.main import build_parser\n"
+        "build_parser()\n"
+        "build_parser('chat')\n"
+        "assert 'services.cli.chat' in sys.modules\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch) -> None:
+    def interrupted(url: str, **_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat, "GatewayClient", interrupted)
+    assert main(["chat"]) == 130
+
+
+@pytest.mark.parametrize("given", [[], ["no-such-command"], ["--no-such-option"]])
+def test_what_is_no_command_is_a_wrong_argument(given, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(given)
+    assert ended.value.code == 2
+    assert "dspark: error" in capsys.readouterr().err
