@@ -71,7 +71,7 @@ class Serving:
 
     async def sample(self, minute: float, tokens_per_second: float) -> Sample:
         metrics = await self._idle_metrics()
-        counts = await self._counts()
+        counts = await self._counts()  # also gives back what is only kept
         root = Path(f"/proc/{self.process.pid}")
         return Sample(
             minute=minute,
