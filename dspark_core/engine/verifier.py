@@ -7,7 +7,7 @@ import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -37,19 +37,34 @@ class _Stream:
     """
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[GenerateChunk | Exception] = asyncio.Queue()
 
     def put(self, item: GenerateChunk | Exception) -> None:
-        # A closed event loop means that nobody is listening any more.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
+        """On the caller's event loop."""
+        self._queue.put_nowait(item)
 
     async def get(self) -> GenerateChunk:
         item = await self._queue.get()
         if isinstance(item, Exception):
             raise item
         return item
+
+
+def _put_all(items: Iterable[tuple[_Stream, GenerateChunk | Exception]]) -> None:
+    """From any thread. An event loop is woken once, not once for each of a round's streams."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, GenerateChunk | Exception]]] = {}
+    for stream, item in items:
+        by_loop.setdefault(stream.loop, []).append((stream, item))
+    for loop, put in by_loop.items():
+        # A closed event loop means that nobody is listening any more.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_put_here, put)
+
+
+def _put_here(items: Iterable[tuple[_Stream, GenerateChunk | Exception]]) -> None:
+    for stream, item in items:
+        stream.put(item)
 
 
 class Verifier:
@@ -169,17 +184,19 @@ class Verifier:
                 return True
 
     def _deliver(self, outputs: list[RoundOutput]) -> None:
+        told: list[tuple[_Stream, GenerateChunk | Exception]] = []
         for output in outputs:
             stream = self._streams.get(output.request_id)
             if output.chunk.finish_reason is not None:
                 self._streams.pop(output.request_id, None)
             if stream is not None:
-                stream.put(output.chunk)
+                told.append((stream, output.chunk))
+        _put_all(told)
         if self._on_round is not None:
             self._on_round(outputs)
 
     def _fail_all(self, error: Exception) -> None:
         streams, self._streams = self._streams, {}
-        for request_id, stream in streams.items():
+        for request_id in streams:
             self._rounds.cancel(request_id)
-            stream.put(error)
+        _put_all((stream, error) for stream in streams.values())

@@ -39,6 +39,20 @@ async def test_concurrent_streams_get_their_own_tokens(verifier: Verifier) -> No
     assert results == [naive_greedy(decoder, one.prompt_token_ids, 8) for one in asked]
 
 
+async def test_a_round_wakes_its_listeners_together(
+    verifier: Verifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waking an event loop costs a system call, which every token of a batch would pay for."""
+    loop, wakes = asyncio.get_running_loop(), []
+    wake = loop.call_soon_threadsafe
+    monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *told, **more: wakes.append(wake(*told, **more)))
+    asked = [request(f"r{i}", prompt, 40) for i, prompt in enumerate(prompts(5))]
+    results = await asyncio.gather(*(collect(verifier, one) for one in asked))
+    assert sum(map(len, results)) == 200
+    # One a round, and one for each request that arrives.
+    assert len(wakes) < 100
+
+
 async def test_closing_a_stream_frees_its_pages(verifier: Verifier) -> None:
     stream = verifier.generate(request("a", [1, 2, 3], 200))
     await anext(stream)
