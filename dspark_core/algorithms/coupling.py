@@ -26,6 +26,8 @@ _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 _BLOCK_ELEMENTS = 1 << 17
 """Tokens looked at together on a CPU: temporaries that stay in its cache at least halve the time."""
+_DEVICE_BLOCK_ELEMENTS = 1 << 24
+"""The same on a GPU: each of the temporaries takes 128 MiB."""
 _SPARSE = 8
 """From this many impossible tokens for a possible one on, the possible ones are listed."""
 
@@ -63,9 +65,16 @@ def sample_coupled(probs: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
     probs [rows, vocab] non-negative, need not sum to 1; seeds, positions [rows] int64.
     """
     rows, vocab = probs.shape
-    block = rows if probs.is_cuda else max(1, _BLOCK_ELEMENTS // vocab)
+    block = max(1, (_DEVICE_BLOCK_ELEMENTS if probs.is_cuda else _BLOCK_ELEMENTS) // vocab)
+    sample = sample_coupled_whole if probs.is_cuda else _sample_block
     spans = (slice(start, start + block) for start in range(0, rows, block))
-    return torch.cat([_sample_block(probs[s], seeds[s], positions[s]) for s in spans] or [seeds.new_empty(0)])
+    return torch.cat([sample(probs[s], seeds[s], positions[s]) for s in spans] or [seeds.new_empty(0)])
+
+
+def sample_coupled_whole(probs: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+    """As `sample_coupled`, by evaluating all noise: for a GPU, which need not be asked how much matters."""
+    keys = _row_keys(seeds, positions).unsqueeze(-1)
+    return (_exponential(keys + _token_offsets(probs.shape[-1], probs.device)) / probs).argmin(dim=-1)
 
 
 def _sample_block(probs: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dspark_core.algorithms.sampling import KnownLaws, TargetLaws, draw_tokens
+from dspark_core.algorithms.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,8 @@ def accept_rejection(
         draft_q_ids: [drafts, k] the tokens q gives probability to; entries of probability 0 may pad.
         draft_q_probs: [drafts, k] their probabilities, which sum to 1.
         lengths: [requests] int64, sum is drafts; 0 draws a token from p.
-        generator: on the device of the tensors; takes one uniform a draft and one a request.
+        generator: takes one uniform a draft and one a request, on its own device: a CPU's gives every
+            device the same ones.
     """
     laws = KnownLaws(target) if isinstance(target, Tensor) else target
     request = _request_of_draft(laws.num_rows, draft_ids, lengths)
@@ -75,7 +77,8 @@ def longest_equal_prefix(own_tokens: Tensor, draft_ids: Tensor, lengths: Tensor)
 
 def _uniforms(like: Tensor, generator: torch.Generator) -> Tensor:
     """float64, so that probabilities below 2^-24 are not rounded to never or always."""
-    return torch.rand(like.shape[0], dtype=torch.float64, device=like.device, generator=generator)
+    drawn = torch.rand(like.shape[0], dtype=torch.float64, device=generator.device, generator=generator)
+    return to_device(drawn, like.device)
 
 
 def _request_of_draft(rows: int, draft_ids: Tensor, lengths: Tensor) -> Tensor:
@@ -108,6 +111,8 @@ def _next_token_weights(
 ) -> Tensor:
     """Unnormalised law of the token after each accepted prefix [requests, vocab]."""
     weights = laws.of_rows(_first_rows(lengths) + accepted)
+    if weights.is_cuda:
+        return residual_weights(weights, draft_q_ids, draft_q_probs, lengths, accepted)
     rejected = (accepted < lengths).nonzero().squeeze(-1)
     if not len(rejected):
         return weights
@@ -118,3 +123,21 @@ def _next_token_weights(
     empty = residual.sum(dim=-1, keepdim=True) <= 0
     weights[rejected] = torch.where(empty, p, residual)
     return weights
+
+
+def residual_weights(
+    weights: Tensor, draft_q_ids: Tensor, draft_q_probs: Tensor, lengths: Tensor, accepted: Tensor
+) -> Tensor:
+    """p of each request's next row [requests, vocab] -> max(p - q, 0) where a draft was rejected, else p.
+
+    For a GPU: every row takes the same way, so that which were rejected need not be read back.
+    """
+    if not len(draft_q_ids):
+        return weights
+    rejected = accepted < lengths
+    draft = torch.where(rejected, lengths.cumsum(0) - lengths + accepted, 0)
+    q = draft_q_probs[draft].to(weights.dtype)
+    residual = weights.scatter_add(1, draft_q_ids[draft], -q).clamp_(min=0.0)
+    # As above: p = q leaves nothing.
+    usable = rejected & (residual.sum(dim=-1) > 0)
+    return torch.where(usable.unsqueeze(-1), residual, weights)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dspark_core.algorithms.transfer import to_device
 from dspark_core.records import SamplingParams
 
 _LEAST_LOGIT = -87.0
@@ -25,6 +26,8 @@ _BINS = (127 << 3) + 1
 """Eight to an octave of the weights in (0, 1], by the leading bits of a float32."""
 _BLOCK_ELEMENTS = 1 << 18
 """Weights evaluated at a time on a CPU: what is made of them stays in its cache meanwhile."""
+_DEVICE_BLOCK_ELEMENTS = 1 << 24
+"""The same on a GPU, where sorting them takes several times their memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class SamplingRows:
             whole = torch.tensor(values, dtype=dtype)
             if repeats is not None:
                 whole = whole.repeat_interleave(torch.tensor(repeats, dtype=torch.int64))
-            return whole.to(device)
+            return to_device(whole, torch.device(device))
 
         return cls(
             temperature=column([p.temperature for p in params], torch.float32),
@@ -112,10 +115,13 @@ def target_weights(logits: Tensor, rows: SamplingRows) -> Tensor:
         weights.div_(rows.temperature.clamp(min=_TINY).unsqueeze(-1))
     # Subnormal results and infinite arguments cost a processor up to ten times the time.
     torch.threshold_(weights.clamp_(min=_LEAST_LOGIT).exp_(), _LEAST_WEIGHT, 0.0)
-    if rows.any_top_k:
-        _truncate(weights, _top_k_thresholds(weights, rows.top_k))
-    if rows.any_top_p:
-        _truncate(weights, _top_p_thresholds(weights, rows.top_p))
+    if weights.is_cuda and (rows.any_top_k or rows.any_top_p):
+        _truncate(weights, sorted_thresholds(weights, rows.top_k, rows.top_p))
+    else:
+        if rows.any_top_k:
+            _truncate(weights, _top_k_thresholds(weights, rows.top_k))
+        if rows.any_top_p:
+            _truncate(weights, _top_p_thresholds(weights, rows.top_p))
     if rows.any_min_p:
         _truncate(weights, rows.min_p)
     return weights
@@ -130,7 +136,7 @@ def target_weight_blocks(logits: Tensor, rows: SamplingRows) -> Iterator[tuple[s
 def _row_blocks(logits: Tensor) -> Iterator[slice]:
     """Consecutive rows of [rows, vocab] to evaluate together."""
     count, vocab = logits.shape
-    block = count if logits.is_cuda else max(1, _BLOCK_ELEMENTS // vocab)
+    block = max(1, (_DEVICE_BLOCK_ELEMENTS if logits.is_cuda else _BLOCK_ELEMENTS) // vocab)
     return (slice(start, start + block) for start in range(0, count, block))
 
 
@@ -191,6 +197,26 @@ def draw_tokens(weights: Tensor, uniforms: Tensor) -> Tensor:
     # to a weight of zero, as does a uniform that was rounded up to 1.
     impossible = weights.gather(-1, drawn) <= 0
     return torch.where(impossible, weights.argmax(dim=-1, keepdim=True), drawn).squeeze(-1)
+
+
+def sorted_thresholds(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Least weight of each row that top-k and then top-p leave [rows]; 0 where both are off.
+
+    For a GPU: what it does depends on no value, so that nothing has to be read back, where
+    `_top_k_thresholds` and `_top_p_thresholds` look at as little as they can.
+    """
+    ordered = weights.sort(dim=-1, descending=True).values
+    vocab = weights.shape[-1]
+    limited = (top_k > 0) & (top_k < vocab)
+    kth = ordered.gather(-1, (top_k.clamp(1, vocab) - 1).unsqueeze(-1)).squeeze(-1)
+    least = torch.where(limited, kth, 0.0)
+    kept = ordered * (ordered >= least.unsqueeze(-1))
+    cumulative = kept.cumsum(dim=-1, dtype=torch.float64)
+    mass = cumulative[:, -1]
+    wanted = torch.minimum(top_p * mass, mass).unsqueeze(-1)
+    completing = (cumulative < wanted).sum(dim=-1, keepdim=True).clamp_(max=vocab - 1)
+    nucleus = ordered.gather(-1, completing).squeeze(-1)
+    return torch.maximum(least, torch.where(top_p < 1.0, nucleus, 0.0))
 
 
 def _truncate(weights: Tensor, least: Tensor) -> None:

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dspark_core.algorithms.rejection import accept_rejection, longest_equal_prefix
+from dspark_core.algorithms.rejection import Acceptance, accept_rejection, longest_equal_prefix
 from dspark_core.algorithms.sampling import SamplingRows, TargetLaws, greedy_tokens, target_weight_blocks
+from dspark_core.algorithms.transfer import to_device
 from dspark_core.engine.coupled_draw import sample_coupled
 from dspark_core.engine.protocols import DraftBlock
 from dspark_core.engine.sequence import SequenceState
@@ -60,47 +61,57 @@ class Acceptor:
 
     @torch.inference_mode()
     def accept(self, logits: Tensor, proposals: Sequence[Proposal]) -> list[Verdict]:
-        """logits [sum of (1 + verify_length), vocab], rows in the order of the proposals."""
-        verdicts: list[Verdict | None] = [None] * len(proposals)
+        """logits [sum of (1 + verify_length), vocab], rows in the order of the proposals.
+
+        They may be a GPU's: then all is decided there, and the verdicts are all that is read back.
+        """
+        if not proposals:
+            return []
+        order: list[int] = []
+        outcomes: list[Acceptance] = []
         rows_of = _row_ranges(proposals)
         for rule, members in _by_rule(proposals).items():
             rows = logits
             if len(members) < len(proposals):
-                rows = logits[torch.cat([rows_of[index] for index in members])]
-            decided = self._rules[rule](self, rows, [proposals[index] for index in members])
-            for index, verdict in zip(members, decided, strict=True):
-                verdicts[index] = verdict
-        return [verdict for verdict in verdicts if verdict is not None]
+                rows = logits[to_device(torch.cat([rows_of[index] for index in members]), logits.device)]
+            outcomes.append(self._rules[rule](self, rows, [proposals[index] for index in members]))
+            order.extend(members)
+        decided = torch.stack(
+            (torch.cat([o.accepted for o in outcomes]), torch.cat([o.next_token_ids for o in outcomes]))
+        )
+        accepted, next_token_ids = decided.tolist()
+        verdicts = dict(zip(order, map(Verdict, accepted, next_token_ids), strict=True))
+        return [verdicts[index] for index in range(len(proposals))]
 
-    def _greedy(self, logits: Tensor, proposals: Sequence[Proposal]) -> list[Verdict]:
+    def _greedy(self, logits: Tensor, proposals: Sequence[Proposal]) -> Acceptance:
         return _accept_equal(greedy_tokens(logits), proposals)
 
-    def _coupled(self, logits: Tensor, proposals: Sequence[Proposal]) -> list[Verdict]:
+    def _coupled(self, logits: Tensor, proposals: Sequence[Proposal]) -> Acceptance:
         """The target samples every row with the request's own noise; drafts stand while equal."""
         rows = torch.tensor([1 + p.verify_length for p in proposals])
         seeds = torch.tensor([p.sequence.noise_seed for p in proposals]).repeat_interleave(rows)
         # Row i of a proposal decides the token at absolute position len(tokens) + i.
         first = torch.tensor([len(p.sequence.tokens) for p in proposals]) - (rows.cumsum(0) - rows)
         positions = first.repeat_interleave(rows) + torch.arange(len(logits))
+        seeds, positions = to_device(seeds, logits.device), to_device(positions, logits.device)
         samples = [
             sample_coupled(weights, seeds[span], positions[span])
-            for span, weights in target_weight_blocks(logits, _sampling_rows(proposals))
+            for span, weights in target_weight_blocks(logits, _sampling_rows(proposals, logits.device))
         ]
         return _accept_equal(torch.cat(samples), proposals)
 
-    def _rejection(self, logits: Tensor, proposals: Sequence[Proposal]) -> list[Verdict]:
-        ids, q_ids, q_probabilities = _draft_rows(proposals)
-        outcome = accept_rejection(
-            TargetLaws(logits, _sampling_rows(proposals)),
+    def _rejection(self, logits: Tensor, proposals: Sequence[Proposal]) -> Acceptance:
+        ids, q_ids, q_probabilities = _draft_rows(proposals, logits.device)
+        return accept_rejection(
+            TargetLaws(logits, _sampling_rows(proposals, logits.device)),
             ids,
             q_ids,
             q_probabilities,
-            torch.tensor([p.verify_length for p in proposals]),
+            _lengths(proposals, logits.device),
             self._generator,
         )
-        return _verdicts(outcome.accepted, outcome.next_token_ids)
 
-    _rules: ClassVar[dict[_Rule, Callable[[Acceptor, Tensor, Sequence[Proposal]], list[Verdict]]]] = {
+    _rules: ClassVar[dict[_Rule, Callable[[Acceptor, Tensor, Sequence[Proposal]], Acceptance]]] = {
         _Rule.GREEDY: _greedy,
         _Rule.COUPLED: _coupled,
         _Rule.REJECTION: _rejection,
@@ -131,23 +142,30 @@ def _row_ranges(proposals: Sequence[Proposal]) -> list[Tensor]:
     return ranges
 
 
-def _sampling_rows(proposals: Sequence[Proposal]) -> SamplingRows:
+def _sampling_rows(proposals: Sequence[Proposal], device: torch.device) -> SamplingRows:
     return SamplingRows.from_params(
-        [p.sequence.request.sampling for p in proposals], [1 + p.verify_length for p in proposals]
+        [p.sequence.request.sampling for p in proposals], [1 + p.verify_length for p in proposals], device
     )
 
 
-def _accept_equal(samples: Tensor, proposals: Sequence[Proposal]) -> list[Verdict]:
+def _accept_equal(samples: Tensor, proposals: Sequence[Proposal]) -> Acceptance:
     """samples [rows]: the target's own tokens."""
-    drafts = torch.tensor([t for p in proposals for t in p.draft_token_ids], dtype=torch.long)
-    lengths = torch.tensor([p.verify_length for p in proposals])
-    outcome = longest_equal_prefix(samples, drafts, lengths)
-    return _verdicts(outcome.accepted, outcome.next_token_ids)
+    drafts = _draft_ids(proposals, samples.device)
+    return longest_equal_prefix(samples, drafts, _lengths(proposals, samples.device))
 
 
-def _draft_rows(proposals: Sequence[Proposal]) -> tuple[Tensor, Tensor, Tensor]:
-    """Draft ids [drafts] and their sparse distributions [drafts, k], flattened over sequences."""
+def _draft_ids(proposals: Sequence[Proposal], device: torch.device) -> Tensor:
     ids = torch.tensor([t for p in proposals for t in p.draft_token_ids], dtype=torch.long)
+    return to_device(ids, device)
+
+
+def _lengths(proposals: Sequence[Proposal], device: torch.device) -> Tensor:
+    return to_device(torch.tensor([p.verify_length for p in proposals]), device)
+
+
+def _draft_rows(proposals: Sequence[Proposal], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Draft ids [drafts] and their sparse distributions [drafts, k], flattened over sequences."""
+    ids = _draft_ids(proposals, device)
     token_ids, probabilities = [], []
     for proposal in proposals:
         if proposal.verify_length == 0:
@@ -158,17 +176,14 @@ def _draft_rows(proposals: Sequence[Proposal]) -> tuple[Tensor, Tensor, Tensor]:
         token_ids.append(distribution.token_ids[: proposal.verify_length])
         probabilities.append(distribution.probabilities[: proposal.verify_length])
     if not token_ids:
-        return ids, torch.zeros((0, 1), dtype=torch.long), torch.zeros((0, 1))
-    return ids, _stacked(token_ids), _stacked(probabilities)
+        return ids, ids.new_zeros((0, 1)), torch.zeros((0, 1), device=device)
+    return ids, _gathered(token_ids, device), _gathered(probabilities, device)
 
 
-def _stacked(rows: Sequence[Tensor]) -> Tensor:
-    """[.., k] tensors of any k under each other; narrower ones are filled up with zeros."""
-    widest = max(row.shape[1] for row in rows)
-    return torch.cat([F.pad(row, (0, widest - row.shape[1])) for row in rows])
-
-
-def _verdicts(accepted: Tensor, next_token_ids: Tensor) -> list[Verdict]:
-    return [
-        Verdict(count, token) for count, token in zip(accepted.tolist(), next_token_ids.tolist(), strict=True)
-    ]
+def _gathered(parts: Sequence[Tensor], device: torch.device) -> Tensor:
+    """[.., k] tensors of any k under each other, on the device: from a drafter beside it they are there
+    already. Narrower ones are filled up with zeros."""
+    if len({part.device for part in parts}) > 1:
+        parts = [to_device(part, device) for part in parts]
+    widest = max(part.shape[1] for part in parts)
+    return to_device(torch.cat([F.pad(part, (0, widest - part.shape[1])) for part in parts]), device)

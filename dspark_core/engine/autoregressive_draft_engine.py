@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dspark_core.algorithms.transfer import to_device
 from dspark_core.engine.context_draft_engine import Appended, ContextDraftEngine, EngineArguments
+from dspark_core.engine.devices import device_of
 from dspark_core.engine.draft_context import ContextTensors, ContextView
 from dspark_core.engine.draft_sampling import BlockSampler
 from dspark_core.engine.protocols import DraftBlock, DraftItem
@@ -24,10 +26,16 @@ from dspark_core.models.mtp import MtpDrafter
 
 class AutoregressiveDraftEngine(ContextDraftEngine):
     def __init__(self, drafter: Eagle3Drafter | MtpDrafter, **arguments: Unpack[EngineArguments]) -> None:
-        super().__init__(drafter.config, dtype=drafter.norm.weight.dtype, context_window=None, **arguments)
+        super().__init__(
+            drafter.config,
+            dtype=drafter.norm.weight.dtype,
+            device=device_of(drafter),
+            context_window=None,
+            **arguments,
+        )
         self._drafter = drafter
         backbone = drafter.config.backbone
-        self._tensors = ContextTensors(backbone, self._context, self._dtype)
+        self._tensors = ContextTensors(backbone, self._context, self._dtype, self.device)
         self._kv_groups = backbone.num_heads // backbone.num_kv_heads
 
     def _append(self, items: Sequence[DraftItem]) -> list[bool]:
@@ -42,8 +50,9 @@ class AutoregressiveDraftEngine(ContextDraftEngine):
         ]
         positions = torch.cat([torch.arange(one.start, one.end) for one in appended])
         slots = [self._context.slots(one.item.sequence_id, one.start, one.end) for one in appended]
-        pair = self._drafter.context_keys_values(features, torch.tensor(following), positions)
-        self._tensors.write(torch.cat(slots), [pair])
+        next_ids = to_device(torch.tensor(following), self.device)
+        pair = self._drafter.context_keys_values(features, next_ids, to_device(positions, self.device))
+        self._tensors.write(to_device(torch.cat(slots), self.device), [pair])
 
     def _check(self, item: DraftItem) -> None:
         super()._check(item)
@@ -62,12 +71,15 @@ class AutoregressiveDraftEngine(ContextDraftEngine):
             )
 
     def _draft(self, items: Sequence[DraftItem]) -> list[DraftBlock]:
-        anchors = torch.tensor([item.anchor_token_id for item in items])
-        positions = torch.tensor([item.anchor_position - 1 for item in items])
-        features = torch.stack([item.features[-1] for item in items]).to(self._dtype)
-        view = self._context.view([item.sequence_id for item in items])
+        anchors = to_device(torch.tensor([item.anchor_token_id for item in items]), self.device)
+        positions = to_device(torch.tensor([item.anchor_position - 1 for item in items]), self.device)
+        last = torch.stack([item.features[-1] for item in items])
+        features = to_device(last, self.device).to(self._dtype)
+        view = self._context.view([item.sequence_id for item in items]).to(self.device)
         attend = StepAttention(self._tensors, view, self.geometry.block_size, self._kv_groups)
-        sampler = BlockSampler(items, self._generator, token_ids=self._drafter.draft_vocab_ids)
+        sampler = BlockSampler(
+            items, self._generator, token_ids=self._drafter.draft_vocab_ids, device=self.device
+        )
         drawn = self._drafter.draw(anchors, features, positions, attend, sampler)
         assert drawn.confidence_logits is not None, "these drafters are their own confidence"
         confidences = torch.sigmoid(drawn.confidence_logits)
@@ -84,7 +96,8 @@ class StepAttention:
         self._values = self._gathered(context.values[0], slots, steps)
         self._kv_groups = kv_groups
         self._end = slots.shape[1]
-        bias = torch.zeros((len(slots), 1, 1, self._end + steps), dtype=self._keys.dtype)
+        shape = (len(slots), 1, 1, self._end + steps)
+        bias = torch.zeros(shape, dtype=self._keys.dtype, device=context.device)
         bias[..., : self._end].masked_fill_(~visible[:, None, None], float("-inf"))
         self._bias = bias
 

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dspark_core.algorithms.transfer import to_device
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -37,6 +39,18 @@ class AttentionGroup:
     context_slots: Tensor  # [runs, context] cache slots of consecutive positions, from 0 without a window
     bias: Tensor  # [runs, 1, queries, context] 0 or -inf
 
+    def to(self, device: torch.device) -> AttentionGroup:
+        """The same on a device, without waiting for it."""
+        if device.type == "cpu":
+            return self
+        mask = None if self.query_mask is None else to_device(self.query_mask, device)
+        return AttentionGroup(
+            to_device(self.query_rows, device),
+            mask,
+            to_device(self.context_slots, device),
+            to_device(self.bias, device),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class RaggedBatch:
@@ -50,6 +64,13 @@ class RaggedBatch:
     @property
     def num_tokens(self) -> int:
         return int(self.token_ids.shape[0])
+
+    def to(self, device: torch.device) -> RaggedBatch:
+        """The same on a device, without waiting for it."""
+        if device.type == "cpu":
+            return self
+        columns = (self.token_ids, self.positions, self.slots, self.logit_rows, self.run_table, self.pages)
+        return RaggedBatch(*(to_device(column, device) for column in columns))
 
 
 MAX_GROUPED_QUERIES = 32

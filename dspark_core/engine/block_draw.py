@@ -45,7 +45,8 @@ class OperatorDraw:
     def __call__(
         self, items: Sequence[DraftItem], anchors: Tensor, hidden: Tensor
     ) -> tuple[DraftTokens, Distributions]:
-        sampler = BlockSampler(items, self._generator, token_ids=self._drafter.draft_vocab_ids)
+        ids = self._drafter.draft_vocab_ids
+        sampler = BlockSampler(items, self._generator, token_ids=ids, device=hidden.device)
         drawn = self._drafter.draw(anchors, hidden, sampler)
         return drawn, sampler.distributions()
 

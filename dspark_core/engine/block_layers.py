@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dspark_core.algorithms.transfer import to_device
 from dspark_core.engine.context_draft_engine import Appended
+from dspark_core.engine.devices import device_of
 from dspark_core.engine.draft_context import ContextTensors, ContextView, DraftContext
 from dspark_core.engine.protocols import DraftItem
 from dspark_core.models.config import DrafterConfig
@@ -93,19 +95,21 @@ class TorchLayers:
         backbone = drafter.config.backbone
         self._drafter = drafter
         self._context = context
-        self._tensors = ContextTensors(backbone, context, dtype)
+        self._device = device_of(drafter)
+        self._tensors = ContextTensors(backbone, context, dtype, self._device)
         self._kv_groups = backbone.num_heads // backbone.num_kv_heads
 
     def append(self, appended: Sequence[Appended], features: Tensor) -> None:
         """features [rows, d], those of `appended` in order."""
         slots = [self._context.slots(one.item.sequence_id, one.start, one.end) for one in appended]
         positions = torch.cat([torch.arange(one.start, one.end) for one in appended])
-        self._tensors.write(torch.cat(slots), self._drafter.context_keys_values(features, positions))
+        pairs = self._drafter.context_keys_values(features, to_device(positions, self._device))
+        self._tensors.write(to_device(torch.cat(slots), self._device), pairs)
 
     def hidden(self, items: Sequence[DraftItem], anchors: Tensor) -> Tensor:
         """anchors [requests] token ids -> normed hidden states [requests, block, d]."""
-        positions = torch.tensor([item.anchor_position for item in items])
-        view = self._context.view([item.sequence_id for item in items])
+        positions = to_device(torch.tensor([item.anchor_position for item in items]), self._device)
+        view = self._context.view([item.sequence_id for item in items]).to(self._device)
         attend = BlockAttention(self._tensors, view, self._drafter.config.block_size, self._kv_groups)
         return self._drafter.block_hidden(anchors, positions, attend)
 
@@ -119,7 +123,8 @@ class BlockAttention:
         self._requests, self._width = view.slots.shape
         self._block = block_size
         self._kv_groups = kv_groups
-        bias = torch.zeros((self._requests, 1, 1, self._width + block_size), dtype=context.keys.dtype)
+        shape = (self._requests, 1, 1, self._width + block_size)
+        bias = torch.zeros(shape, dtype=context.keys.dtype, device=context.device)
         bias[..., : self._width].masked_fill_(~view.visible[:, None, None], float("-inf"))
         self._bias = bias.expand(-1, 1, kv_groups * block_size, -1)
 

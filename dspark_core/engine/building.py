@@ -11,9 +11,12 @@ from torch import nn
 
 from dspark_core.algorithms.calibration import Calibration
 from dspark_core.engine.autoregressive_draft_engine import AutoregressiveDraftEngine
-from dspark_core.engine.context_draft_engine import ContextDraftEngine
+from dspark_core.engine.context_draft_engine import ContextDraftEngine, EngineArguments
 from dspark_core.engine.context_features import ContextProjection
+from dspark_core.engine.devices import AUTO, check_device_name, device_of, resolve_device
 from dspark_core.engine.draft_engine import DraftEngine
+from dspark_core.engine.gpu_draft_engine import GpuDraftEngine, computes
+from dspark_core.engine.gpu_settings import GpuSettings, gpu_settings
 from dspark_core.engine.kv_cache import PagedCache
 from dspark_core.engine.protocols import DraftGeometry
 from dspark_core.engine.target_engine import TargetEngine
@@ -54,6 +57,10 @@ class EngineOptions:
     """Without a drafter: layers whose states the engine keeps as they are, to be recorded."""
     native: bool = True
     """False: compute the target with PyTorch's operators even where native kernels exist."""
+    device: str = AUTO
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    cuda_graphs: bool = True
+    """False: on a GPU, launch every kernel by itself."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -62,10 +69,16 @@ class EngineOptions:
             raise ConfigError(f"weights must be one of {', '.join(WEIGHTS)}, got {self.weights!r}")
         if self.weights == WeightChoice.INT8.value and not (self.native and self.dtype == "bfloat16"):
             raise ConfigError("weights int8 need the native kernels and dtype bfloat16")
+        check_device_name(self.device)
 
     @property
     def torch_dtype(self) -> torch.dtype:
         return DTYPES[self.dtype]
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Raises ConfigError for a device that is not here."""
+        return resolve_device(self.device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +92,7 @@ class BuiltTarget:
 def build_target(options: EngineOptions, loaded: LoadedTarget | None = None) -> BuiltTarget:
     """Loads the target and, with a drafter, its projection. Raises ConfigError or CheckpointError.
 
-    `loaded`: the target, when it is in memory already.
+    `loaded`: the target, when it is in memory already; the engine is then where it is.
     """
     # Names are resolved before the long work: a typing error should not wait for it.
     directory = None if options.drafter is None else resolve_drafter_path(options.drafter)
@@ -87,6 +100,7 @@ def build_target(options: EngineOptions, loaded: LoadedTarget | None = None) -> 
     projection, geometry = None, None
     if directory is not None:
         module = load_any_projection(directory, loaded.config, options.torch_dtype)
+        module = module.to(device_of(loaded.decoder))
         pack_linears(module, PackingPlan(native=options.native))
         geometry = read_geometry(directory)
         projection = ContextProjection(
@@ -102,6 +116,7 @@ def build_target(options: EngineOptions, loaded: LoadedTarget | None = None) -> 
         page_tokens=PAGE_TOKENS,
         projection=projection,
         max_context_tokens=options.max_context_tokens,
+        gpu=_gpu(options, loaded, geometry.block_size if geometry else None),
     )
     name, way = loaded.path.name, engine.computed_by
     _log.info("target %s by %s: %d KV pages of %d tokens", name, way, num_pages, PAGE_TOKENS)
@@ -115,7 +130,8 @@ def build_drafter(
     generator: torch.Generator | None = None,
     calibrated: bool = True,
 ) -> ContextDraftEngine:
-    """For inference; embedding and LM head come from `loaded`, or from the target's checkpoint.
+    """For inference; embedding and LM head come from `loaded`, or from the target's checkpoint, and the
+    drafter is where they are.
 
     `generator` draws uncoupled drafts; None: one seeded anew. `calibrated`: confidences are
     corrected by the calibration stored with the checkpoint, if there is one.
@@ -131,19 +147,27 @@ def build_drafter(
     # The drafter's layers are few: an eighth of the target's memory holds at least as many tokens.
     num_pages = max(2, options.kv_cache_bytes // 8 // page_bytes)
     drafter = load_any_drafter(directory, target.decoder, target.config, options.torch_dtype)
+    drafter = drafter.to(device_of(target.decoder))
     drafter.pack()
     if not isinstance(drafter, DSparkDrafter):
         return AutoregressiveDraftEngine(
             drafter, fingerprint=mark, num_pages=num_pages, page_tokens=PAGE_TOKENS, generator=generator
         )
-    return DraftEngine(
-        drafter,
-        fingerprint=mark,
-        num_pages=num_pages,
-        page_tokens=PAGE_TOKENS,
-        generator=generator,
-        confidence_scaling=calibration.scaling if calibration else None,
+    gpu = _gpu(options, target, config.block_size)
+    arguments = EngineArguments(
+        fingerprint=mark, num_pages=num_pages, page_tokens=PAGE_TOKENS, generator=generator
     )
+    scaling = calibration.scaling if calibration else None
+    if gpu is not None and computes(drafter):
+        return GpuDraftEngine(drafter, gpu, confidence_scaling=scaling, **arguments)
+    return DraftEngine(drafter, confidence_scaling=scaling, **arguments)
+
+
+def _gpu(options: EngineOptions, target: LoadedTarget, block_size: int | None) -> GpuSettings | None:
+    device = device_of(target.decoder)
+    if not options.native:
+        return None
+    return gpu_settings(device, block_size=block_size, graphs=options.cuda_graphs)
 
 
 def read_geometry(directory: Path) -> DraftGeometry:
@@ -175,10 +199,14 @@ def _kept_states(layers: tuple[int, ...], loaded: LoadedTarget) -> ContextProjec
 
 def _load(options: EngineOptions) -> LoadedTarget:
     """Raises ConfigError when what was asked for cannot be had: an approximation is never silent."""
-    choice = WeightChoice(options.weights)
+    choice, device = WeightChoice(options.weights), options.torch_device
+    if choice is WeightChoice.INT8 and device.type != "cpu":
+        raise ConfigError(f"weights int8 need the native kernels of a CPU, got device {options.device!r}")
     if choice is WeightChoice.INT8 and native_kernels() is None:
         raise ConfigError("weights int8 need the native kernels, which this machine has not")
-    return load_target(options.target_model, options.torch_dtype, weights=choice, native=options.native)
+    return load_target(
+        options.target_model, options.torch_dtype, device, weights=choice, native=options.native
+    )
 
 
 def _num_pages(options: EngineOptions, loaded: LoadedTarget, feature_size: int) -> int:

@@ -14,6 +14,7 @@ from typing import Required, TypedDict
 import torch
 from torch import Tensor
 
+from dspark_core.algorithms.transfer import to_device
 from dspark_core.engine.draft_context import DraftContext
 from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem, SparseDistribution
 from dspark_core.errors import InvalidRequestError
@@ -47,6 +48,7 @@ class ContextDraftEngine(ABC):
         config: AnyDrafterConfig,
         *,
         dtype: torch.dtype,
+        device: torch.device,
         context_window: int | None,
         fingerprint: str,
         num_pages: int,
@@ -54,7 +56,10 @@ class ContextDraftEngine(ABC):
         generator: torch.Generator | None = None,
         room: int = 0,
     ) -> None:
-        """`generator` draws uncoupled drafts; None: one seeded anew. `room` as in `DraftContext`."""
+        """`generator`: a CPU's, draws uncoupled drafts; None: one seeded anew.
+
+        `room` as in `DraftContext`.
+        """
         backbone = config.backbone
         self.geometry = DraftGeometry(
             fingerprint=fingerprint,
@@ -64,6 +69,8 @@ class ContextDraftEngine(ABC):
             context_window=context_window,
         )
         self._dtype = dtype
+        self.device = device
+        """Where it computes; features may come from anywhere."""
         self._generator = generator or torch.Generator().manual_seed(torch.seed() % 2**63)
         self._context = DraftContext(
             num_pages=num_pages, page_tokens=page_tokens, window=context_window, room=room
@@ -110,10 +117,14 @@ class ContextDraftEngine(ABC):
         distributions: Mapping[int, SparseDistribution],
     ) -> list[DraftBlock]:
         """token_ids, confidences [requests, block]; distributions by index of the item."""
-        rows = [()] * len(items) if confidences is None else confidences.tolist()
+        if confidences is None:
+            tokens, rows = token_ids.tolist(), [()] * len(items)
+        else:
+            # One read for both: a GPU is waited for once.
+            tokens, rows = torch.stack((token_ids.double(), confidences.double())).tolist()
         return [
-            DraftBlock(item.sequence_id, tuple(tokens), tuple(row), distributions.get(index))
-            for index, (item, tokens, row) in enumerate(zip(items, token_ids.tolist(), rows, strict=True))
+            DraftBlock(item.sequence_id, tuple(map(int, ids)), tuple(row), distributions.get(index))
+            for index, (item, ids, row) in enumerate(zip(items, tokens, rows, strict=True))
         ]
 
     def _append(self, items: Sequence[DraftItem]) -> list[bool]:
@@ -132,7 +143,7 @@ class ContextDraftEngine(ABC):
                 stored.append(Appended(item, start))
                 features.append(new)
         if stored:
-            self._store(stored, torch.cat(features).to(self._dtype))
+            self._store(stored, to_device(torch.cat(features), self.device).to(self._dtype))
         return ready
 
     def _last_window(self, item: DraftItem) -> tuple[int, Tensor]:

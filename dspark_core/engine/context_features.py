@@ -31,14 +31,19 @@ class ContextProjection:
 class ContextFeatures:
     """Reads what was written last to each slot, whether it has been projected yet or not."""
 
-    def __init__(self, projection: ContextProjection, paged: PagedFeatures) -> None:
+    def __init__(self, projection: ContextProjection, paged: PagedFeatures, *, at_once: bool = False) -> None:
+        """`at_once`: nothing waits. A recorded pass writes over its taps, and has the projection in it."""
+        self._at_once = at_once
         self._projection = projection
         self._paged = paged
         self._waiting: list[tuple[Tensor, Tensor]] = []  # slots [tokens], taps [tokens, m*d]; oldest first
         self._rows = 0
 
     def write(self, slots: Tensor, taps: Tensor) -> None:
-        """Keeps both: neither may change afterwards."""
+        """Keeps both, unless it works at once: neither may change afterwards."""
+        if self._at_once:
+            self._paged.write(slots, self._projection.project(taps))
+            return
         self._waiting.append((slots, taps))
         self._rows += len(slots)
         if self._rows > MAX_WAITING_ROWS:

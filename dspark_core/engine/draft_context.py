@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dspark_core.algorithms.transfer import to_device
 from dspark_core.engine.block_manager import BlockManager
 from dspark_core.models.config import DecoderConfig
 
@@ -41,6 +42,9 @@ class ContextView:
 
     slots: Tensor  # [requests, context]
     visible: Tensor  # [requests, context] bool
+
+    def to(self, device: torch.device) -> ContextView:
+        return ContextView(to_device(self.slots, device), to_device(self.visible, device))
 
 
 class DraftContext:
@@ -148,11 +152,15 @@ class DraftContext:
 class ContextTensors:
     """Keys and values of a `DraftContext` for PyTorch's operators."""
 
-    def __init__(self, config: DecoderConfig, context: DraftContext, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: DecoderConfig, context: DraftContext, dtype: torch.dtype, device: torch.device
+    ) -> None:
         slots = context.num_pages * context.page_tokens
         shape = (config.num_layers, slots, config.num_kv_heads, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype)  # [layers, slots, kv_heads, head_dim]
-        self.values = torch.zeros(shape, dtype=dtype)
+        self.device = device
+        # [layers, slots, kv_heads, head_dim]
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
 
     def write(self, slots: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         """slots [rows]; of each layer keys and values [rows, kv_heads, head_dim]."""

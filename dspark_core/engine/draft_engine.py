@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from dspark_core.algorithms.calibration import ConfidenceScaling
+from dspark_core.algorithms.transfer import to_device
 from dspark_core.engine.block_draw import block_draw
 from dspark_core.engine.block_layers import block_layers, block_room
+from dspark_core.engine.confidences import Confidences
 from dspark_core.engine.context_draft_engine import Appended, ContextDraftEngine, EngineArguments
+from dspark_core.engine.devices import device_of
 from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem
 from dspark_core.models.dspark import DSparkDrafter
 
@@ -29,37 +32,26 @@ class DraftEngine(ContextDraftEngine):
         super().__init__(
             drafter.config,
             dtype=drafter.norm.weight.dtype,
+            device=device_of(drafter),
             context_window=drafter.config.context_window,
             room=block_room(drafter),
             **arguments,
         )
         self._layers = block_layers(drafter, self._context)
         self._draw = block_draw(drafter, self._generator)
-        self._confidence_scaling: tuple[Tensor, Tensor] | None = None  # factors and biases, each [block]
-        if confidence_scaling is not None:
-            temperatures = torch.tensor(confidence_scaling.temperatures, dtype=torch.float32)
-            biases = torch.tensor(confidence_scaling.biases, dtype=torch.float32)
-            self._confidence_scaling = (1.0 / temperatures, biases)
+        self._confidences = Confidences(confidence_scaling, self.device)
 
     def _store(self, appended: Sequence[Appended], features: Tensor) -> None:
         self._layers.append(appended, features)
 
     def _draft(self, items: Sequence[DraftItem]) -> list[DraftBlock]:
-        anchors = torch.tensor([item.anchor_token_id for item in items])
+        anchors = to_device(torch.tensor([item.anchor_token_id for item in items]), self.device)
         hidden = self._layers.hidden(items, anchors)
         drawn, distributions = self._draw(items, anchors, hidden)
         confidences = None
         if drawn.confidence_logits is not None:
             confidences = self._confidences(drawn.confidence_logits)
         return self._blocks(items, drawn.token_ids, confidences, distributions)
-
-    def _confidences(self, logits: Tensor) -> Tensor:
-        """[requests, block] -> calibrated probabilities of the same shape."""
-        logits = logits.float()
-        if self._confidence_scaling is not None:
-            factors, biases = self._confidence_scaling
-            logits = logits * factors + biases
-        return torch.sigmoid(logits)
 
 
 class LocalDraftSource:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dspark_core.algorithms.coupling import sample_coupled_sparse
 from dspark_core.algorithms.sampling import SamplingRows, draw_tokens, greedy_tokens, target_probabilities
+from dspark_core.algorithms.transfer import to_device
 from dspark_core.engine.protocols import DraftItem, SparseDistribution
 from dspark_core.records import Verification
 
@@ -30,32 +31,39 @@ class BlockSampler:
         *,
         proposal_tokens: int = DEFAULT_PROPOSAL_TOKENS,
         token_ids: Tensor | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        """`token_ids` [draft vocab]: the target id of each draft vocabulary entry; None: the same."""
+        """`token_ids` [draft vocab]: the target id of each draft vocabulary entry; None: the same.
+
+        `device`: that of the logits; None: the CPU. `generator` is a CPU's.
+        """
+        self._device = torch.device("cpu") if device is None else device
         self._generator = generator
         self._proposal_tokens = proposal_tokens
         self._token_ids = token_ids
-        greedy = torch.tensor([item.sampling.greedy for item in items])
-        coupled = torch.tensor([item.verification is Verification.COUPLED for item in items])
-        self._sampled_rows = torch.nonzero(~greedy).flatten()
-        sampled = [items[row] for row in self._sampled_rows.tolist()]
-        self._coupled = coupled[self._sampled_rows]
-        self._params = SamplingRows.from_params([item.sampling for item in sampled])
-        self._seeds = torch.tensor([item.sampling.seed or 0 for item in sampled], dtype=torch.long)
-        self._positions = torch.tensor([item.anchor_position + 1 for item in sampled], dtype=torch.long)
+        self._rows = [row for row, item in enumerate(items) if not item.sampling.greedy]
+        sampled = [items[row] for row in self._rows]
+        self._is_coupled = [item.verification is Verification.COUPLED for item in sampled]
+        self._sampled_rows = self._on_device(torch.tensor(self._rows, dtype=torch.long))
+        self._coupled = self._on_device(torch.tensor(self._is_coupled, dtype=torch.bool))
+        self._params = SamplingRows.from_params([item.sampling for item in sampled], device=self._device)
+        seeds = torch.tensor([item.sampling.seed or 0 for item in sampled], dtype=torch.long)
+        positions = torch.tensor([item.anchor_position + 1 for item in sampled], dtype=torch.long)
+        self._seeds, self._positions = self._on_device(seeds), self._on_device(positions)
         self._drawn_from: list[tuple[Tensor, Tensor]] = []  # per position: ids, probabilities [sampled, k]
 
     def __call__(self, position: int, logits: Tensor) -> Tensor:
         """logits [requests, draft vocab] of block position `position` -> draft vocabulary ids [requests]."""
-        count = len(self._sampled_rows)
+        count = len(self._rows)
         if count == 0:
             return greedy_tokens(logits)
         chosen = self._seeds.new_empty(len(logits)) if count == len(logits) else greedy_tokens(logits)
         top = logits[self._sampled_rows].float().topk(min(self._proposal_tokens, logits.shape[-1]), dim=-1)
         probabilities = target_probabilities(top.values, self._params)  # [sampled, k]
         token_ids = top.indices if self._token_ids is None else self._token_ids[top.indices]
-        column = draw_tokens(probabilities, torch.rand(len(probabilities), generator=self._generator))
-        if bool(self._coupled.any()):
+        uniforms = self._on_device(torch.rand(count, generator=self._generator))
+        column = draw_tokens(probabilities, uniforms)
+        if any(self._is_coupled):
             # The noise is keyed by the target's token id, so that both sides see the same.
             shared = sample_coupled_sparse(token_ids, probabilities, self._seeds, self._positions + position)
             shared_column = (token_ids == shared[:, None]).int().argmax(dim=-1)
@@ -72,6 +80,9 @@ class BlockSampler:
         probabilities = torch.stack([p for _, p in self._drawn_from], dim=1)
         return {
             row: SparseDistribution(token_ids=token_ids[index], probabilities=probabilities[index])
-            for index, row in enumerate(self._sampled_rows.tolist())
-            if not self._coupled[index]
+            for index, row in enumerate(self._rows)
+            if not self._is_coupled[index]
         }
+
+    def _on_device(self, values: Tensor) -> Tensor:
+        return to_device(values, self._device)

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from dspark_core.engine.protocols import DraftBlock, DraftItem, DraftSource
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.engine.target_engine import TargetEngine
@@ -71,7 +73,10 @@ class Drafting:
 
     def _ask(self, wanted: Sequence[SequenceState]) -> dict[str, DraftBlock]:
         generation = self._source.generation
-        items = [self._item(sequence, generation) for sequence in wanted]
+        starts = [self._features_start(sequence, generation) for sequence in wanted]
+        spans = [(s.pages, start, len(s.tokens) - 1) for s, start in zip(wanted, starts, strict=True)]
+        features = self._engine.read_features_of(spans)
+        items = [self._item(*parts) for parts in zip(wanted, starts, features, strict=True)]
         try:
             blocks = self._source.propose(items).result(timeout=self._deadline_seconds)
         except (DraftUnavailableError, TimeoutError) as error:
@@ -95,12 +100,14 @@ class Drafting:
         for sequence in wanted:
             sequence.drafter_generation = -1
 
-    def _item(self, sequence: SequenceState, generation: int) -> DraftItem:
-        anchor_position = len(sequence.tokens) - 1
+    def _features_start(self, sequence: SequenceState, generation: int) -> int:
+        """The first position whose feature the drafter has not got and may need."""
         start = sequence.drafter_end if sequence.drafter_generation == generation else 0
         window = self._source.geometry.context_window
-        if window is not None:
-            start = max(start, anchor_position - window)
+        return start if window is None else max(start, len(sequence.tokens) - 1 - window)
+
+    def _item(self, sequence: SequenceState, start: int, features: Tensor) -> DraftItem:
+        anchor_position = len(sequence.tokens) - 1
         sampling = sequence.request.sampling
         if sequence.request.verification is Verification.COUPLED:
             sampling = dataclasses.replace(sampling, seed=sequence.noise_seed)
@@ -109,7 +116,7 @@ class Drafting:
             anchor_token_id=sequence.tokens[-1],
             anchor_position=anchor_position,
             features_start=start,
-            features=self._engine.read_features(sequence.pages, start, anchor_position),
+            features=features,
             token_ids=tuple(sequence.tokens[start:anchor_position]),
             sampling=sampling,
             verification=sequence.request.verification,

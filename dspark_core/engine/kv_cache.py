@@ -49,8 +49,16 @@ class PagedCache:
 class PagedFeatures:
     """Projected context features."""
 
-    def __init__(self, *, num_pages: int, page_tokens: int, size: int, dtype: torch.dtype) -> None:
-        self._rows = torch.zeros((num_pages * page_tokens, size), dtype=dtype)
+    def __init__(
+        self,
+        *,
+        num_pages: int,
+        page_tokens: int,
+        size: int,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+    ) -> None:
+        self._rows = torch.zeros((num_pages * page_tokens, size), dtype=dtype, device=device)
 
     def write(self, slots: Tensor, features: Tensor) -> None:
         """slots [tokens]; features [tokens, size]."""

@@ -5,7 +5,8 @@ Either owns its keys and values: their layouts differ.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -13,18 +14,31 @@ from torch import Tensor
 
 from dspark_core.engine.attention import PagedAttention
 from dspark_core.engine.batch import AttentionGroup, RaggedBatch, Run, attention_groups
+from dspark_core.engine.devices import device_of
 from dspark_core.engine.kv_cache import PagedCache
 from dspark_core.models.decoder import Decoder, check_tap_layers
 from dspark_core.models.native_stack import NativeBatch, NativeStack
 
 
-class DecoderPasses(Protocol):
-    def forward(
-        self, runs: Sequence[Run], batch: RaggedBatch, tap_layers: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor]:
-        """Stores the runs' keys and values.
+@dataclass(frozen=True, slots=True)
+class TapWriter:
+    """What becomes of the hidden states that a drafter is conditioned on."""
 
-        Returns float32 logits [sum of logit_rows, vocab] and taps [tokens, m * hidden].
+    layers: tuple[int, ...]
+    write: Callable[[Tensor, Tensor], None]
+    """(slots [tokens], taps [tokens, m * hidden]); both on the passes' device."""
+
+
+def tapped_layers(taps: TapWriter | None) -> tuple[int, ...]:
+    return () if taps is None else taps.layers
+
+
+class DecoderPasses(Protocol):
+    def forward(self, runs: Sequence[Run], batch: RaggedBatch) -> Tensor:
+        """Stores the runs' keys and values, and hands their taps on.
+
+        Returns float32 logits [sum of logit_rows, vocab], on the passes' device and good until the
+        next pass.
         """
         ...
 
@@ -32,38 +46,52 @@ class DecoderPasses(Protocol):
 class NativePasses:
     """The whole decoder in one native call; attention reads the cache in place."""
 
-    def __init__(self, decoder: NativeStack, *, num_pages: int, page_tokens: int) -> None:
+    def __init__(
+        self, decoder: NativeStack, *, num_pages: int, page_tokens: int, taps: TapWriter | None = None
+    ) -> None:
+        check_tap_layers(tapped_layers(taps), decoder.config.num_layers)
         self._decoder = decoder
+        self._taps = taps
         self._cache = decoder.new_cache(num_pages, page_tokens)
 
-    def forward(
-        self, runs: Sequence[Run], batch: RaggedBatch, tap_layers: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor]:
-        check_tap_layers(tap_layers, self._decoder.config.num_layers)
+    def forward(self, runs: Sequence[Run], batch: RaggedBatch) -> Tensor:
         native = NativeBatch(batch.token_ids, batch.run_table, batch.pages, batch.logit_rows)
-        return self._decoder.forward(native, self._cache, tap_layers)
+        logits, taps = self._decoder.forward(native, self._cache, tapped_layers(self._taps))
+        if self._taps is not None:
+            self._taps.write(batch.slots, taps)
+        return logits
 
 
 class TorchPasses:
     """Every operator by PyTorch: any device, any family."""
 
-    def __init__(self, decoder: Decoder, *, num_pages: int, page_tokens: int) -> None:
+    def __init__(
+        self, decoder: Decoder, *, num_pages: int, page_tokens: int, taps: TapWriter | None = None
+    ) -> None:
+        check_tap_layers(tapped_layers(taps), decoder.config.num_layers)
         self._decoder = decoder
+        self._taps = taps
         self._page_tokens = page_tokens
+        self._device = device_of(decoder)
         self._dtype = next(decoder.parameters()).dtype
         self._cache = PagedCache(
-            decoder.config, num_pages=num_pages, page_tokens=page_tokens, dtype=self._dtype
+            decoder.config,
+            num_pages=num_pages,
+            page_tokens=page_tokens,
+            dtype=self._dtype,
+            device=self._device,
         )
 
-    def forward(
-        self, runs: Sequence[Run], batch: RaggedBatch, tap_layers: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor]:
-        groups = partial(self._groups, runs)
-        attend = PagedAttention(self._cache, batch.slots, groups)
-        output = self._decoder(batch.token_ids, batch.positions, attend, tap_layers)
+    def forward(self, runs: Sequence[Run], batch: RaggedBatch) -> Tensor:
+        batch = batch.to(self._device)
+        attend = PagedAttention(self._cache, batch.slots, partial(self._groups, runs))
+        output = self._decoder(batch.token_ids, batch.positions, attend, tapped_layers(self._taps))
+        if self._taps is not None:
+            self._taps.write(batch.slots, output.taps)
         # Prefill positions other than the last need no distribution.
         hidden = output.hidden.index_select(0, batch.logit_rows)
-        return self._decoder.logits(hidden).float(), output.taps
+        return self._decoder.logits(hidden).float()
 
     def _groups(self, runs: Sequence[Run], window: int | None) -> Sequence[AttentionGroup]:
-        return attention_groups(runs, page_tokens=self._page_tokens, dtype=self._dtype, window=window)
+        groups = attention_groups(runs, page_tokens=self._page_tokens, dtype=self._dtype, window=window)
+        return [group.to(self._device) for group in groups]

@@ -11,6 +11,7 @@ import torch
 
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_time import ProfileKey
+from dspark_core.engine.devices import describe_device
 from dspark_core.engine.target_engine import TargetEngine
 from dspark_core.errors import ConfigError
 
@@ -21,13 +22,13 @@ def profile_key(model: str, dtype: str, engine: TargetEngine, weights: str) -> P
     Steps through native kernels take a fraction of PyTorch's, and weights change them as much.
     """
     way = f"{engine.computed_by}, {weights} weights"
-    return ProfileKey(model=model, engine=way, hardware=hardware_name(), dtype=dtype)
+    return ProfileKey(model=model, engine=way, hardware=hardware_name(engine.device), dtype=dtype)
 
 
-def hardware_name() -> str:
+def hardware_name(device: torch.device) -> str:
     """The accelerator, or the processor with the threads used of it."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+    if device.type == "cuda":
+        return describe_device(device)
     return f"{_processor()}, {torch.get_num_threads()} threads"
 
 

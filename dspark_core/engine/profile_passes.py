@@ -64,8 +64,8 @@ class ProfilePasses:
         ]
 
     def verify(self, runs: Sequence[Run]) -> None:
-        """A step as the round loop times it: the pass and the choice of tokens."""
-        greedy_tokens(self._engine.forward(runs))
+        """A step as the round loop times it: the pass and the choice of tokens, until they are known."""
+        greedy_tokens(self._engine.forward(runs)).tolist()
 
     def _pages(self, positions: int) -> list[int]:
         pool = self._pool or self._engine.num_pages - 1

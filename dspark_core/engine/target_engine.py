@@ -7,14 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dspark_core.algorithms.transfer import to_device
 from dspark_core.engine.batch import Run, build_batch, slots_of
 from dspark_core.engine.context_features import ContextFeatures, ContextProjection
+from dspark_core.engine.devices import describe_device, device_of
+from dspark_core.engine.gpu_passes import GpuPasses
+from dspark_core.engine.gpu_settings import GpuSettings
 from dspark_core.engine.kv_cache import PagedFeatures
-from dspark_core.engine.passes import DecoderPasses, NativePasses, TorchPasses
+from dspark_core.engine.passes import DecoderPasses, NativePasses, TapWriter, TorchPasses
 from dspark_core.kernels.library import native_kernels
 from dspark_core.models.config import DecoderConfig
 from dspark_core.models.decoder import Decoder
 from dspark_core.models.native_decoder import native_decoder
+
+FeatureSpan = tuple[Sequence[int], int, int]
+"""A sequence's page table, and positions [start, end) of it."""
 
 
 class TargetEngine:
@@ -29,7 +36,9 @@ class TargetEngine:
         page_tokens: int = 16,
         projection: ContextProjection | None = None,
         max_context_tokens: int | None = None,
+        gpu: GpuSettings | None = None,
     ) -> None:
+        """`gpu`: our own kernels on the decoder's GPU; None: the CPU's, or PyTorch's operators."""
         self.config = config
         self.page_tokens = page_tokens
         self.num_pages = num_pages
@@ -37,18 +46,22 @@ class TargetEngine:
             config.max_context_tokens, (num_pages - 1) * page_tokens, max_context_tokens or 2**62
         )
         """Longest sequence one request can hold: the model's context or the whole cache."""
-        self._projection = projection
+        self.device = device_of(decoder)
+        """Where it computes, and where its logits and features are."""
         self._dtype = next(decoder.parameters()).dtype
-        self._passes = _passes_of(decoder, num_pages, page_tokens)
         self._features: ContextFeatures | None = None
+        taps: TapWriter | None = None
         if projection is not None:
             paged = PagedFeatures(
                 num_pages=num_pages,
                 page_tokens=page_tokens,
                 size=projection.feature_size,
                 dtype=self._dtype,
+                device=self.device,
             )
-            self._features = ContextFeatures(projection, paged)
+            self._features = ContextFeatures(projection, paged, at_once=gpu is not None)
+            taps = TapWriter(projection.target_layer_ids, self._features.write)
+        self._passes = self._passes_of(decoder, taps, gpu)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -63,32 +76,47 @@ class TargetEngine:
     def computed_by(self) -> str:
         """For people: our kernels with their instruction set, or PyTorch."""
         kernels = native_kernels() if self.native else None
-        return "PyTorch operators" if kernels is None else f"native kernels ({kernels.instructions})"
+        if kernels is not None:
+            return f"native kernels ({kernels.instructions})"
+        way = "PyTorch operators"
+        if isinstance(self._passes, GpuPasses):
+            way = "Triton kernels in CUDA graphs" if self._passes.records else "Triton kernels"
+        return way if self.device.type == "cpu" else f"{way} on {describe_device(self.device)}"
 
     @torch.inference_mode()
     def forward(self, runs: Sequence[Run]) -> Tensor:
         """Computes the runs and stores their keys, values and features.
 
-        Returns float32 logits [sum of logit_rows, vocab], in the order of the runs.
+        Returns float32 logits [sum of logit_rows, vocab] in the order of the runs, on the engine's
+        device; the next pass may write over them.
         """
-        batch = build_batch(runs, page_tokens=self.page_tokens)
-        layers = self._projection.target_layer_ids if self._projection else ()
-        logits, taps = self._passes.forward(runs, batch, layers)
-        if self._features is not None:
-            self._features.write(batch.slots, taps)
-        return logits
+        return self._passes.forward(runs, build_batch(runs, page_tokens=self.page_tokens))
 
-    @torch.inference_mode()
     def read_features(self, pages: Sequence[int], start: int, end: int) -> Tensor:
         """Projected features of positions [start, end) -> [end - start, feature_size]; without a
         projection they have no size."""
+        return self.read_features_of([(pages, start, end)])[0]
+
+    @torch.inference_mode()
+    def read_features_of(self, spans: Sequence[FeatureSpan]) -> list[Tensor]:
+        """The same of many sequences in one read; on the engine's device."""
         if self._features is None:
-            return torch.zeros((end - start, 0), dtype=self._dtype)
-        return self._features.read(slots_of(pages, start, end, self.page_tokens))
+            return [torch.zeros((end - start, 0), dtype=self._dtype) for _, start, end in spans]
+        slots = [slots_of(pages, start, end, self.page_tokens) for pages, start, end in spans]
+        rows = self._features.read(to_device(torch.cat(slots), self.device))
+        return list(torch.split(rows, [len(one) for one in slots]))
 
-
-def _passes_of(decoder: Decoder, num_pages: int, page_tokens: int) -> DecoderPasses:
-    native = native_decoder(decoder)
-    if native is not None:
-        return NativePasses(native, num_pages=num_pages, page_tokens=page_tokens)
-    return TorchPasses(decoder, num_pages=num_pages, page_tokens=page_tokens)
+    def _passes_of(self, decoder: Decoder, taps: TapWriter | None, gpu: GpuSettings | None) -> DecoderPasses:
+        if gpu is not None:
+            return GpuPasses(
+                decoder,
+                gpu,
+                num_pages=self.num_pages,
+                page_tokens=self.page_tokens,
+                max_context_tokens=self.max_context_tokens,
+                taps=taps,
+            )
+        native = native_decoder(decoder)
+        if native is not None:
+            return NativePasses(native, num_pages=self.num_pages, page_tokens=self.page_tokens, taps=taps)
+        return TorchPasses(decoder, num_pages=self.num_pages, page_tokens=self.page_tokens, taps=taps)

@@ -69,7 +69,7 @@ def build_norm(config: DecoderConfig, size: int | None = None) -> RMSNorm:
 def embed(token_ids: Tensor, weight: Tensor, scale: float) -> Tensor:
     """token_ids [...] -> [..., d] rows of weight [vocab, d], times a scale rounded to their dtype."""
     rows = F.embedding(token_ids, weight)
-    return rows if scale == 1.0 else rows * rows.new_tensor(scale)
+    return rows if scale == 1.0 else rows * rows.new_full((), scale)
 
 
 def soft_cap(logits: Tensor, cap: float | None) -> Tensor:

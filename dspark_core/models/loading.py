@@ -45,7 +45,7 @@ def load_target(
     weights: WeightChoice = WeightChoice.STORED,
     native: bool = True,
 ) -> LoadedTarget:
-    """`path` is a file, a directory, or the demo model's name; `pack` as in `Decoder.pack`.
+    """`path` is a file, a directory, or the demo model's name; `pack` as in `Decoder.pack`, on a CPU.
 
     `weights` and `native` say how to pack.
 
@@ -68,7 +68,7 @@ def load_target(
                 values = source.read(part.name)
                 fingerprint.update(values.flatten()[:_FINGERPRINT_VALUES].float().numpy().tobytes())
                 rows.copy_(values)
-    if pack:
+    if pack and torch.device(device).type == "cpu":
         stored = _stored_matrices(source, layout) if weights is WeightChoice.STORED else {}
         decoder.pack(PackingPlan(weights=weights, stored=stored, native=native))
     return LoadedTarget(

@@ -25,6 +25,12 @@ def add_stack_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--dtype", default=defaults.dtype, choices=("bfloat16", "float32"))
     group.add_argument(
+        "--device",
+        default=defaults.device,
+        metavar="DEVICE",
+        help="auto, cpu, cuda or cuda:N (default: auto, which is cuda where there is one)",
+    )
+    group.add_argument(
         "--weights",
         default=defaults.weights,
         choices=("stored", "full", "int8"),
@@ -62,6 +68,7 @@ def stack_options(arguments: argparse.Namespace, **overrides: object) -> StackOp
         "drafter": None if arguments.drafter == "none" else arguments.drafter,
         "lookup": arguments.lookup,
         "dtype": arguments.dtype,
+        "device": arguments.device,
         "weights": arguments.weights,
         "kv_cache_mb": arguments.kv_cache_mb,
         "threads": arguments.threads,

@@ -70,10 +70,23 @@ def _torch(_: StackOptions) -> Finding:
         return Finding(Outcome.FAILED, "not installed: pip install 'dspark[engine]'")
     import torch
 
-    text = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
-    if torch.cuda.is_available():
-        text += f", {torch.cuda.get_device_name()} (the native engine computes on the CPU so far)"
-    return Finding(Outcome.OK, text)
+    return Finding(Outcome.OK, f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+
+
+def _device(options: StackOptions) -> Finding:
+    from dspark_core.engine.devices import describe_device
+    from dspark_core.engine.gpu_settings import missing_for_kernels
+
+    device = options.engine.torch_device
+    if device.type == "cpu":
+        return Finding(Outcome.OK, f"{options.device}: the CPU")
+    free, total = _gpu_memory(options)
+    name = describe_device(device)
+    text = f"{options.device}: {device}, {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    missing = missing_for_kernels()
+    if missing is not None:
+        return Finding(Outcome.NOTE, f"{text}; {missing}: PyTorch's operators compute, slower")
+    return Finding(Outcome.OK, f"{text}, Triton kernels")
 
 
 def _processor(_: StackOptions) -> Finding:
@@ -107,7 +120,10 @@ def _cpu_flags() -> frozenset[str]:
 
 
 def _memory(options: StackOptions) -> Finding:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    if options.engine.torch_device.type == "cuda":
+        total, _ = _gpu_memory(options)
+    else:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     needed = options.kv_cache_mb * 2**20
     text = f"{total / 2**30:.1f} GiB free, KV pages take {needed / 2**30:.1f} GiB"
     if needed > total:
@@ -115,10 +131,18 @@ def _memory(options: StackOptions) -> Finding:
     return Finding(Outcome.OK, text)
 
 
+def _gpu_memory(options: StackOptions) -> tuple[int, int]:
+    """Free bytes and all bytes."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info(options.engine.torch_device)
+    return free, total
+
+
 def _target(options: StackOptions) -> Finding:
     from dspark_core.models.loading import load_target
 
-    loaded = load_target(options.target_model, options.engine.torch_dtype)
+    loaded = load_target(options.target_model, options.engine.torch_dtype, options.engine.torch_device)
     config = loaded.config
     layers, vocab = config.num_layers, config.vocab_size
     return Finding(Outcome.OK, f"{loaded.path.name}: {config.family.value}, {layers} layers, {vocab} tokens")
@@ -176,6 +200,7 @@ def _disk(_: StackOptions) -> Finding:
 CHECKS: dict[str, Check] = {
     "python": _python,
     "torch": _torch,
+    "device": _device,
     "processor": _processor,
     "native kernels": _kernels,
     "memory": _memory,

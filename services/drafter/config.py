@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dspark_core.engine.building import DTYPES, EngineOptions
+from dspark_core.engine.devices import AUTO
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.zoo_paths import DEFAULT_DRAFTER
 from services.common.env import Env
@@ -35,6 +36,8 @@ class DrafterServiceConfig:
                 target_model=env.text("DSPARK_TARGET_MODEL", DEFAULT_MODEL),
                 drafter=env.text("DSPARK_DRAFTER", DEFAULT_DRAFTER),
                 dtype=env.choice("DSPARK_DTYPE", "bfloat16", tuple(DTYPES)),
+                device=env.text("DSPARK_DEVICE", AUTO),
+                cuda_graphs=env.choice("DSPARK_CUDA_GRAPHS", "on", ("on", "off")) == "on",
                 kv_cache_bytes=env.integer("DSPARK_KV_CACHE_MB", 2048, minimum=1) * 2**20,
             ),
             server=server,

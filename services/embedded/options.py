@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dspark_core.engine.building import EngineOptions
+from dspark_core.engine.devices import AUTO
 from dspark_core.engine.trace_writer import TraceOptions
 from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL
@@ -25,6 +26,8 @@ class StackOptions:
     lookup: bool = True
     """Whether drafts may come from requests' own text too."""
     dtype: str = "bfloat16"
+    device: str = AUTO
+    """Of both engines; see `EngineOptions.device`."""
     weights: str = "stored"
     """Of the target; see `EngineOptions.weights`."""
     kv_cache_mb: int = 2048
@@ -68,6 +71,7 @@ class StackOptions:
             target_model=self.target_model,
             drafter=self.drafter,
             dtype=self.dtype,
+            device=self.device,
             weights=self.weights,
             kv_cache_bytes=self.kv_cache_mb * 2**20,
         )

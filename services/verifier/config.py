@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import DTYPES, WEIGHTS, EngineOptions
+from dspark_core.engine.devices import AUTO
 from dspark_core.engine.trace_writer import TraceOptions
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.zoo_paths import DEFAULT_DRAFTER
@@ -51,6 +52,8 @@ class VerifierServiceConfig:
                 target_model=env.text("DSPARK_TARGET_MODEL", DEFAULT_MODEL),
                 drafter=env.text("DSPARK_DRAFTER", DEFAULT_DRAFTER) if drafter_address else None,
                 dtype=env.choice("DSPARK_DTYPE", "bfloat16", tuple(DTYPES)),
+                device=env.text("DSPARK_DEVICE", AUTO),
+                cuda_graphs=env.choice("DSPARK_CUDA_GRAPHS", "on", ("on", "off")) == "on",
                 weights=env.choice("DSPARK_WEIGHTS", "stored", WEIGHTS),
                 kv_cache_bytes=env.integer("DSPARK_KV_CACHE_MB", 2048, minimum=1) * 2**20,
                 max_context_tokens=env.optional_integer("DSPARK_MAX_CONTEXT_TOKENS", minimum=2),

@@ -54,7 +54,8 @@ def draft_block_from_proto(message: drafter_pb2.DraftBlock, geometry: DraftGeome
 
 
 def tensor_to_proto(value: Tensor) -> common_pb2.Tensor:
-    contiguous = value.contiguous()
+    """A GPU's are fetched first."""
+    contiguous = value.contiguous().cpu()
     return common_pb2.Tensor(
         dtype=_DTYPES[value.dtype],
         shape=value.shape,

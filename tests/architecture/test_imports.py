@@ -41,6 +41,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dspark_core.tokenization": (*VALUES, *PATHS),
     "dspark_core.algorithms": VALUES,
     "dspark_core.kernels": VALUES,
+    # Loaded by name and only on a GPU: it needs triton.
+    "dspark_core.cuda": VALUES,
     "dspark_core.models": MODELS,
     "dspark_core.engine": MODELS,
     "dspark_core.training": APPLICATION,
@@ -69,6 +71,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "loadtest": (),
     "benchmarks": (
         *APPLICATION,
+        "dspark_core.cuda",
         "dspark_core.evaluation",
         "dspark_core.training",
         "dspark_core.simulation",
@@ -82,17 +85,21 @@ ONLY: dict[str, tuple[str, ...]] = {
     "dspark_core.errors": (),
     "dspark_core.records": (),
     "dspark_core.algorithms": ("numpy",),
+    "dspark_core.cuda": ("torch", "triton"),
     **{
-        f"dspark_core.algorithms.{name}": ("torch", "numpy") for name in ("sampling", "rejection", "coupling")
+        f"dspark_core.algorithms.{name}": ("torch", "numpy")
+        for name in ("sampling", "rejection", "coupling", "transfer")
     },
 }
 
+TRITON = ("triton",)
 NETWORK = ("grpc", "grpc_health", "fastapi", "uvicorn", "httpx", "redis", "kubernetes", "dspark_proto")
 TORCH = ("torch", "safetensors", "transformers", "vllm")
 
 # Package -> third-party packages it must not import.
 NEVER: dict[str, tuple[str, ...]] = {
     "dspark_core": NETWORK,
+    **dict.fromkeys(("dspark_core.models", "dspark_core.engine", "services"), TRITON),
     "dspark_core.tokenization": TORCH,
     **dict.fromkeys(PATHS, TORCH),
     "services.common": TORCH,
@@ -162,6 +169,8 @@ def test_packages_hold_a_docstring_only(source: Source):
         ("dspark_core/algorithms/step_time.py", "import torch"),
         ("dspark_core/algorithms/rejection.py", "from dspark_core.engine.rounds import RoundLoop"),
         ("dspark_core/models/decoder.py", "from ..engine import kv_cache"),
+        ("dspark_core/engine/gpu_passes.py", "import triton"),
+        ("dspark_core/engine/gpu_passes.py", "from dspark_core.cuda import paged_attention"),
         ("dspark_core/engine/rounds.py", "def f():\n    import grpc.aio"),
         ("dspark_core/training/trainer.py", "from dspark_core.evaluation import tasks"),
         ("dspark_core/evaluation/runner.py", "from dspark_core.training.losses import loss"),

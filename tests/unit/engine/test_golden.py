@@ -39,10 +39,15 @@ class Recorded(LocalDraftSource):
 
 @pytest.mark.parametrize("name", ["dspark_vanilla", "dflash", "eagle3"])
 def test_rounds_are_those_of_the_reference(name: str) -> None:
+    check_golden_rounds(name, "cpu")
+
+
+def check_golden_rounds(name: str, device: str) -> None:
     options = EngineOptions(
         target_model=str(GOLDEN / "qwen3_tiny_target"),
         drafter=str(GOLDEN / name),
         dtype="float32",
+        device=device,
         kv_cache_bytes=2**22,
     )
     target = build_target(options)

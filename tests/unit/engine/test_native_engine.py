@@ -195,6 +195,5 @@ def test_a_layer_the_target_lacks_cannot_be_tapped() -> None:
     model = decoder(CONFIGS["llama"], torch.float32)
     model.pack()
     projection = ContextProjection(project=torch.nn.Identity(), target_layer_ids=(4,), feature_size=64)
-    made = TargetEngine(model, CONFIGS["llama"], num_pages=4, projection=projection)
     with pytest.raises(ConfigError, match="tap layer 4"):
-        made.forward([Run([1], 0, [1], 1)])
+        TargetEngine(model, CONFIGS["llama"], num_pages=4, projection=projection)

@@ -30,6 +30,7 @@ from tests.unit.engine.tiny import (
     run,
     tiny_decoder,
     tiny_engine,
+    tiny_projection,
 )
 
 
@@ -168,7 +169,7 @@ def test_features_sent_are_the_projected_taps(greedy_cases) -> None:
     whole = given["r1"] + expected["r1"]
     with torch.inference_mode():
         taps = decoder(torch.tensor(whole), torch.arange(len(whole)), causal_attend, TAPS).taps
-        features = engine._projection.project(taps)
+        features = tiny_projection().project(taps)
     sent = drafts.features["r1"]
     assert len(sent) >= len(whole) - 6
     for position, row in sent.items():

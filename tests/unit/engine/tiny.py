@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dspark_core.engine.context_features import ContextProjection
 from dspark_core.engine.drafting import Drafting
+from dspark_core.engine.gpu_settings import GpuSettings
 from dspark_core.engine.planning import FullPlanSource
 from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem, SparseDistribution
 from dspark_core.engine.rounds import BatchLimits, RoundLoop
@@ -49,15 +50,30 @@ def tiny_decoder(seed: int = 0) -> Decoder:
     return decoder
 
 
-def tiny_engine(decoder: Decoder | None = None, *, num_pages: int = 64, page_tokens: int = 4) -> TargetEngine:
+def tiny_projection() -> ContextProjection:
     torch.manual_seed(1)
-    projection = ContextProjection(
+    return ContextProjection(
         project=nn.Linear(len(TAPS) * CONFIG.hidden_size, 6, bias=False),
         target_layer_ids=TAPS,
         feature_size=6,
     )
+
+
+def tiny_engine(
+    decoder: Decoder | None = None,
+    *,
+    num_pages: int = 64,
+    page_tokens: int = 4,
+    projection: ContextProjection | None = None,
+    gpu: GpuSettings | None = None,
+) -> TargetEngine:
     return TargetEngine(
-        decoder or tiny_decoder(), CONFIG, num_pages=num_pages, page_tokens=page_tokens, projection=projection
+        decoder or tiny_decoder(),
+        CONFIG,
+        num_pages=num_pages,
+        page_tokens=page_tokens,
+        projection=projection or tiny_projection(),
+        gpu=gpu,
     )
 
 

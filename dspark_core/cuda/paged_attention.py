@@ -1,0 +1,385 @@
+"""Attention of ragged runs over a paged cache: nothing is padded, nothing gathered, no value read back.
+
+A run is some consecutive positions of one sequence: an anchor with its drafts, a chunk of a prompt, a
+draft block. It is cut into tiles of queries; the query heads that share a key/value head are rows of the
+same tile, so that keys and values are read once for all of them. Where tiles are few, each sequence's
+context is split among several programs, whose parts a second kernel combines.
+
+Grids depend on shapes alone, never on lengths, so that a CUDA graph holds for any lengths.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+MAX_SPLITS = 16
+_LOG2_E = 1.4426950408889634
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """Sizes that change speed and nothing else. Chosen by reasoning; `benchmarks.gpu` tries others."""
+
+    max_rows: int = 64
+    """Of a tile: its queries times the heads of a group."""
+    programs_wanted: int = 512
+    """About four to a multiprocessor of a large GPU; fewer leave it idle."""
+    stage_bytes: int = 1 << 14
+    """Of keys loaded at a time: two stages of keys and values fit every GPU's shared memory."""
+    stages: int = 2
+
+
+TUNING = Tuning()
+
+
+class RaggedRuns(Protocol):
+    """Where the runs of a batch are. int64 on the device."""
+
+    @property
+    def runs(self) -> Tensor:
+        """[runs, 4]: first row, queries, slot of the first one in its sequence, offset of its pages"""
+        ...
+
+    @property
+    def tiles(self) -> Tensor:
+        """[tiles, 2]: run, first query; one past the run's queries does nothing"""
+        ...
+
+    @property
+    def pages(self) -> Tensor:
+        """The runs' page tables one after the other."""
+        ...
+
+    @property
+    def tile_queries(self) -> int: ...
+
+    @property
+    def page_tokens(self) -> int: ...
+
+    @property
+    def two_way(self) -> bool:
+        """A run's queries see each other both ways, and not only what comes before."""
+        ...
+
+
+def tile_queries(longest_run: int, group: int, tuning: Tuning = TUNING) -> int:
+    """Queries of a tile: a power of two, as many as its rows allow and a run needs."""
+    most = tuning.max_rows // int(triton.next_power_of_2(group))
+    return max(1, min(int(triton.next_power_of_2(longest_run)), most))
+
+
+def num_splits(tiles: int, kv_heads: int, tuning: Tuning = TUNING) -> int:
+    """A power of two."""
+    wanted = tuning.programs_wanted // max(1, tiles * kv_heads)
+    return max(1, min(MAX_SPLITS, 1 << max(0, wanted.bit_length() - 1)))
+
+
+def paged_attention(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    where: RaggedRuns,
+    window: int | None = None,
+    tuning: Tuning = TUNING,
+) -> Tensor:
+    """q [tokens, heads, head_dim]; keys, values [slots, kv_heads, head_dim] -> like q.
+
+    `window`: positions a token sees, its own included; None: all before it. Rows that belong to no run
+    come out undefined.
+    """
+    tokens, heads, head_dim = q.shape
+    kv_heads, tiles = keys.shape[1], where.tiles.shape[0]
+    group, block_d = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
+    block_m = max(16, triton.next_power_of_2(where.tile_queries * group))
+    splits = num_splits(tiles, kv_heads, tuning)
+    out = torch.empty((tokens, heads, head_dim), dtype=q.dtype, device=q.device)
+    partial, sums = out, out
+    if splits > 1:
+        partial = torch.empty((splits, tokens, heads, head_dim), dtype=torch.float32, device=q.device)
+        sums = torch.empty((splits, tokens, heads), dtype=torch.float32, device=q.device)
+    _attend[(tiles, kv_heads, splits)](
+        q,
+        keys,
+        values,
+        partial,
+        sums,
+        where.tiles,
+        where.runs,
+        where.pages,
+        head_dim**-0.5 * _LOG2_E,
+        q.stride(0),
+        q.stride(1),
+        keys.stride(0),
+        keys.stride(1),
+        tokens,
+        splits,
+        GROUP=group,
+        HEAD_DIM=head_dim,
+        BLOCK_D=block_d,
+        PAGE=where.page_tokens,
+        TILE=where.tile_queries,
+        BLOCK_M=block_m,
+        BLOCK_N=max(16, min(64, tuning.stage_bytes // (block_d * keys.element_size()))),
+        WINDOW=window or 0,
+        TWO_WAY=where.two_way,
+        SPLIT=splits > 1,
+        num_warps=8 if block_m * block_d > 64 * 128 else 4,
+        num_stages=tuning.stages,
+    )
+    if splits > 1:
+        _combine[(tokens, heads)](
+            partial, sums, out, tokens, splits, HEAD_DIM=head_dim, BLOCK_D=block_d, MOST=MAX_SPLITS
+        )
+    return out
+
+
+def store_keys_values(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+    """k, v [tokens, kv_heads, head_dim] into keys, values [slots, kv_heads, head_dim] at slots [tokens]."""
+    tokens, kv_heads, head_dim = k.shape
+    if tokens == 0:
+        return
+    _store[(tokens,)](
+        k,
+        v,
+        keys,
+        values,
+        slots,
+        k.stride(0),
+        k.stride(1),
+        v.stride(0),
+        v.stride(1),
+        keys.stride(0),
+        keys.stride(1),
+        HEADS=kv_heads,
+        BLOCK_H=triton.next_power_of_2(kv_heads),
+        HEAD_DIM=head_dim,
+        BLOCK_D=triton.next_power_of_2(head_dim),
+    )
+
+
+class TritonKernels:
+    """The functions above as the engine asks for them."""
+
+    def __init__(self, tuning: Tuning = TUNING) -> None:
+        self._tuning = tuning
+
+    def tile_queries(self, longest_run: int, group: int) -> int:
+        return tile_queries(longest_run, group, self._tuning)
+
+    def attend(
+        self, q: Tensor, keys: Tensor, values: Tensor, where: RaggedRuns, window: int | None
+    ) -> Tensor:
+        with _launching_on(q):
+            return paged_attention(q, keys, values, where, window, self._tuning)
+
+    def store(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+        with _launching_on(k):
+            store_keys_values(k, v, keys, values, slots)
+
+
+def _launching_on(tensor: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device, whatever its tensors are on."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+@triton.jit(do_not_specialize=["tokens", "splits"])
+def _attend(
+    q,
+    keys,
+    values,
+    partial,
+    sums,
+    tiles,
+    runs,
+    pages,
+    scale,
+    q_token,
+    q_head,
+    kv_slot,
+    kv_head_stride,
+    tokens,
+    splits,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PAGE: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    WINDOW: tl.constexpr,
+    TWO_WAY: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """One tile, one key/value head, one part of the context."""
+    tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    run = runs + tl.load(tiles + 2 * tile) * 4
+    first_query = tl.load(tiles + 2 * tile + 1)
+    count, start = tl.load(run + 1), tl.load(run + 2)
+    rows, columns = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    query = first_query + rows // GROUP
+    real = (rows < TILE * GROUP) & (query < count)
+    token = tl.load(run) + query
+    head = kv_head * GROUP + rows % GROUP
+    row_mask = real[:, None] & (columns < HEAD_DIM)[None, :]
+    asked = tl.load(q + token[:, None] * q_token + head[:, None] * q_head + columns[None, :], row_mask, 0.0)
+    begin, past = _part(first_query, count, start, split, splits, TILE, BLOCK_N, WINDOW, TWO_WAY)
+    table, offset = pages + tl.load(run + 3), kv_head * kv_head_stride
+    out, highest, total = _softmax_sums(
+        asked, keys + offset, values + offset, table, start + query, real, begin, past, scale, kv_slot,
+        HEAD_DIM, BLOCK_D, PAGE, BLOCK_M, BLOCK_N, WINDOW, TWO_WAY,
+    )  # fmt: skip
+    safe_total = tl.where(total > 0, total, 1.0)
+    out = out / safe_total[:, None]
+    cell = (split.to(tl.int64) * tokens + token) * (tl.num_programs(1) * GROUP) + head
+    place = cell[:, None] * HEAD_DIM + columns[None, :]
+    tl.store(partial + place, out.to(partial.dtype.element_ty), row_mask)
+    if SPLIT:
+        tl.store(sums + cell, tl.where(total > 0, highest + tl.log2(safe_total), float("-inf")), real)
+
+
+@triton.jit
+def _softmax_sums(
+    asked,
+    keys,
+    values,
+    table,
+    position,
+    real,
+    begin,
+    past,
+    scale,
+    kv_slot,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    WINDOW: tl.constexpr,
+    TWO_WAY: tl.constexpr,
+):
+    """Over slots [begin, past): weighted values, the highest score and the weights' sum of each row.
+
+    Online: weights are relative to the highest score so far. `table`: the sequence's pages.
+    """
+    columns = tl.arange(0, BLOCK_D)
+    inside = columns < HEAD_DIM
+    highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    out = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for first in range(begin, past, BLOCK_N):
+        key = first + tl.arange(0, BLOCK_N)
+        held = key < past
+        place = (tl.load(table + key // PAGE, held, 0) * PAGE + key % PAGE) * kv_slot
+        k = tl.load(keys + place[None, :] + columns[:, None], held[None, :] & inside[:, None], 0.0)
+        scores = tl.dot(asked, k, input_precision="ieee") * scale
+        seen = _sees(position[:, None], key[None, :], WINDOW, TWO_WAY) & real[:, None] & held[None, :]
+        scores = tl.where(seen, scores, float("-inf"))
+        higher = tl.maximum(highest, tl.max(scores, 1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        weights = tl.exp2(scores - base[:, None])
+        fading = tl.exp2(highest - base)
+        total = total * fading + tl.sum(weights, 1)
+        v = tl.load(values + place[:, None] + columns[None, :], held[:, None] & inside[None, :], 0.0)
+        out = out * fading[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        highest = higher
+    return out, highest, total
+
+
+@triton.jit
+def _part(
+    first_query,
+    count,
+    start,
+    split,
+    splits,
+    TILE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    WINDOW: tl.constexpr,
+    TWO_WAY: tl.constexpr,
+):
+    """Slots [begin, past) of its sequence that one program of a tile looks at."""
+    past = start + count
+    if not TWO_WAY:
+        past = start + tl.minimum(first_query + TILE, count)
+    past = tl.where(first_query < count, past, 0)
+    begin = past * 0
+    if WINDOW > 0:
+        begin = tl.minimum(tl.maximum(start + first_query - WINDOW + 1, 0), past)
+    per_split = tl.cdiv(tl.cdiv(past - begin, BLOCK_N), splits) * BLOCK_N
+    begin += split * per_split
+    return begin, tl.minimum(past, begin + per_split)
+
+
+@triton.jit
+def _sees(position, key, WINDOW: tl.constexpr, TWO_WAY: tl.constexpr):
+    """Whether a query at `position` attends to the key in slot `key`."""
+    seen = key >= 0
+    if not TWO_WAY:
+        seen = key <= position
+    if WINDOW > 0:
+        seen = seen & (key > position - WINDOW)
+    return seen
+
+
+@triton.jit(do_not_specialize=["tokens", "splits"])
+def _combine(
+    partial,
+    sums,
+    out,
+    tokens,
+    splits,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    MOST: tl.constexpr,
+):
+    """The parts of one token's head, weighted by their shares of the softmax's sum."""
+    token, head = tl.program_id(0), tl.program_id(1)
+    heads = tl.num_programs(1)
+    columns = tl.arange(0, BLOCK_D)
+    inside = columns < HEAD_DIM
+    split = tl.arange(0, MOST).to(tl.int64)
+    there = split < splits
+    cell = (split * tokens + token) * heads + head
+    shares = tl.load(sums + cell, there, float("-inf"))
+    most = tl.max(shares, 0)
+    weights = tl.exp2(shares - tl.where(most == float("-inf"), 0.0, most))
+    mask = there[:, None] & inside[None, :]
+    parts = tl.load(partial + cell[:, None] * HEAD_DIM + columns[None, :], mask, 0.0)
+    total = tl.sum(weights, 0)
+    mixed = tl.sum(parts * weights[:, None], 0) / tl.where(total > 0, total, 1.0)
+    place = (token.to(tl.int64) * heads + head) * HEAD_DIM
+    tl.store(out + place + columns, mixed.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _store(
+    k,
+    v,
+    keys,
+    values,
+    slots,
+    k_token,
+    k_head,
+    v_token,
+    v_head,
+    kv_slot,
+    kv_head_stride,
+    HEADS: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One token's keys and values to its slot."""
+    token = tl.program_id(0)
+    head, column = tl.arange(0, BLOCK_H)[:, None], tl.arange(0, BLOCK_D)[None, :]
+    inside = (head < HEADS) & (column < HEAD_DIM)
+    place = tl.load(slots + token) * kv_slot + head * kv_head_stride + column
+    tl.store(keys + place, tl.load(k + token * k_token + head * k_head + column, inside), inside)
+    tl.store(values + place, tl.load(v + token * v_token + head * v_head + column, inside), inside)

@@ -1,0 +1,62 @@
+"""Sizes that a batch is filled up to, so that few CUDA graphs serve batches of any size.
+
+Values only. A graph holds for one shape; lengths and positions are in its inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from dspark_core.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Bucket:
+    """Room for as many sequences and tokens."""
+
+    requests: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketGrid:
+    requests: tuple[int, ...]
+    tokens_per_request: tuple[int, ...]
+    max_tokens: int
+    """Larger batches are computed without a graph: their launches are a small part of their time."""
+
+    def __post_init__(self) -> None:
+        for name in ("requests", "tokens_per_request"):
+            values = getattr(self, name)
+            if not values or values[0] < 1 or any(a >= b for a, b in pairwise(values)):
+                raise ConfigError(f"{name} of buckets must be >= 1 and increasing, got {values}")
+        if self.max_tokens < 1:
+            raise ConfigError(f"max_tokens of buckets must be >= 1, got {self.max_tokens}")
+
+    def choose(self, requests: int, tokens: int) -> Bucket | None:
+        """The one that wastes the fewest tokens; None: the batch is too large for any."""
+        fitting = [b for b in self.all() if b.requests >= requests and b.tokens >= tokens]
+        return min(fitting, key=lambda bucket: (bucket.tokens, bucket.requests), default=None)
+
+    def all(self) -> Sequence[Bucket]:
+        sizes = {(r, r * t) for r in self.requests for t in self.tokens_per_request}
+        return [Bucket(r, tokens) for r, tokens in sorted(sizes) if tokens <= self.max_tokens]
+
+
+def powers_of_two(largest: int) -> tuple[int, ...]:
+    """1, 2, 4, ... and `largest` itself."""
+    below = tuple(1 << n for n in range(largest.bit_length()) if 1 << n < largest)
+    return (*below, largest)
+
+
+def default_grid(max_requests: int, block_size: int | None) -> BucketGrid:
+    """For decoding with blocks of `block_size` drafts; None: plainly."""
+    if block_size is None:
+        each: tuple[int, ...] = (1,)
+    else:
+        each = tuple(sorted({1, 2, 3, 4, 6, 1 + block_size} & set(range(1, 2 + block_size))))
+    return BucketGrid(
+        requests=powers_of_two(max_requests), tokens_per_request=each, max_tokens=max_requests * each[-1]
+    )

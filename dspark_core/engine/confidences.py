@@ -1,0 +1,26 @@
+"""Confidence logits to probabilities, corrected as calibration found."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dspark_core.algorithms.calibration import ConfidenceScaling
+
+
+class Confidences:
+    def __init__(self, scaling: ConfidenceScaling | None, device: torch.device) -> None:
+        """`scaling`: corrects the logit of each position; None: they are taken as they are."""
+        self._factors: Tensor | None = None  # [block]
+        self._biases: Tensor | None = None  # [block]
+        if scaling is not None:
+            temperatures = torch.tensor(scaling.temperatures, dtype=torch.float32)
+            self._factors = (1.0 / temperatures).to(device)
+            self._biases = torch.tensor(scaling.biases, dtype=torch.float32).to(device)
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """[requests, block] -> probabilities of the same shape."""
+        logits = logits.float()
+        if self._factors is not None and self._biases is not None:
+            logits = logits * self._factors + self._biases
+        return torch.sigmoid(logits)

@@ -1,0 +1,53 @@
+"""What an engine on a GPU is made of: kernels, how passes are recorded, and in which sizes."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+
+import torch
+
+from dspark_core.engine.buckets import BucketGrid, default_grid
+from dspark_core.engine.gpu_attention import AttentionKernels
+from dspark_core.engine.recorded import CudaGraphs, Recorder
+
+_log = logging.getLogger(__name__)
+
+MAX_GRAPH_REQUESTS = 64
+"""Decoding batches of more are computed launch by launch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuSettings:
+    kernels: AttentionKernels
+    grid: BucketGrid
+    recorder: Recorder | None
+    """None: nothing is recorded."""
+
+
+def missing_for_kernels() -> str | None:
+    """What our kernels lack on this machine; None: nothing."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    compilers = (os.environ.get("CC", ""), "gcc", "clang")
+    if not any(name and shutil.which(name) for name in compilers):
+        return "there is no C compiler for triton"
+    return None
+
+
+def gpu_settings(device: torch.device, *, block_size: int | None, graphs: bool = True) -> GpuSettings | None:
+    """None on a CPU, and where PyTorch's operators have to do. `block_size`: drafts of a block, if any."""
+    if device.type != "cuda":
+        return None
+    missing = missing_for_kernels()
+    if missing is not None:
+        _log.warning("%s: PyTorch's operators compute on %s, slower", missing, device)
+        return None
+    # Loaded here: importing it needs triton, which only PyTorch's CUDA builds bring along.
+    kernels = importlib.import_module("dspark_core.cuda.paged_attention").TritonKernels()
+    grid = default_grid(MAX_GRAPH_REQUESTS, block_size)
+    return GpuSettings(kernels=kernels, grid=grid, recorder=CudaGraphs(device) if graphs else None)

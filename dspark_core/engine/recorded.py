@@ -1,0 +1,89 @@
+"""Computations that are recorded once per shape and then replayed on new inputs.
+
+On CUDA a replay is one launch for hundreds of kernels (`CudaGraphs`). What is recorded reads its inputs
+from memory that stays, and must depend on their values in no other way: no reading back, no shape that
+comes of one, no branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from dspark_core.algorithms.transfer import to_device
+
+Outputs = tuple[Tensor, ...]
+Shape = TypeVar("Shape", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    replay: Callable[[], None]
+    outputs: Outputs
+    """Written over by each replay."""
+
+
+class Recorder(Protocol):
+    def record(self, compute: Callable[[], Outputs]) -> Recording: ...
+
+
+class CudaGraphs:
+    """Graphs that share their memory: at most one of them runs at a time."""
+
+    WARM_UPS = 2
+    """Kernels are compiled, and libraries set up, before anything is captured."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, compute: Callable[[], Outputs]) -> Recording:
+        with torch.cuda.device(self._device):
+            side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(self.WARM_UPS):
+                    compute()
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool):
+                outputs = compute()
+        return Recording(graph.replay, outputs)
+
+
+class RecordedPasses(Generic[Shape]):
+    """A computation for each shape it was asked for, over one array of inputs."""
+
+    def __init__(
+        self,
+        compute: Callable[[Tensor, Shape], Outputs],
+        recorder: Recorder,
+        *,
+        input_values: int,
+        device: torch.device,
+    ) -> None:
+        """compute(values [input_values] int64, shape); `input_values`: the most that any shape takes."""
+        self._compute = compute
+        self._recorder = recorder
+        self._device = device
+        self._values = torch.zeros(input_values, dtype=torch.int64, device=device)
+        self._recordings: dict[Shape, Recording] = {}
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Recorded so far."""
+        return tuple(self._recordings)
+
+    def run(self, shape: Shape, values: Tensor) -> Outputs:
+        """values [at most input_values] int64, on the CPU. Outputs are good until the next run."""
+        self._values[: len(values)].copy_(to_device(values, self._device))
+        recording = self._recordings.get(shape)
+        if recording is None:
+            recording = self._recorder.record(lambda: self._compute(self._values, shape))
+            self._recordings[shape] = recording
+        recording.replay()
+        return recording.outputs

@@ -1,0 +1,11 @@
+"""The suite is a CPU's, also on a machine with GPUs, except where their tests are asked for: `-m gpu`."""
+
+import os
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    asked = config.getoption("markexpr", default="")
+    if "gpu" not in asked or "not gpu" in asked:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -1,0 +1,113 @@
+"""The GPU's way through a target pass, on a CPU: filled-up shapes, replays and devices change no token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dspark_core.engine.batch import Run
+from dspark_core.records import SamplingParams
+from tests.support.gpu_parts import CallAgain, plain_gpu
+from tests.support.pretend_cuda import move_module, pretend_cuda, read
+from tests.unit.engine.tiny import (
+    ScriptedDrafts,
+    make_loop,
+    naive_greedy,
+    prompts,
+    request,
+    run,
+    tiny_decoder,
+    tiny_engine,
+    tiny_projection,
+)
+
+SAMPLINGS = {
+    "greedy": SamplingParams(temperature=0.0),
+    "seeded": SamplingParams(temperature=0.9, top_p=0.9, seed=11),
+    "sampled": SamplingParams(temperature=0.9, top_k=20),
+}
+
+
+@pytest.fixture(scope="module")
+def greedy_cases():
+    decoder = tiny_decoder()
+    given = {f"r{i}": prompt for i, prompt in enumerate(prompts(6))}
+    return given, {name: naive_greedy(decoder, prompt, 14) for name, prompt in given.items()}
+
+
+def drafts_for(cases):
+    given, expected = cases
+    return ScriptedDrafts(expected, prompt_lengths={name: len(prompt) for name, prompt in given.items()})
+
+
+def answers(cases, sampling, gpu, engine=None, **limits):
+    loop = make_loop(engine or tiny_engine(gpu=gpu), drafts_for(cases), **limits)
+    return run(loop, [request(name, prompt, 14, sampling=sampling) for name, prompt in cases[0].items()])
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_replayed_passes_decode_the_same_tokens(greedy_cases, sampling):
+    recorder = CallAgain()
+    plain = answers(greedy_cases, sampling, plain_gpu())
+    assert answers(greedy_cases, sampling, plain_gpu(recorder)) == plain
+    assert recorder.replays > recorder.records > 2
+    if sampling.temperature == 0.0:
+        assert plain == greedy_cases[1]
+
+
+@pytest.mark.parametrize("max_tokens", [8, 40])
+def test_what_no_bucket_holds_is_computed_as_it_is(greedy_cases, max_tokens):
+    recorder = CallAgain()
+    gpu = plain_gpu(recorder, max_tokens=max_tokens)
+    limits = {"prefill_chunk_tokens": 7, "max_batch_tokens": 64}
+    assert answers(greedy_cases, SAMPLINGS["greedy"], gpu, **limits) == greedy_cases[1]
+    assert recorder.replays > 0
+
+
+def test_each_shape_is_recorded_once():
+    recorder = CallAgain()
+    engine = tiny_engine(gpu=plain_gpu(recorder, requests=(2,), tokens_per_request=(1, 3)))
+    pages = [[1, 2, 3], [4, 5, 6]]
+    engine.forward([Run([7], 0, pages[0], 1)])
+    engine.forward([Run([8], 1, pages[0], 1), Run([9], 0, pages[1], 1)])
+    assert (recorder.records, recorder.replays) == (1, 2)
+    engine.forward([Run([8, 1, 2], 1, pages[0], 3)])
+    assert (recorder.records, recorder.replays) == (2, 3)
+
+
+def test_a_filled_up_pass_gives_the_logits_and_features_of_the_bare_one():
+    runs = [Run([5, 6, 7], 0, [1, 2], 2), Run([9], 0, [3], 1)]
+    bare, filled = tiny_engine(gpu=plain_gpu()), tiny_engine(gpu=plain_gpu(CallAgain(), requests=(4,)))
+    torch.testing.assert_close(filled.forward(runs), bare.forward(runs))
+    for pages, end in (([1, 2], 3), ([3], 1)):
+        torch.testing.assert_close(filled.read_features(pages, 0, end), bare.read_features(pages, 0, end))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_round_on_a_gpu_reads_its_verdicts_and_nothing_else(greedy_cases, sampling, recorded):
+    """Every round: one read-back, whatever is sampled, and no operator between two devices."""
+    expected = answers(greedy_cases, sampling, None)
+    projection = tiny_projection()
+    move_module(projection.project)
+    gpu = plain_gpu(CallAgain() if recorded else None)
+    with pretend_cuda() as mode:
+        engine = tiny_engine(move_module(tiny_decoder()), projection=projection, gpu=gpu)
+        drafts = drafts_for(greedy_cases)
+        propose = drafts.propose
+
+        def on_the_host(items):
+            for item in items:
+                object.__setattr__(item, "features", read(item.features))
+            return propose(items)
+
+        drafts.propose = on_the_host
+        loop = make_loop(engine, drafts)
+        tokens = {name: [] for name in greedy_cases[0]}
+        for name, prompt in greedy_cases[0].items():
+            loop.submit(request(name, prompt, 14, sampling=sampling))
+        while loop.has_work:
+            mode.reads, mode.reads_allowed = 0, 1
+            for output in loop.step():
+                tokens[output.request_id].extend(output.chunk.token_ids)
+    assert tokens == expected
