@@ -134,7 +134,7 @@ class DraftPolicy:
         members = [self._member(candidate) for candidate in candidates]
         self._round += 1
         gains, verified = self._expected(members)
-        looked_up = self._looked_up(candidates, members, gains, verified, round_time)
+        looked_up = self._looked_up(candidates, members, gains, verified, round_time, price)
         worthy: Sequence[bool] = (False,) * len(members)
         if self._round % LOOK_ROUNDS == 0 or not _rests(candidates, members):
             worthy = self._worthy(candidates, members, gains, verified, round_time, price)
@@ -212,6 +212,7 @@ class DraftPolicy:
         gains: Floats,
         verified: Floats,
         round_time: RoundTimeModel,
+        price: float,
     ) -> Bools:
         """Who has looked-up tokens that are worth more than a draft; it leaves the state as it is."""
         lookups = [candidate.lookup_survival for candidate in candidates]
@@ -223,7 +224,7 @@ class DraftPolicy:
             np.where(unknown, UNKNOWN_VERIFIED, verified),
         )
         context = sum(candidate.context_tokens for candidate in candidates)
-        return better_looked_up(lookups, gains, verified, round_time, context)
+        return better_looked_up(lookups, gains, verified, round_time, context, price)
 
     @staticmethod
     def _floor_needs(candidate: DraftCandidate, plain_seconds: float) -> bool:

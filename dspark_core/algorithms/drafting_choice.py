@@ -56,6 +56,7 @@ def better_looked_up(
     verified: Floats,
     round_time: RoundTimeModel,
     context_tokens: int = 0,
+    price: float = 0.0,
 ) -> Bools:
     """Whether looked-up tokens are expected to serve a request better than the drafter -> [requests].
 
@@ -69,11 +70,12 @@ def better_looked_up(
     if rows.shape[1] == 0:
         return np.zeros(count, dtype=np.bool_)
     added = round_time.verify.table(count, count + np.arange(rows.shape[1] + 1), context_tokens)
-    share = added[0] / count
+    share = (added[0] + round_time.loop.seconds(count)) / count
     added = added - added[0]
     tokens = 1.0 + np.cumsum(np.maximum(rows, 0.0), axis=1)
     looked_up = (tokens / (share + added[1:])).max(axis=1)
     drafting = round_time.overhead_seconds(count) / count
-    drafted = (1.0 + gains) / (share + drafting + np.interp(verified, np.arange(len(added)), added))
+    paid = price * round_time.draft.seconds(count) / count
+    drafted = (1.0 + gains - paid) / (share + drafting + np.interp(verified, np.arange(len(added)), added))
     better: Bools = (rows[:, 0] >= 0.0) & (looked_up > np.maximum(drafted, 1.0 / share))
     return better

@@ -59,7 +59,7 @@ class _Member:
 
     def learn(self, report: RoundReport) -> None:
         for request in report.requests:
-            if not request.survival:
+            if not request.drafted:
                 continue
             promised = sum(request.survival[: request.verify_length])
             self.accepted = TRUST_MEMORY * self.accepted + request.accepted
@@ -74,7 +74,7 @@ class _Member:
         self.requests = tuple(request.sequence_id for request in report.requests)
         self.yields = {name: self.yields[name] for name in self.requests if name in self.yields}
         self.context_tokens = report.context_tokens
-        self.drafting = any(request.survival for request in report.requests)
+        self.drafting = any(request.drafted for request in report.requests)
         used = report.draft_compute_seconds / max(report.draft_seconds + report.step_seconds, 1e-9)
         self.used += RATE * (used - self.used)
         if self.drafting and report.draft_compute_seconds > 0:
