@@ -156,7 +156,7 @@ def _model(options: EngineOptions, target: BuiltTarget) -> DSparkDrafter:
     directory = resolve_drafter_path(options.drafter or DEFAULT_DRAFTER)
     embed, head = decoder.embed_tokens.weight, decoder.lm_head.weight
     drafter = load_drafter(directory, embed, head, target.loaded.config, options.torch_dtype)
-    drafter.pack()
+    drafter.pack(byte_products=True)
     return drafter
 
 
@@ -220,11 +220,12 @@ def _part_times(
     latest = [Appended(item, item.anchor_position - TOKENS_PER_ROUND) for item in items]
     new = torch.cat([item.features[-TOKENS_PER_ROUND:] for item in items])
     anchors = torch.tensor([item.anchor_token_id for item in items])
-    hidden = layers.hidden(items, anchors)
+    block = drafter.config.block_size
+    hidden = layers.hidden(items, anchors, block)
     draw = block_draw(drafter, torch.Generator())
     return {
         "context keys and values": measure(lambda: layers.append(latest, new)),
-        "layers": measure(lambda: layers.hidden(items, anchors)),
+        "layers": measure(lambda: layers.hidden(items, anchors, block)),
         "LM head": measure(lambda: drafter.float_logits(hidden)),
         "LM head and greedy draw": measure(lambda: draw(items, anchors, hidden)),
     }

@@ -69,10 +69,28 @@ def longest_equal_prefix(own_tokens: Tensor, draft_ids: Tensor, lengths: Tensor)
     For greedy decoding `own_tokens` [rows] are the argmax, in coupled mode the samples drawn with
     the noise that the drafter used too; draft_ids [drafts]; lengths [requests] int64.
     """
+    if own_tokens.device.type == "cpu":
+        return _equal_prefix_of_numbers(own_tokens, draft_ids, lengths)
     request = _request_of_draft(own_tokens.shape[0], draft_ids, lengths)
     row = torch.arange(draft_ids.shape[0], device=draft_ids.device) + request
     accepted = _leading_true(own_tokens[row] == draft_ids, request, lengths)
     return Acceptance(accepted, own_tokens[_first_rows(lengths) + accepted])
+
+
+def _equal_prefix_of_numbers(own_tokens: Tensor, draft_ids: Tensor, lengths: Tensor) -> Acceptance:
+    """For some tokens a request several times as fast as operators are; on a GPU it would wait for it."""
+    own, drafts = own_tokens.tolist(), draft_ids.tolist()
+    _check_rows(len(own), len(drafts), len(lengths))
+    accepted, next_tokens, row = [], [], 0
+    for request, length in enumerate(lengths.tolist()):
+        first = row - request  # among the drafts
+        count = 0
+        while count < length and own[row + count] == drafts[first + count]:
+            count += 1
+        accepted.append(count)
+        next_tokens.append(own[row + count])
+        row += 1 + length
+    return Acceptance(lengths.new_tensor(accepted), own_tokens.new_tensor(next_tokens))
 
 
 def _uniforms(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -81,11 +99,15 @@ def _uniforms(like: Tensor, generator: torch.Generator) -> Tensor:
     return to_device(drawn, like.device)
 
 
+def _check_rows(rows: int, drafts: int, requests: int) -> None:
+    if rows != drafts + requests:
+        raise ValueError(f"rows must be drafts + requests = {drafts} + {requests}, got {rows}")
+
+
 def _request_of_draft(rows: int, draft_ids: Tensor, lengths: Tensor) -> Tensor:
     """Index of the request each draft token belongs to [drafts]; its row is draft index + request."""
     drafts, requests = draft_ids.shape[0], lengths.shape[0]
-    if rows != drafts + requests:
-        raise ValueError(f"rows must be drafts + requests = {drafts} + {requests}, got {rows}")
+    _check_rows(rows, drafts, requests)
     return torch.repeat_interleave(torch.arange(requests, device=lengths.device), lengths, output_size=drafts)
 
 

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dspark_core.algorithms.rejection import Acceptance, accept_rejection, longest_equal_prefix
-from dspark_core.algorithms.sampling import SamplingRows, TargetLaws, greedy_tokens, target_weight_blocks
+from dspark_core.algorithms.sampling import SamplingRows, TargetLaws, target_weight_blocks
 from dspark_core.algorithms.transfer import to_device
 from dspark_core.engine.coupled_draw import sample_coupled
+from dspark_core.engine.greedy_draw import greedy_tokens
 from dspark_core.engine.protocols import DraftBlock
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.records import Verification

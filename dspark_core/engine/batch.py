@@ -80,8 +80,14 @@ MAX_CONTEXT_PADDING = 2.0
 """Runs share a group while the longest context is at most this many times the shortest."""
 
 
+FEW_TOKENS = 16
+"""Up to so many, numbers are faster than arrays: every operation on those costs some microseconds."""
+
+
 def build_batch(runs: Sequence[Run], *, page_tokens: int) -> RaggedBatch:
-    """Flattens the runs in order; Python touches each run, not each token."""
+    """Flattens the runs in order; where they hold many tokens Python touches each run, not each token."""
+    if sum(len(run.token_ids) for run in runs) <= FEW_TOKENS:
+        return _small_batch(runs, page_tokens)
     counts = _per_run(len(run.token_ids) for run in runs)
     starts = _per_run(run.start for run in runs)
     with_logits = _per_run(run.logit_rows for run in runs)
@@ -102,12 +108,35 @@ def build_batch(runs: Sequence[Run], *, page_tokens: int) -> RaggedBatch:
     return RaggedBatch(*map(torch.from_numpy, (token_ids, positions, slots, logit_rows, table, pages)))
 
 
+def _small_batch(runs: Sequence[Run], page_tokens: int) -> RaggedBatch:
+    token_ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    logit_rows: list[int] = []
+    table: list[int] = []
+    pages: list[int] = []
+    for run in runs:
+        first, end = len(token_ids), run.start + len(run.token_ids)
+        table += (first, len(run.token_ids), run.start, len(pages))
+        token_ids += run.token_ids
+        positions += range(run.start, end)
+        slots += [run.pages[p // page_tokens] * page_tokens + p % page_tokens for p in range(run.start, end)]
+        pages += run.pages[: (end - 1) // page_tokens + 1]
+        logit_rows += range(len(token_ids) - run.logit_rows, len(token_ids))
+    longs = (np.array(values, np.int64) for values in (token_ids, positions, slots, logit_rows))
+    ints = np.array(table, np.int32).reshape(len(runs), 4), np.array(pages, np.int32)
+    return RaggedBatch(*map(torch.from_numpy, (*longs, *ints)))
+
+
 def _per_run(values: Iterable[int]) -> np.ndarray:
     return np.fromiter(values, np.int64)
 
 
 def slots_of(pages: Sequence[int], start: int, end: int, page_tokens: int) -> Tensor:
     """Slots of positions [start, end) of a sequence."""
+    if end - start <= FEW_TOKENS:  # on numbers: each operator takes longer than the whole of this
+        slots = [pages[p // page_tokens] * page_tokens + p % page_tokens for p in range(start, end)]
+        return torch.tensor(slots, dtype=torch.long)
     positions = torch.arange(start, end)
     first = start // page_tokens
     table = torch.tensor(pages[first : -(-end // page_tokens)], dtype=torch.long)

@@ -60,9 +60,11 @@ class NativeLayers:
             pages.extend(self._context.pages(one.item.sequence_id))
         self._stack.append(features.contiguous(), _batch(_NO_ROWS, runs, slots, pages), self._cache)
 
-    def hidden(self, items: Sequence[DraftItem], anchors: Tensor) -> Tensor:
-        """anchors [requests] token ids -> normed hidden states [requests, block, d]."""
-        block = self._config.block_size
+    def hidden(self, items: Sequence[DraftItem], anchors: Tensor, block: int) -> Tensor:
+        """anchors [requests] token ids -> normed hidden states [requests, block, d].
+
+        `block` positions, at most the drafter's block size.
+        """
         ids = anchors.new_full((len(items), block), self._config.mask_token_id)
         ids[:, 0] = anchors
         runs: list[_Run] = []
@@ -106,12 +108,12 @@ class TorchLayers:
         pairs = self._drafter.context_keys_values(features, to_device(positions, self._device))
         self._tensors.write(to_device(torch.cat(slots), self._device), pairs)
 
-    def hidden(self, items: Sequence[DraftItem], anchors: Tensor) -> Tensor:
+    def hidden(self, items: Sequence[DraftItem], anchors: Tensor, block: int) -> Tensor:
         """anchors [requests] token ids -> normed hidden states [requests, block, d]."""
         positions = to_device(torch.tensor([item.anchor_position for item in items]), self._device)
         view = self._context.view([item.sequence_id for item in items]).to(self._device)
-        attend = BlockAttention(self._tensors, view, self._drafter.config.block_size, self._kv_groups)
-        return self._drafter.block_hidden(anchors, positions, attend)
+        attend = BlockAttention(self._tensors, view, block, self._kv_groups)
+        return self._drafter.block_hidden(anchors, positions, attend, block)
 
 
 class BlockAttention:

@@ -101,7 +101,7 @@ def build_target(options: EngineOptions, loaded: LoadedTarget | None = None) -> 
     if directory is not None:
         module = load_any_projection(directory, loaded.config, options.torch_dtype)
         module = module.to(device_of(loaded.decoder))
-        pack_linears(module, PackingPlan(native=options.native))
+        pack_linears(module, PackingPlan(native=options.native, byte_products=True))
         geometry = read_geometry(directory)
         projection = ContextProjection(
             project=module, target_layer_ids=module.target_layer_ids, feature_size=geometry.feature_size
@@ -148,11 +148,12 @@ def build_drafter(
     num_pages = max(2, options.kv_cache_bytes // 8 // page_bytes)
     drafter = load_any_drafter(directory, target.decoder, target.config, options.torch_dtype)
     drafter = drafter.to(device_of(target.decoder))
-    drafter.pack()
     if not isinstance(drafter, DSparkDrafter):
+        drafter.pack()
         return AutoregressiveDraftEngine(
             drafter, fingerprint=mark, num_pages=num_pages, page_tokens=PAGE_TOKENS, generator=generator
         )
+    drafter.pack(byte_products=True)
     gpu = _gpu(options, target, config.block_size)
     arguments = EngineArguments(
         fingerprint=mark, num_pages=num_pages, page_tokens=PAGE_TOKENS, generator=generator

@@ -19,8 +19,9 @@ class Confidences:
             self._biases = torch.tensor(scaling.biases, dtype=torch.float32).to(device)
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """[requests, block] -> probabilities of the same shape."""
+        """[requests, block] -> probabilities of the same shape; a block may be cut short."""
         logits = logits.float()
         if self._factors is not None and self._biases is not None:
-            logits = logits * self._factors + self._biases
+            block = logits.shape[1]
+            logits = logits * self._factors[:block] + self._biases[:block]
         return torch.sigmoid(logits)

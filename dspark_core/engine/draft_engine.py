@@ -46,12 +46,18 @@ class DraftEngine(ContextDraftEngine):
 
     def _draft(self, items: Sequence[DraftItem]) -> list[DraftBlock]:
         anchors = to_device(torch.tensor([item.anchor_token_id for item in items]), self.device)
-        hidden = self._layers.hidden(items, anchors)
+        hidden = self._layers.hidden(items, anchors, self._block(items))
         drawn, distributions = self._draw(items, anchors, hidden)
         confidences = None
         if drawn.confidence_logits is not None:
             confidences = self._confidences(drawn.confidence_logits)
         return self._blocks(items, drawn.token_ids, confidences, distributions)
+
+    def _block(self, items: Sequence[DraftItem]) -> int:
+        """Positions worth computing. Tokens of a block see each other both ways, yet its first ones
+        are accepted as often when the last are missing (docs/performance-drafting.md)."""
+        block = self.geometry.block_size
+        return min(block, max(block if item.most_tokens is None else item.most_tokens for item in items))
 
 
 class LocalDraftSource:

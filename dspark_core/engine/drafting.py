@@ -120,6 +120,7 @@ class Drafting:
             token_ids=tuple(sequence.tokens[start:anchor_position]),
             sampling=sampling,
             verification=sequence.request.verification,
+            most_tokens=min(draft_limit(sequence, self.block_size), sequence.useful_draft or self.block_size),
         )
 
 

@@ -46,6 +46,8 @@ class DraftItem:
     sampling: SamplingParams
     """`seed` is always set when verification is coupled."""
     verification: Verification
+    most_tokens: int | None = None
+    """How much of a block is of use; a drafter may draft no more. None: all of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

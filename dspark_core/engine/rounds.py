@@ -22,7 +22,7 @@ from dspark_core.engine.batching import Batcher, BatchLimits
 from dspark_core.engine.block_manager import BlockManager
 from dspark_core.engine.drafting import Drafting, DraftRound, draft_limit
 from dspark_core.engine.lookup import LookupDrafting
-from dspark_core.engine.pacing import PrefillPacer
+from dspark_core.engine.pacing import PrefillPacer, chunk_pairs, tokens_per_pair
 from dspark_core.engine.plan_inputs import draft_candidates, plan_requests
 from dspark_core.engine.protocols import DraftBlock, PlanSource
 from dspark_core.engine.sequence import SequenceState
@@ -30,6 +30,7 @@ from dspark_core.engine.target_engine import TargetEngine
 from dspark_core.errors import ContextLengthError, InvalidRequestError
 from dspark_core.records import (
     MAX_SEED,
+    DraftOrigin,
     FinishReason,
     GenerateChunk,
     GenerateRequest,
@@ -91,7 +92,10 @@ class RoundLoop:
         longest = self.batcher.limits.max_step_seconds
         self._clock = clock
         self._pass_ended: float | None = None  # of the round before, when this one follows at once
-        self._pacer = None if longest is None else PrefillPacer(longest, step_time)
+        self._pacer: PrefillPacer | None = None
+        if longest is not None:
+            pairs = tokens_per_pair(engine.config)
+            self._pacer = PrefillPacer(longest, step_time, tokens_per_pair=pairs)
 
     @property
     def has_work(self) -> bool:
@@ -226,13 +230,14 @@ class RoundLoop:
         """Who prefills how many tokens this round, in order of arrival."""
         limits = self.batcher.limits
         budget = min(limits.prefill_chunk_tokens, limits.max_batch_tokens - decode_tokens)
-        if self._pacer is not None and proposals and any(not s.decoding for s in self.batcher.running):
-            context = _context_tokens(proposals)
-            budget = self._pacer.allowance(len(proposals), decode_tokens, context, budget)
+        waiting = sorted((s for s in self.batcher.running if not s.decoding), key=lambda s: s.order)
+        if self._pacer is not None and proposals and waiting:
+            context, start = _context_tokens(proposals), waiting[0].computed
+            budget = self._pacer.allowance(len(proposals), decode_tokens, context, budget, start=start)
         chunks = []
-        for sequence in sorted(self.batcher.running, key=lambda s: s.order):
-            if sequence.decoding or budget < 1:
-                continue
+        for sequence in waiting:
+            if budget < 1:
+                break
             count = min(sequence.uncomputed, budget)
             chunks.append((sequence, count))
             budget -= count
@@ -248,7 +253,8 @@ class RoundLoop:
         if self._pacer is not None and proposals and prefills:
             prompt_tokens = sum(count for _, count in prefills)
             context = _context_tokens(proposals)
-            self._pacer.observe(len(proposals), decode_tokens, prompt_tokens, context, seconds)
+            pairs = sum(chunk_pairs(sequence.computed, count) for sequence, count in prefills)
+            self._pacer.observe(len(proposals), decode_tokens, prompt_tokens, context, seconds, pairs=pairs)
 
     def _decode_run(self, proposal: Proposal) -> Run:
         sequence = proposal.sequence
@@ -276,6 +282,8 @@ class RoundLoop:
             if index < num_decoding:
                 # A stop token inside the accepted prefix ends the round there.
                 accepted = min(verdict.accepted, len(committed))
+                if self._drafting and proposal.drafted and proposal.block.origin is DraftOrigin.DRAFTER:
+                    sequence.learn_useful_draft(self._drafting.block_size, proposal.verify_length)
                 sequence.stats = sequence.stats.add_round(
                     drafted=proposal.drafted,
                     verified=len(proposal.draft_token_ids),
@@ -362,5 +370,5 @@ class RoundLoop:
 
 
 def _context_tokens(proposals: Sequence[Proposal]) -> int:
-    """Positions that decoding requests attend to; a prompt's own grow and correct the pace instead."""
+    """Positions that decoding requests attend to; a prompt's own are counted as pairs."""
     return sum(len(proposal.sequence.tokens) - 1 for proposal in proposals)

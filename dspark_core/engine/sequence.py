@@ -32,6 +32,8 @@ class SequenceState:
     drafter_end: int = 0
     """Features before this position were sent to the drafter, within `drafter_generation`."""
     drafter_generation: int = -1
+    useful_draft: int | None = None
+    """Draft tokens that are likely to be of use, by what earlier rounds verified; None: not known yet."""
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     finish_reason: FinishReason | None = None
 
@@ -59,6 +61,11 @@ class SequenceState:
     def remaining(self) -> int:
         """Tokens that may still be committed."""
         return self.max_length - len(self.tokens)
+
+    def learn_useful_draft(self, block_size: int, verified: int) -> None:
+        """A round verified so many tokens of its block: shrinks slowly, and grows while all are wanted."""
+        wish = min(self.useful_draft or block_size, block_size)
+        self.useful_draft = verified + 2 if verified >= wish else max(verified + 1, wish - 1)
 
     def attach_prefix(self, manager: BlockManager) -> None:
         """Takes what the prefix cache holds of the committed tokens."""

@@ -15,7 +15,7 @@ from dspark_core.kernels.prebuilt import find_prebuilt
 
 _log = logging.getLogger(__name__)
 
-ABI = 2
+ABI = 3
 MAX_HEAD_DIM = 256
 
 
@@ -26,6 +26,8 @@ class Format(IntEnum):
     BFLOAT16 = 1
     Q4 = 2
     Q8 = 3
+    I8 = 4
+    """Rounds activations to 8 bits too: for drafters only."""
 
 
 class MatrixStruct(ctypes.Structure):
@@ -97,6 +99,7 @@ class BatchStruct(ctypes.Structure):
 _SIGNATURES = {
     "dspark_abi": (c_int32, ()),
     "dspark_instructions": (c_char_p, ()),
+    "dspark_byte_products": (c_int32, ()),
     "dspark_matrix_bytes": (c_int64, (POINTER(MatrixStruct),)),
     "dspark_pack": (None, (POINTER(MatrixStruct), c_void_p, c_int32, c_void_p)),
     "dspark_unpack": (None, (POINTER(MatrixStruct), c_int64, c_int64, c_void_p)),
@@ -104,6 +107,8 @@ _SIGNATURES = {
         None,
         (POINTER(MatrixStruct), c_void_p, c_int32, c_int32, c_void_p, c_int32, c_int32),
     ),
+    "dspark_most_likely": (None, (c_void_p, c_int32, c_int32, c_void_p, c_int32)),
+    "dspark_rms_norm": (None, (c_void_p, c_int32, c_int32, c_void_p, c_float, c_int32, c_void_p)),
     "dspark_decoder_create": (c_void_p, (POINTER(DecoderShapeStruct), POINTER(LayerStruct))),
     "dspark_decoder_destroy": (None, (c_void_p,)),
     "dspark_decoder_forward": (None, (c_void_p, POINTER(BatchStruct))),
@@ -132,6 +137,11 @@ class Kernels:
         """The instruction set it was compiled for."""
         name: bytes = self.functions.dspark_instructions()
         return name.decode()
+
+    @property
+    def byte_products(self) -> bool:
+        """Whether it multiplies 8-bit integers by instructions made for that."""
+        return bool(self.functions.dspark_byte_products())
 
 
 @functools.cache

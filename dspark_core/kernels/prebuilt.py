@@ -27,7 +27,11 @@ class Level:
 
 
 X86_LEVELS = (
-    Level("x86-64-v4-bf16", ("-march=x86-64-v4", "-mavx512bf16"), (*_V4, "avx512_bf16")),
+    Level(
+        "x86-64-v4-bf16",
+        ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni"),
+        (*_V4, "avx512_bf16", "avx512_vnni"),
+    ),
     Level("x86-64-v3", ("-march=x86-64-v3",), _V3),
 )
 """Best first."""

@@ -30,7 +30,7 @@ from dspark_core.models.moe import MoeMLP
 from dspark_core.models.moe_config import MoeConfig
 from dspark_core.models.native_draft import native_draft_layers
 from dspark_core.models.native_stack import NativeStack
-from dspark_core.models.packing import PackedLinear, pack_linears, pack_weight
+from dspark_core.models.packing import PackedLinear, PackingPlan, normed_product, pack_linears, pack_weight
 
 Sampler = Callable[[int, Tensor], Tensor]
 """(block position, logits [requests, draft vocab]) -> draft vocabulary indices [requests]."""
@@ -60,6 +60,9 @@ class FeatureProjection(nn.Module):
 
     def forward(self, taps: Tensor) -> Tensor:
         """taps [tokens, m * d], in the order of `target_layer_ids` -> features [tokens, d]."""
+        native = normed_product(self.fc, self.hidden_norm, taps)
+        if native is not None:
+            return native
         features: Tensor = self.hidden_norm(self.fc(taps))
         return features
 
@@ -147,18 +150,23 @@ class DSparkDrafter(nn.Module):
         """After `pack`, where the kernels compute the layers."""
         self._packed_head: PackedLinear | None = None
 
-    def pack(self) -> None:
+    def pack(self, *, byte_products: bool = False) -> None:
         """Makes inference on a CPU faster; the linear layers' weights are no parameters afterwards.
+
+        `byte_products` as in `PackingPlan`.
 
         With `native_layers` the layers exist in the kernels' form only: `block_hidden` and
         `context_keys_values` then raise RuntimeError.
         """
         backbone = self.config.backbone
-        native = native_draft_layers(backbone, self.layers, self.embed_tokens, self.norm, self.rotary)
+        native = native_draft_layers(
+            backbone, self.layers, self.embed_tokens, self.norm, self.rotary, byte_products=byte_products
+        )
         if native is not None:
             self.layers, self.native_layers = nn.ModuleList(), native
-        pack_linears(self)
-        self._packed_head = pack_weight(self.lm_head)
+        plan = PackingPlan(byte_products=byte_products)
+        pack_linears(self, plan)
+        self._packed_head = pack_weight(self.lm_head, plan)
 
     def project(self, taps: Tensor) -> Tensor:
         """taps [tokens, m * d] -> context features [tokens, d]."""
@@ -173,13 +181,17 @@ class DSparkDrafter(nn.Module):
         cos, sin = self.rotary(positions, features.dtype)
         return [layer.self_attn.keys_values(features, cos, sin) for layer in self._draft_layers()]
 
-    def block_hidden(self, anchor_ids: Tensor, anchor_positions: Tensor, attend: Attend) -> Tensor:
+    def block_hidden(
+        self, anchor_ids: Tensor, anchor_positions: Tensor, attend: Attend, block: int | None = None
+    ) -> Tensor:
         """anchor_ids, anchor_positions [requests] -> normed hidden states [requests, block, d].
+
+        `block`: positions of it to compute; None: all.
 
         `attend` sees all blocks flattened, [requests * block, heads, head_dim]; it lets each block
         attend to its context before the anchor and, in both directions, to itself.
         """
-        block = self.config.block_size
+        block = block or self.config.block_size
         ids = anchor_ids.new_full((len(anchor_ids), block), self.config.mask_token_id)
         ids[:, 0] = anchor_ids
         positions = anchor_positions[:, None] + torch.arange(block, device=anchor_positions.device)
@@ -210,7 +222,7 @@ class DSparkDrafter(nn.Module):
         head = self.markov_head
         state = head.initial_state(len(anchor_ids)) if head is not None else None
         tokens = [anchor_ids]
-        for position in range(self.config.block_size):
+        for position in range(hidden.shape[1]):
             logits = base[:, position]
             if head is not None and state is not None:
                 bias, state = head.step(head.embed(tokens[-1]), hidden[:, position], state)

@@ -11,15 +11,23 @@ from dspark_core.kernels.memory import Arena
 from dspark_core.models.config import DecoderConfig
 from dspark_core.models.layers import MLP, AttentionProjections, RMSNorm, RotaryEmbedding
 from dspark_core.models.native_stack import FAMILIES, NativeStack, StackLayer, StackWeights
+from dspark_core.models.packing import multiplies_bytes
 
 
 def native_draft_layers(
-    config: DecoderConfig, layers: nn.ModuleList, embedding: Tensor, final_norm: nn.Module, rotary: nn.Module
+    config: DecoderConfig,
+    layers: nn.ModuleList,
+    embedding: Tensor,
+    final_norm: nn.Module,
+    rotary: nn.Module,
+    *,
+    byte_products: bool = False,
 ) -> NativeStack | None:
     """Packs plain layers, which it only reads; None where the kernels do not compute them.
 
     Everything they support is decided here: family, CPU, dtype, and the very modules a layer is
     made of, so that whatever is added to one goes through PyTorch until the kernels know it.
+    `byte_products` as in `PackingPlan`.
     """
     kernels = native_kernels()
     if kernels is None or not _computable(config, embedding):
@@ -27,7 +35,7 @@ def native_draft_layers(
     if type(final_norm) is not RMSNorm or type(rotary) is not RotaryEmbedding:
         return None
     arena = Arena()
-    packed = [_layer(kernels, layer, embedding.dtype, arena) for layer in layers]
+    packed = [_layer(kernels, layer, embedding.dtype, arena, byte_products) for layer in layers]
     held = [layer for layer in packed if layer is not None]
     if len(held) != len(packed):
         return None
@@ -55,7 +63,9 @@ def _format(dtype: torch.dtype) -> Format:
     return Format.FLOAT32 if dtype is torch.float32 else Format.BFLOAT16
 
 
-def _layer(kernels: Kernels, layer: nn.Module, dtype: torch.dtype, arena: Arena) -> StackLayer | None:
+def _layer(
+    kernels: Kernels, layer: nn.Module, dtype: torch.dtype, arena: Arena, byte_products: bool
+) -> StackLayer | None:
     before, after = layer.input_layernorm, layer.post_attention_layernorm
     attention, mlp = layer.self_attn, layer.mlp
     if type(attention) is not AttentionProjections or type(mlp) is not MLP:
@@ -73,7 +83,10 @@ def _layer(kernels: Kernels, layer: nn.Module, dtype: torch.dtype, arena: Arena)
         weight = torch.cat([linear.weight.detach() for linear in joined])
         biases = [linear.bias.detach() for linear in joined if linear.bias is not None]
         bias = torch.cat(biases) if biases else None
-        return NativeMatrix(kernels, weight, _format(dtype), bias=bias, paired=paired, arena=arena)
+        kind = _format(dtype)
+        if byte_products and multiplies_bytes(kernels, weight.shape[1], dtype):
+            kind = Format.I8
+        return NativeMatrix(kernels, weight, kind, bias=bias, paired=paired, arena=arena)
 
     return StackLayer(
         input_norm=before.weight,

@@ -15,9 +15,10 @@ from enum import Enum
 import torch
 from torch import Tensor, nn
 
-from dspark_core.kernels.library import Format, native_kernels
+from dspark_core.kernels.library import Format, Kernels, native_kernels
 from dspark_core.kernels.matrix import NativeMatrix, QuantizedRows, supports
 from dspark_core.kernels.memory import Arena
+from dspark_core.models.layers import RMSNorm
 
 _ROWS_HINT = 8
 """Rows per call oneDNN's layout is chosen for: a small verification step. A hint of one row makes
@@ -44,6 +45,9 @@ class PackingPlan:
     """Quantised weights by parameter name."""
     native: bool = True
     """False: never our own kernels."""
+    byte_products: bool = False
+    """Weights and activations in 8 bits where the machine multiplies those faster: for drafters, whose
+    rounding errors cost speed at most. Never for a target."""
     arena: Arena = field(default_factory=Arena)
 
 
@@ -84,6 +88,31 @@ class PackedLinear(nn.Module):
         return out
 
 
+def normed_product(linear: nn.Module, norm: nn.Module, x: Tensor) -> Tensor | None:
+    """`norm(linear(x))` without operators, which take longer than the product of a few rows does.
+
+    None where `linear` is not packed for the kernels or `norm` is another than RMSNorm.
+    """
+    kernels = native_kernels()
+    if kernels is None or type(norm) is not RMSNorm or not isinstance(linear, PackedLinear):
+        return None
+    if linear.native is None:
+        return None
+    product = linear.native.multiply(x, torch.float32)
+    out = torch.empty(product.shape, dtype=x.dtype)
+    weight = norm.weight.detach().float()
+    kernels.functions.dspark_rms_norm(
+        product.data_ptr(),
+        product.numel() // product.shape[-1],
+        product.shape[-1],
+        weight.data_ptr(),
+        norm.eps,
+        int(x.dtype is torch.bfloat16),
+        out.data_ptr(),
+    )
+    return out
+
+
 def _native_matrix(
     linear: nn.Linear, plan: PackingPlan, stored: QuantizedRows | None, paired: bool
 ) -> NativeMatrix | None:
@@ -93,7 +122,9 @@ def _native_matrix(
     dtype = linear.weight.dtype
     source: Tensor | QuantizedRows = linear.weight
     kind = Format.FLOAT32 if dtype is torch.float32 else Format.BFLOAT16
-    if plan.weights is WeightChoice.INT8 and supports(Format.Q8, linear.in_features, dtype):
+    if plan.byte_products and multiplies_bytes(kernels, linear.in_features, dtype):
+        kind = Format.I8
+    elif plan.weights is WeightChoice.INT8 and supports(Format.Q8, linear.in_features, dtype):
         kind = Format.Q8
     elif (
         plan.weights is WeightChoice.STORED
@@ -104,6 +135,11 @@ def _native_matrix(
     if not supports(kind, linear.in_features, dtype):
         return None
     return NativeMatrix(kernels, source, kind, bias=linear.bias, paired=paired, arena=plan.arena)
+
+
+def multiplies_bytes(kernels: Kernels, inputs: int, dtype: torch.dtype) -> bool:
+    """Whether `PackingPlan.byte_products` holds for matrices of this kind here."""
+    return kernels.byte_products and supports(Format.I8, inputs, dtype)
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -126,13 +162,13 @@ def _plain_format(weight: Tensor) -> Format | None:
     return None
 
 
-def pack_weight(weight: Tensor) -> PackedLinear | None:
+def pack_weight(weight: Tensor, plan: PackingPlan | None = None) -> PackedLinear | None:
     """A layer of a bare weight [outputs, inputs]; None where no layout is to be had."""
     if not can_pack(weight):
         return None
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
-    return PackedLinear(linear)
+    return PackedLinear(linear, plan=plan)
 
 
 def pack_linears(module: nn.Module, plan: PackingPlan | None = None, prefix: str = "") -> None:

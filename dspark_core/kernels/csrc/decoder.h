@@ -54,6 +54,22 @@ struct Batch {
 
 constexpr int kRowsPerChunk = 8;
 
+template <class T>
+static void rms_norm(const float* x, const float* weight, float eps, int size, T* out) {
+  f32x16 squares = {};
+  int i = 0;
+  for (; i + kLanes <= size; i += kLanes) {
+    const f32x16 v = load<f32x16>(x + i);
+    squares += v * v;
+  }
+  float total = sum(squares);
+  for (; i < size; ++i) total += x[i] * x[i];
+  const float factor = 1.0f / std::sqrt(total / float(size) + eps);
+  for (i = 0; i + kLanes <= size; i += kLanes)
+    store_activation(out + i, load<f32x16>(x + i) * factor * load<f32x16>(weight + i));
+  for (; i < size; ++i) store_one(out + i, x[i] * factor * weight[i]);
+}
+
 struct AttentionTask {
   int32_t run, first;  // first (query, head) row within the run and key/value head
 };
@@ -181,18 +197,7 @@ class Pass {
   }
 
   void normalize(const float* x, const float* weight, T* out) const {
-    f32x16 squares = {};
-    int i = 0;
-    for (; i + kLanes <= s_.hidden; i += kLanes) {
-      const f32x16 v = load<f32x16>(x + i);
-      squares += v * v;
-    }
-    float total = sum(squares);
-    for (; i < s_.hidden; ++i) total += x[i] * x[i];
-    const float factor = 1.0f / std::sqrt(total / float(s_.hidden) + s_.eps);
-    for (i = 0; i + kLanes <= s_.hidden; i += kLanes)
-      store_activation(out + i, load<f32x16>(x + i) * factor * load<f32x16>(weight + i));
-    for (; i < s_.hidden; ++i) store_one(out + i, x[i] * factor * weight[i]);
+    rms_norm(x, weight, s_.eps, s_.hidden, out);
   }
 
   int slot(int run) const { return b_.slots ? b_.slots[run] : b_.runs[run].start; }

@@ -25,7 +25,7 @@ void run_linear(const Matrix& matrix, const void* x, int rows, void* out, int th
 
 extern "C" {
 
-int32_t dspark_abi() { return 2; }
+int32_t dspark_abi() { return 3; }
 
 const char* dspark_instructions() {
 #ifdef DSPARK_AVX512_BF16
@@ -36,6 +36,15 @@ const char* dspark_instructions() {
   return "avx2";
 #else
   return "portable";
+#endif
+}
+
+// Whether bytes are multiplied by instructions of their own: I8 pays only then.
+int32_t dspark_byte_products() {
+#ifdef DSPARK_AVX512_VNNI
+  return 1;
+#else
+  return 0;
 #endif
 }
 
@@ -58,6 +67,26 @@ void dspark_linear(const Matrix* m, const void* x, int32_t x_bfloat16, int32_t r
     run_linear<uint16_t, uint16_t>(*m, x, rows, out, threads);
   else
     run_linear<uint16_t, float>(*m, x, rows, out, threads);
+}
+
+// logits [rows, vocab] -> the most likely of each row, the lowest index among equals.
+void dspark_most_likely(const float* logits, int32_t rows, int32_t vocab, int64_t* out, int32_t threads) {
+  auto job = std::make_shared<Job>(1, [=](Job& j) {
+    j.phase(0, rows, [&](int row) { out[row] = most_likely(logits + size_t(row) * vocab, vocab); });
+  });
+  Pool::instance().run(job, std::min(threads, rows / 4 + 1));
+}
+
+// x [rows, size] float32 -> out of the same shape, bfloat16 or float32.
+void dspark_rms_norm(const float* x, int32_t rows, int32_t size, const float* weight, float eps,
+                     int32_t out_bfloat16, void* out) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const float* from = x + row * size;
+    if (out_bfloat16)
+      rms_norm(from, weight, eps, size, static_cast<uint16_t*>(out) + row * size);
+    else
+      rms_norm(from, weight, eps, size, static_cast<float*>(out) + row * size);
+  }
 }
 
 void* dspark_decoder_create(const DecoderShape* shape, const Layer* layers) {

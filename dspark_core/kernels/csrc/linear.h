@@ -12,7 +12,7 @@ struct TileResult {
   const float* values;  // [count, 32]
 };
 
-// What threads of one phase share: sums of groups are per thread, computed when first needed.
+// What threads of one phase share.
 template <class T>
 struct Product {
   const Matrix& matrix;
@@ -29,46 +29,71 @@ struct Product {
 };
 
 DSPARK_INLINE float group_sum(const uint16_t* x) {
-  f32x16 total = {};
   const u32x16 pairs = load<u32x16>(x);
-  total = dot_pair(total, pairs, 0x3f803f80u);  // both of each pair times one
-  return sum(total);
+  return sum(dot_pair(f32x16{}, pairs, 0x3f803f80u));  // both of each pair times one
 }
 
-DSPARK_INLINE float group_sum(const float*) { return 0.0f; }
+// One group to 8 bits: its step, its codes, and what I8's tiles start from.
+static float group_codes(const uint16_t* x, int8_t* codes, int32_t* offset) {
+  const f32x16 low = load_floats(x), high = load_floats(x + kLanes);
+  const float largest = maximum(maximum(maximum(low, -low), maximum(high, -high)));
+  const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer
+  const i32x16 first = __builtin_convertvector(low * inverse + kRound - kRound, i32x16);
+  const i32x16 second = __builtin_convertvector(high * inverse + kRound - kRound, i32x16);
+  store(codes, __builtin_convertvector(first, i8x16));
+  store(codes + kLanes, __builtin_convertvector(second, i8x16));
+  const i32x16 both = first + second;
+  int total = 0;
+  for (int i = 0; i < kLanes; ++i) total += both[i];
+  *offset = -128 * total;
+  return largest / 127.0f;
+}
 
+// Made by every thread for itself, when it first takes part in a product.
 template <class T>
-class GroupSums {
+class ByGroup {
  public:
-  const float* of(const Product<T>& p) {
-    if (p.matrix.format != kQ4) return nullptr;
-    if (!ready_) {
-      thread_local std::vector<float> kept;
-      const int groups = p.matrix.k / kGroup;
-      kept.resize(std::max(kept.size(), size_t(p.rows) * groups));
-      for (int r = 0; r < p.rows; ++r)
-        for (int g = 0; g < groups; ++g)
-          kept[size_t(r) * groups + g] = group_sum(p.x + r * p.stride + g * kGroup);
-      ready_ = kept.data();
+  const GroupValues& of(const Product<T>& p) {
+    if (!values_.groups) {
+      values_.groups = size_t(p.matrix.k / kGroup);
+      prepare(p);
     }
-    return ready_;
+    return values_;
   }
 
  private:
-  const float* ready_ = nullptr;
+  void prepare(const Product<float>&) {}
+
+  void prepare(const Product<uint16_t>& p) {
+    if (p.matrix.format != kQ4 && p.matrix.format != kI8) return;
+    thread_local std::vector<float> factors;
+    thread_local std::vector<int32_t> offsets;
+    thread_local std::vector<int8_t> codes;
+    const size_t count = size_t(p.rows) * values_.groups;
+    const bool coded = p.matrix.format == kI8;
+    factors.resize(std::max(factors.size(), count));
+    if (coded) offsets.resize(std::max(offsets.size(), count));
+    if (coded) codes.resize(std::max(codes.size(), count * kGroup));
+    for (size_t i = 0; i < count; ++i) {
+      const uint16_t* x = p.x + i / values_.groups * p.stride + i % values_.groups * kGroup;
+      factors[i] = coded ? group_codes(x, &codes[i * kGroup], &offsets[i]) : group_sum(x);
+    }
+    values_ = {factors.data(), offsets.data(), codes.data(), values_.groups};
+  }
+
+  GroupValues values_{};
 };
 
 // Rows are spread evenly over as few tiles as hold them.
 template <class T, class Sink>
-static void multiply_panel(const Product<T>& p, const float* sums, int panel, Sink&& sink) {
+static void multiply_panel(const Product<T>& p, const GroupValues& by_group, int panel, Sink&& sink) {
   const int tallest = tallest_tile(p.matrix), tiles = (p.rows + tallest - 1) / tallest;
-  const int groups = p.matrix.k / kGroup;
   const uint8_t* data = p.matrix.data + size_t(panel) * p.matrix.panel_bytes();
   alignas(64) float values[kRows * kPanel];
   for (int t = 0; t < tiles; ++t) {
     const int row = int(int64_t(p.rows) * t / tiles), end = int(int64_t(p.rows) * (t + 1) / tiles);
-    const float* row_sums = sums ? sums + size_t(row) * groups : nullptr;
-    const Rows<T> rows{p.x + size_t(row) * p.stride, p.stride, row_sums, size_t(groups)};
+    const Rows<T> rows{p.x + size_t(row) * p.stride, p.stride, by_group.from_row(row)};
     tile_for(p.matrix, p.x, end - row)(rows, p.matrix, data, values);
     sink(TileResult{row, end - row, panel, values});
   }
@@ -77,12 +102,12 @@ static void multiply_panel(const Product<T>& p, const float* sums, int panel, Si
 // One phase of `job`: every tile of the product goes to `sink`.
 template <class T, class Sink>
 static void multiply(Job& job, int phase, const Product<T>& p, Sink&& sink) {
-  GroupSums<T> sums;
+  ByGroup<T> by_group;
   const int size = p.panels_per_chunk(), panels = p.matrix.panels();
   job.phase(phase, p.rows ? p.chunks() : 0, [&](int chunk) {
-    const float* group_sums = sums.of(p);
+    const GroupValues& values = by_group.of(p);
     const int end = std::min(panels, (chunk + 1) * size);
-    for (int panel = chunk * size; panel < end; ++panel) multiply_panel(p, group_sums, panel, sink);
+    for (int panel = chunk * size; panel < end; ++panel) multiply_panel(p, values, panel, sink);
   });
 }
 

@@ -9,7 +9,7 @@
 
 namespace dspark {
 
-enum Format : int32_t { kFloat32 = 0, kBfloat16 = 1, kQ4 = 2, kQ8 = 3 };
+enum Format : int32_t { kFloat32 = 0, kBfloat16 = 1, kQ4 = 2, kQ8 = 3, kI8 = 4 };
 
 constexpr int kVectors = 2;                     // per panel
 constexpr int kPanel = kVectors * kLanes;       // columns
@@ -19,11 +19,15 @@ constexpr int kGroup = 32;                      // inputs that share a scale
 constexpr int kQ4Scales = 4 * 128, kQ4Block = kQ4Scales + 2 * 64;  // nibbles, then scales and minima
 constexpr int kQ8Scales = 16 * 64, kQ8Block = kQ8Scales + 64;      // int8 values, then scales
 
+// Q8 keeps activations as they are and so is exact in its weights. I8 rounds activations to 8 bits too,
+// by rows and groups, and multiplies integers: for drafters, whose mistakes cost speed and no more.
+//
 // `data` layouts, per panel (n padded with zeros):
 //   float32   [k][32]
 //   bfloat16  [k / 2][32][2]
 //   Q4        [k / 32]{ 4 x [32 columns][2] words of 4 nibbles; scale[32]; minimum[32] }
 //   Q8        [k / 32]{ 16 pairs x [32 columns][2] int8; scale[32] }
+//   I8        [k / 32]{ 8 quads x [32 columns][4] int8 + 128; scale[32] }
 struct Matrix {
   const uint8_t* data;
   const float* bias;  // [n] or null
@@ -114,7 +118,12 @@ static void pack_q8_group(uint8_t* block, int column, uint16_t scale, const int8
   for (int k = 0; k < kGroup; ++k) block[(k / 2) * 64 + 2 * column + k % 2] = uint8_t(values[k]);
 }
 
-static void quantize_q8_group(uint8_t* block, int column, const float* values) {
+static void pack_i8_group(uint8_t* block, int column, uint16_t scale, const int8_t* values) {
+  std::memcpy(block + kQ8Scales + 2 * column, &scale, 2);
+  for (int k = 0; k < kGroup; ++k) block[(k / 4) * 128 + 4 * column + k % 4] = uint8_t(values[k] + 128);
+}
+
+static void quantize_group(const Matrix& m, uint8_t* block, int column, const float* values) {
   float largest = 0.0f;
   for (int k = 0; k < kGroup; ++k) largest = std::max(largest, std::fabs(values[k]));
   const uint16_t scale = float_to_half(largest / 127.0f);
@@ -124,7 +133,7 @@ static void quantize_q8_group(uint8_t* block, int column, const float* values) {
     const float code = step > 0.0f ? std::nearbyint(values[k] / step) : 0.0f;
     codes[k] = int8_t(std::max(-127.0f, std::min(127.0f, code)));
   }
-  pack_q8_group(block, column, scale, codes);
+  (m.format == kI8 ? pack_i8_group : pack_q8_group)(block, column, scale, codes);
 }
 
 // `raw`: rows of GGUF blocks (Q4_1, Q8_0); else rows of floats. `data` holds zeros.
@@ -132,7 +141,7 @@ static void pack(const Matrix& m, const void* source, bool raw, uint8_t* data) {
   const int groups = m.k / kGroup;
   for (int row = 0; row < m.n; ++row) {
     const Lane at = lane_of(m, data, row);
-    if (!raw && m.format != kQ8) {
+    if (!raw && m.format != kQ8 && m.format != kI8) {
       pack_float_row(m, at, static_cast<const float*>(source) + size_t(row) * m.k);
       continue;
     }
@@ -140,7 +149,7 @@ static void pack(const Matrix& m, const void* source, bool raw, uint8_t* data) {
       uint8_t* block = at.panel + g * m.group_bytes();
       const size_t index = size_t(row) * groups + g;
       if (!raw) {
-        quantize_q8_group(block, at.column, static_cast<const float*>(source) + index * kGroup);
+        quantize_group(m, block, at.column, static_cast<const float*>(source) + index * kGroup);
       } else if (m.format == kQ4) {
         pack_q4_group(block, at.column, static_cast<const uint8_t*>(source) + index * 20);
       } else {
@@ -173,7 +182,9 @@ static void unpack_row(const Matrix& m, int row, float* out) {
         out[k] = half_to_float(scale) * float((word >> (4 * (pair % 4))) & 15) + half_to_float(minimum);
       } else {
         std::memcpy(&scale, block + kQ8Scales + 2 * at.column, 2);
-        out[k] = half_to_float(scale) * float(int8_t(block[pair * 64 + slot]));
+        const int code = m.format == kI8 ? block[(k % kGroup / 4) * 128 + 4 * at.column + k % 4] - 128
+                                         : int8_t(block[pair * 64 + slot]);
+        out[k] = half_to_float(scale) * float(code);
       }
     }
   }

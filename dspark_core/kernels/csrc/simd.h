@@ -8,6 +8,9 @@
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512BF16__)
 #include <immintrin.h>
 #define DSPARK_AVX512_BF16 1
+#if defined(__AVX512VNNI__)
+#define DSPARK_AVX512_VNNI 1
+#endif
 #endif
 
 #define DSPARK_INLINE static inline __attribute__((always_inline))
@@ -84,6 +87,16 @@ DSPARK_INLINE f32x16 dot_pair(f32x16 acc, u32x16 w, uint32_t x) {
 #endif
 }
 
+// Sixteen results of acc + the sum of four products of unsigned bytes of w and signed ones of x.
+DSPARK_INLINE i32x16 dot_quad(i32x16 acc, u32x16 w, uint32_t x) {
+#ifdef DSPARK_AVX512_VNNI
+  return (i32x16)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(int(x)));
+#else
+  for (int shift = 0; shift < 32; shift += 8) acc += (i32x16)(w >> shift & 255u) * int32_t(int8_t(x >> shift));
+  return acc;
+#endif
+}
+
 DSPARK_INLINE u32x16 to_bf16_pairs(f32x16 even, f32x16 odd) {
   u32x16 e = as_bits(even), o = as_bits(odd);
   e = (e + 0x7fffu + ((e >> 16) & 1u)) >> 16;
@@ -99,6 +112,11 @@ DSPARK_INLINE void store_activation(uint16_t* p, f32x16 v) {
 #else
   for (int i = 0; i < kLanes; ++i) p[i] = float_to_bf16(v[i]);
 #endif
+}
+
+DSPARK_INLINE f32x16 load_floats(const float* p) { return load<f32x16>(p); }
+DSPARK_INLINE f32x16 load_floats(const uint16_t* p) {
+  return as_float(__builtin_convertvector(load<u16x16>(p), u32x16) << 16);
 }
 
 DSPARK_INLINE void store_one(float* p, float x) { *p = x; }

@@ -11,13 +11,25 @@ namespace dspark {
 
 constexpr int kRows = 12;
 
-// Activations [rows, stride]; `sums` [rows, k / 32] of each group, for formats with minima.
+// What some formats need of activations besides themselves, by row and group of 32 inputs.
+struct GroupValues {
+  const float* factors;    // [rows, groups] Q4: sums; I8: steps
+  const int32_t* offsets;  // [rows, groups] I8: -128 times the sum of its codes
+  const int8_t* codes;     // [rows, 32 * groups] I8
+  size_t groups;
+
+  GroupValues from_row(int row) const {
+    if (!factors) return *this;  // of a format that needs none
+    return {factors + row * groups, offsets + row * groups, codes + row * groups * kGroup, groups};
+  }
+};
+
+// Activations [rows, stride].
 template <class T>
 struct Rows {
   const T* data;
   size_t stride;
-  const float* sums;
-  size_t sums_stride;
+  GroupValues by_group;
 };
 
 DSPARK_INLINE uint32_t pair_at(const uint16_t* p) {
@@ -128,7 +140,7 @@ static void tile_q4(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* blo
       DSPARK_UNROLL for (int r = 0; r < R; ++r) {
         float* total = out + r * kPanel + v * kLanes;
         const f32x16 scaled = load<f32x16>(total) + scale * acc[r][v];
-        store(total, scaled + minimum * x.sums[r * x.sums_stride + g]);
+        store(total, scaled + minimum * x.by_group.factors[r * x.by_group.groups + g]);
       }
     }
   }
@@ -159,6 +171,37 @@ static void tile_q8(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* blo
   }
 }
 
+// Weights are stored plus 128, as the instruction wants one side unsigned: the offsets take it back.
+template <int R>
+static void tile_i8(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* block, float* out) {
+  std::memset(out, 0, sizeof(float) * R * kPanel);
+  const GroupValues& by_group = x.by_group;
+  for (int g = 0; g < m.k / kGroup; ++g, block += kQ8Block) {
+    i32x16 acc[R][kVectors];
+    DSPARK_UNROLL for (int r = 0; r < R; ++r)
+      acc[r][0] = acc[r][1] = i32x16{} + by_group.offsets[r * by_group.groups + g];
+    const int8_t* codes = by_group.codes + g * kGroup;
+    prefetch_group<R>(block, kQ8Block);
+    _Pragma("GCC unroll 2") for (int t = 0; t < kGroup / 4; ++t) {
+      const u32x16 w0 = load<u32x16>(block + 128 * t), w1 = load<u32x16>(block + 128 * t + 64);
+      DSPARK_UNROLL for (int r = 0; r < R; ++r) {
+        uint32_t v;
+        std::memcpy(&v, codes + r * by_group.groups * kGroup + 4 * t, 4);
+        acc[r][0] = dot_quad(acc[r][0], w0, v);
+        acc[r][1] = dot_quad(acc[r][1], w1, v);
+      }
+    }
+    DSPARK_UNROLL for (int v = 0; v < kVectors; ++v) {
+      const f32x16 scale = load_half(reinterpret_cast<const uint16_t*>(block + kQ8Scales + 32 * v));
+      DSPARK_UNROLL for (int r = 0; r < R; ++r) {
+        float* total = out + r * kPanel + v * kLanes;
+        const f32x16 step = scale * by_group.factors[r * by_group.groups + g];
+        store(total, load<f32x16>(total) + __builtin_convertvector(acc[r][v], f32x16) * step);
+      }
+    }
+  }
+}
+
 template <class T>
 using Tile = void (*)(const Rows<T>&, const Matrix&, const uint8_t*, float*);
 
@@ -178,7 +221,8 @@ static Tile<uint16_t> tile_for(const Matrix& m, const uint16_t*, int rows) {
   static const Tile<uint16_t> bfloat16[kRows] = DSPARK_TILES(tile_bfloat16);
   static const Tile<uint16_t> q4[kRows] = DSPARK_TILES(tile_q4);
   static const Tile<uint16_t> q8[kRows] = DSPARK_TILES(tile_q8);
-  return (m.format == kQ4 ? q4 : m.format == kQ8 ? q8 : bfloat16)[rows - 1];
+  static const Tile<uint16_t> i8[kRows] = DSPARK_TILES(tile_i8);
+  return (m.format == kQ4 ? q4 : m.format == kQ8 ? q8 : m.format == kI8 ? i8 : bfloat16)[rows - 1];
 }
 
 }  // namespace dspark

@@ -54,7 +54,7 @@ def context_of(window: int | None, page_tokens: int, room: int = 0) -> DraftCont
 
 
 def both(
-    config: DrafterConfig, page_tokens: int, dtype: torch.dtype
+    config: DrafterConfig, page_tokens: int, dtype: torch.dtype, *, byte_products: bool = False
 ) -> tuple[tuple[NativeLayers, DraftContext], tuple[TorchLayers, DraftContext]]:
     """The operators compute in float32 what the native ones compute in `dtype`, of the same weights."""
     reference = tiny_drafter(config)
@@ -64,7 +64,7 @@ def both(
     rotary = reference.rotary
     packed = copy.deepcopy(reference).to(dtype)
     packed.rotary = copy.deepcopy(rotary)  # its tables stay float32, as in a loaded drafter
-    packed.pack()
+    packed.pack(byte_products=byte_products)
     assert packed.native_layers is not None
     window = config.context_window
     own, plain = context_of(window, page_tokens, config.block_size), context_of(window, page_tokens)
@@ -96,6 +96,7 @@ def hidden_of(
     window: int | None,
     size: int,
     dtypes: Sequence[torch.dtype],
+    block: int = 5,
 ) -> list[Tensor]:
     """Of each round; features are rounded to the first dtype and handed over in the second."""
     held: dict[str, int] = {}
@@ -111,7 +112,7 @@ def hidden_of(
             features.append(features_of(one.sequence_id, size, dtypes[0])[start : one.anchor_position])
             held[one.sequence_id] = one.anchor_position
         layers.append(appended, torch.cat(features).to(dtypes[1]))
-        found.append(layers.hidden(items, torch.tensor([one.anchor_token_id for one in items])))
+        found.append(layers.hidden(items, torch.tensor([one.anchor_token_id for one in items]), block))
     return found
 
 
@@ -136,19 +137,53 @@ def test_one_call_computes_what_operators_do(
 
 
 @native_only
+@pytest.mark.parametrize("block", [1, 2, 4])
 @torch.inference_mode()
-def test_a_block_does_not_depend_on_the_batch() -> None:
+def test_a_shorter_block_is_computed_alike(block: int) -> None:
+    config = config_of(WIDE, 11)
+    (native, own), (operators, plain) = both(config, 16, torch.float32)
+    dtypes = (torch.float32, torch.float32)
+    found = hidden_of(native, own, 11, 64, dtypes, block)
+    expected = hidden_of(operators, plain, 11, 64, dtypes, block)
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape[1] == block
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@native_only
+@torch.inference_mode()
+def test_layers_in_bytes_stay_close_to_operators() -> None:
+    kernels = native_kernels()
+    if kernels is None or not kernels.byte_products:
+        pytest.skip("this machine has no products of bytes")
+    config, dtype = config_of(WIDE, 11), torch.bfloat16
+    (plain, first), (operators, reference) = both(config, 16, dtype)
+    (native, own), _ = both(config, 16, dtype, byte_products=True)
+    size = config.backbone.hidden_size
+    found = hidden_of(native, own, 11, size, (dtype, dtype))
+    unrounded = hidden_of(plain, first, 11, size, (dtype, dtype))
+    expected = hidden_of(operators, reference, 11, size, (dtype, torch.float32))
+    for one, exact, other in zip(found, unrounded, expected, strict=True):
+        assert not torch.equal(one, exact)  # or the bytes were never used
+        error = (one.float() - other).norm() / other.norm()
+        assert error < 0.1, error
+
+
+@native_only
+@pytest.mark.parametrize("byte_products", [False, True])
+@torch.inference_mode()
+def test_a_block_does_not_depend_on_the_batch(byte_products: bool) -> None:
     config = config_of(WIDE, 11)
     for dtype in (torch.float32, torch.bfloat16):
         blocks = []
         for others in ([], ["x", "y"]):
-            (native, context), _ = both(config, 16, dtype)
+            (native, context), _ = both(config, 16, dtype, byte_products=byte_products)
             items = [item(name, 14) for name in [*others, "a"]]
             for one in items:
                 assert context.reserve(one.sequence_id, 3, 14, in_use=())
             features = [features_of(one.sequence_id, 64, dtype)[3:14] for one in items]
             native.append([Appended(one, 3) for one in items], torch.cat(features))
-            blocks.append(native.hidden(items, torch.tensor([7] * len(items)))[-1])
+            blocks.append(native.hidden(items, torch.tensor([7] * len(items)), 5)[-1])
         assert torch.equal(*blocks)
 
 

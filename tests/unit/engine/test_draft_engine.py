@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -129,3 +130,40 @@ def test_blocks_carry_names_tokens_and_confidences() -> None:
     assert isinstance(block, DraftBlock)
     assert (block.sequence_id, len(block.token_ids), len(block.confidences)) == ("a", 5, 5)
     assert all(0.0 < confidence < 1.0 for confidence in block.confidences)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("most", [1, 3])
+def test_no_more_is_drafted_than_is_of_use(most: int, pack: bool) -> None:
+    drafter = tiny_drafter(tiny_config())
+    if pack:
+        drafter.pack()
+    engine = DraftEngine(drafter, fingerprint="tiny", num_pages=64, page_tokens=4)
+    asked = [
+        dataclasses.replace(item(0, 9), most_tokens=1),
+        dataclasses.replace(item(0, 12, SamplingParams(), name="b"), most_tokens=most),
+    ]
+    blocks = engine.propose(asked)
+    assert [len(block.token_ids) for block in blocks] == [most, most]
+    assert [len(block.confidences) for block in blocks] == [most, most]
+    distribution = blocks[1].distribution
+    assert distribution is not None
+    assert distribution.probabilities.shape[0] == most
+
+
+def test_asking_for_more_than_a_block_is_asking_for_all_of_it() -> None:
+    (block,) = make_engine().propose([dataclasses.replace(item(0, 9), most_tokens=99)])
+    assert len(block.token_ids) == tiny_config().block_size
+
+
+def test_what_rounds_verify_decides_how_much_is_drafted_next() -> None:
+    source = ScriptedDrafts()
+    drafting = Drafting(source, tiny_engine(), deadline_seconds=1.0)
+    sequence = _running("a")
+    asked = []
+    for verified in (1, 1, 1, 1, 1, 2, 4, 4, 0, 0):
+        drafting.propose([sequence])
+        asked.append(source.items[-1].most_tokens)
+        sequence.learn_useful_draft(drafting.block_size, verified)
+        sequence.tokens.append(1)
+    assert asked == [4, 3, 2, 2, 2, 2, 4, 4, 4, 3]

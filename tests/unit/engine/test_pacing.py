@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.engine.batching import BatchLimits
-from dspark_core.engine.pacing import MIN_CHUNK_TOKENS, PrefillPacer
+from dspark_core.engine.pacing import MIN_CHUNK_TOKENS, PrefillPacer, chunk_pairs, tokens_per_pair
 from dspark_core.engine.planning import FullPlanSource
 from dspark_core.engine.rounds import RoundLoop
 from dspark_core.errors import ConfigError
@@ -17,10 +19,32 @@ MILLISECOND_PER_TOKEN = StepTimeModel.of_curve([1, 1000], [0.001, 1.0])
 
 def test_a_chunk_fills_the_budget_that_decoding_leaves() -> None:
     pacer = PrefillPacer(0.1, MILLISECOND_PER_TOKEN)
-    assert pacer.allowance(8, 8, 0, 256) == 92
-    assert pacer.allowance(8, 40, 0, 256) == 60
+    assert pacer.allowance(8, 8, 0, 256) == 82  # nine tenths of the budget
+    assert pacer.allowance(8, 40, 0, 256) == 50
     assert pacer.allowance(8, 8, 0, 50) == 50
     assert PrefillPacer(10.0, MILLISECOND_PER_TOKEN).allowance(8, 8, 0, 256) == 256
+
+
+@pytest.mark.parametrize("truth", [0.7, 1.0, 1.4])  # of what attending is thought to cost
+def test_steps_stay_in_the_budget_though_a_prompt_attends_to_ever_more(truth: float) -> None:
+    per_pair = 4e-4
+    pacer = PrefillPacer(0.1, MILLISECOND_PER_TOKEN, tokens_per_pair=per_pair)
+    start, longest, chunks = 0, 0.0, []
+    while start < 4000:
+        count = pacer.allowance(8, 8, 0, 4000 - start, start=start)
+        pairs = chunk_pairs(start, count)
+        seconds = 0.001 * (8 + count + truth * per_pair * pairs)
+        pacer.observe(8, 8, count, 0, seconds, pairs=pairs)
+        start += count
+        longest = max(longest, seconds)
+        chunks.append(count)
+    assert 0.07 < longest < 0.11
+    assert chunks[-2] < 0.75 * chunks[0]
+
+
+def test_attending_costs_a_wide_model_less_beside_its_linear_layers() -> None:
+    small, wide = tiny_engine().config, dataclasses.replace(tiny_engine().config, intermediate_size=4096)
+    assert 0 < tokens_per_pair(wide) < tokens_per_pair(small)
 
 
 def test_a_prompt_is_never_starved() -> None:
