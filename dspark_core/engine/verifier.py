@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import Future
@@ -19,6 +20,10 @@ _log = logging.getLogger(__name__)
 
 MAX_CONSECUTIVE_FAILURES = 3
 """Rounds that may fail in a row before the verifier calls itself unhealthy."""
+STALL_SECONDS = 120.0
+"""A round that lasts longer will not end: a device that hangs, a lock that nobody releases."""
+JOIN_SECONDS = 10.0
+"""How long `stop` waits for a round to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +32,12 @@ class VerifierStatus:
     waiting_requests: int
     free_kv_fraction: float
     preemptions: int
-    healthy: bool
+    problem: str | None = None
+    """Why no more rounds can be expected; None: none."""
+
+    @property
+    def healthy(self) -> bool:
+        return self.problem is None
 
 
 class _Stream:
@@ -69,16 +79,24 @@ def _put_here(items: Iterable[tuple[_Stream, GenerateChunk | Exception]]) -> Non
 
 class Verifier:
     def __init__(
-        self, rounds: RoundLoop, *, on_round: Callable[[list[RoundOutput]], None] | None = None
+        self,
+        rounds: RoundLoop,
+        *,
+        on_round: Callable[[list[RoundOutput]], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`on_round` sees every round's outputs on the round thread (metrics); it must not block."""
         self._rounds = rounds
         self._on_round = on_round
         self._streams: dict[str, _Stream] = {}
         self._commands: deque[Callable[[], None]] = deque()
+        self._calls: set[Future[None]] = set()
         self._wake = threading.Condition()
         self._stopping = False
         self._failures = 0
+        self._clock = clock
+        self._round_began: float | None = None
+        self._died: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="rounds", daemon=True)
 
     def start(self) -> None:
@@ -90,7 +108,9 @@ class Verifier:
             self._stopping = True
             self._wake.notify()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(JOIN_SECONDS)
+            if self._thread.is_alive():
+                _log.warning("a round still runs %g s after the stop; it is left behind", JOIN_SECONDS)
 
     @property
     def status(self) -> VerifierStatus:
@@ -100,8 +120,20 @@ class Verifier:
             waiting_requests=len(batcher.waiting),
             free_kv_fraction=self._rounds.free_kv_fraction,
             preemptions=batcher.preemptions,
-            healthy=self._failures < MAX_CONSECUTIVE_FAILURES and not self._stopping,
+            problem=self._problem(),
         )
+
+    def _problem(self) -> str | None:
+        if self._stopping:
+            return "stopping"
+        if self._died is not None:
+            return f"the thread of the rounds has died: {self._died!r}"
+        if self._failures >= MAX_CONSECUTIVE_FAILURES:
+            return f"the last {self._failures} rounds failed"
+        began = self._round_began
+        if began is not None and self._clock() - began > STALL_SECONDS:
+            return f"a round has not ended for {self._clock() - began:.0f} s"
+        return None
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Streams one completion; closing the iterator cancels it and frees its pages.
@@ -139,7 +171,9 @@ class Verifier:
                 return
             try:
                 action()
-            except DSparkError as error:
+            except Exception as error:
+                if not isinstance(error, DSparkError):
+                    _log.exception("a request could not be taken in")
                 done.set_exception(error)
             else:
                 done.set_result(None)
@@ -147,8 +181,12 @@ class Verifier:
         with self._wake:
             if self._stopping:
                 raise UnavailableError("this verifier is stopping")
+            if self._died is not None:
+                raise UnavailableError("this verifier is broken")
+            self._calls.add(done)
             self._commands.append(run)
             self._wake.notify()
+        done.add_done_callback(self._calls.discard)
         return done
 
     def _post(self, action: Callable[[], None]) -> None:
@@ -157,7 +195,25 @@ class Verifier:
             self._wake.notify()
 
     def _run(self) -> None:
+        try:
+            self._run_rounds()
+        except Exception as error:
+            # Nobody would notice otherwise: callers would wait for ever for a thread that is gone.
+            _log.critical("the thread of the rounds has died", exc_info=error)
+            with self._wake:
+                self._died = error
+                calls = [call for call in self._calls if not call.done()]
+            broken = UnavailableError("this verifier is broken")
+            for call in calls:
+                call.set_exception(broken)
+            for stream in self._streams.values():
+                stream.put(broken)
+        else:
+            self._fail_all(UnavailableError("this verifier is stopping"))
+
+    def _run_rounds(self) -> None:
         while self._wait_for_work():
+            self._round_began = self._clock()
             try:
                 outputs = self._rounds.step()
                 self._failures = 0
@@ -166,8 +222,9 @@ class Verifier:
                 _log.exception("a round failed; its requests are lost")
                 self._fail_all(error)
                 continue
+            finally:
+                self._round_began = None
             self._deliver(outputs)
-        self._fail_all(UnavailableError("this verifier is stopping"))
 
     def _wait_for_work(self) -> bool:
         """Runs pending commands, sleeping while there is nothing to do; False: stop."""

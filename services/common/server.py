@@ -166,11 +166,17 @@ class GrpcServer:
         await self._health.set("", status.SERVING if serving else status.NOT_SERVING)
 
 
-async def serve(server: GrpcServer, *, warm_up: Hook | None = None, on_drain: Hook | None = None) -> None:
+async def serve(
+    server: GrpcServer,
+    *,
+    warm_up: Hook | None = None,
+    on_drain: Hook | None = None,
+    until: Hook | None = None,
+) -> None:
     """Runs a server until SIGTERM or SIGINT, then drains it; a second signal skips the drain.
 
-    Raises what `warm_up` raises. A signal during warm-up cancels it. Ends the server's telemetry,
-    which sends the last spans.
+    Raises what `warm_up` raises. A signal during warm-up cancels it. When `until` returns, it ends as
+    it would at a signal. Ends the server's telemetry, which sends the last spans.
     """
     async with stop_signals() as (stop, stop_now):
         await server.start()
@@ -178,7 +184,7 @@ async def serve(server: GrpcServer, *, warm_up: Hook | None = None, on_drain: Ho
             if await finished_before(warm_up() if warm_up else None, stop):
                 await server.mark_ready()
                 _log.info("ready on port %d", server.port)
-                await stop.wait()
+                await finished_before((until or asyncio.Event().wait)(), stop)
             _log.info("draining")
             await finished_before(server.drain(on_drain), stop_now)
         finally:

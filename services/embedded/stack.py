@@ -42,7 +42,14 @@ from services.verifier.config import DEFAULT_STEP_MS
 from services.verifier.load import LoadMeter
 from services.verifier.plans import CoordinatedPlanSource
 from services.verifier.profiling import ProfileOptions, profile_points, replica_kind
-from services.verifier.service import ProfiledTarget, build_verifier, describe, load_profiled_target, replica
+from services.verifier.service import (
+    ProfiledTarget,
+    build_verifier,
+    describe,
+    load_profiled_target,
+    replica,
+    until_broken,
+)
 from services.verifier.servicer import LocalVerifier
 
 REPLICA_ID = "embedded"
@@ -80,6 +87,7 @@ class EmbeddedStack:
         self._closing = AsyncExitStack()
         self._ready = False
         self._computed_by: str | None = None
+        self._verifier: Verifier | None = None
         self._http: HttpServer | None = None
         self._grpc: GrpcServer | None = None
 
@@ -112,14 +120,16 @@ class EmbeddedStack:
         self._closing.push_async_callback(scheduler.close)
         await scheduler.start()
         load = LoadMeter(options.max_running)
-        verifier = await self._start_verifier(profiled, scheduler, load)
+        self._verifier = verifier = await self._start_verifier(profiled, scheduler, load)
         gateway = await self._build_gateway(profiled, scheduler, verifier, load)
         await self._serve(gateway)
         self._ready = True
 
     async def wait(self) -> None:
-        """There is nothing that could end by itself: waits until cancelled."""
-        await asyncio.Event().wait()
+        """Returns when the verifier is broken."""
+        if self._verifier is None:
+            raise AssertionError("wait comes after start")
+        await until_broken(self._verifier)
 
     async def stop(self) -> None:
         """Refuses new requests, lets running ones finish within the drain time, frees everything."""

@@ -14,6 +14,7 @@ from dspark_core.engine.protocols import PlanSource
 from dspark_core.engine.trace_format import TraceHeader
 from dspark_core.engine.trace_writer import TraceWriter
 from dspark_core.engine.verifier import Verifier
+from dspark_core.errors import DSparkError
 from services.common.channels import open_channel
 from services.common.process import run_process
 from services.common.registration import RegistrationLoop
@@ -32,6 +33,7 @@ from services.verifier.service import (
     describe,
     load_profiled_target,
     replica,
+    until_broken,
 )
 from services.verifier.servicer import VerifierServicer
 
@@ -186,7 +188,10 @@ async def _serve(
     )
     parts = {"profile": lambda: profile_problem(telemetry.registry)}
     server = GrpcServer(config.server, [servicer.register], telemetry, parts=parts)
-    await serve(server, warm_up=warm_up, on_drain=on_drain)
+    await serve(server, warm_up=warm_up, on_drain=on_drain, until=lambda: until_broken(verifier))
+    problem = verifier.status.problem
+    if problem is not None:
+        raise DSparkError(f"the verifier is broken: {problem}")  # an exit code that supervisors see
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ Used by the verifier's own main and by the embedded default, which passes a loca
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -127,3 +128,10 @@ def replica(
         waiting_requests=status.waiting_requests,
         free_kv_fraction=status.free_kv_fraction,
     )
+
+
+async def until_broken(verifier: Verifier, *, interval_seconds: float = 1.0) -> None:
+    """Returns when no more rounds can be expected: its process should end, so that another one starts."""
+    while (problem := verifier.status.problem) is None:
+        await asyncio.sleep(interval_seconds)
+    _log.critical("the verifier is broken: %s", problem)

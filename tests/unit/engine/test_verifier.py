@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from dspark_core.engine import verifier as engine_verifier
 from dspark_core.engine.rounds import RoundLoop
 from dspark_core.engine.verifier import Verifier
 from dspark_core.errors import InvalidRequestError, QueueFullError, UnavailableError
 from dspark_core.records import FinishReason, GenerateRequest
+from tests.support.clock import ManualClock
 from tests.unit.engine.tiny import make_loop, naive_greedy, prompts, request, tiny_decoder, tiny_engine
 
 
@@ -120,3 +123,87 @@ async def test_a_failing_round_loses_its_requests_only() -> None:
     chunks = [chunk async for chunk in stream]
     assert chunks[-1].finish_reason is FinishReason.LENGTH
     one.stop()
+
+
+def loop_with(kind: type[RoundLoop]) -> RoundLoop:
+    return kind(tiny_engine(), make_loop()._planner)
+
+
+class Failing(RoundLoop):
+    def step(self):
+        raise MemoryError("no memory for any round")
+
+
+async def test_rounds_that_all_fail_are_a_problem() -> None:
+    one = Verifier(loop_with(Failing))
+    one.start()
+    for number in range(3):
+        assert one.status.healthy
+        with pytest.raises(MemoryError):
+            await collect(one, request(f"r{number}", [1], 5))
+    await until(lambda: one.status.problem == "the last 3 rounds failed")
+    one.stop()
+
+
+class BrokenCancel(RoundLoop):
+    def cancel(self, request_id: str) -> None:
+        raise KeyError(request_id)
+
+
+async def test_a_thread_that_dies_leaves_nobody_waiting() -> None:
+    one = Verifier(loop_with(BrokenCancel))
+    one.start()
+    left, kept = (one.generate(request(name, [1, 2], 240)) for name in ("left", "kept"))
+    await anext(left)
+    await anext(kept)
+    await left.aclose()  # cancelling it kills the thread
+    with pytest.raises(UnavailableError, match="broken"):
+        async with asyncio.timeout(10):
+            _ = [chunk async for chunk in kept]
+    assert "KeyError" in one.status.problem
+    with pytest.raises(UnavailableError, match="broken"):
+        await collect(one, request("new", [1], 5))
+    one.stop()
+
+
+class BrokenSubmit(RoundLoop):
+    def submit(self, one: GenerateRequest) -> None:
+        if one.request_id == "odd":
+            raise ZeroDivisionError
+        super().submit(one)
+
+
+async def test_a_request_that_cannot_be_taken_in_is_its_own_problem() -> None:
+    one = Verifier(loop_with(BrokenSubmit))
+    one.start()
+    with pytest.raises(ZeroDivisionError):
+        await collect(one, request("odd", [1], 5))
+    assert len(await collect(one, request("even", [1], 5))) == 5
+    assert one.status.healthy
+    one.stop()
+
+
+class Stuck(RoundLoop):
+    entered, release = threading.Event(), threading.Event()
+
+    def step(self):
+        self.entered.set()
+        self.release.wait(20)
+        return super().step()
+
+
+async def test_a_round_that_does_not_end_is_a_problem_and_holds_up_no_stop(monkeypatch) -> None:
+    monkeypatch.setattr(engine_verifier, "JOIN_SECONDS", 0.05)
+    clock = ManualClock()
+    one = Verifier(loop_with(Stuck), clock=clock)
+    one.start()
+    asked = asyncio.create_task(collect(one, request("r", [1], 5)))
+    await until(Stuck.entered.is_set)
+    clock.advance(100)
+    assert one.status.healthy
+    clock.advance(21)
+    assert one.status.problem == "a round has not ended for 121 s"
+    one.stop()
+    Stuck.release.set()
+    with pytest.raises(UnavailableError, match="stopping"):
+        await asyncio.wait_for(asked, 10)
