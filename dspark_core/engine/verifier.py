@@ -21,8 +21,8 @@ _log = logging.getLogger(__name__)
 MAX_CONSECUTIVE_FAILURES = 3
 """Rounds that may fail in a row before the verifier calls itself unhealthy."""
 STALL_SECONDS = 600.0
-"""A round that lasts longer will not end: a device that hangs, a lock that nobody releases. A large model on a
-few cores takes minutes for a chunk of a prompt; after these, nobody waits for the answer any more."""
+"""A round that lasts longer will not end: a device that hangs, a lock that nobody releases. A large model
+on a few cores takes minutes for a chunk of a prompt; after these, nobody waits for the answer any more."""
 JOIN_SECONDS = 10.0
 """How long `stop` waits for a round to end."""
 
@@ -207,8 +207,7 @@ class Verifier:
             broken = UnavailableError("this verifier is broken")
             for call in calls:
                 call.set_exception(broken)
-            for stream in self._streams.values():
-                stream.put(broken)
+            _put_all((stream, broken) for stream in self._streams.values())
         else:
             self._fail_all(UnavailableError("this verifier is stopping"))
 
