@@ -32,7 +32,7 @@ class Tuning:
     programs_wanted: int = 512
     """About four to a multiprocessor of a large GPU; fewer leave it idle."""
     stage_bytes: int = 1 << 14
-    """Of keys loaded at a time: two stages of keys and values fit every GPU's shared memory."""
+    """Of keys loaded at a time by eight warps: more, or as many by four, spill registers."""
     stages: int = 2
 
 
@@ -98,7 +98,7 @@ def paged_attention(
     kv_heads, tiles = keys.shape[1], where.tiles.shape[0]
     group, block_d = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
     block_m = max(16, triton.next_power_of_2(where.tile_queries * group))
-    splits = num_splits(tiles, kv_heads, tuning)
+    warps, splits = 8 if block_m * block_d >= 64 * 128 else 4, num_splits(tiles, kv_heads, tuning)
     out = torch.empty((tokens, heads, head_dim), dtype=q.dtype, device=q.device)
     partial, sums = out, out
     if splits > 1:
@@ -126,17 +126,17 @@ def paged_attention(
         PAGE=where.page_tokens,
         TILE=where.tile_queries,
         BLOCK_M=block_m,
-        BLOCK_N=max(16, min(64, tuning.stage_bytes // (block_d * keys.element_size()))),
+        BLOCK_N=max(16, min(64, tuning.stage_bytes * warps // 8 // (block_d * keys.element_size()))),
         WINDOW=window or 0,
         TWO_WAY=where.two_way,
         SPLIT=splits > 1,
-        num_warps=8 if block_m * block_d > 64 * 128 else 4,
+        num_warps=warps,
         num_stages=tuning.stages,
+        enable_fp_fusion=True,
     )
     if splits > 1:
-        _combine[(tokens, heads)](
-            partial, sums, out, tokens, splits, HEAD_DIM=head_dim, BLOCK_D=block_d, MOST=MAX_SPLITS
-        )
+        sizes = {"HEAD_DIM": head_dim, "BLOCK_D": block_d, "MOST": MAX_SPLITS, "enable_fp_fusion": True}
+        _combine[(tokens, heads)](partial, sums, out, tokens, splits, **sizes)
     return out
 
 
@@ -161,6 +161,7 @@ def store_keys_values(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots:
         BLOCK_H=triton.next_power_of_2(kv_heads),
         HEAD_DIM=head_dim,
         BLOCK_D=triton.next_power_of_2(head_dim),
+        enable_fp_fusion=True,
     )
 
 
@@ -189,7 +190,7 @@ def _launching_on(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
-@triton.jit(do_not_specialize=["tokens", "splits"])
+@triton.jit(do_not_specialize=["tokens", "splits"], do_not_specialize_on_alignment=["tiles", "runs", "pages"])
 def _attend(
     q,
     keys,
@@ -358,7 +359,7 @@ def _combine(
     tl.store(out + place + columns, mixed.to(out.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots"])
 def _store(
     k,
     v,

@@ -50,7 +50,8 @@ class CudaGraphs:
                     compute()
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            # Another thread may allocate meanwhile: that is no part of the graph.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 outputs = compute()
         return Recording(graph.replay, outputs)
 
