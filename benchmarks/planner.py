@@ -22,7 +22,7 @@ from benchmarks.environment import describe_machine
 from dspark_core.algorithms.draft_policy import DraftCandidate, DraftPolicy
 from dspark_core.algorithms.plan_batch import PlanBatch
 from dspark_core.algorithms.plan_request import PlanRequest
-from dspark_core.algorithms.planner import capacity_of, plan, plan_batch
+from dspark_core.algorithms.planner import capacity_of, plan_batch, plan_lengths
 from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
 from dspark_core.algorithms.step_surface import StepPoint
 from dspark_core.algorithms.step_time import StepTimeModel
@@ -60,18 +60,23 @@ def cases(size: int, round_time: RoundTimeModel) -> dict[str, Callable[[], objec
     free = random_requests(size, coupled=True)
     mixed = [b if index % 2 else a for index, (a, b) in enumerate(zip(requests, free, strict=True))]
     floored, all_floored = with_floors(requests, 1.0, every=8), with_floors(requests, 10.0, every=1)
+    free_floored = with_floors(free, 10.0, every=1)
     batch, free_batch = PlanBatch.of(requests), PlanBatch.of(free)
     capacity = capacity_of(requests, round_time)
     policy, candidates = drafted_policy(requests)
     return {
         "Algorithm 1, arrays": lambda: plan_batch(batch, round_time),
-        "Algorithm 1, records": lambda: plan(requests, round_time),
+        "Algorithm 1, records": lambda: plan_lengths(requests, round_time),
         "given capacity, arrays": lambda: plan_batch(batch, round_time, capacity=capacity),
         "free search (coupled), arrays": lambda: plan_batch(free_batch, round_time),
-        "half coupled, records": lambda: plan(mixed, round_time),
-        "one in eight with a floor, records": lambda: plan(floored, round_time),
-        "all with floors, records": lambda: plan(all_floored, round_time),
-        "all with floors, given capacity, records": lambda: plan(all_floored, round_time, capacity=capacity),
+        "half coupled, records": lambda: plan_lengths(mixed, round_time),
+        "one in eight with a floor, records": lambda: plan_lengths(floored, round_time),
+        "all with floors, records": lambda: plan_lengths(all_floored, round_time),
+        "all with floors, given capacity, records": lambda: plan_lengths(
+            all_floored, round_time, capacity=capacity
+        ),
+        "all coupled with floors, records": lambda: plan_lengths(free_floored, round_time),
+        "capacity of a round with floors on all, records": lambda: capacity_of(all_floored, round_time),
         "capacity of a round that is over, records": lambda: capacity_of(requests, round_time),
         "for whom to draft": lambda: policy.choose(candidates, round_time),
     }

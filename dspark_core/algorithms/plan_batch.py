@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,10 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 _ABSENT = -1.0
+_LOOKUP = DraftOrigin.LOOKUP
+# Reads of one field of many requests, without a step of the interpreter for each.
+_WEIGHT, _GRANTED = attrgetter("weight"), attrgetter("granted")
+_COUPLED, _CONTEXT = attrgetter("coupled"), attrgetter("context_tokens")
 _LARGEST_FLOAT32 = np.int64(0x7FFFFFFF)
 
 
@@ -46,12 +51,12 @@ class PlanBatch:
         count = len(requests)
         return cls(
             survival=survival_matrix([request.survival for request in requests]),
-            weights=np.fromiter((r.weight for r in requests), np.float64, count),
-            floors=np.fromiter((r.floor_tokens_per_second or 0.0 for r in requests), np.float64, count),
-            granted=np.fromiter((r.granted for r in requests), np.float64, count),
-            coupled=np.fromiter((r.coupled for r in requests), np.bool_, count),
-            context_tokens=sum(r.context_tokens for r in requests),
-            looked_up=sum(len(r.survival) > 0 for r in requests if r.origin is DraftOrigin.LOOKUP),
+            weights=np.fromiter(map(_WEIGHT, requests), np.float64, count),
+            floors=np.array([r.floor_tokens_per_second or 0.0 for r in requests]),
+            granted=np.fromiter(map(_GRANTED, requests), np.float64, count),
+            coupled=np.fromiter(map(_COUPLED, requests), np.bool_, count),
+            context_tokens=sum(map(_CONTEXT, requests)),
+            looked_up=sum(map(bool, [r.survival for r in requests if r.origin is _LOOKUP])),
         )
 
     @classmethod
@@ -95,21 +100,19 @@ class Ranking:
         """Tokens of each of `total` requests among the first `count`."""
         return np.bincount(self.requests[:count], minlength=total)
 
-    def without(self, used: Ints) -> Ranking:
-        """Leaves out the first `used[r]` tokens of each request r."""
-        if not used.any():
-            return self
+    def positions(self, total: int) -> Ints:
+        """Of each token among those of its own request, of `total` requests, from 0 on."""
         order = np.argsort(self.requests, kind="stable")  # by request, best first within each
-        counts = np.bincount(self.requests, minlength=len(used))
+        counts = np.bincount(self.requests, minlength=total)
         starts = np.cumsum(counts) - counts
         position = np.empty(len(order), dtype=np.int64)
         position[order] = np.arange(len(order)) - np.repeat(starts, counts)
-        kept = position >= used[self.requests]
-        return Ranking(self.requests[kept], self.values[kept])
+        return position
 
 
-def rank(batch: PlanBatch, only: Bools | None = None) -> Ranking:
-    """Every draft token of the batch, or of the requests in `only` [requests]."""
+def rank(batch: PlanBatch, only: Bools | None = None, used: Ints | None = None) -> Ranking:
+    """Every draft token of the batch, or of the requests in `only` [requests], but for the first `used[r]` of
+    each request r."""
     requests, block = batch.survival.shape
     if requests == 0 or block == 0:
         return Ranking(np.empty(0, dtype=np.int64), np.empty(0))
@@ -119,6 +122,8 @@ def rank(batch: PlanBatch, only: Bools | None = None) -> Ranking:
     valid = rows.T.ravel() >= 0.0
     if only is not None:
         valid &= np.tile(only[order], block)
+    if used is not None:
+        valid &= (np.arange(block)[:, None] >= used[order]).ravel()
     # One integer per token: sorting integers is several times faster than a stable sort of floats.
     bits = values.astype(np.float32).view(np.int32).astype(np.int64)
     keys = ((_LARGEST_FLOAT32 - bits) << 32) | np.arange(len(values))

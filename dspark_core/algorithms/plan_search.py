@@ -17,8 +17,8 @@ from dspark_core.algorithms.prefix_scheduler import best_count
 from dspark_core.algorithms.speed_floor import TOLERANCE, expected_tokens
 from dspark_core.algorithms.step_surface import Floats
 
-RELAXATIONS = 10
-"""Bisection steps to the common factor: it is found to one part in a thousand."""
+ROUNDING = 1e-12
+"""Relative: what sums of the same numbers in another order may differ by."""
 
 
 def search(batch: PlanBatch, seconds: Floats, fixed: Ints, free: Bools) -> Ints:
@@ -35,74 +35,81 @@ def search(batch: PlanBatch, seconds: Floats, fixed: Ints, free: Bools) -> Ints:
     if not batch.floors.any():
         return held + ranking.lengths(best_count(ranking, total, remaining), batch.requests)
     floors = _Floors(batch, kept, remaining[: len(ranking.values) + 1], free)
-    needed, feasible = floors.needed(_largest_factor(floors))
-    return held + _best_under(batch, ranking, total, remaining, needed, feasible)
+    return held + _best_under(batch, ranking, total, floors)
 
 
 class _Floors:
-    """How many tokens each floor needs, for every count of draft tokens in the round."""
+    """How many tokens each floor needs, for every count of draft tokens in the round.
+
+    A length holds its request's floor in rounds up to some seconds. All of these limits in order tell what
+    any count needs: as many tokens as there are limits below the seconds of a round of that count.
+    """
 
     def __init__(self, batch: PlanBatch, kept: Floats, seconds: Floats, free: Bools) -> None:
-        self._batch = batch
-        self._seconds = seconds
+        self._requests = batch.requests
         members = (free & (batch.floors > 0)).nonzero()[0]
         rows = batch.survival[members]
-        tokens = (rows >= 0.0).sum(axis=1)
         gains = np.concatenate((np.ones((len(rows), 1)), np.maximum(rows, 0.0)), axis=1)
         expected = np.cumsum(gains, axis=1)  # [members, 1 + block] by length
         # The shortest a round may get from each count on: the best a request can do with a length.
         shortest = np.minimum.accumulate(seconds[::-1])[::-1][: expected.shape[1]]
-        fastest = (expected[:, : len(shortest)] / shortest).max(axis=1)
+        fastest = (expected[:, : len(shortest)] / shortest).max(axis=1, initial=0.0)
         within = fastest >= batch.floors[members] * (1.0 - TOLERANCE)
         self._members = members[within]
-        self._expected, self._tokens = expected[within], tokens[within, None]
+        promised = batch.floors[self._members, None] * (1.0 - TOLERANCE)
+        self._limits = expected[within] / promised  # [members, 1 + block] seconds
+        last = self._limits[:, -1].min(initial=np.inf)
         # Requests with given lengths: floors that hold must go on to; others cannot be helped here.
         given = ~free & (batch.floors > 0)
-        limits = kept[given] / batch.floors[given] / (1.0 - TOLERANCE)
-        self._longest = limits[limits >= seconds[0]].min(initial=np.inf)
+        held = kept[given] / batch.floors[given] / (1.0 - TOLERANCE)
+        longest = held[held >= seconds[0]].min(initial=np.inf)
+        ordered = np.sort(self._limits, axis=None)
+        # Relaxed by a factor, a count holds the floors while no more limits lie below than it has tokens.
+        reached = np.full(len(seconds), np.inf)
+        reached[: len(ordered)] = ordered[: len(seconds)]
+        factors = np.where(seconds <= longest, np.minimum(reached, last) / seconds, 0.0)
+        self.seconds = seconds
+        self._relaxed = seconds * min(1.0, float(factors.max()) * (1.0 - ROUNDING))
+        self.sums = ordered.searchsorted(self._relaxed, side="left")
+        """Tokens that floors need, by count."""
+        self.feasible = (
+            (self._relaxed <= last) & (seconds <= longest) & (self.sums <= np.arange(len(seconds)))
+        )
 
-    def needed(self, factor: float) -> tuple[Ints, Bools]:
-        """Lengths [requests, counts] that hold `factor` times the floors, and where they can be had."""
-        floors = self._batch.floors[self._members] * (factor * (1.0 - TOLERANCE))
-        targets = floors[:, None] * self._seconds  # [members, counts]
-        lengths = (self._expected[:, :, None] < targets[:, None, :]).sum(axis=1)
-        feasible = (lengths <= self._tokens).all(axis=0) & (self._seconds <= self._longest)
-        feasible &= lengths.sum(axis=0) <= np.arange(len(self._seconds))
-        needed = np.zeros((self._batch.requests, len(self._seconds)), dtype=np.int64)
-        needed[self._members] = lengths
-        return needed, feasible
-
-
-def _largest_factor(floors: _Floors) -> float:
-    """1 when the floors can hold, otherwise the largest share of all of them that can."""
-    if floors.needed(1.0)[1].any():
-        return 1.0
-    low, high = 0.0, 1.0
-    for _ in range(RELAXATIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if floors.needed(middle)[1].any() else (low, middle)
-    return low
+    def needed(self, count: int) -> Ints:
+        """Lengths [requests] that hold the floors in a round of `count` draft tokens."""
+        lengths = np.zeros(self._requests, dtype=np.int64)
+        lengths[self._members] = (self._limits < self._relaxed[count]).sum(axis=1)
+        return lengths
 
 
-def _best_under(
-    batch: PlanBatch, ranking: Ranking, total: float, seconds: Floats, needed: Ints, feasible: Bools
-) -> Ints:
+def _best_under(batch: PlanBatch, ranking: Ranking, total: float, floors: _Floors) -> Ints:
     """The best feasible count, its mandatory tokens and the best others -> lengths [requests].
 
-    More seconds need more tokens of every floor, so counts whose needs have equal sums have equal
-    needs: each of these groups is one pass over the other tokens.
+    More seconds need more tokens of every floor, so counts whose needs have equal sums have equal needs:
+    each of these groups is one pass over the other tokens. No plan of a count is better than its best tokens
+    without floors, so most groups need not be looked at.
     """
-    sums = needed.sum(axis=0)
-    best, lengths = -1.0, np.zeros(batch.requests, dtype=np.int64)
-    for mandatory_count in np.unique(sums[feasible]):
-        counts = (feasible & (sums == mandatory_count)).nonzero()[0]
-        mandatory = needed[:, counts[0]]
-        others = ranking.without(mandatory)
+    counts = floors.feasible.nonzero()[0]
+    bounds = (total + np.concatenate(([0.0], np.cumsum(ranking.values))))[counts] / floors.seconds[counts]
+    sums, group = np.unique(floors.sums[counts], return_inverse=True)
+    bound_of = np.zeros(len(sums))
+    np.maximum.at(bound_of, group, bounds)
+    nth = ranking.positions(batch.requests)
+    best, best_sum, lengths = -1.0, 0, np.zeros(batch.requests, dtype=np.int64)
+    for index in np.argsort(-bound_of, kind="stable").tolist():
+        if bound_of[index] * (1.0 + ROUNDING) < best:
+            break
+        mandatory_count, mine = int(sums[index]), counts[group == index]
+        mandatory = floors.needed(int(mine[0]))
+        kept = nth >= mandatory[ranking.requests]
+        others = Ranking(ranking.requests[kept], ranking.values[kept])
         start = total + float(((expected_tokens(batch, mandatory) - 1.0) * batch.weights).sum())
         tokens = start + np.concatenate(([0.0], np.cumsum(others.values)))
-        throughput = tokens[counts - mandatory_count] / seconds[counts]
+        throughput = tokens[mine - mandatory_count] / floors.seconds[mine]
         winner = int(throughput.argmax())
-        if throughput[winner] > best:
-            best = float(throughput[winner])
-            lengths = mandatory + others.lengths(int(counts[winner] - mandatory_count), batch.requests)
+        reached = float(throughput[winner])
+        if reached > best or (reached == best and mandatory_count < best_sum):
+            best, best_sum = reached, mandatory_count
+            lengths = mandatory + others.lengths(int(mine[winner] - mandatory_count), batch.requests)
     return lengths

@@ -46,6 +46,16 @@ def plan(
     )
 
 
+def plan_lengths(
+    requests: Sequence[PlanRequest], round_time: RoundTimeModel, *, capacity: int | None = None
+) -> tuple[int, ...]:
+    """The lengths of `plan`, for rounds that need to know no more."""
+    batch = PlanBatch.of(requests)
+    if batch.requests == 0:
+        return ()
+    return tuple(_lengths(batch, _seconds(batch, round_time, None), capacity).tolist())
+
+
 def plan_batch(
     batch: PlanBatch,
     round_time: RoundTimeModel,
@@ -57,13 +67,7 @@ def plan_batch(
     if batch.requests == 0:
         return Plan(lengths=(), drafting=(), expected_tokens=0.0, expected_seconds=0.0)
     seconds = _seconds(batch, round_time, max_draft_tokens)
-    if batch.coupled.all():
-        lengths = search(batch, seconds, np.zeros(batch.requests, dtype=np.int64), batch.coupled)
-    elif capacity is None:
-        lengths = _early(batch, seconds)
-    else:
-        lengths = _delayed(batch, seconds, capacity)
-    return _described(batch, lengths, seconds, round_time)
+    return _described(batch, _lengths(batch, seconds, capacity), seconds, round_time)
 
 
 def capacity_of(
@@ -85,6 +89,12 @@ def _seconds(batch: PlanBatch, round_time: RoundTimeModel, max_draft_tokens: int
     return round_time.table(batch.requests, max(limit, 0), batch.context_tokens, drafted)
 
 
+def _lengths(batch: PlanBatch, seconds: Floats, capacity: int | None) -> Ints:
+    if batch.coupled.all():
+        return search(batch, seconds, np.zeros(batch.requests, dtype=np.int64), batch.coupled)
+    return _early(batch, seconds) if capacity is None else _delayed(batch, seconds, capacity)
+
+
 def _early(batch: PlanBatch, seconds: Floats) -> Ints:
     everyone = np.ones(batch.requests, dtype=np.bool_)
     nothing = np.zeros(batch.requests, dtype=np.int64)
@@ -102,8 +112,8 @@ def _admit(batch: PlanBatch, lengths: Ints, candidates: Bools, seconds: Floats) 
     """Algorithm 1 from `lengths` on, over the tokens of `candidates`; never against a floor."""
     if batch.floors.any():
         return admit_within_floors(batch, lengths, candidates, seconds)
-    ranking = rank(batch, None if candidates.all() else candidates).without(np.where(candidates, lengths, 0))
     used = int(lengths.sum())
+    ranking = rank(batch, None if candidates.all() else candidates, lengths if used else None)
     total = float(expected_tokens(batch, lengths) @ batch.weights if used else batch.weights.sum())
     count = admit_while_rising(ranking, total, seconds[used:])
     return lengths + ranking.lengths(count, batch.requests)

@@ -7,7 +7,7 @@ requests that may look ahead.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -41,41 +41,78 @@ def admit_floors(batch: PlanBatch, seconds: Floats, judged_at: float = 0.0) -> I
     `judged_at`: seconds the round is known beforehand to take at least, tokens of others included.
     """
     lengths = np.zeros(batch.requests, dtype=np.int64)
-    stopped, count, last = set[int](), 0, len(seconds) - 1
-    table = seconds.tolist()
-    for request, floor, expected, raised, reach in _most_urgent(batch):
-        if count >= last:
-            break
-        if request in stopped:
-            continue
-        now, then = max(table[count], judged_at), max(table[count + 1], judged_at)
-        if expected >= floor * now * (1.0 - TOLERANCE):
-            break  # the furthest behind is not behind
-        if raised * now <= expected * then or reach < floor * now * (1.0 - TOLERANCE):
-            stopped.add(request)
-            continue
-        lengths[request] += 1
-        count += 1
-    return lengths
-
-
-def _most_urgent(batch: PlanBatch) -> Iterator[tuple[int, float, float, float, float]]:
-    """Tokens of requests with floors, in the order of how far behind a request is before the token:
-    (request, floor, expected tokens without it, with it, at most with all that follow)."""
     members = batch.floors.nonzero()[0]
     if not members.size or batch.survival.shape[1] == 0:
-        return iter(())
-    rows = batch.survival[members]
-    gains = np.maximum(rows, 0.0)
-    raised = 1.0 + np.cumsum(gains, axis=1)
-    expected, floors = raised - gains, np.broadcast_to(batch.floors[members, None], rows.shape)
-    position = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)
-    granted = np.broadcast_to(batch.granted[members, None], rows.shape)
-    names = np.broadcast_to(members[:, None], rows.shape)
-    columns = (names, floors, expected, raised, expected + _reach(rows))
-    order = np.lexsort((position.ravel(), names.ravel(), granted.ravel(), (-floors / expected).ravel()))
-    order = order[rows.ravel()[order] >= 0.0]
-    return zip(*(column.ravel()[order].tolist() for column in columns), strict=True)
+        return lengths
+    needs = _Needs.of(batch, members[np.argsort(batch.granted[members], kind="stable")])
+    times = np.maximum(seconds, judged_at)
+    if times.min() == times.max():  # then the order decides only where there is no room for all
+        at_once = needs.at(float(times[0]))
+        if at_once.sum() < len(times):
+            lengths[needs.members] = at_once
+            return lengths
+    return _in_turn(needs, times, lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class _Needs:
+    """Of every token of requests with floors, [members, block]."""
+
+    members: Ints
+    """[members] of equal urgency the first goes first."""
+    present: Bools
+    holds: Floats
+    """In a round of so many seconds the floor holds without the token;"""
+    reaches: Floats
+    """of more than so many it is out of reach with all that follow."""
+    gains: Floats
+    """How many times as many tokens the request has with the token."""
+
+    @classmethod
+    def of(cls, batch: PlanBatch, members: Ints) -> _Needs:
+        rows, promised = batch.survival[members], batch.floors[members, None] * (1.0 - TOLERANCE)
+        more = np.maximum(rows, 0.0)
+        raised = 1.0 + np.cumsum(more, axis=1)
+        # Not `raised - more`: requests without a token must be equals, to the bit.
+        expected = np.concatenate((np.ones((len(rows), 1)), raised[:, :-1]), axis=1)
+        return cls(
+            members=members,
+            present=rows >= 0.0,
+            holds=expected / promised,
+            reaches=(expected + _reach(rows)) / promised,
+            gains=raised / expected,
+        )
+
+    def at(self, seconds: float) -> Ints:
+        """Tokens of each member in a round that takes so long however many there are."""
+        goes_on = self.present & (self.holds < seconds) & (self.gains > 1.0) & (self.reaches >= seconds)
+        lengths: Ints = np.logical_and.accumulate(goes_on, axis=1).sum(axis=1)
+        return lengths
+
+
+def _in_turn(needs: _Needs, times: Floats, lengths: Ints) -> Ints:
+    """Fills `lengths` token by token: each makes the round longer for all."""
+    block = needs.holds.shape[1]
+    order = np.argsort(needs.holds, axis=None, kind="stable")
+    order = order[needs.present.ravel()[order]]
+    columns = (order // block, *(one.ravel()[order] for one in (needs.holds, needs.reaches, needs.gains)))
+    table, longer = times.tolist(), (times[1:] / times[:-1]).tolist()
+    granted, stopped, count, last = [0] * len(needs.members), [False] * len(needs.members), 0, len(longer)
+    for member, holds, reaches, gains in zip(*(one.tolist() for one in columns), strict=True):
+        if count >= last:
+            break
+        if stopped[member]:
+            continue
+        now = table[count]
+        if holds >= now:
+            break  # the furthest behind is not behind
+        if gains <= longer[count] or reaches < now:
+            stopped[member] = True
+            continue
+        granted[member] += 1
+        count += 1
+    lengths[needs.members] = granted
+    return lengths
 
 
 def _reach(survival: Floats) -> Floats:
@@ -101,18 +138,29 @@ def admit_within_floors(
     holds would break. Also where one more token would not raise throughput (Algorithm 1), unless it is
     told how many draft tokens the round shall have at `most`.
     """
-    ranking = rank(batch, None if candidates.all() else candidates).without(np.where(candidates, lengths, 0))
     used = int(lengths.sum())
     remaining = seconds[used:]
+    room = len(remaining) - 1 if most is None else min(most - used, len(remaining) - 1)
+    total = float(expected_tokens(batch, lengths) @ batch.weights)
+    if room < 1 or (most is None and not _one_more_pays(batch, lengths, candidates, total, remaining)):
+        return lengths
+    ranking = rank(batch, None if candidates.all() else candidates, lengths)
+    count = min(room, len(ranking.values))
     if most is None:
-        total = float(expected_tokens(batch, lengths) @ batch.weights)
         count = admit_while_rising(ranking, total, remaining)
-    else:
-        count = max(min(most - used, len(ranking.values), len(remaining) - 1), 0)
     ranking = Ranking(ranking.requests[:count], ranking.values[:count])
     return lengths + ranking.lengths(
         _before_a_floor_breaks(batch, lengths, ranking, remaining), batch.requests
     )
+
+
+def _one_more_pays(batch: PlanBatch, lengths: Ints, candidates: Bools, total: float, seconds: Floats) -> bool:
+    """Whether the likeliest token that is next in its request raises throughput; Algorithm 1 ends if not."""
+    block = batch.survival.shape[1]
+    open_ = (candidates & (lengths < block)).nonzero()[0]
+    following = batch.survival[open_, lengths[open_]] * batch.weights[open_]
+    best = float(following.max(initial=0.0))
+    return (total + best) / float(seconds[1]) > total / float(seconds[0])
 
 
 def _before_a_floor_breaks(batch: PlanBatch, lengths: Ints, ranking: Ranking, seconds: Floats) -> int:
@@ -122,12 +170,14 @@ def _before_a_floor_breaks(batch: PlanBatch, lengths: Ints, ranking: Ranking, se
     round that is too long all were allowed, so that is where the running maximum passes an allowance.
     """
     count = len(ranking.requests)
+    if not count:
+        return 0
     by_length = np.cumsum(np.maximum(batch.survival, 0.0), axis=1)
     by_length = 1.0 + np.concatenate((np.zeros((batch.requests, 1)), by_length), axis=1)
     expected = by_length[np.arange(batch.requests), lengths]
     holding = (batch.floors > 0) & (expected >= batch.floors * seconds[0] * (1.0 - TOLERANCE))
     members = holding.nonzero()[0]
-    if not members.size or not count:
+    if not members.size:
         return count
     allowed = by_length[members] / batch.floors[members, None] * (1.0 + TOLERANCE)  # [members, 1 + block]
     passed = np.maximum.accumulate(seconds[: count + 1]).searchsorted(allowed, side="right")

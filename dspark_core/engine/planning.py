@@ -10,8 +10,8 @@ import numpy as np
 from dspark_core.algorithms.delayed_scheduler import spend
 from dspark_core.algorithms.draft_policy import DraftCandidate, DraftPolicy
 from dspark_core.algorithms.plan_batch import PlanBatch
-from dspark_core.algorithms.plan_request import Plan, PlanRequest
-from dspark_core.algorithms.planner import plan
+from dspark_core.algorithms.plan_request import PlanRequest
+from dspark_core.algorithms.planner import plan_lengths
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.records import RoundReport
 
@@ -33,7 +33,6 @@ class LocalPlanSource:
         self._round_time = round_time
         self._policy = policy or DraftPolicy()
         self._plain_rounds = 0
-        self.last_plan: Plan | None = None
         self.paused_requests = 0
         """Requests that were draftable in the newest round and not drafted for."""
         self.draft_price = 0.0
@@ -61,8 +60,7 @@ class LocalPlanSource:
             return conservative_lengths(requests)
         if not any(request.survival for request in requests):
             return (0,) * len(requests)  # nobody was drafted for, so there is nothing to plan
-        self.last_plan = plan(requests, self._round_time, capacity=capacity)
-        return self.last_plan.lengths
+        return plan_lengths(requests, self._round_time, capacity=capacity)
 
     def report(self, report: RoundReport) -> None:
         """Learns what steps and drafts cost and what drafts bring; earlier rounds bias nothing."""
