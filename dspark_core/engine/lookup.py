@@ -22,6 +22,9 @@ from dspark_core.records import DraftOrigin, Verification
 
 BLOCK_TOKENS = 15
 """With the anchor a multiple of eight rows, what the target's kernels compute together."""
+UNUSED_ROUNDS, LOOK_ROUNDS = 8, 8
+"""After so many rounds in a row of which no looked-up token was verified, only one in so many is looked up:
+in large batches few tokens pay, and looking takes a percent or two of a round."""
 MAX_GROUPS = 64
 """Kinds of sampling whose acceptance is known apart; the one asked about least recently is forgotten."""
 
@@ -34,6 +37,8 @@ class LookupDrafting:
         self._groups: OrderedDict[str, LookupSurvival] = OrderedDict()
         self._agreed: dict[str, int] = {}
         """Length of the match behind each block of this round."""
+        self._round = 0
+        self._unused_rounds = 0
 
     @property
     def remembered(self) -> int:
@@ -43,11 +48,17 @@ class LookupDrafting:
     def propose(self, sequences: Sequence[SequenceState]) -> dict[str, DraftBlock]:
         """Blocks by sequence id, of those whose last token occurred before."""
         self._agreed = {}
+        self._round += 1
+        if self._unused_rounds >= UNUSED_ROUNDS and self._round % LOOK_ROUNDS:
+            return {}
         blocks = (self._block(sequence) for sequence in sequences if _allowed(sequence))
         return {block.sequence_id: block for block in blocks if block is not None}
 
     def learn(self, proposals: Sequence[Proposal], verdicts: Sequence[Verdict]) -> None:
         """What became of this round's blocks."""
+        if self._agreed:
+            used = any(p.block.origin is DraftOrigin.LOOKUP and p.verify_length for p in proposals)
+            self._unused_rounds = 0 if used else self._unused_rounds + 1
         for proposal, verdict in zip(proposals, verdicts, strict=False):
             if proposal.block.origin is DraftOrigin.LOOKUP and proposal.verify_length:
                 agreed = self._agreed[proposal.sequence.sequence_id]

@@ -13,7 +13,7 @@ from dspark_core.algorithms.plan_batch import PlanBatch
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.planner import plan_lengths
 from dspark_core.algorithms.round_time import RoundTimeModel
-from dspark_core.records import RoundReport
+from dspark_core.records import DraftOrigin, RoundReport
 
 UNPROFILED_MAX_LENGTH = 2
 UNPROFILED_MIN_SURVIVAL = 0.6
@@ -23,6 +23,10 @@ hardware the second and third token of a request cost less than this, on no hard
 PLAIN_ROUNDS_PER_LESSON = 4
 """Rounds without drafts are alike and plan nothing: times are learned from one in so many of them, as
 learning from each would cost a small model's round a share that is felt."""
+
+MIN_GAIN = 0.03
+"""What a plan has to promise over verifying nothing. The tokens that seem best are so partly by luck, and a
+plan for a few percent is lost in what it overlooks."""
 
 
 class LocalPlanSource:
@@ -60,7 +64,10 @@ class LocalPlanSource:
             return conservative_lengths(requests)
         if not any(request.survival for request in requests):
             return (0,) * len(requests)  # nobody was drafted for, so there is nothing to plan
-        return plan_lengths(requests, self._round_time, capacity=capacity)
+        lengths = plan_lengths(requests, self._round_time, capacity=capacity)
+        if _may_be_dropped(requests) and not _gains_enough(requests, lengths, self._round_time):
+            return (0,) * len(requests)
+        return lengths
 
     def report(self, report: RoundReport) -> None:
         """Learns what steps and drafts cost and what drafts bring; earlier rounds bias nothing."""
@@ -85,6 +92,28 @@ class LocalPlanSource:
             self._round_time = self._round_time.observed_step(
                 len(report.requests), decoded, report.context_tokens, report.step_seconds
             )
+
+
+def _may_be_dropped(requests: Sequence[PlanRequest]) -> bool:
+    """A whole plan is judged by all its tokens, which only those may look at that stand iff they equal the
+    target's choice (the causal barrier); and what holds a floor is not weighed."""
+    return all(request.coupled and not request.floor_tokens_per_second for request in requests)
+
+
+def _gains_enough(
+    requests: Sequence[PlanRequest], lengths: Sequence[int], round_time: RoundTimeModel
+) -> bool:
+    count, verified = len(requests), sum(lengths)
+    if not verified:
+        return True
+    origins = [request.origin for request in requests if request.survival]
+    drafted = origins.count(DraftOrigin.DRAFTER)
+    context = sum(request.context_tokens for request in requests)
+    pairs = zip(requests, lengths, strict=True)
+    expected = count + sum(sum(request.survival[:length]) for request, length in pairs)
+    plain_rate = count / round_time.seconds(count, count, context, drafted)
+    rate = expected / round_time.seconds(count, count + verified, context, drafted)
+    return rate >= (1.0 + MIN_GAIN) * plain_rate
 
 
 class FullPlanSource:

@@ -14,7 +14,7 @@ from dspark_core.engine.planning import (
     LocalPlanSource,
     conservative_lengths,
 )
-from dspark_core.records import RequestSurvival, RoundReport
+from dspark_core.records import DraftOrigin, RequestSurvival, RoundReport
 
 CURVE = StepTimeModel.of_curve((1, 2, 3, 4, 5), (0.020, 0.021, 0.022, 0.030, 0.040))
 REQUESTS = [PlanRequest(sequence_id="a", survival=(0.8, 0.5, 0.2, 0.1))]
@@ -143,3 +143,25 @@ def test_drafting_comes_back_when_it_pays_again() -> None:
     rounds_drafted(planner, 100, accepted=0)
     rounds_drafted(planner, 1000, accepted=2)
     assert rounds_drafted(planner, 100, accepted=2) == 100
+
+
+def looked_up(survival: tuple[float, ...], count: int, coupled: bool = True) -> list[PlanRequest]:
+    return [
+        PlanRequest(sequence_id=f"s{n}", survival=survival, coupled=coupled, origin=DraftOrigin.LOOKUP)
+        for n in range(count)
+    ]
+
+
+def test_a_plan_for_a_percent_or_two_is_not_followed() -> None:
+    """Each token costs 0.9 of what the round costs a request: one that stands with 0.92 hardly pays."""
+    steps = StepTimeModel.of_curve((8, 64), (0.008, 0.0584))
+    planner = LocalPlanSource(RoundTimeModel(steps))
+    assert planner.plan(looked_up((0.92,), 8)) == (0,) * 8
+    assert planner.plan(looked_up((0.99,), 8)) == (1,) * 8
+
+
+def test_where_a_plan_may_not_look_ahead_it_is_followed_as_it_is() -> None:
+    """Dropping it would make what is verified depend on tokens behind."""
+    steps = StepTimeModel.of_curve((8, 64), (0.008, 0.0584))
+    planner = LocalPlanSource(RoundTimeModel(steps))
+    assert planner.plan(looked_up((0.92,), 8, coupled=False)) == (1,) * 8
