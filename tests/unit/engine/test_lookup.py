@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 import torch
 from scipy.stats import chisquare
 
 from dspark_core.algorithms.draft_policy import DraftCandidate
+from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
 from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.engine.drafting import Drafting
-from dspark_core.engine.lookup import BLOCK_TOKENS, LookupDrafting
+from dspark_core.engine.lookup import BLOCK_TOKENS, LOOK_ROUNDS, UNUSED_ROUNDS, LookupDrafting
 from dspark_core.engine.planning import FullPlanSource, LocalPlanSource
 from dspark_core.engine.protocols import PlanSource
 from dspark_core.engine.rounds import RoundLoop
@@ -75,6 +77,31 @@ def test_tokens_are_those_without_speculation(planner, sampling, drafted) -> Non
     assert looked == plain
     if sampling is GREEDY:
         assert plain == {name: naive_greedy(tiny_decoder(), prompt, 40) for name, prompt in given.items()}
+
+
+class Refusing(Reports):
+    """Verifies nothing until told otherwise."""
+
+    refuses = True
+
+    def plan(self, requests: Sequence[PlanRequest], capacity: int | None = None) -> tuple[int, ...]:
+        return (0,) * len(requests) if self.refuses else super().plan(requests, capacity)
+
+
+def test_what_is_never_verified_is_looked_up_rarely_until_it_is() -> None:
+    planner = Refusing()
+    loop = loop_of(planner)
+    for name, prompt in repetitive().items():
+        loop.submit(request(name, prompt, 200))
+    for _ in range(80):
+        loop.step()
+    looked = [any(r.survival for r in report.requests) for report in planner.reports]
+    assert sum(looked[:16]) >= UNUSED_ROUNDS
+    assert 0 < sum(looked[-40:]) <= 40 // LOOK_ROUNDS
+    planner.refuses = False
+    for _ in range(2 * LOOK_ROUNDS):
+        loop.step()
+    assert all(any(r.survival for r in report.requests) for report in planner.reports[-4:])
 
 
 def test_a_target_that_repeats_itself_is_decoded_in_fewer_rounds() -> None:
