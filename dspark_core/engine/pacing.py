@@ -9,7 +9,7 @@ import numpy as np
 from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.models.config import DecoderConfig
 
-MIN_CHUNK_TOKENS = 16
+MIN_CHUNK_TOKENS = 8
 """A prompt advances by this much in every step, whatever that costs: it must not starve."""
 MAX_SLOWDOWN = 2.0
 """Where decoding alone takes half the budget or more, a prompt may still make it this many times as long:
