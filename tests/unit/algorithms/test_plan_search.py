@@ -1,5 +1,9 @@
 """Plans that may look ahead, against brute force: jagged times, floors, mixed batches."""
 
+from dataclasses import replace
+from itertools import accumulate, pairwise
+from operator import mul
+
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -113,12 +117,33 @@ def test_floors_in_vain_cost_at_most_the_tokens_spent_on_them(confidences, round
     assert made.expected_tokens >= plain.expected_tokens - lost - ROUNDING
 
 
+def never_likelier_than_the_first(request):
+    """The request with each token at most as likely, given the one before, as its first."""
+    pairs = pairwise((1.0, *request.survival))
+    rates = [min(after / before if before else 0.0, request.survival[0]) for before, after in pairs]
+    return replace(request, survival=tuple(accumulate(rates, mul)))
+
+
 @settings(max_examples=300)
 @given(floored(coupled=False), linear_times())
 def test_the_tokens_of_early_stopping_hold_as_many_floors_when_spent_as_a_capacity(requests, round_time):
+    """Where no later token is likelier than the first: a floor is given up when tokens as likely as those
+    so far would not hold it, and early stopping, judging by shorter rounds, gives up later."""
+    requests = [never_likelier_than_the_first(request) for request in requests]
     early = plan(requests, round_time)
     spent = plan(requests, round_time, capacity=early.draft_tokens)
     assert len(spent.unmet_floors) <= len(early.unmet_floors)
+
+
+def test_a_capacity_gives_up_a_floor_that_only_a_rising_confidence_would_hold():
+    """It must not look at the second token before the first is admitted, and the first promises too little
+    for a round as long as the capacity's."""
+    requests = requests_of([[0.5], [0.375, 0.9]], floors=[None, 1.0])
+    round_time = times(*(0.84375 + 0.28125 * more for more in range(4)))
+    early = plan(requests, round_time)
+    assert (early.lengths, early.unmet_floors) == ((0, 2), ())
+    spent = plan(requests, round_time, capacity=early.draft_tokens)
+    assert (spent.lengths, spent.unmet_floors) == ((1, 1), (1,))
 
 
 def test_a_floor_takes_tokens_from_a_better_request():
