@@ -16,11 +16,11 @@ from packaging.requirements import Requirement
 from tests.integration.deploy.helm import ROOT
 
 SERVER = """
-import signal, sys, threading
-done = threading.Event()
-signal.signal(signal.SIGINT, lambda *_: done.set())
+import signal, sys
+# Blocked and waited for: a handler that sets an event hangs if it interrupts the wait for it.
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 print("serving", flush=True)
-stopped = done.wait(30)
+stopped = signal.sigtimedwait({signal.SIGINT}, 30)
 print("drained" if stopped else "never told to stop", flush=True)
 sys.exit(0)
 """
