@@ -122,7 +122,8 @@ def main() -> None:
     target = build_target(options)
     sampling = SamplingParams(temperature=arguments.temperature, top_p=arguments.top_p)
     ours = Ours(target, options, sampling)
-    twin = as_transformers(arguments.target_model, options.torch_dtype) if sampling.greedy else None
+    with_twin = sampling.greedy and arguments.transformers
+    twin = as_transformers(arguments.target_model, options.torch_dtype) if with_twin else None
     tokenizer = load_tokenizer(resolve_model_path(arguments.target_model))
     prompts = [tokenizer.encode_chat([{"role": "user", "content": text}]) for text in _texts(arguments)]
     results = _measure(ours, twin, prompts, arguments.max_tokens, arguments.rounds)
@@ -235,6 +236,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--temperature", type=float, default=0.0, help="(0: greedy)")
     parser.add_argument("--top-p", type=float, default=1.0, help="(1: off)")
     parser.add_argument("--rounds", type=int, default=2, help="times each prompt is measured")
+    parser.add_argument(
+        "--transformers", action=argparse.BooleanOptionalAction, default=True, help="where decoding is greedy"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/single_stream.json"))
     return parser
