@@ -8,8 +8,6 @@ whole block: survival a_k is the product of the rates at lengths m, m + 1, ..., 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import accumulate
-from operator import mul
 
 from dspark_core.algorithms.suffix_match import MAX_MATCH
 
@@ -32,10 +30,6 @@ class LookupSurvival:
         """c_1, ... c_count of a block looked up where `agreed` >= 1 tokens agree."""
         rates = [a / j for a, j in zip(self._accepted, self._judged, strict=True)]
         return tuple(rates[min(agreed + k, MAX_MATCH) - 1] for k in range(count))
-
-    def survival(self, agreed: int, count: int) -> tuple[float, ...]:
-        """a_1 >= a_2 >= ...: the running product of `confidences`."""
-        return tuple(accumulate(self.confidences(agreed, count), mul))
 
     def learn(self, agreed: int, verified: int, accepted: int) -> None:
         """The first `accepted` of `verified` tokens stood; those after the first loss were not judged."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
-from operator import mul
 
 from dspark_core.algorithms.draft_policy import DraftCandidate
 from dspark_core.algorithms.plan_request import PlanRequest
+from dspark_core.algorithms.prefix_scheduler import survival_from_confidence
 from dspark_core.engine.drafting import draft_limit
 from dspark_core.engine.protocols import DraftBlock
 from dspark_core.engine.sequence import SequenceState
@@ -35,7 +34,7 @@ def draft_candidates(
 
 
 def _survival_of(block: DraftBlock | None) -> tuple[float, ...]:
-    return () if block is None else tuple(accumulate(block.confidences, mul))
+    return () if block is None else survival_from_confidence(block.confidences)
 
 
 def plan_requests(

@@ -8,19 +8,20 @@ from itertools import pairwise
 import pytest
 
 from dspark_core.algorithms.lookup_survival import LookupSurvival
+from dspark_core.algorithms.prefix_scheduler import survival_from_confidence
 from dspark_core.algorithms.suffix_match import MAX_MATCH
 
 
 @pytest.mark.parametrize("agreed", [1, 2, 5, MAX_MATCH])
 def test_survival_never_rises_along_a_block(agreed: int) -> None:
-    survival = LookupSurvival().survival(agreed, 15)
+    survival = survival_from_confidence(LookupSurvival().confidences(agreed, 15))
     assert len(survival) == 15
     assert all(a >= b > 0.0 for a, b in pairwise(survival))
 
 
 def test_longer_agreement_promises_more() -> None:
     known = LookupSurvival()
-    first = [known.survival(agreed, 1)[0] for agreed in range(1, MAX_MATCH + 1)]
+    first = [known.confidences(agreed, 1)[0] for agreed in range(1, MAX_MATCH + 1)]
     assert all(a <= b for a, b in pairwise(first))
 
 
