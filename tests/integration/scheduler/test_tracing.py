@@ -7,8 +7,7 @@ from itertools import pairwise
 
 import pytest
 from dspark_proto.v1 import verifier_pb2
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -21,18 +20,6 @@ from services.common.server import GrpcServer
 from services.common.telemetry import Telemetry
 from tests.support.faulty_verifier import ERRORS, FaultyVerifier
 from tests.support.polling import eventually, exhaust
-
-
-@pytest.fixture
-def spans() -> InMemorySpanExporter:
-    return InMemorySpanExporter()
-
-
-@pytest.fixture
-def telemetry(spans: InMemorySpanExporter) -> Telemetry:
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(spans))
-    return Telemetry(service="verifier", provider=provider)
 
 
 class ForwardingVerifier(FaultyVerifier):
@@ -48,14 +35,14 @@ class ForwardingVerifier(FaultyVerifier):
 
 
 @pytest.fixture
-async def client(telemetry: Telemetry) -> AsyncIterator[VerifierClient]:
+async def client(traced_telemetry: Telemetry) -> AsyncIterator[VerifierClient]:
     """client -> forwarding server -> server"""
     options = ServerOptions(port=0, host="127.0.0.1")
-    last = GrpcServer(options, [FaultyVerifier().register], telemetry)
-    inner = open_channel(f"127.0.0.1:{await last.start()}", telemetry)
-    first_telemetry = Telemetry(service="gateway", provider=telemetry.provider)
+    last = GrpcServer(options, [FaultyVerifier().register], traced_telemetry)
+    inner = open_channel(f"127.0.0.1:{await last.start()}", traced_telemetry)
+    first_telemetry = Telemetry(service="gateway", provider=traced_telemetry.provider)
     first = GrpcServer(options, [ForwardingVerifier(VerifierClient(inner)).register], first_telemetry)
-    outer = open_channel(f"127.0.0.1:{await first.start()}", telemetry)
+    outer = open_channel(f"127.0.0.1:{await first.start()}", traced_telemetry)
     yield VerifierClient(outer, timeout_seconds=10.0)
     for channel in (outer, inner):
         await channel.close()

@@ -31,32 +31,20 @@ TOKENS = 60
 
 
 @pytest.fixture
-def spans() -> InMemorySpanExporter:
-    return InMemorySpanExporter()
-
-
-@pytest.fixture
-def telemetry(spans: InMemorySpanExporter) -> Telemetry:
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(spans))
-    return Telemetry(service="verifier", provider=provider)
-
-
-@pytest.fixture
-async def client(telemetry: Telemetry) -> AsyncIterator[VerifierClient]:
+async def client(traced_telemetry: Telemetry) -> AsyncIterator[VerifierClient]:
     """Of a verifier whose drafter is right seven times in ten."""
     known = naive_greedy(tiny_decoder(), PROMPT, TOKENS)
     drafts = ScriptedDrafts({"r": known}, prompt_lengths={"r": len(PROMPT)}, error_rate=0.3)
     verifier = Verifier(make_loop(drafts=drafts))
     described = VerifierDescription(model="tiny", vocab_size=9, max_context_tokens=200, dtype="float32")
-    servicer = VerifierServicer(verifier, described, tracer=telemetry.tracer)
+    servicer = VerifierServicer(verifier, described, tracer=traced_telemetry.tracer)
     async with AsyncExitStack() as stack:
         verifier.start()
         stack.callback(verifier.stop)
-        server = GrpcServer(ServerOptions(port=0, host="127.0.0.1"), [servicer.register], telemetry)
+        server = GrpcServer(ServerOptions(port=0, host="127.0.0.1"), [servicer.register], traced_telemetry)
         port = await server.start()
         stack.push_async_callback(server.stop)
-        channel = await stack.enter_async_context(open_channel(f"127.0.0.1:{port}", telemetry))
+        channel = await stack.enter_async_context(open_channel(f"127.0.0.1:{port}", traced_telemetry))
         yield VerifierClient(channel)
 
 
@@ -131,18 +119,18 @@ class Ticking:
         return self.now
 
 
-async def replayed(telemetry: Telemetry, count: int) -> list[GenerateChunk]:
+async def replayed(traced_telemetry: Telemetry, count: int) -> list[GenerateChunk]:
     async def stream() -> AsyncIterator[GenerateChunk]:
         for chunk in rounds(count):
             yield chunk
 
-    with telemetry.tracer.start_as_current_span("call"):
-        return [chunk async for chunk in with_round_spans(stream(), telemetry.tracer, Ticking())]
+    with traced_telemetry.tracer.start_as_current_span("call"):
+        return [chunk async for chunk in with_round_spans(stream(), traced_telemetry.tracer, Ticking())]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, SINGLE_ROUNDS, SINGLE_ROUNDS + 5, 1000, 20_000])
-async def test_spans_stay_few_and_tell_of_every_round(telemetry, spans, count: int) -> None:
-    assert await replayed(telemetry, count) == rounds(count)
+async def test_spans_stay_few_and_tell_of_every_round(traced_telemetry, spans, count: int) -> None:
+    assert await replayed(traced_telemetry, count) == rounds(count)
     found = [one for one in spans.get_finished_spans() if one.name in ("draft", "verify")]
     assert len(found) <= 2 * (SINGLE_ROUNDS + 1 + math.log2(max(count, 1)))
     assert summed(found, "verify", "rounds") == summed(found, "draft", "rounds") == count
@@ -150,8 +138,8 @@ async def test_spans_stay_few_and_tell_of_every_round(telemetry, spans, count: i
     assert summed(found, "draft", "draft_ms") == pytest.approx(count)
 
 
-async def test_a_round_is_drafted_before_it_is_verified(telemetry, spans) -> None:
-    await replayed(telemetry, 3)
+async def test_a_round_is_drafted_before_it_is_verified(traced_telemetry, spans) -> None:
+    await replayed(traced_telemetry, 3)
     phases = [one for one in spans.get_finished_spans() if one.name in ("draft", "verify")]
     assert [one.name for one in phases] == ["draft", "verify"] * 3
     for one, milliseconds in zip(phases, [1, 4] * 3, strict=True):
