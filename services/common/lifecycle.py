@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator, Awaitable
+from typing import Any
+
+CANCEL_AGAIN_SECONDS = 1.0
 
 
 @contextlib.asynccontextmanager
@@ -25,6 +28,19 @@ async def stop_signals() -> AsyncIterator[tuple[asyncio.Event, asyncio.Event]]:
     finally:
         for number in handled:
             loop.remove_signal_handler(number)
+
+
+async def end(task: asyncio.Future[Any]) -> None:
+    """Cancels a task until it has ended, and looks at its error so that nobody is warned of it.
+
+    Once is not enough for a loop that retries: gRPC's calls and Redis' timeouts answer a cancellation
+    that meets their own end with an ordinary error, and the loop goes on.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=CANCEL_AGAIN_SECONDS)
+    if not task.cancelled():
+        task.exception()
 
 
 async def finished_before(work: Awaitable[object] | None, event: asyncio.Event) -> bool:

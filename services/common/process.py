@@ -3,33 +3,64 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import faulthandler
 import logging
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Coroutine, Mapping
+from typing import NoReturn
+
+import grpc.aio
 
 from dspark_core.errors import ConfigError
 from services.common.logs import setup_logging
 
+EXIT_FAILURE = 1
 EXIT_CONFIG = 2
+EXIT_INTERRUPTED = 130
+STACKS_SIGNAL = signal.SIGUSR1
+"""A service that gets it prints the Python stacks of its threads to stderr and goes on."""
+
+Run = Callable[[Mapping[str, str]], Coroutine[None, None, None]]
 
 
-def run_process(
-    service: str,
-    run: Callable[[Mapping[str, str]], Coroutine[None, None, None]],
-    environ: Mapping[str, str] = os.environ,
-) -> int:
-    """Runs a service to its end: 0 after a drain, 2 for a bad configuration (one line, no traceback).
+def run_process(service: str, run: Run, environ: Mapping[str, str] = os.environ) -> NoReturn:
+    """Runs a service to its end and leaves the process: 0 after a drain, 2 for a bad configuration (one
+    line, no traceback), 1 with a traceback for anything else that is raised.
 
-    Anything else that is raised leaves as it is, with its traceback and exit code 1.
+    It leaves without the interpreter's own teardown. By then all is closed, flushed and sent; what is
+    left to destroy are gRPC's and torch's threads, and waiting for those can hang (grpc/grpc#22365).
     """
+    faulthandler.register(STACKS_SIGNAL)
+    code = _run(service, run, environ)
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # whoever read it has gone
+            stream.flush()
+    os._exit(code)
+
+
+def _run(service: str, run: Run, environ: Mapping[str, str]) -> int:
+    async def main() -> None:
+        # gRPC counts who uses its poller and, at none, waits for its thread: never while we run.
+        grpc.aio.init_grpc_aio()
+        await run(environ)
+
     try:
         setup_logging(service, environ)
-        asyncio.run(run(environ))
+        asyncio.run(main())
     except ConfigError as error:
         if not logging.getLogger().handlers:
             print(f"{service}: {error}", file=sys.stderr)
         else:
             logging.getLogger(service).error("%s", error)
         return EXIT_CONFIG
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        return EXIT_FAILURE
     return 0

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from dspark_core.errors import DSparkError
 from dspark_core.records import Replica
+from services.common.lifecycle import end
 from services.common.protocols import RegistrationApi
 
 _log = logging.getLogger(__name__)
@@ -57,8 +58,7 @@ class RegistrationLoop:
     async def stop(self, *, deregister: bool = True) -> None:
         """Ends the loop and, best effort, takes the replica off the scheduler's list."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end(self._task)
             self._task = None
         was_registered = self._registered.is_set()
         self._registered.clear()

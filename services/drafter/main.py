@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from typing import NoReturn
 
 import torch
 
@@ -61,9 +61,9 @@ def _replica(config: DrafterServiceConfig) -> Replica:
     )
 
 
-def main() -> int:
-    return run_process("drafter", run)
+def main() -> NoReturn:
+    run_process("drafter", run)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from dspark_core.errors import UnavailableError
 from services.common.channels import open_channel
+from services.common.process import STACKS_SIGNAL
 from services.embedded.options import StackOptions
 from services.embedded.ports import require_free
 
@@ -28,6 +29,8 @@ START_SECONDS = 300.0
 """Loading and profiling a model on a slow machine."""
 POLL_SECONDS = 0.1
 KILL_GRACE_SECONDS = 5.0
+STACKS_SECONDS = 0.5
+"""To print the stacks of a process that hangs."""
 
 
 _PR_SET_PDEATHSIG = 1
@@ -83,7 +86,9 @@ class ServiceProcess:
                 while self.exit_code is None:
                     await asyncio.sleep(POLL_SECONDS / 2)
         except TimeoutError:
-            _log.warning("the %s did not end within %g s, killing it", self.role, seconds)
+            _log.warning("the %s did not end within %g s, killing it; its stacks follow", self.role, seconds)
+            self._process.send_signal(STACKS_SIGNAL)
+            await asyncio.sleep(STACKS_SECONDS)
             self.kill()
 
     def kill(self) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from typing import NoReturn
 
 from dspark_core.errors import DSparkError
 from dspark_core.model_paths import resolve_model_path
@@ -88,8 +88,8 @@ async def _first_verifier(backend: GenerationBackend) -> None:
             return
 
 
-def main() -> None:
-    sys.exit(run_process("gateway", run))
+def main() -> NoReturn:
+    run_process("gateway", run)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ gRPC's own pings notice within a minute; users should not wait that long.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from dspark_core.errors import DSparkError, UnavailableError
+from services.common.lifecycle import end
 
 _T = TypeVar("_T")
 
@@ -38,9 +38,7 @@ async def while_answering(
                 return
             yield chunk
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await end(task)
 
 
 async def answers(question: Callable[[], Awaitable[object]], seconds: float) -> bool:

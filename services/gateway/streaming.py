@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from services.common.lifecycle import end
 from services.gateway.backend import closing
 from services.gateway.http_errors import error_answer
 
@@ -42,21 +43,13 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, _T]) -> _
             raise ClientGoneError
         return task.result()
     finally:
-        await _cancel(gone)
-        await _cancel(task)
+        await end(gone)
+        await end(task)
 
 
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _cancel(task: asyncio.Future[Any]) -> None:
-    """Returns once the task has unwound. Its own errors are its caller's business."""
-    task.cancel()
-    await asyncio.wait({task})
-    if not task.cancelled():
-        task.exception()  # marks it as seen
 
 
 class EventStreamResponse(Response):
@@ -92,7 +85,7 @@ class EventStreamResponse(Response):
         except Exception as error:
             await line.event(json.dumps(error_answer(error).body()))
         finally:
-            await _cancel(beats)
+            await end(beats)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -143,7 +136,7 @@ async def after_first(
             first.result()  # raises its error, if it is one
     except BaseException:
         async with closing(stream):
-            await _cancel(first)
+            await end(first)
             raise
     return _Rejoined(first, stream)
 
@@ -173,4 +166,4 @@ class _Rejoined(AsyncIterator[_T]):
     async def aclose(self) -> None:
         async with closing(self._rest):
             if self._first is not None:
-                await _cancel(self._first)
+                await end(self._first)

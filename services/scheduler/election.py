@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dspark_core.errors import ConfigError, NotLeaderError, UnavailableError
+from services.common.lifecycle import end
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +70,6 @@ class Election:
         # While the lock was never reached nobody can be asked, and serving beats refusing.
         self._now = Leadership(leading=True)
         self._reached = False
-        self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -91,10 +91,8 @@ class Election:
 
     async def stop(self) -> None:
         """Gives leadership up, so that a standby need not wait for the lock to run out."""
-        self._stopping = True
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end(self._task)
             self._task = None
         if self._now.leading:
             try:
@@ -104,7 +102,7 @@ class Election:
         await self._lock.close()
 
     async def _run(self) -> None:
-        while not self._stopping:
+        while True:
             await asyncio.sleep(self._renew_seconds)
             await self._hold()
 

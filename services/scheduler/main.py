@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
+from typing import NoReturn
 
 from services.common.process import run_process
 from services.common.registry import MemoryRegistry, RedisRegistry, Registry
@@ -48,9 +48,9 @@ async def run(environ: Mapping[str, str]) -> None:
         await scheduler.close()
 
 
-def main() -> int:
-    return run_process("scheduler", run)
+def main() -> NoReturn:
+    run_process("scheduler", run)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

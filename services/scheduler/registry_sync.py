@@ -7,6 +7,7 @@ import logging
 
 from dspark_core.errors import UnavailableError
 from dspark_core.records import Replica
+from services.common.lifecycle import end
 from services.common.registry import Registry
 from services.scheduler.metrics import SchedulerMetrics
 from services.scheduler.state import ClusterState
@@ -40,18 +41,14 @@ class RegistrySync:
         # registry knew must not bring them back; the first one asked for after it settles them.
         self._left: dict[str, bool] = {}
         self._task: asyncio.Task[None] | None = None
-        self._stopping = False
 
     async def start(self) -> None:
         await self._exchange()
         self._task = asyncio.create_task(self._run(), name="registry-sync")
 
     async def stop(self) -> None:
-        # The flag as well: a cancellation that meets a timeout inside the store's client can get lost.
-        self._stopping = True
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end(self._task)
             self._task = None
         await self._registry.close()
 
@@ -74,7 +71,7 @@ class RegistrySync:
                 self._went_down(error)
 
     async def _run(self) -> None:
-        while not self._stopping:
+        while True:
             await asyncio.sleep(self._interval_seconds)
             try:
                 await self._exchange()

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from dspark_core.errors import InvalidRequestError, NotLeaderError
 from dspark_core.records import AssignRequest, Replica, Role, RoundReport, VerifyPlan
+from services.common.lifecycle import end
 from services.common.registry import MemoryRegistry, Registry
 from services.scheduler.admission import FloorAdmission
 from services.scheduler.calibration import examine
@@ -90,8 +91,7 @@ class Scheduler:
     async def close(self) -> None:
         await self.drain()
         if self._maintaining is not None:
-            self._maintaining.cancel()
-            await asyncio.gather(self._maintaining, return_exceptions=True)
+            await end(self._maintaining)
             if self._election.now.leading:
                 await self._save()
         await self._election.stop()
@@ -166,8 +166,7 @@ class Scheduler:
                 reader.result()  # an invalid report ends the stream with its error
         finally:
             self._mailboxes.discard(mailbox)
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+            await end(reader)
 
     def _plan(self, report: RoundReport) -> VerifyPlan | None:
         """None: there is nothing to plan from, as in a report of loads alone."""

@@ -18,6 +18,7 @@ from dspark_proto.v1 import drafter_pb2, drafter_pb2_grpc
 
 from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem
 from dspark_core.errors import CheckpointError, DraftUnavailableError, DSparkError
+from services.common.lifecycle import end
 from services.common.rpc_errors import from_rpc_error
 from services.verifier import convert
 
@@ -74,8 +75,7 @@ class RemoteDraftSource:
 
     async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end(self._task)
             self._task = None
 
     async def wait_connected(self) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from typing import NoReturn
 
 import torch
 
@@ -194,9 +194,9 @@ async def _serve(
         raise DSparkError(f"the verifier is broken: {problem}")  # an exit code that supervisors see
 
 
-def main() -> int:
-    return run_process("verifier", run)
+def main() -> NoReturn:
+    run_process("verifier", run)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

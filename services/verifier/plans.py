@@ -18,6 +18,7 @@ from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.engine.protocols import PlanSource
 from dspark_core.errors import DSparkError
 from dspark_core.records import ReplicaKind, RoundReport, StepTime, VerifierLoad, VerifyPlan
+from services.common.lifecycle import end
 from services.common.protocols import CoordinationApi
 from services.verifier.clients import DraftTiming
 from services.verifier.scaling import scaled, scaling_of
@@ -90,8 +91,7 @@ class CoordinatedPlanSource:
 
     async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end(self._task)
             self._task = None
 
     @property
