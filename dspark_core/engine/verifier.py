@@ -23,8 +23,8 @@ MAX_CONSECUTIVE_FAILURES = 3
 STALL_SECONDS = 600.0
 """A round that lasts longer will not end: a device that hangs, a lock that nobody releases. A large model
 on a few cores takes minutes for a chunk of a prompt; after these, nobody waits for the answer any more."""
-JOIN_SECONDS = 10.0
-"""How long `stop` waits for a round to end."""
+JOIN_SECONDS = 4.0
+"""How long `stop` waits for a round to end: less than supervisors wait for a process to."""
 
 
 @dataclass(frozen=True, slots=True)
