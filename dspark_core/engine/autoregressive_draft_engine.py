@@ -14,7 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dspark_core.algorithms.transfer import to_device
-from dspark_core.engine.context_draft_engine import Appended, ContextDraftEngine, EngineArguments
+from dspark_core.engine.context_draft_engine import (
+    Appended,
+    ContextDraftEngine,
+    EngineArguments,
+    read_together,
+)
 from dspark_core.engine.devices import device_of
 from dspark_core.engine.draft_context import ContextTensors, ContextView
 from dspark_core.engine.draft_sampling import BlockSampler
@@ -83,7 +88,7 @@ class AutoregressiveDraftEngine(ContextDraftEngine):
         drawn = self._drafter.draw(anchors, features, positions, attend, sampler)
         assert drawn.confidence_logits is not None, "these drafters are their own confidence"
         confidences = torch.sigmoid(drawn.confidence_logits)
-        return self._blocks(items, drawn.token_ids, confidences, sampler.distributions())
+        return self._blocks(items, *read_together(drawn.token_ids, confidences), sampler.distributions())
 
 
 class StepAttention:

@@ -57,6 +57,7 @@ class NativeDraw:
     def __init__(self, drafter: DSparkDrafter, draw: MarkovDraw, generator: torch.Generator) -> None:
         self._drafter = drafter
         self._draw = draw
+        self._has_head = drafter.native_head is not None
         self._generator = generator
 
     def __call__(
@@ -67,9 +68,8 @@ class NativeDraw:
         uniforms = torch.empty(hidden.shape[:2], dtype=torch.float64)
         if proposed:
             torch.rand(hidden.shape[:2], generator=self._generator, out=uniforms)
-        base = self._drafter.float_logits(hidden)
-        drawn = self._draw(base, anchors, rows, uniforms, DEFAULT_PROPOSAL_TOKENS)
-        previous = torch.cat((anchors[:, None], drawn.token_ids[:, :-1]), dim=1)
+        logits = None if self._has_head else self._drafter.float_logits(hidden)
+        drawn = self._draw(hidden, anchors, rows, uniforms, DEFAULT_PROPOSAL_TOKENS, logits=logits)
         distributions: Distributions = {}
         if drawn.proposal_ids is not None and drawn.proposal_probs is not None:
             distributions = {
@@ -78,8 +78,7 @@ class NativeDraw:
                 )
                 for index in proposed
             }
-        confidences = self._drafter.confidence_logits(hidden, previous)
-        return DraftTokens(drawn.token_ids, confidences), distributions
+        return DraftTokens(drawn.token_ids, drawn.confidence_logits), distributions
 
 
 def _markov_draw(drafter: DSparkDrafter) -> MarkovDraw | None:
@@ -89,7 +88,14 @@ def _markov_draw(drafter: DSparkDrafter) -> MarkovDraw | None:
     w2 = head.markov_w2
     if not isinstance(w2, PackedLinear) or w2.native is None:
         return None
-    return MarkovDraw(kernels, head.markov_w1.weight, w2.native, drafter.draft_vocab_ids)
+    return MarkovDraw(
+        kernels,
+        head.markov_w1.weight,
+        w2.native,
+        drafter.draft_vocab_ids,
+        head=drafter.native_head,
+        confidence=drafter.confidence_weights,
+    )
 
 
 def _row(item: DraftItem) -> DraftRowStruct:

@@ -30,6 +30,12 @@ class EngineArguments(TypedDict, total=False):
     generator: torch.Generator | None
 
 
+def read_together(token_ids: Tensor, confidences: Tensor) -> tuple[list[list[int]], list[list[float]]]:
+    """[requests, block] each -> their numbers in one read: a GPU is waited for once."""
+    tokens, rows = torch.stack((token_ids.double(), confidences.double())).tolist()
+    return [list(map(int, ids)) for ids in tokens], rows
+
+
 @dataclass(frozen=True, slots=True)
 class Appended:
     """What an item adds to the context of its sequence: positions [start, end)."""
@@ -112,19 +118,15 @@ class ContextDraftEngine(ABC):
     def _blocks(
         self,
         items: Sequence[DraftItem],
-        token_ids: Tensor,
-        confidences: Tensor | None,
+        token_ids: Sequence[Sequence[int]],
+        confidences: Sequence[Sequence[float]],
         distributions: Mapping[int, SparseDistribution],
     ) -> list[DraftBlock]:
-        """token_ids, confidences [requests, block]; distributions by index of the item."""
-        if confidences is None:
-            tokens, rows = token_ids.tolist(), [()] * len(items)
-        else:
-            # One read for both: a GPU is waited for once.
-            tokens, rows = torch.stack((token_ids.double(), confidences.double())).tolist()
+        """token_ids, confidences [requests, block], no confidences where a drafter has none;
+        distributions by index of the item."""
         return [
-            DraftBlock(item.sequence_id, tuple(map(int, ids)), tuple(row), distributions.get(index))
-            for index, (item, ids, row) in enumerate(zip(items, tokens, rows, strict=True))
+            DraftBlock(item.sequence_id, tuple(ids), tuple(row), distributions.get(index))
+            for index, (item, ids, row) in enumerate(zip(items, token_ids, confidences, strict=True))
         ]
 
     def _append(self, items: Sequence[DraftItem]) -> list[bool]:

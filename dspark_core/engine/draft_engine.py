@@ -48,10 +48,10 @@ class DraftEngine(ContextDraftEngine):
         anchors = to_device(torch.tensor([item.anchor_token_id for item in items]), self.device)
         hidden = self._layers.hidden(items, anchors, self._block(items))
         drawn, distributions = self._draw(items, anchors, hidden)
-        confidences = None
+        confidences: list[list[float]] = [[] for _ in items]
         if drawn.confidence_logits is not None:
-            confidences = self._confidences(drawn.confidence_logits)
-        return self._blocks(items, drawn.token_ids, confidences, distributions)
+            confidences = self._confidences.of_rows(drawn.confidence_logits.tolist())
+        return self._blocks(items, drawn.token_ids.tolist(), confidences, distributions)
 
     def _block(self, items: Sequence[DraftItem]) -> int:
         """Positions worth computing. Tokens of a block see each other both ways, yet its first ones

@@ -16,7 +16,12 @@ from dspark_core.algorithms.coupling import sample_coupled_sparse
 from dspark_core.algorithms.sampling import draw_tokens, greedy_tokens, target_probabilities
 from dspark_core.algorithms.transfer import to_device
 from dspark_core.engine.confidences import Confidences
-from dspark_core.engine.context_draft_engine import Appended, ContextDraftEngine, EngineArguments
+from dspark_core.engine.context_draft_engine import (
+    Appended,
+    ContextDraftEngine,
+    EngineArguments,
+    read_together,
+)
 from dspark_core.engine.devices import device_of
 from dspark_core.engine.draft_context import ContextTensors
 from dspark_core.engine.draft_inputs import DraftInputs, DraftShape, fixed_values, pack_draft
@@ -91,10 +96,10 @@ class GpuDraftEngine(ContextDraftEngine):
         else:
             outputs = recorded.run(shape, values)
         token_ids, confidences, *proposals = (output[: len(items)] for output in outputs)
-        has_head = self._drafter.confidence_head is not None
-        return self._blocks(
-            items, token_ids, confidences if has_head else None, _distributions(items, proposals)
-        )
+        ids, rows = read_together(token_ids, confidences)
+        if self._drafter.confidence_head is None:
+            rows = [[] for _ in items]
+        return self._blocks(items, ids, rows, _distributions(items, proposals))
 
     def _shape(self, requests: int, *, greedy: bool) -> DraftShape:
         """With room for what a verified block and its bonus add to each context."""

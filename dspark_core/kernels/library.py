@@ -15,7 +15,7 @@ from dspark_core.kernels.prebuilt import find_prebuilt
 
 _log = logging.getLogger(__name__)
 
-ABI = 3
+ABI = 4
 MAX_HEAD_DIM = 256
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dspark_core.kernels.matrix import NativeMatrix
 from dspark_core.models.config import DecoderConfig, DrafterConfig
 from dspark_core.models.heads import ConfidenceHead, build_markov_head
 from dspark_core.models.layers import (
@@ -149,6 +150,8 @@ class DSparkDrafter(nn.Module):
         self.native_layers: NativeStack | None = None
         """After `pack`, where the kernels compute the layers."""
         self._packed_head: PackedLinear | None = None
+        self.confidence_weights: Tensor | None = None
+        """After `pack`: the confidence head's, exactly, for the kernels."""
 
     def pack(self, *, byte_products: bool = False) -> None:
         """Makes inference on a CPU faster; the linear layers' weights are no parameters afterwards.
@@ -164,6 +167,8 @@ class DSparkDrafter(nn.Module):
         )
         if native is not None:
             self.layers, self.native_layers = nn.ModuleList(), native
+        if self.confidence_head is not None:
+            self.confidence_weights = self.confidence_head.flat_weights()
         plan = PackingPlan(byte_products=byte_products)
         pack_linears(self, plan)
         self._packed_head = pack_weight(self.lm_head, plan)
@@ -215,6 +220,13 @@ class DSparkDrafter(nn.Module):
             logits = self._packed_head.native.multiply(hidden, torch.float32)
             return soft_cap(logits, self.config.backbone.final_logit_softcap)
         return self.base_logits(hidden).float()
+
+    @property
+    def native_head(self) -> NativeMatrix | None:
+        """After `pack`: what `float_logits` are a product with and nothing else."""
+        if self._packed_head is None or self.config.backbone.final_logit_softcap is not None:
+            return None
+        return self._packed_head.native
 
     def draw(self, anchor_ids: Tensor, hidden: Tensor, sampler: Sampler) -> DraftTokens:
         """Fills the blocks left to right: each token biases the logits of the next."""

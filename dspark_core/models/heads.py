@@ -104,6 +104,11 @@ class ConfidenceHead(nn.Module):
         logits: Tensor = self.proj(inputs)
         return logits.squeeze(-1)
 
+    def flat_weights(self) -> Tensor:
+        """[d, then rank or nothing, and one] float32: the weights and the bias."""
+        weight, bias = self.proj.weight, self.proj.bias
+        return torch.cat((weight.detach().flatten(), bias.detach())).float()
+
 
 def build_markov_head(config: DrafterConfig) -> MarkovHead | None:
     """The head `config` asks for; None for DFlash (`markov_rank == 0`)."""

@@ -1,4 +1,4 @@
-// The sequential part of a draft pass: Markov bias, choice, next position.
+// What follows the layers of a draft pass: the head, then per position Markov bias, choice and confidence.
 //
 // Per position one product with W2, then every row picks its token: the most likely one, or a draw
 // from its top candidates as the request's sampling parameters shape them. What is drawn and from
@@ -23,9 +23,12 @@ struct DraftRow {
 };
 
 struct DraftDraw {
+  Matrix head;                // [draft vocab, hidden]; without data `logits` are given
   Matrix w2;                  // [draft vocab, rank]
   const void* w1;             // [vocab, rank], bfloat16 or float32 as the flag says
-  const float* base;          // [rows, block, draft vocab]
+  const void* hidden;         // [rows, block, hidden] of the same type; for the head and for confidences
+  float* logits;              // [rows, block, draft vocab]; the Markov biases are added in place
+  const float* confidence;    // [hidden, then rank or nothing] and a bias, or null: no confidence head
   const int64_t* anchors;     // [rows]
   const int64_t* target_ids;  // [draft vocab] or null: the same
   const DraftRow* rows;
@@ -33,7 +36,8 @@ struct DraftDraw {
   int64_t* tokens;         // out [rows, block] target ids
   int64_t* proposal_ids;   // out [rows, block, candidates], untouched for kGreedy
   float* proposal_probs;
-  int32_t num_rows, block, candidates, bfloat16, threads;
+  float* confidence_logits;  // out [rows, block]
+  int32_t num_rows, block, candidates, hidden_size, confidence_with_markov, bfloat16, threads;
 };
 
 struct Candidate {
@@ -166,19 +170,25 @@ template <class T>
 class DrawPass {
  public:
   explicit DrawPass(const DraftDraw& draw)
-      : d_(draw), rank_(draw.w2.k), vocab_(draw.w2.n), embedded_(size_t(draw.num_rows) * rank_),
-        logits_(size_t(draw.num_rows) * vocab_) {}
+      : d_(draw), rank_(draw.w2.k), vocab_(draw.w2.n), embedded_(size_t(draw.num_rows) * rank_) {}
 
-  int phases() const { return 2 * d_.block + 1; }
+  int phases() const { return 2 * d_.block + 2; }
 
   void run(Job& job) {
     job.phase(0, 1, [&](int) {
       for (int row = 0; row < d_.num_rows; ++row) embed(row, d_.anchors[row]);
     });
+    if (d_.head.data) {
+      const Product<T> product{d_.head, static_cast<const T*>(d_.hidden), size_t(d_.hidden_size),
+                               d_.num_rows * d_.block, d_.threads};
+      multiply(job, 1, product, StoreSink<float, false>{d_.head, d_.logits, size_t(vocab_)});
+    }
+    const size_t stride = size_t(d_.block) * vocab_;
     for (int position = 0; position < d_.block; ++position) {
       const Product<T> product{d_.w2, embedded_.data(), size_t(rank_), d_.num_rows, d_.threads};
-      multiply(job, 2 * position + 1, product, StoreSink<float, false>{d_.w2, logits_.data(), size_t(vocab_)});
-      job.phase(2 * position + 2, d_.num_rows, [&](int row) { choose(row, position); });
+      const StoreSink<float, true> sink{d_.w2, d_.logits + size_t(position) * vocab_, stride};
+      multiply(job, 2 * position + 2, product, sink);
+      job.phase(2 * position + 3, d_.num_rows, [&](int row) { choose(row, position); });
     }
   }
 
@@ -189,13 +199,33 @@ class DrawPass {
 
   void choose(int row, int position) {
     const size_t at = size_t(row) * d_.block + position;
-    const float* base = d_.base + at * vocab_;
-    float* logits = &logits_[size_t(row) * vocab_];
-    for (int i = 0; i < vocab_; ++i) logits[i] += base[i];
+    const float* logits = d_.logits + at * vocab_;
+    if (d_.confidence) d_.confidence_logits[at] = confidence(row, at);
     const int index = d_.rows[row].mode == kGreedy ? most_likely(logits, vocab_) : sample(row, position, logits);
     const int64_t token = d_.target_ids ? d_.target_ids[index] : index;
     d_.tokens[at] = token;
     embed(row, token);
+  }
+
+  // While the row's embedding is still that of the token before.
+  float confidence(int row, size_t at) const {
+    const float* weights = d_.confidence;
+    float result = dot(static_cast<const T*>(d_.hidden) + at * d_.hidden_size, weights, d_.hidden_size);
+    weights += d_.hidden_size;
+    if (d_.confidence_with_markov) {
+      result += dot(&embedded_[size_t(row) * rank_], weights, rank_);
+      weights += rank_;
+    }
+    return result + *weights;
+  }
+
+  static float dot(const T* x, const float* weights, int count) {
+    f32x16 total{};
+    int i = 0;
+    for (; i + kLanes <= count; i += kLanes) total += load_floats(x + i) * load<f32x16>(weights + i);
+    float result = sum(total);
+    for (; i < count; ++i) result += load_one(x + i) * weights[i];
+    return result;
   }
 
   int sample(int row, int position, const float* logits) const {
@@ -217,7 +247,6 @@ class DrawPass {
   const DraftDraw d_;
   const int rank_, vocab_;
   std::vector<T> embedded_;
-  std::vector<float> logits_;
 };
 
 template <class T>

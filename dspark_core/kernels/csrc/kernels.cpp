@@ -25,7 +25,7 @@ void run_linear(const Matrix& matrix, const void* x, int rows, void* out, int th
 
 extern "C" {
 
-int32_t dspark_abi() { return 3; }
+int32_t dspark_abi() { return 4; }
 
 const char* dspark_instructions() {
 #ifdef DSPARK_AVX512_BF16

@@ -127,8 +127,9 @@ struct StoreSink {
       for (int r = 0; r < tile.count; ++r) {
         O* to = out + size_t(tile.row + r) * stride + column;
         const float* from = tile.values + r * kPanel + v * kLanes;
-        if (width == kLanes && !kAdd && !matrix.bias) {
-          store_activation(to, load<f32x16>(from));
+        if (width == kLanes && !matrix.bias) {
+          const f32x16 x = load<f32x16>(from);
+          store_activation(to, kAdd ? load_floats(to) + x : x);
           continue;
         }
         for (int i = 0; i < width; ++i) {
