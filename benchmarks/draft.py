@@ -221,11 +221,11 @@ def _part_times(
     new = torch.cat([item.features[-TOKENS_PER_ROUND:] for item in items])
     anchors = torch.tensor([item.anchor_token_id for item in items])
     block = drafter.config.block_size
-    hidden = layers.hidden(items, anchors, block)
+    hidden = layers.hidden(items, block)
     draw = block_draw(drafter, torch.Generator())
     return {
         "context keys and values": measure(lambda: layers.append(latest, new)),
-        "layers": measure(lambda: layers.hidden(items, anchors, block)),
+        "layers": measure(lambda: layers.hidden(items, block)),
         "LM head": measure(lambda: drafter.float_logits(hidden)),
         "LM head and greedy draw": measure(lambda: draw(items, anchors, hidden)),
     }

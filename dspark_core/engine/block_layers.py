@@ -60,13 +60,13 @@ class NativeLayers:
             pages.extend(self._context.pages(one.item.sequence_id))
         self._stack.append(features.contiguous(), _batch(_NO_ROWS, runs, slots, pages), self._cache)
 
-    def hidden(self, items: Sequence[DraftItem], anchors: Tensor, block: int) -> Tensor:
-        """anchors [requests] token ids -> normed hidden states [requests, block, d].
+    def hidden(self, items: Sequence[DraftItem], block: int) -> Tensor:
+        """Normed hidden states [requests, block, d].
 
         `block` positions, at most the drafter's block size.
         """
-        ids = anchors.new_full((len(items), block), self._config.mask_token_id)
-        ids[:, 0] = anchors
+        masks = [self._config.mask_token_id] * (block - 1)
+        ids = torch.tensor([token for item in items for token in (item.anchor_token_id, *masks)])
         runs: list[_Run] = []
         slots: list[int] = []
         pages: list[int] = []
@@ -74,7 +74,7 @@ class NativeLayers:
             runs.append((index * block, block, item.anchor_position, len(pages)))
             slots.append(self._context.num_visible(item.sequence_id))
             pages.extend(self._context.pages(item.sequence_id))
-        batch = _batch(ids.view(-1), runs, slots, pages)
+        batch = _batch(ids, runs, slots, pages)
         _, hidden = self._stack.forward(batch, self._cache, (self._stack.config.num_layers,))
         return hidden.view(len(items), block, -1)
 
@@ -108,8 +108,9 @@ class TorchLayers:
         pairs = self._drafter.context_keys_values(features, to_device(positions, self._device))
         self._tensors.write(to_device(torch.cat(slots), self._device), pairs)
 
-    def hidden(self, items: Sequence[DraftItem], anchors: Tensor, block: int) -> Tensor:
-        """anchors [requests] token ids -> normed hidden states [requests, block, d]."""
+    def hidden(self, items: Sequence[DraftItem], block: int) -> Tensor:
+        """Normed hidden states [requests, block, d]."""
+        anchors = to_device(torch.tensor([item.anchor_token_id for item in items]), self._device)
         positions = to_device(torch.tensor([item.anchor_position for item in items]), self._device)
         view = self._context.view([item.sequence_id for item in items]).to(self._device)
         attend = BlockAttention(self._tensors, view, block, self._kv_groups)

@@ -59,6 +59,10 @@ class ContextFeatures:
         if not self._waiting:
             return
         waiting, self._waiting, self._rows = self._waiting, [], 0
+        if len(waiting) == 1:
+            slots, taps = waiting[0]
+            self._paged.write(slots, self._projection.project(taps))
+            return
         counts = [len(slots) for slots, _ in waiting]
         features = self._projection.project(torch.cat([taps for _, taps in waiting]))
         # One pass after the other: a position that was rejected is written again by a later one.

@@ -46,7 +46,7 @@ class DraftEngine(ContextDraftEngine):
 
     def _draft(self, items: Sequence[DraftItem]) -> list[DraftBlock]:
         anchors = to_device(torch.tensor([item.anchor_token_id for item in items]), self.device)
-        hidden = self._layers.hidden(items, anchors, self._block(items))
+        hidden = self._layers.hidden(items, self._block(items))
         drawn, distributions = self._draw(items, anchors, hidden)
         confidences: list[list[float]] = [[] for _ in items]
         if drawn.confidence_logits is not None:

@@ -103,6 +103,8 @@ class TargetEngine:
         if self._features is None:
             return [torch.zeros((end - start, 0), dtype=self._dtype) for _, start, end in spans]
         slots = [slots_of(pages, start, end, self.page_tokens) for pages, start, end in spans]
+        if len(slots) == 1:
+            return [self._features.read(to_device(slots[0], self.device))]
         rows = self._features.read(to_device(torch.cat(slots), self.device))
         return list(torch.split(rows, [len(one) for one in slots]))
 

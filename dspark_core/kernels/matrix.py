@@ -102,6 +102,29 @@ class NativeMatrix:
         )
         return out
 
+    def normed(self, x: Tensor, norm: Tensor, eps: float) -> Tensor:
+        """RMSNorm of `multiply`: x [..., in_features] -> [..., out_features] of its dtype.
+
+        norm [out_features] float32 weights.
+        """
+        rows = x.numel() // self.in_features
+        out = torch.empty((*x.shape[:-1], self.out_features), dtype=x.dtype)
+        if rows == 0:
+            return out
+        x, product = x.contiguous(), torch.empty((rows, self.out_features))
+        self._kernels.functions.dspark_normed_linear(
+            ctypes.byref(self.struct),
+            x.data_ptr(),
+            int(x.dtype is torch.bfloat16),
+            rows,
+            product.data_ptr(),
+            norm.data_ptr(),
+            eps,
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return out
+
     def dequantize(self, first: int = 0, rows: int | None = None) -> Tensor:
         """Rows [first, first + rows) as float32: exactly what `multiply` computes with."""
         count = self.out_features - first if rows is None else rows

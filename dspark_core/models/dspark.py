@@ -31,7 +31,7 @@ from dspark_core.models.moe import MoeMLP
 from dspark_core.models.moe_config import MoeConfig
 from dspark_core.models.native_draft import native_draft_layers
 from dspark_core.models.native_stack import NativeStack
-from dspark_core.models.packing import PackedLinear, PackingPlan, normed_product, pack_linears, pack_weight
+from dspark_core.models.packing import NormedProduct, PackedLinear, PackingPlan, pack_linears, pack_weight
 
 Sampler = Callable[[int, Tensor], Tensor]
 """(block position, logits [requests, draft vocab]) -> draft vocabulary indices [requests]."""
@@ -58,12 +58,14 @@ class FeatureProjection(nn.Module):
         self.target_layer_ids = config.target_layer_ids
         self.fc = nn.Linear(config.tap_size, config.backbone.hidden_size, bias=False)
         self.hidden_norm = build_norm(config.backbone)
+        self._normed: NormedProduct | None = None
 
     def forward(self, taps: Tensor) -> Tensor:
         """taps [tokens, m * d], in the order of `target_layer_ids` -> features [tokens, d]."""
-        native = normed_product(self.fc, self.hidden_norm, taps)
-        if native is not None:
-            return native
+        if self._normed is None:
+            self._normed = NormedProduct.of(self.fc, self.hidden_norm)  # packed meanwhile
+        if self._normed is not None:
+            return self._normed(taps)
         features: Tensor = self.hidden_norm(self.fc(taps))
         return features
 

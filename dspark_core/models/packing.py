@@ -88,29 +88,24 @@ class PackedLinear(nn.Module):
         return out
 
 
-def normed_product(linear: nn.Module, norm: nn.Module, x: Tensor) -> Tensor | None:
-    """`norm(linear(x))` without operators, which take longer than the product of a few rows does.
+class NormedProduct:
+    """`norm(linear(x))` in one native call: operators take longer than the product of a few rows does."""
 
-    None where `linear` is not packed for the kernels or `norm` is another than RMSNorm.
-    """
-    kernels = native_kernels()
-    if kernels is None or type(norm) is not RMSNorm or not isinstance(linear, PackedLinear):
-        return None
-    if linear.native is None:
-        return None
-    product = linear.native.multiply(x, torch.float32)
-    out = torch.empty(product.shape, dtype=x.dtype)
-    weight = norm.weight.detach().float()
-    kernels.functions.dspark_rms_norm(
-        product.data_ptr(),
-        product.numel() // product.shape[-1],
-        product.shape[-1],
-        weight.data_ptr(),
-        norm.eps,
-        int(x.dtype is torch.bfloat16),
-        out.data_ptr(),
-    )
-    return out
+    def __init__(self, matrix: NativeMatrix, norm: RMSNorm) -> None:
+        self._matrix = matrix
+        self._weight = norm.weight.detach().float().contiguous()
+        self._eps = norm.eps
+
+    @classmethod
+    def of(cls, linear: nn.Module, norm: nn.Module) -> NormedProduct | None:
+        """None where `linear` is not packed for the kernels or `norm` is another than RMSNorm."""
+        if type(norm) is not RMSNorm or not isinstance(linear, PackedLinear) or linear.native is None:
+            return None
+        return cls(linear.native, norm)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [..., in_features] -> [..., out_features]."""
+        return self._matrix.normed(x, self._weight, self._eps)
 
 
 def _native_matrix(

@@ -21,6 +21,20 @@ void run_linear(const Matrix& matrix, const void* x, int rows, void* out, int th
   Pool::instance().run(job, threads);
 }
 
+template <class T>
+void run_normed_linear(const Matrix& matrix, const void* x, int rows, float* product, const float* norm, float eps,
+                       void* out, int threads) {
+  auto job = std::make_shared<Job>(2, [=](Job& j) {
+    const Product<T> own{matrix, static_cast<const T*>(x), size_t(matrix.k), rows, threads};
+    multiply(j, 0, own, StoreSink<float, false>{matrix, product, size_t(matrix.n)});
+    j.phase(1, rows, [&](int row) {
+      const size_t at = size_t(row) * matrix.n;
+      rms_norm(product + at, norm, eps, matrix.n, static_cast<T*>(out) + at);
+    });
+  });
+  Pool::instance().run(job, threads);
+}
+
 }  // namespace
 
 extern "C" {
@@ -77,16 +91,14 @@ void dspark_most_likely(const float* logits, int32_t rows, int32_t vocab, int64_
   Pool::instance().run(job, std::min(threads, rows / 4 + 1));
 }
 
-// x [rows, size] float32 -> out of the same shape, bfloat16 or float32.
-void dspark_rms_norm(const float* x, int32_t rows, int32_t size, const float* weight, float eps,
-                     int32_t out_bfloat16, void* out) {
-  for (int64_t row = 0; row < rows; ++row) {
-    const float* from = x + row * size;
-    if (out_bfloat16)
-      rms_norm(from, weight, eps, size, static_cast<uint16_t*>(out) + row * size);
-    else
-      rms_norm(from, weight, eps, size, static_cast<float*>(out) + row * size);
-  }
+// out [rows, n] = RMSNorm(x m): x and out are of one type, as the flag says; product [rows, n] holds what
+// is normed.
+void dspark_normed_linear(const Matrix* m, const void* x, int32_t bfloat16, int32_t rows, float* product,
+                          const float* norm, float eps, void* out, int32_t threads) {
+  if (bfloat16)
+    run_normed_linear<uint16_t>(*m, x, rows, product, norm, eps, out, threads);
+  else
+    run_normed_linear<float>(*m, x, rows, product, norm, eps, out, threads);
 }
 
 void* dspark_decoder_create(const DecoderShape* shape, const Layer* layers) {

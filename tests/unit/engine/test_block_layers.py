@@ -112,7 +112,7 @@ def hidden_of(
             features.append(features_of(one.sequence_id, size, dtypes[0])[start : one.anchor_position])
             held[one.sequence_id] = one.anchor_position
         layers.append(appended, torch.cat(features).to(dtypes[1]))
-        found.append(layers.hidden(items, torch.tensor([one.anchor_token_id for one in items]), block))
+        found.append(layers.hidden(items, block))
     return found
 
 
@@ -183,7 +183,7 @@ def test_a_block_does_not_depend_on_the_batch(byte_products: bool) -> None:
                 assert context.reserve(one.sequence_id, 3, 14, in_use=())
             features = [features_of(one.sequence_id, 64, dtype)[3:14] for one in items]
             native.append([Appended(one, 3) for one in items], torch.cat(features))
-            blocks.append(native.hidden(items, torch.tensor([7] * len(items)), 5)[-1])
+            blocks.append(native.hidden(items, 5)[-1])
         assert torch.equal(*blocks)
 
 
