@@ -28,6 +28,7 @@ from benchmarks.peers_transformers import as_transformers, generate
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.engine.building import BuiltTarget, EngineOptions, build_drafter, build_target
 from dspark_core.engine.draft_engine import LocalDraftSource
+from dspark_core.engine.draft_profiler import profile_draft_time
 from dspark_core.engine.drafting import Drafting
 from dspark_core.engine.lookup import LookupDrafting
 from dspark_core.engine.planning import LocalPlanSource
@@ -72,9 +73,10 @@ class Ours:
         self._sampling = sampling
         source = LocalDraftSource(build_drafter(options, target.loaded))
         step_time = profile_step_time(target.engine)
+        draft_time = profile_draft_time(source, (1,), dtype=target.engine.dtype)
         self._loop = RoundLoop(
             target.engine,
-            LocalPlanSource(RoundTimeModel(step_time)),
+            LocalPlanSource(RoundTimeModel(step_time, draft_time)),
             drafting=Drafting(source, target.engine, deadline_seconds=60.0),
             lookup=LookupDrafting(),
         )

@@ -333,6 +333,8 @@ class RoundReport:
     """Of `draft_seconds`, the drafter's own pass; 0: it did not tell."""
     drafter_id: str = ""
     """Whose drafts these were; empty: not told, or none came."""
+    drafter_primed: bool = False
+    """The drafter took in context it had missed: `draft_seconds` are not those of a steady pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,8 @@ class DraftRound:
 
     blocks: dict[str, DraftBlock]
     seconds: float
+    primed: bool = False
+    """The drafter took in context it had missed while nobody asked it, which takes longer."""
 
 
 class Drafting:
@@ -61,8 +63,13 @@ class Drafting:
         if not wanted:
             return DraftRound({}, 0.0)
         started = self._clock()
-        blocks = self._ask(wanted)
-        return DraftRound(blocks, self._clock() - started)
+        generation = self._source.generation
+        starts = [self._features_start(sequence, generation) for sequence in wanted]
+        blocks = self._ask(wanted, starts, generation)
+        # A round commits a block and its bonus token at most.
+        missed = (len(s.tokens) - 1 - start for s, start in zip(wanted, starts, strict=True))
+        primed = max(missed) > self.block_size + 1
+        return DraftRound(blocks, self._clock() - started, primed)
 
     def release(self, sequence_ids: Sequence[str]) -> None:
         self._source.release(sequence_ids)
@@ -71,9 +78,9 @@ class Drafting:
     def block_size(self) -> int:
         return self._source.geometry.block_size
 
-    def _ask(self, wanted: Sequence[SequenceState]) -> dict[str, DraftBlock]:
-        generation = self._source.generation
-        starts = [self._features_start(sequence, generation) for sequence in wanted]
+    def _ask(
+        self, wanted: Sequence[SequenceState], starts: Sequence[int], generation: int
+    ) -> dict[str, DraftBlock]:
         spans = [(s.pages, start, len(s.tokens) - 1) for s, start in zip(wanted, starts, strict=True)]
         features = self._engine.read_features_of(spans)
         items = [self._item(*parts) for parts in zip(wanted, starts, features, strict=True)]

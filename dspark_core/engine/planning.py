@@ -81,7 +81,7 @@ class LocalPlanSource:
         if report.loop_seconds > 0:
             self._round_time = self._round_time.observed_loop(len(report.requests), report.loop_seconds)
         drafted = sum(request.drafted for request in report.requests)
-        if drafted and report.draft_seconds > 0:
+        if drafted and report.draft_seconds > 0 and not report.drafter_primed:
             # Told apart, waiting behind others is not taken for a slow drafter.
             self._round_time = self._round_time.observed_draft(
                 drafted, report.draft_seconds, report.draft_compute_seconds or None

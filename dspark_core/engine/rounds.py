@@ -6,6 +6,7 @@ needs of the outside comes through `DraftSource` and `PlanSource`.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import secrets
 import time
@@ -53,6 +54,7 @@ class _RoundTimes:
     step_seconds: float
     draft_seconds: float
     loop_seconds: float
+    drafter_primed: bool
 
 
 class RoundLoop:
@@ -152,7 +154,7 @@ class RoundLoop:
         for sequence, count in prefills:
             sequence.computed += count
             sequence.publish_full_pages(self._manager)
-        times = _RoundTimes(elapsed, drafts.seconds, max(loop_seconds, 0.0))
+        times = _RoundTimes(elapsed, drafts.seconds, max(loop_seconds, 0.0), drafts.primed)
         self._report(proposals, verdicts, survival, runs, times)
         outputs = self._commit(sampled, verdicts, len(proposals), drafts, elapsed)
         self._pass_ended = ended if self._sequences else None
@@ -195,7 +197,7 @@ class RoundLoop:
         candidates = draft_candidates(decoding, self._drafting.block_size, lookups)
         wanted = self._planner.wants_draft(candidates)
         drafts = self._drafting.propose([s for s, wants in zip(decoding, wanted, strict=True) if wants])
-        return DraftRound({**lookups, **drafts.blocks}, drafts.seconds)
+        return dataclasses.replace(drafts, blocks={**lookups, **drafts.blocks})
 
     def _plan(
         self, decoding: Sequence[SequenceState], drafts: DraftRound
@@ -365,6 +367,7 @@ class RoundLoop:
                 step_seconds=times.step_seconds,
                 draft_seconds=times.draft_seconds,
                 loop_seconds=times.loop_seconds,
+                drafter_primed=times.drafter_primed,
             )
         )
 

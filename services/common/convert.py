@@ -266,6 +266,7 @@ def round_report_to_proto(value: RoundReport) -> scheduler_pb2.RoundReport:
         context_tokens=value.context_tokens,
         draft_compute_seconds=value.draft_compute_seconds,
         drafter_id=value.drafter_id,
+        drafter_primed=value.drafter_primed,
     )
 
 
@@ -289,6 +290,7 @@ def round_report_from_proto(message: scheduler_pb2.RoundReport) -> RoundReport:
         kind=replica_kind_from_proto(message.kind) if message.HasField("kind") else None,
         draft_compute_seconds=message.draft_compute_seconds,
         drafter_id=message.drafter_id,
+        drafter_primed=message.drafter_primed,
     )
 
 

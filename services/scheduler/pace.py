@@ -57,7 +57,7 @@ class VerifierPace:
             else:
                 self.model = self.model.observed_step(*point)
         drafted = sum(request.drafted for request in report.requests)
-        if self.model is not None and drafted and report.draft_seconds > 0:
+        if self.model is not None and drafted and report.draft_seconds > 0 and not report.drafter_primed:
             self.model = self.model.observed_draft(
                 drafted, report.draft_seconds, report.draft_compute_seconds or None
             )
