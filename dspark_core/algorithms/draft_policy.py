@@ -21,9 +21,8 @@ from enum import Enum
 import numpy as np
 
 from dspark_core.algorithms.drafting_choice import better_looked_up, worth_drafting
-from dspark_core.algorithms.plan_batch import Bools
 from dspark_core.algorithms.round_time import RoundTimeModel
-from dspark_core.algorithms.step_surface import Floats
+from dspark_core.algorithms.single_request import worth_drafting_alone
 from dspark_core.records import RequestSurvival
 
 PATIENCE = 3
@@ -185,48 +184,61 @@ class DraftPolicy:
         self,
         candidates: Sequence[DraftCandidate],
         members: Sequence[_Sequence],
-        gains: Floats,
-        verified: Floats,
+        gains: Sequence[float],
+        verified: Sequence[float],
         round_time: RoundTimeModel,
         price: float,
     ) -> Sequence[bool]:
         """Of everyone, as if all were to be decided anew; what is not known is worth finding out."""
         unknown = [member.means is None for member in members]
-        draftable = np.array([candidate.draftable for candidate in candidates], dtype=np.bool_)
         context = sum(candidate.context_tokens for candidate in candidates)
-        worthy = worth_drafting(gains * draftable, verified * draftable, round_time, context, price)
+        worthy: Sequence[bool]
+        if len(members) == 1:
+            usable = candidates[0].draftable
+            gain, length = usable * gains[0], usable * verified[0]
+            worthy = [worth_drafting_alone(gain, length, round_time, context, price)]
+        else:
+            draftable = np.array([candidate.draftable for candidate in candidates], dtype=np.bool_)
+            chosen = worth_drafting(
+                np.array(gains) * draftable, np.array(verified) * draftable, round_time, context, price
+            )
+            worthy = chosen.tolist()
         plain = round_time.seconds(max(len(members), 1), max(len(members), 1), context)
         return [
             new or bool(worth) or self._floor_needs(candidate, plain)
             for candidate, new, worth in zip(candidates, unknown, worthy, strict=True)
         ]
 
-    def _expected(self, members: Sequence[_Sequence]) -> tuple[Floats, Floats]:
+    def _expected(self, members: Sequence[_Sequence]) -> tuple[list[float], list[float]]:
         """Draft tokens that each may expect to be accepted, and verified; 0 where nothing is known."""
         gains = [m.means.promised * self._groups[m.group].trust if m.means else 0.0 for m in members]
         verified = [member.means.verified if member.means else 0.0 for member in members]
-        return np.array(gains), np.array(verified)
+        return gains, verified
 
     @staticmethod
     def _looked_up(
         candidates: Sequence[DraftCandidate],
         members: Sequence[_Sequence],
-        gains: Floats,
-        verified: Floats,
+        gains: Sequence[float],
+        verified: Sequence[float],
         round_time: RoundTimeModel,
         price: float,
-    ) -> Bools:
+    ) -> Sequence[bool]:
         """Who has looked-up tokens that are worth more than a draft; it leaves the state as it is."""
         lookups = [candidate.lookup_survival for candidate in candidates]
         if not any(lookups):
-            return np.zeros(len(candidates), dtype=np.bool_)
+            return (False,) * len(candidates)
         unknown = np.array([member.means is None for member in members])
-        gains, verified = (
+        context = sum(candidate.context_tokens for candidate in candidates)
+        better: list[bool] = better_looked_up(
+            lookups,
             np.where(unknown, UNKNOWN_GAIN, gains),
             np.where(unknown, UNKNOWN_VERIFIED, verified),
-        )
-        context = sum(candidate.context_tokens for candidate in candidates)
-        return better_looked_up(lookups, gains, verified, round_time, context, price)
+            round_time,
+            context,
+            price,
+        ).tolist()
+        return better
 
     @staticmethod
     def _floor_needs(candidate: DraftCandidate, plain_seconds: float) -> bool:

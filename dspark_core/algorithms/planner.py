@@ -20,6 +20,7 @@ from dspark_core.algorithms.plan_request import Plan, PlanRequest
 from dspark_core.algorithms.plan_search import search
 from dspark_core.algorithms.prefix_scheduler import admit_while_rising
 from dspark_core.algorithms.round_time import RoundTimeModel
+from dspark_core.algorithms.single_request import decides_alone, length_alone
 from dspark_core.algorithms.speed_floor import (
     admit_floors,
     admit_within_floors,
@@ -50,6 +51,8 @@ def plan_lengths(
     requests: Sequence[PlanRequest], round_time: RoundTimeModel, *, capacity: int | None = None
 ) -> tuple[int, ...]:
     """The lengths of `plan`, for rounds that need to know no more."""
+    if len(requests) == 1 and decides_alone(requests[0]):
+        return (length_alone(requests[0], round_time),)
     batch = PlanBatch.of(requests)
     if batch.requests == 0:
         return ()

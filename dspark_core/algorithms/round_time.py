@@ -107,7 +107,7 @@ class RoundTimeModel:
         seconds[0] = 0.0
         return seconds
 
-    def seconds(self, requests: int, batch_tokens: int, context_tokens: int = 0, drafted: int = 0) -> float:
+    def seconds(self, requests: int, batch_tokens: float, context_tokens: int = 0, drafted: int = 0) -> float:
         step = self.verify.seconds(requests, batch_tokens, context_tokens)
         return self.overhead_seconds(drafted) + step + self.loop.seconds(requests)
 

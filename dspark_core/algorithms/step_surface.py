@@ -66,6 +66,19 @@ class _Row:
             inside = inside + max(float(slope), 0.0) * np.maximum(tokens - self.last, 0.0)
         return inside
 
+    def one(self, tokens: float, measured: Sequence[float], corrections: Sequence[float]) -> float:
+        """`at` of one batch size, on numbers."""
+        if tokens <= self.first or len(self.indices) == 1:
+            return _corrected(self.indices[0], measured, corrections)
+        right = min(bisect_left(self.token_list, tokens), len(self.indices) - 1)
+        left_tokens, right_tokens = self.token_list[right - 1], self.token_list[right]
+        before = _corrected(self.indices[right - 1], measured, corrections)
+        after = _corrected(self.indices[right], measured, corrections)
+        slope = (after - before) / (right_tokens - left_tokens)
+        if tokens > right_tokens:
+            return after + max(slope, 0.0) * (tokens - right_tokens)
+        return before + slope * (tokens - left_tokens)
+
     def shares(self, tokens: int) -> list[tuple[int, float]]:
         """Points that speak for a batch size, with their weights."""
         if tokens <= self.first:
@@ -93,6 +106,7 @@ class StepSurface:
         self._rows = [_Row(requests, row) for requests, row in sorted(by_requests.items())]
         self._row_requests = [row.requests for row in self._rows]
         self._measured = np.array([point.seconds for point in points])
+        self._measured_list = [point.seconds for point in points]
         self.per_context_token, self.per_attended_token = self._fit_context(points)
 
     def seconds(
@@ -109,6 +123,20 @@ class StepSurface:
         cost = extra * (self.per_context_token + self.per_attended_token / requests * tokens)
         # Far below the reference context the fit must not reach zero or less.
         return np.maximum(base + cost, 0.25 * base)
+
+    def at(
+        self, requests: int, tokens: float, context_tokens: int, corrections: Sequence[float] = ()
+    ) -> float:
+        """`seconds` of one step, on numbers where its row was measured: arrays of one take several times
+        as long, and rounds of one request ask for little else."""
+        low, high, _ = self._between(requests)
+        if low is not high:
+            given = np.array([tokens], dtype=np.float64)
+            return float(self.seconds(requests, given, context_tokens, corrections)[0])
+        base = low.one(tokens, self._measured_list, corrections)
+        extra = self._extra_context(requests, context_tokens)
+        cost = extra * (self.per_context_token + self.per_attended_token / requests * tokens)
+        return max(base + cost, 0.25 * base)
 
     def shares(self, requests: int, tokens: int) -> list[tuple[int, float]]:
         """Points that speak for a step, with weights that sum to one."""
@@ -168,6 +196,10 @@ class StepSurface:
         if not factors:
             return 0.0, 0.0
         return _non_negative_fit(np.array(factors), np.array(targets))
+
+
+def _corrected(index: int, measured: Sequence[float], corrections: Sequence[float]) -> float:
+    return measured[index] * math.exp(corrections[index]) if corrections else measured[index]
 
 
 def _reference_context(points: Sequence[StepPoint]) -> float | None:

@@ -97,9 +97,9 @@ class StepTimeModel:
         """A model that starts from one live step, where nothing was profiled."""
         return cls((StepPoint(requests, batch_tokens, context_tokens, seconds),), key, learned=True)
 
-    def seconds(self, requests: int, batch_tokens: int, context_tokens: int = 0) -> float:
+    def seconds(self, requests: int, batch_tokens: float, context_tokens: int = 0) -> float:
         """Expected duration of a step; `context_tokens` is the sum over its requests."""
-        return float(self.table(requests, [batch_tokens], context_tokens)[0])
+        return self.scale * self.surface.at(requests, batch_tokens, context_tokens, self.corrections)
 
     def table(
         self, requests: int, batch_tokens: Sequence[int] | npt.NDArray[np.int64], context_tokens: int = 0
