@@ -1,25 +1,28 @@
 """Measures the step time of a target engine: a small grid of (requests, tokens per request, context).
 
 Coarse points come first and every further second of the budget makes the picture finer: repeats
-for medians, then points inside the largest jumps until a staircase is pinned to a single token.
+against noise, then points inside the largest jumps until a staircase is pinned to a single token.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from dspark_core.algorithms.step_surface import StepPoint
-from dspark_core.algorithms.step_time import ProfileKey, StepTimeModel, monotone
+from dspark_core.algorithms.step_time import ProfileKey, StepTimeModel
 from dspark_core.engine.profile_passes import ProfilePasses
 from dspark_core.engine.target_engine import TargetEngine
 from dspark_core.errors import ConfigError
 
 MIN_JUMP = 0.1
 """A rise between neighbours smaller than this share is not searched for a stair."""
+
+MOST_REPEATS = 4
+"""Times `repeats`, for steps so short that all of theirs take no more than this share of the budget."""
+CHEAP_SHARE = 0.02
 
 WRITING_SHARE = 0.2
 """Of the budget, at most for filling pages that timed passes then read."""
@@ -73,7 +76,7 @@ def profile_step_time(
     clock: Callable[[], float] = time.perf_counter,
     on_point: Callable[[StepPoint], None] = lambda _: None,
 ) -> StepTimeModel:
-    """Times passes shaped like verification, as medians; `on_point` hears of each new shape.
+    """Times passes shaped like verification, as lower quartiles; `on_point` hears of each new shape.
 
     Writes into arbitrary pages, so it must run before the engine serves.
     """
@@ -122,11 +125,16 @@ class _Bench:
             self._measure(shape, warm_up=True)
 
     def repeat(self) -> None:
-        """Interleaved, so that a busy moment does not fall on one point alone."""
-        for _ in range(self.settings.repeats - 1):
+        """Interleaved, so that a busy moment does not fall on one point alone.
+
+        Short steps are repeated more often: they decide everything for one user, and cost little.
+        """
+        budget = self.settings.budget_seconds
+        for repeat in range(1, MOST_REPEATS * self.settings.repeats):
             for shape, times in self.seconds.items():
+                cheap = sum(times) < CHEAP_SHARE * budget
                 # A quarter of the budget is kept for stairs.
-                if min(times) < self.left - 0.25 * self.settings.budget_seconds:
+                if (repeat < self.settings.repeats or cheap) and min(times) < self.left - 0.25 * budget:
                     self._measure(shape)
 
     def search_stairs(self) -> None:
@@ -146,16 +154,22 @@ class _Bench:
             straight[left] = straight[middle] = times
 
     def points(self) -> tuple[StepPoint, ...]:
-        """Medians; along a row of equal requests and context time never falls."""
-        rows: dict[tuple[int, int], list[int]] = {}
-        for requests, tokens, context in sorted(self.seconds):
-            rows.setdefault((requests, context), []).append(tokens)
-        found = []
-        for (requests, context), row in rows.items():
-            medians = [self._median((requests, tokens, context)) for tokens in row]
-            for tokens, seconds in zip(row, monotone(medians), strict=True):
-                found.append(StepPoint(requests, tokens, requests * context, seconds))
-        return tuple(found)
+        """A step takes no longer than one that holds more: other work on the machine only adds time, so
+        of two that say otherwise the smaller was disturbed."""
+        typical = {shape: self._typical(shape) for shape in sorted(self.seconds)}
+        return tuple(
+            StepPoint(
+                requests,
+                tokens,
+                requests * context,
+                min(
+                    seconds
+                    for (more, longer, reach), seconds in typical.items()
+                    if more >= requests and longer >= tokens and reach >= context
+                ),
+            )
+            for requests, tokens, context in typical
+        )
 
     def _shapes(self) -> Iterator[Shape]:
         """Coarse to fine: the corners of the smallest request count, then by size, then long contexts."""
@@ -184,7 +198,7 @@ class _Bench:
             same_row = (left[0], left[2]) == (right[0], right[2])
             if not same_row or right[1] - left[1] < 2 or straight.get(left, 0) >= 2:
                 continue
-            jump = self._median(right) / self._median(left) - 1.0
+            jump = self._typical(right) / self._typical(left) - 1.0
             if jump > MIN_JUMP and (best is None or jump > best[0]):
                 best = jump, (left, right)
         return None if best is None else best[1]
@@ -192,11 +206,13 @@ class _Bench:
     def _is_slope(self, left: Shape, middle: Shape, right: Shape) -> bool:
         """Whether the middle lies where a straight line would have it."""
         share = (middle[1] - left[1]) / (right[1] - left[1])
-        before, after = self._median(left), self._median(right)
-        return abs(self._median(middle) - (before + share * (after - before))) < MIN_JUMP * before
+        before, after = self._typical(left), self._typical(right)
+        return abs(self._typical(middle) - (before + share * (after - before))) < MIN_JUMP * before
 
-    def _median(self, shape: Shape) -> float:
-        return statistics.median(self.seconds[shape])
+    def _typical(self, shape: Shape) -> float:
+        """The lower quartile: what disturbs a step only adds to it, and one may be lucky."""
+        times = sorted(self.seconds[shape])
+        return times[len(times) // 4]
 
     def _measure(self, shape: Shape, *, warm_up: bool = False) -> None:
         if warm_up:
