@@ -28,7 +28,7 @@ def step_times(draw: st.DrawFn) -> StepTimeModel:
         for tokens in draw(st.lists(st.integers(1, 12), min_size=1, max_size=5, unique=True))
     ]
     if draw(st.booleans()):
-        points.append(StepPoint(counts[0], 2 * counts[0], 2048 * counts[0], draw(SECONDS)))
+        points.append(StepPoint(counts[0], 13 * counts[0], 2048 * counts[0], draw(SECONDS)))
     corrections = draw(st.lists(st.floats(-0.5, 0.5), min_size=len(points), max_size=len(points)))
     scale = draw(st.floats(0.5, 2.0))
     given = tuple(corrections) if draw(st.booleans()) else ()
