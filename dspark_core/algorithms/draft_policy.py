@@ -22,7 +22,7 @@ import numpy as np
 
 from dspark_core.algorithms.drafting_choice import better_looked_up, worth_drafting
 from dspark_core.algorithms.round_time import RoundTimeModel
-from dspark_core.algorithms.single_request import worth_drafting_alone
+from dspark_core.algorithms.single_request import better_looked_up_alone, worth_drafting_alone
 from dspark_core.records import RequestSurvival
 
 PATIENCE = 3
@@ -228,8 +228,13 @@ class DraftPolicy:
         lookups = [candidate.lookup_survival for candidate in candidates]
         if not any(lookups):
             return (False,) * len(candidates)
-        unknown = np.array([member.means is None for member in members])
         context = sum(candidate.context_tokens for candidate in candidates)
+        if len(members) == 1:
+            gain, length = gains[0], verified[0]
+            if members[0].means is None:
+                gain, length = UNKNOWN_GAIN, UNKNOWN_VERIFIED
+            return (better_looked_up_alone(lookups[0], gain, length, round_time, context, price),)
+        unknown = np.array([member.means is None for member in members])
         better: list[bool] = better_looked_up(
             lookups,
             np.where(unknown, UNKNOWN_GAIN, gains),

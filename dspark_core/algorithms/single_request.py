@@ -6,6 +6,8 @@ decides. The rules are those of `plan_search` and `drafting_choice`, to which te
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.records import DraftOrigin
@@ -20,13 +22,8 @@ def length_alone(request: PlanRequest, round_time: RoundTimeModel) -> int:
     """The verify length with most tokens per second; of equal ones the shortest."""
     drafted = int(request.origin is not DraftOrigin.LOOKUP)
     context = request.context_tokens
-    expected, survival = 1.0, 1.0
     best, best_rate = 0, 1.0 / round_time.seconds(1, 1, context, drafted)
-    for length, given in enumerate(request.survival, start=1):
-        survival = min(survival, given)
-        if not (survival >= 0.0 and given == given):  # impossible, or NaN: cut off here
-            break
-        expected += survival
+    for length, expected in enumerate(_expected_tokens(request.survival), start=1):
         rate = expected / round_time.seconds(1, 1 + length, context, drafted)
         if rate > best_rate:
             best, best_rate = length, rate
@@ -40,3 +37,37 @@ def worth_drafting_alone(
     plain = 1.0 / round_time.seconds(1, 1, context_tokens)
     paid = price * round_time.draft.seconds(1)
     return (1.0 + gain - paid) / round_time.seconds(1, 1.0 + verified, context_tokens, 1) > plain
+
+
+def better_looked_up_alone(
+    lookup: Sequence[float],
+    gain: float,
+    verified: float,
+    round_time: RoundTimeModel,
+    context_tokens: int = 0,
+    price: float = 0.0,
+) -> bool:
+    """`better_looked_up` of one request."""
+    expected = list(_expected_tokens(lookup))
+    if not expected:
+        return False
+    plain = round_time.seconds(1, 1, context_tokens)
+    reached = [round_time.seconds(1, 1 + length, context_tokens) for length in range(1, 1 + len(expected))]
+    looked_up = max(tokens / seconds for tokens, seconds in zip(expected, reached, strict=True))
+    paid = price * round_time.draft.seconds(1)
+    # What a draft verifies is compared within the lengths that were looked up.
+    longest = min(verified, float(len(expected)))
+    step = round_time.seconds(1, 1.0 + longest, context_tokens)
+    drafted = (1.0 + gain - paid) / (step + round_time.overhead_seconds(1))
+    return looked_up > max(drafted, 1.0 / plain)
+
+
+def _expected_tokens(survival: Sequence[float]) -> Iterator[float]:
+    """Of 1, 2, ... draft tokens, the bonus token included; survival is cut off where it is impossible."""
+    expected, lowest = 1.0, 1.0
+    for given in survival:
+        lowest = min(lowest, given)
+        if not (lowest >= 0.0 and given == given):  # NaN differs from itself
+            return
+        expected += lowest
+        yield expected

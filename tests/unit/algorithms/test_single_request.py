@@ -5,11 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspark_core.algorithms.drafting_choice import worth_drafting
+from dspark_core.algorithms.drafting_choice import better_looked_up, worth_drafting
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.planner import plan, plan_lengths
 from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
-from dspark_core.algorithms.single_request import length_alone, worth_drafting_alone
+from dspark_core.algorithms.single_request import (
+    better_looked_up_alone,
+    length_alone,
+    worth_drafting_alone,
+)
 from dspark_core.algorithms.step_surface import StepPoint
 from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.records import DraftOrigin
@@ -49,8 +53,11 @@ def test_one_step_takes_what_the_table_says(
     assert model.seconds(requests, tokens, context) == pytest.approx(model.scale * table[0], rel=1e-9)
 
 
+SURVIVAL = st.lists(st.one_of(st.floats(-0.2, 1.2), st.just(float("nan"))), max_size=8)
+
+
 @given(
-    st.lists(st.one_of(st.floats(-0.2, 1.2), st.just(float("nan"))), max_size=8),
+    SURVIVAL,
     round_times(),
     CONTEXTS,
     st.sampled_from(DraftOrigin),
@@ -81,3 +88,26 @@ def test_the_choice_is_that_of_the_arrays(
     if drafted != pytest.approx(plain, rel=1e-9):
         (expected,) = worth_drafting(np.array([gain]), np.array([verified]), times, context, price)
         assert worth_drafting_alone(gain, verified, times, context, price) == expected
+
+
+@given(
+    st.lists(st.floats(0.0, 1.0), max_size=8),
+    st.floats(0.0, 7.0),
+    st.floats(0.0, 9.0),
+    round_times(),
+    CONTEXTS,
+    st.sampled_from([0.0, 3.0]),
+)
+def test_looked_up_tokens_are_chosen_as_by_arrays(
+    lookup: list[float], gain: float, verified: float, times: RoundTimeModel, context: int, price: float
+) -> None:
+    """Unless rounding decides: then it takes no more than a nudge to all that was looked up."""
+
+    def by_arrays(nudge: float) -> bool:
+        rows = [[value + nudge for value in lookup]]
+        gains, lengths = np.array([gain]), np.array([verified])
+        return bool(better_looked_up(rows, gains, lengths, times, context, price)[0])
+
+    expected = {by_arrays(-1e-7), by_arrays(1e-7)}
+    if len(expected) == 1:
+        assert better_looked_up_alone(lookup, gain, verified, times, context, price) == expected.pop()
