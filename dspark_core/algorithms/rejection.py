@@ -54,7 +54,7 @@ def accept_rejection(
     laws = KnownLaws(target) if isinstance(target, Tensor) else target
     request = _request_of_draft(laws.num_rows, draft_ids, lengths)
     row = torch.arange(draft_ids.shape[0], device=draft_ids.device) + request
-    p = laws.of_tokens(draft_ids.new_zeros(laws.num_rows).index_copy_(0, row, draft_ids))[row]
+    p = laws.of_tokens(row, draft_ids)
     q = torch.where(draft_q_ids == draft_ids.unsqueeze(-1), draft_q_probs, 0.0).sum(dim=-1).double()
     # Strict, and as a product: p = 0 is never kept, and p >= q > 0 always is, since u < 1.
     kept = (q > 0) & (_uniforms(draft_ids, generator) * q < p)

@@ -149,15 +149,21 @@ class TargetLaws:
         self._rows = rows
         self.num_rows = logits.shape[0]
 
-    def of_tokens(self, token_ids: Tensor) -> Tensor:
-        """Probability of one token of each row: token_ids [rows] -> [rows] float64."""
-        found = torch.empty(self.num_rows, dtype=torch.float64, device=self._logits.device)
+    def of_tokens(self, index: Tensor, token_ids: Tensor) -> Tensor:
+        """Probability of a token in a row: index [n] of rows, token_ids [n] -> [n] float64.
+
+        Other rows are not evaluated: a bonus token's law is asked for once, and whole.
+        """
+        found = torch.empty(len(index), dtype=torch.float64, device=self._logits.device)
+        if not len(index):
+            return found
+        logits = self._logits[index]
         if self._rows.plain:
-            for span in _row_blocks(self._logits):
-                probabilities = torch.softmax(self._logits[span].float(), dim=-1)
+            for span in _row_blocks(logits):
+                probabilities = torch.softmax(logits[span].float(), dim=-1)
                 found[span] = probabilities.gather(-1, token_ids[span].unsqueeze(-1)).squeeze(-1).double()
             return found
-        for span, weights in target_weight_blocks(self._logits, self._rows):
+        for span, weights in target_weight_blocks(logits, self._rows[index]):
             mass = weights.sum(dim=-1, dtype=torch.float64)
             found[span] = weights.gather(-1, token_ids[span].unsqueeze(-1)).squeeze(-1) / mass
         return found
@@ -177,8 +183,8 @@ class KnownLaws:
         self._probabilities = probabilities
         self.num_rows = probabilities.shape[0]
 
-    def of_tokens(self, token_ids: Tensor) -> Tensor:
-        return self._probabilities.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1).double()
+    def of_tokens(self, index: Tensor, token_ids: Tensor) -> Tensor:
+        return self._probabilities[index, token_ids].double()
 
     def of_rows(self, index: Tensor) -> Tensor:
         return self._probabilities[index]
@@ -196,6 +202,8 @@ def draw_tokens(weights: Tensor, uniforms: Tensor) -> Tensor:
     # A parallel sum (CUDA) may round differently from one index to the next and so leave a sliver
     # to a weight of zero, as does a uniform that was rounded up to 1.
     impossible = weights.gather(-1, drawn) <= 0
+    if weights.device.type == "cpu" and not impossible.any():
+        return drawn.squeeze(-1)  # a GPU would be waited for
     return torch.where(impossible, weights.argmax(dim=-1, keepdim=True), drawn).squeeze(-1)
 
 

@@ -15,8 +15,6 @@ from dspark_core.records import SamplingParams, Verification
 DEFAULT_REQUESTS = (1, 2, 4, 8, 16, 32)
 NEW_FEATURES = 3
 """Positions committed between two drafts of a sequence: about the accepted length."""
-WANTED_TOKENS = 3
-"""Draft tokens asked for, as rounds that verify one or two of them do (`SequenceState.useful_draft`)."""
 
 
 def profile_draft_time(
@@ -85,7 +83,6 @@ def _propose(
             token_ids=(0,) * (anchor - start),
             sampling=SamplingParams(temperature=0.0),
             verification=Verification.REJECTION,
-            most_tokens=min(WANTED_TOKENS, source.geometry.block_size),
         )
         for name in names
     ]
