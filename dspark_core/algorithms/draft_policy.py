@@ -41,6 +41,9 @@ TRUST_PRIOR = 2.0
 PROBED_SHARE = 8
 """When a group has waited, one in so many of its paused requests is tried, and one at least: a draft costs
 more the more are drafted for, and the more are tried the likelier is one that is worth it by luck alone."""
+LEAST_GAIN = 0.05
+"""What drafts have to promise a request that is alone. Less is lost in what step times do not tell: a sampled
+row costs more to decide than the greedy one that was profiled."""
 LOOK_ROUNDS = 4
 """While everybody is paused, whether someone would be worth a draft again is computed every so many rounds:
 what rounds gain does not change without drafts, and what they cost changes slowly."""
@@ -196,7 +199,7 @@ class DraftPolicy:
         if len(members) == 1:
             usable = candidates[0].draftable
             gain, length = usable * gains[0], usable * verified[0]
-            worthy = [worth_drafting_alone(gain, length, round_time, context, price)]
+            worthy = [worth_drafting_alone(gain, length, round_time, context, price, least_gain=LEAST_GAIN)]
         else:
             draftable = np.array([candidate.draftable for candidate in candidates], dtype=np.bool_)
             chosen = worth_drafting(

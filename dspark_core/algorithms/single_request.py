@@ -31,10 +31,16 @@ def length_alone(request: PlanRequest, round_time: RoundTimeModel) -> int:
 
 
 def worth_drafting_alone(
-    gain: float, verified: float, round_time: RoundTimeModel, context_tokens: int = 0, price: float = 0.0
+    gain: float,
+    verified: float,
+    round_time: RoundTimeModel,
+    context_tokens: int = 0,
+    price: float = 0.0,
+    *,
+    least_gain: float = 0.0,
 ) -> bool:
-    """`worth_drafting` of one request."""
-    plain = 1.0 / round_time.seconds(1, 1, context_tokens)
+    """`worth_drafting` of one request; `least_gain`: over plain decoding, as a share of its speed."""
+    plain = (1.0 + least_gain) / round_time.seconds(1, 1, context_tokens)
     paid = price * round_time.draft.seconds(1)
     return (1.0 + gain - paid) / round_time.seconds(1, 1.0 + verified, context_tokens, 1) > plain
 

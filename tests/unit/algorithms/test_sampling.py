@@ -178,7 +178,9 @@ def test_laws_evaluated_where_asked_are_the_laws(batch):
     whole = target_probabilities(logits, params)
     laws = TargetLaws(logits, params)
     tokens = torch.arange(len(logits)) % logits.shape[1]
-    torch.testing.assert_close(laws.of_tokens(torch.arange(len(tokens)), tokens).float(), whole.gather(1, tokens[:, None])[:, 0])
+    torch.testing.assert_close(
+        laws.of_tokens(torch.arange(len(tokens)), tokens).float(), whole.gather(1, tokens[:, None])[:, 0]
+    )
     backwards = torch.arange(len(logits)).flip(0)
     torch.testing.assert_close(laws.of_rows(backwards), whole[backwards])  # plain rows: another exp
 
