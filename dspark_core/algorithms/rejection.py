@@ -11,6 +11,7 @@ row j holds the target's distribution after j of its draft tokens, so the row of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,27 +71,34 @@ def longest_equal_prefix(own_tokens: Tensor, draft_ids: Tensor, lengths: Tensor)
     the noise that the drafter used too; draft_ids [drafts]; lengths [requests] int64.
     """
     if own_tokens.device.type == "cpu":
-        return _equal_prefix_of_numbers(own_tokens, draft_ids, lengths)
+        found = equal_prefixes(own_tokens.tolist(), draft_ids.tolist(), lengths.tolist())
+        return Acceptance(
+            lengths.new_tensor([count for count, _ in found]),
+            own_tokens.new_tensor([token_id for _, token_id in found]),
+        )
     request = _request_of_draft(own_tokens.shape[0], draft_ids, lengths)
     row = torch.arange(draft_ids.shape[0], device=draft_ids.device) + request
     accepted = _leading_true(own_tokens[row] == draft_ids, request, lengths)
     return Acceptance(accepted, own_tokens[_first_rows(lengths) + accepted])
 
 
-def _equal_prefix_of_numbers(own_tokens: Tensor, draft_ids: Tensor, lengths: Tensor) -> Acceptance:
-    """For some tokens a request several times as fast as operators are; on a GPU it would wait for it."""
-    own, drafts = own_tokens.tolist(), draft_ids.tolist()
-    _check_rows(len(own), len(drafts), len(lengths))
-    accepted, next_tokens, row = [], [], 0
-    for request, length in enumerate(lengths.tolist()):
+def equal_prefixes(
+    own_tokens: Sequence[int], draft_ids: Sequence[int], lengths: Sequence[int]
+) -> list[tuple[int, int]]:
+    """`longest_equal_prefix` on numbers -> of each request accepted drafts and the next token.
+
+    For some tokens a request several times as fast as operators are; on a GPU it would wait for it.
+    """
+    _check_rows(len(own_tokens), len(draft_ids), len(lengths))
+    found, row = [], 0
+    for request, length in enumerate(lengths):
         first = row - request  # among the drafts
         count = 0
-        while count < length and own[row + count] == drafts[first + count]:
+        while count < length and own_tokens[row + count] == draft_ids[first + count]:
             count += 1
-        accepted.append(count)
-        next_tokens.append(own[row + count])
+        found.append((count, own_tokens[row + count]))
         row += 1 + length
-    return Acceptance(lengths.new_tensor(accepted), own_tokens.new_tensor(next_tokens))
+    return found
 
 
 def _uniforms(like: Tensor, generator: torch.Generator) -> Tensor:

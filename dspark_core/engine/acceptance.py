@@ -9,13 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import starmap
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dspark_core.algorithms.rejection import Acceptance, accept_rejection, longest_equal_prefix
+from dspark_core.algorithms.rejection import (
+    Acceptance,
+    accept_rejection,
+    equal_prefixes,
+    longest_equal_prefix,
+)
 from dspark_core.algorithms.sampling import SamplingRows, TargetLaws, target_weight_blocks
 from dspark_core.algorithms.transfer import to_device
 from dspark_core.engine.coupled_draw import sample_coupled
@@ -83,7 +89,7 @@ class Acceptor:
             else:
                 samples = self._samplers[rule](self, rows, of_rule)
                 if samples.device.type == "cpu":
-                    verdicts.update(zip(members, equal_prefixes(samples.tolist(), of_rule), strict=True))
+                    verdicts.update(zip(members, _equal_verdicts(samples, of_rule), strict=True))
                     continue
                 outcomes.append(_accept_equal(samples, of_rule))
             order.extend(members)
@@ -164,17 +170,11 @@ def _read(outcomes: Sequence[Acceptance]) -> list[Verdict]:
     return list(map(Verdict, *decided.tolist()))
 
 
-def equal_prefixes(samples: Sequence[int], proposals: Sequence[Proposal]) -> Iterator[Verdict]:
-    """`_accept_equal` on numbers: a dozen operators take longer than thousands of comparisons."""
-    row = 0
-    for proposal in proposals:
-        accepted = 0
-        for token_id in proposal.draft_token_ids:
-            if token_id != samples[row + accepted]:
-                break
-            accepted += 1
-        yield Verdict(accepted, samples[row + accepted])
-        row += 1 + proposal.verify_length
+def _equal_verdicts(samples: Tensor, proposals: Sequence[Proposal]) -> Iterator[Verdict]:
+    """`_accept_equal` without operators, for the CPU."""
+    drafts = [token_id for proposal in proposals for token_id in proposal.draft_token_ids]
+    lengths = [proposal.verify_length for proposal in proposals]
+    return starmap(Verdict, equal_prefixes(samples.tolist(), drafts, lengths))
 
 
 def _accept_equal(samples: Tensor, proposals: Sequence[Proposal]) -> Acceptance:
