@@ -28,9 +28,7 @@ from dspark_core.records import RequestSurvival
 PATIENCE = 3
 PROBE_ROUNDS = 2
 FIRST_BACKOFF = 16
-MAX_BACKOFF = 128
-"""Two probing rounds in so many plain ones cost half a percent where drafts never pay; where they begin to,
-a longer wait costs more."""
+MAX_BACKOFF = 256
 RATE = 0.15
 """Weight of a request's newest round in what it is thought to gain."""
 GROUP_RATE = 0.02
