@@ -195,6 +195,11 @@ class StepTimeModel:
         )
 
 
+def lower_quartile(seconds: Sequence[float]) -> float:
+    """What a step takes, of times measured for it: other work only adds to one, and one may be lucky."""
+    return sorted(seconds)[len(seconds) // 4]
+
+
 def monotone(seconds: Iterable[float]) -> tuple[float, ...]:
     """The nearest values (least squares) that never fall: measuring noise is no reason to think a
     larger batch faster, and a dip would stop or mislead a planner."""

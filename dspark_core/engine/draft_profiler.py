@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from dspark_core.algorithms.round_time import DraftTimeModel
-from dspark_core.algorithms.step_time import monotone
+from dspark_core.algorithms.step_time import lower_quartile, monotone
 from dspark_core.engine.protocols import DraftItem, DraftSource
 from dspark_core.records import SamplingParams, Verification
 
@@ -66,7 +66,7 @@ def _typical(
             times.append(clock() - started)
     finally:
         source.release(names)
-    return sorted(times)[len(times) // 4]
+    return lower_quartile(times)
 
 
 def _propose(

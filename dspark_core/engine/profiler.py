@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from dspark_core.algorithms.step_surface import StepPoint
-from dspark_core.algorithms.step_time import ProfileKey, StepTimeModel
+from dspark_core.algorithms.step_time import ProfileKey, StepTimeModel, lower_quartile
 from dspark_core.engine.profile_passes import ProfilePasses
 from dspark_core.engine.target_engine import TargetEngine
 from dspark_core.errors import ConfigError
@@ -210,9 +210,7 @@ class _Bench:
         return abs(self._typical(middle) - (before + share * (after - before))) < MIN_JUMP * before
 
     def _typical(self, shape: Shape) -> float:
-        """The lower quartile: what disturbs a step only adds to it, and one may be lucky."""
-        times = sorted(self.seconds[shape])
-        return times[len(times) // 4]
+        return lower_quartile(self.seconds[shape])
 
     def _measure(self, shape: Shape, *, warm_up: bool = False) -> None:
         if warm_up:
