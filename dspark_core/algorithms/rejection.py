@@ -58,10 +58,10 @@ def accept_rejection(
     p = laws.of_tokens(row, draft_ids)
     q = torch.where(draft_q_ids == draft_ids.unsqueeze(-1), draft_q_probs, 0.0).sum(dim=-1).double()
     # Strict, and as a product: p = 0 is never kept, and p >= q > 0 always is, since u < 1.
-    kept = (q > 0) & (_uniforms(draft_ids, generator) * q < p)
+    kept = (q > 0) & (draw_uniforms(draft_ids, generator) * q < p)
     accepted = _leading_true(kept, request, lengths)
     weights = _next_token_weights(laws, draft_q_ids, draft_q_probs, lengths, accepted)
-    return Acceptance(accepted, draw_tokens(weights, _uniforms(lengths, generator)))
+    return Acceptance(accepted, draw_tokens(weights, draw_uniforms(lengths, generator)))
 
 
 def longest_equal_prefix(own_tokens: Tensor, draft_ids: Tensor, lengths: Tensor) -> Acceptance:
@@ -101,8 +101,11 @@ def equal_prefixes(
     return found
 
 
-def _uniforms(like: Tensor, generator: torch.Generator) -> Tensor:
-    """float64, so that probabilities below 2^-24 are not rounded to never or always."""
+def draw_uniforms(like: Tensor, generator: torch.Generator) -> Tensor:
+    """One for each of `like` in [0, 1), on its device.
+
+    float64, so that probabilities below 2^-24 are not rounded to never or always.
+    """
     drawn = torch.rand(like.shape[0], dtype=torch.float64, device=generator.device, generator=generator)
     return to_device(drawn, like.device)
 

@@ -6,7 +6,7 @@ to all its sequences at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import starmap
@@ -18,15 +18,14 @@ from torch import Tensor
 
 from dspark_core.algorithms.rejection import (
     Acceptance,
-    accept_rejection,
     equal_prefixes,
     longest_equal_prefix,
 )
-from dspark_core.algorithms.sampling import SamplingRows, TargetLaws, target_weight_blocks
 from dspark_core.algorithms.transfer import to_device
 from dspark_core.engine.coupled_draw import sample_coupled
 from dspark_core.engine.greedy_draw import greedy_tokens
 from dspark_core.engine.protocols import DraftBlock
+from dspark_core.engine.rejection_draw import accept_rejection
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.records import Verification
 
@@ -53,6 +52,13 @@ class Proposal:
 class Verdict:
     accepted: int
     next_token_id: int
+
+
+_Outcome = Acceptance | list[tuple[int, int]]
+"""Of each request accepted drafts and the next token: on a GPU, or numbers where they are at hand."""
+
+
+_NO_TOKENS, _NO_PROBABILITIES = torch.zeros((0, 1), dtype=torch.int64), torch.zeros((0, 1))
 
 
 class _Rule(Enum):
@@ -84,23 +90,20 @@ class Acceptor:
             if len(by_rule) > 1:
                 rows = logits[to_device(torch.cat([rows_of[index] for index in members]), logits.device)]
                 of_rule = [proposals[index] for index in members]
-            if rule is _Rule.REJECTION:
-                outcomes.append(self._rejection(rows, of_rule))
+            outcome = self._rules[rule](self, rows, of_rule)
+            if isinstance(outcome, Acceptance):
+                outcomes.append(outcome)
+                order.extend(members)
             else:
-                samples = self._samplers[rule](self, rows, of_rule)
-                if samples.device.type == "cpu":
-                    verdicts.update(zip(members, _equal_verdicts(samples, of_rule), strict=True))
-                    continue
-                outcomes.append(_accept_equal(samples, of_rule))
-            order.extend(members)
+                verdicts.update(zip(members, starmap(Verdict, outcome), strict=True))
         if outcomes:
             verdicts.update(zip(order, _read(outcomes), strict=True))
         return [verdicts[index] for index in range(len(proposals))]
 
-    def _greedy(self, logits: Tensor, proposals: Sequence[Proposal]) -> Tensor:
-        return greedy_tokens(logits)
+    def _greedy(self, logits: Tensor, proposals: Sequence[Proposal]) -> _Outcome:
+        return _accept_equal(greedy_tokens(logits), proposals)
 
-    def _coupled(self, logits: Tensor, proposals: Sequence[Proposal]) -> Tensor:
+    def _coupled(self, logits: Tensor, proposals: Sequence[Proposal]) -> _Outcome:
         """The target samples every row with the request's own noise; drafts stand while equal."""
         rows = torch.tensor([1 + p.verify_length for p in proposals])
         seeds = torch.tensor([p.sequence.noise_seed for p in proposals]).repeat_interleave(rows)
@@ -108,28 +111,27 @@ class Acceptor:
         first = torch.tensor([len(p.sequence.tokens) for p in proposals]) - (rows.cumsum(0) - rows)
         positions = first.repeat_interleave(rows) + torch.arange(len(logits))
         seeds, positions = to_device(seeds, logits.device), to_device(positions, logits.device)
-        samples = [
-            sample_coupled(weights, seeds[span], positions[span])
-            for span, weights in target_weight_blocks(logits, _sampling_rows(proposals, logits.device))
-        ]
-        return torch.cat(samples)
+        params = [p.sequence.request.sampling for p in proposals for _ in range(1 + p.verify_length)]
+        return _accept_equal(sample_coupled(logits, params, seeds, positions), proposals)
 
-    def _rejection(self, logits: Tensor, proposals: Sequence[Proposal]) -> Acceptance:
-        ids, q_ids, q_probabilities = _draft_rows(proposals, logits.device)
+    def _rejection(self, logits: Tensor, proposals: Sequence[Proposal]) -> _Outcome:
+        q_ids, q_probabilities = _draft_laws(proposals, logits.device)
+        params = [p.sequence.request.sampling for p in proposals]
         return accept_rejection(
-            TargetLaws(logits, _sampling_rows(proposals, logits.device)),
-            ids,
+            logits,
+            params,
+            _draft_ids(proposals),
             q_ids,
             q_probabilities,
-            _lengths(proposals, logits.device),
+            [p.verify_length for p in proposals],
             self._generator,
         )
 
-    _samplers: ClassVar[dict[_Rule, Callable[[Acceptor, Tensor, Sequence[Proposal]], Tensor]]] = {
+    _rules: ClassVar[dict[_Rule, Callable[[Acceptor, Tensor, Sequence[Proposal]], _Outcome]]] = {
         _Rule.GREEDY: _greedy,
         _Rule.COUPLED: _coupled,
+        _Rule.REJECTION: _rejection,
     }
-    """The target's own tokens [rows]: drafts stand while they are equal to them."""
 
 
 def _rule_of(proposal: Proposal) -> _Rule:
@@ -156,12 +158,6 @@ def _row_ranges(proposals: Sequence[Proposal]) -> list[Tensor]:
     return ranges
 
 
-def _sampling_rows(proposals: Sequence[Proposal], device: torch.device) -> SamplingRows:
-    return SamplingRows.from_params(
-        [p.sequence.request.sampling for p in proposals], [1 + p.verify_length for p in proposals], device
-    )
-
-
 def _read(outcomes: Sequence[Acceptance]) -> list[Verdict]:
     """At once: a GPU is waited for here."""
     decided = torch.stack(
@@ -170,31 +166,21 @@ def _read(outcomes: Sequence[Acceptance]) -> list[Verdict]:
     return list(map(Verdict, *decided.tolist()))
 
 
-def _equal_verdicts(samples: Tensor, proposals: Sequence[Proposal]) -> Iterator[Verdict]:
-    """`_accept_equal` without operators, for the CPU."""
-    drafts = [token_id for proposal in proposals for token_id in proposal.draft_token_ids]
-    lengths = [proposal.verify_length for proposal in proposals]
-    return starmap(Verdict, equal_prefixes(samples.tolist(), drafts, lengths))
+def _accept_equal(samples: Tensor, proposals: Sequence[Proposal]) -> _Outcome:
+    """samples [rows]: the target's own tokens. Drafts stand while they are equal to them."""
+    drafts, lengths = _draft_ids(proposals), [proposal.verify_length for proposal in proposals]
+    if samples.device.type == "cpu":  # without operators
+        return equal_prefixes(samples.tolist(), drafts, lengths)
+    ids, counts = (to_device(torch.tensor(n, dtype=torch.int64), samples.device) for n in (drafts, lengths))
+    return longest_equal_prefix(samples, ids, counts)
 
 
-def _accept_equal(samples: Tensor, proposals: Sequence[Proposal]) -> Acceptance:
-    """samples [rows]: the target's own tokens."""
-    drafts = _draft_ids(proposals, samples.device)
-    return longest_equal_prefix(samples, drafts, _lengths(proposals, samples.device))
+def _draft_ids(proposals: Sequence[Proposal]) -> list[int]:
+    return [token_id for proposal in proposals for token_id in proposal.draft_token_ids]
 
 
-def _draft_ids(proposals: Sequence[Proposal], device: torch.device) -> Tensor:
-    ids = torch.tensor([t for p in proposals for t in p.draft_token_ids], dtype=torch.long)
-    return to_device(ids, device)
-
-
-def _lengths(proposals: Sequence[Proposal], device: torch.device) -> Tensor:
-    return to_device(torch.tensor([p.verify_length for p in proposals]), device)
-
-
-def _draft_rows(proposals: Sequence[Proposal], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Draft ids [drafts] and their sparse distributions [drafts, k], flattened over sequences."""
-    ids = _draft_ids(proposals, device)
+def _draft_laws(proposals: Sequence[Proposal], device: torch.device) -> tuple[Tensor, Tensor]:
+    """What the drafts were drawn from, flattened over sequences: [drafts, k] token ids and probabilities."""
     token_ids, probabilities = [], []
     for proposal in proposals:
         if proposal.verify_length == 0:
@@ -205,13 +191,15 @@ def _draft_rows(proposals: Sequence[Proposal], device: torch.device) -> tuple[Te
         token_ids.append(distribution.token_ids[: proposal.verify_length])
         probabilities.append(distribution.probabilities[: proposal.verify_length])
     if not token_ids:
-        return ids, ids.new_zeros((0, 1)), torch.zeros((0, 1), device=device)
-    return ids, _gathered(token_ids, device), _gathered(probabilities, device)
+        return to_device(_NO_TOKENS, device), to_device(_NO_PROBABILITIES, device)
+    return _gathered(token_ids, device), _gathered(probabilities, device)
 
 
 def _gathered(parts: Sequence[Tensor], device: torch.device) -> Tensor:
     """[.., k] tensors of any k under each other, on the device: from a drafter beside it they are there
     already. Narrower ones are filled up with zeros."""
+    if len(parts) == 1:
+        return to_device(parts[0], device)
     if len({part.device for part in parts}) > 1:
         parts = [to_device(part, device) for part in parts]
     widest = max(part.shape[1] for part in parts)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from dspark_core.algorithms import coupling
+from dspark_core.algorithms.sampling import SamplingRows, target_weight_blocks
 from dspark_core.kernels import coupling as native
-from dspark_core.kernels.library import native_kernels
+from dspark_core.kernels.library import kernels_for
+from dspark_core.records import SamplingParams
 
 
-def sample_coupled(weights: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
-    """weights [rows, vocab] float32; seeds, positions [rows] int64 -> token ids [rows] int64.
+def sample_coupled(
+    logits: Tensor, params: Sequence[SamplingParams], seeds: Tensor, positions: Tensor
+) -> Tensor:
+    """logits [rows, vocab], params of each row; seeds, positions [rows] int64 -> token ids [rows] int64.
 
-    Both ways draw the same tokens, except where two races are equal but for a logarithm's last bit.
+    Both ways draw the same tokens, except where two races, or a token's weight and the threshold that
+    decides whether it stays, are equal but for the last bit of an exponential or a logarithm.
     """
-    kernels = native_kernels() if weights.device.type == "cpu" else None
-    if kernels is None:
-        return coupling.sample_coupled(weights, seeds, positions)
-    return native.sample_coupled(kernels, weights, seeds, positions)
+    kernels = kernels_for(logits)
+    if kernels is not None:
+        return native.sample_coupled(kernels, logits, params, seeds, positions)
+    blocks = target_weight_blocks(logits, SamplingRows.from_params(params, device=logits.device))
+    return torch.cat([coupling.sample_coupled(weights, seeds[s], positions[s]) for s, weights in blocks])

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dspark_core.algorithms import sampling
 from dspark_core.kernels.greedy import most_likely
-from dspark_core.kernels.library import native_kernels
+from dspark_core.kernels.library import kernels_for
 
 
 def greedy_tokens(logits: Tensor) -> Tensor:
     """logits [rows, vocab] -> most likely token ids [rows] int64, the lowest id among equals."""
-    native = logits.device.type == "cpu" and logits.dtype is torch.float32 and len(logits) > 0
-    kernels = native_kernels() if native else None
+    kernels = kernels_for(logits)
     return sampling.greedy_tokens(logits) if kernels is None else most_likely(kernels, logits)

@@ -1,19 +1,24 @@
-"""Coupled draws from whole rows of weights; `dspark_core.algorithms.coupling` is the reference."""
+"""Coupled draws from whole rows of logits; `dspark_core.algorithms.coupling` is the reference."""
 
 from __future__ import annotations
 
 import ctypes
+import functools
+from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_int32, c_void_p
 
 import torch
 from torch import Tensor
 
+from dspark_core.kernels.laws import law_array
 from dspark_core.kernels.library import Kernels
+from dspark_core.records import SamplingParams
 
 
 class _CoupledRowsStruct(ctypes.Structure):
     _fields_ = (
-        ("weights", c_void_p),
+        ("logits", c_void_p),
+        ("laws", c_void_p),
         ("seeds", c_void_p),
         ("positions", c_void_p),
         ("tokens", c_void_p),
@@ -23,22 +28,33 @@ class _CoupledRowsStruct(ctypes.Structure):
     )
 
 
-def sample_coupled(kernels: Kernels, weights: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
-    """weights [rows, vocab] float32, non-negative; seeds, positions [rows] int64 -> tokens [rows].
-
-    A constant factor on a row's weights cannot change its draw.
-    """
+@functools.cache
+def _function(kernels: Kernels) -> Callable[..., None]:
     function = kernels.functions.dspark_sample_coupled
     function.restype, function.argtypes = None, (POINTER(_CoupledRowsStruct),)
-    rows, vocab = weights.shape
-    if weights.dtype is not torch.float32 or (len(seeds), len(positions)) != (rows, rows):
-        raise ValueError(f"{len(seeds)} seeds and {len(positions)} positions for {weights.shape} weights")
-    weights, seeds, positions = weights.contiguous(), seeds.contiguous(), positions.contiguous()
+    return function
+
+
+def sample_coupled(
+    kernels: Kernels, logits: Tensor, params: Sequence[SamplingParams], seeds: Tensor, positions: Tensor
+) -> Tensor:
+    """logits [rows, vocab] float32, params of each row, temperatures above 0; seeds, positions [rows]
+    int64 -> tokens [rows]."""
+    rows, vocab = logits.shape
+    if logits.dtype is not torch.float32:
+        raise ValueError(f"logits must be float32, got {logits.dtype}")
+    if (len(params), len(seeds), len(positions)) != (rows, rows, rows):
+        raise ValueError(
+            f"{len(params)} laws, {len(seeds)} seeds and {len(positions)} positions for {rows} rows of logits"
+        )
+    logits, seeds, positions = logits.contiguous(), seeds.contiguous(), positions.contiguous()
+    laws = law_array(params)
     tokens = torch.empty(rows, dtype=torch.int64)
-    function(
+    _function(kernels)(
         ctypes.byref(
             _CoupledRowsStruct(
-                weights=weights.data_ptr(),
+                logits=logits.data_ptr(),
+                laws=ctypes.addressof(laws),
                 seeds=seeds.data_ptr(),
                 positions=positions.data_ptr(),
                 tokens=tokens.data_ptr(),

@@ -10,12 +10,15 @@ from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from dspark_core.kernels.build import KernelsUnavailableError, build_library, default_settings
 from dspark_core.kernels.prebuilt import find_prebuilt
 
 _log = logging.getLogger(__name__)
 
-ABI = 4
+ABI = 5
 MAX_HEAD_DIM = 256
 
 
@@ -179,3 +182,10 @@ def native_kernels() -> Kernels | None:
         return None
     _log.info("native kernels: %s", kernels.instructions)
     return kernels
+
+
+def kernels_for(logits: Tensor) -> Kernels | None:
+    """The kernels if these are rows they take: some, of float32 and on a CPU."""
+    if logits.device.type != "cpu" or logits.dtype is not torch.float32 or not len(logits):
+        return None
+    return native_kernels()

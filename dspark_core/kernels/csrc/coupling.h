@@ -5,14 +5,12 @@
 // out on the hash alone, by E >= 1 - u, or before it, as E is never less than 2^-53.
 #pragma once
 
-#include "draft.h"
+#include "law.h"
 
 namespace dspark {
 
 constexpr int kWords = 8;
 typedef uint64_t u64x8 __attribute__((vector_size(64)));
-typedef double f64x8 __attribute__((vector_size(64)));
-typedef float f32x8 __attribute__((vector_size(32)));
 
 constexpr double kLeastNoise = 1e-16;  // below 2^-53
 
@@ -72,7 +70,8 @@ static int64_t race_winner(const float* weights, int vocab, uint64_t key) {
 }
 
 struct CoupledRows {
-  const float* weights;      // [rows, vocab]
+  const float* logits;       // [rows, vocab]
+  const Law* laws;           // [rows]
   const int64_t* seeds;      // [rows]
   const int64_t* positions;  // [rows] absolute, of the tokens drawn
   int64_t* tokens;           // out [rows]
@@ -87,8 +86,10 @@ extern "C" void dspark_sample_coupled(const dspark::CoupledRows* rows) {
   auto job = std::make_shared<Job>(1, [r](Job& j) {
     j.phase(0, r.rows, [&](int row) {
       const uint64_t key = noise_key(r.seeds[row], r.positions[row]);
-      r.tokens[row] = race_winner(r.weights + size_t(row) * r.vocab, r.vocab, key);
+      RowWeights& weights = row_weights();
+      weights.shape(r.logits + size_t(row) * r.vocab, r.vocab, r.laws[row]);
+      r.tokens[row] = race_winner(weights.data(), r.vocab, key);
     });
   });
-  Pool::instance().run(job, r.threads);
+  Pool::instance().run(job, std::min(r.threads, r.rows));
 }

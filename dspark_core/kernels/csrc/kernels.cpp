@@ -4,6 +4,7 @@
 #include "coupling.h"
 #include "decoder.h"
 #include "draft.h"
+#include "rejection.h"
 
 using namespace dspark;
 
@@ -39,7 +40,7 @@ void run_normed_linear(const Matrix& matrix, const void* x, int rows, float* pro
 
 extern "C" {
 
-int32_t dspark_abi() { return 4; }
+int32_t dspark_abi() { return 5; }
 
 const char* dspark_instructions() {
 #ifdef DSPARK_AVX512_BF16
