@@ -53,6 +53,8 @@ class MoeSection(Section):
 
 class DrafterSection(Section):
     algorithm: str = "dspark"
+    start_from: str | None = None
+    """A drafter to go on training, by directory or shipped name; None: a new one."""
     layers: int = Field(default=2, ge=1)
     source_layers: list[int] = []
     """Target layers the draft layers start as copies of; empty: random layers."""

@@ -28,10 +28,12 @@ from dspark_core.training.recipe import DrafterRecipe, LossConfig
 from dspark_core.training.run import BEST, CHECKPOINTS, LOG, NEWEST, RunSettings, TrainingRun
 from dspark_core.training.sources import MIN_ANSWER_TOKENS, CachedSource, SequenceSource
 from dspark_core.training.speculative_validation import SpeculativeValidator, ValidationSettings
+from dspark_core.training.start import SavedStart
 from dspark_core.training.stream import FeatureStream
 from dspark_core.training.trainer import Trainer
 from dspark_core.training.trainer_config import TrainerConfig
 from dspark_core.training.workers import Workers, own_device
+from dspark_core.zoo_paths import resolve_drafter_path
 from services.cli.train_config import TrainConfig
 
 VOCAB, CONFIG, TENSORBOARD = "draft_vocab.pt", "config.json", "tensorboard"
@@ -55,8 +57,14 @@ def build_setup(config: TrainConfig, workers: Workers, *, resume: bool = False) 
     target = load_target(config.target.model, torch.bfloat16, pack=False)
     source = _open_source(config, target)
     recipe = drafter_recipe(config, source, target)
-    draft_vocab_ids = _draft_vocab(config, source, target, resume=resume)
+    start = _saved_start(config, target)
+    if start is None:
+        draft_vocab_ids = _draft_vocab(config, source, target, resume=resume)
+    else:
+        draft_vocab_ids = start.draft_vocab_ids(config.drafter.draft_vocab)
     objective = chosen.build(recipe, losses, target, draft_vocab_ids)
+    if start is not None:
+        start.copy_to(objective.module)
     steps = config.optimisation.steps or math.ceil(
         (config.optimisation.epochs or 1) * len(source) / config.optimisation.sequences
     )
@@ -247,6 +255,16 @@ def _draft_vocab(
         return ids
     counts = source.token_counts(target.config.vocab_size)
     return choose_draft_vocab(counts, config.drafter.draft_vocab, config.drafter.always_tokens)
+
+
+def _saved_start(config: TrainConfig, target: LoadedTarget) -> SavedStart | None:
+    name = config.drafter.start_from
+    if name is None:
+        return None
+    try:
+        return SavedStart(resolve_drafter_path(name), target)
+    except ConfigError as error:
+        raise ConfigError(f"drafter.start_from: {error}") from error
 
 
 def _validator(config: TrainConfig, target: LoadedTarget) -> SpeculativeValidator:

@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from dspark_core.errors import ConfigError
 from dspark_core.training.features import write_shard
@@ -90,6 +92,47 @@ def test_a_killed_run_resumes_to_the_same_weights(config: Path, tmp_path: Path) 
     for kind in ("masters", "averages"):
         assert all(torch.equal(value, resumed[kind][name]) for name, value in straight[kind].items())
     assert [row["step"] for row in read_log(killed / "log.jsonl")] == list(range(1, STEPS + 1))
+
+
+# One of each kind: the names of weights in files and in memory differ.
+@pytest.mark.parametrize("kind", ["dspark", "dflash", "eagle3", "mtp1"])
+def test_a_trained_drafter_is_gone_on_from(config: Path, tmp_path: Path, kind: str) -> None:
+    """Its weights and its draft vocabulary, whatever the new data's most frequent tokens are."""
+    one_step = ["--set", f"drafter.algorithm={kind}", "--set", "optimisation.steps=1"]
+    assert _train(config, *one_step) == 0
+    saved = tmp_path / "run" / "drafter"
+    others = tmp_path / "others"
+    others.mkdir()
+    rows = [random_sequence(24, 4, taps=192, size=64, seed=50 + i) for i in range(8)]
+    rows = [replace(row, token_ids=511 - row.token_ids) for row in rows]  # others are frequent
+    write_shard(others / "a.safetensors", rows)
+    again = ["--set", f"data.shards=[{others}]", "--set", f"output.directory={tmp_path / 'again'}"]
+    still = ["--set", "optimisation.learning_rate=1e-30", "--set", "optimisation.matrix_learning_rate=null"]
+    start = ["--set", f"drafter.start_from={saved}", "--set", "drafter.draft_vocab=null"]
+    assert _train(config, *one_step, *again, *still, *start) == 0
+    was, now = load_file(saved / "model.safetensors"), load_file(tmp_path / "again/drafter/model.safetensors")
+    assert was.keys() == now.keys()
+    for name, value in was.items():
+        assert torch.equal(now[name], value), name
+
+
+def test_a_start_that_does_not_fit_is_refused_with_both_values(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _train(config, "--set", "optimisation.steps=1") == 0
+    saved, elsewhere = tmp_path / "run" / "drafter", ["--set", f"output.directory={tmp_path / 'again'}"]
+    start = [*elsewhere, "--set", f"drafter.start_from={saved}"]
+    for change, told in {
+        "drafter.layers=2": "num_layers 1, this run 2",
+        "drafter.markov_rank=4": "markov_rank 8, this run 4",
+        "drafter.tap_layers=[1, 2, 5]": "target_layer_ids (1, 3, 5), this run (1, 2, 5)",
+        "drafter.draft_vocab=32": "drafter.draft_vocab is 32",
+        "drafter.algorithm=mtp1": "holds a DSparkDrafter, this run trains a MtpDrafter",
+        "drafter.start_from=nowhere": "drafter.start_from: drafter 'nowhere' not found",
+    }.items():
+        assert _train(config, *start, "--set", change) == EXIT_CONFIG
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "again" / "checkpoints").exists()
 
 
 def test_two_workers_do_what_one_does(config: Path, tmp_path: Path) -> None:
