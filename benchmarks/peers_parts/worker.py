@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 from benchmarks.peers_parts.contract import Outcome, Peer, Trial
 
 Build = Callable[[], Peer]
+ROOT = Path(__file__).parents[2]
 
 
 class PeerFailedError(Exception):
@@ -19,15 +22,30 @@ class PeerFailedError(Exception):
 
 
 class PeerProcess:
-    def __init__(self, build: Build, threads: int) -> None:
-        """`build` is called in the new process and must be picklable. Raises PeerFailedError."""
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, build, threads), daemon=True)
-        self._process.start()
-        theirs.close()
-        self._receive()
+    def __init__(self, build: Build, threads: int, python: Path | None = None) -> None:
+        """`build` is called in the new process and must be picklable. Raises PeerFailedError.
+
+        `python`: the interpreter of another environment, for engines that want other versions of what
+        we use; it must be able to import this package.
+        """
+        self._connection, theirs = multiprocessing.Pipe()
+        try:
+            self._process = subprocess.Popen(
+                [str(python or sys.executable), "-m", __name__, str(theirs.fileno()), str(threads)],
+                pass_fds=[theirs.fileno()],
+                env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)},
+            )
+        except OSError as error:
+            self._connection.close()
+            raise PeerFailedError(str(error)) from error
+        finally:
+            theirs.close()
+        try:
+            self._send(build)
+            self._receive()
+        except PeerFailedError:
+            self.close()
+            raise
         self._pause()
 
     @property
@@ -39,7 +57,7 @@ class PeerProcess:
 
     def run(self, trial: Trial) -> Outcome:
         self._signal(signal.SIGCONT)
-        self._connection.send(trial)
+        self._send(trial)
         outcome = self._receive()
         self._pause()
         assert isinstance(outcome, Outcome)
@@ -48,29 +66,42 @@ class PeerProcess:
     def close(self) -> None:
         self._signal(signal.SIGCONT)
         self._connection.close()
-        self._process.join(timeout=5)
-        self._process.kill()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def _pause(self) -> None:
         """Stops it: threads that spin while they wait for work would slow the engine measured next."""
         self._signal(signal.SIGSTOP)
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._process.pid is not None and self._process.is_alive():
-            os.kill(self._process.pid, number)
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+
+    def _send(self, message: object) -> None:
+        try:
+            self._connection.send(message)
+        except OSError:
+            raise self._ended() from None
+
+    def _ended(self) -> PeerFailedError:
+        return PeerFailedError(f"ended with exit code {self._process.wait()}")
 
     def _receive(self) -> object:
         try:
             answer = self._connection.recv()
-        except EOFError:
-            raise PeerFailedError(f"ended with exit code {self._process.exitcode}") from None
+        except (EOFError, OSError):
+            raise self._ended() from None
         if isinstance(answer, str):
             raise PeerFailedError(answer)
         return answer
 
 
-def _serve(connection: Connection, build: Build, threads: int) -> None:
+def _serve(connection: Connection, threads: int) -> None:
     try:
+        build = connection.recv()
         import torch
 
         torch.set_num_threads(threads)
@@ -82,3 +113,7 @@ def _serve(connection: Connection, build: Build, threads: int) -> None:
         return
     except Exception as error:  # told to the parent, which goes on without this engine
         connection.send(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    _serve(Connection(int(sys.argv[1])), int(sys.argv[2]))

