@@ -20,7 +20,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -220,11 +220,12 @@ def _show(console: Console, points: Sequence[FrontierPoint], claims: Sequence[Cl
     methods = list(dict.fromkeys(point.method for point in points))
     users = sorted({point.concurrency for point in points})
     cells = {(point.method, point.concurrency): point for point in points}
-    for title, text in (
+    columns: tuple[tuple[str, Callable[[FrontierPoint], str]], ...] = (
         ("tokens/s of all users", lambda p: f"{p.tokens_per_second:.1f}"),
         ("draft tokens verified per request and round", lambda p: f"{p.verify_length:.2f}"),
         ("accepted length", lambda p: f"{p.accepted_length:.2f}"),
-    ):
+    )
+    for title, text in columns:
         table = Table("users", *methods, title=title)
         for count in users:
             row = [cells.get((method, count)) for method in methods]

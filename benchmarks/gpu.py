@@ -29,6 +29,7 @@ from benchmarks.gpu_parts.served import served_rows
 from benchmarks.gpu_parts.steps import Row, draft_row, kv_tokens, step_row
 from benchmarks.gpu_parts.timing import machine_rates
 from dspark_core.engine.building import DTYPES, PAGE_TOKENS
+from dspark_core.engine.context_draft_engine import ContextDraftEngine
 from dspark_core.engine.devices import describe_device, resolve_device
 from dspark_core.engine.draft_engine import DraftEngine
 from dspark_core.engine.gpu_draft_engine import GpuDraftEngine
@@ -133,12 +134,12 @@ class Bench:
         self._show(f"{name} steps", rows)
 
     def _drafts(self, name: str, drafter: DSparkDrafter) -> None:
-        common = {"fingerprint": name, "num_pages": DRAFT_TOKENS // 16, "page_tokens": 16}
-        engines = {
-            "graph": GpuDraftEngine(drafter, self._settings, **common),
-            "launched": GpuDraftEngine(drafter, self._launched, **common),
-            "operators": DraftEngine(drafter, **common),
+        pages = DRAFT_TOKENS // 16
+        engines: dict[str, ContextDraftEngine] = {
+            way: GpuDraftEngine(drafter, settings, fingerprint=name, num_pages=pages, page_tokens=16)
+            for way, settings in (("graph", self._settings), ("launched", self._launched))
         }
+        engines["operators"] = DraftEngine(drafter, fingerprint=name, num_pages=pages, page_tokens=16)
         rows = []
         for temperature in (0.0, 0.8):
             sampling = SamplingParams(temperature=temperature)

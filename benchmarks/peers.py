@@ -86,7 +86,7 @@ def _builds(arguments: argparse.Namespace, exported: Path) -> dict[str, Build]:
         )
         return partial(build_native, options, requests)
 
-    builds = {
+    builds: dict[str, Build] = {
         OURS: ours(arguments.drafter, "stored"),
         OURS_OFF: ours(None, "stored"),
         "dspark int8": ours(arguments.drafter, "int8"),

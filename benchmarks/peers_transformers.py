@@ -25,7 +25,7 @@ def as_transformers(path: str, dtype: torch.dtype) -> LlamaForCausalLM:
             num_key_value_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             rms_norm_eps=config.rms_norm_eps,
-            rope_theta=config.rope_theta,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
             max_position_embeddings=config.max_context_tokens,
             tie_word_embeddings=config.tie_word_embeddings,
         )
@@ -39,12 +39,13 @@ def as_transformers(path: str, dtype: torch.dtype) -> LlamaForCausalLM:
                 parameters[name][start : start + part.rows].reshape(part.shape).clone()
             )
             start += part.rows
-    twin = twin.to(dtype)
+    module: torch.nn.Module = twin  # whose methods transformers wraps in types of its own
+    module.to(dtype).eval()
     missing, unexpected = twin.load_state_dict(state, strict=False)
     if unexpected or set(missing) - {"lm_head.weight"}:
         raise RuntimeError(f"weights do not map: missing {missing}, unexpected {unexpected}")
     twin.tie_weights()
-    return twin.eval()
+    return twin
 
 
 def generate(model: LlamaForCausalLM, prompt: tuple[int, ...], max_tokens: int) -> tuple[list[int], float]:

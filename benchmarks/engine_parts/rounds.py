@@ -51,7 +51,7 @@ def measure_rounds(engine: TargetEngine, *, requests: int, rounds: int) -> dict[
                 sampling=SamplingParams(temperature=0.0),
             )
         )
-    samples = []
+    samples: list[tuple[float, float, float]] = []
     while len(samples) < rounds:
         started = time.perf_counter()
         outputs = loop.step()

@@ -51,7 +51,7 @@ class TransformersPeer:
         )
 
 
-class _FirstToken(LogitsProcessor):  # type: ignore[misc]
+class _FirstToken(LogitsProcessor):
     """Notes when the first logits are there."""
 
     def __init__(self) -> None:
