@@ -26,7 +26,6 @@ from benchmarks.environment import describe_arguments, describe_machine
 from benchmarks.peers_parts.builds import build_llama_cpp, build_native, build_transformers, build_vllm
 from benchmarks.peers_parts.contract import Outcome, Trial
 from benchmarks.peers_parts.worker import Build, PeerFailedError, PeerProcess
-from benchmarks.peers_transformers import as_transformers
 from dspark_core.engine.building import EngineOptions
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
 from dspark_core.tokenization.loading import load_tokenizer
@@ -43,6 +42,8 @@ def main() -> None:
     arguments = _parser().parse_args()
     with tempfile.TemporaryDirectory() as exported:
         if not arguments.only or VLLM in arguments.only:
+            from benchmarks.peers_transformers import as_transformers
+
             as_transformers(arguments.target_model, torch.bfloat16).save_pretrained(exported)
         _compare(arguments, Path(exported))
 
