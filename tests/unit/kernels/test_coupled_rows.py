@@ -8,16 +8,8 @@ import torch
 from dspark_core.algorithms import coupling
 from dspark_core.algorithms.sampling import SamplingRows, target_weights
 from dspark_core.kernels.coupling import sample_coupled
-from dspark_core.kernels.library import Kernels, native_kernels
+from dspark_core.kernels.library import Kernels
 from dspark_core.records import MAX_SEED, SamplingParams
-
-
-@pytest.fixture(scope="module")
-def kernels() -> Kernels:
-    found = native_kernels()
-    if found is None:
-        pytest.skip("no native kernels on this machine")
-    return found
 
 
 # Vocabularies below, at and beyond a vector; laws from flat to all but certain.

@@ -10,7 +10,7 @@ import torch
 from dspark_core.algorithms.coupling import sample_coupled_sparse
 from dspark_core.algorithms.sampling import SamplingRows, draw_tokens, target_probabilities
 from dspark_core.kernels.draft import DraftMode, DraftRowStruct, DrawnBlocks, MarkovDraw
-from dspark_core.kernels.library import Format, Kernels, native_kernels
+from dspark_core.kernels.library import Format, Kernels
 from dspark_core.kernels.matrix import NativeMatrix
 from dspark_core.records import MAX_SEED, SamplingParams
 
@@ -23,14 +23,6 @@ PARAMS = (
     SamplingParams(temperature=1e-30),
     SamplingParams(top_p=0.01),
 )
-
-
-@pytest.fixture(scope="module")
-def kernels() -> Kernels:
-    found = native_kernels()
-    if found is None:
-        pytest.skip("no native kernels on this machine")
-    return found
 
 
 class Case:

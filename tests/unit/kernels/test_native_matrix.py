@@ -9,20 +9,12 @@ import torch
 from gguf.quants import dequantize, quantize
 from torch import Tensor
 
-from dspark_core.kernels.library import Format, Kernels, native_kernels
+from dspark_core.kernels.library import Format, Kernels
 from dspark_core.kernels.matrix import NativeMatrix, QuantizedRows, supports
 
 BLOCKS = {Format.Q4: gguf.GGMLQuantizationType.Q4_1, Format.Q8: gguf.GGMLQuantizationType.Q8_0}
 EXACT = [kind for kind in Format if kind is not Format.I8]
 SHAPES = [(96, 64), (50, 96), (1, 32), (576, 576)]  # whole panels, a part of one, a single output
-
-
-@pytest.fixture(scope="module")
-def kernels() -> Kernels:
-    found = native_kernels()
-    if found is None:
-        pytest.skip("no native kernels on this machine")
-    return found
 
 
 def weights(outputs: int, inputs: int) -> Tensor:

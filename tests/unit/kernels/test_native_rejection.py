@@ -11,7 +11,7 @@ from torch import Tensor
 from dspark_core.algorithms import rejection
 from dspark_core.algorithms.rejection import draw_uniforms
 from dspark_core.algorithms.sampling import SamplingRows, TargetLaws, target_probabilities, target_weights
-from dspark_core.kernels.library import Kernels, native_kernels
+from dspark_core.kernels.library import Kernels
 from dspark_core.kernels.rejection import accept_rejection
 from dspark_core.records import SamplingParams
 
@@ -22,14 +22,6 @@ PARAMS = st.builds(
     top_p=st.sampled_from([1.0, 0.999, 0.9, 0.5, 1e-9]),
     min_p=st.sampled_from([0.0, 0.01, 0.5, 1.0]),
 )
-
-
-@pytest.fixture(scope="module")
-def kernels() -> Kernels:
-    found = native_kernels()
-    if found is None:
-        pytest.skip("no native kernels on this machine")
-    return found
 
 
 def drawn(kernels: Kernels, logits: Tensor, params: SamplingParams, uniforms: Tensor) -> Tensor:
