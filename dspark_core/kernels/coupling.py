@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-from collections.abc import Callable, Sequence
-from ctypes import POINTER, c_int32, c_void_p
+from collections.abc import Sequence
+from ctypes import c_int32, c_void_p
 
 import torch
 from torch import Tensor
 
 from dspark_core.kernels.laws import law_array
-from dspark_core.kernels.library import Kernels
+from dspark_core.kernels.library import Kernels, struct_function
 from dspark_core.records import SamplingParams
 
 
@@ -26,13 +25,6 @@ class _CoupledRowsStruct(ctypes.Structure):
         ("vocab", c_int32),
         ("threads", c_int32),
     )
-
-
-@functools.cache
-def _function(kernels: Kernels) -> Callable[..., None]:
-    function = kernels.functions.dspark_sample_coupled
-    function.restype, function.argtypes = None, (POINTER(_CoupledRowsStruct),)
-    return function
 
 
 def sample_coupled(
@@ -50,7 +42,7 @@ def sample_coupled(
     logits, seeds, positions = logits.contiguous(), seeds.contiguous(), positions.contiguous()
     laws = law_array(params)
     tokens = torch.empty(rows, dtype=torch.int64)
-    _function(kernels)(
+    struct_function(kernels, "dspark_sample_coupled", _CoupledRowsStruct)(
         ctypes.byref(
             _CoupledRowsStruct(
                 logits=logits.data_ptr(),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_void_p
+from ctypes import c_double, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
 from torch import Tensor
 
-from dspark_core.kernels.library import Kernels, MatrixStruct
+from dspark_core.kernels.library import Kernels, MatrixStruct, struct_function
 from dspark_core.kernels.matrix import NativeMatrix
 from dspark_core.kernels.reused_rows import ReusedRows
 
@@ -92,8 +92,7 @@ class MarkovDraw:
         head [draft vocab, hidden]; None: logits are given. confidence: float32 weights of a hidden state,
         of a row of `w1` if the head looks at that too, and a bias; None: no confidences.
         """
-        self._draw = kernels.functions.dspark_draft_draw
-        self._draw.restype, self._draw.argtypes = None, (POINTER(_DraftDrawStruct),)
+        self._draw = struct_function(kernels, "dspark_draft_draw", _DraftDrawStruct)
         self._w1 = w1.detach().contiguous()
         self._w2 = w2
         self._target_ids = None if target_ids is None else target_ids.contiguous()

@@ -6,15 +6,20 @@ import ctypes
 import functools
 import logging
 import os
+from collections.abc import Callable
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from dspark_core.kernels.build import KernelsUnavailableError, build_library, default_settings
 from dspark_core.kernels.prebuilt import find_prebuilt
+
+if TYPE_CHECKING:
+    from ctypes import _CArgObject as CArgObject
 
 _log = logging.getLogger(__name__)
 
@@ -158,6 +163,16 @@ class Kernels:
     def byte_products(self) -> bool:
         """Whether it multiplies 8-bit integers by instructions made for that."""
         return bool(self.functions.dspark_byte_products())
+
+
+@functools.cache
+def struct_function(
+    kernels: Kernels, name: str, struct: type[ctypes.Structure]
+) -> Callable[[CArgObject], None]:
+    """One that takes the address of such a record (`ctypes.byref`) and returns nothing."""
+    function = getattr(kernels.functions, name)
+    function.restype, function.argtypes = None, (POINTER(struct),)
+    return cast("Callable[[CArgObject], None]", function)
 
 
 @functools.cache

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-from collections.abc import Callable, Sequence
-from ctypes import POINTER, c_int32, c_int64, c_void_p
+from collections.abc import Sequence
+from ctypes import c_int32, c_int64, c_void_p
 
 import torch
 from torch import Tensor
 
 from dspark_core.kernels.laws import law_array
-from dspark_core.kernels.library import Kernels
+from dspark_core.kernels.library import Kernels, struct_function
 from dspark_core.records import SamplingParams
 
 
@@ -32,13 +31,6 @@ class _RejectionRowsStruct(ctypes.Structure):
         ("vocab", c_int32),
         ("threads", c_int32),
     )
-
-
-@functools.cache
-def _function(kernels: Kernels) -> Callable[..., None]:
-    function = kernels.functions.dspark_accept_rejection
-    function.restype, function.argtypes = None, (POINTER(_RejectionRowsStruct),)
-    return function
 
 
 def accept_rejection(
@@ -70,7 +62,7 @@ def accept_rejection(
     accepted, tokens = (c_int64 * requests)(), (c_int64 * requests)()
     logits, q_ids, q_probs = logits.contiguous(), draft_q_ids.contiguous(), draft_q_probs.contiguous()
     uniforms = uniforms.contiguous()
-    _function(kernels)(
+    struct_function(kernels, "dspark_accept_rejection", _RejectionRowsStruct)(
         ctypes.byref(
             _RejectionRowsStruct(
                 logits=logits.data_ptr(),
