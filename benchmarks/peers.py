@@ -96,6 +96,8 @@ def _builds(arguments: argparse.Namespace, exported: Path) -> dict[str, Build]:
         "llama.cpp": partial(build_llama_cpp, resolve_model_path(model), arguments.threads, requests),
         VLLM: partial(build_vllm, exported, arguments.threads, requests),
     }
+    if unknown := [name for name in arguments.only if name not in builds]:
+        raise SystemExit(f"--only: no engine is called {unknown[0]!r}; there are: {'; '.join(builds)}")
     return {name: build for name, build in builds.items() if not arguments.only or name in arguments.only}
 
 
