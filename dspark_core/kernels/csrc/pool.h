@@ -3,10 +3,16 @@
 // Work is claimed chunk by chunk, and a phase ends when its chunks are done, not when every thread
 // has arrived: on a busy machine a thread that is not running holds nobody up. What a chunk
 // computes never depends on who computes it, so neither do results.
+//
+// A thread claims its own part of a phase in order, and only then what others have left of theirs:
+// consecutive chunks are consecutive in memory, and a processor reads ahead only where one of its
+// threads reads on. Two threads that took every other chunk of small matrices were slower than one.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -17,24 +23,39 @@
 
 namespace dspark {
 
+// The number of the calling thread within a job: 0 is who runs it, helpers count from 1.
+inline thread_local int thread_number = 0;
+
 class Job {
  public:
   using Script = std::function<void(Job&)>;
 
   Job(int phases, Script script) : phases_(phases), script_(std::move(script)) {}
 
+  // Before it is run: how many threads may take part.
+  void share(int threads) {
+    threads_ = std::max(threads, 1);
+    stride_ = (size_t(threads_) + 1 + kLine - 1) / kLine * kLine;
+    counters_ = std::vector<std::atomic<int>>(phases_ * stride_);
+  }
+
   void run() { script_(*this); }
 
   // Returns when all chunks of phase `index` are done, by whomever.
   template <class F>
   void phase(int index, int chunks, F&& work) {
-    Phase& p = phases_[index];
-    if (p.done.load(std::memory_order_acquire) >= chunks) return;
-    for (int c; (c = p.next.fetch_add(1, std::memory_order_relaxed)) < chunks;) {
-      work(c);
-      p.done.fetch_add(1, std::memory_order_acq_rel);
+    std::atomic<int>& done = counters_[index * stride_];
+    if (done.load(std::memory_order_acquire) >= chunks) return;
+    for (int turn = 0; turn < threads_; ++turn) {
+      const int part = (thread_number + turn) % threads_;
+      const int first = first_of(part, chunks), end = first_of(part + 1, chunks);
+      std::atomic<int>& claimed = counters_[index * stride_ + 1 + part];
+      for (int c; (c = first + claimed.fetch_add(1, std::memory_order_relaxed)) < end;) {
+        work(c);
+        done.fetch_add(1, std::memory_order_acq_rel);
+      }
     }
-    for (int spins = 0; p.done.load(std::memory_order_acquire) < chunks; ++spins) {
+    for (int spins = 0; done.load(std::memory_order_acquire) < chunks; ++spins) {
       if (spins < 4096)
         pause();
       else
@@ -43,10 +64,9 @@ class Job {
   }
 
  private:
-  struct alignas(64) Phase {
-    std::atomic<int> next{0};
-    std::atomic<int> done{0};
-  };
+  static constexpr size_t kLine = 64 / sizeof(int);  // phases share no cache line
+
+  int first_of(int part, int chunks) const { return int(int64_t(chunks) * part / threads_); }
 
   static void pause() {
 #if defined(__x86_64__)
@@ -54,8 +74,11 @@ class Job {
 #endif
   }
 
-  std::vector<Phase> phases_;
-  Script script_;
+  const size_t phases_;
+  const Script script_;
+  int threads_ = 1;
+  size_t stride_ = 0;
+  std::vector<std::atomic<int>> counters_;  // of each phase: chunks done, then those claimed of each part
 };
 
 class Pool {
@@ -67,6 +90,7 @@ class Pool {
 
   // Runs the job on this thread and up to threads - 1 others.
   void run(const std::shared_ptr<Job>& job, int threads) {
+    job->share(threads);
     if (threads > 1) {
       std::lock_guard<std::mutex> guard(mutex_);
       while (int(started_) < threads - 1) start();
@@ -94,6 +118,7 @@ class Pool {
   }
 
   void work(int index) {
+    thread_number = index + 1;
     uint64_t seen = 0;
     for (;;) {
       // Steps follow each other closely: look for the next one briefly before going to sleep.
