@@ -107,12 +107,12 @@ DSPARK_INLINE u32x16 bytes(const uint8_t* p) {
 #endif
 }
 
-// Few rows read a panel as fast as the processor's own prefetching follows, and asking ahead slowed
-// them down; between the blocks of taller tiles it loses the stream.
+// One or two rows read a panel as fast as the processor's own prefetching follows, and asking ahead
+// slowed them down; between the blocks of taller tiles it loses the stream.
 template <int R>
 DSPARK_INLINE void prefetch_group(const uint8_t* block, int bytes) {
-  if (R <= 4) return;
-  for (int line = 0; line < bytes; line += 64) __builtin_prefetch(block + 4096 + line);
+  if (R <= 2) return;
+  for (int line = 0; line < bytes; line += 64) __builtin_prefetch(block + 3 * bytes + line);
 }
 
 // Totals live in `out`: accumulators of both vectors fill the registers.
