@@ -24,8 +24,11 @@ SCALE_RATE = 0.1
 POINT_RATE = 0.03
 """Share of a step's surprise, beyond that of the steps before it, that moves the points next to it:
 the profile was wrong there. What all steps share is the scale's."""
+POINT_DOUBT = 8.0
+"""Steps that a point's profile counts for: live ones near it move it by 1 / (8 + how many there were), until
+that is less than `POINT_RATE`."""
 POINT_LEAK = 0.002
-"""What a point forgets of that with each step elsewhere, or one no plan visits again stayed dear for ever."""
+"""What a point forgets of both with each step elsewhere, or one no plan visits again stayed dear for ever."""
 MAX_SURPRISE = 2.0
 """How far one step may be from what was expected: a stall says little about the next step."""
 NEW_POINT_RATIO = 1.25
@@ -60,6 +63,10 @@ class StepTimeModel:
     """Log ratio of each point to its measurement; empty: none."""
     drift: float = 0.0
     """Running mean of the log surprise of live steps: what the scale has yet to follow."""
+    steps: int = 0
+    """Live steps so far."""
+    seen: tuple[float, ...] = ()
+    """Of each point the live steps next to it, fading; empty: none."""
     surface: StepSurface = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -121,16 +128,23 @@ class StepTimeModel:
         surprise = math.log(min(max(seconds / expected, 1.0 / MAX_SURPRISE), MAX_SURPRISE))
         if self.learned and len(self.points) < MAX_POINTS and not self._has_near(point):
             return self._with_point(replace(point, seconds=expected / self.scale * math.exp(surprise)))
-        shares = self.surface.shares(requests, batch_tokens)
-        drift = self.drift + SCALE_RATE * (surprise - self.drift)
-        leak = 0.0 if self.learned else POINT_LEAK
-        corrections = [(1.0 - leak) * value for value in self.corrections or (0.0,) * len(self.points)]
-        for index, share in shares:
-            corrections[index] += POINT_RATE * share * (surprise - drift)
-        scale = self.scale * math.exp(SCALE_RATE * surprise)
-        return self._moved(scale, tuple(corrections), drift)
+        # What steps share is the machine's, not the fault of the points they met; the first ones tell most.
+        shared = self.drift + max(SCALE_RATE, 1.0 / (1.0 + self.steps)) * (surprise - self.drift)
+        kept = 1.0 if self.learned else 1.0 - POINT_LEAK
+        nothing = (0.0,) * len(self.points)
+        corrections = [kept * value for value in self.corrections or nothing]
+        seen = [kept * value for value in self.seen or nothing]
+        for index, share in self.surface.shares(requests, batch_tokens):
+            moved = max(POINT_RATE, 1.0 / (POINT_DOUBT + seen[index]))
+            corrections[index] += moved * share * (surprise - shared)
+            seen[index] += share
+        followed = SCALE_RATE * surprise
+        scale = self.scale * math.exp(followed)
+        return self._moved(scale, tuple(corrections), shared - followed, tuple(seen))
 
-    def _moved(self, scale: float, corrections: tuple[float, ...], drift: float) -> StepTimeModel:
+    def _moved(
+        self, scale: float, corrections: tuple[float, ...], drift: float, seen: tuple[float, ...]
+    ) -> StepTimeModel:
         """Shares the surface, which a round should not pay for building again."""
         other = object.__new__(StepTimeModel)
         for name, value in (
@@ -140,6 +154,8 @@ class StepTimeModel:
             ("scale", scale),
             ("corrections", corrections),
             ("drift", drift),
+            ("steps", self.steps + 1),
+            ("seen", seen),
             ("surface", self.surface),
         ):
             object.__setattr__(other, name, value)
@@ -152,8 +168,9 @@ class StepTimeModel:
         )
 
     def _with_point(self, point: StepPoint) -> StepTimeModel:
-        corrections = (*(self.corrections or (0.0,) * len(self.points)), 0.0)
-        return replace(self, points=(*self.points, point), corrections=corrections)
+        nothing = (0.0,) * len(self.points)
+        corrections, seen = (*(self.corrections or nothing), 0.0), (*(self.seen or nothing), 0.0)
+        return replace(self, points=(*self.points, point), corrections=corrections, seen=seen)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` is its inverse."""

@@ -6,6 +6,7 @@ against noise, then points inside the largest jumps until a staircase is pinned 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,9 +21,8 @@ from dspark_core.errors import ConfigError
 MIN_JUMP = 0.1
 """A rise between neighbours smaller than this share is not searched for a stair."""
 
-MOST_REPEATS = 4
-"""Times `repeats`, for steps so short that all of theirs take no more than this share of the budget."""
-CHEAP_SHARE = 0.02
+STAIR_TURNS = 3
+"""How often a point inside a jump is timed, each time between its neighbours."""
 
 WRITING_SHARE = 0.2
 """Of the budget, at most for filling pages that timed passes then read."""
@@ -127,15 +127,25 @@ class _Bench:
     def repeat(self) -> None:
         """Interleaved, so that a busy moment does not fall on one point alone.
 
-        Short steps are repeated more often: they decide everything for one user, and cost little.
+        The longest step is timed `repeats` times, others as much more often as the root of their time is
+        smaller: short ones decide everything for few users, vary most, and cost little.
         """
-        budget = self.settings.budget_seconds
-        for repeat in range(1, MOST_REPEATS * self.settings.repeats):
-            for shape, times in self.seconds.items():
-                cheap = sum(times) < CHEAP_SHARE * budget
-                # A quarter of the budget is kept for stairs.
-                if (repeat < self.settings.repeats or cheap) and min(times) < self.left - 0.25 * budget:
-                    self._measure(shape)
+        longest = max(min(times) for times in self.seconds.values())
+        waiting = set(self.seconds)
+        while waiting:
+            shape = min(waiting, key=lambda one: (self._weight(one), one))
+            # A quarter of the budget is kept for stairs.
+            room = self.left - 0.25 * self.settings.budget_seconds
+            done = self._weight(shape) >= self.settings.repeats * math.sqrt(longest)
+            if done or min(self.seconds[shape]) >= room:
+                waiting.remove(shape)
+            else:
+                self._measure(shape)
+
+    def _weight(self, shape: Shape) -> float:
+        """Of the times taken so far."""
+        times = self.seconds[shape]
+        return len(times) * math.sqrt(min(times))
 
     def search_stairs(self) -> None:
         """Halves intervals with a jump until it is one token wide, or turns out to be a slope."""
@@ -144,14 +154,25 @@ class _Bench:
         straight: dict[Shape, int] = {}
         while (found := self._largest_jump(straight)) is not None:
             left, right = found
-            if 4 * min(self.seconds[right]) > self.left:
+            if (3 * STAIR_TURNS + 1) * min(self.seconds[right]) > self.left:
                 return
             middle = (left[0], (left[1] + right[1]) // 2, left[2])
-            self._measure(middle, warm_up=True)
-            for _ in range(2):
-                self._measure(middle)
+            self._measure_between(left, middle, right)
             times = straight.get(left, 0) + 1 if self._is_slope(left, middle, right) else 0
             straight[left] = straight[middle] = times
+
+    def _measure_between(self, left: Shape, middle: Shape, right: Shape) -> None:
+        """A point that comes late may meet another mood of the machine than its neighbours did, and look
+        like a stair: what counts is where it lies between theirs of the same moments."""
+        share = (middle[1] - left[1]) / (right[1] - left[1])
+        self._measure(middle, warm_up=True)
+        self.seconds[middle].clear()
+        places = []
+        for _ in range(STAIR_TURNS):
+            before, inside, after = (self._time(shape) for shape in (left, middle, right))
+            places.append(inside / (before + share * (after - before)))
+        straight = self._typical(left) + share * (self._typical(right) - self._typical(left))
+        self.seconds[middle] += [place * straight for place in places]
 
     def points(self) -> tuple[StepPoint, ...]:
         """A step takes no longer than one that holds more: other work on the machine only adds time, so
@@ -216,11 +237,14 @@ class _Bench:
         if warm_up:
             # First calls pay for allocation and kernel selection.
             self.passes.verify(self.passes.runs(*shape))
-        runs = self.passes.runs(*shape)
-        started = self.clock()
-        self.passes.verify(runs)
-        elapsed = self.clock() - started
+        elapsed = self._time(shape)
         self.seconds.setdefault(shape, []).append(elapsed)
         if warm_up:
             requests, tokens, context = shape
             self.on_point(StepPoint(requests, tokens, requests * context, elapsed))
+
+    def _time(self, shape: Shape) -> float:
+        runs = self.passes.runs(*shape)
+        started = self.clock()
+        self.passes.verify(runs)
+        return self.clock() - started

@@ -108,6 +108,17 @@ def test_a_wrong_point_is_corrected_without_the_others():
     assert model.seconds(1, 8, 128) == pytest.approx(2 * linear(1, 8, 128), rel=0.1)
 
 
+def test_a_wrong_point_is_mostly_corrected_within_a_dozen_visits():
+    """Between rounds that decode plainly; the machine is half as slow again as when it was profiled."""
+    model = profiled()
+    for _ in range(12):
+        for _ in range(3):
+            model = model.observed(1, 1, 128, 1.5 * linear(1, 1, 128))
+        model = model.observed(1, 8, 128, 1.5 * 1.4 * linear(1, 8, 128))
+    ratio = model.seconds(1, 8, 128) / model.seconds(1, 1, 128) * linear(1, 1, 128) / linear(1, 8, 128)
+    assert 1.18 < ratio < 1.45
+
+
 def test_a_point_that_no_plan_visits_again_does_not_stay_dear():
     model = profiled()
     for _ in range(200):

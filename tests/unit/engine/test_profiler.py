@@ -217,3 +217,25 @@ def test_what_decides_for_one_user_is_near_the_truth_on_a_busy_machine(seed: int
     model, _ = profile(busy(seed), budget_seconds=6.0)
     for tokens in (1, 2, 4):
         assert 0.99 < model.seconds(1, tokens, 128) / smooth(1, tokens, 128) < 1.25
+
+
+class Moody(Clocked):
+    """For some seconds at a time every step takes half as long again."""
+
+    def forward(self, runs: Sequence[Run]) -> torch.Tensor:
+        before = self.now
+        result = super().forward(runs)
+        if math.sin(before) > 0.3:
+            self.now += 0.5 * (self.now - before)
+        return result
+
+
+@pytest.mark.parametrize("requests", [1, 4, 16])
+def test_a_mood_of_the_machine_is_no_stair(requests: int) -> None:
+    engine = Moody(smooth)
+    model = profile_step_time(engine, ProfileSettings(), clock=engine.clock)  # type: ignore[arg-type]
+    context = 128 * requests
+    for tokens in range(requests, 8 * requests + 1, max(requests // 4, 1)):
+        ratio = model.seconds(requests, tokens, context) / smooth(requests, tokens, context)
+        base = model.seconds(requests, requests, context) / smooth(requests, requests, context)
+        assert ratio / base == pytest.approx(1.0, abs=0.2)
