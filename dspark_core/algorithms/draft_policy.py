@@ -44,7 +44,8 @@ LEAST_GAIN = 0.05
 row costs more to decide than the greedy one that was profiled."""
 LOOK_ROUNDS = 4
 """While everybody is paused, whether someone would be worth a draft again is computed every so many rounds:
-what rounds gain does not change without drafts, and what they cost changes slowly."""
+what rounds gain does not change without drafts, and what they cost changes slowly. In the others whoever has
+looked-up tokens is left with them."""
 UNKNOWN_GAIN, UNKNOWN_VERIFIED = 1.0, 2.0
 """What a draft is thought to bring and verify while none was seen, against looked-up tokens."""
 MAX_REMEMBERED = 4096
@@ -135,10 +136,11 @@ class DraftPolicy:
         """Whether to draft for each, this round. `price`: of drafter time to others, see `draft_price`."""
         members = [self._member(candidate) for candidate in candidates]
         self._round += 1
-        gains, verified = self._expected(members)
-        looked_up = self._looked_up(candidates, members, gains, verified, round_time, price)
+        looked_up: Sequence[bool] = [bool(candidate.lookup_survival) for candidate in candidates]
         worthy: Sequence[bool] = (False,) * len(members)
         if self._round % LOOK_ROUNDS == 0 or not _rests(candidates, members):
+            gains, verified = self._expected(members)
+            looked_up = self._looked_up(candidates, members, gains, verified, round_time, price)
             worthy = self._worthy(candidates, members, gains, verified, round_time, price)
         paused = Counter(member.group for member in members if member.state is DraftState.PAUSED)
         for name, count in paused.items():
