@@ -140,7 +140,9 @@ class StepTimeModel:
             seen[index] += share
         followed = SCALE_RATE * surprise
         scale = self.scale * math.exp(followed)
-        return self._moved(scale, tuple(corrections), shared - followed, tuple(seen))
+        # What was cut off at the bound is there again in the next step, however far the scale moved.
+        drift = shared if abs(surprise) >= math.log(MAX_SURPRISE) else shared - followed
+        return self._moved(scale, tuple(corrections), drift, tuple(seen))
 
     def _moved(
         self, scale: float, corrections: tuple[float, ...], drift: float, seen: tuple[float, ...]

@@ -20,6 +20,8 @@ UNPROFILED_MIN_SURVIVAL = 0.6
 """Without a profile a token is verified if it is likely to stand, and never more than a few: on most
 hardware the second and third token of a request cost less than this, on no hardware is it certain."""
 
+EAGER_ROUNDS, PLANNED_ROUNDS_PER_LESSON = 128, 3
+"""After so many rounds with drafts times are learned from one in so many: it took 2 % of a round of one."""
 PLAIN_ROUNDS_PER_LESSON = 4
 """Rounds without drafts are alike and plan nothing: times are learned from one in so many of them, as
 learning from each would cost a small model's round a share that is felt."""
@@ -37,6 +39,7 @@ class LocalPlanSource:
         self._round_time = round_time
         self._policy = policy or DraftPolicy()
         self._plain_rounds = 0
+        self._planned_rounds = 0
         self.paused_requests = 0
         """Requests that were draftable in the newest round and not drafted for."""
         self.draft_price = 0.0
@@ -76,7 +79,9 @@ class LocalPlanSource:
             return
         planned = any(request.survival for request in report.requests)
         self._plain_rounds = 0 if planned else self._plain_rounds + 1
-        if self._plain_rounds % PLAIN_ROUNDS_PER_LESSON:
+        self._planned_rounds += planned
+        late = self._planned_rounds > EAGER_ROUNDS and self._planned_rounds % PLANNED_ROUNDS_PER_LESSON
+        if late if planned else self._plain_rounds % PLAIN_ROUNDS_PER_LESSON:
             return
         if report.loop_seconds > 0:
             self._round_time = self._round_time.observed_loop(len(report.requests), report.loop_seconds)

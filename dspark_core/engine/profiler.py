@@ -136,16 +136,16 @@ class _Bench:
             shape = min(waiting, key=lambda one: (self._weight(one), one))
             # A quarter of the budget is kept for stairs.
             room = self.left - 0.25 * self.settings.budget_seconds
-            done = self._weight(shape) >= self.settings.repeats * math.sqrt(longest)
+            done = self._weight(shape) >= (self.settings.repeats - 1) * math.sqrt(longest)
             if done or min(self.seconds[shape]) >= room:
                 waiting.remove(shape)
             else:
                 self._measure(shape)
 
     def _weight(self, shape: Shape) -> float:
-        """Of the times taken so far."""
+        """Of the repeats so far: 0 at first, so that every turn from the first on has long steps too."""
         times = self.seconds[shape]
-        return len(times) * math.sqrt(min(times))
+        return (len(times) - 1) * math.sqrt(min(times))
 
     def search_stairs(self) -> None:
         """Halves intervals with a jump until it is one token wide, or turns out to be a slope."""

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dspark_core.engine import acceptance, profile_passes
 from dspark_core.engine.batch import Run
 from dspark_core.engine.profile_passes import POOL_TOKENS, ProfilePasses
 from tests.unit.engine.tiny import tiny_engine
@@ -70,3 +71,8 @@ def test_a_real_engine_computes_them() -> None:
     while passes.write_chunk():
         pass
     passes.verify(passes.runs(2, 5, 9))
+
+
+def test_tokens_are_chosen_by_what_rounds_choose_with() -> None:
+    """PyTorch's own argmax leaves threads spinning beside the next pass."""
+    assert profile_passes.greedy_tokens is acceptance.greedy_tokens
