@@ -1,5 +1,5 @@
-"""Tokens per second of one stream: speculation on, with the drafter alone, with lookup alone, off, and
-`transformers` on the same weights.
+"""Tokens per second of one stream: speculation on, with the drafter alone, with lookup alone, with the
+request's own text alone, off, and `transformers` on the same weights.
 
     python -m benchmarks.single_stream [--prompts FILE.jsonl] [--count 6] [--max-tokens 128]
                                        [--temperature 0.2 --top-p 0.9]
@@ -31,13 +31,14 @@ from dspark_core.engine.draft_engine import LocalDraftSource
 from dspark_core.engine.draft_profiler import profile_draft_time
 from dspark_core.engine.drafting import Drafting
 from dspark_core.engine.lookup import LookupDrafting
+from dspark_core.engine.lookup_building import build_lookup
 from dspark_core.engine.planning import LocalPlanSource
 from dspark_core.engine.profiler import profile_step_time
 from dspark_core.engine.rounds import RoundLoop
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
 from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions
 from dspark_core.tokenization.loading import load_tokenizer
-from dspark_core.zoo_paths import DEFAULT_DRAFTER
+from dspark_core.zoo_paths import DEFAULT_DRAFTER, NGRAMS_AUTO
 
 PROMPTS = (
     "Explain in three sentences how a refrigerator works.",
@@ -50,11 +51,12 @@ PROMPTS = (
 
 
 ON, OFF = "speculation on", "speculation off"
-DRAFTER_ALONE, LOOKUP_ALONE = "drafter alone", "lookup alone"
+DRAFTER_ALONE, LOOKUP_ALONE, OWN_TEXT_ALONE = "drafter alone", "lookup alone", "own text alone"
 MODES = {
     ON: SpeculationOptions(),
     DRAFTER_ALONE: SpeculationOptions(lookup=False),
     LOOKUP_ALONE: SpeculationOptions(),
+    OWN_TEXT_ALONE: SpeculationOptions(),
     OFF: SpeculationOptions(enabled=False),
 }
 
@@ -69,7 +71,9 @@ class Runs:
 
 
 class Ours:
-    def __init__(self, target: BuiltTarget, options: EngineOptions, sampling: SamplingParams) -> None:
+    def __init__(
+        self, target: BuiltTarget, options: EngineOptions, sampling: SamplingParams, ngrams: str
+    ) -> None:
         self._sampling = sampling
         source = LocalDraftSource(build_drafter(options, target.loaded))
         step_time = profile_step_time(target.engine)
@@ -78,17 +82,21 @@ class Ours:
             target.engine,
             LocalPlanSource(RoundTimeModel(step_time, draft_time)),
             drafting=Drafting(source, target.engine, deadline_seconds=60.0),
-            lookup=LookupDrafting(),
+            lookup=build_lookup(ngrams, options.target_model, target.loaded),
         )
-        self._lookup_only = RoundLoop(
-            target.engine, LocalPlanSource(RoundTimeModel(step_time)), lookup=LookupDrafting()
-        )
+        self._alone = {
+            name: RoundLoop(target.engine, LocalPlanSource(RoundTimeModel(step_time)), lookup=lookup)
+            for name, lookup in (
+                (LOOKUP_ALONE, build_lookup(ngrams, options.target_model, target.loaded)),
+                (OWN_TEXT_ALONE, LookupDrafting()),
+            )
+        }
         self._requests = 0
 
     def run(self, prompt: tuple[int, ...], max_tokens: int, mode: str) -> tuple[list[int], float, float]:
         """Tokens, seconds after the first, accepted length; `mode` is a key of `MODES`."""
         self._requests += 1
-        loop = self._lookup_only if mode == LOOKUP_ALONE else self._loop
+        loop = self._alone.get(mode, self._loop)
         started: float | None = None
         loop.submit(
             GenerateRequest(
@@ -123,7 +131,7 @@ def main() -> None:
     )
     target = build_target(options)
     sampling = SamplingParams(temperature=arguments.temperature, top_p=arguments.top_p)
-    ours = Ours(target, options, sampling)
+    ours = Ours(target, options, sampling, arguments.ngrams)
     with_twin = sampling.greedy and arguments.transformers
     twin = as_transformers(arguments.target_model, options.torch_dtype) if with_twin else None
     tokenizer = load_tokenizer(resolve_model_path(arguments.target_model))
@@ -196,6 +204,7 @@ def _ratios(results: dict[str, Runs]) -> dict[str, float]:
         "on over off": (ON, OFF),
         "drafter alone over off": (DRAFTER_ALONE, OFF),
         "lookup alone over off": (LOOKUP_ALONE, OFF),
+        "own text alone over off": (OWN_TEXT_ALONE, OFF),
         "off over transformers": ("speculation off", "transformers"),
         "on over transformers": ("speculation on", "transformers"),
     }
@@ -231,6 +240,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--target-model", default=DEFAULT_MODEL)
     parser.add_argument("--drafter", default=DEFAULT_DRAFTER)
+    parser.add_argument("--ngrams", default=NGRAMS_AUTO, help="table, as `dspark up` takes it (%(default)s)")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--prompts", type=Path, default=None, help="JSONL with 'turns'; default: built in")
     parser.add_argument("--count", type=int, default=6)

@@ -1,4 +1,4 @@
-"""Where a drafter named on the command line lies on disk; no torch, so every service can ask."""
+"""Where drafters and tables of n-grams lie on disk, by name; no torch, so every service can ask."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from dspark_core.errors import ConfigError
 
 DEFAULT_DRAFTER = "smollm2-135m-instruct-dspark"
 """Drafter of the demo model, shipped with this package."""
+
+NGRAMS_AUTO, NO_NGRAMS = "auto", "none"
+"""The table shipped for the target's name, if there is one; and none at all."""
+_NGRAMS_SUFFIX, _NGRAMS_FILE = "-ngrams", "ngrams.safetensors"
 
 _ZOO = Path(__file__).parent / "zoo"
 
@@ -31,3 +35,28 @@ def resolve_drafter_path(name: str = DEFAULT_DRAFTER) -> Path:
 def shipped_drafters() -> tuple[str, ...]:
     """Names of the drafters in the zoo, sorted."""
     return tuple(sorted(config.parent.name for config in _ZOO.glob("*/config.json")))
+
+
+def resolve_ngrams_path(name: str, target_model: str) -> Path | None:
+    """A file, by path, by the name of a shipped table, or by `auto`; None where there is none to use.
+
+    Raises ConfigError for a name under which nothing lies; the message lists the shipped tables.
+    """
+    if name == NO_NGRAMS:
+        return None
+    shipped = shipped_ngrams()
+    if name == NGRAMS_AUTO:
+        own = target_model.lower() + _NGRAMS_SUFFIX
+        return _ZOO / own / _NGRAMS_FILE if own in shipped else None
+    if name.lower() in shipped:
+        return _ZOO / name.lower() / _NGRAMS_FILE
+    path = Path(name).expanduser()
+    if not name or not path.is_file():
+        names = ", ".join((*shipped, NGRAMS_AUTO, NO_NGRAMS))
+        raise ConfigError(f"table of n-grams {name!r} not found: give a file or one of: {names}")
+    return path
+
+
+def shipped_ngrams() -> tuple[str, ...]:
+    """Names of the tables in the zoo, sorted."""
+    return tuple(sorted(file.parent.name for file in _ZOO.glob(f"*{_NGRAMS_SUFFIX}/{_NGRAMS_FILE}")))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from dspark_core.algorithms.draft_policy import DraftCandidate
+from dspark_core.algorithms.ngram_table import NgramTable
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.engine.batching import BatchLimits
@@ -23,6 +24,7 @@ from dspark_core.engine.draft_engine import LocalDraftSource
 from dspark_core.engine.draft_profiler import profile_draft_time
 from dspark_core.engine.drafting import Drafting
 from dspark_core.engine.lookup import LookupDrafting
+from dspark_core.engine.lookup_building import load_table
 from dspark_core.engine.planning import FullPlanSource
 from dspark_core.engine.profile_file import profile_key
 from dspark_core.engine.profiler import ProfileSettings, profile_step_time
@@ -30,6 +32,7 @@ from dspark_core.engine.protocols import DraftBlock, DraftSource, PlanSource
 from dspark_core.engine.rounds import RoundLoop
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.records import GenerateRequest, RoundReport, SamplingParams
+from dspark_core.zoo_paths import NGRAMS_AUTO, resolve_ngrams_path
 
 DRAFT_DEADLINE_SECONDS = 600.0
 WARM_UP_ROUNDS = 2
@@ -91,8 +94,8 @@ class SwitchedPlans:
 class SwitchedLookup(LookupDrafting):
     """Proposes only while the method whose turn it is wants that."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, table: NgramTable | None) -> None:
+        super().__init__(table)
         self.enabled = False
 
     def propose(self, sequences: Sequence[SequenceState]) -> dict[str, DraftBlock]:
@@ -142,7 +145,8 @@ class LoadedLoop:
             profile_round_time(target, source, options, max_running, clock) if profiled else None
         )
         self.plans = SwitchedPlans()
-        self._lookup = SwitchedLookup()
+        path = resolve_ngrams_path(NGRAMS_AUTO, options.target_model)
+        self._lookup = SwitchedLookup(None if path is None else load_table(path, target.loaded))
         block = drafter.geometry.block_size
         self._loop = RoundLoop(
             target.engine,

@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from benchmarks.peers_parts.contract import Outcome, Stopwatch, Trial
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import EngineOptions, build_drafter, build_target
 from dspark_core.engine.draft_engine import LocalDraftSource
+from dspark_core.engine.draft_profiler import profile_draft_time
 from dspark_core.engine.drafting import Drafting
+from dspark_core.engine.lookup_building import build_lookup
 from dspark_core.engine.planning import LocalPlanSource
 from dspark_core.engine.profiler import profile_step_time
 from dspark_core.engine.rounds import RoundLoop
 from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions
+from dspark_core.zoo_paths import NGRAMS_AUTO
 
 
 class NativePeer:
     def __init__(self, options: EngineOptions, *, max_requests: int) -> None:
-        """Speculates where the options name a drafter."""
+        """Speculates where the options name a drafter, as `dspark up` does: looked-up drafts too."""
         self._speculate = options.drafter is not None
         target = build_target(options)
-        drafting = None
+        drafting, lookup = None, None
+        round_time = RoundTimeModel(profile_step_time(target.engine))
         if self._speculate:
             source = LocalDraftSource(build_drafter(options, target.loaded))
+            round_time = replace(round_time, draft=profile_draft_time(source, dtype=target.engine.dtype))
             drafting = Drafting(source, target.engine, deadline_seconds=60.0)
+            lookup = build_lookup(NGRAMS_AUTO, options.target_model, target.loaded)
         self._loop = RoundLoop(
             target.engine,
-            LocalPlanSource(RoundTimeModel(profile_step_time(target.engine))),
+            LocalPlanSource(round_time),
             drafting=drafting,
+            lookup=lookup,
             limits=BatchLimits(max_running=max_requests),
         )
         self._trials = 0

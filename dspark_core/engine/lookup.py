@@ -1,4 +1,6 @@
-"""Drafts without a drafter: what followed the last time a sequence's final tokens occurred in it.
+"""Drafts without a drafter: what followed a sequence's final tokens before, in it or in a table.
+
+The text itself is one source, a table of the target's own n-grams the other, where there is one.
 
 The block is a function of committed tokens alone. Under rejection sampling its law is therefore a
 point mass, and no choice of verify length can bias what is accepted.
@@ -12,9 +14,10 @@ from collections.abc import Sequence
 import torch
 
 from dspark_core.algorithms.lookup_survival import LookupSurvival
-from dspark_core.algorithms.suffix_match import SuffixIndex
+from dspark_core.algorithms.ngram_table import NgramTable
 from dspark_core.engine.acceptance import Proposal, Verdict
 from dspark_core.engine.drafting import draft_limit
+from dspark_core.engine.lookup_chains import lookup_chains
 from dspark_core.engine.plan_inputs import sampling_group
 from dspark_core.engine.protocols import DraftBlock, SparseDistribution
 from dspark_core.engine.sequence import SequenceState
@@ -26,73 +29,80 @@ UNUSED_ROUNDS, LOOK_ROUNDS = 8, 8
 """After so many rounds in a row of which no looked-up token was verified, only one in so many is looked up:
 in large batches few tokens pay, and looking takes a percent or two of a round."""
 MAX_GROUPS = 64
-"""Kinds of sampling whose acceptance is known apart; the one asked about least recently is forgotten."""
+"""Kinds of sampling whose acceptance is known apart; the one unused by new sequences longest is forgotten."""
 
 
 class LookupDrafting:
-    """Proposes blocks from the sequences' own text and learns how often they stand."""
+    """Proposes blocks from the sequences' own text and a table, and learns how often they stand."""
 
-    def __init__(self) -> None:
-        self._indices: dict[str, SuffixIndex] = {}
+    def __init__(self, table: NgramTable | None = None) -> None:
+        """`table`: of the target's words; None: only the text itself is looked up."""
+        self._chains = lookup_chains(table)
         self._groups: OrderedDict[str, LookupSurvival] = OrderedDict()
-        self._agreed: dict[str, int] = {}
-        """Length of the match behind each block of this round."""
+        self._of_sequence: dict[str, LookupSurvival] = {}
+        self._promised: dict[str, tuple[float, ...]] = {}
+        """Of each block of this round, before it was corrected by what is known of its group."""
         self._round = 0
         self._unused_rounds = 0
 
     @property
     def remembered(self) -> int:
         """Sequences whose text is indexed."""
-        return len(self._indices)
+        return self._chains.remembered
 
     def propose(self, sequences: Sequence[SequenceState]) -> dict[str, DraftBlock]:
-        """Blocks by sequence id, of those whose last token occurred before."""
-        self._agreed = {}
+        """Blocks by sequence id, of those for whom something was found."""
+        self._promised = {}
         self._round += 1
         if self._unused_rounds >= UNUSED_ROUNDS and self._round % LOOK_ROUNDS:
             return {}
-        blocks = (self._block(sequence) for sequence in sequences if _allowed(sequence))
-        return {block.sequence_id: block for block in blocks if block is not None}
+        asking = [(s, draft_limit(s, BLOCK_TOKENS)) for s in sequences if _allowed(s)]
+        asking = [(sequence, most) for sequence, most in asking if most > 0]
+        if not asking:
+            return {}
+        found = self._chains.chains([sequence for sequence, _ in asking], [most for _, most in asking])
+        blocks = {}
+        for (sequence, _), (token_ids, promised) in zip(asking, found, strict=True):
+            if token_ids:
+                self._promised[sequence.sequence_id] = promised
+                blocks[sequence.sequence_id] = self._block(sequence, token_ids, promised)
+        return blocks
 
     def learn(self, proposals: Sequence[Proposal], verdicts: Sequence[Verdict]) -> None:
         """What became of this round's blocks."""
-        if self._agreed:
+        if self._promised:
             used = any(p.block.origin is DraftOrigin.LOOKUP and p.verify_length for p in proposals)
             self._unused_rounds = 0 if used else self._unused_rounds + 1
         for proposal, verdict in zip(proposals, verdicts, strict=False):
             if proposal.block.origin is DraftOrigin.LOOKUP and proposal.verify_length:
-                agreed = self._agreed[proposal.sequence.sequence_id]
-                survival = self._survival(proposal.sequence)
-                survival.learn(agreed, proposal.verify_length, verdict.accepted)
+                name = proposal.sequence.sequence_id
+                survival = self._of_sequence[name]
+                survival.learn(self._promised[name], proposal.verify_length, verdict.accepted)
 
     def release(self, sequence_id: str) -> None:
         """Forgets a sequence that ended; unknown ids are ignored."""
-        self._indices.pop(sequence_id, None)
+        self._chains.release(sequence_id)
+        self._of_sequence.pop(sequence_id, None)
 
-    def _block(self, sequence: SequenceState) -> DraftBlock | None:
-        most = draft_limit(sequence, BLOCK_TOKENS)
-        if most < 1:
-            return None
-        index = self._indices.setdefault(sequence.sequence_id, SuffixIndex())
-        match = index.longest(sequence.tokens, most)
-        if match is None:
-            return None
-        self._agreed[sequence.sequence_id] = match.length
-        count = len(match.token_ids)
+    def _block(
+        self, sequence: SequenceState, token_ids: tuple[int, ...], promised: tuple[float, ...]
+    ) -> DraftBlock:
         return DraftBlock(
             sequence.sequence_id,
-            match.token_ids,
-            self._survival(sequence).confidences(match.length, count),
-            distribution=_point_masses(match.token_ids) if _drawn(sequence) else None,
+            token_ids,
+            self._survival(sequence).confidences(promised),
+            distribution=_point_masses(token_ids) if _drawn(sequence) else None,
             origin=DraftOrigin.LOOKUP,
         )
 
     def _survival(self, sequence: SequenceState) -> LookupSurvival:
-        group = sampling_group(sequence.request)
-        known = self._groups.setdefault(group, LookupSurvival())
-        self._groups.move_to_end(group)
-        if len(self._groups) > MAX_GROUPS:
-            self._groups.popitem(last=False)
+        known = self._of_sequence.get(sequence.sequence_id)
+        if known is None:
+            group = sampling_group(sequence.request)
+            known = self._of_sequence[sequence.sequence_id] = self._groups.setdefault(group, LookupSurvival())
+            self._groups.move_to_end(group)
+            if len(self._groups) > MAX_GROUPS:
+                self._groups.popitem(last=False)
         return known
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-ABI = 5
+ABI = 6
 MAX_HEAD_DIM = 256
 
 
@@ -133,6 +133,8 @@ _SIGNATURES = {
     "dspark_decoder_create": (c_void_p, (POINTER(DecoderShapeStruct), POINTER(LayerStruct))),
     "dspark_decoder_destroy": (None, (c_void_p,)),
     "dspark_decoder_forward": (None, (c_void_p, POINTER(BatchStruct))),
+    "dspark_text_create": (c_void_p, ()),
+    "dspark_text_destroy": (None, (c_void_p,)),
     "dspark_cache_bytes": (c_int64, (c_int32,) * 6),
 }
 

@@ -21,7 +21,14 @@ def add_stack_arguments(parser: argparse.ArgumentParser) -> None:
         "--lookup",
         action=argparse.BooleanOptionalAction,
         default=defaults.lookup,
-        help="drafts also from what a request's own text repeats",
+        help="drafts also from what a request's own text repeats, and from --ngrams",
+    )
+    group.add_argument(
+        "--ngrams",
+        default=defaults.ngrams,
+        metavar="TABLE",
+        help="of the target's own words, to draft from: a file of `dspark data ngrams`, a zoo name, auto "
+        "(what is shipped for the target, the default) or none",
     )
     group.add_argument("--dtype", default=defaults.dtype, choices=("bfloat16", "float32"))
     group.add_argument(
@@ -67,6 +74,7 @@ def stack_options(arguments: argparse.Namespace, **overrides: object) -> StackOp
         "target_model": arguments.target_model,
         "drafter": None if arguments.drafter == "none" else arguments.drafter,
         "lookup": arguments.lookup,
+        "ngrams": arguments.ngrams,
         "dtype": arguments.dtype,
         "device": arguments.device,
         "weights": arguments.weights,

@@ -1,7 +1,8 @@
 """`dspark data`: from prompts to what a drafter is trained on.
 
 prompts collects what to ask, regenerate lets the target answer, features computes the target's
-hidden states of the answers (training can also compute them on the fly), check verifies them.
+hidden states of the answers (training can also compute them on the fly), check verifies them; ngrams
+makes a table of what the target usually says, to draft from without a drafter.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Callable
 
 from dspark_core.errors import DSparkError
-from services.cli import data_features, data_prompts, data_regenerate
+from services.cli import data_features, data_ngrams, data_prompts, data_regenerate
 
 EXIT_INTERRUPTED = 130
 
@@ -29,6 +30,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         data_regenerate.add_parser,
         data_features.add_parser,
         data_features.add_check_parser,
+        data_ngrams.add_parser,
     ):
         add(steps)
     for step in steps.choices.values():

@@ -25,9 +25,10 @@ from rich.progress import (
 from dspark_core.engine.building import DTYPES, BuiltTarget, EngineOptions, build_target
 from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
-from dspark_core.models.loading import load_target
+from dspark_core.models.loading import LoadedTarget, load_target
 from dspark_core.tokenization.loading import load_tokenizer
 from dspark_core.tokenization.tokenizer import Tokenizer
+from dspark_core.training.data.answer_log import read_settings
 
 _PLAIN_LINE_SECONDS = 30.0
 """How often a log without a terminal hears of the progress."""
@@ -69,6 +70,17 @@ def set_threads(arguments: argparse.Namespace) -> None:
         if arguments.threads < 1:
             raise ConfigError(f"--threads must be >= 1, got {arguments.threads}")
         torch.set_num_threads(arguments.threads)
+
+
+def require_answers_of(target: LoadedTarget, answers: Path) -> None:
+    """Raises ConfigError, with both values, when another model wrote the answers."""
+    settings = read_settings(answers) or {}
+    wrote = settings.get("fingerprint")
+    if wrote is not None and wrote != target.fingerprint:
+        raise ConfigError(
+            f"{answers} was written by target {settings.get('target')} with fingerprint {wrote}; "
+            f"{target.path.name} has fingerprint {target.fingerprint}"
+        )
 
 
 def require_writable(path: Path) -> None:

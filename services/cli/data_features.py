@@ -10,7 +10,6 @@ from rich.console import Console
 from dspark_core.engine.building import DTYPES
 from dspark_core.errors import ConfigError
 from dspark_core.models.loading import LoadedTarget, load_target
-from dspark_core.training.data.answer_log import read_settings
 from dspark_core.training.data.conversations import AnswerFile
 from dspark_core.training.data.feature_cache import (
     DEFAULT_PACK_TOKENS,
@@ -26,7 +25,13 @@ from dspark_core.training.data.feature_cache import (
 from dspark_core.training.manifest import check_shards, read_manifest
 from dspark_core.training.origin import FeatureOrigin, default_tap_layers, describe_target
 from dspark_core.training.sources import MIN_ANSWER_TOKENS
-from services.cli.data_arguments import TokenProgress, add_target_arguments, load_tokenizer_of, set_threads
+from services.cli.data_arguments import (
+    TokenProgress,
+    add_target_arguments,
+    load_tokenizer_of,
+    require_answers_of,
+    set_threads,
+)
 
 EXIT_DAMAGED = 1
 
@@ -79,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     set_threads(arguments)
     target = load_target(arguments.target_model, DTYPES[arguments.dtype])
     origin = _origin(arguments, target)
-    _require_answers_of(target, arguments.answers)
+    require_answers_of(target, arguments.answers)
     limit = target.config.max_context_tokens
     if arguments.max_length is not None:
         limit = min(limit, arguments.max_length)
@@ -124,17 +129,6 @@ def _origin(arguments: argparse.Namespace, target: LoadedTarget) -> FeatureOrigi
     if len(set(layers)) < len(layers):
         raise ConfigError(f"--layers must differ, got {' '.join(map(str, layers))}")
     return describe_target(target, arguments.dtype, layers, load_tokenizer_of(arguments).chat_template)
-
-
-def _require_answers_of(target: LoadedTarget, answers: Path) -> None:
-    """Raises ConfigError, with both values, when another model wrote the answers."""
-    settings = read_settings(answers) or {}
-    wrote = settings.get("fingerprint")
-    if wrote is not None and wrote != target.fingerprint:
-        raise ConfigError(
-            f"{answers} was written by target {settings.get('target')} with fingerprint {wrote}; "
-            f"{target.path.name} has fingerprint {target.fingerprint}"
-        )
 
 
 def _describe(plan: CachePlan, answers: AnswerFile) -> None:

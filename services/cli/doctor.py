@@ -171,6 +171,20 @@ def _drafter(options: StackOptions) -> Finding:
     )
 
 
+def _ngrams(options: StackOptions) -> Finding:
+    if not options.lookup:
+        return Finding(Outcome.NOTE, "not used: --no-lookup")
+    from dspark_core.engine.lookup_building import load_table
+    from dspark_core.models.loading import load_target
+    from dspark_core.zoo_paths import resolve_ngrams_path
+
+    path = resolve_ngrams_path(options.ngrams, options.target_model)
+    if path is None:
+        return Finding(Outcome.OK, "none: only requests' own text is looked up")
+    loaded = load_target(options.target_model, options.engine.torch_dtype, options.engine.torch_device)
+    return Finding(Outcome.OK, f"{path.parent.name}: {load_table(path, loaded).entries:,} contexts")
+
+
 def _port(options: StackOptions) -> Finding:
     for port in (options.http_port, options.grpc_port):
         with socket.socket() as probe:
@@ -208,6 +222,7 @@ CHECKS: dict[str, Check] = {
     "target model": _target,
     "tokenizer": _tokenizer,
     "drafter": _drafter,
+    "n-grams": _ngrams,
     "ports": _port,
     "redis": _redis,
 }

@@ -10,7 +10,7 @@ from dspark_core.engine.devices import AUTO
 from dspark_core.engine.trace_writer import TraceOptions
 from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL
-from dspark_core.zoo_paths import DEFAULT_DRAFTER
+from dspark_core.zoo_paths import DEFAULT_DRAFTER, NGRAMS_AUTO
 
 DEFAULT_TRACE_SAMPLE, DEFAULT_TRACE_MAX_MB = 0.1, 256
 
@@ -24,7 +24,9 @@ class StackOptions:
     drafter: str | None = DEFAULT_DRAFTER
     """None: no draft model."""
     lookup: bool = True
-    """Whether drafts may come from requests' own text too."""
+    """Whether drafts may come from requests' own text too, and from `ngrams`."""
+    ngrams: str = NGRAMS_AUTO
+    """Table of the target's words, as `resolve_ngrams_path` takes it."""
     dtype: str = "bfloat16"
     device: str = AUTO
     """Of both engines; see `EngineOptions.device`."""

@@ -160,6 +160,7 @@ class ProcessStack:
             "DSPARK_DRAFTER": options.drafter or "",
             "DSPARK_DTYPE": options.dtype,
             "DSPARK_LOOKUP": "true" if options.lookup else "false",
+            "DSPARK_NGRAMS": options.ngrams,
             "DSPARK_DEVICE": options.device,
             "DSPARK_WEIGHTS": options.weights,
             "DSPARK_KV_CACHE_MB": str(options.kv_cache_mb),

@@ -16,6 +16,7 @@ from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import build_drafter
 from dspark_core.engine.draft_engine import LocalDraftSource
 from dspark_core.engine.draft_profiler import profile_draft_time
+from dspark_core.engine.lookup_building import build_lookup
 from dspark_core.engine.planning import LocalPlanSource
 from dspark_core.engine.protocols import PlanSource
 from dspark_core.engine.trace_format import TraceHeader
@@ -152,6 +153,9 @@ class EmbeddedStack:
             )
             dtype = profiled.target.engine.dtype
             draft_time = await asyncio.to_thread(profile_draft_time, drafts, dtype=dtype)
+        lookup = None
+        if options.lookup:
+            lookup = build_lookup(options.ngrams, options.target_model, profiled.target.loaded)
         reporting: list[CoordinatedPlanSource] = []
 
         def planner(local: LocalPlanSource) -> PlanSource:
@@ -168,7 +172,7 @@ class EmbeddedStack:
             planner=planner,
             trace=self._open_trace(),
             draft_time=draft_time,
-            lookup=options.lookup,
+            lookup=lookup,
         )
         load.watch(lambda: verifier.status)
         verifier.start()

@@ -11,7 +11,7 @@ from dspark_core.engine.building import DTYPES, WEIGHTS, EngineOptions
 from dspark_core.engine.devices import AUTO
 from dspark_core.engine.trace_writer import TraceOptions
 from dspark_core.model_paths import DEFAULT_MODEL
-from dspark_core.zoo_paths import DEFAULT_DRAFTER
+from dspark_core.zoo_paths import DEFAULT_DRAFTER, NGRAMS_AUTO
 from services.common.env import Env
 from services.common.options import ServerOptions
 from services.verifier.profiling import MEASURE, ProfileOptions
@@ -36,7 +36,9 @@ class VerifierServiceConfig:
     advertise_address: str
     replica_id: str
     lookup: bool = True
-    """Whether drafts may come from requests' own text too."""
+    """Whether drafts may come from requests' own text too, and from `ngrams`."""
+    ngrams: str = NGRAMS_AUTO
+    """Table of the target's words, as `resolve_ngrams_path` takes it."""
     profile: ProfileOptions = field(default_factory=ProfileOptions)
     trace: TraceOptions | None = None
     """None: rounds leave no trace."""
@@ -73,6 +75,7 @@ class VerifierServiceConfig:
             advertise_address=address,
             replica_id=env.text("DSPARK_REPLICA_ID", f"verifier-{address}"),
             lookup=env.flag("DSPARK_LOOKUP", True),
+            ngrams=env.text("DSPARK_NGRAMS", NGRAMS_AUTO),
             profile=ProfileOptions(
                 source=env.text("DSPARK_PROFILE", MEASURE),
                 max_requests=env.integer("DSPARK_MAX_RUNNING", 32, minimum=1),

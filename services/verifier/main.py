@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import torch
 
+from dspark_core.engine.lookup_building import build_lookup
 from dspark_core.engine.planning import LocalPlanSource
 from dspark_core.engine.protocols import PlanSource
 from dspark_core.engine.trace_format import TraceHeader
@@ -95,6 +96,9 @@ async def _start_verifier(
     telemetry: Telemetry,
     stack: AsyncExitStack,
 ) -> Verifier:
+    lookup = None
+    if config.lookup:
+        lookup = build_lookup(config.ngrams, config.engine.target_model, profiled.target.loaded)
     coordinated: list[CoordinatedPlanSource] = []
 
     def planner(local: LocalPlanSource) -> PlanSource:
@@ -127,7 +131,7 @@ async def _start_verifier(
         metrics=telemetry.registry,
         planner=planner,
         trace=trace,
-        lookup=config.lookup,
+        lookup=lookup,
         planner_name=lambda: coordinated[0].last_planner if coordinated else "local",
     )
     load.watch(lambda: verifier.status)

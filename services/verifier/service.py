@@ -73,11 +73,11 @@ def build_verifier(
     trace: TraceWriter | None = None,
     planner_name: Callable[[], str] = lambda: "local",
     draft_time: DraftTimeModel | None = None,
-    lookup: bool = True,
+    lookup: LookupDrafting | None = None,
 ) -> Verifier:
     """`planner` may wrap the local planner, for example to follow the scheduler; `planner_name` is
     the name under which the newest plan is traced. `draft_time`: measured; None: to be learned.
-    `lookup`: drafts also from what a request's own text repeats.
+    `lookup`: drafts without a drafter; None: none of those.
     """
     engine = profiled.target.engine
     observed = VerifierMetrics(metrics)
@@ -103,7 +103,7 @@ def build_verifier(
         engine,
         ObservedPlanSource(plans, observed),
         drafting=drafting,
-        lookup=LookupDrafting() if lookup else None,
+        lookup=lookup,
         limits=limits,
         replica_id=replica_id,
         step_time=None if round_time is None else round_time.verify,

@@ -1,4 +1,4 @@
-"""`dspark data` from prompts to features, killed on the way, and what it refuses."""
+"""`dspark data` from prompts to features and n-grams, killed on the way, and what it refuses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from dspark_core.training.data.conversations import AnswerFile
+from dspark_core.models.ngram_file import load_ngrams
+from dspark_core.training.data.conversations import AnswerFile, read_conversations
 from dspark_core.training.manifest import read_manifest
 from dspark_core.training.sources import CachedSource
 from services.cli.main import main
@@ -145,6 +146,19 @@ def test_prompts_answers_and_features_fit_together(
     assert f"{shard} does not have the checksum" in capsys.readouterr().out
 
 
+def test_a_table_of_ngrams_from_answers(target: Path, tmp_path: Path, capsys) -> None:
+    answers, more = (write_answers(tmp_path / f"{name}.jsonl", count=120) for name in ("a", "b"))
+    out = tmp_path / "made" / "ngrams.safetensors"
+    command = ["data", "ngrams", "--answers", str(answers), str(more), "--out", str(out), "--order", "3"]
+    assert main([*command, "--target-model", str(target), "--threads", "1"]) == 0
+    table, origin = load_ngrams(out)
+    assert (table.order, origin.vocab_size) == (3, 512)
+    assert origin.answer_tokens == 2 * sum(len(one.answer_ids) for one in read_conversations(answers))
+    shown = capsys.readouterr().out
+    assert f"{table.entries:,} contexts of {origin.answer_tokens:,} answer tokens" in shown
+    assert "their text's own repetitions" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -170,15 +184,22 @@ def test_prompts_answers_and_features_fit_together(
         (["features", "--answers", "{prompts}", "--out", "{tmp}/x", "--layers", "99"], "tap layer 99"),
         (["features", "--answers", "{foreign}", "--out", "{tmp}/x"], "with fingerprint 0123"),
         (["check", "{tmp}"], "has no manifest.json"),
+        (["ngrams", "--answers", "{foreign}", "--out", "{tmp}/x"], "with fingerprint 0123"),
+        (["ngrams", "--answers", "{few}", "--out", "{tmp}/x"], "answers are too few for a table"),
+        (["ngrams", "--answers", "{wild}", "--out", "{tmp}/x"], "--answers hold token 512; the target's"),
+        (["ngrams", "--answers", "{few}", "--out", "{tmp}"], "--out must be a file"),
+        (["ngrams", "--answers", "{few}", "--out", "{tmp}/x", "--order", "0"], "--order must be in [1, 8]"),
     ],
 )
 def test_bad_input_is_told_in_one_line(
     arguments: list[str], message: str, target: Path, prompts: Path, tmp_path: Path, capsys
 ) -> None:
-    files = {name: tmp_path / f"{name}.jsonl" for name in ("bad", "twice", "foreign")}
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("bad", "twice", "foreign", "few", "wild")}
     files["bad"].write_text('{"prompt": "fine"}\n{"id": "x"}\n')
     files["twice"].write_text('{"id": "a", "prompt": "x"}\n{"id": "a", "prompt": "y"}\n')
     write_answers(files["foreign"])
+    write_answers(files["few"])
+    files["wild"].write_text('{"prompt_ids": [1], "answer_ids": [2, 512]}\n')
     settings = {"target": "other", "fingerprint": "0123"}
     files["foreign"].with_name("foreign.jsonl.settings.json").write_text(json.dumps(settings))
     named = [text.format(tmp=tmp_path, prompts=prompts, **files) for text in arguments]

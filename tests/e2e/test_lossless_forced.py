@@ -15,13 +15,14 @@ from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import BuiltTarget, EngineOptions, build_drafter, build_target
 from dspark_core.engine.draft_engine import LocalDraftSource
 from dspark_core.engine.drafting import Drafting
+from dspark_core.engine.lookup_building import build_lookup
 from dspark_core.engine.planning import FullPlanSource
 from dspark_core.engine.rounds import RoundLoop
 from dspark_core.kernels.library import native_kernels
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions, SpeculationStats
 from dspark_core.tokenization.loading import load_tokenizer
-from dspark_core.zoo_paths import DEFAULT_DRAFTER
+from dspark_core.zoo_paths import DEFAULT_DRAFTER, NGRAMS_AUTO
 from tests.e2e.prompts import PROMPTS
 
 pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(400)]
@@ -74,11 +75,17 @@ def engines(request: pytest.FixtureRequest) -> Iterator[Engines]:
     torch.set_num_threads(threads)
 
 
-def answer(engines: Engines, sampling: SamplingParams, *, speculate: bool, together: int) -> Answers:
-    """All prompts, `together` of them at a time; every draft token is verified."""
-    drafting = Drafting(engines.drafts, engines.target.engine, deadline_seconds=60.0) if speculate else None
+def answer(
+    engines: Engines, sampling: SamplingParams, *, speculate: bool, together: int, looked_up: bool = False
+) -> Answers:
+    """All prompts, `together` of them at a time; every token of the drafter, or looked up, is verified."""
+    target, drafting, lookup = engines.target, None, None
+    if speculate and looked_up:
+        lookup = build_lookup(NGRAMS_AUTO, DEFAULT_MODEL, target.loaded)
+    elif speculate:
+        drafting = Drafting(engines.drafts, target.engine, deadline_seconds=60.0)
     limits = BatchLimits(max_running=together)
-    loop = RoundLoop(engines.target.engine, FullPlanSource(), drafting=drafting, limits=limits)
+    loop = RoundLoop(target.engine, FullPlanSource(), drafting=drafting, lookup=lookup, limits=limits)
     for index, prompt in enumerate(engines.prompts):
         loop.submit(
             GenerateRequest(
@@ -98,8 +105,8 @@ def answer(engines: Engines, sampling: SamplingParams, *, speculate: bool, toget
     return answers
 
 
-def check(engines: Engines, sampling: SamplingParams) -> None:
-    with_drafts = answer(engines, sampling, speculate=True, together=16)
+def check(engines: Engines, sampling: SamplingParams, *, looked_up: bool = False) -> None:
+    with_drafts = answer(engines, sampling, speculate=True, together=16, looked_up=looked_up)
     without = answer(engines, sampling, speculate=False, together=8)
     assert with_drafts.token_ids == without.token_ids
     assert with_drafts.accepted >= 50
@@ -114,3 +121,9 @@ def test_drafts_change_no_token_of_a_greedy_answer(engines: Engines) -> None:
 @pytest.mark.parametrize("engines", ["bfloat16"], indirect=True)
 def test_drafts_change_no_token_of_a_seeded_answer(engines: Engines) -> None:
     check(engines, SEEDED)
+
+
+@pytest.mark.parametrize("engines", ["bfloat16"], indirect=True)
+@pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+def test_looked_up_tokens_change_none_of_an_answer(engines: Engines, sampling: SamplingParams) -> None:
+    check(engines, sampling, looked_up=True)

@@ -4,6 +4,7 @@
 #include "coupling.h"
 #include "decoder.h"
 #include "draft.h"
+#include "lookup.h"
 #include "rejection.h"
 
 using namespace dspark;
@@ -40,7 +41,7 @@ void run_normed_linear(const Matrix& matrix, const void* x, int rows, float* pro
 
 extern "C" {
 
-int32_t dspark_abi() { return 5; }
+int32_t dspark_abi() { return 6; }
 
 const char* dspark_instructions() {
 #ifdef DSPARK_AVX512_BF16

@@ -3,41 +3,53 @@
 from __future__ import annotations
 
 import random
-from itertools import pairwise
 
 import pytest
 
-from dspark_core.algorithms.lookup_survival import LookupSurvival
-from dspark_core.algorithms.prefix_scheduler import survival_from_confidence
-from dspark_core.algorithms.suffix_match import MAX_MATCH
+from dspark_core.algorithms.lookup_survival import LEAST, MOST, LookupSurvival
 
 
-@pytest.mark.parametrize("agreed", [1, 2, 5, MAX_MATCH])
-def test_survival_never_rises_along_a_block(agreed: int) -> None:
-    survival = survival_from_confidence(LookupSurvival().confidences(agreed, 15))
-    assert len(survival) == 15
-    assert all(a >= b > 0.0 for a, b in pairwise(survival))
-
-
-def test_longer_agreement_promises_more() -> None:
-    known = LookupSurvival()
-    first = [known.confidences(agreed, 1)[0] for agreed in range(1, MAX_MATCH + 1)]
-    assert all(a <= b for a, b in pairwise(first))
+def test_promises_are_believed_until_something_is_known() -> None:
+    assert LookupSurvival().confidences((0.3, 0.95)) == pytest.approx((0.3, 0.95))
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.5, 0.98])
-def test_rates_follow_what_was_accepted(rate: float) -> None:
+@pytest.mark.parametrize("promised", [0.12, 0.66, 0.97])
+def test_corrections_follow_what_was_accepted(rate: float, promised: float) -> None:
     known, chance = LookupSurvival(), random.Random(0)
     for _ in range(600):
-        known.learn(3, 1, int(chance.random() < rate))
-    assert known.confidences(3, 1)[0] == pytest.approx(rate, abs=0.08)
-    assert known.confidences(2, 1) == LookupSurvival().confidences(2, 1)
+        known.learn((promised,), 1, int(chance.random() < rate))
+    assert known.confidences((promised,))[0] == pytest.approx(rate, abs=0.08)
+    assert known.confidences((0.4,)) == (0.4,)  # another class
+
+
+def test_of_promises_alike_the_greater_stays_greater() -> None:
+    known = LookupSurvival()
+    for _ in range(50):
+        known.learn((0.55,), 1, 0)
+    lower, higher = known.confidences((0.52, 0.58))
+    assert LEAST <= lower < higher < 0.1
+
+
+def test_corrected_promises_stay_probabilities() -> None:
+    known = LookupSurvival()
+    for _ in range(300):
+        known.learn((0.81, 0.19), 2, 1)
+    assert known.confidences((0.89, 0.11)) == (MOST, LEAST)
 
 
 def test_tokens_after_the_first_loss_teach_nothing() -> None:
     known = LookupSurvival()
     for _ in range(200):
-        known.learn(2, 5, 1)
-    learned, prior = known.confidences(2, 5), LookupSurvival().confidences(2, 5)
-    assert learned[0] > 0.9 > 0.1 > learned[1]
-    assert learned[2:] == prior[2:]
+        known.learn((0.5, 0.6, 0.7), 3, 1)
+    first, second, third = known.confidences((0.5, 0.6, 0.7))
+    assert first > 0.9 > 0.1 > second
+    assert third == 0.7
+
+
+def test_old_outcomes_fade() -> None:
+    known = LookupSurvival()
+    for accepted in (0, 1):
+        for _ in range(800):
+            known.learn((0.5,), 1, accepted)
+    assert known.confidences((0.5,))[0] > 0.95

@@ -1,0 +1,88 @@
+"""How often a looked-up token stands, by what speaks for it.
+
+Two sources propose the next token: what followed an earlier occurrence of the text's own end
+(`suffix_match`), the better the longer the match, and the target's table of n-grams
+(`ngram_table`), the better the higher its level. Where both say the same, it stands more often than
+either promises; where they differ, a long match is nearly always right, and so is a sure table
+beside a match of one token. One number for each of those cases, measured on answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from dspark_core.algorithms.suffix_match import MAX_MATCH
+
+MATCH_STEPS = (1, 2, 3, 4, 5, 8, 12, 16)
+"""Matches of 5 to 7 tokens are one class, and so on; class 0 is no match."""
+LEVEL_CLASSES = 16
+"""Of the table's 256 levels; class 16 is no entry."""
+CLASS_SHAPE = (3, 1 + len(MATCH_STEPS), LEVEL_CLASSES + 1)
+MATCH_CLASSES = tuple(sum(step <= length for step in MATCH_STEPS) for length in range(MAX_MATCH + 1))
+"""By length of the match."""
+PRIOR_RATES = (0.24, 0.5, 0.64, 0.7, 0.73, 0.75, 0.78, 0.8, 0.85, 0.88, 0.9, 0.91, 0.92, 0.92, 0.93, 0.94)
+"""Of matches of 1, 2, ... tokens alone: measured on greedy answers to the benchmarks of docs/results.md."""
+
+
+class Support(IntEnum):
+    """What speaks for a token."""
+
+    MATCH = 0
+    """The text's own match, and the table has nothing or another token."""
+    TABLE = 1
+    """The table, and the match has nothing or another token."""
+    BOTH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class LookupEvidence:
+    """`rates` [support, match class, level class] float32: the share of such tokens that stood."""
+
+    rates: npt.NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for another shape or numbers outside (0, 1)."""
+        if self.rates.shape != CLASS_SHAPE or self.rates.dtype != np.float32:
+            raise ValueError(
+                f"rates must be float32 {CLASS_SHAPE}, got {self.rates.dtype} {self.rates.shape}"
+            )
+        if not ((self.rates > 0.0) & (self.rates < 1.0)).all():
+            raise ValueError("rates must lie between 0 and 1")
+
+
+def level_class(level: int | None) -> int:
+    return LEVEL_CLASSES if level is None else level * LEVEL_CLASSES >> 8
+
+
+def prior_rates() -> npt.NDArray[np.float32]:
+    """Before anything was measured: sources that err independently, and matches that overrule.
+
+    A table's token beside a longer match that says otherwise is worth half as much for each token of
+    the match.
+    """
+    matched = np.array([PRIOR_RATES[step - 1] for step in MATCH_STEPS])
+    depth = (np.arange(LEVEL_CLASSES) + 0.5) / LEVEL_CLASSES
+    known = 1.0 - (1.0 - depth) ** 2  # inverse of `levels_of`
+    rates = np.full(CLASS_SHAPE, 0.01)
+    rates[Support.MATCH, 1:, :] = matched[:, None]
+    rates[Support.TABLE, 0, :-1] = known
+    rates[Support.TABLE, 1:, :-1] = known * 0.5 ** np.array(MATCH_STEPS)[:, None]
+    rates[Support.BOTH, 1:, :-1] = 1.0 - (1.0 - matched[:, None]) * (1.0 - known)
+    return _as_rates(rates)
+
+
+def measured_rates(
+    stood: npt.NDArray[np.float64], judged: npt.NDArray[np.float64], prior_weight: float = 6.0
+) -> npt.NDArray[np.float32]:
+    """stood, judged [support, match class, level class] -> rates; the prior counts for `prior_weight`
+    tokens of each class."""
+    return _as_rates((stood + prior_weight * prior_rates()) / (judged + prior_weight))
+
+
+def _as_rates(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    rates: npt.NDArray[np.float32] = np.clip(shares, 0.01, 0.99).astype(np.float32)
+    return rates

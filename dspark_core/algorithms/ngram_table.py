@@ -1,0 +1,149 @@
+"""Which token most often follows the last few: a table of the target's own words.
+
+Contexts of one to `order` tokens lie in one open-addressing hash table; each names its likeliest
+next token and how likely that is. The longest known context decides (backing off, as n-gram models
+do), and since probabilities were interpolated when the table was made, nothing is added up here.
+Drafts from a fixed store of text are REST's (arXiv 2311.08252). Values only, no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dspark_core.algorithms.lookup_evidence import LookupEvidence, prior_rates
+
+MAX_ORDER = 8
+LEVELS = 256
+"""Probabilities are stored as one of so many levels, finer towards 1, see `levels_of`."""
+_MASK = 0xFFFF_FFFF_FFFF_FFFF
+_SALT, _FIRST, _SECOND = 0x9E37_79B9_7F4A_7C15, 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
+"""Of splitmix64, with which a context is hashed token by token."""
+
+Words = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class NgramTable:
+    """`checks`, `tokens` and `levels` [slots]; a check of 0 marks an empty slot."""
+
+    order: int
+    """Longest context, in tokens."""
+    checks: npt.NDArray[np.uint16]
+    """Of a context's hash what tells it from others in neighbouring slots: one lookup in some ten
+    thousand finds a stranger's entry, which costs a draft token at worst."""
+    tokens: npt.NDArray[np.uint32]
+    levels: npt.NDArray[np.uint8]
+    evidence: LookupEvidence
+    """How often its tokens stand, by themselves and beside a match in a request's own text."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for parts that do not fit."""
+        slots = len(self.checks)
+        if not 1 <= self.order <= MAX_ORDER:
+            raise ValueError(f"order must be in [1, {MAX_ORDER}], got {self.order}")
+        if (len(self.tokens), len(self.levels)) != (slots, slots):
+            raise ValueError(
+                f"checks, tokens and levels must be of one length, got {slots}, {len(self.tokens)} "
+                f"and {len(self.levels)}"
+            )
+        if self.checks.all():
+            raise ValueError("a table without an empty slot would be searched without end")
+
+    @property
+    def entries(self) -> int:
+        return int(np.count_nonzero(self.checks))
+
+    def find(self, tail: Sequence[int]) -> tuple[int, int] | None:
+        """The likeliest token after `tail` and its level; None where not even its last token is known."""
+        for length in range(min(self.order, len(tail)), 0, -1):
+            found = self._entry(tail[len(tail) - length :])
+            if found is not None:
+                return found
+        return None
+
+    def _entry(self, context: Sequence[int]) -> tuple[int, int] | None:
+        key = context_key(context)
+        slots = len(self.checks)
+        slot, check = (key >> 32) * slots >> 32, key & 0xFFFF or 1
+        while (here := int(self.checks[slot])) != 0:
+            if here == check:
+                return int(self.tokens[slot]), int(self.levels[slot])
+            slot = (slot + 1) % slots
+        return None
+
+
+def empty_table() -> NgramTable:
+    """That knows nothing: blocks are then of texts' own matches, by what is supposed of those."""
+    return NgramTable(
+        1,
+        np.zeros(1, dtype=np.uint16),
+        np.zeros(1, dtype=np.uint32),
+        np.zeros(1, dtype=np.uint8),
+        LookupEvidence(prior_rates()),
+    )
+
+
+def context_key(context: Sequence[int]) -> int:
+    """64 bits of a context's tokens, the oldest first, and of their number."""
+    key = len(context)
+    for token in context:
+        key = _mixed((key * _SALT + token + 1) & _MASK)
+    return key
+
+
+def context_keys(contexts: npt.NDArray[np.integer[Any]]) -> Words:
+    """`context_key` of each row of [contexts, length]."""
+    keys = np.full(len(contexts), contexts.shape[1], dtype=np.uint64)
+    for column in contexts.T:
+        keys = keys * np.uint64(_SALT) + column.astype(np.uint64) + np.uint64(1)
+        keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(_FIRST)
+        keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(_SECOND)
+        keys ^= keys >> np.uint64(31)
+    return keys
+
+
+def levels_of(probabilities: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
+    """Levels 0 to 255 in even steps of 1 - sqrt(1 - p): 0.99 and 0.999 differ by 17, 0.1 and 0.11 by 1."""
+    depth = 1.0 - np.sqrt(1.0 - np.clip(probabilities, 0.0, 1.0))
+    levels: npt.NDArray[np.uint8] = np.rint(depth * (LEVELS - 1)).astype(np.uint8)
+    return levels
+
+
+def build_slots(
+    keys: Words, tokens: npt.NDArray[np.integer[Any]], levels: npt.NDArray[np.uint8], load: float = 0.8
+) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
+    """checks, tokens and levels [slots] of these entries, whose share `load` < 1 of the slots is taken.
+
+    Where two contexts have one check in one neighbourhood, one of them hides the other.
+    """
+    slots = int(len(keys) / load) + 2
+    wanted = ((keys >> np.uint64(32)) * np.uint64(slots) >> np.uint64(32)).astype(np.int64)
+    place = np.full(slots, -1, dtype=np.int64)
+    waiting = np.arange(len(keys))
+    while len(waiting):
+        # Of those that want one empty slot the first gets it; the others want the next one.
+        contenders = waiting[place[wanted[waiting]] < 0]
+        _, firsts = np.unique(wanted[contenders], return_index=True)
+        winners = contenders[firsts]
+        place[wanted[winners]] = winners
+        waiting = waiting[place[wanted[waiting]] != waiting]
+        wanted[waiting] = (wanted[waiting] + 1) % slots
+    taken = place >= 0
+    checks = np.zeros(slots, dtype=np.uint16)
+    slot_tokens = np.zeros(slots, dtype=np.uint32)
+    slot_levels = np.zeros(slots, dtype=np.uint8)
+    checks[taken] = np.maximum(keys[place[taken]].astype(np.uint16), np.uint16(1))
+    slot_tokens[taken] = tokens[place[taken]]
+    slot_levels[taken] = levels[place[taken]]
+    return checks, slot_tokens, slot_levels
+
+
+def _mixed(key: int) -> int:
+    key = ((key ^ (key >> 30)) * _FIRST) & _MASK
+    key = ((key ^ (key >> 27)) * _SECOND) & _MASK
+    return key ^ (key >> 31)

@@ -1,0 +1,47 @@
+"""Assembles what drafts without a drafter: the text alone, or the text and a table of n-grams."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from dspark_core.algorithms.ngram_table import NgramTable
+from dspark_core.engine.lookup import LookupDrafting
+from dspark_core.errors import CheckpointError
+from dspark_core.models.loading import LoadedTarget
+from dspark_core.models.ngram_file import load_ngrams
+from dspark_core.zoo_paths import resolve_ngrams_path
+
+_log = logging.getLogger(__name__)
+
+
+def build_lookup(ngrams: str, target_model: str, loaded: LoadedTarget) -> LookupDrafting:
+    """`ngrams`: as `resolve_ngrams_path` takes it. Raises ConfigError and CheckpointError."""
+    path = resolve_ngrams_path(ngrams, target_model)
+    return LookupDrafting(None if path is None else load_table(path, loaded))
+
+
+def load_table(path: Path, loaded: LoadedTarget) -> NgramTable:
+    """Raises CheckpointError, with both values, for a table of another vocabulary.
+
+    One of other weights is taken after a warning: a fine-tuned or otherwise quantised target says much
+    the same, and drafts decide nothing but speed.
+    """
+    table, origin = load_ngrams(path)
+    vocab_size = loaded.config.vocab_size
+    if origin.vocab_size != vocab_size:
+        raise CheckpointError(
+            f"table of n-grams {path} is of a target with {origin.vocab_size} tokens ({origin.target}); "
+            f"{loaded.path.name} has {vocab_size}"
+        )
+    if origin.fingerprint != loaded.fingerprint:
+        _log.warning(
+            "table of n-grams %s holds words of %s with other weights (fingerprint %s, here %s)",
+            path,
+            origin.target,
+            origin.fingerprint,
+            loaded.fingerprint,
+        )
+    count, tokens = table.entries, origin.answer_tokens
+    _log.info("table of n-grams %s: %d contexts of %d answer tokens", path, count, tokens)
+    return table

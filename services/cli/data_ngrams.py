@@ -1,0 +1,86 @@
+"""`dspark data ngrams`: a table of what the target usually says, for drafts that need no draft model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from dspark_core.engine.building import DTYPES
+from dspark_core.errors import ConfigError
+from dspark_core.models.loading import load_target
+from dspark_core.models.ngram_file import NgramOrigin, save_ngrams
+from dspark_core.training.data.conversations import Conversation, read_conversations
+from dspark_core.training.ngrams.building import NgramOptions, train_table
+from services.cli.data_arguments import (
+    add_target_arguments,
+    require_answers_of,
+    require_writable,
+    set_threads,
+)
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    defaults = NgramOptions()
+    parser = commands.add_parser(
+        "ngrams",
+        help="make a table of the target's words",
+        description="Counts which token follows which in the target's answers. A verifier drafts from such "
+        "a table where its requests' own text has nothing (`dspark up --ngrams FILE`).",
+    )
+    parser.add_argument(
+        "--answers", type=Path, nargs="+", required=True, help="JSONL of `dspark data regenerate`"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
+    parser.add_argument(
+        "--order", type=int, default=defaults.order, help="longest context, in tokens (%(default)s)"
+    )
+    parser.add_argument(
+        "--min-count",
+        type=int,
+        default=defaults.min_count,
+        help="how often a context of three tokens or more must have occurred (%(default)s)",
+    )
+    add_target_arguments(parser, kv_cache=False)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    options = NgramOptions(order=arguments.order, min_count=arguments.min_count)
+    require_writable(arguments.out)
+    set_threads(arguments)
+    target = load_target(arguments.target_model, DTYPES[arguments.dtype])
+    for path in arguments.answers:
+        require_answers_of(target, path)
+    console, vocab_size = Console(), target.config.vocab_size
+    with console.status("reading answers ..."):
+        conversations = [one for path in arguments.answers for one in read_conversations(path)]
+    _require_vocabulary(conversations, vocab_size)
+    tokens = sum(len(one.answer_ids) for one in conversations)
+    with console.status(f"counting {tokens:,} tokens ..."):
+        trained = train_table(conversations, vocab_size, options)
+    origin = NgramOrigin(
+        target=target.path.name,
+        fingerprint=target.fingerprint,
+        vocab_size=vocab_size,
+        answer_tokens=tokens,
+    )
+    save_ngrams(trained.table, origin, arguments.out)
+    told = trained.trial
+    console.print(
+        f"{trained.table.entries:,} contexts of {tokens:,} answer tokens in {arguments.out}, "
+        f"{arguments.out.stat().st_size / 1e6:.1f} MB\n"
+        f"of {told.tokens:,} tokens it had not seen, a table of the other answers names {told.table:.1%}, "
+        f"their text's own repetitions {told.match:.1%}, one of the two {told.either:.1%}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    return 0
+
+
+def _require_vocabulary(conversations: list[Conversation], vocab_size: int) -> None:
+    """Raises ConfigError: answers of another tokenizer make a table of nonsense."""
+    highest = max(max(*one.prompt_ids, *one.answer_ids) for one in conversations)
+    if highest >= vocab_size:
+        raise ConfigError(f"--answers hold token {highest}; the target's vocabulary has {vocab_size}")
