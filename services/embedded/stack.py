@@ -24,6 +24,7 @@ from dspark_core.engine.trace_writer import TraceWriter
 from dspark_core.engine.verifier import Verifier
 from dspark_core.model_paths import resolve_model_path
 from dspark_core.tokenization.loading import load_tokenizer
+from dspark_core.zoo_paths import resolve_ngrams_path
 from services.common.protocols import VerifierApi
 from services.common.registration import RegistrationLoop
 from services.common.server import GrpcServer
@@ -113,6 +114,8 @@ class EmbeddedStack:
         require_free(options.host, (options.http_port, options.grpc_port))
         if options.threads is not None:
             torch.set_num_threads(options.threads)
+        if options.lookup:  # a wrong name is told before the long work
+            resolve_ngrams_path(options.ngrams, options.target_model)
         profiled = await asyncio.to_thread(
             load_profiled_target, options.engine, ProfileOptions(max_requests=options.max_running)
         )

@@ -16,6 +16,7 @@ from dspark_core.engine.trace_format import TraceHeader
 from dspark_core.engine.trace_writer import TraceWriter
 from dspark_core.engine.verifier import Verifier
 from dspark_core.errors import DSparkError
+from dspark_core.zoo_paths import resolve_ngrams_path
 from services.common.channels import open_channel
 from services.common.process import run_process
 from services.common.registration import RegistrationLoop
@@ -44,6 +45,8 @@ async def run(environ: Mapping[str, str]) -> None:
     telemetry = Telemetry.from_env("verifier", environ)
     if config.torch_threads:
         torch.set_num_threads(config.torch_threads)
+    if config.lookup:  # a wrong name is told before the long work
+        resolve_ngrams_path(config.ngrams, config.engine.target_model)
     # Loaded before the port opens: a wrong checkpoint must fail at once, not after a probe period.
     profiled = await asyncio.to_thread(load_profiled_target, config.engine, config.profile)
     async with AsyncExitStack() as stack:

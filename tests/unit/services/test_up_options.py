@@ -44,6 +44,12 @@ def test_a_taken_port_is_told_at_once(capsys, way, flag) -> None:
     assert "requests in flight" not in shown
 
 
+def test_a_wrong_table_is_told_before_a_model_is_loaded(capsys) -> None:
+    ports = ("--port", "0", "--grpc-port", "0")
+    assert main(["up", *ports, "--ngrams", "nothing", "--target-model", "/nowhere"]) == 2
+    assert "table of n-grams 'nothing' not found" in capsys.readouterr().err
+
+
 def test_a_free_port_is_left_free() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
