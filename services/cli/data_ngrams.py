@@ -81,6 +81,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _require_vocabulary(conversations: list[Conversation], vocab_size: int) -> None:
     """Raises ConfigError: answers of another tokenizer make a table of nonsense."""
-    highest = max(max(*one.prompt_ids, *one.answer_ids) for one in conversations)
+    highest = max((max(*one.prompt_ids, *one.answer_ids) for one in conversations), default=0)
     if highest >= vocab_size:
         raise ConfigError(f"--answers hold token {highest}; the target's vocabulary has {vocab_size}")

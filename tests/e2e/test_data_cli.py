@@ -186,6 +186,7 @@ def test_a_table_of_ngrams_from_answers(target: Path, tmp_path: Path, capsys) ->
         (["check", "{tmp}"], "has no manifest.json"),
         (["ngrams", "--answers", "{foreign}", "--out", "{tmp}/x"], "with fingerprint 0123"),
         (["ngrams", "--answers", "{few}", "--out", "{tmp}/x"], "answers are too few for a table"),
+        (["ngrams", "--answers", "{empty}", "--out", "{tmp}/x"], "0 answers are too few for a table"),
         (["ngrams", "--answers", "{wild}", "--out", "{tmp}/x"], "--answers hold token 512; the target's"),
         (["ngrams", "--answers", "{few}", "--out", "{tmp}"], "--out must be a file"),
         (["ngrams", "--answers", "{few}", "--out", "{tmp}/x", "--order", "0"], "--order must be in [1, 8]"),
@@ -194,11 +195,12 @@ def test_a_table_of_ngrams_from_answers(target: Path, tmp_path: Path, capsys) ->
 def test_bad_input_is_told_in_one_line(
     arguments: list[str], message: str, target: Path, prompts: Path, tmp_path: Path, capsys
 ) -> None:
-    files = {name: tmp_path / f"{name}.jsonl" for name in ("bad", "twice", "foreign", "few", "wild")}
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("bad", "twice", "foreign", "few", "wild", "empty")}
     files["bad"].write_text('{"prompt": "fine"}\n{"id": "x"}\n')
     files["twice"].write_text('{"id": "a", "prompt": "x"}\n{"id": "a", "prompt": "y"}\n')
     write_answers(files["foreign"])
     write_answers(files["few"])
+    files["empty"].touch()
     files["wild"].write_text('{"prompt_ids": [1], "answer_ids": [2, 512]}\n')
     settings = {"target": "other", "fingerprint": "0123"}
     files["foreign"].with_name("foreign.jsonl.settings.json").write_text(json.dumps(settings))
