@@ -24,7 +24,7 @@ from dspark_core.engine.draft_engine import LocalDraftSource
 from dspark_core.engine.draft_profiler import profile_draft_time
 from dspark_core.engine.drafting import Drafting
 from dspark_core.engine.lookup import LookupDrafting
-from dspark_core.engine.lookup_building import load_table
+from dspark_core.engine.lookup_building import find_table
 from dspark_core.engine.planning import FullPlanSource
 from dspark_core.engine.profile_file import profile_key
 from dspark_core.engine.profiler import ProfileSettings, profile_step_time
@@ -32,7 +32,7 @@ from dspark_core.engine.protocols import DraftBlock, DraftSource, PlanSource
 from dspark_core.engine.rounds import RoundLoop
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.records import GenerateRequest, RoundReport, SamplingParams
-from dspark_core.zoo_paths import NGRAMS_AUTO, resolve_ngrams_path
+from dspark_core.zoo_paths import NGRAMS_AUTO
 
 DRAFT_DEADLINE_SECONDS = 600.0
 WARM_UP_ROUNDS = 2
@@ -145,8 +145,7 @@ class LoadedLoop:
             profile_round_time(target, source, options, max_running, clock) if profiled else None
         )
         self.plans = SwitchedPlans()
-        path = resolve_ngrams_path(NGRAMS_AUTO, options.target_model)
-        self._lookup = SwitchedLookup(None if path is None else load_table(path, target.loaded))
+        self._lookup = SwitchedLookup(find_table(NGRAMS_AUTO, options.target_model, target.loaded))
         block = drafter.geometry.block_size
         self._loop = RoundLoop(
             target.engine,

@@ -17,8 +17,13 @@ _log = logging.getLogger(__name__)
 
 def build_lookup(ngrams: str, target_model: str, loaded: LoadedTarget) -> LookupDrafting:
     """`ngrams`: as `resolve_ngrams_path` takes it. Raises ConfigError and CheckpointError."""
+    return LookupDrafting(find_table(ngrams, target_model, loaded))
+
+
+def find_table(ngrams: str, target_model: str, loaded: LoadedTarget) -> NgramTable | None:
+    """The table by that name, None where there is none to use; raises as `build_lookup` does."""
     path = resolve_ngrams_path(ngrams, target_model)
-    return LookupDrafting(None if path is None else load_table(path, loaded))
+    return None if path is None else load_table(path, loaded)
 
 
 def load_table(path: Path, loaded: LoadedTarget) -> NgramTable:

@@ -37,6 +37,17 @@ def lookup_chains(table: NgramTable | None) -> LookupChains:
     return ReferenceChains(known) if kernels is None else NativeChains(known, kernels)
 
 
+def native_lookup(table: NgramTable, kernels: Kernels) -> NativeLookup:
+    return NativeLookup(
+        kernels,
+        order=table.order,
+        checks=table.checks,
+        tokens=table.tokens,
+        levels=table.levels,
+        rates=table.evidence.rates,
+    )
+
+
 class ReferenceChains:
     def __init__(self, table: NgramTable) -> None:
         self._table = table
@@ -60,14 +71,7 @@ class ReferenceChains:
 class NativeChains:
     def __init__(self, table: NgramTable, kernels: Kernels) -> None:
         self._kernels = kernels
-        self._native = NativeLookup(
-            kernels,
-            order=table.order,
-            checks=table.checks,
-            tokens=table.tokens,
-            levels=table.levels,
-            rates=table.evidence.rates,
-        )
+        self._native = native_lookup(table, kernels)
         self._texts: dict[str, NativeText] = {}
 
     @property

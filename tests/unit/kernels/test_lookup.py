@@ -9,20 +9,10 @@ import pytest
 from dspark_core.algorithms.lookup_chain import lookup_chain
 from dspark_core.algorithms.ngram_table import NgramTable, empty_table
 from dspark_core.algorithms.suffix_match import SuffixIndex
+from dspark_core.engine.lookup_chains import native_lookup
 from dspark_core.kernels.library import Kernels
-from dspark_core.kernels.lookup import Chain, NativeLookup, NativeText
+from dspark_core.kernels.lookup import Chain, NativeText
 from tests.unit.algorithms.test_ngram_table import table_of
-
-
-def native_of(kernels: Kernels, table: NgramTable) -> NativeLookup:
-    return NativeLookup(
-        kernels,
-        order=table.order,
-        checks=table.checks,
-        tokens=table.tokens,
-        levels=table.levels,
-        rates=table.evidence.rates,
-    )
 
 
 def reference(table: NgramTable, text: list[int], most: int) -> Chain:
@@ -45,7 +35,7 @@ def random_table(chance: random.Random, order: int, vocab: int) -> NgramTable:
 def test_blocks_are_those_of_the_reference_while_texts_grow(kernels: Kernels, order: int, vocab: int) -> None:
     chance = random.Random(order * 100 + vocab)
     table = random_table(chance, order, vocab)
-    native = native_of(kernels, table)
+    native = native_lookup(table, kernels)
     tokens = [[chance.randrange(vocab) for _ in range(chance.randint(1, 60))] for _ in range(40)]
     texts = [NativeText(kernels) for _ in tokens]
     lengths: set[int] = set()
@@ -63,7 +53,7 @@ def test_blocks_are_those_of_the_reference_while_texts_grow(kernels: Kernels, or
 
 
 def test_without_a_table_blocks_are_of_the_text_alone(kernels: Kernels) -> None:
-    native = native_of(kernels, empty_table())
+    native = native_lookup(empty_table(), kernels)
     text = [5, 6, 7, 8, 5, 6]
     assert native.chains([NativeText(kernels)], [text], [4]) == [reference(empty_table(), text, 4)]
     assert native.chains([NativeText(kernels)], [[5, 6]], [4]) == [((), ())]
@@ -71,14 +61,14 @@ def test_without_a_table_blocks_are_of_the_text_alone(kernels: Kernels) -> None:
 
 def test_long_prompts_large_token_ids_and_empty_batches(kernels: Kernels) -> None:
     table = table_of({(250_000,): (260_000, 255)})
-    native = native_of(kernels, table)
+    native = native_lookup(table, kernels)
     assert native.chains([], [], []) == []
     text = [*range(3000), 250_000]
     assert native.chains([NativeText(kernels)], [text], [4]) == [reference(table, text, 4)]
 
 
 def test_texts_are_freed_with_their_objects(kernels: Kernels) -> None:
-    native = native_of(kernels, empty_table())
+    native = native_lookup(empty_table(), kernels)
     text = NativeText(kernels)
     native.chains([text], [list(range(100))], [3])
     free = text.free
