@@ -13,14 +13,19 @@ from torch import Tensor
 
 _CHUNK_BYTES = 32 * 2**20
 _ALIGNMENT = 64
+_HUGE_PAGE = 2 * 2**20
 
 
 def huge_zeros(num_bytes: int) -> Tensor:
     """[num_bytes] uint8; physical memory is taken as it is first written."""
-    memory = mmap.mmap(-1, max(num_bytes, 1))
+    # Private: anonymous memory that is shared, which is what `mmap` gives unless told, belongs to a file
+    # system of its own, and that has no huge pages on most machines.
+    memory = mmap.mmap(-1, num_bytes + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)[:num_bytes]
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    start = -whole.data_ptr() % _HUGE_PAGE  # older kernels place a mapping anywhere
+    return whole[start : start + num_bytes]
 
 
 class Arena:

@@ -107,12 +107,14 @@ DSPARK_INLINE u32x16 bytes(const uint8_t* p) {
 #endif
 }
 
-// One or two rows read a panel as fast as the processor's own prefetching follows, and asking ahead
-// slowed them down; between the blocks of taller tiles it loses the stream.
+// Products of two rows and more keep a core too busy to run far ahead of itself, and asking for the next
+// lines by hand keeps the memory busy. They are asked into the second cache: the first would lose what it
+// holds before it is used. One row reads as fast as the processor's own prefetching follows.
 template <int R>
 DSPARK_INLINE void prefetch_group(const uint8_t* block, int bytes) {
-  if (R <= 2) return;
-  for (int line = 0; line < bytes; line += 64) __builtin_prefetch(block + 3 * bytes + line);
+  constexpr int kGroupsAhead = 12;
+  if (R == 1) return;
+  for (int line = 0; line < bytes; line += 64) __builtin_prefetch(block + kGroupsAhead * bytes + line, 0, 2);
 }
 
 // Totals live in `out`: accumulators of both vectors fill the registers.

@@ -1,0 +1,53 @@
+"""Memory on huge pages: private, aligned, and really on such pages where the system gives them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from dspark_core.kernels.memory import Arena, huge_zeros
+
+HUGE_PAGE = 2 * 2**20
+ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def huge_kilobytes(address: int) -> int:
+    """Of the mapping that holds `address`, as the kernel counts it."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(bounds[1], 16) <= address < int(bounds[2], 16)
+        elif inside and line.startswith("AnonHugePages:"):
+            return int(line.split()[1])
+    raise AssertionError(f"no mapping holds {address:x}")
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 4096, HUGE_PAGE + 1])
+def test_zeros_of_the_length_asked_for(num_bytes: int) -> None:
+    zeros = huge_zeros(num_bytes)
+    assert zeros.dtype == torch.uint8
+    assert zeros.shape == (num_bytes,)
+    assert not zeros.any()
+    assert zeros.data_ptr() % HUGE_PAGE == 0 or num_bytes == 0
+
+
+def test_written_memory_lies_on_huge_pages() -> None:
+    if not ENABLED.exists() or "[never]" in ENABLED.read_text():
+        pytest.skip("this system has no transparent huge pages")
+    memory = huge_zeros(4 * HUGE_PAGE)
+    memory.fill_(1)
+    if not huge_kilobytes(memory.data_ptr()):
+        free = sum(int(line.split()[-1]) for line in Path("/proc/buddyinfo").read_text().splitlines())
+        assert not free, "blocks of 4 MB are free, but none was given"
+
+
+def test_pieces_of_an_arena_are_aligned_and_apart() -> None:
+    arena = Arena()
+    pieces = [arena.take(100), arena.take(1), arena.take(64 * 2**20)]
+    for number, piece in enumerate(pieces, 1):
+        piece.fill_(number)
+    assert [piece.unique().tolist() for piece in pieces] == [[1], [2], [3]]
+    assert all(piece.data_ptr() % 64 == 0 for piece in pieces)
