@@ -58,10 +58,13 @@ class BlockManager:
         return -(-tokens // self.page_tokens)
 
     def allocate(self, count: int) -> list[int] | None:
-        """`count` fresh pages referenced once, or None (and no change) when they do not exist."""
+        """`count` fresh pages referenced once, or None (and no change) when they do not exist.
+
+        In ascending order: kernels read a context on consecutive pages as one stream.
+        """
         if count > self.available_pages:
             return None
-        pages = [self._take_one() for _ in range(count)]
+        pages = sorted(self._take_one() for _ in range(count))
         for page in pages:
             self._references[page] = 1
         return pages

@@ -1,9 +1,10 @@
 // Paged attention over runs of queries, read in place through page tables.
 //
 // A page holds, per layer and key/value head, tiles of 16 tokens: keys with tokens in the lanes
-// (one load serves 16 scores), values with head dimensions in the lanes. A query's result depends
-// on its own context alone: contexts are cut at fixed multiples of kChunk, and what lies beyond a
-// query's position adds exact zeros.
+// (one load serves 16 scores), values with head dimensions in the lanes. Pages of one head lie one
+// behind the other, so that a context on consecutive pages is read as one stream. A query's result depends
+// on its own context alone: contexts are cut into chunks at fixed places, chunks are merged in order,
+// whoever computed them, and what lies beyond a query's position adds exact zeros.
 #pragma once
 
 #include <cmath>
@@ -12,7 +13,9 @@
 
 namespace dspark {
 
-constexpr int kChunk = 256;  // tokens per softmax update
+constexpr int kChunkTiles = 8;
+constexpr int kChunk = kChunkTiles * kLanes;  // tokens of one softmax
+constexpr int kMaxHeadDim = 256;
 
 struct CacheShape {
   int32_t pages, page_tokens, kv_heads, head_dim;
@@ -20,11 +23,10 @@ struct CacheShape {
   int tiles() const { return (page_tokens + kLanes - 1) / kLanes; }
   int padded_dim() const { return (head_dim + kLanes - 1) / kLanes * kLanes; }
   size_t tile_values() const { return size_t(padded_dim()) * kLanes; }
-  size_t page_values() const { return size_t(kv_heads) * tiles() * tile_values(); }
-  size_t layer_values() const { return page_values() * pages; }
+  size_t layer_values() const { return size_t(kv_heads) * pages * tiles() * tile_values(); }
 
   size_t tile(int64_t page, int head, int tile) const {
-    return page * page_values() + (size_t(head) * tiles() + tile) * tile_values();
+    return ((size_t(head) * pages + page) * tiles() + tile) * tile_values();
   }
 };
 
@@ -46,6 +48,8 @@ struct QueryRows {
   const T* q[kRows];      // [head_dim]
   T* out[kRows];          // [head_dim]
   int position[kRows];    // sees positions up to and including its own
+
+  int last() const { return *std::max_element(position, position + count); }
 };
 
 template <class T>
@@ -71,6 +75,36 @@ struct Context {
     const int whole = positions / shape.page_tokens, rest = positions % shape.page_tokens;
     return whole * shape.tiles() + (rest + kLanes - 1) / kLanes;
   }
+  int chunks_for(int positions) const { return (tiles_for(positions) + kChunkTiles - 1) / kChunkTiles; }
+};
+
+// What one row has of a part of its context: the sum of values, by weights relative to the largest score.
+struct Partial {
+  float largest, total;
+  alignas(64) float values[kMaxHeadDim];
+
+  void clear(int dims) {
+    largest = -INFINITY;
+    total = 0.0f;
+    std::memset(values, 0, sizeof(float) * dims);
+  }
+
+  // As if this had been computed over both parts. Not inlined: all callers must round alike.
+  __attribute__((noinline)) void merge(const Partial& part, int dims) {
+    const float peak = std::max(largest, part.largest);
+    if (peak == -INFINITY) return;  // neither sees anything
+    const float lesser = exp(splat(std::min(largest, part.largest) - peak))[0];
+    const float kept = largest == peak ? 1.0f : lesser, added = largest == peak ? lesser : 1.0f;
+    for (int d = 0; d < dims; d += kLanes)
+      store(values + d, load<f32x16>(values + d) * kept + load<f32x16>(part.values + d) * added);
+    total = total * kept + part.total * added;
+    largest = peak;
+  }
+
+  template <class T>
+  void write(T* out, int dim) const {
+    for (int d = 0; d < dim; ++d) store_one(out + d, values[d] / total);
+  }
 };
 
 template <int R>
@@ -93,14 +127,11 @@ static void scores(const QueryRows<float>& rows, const float* keys, int dim, flo
   DSPARK_UNROLL for (int r = 0; r < R; ++r) store(out + r * kChunk, acc[r]);
 }
 
-// out [R, dims] = out * scale + weights x values, for dimensions [first, first + 16 D).
+// parts [R] = weights x values, for dimensions [first, first + 16 D).
 template <int R, int D>
-static void mix(const uint16_t* const* tiles, int count, const uint16_t* weights, const float* scale,
-                int first, int dims, float* out) {
-  f32x16 acc[R][D];
-  DSPARK_UNROLL for (int r = 0; r < R; ++r)
-    DSPARK_UNROLL for (int d = 0; d < D; ++d)
-      acc[r][d] = load<f32x16>(out + r * dims + first + d * kLanes) * scale[r];
+static void mix(const uint16_t* const* tiles, int count, const uint16_t* weights, int first, int dims,
+                Partial* parts) {
+  f32x16 acc[R][D] = {};
   for (int i = 0; i < count; ++i)
     for (int t = 0; t < kLanes / 2; ++t) {
       const uint16_t* values = tiles[i] + (t * dims + first) * 2;
@@ -112,16 +143,13 @@ static void mix(const uint16_t* const* tiles, int count, const uint16_t* weights
       }
     }
   DSPARK_UNROLL for (int r = 0; r < R; ++r)
-    DSPARK_UNROLL for (int d = 0; d < D; ++d) store(out + r * dims + first + d * kLanes, acc[r][d]);
+    DSPARK_UNROLL for (int d = 0; d < D; ++d) store(parts[r].values + first + d * kLanes, acc[r][d]);
 }
 
 template <int R, int D>
-static void mix(const float* const* tiles, int count, const float* weights, const float* scale, int first,
-                int dims, float* out) {
-  f32x16 acc[R][D];
-  DSPARK_UNROLL for (int r = 0; r < R; ++r)
-    DSPARK_UNROLL for (int d = 0; d < D; ++d)
-      acc[r][d] = load<f32x16>(out + r * dims + first + d * kLanes) * scale[r];
+static void mix(const float* const* tiles, int count, const float* weights, int first, int dims,
+                Partial* parts) {
+  f32x16 acc[R][D] = {};
   for (int i = 0; i < count; ++i)
     for (int t = 0; t < kLanes; ++t) {
       const float* values = tiles[i] + t * dims + first;
@@ -130,100 +158,101 @@ static void mix(const float* const* tiles, int count, const float* weights, cons
           acc[r][d] += load<f32x16>(values + d * kLanes) * weights[r * kChunk + i * kLanes + t];
     }
   DSPARK_UNROLL for (int r = 0; r < R; ++r)
-    DSPARK_UNROLL for (int d = 0; d < D; ++d) store(out + r * dims + first + d * kLanes, acc[r][d]);
+    DSPARK_UNROLL for (int d = 0; d < D; ++d) store(parts[r].values + first + d * kLanes, acc[r][d]);
 }
 
 template <int R, class T>
-static void mix_all(const T* const* tiles, int count, const T* weights, const float* scale, int dims,
-                    float* out) {
+static void mix_all(const T* const* tiles, int count, const T* weights, int dims, Partial* parts) {
   constexpr int kWide = R <= 6 ? 4 : 2;
   int first = 0;
   for (; first + kWide * kLanes <= dims; first += kWide * kLanes)
-    mix<R, kWide>(tiles, count, weights, scale, first, dims, out);
-  for (; first < dims; first += kLanes) mix<R, 1>(tiles, count, weights, scale, first, dims, out);
+    mix<R, kWide>(tiles, count, weights, first, dims, parts);
+  for (; first < dims; first += kLanes) mix<R, 1>(tiles, count, weights, first, dims, parts);
 }
 
-constexpr int kMaxHeadDim = 256;
-
-// Scores of one row become weights; returns by how much to scale what was summed before.
+// Scores of one row become weights.
 template <class T>
-static float soften(float* s, T* weights, int count, float scale, float& largest, float& total) {
+static void soften(float* s, T* weights, int count, float scale, Partial& part) {
   f32x16 top = splat(-INFINITY);
   for (int i = 0; i < count; ++i) {
     const f32x16 scaled = load<f32x16>(s + i * kLanes) * scale;
     store(s + i * kLanes, scaled);
     top = maximum(top, scaled);
   }
-  const float peak = std::max(largest, maximum(top));
-  if (peak == -INFINITY) {  // nothing visible in this chunk, nor before: zero weights
+  part.largest = maximum(top);
+  part.total = 0.0f;
+  if (part.largest == -INFINITY) {  // nothing visible in this chunk
     for (int i = 0; i < count * kLanes; ++i) weights[i] = T(0);
-    return 1.0f;
+    return;
   }
   f32x16 added = {};
   for (int i = 0; i < count; ++i) {
-    const f32x16 w = exp(load<f32x16>(s + i * kLanes) - peak);
+    const f32x16 w = exp(load<f32x16>(s + i * kLanes) - part.largest);
     store_activation(weights + i * kLanes, w);
     added += w;
   }
-  const float kept = exp(splat(largest - peak))[0];
-  total = total * kept + sum(added);
-  largest = peak;
-  return kept;
+  part.total = sum(added);
 }
 
+// Consecutive pages are read ahead by the processor itself, and asking for them slowed it down; what lies
+// elsewhere has to be asked for.
 template <class T>
-DSPARK_INLINE void prefetch_tile(const T* tile, size_t values) {
-  const char* bytes = reinterpret_cast<const char*>(tile);
-  for (size_t at = 0; at < values * sizeof(T); at += 64) __builtin_prefetch(bytes + at);
+DSPARK_INLINE void prefetch_ahead(const Context<T>& context, int tile, int tiles) {
+  constexpr int kTilesAhead = 4;
+  if (tile + kTilesAhead >= tiles) return;
+  const size_t values = context.shape.tile_values();
+  const size_t at = context.tile(tile + kTilesAhead);
+  if (at == context.tile(tile) + kTilesAhead * values) return;
+  for (size_t i = 0; i < values; i += 64 / sizeof(T)) {
+    __builtin_prefetch(context.keys + at + i, 0, 2);
+    __builtin_prefetch(context.values + at + i, 0, 2);
+  }
 }
 
+// parts [R]: what the rows have of one chunk of their context.
 template <int R, class T>
-static void attend_rows(const QueryRows<T>& rows, const Context<T>& context) {
+static void attend_rows(const QueryRows<T>& rows, const Context<T>& context, int chunk, Partial* parts) {
   alignas(64) float s[R * kChunk];
   alignas(64) T weights[R * kChunk];
-  alignas(64) float out[R * kMaxHeadDim];
-  float largest[R], total[R] = {}, kept[R];
-  const int dims = context.shape.padded_dim();
+  const T* values[kChunkTiles];
   const float scale = 1.0f / std::sqrt(float(context.shape.head_dim));
-  int last = 0;
-  for (int r = 0; r < R; ++r) {
-    largest[r] = -INFINITY;
-    last = std::max(last, rows.position[r]);
-  }
-  std::memset(out, 0, sizeof(float) * R * dims);
-  const int tiles = context.tiles_for(last + 1);
-  const T* values[kChunk / kLanes];
-  for (int begin = 0; begin < tiles; begin += kChunk / kLanes) {
-    const int count = std::min(kChunk / kLanes, tiles - begin);
-    for (int i = 0; i < count; ++i) {
-      const size_t at = context.tile(begin + i);
-      values[i] = context.values + at;
-      // Pages lie anywhere: ask for this tile's values and the next one's keys while computing.
-      prefetch_tile(values[i], context.shape.tile_values());
-      if (begin + i + 1 < tiles)
-        prefetch_tile(context.keys + context.tile(begin + i + 1), context.shape.tile_values());
-      scores<R>(rows, context.keys + at, context.shape.head_dim, s + i * kLanes);
-      const int first = context.first_position(begin + i), width = context.width(begin + i);
-      for (int r = 0; r < R; ++r)
-        for (int lane = std::max(0, std::min(width, rows.position[r] + 1 - first)); lane < kLanes; ++lane)
-          s[r * kChunk + i * kLanes + lane] = -INFINITY;
-    }
+  const int tiles = context.tiles_for(rows.last() + 1), begin = chunk * kChunkTiles;
+  const int count = std::min(kChunkTiles, tiles - begin);
+  for (int i = 0; i < count; ++i) {
+    const size_t at = context.tile(begin + i);
+    values[i] = context.values + at;
+    prefetch_ahead(context, begin + i, tiles);
+    scores<R>(rows, context.keys + at, context.shape.head_dim, s + i * kLanes);
+    const int first = context.first_position(begin + i), width = context.width(begin + i);
     for (int r = 0; r < R; ++r)
-      kept[r] = soften(s + r * kChunk, weights + r * kChunk, count, scale, largest[r], total[r]);
-    mix_all<R>(values, count, weights, kept, dims, out);
+      for (int lane = std::max(0, std::min(width, rows.position[r] + 1 - first)); lane < kLanes; ++lane)
+        s[r * kChunk + i * kLanes + lane] = -INFINITY;
   }
-  for (int r = 0; r < R; ++r)
-    for (int d = 0; d < context.shape.head_dim; ++d) store_one(rows.out[r] + d, out[r * dims + d] / total[r]);
+  for (int r = 0; r < R; ++r) soften(s + r * kChunk, weights + r * kChunk, count, scale, parts[r]);
+  mix_all<R>(values, count, weights, context.shape.padded_dim(), parts);
 }
 
 template <class T>
-static void attend(const QueryRows<T>& rows, const Context<T>& context) {
-  using Attend = void (*)(const QueryRows<T>&, const Context<T>&);
+static void attend_chunk(const QueryRows<T>& rows, const Context<T>& context, int chunk, Partial* parts) {
+  using Attend = void (*)(const QueryRows<T>&, const Context<T>&, int, Partial*);
   static const Attend by_count[kRows] = {
       attend_rows<1, T>, attend_rows<2, T>, attend_rows<3, T>,  attend_rows<4, T>,
       attend_rows<5, T>, attend_rows<6, T>, attend_rows<7, T>,  attend_rows<8, T>,
       attend_rows<9, T>, attend_rows<10, T>, attend_rows<11, T>, attend_rows<12, T>};
-  by_count[rows.count - 1](rows, context);
+  by_count[rows.count - 1](rows, context, chunk, parts);
+}
+
+// The whole context, chunk by chunk: `chunk_of(index)` has the parts [count] of one.
+template <class T, class F>
+static void attend(const QueryRows<T>& rows, const Context<T>& context, F&& chunk_of) {
+  const int dims = context.shape.padded_dim(), chunks = context.chunks_for(rows.last() + 1);
+  Partial whole[kRows];
+  for (int r = 0; r < rows.count; ++r) whole[r].clear(dims);
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    const Partial* parts = chunk_of(chunk);
+    for (int r = 0; r < rows.count; ++r) whole[r].merge(parts[r], dims);
+  }
+  for (int r = 0; r < rows.count; ++r) whole[r].write(rows.out[r], context.shape.head_dim);
 }
 
 }  // namespace dspark

@@ -10,7 +10,7 @@
 
 #include <memory>
 
-#include "attention.h"
+#include "attention_plan.h"
 #include "linear.h"
 
 namespace dspark {
@@ -70,15 +70,11 @@ static void rms_norm(const float* x, const float* weight, float eps, int size, T
   for (; i < size; ++i) store_one(out + i, x[i] * factor * weight[i]);
 }
 
-struct AttentionTask {
-  int32_t run, first;  // first (query, head) row within the run and key/value head
-};
-
 struct Buffers {
   std::vector<float> residual, qkv;
   std::vector<uint8_t> normed, q, attended, inner;
   std::vector<int32_t> run_of_row;
-  std::vector<AttentionTask> tasks;
+  AttentionBuffers attention;
 };
 
 template <class T>
@@ -86,8 +82,9 @@ class Pass {
  public:
   Pass(const DecoderShape& shape, const std::vector<Layer>& layers, const Batch& batch, Buffers& buffers)
       : s_(shape), layers_(layers), b_(batch), cache_{b_.num_pages, b_.page_tokens, s_.kv_heads, s_.head_dim},
-        taps_(batch.taps, batch.taps + batch.num_taps) {
-    group_ = s_.heads / s_.kv_heads;
+        taps_(batch.taps, batch.taps + batch.num_taps),
+        group_(s_.heads / s_.kv_heads),
+        attention_(tasks_of(buffers), s_.kv_heads, s_.layers, b_.threads) {
     q_size_ = s_.heads * s_.head_dim;
     qkv_size_ = (s_.heads + 2 * s_.kv_heads) * s_.head_dim;
     const size_t rows = std::max(b_.tokens, b_.num_logit_rows);
@@ -97,7 +94,10 @@ class Pass {
     q_ = sized(buffers.q, rows * q_size_);
     attended_ = sized(buffers.attended, rows * q_size_);
     inner_ = sized(buffers.inner, rows * s_.inner);
-    prepare(buffers);
+    buffers.run_of_row.clear();
+    for (int run = 0; run < b_.num_runs; ++run)
+      buffers.run_of_row.insert(buffers.run_of_row.end(), b_.runs[run].count, run);
+    run_of_row_ = buffers.run_of_row.data();
   }
 
   int phases() const { return 8 * s_.layers + 4; }
@@ -154,8 +154,7 @@ class Pass {
     multiply(job, phase++, product(layer.qkv, normed_, b_.tokens),
              StoreSink<float, false>{layer.qkv, qkv_, size_t(qkv_size_)});
     by_rows(job, phase++, b_.tokens, [&](int row) { rotate(row, index); });
-    job.phase(phase++, num_tasks_ * s_.kv_heads,
-              [&](int chunk) { attend_task(tasks_[chunk / s_.kv_heads], chunk % s_.kv_heads, index); });
+    job.phase(phase++, attention_.items(), [&](int item) { attend(attention_.item(item), index); });
     multiply(job, phase++, product(layer.output, attended_, b_.tokens),
              StoreSink<float, true>{layer.output, residual_, size_t(s_.hidden)});
     by_rows(job, phase++, b_.tokens, [&](int row) {
@@ -247,33 +246,40 @@ class Pass {
     return scratch;
   }
 
-  void attend_task(const AttentionTask& task, int kv_head, int index) const {
+  void attend(const AttentionItem& item, int index) const {
+    const AttentionTask& task = attention_.task(item);
     const Run& run = b_.runs[task.run];
     QueryRows<T> rows;
-    rows.count = std::min(kRows, run.count * group_ - task.first);
+    rows.count = task.rows;
     for (int i = 0; i < rows.count; ++i) {
-      const int query = (task.first + i) / group_, head = kv_head * group_ + (task.first + i) % group_;
+      const int query = (task.first + i) / group_, head = item.kv_head * group_ + (task.first + i) % group_;
       const size_t at = size_t(run.row + query) * q_size_ + head * s_.head_dim;
       rows.q[i] = q_ + at;
       rows.out[i] = attended_ + at;
-      rows.position[i] = slot(task.run) + (b_.two_way ? run.count - 1 : query);
+      rows.position[i] = last_seen(task.run, query);
     }
-    const size_t layer = index * cache_.layer_values();
-    attend(rows, Context<T>{static_cast<const T*>(b_.keys) + layer, static_cast<const T*>(b_.values) + layer,
-                            b_.pages + run.page_offset, cache_, kv_head});
+    attention_.attend(item, index, rows, context_of(task.run, item.kv_head, index));
   }
 
-  void prepare(Buffers& buffers) {
-    buffers.run_of_row.clear();
-    buffers.tasks.clear();
-    for (int index = 0; index < b_.num_runs; ++index) {
-      const int rows = b_.runs[index].count * group_;
-      buffers.run_of_row.insert(buffers.run_of_row.end(), b_.runs[index].count, index);
-      for (int first = 0; first < rows; first += kRows) buffers.tasks.push_back({index, first});
+  // The last position that a query of a run sees.
+  int last_seen(int run, int query) const { return slot(run) + (b_.two_way ? b_.runs[run].count - 1 : query); }
+
+  Context<T> context_of(int run, int kv_head, int layer) const {
+    const size_t at = layer * cache_.layer_values();
+    return {static_cast<const T*>(b_.keys) + at, static_cast<const T*>(b_.values) + at,
+            b_.pages + b_.runs[run].page_offset, cache_, kv_head};
+  }
+
+  AttentionBuffers& tasks_of(Buffers& buffers) const {
+    buffers.attention.tasks.clear();
+    for (int run = 0; run < b_.num_runs && !b_.features; ++run) {
+      const int all = b_.runs[run].count * group_;
+      for (int first = 0; first < all; first += kRows) {
+        const int rows = std::min(kRows, all - first), last = last_seen(run, (first + rows - 1) / group_);
+        buffers.attention.tasks.push_back({run, first, rows, context_of(run, 0, 0).chunks_for(last + 1)});
+      }
     }
-    run_of_row_ = buffers.run_of_row.data();
-    tasks_ = buffers.tasks.data();
-    num_tasks_ = int(buffers.tasks.size());
+    return buffers.attention;
   }
 
   static float* sized(std::vector<float>& buffer, size_t values) {
@@ -291,11 +297,12 @@ class Pass {
   const Batch b_;
   const CacheShape cache_;
   const std::vector<int32_t> taps_;  // a late helper may look after the caller's array is gone
-  int group_, q_size_, qkv_size_, num_tasks_;
+  const int group_;
+  const AttentionPlan attention_;
+  int q_size_, qkv_size_;
   float *residual_, *qkv_;
   T *normed_, *q_, *attended_, *inner_;
   const int32_t* run_of_row_;
-  const AttentionTask* tasks_;
 };
 
 class Decoder {

@@ -52,6 +52,19 @@ def test_idle_pages_are_evicted_oldest_and_deepest_first() -> None:
     assert manager.match_prefix([7, 8, 9, 10]).pages == (pages[0], pages[1])
 
 
+def test_pages_of_one_allocation_ascend_whatever_was_freed_before() -> None:
+    manager = BlockManager(9, 4)
+    first, second = manager.allocate(3), manager.allocate(4)
+    assert first is not None
+    assert second is not None
+    content = ROOT_CONTENT_ID
+    for number, page in enumerate(second):
+        content = manager.publish(page, content, (number,) * 4)
+    manager.release(first)
+    manager.release(second)
+    assert manager.allocate(8) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
 def test_releasing_twice_is_an_error() -> None:
     manager = BlockManager(3, 1)
     pages = manager.allocate(1)

@@ -159,6 +159,21 @@ def test_a_token_is_the_same_bits_in_any_batch(dtype: torch.dtype, weights: Weig
     assert torch.equal(torch.cat(rows), whole)
 
 
+@pytest.mark.parametrize("page_tokens", [16, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_that_share_a_long_context_change_no_bit(dtype: torch.dtype, page_tokens: int) -> None:
+    ids = tokens(700)
+    results = []
+    for threads in (1, 2, 3, 8):
+        made = engine(CONFIGS["llama"], dtype=dtype, page_tokens=page_tokens)
+        torch.set_num_threads(threads)
+        try:
+            results.append(in_pieces(made, ids, [640, 1, 8, 2, 49]))
+        finally:
+            torch.set_num_threads(1)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
 def test_only_the_asked_rows_have_logits() -> None:
     made, ids = engine(CONFIGS["llama"]), tokens(30)
     everything = in_pieces(engine(CONFIGS["llama"]), ids, [30])
