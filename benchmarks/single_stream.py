@@ -77,7 +77,7 @@ class Ours:
         self._sampling = sampling
         source = LocalDraftSource(build_drafter(options, target.loaded))
         step_time = profile_step_time(target.engine)
-        draft_time = profile_draft_time(source, (1,), dtype=target.engine.dtype)
+        draft_time = profile_draft_time(source, target.engine, (1,))
         self._loop = RoundLoop(
             target.engine,
             LocalPlanSource(RoundTimeModel(step_time, draft_time)),

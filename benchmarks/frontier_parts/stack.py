@@ -114,7 +114,7 @@ def profile_round_time(
     settings = ProfileSettings(requests=counts, budget_seconds=PROFILE_SECONDS)
     key = profile_key(options.target_model, options.dtype, target.engine, options.weights)
     step = profile_step_time(target.engine, settings, key=key, clock=clock)
-    return RoundTimeModel(step, profile_draft_time(source, counts, dtype=options.torch_dtype, clock=clock))
+    return RoundTimeModel(step, profile_draft_time(source, target.engine, counts, clock=clock))
 
 
 class LoadedLoop:

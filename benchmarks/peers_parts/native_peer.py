@@ -29,7 +29,7 @@ class NativePeer:
         round_time = RoundTimeModel(profile_step_time(target.engine))
         if self._speculate:
             source = LocalDraftSource(build_drafter(options, target.loaded))
-            round_time = replace(round_time, draft=profile_draft_time(source, dtype=target.engine.dtype))
+            round_time = replace(round_time, draft=profile_draft_time(source, target.engine))
             drafting = Drafting(source, target.engine, deadline_seconds=60.0)
             lookup = build_lookup(NGRAMS_AUTO, options.target_model, target.loaded)
         self._loop = RoundLoop(

@@ -8,7 +8,8 @@ output. A request is in one of three states:
     PROBING  --PROBE_ROUNDS drafts later--> DRAFTING if worth it, else PAUSED with twice the backoff
 
 Requests of one group (the same kind of sampling) resemble each other: a new one starts from what is
-known of its group, paused where the group does not pay, or every short answer would pay to find out.
+known of its group, paused while the group waits and as a probe once it has waited, or every short answer
+would pay to find out. Only who finds a group unknown starts by drafting.
 """
 
 from __future__ import annotations
@@ -130,6 +131,10 @@ class DraftPolicy:
         known = self._sequences.get(sequence_id)
         return None if known is None else known.state
 
+    def steady(self, requests: Sequence[RequestSurvival]) -> bool:
+        """Whether all that were drafted for are so round by round, rather than as a probe after a pause."""
+        return all(self.state(r.sequence_id) is DraftState.DRAFTING for r in requests if r.drafted)
+
     def choose(
         self, candidates: Sequence[DraftCandidate], round_time: RoundTimeModel, price: float = 0.0
     ) -> tuple[bool, ...]:
@@ -142,7 +147,11 @@ class DraftPolicy:
             gains, verified = self._expected(members)
             looked_up = self._looked_up(candidates, members, gains, verified, round_time, price)
             worthy = self._worthy(candidates, members, gains, verified, round_time, price)
-        paused = Counter(member.group for member in members if member.state is DraftState.PAUSED)
+        paused = Counter(
+            member.group
+            for candidate, member in zip(candidates, members, strict=True)
+            if candidate.draftable and member.state is DraftState.PAUSED
+        )
         for name, count in paused.items():
             group = self._groups[name]
             group.wait = max(group.wait - 1, 0)
@@ -178,6 +187,8 @@ class DraftPolicy:
             known = _Sequence(candidate.group, means, backoff=group.backoff)
             if group.wait > 0:  # others of its kind are waiting: it waits with them
                 known.state, known.wait = DraftState.PAUSED, group.wait
+            elif means is not None:
+                known.state, known.probes_left = DraftState.PROBING, PROBE_ROUNDS
         self._sequences[candidate.sequence_id] = known  # last: asked about most recently
         if len(self._sequences) > MAX_REMEMBERED:
             del self._sequences[next(iter(self._sequences))]

@@ -86,7 +86,9 @@ class LocalPlanSource:
         if report.loop_seconds > 0:
             self._round_time = self._round_time.observed_loop(len(report.requests), report.loop_seconds)
         drafted = sum(request.drafted for request in report.requests)
-        if drafted and report.draft_seconds > 0 and not report.drafter_primed:
+        # A drafter that catches up is slow once, or every time where looked-up tokens come between drafts.
+        typical = not report.drafter_primed or self._policy.steady(report.requests)
+        if drafted and report.draft_seconds > 0 and typical:
             # Told apart, waiting behind others is not taken for a slow drafter.
             self._round_time = self._round_time.observed_draft(
                 drafted, report.draft_seconds, report.draft_compute_seconds or None

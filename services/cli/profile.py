@@ -110,8 +110,8 @@ def _draft_time(
     counts = [count for count in DEFAULT_REQUESTS if count <= max_requests]
     return profile_draft_time(
         source,
+        target.engine,
         counts,
-        dtype=target.engine.dtype,
         repeats=settings.repeats,
         budget_seconds=settings.budget_seconds / 2,
     )

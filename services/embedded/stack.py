@@ -154,8 +154,7 @@ class EmbeddedStack:
             drafts = LocalDraftSource(
                 await asyncio.to_thread(build_drafter, options.engine, profiled.target.loaded)
             )
-            dtype = profiled.target.engine.dtype
-            draft_time = await asyncio.to_thread(profile_draft_time, drafts, dtype=dtype)
+            draft_time = await asyncio.to_thread(profile_draft_time, drafts, profiled.target.engine)
         lookup = None
         if options.lookup:
             lookup = build_lookup(options.ngrams, options.target_model, profiled.target.loaded)

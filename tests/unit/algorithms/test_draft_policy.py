@@ -115,6 +115,32 @@ def test_a_new_request_of_a_losing_kind_waits_with_the_others():
     assert all(play(policy, 20, "cold", group="cold"))
 
 
+def test_short_answers_of_a_losing_kind_are_probed_ever_more_rarely():
+    policy = DraftPolicy()
+    drafted = [sum(play(policy, 40, f"r{index}", **POOR)) for index in range(60)]
+    assert drafted[0] > PROBE_ROUNDS  # nobody knew
+    assert sum(drafted[1:]) <= PROBE_ROUNDS * (60 * 40 / MAX_BACKOFF + 6)
+
+
+def test_a_probe_is_no_steady_drafting():
+    policy = DraftPolicy()
+    play(policy, 2)
+    assert policy.steady([told("a")])
+    play(policy, 4, "b", **POOR)
+    while policy.state("b") is not DraftState.PROBING:
+        play(policy, 1, "b", **POOR)
+    assert not policy.steady([told("a"), told("b")])
+    assert policy.steady([])
+
+
+def test_rounds_of_those_who_may_not_use_drafts_are_no_waiting():
+    policy = DraftPolicy()
+    play(policy, 4, "a", **POOR)
+    for _ in range(2 * MAX_BACKOFF):
+        assert policy.choose(candidates("off", draftable=False), TIMES) == (False,)
+    assert not any(play(policy, FIRST_BACKOFF - 2, "a", **POOR))
+
+
 def test_a_lighter_load_brings_drafting_back_at_the_next_look():
     policy = DraftPolicy()
     busy = RoundTimeModel(STEPS, DraftTimeModel((1,), (0.2,)))

@@ -26,7 +26,12 @@ def source(draft_seconds: float | None = None) -> LocalPlanSource:
 
 
 def report(
-    verified: int, step_seconds: float, draft_seconds: float = 0.0, accepted: int = 0, prefill: int = 0
+    verified: int,
+    step_seconds: float,
+    draft_seconds: float = 0.0,
+    accepted: int = 0,
+    prefill: int = 0,
+    primed: bool = False,
 ) -> RoundReport:
     told = RequestSurvival(
         sequence_id="a", survival=(0.8, 0.5, 0.2, 0.1), verify_length=verified, accepted=accepted
@@ -38,6 +43,7 @@ def report(
         batch_tokens=1 + verified + prefill,
         step_seconds=step_seconds,
         draft_seconds=draft_seconds,
+        drafter_primed=primed,
     )
 
 
@@ -51,6 +57,32 @@ def test_a_long_wait_for_drafts_makes_more_verification_worth_while() -> None:
     for _ in range(50):
         planner.report(report(2, 0.022, draft_seconds=0.2))
     assert planner.plan(REQUESTS)[0] > 2
+
+
+def test_a_drafter_that_catches_up_every_time_is_as_slow_as_that() -> None:
+    planner = source(draft_seconds=0.001)
+    for _ in range(6):
+        planner.wants_draft([DraftCandidate(sequence_id="a")])
+        planner.report(report(2, 0.021, draft_seconds=0.01, accepted=2, primed=True))
+    now = planner.round_time
+    assert now is not None
+    assert now.draft.seconds(1) > 0.0012
+
+
+def test_a_drafter_that_catches_up_after_a_pause_is_not_taken_for_slow() -> None:
+    planner = source(draft_seconds=0.1)
+    primed = 0
+    for _ in range(300):
+        (wants,) = planner.wants_draft([DraftCandidate(sequence_id="a")])
+        if wants:
+            primed += 1
+            planner.report(report(2, 0.021, draft_seconds=0.2, primed=primed > 3))
+        else:
+            planner.report(report(0, 0.020))
+    now = planner.round_time
+    assert now is not None
+    assert primed > 6
+    assert now.draft.seconds(1) < 0.13  # the three that followed each other moved it by 7 % each
 
 
 def test_a_machine_slower_than_at_start_keeps_the_shape_of_its_curve() -> None:

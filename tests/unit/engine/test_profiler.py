@@ -147,7 +147,7 @@ def test_impossible_settings_are_refused(fields, message) -> None:
 def test_draft_time_is_measured_by_continued_drafts() -> None:
     source, now = ScriptedDrafts(), iter(range(10_000))
     model = profile_draft_time(
-        source, (1, 2, 4), context_tokens=16, budget_seconds=1e6, clock=lambda: next(now)
+        source, tiny_engine(), (1, 2, 4), context_tokens=16, budget_seconds=1e6, clock=lambda: next(now)
     )
     assert model.requests == (1, 2, 4)
     assert model.draft_seconds == (1.0, 1.0, 1.0)
@@ -157,7 +157,9 @@ def test_draft_time_is_measured_by_continued_drafts() -> None:
 
 def test_draft_counts_that_do_not_fit_are_left_out() -> None:
     now = iter(range(10_000))
-    model = profile_draft_time(ScriptedDrafts(), (1, 2, 4), budget_seconds=15.0, clock=lambda: next(now))
+    model = profile_draft_time(
+        ScriptedDrafts(), tiny_engine(), (1, 2, 4), budget_seconds=15.0, clock=lambda: next(now)
+    )
     assert model.requests == (1,)
 
 
