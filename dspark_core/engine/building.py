@@ -52,7 +52,7 @@ class EngineOptions:
     max_context_tokens: int | None = None
     """Lowers the model's own limit."""
     weights: str = WeightChoice.STORED.value
-    """Of the target: `stored` and `full` are exact, `int8` is an approximation (`WeightChoice`)."""
+    """Of the target: `stored` and `full` are exact, the others are approximations (`WeightChoice`)."""
     kept_layers: tuple[int, ...] = ()
     """Without a drafter: layers whose states the engine keeps as they are, to be recorded."""
     native: bool = True
@@ -67,8 +67,9 @@ class EngineOptions:
             raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.weights not in WEIGHTS:
             raise ConfigError(f"weights must be one of {', '.join(WEIGHTS)}, got {self.weights!r}")
-        if self.weights == WeightChoice.INT8.value and not (self.native and self.dtype == "bfloat16"):
-            raise ConfigError("weights int8 need the native kernels and dtype bfloat16")
+        exact = WeightChoice(self.weights).exact
+        if not exact and not (self.native and self.dtype == "bfloat16"):
+            raise ConfigError(f"weights {self.weights} need the native kernels and dtype bfloat16")
         check_device_name(self.device)
 
     @property
@@ -201,10 +202,15 @@ def _kept_states(layers: tuple[int, ...], loaded: LoadedTarget) -> ContextProjec
 def _load(options: EngineOptions) -> LoadedTarget:
     """Raises ConfigError when what was asked for cannot be had: an approximation is never silent."""
     choice, device = WeightChoice(options.weights), options.torch_device
-    if choice is WeightChoice.INT8 and device.type != "cpu":
-        raise ConfigError(f"weights int8 need the native kernels of a CPU, got device {options.device!r}")
-    if choice is WeightChoice.INT8 and native_kernels() is None:
-        raise ConfigError("weights int8 need the native kernels, which this machine has not")
+    if not choice.exact and device.type != "cpu":
+        raise ConfigError(
+            f"weights {choice.value} need the native kernels of a CPU, got device {options.device!r}"
+        )
+    kernels = native_kernels()
+    if not choice.exact and kernels is None:
+        raise ConfigError(f"weights {choice.value} need the native kernels, which this machine has not")
+    if choice is WeightChoice.STORED_A8 and kernels is not None and not kernels.byte_products:
+        raise ConfigError("weights stored-a8 need a processor that multiplies bytes (AVX-512 VNNI)")
     return load_target(
         options.target_model, options.torch_dtype, device, weights=choice, native=options.native
     )

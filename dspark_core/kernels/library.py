@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-ABI = 6
+ABI = 7
 MAX_HEAD_DIM = 256
 
 
@@ -35,7 +35,9 @@ class Format(IntEnum):
     Q4 = 2
     Q8 = 3
     I8 = 4
-    """Rounds activations to 8 bits too: for drafters only."""
+    """Q8's weights; rounds activations to 8 bits too."""
+    I4 = 5
+    """Q4's weights; rounds activations to 8 bits too."""
 
 
 class MatrixStruct(ctypes.Structure):

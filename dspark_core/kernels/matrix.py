@@ -57,7 +57,7 @@ class NativeMatrix:
     ) -> None:
         """`source` [outputs, inputs]. `paired`: its upper half gates its lower half (SwiGLU).
 
-        A float source is quantised here when `kind` is Q8 or I8; Q4 is only kept, never made.
+        A float source is quantised here when `kind` is Q8 or I8; four bits are only kept, never made.
         """
         self._kernels = kernels
         raw = isinstance(source, QuantizedRows)

@@ -69,7 +69,7 @@ def load_target(
                 fingerprint.update(values.flatten()[:_FINGERPRINT_VALUES].float().numpy().tobytes())
                 rows.copy_(values)
     if pack and torch.device(device).type == "cpu":
-        stored = _stored_matrices(source, layout) if weights is WeightChoice.STORED else {}
+        stored = _stored_matrices(source, layout) if weights.keeps_blocks else {}
         decoder.pack(PackingPlan(weights=weights, stored=stored, native=native))
     return LoadedTarget(
         decoder=decoder, config=config, path=resolved, fingerprint=fingerprint.hexdigest()[:16]

@@ -25,6 +25,9 @@ _ROWS_HINT = 8
 float32 slower, and its results depend on how many rows share a call."""
 
 
+_ROUNDING_ACTIVATIONS = {Format.Q4: Format.I4, Format.Q8: Format.I8}
+
+
 class WeightChoice(Enum):
     """What a target's matrices are held in."""
 
@@ -32,8 +35,21 @@ class WeightChoice(Enum):
     """As the checkpoint has them: quantised blocks stay quantised where that is exact, else as FULL."""
     FULL = "full"
     """Expanded to the engine's dtype."""
+    STORED_A8 = "stored-a8"
+    """As STORED, but multiplied with activations rounded to 8 bits, with a scale per row and 32 inputs: what
+    other engines do with such files, and another model, if a very close one."""
     INT8 = "int8"
     """Rounded to 8 bits with a scale per 32 inputs: another model, if a close one."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether no rounding is added to the checkpoint's and the dtype's own."""
+        return self in (WeightChoice.STORED, WeightChoice.FULL)
+
+    @property
+    def keeps_blocks(self) -> bool:
+        """Whether quantised blocks stay quantised."""
+        return self in (WeightChoice.STORED, WeightChoice.STORED_A8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +63,7 @@ class PackingPlan:
     """False: never our own kernels."""
     byte_products: bool = False
     """Weights and activations in 8 bits where the machine multiplies those faster: for drafters, whose
-    rounding errors cost speed at most. Never for a target."""
+    rounding errors cost speed at most. Never for a target, which has `STORED_A8`."""
     arena: Arena = field(default_factory=Arena)
 
 
@@ -121,12 +137,10 @@ def _native_matrix(
         kind = Format.I8
     elif plan.weights is WeightChoice.INT8 and supports(Format.Q8, linear.in_features, dtype):
         kind = Format.Q8
-    elif (
-        plan.weights is WeightChoice.STORED
-        and stored is not None
-        and supports(stored.format, linear.in_features, dtype)
-    ):
+    elif plan.weights.keeps_blocks and stored and supports(stored.format, linear.in_features, dtype):
         source, kind = stored, stored.format
+        if plan.weights is WeightChoice.STORED_A8:
+            kind = _ROUNDING_ACTIVATIONS[kind]
     if not supports(kind, linear.in_features, dtype):
         return None
     return NativeMatrix(kernels, source, kind, bias=linear.bias, paired=paired, arena=plan.arena)

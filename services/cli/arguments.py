@@ -40,8 +40,9 @@ def add_stack_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--weights",
         default=defaults.weights,
-        choices=("stored", "full", "int8"),
-        help="of the target: as the checkpoint has them (default), expanded to --dtype, or, inexactly, int8",
+        choices=("stored", "stored-a8", "full", "int8"),
+        help="of the target: as the checkpoint has them (default), the same but multiplied with activations "
+        "rounded to 8 bits (stored-a8, faster but inexact), expanded to --dtype, or, inexactly, int8",
     )
     group.add_argument("--kv-cache-mb", type=int, default=defaults.kv_cache_mb, help="memory for KV pages")
     group.add_argument(

@@ -28,7 +28,7 @@ from tests.e2e.prompts import PROMPTS
 pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(400)]
 
 MAX_TOKENS = 16
-PROMPT_COUNT = {"float32": 24, "bfloat16": 50}
+PROMPT_COUNT = {"float32": 24, "bfloat16": 50, "stored-a8": 50}
 """Float32 takes three times as long, and is asked all prompts through HTTP by `test_lossless`."""
 GREEDY = SamplingParams(temperature=0.0)
 SEEDED = SamplingParams(temperature=0.8, top_p=0.95, seed=1234)
@@ -57,14 +57,19 @@ class Answers:
         return sum(one.verified_tokens - one.accepted_tokens for one in self.stats)
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "stored-a8"])
 def engines(request: pytest.FixtureRequest) -> Iterator[Engines]:
-    if request.param == "bfloat16" and native_kernels() is None:
+    if request.param != "float32" and native_kernels() is None:
         pytest.skip("PyTorch's bfloat16 depends on the batch's shape")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    rounded = request.param == "stored-a8"
     options = EngineOptions(
-        target_model=DEFAULT_MODEL, drafter=DEFAULT_DRAFTER, dtype=request.param, kv_cache_bytes=256 * 2**20
+        target_model=DEFAULT_MODEL,
+        drafter=DEFAULT_DRAFTER,
+        dtype="bfloat16" if rounded else request.param,
+        weights="stored-a8" if rounded else "stored",
+        kv_cache_bytes=256 * 2**20,
     )
     target = build_target(options)
     tokenizer = load_tokenizer(target.loaded.path)

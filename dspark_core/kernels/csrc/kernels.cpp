@@ -41,7 +41,7 @@ void run_normed_linear(const Matrix& matrix, const void* x, int rows, float* pro
 
 extern "C" {
 
-int32_t dspark_abi() { return 6; }
+int32_t dspark_abi() { return 7; }
 
 const char* dspark_instructions() {
 #ifdef DSPARK_AVX512_BF16

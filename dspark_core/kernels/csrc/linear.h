@@ -33,8 +33,8 @@ DSPARK_INLINE float group_sum(const uint16_t* x) {
   return sum(dot_pair(f32x16{}, pairs, 0x3f803f80u));  // both of each pair times one
 }
 
-// One group to 8 bits: its step, its codes, and what I8's tiles start from.
-static float group_codes(const uint16_t* x, int8_t* codes, int32_t* offset) {
+// One group to 8 bits: its step, its codes, and their sum.
+static float group_codes(const uint16_t* x, int8_t* codes, int32_t* total) {
   const f32x16 low = load_floats(x), high = load_floats(x + kLanes);
   const float largest = maximum(maximum(maximum(low, -low), maximum(high, -high)));
   const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
@@ -43,10 +43,7 @@ static float group_codes(const uint16_t* x, int8_t* codes, int32_t* offset) {
   const i32x16 second = __builtin_convertvector(high * inverse + kRound - kRound, i32x16);
   store(codes, __builtin_convertvector(first, i8x16));
   store(codes + kLanes, __builtin_convertvector(second, i8x16));
-  const i32x16 both = first + second;
-  int total = 0;
-  for (int i = 0; i < kLanes; ++i) total += both[i];
-  *offset = -128 * total;
+  *total = int32_t(sum(__builtin_convertvector(first + second, f32x16)));  // small integers: exact
   return largest / 127.0f;
 }
 
@@ -66,20 +63,20 @@ class ByGroup {
   void prepare(const Product<float>&) {}
 
   void prepare(const Product<uint16_t>& p) {
-    if (p.matrix.format != kQ4 && p.matrix.format != kI8) return;
+    if (p.matrix.format != kQ4 && !p.matrix.rounds_activations()) return;
     thread_local std::vector<float> factors;
-    thread_local std::vector<int32_t> offsets;
+    thread_local std::vector<int32_t> totals;
     thread_local std::vector<int8_t> codes;
     const size_t count = size_t(p.rows) * values_.groups;
-    const bool coded = p.matrix.format == kI8;
+    const bool coded = p.matrix.rounds_activations();
     factors.resize(std::max(factors.size(), count));
-    if (coded) offsets.resize(std::max(offsets.size(), count));
+    if (coded) totals.resize(std::max(totals.size(), count));
     if (coded) codes.resize(std::max(codes.size(), count * kGroup));
     for (size_t i = 0; i < count; ++i) {
       const uint16_t* x = p.x + i / values_.groups * p.stride + i % values_.groups * kGroup;
-      factors[i] = coded ? group_codes(x, &codes[i * kGroup], &offsets[i]) : group_sum(x);
+      factors[i] = coded ? group_codes(x, &codes[i * kGroup], &totals[i]) : group_sum(x);
     }
-    values_ = {factors.data(), offsets.data(), codes.data(), values_.groups};
+    values_ = {factors.data(), totals.data(), codes.data(), values_.groups};
   }
 
   GroupValues values_{};

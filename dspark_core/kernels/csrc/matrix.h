@@ -9,7 +9,7 @@
 
 namespace dspark {
 
-enum Format : int32_t { kFloat32 = 0, kBfloat16 = 1, kQ4 = 2, kQ8 = 3, kI8 = 4 };
+enum Format : int32_t { kFloat32 = 0, kBfloat16 = 1, kQ4 = 2, kQ8 = 3, kI8 = 4, kI4 = 5 };
 
 constexpr int kVectors = 2;                     // per panel
 constexpr int kPanel = kVectors * kLanes;       // columns
@@ -19,8 +19,9 @@ constexpr int kGroup = 32;                      // inputs that share a scale
 constexpr int kQ4Scales = 4 * 128, kQ4Block = kQ4Scales + 2 * 64;  // nibbles, then scales and minima
 constexpr int kQ8Scales = 16 * 64, kQ8Block = kQ8Scales + 64;      // int8 values, then scales
 
-// Q8 keeps activations as they are and so is exact in its weights. I8 rounds activations to 8 bits too,
-// by rows and groups, and multiplies integers: for drafters, whose mistakes cost speed and no more.
+// Q4 and Q8 keep activations as they are and so are exact in their weights. I4 and I8 hold the same weights
+// but round activations to 8 bits, by rows and groups, and multiply integers: for drafters, whose mistakes
+// cost speed and no more, and for a target that was asked to be so.
 //
 // `data` layouts, per panel (n padded with zeros):
 //   float32   [k][32]
@@ -28,6 +29,7 @@ constexpr int kQ8Scales = 16 * 64, kQ8Block = kQ8Scales + 64;      // int8 value
 //   Q4        [k / 32]{ 4 x [32 columns][2] words of 4 nibbles; scale[32]; minimum[32] }
 //   Q8        [k / 32]{ 16 pairs x [32 columns][2] int8; scale[32] }
 //   I8        [k / 32]{ 8 quads x [32 columns][4] int8 + 128; scale[32] }
+//   I4        [k / 32]{ 4 x [32 columns][4] bytes: a quad in low nibbles, the next in high; scale[32]; minimum[32] }
 struct Matrix {
   const uint8_t* data;
   const float* bias;  // [n] or null
@@ -51,7 +53,10 @@ struct Matrix {
     return {data + first * panel_bytes(), bias ? bias + columns : nullptr, n - columns, k, format, 0};
   }
 
-  size_t group_bytes() const { return format == kQ4 ? kQ4Block : kQ8Block; }
+  bool four_bits() const { return format == kQ4 || format == kI4; }
+  bool rounds_activations() const { return format == kI4 || format == kI8; }
+
+  size_t group_bytes() const { return four_bits() ? kQ4Block : kQ8Block; }
 
   size_t panel_bytes() const {
     switch (format) {
@@ -100,16 +105,25 @@ static void pack_float_row(const Matrix& m, Lane at, const float* row) {
   }
 }
 
-static void pack_q4_group(uint8_t* block, int column, const uint8_t* source) {
+// Where a panel holds input k of a column's group: a byte of the block, and how far its nibble is shifted.
+struct NibblePlace {
+  int byte, shift;
+};
+
+static NibblePlace nibble_place(const Matrix& m, int column, int k) {
+  if (m.format == kI4) return {k / 8 * 128 + 4 * column + k % 4, k % 8 / 4 * 4};
+  const int pair = k / 2, word = pair / 4 * 64 + 2 * column + k % 2;  // of 16 bits, four nibbles each
+  return {2 * word + pair % 4 / 2, pair % 2 * 4};
+}
+
+static void pack_nibbles(const Matrix& m, uint8_t* block, int column, const uint8_t* source) {
   // GGUF Q4_1: scale, minimum, then 16 bytes whose low nibbles are inputs 0..15, high ones 16..31.
   std::memcpy(block + kQ4Scales + 2 * column, source, 2);
   std::memcpy(block + kQ4Scales + 64 + 2 * column, source + 2, 2);
-  auto* words = reinterpret_cast<uint16_t*>(block);
   for (int k = 0; k < kGroup; ++k) {
     const uint8_t byte = source[4 + k % 16];
-    const uint16_t nibble = k < 16 ? byte & 15 : byte >> 4;
-    const int pair = k / 2;
-    words[(pair / 4) * 64 + 2 * column + k % 2] |= uint16_t(nibble << (4 * (pair % 4)));
+    const NibblePlace at = nibble_place(m, column, k);
+    block[at.byte] |= uint8_t((k < 16 ? byte & 15 : byte >> 4) << at.shift);
   }
 }
 
@@ -123,6 +137,10 @@ static void pack_i8_group(uint8_t* block, int column, uint16_t scale, const int8
   for (int k = 0; k < kGroup; ++k) block[(k / 4) * 128 + 4 * column + k % 4] = uint8_t(values[k] + 128);
 }
 
+static void pack_byte_group(const Matrix& m, uint8_t* block, int column, uint16_t scale, const int8_t* codes) {
+  (m.format == kI8 ? pack_i8_group : pack_q8_group)(block, column, scale, codes);
+}
+
 static void quantize_group(const Matrix& m, uint8_t* block, int column, const float* values) {
   float largest = 0.0f;
   for (int k = 0; k < kGroup; ++k) largest = std::max(largest, std::fabs(values[k]));
@@ -133,7 +151,7 @@ static void quantize_group(const Matrix& m, uint8_t* block, int column, const fl
     const float code = step > 0.0f ? std::nearbyint(values[k] / step) : 0.0f;
     codes[k] = int8_t(std::max(-127.0f, std::min(127.0f, code)));
   }
-  (m.format == kI8 ? pack_i8_group : pack_q8_group)(block, column, scale, codes);
+  pack_byte_group(m, block, column, scale, codes);
 }
 
 // `raw`: rows of GGUF blocks (Q4_1, Q8_0); else rows of floats. `data` holds zeros.
@@ -150,13 +168,13 @@ static void pack(const Matrix& m, const void* source, bool raw, uint8_t* data) {
       const size_t index = size_t(row) * groups + g;
       if (!raw) {
         quantize_group(m, block, at.column, static_cast<const float*>(source) + index * kGroup);
-      } else if (m.format == kQ4) {
-        pack_q4_group(block, at.column, static_cast<const uint8_t*>(source) + index * 20);
+      } else if (m.four_bits()) {
+        pack_nibbles(m, block, at.column, static_cast<const uint8_t*>(source) + index * 20);
       } else {
         const uint8_t* from = static_cast<const uint8_t*>(source) + index * 34;
         uint16_t scale;
         std::memcpy(&scale, from, 2);
-        pack_q8_group(block, at.column, scale, reinterpret_cast<const int8_t*>(from + 2));
+        pack_byte_group(m, block, at.column, scale, reinterpret_cast<const int8_t*>(from + 2));
       }
     }
   }
@@ -173,17 +191,17 @@ static void unpack_row(const Matrix& m, int row, float* out) {
       out[k] = bf16_to_float(values[(size_t(k / 2) * kPanel + at.column) * 2 + k % 2]);
     } else {
       const uint8_t* block = at.panel + k / kGroup * m.group_bytes();
-      const int pair = k % kGroup / 2, slot = 2 * at.column + k % 2;
       uint16_t scale, minimum;
-      if (m.format == kQ4) {
+      if (m.four_bits()) {
         std::memcpy(&scale, block + kQ4Scales + 2 * at.column, 2);
         std::memcpy(&minimum, block + kQ4Scales + 64 + 2 * at.column, 2);
-        const int word = reinterpret_cast<const uint16_t*>(block)[(pair / 4) * 64 + slot];
-        out[k] = half_to_float(scale) * float((word >> (4 * (pair % 4))) & 15) + half_to_float(minimum);
+        const NibblePlace place = nibble_place(m, at.column, k % kGroup);
+        const int code = (block[place.byte] >> place.shift) & 15;
+        out[k] = half_to_float(scale) * float(code) + half_to_float(minimum);
       } else {
         std::memcpy(&scale, block + kQ8Scales + 2 * at.column, 2);
         const int code = m.format == kI8 ? block[(k % kGroup / 4) * 128 + 4 * at.column + k % 4] - 128
-                                         : int8_t(block[pair * 64 + slot]);
+                                         : int8_t(block[k % kGroup / 2 * 64 + 2 * at.column + k % 2]);
         out[k] = half_to_float(scale) * float(code);
       }
     }

@@ -13,14 +13,20 @@ constexpr int kRows = 12;
 
 // What some formats need of activations besides themselves, by row and group of 32 inputs.
 struct GroupValues {
-  const float* factors;    // [rows, groups] Q4: sums; I8: steps
-  const int32_t* offsets;  // [rows, groups] I8: -128 times the sum of its codes
-  const int8_t* codes;     // [rows, 32 * groups] I8
+  const float* factors;   // [rows, groups] Q4: sums; I4, I8: steps
+  const int32_t* totals;  // [rows, groups] I4, I8: of the codes
+  const int8_t* codes;    // [rows, 32 * groups] I4, I8
+
+  uint32_t quad(int row, int input) const {
+    uint32_t four;
+    std::memcpy(&four, codes + row * groups * kGroup + input, 4);
+    return four;
+  }
   size_t groups;
 
   GroupValues from_row(int row) const {
     if (!factors) return *this;  // of a format that needs none
-    return {factors + row * groups, offsets + row * groups, codes + row * groups * kGroup, groups};
+    return {factors + row * groups, totals + row * groups, codes + row * groups * kGroup, groups};
   }
 };
 
@@ -173,7 +179,7 @@ static void tile_q8(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* blo
   }
 }
 
-// Weights are stored plus 128, as the instruction wants one side unsigned: the offsets take it back.
+// Weights are stored plus 128, as the instruction wants one side unsigned; the sum of codes takes it back.
 template <int R>
 static void tile_i8(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* block, float* out) {
   std::memset(out, 0, sizeof(float) * R * kPanel);
@@ -181,14 +187,12 @@ static void tile_i8(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* blo
   for (int g = 0; g < m.k / kGroup; ++g, block += kQ8Block) {
     i32x16 acc[R][kVectors];
     DSPARK_UNROLL for (int r = 0; r < R; ++r)
-      acc[r][0] = acc[r][1] = i32x16{} + by_group.offsets[r * by_group.groups + g];
-    const int8_t* codes = by_group.codes + g * kGroup;
+      acc[r][0] = acc[r][1] = i32x16{} - 128 * by_group.totals[r * by_group.groups + g];
     prefetch_group<R>(block, kQ8Block);
     _Pragma("GCC unroll 2") for (int t = 0; t < kGroup / 4; ++t) {
       const u32x16 w0 = load<u32x16>(block + 128 * t), w1 = load<u32x16>(block + 128 * t + 64);
       DSPARK_UNROLL for (int r = 0; r < R; ++r) {
-        uint32_t v;
-        std::memcpy(&v, codes + r * by_group.groups * kGroup + 4 * t, 4);
+        const uint32_t v = by_group.quad(r, g * kGroup + 4 * t);
         acc[r][0] = dot_quad(acc[r][0], w0, v);
         acc[r][1] = dot_quad(acc[r][1], w1, v);
       }
@@ -199,6 +203,38 @@ static void tile_i8(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* blo
         float* total = out + r * kPanel + v * kLanes;
         const f32x16 step = scale * by_group.factors[r * by_group.groups + g];
         store(total, load<f32x16>(total) + __builtin_convertvector(acc[r][v], f32x16) * step);
+      }
+    }
+  }
+}
+
+template <int R>
+static void tile_i4(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* block, float* out) {
+  std::memset(out, 0, sizeof(float) * R * kPanel);
+  const GroupValues& by_group = x.by_group;
+  for (int g = 0; g < m.k / kGroup; ++g, block += kQ4Block) {
+    i32x16 acc[R][kVectors] = {};
+    prefetch_group<R>(block, kQ4Block);
+    _Pragma("GCC unroll 1") for (int t = 0; t < 4; ++t) {
+      const u32x16 words0 = load<u32x16>(block + 128 * t), words1 = load<u32x16>(block + 128 * t + 64);
+      DSPARK_UNROLL for (int s = 0; s < 2; ++s) {
+        const u32x16 w0 = (words0 >> (4 * s)) & 0x0f0f0f0fu, w1 = (words1 >> (4 * s)) & 0x0f0f0f0fu;
+        DSPARK_UNROLL for (int r = 0; r < R; ++r) {
+          const uint32_t v = by_group.quad(r, g * kGroup + 4 * (2 * t + s));
+          acc[r][0] = dot_quad(acc[r][0], w0, v);
+          acc[r][1] = dot_quad(acc[r][1], w1, v);
+        }
+      }
+    }
+    DSPARK_UNROLL for (int v = 0; v < kVectors; ++v) {
+      const f32x16 scale = load_half(reinterpret_cast<const uint16_t*>(block + kQ4Scales + 32 * v));
+      const f32x16 minimum = load_half(reinterpret_cast<const uint16_t*>(block + kQ4Scales + 64 + 32 * v));
+      DSPARK_UNROLL for (int r = 0; r < R; ++r) {
+        float* total = out + r * kPanel + v * kLanes;
+        const size_t at = r * by_group.groups + g;
+        const f32x16 products = scale * __builtin_convertvector(acc[r][v], f32x16);
+        const f32x16 values = products + minimum * float(by_group.totals[at]);
+        store(total, load<f32x16>(total) + values * by_group.factors[at]);
       }
     }
   }
@@ -224,7 +260,14 @@ static Tile<uint16_t> tile_for(const Matrix& m, const uint16_t*, int rows) {
   static const Tile<uint16_t> q4[kRows] = DSPARK_TILES(tile_q4);
   static const Tile<uint16_t> q8[kRows] = DSPARK_TILES(tile_q8);
   static const Tile<uint16_t> i8[kRows] = DSPARK_TILES(tile_i8);
-  return (m.format == kQ4 ? q4 : m.format == kQ8 ? q8 : m.format == kI8 ? i8 : bfloat16)[rows - 1];
+  static const Tile<uint16_t> i4[kRows] = DSPARK_TILES(tile_i4);
+  switch (m.format) {
+    case kQ4: return q4[rows - 1];
+    case kQ8: return q8[rows - 1];
+    case kI8: return i8[rows - 1];
+    case kI4: return i4[rows - 1];
+    default: return bfloat16[rows - 1];
+  }
 }
 
 }  // namespace dspark

@@ -17,11 +17,14 @@ def test_approximate_weights_are_never_the_default() -> None:
 
 
 def test_unknown_weights_are_named_with_what_there_is() -> None:
-    with pytest.raises(ConfigError, match="weights must be one of stored, full, int8, got 'int3'"):
+    with pytest.raises(ConfigError, match="weights must be one of stored, full, stored-a8, int8, got 'int3'"):
         options(weights="int3")
 
 
 @pytest.mark.parametrize("fields", [{"dtype": "float32"}, {"native": False}])
-def test_int8_is_refused_where_it_would_be_ignored(fields: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="weights int8 need the native kernels and dtype bfloat16"):
-        options(weights="int8", **fields)
+@pytest.mark.parametrize("weights", ["int8", "stored-a8"])
+def test_approximations_are_refused_where_they_would_be_ignored(
+    weights: str, fields: dict[str, object]
+) -> None:
+    with pytest.raises(ConfigError, match=f"weights {weights} need the native kernels and dtype bfloat16"):
+        options(weights=weights, **fields)

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import quantize
 from torch import Tensor
 
 from dspark_core.engine.batch import Run
 from dspark_core.engine.context_features import ContextProjection
 from dspark_core.engine.target_engine import TargetEngine
 from dspark_core.errors import ConfigError
-from dspark_core.kernels.library import native_kernels
+from dspark_core.kernels.library import Format, native_kernels
+from dspark_core.kernels.matrix import GROUP, QuantizedRows
 from dspark_core.models.config import DecoderConfig, Family
 from dspark_core.models.decoder import Decoder
 from dspark_core.models.packing import PackingPlan, WeightChoice
@@ -60,6 +63,19 @@ def decoder(config: DecoderConfig, dtype: torch.dtype) -> Decoder:
     return made
 
 
+def four_bits_of(model: Decoder) -> dict[str, QuantizedRows]:
+    """Its matrices as a file might hold them."""
+    return {
+        name: QuantizedRows(
+            Format.Q4,
+            torch.from_numpy(quantize(weight.float().numpy(), GGMLQuantizationType.Q4_1)),
+            weight.shape[1],
+        )
+        for name, weight in model.named_parameters()
+        if weight.ndim == 2 and weight.shape[1] % GROUP == 0
+    }
+
+
 def engine(
     config: DecoderConfig,
     *,
@@ -69,7 +85,8 @@ def engine(
     weights: WeightChoice = WeightChoice.FULL,
 ) -> TargetEngine:
     model = decoder(config, dtype)
-    model.pack(PackingPlan(native=native, weights=weights))
+    stored = four_bits_of(model) if weights.keeps_blocks else {}
+    model.pack(PackingPlan(native=native, weights=weights, stored=stored))
     torch.manual_seed(1)
     taps = (0, -1, config.num_layers - 1, config.num_layers)
     made = TargetEngine(
@@ -135,7 +152,7 @@ def test_bfloat16_is_as_close_to_float32_as_pytorchs() -> None:
     assert error(native=True) <= 1.5 * error(native=False)
 
 
-@pytest.mark.parametrize("weights", [WeightChoice.FULL, WeightChoice.INT8])
+@pytest.mark.parametrize("weights", WeightChoice)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_token_is_the_same_bits_in_any_batch(dtype: torch.dtype, weights: WeightChoice) -> None:
     config = CONFIGS["qwen3"]
@@ -172,6 +189,17 @@ def test_threads_that_share_a_long_context_change_no_bit(dtype: torch.dtype, pag
         finally:
             torch.set_num_threads(1)
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_activations_in_eight_bits_are_close_to_the_stored_weights_result() -> None:
+    ids = tokens(40)
+    config, dtype = CONFIGS["llama"], torch.bfloat16
+    stored, rounded = (
+        in_pieces(engine(config, dtype=dtype, weights=weights), ids, [40])
+        for weights in (WeightChoice.STORED, WeightChoice.STORED_A8)
+    )
+    assert not torch.equal(stored, rounded)
+    assert float((stored - rounded).norm() / stored.norm()) < 0.1
 
 
 def test_only_the_asked_rows_have_logits() -> None:

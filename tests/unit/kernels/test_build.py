@@ -53,6 +53,15 @@ def test_flags_the_compiler_does_not_know_are_left_out(tmp_path: Path) -> None:
     assert build_library(settings(tmp_path / "cache", compiler)).is_file()
 
 
+def test_the_kernels_compile_and_load_where_there_is_a_compiler() -> None:
+    """Tests of kernels are skipped without kernels: broken sources must not pass as a bare machine."""
+    try:
+        found = BuildSettings.from_env(os.environ)
+    except KernelsUnavailableError as reason:
+        pytest.skip(str(reason))
+    Kernels(build_library(found))
+
+
 def test_a_failing_compiler_is_quoted_and_leaves_nothing(tmp_path: Path) -> None:
     compiler = fake_compiler(tmp_path, 'echo "x.cpp:1: error: no such thing" >&2; exit 1')
     with pytest.raises(KernelsUnavailableError, match="error: no such thing"):

@@ -13,7 +13,9 @@ from dspark_core.kernels.library import Format, Kernels
 from dspark_core.kernels.matrix import NativeMatrix, QuantizedRows, supports
 
 BLOCKS = {Format.Q4: gguf.GGMLQuantizationType.Q4_1, Format.Q8: gguf.GGMLQuantizationType.Q8_0}
-EXACT = [kind for kind in Format if kind is not Format.I8]
+STORED_AS = {Format.Q4: Format.Q4, Format.Q8: Format.Q8, Format.I4: Format.Q4, Format.I8: Format.Q8}
+ROUNDING = [Format.I4, Format.I8]
+EXACT = [kind for kind in Format if kind not in ROUNDING]
 SHAPES = [(96, 64), (50, 96), (1, 32), (576, 576)]  # whole panels, a part of one, a single output
 
 
@@ -24,10 +26,10 @@ def weights(outputs: int, inputs: int) -> Tensor:
 
 def source_of(kind: Format, weight: Tensor) -> tuple[Tensor | QuantizedRows, Tensor]:
     """What to build a matrix from, and the float32 weights it then stands for."""
-    if kind in BLOCKS:
-        blocks = quantize(weight.numpy(), BLOCKS[kind])
-        expected = torch.from_numpy(dequantize(blocks, BLOCKS[kind]))
-        return QuantizedRows(kind, torch.from_numpy(blocks), weight.shape[1]), expected
+    if stored := STORED_AS.get(kind):
+        blocks = quantize(weight.numpy(), BLOCKS[stored])
+        expected = torch.from_numpy(dequantize(blocks, BLOCKS[stored]))
+        return QuantizedRows(stored, torch.from_numpy(blocks), weight.shape[1]), expected
     return weight, weight.bfloat16().float() if kind is Format.BFLOAT16 else weight
 
 
@@ -89,12 +91,15 @@ def test_a_row_is_the_same_bits_whatever_rows_share_the_call(
 
 @pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize("shape", [(96, 64), (50, 96), (576, 576)])
+@pytest.mark.parametrize("kind", ROUNDING)
 def test_byte_products_are_exact_for_activations_that_bytes_hold(
-    kernels: Kernels, shape: tuple[int, int], paired: bool
+    kernels: Kernels, kind: Format, shape: tuple[int, int], paired: bool
 ) -> None:
     generator = torch.Generator().manual_seed(5)
     bias = torch.randn(shape[0], generator=generator)
-    matrix = NativeMatrix(kernels, weights(*shape), Format.I8, bias=bias, paired=paired)
+    source, expected = source_of(kind, weights(*shape))
+    matrix = NativeMatrix(kernels, source, kind, bias=bias, paired=paired)
+    assert torch.equal(matrix.dequantize(), expected)
     groups = torch.randint(-127, 128, (29, shape[1] // 32, 32), generator=generator)
     groups[..., 7] = -127  # the largest of every group, so that steps are powers of two
     groups[4] = 0
