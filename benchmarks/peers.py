@@ -90,7 +90,7 @@ def _builds(arguments: argparse.Namespace, exported: Path) -> dict[str, Build]:
     builds: dict[str, Build] = {
         OURS: ours(arguments.drafter, "stored"),
         OURS_OFF: ours(None, "stored"),
-        "dspark int8": ours(arguments.drafter, "int8"),
+        "dspark, 8-bit activations": ours(arguments.drafter, "stored-a8"),
         "transformers": partial(build_transformers, model, False),
         "transformers, prompt lookup": partial(build_transformers, model, True),
         "llama.cpp": partial(build_llama_cpp, resolve_model_path(model), arguments.threads, requests),

@@ -26,7 +26,13 @@ from transformers import LlamaForCausalLM
 from benchmarks.environment import describe_arguments, describe_machine
 from benchmarks.peers_transformers import as_transformers, generate
 from dspark_core.algorithms.round_time import RoundTimeModel
-from dspark_core.engine.building import BuiltTarget, EngineOptions, build_drafter, build_target
+from dspark_core.engine.building import (
+    WEIGHTS,
+    BuiltTarget,
+    EngineOptions,
+    build_drafter,
+    build_target,
+)
 from dspark_core.engine.draft_engine import LocalDraftSource
 from dspark_core.engine.draft_profiler import profile_draft_time
 from dspark_core.engine.drafting import Drafting
@@ -127,6 +133,7 @@ def main() -> None:
         target_model=arguments.target_model,
         drafter=arguments.drafter,
         dtype=arguments.dtype,
+        weights=arguments.weights,
         kv_cache_bytes=512 * 2**20,
     )
     target = build_target(options)
@@ -242,6 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--drafter", default=DEFAULT_DRAFTER)
     parser.add_argument("--ngrams", default=NGRAMS_AUTO, help="table, as `dspark up` takes it (%(default)s)")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--weights", default="stored", choices=WEIGHTS)
     parser.add_argument("--prompts", type=Path, default=None, help="JSONL with 'turns'; default: built in")
     parser.add_argument("--count", type=int, default=6)
     parser.add_argument("--max-tokens", type=int, default=128)

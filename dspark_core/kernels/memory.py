@@ -7,6 +7,8 @@ visible part of the time.
 from __future__ import annotations
 
 import mmap
+import re
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch import Tensor
 _CHUNK_BYTES = 32 * 2**20
 _ALIGNMENT = 64
 _HUGE_PAGE = 2 * 2**20
+_MAPPINGS = Path("/proc/self/smaps")
 
 
 def huge_zeros(num_bytes: int) -> Tensor:
@@ -26,6 +29,24 @@ def huge_zeros(num_bytes: int) -> Tensor:
     whole = torch.frombuffer(memory, dtype=torch.uint8)
     start = -whole.data_ptr() % _HUGE_PAGE  # older kernels place a mapping anywhere
     return whole[start : start + num_bytes]
+
+
+def gives_huge_pages() -> bool:
+    """Whether this system puts written memory of `huge_zeros` on huge pages now."""
+    memory = huge_zeros(4 * _HUGE_PAGE)
+    memory.fill_(1)
+    return _MAPPINGS.exists() and _huge_bytes(memory.data_ptr()) > 0
+
+
+def _huge_bytes(address: int) -> int:
+    """Of the mapping that holds `address`, as the kernel counts it."""
+    inside = False
+    for line in _MAPPINGS.read_text(encoding="ascii", errors="replace").splitlines():
+        if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(bounds[1], 16) <= address < int(bounds[2], 16)
+        elif inside and line.startswith("AnonHugePages:"):
+            return 1024 * int(line.split()[1])
+    return 0
 
 
 class Arena:

@@ -110,6 +110,17 @@ def _kernels(_: StackOptions) -> Finding:
     return Finding(Outcome.OK, f"{kernels.instructions}, {kernels.path}")
 
 
+def _huge_pages(options: StackOptions) -> Finding:
+    from dspark_core.kernels.memory import gives_huge_pages
+
+    if options.engine.torch_device.type != "cpu":
+        return Finding(Outcome.OK, "for weights on CPUs: not needed here")
+    if gives_huge_pages():
+        return Finding(Outcome.OK, "weights and KV pages lie on them")
+    hint = "write madvise to /sys/kernel/mm/transparent_hugepage/enabled"
+    return Finding(Outcome.NOTE, f"none given, so reading weights takes longer: {hint}")
+
+
 def _cpu_flags() -> frozenset[str]:
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
@@ -217,6 +228,7 @@ CHECKS: dict[str, Check] = {
     "device": _device,
     "processor": _processor,
     "native kernels": _kernels,
+    "huge pages": _huge_pages,
     "memory": _memory,
     "disk": _disk,
     "target model": _target,

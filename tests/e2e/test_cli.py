@@ -86,6 +86,7 @@ def test_doctor_finds_this_installation_sound(capsys) -> None:
     assert main(["doctor", "--dtype", "float32", "--kv-cache-mb", "64"]) == 0
     shown = capsys.readouterr().out
     assert "blocks of 7" in shown
+    assert "huge pages" in shown
     assert "failed" not in shown
 
 
