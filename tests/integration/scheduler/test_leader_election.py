@@ -1,4 +1,4 @@
-"""Two scheduler processes, over one Redis or a Kubernetes Lease alone: the standby takes over."""
+"""Two scheduler processes, over one Redis, a Kubernetes Lease, or both: the standby takes over."""
 
 import asyncio
 import signal
@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.engine.planning import FullPlanSource
@@ -16,6 +17,7 @@ from dspark_core.errors import DSparkError, NotLeaderError, UnavailableError
 from dspark_core.records import (
     AssignRequest,
     Replica,
+    ReplicaKind,
     RequestSurvival,
     Role,
     RoundReport,
@@ -26,6 +28,7 @@ from services.common.channels import open_channel
 from services.common.clients import SchedulerClient
 from services.common.registration import RegistrationLoop
 from services.common.scheduler_link import GrpcSchedulerConnection, SchedulerLink
+from services.scheduler.redis_documents import CURVES_KEY
 from services.scheduler.redis_lock import RedisLeaderLock
 from services.verifier.plans import CoordinatedPlanSource
 from tests.support.kubernetes_api import KubernetesApi
@@ -59,6 +62,7 @@ class Verifier:
             FullPlanSource(),
             PROFILE,
             replica_id="v",
+            kind=ReplicaKind(model="m", engine="native", hardware="cpu", dtype="bfloat16"),
             load=lambda: VerifierLoad(running_requests=1),
             on_connected=self.registration.renew_soon,
         )
@@ -109,16 +113,20 @@ async def _assigned(link: SchedulerLink) -> tuple[str, float]:
             await asyncio.sleep(0.01)
 
 
-@pytest.fixture(params=["redis", "lease"])
+@pytest.fixture(params=["redis", "lease", "lease and redis"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The settings by which schedulers find out who leads, and nothing else that they share."""
-    if request.param == "redis":
-        redis = request.getfixturevalue("redis_process")
-        yield {"REDIS_URL": redis.url}
+    """The settings by which schedulers find out who leads, and what else they share: with both, a Lease tells
+    who leads, and replicas and documents lie in Redis."""
+    shared = {}
+    if "redis" in request.param:
+        shared = {"REDIS_URL": request.getfixturevalue("redis_process").url}
+    if "lease" not in request.param:
+        yield shared
         return
     api = KubernetesApi("llm")
     api.start()
-    yield {"DSPARK_LEADER_ELECTION": "lease", "KUBECONFIG": str(api.kubeconfig(tmp_path, "llm"))}
+    kubeconfig = str(api.kubeconfig(tmp_path, "llm"))
+    yield {**shared, "DSPARK_LEADER_ELECTION": "lease", "KUBECONFIG": kubeconfig}
     api.stop()
 
 
@@ -137,6 +145,19 @@ async def test_the_standby_takes_over_within_five_seconds(backend: dict[str, str
             assert await ready_port(process) == port
             processes.append(process)
         await _take_over(stack, ports, processes[0], lost, shared="REDIS_URL" in backend)
+        if backend.keys() >= {"REDIS_URL", "KUBECONFIG"}:
+            await _saves_by_the_terms_of_the_lease(processes[1], backend["REDIS_URL"])
+
+
+async def _saves_by_the_terms_of_the_lease(leader: asyncio.subprocess.Process, redis_url: str) -> None:
+    """The standby that took over writes step times when it ends, as the leader of the second term."""
+    leader.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(20):
+        await leader.wait()
+    async with Redis.from_url(redis_url, decode_responses=True) as redis:
+        term = int(await redis.get(f"{CURVES_KEY}:term"))
+        assert term % 1_000_000 == 1  # transitions since the lease was made
+        assert await redis.hlen(CURVES_KEY) == 1
 
 
 async def _take_over(
