@@ -23,6 +23,7 @@ from rich.progress import (
 )
 
 from dspark_core.engine.building import DTYPES, BuiltTarget, EngineOptions, build_target
+from dspark_core.engine.devices import AUTO, resolve_device
 from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
 from dspark_core.models.loading import LoadedTarget, load_target
@@ -40,6 +41,12 @@ def add_target_arguments(parser: argparse.ArgumentParser, *, kv_cache: bool = Tr
         "--target-model", default=DEFAULT_MODEL, help=f"name, GGUF file or HF directory ({DEFAULT_MODEL})"
     )
     group.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="(bfloat16)")
+    group.add_argument(
+        "--device",
+        default=AUTO,
+        metavar="DEVICE",
+        help="auto, cpu, cuda or cuda:N (auto: cuda where there is one)",
+    )
     if kv_cache:
         group.add_argument("--kv-cache-mb", type=int, default=2048, help="memory for KV pages (2048)")
     group.add_argument("--threads", type=int, default=None, help="math threads (default: all cores)")
@@ -49,16 +56,22 @@ def load_tokenizer_of(arguments: argparse.Namespace) -> Tokenizer:
     return load_tokenizer(resolve_model_path(arguments.target_model))
 
 
+def load_target_of(arguments: argparse.Namespace) -> LoadedTarget:
+    device = resolve_device(arguments.device)
+    return load_target(arguments.target_model, DTYPES[arguments.dtype], device)
+
+
 def load_engine(
     arguments: argparse.Namespace, kept_layers: Callable[[int], tuple[int, ...]] = lambda _: ()
 ) -> BuiltTarget:
     """The target without a drafter. `kept_layers`: by how many it has, those whose states it keeps."""
     set_threads(arguments)
-    loaded = load_target(arguments.target_model, DTYPES[arguments.dtype])
+    loaded = load_target_of(arguments)
     options = EngineOptions(
         target_model=arguments.target_model,
         drafter=None,
         dtype=arguments.dtype,
+        device=arguments.device,
         kv_cache_bytes=arguments.kv_cache_mb * 2**20,
         kept_layers=kept_layers(loaded.config.num_layers),
     )

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dspark_core.engine.building import DTYPES
 from dspark_core.errors import ConfigError
-from dspark_core.models.loading import LoadedTarget, load_target
+from dspark_core.models.loading import LoadedTarget
 from dspark_core.training.data.conversations import AnswerFile
 from dspark_core.training.data.feature_cache import (
     DEFAULT_PACK_TOKENS,
@@ -28,6 +27,7 @@ from dspark_core.training.sources import MIN_ANSWER_TOKENS
 from services.cli.data_arguments import (
     TokenProgress,
     add_target_arguments,
+    load_target_of,
     load_tokenizer_of,
     require_answers_of,
     set_threads,
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.pack_tokens < 1:
         raise ConfigError(f"--pack-tokens must be >= 1, got {arguments.pack_tokens}")
     set_threads(arguments)
-    target = load_target(arguments.target_model, DTYPES[arguments.dtype])
+    target = load_target_of(arguments)
     origin = _origin(arguments, target)
     require_answers_of(target, arguments.answers)
     limit = target.config.max_context_tokens

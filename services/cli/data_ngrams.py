@@ -7,14 +7,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dspark_core.engine.building import DTYPES
 from dspark_core.errors import ConfigError
-from dspark_core.models.loading import load_target
 from dspark_core.models.ngram_file import NgramOrigin, save_ngrams
 from dspark_core.training.data.conversations import Conversation, read_conversations
 from dspark_core.training.ngrams.building import NgramOptions, train_table
 from services.cli.data_arguments import (
     add_target_arguments,
+    load_target_of,
     require_answers_of,
     require_writable,
     set_threads,
@@ -50,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = NgramOptions(order=arguments.order, min_count=arguments.min_count)
     require_writable(arguments.out)
     set_threads(arguments)
-    target = load_target(arguments.target_model, DTYPES[arguments.dtype])
+    target = load_target_of(arguments)
     for path in arguments.answers:
         require_answers_of(target, path)
     console, vocab_size = Console(), target.config.vocab_size

@@ -47,9 +47,9 @@ class FeatureRecorder:
         self._recorded[sequence.sequence_id] = FeatureSequence(
             token_ids=torch.tensor(sequence.tokens),
             answer_start=prompt,
-            taps=taps.to(torch.bfloat16),
-            final=final.to(torch.bfloat16),
-            log_normalizers=self._normalizers(final, prompt),
+            taps=taps.to("cpu", torch.bfloat16),
+            final=final.to("cpu", torch.bfloat16),
+            log_normalizers=self._normalizers(final, prompt).cpu(),
         )
 
     def take(self, keys: Sequence[str]) -> list[FeatureSequence]:
