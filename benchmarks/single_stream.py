@@ -60,7 +60,7 @@ ON, OFF = "speculation on", "speculation off"
 DRAFTER_ALONE, LOOKUP_ALONE, OWN_TEXT_ALONE = "drafter alone", "lookup alone", "own text alone"
 MODES = {
     ON: SpeculationOptions(),
-    DRAFTER_ALONE: SpeculationOptions(lookup=False),
+    DRAFTER_ALONE: SpeculationOptions(),
     LOOKUP_ALONE: SpeculationOptions(),
     OWN_TEXT_ALONE: SpeculationOptions(),
     OFF: SpeculationOptions(enabled=False),
@@ -84,13 +84,19 @@ class Ours:
         source = LocalDraftSource(build_drafter(options, target.loaded))
         step_time = profile_step_time(target.engine)
         draft_time = profile_draft_time(source, target.engine, (1,))
+        drafting = Drafting(source, target.engine, deadline_seconds=60.0)
         self._loop = RoundLoop(
             target.engine,
             LocalPlanSource(RoundTimeModel(step_time, draft_time)),
-            drafting=Drafting(source, target.engine, deadline_seconds=60.0),
+            drafting=drafting,
             lookup=build_lookup(ngrams, options.target_model, target.loaded),
         )
+        # Each way learns from its own rounds only what pays.
         self._alone = {
+            DRAFTER_ALONE: RoundLoop(
+                target.engine, LocalPlanSource(RoundTimeModel(step_time, draft_time)), drafting=drafting
+            )
+        } | {
             name: RoundLoop(target.engine, LocalPlanSource(RoundTimeModel(step_time)), lookup=lookup)
             for name, lookup in (
                 (LOOKUP_ALONE, build_lookup(ngrams, options.target_model, target.loaded)),

@@ -183,7 +183,10 @@ def test_a_table_of_ngrams_from_answers(target: Path, tmp_path: Path, capsys) ->
         (["features", "--answers", "{prompts}", "--out", "{tmp}/x"], "prompts.jsonl:1: not a conversation"),
         (["features", "--answers", "{prompts}", "--out", "{tmp}/x", "--layers", "99"], "tap layer 99"),
         (["features", "--answers", "{foreign}", "--out", "{tmp}/x"], "with fingerprint 0123"),
-        (["features", "--answers", "{few}", "--out", "{tmp}/x", "--device", "gpu"], "device must be auto, cpu"),
+        (
+            ["features", "--answers", "{few}", "--out", "{tmp}/x", "--device", "gpu"],
+            "device must be auto, cpu",
+        ),
         (["regenerate", "--prompts", "{prompts}", "--out", "{tmp}/x", "--device", "cuda:99"], "'cuda:99'"),
         (["check", "{tmp}"], "has no manifest.json"),
         (["ngrams", "--answers", "{foreign}", "--out", "{tmp}/x"], "with fingerprint 0123"),
