@@ -12,15 +12,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import torch
 from torch import Tensor
 
+from benchmarks.engine_parts.steps import Shape, measure_in_turns, median
 from benchmarks.environment import describe_arguments, describe_machine
 from dspark_core.engine.batch import Run
 from dspark_core.engine.building import WEIGHTS, EngineOptions, build_target
@@ -31,8 +30,21 @@ from dspark_core.tokenization.loading import load_tokenizer
 
 KV_CACHE_BYTES = 256 * 2**20
 CONTEXT = 200
-SHAPES = ((1, 1), (1, 2), (1, 3), (1, 4), (1, 6), (1, 8), (4, 1), (16, 1), (16, 4), (1, 64))
-"""(requests, tokens of each)."""
+SHAPES = tuple(
+    Shape(requests, tokens, CONTEXT)
+    for requests, tokens in (
+        (1, 1),
+        (1, 2),
+        (1, 3),
+        (1, 4),
+        (1, 6),
+        (1, 8),
+        (4, 1),
+        (16, 1),
+        (16, 4),
+        (1, 64),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +87,8 @@ def _engine(target_model: str, weights: str, dtype: str = "bfloat16") -> TargetE
     return build_target(options).engine
 
 
-def _pages(engine: TargetEngine, positions: int, request: int = 0) -> list[int]:
-    count = -(-positions // engine.page_tokens)
-    return list(range(1 + request * count, 1 + (request + 1) * count))
+def _pages(engine: TargetEngine, positions: int) -> range:
+    return range(1, 1 + -(-positions // engine.page_tokens))
 
 
 def _greedy(engine: TargetEngine, prompt: list[int], max_tokens: int, stops: set[int]) -> list[int]:
@@ -116,20 +127,10 @@ def _closeness(
 
 def _timed(engines: dict[str, TargetEngine], repeats: int) -> dict[str, dict[str, float]]:
     """By "requests x tokens" and choice."""
-    seconds: dict[str, dict[str, list[float]]] = {}
-    for _ in range(repeats):
-        for requests, tokens in SHAPES:
-            for choice, engine in engines.items():
-                ids = list(range(5, 5 + tokens))
-                pages = [_pages(engine, CONTEXT + tokens, request) for request in range(requests)]
-                runs = [Run(ids, CONTEXT, table, tokens) for table in pages]
-                started = time.perf_counter()
-                engine.forward(runs)
-                times = seconds.setdefault(f"{requests} x {tokens}", {}).setdefault(choice, [])
-                times.append(time.perf_counter() - started)
+    seconds = measure_in_turns(engines, SHAPES, repeats=repeats)
     return {
-        shape: {choice: 1e3 * median(times) for choice, times in by_choice.items()}
-        for shape, by_choice in seconds.items()
+        str(shape): {choice: 1e3 * median(times[shape]) for choice, times in seconds.items()}
+        for shape in SHAPES
     }
 
 

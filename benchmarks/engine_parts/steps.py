@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dspark_core.engine.batch import Run
@@ -37,14 +37,25 @@ def measure_steps(
     engine: TargetEngine, shapes: Sequence[Shape], *, repeats: int, advance: Callable[[], None]
 ) -> dict[Shape, list[float]]:
     """Seconds of every repeat. Shapes are interleaved, so that a slow moment slows them alike."""
-    batches = {shape: _runs(engine, shape) for shape in shapes}
-    seconds: dict[Shape, list[float]] = {shape: [] for shape in shapes}
+    return measure_in_turns({"": engine}, shapes, repeats=repeats, advance=advance)[""]
+
+
+def measure_in_turns(
+    engines: Mapping[str, TargetEngine],
+    shapes: Sequence[Shape],
+    *,
+    repeats: int,
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, dict[Shape, list[float]]]:
+    """The same of several engines, shape by shape one after the other."""
+    batches = {(name, shape): _runs(engine, shape) for shape in shapes for name, engine in engines.items()}
+    seconds: dict[str, dict[Shape, list[float]]] = {name: {shape: [] for shape in shapes} for name in engines}
     for repeat in range(repeats + 1):
-        for shape, runs in batches.items():
+        for (name, shape), runs in batches.items():
             started = time.perf_counter()
-            engine.forward(runs)
+            engines[name].forward(runs)
             if repeat:  # the first pays for memory and caches
-                seconds[shape].append(time.perf_counter() - started)
+                seconds[name][shape].append(time.perf_counter() - started)
             advance()
     return seconds
 
