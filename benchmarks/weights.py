@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.engine_parts.steps import Shape, measure_in_turns, median
+from benchmarks.engine_parts.steps import many_requests, measure_in_turns, median, one_request
 from benchmarks.environment import describe_arguments, describe_machine
 from dspark_core.engine.batch import Run
 from dspark_core.engine.building import WEIGHTS, EngineOptions, build_target
@@ -30,20 +30,11 @@ from dspark_core.tokenization.loading import load_tokenizer
 
 KV_CACHE_BYTES = 256 * 2**20
 CONTEXT = 200
-SHAPES = tuple(
-    Shape(requests, tokens, CONTEXT)
-    for requests, tokens in (
-        (1, 1),
-        (1, 2),
-        (1, 3),
-        (1, 4),
-        (1, 6),
-        (1, 8),
-        (4, 1),
-        (16, 1),
-        (16, 4),
-        (1, 64),
-    )
+SHAPES = (
+    *one_request((1, 2, 3, 4, 6, 8), CONTEXT),
+    *many_requests((4, 16), 1, CONTEXT),
+    *many_requests((16,), 4, CONTEXT),
+    *one_request((64,), CONTEXT),
 )
 
 

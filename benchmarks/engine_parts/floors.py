@@ -34,7 +34,7 @@ class Work:
 
 
 def measure_machine(dtype: torch.dtype, *, repeats: int = 7) -> Machine:
-    # Far beyond any cache, and on huge pages, as weights are: reading is a third slower without.
+    # Far beyond any cache, and on huge pages, as weights are: reading is a fifth to a third slower without.
     memory = huge_zeros(384 * 2**20).view(torch.float32).fill_(1.0)
     a, b = torch.randn(1024, 1024).to(dtype), torch.randn(1024, 1024).to(dtype)
     reading = _best(lambda: memory.sum(), repeats)
