@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dspark_core.errors import CheckpointError
+from dspark_core.errors import CheckpointError, ConfigError
 from dspark_core.kernels.matrix import QuantizedRows
 from dspark_core.model_paths import resolve_model_path
 from dspark_core.models.config import DecoderConfig
@@ -50,7 +50,7 @@ def load_target(
     `weights` and `native` say how to pack.
 
     Raises:
-        ConfigError: nothing lies at `path`.
+        ConfigError: nothing lies at `path`, or not what `weights` are for.
         CheckpointError: the file, the tensor and both shapes are named where they apply.
     """
     resolved = resolve_model_path(path)
@@ -70,6 +70,8 @@ def load_target(
                 rows.copy_(values)
     if pack and torch.device(device).type == "cpu":
         stored = _stored_matrices(source, layout) if weights.keeps_blocks else {}
+        if weights is WeightChoice.STORED_A8 and not stored:
+            raise ConfigError(f"weights stored-a8 are for quantised files: {resolved} holds no such blocks")
         decoder.pack(PackingPlan(weights=weights, stored=stored, native=native))
     return LoadedTarget(
         decoder=decoder, config=config, path=resolved, fingerprint=fingerprint.hexdigest()[:16]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 
 from dspark_core.engine.building import EngineOptions
 from dspark_core.errors import ConfigError
+from dspark_core.models.loading import load_target
+from dspark_core.models.packing import WeightChoice
+from tests.support.tiny_target import write_tiny_target
 
 
 def options(**fields: object) -> EngineOptions:
@@ -28,3 +34,9 @@ def test_approximations_are_refused_where_they_would_be_ignored(
 ) -> None:
     with pytest.raises(ConfigError, match=f"weights {weights} need the native kernels and dtype bfloat16"):
         options(weights=weights, **fields)
+
+
+def test_rounded_activations_are_refused_where_nothing_is_stored_quantised(tmp_path: Path) -> None:
+    target = write_tiny_target(tmp_path / "target")
+    with pytest.raises(ConfigError, match="stored-a8 are for quantised files"):
+        load_target(str(target), torch.bfloat16, weights=WeightChoice.STORED_A8)
