@@ -32,14 +32,19 @@ struct CacheShape {
 
 // One cache row per (slot, head): keys [dim / 2][16 tokens][2] and values [8 pairs of tokens][dim][2]
 // in bfloat16; keys [dim][16 tokens] and values [16 tokens][dim] in float32.
-DSPARK_INLINE void put_key(uint16_t* tile, int lane, int dim, int, float x) {
-  tile[(dim / 2 * kLanes + lane) * 2 + dim % 2] = float_to_bf16(x);
+DSPARK_INLINE void put_key(uint16_t* tile, int lane, int dim, const uint16_t* key) {
+  for (int d = 0; d + 2 <= dim; d += 2) std::memcpy(tile + (d / 2 * kLanes + lane) * 2, key + d, 4);
 }
-DSPARK_INLINE void put_key(float* tile, int lane, int dim, int, float x) { tile[dim * kLanes + lane] = x; }
-DSPARK_INLINE void put_value(uint16_t* tile, int lane, int dim, int dims, float x) {
-  tile[(lane / 2 * dims + dim) * 2 + lane % 2] = float_to_bf16(x);
+DSPARK_INLINE void put_key(float* tile, int lane, int dim, const float* key) {
+  for (int d = 0; d < dim; ++d) tile[d * kLanes + lane] = key[d];
 }
-DSPARK_INLINE void put_value(float* tile, int lane, int dim, int dims, float x) { tile[lane * dims + dim] = x; }
+DSPARK_INLINE void put_value(uint16_t* tile, int lane, int dim, int padded, const uint16_t* value) {
+  uint16_t* to = tile + lane / 2 * padded * 2 + lane % 2;
+  for (int d = 0; d < dim; ++d) to[2 * d] = value[d];
+}
+DSPARK_INLINE void put_value(float* tile, int lane, int dim, int padded, const float* value) {
+  std::memcpy(tile + lane * padded, value, sizeof(float) * dim);
+}
 
 // Up to kRows (query, head) rows of one run that share a key/value head.
 template <class T>
@@ -103,7 +108,9 @@ struct Partial {
 
   template <class T>
   void write(T* out, int dim) const {
-    for (int d = 0; d < dim; ++d) store_one(out + d, values[d] / total);
+    int d = 0;
+    for (; d + kLanes <= dim; d += kLanes) store_activation(out + d, load<f32x16>(values + d) / splat(total));
+    for (; d < dim; ++d) store_one(out + d, values[d] / total);
   }
 };
 
@@ -170,28 +177,29 @@ static void mix_all(const T* const* tiles, int count, const T* weights, int dims
   for (; first < dims; first += kLanes) mix<R, 1>(tiles, count, weights, first, dims, parts);
 }
 
-// Scores of one row become weights.
-template <class T>
-static void soften(float* s, T* weights, int count, float scale, Partial& part) {
+static float largest_score(const float* s, int count) {
   f32x16 top = splat(-INFINITY);
-  for (int i = 0; i < count; ++i) {
-    const f32x16 scaled = load<f32x16>(s + i * kLanes) * scale;
-    store(s + i * kLanes, scaled);
-    top = maximum(top, scaled);
-  }
-  part.largest = maximum(top);
-  part.total = 0.0f;
-  if (part.largest == -INFINITY) {  // nothing visible in this chunk
+  for (int i = 0; i < count; ++i) top = maximum(load<f32x16>(s + i * kLanes), top);
+  return maximum(top);
+}
+
+DSPARK_INLINE f32x16 weight_of(const float*, f32x16 x) { return exp(x); }
+DSPARK_INLINE f32x16 weight_of(const uint16_t*, f32x16 x) { return rough_exp(x); }  // rounded far coarser anyway
+
+// Scores of one row become weights, relative to the largest of what is scaled. Their sum.
+template <class T>
+static float soften(const float* s, T* weights, int count, float scale, float largest) {
+  if (largest == -INFINITY) {  // nothing visible in this chunk
     for (int i = 0; i < count * kLanes; ++i) weights[i] = T(0);
-    return;
+    return 0.0f;
   }
   f32x16 added = {};
   for (int i = 0; i < count; ++i) {
-    const f32x16 w = exp(load<f32x16>(s + i * kLanes) - part.largest);
+    const f32x16 w = weight_of(weights, load<f32x16>(s + i * kLanes) * scale - largest);
     store_activation(weights + i * kLanes, w);
     added += w;
   }
-  part.total = sum(added);
+  return sum(added);
 }
 
 // Consecutive pages are read ahead by the processor itself, and asking for them slowed it down; what lies
@@ -228,7 +236,9 @@ static void attend_rows(const QueryRows<T>& rows, const Context<T>& context, int
       for (int lane = std::max(0, std::min(width, rows.position[r] + 1 - first)); lane < kLanes; ++lane)
         s[r * kChunk + i * kLanes + lane] = -INFINITY;
   }
-  for (int r = 0; r < R; ++r) soften(s + r * kChunk, weights + r * kChunk, count, scale, parts[r]);
+  for (int r = 0; r < R; ++r) parts[r].largest = scale * largest_score(s + r * kChunk, count);
+  for (int r = 0; r < R; ++r)
+    parts[r].total = soften(s + r * kChunk, weights + r * kChunk, count, scale, parts[r].largest);
   mix_all<R>(values, count, weights, context.shape.padded_dim(), parts);
 }
 

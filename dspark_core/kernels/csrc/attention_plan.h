@@ -59,22 +59,24 @@ class AttentionPlan {
   const AttentionItem& item(int index) const { return items_[index]; }
   const AttentionTask& task(const AttentionItem& item) const { return tasks_[item.task]; }
 
+  // Whether the rows' results are written now: whoever does a task's last part writes them.
   template <class T>
-  void attend(const AttentionItem& item, int layer, const QueryRows<T>& rows, const Context<T>& context) const {
+  bool attend(const AttentionItem& item, int layer, const QueryRows<T>& rows, const Context<T>& context) const {
     if (!split_) {
       Partial parts[kRows];
       dspark::attend(rows, context, [&](int chunk) {
         attend_chunk(rows, context, chunk, parts);
         return parts;
       });
-      return;
+      return true;
     }
     for (int chunk = item.first; chunk < item.end; ++chunk)
       attend_chunk(rows, context, chunk, parts_of(item, chunk));
     const int all = task(item).chunks, mine = item.end - item.first;
     std::atomic<int>& arrived = arrived_[(size_t(layer) * num_tasks_ + item.task) * kv_heads_ + item.kv_head];
-    if (arrived.fetch_add(mine, std::memory_order_acq_rel) + mine == all)
-      dspark::attend(rows, context, [&](int chunk) { return parts_of(item, chunk); });
+    if (arrived.fetch_add(mine, std::memory_order_acq_rel) + mine != all) return false;
+    dspark::attend(rows, context, [&](int chunk) { return parts_of(item, chunk); });
+    return true;
   }
 
  private:

@@ -73,6 +73,7 @@ static void rms_norm(const float* x, const float* weight, float eps, int size, T
 struct Buffers {
   std::vector<float> residual, qkv;
   std::vector<uint8_t> normed, q, attended, inner;
+  GroupBuffer normed_groups, attended_groups, inner_groups;
   std::vector<int32_t> run_of_row;
   AttentionBuffers attention;
 };
@@ -84,6 +85,9 @@ class Pass {
       : s_(shape), layers_(layers), b_(batch), cache_{b_.num_pages, b_.page_tokens, s_.kv_heads, s_.head_dim},
         taps_(batch.taps, batch.taps + batch.num_taps),
         group_(s_.heads / s_.kv_heads),
+        normed_groups_(buffers.normed_groups),
+        attended_groups_(buffers.attended_groups),
+        inner_groups_(buffers.inner_groups),
         attention_(tasks_of(buffers), s_.kv_heads, s_.layers, b_.threads) {
     q_size_ = s_.heads * s_.head_dim;
     qkv_size_ = (s_.heads + 2 * s_.kv_heads) * s_.head_dim;
@@ -94,6 +98,7 @@ class Pass {
     q_ = sized(buffers.q, rows * q_size_);
     attended_ = sized(buffers.attended, rows * q_size_);
     inner_ = sized(buffers.inner, rows * s_.inner);
+    size_groups();
     buffers.run_of_row.clear();
     for (int run = 0; run < b_.num_runs; ++run)
       buffers.run_of_row.insert(buffers.run_of_row.end(), b_.runs[run].count, run);
@@ -120,10 +125,20 @@ class Pass {
       keep_tap(row, s_.layers);
     });
     by_rows(job, phase++, b_.num_logit_rows, [&](int row) {
-      normalize(residual_ + b_.logit_rows[row] * s_.hidden, s_.final_norm, normed_ + size_t(row) * s_.hidden);
+      normalize_for(s_.head, residual(b_.logit_rows[row]), s_.final_norm, row);
     });
-    multiply(job, phase++, product(s_.head, normed_, b_.num_logit_rows),
+    multiply(job, phase++, product(s_.head, normed_, b_.num_logit_rows, normed_groups_),
              StoreSink<float, false>{s_.head, b_.logits, size_t(s_.vocab)});
+  }
+
+  void size_groups() const {
+    for (const Layer& layer : layers_) {
+      normed_groups_.size_for(layer.qkv, b_.tokens);
+      normed_groups_.size_for(layer.gate_up, b_.tokens);
+      attended_groups_.size_for(layer.output, b_.tokens);
+      inner_groups_.size_for(layer.down, b_.tokens);
+    }
+    normed_groups_.size_for(s_.head, b_.num_logit_rows);
   }
 
   // Every layer reads the same features; queries are left out as far as whole panels hold them.
@@ -131,7 +146,8 @@ class Pass {
     const int skipped = q_size_ / kPanel;
     for (int layer = 0; layer < s_.layers; ++layer) {
       const Matrix keys_values = layers_[layer].qkv.from_panel(skipped);
-      multiply(job, 2 * layer, product(keys_values, static_cast<const T*>(b_.features), b_.tokens),
+      const Product<T> wide{keys_values, static_cast<const T*>(b_.features), size_t(s_.hidden), b_.tokens, b_.threads};
+      multiply(job, 2 * layer, wide,
                StoreSink<float, false>{keys_values, qkv_ + skipped * kPanel, size_t(qkv_size_)});
       by_rows(job, 2 * layer + 1, b_.tokens, [&](int row) { rotate(row, layer, s_.heads); });
     }
@@ -149,26 +165,30 @@ class Pass {
     const Layer& layer = layers_[index];
     by_rows(job, phase++, b_.tokens, [&](int row) {
       if (tap_of(index - 1) >= 0) keep_tap(row, index - 1);
-      normalize(residual(row), layer.input_norm, normed_ + size_t(row) * s_.hidden);
+      normalize_for(layer.qkv, residual(row), layer.input_norm, row);
     });
-    multiply(job, phase++, product(layer.qkv, normed_, b_.tokens),
+    multiply(job, phase++, product(layer.qkv, normed_, b_.tokens, normed_groups_),
              StoreSink<float, false>{layer.qkv, qkv_, size_t(qkv_size_)});
     by_rows(job, phase++, b_.tokens, [&](int row) { rotate(row, index); });
     job.phase(phase++, attention_.items(), [&](int item) { attend(attention_.item(item), index); });
-    multiply(job, phase++, product(layer.output, attended_, b_.tokens),
-             StoreSink<float, true>{layer.output, residual_, size_t(s_.hidden)});
+    Product<T> output = product(layer.output, attended_, b_.tokens, attended_groups_);
+    if (!groups_within_heads()) output.by_group = {};
+    multiply(job, phase++, output, StoreSink<float, true>{layer.output, residual_, size_t(s_.hidden)});
     by_rows(job, phase++, b_.tokens, [&](int row) {
-      normalize(residual(row), layer.attention_norm, normed_ + size_t(row) * s_.hidden);
+      normalize_for(layer.gate_up, residual(row), layer.attention_norm, row);
     });
-    multiply(job, phase++, product(layer.gate_up, normed_, b_.tokens),
-             SiluSink<T>{layer.gate_up, inner_, size_t(s_.inner)});
-    multiply(job, phase++, product(layer.down, inner_, b_.tokens),
+    multiply(job, phase++, product(layer.gate_up, normed_, b_.tokens, normed_groups_),
+             SiluSink<T>{layer.gate_up, layer.down, inner_, size_t(s_.inner), inner_groups_});
+    multiply(job, phase++, product(layer.down, inner_, b_.tokens, inner_groups_),
              StoreSink<float, true>{layer.down, residual_, size_t(s_.hidden)});
   }
 
-  Product<T> product(const Matrix& matrix, const T* x, int rows) const {
-    return {matrix, x, size_t(matrix.k), rows, b_.threads};
+  // `groups` were prepared when `x` was made.
+  Product<T> product(const Matrix& matrix, const T* x, int rows, GroupBuffer& groups) const {
+    return {matrix, x, size_t(matrix.k), rows, b_.threads, groups.values(matrix)};
   }
+
+  bool groups_within_heads() const { return s_.head_dim % kGroup == 0; }
 
   float* residual(int row) const { return residual_ + size_t(row) * s_.hidden; }
 
@@ -191,7 +211,7 @@ class Pass {
       if (layer == s_.layers)
         normalize(residual(row), s_.final_norm, to);
       else
-        for (int d = 0; d < s_.hidden; ++d) store_one(to + d, residual(row)[d]);
+        store_activations(to, residual(row), s_.hidden);
     }
   }
 
@@ -199,39 +219,54 @@ class Pass {
     rms_norm(x, weight, s_.eps, s_.hidden, out);
   }
 
+  // One row of `normed_`, as `matrix` wants it.
+  void normalize_for(const Matrix& matrix, const float* x, const float* weight, int row) const {
+    T* out = normed_ + size_t(row) * s_.hidden;
+    normalize(x, weight, out);
+    normed_groups_.prepare(matrix, out, row);
+  }
+
   int slot(int run) const { return b_.slots ? b_.slots[run] : b_.runs[run].start; }
 
   // q and k of one row: optional norms, rotation; q to its buffer, k and v to the cache.
   void rotate(int row, int index, int first_head = 0) const {
     const Run& run = b_.runs[run_of_row_[row]];
-    const int position = run.start + row - run.row, dim = s_.head_dim, half = dim / 2;
+    const int position = run.start + row - run.row, dim = s_.head_dim;
     const int held = slot(run_of_row_[row]) + row - run.row;
-    const float* cosine = s_.cosines + size_t(position) * dim;
-    const float* sine = s_.sines + size_t(position) * dim;
     const int64_t page = b_.pages[run.page_offset + held / b_.page_tokens];
     const int offset = held % b_.page_tokens, lane = offset % kLanes;
     T* keys = static_cast<T*>(b_.keys) + index * cache_.layer_values();
     T* values = static_cast<T*>(b_.values) + index * cache_.layer_values();
-    float normed[kMaxHeadDim];
+    alignas(64) float normed[kMaxHeadDim];
+    alignas(64) T rotated[kMaxHeadDim];
     for (int head = first_head; head < s_.heads + s_.kv_heads; ++head) {
       const float* x = normed_head(row, head, layers_[index].qk_norm, normed);
-      float out[kMaxHeadDim];
-      for (int d = 0; d < half; ++d) {
-        out[d] = x[d] * cosine[d] - x[d + half] * sine[d];
-        out[d + half] = x[d + half] * cosine[d + half] + x[d] * sine[d + half];
-      }
       if (head < s_.heads) {
-        T* to = q_ + size_t(row) * q_size_ + head * dim;
-        for (int d = 0; d < dim; ++d) store_one(to + d, out[d]);
+        rotate_head(x, position, q_ + size_t(row) * q_size_ + head * dim);
       } else {
-        T* tile = keys + cache_.tile(page, head - s_.heads, offset / kLanes);
-        for (int d = 0; d < dim; ++d) put_key(tile, lane, d, cache_.padded_dim(), out[d]);
+        rotate_head(x, position, rotated);
+        put_key(keys + cache_.tile(page, head - s_.heads, offset / kLanes), lane, dim, rotated);
       }
     }
     const float* v = qkv_ + size_t(row) * qkv_size_ + (s_.heads + s_.kv_heads) * dim;
     for (int head = 0; head < s_.kv_heads; ++head) {
-      T* tile = values + cache_.tile(page, head, offset / kLanes);
-      for (int d = 0; d < dim; ++d) put_value(tile, lane, d, cache_.padded_dim(), v[head * dim + d]);
+      store_activations(rotated, v + head * dim, dim);
+      put_value(values + cache_.tile(page, head, offset / kLanes), lane, dim, cache_.padded_dim(), rotated);
+    }
+  }
+
+  void rotate_head(const float* x, int position, T* out) const {
+    const int dim = s_.head_dim, half = dim / 2;
+    const float *cosine = s_.cosines + size_t(position) * dim, *sine = s_.sines + size_t(position) * dim;
+    int d = 0;
+    for (; d + kLanes <= half; d += kLanes) {
+      const f32x16 low = load<f32x16>(x + d), high = load<f32x16>(x + half + d);
+      store_activation(out + d, low * load<f32x16>(cosine + d) - high * load<f32x16>(sine + d));
+      store_activation(out + half + d, high * load<f32x16>(cosine + half + d) + low * load<f32x16>(sine + half + d));
+    }
+    for (; d < half; ++d) {
+      store_one(out + d, x[d] * cosine[d] - x[d + half] * sine[d]);
+      store_one(out + half + d, x[d + half] * cosine[d + half] + x[d] * sine[d + half]);
     }
   }
 
@@ -258,7 +293,13 @@ class Pass {
       rows.out[i] = attended_ + at;
       rows.position[i] = last_seen(task.run, query);
     }
-    attention_.attend(item, index, rows, context_of(task.run, item.kv_head, index));
+    if (!attention_.attend(item, index, rows, context_of(task.run, item.kv_head, index))) return;
+    if (!groups_within_heads()) return;
+    const int groups = s_.head_dim / kGroup;
+    for (int i = 0; i < rows.count; ++i) {
+      const int row = run.row + (task.first + i) / group_, head = item.kv_head * group_ + (task.first + i) % group_;
+      attended_groups_.prepare(layers_[index].output, attended_ + size_t(row) * q_size_, row, head * groups, (head + 1) * groups);
+    }
   }
 
   // The last position that a query of a run sees.
@@ -298,6 +339,7 @@ class Pass {
   const CacheShape cache_;
   const std::vector<int32_t> taps_;  // a late helper may look after the caller's array is gone
   const int group_;
+  GroupBuffer &normed_groups_, &attended_groups_, &inner_groups_;
   const AttentionPlan attention_;
   int q_size_, qkv_size_;
   float *residual_, *qkv_;

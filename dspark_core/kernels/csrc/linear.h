@@ -20,76 +20,38 @@ struct Product {
   size_t stride;
   int rows;
   int threads;
+  GroupValues by_group{};  // of x; empty: not made yet
 
-  int panels_per_chunk() const { return std::max(1, matrix.panels() / (threads * 8)); }
+  // Of a paired matrix an even number: two panels make a group of what they give.
+  int panels_per_chunk() const {
+    const int panels = std::max(1, matrix.panels() / (threads * 8));
+    return matrix.paired ? panels + panels % 2 : panels;
+  }
   int chunks() const {
     const int size = panels_per_chunk();
     return (matrix.panels() + size - 1) / size;
   }
 };
 
-DSPARK_INLINE float group_sum(const uint16_t* x) {
-  const u32x16 pairs = load<u32x16>(x);
-  return sum(dot_pair(f32x16{}, pairs, 0x3f803f80u));  // both of each pair times one
-}
-
-// One group to 8 bits: its step, its codes, and their sum.
-static float group_codes(const uint16_t* x, int8_t* codes, int32_t* total) {
-  const f32x16 low = load_floats(x), high = load_floats(x + kLanes);
-  const float largest = maximum(maximum(maximum(low, -low), maximum(high, -high)));
-  const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer
-  const i32x16 first = __builtin_convertvector(low * inverse + kRound - kRound, i32x16);
-  const i32x16 second = __builtin_convertvector(high * inverse + kRound - kRound, i32x16);
-  store(codes, __builtin_convertvector(first, i8x16));
-  store(codes + kLanes, __builtin_convertvector(second, i8x16));
-  *total = int32_t(sum(__builtin_convertvector(first + second, f32x16)));  // small integers: exact
-  return largest / 127.0f;
-}
-
-// Made by every thread for itself, when it first takes part in a product.
+// For rows that come without: made by every thread for itself, when it first takes part in a product.
 template <class T>
-class ByGroup {
- public:
-  const GroupValues& of(const Product<T>& p) {
-    if (!values_.groups) {
-      values_.groups = size_t(p.matrix.k / kGroup);
-      prepare(p);
-    }
-    return values_;
-  }
+static GroupValues prepared_here(const Product<T>& p) {
+  thread_local GroupBuffer buffer;
+  buffer.size_for(p.matrix, p.rows);
+  for (int row = 0; row < p.rows; ++row) buffer.prepare(p.matrix, p.x + row * p.stride, row);
+  return buffer.values(p.matrix);
+}
 
- private:
-  void prepare(const Product<float>&) {}
-
-  void prepare(const Product<uint16_t>& p) {
-    if (p.matrix.format != kQ4 && !p.matrix.rounds_activations()) return;
-    thread_local std::vector<float> factors;
-    thread_local std::vector<int32_t> totals;
-    thread_local std::vector<int8_t> codes;
-    const size_t count = size_t(p.rows) * values_.groups;
-    const bool coded = p.matrix.rounds_activations();
-    factors.resize(std::max(factors.size(), count));
-    if (coded) totals.resize(std::max(totals.size(), count));
-    if (coded) codes.resize(std::max(codes.size(), count * kGroup));
-    for (size_t i = 0; i < count; ++i) {
-      const uint16_t* x = p.x + i / values_.groups * p.stride + i % values_.groups * kGroup;
-      factors[i] = coded ? group_codes(x, &codes[i * kGroup], &totals[i]) : group_sum(x);
-    }
-    values_ = {factors.data(), totals.data(), codes.data(), values_.groups};
-  }
-
-  GroupValues values_{};
-};
-
-// Rows are spread evenly over as few tiles as hold them.
+// Rows are spread evenly, by fours, over as few tiles as hold them.
 template <class T, class Sink>
 static void multiply_panel(const Product<T>& p, const GroupValues& by_group, int panel, Sink&& sink) {
-  const int tallest = tallest_tile(p.matrix), tiles = (p.rows + tallest - 1) / tallest;
+  const int blocks = (p.rows + kBlockRows - 1) / kBlockRows, tallest = tallest_tile(p.matrix) / kBlockRows;
+  const int tiles = (blocks + tallest - 1) / tallest;
   const uint8_t* data = p.matrix.data + size_t(panel) * p.matrix.panel_bytes();
   alignas(64) float values[kRows * kPanel];
   for (int t = 0; t < tiles; ++t) {
-    const int row = int(int64_t(p.rows) * t / tiles), end = int(int64_t(p.rows) * (t + 1) / tiles);
+    const int row = kBlockRows * (blocks * t / tiles);
+    const int end = std::min(p.rows, kBlockRows * (blocks * (t + 1) / tiles));
     const Rows<T> rows{p.x + size_t(row) * p.stride, p.stride, by_group.from_row(row)};
     tile_for(p.matrix, p.x, end - row)(rows, p.matrix, data, values);
     sink(TileResult{row, end - row, panel, values});
@@ -99,10 +61,10 @@ static void multiply_panel(const Product<T>& p, const GroupValues& by_group, int
 // One phase of `job`: every tile of the product goes to `sink`.
 template <class T, class Sink>
 static void multiply(Job& job, int phase, const Product<T>& p, Sink&& sink) {
-  ByGroup<T> by_group;
+  GroupValues values = p.by_group;
   const int size = p.panels_per_chunk(), panels = p.matrix.panels();
   job.phase(phase, p.rows ? p.chunks() : 0, [&](int chunk) {
-    const GroupValues& values = by_group.of(p);
+    if (!values.groups) values = prepared_here(p);
     const int end = std::min(panels, (chunk + 1) * size);
     for (int panel = chunk * size; panel < end; ++panel) multiply_panel(p, values, panel, sink);
   });
@@ -138,12 +100,15 @@ struct StoreSink {
   }
 };
 
-// out [rows, stride] = silu(gate) * up, for a paired matrix.
+// out [rows, stride] = silu(gate) * up, for a paired matrix; and what `next` needs of it, once the second of
+// two panels completes a group.
 template <class T>
 struct SiluSink {
   const Matrix& matrix;
+  const Matrix& next;
   T* out;
   size_t stride;
+  GroupBuffer& prepared;
 
   void operator()(const TileResult& tile) const {
     const int width = matrix.width(tile.panel * kVectors);
@@ -157,6 +122,8 @@ struct SiluSink {
       } else {
         for (int i = 0; i < width; ++i) store_one(to + i, result[i]);
       }
+      const int group = tile.panel / 2;
+      if (tile.panel % 2) prepared.prepare(next, out + size_t(tile.row + r) * stride, tile.row + r, group, group + 1);
     }
   }
 };

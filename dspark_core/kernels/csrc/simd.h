@@ -114,13 +114,21 @@ DSPARK_INLINE void store_activation(uint16_t* p, f32x16 v) {
 #endif
 }
 
+DSPARK_INLINE void store_one(float* p, float x) { *p = x; }
+DSPARK_INLINE void store_one(uint16_t* p, float x) { *p = float_to_bf16(x); }
+
+template <class T>
+DSPARK_INLINE void store_activations(T* to, const float* from, int count) {
+  int i = 0;
+  for (; i + kLanes <= count; i += kLanes) store_activation(to + i, load<f32x16>(from + i));
+  for (; i < count; ++i) store_one(to + i, from[i]);
+}
+
 DSPARK_INLINE f32x16 load_floats(const float* p) { return load<f32x16>(p); }
 DSPARK_INLINE f32x16 load_floats(const uint16_t* p) {
   return as_float(__builtin_convertvector(load<u16x16>(p), u32x16) << 16);
 }
 
-DSPARK_INLINE void store_one(float* p, float x) { *p = x; }
-DSPARK_INLINE void store_one(uint16_t* p, float x) { *p = float_to_bf16(x); }
 DSPARK_INLINE float load_one(const float* p) { return *p; }
 DSPARK_INLINE float load_one(const uint16_t* p) { return bf16_to_float(*p); }
 
@@ -136,7 +144,21 @@ DSPARK_INLINE float sum(f32x16 v) {
 #endif
 }
 
-DSPARK_INLINE f32x16 maximum(f32x16 a, f32x16 b) { return a > b ? a : b; }
+DSPARK_INLINE f32x16 maximum(f32x16 a, f32x16 b) {
+#ifdef DSPARK_AVX512_BF16
+  return (f32x16)_mm512_max_ps((__m512)a, (__m512)b);  // compilers compare and blend
+#else
+  return a > b ? a : b;
+#endif
+}
+
+DSPARK_INLINE f32x16 minimum(f32x16 a, f32x16 b) {
+#ifdef DSPARK_AVX512_BF16
+  return (f32x16)_mm512_min_ps((__m512)a, (__m512)b);
+#else
+  return a < b ? a : b;
+#endif
+}
 
 DSPARK_INLINE float maximum(f32x16 v) {
 #ifdef DSPARK_AVX512_BF16
@@ -148,11 +170,19 @@ DSPARK_INLINE float maximum(f32x16 v) {
 #endif
 }
 
+constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer
+
+// p times 2 to the n, in the exponent; `shifted` is n + kRound. Exactly 0 where x is below -87.
+DSPARK_INLINE f32x16 scaled_by_two_to(f32x16 p, f32x16 shifted, f32x16 x) {
+  const f32x16 scaled = as_float(as_bits(p) + (as_bits(shifted) << 23));
+  return x < splat(-87.0f) ? f32x16{} : scaled;
+}
+
 // exp to about 2e-7 relative; exactly 1 at 0, exactly 0 below -87.
 DSPARK_INLINE f32x16 exp(f32x16 x) {
-  const f32x16 clamped = maximum(x < splat(88.0f) ? x : splat(88.0f), splat(-87.0f));
-  const f32x16 shifted = clamped * 1.44269504f + 12582912.0f;  // rounds to an integer: 1.5 * 2^23
-  const f32x16 n = shifted - 12582912.0f;
+  const f32x16 clamped = maximum(minimum(x, splat(88.0f)), splat(-87.0f));
+  const f32x16 shifted = clamped * 1.44269504f + kRound;
+  const f32x16 n = shifted - kRound;
   f32x16 r = clamped - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
   f32x16 p = splat(1.9875691500e-4f);
@@ -162,9 +192,20 @@ DSPARK_INLINE f32x16 exp(f32x16 x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const i32x16 exponent = (__builtin_convertvector(n, i32x16) + 127) << 23;
-  const f32x16 scaled = p * (f32x16)exponent;
-  return x < splat(-87.0f) ? f32x16{} : scaled;
+  return scaled_by_two_to(p, shifted, x);
+}
+
+// The same to about 4e-5, of what is not above 0.
+DSPARK_INLINE f32x16 rough_exp(f32x16 x) {
+  const f32x16 clamped = maximum(x, splat(-87.0f));
+  const f32x16 shifted = clamped * 1.44269504f + kRound;
+  const f32x16 r = clamped - (shifted - kRound) * 0.69314718f;
+  f32x16 p = splat(4.1666667e-2f);
+  p = p * r + 1.6666667e-1f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  return scaled_by_two_to(p, shifted, x);
 }
 
 }  // namespace dspark

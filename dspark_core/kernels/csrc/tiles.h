@@ -5,30 +5,11 @@
 // speculative decoding exact beyond rounding.
 #pragma once
 
-#include "matrix.h"
+#include "activations.h"
 
 namespace dspark {
 
 constexpr int kRows = 12;
-
-// What some formats need of activations besides themselves, by row and group of 32 inputs.
-struct GroupValues {
-  const float* factors;   // [rows, groups] Q4: sums; I4, I8: steps
-  const int32_t* totals;  // [rows, groups] I4, I8: of the codes
-  const int8_t* codes;    // [rows, 32 * groups] I4, I8
-
-  uint32_t quad(int row, int input) const {
-    uint32_t four;
-    std::memcpy(&four, codes + row * groups * kGroup + input, 4);
-    return four;
-  }
-  size_t groups;
-
-  GroupValues from_row(int row) const {
-    if (!factors) return *this;  // of a format that needs none
-    return {factors + row * groups, totals + row * groups, codes + row * groups * kGroup, groups};
-  }
-};
 
 // Activations [rows, stride].
 template <class T>
@@ -123,10 +104,17 @@ DSPARK_INLINE void prefetch_group(const uint8_t* block, int bytes) {
   for (int line = 0; line < bytes; line += 64) __builtin_prefetch(block + kGroupsAhead * bytes + line, 0, 2);
 }
 
-// Totals live in `out`: accumulators of both vectors fill the registers.
+template <int R>
+DSPARK_INLINE void store_totals(const f32x16 (&totals)[R][kVectors], float* out) {
+  DSPARK_UNROLL for (int r = 0; r < R; ++r)
+    DSPARK_UNROLL for (int v = 0; v < kVectors; ++v) store(out + r * kPanel + v * kLanes, totals[r][v]);
+}
+
 template <int R>
 static void tile_q4(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* block, float* out) {
-  std::memset(out, 0, sizeof(float) * R * kPanel);
+  const size_t groups = x.by_group.groups;
+  const float* sums = x.by_group.sums;
+  f32x16 totals[R][kVectors] = {};
   for (int g = 0; g < m.k / kGroup; ++g, block += kQ4Block) {
     f32x16 acc[R][kVectors] = {};
     const uint16_t* inputs = x.data + g * kGroup;
@@ -146,17 +134,17 @@ static void tile_q4(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* blo
       const f32x16 scale = load_half(reinterpret_cast<const uint16_t*>(block + kQ4Scales + 32 * v));
       const f32x16 minimum = load_half(reinterpret_cast<const uint16_t*>(block + kQ4Scales + 64 + 32 * v));
       DSPARK_UNROLL for (int r = 0; r < R; ++r) {
-        float* total = out + r * kPanel + v * kLanes;
-        const f32x16 scaled = load<f32x16>(total) + scale * acc[r][v];
-        store(total, scaled + minimum * x.by_group.factors[r * x.by_group.groups + g]);
+        const f32x16 scaled = totals[r][v] + scale * acc[r][v];
+        totals[r][v] = scaled + minimum * sums[r * groups + g];
       }
     }
   }
+  store_totals<R>(totals, out);
 }
 
 template <int R>
 static void tile_q8(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* block, float* out) {
-  std::memset(out, 0, sizeof(float) * R * kPanel);
+  f32x16 totals[R][kVectors] = {};
   for (int g = 0; g < m.k / kGroup; ++g, block += kQ8Block) {
     f32x16 acc[R][kVectors] = {};
     const uint16_t* inputs = x.data + g * kGroup;
@@ -171,48 +159,47 @@ static void tile_q8(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* blo
     }
     DSPARK_UNROLL for (int v = 0; v < kVectors; ++v) {
       const f32x16 scale = load_half(reinterpret_cast<const uint16_t*>(block + kQ8Scales + 32 * v));
-      DSPARK_UNROLL for (int r = 0; r < R; ++r) {
-        float* total = out + r * kPanel + v * kLanes;
-        store(total, load<f32x16>(total) + scale * acc[r][v]);
-      }
+      DSPARK_UNROLL for (int r = 0; r < R; ++r) totals[r][v] += scale * acc[r][v];
     }
   }
+  store_totals<R>(totals, out);
 }
 
-// Weights are stored plus 128, as the instruction wants one side unsigned; the sum of codes takes it back.
+// Products of bytes, by groups: integers, exactly, before anything is scaled.
 template <int R>
 static void tile_i8(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* block, float* out) {
-  std::memset(out, 0, sizeof(float) * R * kPanel);
-  const GroupValues& by_group = x.by_group;
-  for (int g = 0; g < m.k / kGroup; ++g, block += kQ8Block) {
+  const size_t groups = x.by_group.groups;
+  const CodedGroup* coded = x.by_group.coded;
+  f32x16 totals[R][kVectors] = {};
+  for (int g = 0; g < m.k / kGroup; ++g, block += kQ8Block, ++coded) {
+    const auto of = [&](int r) -> const CodedGroup& { return coded[r / kBlockRows * groups]; };
     i32x16 acc[R][kVectors];
-    DSPARK_UNROLL for (int r = 0; r < R; ++r)
-      acc[r][0] = acc[r][1] = i32x16{} - 128 * by_group.totals[r * by_group.groups + g];
+    DSPARK_UNROLL for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = i32x16{} + of(r).offsets[r % kBlockRows];
     prefetch_group<R>(block, kQ8Block);
     _Pragma("GCC unroll 2") for (int t = 0; t < kGroup / 4; ++t) {
       const u32x16 w0 = load<u32x16>(block + 128 * t), w1 = load<u32x16>(block + 128 * t + 64);
       DSPARK_UNROLL for (int r = 0; r < R; ++r) {
-        const uint32_t v = by_group.quad(r, g * kGroup + 4 * t);
+        const uint32_t v = of(r).quad(r % kBlockRows, 4 * t);
         acc[r][0] = dot_quad(acc[r][0], w0, v);
         acc[r][1] = dot_quad(acc[r][1], w1, v);
       }
     }
     DSPARK_UNROLL for (int v = 0; v < kVectors; ++v) {
       const f32x16 scale = load_half(reinterpret_cast<const uint16_t*>(block + kQ8Scales + 32 * v));
-      DSPARK_UNROLL for (int r = 0; r < R; ++r) {
-        float* total = out + r * kPanel + v * kLanes;
-        const f32x16 step = scale * by_group.factors[r * by_group.groups + g];
-        store(total, load<f32x16>(total) + __builtin_convertvector(acc[r][v], f32x16) * step);
-      }
+      DSPARK_UNROLL for (int r = 0; r < R; ++r)
+        totals[r][v] += __builtin_convertvector(acc[r][v], f32x16) * (scale * of(r).steps[r % kBlockRows]);
     }
   }
+  store_totals<R>(totals, out);
 }
 
 template <int R>
 static void tile_i4(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* block, float* out) {
-  std::memset(out, 0, sizeof(float) * R * kPanel);
-  const GroupValues& by_group = x.by_group;
-  for (int g = 0; g < m.k / kGroup; ++g, block += kQ4Block) {
+  const size_t groups = x.by_group.groups;
+  const CodedGroup* coded = x.by_group.coded;
+  f32x16 totals[R][kVectors] = {};
+  for (int g = 0; g < m.k / kGroup; ++g, block += kQ4Block, ++coded) {
+    const auto of = [&](int r) -> const CodedGroup& { return coded[r / kBlockRows * groups]; };
     i32x16 acc[R][kVectors] = {};
     prefetch_group<R>(block, kQ4Block);
     _Pragma("GCC unroll 1") for (int t = 0; t < 4; ++t) {
@@ -220,7 +207,7 @@ static void tile_i4(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* blo
       DSPARK_UNROLL for (int s = 0; s < 2; ++s) {
         const u32x16 w0 = (words0 >> (4 * s)) & 0x0f0f0f0fu, w1 = (words1 >> (4 * s)) & 0x0f0f0f0fu;
         DSPARK_UNROLL for (int r = 0; r < R; ++r) {
-          const uint32_t v = by_group.quad(r, g * kGroup + 4 * (2 * t + s));
+          const uint32_t v = of(r).quad(r % kBlockRows, 4 * (2 * t + s));
           acc[r][0] = dot_quad(acc[r][0], w0, v);
           acc[r][1] = dot_quad(acc[r][1], w1, v);
         }
@@ -230,14 +217,12 @@ static void tile_i4(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* blo
       const f32x16 scale = load_half(reinterpret_cast<const uint16_t*>(block + kQ4Scales + 32 * v));
       const f32x16 minimum = load_half(reinterpret_cast<const uint16_t*>(block + kQ4Scales + 64 + 32 * v));
       DSPARK_UNROLL for (int r = 0; r < R; ++r) {
-        float* total = out + r * kPanel + v * kLanes;
-        const size_t at = r * by_group.groups + g;
         const f32x16 products = scale * __builtin_convertvector(acc[r][v], f32x16);
-        const f32x16 values = products + minimum * float(by_group.totals[at]);
-        store(total, load<f32x16>(total) + values * by_group.factors[at]);
+        totals[r][v] += (products + minimum * of(r).sums[r % kBlockRows]) * of(r).steps[r % kBlockRows];
       }
     }
   }
+  store_totals<R>(totals, out);
 }
 
 template <class T>

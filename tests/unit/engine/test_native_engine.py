@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from gguf import GGMLQuantizationType
-from gguf.quants import quantize
+from gguf.quants import dequantize, quantize
 from torch import Tensor
 
 from dspark_core.engine.batch import Run
@@ -51,6 +51,12 @@ CONFIGS = {
     ),
 }
 
+QUANTISED_THROUGHOUT = {  # where a group of 32 inputs of the output matrix comes from
+    "a part of a head": DecoderConfig(family=Family.LLAMA, **(FIELDS | {"head_dim": 64, "num_heads": 4})),
+    "a head": DecoderConfig(family=Family.LLAMA, **(FIELDS | {"head_dim": 32})),
+    "several heads": DecoderConfig(family=Family.LLAMA, **(FIELDS | {"num_heads": 8})),
+}
+
 
 def decoder(config: DecoderConfig, dtype: torch.dtype) -> Decoder:
     torch.manual_seed(0)
@@ -86,7 +92,31 @@ def engine(
 ) -> TargetEngine:
     model = decoder(config, dtype)
     stored = four_bits_of(model) if weights.keeps_blocks else {}
-    model.pack(PackingPlan(native=native, weights=weights, stored=stored))
+    plan = PackingPlan(native=native, weights=weights, stored=stored)
+    return engine_of(model, config, plan, dtype=dtype, page_tokens=page_tokens)
+
+
+def with_stored_weights(config: DecoderConfig, weights: WeightChoice) -> Decoder:
+    """In float32, with the values that blocks hold where `weights` keep them."""
+    model = decoder(config, torch.float32)
+    if weights.keeps_blocks:
+        for name, rows in four_bits_of(decoder(config, torch.bfloat16)).items():
+            if "embed" not in name:  # rows are looked up as they were
+                values = dequantize(rows.blocks.numpy(), GGMLQuantizationType.Q4_1)
+                model.get_parameter(name).copy_(torch.from_numpy(values))
+    return model
+
+
+def engine_of(
+    model: Decoder,
+    config: DecoderConfig,
+    plan: PackingPlan | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    page_tokens: int = 16,
+) -> TargetEngine:
+    plan = plan or PackingPlan(native=True)
+    model.pack(plan)
     torch.manual_seed(1)
     taps = (0, -1, config.num_layers - 1, config.num_layers)
     made = TargetEngine(
@@ -100,7 +130,7 @@ def engine(
             feature_size=6,
         ),
     )
-    assert made.native is native
+    assert made.native is plan.native
     return made
 
 
@@ -174,6 +204,22 @@ def test_a_token_is_the_same_bits_in_any_batch(dtype: torch.dtype, weights: Weig
             torch.set_num_threads(1)
         start += count
     assert torch.equal(torch.cat(rows), whole)
+
+
+@pytest.mark.parametrize("weights", [WeightChoice.STORED, WeightChoice.STORED_A8, WeightChoice.INT8])
+@pytest.mark.parametrize("group_of", QUANTISED_THROUGHOUT)
+def test_what_quantised_layers_hand_on_is_the_same_in_any_batch(group_of: str, weights: WeightChoice) -> None:
+    ids, config = tokens(150), QUANTISED_THROUGHOUT[group_of]
+    whole = in_pieces(engine(config, dtype=torch.bfloat16, weights=weights), ids, [150])
+    exact = in_pieces(engine_of(with_stored_weights(config, weights), config), ids, [150])
+    assert float((whole - exact).norm() / exact.norm()) < 0.15
+    for threads, pieces in ((1, [1] * 20 + [130]), (2, [130, 9, 6, 5]), (3, [13] * 11 + [7])):
+        torch.set_num_threads(threads)
+        try:
+            made = engine(config, dtype=torch.bfloat16, weights=weights)
+            assert torch.equal(in_pieces(made, ids, pieces), whole)
+        finally:
+            torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("page_tokens", [16, 20])

@@ -1,0 +1,95 @@
+// What products by some formats read of activations besides themselves, by row and group of 32 inputs.
+//
+// It is made once, where the activations are made, and not by every thread of every product.
+#pragma once
+
+#include "matrix.h"
+
+namespace dspark {
+
+constexpr int kBlockRows = 4;
+
+// One group of four rows, rounded to 8 bits. Rows lie together so that a tile reaches all of them from one
+// address; what it wants of a row is at a fixed distance.
+struct CodedGroup {
+  int8_t codes[kBlockRows][kGroup];
+  float steps[kBlockRows];
+  float sums[kBlockRows];       // of the codes: what a minimum of the weights is multiplied with
+  int32_t offsets[kBlockRows];  // -128 times the sums: weights of I8 are stored plus 128
+
+  uint32_t quad(int row, int input) const {
+    uint32_t four;
+    std::memcpy(&four, codes[row] + input, 4);
+    return four;
+  }
+};
+
+struct GroupValues {
+  const float* sums;        // [rows, groups] Q4
+  const CodedGroup* coded;  // [rows / 4, groups] I4, I8
+  size_t groups;
+
+  GroupValues from_row(int row) const {  // a multiple of four
+    return {sums ? sums + row * groups : nullptr, coded ? coded + row / kBlockRows * groups : nullptr, groups};
+  }
+};
+
+DSPARK_INLINE float group_sum(const uint16_t* x) {
+  const u32x16 pairs = load<u32x16>(x);
+  return sum(dot_pair(f32x16{}, pairs, 0x3f803f80u));  // both of each pair times one
+}
+
+static void code_group(const uint16_t* x, CodedGroup& out, int row) {
+  const f32x16 low = load_floats(x), high = load_floats(x + kLanes);
+  const float largest = maximum(maximum(maximum(low, -low), maximum(high, -high)));
+  const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+  const f32x16 first = low * inverse + kRound - kRound, second = high * inverse + kRound - kRound;
+  store(out.codes[row], __builtin_convertvector(__builtin_convertvector(first, i32x16), i8x16));
+  store(out.codes[row] + kLanes, __builtin_convertvector(__builtin_convertvector(second, i32x16), i8x16));
+  out.steps[row] = largest / 127.0f;
+  out.sums[row] = sum(first + second);  // small integers: exact
+  out.offsets[row] = -128 * int32_t(out.sums[row]);
+}
+
+// Memory for the values of some rows, kept between passes.
+class GroupBuffer {
+ public:
+  // Values for `matrix` of rows with k inputs each; of a format that needs none, none.
+  void size_for(const Matrix& matrix, int rows) {
+    const size_t groups = matrix.k / kGroup;
+    if (matrix.format == kQ4) grow(sums_, rows * groups);
+    if (matrix.rounds_activations()) grow(coded_, (rows + kBlockRows - 1) / kBlockRows * groups);
+  }
+
+  GroupValues values(const Matrix& matrix) {
+    return {matrix.format == kQ4 ? sums_.data() : nullptr,
+            matrix.rounds_activations() ? coded_.data() : nullptr, size_t(matrix.k / kGroup)};
+  }
+
+  // Groups [first, end) of one row [k].
+  void prepare(const Matrix& matrix, const uint16_t* x, int row, int first, int end) {
+    const size_t groups = matrix.k / kGroup;
+    if (matrix.format == kQ4)
+      for (int g = first; g < end; ++g) sums_[row * groups + g] = group_sum(x + g * kGroup);
+    else if (matrix.rounds_activations())
+      for (int g = first; g < end; ++g)
+        code_group(x + g * kGroup, coded_[row / kBlockRows * groups + g], row % kBlockRows);
+  }
+
+  void prepare(const Matrix& matrix, const uint16_t* x, int row) { prepare(matrix, x, row, 0, matrix.k / kGroup); }
+
+  // Of float32 nothing is ever needed.
+  void prepare(const Matrix&, const float*, int, int, int) {}
+  void prepare(const Matrix&, const float*, int) {}
+
+ private:
+  template <class V>
+  static void grow(std::vector<V>& buffer, size_t count) {
+    if (buffer.size() < count) buffer.resize(count);
+  }
+
+  std::vector<float> sums_;
+  std::vector<CodedGroup> coded_;
+};
+
+}  // namespace dspark
