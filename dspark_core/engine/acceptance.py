@@ -7,7 +7,7 @@ to all its sequences at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from itertools import starmap
 from typing import ClassVar
@@ -29,13 +29,16 @@ from dspark_core.engine.rejection_draw import accept_rejection
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.records import Verification
 
+NO_BLOCK = DraftBlock("")
+"""Nothing was drafted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """One sequence's part in a round; without a block it only samples its next token."""
 
     sequence: SequenceState
-    block: DraftBlock = field(default_factory=lambda: DraftBlock(""))
+    block: DraftBlock = NO_BLOCK
     verify_length: int = 0
 
     @property

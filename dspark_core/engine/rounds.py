@@ -17,7 +17,7 @@ import torch
 
 from dspark_core.algorithms.prefix_scheduler import survival_from_confidence
 from dspark_core.algorithms.step_time import StepTimeModel
-from dspark_core.engine.acceptance import Acceptor, Proposal, Verdict
+from dspark_core.engine.acceptance import NO_BLOCK, Acceptor, Proposal, Verdict
 from dspark_core.engine.batch import Run
 from dspark_core.engine.batching import Batcher, BatchLimits
 from dspark_core.engine.block_manager import BlockManager
@@ -181,10 +181,12 @@ class RoundLoop:
 
     def _secure_anchors(self) -> list[SequenceState]:
         """Decoding sequences whose anchor has a place, oldest first."""
-        ready = []
+        ready, preemptions = [], self.batcher.preemptions
         for sequence in sorted(self.batcher.running, key=lambda s: s.order):
-            if sequence not in self.batcher.running or not sequence.decoding:
-                continue  # preempted by an older one just now, or still in prefill
+            if not sequence.decoding:
+                continue  # still in prefill
+            if self.batcher.preemptions != preemptions and sequence not in self.batcher.running:
+                continue  # preempted by an older one just now
             if self.batcher.secure(sequence, len(sequence.tokens)):
                 ready.append(sequence)
         return ready
@@ -203,7 +205,7 @@ class RoundLoop:
         self, decoding: Sequence[SequenceState], drafts: DraftRound
     ) -> tuple[list[Proposal], list[list[float]]]:
         """Scheduled draft prefixes, and the survival estimates they were planned from."""
-        blocks = [drafts.blocks.get(s.sequence_id) or DraftBlock(s.sequence_id) for s in decoding]
+        blocks = [drafts.blocks.get(s.sequence_id) or NO_BLOCK for s in decoding]
         survival = [self._survival(s, block) for s, block in zip(decoding, blocks, strict=True)]
         origins = [block.origin for block in blocks]
         lengths = self._planner.plan(plan_requests(decoding, survival, origins)) if decoding else ()

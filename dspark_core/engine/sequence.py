@@ -8,7 +8,7 @@ from dspark_core.engine.block_manager import ROOT_CONTENT_ID, BlockManager
 from dspark_core.records import FinishReason, GenerateRequest, SpeculationStats
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)  # each is itself: comparing fields would compare all tokens
 class SequenceState:
     """Committed tokens, the pages that hold them, and how far each consumer has come.
 

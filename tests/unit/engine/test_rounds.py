@@ -9,6 +9,7 @@ import torch
 from scipy.stats import chisquare
 
 from dspark_core.engine.planning import FullPlanSource
+from dspark_core.engine.sequence import SequenceState
 from dspark_core.errors import ContextLengthError, InvalidRequestError, QueueFullError
 from dspark_core.records import (
     FinishReason,
@@ -100,6 +101,16 @@ def test_running_out_of_pages_preempts_and_resumes(greedy_cases) -> None:
     assert run(loop, [request(name, prompt, 14) for name, prompt in given.items()]) == expected
     assert loop.batcher.preemptions > 0
     assert loop.free_kv_fraction == 1.0
+
+
+def test_sequences_are_told_apart_without_comparing_what_they_hold() -> None:
+    """Or a round of n requests would compare the tokens of n * n / 2 pairs."""
+    one, twin = (
+        SequenceState(request=request("a", (1, 2, 3), 4), order=0, noise_seed=0, max_length=7)
+        for _ in range(2)
+    )
+    assert one == one
+    assert one != twin
 
 
 def test_a_prefix_hit_skips_prefill_and_keeps_features(greedy_cases) -> None:
