@@ -56,7 +56,7 @@ class CompletionUseCase(Protocol[_Body]):
 
     def complete(self, body: _Body, request_id: str, caller: Caller) -> Coroutine[Any, Any, BaseModel]: ...
 
-    def stream(self, body: _Body, request_id: str, caller: Caller) -> AsyncIterator[BaseModel]: ...
+    def stream(self, body: _Body, request_id: str, caller: Caller) -> AsyncIterator[BaseModel | str]: ...
 
 
 def create_app(gateway: Gateway, *, ready: Callable[[], bool]) -> FastAPI:
@@ -157,7 +157,7 @@ async def _completion(gateway: Gateway, use_case: CompletionUseCase[_Body], requ
         return response
 
 
-async def _payloads(chunks: AsyncIterator[BaseModel]) -> AsyncIterator[str]:
+async def _payloads(chunks: AsyncIterator[BaseModel | str]) -> AsyncIterator[str]:
     async with closing(chunks):
         async for chunk in chunks:
-            yield chunk.model_dump_json(exclude_unset=True)
+            yield chunk if isinstance(chunk, str) else chunk.model_dump_json(exclude_unset=True)

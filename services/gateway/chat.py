@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 from services.gateway.answers import AnswerFactory, AnswerHead, collect
 from services.gateway.backend import closing
+from services.gateway.chunk_template import PLACE, ChunkTemplate
 from services.gateway.generation import TextGenerator, TimedDelta
 from services.gateway.openai_responses import (
     AnswerMessage,
@@ -46,8 +47,9 @@ class ChatCompletions:
 
     async def stream(
         self, body: ChatCompletionBody, request_id: str, caller: Caller
-    ) -> AsyncIterator[ChatCompletionChunk]:
-        """Nothing is yielded before the first token, so that earlier errors can be answered as such."""
+    ) -> AsyncIterator[ChatCompletionChunk | str]:
+        """Chunks, or their JSON. Nothing is yielded before the first token, so that earlier errors can be
+        answered as such."""
         chunks = _Chunks(self._answers.head(request_id), body)
         first = True
         async with closing(self._generator.stream(caller.sends(body.to_request(request_id)))) as deltas:
@@ -56,7 +58,7 @@ class ChatCompletions:
                     yield chunks.chunk(ChatDelta(role="assistant", content=""))
                     first = False
                 if timed.delta.text:
-                    yield chunks.chunk(ChatDelta(content=timed.delta.text))
+                    yield chunks.text(timed.delta.text)
                 if timed.delta.finish_reason is not None:
                     yield chunks.end(timed)
                     if chunks.include_usage:
@@ -67,6 +69,10 @@ class _Chunks:
     def __init__(self, head: AnswerHead, body: ChatCompletionBody) -> None:
         self._head = head
         self.include_usage = bool(body.stream_options and body.stream_options.include_usage)
+        self._template = ChunkTemplate(self.chunk(ChatDelta(content=PLACE)))
+
+    def text(self, text: str) -> str:
+        return self._template.filled(text)
 
     def chunk(self, delta: ChatDelta) -> ChatCompletionChunk:
         choice = ChatChunkChoice(index=0, delta=delta, logprobs=None, finish_reason=None)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 from services.gateway.answers import AnswerFactory, collect
 from services.gateway.backend import closing
+from services.gateway.chunk_template import PLACE, ChunkTemplate
 from services.gateway.generation import TextGenerator, TimedDelta
 from services.gateway.openai_responses import (
     Completion,
@@ -41,23 +42,31 @@ class Completions:
 
     async def stream(
         self, body: CompletionBody, request_id: str, caller: Caller
-    ) -> AsyncIterator[CompletionChunk]:
-        """Nothing is yielded before the first token, so that earlier errors can be answered as such."""
+    ) -> AsyncIterator[CompletionChunk | str]:
+        """Chunks, or their JSON. Nothing is yielded before the first token, so that earlier errors can be
+        answered as such."""
         head = self._answers.head(request_id)
         include_usage = bool(body.stream_options and body.stream_options.include_usage)
+
+        def chunk_of(choice: CompletionChoice) -> CompletionChunk:
+            chunk = CompletionChunk(**head, object="text_completion", choices=[choice])
+            if include_usage:
+                chunk.usage = None  # present and null on every chunk but the last, as OpenAI does
+            return chunk
+
+        template = ChunkTemplate(
+            chunk_of(CompletionChoice(index=0, text=PLACE, logprobs=None, finish_reason=None))
+        )
         async with closing(self._generator.stream(caller.sends(body.to_request(request_id)))) as deltas:
             async for timed in deltas:
-                ended = timed.delta.finish_reason is not None
-                if not (timed.delta.text or ended):
+                if timed.delta.finish_reason is None:
+                    if timed.delta.text:
+                        yield template.filled(timed.delta.text)
                     continue
-                choice = _choice(timed.delta.text, timed)
-                chunk = CompletionChunk(**head, object="text_completion", choices=[choice])
-                if include_usage:
-                    chunk.usage = None  # present and null on every chunk but the last, as OpenAI does
-                if ended:
-                    chunk.speculation = SpeculationStatsBody.of(timed)
+                chunk = chunk_of(_choice(timed.delta.text, timed))
+                chunk.speculation = SpeculationStatsBody.of(timed)
                 yield chunk
-                if ended and include_usage:
+                if include_usage:
                     usage = UsageBody.of(timed.delta.usage)
                     yield CompletionChunk(**head, object="text_completion", choices=[], usage=usage)
 

@@ -20,6 +20,7 @@ from dspark_core.errors import (
 )
 from dspark_core.records import FinishReason, GenerateChunk
 from dspark_core.tokenization.tokenizer import Tokenizer
+from services.common.interruption import Interruption
 from services.gateway.admission import Admission, Ticket
 from services.gateway.assembly import TextAssembler, TextDelta
 from services.gateway.backend import GenerationBackend, closing
@@ -109,42 +110,43 @@ class TextGenerator:
     ) -> AsyncIterator[TimedDelta]:
         assembler = TextAssembler(self._tokenizer, prepared.request, prepared.stop)
         started = self._clock()
-        async with closing(self._backend.generate(prepared.request)) as chunks:
-            while True:
-                chunk = await self._next(chunks, arrival)
-                delta = assembler.add(chunk)
-                record.add(delta)
-                if delta.finish_reason is FinishReason.CANCELLED:
-                    raise UnavailableError("the verifier gave the request up")
-                yield TimedDelta(
-                    delta=delta,
-                    seconds=self._clock() - started,
-                    decode_tokens_per_second=record.decode_tokens_per_second,
-                    min_tokens_per_second=prepared.request.min_tokens_per_second,
-                )
-                if chunk.finish_reason is not None:
-                    # Let the call end by itself: closed now, it would count as cancelled everywhere.
-                    with contextlib.suppress(DSparkError):
-                        await self._next(chunks, arrival)
-                if delta.finish_reason is not None:
-                    return
+        # Its waits span one step each: this generator may be advanced from different tasks.
+        with Interruption() as limit:
+            limit.after(self._remaining(arrival), self._too_late())
+            async with closing(self._backend.generate(prepared.request)) as chunks:
+                while True:
+                    chunk = await _next(chunks, limit)
+                    delta = assembler.add(chunk)
+                    record.add(delta)
+                    if delta.finish_reason is FinishReason.CANCELLED:
+                        raise UnavailableError("the verifier gave the request up")
+                    yield TimedDelta(
+                        delta=delta,
+                        seconds=self._clock() - started,
+                        decode_tokens_per_second=record.decode_tokens_per_second,
+                        min_tokens_per_second=prepared.request.min_tokens_per_second,
+                    )
+                    if chunk.finish_reason is not None:
+                        # Let the call end by itself: closed now, it would count as cancelled everywhere.
+                        with contextlib.suppress(DSparkError):
+                            await _next(chunks, limit)
+                    if delta.finish_reason is not None:
+                        return
 
-    async def _next(self, chunks: AsyncIterator[GenerateChunk], arrival: float) -> GenerateChunk:
-        # The timeout spans one step: this generator may be advanced from different tasks.
-        try:
-            async with asyncio.timeout(self._remaining(arrival)) as limit:
-                return await anext(chunks)
-        except StopAsyncIteration:
-            raise UnavailableError("the verifier ended the stream without a finish reason") from None
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise DeadlineError(
-                f"the request did not finish within {self._timeout_seconds:g} s, this gateway's limit"
-            ) from None
+    def _too_late(self) -> DeadlineError:
+        return DeadlineError(
+            f"the request did not finish within {self._timeout_seconds:g} s, this gateway's limit"
+        )
 
     def _remaining(self, arrival: float) -> float:
         return max(0.0, arrival + self._timeout_seconds - self._clock())
+
+
+async def _next(chunks: AsyncIterator[GenerateChunk], limit: Interruption) -> GenerateChunk:
+    try:
+        return await limit.wait(anext(chunks))
+    except StopAsyncIteration:
+        raise UnavailableError("the verifier ended the stream without a finish reason") from None
 
 
 class _Record:

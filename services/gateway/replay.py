@@ -27,7 +27,8 @@ class Replay:
         self._request = request
         self._committed: list[int] = []
         self._cached_prompt_tokens: int | None = None
-        self._earlier = SpeculationStats()
+        self._earlier: SpeculationStats | None = None
+        """Of verifiers before this one; None: it is the first."""
         self._current: SpeculationStats | None = None
         self._finished = False
 
@@ -38,8 +39,7 @@ class Replay:
 
     def request(self) -> GenerateRequest:
         """For the next verifier, which starts its statistics at zero."""
-        if self._current is not None:
-            self._earlier, self._current = _sum(self._earlier, self._current), None
+        self._earlier, self._current = self._total(), None
         if not self._committed:
             return self._request
         limit = self._request.max_tokens
@@ -57,8 +57,11 @@ class Replay:
             # A later verifier's prompt holds tokens the caller did not send.
             self._cached_prompt_tokens = chunk.cached_prompt_tokens
         self._current = chunk.stats or self._current
-        stats = None if self._current is None else _sum(self._earlier, self._current)
-        return replace(chunk, stats=stats, cached_prompt_tokens=self._cached_prompt_tokens)
+        cached = self._cached_prompt_tokens
+        if self._earlier is None and chunk.stats is not None and chunk.cached_prompt_tokens == cached:
+            return chunk  # as nearly always, once for every token: nothing to change
+        stats = None if self._current is None else self._total()
+        return replace(chunk, stats=stats, cached_prompt_tokens=cached)
 
     def end(self) -> GenerateChunk | None:
         """The last chunk, when only that was lost: no verifier has anything left to do."""
@@ -69,13 +72,17 @@ class Replay:
             reason = FinishReason.LENGTH
         if reason is None:
             return None
-        stats = _sum(self._earlier, self._current or SpeculationStats())
         return GenerateChunk(
             token_ids=(),
             finish_reason=reason,
-            stats=stats,
+            stats=self._total() or SpeculationStats(),
             cached_prompt_tokens=self._cached_prompt_tokens or 0,
         )
+
+    def _total(self) -> SpeculationStats | None:
+        if self._earlier is None or self._current is None:
+            return self._current or self._earlier
+        return _sum(self._earlier, self._current)
 
 
 def _sum(first: SpeculationStats, second: SpeculationStats) -> SpeculationStats:

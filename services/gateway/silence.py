@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from dspark_core.errors import DSparkError, UnavailableError
+from services.common.interruption import Interruption
 from services.common.lifecycle import end
 
 _T = TypeVar("_T")
@@ -28,17 +29,17 @@ async def while_answering(
     silence_seconds: float = SILENCE_SECONDS,
 ) -> AsyncIterator[_T]:
     """The same chunks. Raises UnavailableError when none comes and `alive` says no."""
-    watch = _Watch(alive, silence_seconds)
-    task = asyncio.create_task(watch.run(), name="verifier-silence")
-    try:
-        while True:
-            try:
-                chunk = await watch.next(chunks)
-            except StopAsyncIteration:
-                return
-            yield chunk
-    finally:
-        await end(task)
+    with Interruption() as waits:
+        task = asyncio.create_task(_watch(waits, alive, silence_seconds), name="verifier-silence")
+        try:
+            while True:
+                try:
+                    chunk = await waits.wait(anext(chunks))
+                except StopAsyncIteration:
+                    return
+                yield chunk
+        finally:
+            await end(task)
 
 
 async def answers(question: Callable[[], Awaitable[object]], seconds: float) -> bool:
@@ -51,36 +52,16 @@ async def answers(question: Callable[[], Awaitable[object]], seconds: float) -> 
     return True
 
 
-class _Watch:
-    """One task for a whole stream: one for every chunk would cost more than the chunk."""
-
-    def __init__(self, alive: Callable[[], Awaitable[bool]], silence_seconds: float) -> None:
-        self._alive = alive
-        self._silence_seconds = silence_seconds
-        self._clock = asyncio.get_running_loop().time
-        self._waiting: asyncio.Timeout | None = None
-        self._since = self._clock()
-
-    async def next(self, chunks: AsyncIterator[_T]) -> _T:
-        try:
-            async with asyncio.timeout(None) as limit:
-                self._waiting, self._since = limit, self._clock()
-                return await anext(chunks)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise UnavailableError("the verifier hangs: it sends nothing and does not answer") from None
-        finally:
-            self._waiting = None
-
-    async def run(self) -> None:
-        while True:
-            asked_about = self._waiting
-            silent = self._clock() - self._since
-            if asked_about is None or silent < self._silence_seconds:
-                await asyncio.sleep(max(self._silence_seconds - silent, self._silence_seconds / 4))
-            elif await self._alive():
-                await asyncio.sleep(self._silence_seconds)
-            elif self._waiting is asked_about:  # and no chunk came while it was asked
-                asked_about.reschedule(self._clock())
-                return
+async def _watch(waits: Interruption, alive: Callable[[], Awaitable[bool]], silence_seconds: float) -> None:
+    """Interrupts a wait that is as long once `alive` has said no."""
+    clock = asyncio.get_running_loop().time
+    while True:
+        since = waits.waiting_since
+        silent = 0.0 if since is None else clock() - since
+        if silent < silence_seconds:
+            await asyncio.sleep(max(silence_seconds - silent, silence_seconds / 4))
+        elif await alive():
+            await asyncio.sleep(silence_seconds)
+        elif waits.waiting_since == since:  # and no chunk came while it was asked
+            waits.interrupt(UnavailableError("the verifier hangs: it sends nothing and does not answer"))
+            return

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from services.common.interruption import Interruption
 from services.common.lifecycle import end
 from services.gateway.backend import closing
 from services.gateway.http_errors import error_answer
@@ -74,7 +75,12 @@ class EventStreamResponse(Response):
                 return  # closing the payloads cancels what is left to do
 
     async def _send_all(self, send: Send) -> None:
-        line = _Line(send)
+        with Interruption() as writes:
+            writes.limit_each(SEND_TIMEOUT_SECONDS, ClientGoneError())
+            await self._write_all(_Line(send, writes))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _write_all(self, line: _Line) -> None:
         beats = asyncio.ensure_future(line.keep_alive())
         try:
             async for payload in self._payloads:
@@ -86,14 +92,14 @@ class EventStreamResponse(Response):
             await line.event(json.dumps(error_answer(error).body()))
         finally:
             await end(beats)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class _Line:
     """One client's connection, and when something was sent on it last."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, writes: Interruption) -> None:
         self._send = send
+        self._writes = writes
         self._clock = asyncio.get_running_loop().time
         self._sent_at = self._clock()
 
@@ -111,11 +117,7 @@ class _Line:
                     await asyncio.sleep(KEEP_ALIVE_SECONDS - silent)
 
     async def _write(self, body: bytes) -> None:
-        try:
-            async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
-                await self._send({"type": "http.response.body", "body": body, "more_body": True})
-        except TimeoutError:
-            raise ClientGoneError from None
+        await self._writes.wait(self._send({"type": "http.response.body", "body": body, "more_body": True}))
         self._sent_at = self._clock()
 
 
