@@ -181,12 +181,19 @@ class SpeculationStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateChunk:
-    """Tokens committed by one round, with the statistics so far; the last one has `finish_reason`."""
+    """Tokens committed by one round, or by several whose chunks were joined, with the statistics so far; the
+    last one has `finish_reason`."""
 
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     stats: SpeculationStats | None = None
     cached_prompt_tokens: int = 0
+
+    def joined_to(self, earlier: GenerateChunk) -> GenerateChunk:
+        """Both as one chunk."""
+        return replace(
+            self, token_ids=earlier.token_ids + self.token_ids, stats=self.stats or earlier.stats
+        )
 
 
 class Role(Enum):

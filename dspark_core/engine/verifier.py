@@ -44,22 +44,35 @@ class VerifierStatus:
 class _Stream:
     """Carries one request's chunks from the round thread to the caller's event loop.
 
-    Its queue holds at most one entry per committed token, so the context limit bounds it.
+    What the caller has not taken yet becomes one chunk. One who falls behind gets more tokens at a time
+    instead of ever later ones: an event loop that hundreds of streams share catches up by itself.
     """
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[GenerateChunk | Exception] = asyncio.Queue()
+        self._chunk: GenerateChunk | None = None
+        self._error: Exception | None = None
+        self._filled = asyncio.Event()
 
     def put(self, item: GenerateChunk | Exception) -> None:
         """On the caller's event loop."""
-        self._queue.put_nowait(item)
+        if isinstance(item, Exception):
+            self._error = item
+        else:
+            self._chunk = item if self._chunk is None else item.joined_to(self._chunk)
+        self._filled.set()
 
     async def get(self) -> GenerateChunk:
-        item = await self._queue.get()
-        if isinstance(item, Exception):
-            raise item
-        return item
+        """What was put since the last call; an error comes after what was put before it."""
+        await self._filled.wait()
+        chunk, self._chunk = self._chunk, None
+        if self._error is None:
+            self._filled.clear()
+        if chunk is not None:
+            return chunk
+        if self._error is None:
+            raise AssertionError("one caller at a time")
+        raise self._error
 
 
 def _put_all(items: Iterable[tuple[_Stream, GenerateChunk | Exception]]) -> None:

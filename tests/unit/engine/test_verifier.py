@@ -42,6 +42,22 @@ async def test_concurrent_streams_get_their_own_tokens(verifier: Verifier) -> No
     assert results == [naive_greedy(decoder, one.prompt_token_ids, 8) for one in asked]
 
 
+async def test_a_reader_that_falls_behind_gets_what_it_missed_as_one_chunk(verifier: Verifier) -> None:
+    one = request("a", [1, 2, 3], 12)
+    stream = verifier.generate(one)
+    first = await anext(stream)
+    await until(lambda: not verifier.status.running_requests)
+    await asyncio.sleep(0.1)  # until what the last round put is here
+    rest = await anext(stream)
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+    assert [*first.token_ids, *rest.token_ids] == naive_greedy(tiny_decoder(), [1, 2, 3], 12)
+    assert first.token_ids
+    assert rest.finish_reason is FinishReason.LENGTH
+    assert rest.stats is not None
+    assert rest.stats.committed_tokens == 11  # of rounds; the first token comes with the prompt
+
+
 async def test_a_round_wakes_its_listeners_together(
     verifier: Verifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
