@@ -5,8 +5,10 @@ Standard library only, so that the gateway and the scheduler never load torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from itertools import chain
 
 from dspark_core.errors import InvalidRequestError
 
@@ -189,10 +191,17 @@ class GenerateChunk:
     stats: SpeculationStats | None = None
     cached_prompt_tokens: int = 0
 
-    def joined_to(self, earlier: GenerateChunk) -> GenerateChunk:
-        """Both as one chunk."""
-        return replace(
-            self, token_ids=earlier.token_ids + self.token_ids, stats=self.stats or earlier.stats
+    @classmethod
+    def joined(cls, chunks: Sequence[GenerateChunk]) -> GenerateChunk:
+        """Consecutive chunks of one request as one."""
+        last = chunks[-1]
+        if len(chunks) == 1:
+            return last
+        return cls(
+            token_ids=tuple(chain.from_iterable(chunk.token_ids for chunk in chunks)),
+            finish_reason=last.finish_reason,
+            stats=last.stats,
+            cached_prompt_tokens=last.cached_prompt_tokens,
         )
 
 

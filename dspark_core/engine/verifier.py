@@ -50,7 +50,7 @@ class _Stream:
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self._chunk: GenerateChunk | None = None
+        self._chunks: list[GenerateChunk] = []
         self._error: Exception | None = None
         self._filled = asyncio.Event()
 
@@ -59,17 +59,17 @@ class _Stream:
         if isinstance(item, Exception):
             self._error = item
         else:
-            self._chunk = item if self._chunk is None else item.joined_to(self._chunk)
+            self._chunks.append(item)
         self._filled.set()
 
     async def get(self) -> GenerateChunk:
         """What was put since the last call; an error comes after what was put before it."""
         await self._filled.wait()
-        chunk, self._chunk = self._chunk, None
-        if self._error is None:
-            self._filled.clear()
-        if chunk is not None:
-            return chunk
+        chunks, self._chunks = self._chunks, []
+        if chunks:
+            if self._error is None:
+                self._filled.clear()
+            return GenerateChunk.joined(chunks)
         if self._error is None:
             raise AssertionError("one caller at a time")
         raise self._error
