@@ -56,6 +56,5 @@ async def finished_before(work: Awaitable[object] | None, event: asyncio.Event) 
             return True
         return False
     finally:
-        for pending in (task, waiter):
-            pending.cancel()
-        await asyncio.gather(task, waiter, return_exceptions=True)
+        await end(task)
+        await end(waiter)

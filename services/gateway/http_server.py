@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from dspark_core.errors import ConfigError
 from services.gateway.admission import Admission
+from services.gateway.http_protocol import BoundedHttpProtocol
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class HttpServer:
         self._port = listener.getsockname()[1]
         config = uvicorn.Config(
             self._app,
+            http=BoundedHttpProtocol,
             lifespan="off",
             log_config=None,
             access_log=False,

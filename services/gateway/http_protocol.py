@@ -1,0 +1,61 @@
+"""uvicorn's HTTP connection with bounds on what it does not bound: how long a request's head may take to
+arrive, and how large it may be. Bodies have their own (`http_body.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_TIMEOUT_SECONDS = 30.0
+"""From the connection, or from a later request's first byte, to the end of its headers."""
+MAX_HEAD_BYTES = 65536
+"""Of request line and headers; counted by what is read at once, so up to as much again may pass."""
+
+
+class BoundedHttpProtocol(HttpToolsProtocol):
+    _in_head = False
+    _head_bytes = 0
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_begins()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_ends()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        began_before = self._in_head
+        super().data_received(data)
+        if began_before and self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._head_ends()
+                self.send_400_response(f"The request's headers are larger than {MAX_HEAD_BYTES} bytes.")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if not self._in_head:
+            self._head_begins()
+
+    def on_headers_complete(self) -> None:
+        self._head_ends()
+        super().on_headers_complete()
+
+    def _head_begins(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_SECONDS, self._close)
+
+    def _head_ends(self) -> None:
+        self._in_head = False
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _close(self) -> None:
+        self._in_head = False
+        if not self.transport.is_closing():
+            self.transport.close()

@@ -1,0 +1,68 @@
+"""Connections that do not behave, over real HTTP: none stays open for ever, none fills the memory."""
+
+import asyncio
+import json
+
+from services.gateway import http_protocol
+from tests.integration.gateway.conftest import MODEL, RunningGateway, Serve
+from tests.support.fake_generation import FakeBackend
+
+GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+
+
+async def connect(running: RunningGateway) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", running.http.port)
+
+
+async def until_closed(reader: asyncio.StreamReader) -> bytes:
+    async with asyncio.timeout(5):
+        return await reader.read()
+
+
+async def test_a_connection_that_never_asks_is_closed(serve: Serve, monkeypatch) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_SECONDS", 0.1)
+    reader, writer = await connect(await serve(FakeBackend()))
+    assert await until_closed(reader) == b""
+    writer.close()
+
+
+async def test_headers_that_trickle_in_are_not_waited_for(serve: Serve, monkeypatch) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_SECONDS", 0.3)
+    reader, writer = await connect(await serve(FakeBackend()))
+    closed = asyncio.create_task(until_closed(reader))
+    writer.write(GET)
+    while not closed.done():  # a byte now and then, as slow clients are told from dead ones
+        writer.write(b"a")
+        await asyncio.sleep(0.02)
+    assert await closed == b""
+    writer.close()
+
+
+async def test_headers_without_end_are_refused(serve: Serve) -> None:
+    reader, writer = await connect(await serve(FakeBackend()))
+    writer.write(GET + b"X-Long: ")
+    for _ in range(4):  # just as much: more would meet a closed connection
+        await asyncio.sleep(0.02)
+        writer.write(b"a" * 16384)
+    answer = await until_closed(reader)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"larger than 65536 bytes" in answer
+    writer.close()
+
+
+async def test_what_arrives_in_pieces_and_in_time_is_answered(serve: Serve, monkeypatch) -> None:
+    """Two requests on one connection, whose pauses together are longer than one head may take."""
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_SECONDS", 0.4)
+    reader, writer = await connect(await serve(FakeBackend()))
+    body = json.dumps({"model": MODEL, "prompt": "x" * 100, "max_tokens": 2}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    for _ in range(2):
+        for piece in (head[:9], head[9:], body[:5], body[5:]):
+            writer.write(piece)
+            await asyncio.sleep(0.15)
+        async with asyncio.timeout(5):
+            answered = await reader.readuntil(b"\r\n\r\n")
+            assert answered.startswith(b"HTTP/1.1 200 ")
+            length = int(answered.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            await reader.readexactly(length)
+    writer.close()
