@@ -146,8 +146,8 @@ class Pass {
     const int skipped = q_size_ / kPanel;
     for (int layer = 0; layer < s_.layers; ++layer) {
       const Matrix keys_values = layers_[layer].qkv.from_panel(skipped);
-      const Product<T> wide{keys_values, static_cast<const T*>(b_.features), size_t(s_.hidden), b_.tokens, b_.threads};
-      multiply(job, 2 * layer, wide,
+      const T* features = static_cast<const T*>(b_.features);
+      multiply(job, 2 * layer, Product<T>{keys_values, features, size_t(s_.hidden), b_.tokens, b_.threads},
                StoreSink<float, false>{keys_values, qkv_ + skipped * kPanel, size_t(qkv_size_)});
       by_rows(job, 2 * layer + 1, b_.tokens, [&](int row) { rotate(row, layer, s_.heads); });
     }
@@ -298,7 +298,8 @@ class Pass {
     const int groups = s_.head_dim / kGroup;
     for (int i = 0; i < rows.count; ++i) {
       const int row = run.row + (task.first + i) / group_, head = item.kv_head * group_ + (task.first + i) % group_;
-      attended_groups_.prepare(layers_[index].output, attended_ + size_t(row) * q_size_, row, head * groups, (head + 1) * groups);
+      const T* x = attended_ + size_t(row) * q_size_;
+      attended_groups_.prepare(layers_[index].output, x, row, head * groups, (head + 1) * groups);
     }
   }
 
