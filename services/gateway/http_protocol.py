@@ -47,7 +47,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _head_begins(self) -> None:
         self._in_head, self._head_bytes = True, 0
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_SECONDS, self._close)
+        self._wait_for_head()
+
+    def _wait_for_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_SECONDS, self._head_is_late)
 
     def _head_ends(self) -> None:
         self._in_head = False
@@ -55,7 +58,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _close(self) -> None:
-        self._in_head = False
+    def _head_is_late(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._wait_for_head()  # one that was sent ahead: the answer before it goes on
+            return
+        self._head_ends()
         if not self.transport.is_closing():
             self.transport.close()

@@ -66,3 +66,17 @@ async def test_what_arrives_in_pieces_and_in_time_is_answered(serve: Serve, monk
             length = int(answered.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
             await reader.readexactly(length)
     writer.close()
+
+
+async def test_a_part_of_a_next_request_does_not_cut_the_answer_before_it(serve: Serve, monkeypatch) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_SECONDS", 0.1)
+    backend = FakeBackend("abcdef")
+    backend.hold_after_chunks = 1
+    reader, writer = await connect(await serve(backend))
+    body = json.dumps({"model": MODEL, "prompt": "x", "stream": True}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    writer.write(head + body + b"GET /heal")
+    await asyncio.sleep(0.5)
+    backend.release.set()
+    assert b"[DONE]" in await until_closed(reader)  # and then it is too late for the next one
+    writer.close()
