@@ -26,7 +26,7 @@ from services.gateway.config import GatewayConfig
 from services.gateway.gateway import build_gateway
 from services.gateway.http_server import HttpServer
 from services.gateway.routed_backend import RoutedBackend
-from services.gateway.verifier_pool import VerifierPool
+from services.gateway.verifier_pool import LocalConnection, VerifierPool
 from services.scheduler.scheduler import Scheduler
 
 REPLICA = Replica(replica_id="scripted", role=Role.VERIFIER, address="scripted", model=DEFAULT_MODEL)
@@ -58,14 +58,6 @@ class ScriptedVerifier:
             )
 
 
-class _Connection:
-    def __init__(self, verifier: ScriptedVerifier) -> None:
-        self.verifier = verifier
-
-    async def close(self) -> None:
-        """Nothing is open."""
-
-
 def serve(pipe: Pipe) -> None:
     """Tells its port, then the processor time it has used whenever it is asked, until it is told to end."""
     asyncio.run(_serve(pipe))
@@ -82,7 +74,7 @@ async def _serve(pipe: Pipe) -> None:
         registration.start()
         closing.push_async_callback(registration.stop)
         await registration.wait_registered()
-        pool = VerifierPool(lambda address: _Connection(verifier))
+        pool = VerifierPool(lambda address: LocalConnection(verifier))
         closing.push_async_callback(pool.close)
         config = GatewayConfig(target_model=DEFAULT_MODEL)
         backend = RoutedBackend(

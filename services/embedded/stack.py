@@ -25,7 +25,6 @@ from dspark_core.engine.verifier import Verifier
 from dspark_core.model_paths import resolve_model_path
 from dspark_core.tokenization.loading import load_tokenizer
 from dspark_core.zoo_paths import resolve_ngrams_path
-from services.common.protocols import VerifierApi
 from services.common.registration import RegistrationLoop
 from services.common.server import GrpcServer
 from services.common.telemetry import Telemetry
@@ -38,7 +37,7 @@ from services.gateway.gateway import Gateway, build_gateway
 from services.gateway.http_server import HttpServer
 from services.gateway.routed_backend import RoutedBackend
 from services.gateway.servicer import GatewayServicer
-from services.gateway.verifier_pool import VerifierPool
+from services.gateway.verifier_pool import LocalConnection, VerifierPool
 from services.scheduler.scheduler import Scheduler
 from services.verifier.config import DEFAULT_STEP_MS
 from services.verifier.load import LoadMeter
@@ -59,20 +58,6 @@ DRAFT_DEADLINE_SECONDS = 30.0
 """A local drafter is never late, only slow: there is no other one to wait for."""
 MAINTAIN_SECONDS = 60.0
 """How often the scheduler looks at calibration: here it takes its time from the rounds."""
-
-
-class _LocalConnection:
-    """What the gateway's pool holds instead of a channel."""
-
-    def __init__(self, verifier: VerifierApi) -> None:
-        self._verifier = verifier
-
-    @property
-    def verifier(self) -> VerifierApi:
-        return self._verifier
-
-    async def close(self) -> None:
-        """Nothing is open."""
 
 
 class EmbeddedStack:
@@ -228,7 +213,7 @@ class EmbeddedStack:
             serving=load.serving,
             tracer=self._telemetry.tracer,
         )
-        pool = VerifierPool(lambda address: _LocalConnection(local))
+        pool = VerifierPool(lambda address: LocalConnection(local))
         self._closing.push_async_callback(pool.close)
         backend = RoutedBackend(
             model=options.target_model,

@@ -11,7 +11,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEAD_TIMEOUT_SECONDS = 30.0
 """From the connection, or from a later request's first byte, to the end of its headers."""
 MAX_HEAD_BYTES = 65536
-"""Of request line and headers; counted by what is read at once, so up to as much again may pass."""
+"""Of request line and headers. A head is looked at after every read, so it may be larger by one of those."""
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):

@@ -35,6 +35,20 @@ class GrpcConnection:
         await self._channel.close()
 
 
+class LocalConnection:
+    """What a pool holds instead of a channel, for a verifier in this process."""
+
+    def __init__(self, verifier: VerifierApi) -> None:
+        self._verifier = verifier
+
+    @property
+    def verifier(self) -> VerifierApi:
+        return self._verifier
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
 class VerifierPool:
     def __init__(self, connect: Callable[[str], Connection]) -> None:
         self._connect = connect
