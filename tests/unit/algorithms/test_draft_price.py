@@ -116,7 +116,23 @@ def test_the_best_requests_of_a_verifier_keep_their_drafts(several: list[DraftDe
         yields = one.gains / np.maximum(one.verified, 1.0)
         if picked.any() and not picked.all():
             assert yields[picked].min() >= yields[~picked].max()
-        assert not (picked & ~chosen(one, 0.0)).any()  # a price makes nobody draft
+        # A price makes no verifier draft. One that drafts may draft for more: where another request costs the
+        # drafter nothing, a longer round uses less of it.
+        assert chosen(one, 0.0).any() or not picked.any()
+
+
+def test_a_pass_that_costs_the_drafter_no_more_is_shared_with_who_would_not_pay_alone() -> None:
+    """Found by the law above, when it still said that a price makes nobody draft."""
+    steps = StepTimeModel.of_curve((1, 400), (0.03125, 0.3228233898430531))
+    times = RoundTimeModel(steps, DraftTimeModel((1, 32), (0.001953125, 0.001953125)))
+    one = DraftDemand(
+        gains=np.array([0.0, 0.0, 3.0, 0.125, 0.0]),
+        verified=np.array([0.0, 0.0, 3.0, 1.0, 0.0]),
+        round_time=times,
+    )
+    free, priced = chosen(one, 0.0), chosen(one, 1000.0)
+    assert (free.sum(), priced.sum()) == (1, 2)
+    assert load(one, 1000.0) < load(one, 0.0)
 
 
 @given(st.lists(demands(), min_size=2, max_size=6), st.sampled_from(FILLINGS), st.sampled_from(FILLINGS))
