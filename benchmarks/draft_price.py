@@ -66,6 +66,7 @@ def _measure(world: World, arguments: argparse.Namespace, drafters: int, planner
                 drafters=drafters,
                 users=arguments.users * arguments.verifiers,
                 requests=arguments.requests,
+                no_lookup=True,
                 seed=seed,
             ),
             planner,

@@ -2,29 +2,90 @@
 
     python -m benchmarks.record_domains chat=alpaca.jsonl math=gsm8k.jsonl code=humaneval.jsonl --out FILE
 
-Each file is a domain: its first --limit prompts are answered with every draft token verified, and
-confidences and accepted lengths of all rounds are kept by request.
+Each file is a domain: its first --limit prompts are answered greedily, one token a round, and at every
+place of an answer it is kept what the drafter and what lookup would have drafted there, how surely,
+and how much of it stood.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.progress import Progress
 
 from benchmarks.environment import describe_arguments, describe_machine
+from dspark_core.algorithms.lookup_chain import lookup_chain
+from dspark_core.algorithms.ngram_table import NgramTable, empty_table
+from dspark_core.algorithms.plan_request import PlanRequest
+from dspark_core.algorithms.prefix_scheduler import survival_from_confidence
+from dspark_core.algorithms.suffix_match import SuffixIndex
+from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import EngineOptions, build_drafter, build_target
 from dspark_core.engine.draft_engine import LocalDraftSource
+from dspark_core.engine.drafting import Drafting
+from dspark_core.engine.lookup import BLOCK_TOKENS
+from dspark_core.engine.lookup_building import find_table
+from dspark_core.engine.planning import FullPlanSource
+from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem, DraftSource
+from dspark_core.engine.rounds import RoundLoop
 from dspark_core.evaluation.prompt_sets import PromptSet, read_prompt_set
-from dspark_core.evaluation.round_table import DraftRound
-from dspark_core.evaluation.runner import EvalRun, EvalRunner, EvalSettings, draft_generator
+from dspark_core.evaluation.runner import DRAFT_DEADLINE_SECONDS, EvalPrompt
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
-from dspark_core.simulation.domains import DEFAULTS, RecordedRequest, domains_document
+from dspark_core.records import GenerateRequest, SamplingParams
+from dspark_core.simulation.domains import DEFAULTS, RecordedRequest, domains_document, stack_domains
 from dspark_core.tokenization.loading import load_tokenizer
-from dspark_core.zoo_paths import DEFAULT_DRAFTER
-from services.cli.answering import encode_prompts, run_with_progress
+from dspark_core.zoo_paths import DEFAULT_DRAFTER, NGRAMS_AUTO
+from services.cli.answering import encode_prompts
+
+Draft = tuple[tuple[int, ...], tuple[float, ...]]
+"""Tokens, and c_1, c_2, ...: how likely each stands if those before do."""
+
+
+@dataclass(slots=True)
+class Answer:
+    prompt: EvalPrompt
+    token_ids: list[int] = field(default_factory=list)
+    drafts: list[Draft] = field(default_factory=list)
+    """By place: behind the answer's first token, its second, and so on."""
+
+
+class VerifyNothing(FullPlanSource):
+    """Drafts for everybody at every place."""
+
+    def plan(self, requests: Sequence[PlanRequest], capacity: int | None = None) -> tuple[int, ...]:
+        return (0,) * len(requests)
+
+
+class WholeBlocks:
+    """A `DraftSource` that always asks for whole blocks, and keeps those of the latest round."""
+
+    def __init__(self, source: DraftSource) -> None:
+        self._source = source
+        self.latest: dict[str, DraftBlock] = {}
+
+    @property
+    def geometry(self) -> DraftGeometry:
+        return self._source.geometry
+
+    @property
+    def generation(self) -> int:
+        return self._source.generation
+
+    def propose(self, items: Sequence[DraftItem]) -> Future[list[DraftBlock]]:
+        whole = [replace(item, most_tokens=self.geometry.block_size) for item in items]
+        future = self._source.propose(whole)
+        self.latest = {block.sequence_id: block for block in future.result(DRAFT_DEADLINE_SECONDS)}
+        return future
+
+    def release(self, sequence_ids: Sequence[str]) -> None:
+        self._source.release(sequence_ids)
 
 
 def main() -> None:
@@ -34,42 +95,112 @@ def main() -> None:
     options = EngineOptions(target_model=arguments.target_model, drafter=arguments.drafter)
     tokenizer = load_tokenizer(resolve_model_path(options.target_model))
     target = build_target(options)
-    settings = EvalSettings(max_tokens=arguments.max_tokens, temperature=arguments.temperature)
-    drafter = build_drafter(options, target.loaded, generator=draft_generator(settings.seed))
-    stops = tokenizer.stop_token_ids
-    runner = EvalRunner(target.engine, LocalDraftSource(drafter), settings, stop_token_ids=stops)
-    run = run_with_progress(runner, encode_prompts(sets, tokenizer))
-    domains = {one.name: _requests(run, one.name) for one in sets}
-    source = {
-        "arguments": describe_arguments(arguments),
-        "environment": describe_machine(),
+    source = WholeBlocks(LocalDraftSource(build_drafter(options, target.loaded)))
+    prompts = encode_prompts(sets, tokenizer)
+    longest = max(source.geometry.block_size, BLOCK_TOKENS)
+    loop = RoundLoop(
+        target.engine,
+        VerifyNothing(),
+        drafting=Drafting(source, target.engine, deadline_seconds=DRAFT_DEADLINE_SECONDS),
+        limits=BatchLimits(max_running=arguments.concurrency, max_waiting=len(prompts)),
+    )
+    # So many more that it is known of every block that is kept how much of it stood.
+    answers = answer(loop, source, prompts, arguments.max_tokens + longest, tokenizer.stop_token_ids)
+    table = find_table(arguments.ngrams, options.target_model, target.loaded) or empty_table()
+    domains = {
+        one.name: [
+            recorded(each, table, arguments.max_tokens)
+            for each in answers
+            if each.prompt.set_name == one.name
+        ]
+        for one in sets
     }
-    document = domains_document(domains, source)
+    _write(arguments, domains)
+
+
+def answer(
+    loop: RoundLoop,
+    source: WholeBlocks,
+    prompts: Sequence[EvalPrompt],
+    max_tokens: int,
+    stop_token_ids: tuple[int, ...],
+) -> list[Answer]:
+    answers = {prompt.request_id: Answer(prompt) for prompt in prompts}
+    for prompt in prompts:
+        loop.submit(
+            GenerateRequest(
+                request_id=prompt.request_id,
+                prompt_token_ids=prompt.token_ids,
+                max_tokens=max_tokens,
+                sampling=SamplingParams(temperature=0.0),
+                stop_token_ids=stop_token_ids,
+            )
+        )
+    shown = Console(stderr=True)
+    with Progress(console=shown, transient=True, disable=not shown.is_terminal) as progress:
+        task = progress.add_task("answers", total=len(prompts) * max_tokens)
+        while loop.has_work:
+            for output in loop.step():
+                known = answers[output.request_id]
+                if known.token_ids:
+                    block = source.latest.get(output.request_id)
+                    known.drafts.append((block.token_ids, block.confidences) if block else ((), ()))
+                known.token_ids += output.chunk.token_ids
+                progress.advance(task)
+            source.latest = {}
+    return list(answers.values())
+
+
+def recorded(answered: Answer, table: NgramTable, max_tokens: int) -> RecordedRequest:
+    """The places of the first `max_tokens` tokens, of those that were answered."""
+    tokens = answered.token_ids
+    places = min(len(tokens), max_tokens) - 1
+    drafted = list(_fates(answered.drafts[:places], tokens))
+    looked_up = list(_fates(_lookups(answered.prompt.token_ids, tokens[:places], table), tokens))
+    return RecordedRequest(
+        survival=tuple(survival for survival, _ in drafted),
+        accepted=tuple(stood for _, stood in drafted),
+        looked_up=tuple(survival for survival, _ in looked_up),
+        looked_up_accepted=tuple(stood for _, stood in looked_up),
+        by_token=True,
+    )
+
+
+def _lookups(prompt: Sequence[int], answered: Sequence[int], table: NgramTable) -> Iterator[Draft]:
+    """What would have been looked up behind each token of an answer."""
+    index, text = SuffixIndex(), list(prompt)
+    for token_id in answered:
+        text.append(token_id)
+        yield lookup_chain(table, text, index.longest(text, BLOCK_TOKENS), BLOCK_TOKENS)
+
+
+def _fates(
+    drafts: Sequence[Draft] | Iterator[Draft], tokens: Sequence[int]
+) -> Iterator[tuple[tuple[float, ...], int]]:
+    """Survival of each place's draft, and how many of its tokens are what the answer went on with."""
+    for place, (drafted, confidences) in enumerate(drafts):
+        following = tokens[place + 1 :]
+        stood = 0
+        for token_id, truth in zip(drafted, following, strict=False):
+            if token_id != truth:
+                break
+            stood += 1
+        yield survival_from_confidence(confidences), stood
+
+
+def _write(arguments: argparse.Namespace, domains: dict[str, list[RecordedRequest]]) -> None:
+    machine = {"arguments": describe_arguments(arguments), "environment": describe_machine()}
+    document = domains_document(domains, machine)
     arguments.out.write_text(json.dumps(document, separators=(",", ":")) + "\n", encoding="utf-8")
-    for name, requests in domains.items():
-        accepted = [value for one in requests for value in one.accepted]
-        print(f"{name}: {len(accepted)} rounds, accepted length {1 + sum(accepted) / len(accepted):.2f}")
+    rows = stack_domains(domains)
+    for name in domains:
+        print(f"{name}: accepted length {rows.accepted_length(name):.2f} of whole blocks")
     print(f"written to {arguments.out}")
 
 
 def _read(text: str, limit: int) -> PromptSet:
     name, _, file = text.partition("=")
     return PromptSet(name, read_prompt_set(Path(file), limit).rows)
-
-
-def _requests(run: EvalRun, name: str) -> list[RecordedRequest]:
-    answers = [[one for one in a.rounds if _whole(one)] for a in run.answered if a.prompt.set_name == name]
-    return [
-        RecordedRequest(
-            survival=tuple(one.survival for one in rounds), accepted=tuple(one.accepted for one in rounds)
-        )
-        for rounds in answers
-    ]
-
-
-def _whole(one: DraftRound) -> bool:
-    """A stop token cut the others short: what would have followed was never put to the test."""
-    return bool(one.survival) and not one.stopped
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,9 +210,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("domains", nargs="+", metavar="NAME=FILE", help="JSONL with 'turns' or 'prompt'")
     parser.add_argument("--limit", type=int, default=16, help="prompts per domain")
     parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--target-model", default=DEFAULT_MODEL)
     parser.add_argument("--drafter", default=DEFAULT_DRAFTER)
+    parser.add_argument("--ngrams", default=NGRAMS_AUTO, help="table, as `dspark up` takes it (%(default)s)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=DEFAULTS)
     return parser

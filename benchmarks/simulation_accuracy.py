@@ -64,15 +64,11 @@ class Traffic:
 
     @classmethod
     def of(cls, prompts: Sequence[Sequence[int]], recorded: DomainRounds, max_tokens: int) -> Traffic:
-        """Answers are as long as the recorded ones of these prompts: their first token, and one and the
-        accepted ones of each round."""
+        """Answers are as long as the recorded ones of these prompts."""
         new = [len(prompt) - PAGE_TOKENS * (-(-len(prompt) // PAGE_TOKENS) - 1) for prompt in prompts]
-        ends = recorded.request_start + recorded.request_rounds
-        spans = zip(recorded.request_start, ends, strict=True)
-        answers = [1 + int((1 + recorded.accepted[start:end]).sum()) for start, end in spans]
         return cls(
             prompt_tokens=statistics.fmean(new),
-            answer_tokens=statistics.fmean(min(one, max_tokens) for one in answers),
+            answer_tokens=float(recorded.answer_tokens().clip(max=max_tokens).mean()),
             max_tokens=max_tokens,
         )
 
@@ -104,7 +100,7 @@ def main() -> None:
     methods = {
         "none": Method("none", FixedLengthPlanSource(0)),
         "fixed:4": Method("fixed:4", FixedLengthPlanSource(4)),
-        "dspark": Method("dspark", LocalPlanSource(loop.round_time)),
+        "dspark": Method("dspark", LocalPlanSource(loop.round_time), lookup=True),
     }
     measured, served = _measure(arguments, loop, methods, console)
     recorded = stack_domains(read_domains(arguments.domains_file))
@@ -155,7 +151,7 @@ def _served(report: RoundReport) -> ServedRound:
         batch_tokens=report.batch_tokens,
         context_tokens=report.context_tokens,
         step_seconds=report.step_seconds,
-        drafted=sum(bool(request.survival) for request in report.requests),
+        drafted=sum(request.drafted for request in report.requests),
         draft_seconds=report.draft_seconds,
         loop_seconds=report.loop_seconds,
     )

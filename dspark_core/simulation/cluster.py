@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dspark_core.algorithms.plan_batch import PlanBatch
+from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch
 from dspark_core.algorithms.round_time import RoundTimeModel
+from dspark_core.algorithms.step_surface import Floats
 from dspark_core.engine.pacing import PrefillPacer
 from dspark_core.simulation.domains import DomainRounds
 from dspark_core.simulation.planner_names import PlannerFactory
@@ -27,10 +27,10 @@ from dspark_core.simulation.records import Ledger
 from dspark_core.simulation.scenario import Scenario
 from dspark_core.simulation.time_tables import TimeTables
 
-Ints = NDArray[np.int64]
 PROGRESS_ROUNDS = 2000
 SLOW_FACTOR = 2.0
 _NOBODY = np.empty(0, dtype=np.int64)
+_NOTHING = np.empty(0, dtype=np.bool_)
 
 
 @dataclass(slots=True)
@@ -44,7 +44,9 @@ class _Verifier:
     prefilling: deque[int] = field(default_factory=deque)
     waiting: deque[int] = field(default_factory=deque)
     rows: Ints = field(default_factory=lambda: _NOBODY)
-    """The recorded round that each of `active` goes through now."""
+    """The recorded row that each of `active` goes through now."""
+    by_lookup: Bools = field(default_factory=lambda: _NOTHING)
+    """Whose draft tokens of this round were looked up, among `active`."""
     committed: Ints = field(default_factory=lambda: _NOBODY)
     """By the round under way, for each of `active`."""
     prefilled: list[int] = field(default_factory=list)
@@ -73,8 +75,6 @@ class Cluster:
         self._recorded = recorded
         self._people = population
         self._mtp1 = mtp1
-        self._block = recorded.block_size
-        self._tables = TimeTables(round_time, self._block, scenario.prefill_chunk_tokens)
         self._ledger = Ledger(scenario, population)
         pace = scenario.max_step_seconds
         slow = round(scenario.slow_verifiers * scenario.verifiers)
@@ -87,6 +87,11 @@ class Cluster:
             )
             for i in range(scenario.verifiers)
         ]
+        looking = recorded.looked_up.shape[1] > 0 and not scenario.no_lookup
+        self._looks_up = looking and self._verifiers[0].planner.looks_up
+        self._lookup_tokens = (recorded.looked_up >= 0.0).sum(axis=1)
+        longest = recorded.longest if self._looks_up else recorded.block_size
+        self._tables = TimeTables(round_time, longest, scenario.prefill_chunk_tokens)
         self._loads = np.array([v.slowdown for v in self._verifiers]) * 1e-9  # ties go to the fast ones
         self._drafter_free = np.zeros(scenario.drafters or scenario.verifiers)
         self._events: list[tuple[float, int]] = []
@@ -94,10 +99,11 @@ class Cluster:
         self._prefill_left = population.prompt_tokens.copy()
         self._context = np.zeros(scenario.requests, dtype=np.int64)
         self._granted = np.zeros(scenario.requests)
-        self._round_of = population.phase.copy()
+        self._place = population.phase.copy()
+        self._rounds = np.zeros(scenario.requests, dtype=np.int64)
         self._next = 0
         self._ended = 0
-        # A head of its own accepts by its own chance; one draw per recorded round, alike for all.
+        # A head of its own accepts by its own chance; one draw per recorded row, alike for all.
         marks = np.random.default_rng(scenario.seed + 1).random(len(recorded.accepted))
         self._mtp1_stands = marks < scenario.mtp1_accept if scenario.mtp1_accept else recorded.accepted >= 1
 
@@ -182,7 +188,7 @@ class Cluster:
         loop = self._loop_seconds(decoding)
         # The planner does not know of prefill, as the served one does not.
         steps = self._tables.step(decoding, batch.context_tokens)
-        lengths = verifier.planner.plan(batch, steps[: decoding * self._block + 1] + (wait + loop))
+        lengths = verifier.planner.plan(batch, steps[: batch.survival.size + 1] + (wait + loop))
         verified = int(lengths.sum())
         runs, prefill = self._prefill(verifier, self._allowance(verifier, decoding + verified, batch))
         if runs:
@@ -230,35 +236,53 @@ class Cluster:
     def _batch(self, verifier: _Verifier) -> tuple[PlanBatch, int]:
         """What the planner sees, and for how many requests was drafted."""
         active, people = verifier.active, self._people
-        rows = people.first_round[active] + self._round_of[active] % people.rounds[active]
+        rows = people.first_row[active] + self._place[active] % people.rows[active]
         verifier.rows = rows
-        survival = self._recorded.survival[rows]
-        left = self._left[active]
-        if left.min() <= self._block:
-            # The bonus token always follows: the last token of an answer needs no draft.
-            survival[np.arange(self._block) >= (left - 1)[:, None]] = -1.0
-        context = self._context[active]
-        floors = people.floor[active]
-        chosen = verifier.planner.drafted(RoundView(active, context, floors, left > 1))
-        if chosen is not None:
-            survival[~chosen] = -1.0
-        drafted = int((survival[:, 0] >= 0.0).sum())
+        # The bonus token always follows: the last token of an answer needs no draft.
+        most = self._left[active] - 1
+        context, floors = self._context[active], people.floor[active]
+        lookups = None
+        if self._looks_up:
+            longest = max(int(self._lookup_tokens[rows].max()), 1)
+            lookups = _at_most(self._recorded.looked_up[rows, :longest], most)
+        draftable = (self._recorded.survival[rows, 0] >= 0.0) & (most > 0)
+        chosen = verifier.planner.drafted(RoundView(active, context, floors, draftable, lookups))
+        drafted = draftable if chosen is None else draftable & chosen
+        survival = self._survival(rows, most, drafted, lookups)
+        verifier.by_lookup = ~drafted & (survival[:, 0] >= 0.0)
         batch = PlanBatch(
             survival=survival,
             weights=np.ones(len(active)),
             floors=floors,
-            granted=self._granted[active] / np.maximum(self._round_of[active] - people.phase[active], 1),
+            granted=self._granted[active] / np.maximum(self._rounds[active], 1),
             coupled=np.full(len(active), self._scenario.coupled),
             context_tokens=int(context.sum()),
+            looked_up=int(verifier.by_lookup.sum()),
         )
-        return batch, drafted
+        return batch, int(drafted.sum())
+
+    def _survival(self, rows: Ints, most: Ints, drafted: Bools, lookups: Floats | None) -> Floats:
+        """The drafter's tokens where it drafted, looked-up ones elsewhere -> [requests, longest]."""
+        if lookups is not None and not drafted.any():
+            return lookups
+        drafts = _at_most(self._recorded.survival[rows], most)
+        drafts[~drafted] = -1.0
+        if lookups is None:
+            return drafts
+        survival = np.full((len(rows), max(drafts.shape[1], lookups.shape[1])), -1.0)
+        survival[:, : lookups.shape[1]] = lookups
+        survival[drafted] = -1.0
+        survival[drafted, : drafts.shape[1]] = drafts[drafted]
+        return survival
 
     def _accept(self, verifier: _Verifier, lengths: Ints) -> Ints:
         active, rows = verifier.active, verifier.rows
         stood = self._mtp1_stands[rows] if self._mtp1 else self._recorded.accepted[rows]
+        stood = np.where(verifier.by_lookup, self._recorded.looked_up_accepted[rows], stood)
         accepted = np.minimum(stood, lengths)
         verifier.committed = np.minimum(accepted + 1, self._left[active])
-        self._round_of[active] += 1
+        self._place[active] += np.where(self._people.by_token[active], verifier.committed, 1)
+        self._rounds[active] += 1
         self._granted[active] += lengths
         self._ledger.accepted(int(accepted.sum()))
         return accepted
@@ -276,3 +300,11 @@ class Cluster:
         self._drafter_free[drafter] = start + seconds
         self._ledger.drafted(seconds, start - now - way)
         return start + seconds + way - now
+
+
+def _at_most(survival: Floats, most: Ints) -> Floats:
+    """Rows cut to so many tokens [requests]; may change what it is given."""
+    width = survival.shape[1]
+    if len(most) and most.min() < width:
+        survival[np.arange(width) >= most[:, None]] = -1.0
+    return survival

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 
 from dspark_core.algorithms.draft_price import DraftDemand, draft_prices
-from dspark_core.algorithms.drafting_choice import worth_drafting
+from dspark_core.algorithms.drafting_choice import better_looked_up, worth_drafting
 from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.speed_floor import expected_tokens
@@ -71,6 +72,8 @@ class _Market:
 class ClusterPlanner(Delayed):
     """Of one verifier."""
 
+    looks_up: ClassVar[bool] = True
+
     def __init__(self, round_time: RoundTimeModel, pool: Pool, market: _Market | None, index: int) -> None:
         super().__init__()
         self._round_time = round_time
@@ -79,10 +82,13 @@ class ClusterPlanner(Delayed):
         self._index = index
         self._ids: Ints = np.zeros(0, dtype=np.int64)
         self._drafted = 0
+        self._chosen: Bools | None = None
+        """For whom was drafted this round; None: everybody."""
+        self._price = 0.0
         self._since_choice = REFRESH_ROUNDS
         self._since_probe = 0
-        self._all = True
-        """Everybody is drafted for: floors ask for it, or nothing is known yet."""
+        self._unknown = True
+        """No draft was seen yet: everybody is drafted for."""
         self._gain, self._verified = 1.0, 1.0
         self._transit = 0.0
         """Mean seconds on the way to the drafter and in its queue."""
@@ -92,29 +98,39 @@ class ClusterPlanner(Delayed):
         """The least of those: without a queue."""
 
     def drafted(self, view: RoundView) -> Bools | None:
+        self._chosen = self._choice(view)
+        return self._chosen
+
+    def _choice(self, view: RoundView) -> Bools | None:
         self._pool.make_room(view.ids)
         self._ids = view.ids
-        if self._all or view.floors.any():
+        if self._unknown:
             return None
         self._since_choice += 1
         if self._since_choice >= REFRESH_ROUNDS:
             self._since_choice = 0
             self._choose(view)
         chosen: Bools = self._pool.chosen[view.ids]
-        if chosen.all():
+        if view.floors.any():
+            chosen |= self._floor_needs(view)
+        if chosen.all() and view.looked_up is None:
             return None
         self._since_probe += 1
-        if self._since_probe < PROBE_ROUNDS:
-            return chosen
-        self._since_probe = 0
-        return None
+        if self._since_probe >= PROBE_ROUNDS:
+            self._since_probe = 0
+            chosen = np.ones(len(view.ids), dtype=np.bool_)
+        if view.looked_up is not None and chosen.any():
+            chosen &= ~self._better_looked_up(view, view.looked_up)
+        return chosen
 
     def plan(self, batch: PlanBatch, seconds: Floats) -> Ints:
         lengths = super().plan(batch, seconds)
-        drafted = (batch.survival >= 0.0).any(axis=1)
+        drafted = (batch.survival[:, :1] >= 0.0).any(axis=1)
+        if self._chosen is not None:
+            drafted &= self._chosen
         self._drafted = int(drafted.sum())
-        self._all = bool(batch.floors.any())  # what no draft can hold, a draft may
         if self._drafted:
+            self._unknown = False
             self._judge(expected_tokens(batch, lengths)[drafted] - 1.0, lengths[drafted], self._ids[drafted])
         return lengths
 
@@ -138,13 +154,30 @@ class ClusterPlanner(Delayed):
             before = np.where(np.isnan(known[ids]), mean, known[ids])
             known[ids] = before + JUDGE_RATE * (news - before)
 
-    def _choose(self, view: RoundView) -> None:
+    def _floor_needs(self, view: RoundView) -> Bools:
+        """Whose floor rounds without drafts do not hold, as the policy that serves asks."""
+        count = len(view.ids)
+        plain = self._round_time.seconds(count, count, int(view.context_tokens.sum()))
+        needs: Bools = view.floors * plain > 1.0
+        return needs
+
+    def _expected(self, view: RoundView) -> tuple[Floats, Floats]:
+        """Draft tokens of the drafter that each may expect to be accepted, and verified."""
         gains, verified = self._pool.gains[view.ids], self._pool.verified[view.ids]
         unknown = np.isnan(gains)
         gains[unknown], verified[unknown] = self._gain, self._verified
-        gains, verified = gains * view.draftable, verified * view.draftable
+        return gains * view.draftable, verified * view.draftable
+
+    def _better_looked_up(self, view: RoundView, lookups: Floats) -> Bools:
+        gains, verified = self._expected(view)
+        times = replace(self._round_time, network_seconds=self._transit)
+        rows = [row[row >= 0.0].tolist() for row in lookups]
         context = int(view.context_tokens.sum())
-        price = 0.0
+        return better_looked_up(rows, gains, verified, times, context, self._price)
+
+    def _choose(self, view: RoundView) -> None:
+        gains, verified = self._expected(view)
+        context = int(view.context_tokens.sum())
         if self._market is not None:
             demand = DraftDemand(
                 gains=gains,
@@ -155,6 +188,6 @@ class ClusterPlanner(Delayed):
                 used=self._used,
                 drafting=bool(self._pool.chosen[view.ids].any()),
             )
-            price = self._market.price(self._index, demand)
+            self._price = self._market.price(self._index, demand)
         times = replace(self._round_time, network_seconds=self._transit)
-        self._pool.chosen[view.ids] = worth_drafting(gains, verified, times, context, price)
+        self._pool.chosen[view.ids] = worth_drafting(gains, verified, times, context, self._price)

@@ -1,8 +1,10 @@
-"""How drafts fare in a domain: recorded rounds, kept together by the request they came from.
+"""How drafts fare in a domain: recorded places of answers, kept together by the request they came from.
 
-A simulated request follows one recorded request round by round, so that its confidences and its
-luck belong together and stay as (un)even over its life as they were. Rounds recorded with less than
-the whole draft verified do not say what the rest was worth: that is drawn once, from the confidences.
+A simulated request follows one recorded request, so that its confidences and its luck belong together
+and stay as (un)even over its life as they were. Recorded by tokens there is a row for every place of the
+answer, and a round that commits three goes on three rows further: what it meets there is what it would
+have met. A trace only has the rounds that were, and is followed round by round; where less than the whole
+draft was verified it does not say what the rest was worth, which is drawn once, from the confidences.
 """
 
 from __future__ import annotations
@@ -20,47 +22,75 @@ from dspark_core.engine.trace_format import TracedRequest
 from dspark_core.errors import ConfigError
 from dspark_core.simulation.trace_reader import Trace
 
-FORMAT = "dspark-domains-1"
+FORMAT = "dspark-domains-2"
 DEFAULTS = Path(__file__).parent / "data" / "smollm2-135m-instruct.json"
 """Measured with the shipped drafter; `benchmarks.record_domains` writes such files."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedRequest:
-    """Rounds of one request in order: predicted survival and draft tokens that truly stood."""
+    """Rows of one request in order: predicted survival and draft tokens that truly stood."""
 
     survival: tuple[tuple[float, ...], ...]
     accepted: tuple[int, ...]
+    looked_up: tuple[tuple[float, ...], ...] = ()
+    """Survival of the tokens looked up there, () where nothing was found; no rows: nothing was looked up."""
+    looked_up_accepted: tuple[int, ...] = ()
+    by_token: bool = False
+    """A row for every token of the answer but the last, rather than for every round."""
 
 
 @dataclass(frozen=True, slots=True)
 class DomainRounds:
-    """All rounds of all domains as columns; a request's rounds are contiguous."""
+    """All rows of all domains as columns; a request's rows are contiguous."""
 
     names: tuple[str, ...]
-    survival: NDArray[np.float64]  # [rounds, block]; negative behind a shorter draft
-    drafted: NDArray[np.int64]  # [rounds]
-    accepted: NDArray[np.int64]  # [rounds]: had the whole draft been verified
+    survival: NDArray[np.float64]  # [rows, block]; negative behind a shorter draft
+    accepted: NDArray[np.int64]  # [rows]: had the whole draft been verified
+    looked_up: NDArray[np.float64]  # [rows, longest]; as survival
+    looked_up_accepted: NDArray[np.int64]  # [rows]
     request_start: NDArray[np.int64]  # [requests]
-    request_rounds: NDArray[np.int64]  # [requests]
+    request_rows: NDArray[np.int64]  # [requests]
+    request_by_token: NDArray[np.bool_]  # [requests]
     request_domain: NDArray[np.int64]  # [requests]: index into names
 
     @property
     def block_size(self) -> int:
         return int(self.survival.shape[1])
 
-    def accepted_length(self, name: str, length: int | None = None) -> float:
-        """Mean tokens committed per round in a domain with `length` draft tokens verified (None: all)."""
-        rows = self._rounds_of(name)
-        limit = self.block_size if length is None else length
-        return 1.0 + float(np.minimum(self.accepted[rows], limit).mean())
+    @property
+    def longest(self) -> int:
+        """Draft tokens of a request in a round, whoever they are from."""
+        return max(self.block_size, int(self.looked_up.shape[1]))
 
-    def _rounds_of(self, name: str) -> NDArray[np.int64]:
-        members = np.flatnonzero(self.request_domain == self.names.index(name))
-        spans = [
-            np.arange(self.request_start[i], self.request_start[i] + self.request_rounds[i]) for i in members
+    def accepted_length(self, name: str, length: int | None = None) -> float:
+        """Mean tokens of a round in a domain, `length` tokens of the drafter verified (None: all)."""
+        limit = self.block_size if length is None else length
+        rounds = [
+            1 + min(accepted, limit)
+            for request in np.flatnonzero(self.request_domain == self.names.index(name))
+            for accepted in self._rounds(int(request), limit)
         ]
-        return np.concatenate(spans)
+        return sum(rounds) / len(rounds)
+
+    def answer_tokens(self) -> NDArray[np.int64]:
+        """As long as the recorded answers were -> [requests]."""
+        ends = self.request_start + self.request_rows
+        spans = zip(self.request_start, ends, strict=True)
+        by_rounds = np.array([1 + int((1 + self.accepted[start:end]).sum()) for start, end in spans])
+        return np.where(self.request_by_token, 1 + self.request_rows, by_rounds)
+
+    def _rounds(self, request: int, limit: int) -> list[int]:
+        """Accepted draft tokens of the rounds that a request would have had."""
+        start, rows = int(self.request_start[request]), int(self.request_rows[request])
+        accepted: list[int] = self.accepted[start : start + rows].tolist()
+        if not self.request_by_token[request]:
+            return accepted
+        found, place = [], 0
+        while place < rows:
+            found.append(accepted[place])
+            place += 1 + min(accepted[place], limit)
+        return found
 
 
 def stack_domains(domains: Mapping[str, Sequence[RecordedRequest]]) -> DomainRounds:
@@ -72,36 +102,50 @@ def stack_domains(domains: Mapping[str, Sequence[RecordedRequest]]) -> DomainRou
     if not kept:
         raise ConfigError("domains must not be empty")
     counts = np.array([len(one.accepted) for _, one in kept], dtype=np.int64)
-    rows = [row for _, one in kept for row in one.survival]
-    block = max(1, max(len(row) for row in rows))
-    survival = np.full((len(rows), block), -1.0)
-    for index, row in enumerate(rows):
-        survival[index, : len(row)] = row
+    looked_up = [one.looked_up or ((),) * len(one.accepted) for _, one in kept]
+    found = [one.looked_up_accepted or (0,) * len(one.accepted) for _, one in kept]
     return DomainRounds(
         names=tuple(domains),
-        survival=survival,
-        drafted=np.array([len(row) for row in rows], dtype=np.int64),
+        survival=_padded([row for _, one in kept for row in one.survival], at_least=1),
         accepted=np.array([value for _, one in kept for value in one.accepted], dtype=np.int64),
+        looked_up=_padded([row for rows in looked_up for row in rows], at_least=0),
+        looked_up_accepted=np.array([value for values in found for value in values], dtype=np.int64),
         request_start=np.concatenate(([0], np.cumsum(counts)[:-1])),
-        request_rounds=counts,
+        request_rows=counts,
+        request_by_token=np.array([one.by_token for _, one in kept], dtype=np.bool_),
         request_domain=np.array([d for d, _ in kept], dtype=np.int64),
     )
 
 
+def _padded(rows: Sequence[Sequence[float]], at_least: int) -> NDArray[np.float64]:
+    """[rows, longest], negative behind the shorter ones."""
+    padded = np.full((len(rows), max([at_least, *map(len, rows)])), -1.0)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    return padded
+
+
 def domain_of_trace(trace: Trace, seed: int = 0) -> tuple[RecordedRequest, ...]:
-    """The traced rounds by request; undrafted rounds say nothing and are left out."""
+    """The traced rounds by request; those without a draft say nothing and are left out."""
     rng = np.random.default_rng(seed)
     rounds: dict[str, list[TracedRequest]] = {}
     for one in trace.rounds:
         for request in one.requests:
             if request.survival:
                 rounds.setdefault(request.sequence_id, []).append(request)
-    return tuple(
-        RecordedRequest(
-            survival=tuple(one.survival for one in told),
-            accepted=tuple(uncensored(one.survival, one.verified, one.accepted, rng) for one in told),
-        )
-        for told in rounds.values()
+    return tuple(_followed(told, rng) for told in rounds.values())
+
+
+def _followed(told: Sequence[TracedRequest], rng: np.random.Generator) -> RecordedRequest:
+    """A round was drafted for by one of the two: what the other would have said there nobody knows."""
+    stood = [uncensored(one.survival, one.verified, one.accepted, rng) for one in told]
+    return RecordedRequest(
+        survival=tuple(() if one.looked_up else one.survival for one in told),
+        accepted=tuple(0 if one.looked_up else value for one, value in zip(told, stood, strict=True)),
+        looked_up=tuple(one.survival if one.looked_up else () for one in told),
+        looked_up_accepted=tuple(
+            value if one.looked_up else 0 for one, value in zip(told, stood, strict=True)
+        ),
     )
 
 
@@ -121,8 +165,9 @@ def read_domains(path: Path = DEFAULTS) -> dict[str, tuple[RecordedRequest, ...]
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read domains {path}: {error}") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise ConfigError(f"{path} must be an object with format {FORMAT!r}")
+    found = document.get("format") if isinstance(document, dict) else None
+    if found != FORMAT:
+        raise ConfigError(f"{path} must be an object with format {FORMAT!r}, got {found!r}")
     domains = document.get("domains")
     if not isinstance(domains, dict) or not domains:
         raise ConfigError(f"{path}: domains must be a non-empty object")
@@ -133,27 +178,43 @@ def _read_requests(rows: Sequence[Mapping[str, Any]], where: str) -> tuple[Recor
     try:
         requests = tuple(
             RecordedRequest(
-                survival=tuple(tuple(float(value) for value in row) for row in one["survival"]),
+                survival=_rows(one["survival"]),
                 accepted=tuple(int(value) for value in one["accepted"]),
+                looked_up=_rows(one["looked_up"]),
+                looked_up_accepted=tuple(int(value) for value in one["looked_up_accepted"]),
+                by_token=True,
             )
             for one in rows
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error!r}") from error
     for one in requests:
-        if len(one.survival) != len(one.accepted):
+        _check(one.survival, one.accepted, "survival", "accepted", where)
+        _check(one.looked_up, one.looked_up_accepted, "looked_up", "looked_up_accepted", where)
+        if one.looked_up and len(one.looked_up) != len(one.survival):
             raise ConfigError(
-                f"{where}: survival has {len(one.survival)} rounds, accepted {len(one.accepted)}"
+                f"{where}: looked_up has {len(one.looked_up)} rows, survival {len(one.survival)}"
             )
-        if any(not 0 <= a <= len(row) for a, row in zip(one.accepted, one.survival, strict=True)):
-            raise ConfigError(f"{where}: accepted must be in [0, draft length]")
     return requests
+
+
+def _rows(value: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(float(one) for one in row) for row in value)
+
+
+def _check(
+    rows: Sequence[Sequence[float]], accepted: Sequence[int], of_rows: str, of_accepted: str, where: str
+) -> None:
+    if len(rows) != len(accepted):
+        raise ConfigError(f"{where}: {of_rows} has {len(rows)} rows, {of_accepted} {len(accepted)}")
+    if any(not 0 <= a <= len(row) for a, row in zip(accepted, rows, strict=True)):
+        raise ConfigError(f"{where}: {of_accepted} must be in [0, draft length]")
 
 
 def domains_document(
     domains: Mapping[str, Sequence[RecordedRequest]], source: Mapping[str, object]
 ) -> dict[str, object]:
-    """For JSON; `read_domains` is its inverse up to rounding."""
+    """For JSON, of requests that were recorded by token; `read_domains` is its inverse up to rounding."""
     return {
         "format": FORMAT,
         "source": dict(source),
@@ -162,6 +223,8 @@ def domains_document(
                 {
                     "survival": [[round(value, 3) for value in row] for row in one.survival],
                     "accepted": list(one.accepted),
+                    "looked_up": [[round(value, 2) for value in row] for row in one.looked_up],
+                    "looked_up_accepted": list(one.looked_up_accepted),
                 }
                 for one in requests
             ]

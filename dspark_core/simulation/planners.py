@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from dspark_core.algorithms.prefix_scheduler import admit_while_rising
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_surface import Floats
 from dspark_core.engine.planning import LocalPlanSource
-from dspark_core.records import RequestSurvival, RoundReport
+from dspark_core.records import DraftOrigin, RequestSurvival, RoundReport
 
 PLAN_AGE_ROUNDS = 2
 """A capacity is that of the round this many rounds ago (paper, section 5.2)."""
@@ -38,7 +38,10 @@ class RoundView:
     floors: Floats
     """Tokens per second; 0: none."""
     draftable: Bools
-    """Whether a draft could be used: at least two tokens are left."""
+    """Whether the drafter has something to say, and that could be used: at least two tokens are left."""
+    looked_up: Floats | None = None
+    """Survival of what was looked up [requests, longest], negative where there is nothing; it is what whoever
+    is not drafted for has. None: nothing is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,9 @@ class RoundOutcome:
 class RoundPlanner(Protocol):
     """In each round: `drafted`, `plan`, `learn`."""
 
+    looks_up: ClassVar[bool]
+    """Whether requests look up what they are not drafted for."""
+
     def drafted(self, view: RoundView) -> Bools | None:
         """For whom to draft this round -> [requests]; None: for everyone."""
         ...
@@ -68,6 +74,8 @@ class RoundPlanner(Protocol):
 
 class _Forgetful:
     """Drafts for everyone and learns nothing."""
+
+    looks_up: ClassVar[bool] = False
 
     def drafted(self, view: RoundView) -> Bools | None:
         return None
@@ -135,7 +143,7 @@ class Delayed(_Forgetful):
         self._local = Algorithm1()
 
     def plan(self, batch: PlanBatch, seconds: Floats) -> Ints:
-        if not (batch.survival >= 0.0).any():
+        if batch.survival[:, :1].max(initial=-1.0) < 0.0:
             return np.zeros(batch.requests, dtype=np.int64)  # a round that can teach nothing
         usable = self._young[0] if len(self._young) == PLAN_AGE_ROUNDS else None
         if usable is None:
@@ -153,9 +161,12 @@ class Delayed(_Forgetful):
 class Served:
     """The plan source of the verifier itself, with its policy of whom to draft for."""
 
+    looks_up: ClassVar[bool] = True
+
     def __init__(self, round_time: RoundTimeModel) -> None:
         self._source = LocalPlanSource(round_time)
         self._ids: list[str] = []
+        self._origins: list[DraftOrigin] = []
         self._survival: list[tuple[float, ...]] = []
         self._rounds = 0
 
@@ -167,12 +178,15 @@ class Served:
                 draftable=bool(draftable),
                 floor_tokens_per_second=float(floor) or None,
                 context_tokens=int(context),
+                lookup_survival=lookup,
             )
-            for name, draftable, floor, context in zip(
-                self._ids, view.draftable, view.floors, view.context_tokens, strict=True
+            for name, draftable, floor, context, lookup in zip(
+                self._ids, view.draftable, view.floors, view.context_tokens, _tuples(view), strict=True
             )
         ]
-        return np.array(self._source.wants_draft(candidates), dtype=np.bool_)
+        wanted = self._source.wants_draft(candidates)
+        self._origins = [DraftOrigin.DRAFTER if one else DraftOrigin.LOOKUP for one in wanted]
+        return np.array(wanted, dtype=np.bool_)
 
     def plan(self, batch: PlanBatch, seconds: Floats) -> Ints:
         self._survival = [tuple(row[row >= 0.0].tolist()) for row in batch.survival]
@@ -185,25 +199,36 @@ class Served:
                 context_tokens=share,
                 coupled=bool(coupled),
                 granted=int(granted),
+                origin=origin,
             )
-            for name, survival, floor, coupled, granted in zip(
-                self._ids, self._survival, batch.floors, batch.coupled, batch.granted, strict=True
+            for name, survival, floor, coupled, granted, origin in zip(
+                self._ids,
+                self._survival,
+                batch.floors,
+                batch.coupled,
+                batch.granted,
+                self._origins,
+                strict=True,
             )
         ]
         return np.array(self._source.plan(requests), dtype=np.int64)
 
     def learn(self, outcome: RoundOutcome) -> None:
         self._rounds += 1
-        told = zip(self._ids, self._survival, outcome.lengths, outcome.accepted, strict=True)
+        told = zip(self._ids, self._survival, outcome.lengths, outcome.accepted, self._origins, strict=True)
         self._source.report(
             RoundReport(
                 replica_id="simulated",
                 round=self._rounds,
                 requests=tuple(
                     RequestSurvival(
-                        sequence_id=name, survival=survival, verify_length=int(length), accepted=int(accepted)
+                        sequence_id=name,
+                        survival=survival,
+                        verify_length=int(length),
+                        accepted=int(accepted),
+                        origin=origin,
                     )
-                    for name, survival, length, accepted in told
+                    for name, survival, length, accepted, origin in told
                 ),
                 batch_tokens=outcome.batch_tokens,
                 context_tokens=outcome.context_tokens,
@@ -212,3 +237,10 @@ class Served:
                 loop_seconds=outcome.loop_seconds,
             )
         )
+
+
+def _tuples(view: RoundView) -> list[tuple[float, ...]]:
+    """What was looked up for each request."""
+    if view.looked_up is None:
+        return [()] * len(view.ids)
+    return [tuple(row[row >= 0.0].tolist()) for row in view.looked_up]

@@ -13,6 +13,7 @@ from dspark_core.simulation.scenario import Scenario
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +26,12 @@ class Population:
     answer_tokens: Ints
     floor: Floats
     """Tokens per second; 0: none."""
-    first_round: Ints
-    """Index into the recorded rounds of the request it follows."""
-    rounds: Ints
-    """How many rounds that one has; it is followed in a circle."""
+    first_row: Ints
+    """Index into the recorded rows of the request it follows."""
+    rows: Ints
+    """How many rows that one has; it is followed in a circle."""
+    by_token: Bools
+    """A row is a token further, rather than a round."""
     phase: Ints
     """Where in the circle it begins."""
     domain: Ints
@@ -50,9 +53,10 @@ def draw_population(scenario: Scenario, recorded: DomainRounds) -> Population:
         prompt_tokens=_lengths(scenario, scenario.prompt_tokens, streams[4]),
         answer_tokens=np.minimum(answers, scenario.max_answer_tokens),
         floor=np.where(floors, scenario.floor_tokens_per_second, 0.0),
-        first_round=recorded.request_start[followed],
-        rounds=recorded.request_rounds[followed],
-        phase=streams[5].integers(0, recorded.request_rounds[followed]),
+        first_row=recorded.request_start[followed],
+        rows=recorded.request_rows[followed],
+        by_token=recorded.request_by_token[followed],
+        phase=streams[5].integers(0, recorded.request_rows[followed]),
         domain=recorded.request_domain[followed],
     )
 
@@ -64,7 +68,7 @@ def _lengths(scenario: Scenario, mean: float, rng: np.random.Generator) -> Ints:
 
 
 def _followed(scenario: Scenario, recorded: DomainRounds, rng: np.random.Generator) -> Ints:
-    """Recorded requests, drawn by domain share and within a domain by their rounds."""
+    """Recorded requests, drawn by domain share and within a domain by their rows."""
     shares = dict(scenario.domains) or dict.fromkeys(recorded.names, 1.0)
     unknown = sorted(set(shares) - set(recorded.names))
     if unknown:
@@ -72,6 +76,6 @@ def _followed(scenario: Scenario, recorded: DomainRounds, rng: np.random.Generat
     weights = np.zeros(len(recorded.request_domain))
     for index, name in enumerate(recorded.names):
         members = recorded.request_domain == index
-        rounds = recorded.request_rounds[members]
-        weights[members] = shares.get(name, 0.0) * rounds / rounds.sum()
+        rows = recorded.request_rows[members]
+        weights[members] = shares.get(name, 0.0) * rows / rows.sum()
     return rng.choice(len(weights), size=scenario.requests, p=weights / weights.sum())

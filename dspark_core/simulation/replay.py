@@ -114,7 +114,7 @@ def _replay_round(
         count, np.arange(count + base, count + base + batch.survival.size + 1), one.context_tokens
     )
     slowdown = one.step_seconds / float(table[min(int(recorded.sum()), len(table) - 1)])
-    drafted = int((batch.survival[:, :1] >= 0.0).sum())
+    drafted = int((batch.survival[:, :1] >= 0.0).sum()) - batch.looked_up
     # Whoever drafts pays what the round paid; whoever does not pays nothing.
     wait = one.draft_seconds if drafted else 0.0
     steps = table * min(max(slowdown, 1.0 / MAX_SLOWDOWN), MAX_SLOWDOWN)
@@ -150,12 +150,13 @@ def _batch(one: TracedRound, planner: RoundPlanner | None, known: dict[str, int]
     survival = survival_matrix([request.survival for request in told])
     floors = np.array([request.min_tokens_per_second for request in told])
     context = np.full(count, one.context_tokens // max(count, 1), dtype=np.int64)
+    looked_up = np.array([request.looked_up for request in told], dtype=np.bool_)
     if planner is not None:
-        draftable: Bools = np.any(survival >= 0.0, axis=1)
+        draftable: Bools = np.any(survival >= 0.0, axis=1) & ~looked_up
         ids = np.array([known.setdefault(request.sequence_id, len(known)) for request in told])
         chosen = planner.drafted(RoundView(ids, context, floors, draftable))
         if chosen is not None:
-            survival[~chosen] = -1.0
+            survival[~chosen & ~looked_up] = -1.0
     return PlanBatch(
         survival=survival,
         weights=np.ones(count),
@@ -163,6 +164,7 @@ def _batch(one: TracedRound, planner: RoundPlanner | None, known: dict[str, int]
         granted=np.zeros(count, dtype=np.int64),
         coupled=np.array([request.coupled for request in told], dtype=np.bool_),
         context_tokens=one.context_tokens,
+        looked_up=int((looked_up & np.any(survival >= 0.0, axis=1)).sum()),
     )
 
 

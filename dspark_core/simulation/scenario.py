@@ -45,6 +45,8 @@ class Scenario:
     floor_tokens_per_second: float = 0.0
     coupled: bool = False
     """Requests are verified by the coupled rule, or greedily: planning may then look ahead."""
+    no_lookup: bool = False
+    """Nothing is looked up, as with `dspark up --no-lookup`."""
     slow_verifiers: float = 0.0
     """Share of the verifiers that run at half speed."""
     mtp1_accept: float = 0.0

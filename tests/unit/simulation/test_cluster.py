@@ -49,6 +49,55 @@ def test_drafts_that_always_stand_multiply_the_speed_and_cost_their_time() -> No
     assert summary.user_speed[1] == pytest.approx(5 / (STEP_SECONDS + 0.002 + 0.003))
 
 
+SURE = {
+    "only": (
+        RecordedRequest(
+            survival=((0.5, 0.25),) * 12,
+            accepted=(0,) * 12,
+            looked_up=((1.0, 1.0, 1.0),) * 12,
+            looked_up_accepted=(3, 2, 1, 0) * 3,
+            by_token=True,
+        ),
+    )
+}
+"""Of every four tokens the first, once there, tells the other three; what the drafter says never stands."""
+
+
+@pytest.mark.parametrize("planner", ["dspark", "cluster"])
+def test_looked_up_tokens_are_verified_for_nothing_where_rounds_really_end(planner: str) -> None:
+    alone = Scenario(
+        verifiers=1,
+        users=1,
+        requests=4,
+        fixed_lengths=True,
+        prompt_tokens=1,
+        answer_tokens=801,
+        max_answer_tokens=801,
+        coupled=True,
+    )
+    dear = World(stack_domains(SURE), round_time(per_token=0.0, draft=0.2))
+    found = simulate(dear, alone, planner)
+    # But for a few rounds that try the drafter, each holds the next three tokens and the one behind them.
+    assert found.accepted_length == pytest.approx(4.0, abs=0.15)
+    assert found.drafter_utilisation < 0.25
+    without = simulate(dear, dataclasses.replace(alone, no_lookup=True), planner)
+    assert without.accepted_length == 1.0
+    assert simulate(dear, alone, "fixed:3").accepted_length == 1.0  # the drafter's, and nothing else
+
+
+def test_who_is_followed_by_token_meets_what_lies_where_the_round_ended() -> None:
+    stairs = RecordedRequest(
+        survival=((0.5, 0.5),) * 6, accepted=(2, 1, 0, 2, 1, 0), looked_up=(), by_token=True
+    )
+    alone = Scenario(verifiers=1, users=1, requests=3, fixed_lengths=True, answer_tokens=301, seed=3)
+    by_token, by_round = (
+        simulate(World(stack_domains({"x": (one,)}), round_time()), alone, "fixed:2")
+        for one in (stairs, dataclasses.replace(stairs, by_token=False))
+    )
+    assert by_token.accepted_length == pytest.approx(3.0, abs=0.05)
+    assert by_round.accepted_length == pytest.approx(2.0, abs=0.05)
+
+
 @pytest.mark.parametrize("coupled", [False, True])
 def test_a_price_on_shared_drafters_keeps_them_useful(coupled: bool) -> None:
     shared = Scenario(verifiers=8, drafters=1, users=32, requests=240, answer_tokens=60, coupled=coupled)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dspark_core.engine.trace_format import (
     TracedCurve,
@@ -18,19 +16,11 @@ from dspark_core.engine.trace_format import (
     encode,
 )
 from dspark_core.errors import ConfigError
-from dspark_core.simulation.domains import (
-    DEFAULTS,
-    domain_of_trace,
-    domains_document,
-    read_domains,
-    stack_domains,
-    uncensored,
-)
 from dspark_core.simulation.planner_names import NAMES
 from dspark_core.simulation.replay import RECORDED, replay
 from dspark_core.simulation.trace_reader import read_trace
 from services.cli.main import main
-from tests.unit.simulation.worlds import FLAT, STEP_SECONDS, recorded, round_time
+from tests.unit.simulation.worlds import FLAT, STEP_SECONDS, round_time
 
 HEADER = encode(TraceHeader(replica_id="v", model="tiny", sample=1.0))
 
@@ -101,6 +91,15 @@ def test_a_floor_that_the_plan_does_not_hold_is_counted() -> None:
     assert replay(promised, times, "fixed:2").unmet_floors == 0
 
 
+def test_looked_up_tokens_are_there_for_everybody_and_cost_no_drafting() -> None:
+    free = [traced(n, replace(asked("a", (0.9, 0.8), 2, 2), looked_up=True)) for n in range(40)]
+    times = round_time(per_token=0.0, draft=0.004)
+    for planner in ("dspark", "cluster", "fixed:2"):
+        result = replay(free, times, planner)
+        assert (result.verified, result.outcome_tokens) == (80, 120), planner
+        assert result.seconds == pytest.approx(40 * STEP_SECONDS), planner
+
+
 @pytest.mark.parametrize("planner", [name.replace(":N", ":2").replace(":P", ":0.5") for name in NAMES])
 def test_every_planner_can_be_replayed(planner: str) -> None:
     undrafted = traced(3, asked("a", (), 0, 0), asked("c", (), 0, 0))
@@ -111,38 +110,9 @@ def test_every_planner_can_be_replayed(planner: str) -> None:
     assert 50 <= result.outcome_tokens <= 50 + result.verified
 
 
-@given(st.data())
-def test_what_was_not_seen_is_drawn_between_the_bounds(data: st.DataObject) -> None:
-    survival, product = [], 1.0
-    for one in data.draw(st.lists(st.floats(0, 1), min_size=1, max_size=7)):
-        product *= one
-        survival.append(product)
-    verified = data.draw(st.integers(0, len(survival)))
-    accepted = data.draw(st.integers(0, verified))
-    drawn = uncensored(survival, verified, accepted, np.random.default_rng(0))
-    if accepted < verified:
-        assert drawn == accepted
-    else:
-        assert verified <= drawn <= len(survival)
-
-
-def test_unseen_tokens_stand_as_often_as_survival_says() -> None:
-    rng = np.random.default_rng(1)
-    drawn = [uncensored((0.8, 0.4, 0.2), 1, 1, rng) for _ in range(4000)]
-    assert np.mean([value >= 2 for value in drawn]) == pytest.approx(0.5, abs=0.03)
-    assert np.mean([value >= 3 for value in drawn]) == pytest.approx(0.25, abs=0.03)
-
-
 def write(path: Path, *lines: bytes) -> Path:
     path.write_bytes(b"".join(lines))
     return path
-
-
-def test_a_trace_becomes_a_domain_request_by_request(tmp_path: Path) -> None:
-    path = write(tmp_path / "t.jsonl", HEADER, *map(encode, ROUNDS))
-    domain = domain_of_trace(read_trace([path]))
-    assert [len(one.accepted) for one in domain] == [2, 1]
-    assert domain[1].accepted == (0,)
 
 
 @pytest.mark.parametrize(
@@ -165,25 +135,6 @@ def test_a_line_cut_short_by_a_kill_is_skipped_and_counted(tmp_path: Path) -> No
     path = write(tmp_path / "t.jsonl", HEADER, encode(ROUNDS[0]), encode(ROUNDS[1])[:40])
     trace = read_trace([path])
     assert (len(trace.rounds), trace.cut_lines) == (1, 1)
-
-
-def test_domains_survive_writing_and_reading(tmp_path: Path) -> None:
-    path = tmp_path / "d.json"
-    domains = {"x": recorded(0.5)}
-    path.write_text(json.dumps(domains_document(domains, {})))
-    assert read_domains(path)["x"][0].accepted == domains["x"][0].accepted
-    path.write_text('{"format": "dspark-domains-1", "domains": {"x": [{"survival": [[1]]}]}}')
-    with pytest.raises(ConfigError, match=r"domain 'x'.*accepted"):
-        read_domains(path)
-
-
-def test_the_shipped_domains_order_as_they_were_measured() -> None:
-    shipped = stack_domains(read_domains(DEFAULTS))
-    lengths = {name: shipped.accepted_length(name) for name in shipped.names}
-    assert set(lengths) == {"chat", "code", "math"}
-    assert all(1.3 < length < 3.0 for length in lengths.values())
-    assert lengths["math"] > lengths["chat"]
-    assert shipped.accepted_length("math", 0) == 1.0
 
 
 def test_the_replay_command_prints_a_table_and_writes_json(
