@@ -1,4 +1,4 @@
-"""Opens client channels: keepalive, message limits, default deadlines, trace propagation."""
+"""Opens client channels: keepalive, message limits, default deadlines, trace propagation, TLS."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import grpc.aio
 
 from services.common.limits import CLIENT_KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS, MAX_MESSAGE_BYTES
 from services.common.telemetry import Telemetry
+from services.common.tls import Tls
 from services.common.tracing import tracing_interceptors
 
 DEFAULT_TIMEOUT_SECONDS = 10.0
@@ -44,17 +45,24 @@ def open_channel(
     address: str,
     telemetry: Telemetry | None = None,
     *,
+    tls: Tls | None = None,
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
 ) -> grpc.aio.Channel:
     """A channel to `host:port`. It connects on first use and reconnects by itself.
 
-    Must be called, used and closed inside one running event loop.
+    `tls`: None: in the clear. Must be called, used and closed inside one running event loop.
     """
     interceptors: list[grpc.aio.ClientInterceptor] = [DefaultDeadline(timeout_seconds)]
     if telemetry is not None and telemetry.tracing:
         interceptors.extend(tracing_interceptors(telemetry.tracer))
-    return grpc.aio.insecure_channel(address, options=_options(max_message_bytes), interceptors=interceptors)
+    options = _options(max_message_bytes)
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
+    named = [*options, ("grpc.ssl_target_name_override", tls.name)]
+    return grpc.aio.secure_channel(
+        address, tls.channel_credentials(), options=named, interceptors=interceptors
+    )
 
 
 def _options(max_message_bytes: int) -> list[tuple[str, int]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from dspark_core.errors import ConfigError
 from services.common.env import Env
 from services.common.limits import MAX_MESSAGE_BYTES
+from services.common.tls import Tls
 
 _HOST = "0.0.0.0"
 _DRAIN_SECONDS = 20.0
@@ -27,6 +28,8 @@ class ServerOptions:
     max_message_bytes: int = MAX_MESSAGE_BYTES
     metrics_port: int | None = None
     """HTTP port of `/metrics`; None: not served. 0 binds a free one."""
+    tls: Tls | None = None
+    """Of calls to this server, and of the service's own to others; None: in the clear."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -38,7 +41,7 @@ class ServerOptions:
 
     @classmethod
     def from_env(cls, env: Env, *, port: int, metrics_port: int) -> ServerOptions:
-        """Reads DSPARK_HOST, _PORT, _METRICS_PORT (or "off"), _DRAIN_SECONDS and _MAX_CALLS."""
+        """Reads DSPARK_HOST, _PORT, _METRICS_PORT (or "off"), _DRAIN_SECONDS, _MAX_CALLS and `Tls`'s."""
         metrics_off = env.optional_text("DSPARK_METRICS_PORT") == "off"
         return cls(
             port=env.integer("DSPARK_PORT", port, minimum=0, maximum=65535),
@@ -48,4 +51,5 @@ class ServerOptions:
             metrics_port=None
             if metrics_off
             else env.integer("DSPARK_METRICS_PORT", metrics_port, minimum=0, maximum=65535),
+            tls=Tls.from_env(env),
         )

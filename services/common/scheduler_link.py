@@ -15,6 +15,7 @@ from services.common.channels import open_channel
 from services.common.clients import SchedulerClient
 from services.common.protocols import SchedulerApi
 from services.common.telemetry import Telemetry
+from services.common.tls import Tls
 
 _T = TypeVar("_T")
 
@@ -37,8 +38,8 @@ class SchedulerConnection(Protocol):
 
 
 class GrpcSchedulerConnection:
-    def __init__(self, address: str, telemetry: Telemetry | None = None) -> None:
-        self._channel = open_channel(address, telemetry)
+    def __init__(self, address: str, telemetry: Telemetry | None = None, tls: Tls | None = None) -> None:
+        self._channel = open_channel(address, telemetry, tls=tls)
         self.scheduler: SchedulerApi = SchedulerClient(self._channel)
 
     async def close(self) -> None:

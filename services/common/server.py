@@ -102,7 +102,7 @@ class GrpcServer:
             )
         self._server = server
         try:
-            self._port = server.add_insecure_port(f"{options.host}:{options.port}")
+            self._port = _listen(server, options)
         except RuntimeError as error:
             await self.stop()
             raise ConfigError(f"cannot listen on {options.host}:{options.port}: {error}") from error
@@ -191,6 +191,14 @@ async def serve(
             await server.stop()
             await asyncio.to_thread(server.telemetry.shutdown)
             _log.info("stopped")
+
+
+def _listen(server: grpc.aio.Server, options: ServerOptions) -> int:
+    """-> port. Raises RuntimeError when it is taken."""
+    address = f"{options.host}:{options.port}"
+    if options.tls is None:
+        return server.add_insecure_port(address)
+    return server.add_secure_port(address, options.tls.server_credentials())
 
 
 def _channel_options(max_message_bytes: int) -> list[tuple[str, int]]:

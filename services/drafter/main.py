@@ -35,7 +35,7 @@ async def run(environ: Mapping[str, str]) -> None:
         if config.scheduler_address:
             scheduler = SchedulerLink(
                 addresses_from_text(config.scheduler_address),
-                lambda address: GrpcSchedulerConnection(address, telemetry),
+                lambda address: GrpcSchedulerConnection(address, telemetry, config.server.tls),
             )
             stack.push_async_callback(scheduler.close)
             registration = RegistrationLoop(scheduler, lambda: _replica(config))

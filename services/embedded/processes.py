@@ -18,7 +18,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from dspark_core.errors import UnavailableError
 from services.common.channels import open_channel
+from services.common.env import Env
 from services.common.process import STACKS_SIGNAL
+from services.common.tls import Tls
 from services.embedded.options import StackOptions
 from services.embedded.ports import require_free
 
@@ -49,6 +51,8 @@ class ServiceProcess:
     def __init__(self, role: str, environ: Mapping[str, str], port: int) -> None:
         self.role = role
         self.port = port
+        # What clients call is in the clear, whatever the services speak among themselves.
+        self._tls = None if role == "gateway" else Tls.from_env(Env({**os.environ, **environ}))
         command = [sys.executable, "-m", f"services.{role}.main"]
         self._process = subprocess.Popen(
             command,
@@ -67,7 +71,8 @@ class ServiceProcess:
 
     async def wait_serving(self, seconds: float) -> None:
         """Until its health service says SERVING. Raises UnavailableError when it ends before."""
-        async with open_channel(f"{LOOPBACK}:{self.port}") as channel, asyncio.timeout(seconds):
+        address = f"{LOOPBACK}:{self.port}"
+        async with open_channel(address, tls=self._tls) as channel, asyncio.timeout(seconds):
             stub = health_pb2_grpc.HealthStub(channel)
             while not await _serving(stub):
                 if self.exit_code is not None:

@@ -11,6 +11,7 @@ from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL
 from services.common.env import Env
 from services.common.options import ServerOptions
+from services.common.tls import Tls
 from services.gateway.tiers import Tier, tiers_from_text
 
 
@@ -53,6 +54,8 @@ class GatewayConfig:
         default_factory=lambda: ServerOptions(port=50051, max_message_bytes=GatewayLimits().max_body_bytes)
     )
     scheduler_address: str = "127.0.0.1:50052"
+    tls: Tls | None = None
+    """Of calls to scheduler and verifiers; what clients call stays as it is. None: in the clear."""
     limits: GatewayLimits = GatewayLimits()
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     """Clients must send one of these, each `key` or `key@tier`; empty: everyone may call."""
@@ -86,6 +89,7 @@ class GatewayConfig:
                 max_message_bytes=max_body_bytes,
             ),
             scheduler_address=env.text("DSPARK_SCHEDULER_ADDRESS", own.scheduler_address),
+            tls=Tls.from_env(env),
             limits=GatewayLimits(
                 max_running_requests=env.integer(
                     "DSPARK_MAX_RUNNING_REQUESTS", limits.max_running_requests, minimum=1

@@ -37,10 +37,10 @@ async def run(environ: Mapping[str, str]) -> None:
     async with AsyncExitStack() as stack:
         scheduler = SchedulerLink(
             addresses_from_text(config.scheduler_address),
-            lambda address: GrpcSchedulerConnection(address, telemetry),
+            lambda address: GrpcSchedulerConnection(address, telemetry, config.tls),
         )
         stack.push_async_callback(scheduler.close)
-        pool = VerifierPool(lambda address: GrpcConnection(address, telemetry))
+        pool = VerifierPool(lambda address: GrpcConnection(address, telemetry, config.tls))
         stack.push_async_callback(pool.close)
         backend = RoutedBackend(
             model=config.target_model,

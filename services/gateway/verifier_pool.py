@@ -13,6 +13,7 @@ from services.common.channels import open_channel
 from services.common.clients import VerifierClient
 from services.common.protocols import VerifierApi
 from services.common.telemetry import Telemetry
+from services.common.tls import Tls
 
 
 class Connection(Protocol):
@@ -23,8 +24,8 @@ class Connection(Protocol):
 
 
 class GrpcConnection:
-    def __init__(self, address: str, telemetry: Telemetry | None = None) -> None:
-        self._channel: grpc.aio.Channel = open_channel(address, telemetry)
+    def __init__(self, address: str, telemetry: Telemetry | None = None, tls: Tls | None = None) -> None:
+        self._channel: grpc.aio.Channel = open_channel(address, telemetry, tls=tls)
         self._verifier = VerifierClient(self._channel)
 
     @property

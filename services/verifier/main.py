@@ -54,7 +54,7 @@ async def run(environ: Mapping[str, str]) -> None:
         if config.scheduler_address:
             scheduler = SchedulerLink(
                 addresses_from_text(config.scheduler_address),
-                lambda address: GrpcSchedulerConnection(address, telemetry),
+                lambda address: GrpcSchedulerConnection(address, telemetry, config.server.tls),
             )
             stack.push_async_callback(scheduler.close)
         drafts = await _draft_source(config, profiled, telemetry, stack)
@@ -82,7 +82,9 @@ async def _draft_source(
     geometry = profiled.target.geometry
     if config.drafter_address is None or geometry is None:
         return None
-    channel = await stack.enter_async_context(open_channel(config.drafter_address, telemetry))
+    channel = await stack.enter_async_context(
+        open_channel(config.drafter_address, telemetry, tls=config.server.tls)
+    )
     drafts = RemoteDraftSource(channel, geometry)
     drafts.start()
     stack.push_async_callback(drafts.close)

@@ -1,4 +1,7 @@
-"""Four real processes on loopback: the same tokens as embedded, also when drafter or scheduler are killed."""
+"""Four real processes on loopback: the same tokens as embedded, also when drafter or scheduler are killed.
+
+They speak mutual TLS among themselves; elsewhere in the tests processes do without.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import dataclasses
 import json
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +19,7 @@ import pytest
 from services.embedded.processes import ProcessStack
 from services.embedded.stack import EmbeddedStack
 from tests.e2e.conftest import OPTIONS
+from tests.support.certificates import tls_environ, write_tls
 
 pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(300)]
 
@@ -33,8 +38,12 @@ def free_port() -> int:
 
 
 @pytest.fixture
-async def processes(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[ProcessStack, str]]:
+async def processes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> AsyncIterator[tuple[ProcessStack, str]]:
     monkeypatch.setenv("PYTHONPATH", ".:proto/gen")
+    for name, value in tls_environ(write_tls(tmp_path)).items():
+        monkeypatch.setenv(name, value)
     options = dataclasses.replace(OPTIONS, http_port=free_port(), grpc_port=free_port(), threads=1)
     one = ProcessStack(options)
     try:

@@ -26,6 +26,7 @@ VALUES: dict[str, Path | None] = {
     "claim": HERE / "values/claim.yaml",
     "lease": HERE / "values/lease.yaml",
     "own_account": HERE / "values/own_account.yaml",
+    "tls": HERE / "values/tls.yaml",
 }
 
 Manifest = dict[str, Any]

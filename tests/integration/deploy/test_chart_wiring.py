@@ -89,9 +89,16 @@ def test_environment_names_occur_once(rendered):
         assert len(names) == len(set(names)), component
 
 
-def test_readiness_is_the_grpc_health_of_every_service(rendered):
+def health_of(component: str, rendered: list[Rendered]) -> dict[str, Any]:
+    """What asks whether a service is ready: its gRPC health, unless it wants a certificate of callers."""
+    if component != "gateway" and "DSPARK_TLS_CERT" in of_kind(rendered, "ConfigMap")["config"]["data"]:
+        return {"httpGet": {"path": "/readyz", "port": "metrics"}}
+    return {"grpc": {"port": GRPC_PORTS[component]}}
+
+
+def test_readiness_is_the_health_of_every_service(rendered):
     for component, deployment in of_kind(rendered, "Deployment").items():
-        assert container(deployment)["readinessProbe"]["grpc"] == {"port": GRPC_PORTS[component]}
+        assert health_of(component, rendered).items() <= container(deployment)["readinessProbe"].items()
 
 
 def test_a_gateway_that_waits_for_a_verifier_is_not_restarted(rendered):
@@ -102,7 +109,21 @@ def test_a_gateway_that_waits_for_a_verifier_is_not_restarted(rendered):
             if component == "gateway":
                 assert asked["httpGet"] == {"path": "/healthz", "port": "http"}
             else:
-                assert asked["grpc"] == {"port": GRPC_PORTS[component]}
+                assert health_of(component, rendered).items() <= asked.items()
+
+
+def test_with_a_secret_all_get_its_certificate(helm):
+    rendered = render(helm, "tls")
+    config = of_kind(rendered, "ConfigMap")["config"]
+    for deployment in of_kind(rendered, "Deployment").values():
+        (mount,) = [one for one in container(deployment)["volumeMounts"] if one["name"] == "tls"]
+        (volume,) = [one for one in pod_template(deployment)["spec"]["volumes"] if one["name"] == "tls"]
+        assert volume["secret"]["secretName"] == "dspark-tls"
+        for name in ("CERT", "KEY", "CA"):
+            file = environment(deployment, config)[f"DSPARK_TLS_{name}"]
+            assert file.startswith(f"{mount['mountPath']}/")
+        assert environment(deployment, config)["DSPARK_TLS_NAME"] == "dspark.internal"
+    assert "DSPARK_TLS_CERT" not in of_kind(render(helm, "default"), "ConfigMap")["config"]["data"]
 
 
 def test_start_up_may_take_as_long_as_loading_a_model_does(rendered):

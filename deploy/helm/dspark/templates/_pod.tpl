@@ -125,12 +125,17 @@ lifecycle:
 {{/*
 gRPC health is SERVING from the end of warm-up to the start of the drain. A gateway is ready once a verifier
 is, which may take long and is no reason to restart it: it counts as started when its HTTP port answers.
+A kubelet has no certificate: with TLS the same is asked of the port of the metrics.
 */}}
 {{- define "dspark.probes" -}}
 {{- $values := index .root.Values .component -}}
-{{- $alive := printf "grpc:\n  port: %s" (include "dspark.grpcPort" .) -}}
+{{- $ready := printf "grpc:\n  port: %s" (include "dspark.grpcPort" .) -}}
+{{- $alive := $ready -}}
 {{- if eq .component "gateway" }}
 {{- $alive = "httpGet:\n  path: /healthz\n  port: http" -}}
+{{- else if .root.Values.tls.existingSecret }}
+{{- $ready = "httpGet:\n  path: /readyz\n  port: metrics" -}}
+{{- $alive = $ready -}}
 {{- end -}}
 startupProbe:
   {{- $alive | nindent 2 }}
@@ -138,8 +143,7 @@ startupProbe:
   timeoutSeconds: 2
   failureThreshold: {{ div $values.startupSeconds 2 }}
 readinessProbe:
-  grpc:
-    port: {{ include "dspark.grpcPort" . }}
+  {{- $ready | nindent 2 }}
   periodSeconds: 5
   timeoutSeconds: 3
   failureThreshold: 2
@@ -195,6 +199,11 @@ livenessProbe:
   mountPath: {{ .root.Values.model.volume.mountPath }}
   readOnly: {{ .root.Values.model.volume.readOnly }}
 {{- end }}
+{{- if .root.Values.tls.existingSecret }}
+- name: tls
+  mountPath: /etc/dspark/tls
+  readOnly: true
+{{- end }}
 {{- end -}}
 
 {{- define "dspark.volumes" -}}
@@ -215,6 +224,12 @@ livenessProbe:
   emptyDir:
     sizeLimit: {{ $volume.size }}
   {{- end }}
+{{- end }}
+{{- with .root.Values.tls.existingSecret }}
+- name: tls
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
 {{- end }}
 {{- end -}}
 
