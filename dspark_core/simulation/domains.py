@@ -77,7 +77,8 @@ class DomainRounds:
         """As long as the recorded answers were -> [requests]."""
         ends = self.request_start + self.request_rows
         spans = zip(self.request_start, ends, strict=True)
-        by_rounds = np.array([1 + int((1 + self.accepted[start:end]).sum()) for start, end in spans])
+        stood = 1 + self.accepted + self.looked_up_accepted  # a round has one of the two
+        by_rounds = np.array([1 + int(stood[start:end].sum()) for start, end in spans])
         return np.where(self.request_by_token, 1 + self.request_rows, by_rounds)
 
     def _rounds(self, request: int, limit: int) -> list[int]:

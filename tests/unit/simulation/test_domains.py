@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +47,15 @@ def test_a_request_by_token_is_followed_from_where_each_round_ends() -> None:
 
 
 def test_a_request_by_round_is_followed_round_by_round() -> None:
-    rows = stack_domains({"x": [replace(BY_TOKEN, by_token=False)]})
-    assert rows.accepted_length("x") == pytest.approx(1 + 3 / 4)
-    assert rows.answer_tokens().tolist() == [1 + 4 + 3]
+    traced = RecordedRequest(
+        survival=((0.9, 0.5), (), (0.8,)),
+        accepted=(2, 0, 1),
+        looked_up=((), (0.7, 0.6, 0.5), ()),
+        looked_up_accepted=(0, 3, 0),
+    )
+    rows = stack_domains({"x": [traced]})
+    assert rows.accepted_length("x") == pytest.approx(1 + 3 / 3)
+    assert rows.answer_tokens().tolist() == [1 + (1 + 2) + (1 + 3) + (1 + 1)]
 
 
 def test_domains_survive_writing_and_reading(tmp_path: Path) -> None:
