@@ -3,6 +3,11 @@
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says how busy the machine is, not whether a law holds.
+settings.register_profile("dspark", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("dspark")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -130,7 +130,7 @@ def test_a_known_scaling_is_recovered(temperatures, biases):
     assert is_calibrated or max(before) > 3 * max(after)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_no_position_is_worse_than_unscaled_given_the_earlier_ones(data):
     rounds, block = data.draw(st.integers(0, 30)), data.draw(st.integers(1, 3))

@@ -20,7 +20,7 @@ def weights_of(rows, seed=0, spread=3.0):
     return (logits - logits.amax(dim=-1, keepdim=True)).exp()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.integers(0, 1000),
     st.lists(st.tuples(st.integers(0, VOCAB + 5), st.floats(0.01, 1.0)), min_size=1, max_size=5),

@@ -79,7 +79,7 @@ def test_nobody_pays_for_a_drafter_of_his_own() -> None:
 
 
 @given(st.lists(demands(), min_size=1, max_size=5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_enough_for_all_costs_nothing(several: list[DraftDemand]) -> None:
     # Drafts so short that all together use less than the least that is ever handed out.
     quick = [
@@ -92,14 +92,14 @@ def test_enough_for_all_costs_nothing(several: list[DraftDemand]) -> None:
 
 
 @given(demands(), st.floats(0.0, 5000.0), st.floats(0.0, 5000.0))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_higher_price_never_makes_a_verifier_ask_for_more(one: DraftDemand, a: float, b: float) -> None:
     assert demanded(one, max(a, b)) <= demanded(one, min(a, b)) + 1e-12
     assert load(one, max(a, b)) <= load(one, min(a, b)) + 1e-12
 
 
 @given(st.lists(demands(), min_size=2, max_size=8))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_what_verifiers_choose_at_their_prices_fits(several: list[DraftDemand]) -> None:
     found = draft_prices(several)
     assert found.load <= FILLINGS[-1] + 1e-9 or found.price == 0.0
@@ -109,7 +109,7 @@ def test_what_verifiers_choose_at_their_prices_fits(several: list[DraftDemand]) 
 
 
 @given(st.lists(demands(), min_size=2, max_size=8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_best_requests_of_a_verifier_keep_their_drafts(several: list[DraftDemand]) -> None:
     for one, price in zip(several, draft_prices(several).of, strict=True):
         picked = chosen(one, price)
@@ -136,7 +136,7 @@ def test_a_pass_that_costs_the_drafter_no_more_is_shared_with_who_would_not_pay_
 
 
 @given(st.lists(demands(), min_size=2, max_size=6), st.sampled_from(FILLINGS), st.sampled_from(FILLINGS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_less_to_hand_out_never_makes_it_cheaper(
     several: list[DraftDemand], one: float, other: float
 ) -> None:

@@ -58,7 +58,7 @@ def speculative_decoding(model, sample, prompts, seeds, count, draft):
 
 
 @pytest.mark.parametrize("sample", [sample_coupled, greedy])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     model_seed=st.integers(0, 1000),
     seeds=st.lists(st.integers(0, MAX_SEED), min_size=1, max_size=4),

@@ -65,7 +65,7 @@ def batches(draw):
     return draw(st.lists(row, min_size=rows, max_size=rows)), [draw(PARAMS) for _ in range(rows)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(batches())
 def test_every_row_agrees_with_the_definitions(batch):
     logits, params = batch
@@ -171,7 +171,7 @@ def test_what_is_practically_impossible_is_never_drawn():
     assert (actual[0] > 0).tolist() == [True, True, False, False]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(batches())
 def test_laws_evaluated_where_asked_are_the_laws(batch):
     logits, params = torch.tensor(batch[0]), SamplingRows.from_params(batch[1])

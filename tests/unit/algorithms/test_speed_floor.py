@@ -73,7 +73,7 @@ def one_by_one(batch: PlanBatch, seconds: np.ndarray, judged_at: float) -> list[
 
 
 @given(batches(), SECONDS, st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_floors_get_what_the_rule_gives_them(batch: PlanBatch, seconds: list[float], judged: bool) -> None:
     table = np.array(seconds)
     judged_at = float(table.max()) if judged else 0.0
@@ -90,7 +90,7 @@ def test_floors_get_what_the_rule_gives_them(batch: PlanBatch, seconds: list[flo
 
 
 @given(batches(), SECONDS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_where_no_token_pays_none_is_ranked_and_nothing_changes(
     batch: PlanBatch, seconds: list[float]
 ) -> None:

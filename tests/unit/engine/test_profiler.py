@@ -204,7 +204,7 @@ def busy(seed: int) -> Callable[[int, int, int], float]:
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_busy_machine_makes_no_larger_step_look_faster(seed: int) -> None:
     model, _ = profile(busy(seed), budget_seconds=6.0)
     for one in model.points:

@@ -35,7 +35,7 @@ def drawn(kernels: Kernels, logits: Tensor, params: SamplingParams, uniforms: Te
 
 
 # Vocabularies below, at and beyond a vector, and beyond a block of sums.
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     params=PARAMS,
     vocab=st.sampled_from([1, 5, 16, 50, 1024, 1025, 4001]),

@@ -67,7 +67,7 @@ def write(directory: Path, backend: tokenizers.Tokenizer, **files: object) -> Pa
     return directory
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=st.text(max_size=40), ids=st.lists(st.integers(0, 330), max_size=30))
 def test_byte_level_text_and_any_ids_decode_as_the_library_does(tmp_path_factory, text, ids) -> None:
     backend = byte_level()

@@ -122,7 +122,7 @@ def test_generation_stops_at_the_end_of_a_turn(ours) -> None:
     assert ours.special_token_ids == frozenset(range(17))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_pieces_of_any_token_stream_join_to_the_whole_text(ours, data) -> None:
     """Random ids are mostly invalid UTF-8, split anywhere."""
@@ -133,7 +133,7 @@ def test_pieces_of_any_token_stream_join_to_the_whole_text(ours, data) -> None:
     assert "".join(pieces) + detokenizer.flush() == ours.decode(ids)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text(max_size=60))
 def test_text_survives_a_round_trip_token_by_token(ours, text) -> None:
     """Characters this vocabulary has no bytes for (some controls and higher planes) are left out.

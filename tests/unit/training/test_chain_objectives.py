@@ -58,7 +58,7 @@ def generators(count: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(i) for i in range(count)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 1000), cross_entropy=st.floats(0, 2), distance=st.floats(0, 2))
 def test_soft_labels_teach_the_targets_distribution(seed: int, cross_entropy: float, distance: float) -> None:
     """Loss and gradient of cross-entropy against whole distributions, from their definition."""

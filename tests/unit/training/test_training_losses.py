@@ -131,7 +131,7 @@ def test_later_positions_weigh_less() -> None:
     assert position_weights(3, decay=2.0).tolist() == pytest.approx([1.0, 0.60653, 0.36788], rel=1e-4)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     rows=st.integers(1, 9),
     slice_rows=st.integers(1, 10),

@@ -16,7 +16,7 @@ from tests.unit.models.dspark_tiny import tiny_config, tiny_drafter
 from tests.unit.training.training_sequences import random_sequence
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(tokens=st.integers(2, 40), start=st.integers(1, 39), count=st.integers(1, 50), seed=st.integers(0, 99))
 def test_anchors_are_answer_tokens_followed_by_answer_tokens(
     tokens: int, start: int, count: int, seed: int
@@ -29,7 +29,7 @@ def test_anchors_are_answer_tokens_followed_by_answer_tokens(
     assert len(anchors) == min(count, len(allowed))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     lengths=st.lists(st.integers(6, 30), min_size=1, max_size=4),
     block=st.integers(1, 7),
