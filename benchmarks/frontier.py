@@ -1,12 +1,12 @@
 """Aggregate against per-user speed, by load, for each way of speculating: the paper's figures 7 and 8.
 
-    python -m benchmarks.frontier [--minutes 12] [--mtp1 CHECKPOINT] [--quick] [--fresh]
+    python -m benchmarks.frontier [--minutes 12] [--mtp1 NAME] [--quick] [--fresh]
 
 Closed loop: at each concurrency that many requests always run, each answer's end starting the next
 prompt. Methods take turns, slice by slice and in rotating order; medians are taken over slices. Every
 finished visit of a concurrency is on disk: a run that is stopped goes on where it was when started
 again with the same arguments; `--stop-after SECONDS` stops by itself (exit status 3 while something is
-left), for a machine that cannot be had for long at a time. Without --mtp1 the block drafter's first token
+left), for a machine that cannot be had for long at a time. With `--mtp1 none` the block drafter's first token
 alone ("gamma 1") stands in for MTP-1, and is named so. `--clock cpu` tells times by the processor time of
 the process: with one thread that of an idle machine, on one that is not. The scheduled method is what
 `dspark up` serves with: drafts of the drafter or from what a request's own text repeats, whichever pays.
@@ -45,6 +45,7 @@ SCHEDULED = "DSpark scheduled"
 NO_SPECULATION = "no speculation"
 MTP1 = "MTP-1"
 STAND_IN = "gamma 1 (for MTP-1)"
+SHIPPED_MTP1 = "smollm2-135m-instruct-mtp1"
 FULL = (1, 2, 4, 8, 16, 32, 64)
 QUICK = (1, 4, 16)
 UNFINISHED = 3
@@ -273,7 +274,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--concurrency", type=int, nargs="+", default=None, help="users at a time (1 to 64)")
     parser.add_argument("--gamma", type=int, nargs="+", default=[2, 4, 7], help="static verify lengths")
     parser.add_argument("--threshold", type=float, default=0.5)
-    parser.add_argument("--mtp1", default=None, metavar="CHECKPOINT", help="an MTP-1 drafter of the target")
+    parser.add_argument(
+        "--mtp1",
+        default=SHIPPED_MTP1,
+        metavar="NAME",
+        type=lambda text: None if text == "none" else text,
+        help="an MTP-1 drafter of the target, by name or path, or none (%(default)s)",
+    )
     parser.add_argument("--moderate-floor", type=float, default=None, help="tokens/s (60 %% of MTP-1 alone)")
     parser.add_argument("--strict-floor", type=float, default=None, help="tokens/s (102 %% of MTP-1 alone)")
     parser.add_argument("--prompts", type=Path, default=Path("loadtest/prompts.jsonl"))
