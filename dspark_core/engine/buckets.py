@@ -35,8 +35,14 @@ class BucketGrid:
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens of buckets must be >= 1, got {self.max_tokens}")
 
-    def choose(self, requests: int, tokens: int) -> Bucket | None:
-        """The one that wastes the fewest tokens; None: the batch is too large for any."""
+    def choose(self, requests: int, tokens: int, longest: int = 1) -> Bucket | None:
+        """The one that wastes the fewest tokens.
+
+        None: the batch is too large for any, or its `longest` run is a chunk of a prompt, which wants larger
+        tiles than a bucket's and logits of one row at most.
+        """
+        if longest > self.tokens_per_request[-1]:
+            return None
         fitting = [b for b in self.all() if b.requests >= requests and b.tokens >= tokens]
         return min(fitting, key=lambda bucket: (bucket.tokens, bucket.requests), default=None)
 

@@ -66,10 +66,10 @@ class GpuPasses:
         return self._graphs is not None
 
     def forward(self, runs: Sequence[Run], batch: RaggedBatch) -> Tensor:
-        bucket = None if self._graphs is None else self._grid.choose(len(runs), batch.num_tokens)
+        longest = max(len(run.token_ids) for run in runs)
+        bucket = None if self._graphs is None else self._grid.choose(len(runs), batch.num_tokens, longest)
         if bucket is None or self._graphs is None:
-            queries = self._kernels.tile_queries(max(len(run.token_ids) for run in runs), self._group)
-            shape = exact_shape(batch, queries)
+            shape = exact_shape(batch, self._kernels.tile_queries(longest, self._group))
             return self._compute(to_device(pack_step(batch, shape), self._device), shape)[0]
         shape = self._shape(bucket)
         return self._graphs.run(shape, pack_step(batch, shape))[0][: len(batch.logit_rows)]

@@ -7,7 +7,9 @@ import importlib.util
 import logging
 import os
 import shutil
+import sysconfig
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -36,6 +38,8 @@ def missing_for_kernels() -> str | None:
     compilers = (os.environ.get("CC", ""), "gcc", "clang")
     if not any(name and shutil.which(name) for name in compilers):
         return "there is no C compiler for triton"
+    if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
+        return "there are no headers of Python for triton to compile against"
     return None
 
 
@@ -47,6 +51,8 @@ def gpu_settings(device: torch.device, *, block_size: int | None, graphs: bool =
     if missing is not None:
         _log.warning("%s: PyTorch's operators compute on %s, slower", missing, device)
         return None
+    # Products that are split along their inputs would else be summed in bfloat16, and greedy choices waver.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     # Loaded here: importing it needs triton, which only PyTorch's CUDA builds bring along.
     kernels = importlib.import_module("dspark_core.cuda.paged_attention").TritonKernels()
     grid = default_grid(MAX_GRAPH_REQUESTS, block_size)

@@ -7,6 +7,8 @@ comes of one, no branch.
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -15,6 +17,11 @@ import torch
 from torch import Tensor
 
 from dspark_core.algorithms.transfer import to_device
+
+_log = logging.getLogger(__name__)
+
+_RECORDING = threading.Lock()
+"""A capture waits for the device when it begins, which CUDA forbids while another thread captures."""
 
 Outputs = tuple[Tensor, ...]
 Shape = TypeVar("Shape", bound=Hashable)
@@ -42,7 +49,7 @@ class CudaGraphs:
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, compute: Callable[[], Outputs]) -> Recording:
-        with torch.cuda.device(self._device):
+        with _RECORDING, torch.cuda.device(self._device):
             side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
@@ -73,6 +80,7 @@ class RecordedPasses(Generic[Shape]):
         self._device = device
         self._values = torch.zeros(input_values, dtype=torch.int64, device=device)
         self._recordings: dict[Shape, Recording] = {}
+        self._unrecorded: set[Shape] = set()
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -82,9 +90,23 @@ class RecordedPasses(Generic[Shape]):
     def run(self, shape: Shape, values: Tensor) -> Outputs:
         """values [at most input_values] int64, on the CPU. Outputs are good until the next run."""
         self._values[: len(values)].copy_(to_device(values, self._device))
-        recording = self._recordings.get(shape)
+        recording = self._recordings.get(shape) or self._record(shape)
         if recording is None:
-            recording = self._recorder.record(lambda: self._compute(self._values, shape))
-            self._recordings[shape] = recording
+            return self._compute(self._values, shape)
         recording.replay()
         return recording.outputs
+
+    def _record(self, shape: Shape) -> Recording | None:
+        """None where there is no memory for it: that shape is computed launch by launch from then on."""
+        if shape in self._unrecorded:
+            return None
+        try:
+            recording = self._recorder.record(lambda: self._compute(self._values, shape))
+        except torch.OutOfMemoryError as error:
+            _log.warning(
+                "no memory to record passes of %s, computing them launch by launch: %s", shape, error
+            )
+            self._unrecorded.add(shape)
+            return None
+        self._recordings[shape] = recording
+        return recording

@@ -75,6 +75,32 @@ def test_each_shape_is_recorded_once():
     assert (recorder.records, recorder.replays) == (2, 3)
 
 
+def test_a_chunk_of_a_prompt_is_in_no_graph():
+    """However few its tokens are: it wants larger tiles, and the logits of one row at most."""
+    recorder = CallAgain()
+    engine = tiny_engine(gpu=plain_gpu(recorder, requests=(1, 4), tokens_per_request=(1, 2)))
+    engine.forward([Run([5, 6, 7], 0, [1, 2], 1)])
+    assert recorder.records == 0
+    engine.forward([Run([8, 9], 3, [1, 2], 2)])
+    assert recorder.records == 1
+
+
+def test_without_memory_for_a_graph_passes_are_launched_and_right(caplog):
+    class Full:
+        asked = 0
+
+        def record(self, compute):
+            self.asked += 1
+            raise torch.OutOfMemoryError("no more")
+
+    full, runs = Full(), [Run([5], 0, [1, 2], 1)]
+    engine, bare = tiny_engine(gpu=plain_gpu(full)), tiny_engine(gpu=plain_gpu())
+    for _ in range(2):
+        torch.testing.assert_close(engine.forward(runs), bare.forward(runs))
+    assert full.asked == 1
+    assert "launch by launch" in caplog.text
+
+
 def test_a_filled_up_pass_gives_the_logits_and_features_of_the_bare_one():
     runs = [Run([5, 6, 7], 0, [1, 2], 2), Run([9], 0, [3], 1)]
     bare, filled = tiny_engine(gpu=plain_gpu()), tiny_engine(gpu=plain_gpu(CallAgain(), requests=(4,)))
