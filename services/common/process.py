@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import faulthandler
 import logging
 import os
@@ -24,6 +25,10 @@ EXIT_INTERRUPTED = 130
 STACKS_SIGNAL = signal.SIGUSR1
 """A service that gets it prints the Python stacks of its threads to stderr and goes on."""
 
+PARENT = "_DSPARK_PARENT_PID"
+"""Set for a service that shall end with the process that started it, to that one's id."""
+_PR_SET_PDEATHSIG = 1
+
 Run = Callable[[Mapping[str, str]], Coroutine[None, None, None]]
 
 
@@ -35,12 +40,27 @@ def run_process(service: str, run: Run, environ: Mapping[str, str] = os.environ)
     left to destroy are gRPC's and torch's threads, and waiting for those can hang (grpc/grpc#22365).
     """
     faulthandler.register(STACKS_SIGNAL)
+    if PARENT in environ:
+        end_with_parent(int(environ[PARENT]))
     code = _run(service, run, environ)
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # whoever read it has gone
             stream.flush()
     os._exit(code)
+
+
+def end_with_parent(parent_pid: int) -> None:
+    """SIGTERM to this process when that one ends: an orphan would go on holding its ports and its memory.
+
+    Asked for by the child: run by the parent between fork and exec, while threads of gRPC's were about, it
+    crashed the child now and then.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent_pid:  # it ended before this was asked
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _run(service: str, run: Run, environ: Mapping[str, str]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import os
 import signal
@@ -19,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from dspark_core.errors import UnavailableError
 from services.common.channels import open_channel
 from services.common.env import Env
-from services.common.process import STACKS_SIGNAL
+from services.common.process import PARENT, STACKS_SIGNAL
 from services.common.tls import Tls
 from services.embedded.options import StackOptions
 from services.embedded.ports import require_free
@@ -35,15 +34,6 @@ STACKS_SECONDS = 0.5
 """To print the stacks of a process that hangs."""
 
 
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)  # before the fork: afterwards little may be done
-
-
-def _end_with_parent() -> None:
-    """Runs in the child. An orphan would go on holding its ports and its memory."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 class ServiceProcess:
     """One `python -m services.<role>.main`, in a session of its own: Ctrl-C in the terminal is for
     the parent, which stops its children in order."""
@@ -56,9 +46,8 @@ class ServiceProcess:
         command = [sys.executable, "-m", f"services.{role}.main"]
         self._process = subprocess.Popen(
             command,
-            env={**os.environ, **environ},
+            env={**os.environ, **environ, PARENT: str(os.getpid())},
             start_new_session=True,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
 
     @property

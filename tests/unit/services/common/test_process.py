@@ -1,5 +1,6 @@
 """How a service process ends: its exit code, what it says, and that nothing can hold it up."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -63,3 +64,40 @@ def test_a_process_that_hangs_tells_where(hanging: subprocess.Popen[str]) -> Non
     lines = iter(hanging.stderr.readline, "")
     assert any("run_until_complete" in line for line in lines)
     assert hanging.poll() is None
+
+
+CHILD = """
+import asyncio, os
+from services.common.process import PARENT, run_process
+
+async def run(environ):
+    print(os.getpid(), flush=True)
+    await asyncio.Event().wait()
+
+run_process("verifier", run, {PARENT: os.environ["EXPECTED_PARENT"]})
+"""
+MIDDLE = """
+import os, subprocess, sys
+expected = sys.argv[2] or str(os.getpid())
+subprocess.run([sys.executable, "-c", sys.argv[1]], env={**os.environ, "EXPECTED_PARENT": expected})
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent ended")
+def test_a_service_ends_with_the_process_that_started_it() -> None:
+    command = [sys.executable, "-c", MIDDLE, CHILD, ""]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as middle:
+        assert middle.stdout
+        assert middle.stdout.readline()  # the child runs
+        middle.kill()
+        # The pipe ends when nobody holds it any more: neither the one that was killed nor its child.
+        assert middle.stdout.read() == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent ended")
+def test_a_service_whose_parent_ended_before_it_could_ask_ends_at_once() -> None:
+    another = str(os.getpid())  # is not what starts it
+    result = subprocess.run(
+        [sys.executable, "-c", MIDDLE, CHILD, another], capture_output=True, text=True, timeout=60
+    )
+    assert result.stdout == ""
