@@ -33,9 +33,10 @@ from dspark_core.engine.drafting import Drafting
 from dspark_core.engine.lookup import BLOCK_TOKENS
 from dspark_core.engine.lookup_building import find_table
 from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem, DraftSource
+from dspark_core.engine.protocols import DraftBlock, DraftItem, DraftSource
 from dspark_core.engine.rounds import RoundLoop
 from dspark_core.evaluation.prompt_sets import PromptSet, read_prompt_set
+from dspark_core.evaluation.recording import RecordingDrafts
 from dspark_core.evaluation.runner import DRAFT_DEADLINE_SECONDS, EvalPrompt
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
 from dspark_core.records import GenerateRequest, SamplingParams
@@ -63,29 +64,17 @@ class VerifyNothing(FullPlanSource):
         return (0,) * len(requests)
 
 
-class WholeBlocks:
-    """A `DraftSource` that always asks for whole blocks, and keeps those of the latest round."""
+class WholeBlocks(RecordingDrafts):
+    """Always asks for whole blocks, and keeps those of the latest round."""
 
     def __init__(self, source: DraftSource) -> None:
-        self._source = source
+        super().__init__(source)
         self.latest: dict[str, DraftBlock] = {}
 
-    @property
-    def geometry(self) -> DraftGeometry:
-        return self._source.geometry
-
-    @property
-    def generation(self) -> int:
-        return self._source.generation
-
     def propose(self, items: Sequence[DraftItem]) -> Future[list[DraftBlock]]:
-        whole = [replace(item, most_tokens=self.geometry.block_size) for item in items]
-        future = self._source.propose(whole)
+        future = super().propose([replace(one, most_tokens=self.geometry.block_size) for one in items])
         self.latest = {block.sequence_id: block for block in future.result(DRAFT_DEADLINE_SECONDS)}
         return future
-
-    def release(self, sequence_ids: Sequence[str]) -> None:
-        self._source.release(sequence_ids)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from benchmarks.record_domains import Answer
 from benchmarks.record_domains import recorded as recorded_answer
 from dspark_core.algorithms.ngram_table import empty_table
-from dspark_core.engine.trace_format import TracedRequest, TracedRound, TraceHeader, encode
+from dspark_core.engine.trace_format import TracedRequest, TraceHeader, encode
 from dspark_core.errors import ConfigError
 from dspark_core.evaluation.runner import EvalPrompt
 from dspark_core.simulation.domains import (
@@ -26,6 +26,7 @@ from dspark_core.simulation.domains import (
     uncensored,
 )
 from dspark_core.simulation.trace_reader import read_trace
+from tests.unit.simulation.worlds import traced
 
 BY_TOKEN = RecordedRequest(
     survival=((0.9, 0.5), (0.8,), (), (0.4, 0.1)),
@@ -159,19 +160,7 @@ def test_a_trace_becomes_a_domain_request_by_request(tmp_path: Path) -> None:
         (asked("a", (0.7, 0.6), 2, 2, looked_up=True), asked("b", (), 0, 0)),
     ]
     path = tmp_path / "t.jsonl"
-    lines = [
-        TracedRound(
-            at=float(number),
-            round=number,
-            planner="local",
-            curve_version="c",
-            batch_tokens=sum(1 + request.verified for request in requests),
-            step_seconds=0.02,
-            draft_seconds=0.004,
-            requests=requests,
-        )
-        for number, requests in enumerate(rounds)
-    ]
+    lines = [traced(number, *requests) for number, requests in enumerate(rounds)]
     header = TraceHeader(replica_id="v", model="tiny", sample=1.0)
     path.write_bytes(b"".join([encode(header), *[encode(line) for line in lines]]))
     first, second = domain_of_trace(read_trace([path]))

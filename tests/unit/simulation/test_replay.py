@@ -11,7 +11,6 @@ import pytest
 from dspark_core.engine.trace_format import (
     TracedCurve,
     TracedRequest,
-    TracedRound,
     TraceHeader,
     encode,
 )
@@ -20,22 +19,9 @@ from dspark_core.simulation.planner_names import NAMES
 from dspark_core.simulation.replay import RECORDED, replay
 from dspark_core.simulation.trace_reader import read_trace
 from services.cli.main import main
-from tests.unit.simulation.worlds import FLAT, STEP_SECONDS, round_time
+from tests.unit.simulation.worlds import FLAT, STEP_SECONDS, round_time, traced
 
 HEADER = encode(TraceHeader(replica_id="v", model="tiny", sample=1.0))
-
-
-def traced(number: int, *requests: TracedRequest, step: float = STEP_SECONDS) -> TracedRound:
-    return TracedRound(
-        at=float(number),
-        round=number,
-        planner="local",
-        curve_version="c",
-        batch_tokens=sum(1 + request.verified for request in requests),
-        step_seconds=step,
-        draft_seconds=0.004,
-        requests=requests,
-    )
 
 
 def asked(

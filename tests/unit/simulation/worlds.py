@@ -6,6 +6,7 @@ import numpy as np
 
 from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
 from dspark_core.algorithms.step_time import StepTimeModel
+from dspark_core.engine.trace_format import TracedRequest, TracedRound
 from dspark_core.simulation.domains import RecordedRequest, stack_domains
 from dspark_core.simulation.running import World
 
@@ -39,3 +40,16 @@ def recorded(
 
 def world(confidence: float = 0.7, times: RoundTimeModel | None = None) -> World:
     return World(stack_domains({"only": recorded(confidence)}), times or round_time())
+
+
+def traced(number: int, *requests: TracedRequest, step: float = STEP_SECONDS) -> TracedRound:
+    return TracedRound(
+        at=float(number),
+        round=number,
+        planner="local",
+        curve_version="c",
+        batch_tokens=sum(1 + request.verified for request in requests),
+        step_seconds=step,
+        draft_seconds=0.004,
+        requests=requests,
+    )
