@@ -66,7 +66,7 @@ class Decoder(nn.Module):
         """
         plan = plan or PackingPlan()
         pack_linears(self.layers, plan, "layers.")
-        if can_pack(self.lm_head.weight):
+        if can_pack(self.lm_head.weight, plan):
             tied = self.config.tie_word_embeddings
             stored = plan.stored.get("embed_tokens.weight" if tied else "lm_head.weight")
             self._packed_head = PackedLinear(self.lm_head, plan=plan, stored=stored)

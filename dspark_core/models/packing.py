@@ -151,11 +151,11 @@ def multiplies_bytes(kernels: Kernels, inputs: int, dtype: torch.dtype) -> bool:
     return kernels.byte_products and supports(Format.I8, inputs, dtype)
 
 
-def can_pack(weight: Tensor) -> bool:
-    """Whether there is a layout for the weight's device and dtype here."""
+def can_pack(weight: Tensor, plan: PackingPlan) -> bool:
+    """Whether there is a layout for the weight's device and dtype here, as the plan wants it."""
     if weight.device.type != "cpu":
         return False
-    if native_kernels() is not None and _plain_format(weight) is not None:
+    if plan.native and native_kernels() is not None and _plain_format(weight) is not None:
         return True
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
@@ -173,7 +173,8 @@ def _plain_format(weight: Tensor) -> Format | None:
 
 def pack_weight(weight: Tensor, plan: PackingPlan | None = None) -> PackedLinear | None:
     """A layer of a bare weight [outputs, inputs]; None where no layout is to be had."""
-    if not can_pack(weight):
+    plan = plan or PackingPlan()
+    if not can_pack(weight, plan):
         return None
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
@@ -189,7 +190,7 @@ def pack_linears(module: nn.Module, plan: PackingPlan | None = None, prefix: str
     for name, child in module.named_children():
         if type(child) is not nn.Linear:
             pack_linears(child, plan, f"{prefix}{name}.")
-        elif can_pack(child.weight):
+        elif can_pack(child.weight, plan):
             stored = plan.stored.get(f"{prefix}{name}.weight")
             paired = name == "gate_up_proj"
             setattr(module, name, PackedLinear(child, plan=plan, stored=stored, paired=paired))

@@ -35,8 +35,7 @@ struct GroupValues {
 };
 
 DSPARK_INLINE float group_sum(const uint16_t* x) {
-  const u32x16 pairs = load<u32x16>(x);
-  return sum(dot_pair(f32x16{}, pairs, 0x3f803f80u));  // both of each pair times one
+  return sum(dot_pair(f32x16{}, load_pairs(x), 0x3f803f80u));  // both of each pair times one
 }
 
 static void code_group(const uint16_t* x, CodedGroup& out, int row) {
@@ -44,8 +43,8 @@ static void code_group(const uint16_t* x, CodedGroup& out, int row) {
   const float largest = maximum(maximum(maximum(low, -low), maximum(high, -high)));
   const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
   const f32x16 first = low * inverse + kRound - kRound, second = high * inverse + kRound - kRound;
-  store(out.codes[row], __builtin_convertvector(__builtin_convertvector(first, i32x16), i8x16));
-  store(out.codes[row] + kLanes, __builtin_convertvector(__builtin_convertvector(second, i32x16), i8x16));
+  store_bytes(out.codes[row], first);
+  store_bytes(out.codes[row] + kLanes, second);
   out.steps[row] = largest / 127.0f;
   out.sums[row] = sum(first + second);  // small integers: exact
   out.offsets[row] = -128 * int32_t(out.sums[row]);

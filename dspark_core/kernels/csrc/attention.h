@@ -7,7 +7,9 @@
 // whoever computed them, and what lies beyond a query's position adds exact zeros.
 #pragma once
 
+#include <array>
 #include <cmath>
+#include <utility>
 
 #include "tiles.h"
 
@@ -118,7 +120,7 @@ template <int R>
 static void scores(const QueryRows<uint16_t>& rows, const uint16_t* keys, int dim, float* out) {
   f32x16 acc[R] = {};
   for (int t = 0; t < dim / 2; ++t) {
-    const u32x16 k = load<u32x16>(keys + t * 2 * kLanes);
+    const Pairs k = load_pairs(keys + t * 2 * kLanes);
     DSPARK_UNROLL for (int r = 0; r < R; ++r) acc[r] = dot_pair(acc[r], k, pair_at(rows.q[r] + 2 * t));
   }
   DSPARK_UNROLL for (int r = 0; r < R; ++r) store(out + r * kChunk, acc[r]);
@@ -142,8 +144,8 @@ static void mix(const uint16_t* const* tiles, int count, const uint16_t* weights
   for (int i = 0; i < count; ++i)
     for (int t = 0; t < kLanes / 2; ++t) {
       const uint16_t* values = tiles[i] + (t * dims + first) * 2;
-      u32x16 v[D];
-      DSPARK_UNROLL for (int d = 0; d < D; ++d) v[d] = load<u32x16>(values + d * 2 * kLanes);
+      Pairs v[D];
+      DSPARK_UNROLL for (int d = 0; d < D; ++d) v[d] = load_pairs(values + d * 2 * kLanes);
       DSPARK_UNROLL for (int r = 0; r < R; ++r) {
         const uint32_t w = pair_at(weights + r * kChunk + i * kLanes + 2 * t);
         DSPARK_UNROLL for (int d = 0; d < D; ++d) acc[r][d] = dot_pair(acc[r][d], v[d], w);
@@ -170,7 +172,7 @@ static void mix(const float* const* tiles, int count, const float* weights, int 
 
 template <int R, class T>
 static void mix_all(const T* const* tiles, int count, const T* weights, int dims, Partial* parts) {
-  constexpr int kWide = R <= 6 ? 4 : 2;
+  constexpr int kWide = kWholeRegisters ? (R <= 6 ? 4 : 2) : R == 1 ? 2 : 1;
   int first = 0;
   for (; first + kWide * kLanes <= dims; first += kWide * kLanes)
     mix<R, kWide>(tiles, count, weights, first, dims, parts);
@@ -243,12 +245,16 @@ static void attend_rows(const QueryRows<T>& rows, const Context<T>& context, int
 }
 
 template <class T>
+using Attend = void (*)(const QueryRows<T>&, const Context<T>&, int, Partial*);
+
+template <class T, size_t... I>
+static constexpr std::array<Attend<T>, kRows> attend_by_count(std::index_sequence<I...>) {
+  return {attend_rows<int(I) + 1, T>...};
+}
+
+template <class T>
 static void attend_chunk(const QueryRows<T>& rows, const Context<T>& context, int chunk, Partial* parts) {
-  using Attend = void (*)(const QueryRows<T>&, const Context<T>&, int, Partial*);
-  static const Attend by_count[kRows] = {
-      attend_rows<1, T>, attend_rows<2, T>, attend_rows<3, T>,  attend_rows<4, T>,
-      attend_rows<5, T>, attend_rows<6, T>, attend_rows<7, T>,  attend_rows<8, T>,
-      attend_rows<9, T>, attend_rows<10, T>, attend_rows<11, T>, attend_rows<12, T>};
+  static constexpr auto by_count = attend_by_count<T>(std::make_index_sequence<kRows>());
   by_count[rows.count - 1](rows, context, chunk, parts);
 }
 

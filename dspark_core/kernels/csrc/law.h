@@ -86,7 +86,7 @@ class RowWeights {
   void cut(float least) {
     for (size_t i = 0; i < weights_.size(); i += kLanes) {
       const f32x16 weight = load<f32x16>(&weights_[i]);
-      store(&weights_[i], weight >= splat(least) ? weight : f32x16{});
+      store(&weights_[i], where_reached(weight, splat(least), weight));
     }
   }
 
@@ -102,7 +102,7 @@ class RowWeights {
     f64x8 low{}, high{};
     for (size_t i = first; i < end; i += kLanes) {
       const f32x16 weight = load<f32x16>(&weights_[i]);
-      const f32x16 kept = weight >= splat(least) ? weight : f32x16{};
+      const f32x16 kept = where_reached(weight, splat(least), weight);
       low += __builtin_convertvector(load<f32x8>(&kept), f64x8);
       high += __builtin_convertvector(load<f32x8>(reinterpret_cast<const float*>(&kept) + 8), f64x8);
     }

@@ -1,48 +1,9 @@
-// Sixteen float lanes, with AVX-512 bfloat16 where the compiler targets it and portable vector
-// extensions elsewhere. Everything here works lane by lane in a fixed order.
+// Arithmetic on sixteen lanes: bfloat16, halves, products of pairs and quads, exponentials.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
-
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512BF16__)
-#include <immintrin.h>
-#define DSPARK_AVX512_BF16 1
-#if defined(__AVX512VNNI__)
-#define DSPARK_AVX512_VNNI 1
-#endif
-#endif
-
-#define DSPARK_INLINE static inline __attribute__((always_inline))
-#define DSPARK_UNROLL _Pragma("GCC unroll 16")
+#include "lanes.h"
 
 namespace dspark {
-
-constexpr int kLanes = 16;
-
-typedef float f32x16 __attribute__((vector_size(64)));
-typedef uint32_t u32x16 __attribute__((vector_size(64)));
-typedef int32_t i32x16 __attribute__((vector_size(64)));
-typedef uint16_t u16x16 __attribute__((vector_size(32)));
-typedef int8_t i8x16 __attribute__((vector_size(16)));
-
-template <class V>
-DSPARK_INLINE V load(const void* p) {
-  V v;
-  std::memcpy(&v, p, sizeof(V));
-  return v;
-}
-
-template <class V>
-DSPARK_INLINE void store(void* p, V v) {
-  std::memcpy(p, &v, sizeof(V));
-}
-
-DSPARK_INLINE f32x16 splat(float x) { return f32x16{} + x; }
-
-DSPARK_INLINE f32x16 as_float(u32x16 v) { return (f32x16)v; }
-
-DSPARK_INLINE u32x16 as_bits(f32x16 v) { return (u32x16)v; }
 
 DSPARK_INLINE float bf16_to_float(uint16_t h) {
   uint32_t bits = uint32_t(h) << 16;
@@ -63,7 +24,7 @@ DSPARK_INLINE f32x16 load_half(const uint16_t* p) {
 #ifdef DSPARK_AVX512_BF16
   return (f32x16)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #else
-  u32x16 h = __builtin_convertvector(load<u16x16>(p), u32x16);
+  const u32x16 h = load_widened(p);
   f32x16 magnitude = as_float((h & 0x7fffu) << 13) * 0x1p112f;
   return as_float(as_bits(magnitude) | ((h & 0x8000u) << 16));
 #endif
@@ -77,13 +38,35 @@ DSPARK_INLINE float half_to_float(uint16_t h) {
   return h & 0x8000u ? -x : x;
 }
 
-// Sixteen results of the sum of two products, over pairs of bfloat16: acc + w0 * x0 + w1 * x1.
-DSPARK_INLINE f32x16 dot_pair(f32x16 acc, u32x16 w, uint32_t x) {
+// Sixteen pairs of weights, as they are multiplied: of bfloat16 where the processor does so, else as floats.
 #ifdef DSPARK_AVX512_BF16
-  return (f32x16)_mm512_dpbf16_ps((__m512)acc, (__m512bh)w, (__m512bh)_mm512_set1_epi32(int(x)));
+typedef u32x16 Pairs;
+DSPARK_INLINE Pairs as_pairs(u32x16 bf16) { return bf16; }
 #else
-  acc += as_float(w & 0xffff0000u) * bf16_to_float(uint16_t(x >> 16));
-  return acc + as_float(w << 16) * bf16_to_float(uint16_t(x));
+struct Pairs {
+  f32x16 first, second;
+};
+DSPARK_INLINE Pairs as_pairs(const u32x16& bf16) { return {as_float(bf16 << 16), as_float(bf16 & 0xffff0000u)}; }
+#endif
+
+DSPARK_INLINE Pairs load_pairs(const void* p) { return as_pairs(load<u32x16>(p)); }
+
+// Sixteen results of the sum of two products: acc + w0 * x0 + w1 * x1, of a pair x of bfloat16.
+DSPARK_INLINE f32x16 dot_pair(f32x16 acc, Pairs w, uint32_t x) {
+#if defined(DSPARK_AVX512_BF16)
+  return (f32x16)_mm512_dpbf16_ps((__m512)acc, (__m512bh)w, (__m512bh)_mm512_set1_epi32(int(x)));
+#elif defined(__AVX512F__)
+  const u32x16 both = splat_bits(x);
+  acc += w.second * as_float(both & 0xffff0000u);
+  return acc + w.first * as_float(both << 16);
+#else
+  const u32_part both = u32_part{} + x;
+  const f32_part first = (f32_part)(both << 16), second = (f32_part)(both & 0xffff0000u);
+  DSPARK_UNROLL for (int i = 0; i < kParts; ++i) {
+    acc.part[i] += w.second.part[i] * second;
+    acc.part[i] += w.first.part[i] * first;
+  }
+  return acc;
 #endif
 }
 
@@ -92,7 +75,8 @@ DSPARK_INLINE i32x16 dot_quad(i32x16 acc, u32x16 w, uint32_t x) {
 #ifdef DSPARK_AVX512_VNNI
   return (i32x16)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(int(x)));
 #else
-  for (int shift = 0; shift < 32; shift += 8) acc += (i32x16)(w >> shift & 255u) * int32_t(int8_t(x >> shift));
+  for (int shift = 0; shift < 32; shift += 8)
+    acc += as_integers(w >> shift & 255u) * int32_t(int8_t(x >> shift));
   return acc;
 #endif
 }
@@ -126,7 +110,7 @@ DSPARK_INLINE void store_activations(T* to, const float* from, int count) {
 
 DSPARK_INLINE f32x16 load_floats(const float* p) { return load<f32x16>(p); }
 DSPARK_INLINE f32x16 load_floats(const uint16_t* p) {
-  return as_float(__builtin_convertvector(load<u16x16>(p), u32x16) << 16);
+  return as_float(load_widened(p) << 16);
 }
 
 DSPARK_INLINE float load_one(const float* p) { return *p; }
@@ -144,22 +128,6 @@ DSPARK_INLINE float sum(f32x16 v) {
 #endif
 }
 
-DSPARK_INLINE f32x16 maximum(f32x16 a, f32x16 b) {
-#ifdef DSPARK_AVX512_BF16
-  return (f32x16)_mm512_max_ps((__m512)a, (__m512)b);  // compilers compare and blend
-#else
-  return a > b ? a : b;
-#endif
-}
-
-DSPARK_INLINE f32x16 minimum(f32x16 a, f32x16 b) {
-#ifdef DSPARK_AVX512_BF16
-  return (f32x16)_mm512_min_ps((__m512)a, (__m512)b);
-#else
-  return a < b ? a : b;
-#endif
-}
-
 DSPARK_INLINE float maximum(f32x16 v) {
 #ifdef DSPARK_AVX512_BF16
   return _mm512_reduce_max_ps((__m512)v);
@@ -174,8 +142,7 @@ constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: what is added to it is rou
 
 // p times 2 to the n, in the exponent; `shifted` is n + kRound. Exactly 0 where x is below -87.
 DSPARK_INLINE f32x16 scaled_by_two_to(f32x16 p, f32x16 shifted, f32x16 x) {
-  const f32x16 scaled = as_float(as_bits(p) + (as_bits(shifted) << 23));
-  return x < splat(-87.0f) ? f32x16{} : scaled;
+  return zero_below(x, splat(-87.0f), as_float(as_bits(p) + (as_bits(shifted) << 23)));
 }
 
 // exp to about 2e-7 relative; exactly 1 at 0, exactly 0 below -87.

@@ -286,7 +286,7 @@ def test_rejection_sampling_keeps_the_targets_distribution() -> None:
 
     def law(tokens: list[int]) -> dict[int, float]:
         logits = naive_logits(decoder, tokens)[-1].topk(3)
-        return dict(zip(logits.indices.tolist(), logits.values.softmax(-1).tolist(), strict=True))
+        return dict(zip(logits.indices.tolist(), logits.values.double().softmax(-1).tolist(), strict=True))
 
     exact = {(a, b): pa * pb for a, pa in law(prompt).items() for b, pb in law([*prompt, a]).items()}
     # Three tokens, so that the second is a verified draft and not the last one.

@@ -12,7 +12,7 @@ from dspark_core.errors import ConfigError
 from dspark_core.models.config import DecoderConfig, Family
 from dspark_core.models.decoder import Decoder, DecoderOutput
 from dspark_core.models.loading import load_target
-from dspark_core.models.packing import PackedLinear, can_pack
+from dspark_core.models.packing import PackedLinear, PackingPlan, can_pack
 from tests.unit.models.target_checkpoints import LLAMA3_ROPE, CausalAttend, llama, qwen3, save_hf
 
 MODELS = {
@@ -99,7 +99,7 @@ def test_a_tap_layer_the_model_lacks_is_refused(layer: int) -> None:
 def test_packing_keeps_results_and_frees_the_layers_plain_weights() -> None:
     torch.manual_seed(0)
     decoder = Decoder(tiny_config()).requires_grad_(False)
-    if not can_pack(decoder.lm_head.weight):
+    if not can_pack(decoder.lm_head.weight, PackingPlan()):
         pytest.skip("no packed layout in this build or on this processor")
     prompt = [3, 1, 4, 1, 5]
     before = run(decoder, [prompt])
