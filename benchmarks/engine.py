@@ -106,7 +106,7 @@ def _measure(
         loaded = load_target(
             arguments.target_model, dtype, weights=WeightChoice(weights), native=kernels == "native"
         )
-    engine = TargetEngine(
+    engine = TargetEngine.of_decoder(
         loaded.decoder, loaded.config, num_pages=pages_needed(shapes, PAGE_TOKENS), page_tokens=PAGE_TOKENS
     )
     if engine.native != (kernels == "native"):

@@ -27,6 +27,8 @@ from benchmarks.environment import describe_arguments, describe_machine
 from benchmarks.peers_transformers import as_transformers, generate
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.engine.building import (
+    ENGINES,
+    NATIVE,
     WEIGHTS,
     BuiltTarget,
     EngineOptions,
@@ -45,6 +47,7 @@ from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
 from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions
 from dspark_core.tokenization.loading import load_tokenizer
 from dspark_core.zoo_paths import DEFAULT_DRAFTER, NGRAMS_AUTO
+from services.common.env import json_object
 
 PROMPTS = (
     "Explain in three sentences how a refrigerator works.",
@@ -81,7 +84,7 @@ class Ours:
         self, target: BuiltTarget, options: EngineOptions, sampling: SamplingParams, ngrams: str
     ) -> None:
         self._sampling = sampling
-        source = LocalDraftSource(build_drafter(options, target.loaded))
+        source = LocalDraftSource(build_drafter(options, target.shared))
         step_time = profile_step_time(target.engine)
         draft_time = profile_draft_time(source, target.engine, (1,))
         drafting = Drafting(source, target.engine, deadline_seconds=60.0)
@@ -89,7 +92,7 @@ class Ours:
             target.engine,
             LocalPlanSource(RoundTimeModel(step_time, draft_time)),
             drafting=drafting,
-            lookup=build_lookup(ngrams, options.target_model, target.loaded),
+            lookup=build_lookup(ngrams, options.target_model, target.facts),
         )
         # Each way learns from its own rounds only what pays.
         self._alone = {
@@ -99,7 +102,7 @@ class Ours:
         } | {
             name: RoundLoop(target.engine, LocalPlanSource(RoundTimeModel(step_time)), lookup=lookup)
             for name, lookup in (
-                (LOOKUP_ALONE, build_lookup(ngrams, options.target_model, target.loaded)),
+                (LOOKUP_ALONE, build_lookup(ngrams, options.target_model, target.facts)),
                 (OWN_TEXT_ALONE, LookupDrafting()),
             )
         }
@@ -141,6 +144,8 @@ def main() -> None:
         dtype=arguments.dtype,
         weights=arguments.weights,
         kv_cache_bytes=512 * 2**20,
+        engine=arguments.engine,
+        vllm_arguments=json_object("--vllm-arguments", arguments.vllm_arguments),
     )
     target = build_target(options)
     sampling = SamplingParams(temperature=arguments.temperature, top_p=arguments.top_p)
@@ -256,6 +261,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ngrams", default=NGRAMS_AUTO, help="table, as `dspark up` takes it (%(default)s)")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--weights", default="stored", choices=WEIGHTS)
+    parser.add_argument("--engine", default=NATIVE, choices=ENGINES, help="what computes the target")
+    parser.add_argument("--vllm-arguments", default="{}", metavar="JSON", help="as `dspark up` takes them")
     parser.add_argument("--prompts", type=Path, default=None, help="JSONL with 'turns'; default: built in")
     parser.add_argument("--count", type=int, default=6)
     parser.add_argument("--max-tokens", type=int, default=128)

@@ -98,7 +98,7 @@ def engine_of(
             feature_size=decoder.config.hidden_size,
         )
     pages = 1 + -(-kv_tokens // PAGE_TOKENS)
-    return TargetEngine(
+    return TargetEngine.of_decoder(
         decoder, decoder.config, num_pages=pages, page_tokens=PAGE_TOKENS, projection=projection, gpu=gpu
     )
 

@@ -28,6 +28,8 @@ class Run:
     """The sequence's page table; covers every position of the run."""
     logit_rows: int
     """How many of the run's last tokens need a distribution."""
+    sequence_id: str | None = None
+    """For engines that keep something of a sequence from pass to pass; None: they keep nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,13 +32,21 @@ from dspark_core.models.drafter_calibration import read_calibration
 from dspark_core.models.drafter_config import read_any_config
 from dspark_core.models.drafter_kinds import fingerprint_of, load_any_drafter, load_any_projection
 from dspark_core.models.dspark import DSparkDrafter
-from dspark_core.models.loading import LoadedTarget, load_target
+from dspark_core.models.loading import (
+    LoadedTarget,
+    TargetFacts,
+    load_target,
+    load_target_ends,
+    read_target_facts,
+)
 from dspark_core.models.packing import PackingPlan, WeightChoice, pack_linears
 from dspark_core.zoo_paths import resolve_drafter_path
 
 _log = logging.getLogger(__name__)
 
 PAGE_TOKENS = 16
+NATIVE, VLLM = "native", "vllm"
+ENGINES = (NATIVE, VLLM)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHTS = tuple(choice.value for choice in WeightChoice)
 
@@ -61,12 +73,27 @@ class EngineOptions:
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     cuda_graphs: bool = True
     """False: on a GPU, launch every kernel by itself."""
+    engine: str = NATIVE
+    """What computes the target: `native`, our own kernels or PyTorch's, or `vllm`."""
+    vllm_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """More of vLLM's engine arguments, by their names in Python."""
+    max_running: int = 32
+    """Sequences that may share a pass; vLLM has a row for each."""
+    max_batch_tokens: int = 512
+    """Tokens of a pass, likewise."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.weights not in WEIGHTS:
             raise ConfigError(f"weights must be one of {', '.join(WEIGHTS)}, got {self.weights!r}")
+        if self.engine not in ENGINES:
+            raise ConfigError(f"engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
+        if self.engine == NATIVE and self.vllm_arguments:
+            names = ", ".join(self.vllm_arguments)
+            raise ConfigError(f"vllm arguments ({names}) need engine vllm, got {self.engine!r}")
+        if self.engine == VLLM and self.weights != WeightChoice.STORED.value:
+            raise ConfigError(f"engine vllm serves weights as they are stored, got weights {self.weights!r}")
         exact = WeightChoice(self.weights).exact
         if not exact and not (self.native and self.dtype == "bfloat16"):
             raise ConfigError(f"weights {self.weights} need the native kernels and dtype bfloat16")
@@ -85,9 +112,21 @@ class EngineOptions:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltTarget:
     engine: TargetEngine
-    loaded: LoadedTarget
+    facts: TargetFacts
     geometry: DraftGeometry | None
     """Of the drafter whose projection the engine applies."""
+
+    @property
+    def shared(self) -> LoadedTarget | None:
+        """The weights in this process, for drafters to share; None: another engine has them."""
+        return self.facts if isinstance(self.facts, LoadedTarget) else None
+
+    @property
+    def loaded(self) -> LoadedTarget:
+        """Raises ConfigError where another engine has the weights."""
+        if self.shared is None:
+            raise ConfigError("this needs the target's weights in this process: use engine native")
+        return self.shared
 
 
 def build_target(options: EngineOptions, loaded: LoadedTarget | None = None) -> BuiltTarget:
@@ -97,20 +136,16 @@ def build_target(options: EngineOptions, loaded: LoadedTarget | None = None) -> 
     """
     # Names are resolved before the long work: a typing error should not wait for it.
     directory = None if options.drafter is None else resolve_drafter_path(options.drafter)
+    if options.engine == VLLM:
+        return _build_vllm_target(options, directory)
     loaded = loaded or _load(options)
     projection, geometry = None, None
     if directory is not None:
-        module = load_any_projection(directory, loaded.config, options.torch_dtype)
-        module = module.to(device_of(loaded.decoder))
-        pack_linears(module, PackingPlan(native=options.native, byte_products=True))
-        geometry = read_geometry(directory)
-        projection = ContextProjection(
-            project=module, target_layer_ids=module.target_layer_ids, feature_size=geometry.feature_size
-        )
+        projection, geometry = _projection(directory, options, loaded, device_of(loaded.decoder))
     elif options.kept_layers:
         projection = _kept_states(options.kept_layers, loaded)
     num_pages = _num_pages(options, loaded, projection.feature_size if projection else 0)
-    engine = TargetEngine(
+    engine = TargetEngine.of_decoder(
         loaded.decoder,
         loaded.config,
         num_pages=num_pages,
@@ -121,7 +156,35 @@ def build_target(options: EngineOptions, loaded: LoadedTarget | None = None) -> 
     )
     name, way = loaded.path.name, engine.computed_by
     _log.info("target %s by %s: %d KV pages of %d tokens", name, way, num_pages, PAGE_TOKENS)
-    return BuiltTarget(engine=engine, loaded=loaded, geometry=geometry)
+    return BuiltTarget(engine=engine, facts=loaded, geometry=geometry)
+
+
+def _build_vllm_target(options: EngineOptions, directory: Path | None) -> BuiltTarget:
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError("engine vllm needs the package vllm (docs/vllm.md)")
+    facts = read_target_facts(options.target_model)
+    if options.kept_layers:
+        raise ConfigError("states of layers are kept by engine native only")
+    projection, geometry = None, None
+    if directory is not None:
+        projection, geometry = _projection(directory, options, facts, options.torch_device)
+    # Loaded here: importing it starts vLLM, which nobody else needs.
+    vllm_engine = importlib.import_module("dspark_core.vllm_engine.building")
+    engine: TargetEngine = vllm_engine.build_vllm_engine(options, facts, projection, geometry)
+    _log.info("target %s by %s: %d KV pages", facts.path.name, engine.computed_by, engine.num_pages)
+    return BuiltTarget(engine=engine, facts=facts, geometry=geometry)
+
+
+def _projection(
+    directory: Path, options: EngineOptions, target: TargetFacts, device: torch.device
+) -> tuple[ContextProjection, DraftGeometry]:
+    module = load_any_projection(directory, target.config, options.torch_dtype).to(device)
+    pack_linears(module, PackingPlan(native=options.native, byte_products=True))
+    geometry = read_geometry(directory)
+    projection = ContextProjection(
+        project=module, target_layer_ids=module.target_layer_ids, feature_size=geometry.feature_size
+    )
+    return projection, geometry
 
 
 def build_drafter(
@@ -140,7 +203,7 @@ def build_drafter(
     if options.drafter is None:
         raise ConfigError("a drafter needs a checkpoint: drafter is not set")
     directory = resolve_drafter_path(options.drafter)
-    target = loaded or _load(options)
+    target = loaded or load_target_ends(options.target_model, options.torch_dtype, options.torch_device)
     config = read_any_config(directory)
     mark = fingerprint_of(directory, config)
     calibration = _calibration(directory, config, mark) if calibrated else None

@@ -14,7 +14,7 @@ from dspark_core.engine.devices import device_of
 from dspark_core.engine.gpu_attention import RaggedAttention, RaggedRuns
 from dspark_core.engine.gpu_settings import GpuSettings
 from dspark_core.engine.kv_cache import PagedCache
-from dspark_core.engine.passes import TapWriter, tapped_layers
+from dspark_core.engine.passes import TapWriter, computed_on, tapped_layers
 from dspark_core.engine.recorded import Outputs, RecordedPasses
 from dspark_core.engine.step_inputs import StepInputs, StepShape, exact_shape, filled_shape, pack_step
 from dspark_core.models.decoder import Decoder, check_tap_layers
@@ -64,6 +64,11 @@ class GpuPasses:
     def records(self) -> bool:
         """Whether decoding batches are recorded and replayed."""
         return self._graphs is not None
+
+    @property
+    def computed_by(self) -> str:
+        way = "Triton kernels in CUDA graphs" if self.records else "Triton kernels"
+        return computed_on(way, self._device)
 
     def forward(self, runs: Sequence[Run], batch: RaggedBatch) -> Tensor:
         longest = max(len(run.token_ids) for run in runs)

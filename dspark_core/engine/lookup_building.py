@@ -8,44 +8,44 @@ from pathlib import Path
 from dspark_core.algorithms.ngram_table import NgramTable
 from dspark_core.engine.lookup import LookupDrafting
 from dspark_core.errors import CheckpointError
-from dspark_core.models.loading import LoadedTarget
+from dspark_core.models.loading import TargetFacts
 from dspark_core.models.ngram_file import load_ngrams
 from dspark_core.zoo_paths import resolve_ngrams_path
 
 _log = logging.getLogger(__name__)
 
 
-def build_lookup(ngrams: str, target_model: str, loaded: LoadedTarget) -> LookupDrafting:
+def build_lookup(ngrams: str, target_model: str, target: TargetFacts) -> LookupDrafting:
     """`ngrams`: as `resolve_ngrams_path` takes it. Raises ConfigError and CheckpointError."""
-    return LookupDrafting(find_table(ngrams, target_model, loaded))
+    return LookupDrafting(find_table(ngrams, target_model, target))
 
 
-def find_table(ngrams: str, target_model: str, loaded: LoadedTarget) -> NgramTable | None:
+def find_table(ngrams: str, target_model: str, target: TargetFacts) -> NgramTable | None:
     """The table by that name, None where there is none to use; raises as `build_lookup` does."""
     path = resolve_ngrams_path(ngrams, target_model)
-    return None if path is None else load_table(path, loaded)
+    return None if path is None else load_table(path, target)
 
 
-def load_table(path: Path, loaded: LoadedTarget) -> NgramTable:
+def load_table(path: Path, target: TargetFacts) -> NgramTable:
     """Raises CheckpointError, with both values, for a table of another vocabulary.
 
     One of other weights is taken after a warning: a fine-tuned or otherwise quantised target says much
     the same, and drafts decide nothing but speed.
     """
     table, origin = load_ngrams(path)
-    vocab_size = loaded.config.vocab_size
+    vocab_size = target.config.vocab_size
     if origin.vocab_size != vocab_size:
         raise CheckpointError(
             f"table of n-grams {path} is of a target with {origin.vocab_size} tokens ({origin.target}); "
-            f"{loaded.path.name} has {vocab_size}"
+            f"{target.path.name} has {vocab_size}"
         )
-    if origin.fingerprint != loaded.fingerprint:
+    if origin.fingerprint != target.fingerprint:
         _log.warning(
             "table of n-grams %s holds words of %s with other weights (fingerprint %s, here %s)",
             path,
             origin.target,
             origin.fingerprint,
-            loaded.fingerprint,
+            target.fingerprint,
         )
     count, tokens = table.entries, origin.answer_tokens
     _log.info("table of n-grams %s: %d contexts of %d answer tokens", path, count, tokens)

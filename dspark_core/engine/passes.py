@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from dspark_core.engine.attention import PagedAttention
 from dspark_core.engine.batch import AttentionGroup, RaggedBatch, Run, attention_groups
-from dspark_core.engine.devices import device_of
+from dspark_core.engine.devices import describe_device, device_of
 from dspark_core.engine.kv_cache import PagedCache
+from dspark_core.kernels.library import native_kernels
 from dspark_core.models.decoder import Decoder, check_tap_layers
 from dspark_core.models.native_stack import NativeBatch, NativeStack
 
@@ -33,7 +35,17 @@ def tapped_layers(taps: TapWriter | None) -> tuple[int, ...]:
     return () if taps is None else taps.layers
 
 
+def computed_on(way: str, device: torch.device) -> str:
+    """`way`, and where unless that is the processor."""
+    return way if device.type == "cpu" else f"{way} on {describe_device(device)}"
+
+
 class DecoderPasses(Protocol):
+    @property
+    def computed_by(self) -> str:
+        """For people, and a part of the key of its step times."""
+        ...
+
     def forward(self, runs: Sequence[Run], batch: RaggedBatch) -> Tensor:
         """Stores the runs' keys and values, and hands their taps on.
 
@@ -53,6 +65,11 @@ class NativePasses:
         self._decoder = decoder
         self._taps = taps
         self._cache = decoder.new_cache(num_pages, page_tokens)
+
+    @property
+    def computed_by(self) -> str:
+        kernels = native_kernels()
+        return "native kernels" if kernels is None else f"native kernels ({kernels.instructions})"
 
     def forward(self, runs: Sequence[Run], batch: RaggedBatch) -> Tensor:
         native = NativeBatch(batch.token_ids, batch.run_table, batch.pages, batch.logit_rows)
@@ -81,6 +98,10 @@ class TorchPasses:
             dtype=self._dtype,
             device=self._device,
         )
+
+    @property
+    def computed_by(self) -> str:
+        return computed_on("PyTorch operators", self._device)
 
     def forward(self, runs: Sequence[Run], batch: RaggedBatch) -> Tensor:
         batch = batch.to(self._device)

@@ -263,11 +263,13 @@ class RoundLoop:
     def _decode_run(self, proposal: Proposal) -> Run:
         sequence = proposal.sequence
         token_ids = [sequence.tokens[-1], *proposal.draft_token_ids]
-        return Run(token_ids, len(sequence.tokens) - 1, sequence.pages, len(token_ids))
+        start, name = len(sequence.tokens) - 1, sequence.sequence_id
+        return Run(token_ids, start, sequence.pages, len(token_ids), name)
 
     def _prefill_run(self, sequence: SequenceState, count: int) -> Run:
         token_ids = sequence.tokens[sequence.computed : sequence.computed + count]
-        return Run(token_ids, sequence.computed, sequence.pages, 1 if count == sequence.uncomputed else 0)
+        rows = 1 if count == sequence.uncomputed else 0
+        return Run(token_ids, sequence.computed, sequence.pages, rows, sequence.sequence_id)
 
     def _commit(
         self,

@@ -1,8 +1,8 @@
-"""The native target engine: one forward over a ragged batch against the paged cache."""
+"""The target engine: one forward over a ragged batch against a paged cache, whatever computes it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,12 +10,11 @@ from torch import Tensor
 from dspark_core.algorithms.transfer import to_device
 from dspark_core.engine.batch import Run, build_batch, slots_of
 from dspark_core.engine.context_features import ContextFeatures, ContextProjection
-from dspark_core.engine.devices import describe_device, device_of
+from dspark_core.engine.devices import device_of
 from dspark_core.engine.gpu_passes import GpuPasses
 from dspark_core.engine.gpu_settings import GpuSettings
 from dspark_core.engine.kv_cache import PagedFeatures
 from dspark_core.engine.passes import DecoderPasses, NativePasses, TapWriter, TorchPasses
-from dspark_core.kernels.library import native_kernels
 from dspark_core.models.config import DecoderConfig
 from dspark_core.models.decoder import Decoder
 from dspark_core.models.native_decoder import native_decoder
@@ -25,10 +24,53 @@ FeatureSpan = tuple[Sequence[int], int, int]
 
 
 class TargetEngine:
-    """Runs the target model; owns the cache tensors, not who uses which page."""
+    """Runs the target model; owns the features of what was computed, not who uses which page."""
 
     def __init__(
         self,
+        passes_of: Callable[[TapWriter | None], DecoderPasses],
+        config: DecoderConfig,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        num_pages: int,
+        page_tokens: int = 16,
+        projection: ContextProjection | None = None,
+        max_context_tokens: int | None = None,
+        features_at_once: bool = False,
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`passes_of`: what computes, given where taps go; it owns the keys and values.
+
+        `features_at_once`: taps are projected within the pass, which may write over them later.
+        `on_close`: ends what computes, where that is not just memory.
+        """
+        self.config = config
+        self.page_tokens = page_tokens
+        self.num_pages = num_pages
+        self.max_context_tokens = _longest(config, num_pages, page_tokens, max_context_tokens)
+        """Longest sequence one request can hold: the model's context or the whole cache."""
+        self.device = device
+        """Where it computes, and where its logits and features are."""
+        self._dtype = dtype
+        self._features: ContextFeatures | None = None
+        taps: TapWriter | None = None
+        if projection is not None:
+            paged = PagedFeatures(
+                num_pages=num_pages,
+                page_tokens=page_tokens,
+                size=projection.feature_size,
+                dtype=dtype,
+                device=device,
+            )
+            self._features = ContextFeatures(projection, paged, at_once=features_at_once)
+            taps = TapWriter(projection.target_layer_ids, self._features.write)
+        self._passes = passes_of(taps)
+        self._on_close = on_close
+
+    @classmethod
+    def of_decoder(
+        cls,
         decoder: Decoder,
         config: DecoderConfig,
         *,
@@ -37,31 +79,38 @@ class TargetEngine:
         projection: ContextProjection | None = None,
         max_context_tokens: int | None = None,
         gpu: GpuSettings | None = None,
-    ) -> None:
-        """`gpu`: our own kernels on the decoder's GPU; None: the CPU's, or PyTorch's operators."""
-        self.config = config
-        self.page_tokens = page_tokens
-        self.num_pages = num_pages
-        self.max_context_tokens = min(
-            config.max_context_tokens, (num_pages - 1) * page_tokens, max_context_tokens or 2**62
+    ) -> TargetEngine:
+        """By our own kernels where there are some for the decoder, else by PyTorch's operators.
+
+        `gpu`: our own kernels on the decoder's GPU; None: the CPU's, or PyTorch's operators.
+        """
+
+        def passes_of(taps: TapWriter | None) -> DecoderPasses:
+            if gpu is not None:
+                return GpuPasses(
+                    decoder,
+                    gpu,
+                    num_pages=num_pages,
+                    page_tokens=page_tokens,
+                    max_context_tokens=_longest(config, num_pages, page_tokens, max_context_tokens),
+                    taps=taps,
+                )
+            native = native_decoder(decoder)
+            if native is not None:
+                return NativePasses(native, num_pages=num_pages, page_tokens=page_tokens, taps=taps)
+            return TorchPasses(decoder, num_pages=num_pages, page_tokens=page_tokens, taps=taps)
+
+        return cls(
+            passes_of,
+            config,
+            dtype=next(decoder.parameters()).dtype,
+            device=device_of(decoder),
+            num_pages=num_pages,
+            page_tokens=page_tokens,
+            projection=projection,
+            max_context_tokens=max_context_tokens,
+            features_at_once=gpu is not None,
         )
-        """Longest sequence one request can hold: the model's context or the whole cache."""
-        self.device = device_of(decoder)
-        """Where it computes, and where its logits and features are."""
-        self._dtype = next(decoder.parameters()).dtype
-        self._features: ContextFeatures | None = None
-        taps: TapWriter | None = None
-        if projection is not None:
-            paged = PagedFeatures(
-                num_pages=num_pages,
-                page_tokens=page_tokens,
-                size=projection.feature_size,
-                dtype=self._dtype,
-                device=self.device,
-            )
-            self._features = ContextFeatures(projection, paged, at_once=gpu is not None)
-            taps = TapWriter(projection.target_layer_ids, self._features.write)
-        self._passes = self._passes_of(decoder, taps, gpu)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -74,14 +123,12 @@ class TargetEngine:
 
     @property
     def computed_by(self) -> str:
-        """For people: our kernels with their instruction set, or PyTorch."""
-        kernels = native_kernels() if self.native else None
-        if kernels is not None:
-            return f"native kernels ({kernels.instructions})"
-        way = "PyTorch operators"
-        if isinstance(self._passes, GpuPasses):
-            way = "Triton kernels in CUDA graphs" if self._passes.records else "Triton kernels"
-        return way if self.device.type == "cpu" else f"{way} on {describe_device(self.device)}"
+        """For people: what computes it, and on which device."""
+        return self._passes.computed_by
+
+    def close(self) -> None:
+        """No pass may follow."""
+        self._on_close()
 
     @torch.inference_mode()
     def forward(self, runs: Sequence[Run]) -> Tensor:
@@ -108,17 +155,7 @@ class TargetEngine:
         rows = self._features.read(to_device(torch.cat(slots), self.device))
         return list(torch.split(rows, [len(one) for one in slots]))
 
-    def _passes_of(self, decoder: Decoder, taps: TapWriter | None, gpu: GpuSettings | None) -> DecoderPasses:
-        if gpu is not None:
-            return GpuPasses(
-                decoder,
-                gpu,
-                num_pages=self.num_pages,
-                page_tokens=self.page_tokens,
-                max_context_tokens=self.max_context_tokens,
-                taps=taps,
-            )
-        native = native_decoder(decoder)
-        if native is not None:
-            return NativePasses(native, num_pages=self.num_pages, page_tokens=self.page_tokens, taps=taps)
-        return TorchPasses(decoder, num_pages=self.num_pages, page_tokens=self.page_tokens, taps=taps)
+
+def _longest(config: DecoderConfig, num_pages: int, page_tokens: int, limit: int | None) -> int:
+    """Page 0 is not for sequences."""
+    return min(config.max_context_tokens, (num_pages - 1) * page_tokens, limit or 2**62)

@@ -60,7 +60,7 @@ class GemmaConfig:
 
     def __post_init__(self) -> None:
         own = self.layer_types[: self.num_own_layers]
-        if not 0 <= self.num_kv_shared_layers < len(self.layer_types):
+        if not 0 <= self.num_kv_shared_layers < max(len(self.layer_types), 1):
             raise ConfigError(
                 f"num_kv_shared_layers must be in [0, {len(self.layer_types)}), "
                 f"got {self.num_kv_shared_layers}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,15 +36,18 @@ _TEXT_PREFIXES = ("model.language_model.", "language_model.model.")
 """Of the text decoder's tensors in checkpoints that hold more than text, newest layout first."""
 
 
-def read_hf_config(directory: Path) -> DecoderConfig:
-    """Of the text decoder. Raises CheckpointError for what it cannot compute."""
+def read_hf_config(directory: Path, *, quantised: bool = False) -> DecoderConfig:
+    """Of the text decoder. Raises CheckpointError for what it cannot compute.
+
+    `quantised`: whether whoever computes it takes quantised weights too.
+    """
     path = directory / "config.json"
     metadata = Metadata(str(path), read_json(path))
     architectures = metadata.get("architectures")
     names = architectures if isinstance(architectures, list) else []
     for name in names:
         if name in ARCHITECTURES:
-            return decoder_config(_text_part(metadata), ARCHITECTURES[name])
+            return decoder_config(_text_part(metadata), ARCHITECTURES[name], quantised=quantised)
     raise metadata.error("architectures", f"is not supported; supported: {', '.join(ARCHITECTURES)}")
 
 
@@ -64,13 +68,13 @@ def _text_part(metadata: Metadata) -> Metadata:
     return Metadata(f"{metadata.origin}: {_TEXT_CONFIG}", {**values, **outer})
 
 
-def decoder_config(metadata: Metadata, family: Family) -> DecoderConfig:
+def decoder_config(metadata: Metadata, family: Family, *, quantised: bool = False) -> DecoderConfig:
     """The decoder's geometry from `config.json` fields, old or new layout of the RoPE settings.
 
     Raises:
         CheckpointError: a field is missing or wrong, or asks for what the decoder does not do.
     """
-    if metadata.get("quantization_config") is not None:
+    if metadata.get("quantization_config") is not None and not quantised:
         raise metadata.error(
             "quantization_config", "is not supported; give unquantised weights or a GGUF file"
         )
@@ -104,10 +108,12 @@ def decoder_config(metadata: Metadata, family: Family) -> DecoderConfig:
 class HfTensors:
     """`TensorSource` over the safetensors files of a directory; reads headers only until asked."""
 
-    def __init__(self, directory: Path, *, text_part: bool = False) -> None:
-        """`text_part`: the directory holds more than a text decoder; the rest is left alone."""
+    def __init__(self, directory: Path, *, text_part: bool = False, any_dtype: bool = False) -> None:
+        """`text_part`: the directory holds more than a text decoder; the rest is left alone.
+        `any_dtype`: tensors that hold no floats are left alone too, not refused."""
         self._directory = directory
         self._text_part = text_part
+        self._any_dtype = any_dtype
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._files: dict[str, Path] = {}
         self._stored_names: dict[str, str] = {}
@@ -118,7 +124,9 @@ class HfTensors:
                 self._add_file(directory / file_name)
             for stored, file_name in weight_map.items():
                 name = self._name(stored)
-                if name is not None and self._files.get(name) != directory / file_name:
+                if name is None or self._any_dtype:
+                    continue
+                if self._files.get(name) != directory / file_name:
                     raise CheckpointError(
                         f"{directory / file_name}: missing tensor {stored}, which {_INDEX} promises"
                     )
@@ -142,6 +150,16 @@ class HfTensors:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self.describe(name)}: cannot be read: {error}") from error
 
+    def read_start(self, name: str, values: int) -> Tensor:
+        """The first values of the flattened tensor, without reading the others."""
+        rows = -(-values // max(math.prod(self._shapes[name][1:]), 1))
+        try:
+            with safe_open(self._files[name], framework="pt") as file:
+                start: Tensor = file.get_slice(self._stored_names[name])[:rows]
+                return start.flatten()[:values]
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.describe(name)}: cannot be read: {error}") from error
+
     def read_quantized(self, name: str) -> QuantizedRows | None:
         """None: safetensors files hold floats."""
         return None
@@ -160,6 +178,8 @@ class HfTensors:
         if name is None or stored.endswith("rotary_emb.inv_freq"):
             return  # old exports carry this constant
         if dtype not in _FLOAT_DTYPES:
+            if self._any_dtype:
+                return
             raise CheckpointError(
                 f"{path}: {stored}: dtype {dtype} is not supported; supported: {', '.join(_FLOAT_DTYPES)}"
             )

@@ -13,27 +13,33 @@ from torch import Tensor
 from dspark_core.errors import CheckpointError, ConfigError
 from dspark_core.kernels.matrix import QuantizedRows
 from dspark_core.model_paths import resolve_model_path
-from dspark_core.models.config import DecoderConfig
+from dspark_core.models.config import DecoderConfig, draft_backbone
 from dspark_core.models.decoder import Decoder
 from dspark_core.models.gemma import build_decoder
 from dspark_core.models.gguf import GgufCheckpoint
 from dspark_core.models.hf import HfTensors, has_text_part, read_hf_config
 from dspark_core.models.packing import PackingPlan, WeightChoice
 from dspark_core.models.tensor_source import WeightSource, check_shapes
-from dspark_core.models.weight_layout import SourceTensor, unused_tensors, weight_layout
+from dspark_core.models.weight_layout import Layout, SourceTensor, unused_tensors, weight_layout
 
 _FINGERPRINT_VALUES = 64
 """Values of each tensor that go into the fingerprint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedTarget:
-    decoder: Decoder
-    """Frozen, in evaluation mode."""
+class TargetFacts:
+    """What is known of a target without its weights."""
+
     config: DecoderConfig
     path: Path
     fingerprint: str
     """Equal for equal weights of the same format, whatever dtype or device they are loaded to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedTarget(TargetFacts):
+    decoder: Decoder
+    """Frozen, in evaluation mode."""
 
 
 def load_target(
@@ -56,40 +62,95 @@ def load_target(
     resolved = resolve_model_path(path)
     config, source = _open_checkpoint(resolved)
     layout = weight_layout(config)
-    expected = {part.name: part.shape for parts in layout.values() for part in parts}
-    check_shapes(source, expected, ignored=unused_tensors(config))
+    check_shapes(source, _shapes(layout), ignored=unused_tensors(config))
     decoder = _empty_decoder(config, dtype, device)
-    fingerprint = hashlib.sha256(repr(config).encode())
-    if config.gemma is not None:
-        fingerprint.update(repr(config.gemma).encode())
+    fingerprint = _filled(decoder, layout, source)
+    if pack and torch.device(device).type == "cpu":
+        stored = _stored_matrices(source, layout) if weights.keeps_blocks else {}
+        if weights is WeightChoice.STORED_A8 and not stored:
+            raise ConfigError(f"weights stored-a8 are for quantised files: {resolved} holds no such blocks")
+        decoder.pack(PackingPlan(weights=weights, stored=stored, native=native))
+    return LoadedTarget(decoder=decoder, config=config, path=resolved, fingerprint=fingerprint)
+
+
+def load_target_ends(path: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> LoadedTarget:
+    """Embedding and output projection, which is what a drafter shares with its target: a decoder without
+    layers. Layers may be quantised in any way. Raises as `load_target`."""
+    resolved = resolve_model_path(path)
+    config, source = _open_checkpoint(resolved, layers=False)
+    ends = draft_backbone(config, 0)
+    layout = weight_layout(ends)
+    shapes = _shapes(layout)
+    check_shapes(source, shapes, ignored=[name for name in source.shapes if name not in shapes])
+    decoder = _empty_decoder(ends, dtype, device)
+    fingerprint = _filled(decoder, layout, source)
+    return LoadedTarget(decoder=decoder, config=config, path=resolved, fingerprint=fingerprint)
+
+
+def _shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
+    return {part.name: part.shape for parts in layout.values() for part in parts}
+
+
+def _filled(decoder: Decoder, layout: Layout, source: WeightSource) -> str:
+    """Reads every parameter; the fingerprint of what was read."""
+    fingerprint = _geometry_digest(decoder.config)
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
             for part, rows in _row_ranges(layout[name], parameter):
                 values = source.read(part.name)
                 fingerprint.update(values.flatten()[:_FINGERPRINT_VALUES].float().numpy().tobytes())
                 rows.copy_(values)
-    if pack and torch.device(device).type == "cpu":
-        stored = _stored_matrices(source, layout) if weights.keeps_blocks else {}
-        if weights is WeightChoice.STORED_A8 and not stored:
-            raise ConfigError(f"weights stored-a8 are for quantised files: {resolved} holds no such blocks")
-        decoder.pack(PackingPlan(weights=weights, stored=stored, native=native))
-    return LoadedTarget(
-        decoder=decoder, config=config, path=resolved, fingerprint=fingerprint.hexdigest()[:16]
-    )
+    return fingerprint.hexdigest()[:16]
 
 
-def _open_checkpoint(path: Path) -> tuple[DecoderConfig, WeightSource]:
+def _geometry_digest(config: DecoderConfig) -> hashlib._Hash:
+    digest = hashlib.sha256(repr(config).encode())
+    if config.gemma is not None:
+        digest.update(repr(config.gemma).encode())
+    return digest
+
+
+def read_target_facts(path: str) -> TargetFacts:
+    """Of a Hugging Face directory that something else loads; matrices that are stored quantised have no say
+    in the fingerprint.
+
+    Raises ConfigError and CheckpointError as `load_target`.
+    """
+    resolved = resolve_model_path(path)
+    if not resolved.is_dir():
+        raise ConfigError(f"target {str(resolved)!r} must be a Hugging Face directory for this engine")
+    config = read_hf_config(resolved, quantised=True)
+    source = HfTensors(resolved, text_part=has_text_part(resolved), any_dtype=True)
+    fingerprint = _geometry_digest(config)
+    for parts in _in_parameter_order(config):
+        for part in parts:
+            if source.shapes.get(part.name) == part.shape:
+                values = source.read_start(part.name, _FINGERPRINT_VALUES)
+                fingerprint.update(values.float().numpy().tobytes())
+    return TargetFacts(config=config, path=resolved, fingerprint=fingerprint.hexdigest()[:16])
+
+
+def _in_parameter_order(config: DecoderConfig) -> Iterator[tuple[SourceTensor, ...]]:
+    layout = weight_layout(config)
+    with torch.device("meta"):
+        decoder = build_decoder(config)
+    decoder.tie_weights()
+    for name, _ in decoder.named_parameters():
+        yield layout[name]
+
+
+def _open_checkpoint(path: Path, *, layers: bool = True) -> tuple[DecoderConfig, WeightSource]:
+    """`layers`: whether they are to be computed here, and so have to be of a kind that can be."""
     if path.is_dir():
-        return read_hf_config(path), HfTensors(path, text_part=has_text_part(path))
+        config = read_hf_config(path, quantised=not layers)
+        return config, HfTensors(path, text_part=has_text_part(path), any_dtype=not layers)
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path}: give the directory that holds it and config.json")
     checkpoint = GgufCheckpoint(path)
     return checkpoint.config, checkpoint
 
 
-def _stored_matrices(
-    source: WeightSource, layout: dict[str, tuple[SourceTensor, ...]]
-) -> dict[str, QuantizedRows]:
+def _stored_matrices(source: WeightSource, layout: Layout) -> dict[str, QuantizedRows]:
     """Parameters whose every part the file holds in the same kind of blocks."""
     found = {}
     for name, parts in layout.items():

@@ -106,7 +106,7 @@ def _step_time(
 def _draft_time(
     target: BuiltTarget, options: StackOptions, max_requests: int, settings: ProfileSettings
 ) -> DraftTimeModel:
-    source = LocalDraftSource(build_drafter(options.engine, target.loaded))
+    source = LocalDraftSource(build_drafter(options.engine, target.shared))
     counts = [count for count in DEFAULT_REQUESTS if count <= max_requests]
     return profile_draft_time(
         source,

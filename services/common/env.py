@@ -6,8 +6,10 @@ is a `ConfigError` that names the variable and what it held.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dspark_core.errors import ConfigError
 
@@ -80,6 +82,20 @@ class Env:
             raise ConfigError(f"{name} must be finite, got {text!r}")
         _check_range(name, value, minimum, maximum)
         return value
+
+    def json_object(self, name: str) -> dict[str, Any]:
+        return json_object(name, self.text(name, "{}"))
+
+
+def json_object(name: str, text: str) -> dict[str, Any]:
+    """Raises ConfigError unless the text is a JSON object."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{name} must be a JSON object, got {text!r}: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name} must be a JSON object, got {text!r}")
+    return values
 
 
 def _check_range(name: str, value: float, minimum: float | None, maximum: float | None) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from dspark_core.engine.building import EngineOptions
+from dspark_core.engine.building import NATIVE, EngineOptions
 from dspark_core.engine.devices import AUTO
 from dspark_core.engine.trace_writer import TraceOptions
 from dspark_core.errors import ConfigError
@@ -32,6 +34,9 @@ class StackOptions:
     """Of both engines; see `EngineOptions.device`."""
     weights: str = "stored"
     """Of the target; see `EngineOptions.weights`."""
+    target_engine: str = NATIVE
+    """What computes the target; see `EngineOptions.engine`."""
+    vllm_arguments: Mapping[str, Any] = field(default_factory=dict)
     kv_cache_mb: int = 2048
     max_running: int = 32
     threads: int | None = None
@@ -76,6 +81,9 @@ class StackOptions:
             device=self.device,
             weights=self.weights,
             kv_cache_bytes=self.kv_cache_mb * 2**20,
+            engine=self.target_engine,
+            vllm_arguments=self.vllm_arguments,
+            max_running=self.max_running,
         )
 
     @property

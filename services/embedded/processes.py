@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -157,6 +158,8 @@ class ProcessStack:
             "DSPARK_NGRAMS": options.ngrams,
             "DSPARK_DEVICE": options.device,
             "DSPARK_WEIGHTS": options.weights,
+            "DSPARK_ENGINE": options.target_engine,
+            "DSPARK_VLLM_ARGUMENTS": json.dumps(dict(options.vllm_arguments)),
             "DSPARK_KV_CACHE_MB": str(options.kv_cache_mb),
             "DSPARK_MAX_RUNNING": str(options.max_running),
             "DSPARK_DRAIN_SECONDS": str(options.drain_seconds),

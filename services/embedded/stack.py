@@ -137,12 +137,12 @@ class EmbeddedStack:
         drafts, draft_time = None, None
         if options.drafter is not None:
             drafts = LocalDraftSource(
-                await asyncio.to_thread(build_drafter, options.engine, profiled.target.loaded)
+                await asyncio.to_thread(build_drafter, options.engine, profiled.target.shared)
             )
             draft_time = await asyncio.to_thread(profile_draft_time, drafts, profiled.target.engine)
         lookup = None
         if options.lookup:
-            lookup = build_lookup(options.ngrams, options.target_model, profiled.target.loaded)
+            lookup = build_lookup(options.ngrams, options.target_model, profiled.target.facts)
         reporting: list[CoordinatedPlanSource] = []
 
         def planner(local: LocalPlanSource) -> PlanSource:

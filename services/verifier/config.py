@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dspark_core.engine.batching import BatchLimits
-from dspark_core.engine.building import DTYPES, WEIGHTS, EngineOptions
+from dspark_core.engine.building import DTYPES, ENGINES, NATIVE, WEIGHTS, EngineOptions
 from dspark_core.engine.devices import AUTO
 from dspark_core.engine.trace_writer import TraceOptions
 from dspark_core.model_paths import DEFAULT_MODEL
@@ -49,6 +49,8 @@ class VerifierServiceConfig:
         server = ServerOptions.from_env(env, port=PORT, metrics_port=METRICS_PORT)
         address = env.text("DSPARK_ADVERTISE_ADDRESS", f"127.0.0.1:{server.port}")
         drafter_address = env.optional_text("DSPARK_DRAFTER_ADDRESS")
+        max_running = env.integer("DSPARK_MAX_RUNNING", 32, minimum=1)
+        max_batch_tokens = env.integer("DSPARK_MAX_BATCH_TOKENS", 512, minimum=1)
         return cls(
             engine=EngineOptions(
                 target_model=env.text("DSPARK_TARGET_MODEL", DEFAULT_MODEL),
@@ -59,11 +61,15 @@ class VerifierServiceConfig:
                 weights=env.choice("DSPARK_WEIGHTS", "stored", WEIGHTS),
                 kv_cache_bytes=env.integer("DSPARK_KV_CACHE_MB", 2048, minimum=1) * 2**20,
                 max_context_tokens=env.optional_integer("DSPARK_MAX_CONTEXT_TOKENS", minimum=2),
+                engine=env.choice("DSPARK_ENGINE", NATIVE, ENGINES),
+                vllm_arguments=env.json_object("DSPARK_VLLM_ARGUMENTS"),
+                max_running=max_running,
+                max_batch_tokens=max_batch_tokens,
             ),
             limits=BatchLimits(
-                max_running=env.integer("DSPARK_MAX_RUNNING", 32, minimum=1),
+                max_running=max_running,
                 max_waiting=env.integer("DSPARK_MAX_WAITING", 256, minimum=1),
-                max_batch_tokens=env.integer("DSPARK_MAX_BATCH_TOKENS", 512, minimum=1),
+                max_batch_tokens=max_batch_tokens,
                 prefill_chunk_tokens=env.integer("DSPARK_PREFILL_CHUNK_TOKENS", 256, minimum=1),
                 max_step_seconds=env.number("DSPARK_MAX_STEP_MS", DEFAULT_STEP_MS, minimum=1.0) / 1000,
             ),
@@ -78,7 +84,7 @@ class VerifierServiceConfig:
             ngrams=env.text("DSPARK_NGRAMS", NGRAMS_AUTO),
             profile=ProfileOptions(
                 source=env.text("DSPARK_PROFILE", MEASURE),
-                max_requests=env.integer("DSPARK_MAX_RUNNING", 32, minimum=1),
+                max_requests=max_running,
             ),
             trace=_trace(env),
         )

@@ -103,7 +103,7 @@ async def _start_verifier(
 ) -> Verifier:
     lookup = None
     if config.lookup:
-        lookup = build_lookup(config.ngrams, config.engine.target_model, profiled.target.loaded)
+        lookup = build_lookup(config.ngrams, config.engine.target_model, profiled.target.facts)
     coordinated: list[CoordinatedPlanSource] = []
 
     def planner(local: LocalPlanSource) -> PlanSource:

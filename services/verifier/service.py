@@ -55,7 +55,7 @@ def load_profiled_target(options: EngineOptions, profile: ProfileOptions | None 
 def describe(options: EngineOptions, profiled: ProfiledTarget) -> VerifierDescription:
     return VerifierDescription(
         model=options.target_model,
-        vocab_size=profiled.target.loaded.config.vocab_size,
+        vocab_size=profiled.target.facts.config.vocab_size,
         max_context_tokens=profiled.target.engine.max_context_tokens,
         dtype=options.dtype,
     )

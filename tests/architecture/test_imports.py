@@ -45,6 +45,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dspark_core.cuda": VALUES,
     "dspark_core.models": MODELS,
     "dspark_core.engine": MODELS,
+    # Loaded by name and only where it was asked for: it needs vllm.
+    "dspark_core.vllm_engine": (*MODELS, "dspark_core.engine"),
     "dspark_core.training": APPLICATION,
     "dspark_core.evaluation": APPLICATION,
     "dspark_core.simulation": APPLICATION,
@@ -92,14 +94,14 @@ ONLY: dict[str, tuple[str, ...]] = {
     },
 }
 
-TRITON = ("triton",)
+OPTIONAL = ("triton", "vllm")
 NETWORK = ("grpc", "grpc_health", "fastapi", "uvicorn", "httpx", "redis", "kubernetes", "dspark_proto")
 TORCH = ("torch", "safetensors", "transformers", "vllm")
 
 # Package -> third-party packages it must not import.
 NEVER: dict[str, tuple[str, ...]] = {
     "dspark_core": NETWORK,
-    **dict.fromkeys(("dspark_core.models", "dspark_core.engine", "services"), TRITON),
+    **dict.fromkeys(("dspark_core.models", "dspark_core.engine", "services"), OPTIONAL),
     "dspark_core.tokenization": TORCH,
     **dict.fromkeys(PATHS, TORCH),
     "services.common": TORCH,

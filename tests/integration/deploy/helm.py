@@ -20,6 +20,7 @@ HERE = Path(__file__).resolve().parent
 VALUES: dict[str, Path | None] = {
     "default": None,
     "gpu": ROOT / "deploy/helm/values/gpu.yaml",
+    "vllm": ROOT / "deploy/helm/values/vllm.yaml",
     "production": ROOT / "deploy/helm/values/production.yaml",
     "everything": HERE / "values/everything.yaml",
     "minimal": HERE / "values/minimal.yaml",

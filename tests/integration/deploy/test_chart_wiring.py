@@ -214,6 +214,19 @@ def test_models_are_mounted_where_they_are_read(helm):
             assert set(mounts) == {volume["name"] for volume in pod_template(deployment)["spec"]["volumes"]}
 
 
+def test_workers_of_several_gpus_get_shared_memory(helm):
+    deployments = of_kind(render(helm, "vllm"), "Deployment")
+    volumes = {volume["name"]: volume for volume in pod_template(deployments["verifier"])["spec"]["volumes"]}
+    assert volumes["shared-memory"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Gi"}
+    mounts = {
+        mount["name"]: mount["mountPath"] for mount in container(deployments["verifier"])["volumeMounts"]
+    }
+    assert mounts["shared-memory"] == "/dev/shm"
+    assert all("shared-memory" not in str(deployments[one]) for one in ("gateway", "scheduler", "drafter"))
+    unset = of_kind(render(helm, "default"), "Deployment")["verifier"]
+    assert "shared-memory" not in str(unset)
+
+
 def test_init_containers_may_write_models_and_keep_their_own_mounts(helm):
     deployment = of_kind(render(helm, "everything"), "Deployment")["verifier"]
     (download,) = pod_template(deployment)["spec"]["initContainers"]

@@ -37,7 +37,7 @@ def test_gemmas_windows_and_shared_layers_go_the_same_way(model, tmp_path):
     loaded = load_target(str(tmp_path), torch.float32)
     kernels = PlainKernels()
     ours, expected = (
-        TargetEngine(loaded.decoder, loaded.config, num_pages=40, page_tokens=4, gpu=gpu)
+        TargetEngine.of_decoder(loaded.decoder, loaded.config, num_pages=40, page_tokens=4, gpu=gpu)
         for gpu in (plain_gpu(CallAgain(), kernels=kernels), None)
     )
     first, second = list(range(1, 12)), list(range(12, 20))

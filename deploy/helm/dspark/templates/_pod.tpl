@@ -194,6 +194,10 @@ livenessProbe:
 {{- define "dspark.volumeMounts" -}}
 - name: tmp
   mountPath: /tmp
+{{- if (index .root.Values .component).sharedMemory }}
+- name: shared-memory
+  mountPath: /dev/shm
+{{- end }}
 {{- if and (ne .component "scheduler") (ne .root.Values.model.volume.type "none") }}
 - name: models
   mountPath: {{ .root.Values.model.volume.mountPath }}
@@ -211,6 +215,12 @@ livenessProbe:
 - name: tmp
   emptyDir:
     sizeLimit: 1Gi
+{{- with (index .root.Values .component).sharedMemory }}
+- name: shared-memory
+  emptyDir:
+    medium: Memory
+    sizeLimit: {{ . }}
+{{- end }}
 {{- if and (ne .component "scheduler") (ne $volume.type "none") }}
 - name: models
   {{- if eq $volume.type "pvc" }}

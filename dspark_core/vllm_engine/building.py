@@ -1,0 +1,138 @@
+"""Starts vLLM's workers on a model and makes a target engine of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import torch
+
+from dspark_core.engine.building import EngineOptions
+from dspark_core.engine.context_features import ContextProjection
+from dspark_core.engine.lookup import BLOCK_TOKENS
+from dspark_core.engine.passes import TapWriter
+from dspark_core.engine.protocols import DraftGeometry
+from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.errors import ConfigError
+from dspark_core.models.loading import TargetFacts
+from dspark_core.vllm_engine.passes import VllmPasses
+
+# Read when vLLM is imported: the model runner that `worker.py` is written against, no calls home, no prose.
+os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+import vllm
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.v1.engine.core import EngineCore
+from vllm.v1.executor.abstract import Executor
+from vllm.v1.kv_cache_interface import KVCacheConfig
+
+from dspark_core.vllm_engine.worker import PROPOSER, WORKER
+
+_log = logging.getLogger(__name__)
+
+OURS = (
+    "model",
+    "dtype",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "kv_cache_memory_bytes",
+    "speculative_config",
+    "worker_extension_cls",
+)
+"""Arguments of vLLM that follow from our own settings."""
+
+
+class _Core(EngineCore):  # type: ignore[misc]  # vLLM is in an environment of its own
+    """vLLM's start of workers and their cache, without its scheduler."""
+
+    def __init__(self, config: VllmConfig, executor: Executor) -> None:
+        self.vllm_config = config
+        self.model_executor = executor
+
+    def start_cache(self) -> KVCacheConfig:
+        found: KVCacheConfig = self._initialize_kv_caches(self.vllm_config)
+        return found
+
+
+def build_vllm_engine(
+    options: EngineOptions,
+    facts: TargetFacts,
+    projection: ContextProjection | None,
+    geometry: DraftGeometry | None,
+) -> TargetEngine:
+    """Loads the model, compiles and records what vLLM compiles and records. Raises ConfigError."""
+    block_size = 0 if geometry is None else geometry.block_size
+    config = _configuration(options, facts, max(block_size, BLOCK_TOKENS))
+    executor = Executor.get_class(config)(config)
+    if projection is not None:
+        for reason in executor.collective_rpc("dspark_tap", args=(projection.target_layer_ids,)):
+            if reason is not None:
+                raise ConfigError(f"a drafter needs hidden states, and {reason}")
+    cache = _Core(config, executor).start_cache()
+    device = torch.device(config.device_config.device)
+
+    def passes_of(taps: TapWriter | None) -> VllmPasses:
+        return VllmPasses(
+            executor,
+            version=vllm.__version__,
+            device=device,
+            max_runs=config.scheduler_config.max_num_seqs,
+            taps=taps,
+            elsewhere=config.parallel_config.world_size > 1,
+        )
+
+    return TargetEngine(
+        passes_of,
+        facts.config,
+        dtype=options.torch_dtype,
+        device=device,
+        num_pages=cache.num_blocks,
+        page_tokens=_page_tokens(cache),
+        projection=projection,
+        max_context_tokens=config.model_config.max_model_len,
+        features_at_once=device.type != "cpu",
+        on_close=executor.shutdown,
+    )
+
+
+def _configuration(options: EngineOptions, facts: TargetFacts, most_drafts: int) -> VllmConfig:
+    clash = sorted(set(OURS) & set(options.vllm_arguments))
+    if clash:
+        raise ConfigError(f"vllm arguments {', '.join(clash)} follow from other settings: leave them out")
+    given = {
+        "model": str(facts.path),
+        "skip_tokenizer_init": True,
+        "dtype": options.dtype,
+        "max_model_len": options.max_context_tokens or facts.config.max_context_tokens,
+        "max_num_seqs": options.max_running,
+        "max_num_batched_tokens": options.max_batch_tokens,
+        "kv_cache_memory_bytes": options.kv_cache_bytes,
+        "enable_prefix_caching": False,  # ours
+        "async_scheduling": False,
+        "disable_hybrid_kv_cache_manager": True,  # one page table for all layers
+        "disable_log_stats": True,
+        "speculative_config": {
+            "method": "custom_class",
+            "model": PROPOSER,
+            "num_speculative_tokens": most_drafts,
+        },
+        "worker_extension_cls": WORKER,
+        **options.vllm_arguments,
+    }
+    try:
+        return EngineArgs(**given).create_engine_config()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"vLLM refuses its arguments: {error}") from error
+
+
+def _page_tokens(cache: KVCacheConfig) -> int:
+    groups = cache.kv_cache_groups
+    if len(groups) != 1:
+        kinds = ", ".join(type(group.kv_cache_spec).__name__ for group in groups)
+        raise ConfigError(f"the model's layers must share one kind of cache, vLLM has {len(groups)}: {kinds}")
+    return int(groups[0].kv_cache_spec.block_size)
