@@ -69,10 +69,11 @@ def build_vllm_engine(
     block_size = 0 if geometry is None else geometry.block_size
     config = _configuration(options, facts, max(block_size, BLOCK_TOKENS))
     executor = Executor.get_class(config)(config)
-    if projection is not None:
-        for reason in executor.collective_rpc("dspark_tap", args=(projection.target_layer_ids,)):
-            if reason is not None:
-                raise ConfigError(f"a drafter needs hidden states, and {reason}")
+    layers = () if projection is None else projection.target_layer_ids
+    for reason in executor.collective_rpc("dspark_prepare", args=(layers,)):
+        if reason is not None:
+            executor.shutdown()
+            raise ConfigError(f"a drafter needs hidden states, and {reason}")
     cache = _Core(config, executor).start_cache()
     device = torch.device(config.device_config.device)
 

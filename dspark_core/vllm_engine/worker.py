@@ -50,17 +50,20 @@ class StepWorker:
     model_runner: GPUModelRunner
     execute_model: Any
 
-    def dspark_tap(self, layers: tuple[int, ...]) -> str | None:
-        """From the next pass on the outputs of these layers (-1: the embedding) are handed out.
-
-        Before the model is compiled. Returns why that cannot be, or None.
-        """
-        model = self.model_runner.get_model()
+    def dspark_prepare(self, layers: tuple[int, ...]) -> str | None:
+        """Before the cache is made: from now on passes hand out the outputs of these layers (-1: the
+        embedding), of none if there are none. Returns why that cannot be, or None."""
+        runner = self.model_runner
+        if not hasattr(runner, "drafter"):  # of the last pipeline stage only, and missed in the others
+            runner.drafter = NoProposer(None)
+        if not layers:
+            return None
+        model = runner.get_model()
         if not hasattr(model, "set_aux_hidden_state_layers"):
             return f"{type(model).__name__} hands out no hidden states"
         # vLLM counts what goes into a layer, so that the last one's output has a number of its own.
         model.set_aux_hidden_state_layers(tuple(layer + 1 for layer in layers))
-        self.model_runner.use_aux_hidden_state_outputs = True
+        runner.use_aux_hidden_state_outputs = True
         return None
 
     def dspark_step(self, step: WorkerStep) -> StepOutput | None:
