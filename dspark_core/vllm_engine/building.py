@@ -69,11 +69,11 @@ def build_vllm_engine(
     block_size = 0 if geometry is None else geometry.block_size
     config = _configuration(options, facts, max(block_size, BLOCK_TOKENS))
     executor = Executor.get_class(config)(config)
-    layers = () if projection is None else projection.target_layer_ids
-    for reason in executor.collective_rpc("dspark_prepare", args=(layers,)):
-        if reason is not None:
-            executor.shutdown()
-            raise ConfigError(f"a drafter needs hidden states, and {reason}")
+    if projection is not None:
+        for reason in executor.collective_rpc("dspark_tap", args=(projection.target_layer_ids,)):
+            if reason is not None:
+                executor.shutdown()
+                raise ConfigError(f"a drafter needs hidden states, and {reason}")
     cache = _Core(config, executor).start_cache()
     device = torch.device(config.device_config.device)
 
@@ -105,6 +105,9 @@ def _configuration(options: EngineOptions, facts: TargetFacts, most_drafts: int)
     clash = sorted(set(OURS) & set(options.vllm_arguments))
     if clash:
         raise ConfigError(f"vllm arguments {', '.join(clash)} follow from other settings: leave them out")
+    stages = options.vllm_arguments.get("pipeline_parallel_size", 1)
+    if stages != 1:
+        raise ConfigError(f"vllm argument pipeline_parallel_size is not supported here, got {stages}")
     given = {
         "model": str(facts.path),
         "skip_tokenizer_init": True,

@@ -1,7 +1,7 @@
 """What runs inside vLLM's workers: passes over what we scheduled, up to the logits.
 
 vLLM's own scheduler, sampler and rejection rule are left out. The worker is told of a pass in the words
-vLLM's scheduler would use, computes it as ever (its kernels, graphs, tensor and pipeline parallel groups),
+vLLM's scheduler would use, computes it as ever (its kernels, graphs and tensor parallel groups),
 and is stopped before it samples: acceptance is ours. Written against the model runner of vLLM 0.32 that its
 configuration calls V1.
 """
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from vllm import SamplingParams
-from vllm.distributed.parallel_state import get_pp_group, get_tp_group
+from vllm.distributed.parallel_state import get_tp_group
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -50,20 +50,17 @@ class StepWorker:
     model_runner: GPUModelRunner
     execute_model: Any
 
-    def dspark_prepare(self, layers: tuple[int, ...]) -> str | None:
-        """Before the cache is made: from now on passes hand out the outputs of these layers (-1: the
-        embedding), of none if there are none. Returns why that cannot be, or None."""
-        runner = self.model_runner
-        if not hasattr(runner, "drafter"):  # of the last pipeline stage only, and missed in the others
-            runner.drafter = NoProposer(None)
-        if not layers:
-            return None
-        model = runner.get_model()
+    def dspark_tap(self, layers: tuple[int, ...]) -> str | None:
+        """From the next pass on the outputs of these layers (-1: the embedding) are handed out.
+
+        Before the cache is made. Returns why that cannot be, or None.
+        """
+        model = self.model_runner.get_model()
         if not hasattr(model, "set_aux_hidden_state_layers"):
             return f"{type(model).__name__} hands out no hidden states"
         # vLLM counts what goes into a layer, so that the last one's output has a number of its own.
         model.set_aux_hidden_state_layers(tuple(layer + 1 for layer in layers))
-        runner.use_aux_hidden_state_outputs = True
+        self.model_runner.use_aux_hidden_state_outputs = True
         return None
 
     def dspark_step(self, step: WorkerStep) -> StepOutput | None:
@@ -76,7 +73,7 @@ class StepWorker:
         self.execute_model(_scheduled(runner, step))
         state, runner.execute_model_state = runner.execute_model_state, None
         runner.kv_connector_output = None
-        if state is None or not get_pp_group().is_last_rank or get_tp_group().rank_in_group != 0:
+        if get_tp_group().rank_in_group != 0:
             return None
         order = _order(runner.input_batch.req_ids, step)
         taps = _taps(state.aux_hidden_states, step, order) if step.taps else None

@@ -24,7 +24,6 @@ TAPS = (-1, 0, 2, 3)
 PARALLEL = {
     "one worker": {},
     "tensor parallel": {"tensor_parallel_size": 2},
-    "pipeline parallel": {"pipeline_parallel_size": 2},
 }
 
 
@@ -145,6 +144,8 @@ def test_a_pass_that_fails_does_not_spoil_the_next(by_vllm: TargetEngine, target
 def test_wrong_arguments_are_told_before_anything_is_loaded(target_directory: Path) -> None:
     with pytest.raises(ConfigError, match=r"vllm arguments dtype, model follow from other settings"):
         build_target(options(target_directory, dtype="half", model="other"))
+    with pytest.raises(ConfigError, match="pipeline_parallel_size is not supported here, got 2"):
+        build_target(options(target_directory, pipeline_parallel_size=2))
     with pytest.raises(ConfigError, match=r"vLLM refuses its arguments: .*no_such_argument"):
         build_target(options(target_directory, no_such_argument=1))
     with pytest.raises(ConfigError, match=r"(?s)vLLM refuses .*divisible by tensor parallel size"):
