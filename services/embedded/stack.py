@@ -163,6 +163,7 @@ class EmbeddedStack:
         )
         load.watch(lambda: verifier.status)
         verifier.start()
+        self._closing.push_async_callback(asyncio.to_thread, profiled.target.engine.close)
         self._closing.push_async_callback(asyncio.to_thread, verifier.stop)
         for reports in reporting:
             reports.start()

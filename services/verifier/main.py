@@ -141,6 +141,7 @@ async def _start_verifier(
     )
     load.watch(lambda: verifier.status)
     verifier.start()
+    stack.push_async_callback(asyncio.to_thread, profiled.target.engine.close)
     stack.push_async_callback(asyncio.to_thread, verifier.stop)
     for plans in coordinated:
         plans.start()
