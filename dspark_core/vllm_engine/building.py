@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 
 import torch
@@ -11,6 +10,7 @@ from dspark_core.engine.building import EngineOptions
 from dspark_core.engine.context_features import ContextProjection
 from dspark_core.engine.lookup import BLOCK_TOKENS
 from dspark_core.engine.passes import TapWriter
+from dspark_core.engine.profile_passes import CHUNK_TOKENS
 from dspark_core.engine.protocols import DraftGeometry
 from dspark_core.engine.target_engine import TargetEngine
 from dspark_core.errors import ConfigError
@@ -31,20 +31,6 @@ from vllm.v1.executor.abstract import Executor
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from dspark_core.vllm_engine.worker import PROPOSER, WORKER
-
-_log = logging.getLogger(__name__)
-
-OURS = (
-    "model",
-    "dtype",
-    "max_model_len",
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "kv_cache_memory_bytes",
-    "speculative_config",
-    "worker_extension_cls",
-)
-"""Arguments of vLLM that follow from our own settings."""
 
 
 class _Core(EngineCore):  # type: ignore[misc]  # vLLM is in an environment of its own
@@ -69,12 +55,11 @@ def build_vllm_engine(
     block_size = 0 if geometry is None else geometry.block_size
     config = _configuration(options, facts, max(block_size, BLOCK_TOKENS))
     executor = Executor.get_class(config)(config)
-    if projection is not None:
-        for reason in executor.collective_rpc("dspark_tap", args=(projection.target_layer_ids,)):
-            if reason is not None:
-                executor.shutdown()
-                raise ConfigError(f"a drafter needs hidden states, and {reason}")
-    cache = _Core(config, executor).start_cache()
+    try:
+        cache, page_tokens = _started(config, executor, projection)
+    except BaseException:
+        executor.shutdown()
+        raise
     device = torch.device(config.device_config.device)
 
     def passes_of(taps: TapWriter | None) -> VllmPasses:
@@ -93,7 +78,7 @@ def build_vllm_engine(
         dtype=options.torch_dtype,
         device=device,
         num_pages=cache.num_blocks,
-        page_tokens=_page_tokens(cache),
+        page_tokens=page_tokens,
         projection=projection,
         max_context_tokens=config.model_config.max_model_len,
         features_at_once=device.type != "cpu",
@@ -101,35 +86,45 @@ def build_vllm_engine(
     )
 
 
+def _started(
+    config: VllmConfig, executor: Executor, projection: ContextProjection | None
+) -> tuple[KVCacheConfig, int]:
+    """The workers' cache, and positions of a page."""
+    if projection is not None:
+        for reason in executor.collective_rpc("dspark_tap", args=(projection.target_layer_ids,)):
+            if reason is not None:
+                raise ConfigError(f"a drafter needs hidden states, and {reason}")
+    cache = _Core(config, executor).start_cache()
+    return cache, _page_tokens(cache)
+
+
 def _configuration(options: EngineOptions, facts: TargetFacts, most_drafts: int) -> VllmConfig:
-    clash = sorted(set(OURS) & set(options.vllm_arguments))
-    if clash:
-        raise ConfigError(f"vllm arguments {', '.join(clash)} follow from other settings: leave them out")
-    stages = options.vllm_arguments.get("pipeline_parallel_size", 1)
-    if stages != 1:
-        raise ConfigError(f"vllm argument pipeline_parallel_size is not supported here, got {stages}")
-    given = {
+    ours = {
         "model": str(facts.path),
         "skip_tokenizer_init": True,
         "dtype": options.dtype,
         "max_model_len": options.max_context_tokens or facts.config.max_context_tokens,
         "max_num_seqs": options.max_running,
-        "max_num_batched_tokens": options.max_batch_tokens,
+        "max_num_batched_tokens": max(options.max_batch_tokens, CHUNK_TOKENS),  # a profile's passes too
         "kv_cache_memory_bytes": options.kv_cache_bytes,
         "enable_prefix_caching": False,  # ours
         "async_scheduling": False,
         "disable_hybrid_kv_cache_manager": True,  # one page table for all layers
         "disable_log_stats": True,
+        "pipeline_parallel_size": 1,  # tried: the last stage did not find the first one's hidden states
+        "data_parallel_size": 1,
         "speculative_config": {
             "method": "custom_class",
             "model": PROPOSER,
             "num_speculative_tokens": most_drafts,
         },
         "worker_extension_cls": WORKER,
-        **options.vllm_arguments,
     }
+    clash = sorted(set(ours) & set(options.vllm_arguments))
+    if clash:
+        raise ConfigError(f"vllm arguments {', '.join(clash)} are set by dspark itself: leave them out")
     try:
-        return EngineArgs(**given).create_engine_config()
+        return EngineArgs(**ours, **options.vllm_arguments).create_engine_config()
     except (TypeError, ValueError) as error:
         raise ConfigError(f"vLLM refuses its arguments: {error}") from error
 

@@ -58,8 +58,11 @@ class StepWorker:
         model = self.model_runner.get_model()
         if not hasattr(model, "set_aux_hidden_state_layers"):
             return f"{type(model).__name__} hands out no hidden states"
-        # vLLM counts what goes into a layer, so that the last one's output has a number of its own.
+        # vLLM counts what goes into a layer, so that the last one's output has a number of its own, and hands
+        # states out from the first layer to the last.
         model.set_aux_hidden_state_layers(tuple(layer + 1 for layer in layers))
+        ascending = sorted(set(layers))
+        self.dspark_places = [ascending.index(layer) for layer in layers]
         self.model_runner.use_aux_hidden_state_outputs = True
         return None
 
@@ -76,7 +79,10 @@ class StepWorker:
         if get_tp_group().rank_in_group != 0:
             return None
         order = _order(runner.input_batch.req_ids, step)
-        taps = _taps(state.aux_hidden_states, step, order) if step.taps else None
+        taps = None
+        if step.taps:
+            states = [state.aux_hidden_states[place] for place in self.dspark_places]
+            taps = _taps(states, step, order)
         logits = _logits(state.logits, step, order)
         return self._dspark_share(logits, taps) if step.shared else StepOutput(logits, taps)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dspark_core.engine.building import ENGINES
+from dspark_core.engine.building import ENGINES, NATIVE
 from services.common.env import json_object
 from services.embedded.options import StackOptions
 
@@ -46,22 +46,27 @@ def add_stack_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the target: as the checkpoint has them (default), the same but multiplied with activations "
         "rounded to 8 bits (stored-a8, faster but inexact), expanded to --dtype, or, inexactly, int8",
     )
+    group.add_argument("--kv-cache-mb", type=int, default=defaults.kv_cache_mb, help="memory for KV pages")
+    group.add_argument(
+        "--threads", type=int, default=None, help="math threads per engine (default: all cores)"
+    )
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of commands that need what computes the target, and not its weights."""
+    group = parser.add_argument_group("engine")
     group.add_argument(
         "--engine",
-        default=defaults.target_engine,
+        default=NATIVE,
         choices=ENGINES,
         help="what computes the target: this project's kernels, or vLLM where it is installed "
-        f"(default {defaults.target_engine})",
+        f"(default {NATIVE})",
     )
     group.add_argument(
         "--vllm-arguments",
         default="{}",
         metavar="JSON",
         help="more of vLLM's engine arguments, e.g. '{\"tensor_parallel_size\": 2}'",
-    )
-    group.add_argument("--kv-cache-mb", type=int, default=defaults.kv_cache_mb, help="memory for KV pages")
-    group.add_argument(
-        "--threads", type=int, default=None, help="math threads per engine (default: all cores)"
     )
 
 
@@ -94,10 +99,11 @@ def stack_options(arguments: argparse.Namespace, **overrides: object) -> StackOp
         "dtype": arguments.dtype,
         "device": arguments.device,
         "weights": arguments.weights,
-        "target_engine": arguments.engine,
-        "vllm_arguments": json_object("--vllm-arguments", arguments.vllm_arguments),
         "kv_cache_mb": arguments.kv_cache_mb,
         "threads": arguments.threads,
         **overrides,
     }
+    if "engine" in arguments:
+        fields["target_engine"] = arguments.engine
+        fields["vllm_arguments"] = json_object("--vllm-arguments", arguments.vllm_arguments)
     return StackOptions(**fields)

@@ -25,7 +25,7 @@ from dspark_core.engine.profile_file import profile_key, write_profile
 from dspark_core.engine.profiler import ProfileSettings, profile_step_time
 from dspark_core.errors import ConfigError
 from dspark_core.evaluation.plots import require_matplotlib
-from services.cli.arguments import add_stack_arguments, stack_options
+from services.cli.arguments import add_engine_arguments, add_stack_arguments, stack_options
 from services.cli.profile_plot import draw_profile
 from services.embedded.options import StackOptions
 
@@ -42,6 +42,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--repeats", type=int, default=defaults.repeats, help="passes behind a median (5)")
     parser.add_argument("--max-requests", type=int, default=32, help="largest batch measured (32)")
     add_stack_arguments(parser)
+    add_engine_arguments(parser)
     parser.set_defaults(run=run)
 
 

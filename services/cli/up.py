@@ -14,7 +14,12 @@ from typing import NoReturn, Protocol
 
 from rich.console import Console
 
-from services.cli.arguments import add_stack_arguments, add_trace_arguments, stack_options
+from services.cli.arguments import (
+    add_engine_arguments,
+    add_stack_arguments,
+    add_trace_arguments,
+    stack_options,
+)
 from services.cli.client import GatewayClient
 from services.cli.report import AnswerMeter
 from services.common.lifecycle import finished_before, stop_signals
@@ -51,6 +56,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--demo-request", action="store_true", help="answer one request when ready")
     add_trace_arguments(parser)
     add_stack_arguments(parser)
+    add_engine_arguments(parser)
     parser.set_defaults(run=run)
 
 
