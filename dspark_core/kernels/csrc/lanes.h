@@ -2,7 +2,7 @@
 // fixed order.
 //
 // Compilers take vectors as wide as a register into registers, and keep wider ones in memory: products of
-// 16 lanes took forty times as long on a processor with registers of 8. So where there are none of 16, a value
+// 16 lanes took ten times as long on a processor with registers of 8. So where there are none of 16, a value
 // is an array of parts that fit.
 #pragma once
 
