@@ -324,6 +324,10 @@ class RequestSurvival:
         return bool(self.survival) and self.origin is DraftOrigin.DRAFTER
 
 
+MAX_COHORTS = 2
+"""Of a verifier's requests, that take turns."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundReport:
     """What one round looked like at a verifier; the scheduler plans from these."""
@@ -335,6 +339,7 @@ class RoundReport:
     batch_tokens: int = 0
     step_seconds: float = 0.0
     draft_seconds: float = 0.0
+    """From asking for drafts until they were there."""
     context_tokens: int = 0
     """Of all requests in the pass."""
     loop_seconds: float = 0.0
@@ -351,6 +356,14 @@ class RoundReport:
     """Whose drafts these were; empty: not told, or none came."""
     drafter_primed: bool = False
     """The drafter took in context it had missed: `draft_seconds` are not those of a steady pass."""
+    hidden_draft_seconds: float = 0.0
+    """Of `draft_seconds`, what passed while the target computed others; the round waited for the rest."""
+    cohorts: int = 1
+    """2: `requests` are about half of those that decode; the others have the next round."""
+
+    @property
+    def draft_wait_seconds(self) -> float:
+        return self.draft_seconds - self.hidden_draft_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

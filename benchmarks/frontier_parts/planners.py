@@ -15,6 +15,9 @@ class FixedLengthPlanSource:
     def __init__(self, length: int) -> None:
         self._length = length
 
+    def cohorts(self, candidates: Sequence[DraftCandidate], given: int | None) -> int:
+        return given or 1
+
     def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
         return tuple(self._length > 0 and candidate.draftable for candidate in candidates)
 
@@ -30,6 +33,9 @@ class ThresholdPlanSource:
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
+
+    def cohorts(self, candidates: Sequence[DraftCandidate], given: int | None) -> int:
+        return given or 1
 
     def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
         return tuple(candidate.draftable for candidate in candidates)

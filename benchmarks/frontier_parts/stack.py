@@ -70,7 +70,11 @@ class SliceResult:
     """All rounds together, prefill included."""
     step_seconds: float
     draft_seconds: float
+    """Waited for drafts."""
     loop_seconds: float = 0.0
+    hidden_draft_seconds: float = 0.0
+    turns: int = 0
+    """Rounds of one of two cohorts."""
 
 
 class SwitchedPlans:
@@ -79,6 +83,9 @@ class SwitchedPlans:
     def __init__(self) -> None:
         self.current: PlanSource = FullPlanSource()
         self.reports: list[RoundReport] = []
+
+    def cohorts(self, candidates: Sequence[DraftCandidate], given: int | None) -> int:
+        return self.current.cohorts(candidates, given)
 
     def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
         return self.current.wants_draft(candidates)
@@ -134,19 +141,23 @@ class LoadedLoop:
         profiled: bool = True,
         clock: Callable[[], float] = time.perf_counter,
         max_step_seconds: float | None = None,
+        source: DraftSource | None = None,
+        warm_up_rounds: int = WARM_UP_ROUNDS,
     ) -> None:
         """`profiled`: with measured round times, which only planners that look at time need. `clock`:
-        what all times are told by."""
+        what all times are told by. `source`: whose drafts; None: a drafter's in this process."""
         self._clock = clock
-        drafter = build_drafter(options, target.loaded, generator=torch.Generator().manual_seed(seed + 1))
-        source = LocalDraftSource(drafter)
+        self._warm_up_rounds = warm_up_rounds
+        if source is None:
+            generator = torch.Generator().manual_seed(seed + 1)
+            source = LocalDraftSource(build_drafter(options, target.loaded, generator=generator))
         # Before the loop: a profile writes into pages that are not its own.
         self.round_time = (
             profile_round_time(target, source, options, max_running, clock) if profiled else None
         )
         self.plans = SwitchedPlans()
         self._lookup = SwitchedLookup(find_table(NGRAMS_AUTO, options.target_model, target.loaded))
-        block = drafter.geometry.block_size
+        block = source.geometry.block_size
         self._loop = RoundLoop(
             target.engine,
             self.plans,
@@ -212,7 +223,7 @@ class LoadedLoop:
         """Some unmeasured rounds, then at least `seconds` and MIN_ROUNDS of measured ones."""
         self.hold(concurrency, turn)
         self.plans.current, self._lookup.enabled = method.plans, method.lookup
-        for _ in range(WARM_UP_ROUNDS):
+        for _ in range(self._warm_up_rounds):
             self._step()
         self.plans.reports.clear()
         tokens, started = 0, self._clock()
@@ -232,7 +243,9 @@ class LoadedLoop:
             accepted=sum(request.accepted for request in requests),
             batch_tokens=sum(report.batch_tokens for report in reports),
             step_seconds=sum(report.step_seconds for report in reports),
-            draft_seconds=sum(report.draft_seconds for report in reports),
+            draft_seconds=sum(report.draft_wait_seconds for report in reports),
+            hidden_draft_seconds=sum(report.hidden_draft_seconds for report in reports),
+            turns=sum(report.cohorts > 1 for report in reports),
             loop_seconds=sum(report.loop_seconds for report in reports),
         )
 

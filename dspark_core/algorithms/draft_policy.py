@@ -24,6 +24,7 @@ import numpy as np
 from dspark_core.algorithms.drafting_choice import better_looked_up, worth_drafting
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.single_request import better_looked_up_alone, worth_drafting_alone
+from dspark_core.algorithms.step_surface import Floats
 from dspark_core.records import RequestSurvival
 
 PATIENCE = 3
@@ -43,10 +44,10 @@ more the more are drafted for, and the more are tried the likelier is one that i
 LEAST_GAIN = 0.05
 """What drafts have to promise a request that is alone. Less is lost in what step times do not tell: a sampled
 row costs more to decide than the greedy one that was profiled."""
-LOOK_ROUNDS = 4
+LOOK_ROUNDS = 5
 """While everybody is paused, whether someone would be worth a draft again is computed every so many rounds:
 what rounds gain does not change without drafts, and what they cost changes slowly. In the others whoever has
-looked-up tokens is left with them."""
+looked-up tokens is left with them. Odd, or of two cohorts that take turns one would never be looked at."""
 UNKNOWN_GAIN, UNKNOWN_VERIFIED = 1.0, 2.0
 """What a draft is thought to bring and verify while none was seen, against looked-up tokens."""
 MAX_REMEMBERED = 4096
@@ -161,6 +162,22 @@ class DraftPolicy:
             candidate.draftable and not free and self._advance(member, bool(worth))
             for candidate, member, worth, free in zip(candidates, members, worthy, looked_up, strict=True)
         )
+
+    def prospects(self, candidates: Sequence[DraftCandidate]) -> tuple[Floats, Floats]:
+        """Draft tokens that each may expect to be accepted, and verified, if drafted for -> two [candidates].
+        Of whom nothing is known, what is assumed of the unknown; 0 for those who may not use a draft."""
+        means = [self._means(candidate) for candidate in candidates]
+        usable = np.array([candidate.draftable for candidate in candidates], dtype=np.float64)
+        return usable * [gain for gain, _ in means], usable * [verified for _, verified in means]
+
+    def _means(self, candidate: DraftCandidate) -> tuple[float, float]:
+        known, group = self._sequences.get(candidate.sequence_id), self._groups.get(candidate.group)
+        means = None if known is None else known.means
+        if group is not None and means is None:
+            means = group.means
+        if group is None or means is None:
+            return UNKNOWN_GAIN, UNKNOWN_VERIFIED
+        return means.promised * group.trust, means.verified
 
     def learn(self, requests: Sequence[RequestSurvival]) -> None:
         """What the drafts of a round brought; requests without a draft teach nothing."""

@@ -1,7 +1,8 @@
 """How long a round takes: drafting, the network, one target step.
 
 `T_draft(requests drafted) + T_network + T_verify(requests, batch tokens, context tokens) + T_loop(requests)`
-is what planners divide expected tokens by. A round that drafts nothing pays neither of the first two.
+is what planners divide expected tokens by. A round that drafts nothing pays neither of the first two, and one
+whose drafts were made during another cohort's pass only what that did not hide.
 """
 
 from __future__ import annotations
@@ -92,18 +93,33 @@ class RoundTimeModel:
     network_seconds: float = 0.0
     """Per round, between verifier and drafter, both ways."""
     loop: LoopTimeModel = NO_LOOP
+    beside_seconds: float | None = None
+    """Another cohort's pass, during which drafts are made; None: the round waits for all of its own."""
 
     def __post_init__(self) -> None:
         _check_seconds(self.network_seconds, "network_seconds")
+        if self.beside_seconds is not None:
+            _check_seconds(self.beside_seconds, "beside_seconds")
 
     def overhead_seconds(self, drafted: int) -> float:
         """What a round pays before its target step when so many requests are drafted for."""
-        return self.draft.seconds(drafted) + self.network_seconds if drafted > 0 else 0.0
+        if drafted <= 0:
+            return 0.0
+        drafting = self.draft.seconds(drafted)
+        whole = drafting + self.network_seconds
+        if self.beside_seconds is None:
+            return whole
+        # Drafts are asked for when the round before ends. Both cohorts wait, so each waits for half of what
+        # its own pass and the other's leave; and a drafter has both cohorts to draft for.
+        return max(0.5 * (whole - self.beside_seconds), drafting - self.beside_seconds, 0.0)
 
     def overhead_table(self, max_drafted: int) -> Floats:
         """`overhead_seconds` of 0, 1, ... `max_drafted` -> [max_drafted + 1]."""
-        counts = np.arange(max_drafted + 1, dtype=np.float64)
-        seconds = self.draft.table(counts) + self.network_seconds
+        drafting = self.draft.table(np.arange(max_drafted + 1, dtype=np.float64))
+        seconds = drafting + self.network_seconds
+        if self.beside_seconds is not None:
+            left = np.maximum(0.5 * (seconds - self.beside_seconds), drafting - self.beside_seconds)
+            seconds = np.maximum(left, 0.0)
         seconds[0] = 0.0
         return seconds
 

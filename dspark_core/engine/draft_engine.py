@@ -71,6 +71,10 @@ class LocalDraftSource:
         return self._engine.geometry
 
     @property
+    def apart(self) -> bool:
+        return False
+
+    @property
     def generation(self) -> int:
         return 0
 

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -27,6 +28,25 @@ class DraftRound:
     seconds: float
     primed: bool = False
     """The drafter took in context it had missed while nobody asked it, which takes longer."""
+    hidden_seconds: float = 0.0
+    """What drafting took beyond `seconds`, while the target computed others."""
+
+
+NO_DRAFTS = DraftRound({}, 0.0)
+
+
+@dataclass(slots=True, eq=False)
+class DraftFlight:
+    """Blocks that were asked for and not waited for yet."""
+
+    wanted: Sequence[SequenceState]
+    items: Sequence[DraftItem]
+    generation: int
+    future: Future[list[DraftBlock]]
+    primed: bool
+    asked_at: float
+    answered_at: float | None = None
+    """Set by whichever thread the answer comes on."""
 
 
 class Drafting:
@@ -47,6 +67,11 @@ class Drafting:
         self._clock = clock
 
     @property
+    def apart(self) -> bool:
+        """Whether drafts are made while the target computes, rather than instead."""
+        return self._source.apart
+
+    @property
     def available(self) -> bool:
         """Whether the last round's drafts came."""
         return self._available
@@ -57,19 +82,33 @@ class Drafting:
         Leaving a sequence out costs nothing: its features are neither read nor sent, and its next
         item brings what was missed, at most a window, in one append.
         """
+        flight = self.begin(sequences)
+        return NO_DRAFTS if flight is None else self._landed(flight, waiting_since=flight.asked_at)
+
+    def begin(self, sequences: Sequence[SequenceState]) -> DraftFlight | None:
+        """`propose` that waits for nothing; None: nobody may use a draft. `finish` it before the sequences
+        get another token. As many may be under way as the source takes."""
         wanted = [
             s for s in sequences if s.request.speculation.enabled and draft_limit(s, self.block_size) > 0
         ]
         if not wanted:
-            return DraftRound({}, 0.0)
-        started = self._clock()
+            return None
+        asked_at = self._clock()
         generation = self._source.generation
         starts = [self._features_start(sequence, generation) for sequence in wanted]
-        blocks = self._ask(wanted, starts, generation)
+        spans = [(s.pages, start, len(s.tokens) - 1) for s, start in zip(wanted, starts, strict=True)]
+        features = self._engine.read_features_of(spans)
+        items = [self._item(*parts) for parts in zip(wanted, starts, features, strict=True)]
         # A round commits a block and its bonus token at most.
         missed = (len(s.tokens) - 1 - start for s, start in zip(wanted, starts, strict=True))
         primed = max(missed) > self.block_size + 1
-        return DraftRound(blocks, self._clock() - started, primed)
+        flight = DraftFlight(wanted, items, generation, self._source.propose(items), primed, asked_at)
+        flight.future.add_done_callback(lambda _: setattr(flight, "answered_at", self._clock()))
+        return flight
+
+    def finish(self, flight: DraftFlight) -> DraftRound:
+        """Waits for what is left of the deadline, which began when the drafts were asked for."""
+        return self._landed(flight, waiting_since=self._clock())
 
     def release(self, sequence_ids: Sequence[str]) -> None:
         self._source.release(sequence_ids)
@@ -78,24 +117,27 @@ class Drafting:
     def block_size(self) -> int:
         return self._source.geometry.block_size
 
-    def _ask(
-        self, wanted: Sequence[SequenceState], starts: Sequence[int], generation: int
-    ) -> dict[str, DraftBlock]:
-        spans = [(s.pages, start, len(s.tokens) - 1) for s, start in zip(wanted, starts, strict=True)]
-        features = self._engine.read_features_of(spans)
-        items = [self._item(*parts) for parts in zip(wanted, starts, features, strict=True)]
+    def _landed(self, flight: DraftFlight, waiting_since: float) -> DraftRound:
+        blocks = self._answer(flight)
+        landed_at = self._clock()
+        hidden = min(flight.answered_at or landed_at, waiting_since) - flight.asked_at
+        return DraftRound(blocks, landed_at - waiting_since, flight.primed, max(hidden, 0.0))
+
+    def _answer(self, flight: DraftFlight) -> dict[str, DraftBlock]:
+        left = flight.asked_at + self._deadline_seconds - self._clock()
         try:
-            blocks = self._source.propose(items).result(timeout=self._deadline_seconds)
+            blocks = flight.future.result(timeout=max(left, 0.0))
         except (DraftUnavailableError, TimeoutError) as error:
-            self._lost(wanted, error)
+            flight.future.cancel()  # nobody will look at it any more
+            self._lost(flight.wanted, error)
             return {}
         if not self._available:
             _log.info("drafts are back")
         self._available = True
-        for sequence, item, block in zip(wanted, items, blocks, strict=True):
+        for sequence, item, block in zip(flight.wanted, flight.items, blocks, strict=True):
             sequence.drafter_end = item.anchor_position
-            sequence.drafter_generation = -1 if block.needs_context else generation
-        pairs = zip(items, blocks, strict=True)
+            sequence.drafter_generation = -1 if block.needs_context else flight.generation
+        pairs = zip(flight.items, blocks, strict=True)
         return {block.sequence_id: block for item, block in pairs if _verifiable(item, block)}
 
     def _lost(self, wanted: Sequence[SequenceState], error: Exception) -> None:

@@ -25,9 +25,10 @@ from dspark_core.records import DraftOrigin, Verification
 
 BLOCK_TOKENS = 15
 """With the anchor a multiple of eight rows, what the target's kernels compute together."""
-UNUSED_ROUNDS, LOOK_ROUNDS = 8, 8
+UNUSED_ROUNDS, LOOK_ROUNDS = 8, 7
 """After so many rounds in a row of which no looked-up token was verified, only one in so many is looked up:
-in large batches few tokens pay, and looking takes a percent or two of a round."""
+in large batches few tokens pay, and looking takes a percent or two of a round. The second is odd, or of two
+cohorts that take turns one would never look."""
 MAX_GROUPS = 64
 """Kinds of sampling whose acceptance is known apart; the one unused by new sequences longest is forgotten."""
 
@@ -41,7 +42,7 @@ class LookupDrafting:
         self._groups: OrderedDict[str, LookupSurvival] = OrderedDict()
         self._of_sequence: dict[str, LookupSurvival] = {}
         self._promised: dict[str, tuple[float, ...]] = {}
-        """Of each block of this round, before it was corrected by what is known of its group."""
+        """Of each block that was not verified yet, before it was corrected by what is known of its group."""
         self._round = 0
         self._unused_rounds = 0
 
@@ -52,7 +53,6 @@ class LookupDrafting:
 
     def propose(self, sequences: Sequence[SequenceState]) -> dict[str, DraftBlock]:
         """Blocks by sequence id, of those for whom something was found."""
-        self._promised = {}
         self._round += 1
         if self._unused_rounds >= UNUSED_ROUNDS and self._round % LOOK_ROUNDS:
             return {}
@@ -70,19 +70,21 @@ class LookupDrafting:
 
     def learn(self, proposals: Sequence[Proposal], verdicts: Sequence[Verdict]) -> None:
         """What became of this round's blocks."""
-        if self._promised:
+        promised = {p.sequence.sequence_id: self._promised.pop(p.sequence.sequence_id, ()) for p in proposals}
+        if any(promised.values()):
             used = any(p.block.origin is DraftOrigin.LOOKUP and p.verify_length for p in proposals)
             self._unused_rounds = 0 if used else self._unused_rounds + 1
         for proposal, verdict in zip(proposals, verdicts, strict=False):
             if proposal.block.origin is DraftOrigin.LOOKUP and proposal.verify_length:
                 name = proposal.sequence.sequence_id
                 survival = self._of_sequence[name]
-                survival.learn(self._promised[name], proposal.verify_length, verdict.accepted)
+                survival.learn(promised[name], proposal.verify_length, verdict.accepted)
 
     def release(self, sequence_id: str) -> None:
         """Forgets a sequence that ended; unknown ids are ignored."""
         self._chains.release(sequence_id)
         self._of_sequence.pop(sequence_id, None)
+        self._promised.pop(sequence_id, None)
 
     def _block(
         self, sequence: SequenceState, token_ids: tuple[int, ...], promised: tuple[float, ...]

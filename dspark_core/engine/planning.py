@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import takewhile
+from typing import TypeVar
 
 import numpy as np
 
+from dspark_core.algorithms.cohorts import COHORTS, worth_turns
 from dspark_core.algorithms.delayed_scheduler import spend
 from dspark_core.algorithms.draft_policy import DraftCandidate, DraftPolicy
 from dspark_core.algorithms.plan_batch import PlanBatch
@@ -38,6 +41,7 @@ class LocalPlanSource:
         """`round_time`: None while nothing was profiled; plans are then conservative, see above."""
         self._round_time = round_time
         self._policy = policy or DraftPolicy()
+        self._beside_seconds: float | None = None  # of the other cohort's pass; None: there are none
         self._plain_rounds = 0
         self._planned_rounds = 0
         self.paused_requests = 0
@@ -55,10 +59,24 @@ class LocalPlanSource:
         if self._round_time is None:
             self._round_time = round_time
 
+    def cohorts(self, candidates: Sequence[DraftCandidate], given: int | None) -> int:
+        self._beside_seconds = None
+        if given == 1 or self._round_time is None:
+            return given or 1
+        gains, verified = self._policy.prospects(candidates)
+        context = sum(candidate.context_tokens for candidate in candidates)
+        self._beside_seconds = worth_turns(gains, verified, self._round_time, context)
+        if self._beside_seconds is None and given is not None:
+            count, tokens = len(gains) / given, (len(gains) + float(verified.sum())) / given
+            self._beside_seconds = self._round_time.seconds(round(count), tokens, context // given)
+        return 1 if self._beside_seconds is None else COHORTS
+
     def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
         if self._round_time is None:
             return tuple(candidate.draftable and not candidate.lookup_survival for candidate in candidates)
-        wanted = self._policy.choose(candidates, self._round_time, self.draft_price)
+        if self._beside_seconds is not None:
+            candidates = _in_turns(candidates)
+        wanted = self._policy.choose(candidates, self._times(self._round_time), self.draft_price)
         self.paused_requests = sum(candidate.draftable for candidate in candidates) - sum(wanted)
         return wanted
 
@@ -67,10 +85,19 @@ class LocalPlanSource:
             return conservative_lengths(requests)
         if not any(request.survival for request in requests):
             return (0,) * len(requests)  # nobody was drafted for, so there is nothing to plan
-        lengths = plan_lengths(requests, self._round_time, capacity=capacity)
-        if _may_be_dropped(requests) and not _gains_enough(requests, lengths, self._round_time):
+        times = self._times(self._round_time)
+        if self._beside_seconds is not None:
+            requests = _in_turns(requests)
+        lengths = plan_lengths(requests, times, capacity=capacity)
+        if _may_be_dropped(requests) and not _gains_enough(requests, lengths, times):
             return (0,) * len(requests)
         return lengths
+
+    def _times(self, round_time: RoundTimeModel) -> RoundTimeModel:
+        """Of the rounds there are: of everybody, or of a cohort."""
+        if self._beside_seconds is None:
+            return round_time
+        return replace(round_time, beside_seconds=self._beside_seconds)
 
     def report(self, report: RoundReport) -> None:
         """Learns what steps and drafts cost and what drafts bring; earlier rounds bias nothing."""
@@ -101,6 +128,19 @@ class LocalPlanSource:
             )
 
 
+_Floored = TypeVar("_Floored", DraftCandidate, PlanRequest)
+
+
+def _in_turns(requests: Sequence[_Floored]) -> list[_Floored]:
+    """As much as floors ask of one round in so many."""
+    return [
+        one
+        if one.floor_tokens_per_second is None
+        else replace(one, floor_tokens_per_second=COHORTS * one.floor_tokens_per_second)
+        for one in requests
+    ]
+
+
 def _may_be_dropped(requests: Sequence[PlanRequest]) -> bool:
     """A whole plan is judged by all its tokens, which only those may look at that stand iff they equal the
     target's choice (the causal barrier); and what holds a floor is not weighed."""
@@ -125,6 +165,9 @@ def _gains_enough(
 
 class FullPlanSource:
     """Verifies every draft token: static speculation, the baseline scheduling is measured against."""
+
+    def cohorts(self, candidates: Sequence[DraftCandidate], given: int | None) -> int:
+        return given or 1
 
     def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
         return tuple(candidate.draftable for candidate in candidates)

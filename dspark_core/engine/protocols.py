@@ -74,13 +74,18 @@ class DraftBlock:
 
 
 class DraftSource(Protocol):
-    """Proposes draft blocks. One round at a time: the next call follows the previous result."""
+    """Proposes draft blocks, for two rounds at a time at most: each is answered before the one after."""
 
     @property
     def geometry(self) -> DraftGeometry: ...
 
+    @property
+    def apart(self) -> bool:
+        """Whether `propose` returns before the drafts are made, which others' work need not wait for."""
+        ...
+
     def propose(self, items: Sequence[DraftItem]) -> Future[list[DraftBlock]]:
-        """Blocks in the order of the items; fails with `DraftUnavailableError`."""
+        """Blocks in the order of the items; fails with `DraftUnavailableError`. Cancelled by who gave up."""
         ...
 
     def release(self, sequence_ids: Sequence[str]) -> None:
@@ -94,7 +99,13 @@ class DraftSource(Protocol):
 
 
 class PlanSource(Protocol):
-    """Chooses for whom to draft and how much to verify. In each round: `wants_draft`, `plan`, `report`."""
+    """Chooses for whom to draft and how much to verify. In each round: `wants_draft`, `plan`, `report`;
+    where two cohorts take turns, a round is one cohort's, and its `wants_draft` follows its round before."""
+
+    def cohorts(self, candidates: Sequence[DraftCandidate], given: int | None) -> int:
+        """Whether rounds are of everybody (1) or of one of two cohorts (2) until it is asked again, about
+        every sixteen rounds. `given`: no choice, to be taken note of; None: what is faster."""
+        ...
 
     def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
         """Whether each decoding request is drafted for this round; decided from earlier rounds only."""

@@ -6,7 +6,6 @@ needs of the outside comes through `DraftSource` and `PlanSource`.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import secrets
 import time
@@ -21,10 +20,11 @@ from dspark_core.engine.acceptance import NO_BLOCK, Acceptor, Proposal, Verdict
 from dspark_core.engine.batch import Run
 from dspark_core.engine.batching import Batcher, BatchLimits
 from dspark_core.engine.block_manager import BlockManager
+from dspark_core.engine.draft_turns import DraftTurns
 from dspark_core.engine.drafting import Drafting, DraftRound, draft_limit
 from dspark_core.engine.lookup import LookupDrafting
 from dspark_core.engine.pacing import PrefillPacer, chunk_pairs, tokens_per_pair
-from dspark_core.engine.plan_inputs import draft_candidates, plan_requests
+from dspark_core.engine.plan_inputs import plan_requests
 from dspark_core.engine.protocols import DraftBlock, PlanSource
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.engine.target_engine import TargetEngine
@@ -52,9 +52,8 @@ class RoundOutput:
 @dataclass(frozen=True, slots=True)
 class _RoundTimes:
     step_seconds: float
-    draft_seconds: float
     loop_seconds: float
-    drafter_primed: bool
+    drafts: DraftRound
 
 
 class RoundLoop:
@@ -65,6 +64,7 @@ class RoundLoop:
         *,
         drafting: Drafting | None = None,
         lookup: LookupDrafting | None = None,
+        cohorts: int | None = None,
         limits: BatchLimits | None = None,
         replica_id: str = "local",
         generator: torch.Generator | None = None,
@@ -73,6 +73,8 @@ class RoundLoop:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`lookup`: drafts from the sequences' own text too, where that is better than the drafter's.
+        `cohorts`: 1: every round is of everybody; 2: of every second one, see `DraftTurns`; None: what is
+        faster by the planner's times.
         `step_time`: measured, paces prompts if the limits bound a step's time; None: learned.
 
         `on_end` hears of each sequence that ends by itself, while its pages are still its own.
@@ -81,6 +83,7 @@ class RoundLoop:
         self._planner = planner
         self._drafting = drafting
         self._lookup = lookup
+        self._turns = DraftTurns(planner, drafting, lookup, cohorts)
         self._manager = BlockManager(engine.num_pages, engine.page_tokens)
         self.batcher = Batcher(self._manager, limits or BatchLimits())
         self._replica_id = replica_id
@@ -132,8 +135,7 @@ class RoundLoop:
     def step(self) -> list[RoundOutput]:
         """One round. Returns what it committed, sequence by sequence."""
         self.batcher.admit()
-        decoding = self._secure_anchors()
-        drafts = self._drafts(decoding)
+        decoding, drafts = self._turns.take(self._secure_anchors())
         started = self._clock()
         proposals, survival = self._plan(decoding, drafts)
         decode_tokens = sum(1 + len(p.draft_token_ids) for p in proposals)
@@ -154,9 +156,10 @@ class RoundLoop:
         for sequence, count in prefills:
             sequence.computed += count
             sequence.publish_full_pages(self._manager)
-        times = _RoundTimes(elapsed, drafts.seconds, max(loop_seconds, 0.0), drafts.primed)
+        times = _RoundTimes(elapsed, max(loop_seconds, 0.0), drafts)
         self._report(proposals, verdicts, survival, runs, times)
         outputs = self._commit(sampled, verdicts, len(proposals), drafts, elapsed)
+        self._turns.end(self.batcher.running)
         self._pass_ended = ended if self._sequences else None
         return outputs
 
@@ -190,16 +193,6 @@ class RoundLoop:
             if self.batcher.secure(sequence, len(sequence.tokens)):
                 ready.append(sequence)
         return ready
-
-    def _drafts(self, decoding: Sequence[SequenceState]) -> DraftRound:
-        """Blocks of the drafter for the sequences the planner wants drafted, looked-up ones for others."""
-        lookups = self._lookup.propose(decoding) if self._lookup else {}
-        if self._drafting is None or not decoding:
-            return DraftRound(lookups, 0.0)
-        candidates = draft_candidates(decoding, self._drafting.block_size, lookups)
-        wanted = self._planner.wants_draft(candidates)
-        drafts = self._drafting.propose([s for s, wants in zip(decoding, wanted, strict=True) if wants])
-        return dataclasses.replace(drafts, blocks={**lookups, **drafts.blocks})
 
     def _plan(
         self, decoding: Sequence[SequenceState], drafts: DraftRound
@@ -341,6 +334,7 @@ class RoundLoop:
             self._drafting.release([sequence.sequence_id])
         if self._lookup:
             self._lookup.release(sequence.sequence_id)
+        self._turns.release(sequence.sequence_id)
 
     def _report(
         self,
@@ -369,9 +363,11 @@ class RoundLoop:
                 batch_tokens=sum(len(run.token_ids) for run in runs),
                 context_tokens=sum(run.start for run in runs),
                 step_seconds=times.step_seconds,
-                draft_seconds=times.draft_seconds,
+                draft_seconds=times.drafts.seconds + times.drafts.hidden_seconds,
+                hidden_draft_seconds=times.drafts.hidden_seconds,
                 loop_seconds=times.loop_seconds,
-                drafter_primed=times.drafter_primed,
+                drafter_primed=times.drafts.primed,
+                cohorts=self._turns.cohorts,
             )
         )
 

@@ -43,6 +43,9 @@ class TracingPlanSource:
             self._curve_version = curve_version(curve)
             writer.put(TracedCurve(version=self._curve_version, document=curve))
 
+    def cohorts(self, candidates: Sequence[DraftCandidate], given: int | None) -> int:
+        return self._inner.cohorts(candidates, given)
+
     def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
         return self._inner.wants_draft(candidates)
 
@@ -69,7 +72,7 @@ class TracingPlanSource:
             curve_version=self._curve_version,
             batch_tokens=report.batch_tokens,
             step_seconds=report.step_seconds,
-            draft_seconds=report.draft_seconds,
+            draft_seconds=report.draft_wait_seconds,
             loop_seconds=report.loop_seconds,
             context_tokens=report.context_tokens,
             requests=tuple(

@@ -43,6 +43,11 @@ class RecordingDrafts:
         return self._source.geometry
 
     @property
+    def apart(self) -> bool:
+        """Nothing is begun before its round: what is remembered is of the latest."""
+        return False
+
+    @property
     def generation(self) -> int:
         return self._source.generation
 

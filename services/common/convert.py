@@ -16,6 +16,7 @@ from dspark_proto.v1 import common_pb2, scheduler_pb2, verifier_pb2
 
 from dspark_core.errors import InvalidRequestError
 from dspark_core.records import (
+    MAX_COHORTS,
     AssignRequest,
     DraftOrigin,
     FinishReason,
@@ -267,16 +268,20 @@ def round_report_to_proto(value: RoundReport) -> scheduler_pb2.RoundReport:
         draft_compute_seconds=value.draft_compute_seconds,
         drafter_id=value.drafter_id,
         drafter_primed=value.drafter_primed,
+        hidden_draft_seconds=value.hidden_draft_seconds,
+        cohorts=value.cohorts,
     )
 
 
 def round_report_from_proto(message: scheduler_pb2.RoundReport) -> RoundReport:
     if not message.replica_id:
         raise InvalidRequestError("replica_id must be non-empty, got ''", field="replica_id")
-    for name in ("step_seconds", "draft_seconds", "draft_compute_seconds"):
+    for name in ("step_seconds", "draft_seconds", "draft_compute_seconds", "hidden_draft_seconds"):
         seconds = getattr(message, name)
         if not (math.isfinite(seconds) and seconds >= 0):
             raise InvalidRequestError(f"{name} must be finite and >= 0, got {seconds}", field=name)
+    if message.cohorts > MAX_COHORTS:
+        raise InvalidRequestError(f"cohorts must be <= {MAX_COHORTS}, got {message.cohorts}", field="cohorts")
     return RoundReport(
         replica_id=message.replica_id,
         round=message.round,
@@ -291,6 +296,8 @@ def round_report_from_proto(message: scheduler_pb2.RoundReport) -> RoundReport:
         draft_compute_seconds=message.draft_compute_seconds,
         drafter_id=message.drafter_id,
         drafter_primed=message.drafter_primed,
+        hidden_draft_seconds=min(message.hidden_draft_seconds, message.draft_seconds),
+        cohorts=max(message.cohorts, 1),
     )
 
 

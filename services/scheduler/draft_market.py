@@ -44,7 +44,8 @@ class _Member:
 
     drafter_id: str = ""
     requests: tuple[str, ...] = ()
-    """Of its newest round."""
+    """Of its newest round, or of the newest of each cohort where two take turns."""
+    newest: tuple[str, ...] = ()
     yields: dict[str, _Yield] = field(default_factory=dict)
     mean: _Yield | None = None
     accepted: float = 0.0
@@ -71,11 +72,13 @@ class _Member:
             self.mean.learn(trusted, verified)
             known = self.yields.setdefault(request.sequence_id, _Yield(self.mean.gain, self.mean.verified))
             known.learn(trusted, verified)
-        self.requests = tuple(request.sequence_id for request in report.requests)
+        newest = tuple(request.sequence_id for request in report.requests)
+        others = [name for name in self.newest if name not in newest] if report.cohorts > 1 else []
+        self.newest, self.requests = newest, (*newest, *others)
         self.yields = {name: self.yields[name] for name in self.requests if name in self.yields}
-        self.context_tokens = report.context_tokens
+        self.context_tokens = report.cohorts * report.context_tokens
         self.drafting = any(request.drafted for request in report.requests)
-        used = report.draft_compute_seconds / max(report.draft_seconds + report.step_seconds, 1e-9)
+        used = report.draft_compute_seconds / max(report.draft_wait_seconds + report.step_seconds, 1e-9)
         self.used += RATE * (used - self.used)
         if self.drafting and report.draft_compute_seconds > 0:
             way = max(report.draft_seconds - report.draft_compute_seconds, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from dspark_core.algorithms.cohorts import COHORTS, cycle_seconds
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_surface import StepPoint
 from dspark_core.algorithms.step_time import StepTimeModel
@@ -27,6 +28,7 @@ class VerifierPace:
         self._accepted_length = 1.0
         self._context_per_request = 0.0
         self._drafted_share = 0.0
+        self._in_turns = False
 
     def adopt(self, profile: tuple[StepTime, ...]) -> None:
         """Starts from what was measured; a repeated profile changes nothing: what was learned on
@@ -62,6 +64,7 @@ class VerifierPace:
                 drafted, report.draft_seconds, report.draft_compute_seconds or None
             )
         if report.requests:
+            self._in_turns = report.cohorts > 1
             count = len(report.requests)
             verified = sum(request.verify_length for request in report.requests)
             accepted = sum(request.accepted for request in report.requests)
@@ -78,15 +81,17 @@ class VerifierPace:
         return self._accepted_length
 
     def round_seconds(self, requests: int) -> float | None:
-        """Expected duration of a round with so many requests like those seen; None: no curve."""
+        """Until so many requests like those seen have all had a round; None: no curve."""
         if self.model is None:
             return None
-        return self.model.seconds(
+        of_all = (
             requests,
             max(requests, round(requests * self._tokens_per_request)),
             round(requests * self._context_per_request),
             round(requests * self._drafted_share),
         )
+        in_turns = self._in_turns and requests >= COHORTS
+        return cycle_seconds(self.model, *of_all) if in_turns else self.model.seconds(*of_all)
 
     def relaxation(self, idle_seconds: float) -> float:
         """What to multiply round times by that were last seen so long ago.

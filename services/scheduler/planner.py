@@ -6,6 +6,8 @@ that has ended and the verifier applies it to a later one, which keeps rejection
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.planner import capacity_of
 from dspark_core.records import RoundReport, StepTime, VerifyPlan
@@ -45,11 +47,13 @@ class VerifierPlanner:
         if report is None or model is None or not any(request.survival for request in report.requests):
             return None
         context = report.context_tokens // len(report.requests)
+        if report.cohorts > 1:  # the round before was another cohort's, while these were drafted for
+            model = replace(model, beside_seconds=report.step_seconds + report.loop_seconds)
         requests = [
             PlanRequest(
                 sequence_id=request.sequence_id,
                 survival=request.survival,
-                floor_tokens_per_second=request.min_tokens_per_second or None,
+                floor_tokens_per_second=report.cohorts * request.min_tokens_per_second or None,
                 context_tokens=context,
                 origin=request.origin,
             )

@@ -1,13 +1,15 @@
 """`DraftSource` over gRPC: one stream to a drafter, kept open, reopened when it breaks.
 
 Lives on an asyncio loop and is called from the round thread. Whenever the stream is not up, or a
-reply is overdue, proposals fail at once, so that a lost drafter never holds up a round twice.
+reply was given up that is still owed, proposals fail at once, so that a lost drafter never holds up a round
+twice. Two rounds may be under way: while the target computes one cohort, the other is drafted for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -30,11 +32,13 @@ STALL_SECONDS = 5.0
 """A stream that owes a reply for this long is given up and reopened."""
 STREAM_SECONDS = 24 * 3600.0
 MAX_PENDING_RELEASES = 10_000
+MAX_ROUNDS = 2
+"""Under way at once."""
 
 
 @dataclass(slots=True)
 class _Pending:
-    """The round whose reply is awaited."""
+    """A round whose reply is owed."""
 
     round: int
     sequence_ids: tuple[str, ...]
@@ -61,7 +65,7 @@ class RemoteDraftSource:
         self._generation = 0
         self._round = 0
         self._requests: asyncio.Queue[drafter_pb2.DraftRequest] | None = None  # None: no stream
-        self._pending: _Pending | None = None
+        self._owed: deque[_Pending] = deque()  # oldest first; replies come in this order
         self._releases: list[str] = []
         self._connected = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -90,6 +94,10 @@ class RemoteDraftSource:
         return self._geometry
 
     @property
+    def apart(self) -> bool:
+        return True
+
+    @property
     def generation(self) -> int:
         return self._generation
 
@@ -97,16 +105,16 @@ class RemoteDraftSource:
         """Called on the round thread."""
         if not self.connected:
             return _failed("no drafter is connected")
-        overdue = self._pending
-        if overdue is not None and not overdue.future.done():
-            return _failed(f"the drafter still owes the reply of round {overdue.round}")
+        owed = tuple(self._owed)
+        if len(owed) >= MAX_ROUNDS or any(pending.future.cancelled() for pending in owed):
+            return _failed(f"the drafter still owes the reply of round {owed[0].round}")
         self._round += 1
         pending = _Pending(self._round, tuple(item.sequence_id for item in items))
         releases, self._releases = self._releases, []
         message = drafter_pb2.DraftRequest(
             round=pending.round, items=[convert.draft_item_to_proto(item) for item in items], release=releases
         )
-        self._pending = pending
+        self._owed.append(pending)
         self._loop.call_soon_threadsafe(self._send, message, pending)
         return pending.future
 
@@ -116,10 +124,11 @@ class RemoteDraftSource:
             self._releases.extend(sequence_ids)
 
     def _send(self, message: drafter_pb2.DraftRequest, pending: _Pending) -> None:
-        if self._requests is None:
-            pending.future.set_exception(DraftUnavailableError("the drafter's stream has just ended"))
-        else:
+        if self._requests is not None:
             self._requests.put_nowait(message)
+        elif pending in self._owed:
+            self._owed.remove(pending)
+            _fail(pending, "the drafter's stream has just ended")
 
     async def _run(self) -> None:
         backoff = FIRST_BACKOFF_SECONDS
@@ -168,16 +177,18 @@ class RemoteDraftSource:
     async def _watch(self, call: grpc.aio.StreamStreamCall[Any, Any]) -> None:
         """Cancels a stream that owes a reply for too long: its drafter hangs."""
         while True:
-            before = self._pending
+            oldest = self._owed[0] if self._owed else None
             await asyncio.sleep(self._stall_seconds)
-            if before is not None and before is self._pending and not before.future.done():
+            if oldest is not None and self._owed and oldest is self._owed[0]:
                 call.cancel()
                 return
 
     def _receive(self, response: drafter_pb2.DraftResponse) -> None:
-        pending = self._pending
-        if pending is None or response.round != pending.round or pending.future.done():
+        if not self._owed or response.round != self._owed[0].round:
             return
+        pending = self._owed.popleft()
+        if not pending.future.set_running_or_notify_cancel():
+            return  # given up
         try:
             blocks = [convert.draft_block_from_proto(block, self._geometry) for block in response.blocks]
             if tuple(block.sequence_id for block in blocks) != pending.sequence_ids:
@@ -192,8 +203,8 @@ class RemoteDraftSource:
         self._connected.clear()
         self._requests = None
         self._generation += 1
-        if self._pending is not None and not self._pending.future.done():
-            self._pending.future.set_exception(DraftUnavailableError("the drafter's stream ended"))
+        while self._owed:
+            _fail(self._owed.popleft(), "the drafter's stream ended")
 
     def _complain(self, error: Exception) -> None:
         """Once per outage: reconnecting every second or two must not fill the log."""
@@ -209,6 +220,11 @@ async def _drain(
 ) -> AsyncIterator[drafter_pb2.DraftRequest]:
     while True:
         yield await requests.get()
+
+
+def _fail(pending: _Pending, reason: str) -> None:
+    if pending.future.set_running_or_notify_cancel():
+        pending.future.set_exception(DraftUnavailableError(reason))
 
 
 def _failed(reason: str) -> Future[list[DraftBlock]]:

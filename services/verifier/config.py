@@ -39,6 +39,9 @@ class VerifierServiceConfig:
     """Whether drafts may come from requests' own text too, and from `ngrams`."""
     ngrams: str = NGRAMS_AUTO
     """Table of the target's words, as `resolve_ngrams_path` takes it."""
+    cohorts: int | None = None
+    """1, or 2 that take turns, one being drafted for while the other is verified; None: what is faster by the
+    measured times."""
     profile: ProfileOptions = field(default_factory=ProfileOptions)
     trace: TraceOptions | None = None
     """None: rounds leave no trace."""
@@ -82,6 +85,7 @@ class VerifierServiceConfig:
             replica_id=env.text("DSPARK_REPLICA_ID", f"verifier-{address}"),
             lookup=env.flag("DSPARK_LOOKUP", True),
             ngrams=env.text("DSPARK_NGRAMS", NGRAMS_AUTO),
+            cohorts={"auto": None, "1": 1, "2": 2}[env.choice("DSPARK_COHORTS", "auto", ("auto", "1", "2"))],
             profile=ProfileOptions(
                 source=env.text("DSPARK_PROFILE", MEASURE),
                 max_requests=max_running,

@@ -137,6 +137,7 @@ async def _start_verifier(
         planner=planner,
         trace=trace,
         lookup=lookup,
+        cohorts=config.cohorts,
         planner_name=lambda: coordinated[0].last_planner if coordinated else "local",
     )
     load.watch(lambda: verifier.status)

@@ -35,6 +35,16 @@ class VerifierMetrics:
             buckets=_DRAFT_BUCKETS,
             registry=registry,
         )
+        self._hidden = Counter(
+            "dspark_hidden_draft_seconds",
+            "Drafting and the network while the target computed another cohort.",
+            registry=registry,
+        )
+        self._cohorts = Gauge(
+            "dspark_cohorts",
+            "Cohorts of requests that take turns; 1: rounds are of everybody.",
+            registry=registry,
+        )
         self._batch_tokens = Histogram(
             "dspark_batch_tokens",
             "Tokens in one target pass.",
@@ -72,7 +82,9 @@ class VerifierMetrics:
     def observe_round(self, report: RoundReport) -> None:
         self._step.observe(report.step_seconds)
         if report.draft_seconds:
-            self._draft.observe(report.draft_seconds)
+            self._draft.observe(report.draft_wait_seconds)
+        self._hidden.inc(report.hidden_draft_seconds)
+        self._cohorts.set(report.cohorts)
         self._batch_tokens.observe(report.batch_tokens)
         self._verified.inc(sum(request.verify_length for request in report.requests))
         self._accepted.inc(sum(request.accepted for request in report.requests))
@@ -109,6 +121,9 @@ class ObservedPlanSource:
     def __init__(self, inner: PlanSource, metrics: VerifierMetrics) -> None:
         self._inner = inner
         self._metrics = metrics
+
+    def cohorts(self, candidates: Sequence[DraftCandidate], given: int | None) -> int:
+        return self._inner.cohorts(candidates, given)
 
     def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
         return self._inner.wants_draft(candidates)

@@ -99,6 +99,9 @@ class CoordinatedPlanSource:
         """The round the newest plan is based on; 0 while there is none."""
         return self._plans[-1].based_on_round if self._plans else 0
 
+    def cohorts(self, candidates: Sequence[DraftCandidate], given: int | None) -> int:
+        return self._local.cohorts(candidates, given)
+
     def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
         """The price comes from rounds that are over, as all that is weighed here."""
         price, told_at = self._price

@@ -74,10 +74,11 @@ def build_verifier(
     planner_name: Callable[[], str] = lambda: "local",
     draft_time: DraftTimeModel | None = None,
     lookup: LookupDrafting | None = None,
+    cohorts: int | None = None,
 ) -> Verifier:
     """`planner` may wrap the local planner, for example to follow the scheduler; `planner_name` is
     the name under which the newest plan is traced. `draft_time`: measured; None: to be learned.
-    `lookup`: drafts without a drafter; None: none of those.
+    `lookup`: drafts without a drafter; None: none of those. `cohorts`: see `RoundLoop`.
     """
     engine = profiled.target.engine
     observed = VerifierMetrics(metrics)
@@ -104,6 +105,7 @@ def build_verifier(
         ObservedPlanSource(plans, observed),
         drafting=drafting,
         lookup=lookup,
+        cohorts=cohorts,
         limits=limits,
         replica_id=replica_id,
         step_time=None if round_time is None else round_time.verify,

@@ -17,6 +17,7 @@ TORCH_FREE_ALGORITHMS = (
     "dspark_core.algorithms.delayed_scheduler",
     "dspark_core.algorithms.speed_floor",
     "dspark_core.algorithms.draft_policy",
+    "dspark_core.algorithms.cohorts",
     "dspark_core.algorithms.draft_price",
     "dspark_core.algorithms.drafting_choice",
     "dspark_core.algorithms.plan_batch",

@@ -42,6 +42,7 @@ async def processes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> AsyncIterator[tuple[ProcessStack, str]]:
     monkeypatch.setenv("PYTHONPATH", ".:proto/gen")
+    monkeypatch.setenv("DSPARK_COHORTS", "2")  # where there are two requests, they take turns
     for name, value in tls_environ(write_tls(tmp_path)).items():
         monkeypatch.setenv(name, value)
     options = dataclasses.replace(OPTIONS, http_port=free_port(), grpc_port=free_port(), threads=1)
@@ -82,12 +83,14 @@ async def test_processes_answer_like_the_embedded_stack_and_survive_their_drafte
     processes: tuple[ProcessStack, str], stack: EmbeddedStack
 ) -> None:
     one, url = processes
-    for asked in ASKED:
-        assert await answer(url, asked) == await answer(stack.url, asked)
+    expected = [await answer(stack.url, asked) for asked in ASKED]
+    assert [await answer(url, asked) for asked in ASKED] == expected
+    assert await asyncio.gather(*(answer(url, asked) for asked in ASKED)) == expected
 
-    # Kill -9 in the middle of a stream: plain decoding goes on with the same tokens.
+    # Kill -9 in the middle of a stream, beside another: plain decoding goes on with the same tokens.
+    beside = asyncio.create_task(answer(url, ASKED[2], 48))
     for asked in (ASKED[0], ASKED[1]):
-        expected = await answer(stack.url, asked, 48)
+        whole = await answer(stack.url, asked, 48)
         pieces, speculation = [], {}
         async for event in events(url, asked, 48):
             if event["choices"]:
@@ -95,8 +98,9 @@ async def test_processes_answer_like_the_embedded_stack_and_survive_their_drafte
             speculation = event.get("speculation") or speculation
             if len(pieces) == 5 and one.processes["drafter"].exit_code is None:
                 one.processes["drafter"].kill()
-        assert "".join(pieces) == expected
+        assert "".join(pieces) == whole
         assert speculation["rounds"] > 0
+    assert await beside == await answer(stack.url, ASKED[2], 48)
     assert one.processes["drafter"].exit_code is not None
 
     # Kill -9 the scheduler in the middle of a stream: the same tokens, and the next request is served.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import threading
 import time
@@ -239,15 +240,46 @@ async def test_a_hanging_drafter_is_dropped_and_never_waited_for_twice(engine: C
     ):
         await source.wait_connected()
         generation = source.generation
-        hanging = source.propose([item("h", 0, 5)])
-        with pytest.raises(DraftUnavailableError, match="still owes the reply"):
-            await propose(source, [item("h", 0, 5)])
-        with pytest.raises(DraftUnavailableError):
+        given_up, hanging = source.propose([item("g", 0, 5)]), source.propose([item("h", 0, 5)])
+        with pytest.raises(DraftUnavailableError, match="still owes the reply of round 1"):
+            await propose(source, [item("i", 0, 5)])  # a third
+        assert given_up.cancel()
+        with pytest.raises(DraftUnavailableError, match="the drafter's stream ended"):
             await asyncio.wait_for(asyncio.wrap_future(hanging), 10)
         gate.set()
         await until(lambda: source.connected and source.generation > generation)
         (block,) = await propose(source, [item("h", 0, 5)])
         assert len(block.token_ids) == engine.geometry.block_size
+
+
+async def test_a_reply_that_was_given_up_is_not_waited_for_again_and_not_mistaken_for_the_next(
+    engine: ContextDraftEngine,
+) -> None:
+    gate = threading.Event()
+    async with drafter_server(Slow(engine, gate)) as server, connected(server.port, engine) as source:
+        await source.wait_connected()
+        assert source.propose([item("late", 0, 5)]).cancel()
+        with pytest.raises(DraftUnavailableError, match="still owes the reply of round 1"):
+            await propose(source, [item("next", 0, 5)])
+        gate.set()
+        async with asyncio.timeout(10):
+            while True:  # until the late reply is there
+                with contextlib.suppress(DraftUnavailableError):
+                    (block,) = await propose(source, [item("next", 0, 5)])
+                    break
+                await asyncio.sleep(0.005)
+        assert block.sequence_id == "next"
+        assert len(block.token_ids) == engine.geometry.block_size
+
+
+async def test_two_rounds_under_way_are_answered_each_with_its_own(
+    source: DraftSource, engine: ContextDraftEngine
+) -> None:
+    alone = [await propose(source, [item(name, 0, 20)]) for name in ("a", "b")]
+    source.release(["a", "b"])
+    rounds = [source.propose([item(name, 0, 20)]) for name in ("a", "b")]
+    async with asyncio.timeout(10):
+        assert [await asyncio.wrap_future(one) for one in rounds] == alone
 
 
 async def test_a_drafter_of_another_checkpoint_is_refused(engine: ContextDraftEngine, caplog) -> None:

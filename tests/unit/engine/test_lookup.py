@@ -120,7 +120,7 @@ def test_what_is_never_verified_is_looked_up_rarely_until_it_is() -> None:
         loop.step()
     looked = [any(r.survival for r in report.requests) for report in planner.reports]
     assert sum(looked[:16]) >= UNUSED_ROUNDS
-    assert 0 < sum(looked[-40:]) <= 40 // LOOK_ROUNDS
+    assert 0 < sum(looked[-6 * LOOK_ROUNDS :]) <= 6
     planner.refuses = False
     for _ in range(2 * LOOK_ROUNDS):
         loop.step()

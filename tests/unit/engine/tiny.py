@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -119,7 +119,9 @@ class ScriptedDrafts:
         error_rate: float = 0.3,
         window: int | None = None,
         confidences: bool = True,
+        apart: bool = False,
     ) -> None:
+        """`apart`: drafts on a thread of its own, in the order in which it is asked."""
         self.continuations = continuations or {}
         self.prompt_lengths = prompt_lengths or {}
         self.error_rate = error_rate
@@ -129,6 +131,7 @@ class ScriptedDrafts:
         self.items: list[DraftItem] = []
         self.released: list[str] = []
         self.fail = False
+        self._worker = ThreadPoolExecutor(1) if apart else None
         self._generation = 0
         self._geometry = DraftGeometry(
             fingerprint="scripted",
@@ -141,6 +144,10 @@ class ScriptedDrafts:
     @property
     def geometry(self) -> DraftGeometry:
         return self._geometry
+
+    @property
+    def apart(self) -> bool:
+        return self._worker is not None
 
     @property
     def generation(self) -> int:
@@ -159,6 +166,8 @@ class ScriptedDrafts:
             future.set_exception(DraftUnavailableError("scripted failure"))
             return future
         self.items.extend(items)
+        if self._worker is not None:
+            return self._worker.submit(lambda: [self._block(item) for item in items])
         future.set_result([self._block(item) for item in items])
         return future
 
@@ -194,6 +203,7 @@ def make_loop(
     drafts: ScriptedDrafts | None = None,
     planner: object | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    cohorts: int | None = None,
     **limits: int,
 ) -> RoundLoop:
     engine = engine or tiny_engine()
@@ -202,6 +212,7 @@ def make_loop(
         engine,
         planner or FullPlanSource(),  # type: ignore[arg-type]
         drafting=drafting,
+        cohorts=cohorts,
         limits=BatchLimits(**limits) if limits else None,
         generator=torch.Generator().manual_seed(0),
         clock=clock,

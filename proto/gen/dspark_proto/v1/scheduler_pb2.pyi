@@ -115,7 +115,7 @@ class VerifierLoad(_message.Message):
     def __init__(self, running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., free_kv_fraction: _Optional[float] = ..., max_running_requests: _Optional[int] = ..., draining: _Optional[bool] = ..., new_request_ids: _Optional[_Iterable[str]] = ..., min_tokens_per_second: _Optional[float] = ...) -> None: ...
 
 class RoundReport(_message.Message):
-    __slots__ = ("replica_id", "round", "requests", "batch_tokens", "step_seconds", "draft_seconds", "profile", "load", "context_tokens", "kind", "draft_compute_seconds", "drafter_id", "drafter_primed")
+    __slots__ = ("replica_id", "round", "requests", "batch_tokens", "step_seconds", "draft_seconds", "profile", "load", "context_tokens", "kind", "draft_compute_seconds", "drafter_id", "drafter_primed", "hidden_draft_seconds", "cohorts")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +129,8 @@ class RoundReport(_message.Message):
     DRAFT_COMPUTE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     DRAFTER_ID_FIELD_NUMBER: _ClassVar[int]
     DRAFTER_PRIMED_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_DRAFT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    COHORTS_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     round: int
     requests: _containers.RepeatedCompositeFieldContainer[RequestSurvival]
@@ -142,7 +144,9 @@ class RoundReport(_message.Message):
     draft_compute_seconds: float
     drafter_id: str
     drafter_primed: bool
-    def __init__(self, replica_id: _Optional[str] = ..., round: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[RequestSurvival, _Mapping]]] = ..., batch_tokens: _Optional[int] = ..., step_seconds: _Optional[float] = ..., draft_seconds: _Optional[float] = ..., profile: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., load: _Optional[_Union[VerifierLoad, _Mapping]] = ..., context_tokens: _Optional[int] = ..., kind: _Optional[_Union[ReplicaKind, _Mapping]] = ..., draft_compute_seconds: _Optional[float] = ..., drafter_id: _Optional[str] = ..., drafter_primed: _Optional[bool] = ...) -> None: ...
+    hidden_draft_seconds: float
+    cohorts: int
+    def __init__(self, replica_id: _Optional[str] = ..., round: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[RequestSurvival, _Mapping]]] = ..., batch_tokens: _Optional[int] = ..., step_seconds: _Optional[float] = ..., draft_seconds: _Optional[float] = ..., profile: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., load: _Optional[_Union[VerifierLoad, _Mapping]] = ..., context_tokens: _Optional[int] = ..., kind: _Optional[_Union[ReplicaKind, _Mapping]] = ..., draft_compute_seconds: _Optional[float] = ..., drafter_id: _Optional[str] = ..., drafter_primed: _Optional[bool] = ..., hidden_draft_seconds: _Optional[float] = ..., cohorts: _Optional[int] = ...) -> None: ...
 
 class ReplicaKind(_message.Message):
     __slots__ = ("model", "engine", "hardware", "dtype")

@@ -105,6 +105,7 @@ reports = st.builds(
     step_seconds=seconds,
     draft_seconds=seconds,
     context_tokens=counts,
+    cohorts=st.sampled_from((1, 2)),
     kind=st.none()
     | st.builds(ReplicaKind, model=st.text(), engine=st.text(), hardware=st.text(), dtype=st.text()),
     profile=st.lists(st.tuples(st.integers(1, 64), st.integers(0, 64), counts), unique=True, max_size=4).map(
@@ -224,6 +225,8 @@ def _report(**fields) -> scheduler_pb2.RoundReport:
         (_report(step_seconds=-1), "step_seconds"),
         (_report(draft_seconds=float("inf")), "draft_seconds"),
         (_report(draft_compute_seconds=float("nan")), "draft_compute_seconds"),
+        (_report(hidden_draft_seconds=-1), "hidden_draft_seconds"),
+        (_report(cohorts=3), "cohorts"),
         (_report(requests=[scheduler_pb2.RequestSurvival(survival=[0.5, 0.6])]), "survival"),
         (_report(requests=[scheduler_pb2.RequestSurvival(survival=[1.5])]), "survival"),
         (_report(requests=[scheduler_pb2.RequestSurvival(survival=[float("nan")])]), "survival"),

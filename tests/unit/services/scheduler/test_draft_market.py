@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
 from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
 from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.records import RequestSurvival, RoundReport
@@ -67,6 +69,22 @@ def test_many_at_one_drafter_pay_and_those_at_another_do_not() -> None:
     assert market.price("alone") == 0.0
     assert told["d"] > 0.0
     assert told["other"] == 0.0
+
+
+def test_what_both_cohorts_of_a_verifier_gain_is_known() -> None:
+    """Or half of its requests, and what drafts are worth to them, would be forgotten in every round."""
+    clock = ManualClock()
+    whole, in_turns = DraftMarket(clock), DraftMarket(clock)
+    for number in range(1, 21):
+        for index in range(12):
+            of_all = report(f"v{index}", number)
+            whole.observe(of_all, MODEL)
+            cohort = of_all.requests[2 * (number % 2) :][:2]
+            in_turns.observe(dataclasses.replace(of_all, requests=cohort, cohorts=2), MODEL)
+    clock.advance(REPRICE_SECONDS)
+    for index in range(12):
+        assert in_turns.price(f"v{index}") == pytest.approx(whole.price(f"v{index}"), rel=0.1)
+        assert whole.price(f"v{index}") > 0.0
 
 
 def test_without_a_drafter_s_name_there_is_no_market() -> None:

@@ -75,6 +75,44 @@ def test_a_throttled_verifier_is_planned_shorter_within_a_second_of_rounds():
     assert 0 < capacity(21, 4.0) < before
 
 
+def _capacity(profile: tuple[StepTime, ...], rows, floor: float = 0.0, **fields) -> int:
+    """`floor` of the first request."""
+    planner = VerifierPlanner()
+    planner.pace.adopt(profile)
+    report = _report(1, rows, batch_tokens=8, draft_seconds=0.010, **fields)
+    told = [replace(request, verify_length=1) for request in report.requests]
+    told[0] = replace(told[0], min_tokens_per_second=floor)
+    planner.observe(replace(report, requests=tuple(told)))
+    plan = planner.plan()
+    assert plan is not None
+    return plan.draft_token_capacity
+
+
+def test_a_cohort_is_planned_for_by_what_the_other_does_not_hide():
+    """A step that takes twice as long from the ninth token on pays behind a wait for drafts, not without."""
+    stairs, rows = _profile((4, 0.010), (8, 0.010), (9, 0.020), (16, 0.020)), ((0.9, 0.8, 0.5),) * 4
+    assert _capacity(stairs, rows, step_seconds=0.010) == 12
+    assert _capacity(stairs, rows, step_seconds=0.010, cohorts=2, hidden_draft_seconds=0.010) == 4
+
+
+def test_a_floor_asks_twice_as_much_of_a_cohort():
+    """1.9 tokens in 12.4 ms of every second round are 76.6 a second."""
+    slope, rows = _profile((4, 0.0100), (12, 0.0148)), ((0.9, 0.2),) * 4
+    in_turns = {"step_seconds": 0.0124, "cohorts": 2, "hidden_draft_seconds": 0.010}
+    assert _capacity(slope, rows, floor=76.0, **in_turns) == 4
+    assert _capacity(slope, rows, floor=78.0, **in_turns) == 5
+
+
+def test_a_request_waits_for_both_cohorts():
+    pace = VerifierPace()
+    pace.adopt(_profile((1, 0.010), (64, 0.010)))
+    rows = ((),) * 4
+    assert pace.round_seconds(8) == pytest.approx(0.010)
+    pace.observe(_report(1, rows, batch_tokens=4, step_seconds=0.010, cohorts=2))
+    assert pace.round_seconds(8) == pytest.approx(0.020)
+    assert pace.round_seconds(1) == pytest.approx(0.010)
+
+
 def test_nothing_is_planned_from_nothing():
     planner = VerifierPlanner()
     assert planner.plan() is None

@@ -1,0 +1,85 @@
+"""Two cohorts in turns: what their rounds take, against a simulated machine, and when they pay."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dspark_core.algorithms.cohorts import COHORTS, cycle_seconds, worth_turns
+from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
+from dspark_core.algorithms.step_time import StepTimeModel
+
+seconds = st.floats(0.0, 0.1)
+
+
+def times(per_token: float, base: float, draft: float, network: float) -> RoundTimeModel:
+    curve = StepTimeModel.of_curve((1, 1000), (base + per_token, base + 1000 * per_token))
+    return RoundTimeModel(curve, DraftTimeModel((1,), (draft,)), network)
+
+
+def simulated_cycle(step: float, draft: float, network: float, cycles: int = 200) -> float:
+    """Two cohorts, one target and one drafter, which both do one thing at a time."""
+    asked, drafter_free, target_free = [0.0, 0.0], 0.0, 0.0
+    ends: list[float] = []
+    for turn in range(COHORTS * cycles):
+        cohort = turn % COHORTS
+        drafter_free = max(asked[cohort] + network / 2, drafter_free) + draft
+        target_free = max(target_free, drafter_free + network / 2) + step
+        asked[cohort] = target_free
+        ends.append(target_free)
+    half = len(ends) // 2
+    return COHORTS * (ends[-1] - ends[half - 1]) / (len(ends) - half)
+
+
+@given(step=st.floats(0.001, 0.1), draft=seconds, network=seconds)
+def test_a_cycle_takes_what_two_cohorts_one_target_and_one_drafter_take(
+    step: float, draft: float, network: float
+) -> None:
+    model = times(0.0, step, draft, network)
+    predicted = cycle_seconds(model, requests=8, batch_tokens=16, drafted=8)
+    assert predicted == pytest.approx(simulated_cycle(step, draft, network), rel=0.02)
+
+
+@given(draft=seconds, network=seconds, beside=seconds, drafted=st.integers(0, 8))
+def test_tables_hold_what_numbers_say(draft: float, network: float, beside: float, drafted: int) -> None:
+    model = replace(times(0.001, 0.01, draft, network), beside_seconds=beside)
+    assert model.overhead_table(8)[drafted] == pytest.approx(model.overhead_seconds(drafted))
+
+
+GAINS, VERIFIED = np.full(16, 1.8), np.full(16, 2.0)
+
+
+@pytest.mark.parametrize(("drafting", "pays"), [(0.002, False), (0.012, True), (0.1, False)])
+def test_turns_pay_where_they_hide_more_than_the_second_pass_costs(drafting: float, pays: bool) -> None:
+    """A pass takes 8 ms however little it holds, so that much is lost. Where drafting takes longer than
+    tokens are worth in any case, nobody is drafted for, and nothing is hidden."""
+    for draft, network in ((drafting, 0.0), (0.0, drafting)):
+        beside = worth_turns(GAINS, VERIFIED, times(0.0005, 0.008, draft, network))
+        assert (beside is not None) == pays
+        assert beside is None or beside == pytest.approx(0.008 + 8 * 3 * 0.0005)
+
+
+def test_turns_do_not_pay_where_weights_take_the_time() -> None:
+    assert worth_turns(GAINS, VERIFIED, times(0.0, 0.030, 0.010, 0.002)) is None
+
+
+def test_turns_make_drafts_pay_that_do_not_by_themselves() -> None:
+    """A third more tokens for a third more time with the drafter's, and next to none without."""
+    stairs = RoundTimeModel(
+        StepTimeModel.of_curve((1, 8, 12, 16, 24), (0.004, 0.0100, 0.0105, 0.0200, 0.0205)),
+        DraftTimeModel((1,), (0.007,)),
+    )
+    gains, verified = np.full(16, 0.35), np.full(16, 0.5)
+    assert 16 * 1.35 / stairs.seconds(16, 24, 0, 16) < 16 / stairs.seconds(16, 16)
+    assert worth_turns(gains, verified, stairs) is not None
+
+
+def test_nobody_takes_turns_alone_or_without_drafts() -> None:
+    slow = times(0.0005, 0.008, 0.012, 0.0)
+    assert worth_turns(GAINS, VERIFIED, slow) is not None
+    assert worth_turns(GAINS[:1], VERIFIED[:1], slow) is None
+    assert worth_turns(np.zeros(16), VERIFIED, slow) is None
