@@ -23,7 +23,7 @@ from dspark_core.records import (
     VerifierDescription,
     VerifyPlan,
 )
-from services.common import convert
+from services.common import cluster_convert, convert
 from services.common.rpc_errors import from_rpc_error
 
 _Message = TypeVar("_Message")
@@ -61,7 +61,7 @@ class SchedulerClient:
         self._timeout_seconds = timeout_seconds
 
     async def register(self, replica: Replica) -> float:
-        message = scheduler_pb2.RegisterRequest(replica=convert.replica_to_proto(replica))
+        message = scheduler_pb2.RegisterRequest(replica=cluster_convert.replica_to_proto(replica))
         with _errors():
             response = await self._stub.Register(message, timeout=self._timeout_seconds)
         return float(response.lease_seconds)
@@ -72,17 +72,17 @@ class SchedulerClient:
             await self._stub.Deregister(message, timeout=self._timeout_seconds)
 
     async def list_replicas(self, role: Role | None = None) -> tuple[Replica, ...]:
-        message = scheduler_pb2.ListReplicasRequest(role=convert.role_to_proto(role))
+        message = scheduler_pb2.ListReplicasRequest(role=cluster_convert.role_to_proto(role))
         with _errors():
             response = await self._stub.ListReplicas(message, timeout=self._timeout_seconds)
-        return tuple(_read(convert.replica_from_proto, replica) for replica in response.replicas)
+        return tuple(_read(cluster_convert.replica_from_proto, replica) for replica in response.replicas)
 
     async def assign(self, request: AssignRequest) -> Replica:
-        message = convert.assign_request_to_proto(request)
+        message = cluster_convert.assign_request_to_proto(request)
         with _errors():
             timeout = self._timeout_seconds + request.wait_seconds
             response = await self._stub.Assign(message, timeout=timeout)
-        return _read(convert.replica_from_proto, response.replica)
+        return _read(cluster_convert.replica_from_proto, response.replica)
 
     async def coordinate(
         self, reports: AsyncIterable[RoundReport], *, deadline_seconds: float = COORDINATE_SECONDS
@@ -91,12 +91,12 @@ class SchedulerClient:
 
         async def messages() -> AsyncIterator[scheduler_pb2.RoundReport]:
             async for report in reports:
-                yield convert.round_report_to_proto(report)
+                yield cluster_convert.round_report_to_proto(report)
 
         call = self._stub.Coordinate(messages(), timeout=deadline_seconds)
         with _errors(), _cancelled_on_exit(call):
             async for message in call:
-                yield _read(convert.verify_plan_from_proto, message)
+                yield _read(cluster_convert.verify_plan_from_proto, message)
 
 
 def _read(convert_answer: Callable[[_Message], _Record], message: _Message) -> _Record:

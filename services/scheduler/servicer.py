@@ -11,7 +11,7 @@ from dspark_proto.v1 import scheduler_pb2, scheduler_pb2_grpc
 
 from dspark_core.errors import InvalidRequestError
 from dspark_core.records import RoundReport
-from services.common import convert
+from services.common import cluster_convert
 from services.common.protocols import SchedulerApi
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -27,7 +27,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
     async def Register(
         self, request: scheduler_pb2.RegisterRequest, context: Context
     ) -> scheduler_pb2.RegisterResponse:
-        lease_seconds = await self._scheduler.register(convert.replica_from_proto(request.replica))
+        lease_seconds = await self._scheduler.register(cluster_convert.replica_from_proto(request.replica))
         return scheduler_pb2.RegisterResponse(lease_seconds=lease_seconds)
 
     async def Deregister(
@@ -39,27 +39,27 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
     async def ListReplicas(
         self, request: scheduler_pb2.ListReplicasRequest, context: Context
     ) -> scheduler_pb2.ListReplicasResponse:
-        replicas = await self._scheduler.list_replicas(convert.role_from_proto(request.role))
+        replicas = await self._scheduler.list_replicas(cluster_convert.role_from_proto(request.role))
         return scheduler_pb2.ListReplicasResponse(
-            replicas=[convert.replica_to_proto(replica) for replica in replicas]
+            replicas=[cluster_convert.replica_to_proto(replica) for replica in replicas]
         )
 
     async def Assign(
         self, request: scheduler_pb2.AssignRequest, context: Context
     ) -> scheduler_pb2.AssignResponse:
-        replica = await self._scheduler.assign(convert.assign_request_from_proto(request))
-        return scheduler_pb2.AssignResponse(replica=convert.replica_to_proto(replica))
+        replica = await self._scheduler.assign(cluster_convert.assign_request_from_proto(request))
+        return scheduler_pb2.AssignResponse(replica=cluster_convert.replica_to_proto(replica))
 
     async def Coordinate(
         self, request_iterator: AsyncIterator[scheduler_pb2.RoundReport], context: Context
     ) -> AsyncIterator[scheduler_pb2.VerifyPlan]:
         async def reports() -> AsyncIterator[RoundReport]:
             async for message in request_iterator:
-                yield convert.round_report_from_proto(message)
+                yield cluster_convert.round_report_from_proto(message)
 
         async with aclosing(self._scheduler.coordinate(reports())) as plans:
             async for plan in plans:
-                yield convert.verify_plan_to_proto(plan)
+                yield cluster_convert.verify_plan_to_proto(plan)
 
 
 def _required(value: str, field: str) -> str:

@@ -143,7 +143,7 @@ def violations(source: Source) -> list[str]:
                 found.append(f"{module} must not import {name}: not in its row of ONLY")
             if any(_within(module, (row,)) and _within(name, NEVER[row]) for row in NEVER):
                 found.append(f"{module} must not import {name}: in its row of NEVER")
-            if _within(name, ("dspark_proto",)) and module.rpartition(".")[2] not in PROTO_MODULES:
+            if _within(name, ("dspark_proto",)) and not module.endswith(PROTO_MODULES):
                 found.append(f"{module} must not import {name}: not a servicer, convert or clients module")
     return found
 

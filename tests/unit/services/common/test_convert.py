@@ -26,7 +26,7 @@ from dspark_core.records import (
     VerifierLoad,
     VerifyPlan,
 )
-from services.common import convert
+from services.common import cluster_convert, convert
 
 token_ids = st.lists(st.integers(0, 2**32 - 1), max_size=8).map(tuple)
 counts = st.integers(0, 2**32 - 1)
@@ -140,9 +140,9 @@ assignments = st.builds(
 
 @given(assignments)
 def test_assignments_survive_the_wire(assignment: AssignRequest):
-    message = convert.assign_request_to_proto(assignment)
+    message = cluster_convert.assign_request_to_proto(assignment)
     parsed = scheduler_pb2.AssignRequest.FromString(message.SerializeToString())
-    assert convert.assign_request_from_proto(parsed) == assignment
+    assert cluster_convert.assign_request_from_proto(parsed) == assignment
 
 
 @given(requests)
@@ -161,22 +161,23 @@ def test_chunks_survive_the_wire(chunk: GenerateChunk):
 
 @given(replicas)
 def test_replicas_survive_the_wire(replica: Replica):
-    message = convert.replica_to_proto(replica)
+    message = cluster_convert.replica_to_proto(replica)
     assert (
-        convert.replica_from_proto(scheduler_pb2.Replica.FromString(message.SerializeToString())) == replica
+        cluster_convert.replica_from_proto(scheduler_pb2.Replica.FromString(message.SerializeToString()))
+        == replica
     )
 
 
 @given(reports)
 def test_reports_survive_the_wire(report: RoundReport):
-    message = convert.round_report_to_proto(report)
+    message = cluster_convert.round_report_to_proto(report)
     parsed = scheduler_pb2.RoundReport.FromString(message.SerializeToString())
-    assert convert.round_report_from_proto(parsed) == report
+    assert cluster_convert.round_report_from_proto(parsed) == report
 
 
 def test_plans_and_descriptions_survive_the_wire():
     plan = VerifyPlan(based_on_round=2**40, draft_token_capacity=17, draft_price=812.5)
-    assert convert.verify_plan_from_proto(convert.verify_plan_to_proto(plan)) == plan
+    assert cluster_convert.verify_plan_from_proto(cluster_convert.verify_plan_to_proto(plan)) == plan
     described = VerifierDescription(model="m", vocab_size=9, max_context_tokens=8, dtype="float32")
     message = convert.verifier_description_to_proto(described)
     assert convert.verifier_description_from_proto(message) == described
@@ -211,7 +212,7 @@ def test_unknown_enum_numbers_are_refused():
     with pytest.raises(InvalidRequestError, match=r"verification must be one of \[1, 2\], got 9"):
         convert.verification_from_proto(9)
     with pytest.raises(InvalidRequestError, match="role"):
-        convert.replica_from_proto(scheduler_pb2.Replica(replica_id="a", address="b", model="c"))
+        cluster_convert.replica_from_proto(scheduler_pb2.Replica(replica_id="a", address="b", model="c"))
 
 
 def _report(**fields) -> scheduler_pb2.RoundReport:
@@ -237,5 +238,5 @@ def _report(**fields) -> scheduler_pb2.RoundReport:
 )
 def test_bad_reports_are_refused_by_field(message: scheduler_pb2.RoundReport, field: str):
     with pytest.raises(InvalidRequestError) as caught:
-        convert.round_report_from_proto(message)
+        cluster_convert.round_report_from_proto(message)
     assert caught.value.field == field

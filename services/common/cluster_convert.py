@@ -1,0 +1,274 @@
+"""Protobuf messages to records and back: replicas, loads, reports and plans, as the scheduler exchanges them.
+
+Validates as `services.common.convert` does; no torch here either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from itertools import pairwise
+
+from dspark_proto.v1 import scheduler_pb2
+
+from dspark_core.errors import InvalidRequestError
+from dspark_core.records import (
+    MAX_COHORTS,
+    AssignRequest,
+    DraftOrigin,
+    Replica,
+    ReplicaKind,
+    RequestSurvival,
+    Role,
+    RoundReport,
+    StepTime,
+    VerifierLoad,
+    VerifyPlan,
+    check_speed_floor,
+)
+from services.common.convert import known_value
+
+_ROLE = {Role.DRAFTER: scheduler_pb2.ROLE_DRAFTER, Role.VERIFIER: scheduler_pb2.ROLE_VERIFIER}
+_ROLE_FROM = {number: value for value, number in _ROLE.items()}
+
+
+def role_to_proto(value: Role | None) -> scheduler_pb2.Role:
+    return scheduler_pb2.ROLE_UNSPECIFIED if value is None else _ROLE[value]
+
+
+def role_from_proto(number: int) -> Role | None:
+    """None for unspecified."""
+    return None if number == scheduler_pb2.ROLE_UNSPECIFIED else known_value(_ROLE_FROM, number, "role")
+
+
+def replica_to_proto(value: Replica) -> scheduler_pb2.Replica:
+    return scheduler_pb2.Replica(
+        replica_id=value.replica_id,
+        role=role_to_proto(value.role),
+        address=value.address,
+        model=value.model,
+        draining=value.draining,
+        running_requests=value.running_requests,
+        waiting_requests=value.waiting_requests,
+        free_kv_fraction=value.free_kv_fraction,
+    )
+
+
+def replica_from_proto(message: scheduler_pb2.Replica) -> Replica:
+    role = role_from_proto(message.role)
+    if role is None:
+        raise InvalidRequestError("role must be drafter or verifier, got unspecified", field="role")
+    return Replica(
+        replica_id=message.replica_id,
+        role=role,
+        address=message.address,
+        model=message.model,
+        draining=message.draining,
+        running_requests=message.running_requests,
+        waiting_requests=message.waiting_requests,
+        free_kv_fraction=message.free_kv_fraction,
+    )
+
+
+def round_report_to_proto(value: RoundReport) -> scheduler_pb2.RoundReport:
+    return scheduler_pb2.RoundReport(
+        replica_id=value.replica_id,
+        round=value.round,
+        requests=[
+            scheduler_pb2.RequestSurvival(
+                sequence_id=request.sequence_id,
+                survival=request.survival,
+                verify_length=request.verify_length,
+                accepted=request.accepted,
+                min_tokens_per_second=request.min_tokens_per_second,
+                looked_up=request.origin is DraftOrigin.LOOKUP,
+            )
+            for request in value.requests
+        ],
+        batch_tokens=value.batch_tokens,
+        step_seconds=value.step_seconds,
+        draft_seconds=value.draft_seconds,
+        profile=_profile_to_proto(value.profile),
+        kind=None if value.kind is None else replica_kind_to_proto(value.kind),
+        load=None if value.load is None else verifier_load_to_proto(value.load),
+        context_tokens=value.context_tokens,
+        draft_compute_seconds=value.draft_compute_seconds,
+        drafter_id=value.drafter_id,
+        drafter_primed=value.drafter_primed,
+        hidden_draft_seconds=value.hidden_draft_seconds,
+        cohorts=value.cohorts,
+    )
+
+
+def round_report_from_proto(message: scheduler_pb2.RoundReport) -> RoundReport:
+    if not message.replica_id:
+        raise InvalidRequestError("replica_id must be non-empty, got ''", field="replica_id")
+    for name in ("step_seconds", "draft_seconds", "draft_compute_seconds", "hidden_draft_seconds"):
+        seconds = getattr(message, name)
+        if not (math.isfinite(seconds) and seconds >= 0):
+            raise InvalidRequestError(f"{name} must be finite and >= 0, got {seconds}", field=name)
+    if message.cohorts > MAX_COHORTS:
+        raise InvalidRequestError(f"cohorts must be <= {MAX_COHORTS}, got {message.cohorts}", field="cohorts")
+    return RoundReport(
+        replica_id=message.replica_id,
+        round=message.round,
+        requests=tuple(_survival_from_proto(request) for request in message.requests),
+        batch_tokens=message.batch_tokens,
+        step_seconds=message.step_seconds,
+        draft_seconds=message.draft_seconds,
+        context_tokens=message.context_tokens,
+        profile=_profile_from_proto(message.profile),
+        load=verifier_load_from_proto(message.load) if message.HasField("load") else None,
+        kind=replica_kind_from_proto(message.kind) if message.HasField("kind") else None,
+        draft_compute_seconds=message.draft_compute_seconds,
+        drafter_id=message.drafter_id,
+        drafter_primed=message.drafter_primed,
+        hidden_draft_seconds=min(message.hidden_draft_seconds, message.draft_seconds),
+        cohorts=max(message.cohorts, 1),
+    )
+
+
+def verifier_load_to_proto(value: VerifierLoad) -> scheduler_pb2.VerifierLoad:
+    return scheduler_pb2.VerifierLoad(
+        running_requests=value.running_requests,
+        waiting_requests=value.waiting_requests,
+        free_kv_fraction=value.free_kv_fraction,
+        max_running_requests=value.max_running_requests,
+        draining=value.draining,
+        new_request_ids=value.new_request_ids,
+        min_tokens_per_second=value.min_tokens_per_second,
+    )
+
+
+def verifier_load_from_proto(message: scheduler_pb2.VerifierLoad) -> VerifierLoad:
+    return VerifierLoad(
+        running_requests=message.running_requests,
+        waiting_requests=message.waiting_requests,
+        free_kv_fraction=message.free_kv_fraction,
+        max_running_requests=message.max_running_requests,
+        draining=message.draining,
+        new_request_ids=tuple(message.new_request_ids),
+        min_tokens_per_second=message.min_tokens_per_second,
+    )
+
+
+def assign_request_to_proto(value: AssignRequest) -> scheduler_pb2.AssignRequest:
+    return scheduler_pb2.AssignRequest(
+        request_id=value.request_id,
+        model=value.model,
+        prompt_tokens=value.prompt_tokens,
+        exclude_replica_ids=value.exclude_replica_ids,
+        prefix_hashes=value.prefix_hashes,
+        min_tokens_per_second=value.min_tokens_per_second,
+        tier=value.tier,
+        wait_seconds=value.wait_seconds,
+    )
+
+
+def assign_request_from_proto(message: scheduler_pb2.AssignRequest) -> AssignRequest:
+    return AssignRequest(
+        request_id=message.request_id,
+        model=message.model,
+        prompt_tokens=message.prompt_tokens,
+        exclude_replica_ids=tuple(message.exclude_replica_ids),
+        prefix_hashes=tuple(message.prefix_hashes),
+        min_tokens_per_second=message.min_tokens_per_second,
+        tier=message.tier,
+        wait_seconds=message.wait_seconds,
+    )
+
+
+def verify_plan_to_proto(value: VerifyPlan) -> scheduler_pb2.VerifyPlan:
+    return scheduler_pb2.VerifyPlan(
+        based_on_round=value.based_on_round,
+        draft_token_capacity=value.draft_token_capacity,
+        term=value.term,
+        curve=_profile_to_proto(value.curve),
+        temperatures=value.temperatures,
+        biases=value.biases,
+        draft_price=value.draft_price,
+    )
+
+
+def verify_plan_from_proto(message: scheduler_pb2.VerifyPlan) -> VerifyPlan:
+    return VerifyPlan(
+        based_on_round=message.based_on_round,
+        draft_token_capacity=message.draft_token_capacity,
+        term=message.term,
+        curve=_profile_from_proto(message.curve),
+        temperatures=tuple(message.temperatures),
+        biases=tuple(message.biases),
+        draft_price=message.draft_price,
+    )
+
+
+def _survival_from_proto(message: scheduler_pb2.RequestSurvival) -> RequestSurvival:
+    survival = tuple(message.survival)
+    if not all(0.0 <= value <= 1.0 for value in survival) or any(a < b for a, b in pairwise(survival)):
+        raise InvalidRequestError(
+            f"survival must be non-increasing and in [0, 1], got {list(survival)}", field="survival"
+        )
+    check_speed_floor(message.min_tokens_per_second or None)
+    if message.accepted > message.verify_length:
+        raise InvalidRequestError(
+            f"accepted must be <= verify_length ({message.verify_length}), got {message.accepted}",
+            field="accepted",
+        )
+    return RequestSurvival(
+        sequence_id=message.sequence_id,
+        survival=survival,
+        verify_length=message.verify_length,
+        accepted=message.accepted,
+        min_tokens_per_second=message.min_tokens_per_second,
+        origin=DraftOrigin.LOOKUP if message.looked_up else DraftOrigin.DRAFTER,
+    )
+
+
+def replica_kind_to_proto(value: ReplicaKind) -> scheduler_pb2.ReplicaKind:
+    return scheduler_pb2.ReplicaKind(
+        model=value.model, engine=value.engine, hardware=value.hardware, dtype=value.dtype
+    )
+
+
+def replica_kind_from_proto(message: scheduler_pb2.ReplicaKind) -> ReplicaKind:
+    return ReplicaKind(
+        model=message.model, engine=message.engine, hardware=message.hardware, dtype=message.dtype
+    )
+
+
+def _profile_to_proto(points: Iterable[StepTime]) -> list[scheduler_pb2.StepTime]:
+    return [
+        scheduler_pb2.StepTime(
+            batch_tokens=point.batch_tokens,
+            step_seconds=point.seconds,
+            requests=point.requests,
+            context_tokens=point.context_tokens,
+        )
+        for point in points
+    ]
+
+
+def _profile_from_proto(points: Iterable[scheduler_pb2.StepTime]) -> tuple[StepTime, ...]:
+    profile = tuple(
+        StepTime(
+            requests=point.requests or 1,
+            batch_tokens=point.batch_tokens,
+            context_tokens=point.context_tokens,
+            seconds=point.step_seconds,
+        )
+        for point in points
+    )
+    for point in profile:
+        if not (math.isfinite(point.seconds) and point.seconds > 0):
+            raise InvalidRequestError(
+                f"profile must have positive step_seconds, got {point.seconds}", field="profile"
+            )
+        if not 1 <= point.requests <= point.batch_tokens:
+            raise InvalidRequestError(
+                f"profile must have 1 <= requests <= batch_tokens, got {point.requests} and "
+                f"{point.batch_tokens}",
+                field="profile",
+            )
+    if len({(point.requests, point.batch_tokens, point.context_tokens) for point in profile}) < len(profile):
+        raise InvalidRequestError("profile must not name a point twice", field="profile")
+    return profile
