@@ -74,8 +74,17 @@ class GpuDraftEngine(ContextDraftEngine):
             largest = self._shape(max(self._grid.requests), greedy=False)
             values = fixed_values(largest) + largest.requests * self._most_pages()
             self._graphs = RecordedPasses(
-                self._compute, settings.recorder, input_values=values, device=self.device
+                self._compute,
+                settings.recorder,
+                name="draft passes",
+                input_values=values,
+                device=self.device,
             )
+
+    def prepare(self) -> None:
+        if self._graphs is not None:
+            counts = sorted(self._grid.requests, reverse=True)
+            self._graphs.prepare([self._shape(n, greedy=greedy) for n in counts for greedy in (False, True)])
 
     def _store(self, appended: Sequence[Appended], features: Tensor) -> None:
         # The pass that drafts from them computes their keys and values on the way.

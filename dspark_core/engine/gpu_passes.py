@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,9 +18,11 @@ from dspark_core.engine.gpu_attention import RaggedAttention, RaggedRuns
 from dspark_core.engine.gpu_settings import GpuSettings
 from dspark_core.engine.kv_cache import PagedCache
 from dspark_core.engine.passes import TapWriter, computed_on, tapped_layers
-from dspark_core.engine.recorded import Outputs, RecordedPasses
+from dspark_core.engine.recorded import PREPARE_SECONDS, Outputs, RecordedPasses
 from dspark_core.engine.step_inputs import StepInputs, StepShape, exact_shape, filled_shape, pack_step
 from dspark_core.models.decoder import Decoder, check_tap_layers
+
+_log = logging.getLogger(__name__)
 
 
 class GpuPasses:
@@ -57,7 +62,11 @@ class GpuPasses:
             pages = -(-max_context_tokens // page_tokens)
             values = max(self._shape(b).fixed_values + b.requests * pages for b in self._grid.all())
             self._graphs = RecordedPasses(
-                self._compute, settings.recorder, input_values=values, device=self._device
+                self._compute,
+                settings.recorder,
+                name="target steps",
+                input_values=values,
+                device=self._device,
             )
 
     @property
@@ -69,6 +78,17 @@ class GpuPasses:
     def computed_by(self) -> str:
         way = "Triton kernels in CUDA graphs" if self.records else "Triton kernels"
         return computed_on(way, self._device)
+
+    def prepare(self, requests: int) -> None:
+        """Compiles and records ahead what batches of up to so many sequences need."""
+        started = time.monotonic()
+        try:
+            self._compile(min(requests, max(self._grid.requests)), until=started + PREPARE_SECONDS)
+        except torch.OutOfMemoryError as error:
+            _log.warning("no memory to compile kernels for the largest steps ahead: %s", error)
+        if self._graphs is not None:
+            shapes = [self._shape(bucket) for bucket in self._grid.holding(requests)]
+            self._graphs.prepare(shapes, seconds=started + PREPARE_SECONDS - time.monotonic())
 
     def forward(self, runs: Sequence[Run], batch: RaggedBatch) -> Tensor:
         longest = max(len(run.token_ids) for run in runs)
@@ -84,6 +104,23 @@ class GpuPasses:
         mean = -(-bucket.tokens // bucket.requests)
         queries = self._kernels.tile_queries(mean, self._group)
         return filled_shape(bucket.requests, bucket.tokens, queries)
+
+    def _compile(self, requests: int, *, until: float) -> None:
+        """Also for batches that are in no graph: kernels are compiled for each size of tile, once for few
+        tiles, whose contexts are split among programs, and once for many.
+
+        Of zeros, nothing is attended to, and what is written goes to the page that no sequence owns.
+        """
+        started, most = time.monotonic(), self._grid.max_tokens
+        longest = (1 << n for n in range(most.bit_length()))
+        for queries in sorted({self._kernels.tile_queries(each, self._group) for each in longest}):
+            for runs, tokens in ((1, queries), (requests, most)):
+                if time.monotonic() >= until:
+                    return
+                shape = replace(filled_shape(runs, tokens, queries), rows=1)
+                values = torch.zeros(shape.fixed_values + 1, dtype=torch.int64, device=self._device)
+                self._compute(values, shape)
+        _log.info("compiled kernels for target steps in %.1f s", time.monotonic() - started)
 
     @torch.inference_mode()
     def _compute(self, values: Tensor, shape: StepShape) -> Outputs:
