@@ -19,6 +19,7 @@ from dspark_core.engine.gpu_settings import GpuSettings
 from dspark_core.engine.kv_cache import PagedCache
 from dspark_core.engine.passes import TapWriter, computed_on, tapped_layers
 from dspark_core.engine.recorded import PREPARE_SECONDS, Outputs, RecordedPasses
+from dspark_core.engine.shared_rows import SharedRows
 from dspark_core.engine.step_inputs import StepInputs, StepShape, exact_shape, filled_shape, pack_step
 from dspark_core.models.decoder import Decoder, check_tap_layers
 
@@ -57,12 +58,13 @@ class GpuPasses:
             dtype=next(decoder.parameters()).dtype,
             device=self._device,
         )
+        self._logits = SharedRows(config.vocab_size, self._device)
         self._graphs: RecordedPasses[StepShape] | None = None
         if settings.recorder is not None:
             pages = -(-max_context_tokens // page_tokens)
             values = max(self._shape(b).fixed_values + b.requests * pages for b in self._grid.all())
             self._graphs = RecordedPasses(
-                self._compute,
+                self._compute_shared,
                 settings.recorder,
                 name="target steps",
                 input_values=values,
@@ -95,7 +97,8 @@ class GpuPasses:
         bucket = None if self._graphs is None else self._grid.choose(len(runs), batch.num_tokens, longest)
         if bucket is None or self._graphs is None:
             shape = exact_shape(batch, self._kernels.tile_queries(longest, self._group))
-            return self._compute(to_device(pack_step(batch, shape), self._device), shape)[0]
+            hidden = self._compute(to_device(pack_step(batch, shape), self._device), shape)
+            return self._decoder.logits(hidden).float()
         shape = self._shape(bucket)
         return self._graphs.run(shape, pack_step(batch, shape))[0][: len(batch.logit_rows)]
 
@@ -123,8 +126,16 @@ class GpuPasses:
         _log.info("compiled kernels for target steps in %.1f s", time.monotonic() - started)
 
     @torch.inference_mode()
-    def _compute(self, values: Tensor, shape: StepShape) -> Outputs:
-        """Of values as `pack_step` lays them out: the logits."""
+    def _compute_shared(self, values: Tensor, shape: StepShape) -> Outputs:
+        """The logits, in the memory that all recorded steps share."""
+        hidden = self._compute(values, shape)
+        logits = self._logits.first(shape.rows)
+        logits.copy_(self._decoder.logits(hidden))
+        return (logits,)
+
+    @torch.inference_mode()
+    def _compute(self, values: Tensor, shape: StepShape) -> Tensor:
+        """Of values as `pack_step` lays them out: the hidden states that logits are wanted of."""
         inputs = StepInputs.of(values, shape)
         where = RaggedRuns(inputs.runs, inputs.tiles, inputs.pages, shape.tile_queries, self._page_tokens)
         cache = self._cache
@@ -132,5 +143,5 @@ class GpuPasses:
         output = self._decoder(inputs.token_ids, inputs.positions, attend, tapped_layers(self._taps))
         if self._taps is not None:
             self._taps.write(inputs.slots, output.taps)
-        hidden = output.hidden.index_select(0, inputs.logit_rows)
-        return (self._decoder.logits(hidden).float(),)
+        hidden: Tensor = output.hidden.index_select(0, inputs.logit_rows)
+        return hidden

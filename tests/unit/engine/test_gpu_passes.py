@@ -13,6 +13,7 @@ from dspark_core.records import SamplingParams
 from tests.support.gpu_parts import CallAgain, PlainKernels, plain_gpu
 from tests.support.pretend_cuda import move_module, pretend_cuda, read
 from tests.unit.engine.tiny import (
+    VOCAB,
     ScriptedDrafts,
     make_loop,
     naive_greedy,
@@ -135,6 +136,25 @@ def test_a_profiles_time_is_not_spent_on_recording():
     settings = ProfileSettings(requests=(1, 2, 4), tokens_per_request=(1, 3), budget_seconds=0.5)
     profile_step_time(engine, settings, clock=clock)
     assert set(recorded) == {len(plain_gpu().grid.holding(4))}
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_logits_of_all_sizes_lie_in_the_memory_of_the_largest(prepared):
+    gpu = plain_gpu(CallAgain())
+    engine, bare = tiny_engine(gpu=gpu), tiny_engine(gpu=plain_gpu())
+    if prepared:
+        engine.prepare(8)
+    one, many = [Run([5], 0, [1], 1)], [Run([6, 7, 8], 0, [2 + n], 3) for n in range(6)]
+    seen = set()
+    for runs in (one, many, one, many):
+        logits = engine.forward(runs)
+        torch.testing.assert_close(logits, bare.forward(runs))
+        seen.add((logits.data_ptr(), logits.untyped_storage().nbytes()))
+    largest = max(bucket.tokens for bucket in gpu.grid.all())
+    if prepared:
+        assert [size for _, size in seen] == [largest * VOCAB * 4]
+    else:  # by what came so far
+        assert len(seen) == 2
 
 
 def test_a_chunk_of_a_prompt_is_in_no_graph():
