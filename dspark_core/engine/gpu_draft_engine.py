@@ -61,7 +61,12 @@ class GpuDraftEngine(ContextDraftEngine):
         self._drafter = drafter
         self._kernels, self._grid = settings.kernels, settings.grid
         self._block = config.block_size
-        self._group = config.backbone.num_heads // config.backbone.num_kv_heads
+        self._tile_queries = self._kernels.tile_queries(
+            self._block,
+            group=config.backbone.num_heads // config.backbone.num_kv_heads,
+            head_dim=config.backbone.head_dim,
+            value_bytes=self._dtype.itemsize,
+        )
         self._windows = [None] * config.backbone.num_layers
         self._tensors = ContextTensors(config.backbone, self._context, self._dtype, self.device)
         self._confidences = Confidences(confidence_scaling, self.device)
@@ -116,7 +121,7 @@ class GpuDraftEngine(ContextDraftEngine):
             requests=requests,
             features=min(requests * (self._block + 1), len(self._features)),
             block=self._block,
-            tile_queries=self._kernels.tile_queries(self._block, self._group),
+            tile_queries=self._tile_queries,
             greedy=greedy,
         )
 

@@ -47,15 +47,15 @@ class GpuPasses:
         self._taps = taps
         self._page_tokens = page_tokens
         self._device = device_of(decoder)
-        self._group = max(
-            config.num_heads // config.attention_kind(layer).num_kv_heads
-            for layer in range(config.num_cached_layers)
-        )
+        kinds = (config.attention_kind(layer) for layer in range(config.num_cached_layers))
+        self._heads = {(config.num_heads // kind.num_kv_heads, kind.head_dim) for kind in kinds}
+        """Query heads to a key/value head, and their size, of each kind of layer."""
+        self._dtype = next(decoder.parameters()).dtype
         self._cache = PagedCache(
             config,
             num_pages=num_pages,
             page_tokens=page_tokens,
-            dtype=next(decoder.parameters()).dtype,
+            dtype=self._dtype,
             device=self._device,
         )
         self._logits = SharedRows(config.vocab_size, self._device)
@@ -96,7 +96,7 @@ class GpuPasses:
         longest = max(len(run.token_ids) for run in runs)
         bucket = None if self._graphs is None else self._grid.choose(len(runs), batch.num_tokens, longest)
         if bucket is None or self._graphs is None:
-            shape = exact_shape(batch, self._kernels.tile_queries(longest, self._group))
+            shape = exact_shape(batch, self._tile_queries(longest))
             hidden = self._compute(to_device(pack_step(batch, shape), self._device), shape)
             return self._decoder.logits(hidden).float()
         shape = self._shape(bucket)
@@ -105,8 +105,15 @@ class GpuPasses:
     def _shape(self, bucket: Bucket) -> StepShape:
         """Tiles are cut for runs of the bucket's mean length."""
         mean = -(-bucket.tokens // bucket.requests)
-        queries = self._kernels.tile_queries(mean, self._group)
-        return filled_shape(bucket.requests, bucket.tokens, queries)
+        return filled_shape(bucket.requests, bucket.tokens, self._tile_queries(mean))
+
+    def _tile_queries(self, longest_run: int) -> int:
+        """As many as every kind of layer can do with: all of them go by the same tiles."""
+        value_bytes = self._dtype.itemsize
+        return min(
+            self._kernels.tile_queries(longest_run, group=group, head_dim=head_dim, value_bytes=value_bytes)
+            for group, head_dim in self._heads
+        )
 
     def _compile(self, requests: int, *, until: float) -> None:
         """Also for batches that are in no graph: kernels are compiled for each size of tile, once for few
@@ -116,7 +123,7 @@ class GpuPasses:
         """
         started, most = time.monotonic(), self._grid.max_tokens
         longest = (1 << n for n in range(most.bit_length()))
-        for queries in sorted({self._kernels.tile_queries(each, self._group) for each in longest}):
+        for queries in sorted({self._tile_queries(each) for each in longest}):
             for runs, tokens in ((1, queries), (requests, most)):
                 if time.monotonic() >= until:
                     return
