@@ -15,6 +15,7 @@ from dspark_core.engine.batch import RaggedBatch, Run
 from dspark_core.engine.buckets import Bucket
 from dspark_core.engine.devices import device_of
 from dspark_core.engine.gpu_attention import RaggedAttention, RaggedRuns
+from dspark_core.engine.gpu_logits import FloatLogits
 from dspark_core.engine.gpu_settings import GpuSettings
 from dspark_core.engine.kv_cache import PagedCache
 from dspark_core.engine.passes import TapWriter, computed_on, tapped_layers
@@ -41,7 +42,7 @@ class GpuPasses:
     ) -> None:
         config = decoder.config
         check_tap_layers(tapped_layers(taps), config.num_layers)
-        self._decoder = decoder
+        self._decoder, self._head = decoder, FloatLogits(decoder)
         self._kernels = settings.kernels
         self._grid = settings.grid
         self._taps = taps
@@ -98,7 +99,7 @@ class GpuPasses:
         if bucket is None or self._graphs is None:
             shape = exact_shape(batch, self._tile_queries(longest))
             hidden = self._compute(to_device(pack_step(batch, shape), self._device), shape)
-            return self._decoder.logits(hidden).float()
+            return self._head(hidden)
         shape = self._shape(bucket)
         return self._graphs.run(shape, pack_step(batch, shape))[0][: len(batch.logit_rows)]
 
@@ -136,9 +137,7 @@ class GpuPasses:
     def _compute_shared(self, values: Tensor, shape: StepShape) -> Outputs:
         """The logits, in the memory that all recorded steps share."""
         hidden = self._compute(values, shape)
-        logits = self._logits.first(shape.rows)
-        logits.copy_(self._decoder.logits(hidden))
-        return (logits,)
+        return (self._head(hidden, self._logits.first(shape.rows)),)
 
     @torch.inference_mode()
     def _compute(self, values: Tensor, shape: StepShape) -> Tensor:

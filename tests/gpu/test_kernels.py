@@ -96,3 +96,17 @@ def test_laws_and_coupled_draws_are_the_cpus(cuda, vocab):
     seeds, positions = torch.arange(3), torch.arange(3) + 9
     drawn = coupling.sample_coupled(here.to(cuda), seeds.to(cuda), positions.to(cuda)).cpu()
     assert torch.equal(drawn, coupling.sample_coupled(here, seeds, positions))
+
+
+@pytest.mark.parametrize("rows", [1, 8, 300])
+def test_a_product_of_bfloat16_comes_in_float32(cuda, rows):
+    from dspark_core.engine.gpu_logits import multiplies_into_float32
+
+    if not multiplies_into_float32(torch.bfloat16, cuda):
+        pytest.skip(f"PyTorch {torch.__version__} has no such product")
+    hidden = torch.randn(rows, 512, generator=generator(2)).bfloat16()
+    weight = torch.randn(5000, 512, generator=generator(3)).bfloat16()
+    out = torch.empty(400, 5000, device=cuda)[:rows]
+    logits = torch.mm(hidden.to(cuda), weight.to(cuda).t(), out_dtype=torch.float32, out=out)
+    assert logits.data_ptr() == out.data_ptr()
+    torch.testing.assert_close(out.cpu(), hidden.float() @ weight.float().t(), atol=1e-3, rtol=1e-4)
