@@ -147,7 +147,7 @@ def _forward(target: BuiltTarget, prompt: list[int], answer: list[int]) -> Answe
     tokens = [*prompt, *answer]
     # Nothing else runs on this engine any more: any pages will do.
     pages = list(range(1, 2 + len(tokens) // target.engine.page_tokens))
-    logits = target.engine.forward([Run(tokens, 0, pages, len(tokens))])
+    logits = target.engine.forward([Run(tokens, 0, pages, len(tokens))]).clone()
     return Answer(tokens, len(prompt), target.engine.read_features(pages, 0, len(tokens)), logits)
 
 

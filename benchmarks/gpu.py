@@ -150,15 +150,16 @@ class Bench:
         self._show(f"{name} drafts", rows)
 
     def _attention(self, decoder: Decoder) -> None:
-        from dspark_core.cuda.paged_attention import TritonKernels, Tuning
+        from dspark_core.cuda.paged_attention import TritonKernels
+        from dspark_core.cuda.tiles import Tuning
 
         variants = {
-            "ours": TritonKernels(),
-            "rows32": TritonKernels(Tuning(max_rows=32)),
-            "rows128": TritonKernels(Tuning(max_rows=128)),
-            "few": TritonKernels(Tuning(programs_wanted=128)),
-            "many": TritonKernels(Tuning(programs_wanted=2048)),
-            "small": TritonKernels(Tuning(stage_bytes=1 << 13, stages=3)),
+            "ours": TritonKernels.on(self._device),
+            "rows32": TritonKernels.on(self._device, Tuning(max_rows=32)),
+            "rows128": TritonKernels.on(self._device, Tuning(max_rows=128)),
+            "few": TritonKernels.on(self._device, Tuning(programs_wanted=128)),
+            "many": TritonKernels.on(self._device, Tuning(programs_wanted=2048)),
+            "small": TritonKernels.on(self._device, Tuning(stage_bytes=1 << 13, stages=3)),
         }
         rows = []
         for shape in ATTENTION:

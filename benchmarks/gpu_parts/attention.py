@@ -76,7 +76,10 @@ def _ragged(
 ) -> Callable[[], object]:
     batch = build_batch(runs, page_tokens=PAGE)
     group = config.num_heads // config.num_kv_heads
-    shape = exact_shape(batch, kernels.tile_queries(len(runs[0].token_ids), group))
+    queries = kernels.tile_queries(
+        len(runs[0].token_ids), group=group, head_dim=config.head_dim, value_bytes=q.element_size()
+    )
+    shape = exact_shape(batch, queries)
     inputs = StepInputs.of(pack_step(batch, shape).to(device), shape)
     where = RaggedRuns(inputs.runs, inputs.tiles, inputs.pages, shape.tile_queries, PAGE)
 

@@ -11,7 +11,6 @@ Grids depend on shapes alone, never on lengths, so that a CUDA graph holds for a
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -19,24 +18,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MAX_SPLITS = 16
+from dspark_core.cuda.tiles import (
+    MAX_SPLITS,
+    SMALLEST_SHARED_BYTES,
+    TUNING,
+    Tuning,
+    num_splits,
+    power_of_two,
+    shared_bytes_of,
+    tile_of,
+    tile_queries,
+)
+
 _LOG2_E = 1.4426950408889634
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tuning:
-    """Sizes that change speed and nothing else. Chosen by reasoning; `benchmarks.gpu` tries others."""
-
-    max_rows: int = 64
-    """Of a tile: its queries times the heads of a group."""
-    programs_wanted: int = 512
-    """About four to a multiprocessor of a large GPU; fewer leave it idle."""
-    stage_bytes: int = 1 << 14
-    """Of keys loaded at a time by eight warps: more, or as many by four, spill registers."""
-    stages: int = 2
-
-
-TUNING = Tuning()
 
 
 class RaggedRuns(Protocol):
@@ -69,18 +63,6 @@ class RaggedRuns(Protocol):
         ...
 
 
-def tile_queries(longest_run: int, group: int, tuning: Tuning = TUNING) -> int:
-    """Queries of a tile: a power of two, as many as its rows allow and a run needs."""
-    most = tuning.max_rows // int(triton.next_power_of_2(group))
-    return max(1, min(int(triton.next_power_of_2(longest_run)), most))
-
-
-def num_splits(tiles: int, kv_heads: int, tuning: Tuning = TUNING) -> int:
-    """A power of two."""
-    wanted = tuning.programs_wanted // max(1, tiles * kv_heads)
-    return max(1, min(MAX_SPLITS, 1 << max(0, wanted.bit_length() - 1)))
-
-
 def paged_attention(
     q: Tensor,
     keys: Tensor,
@@ -88,17 +70,18 @@ def paged_attention(
     where: RaggedRuns,
     window: int | None = None,
     tuning: Tuning = TUNING,
+    shared_bytes: int = SMALLEST_SHARED_BYTES,
 ) -> Tensor:
     """q [tokens, heads, head_dim]; keys, values [slots, kv_heads, head_dim] -> like q.
 
-    `window`: positions a token sees, its own included; None: all before it. Rows that belong to no run
-    come out undefined.
+    `window`: positions a token sees, its own included; None: all before it. `shared_bytes`: of a block on the
+    GPU, that of which the tiles were cut for. Rows that belong to no run come out undefined.
     """
     tokens, heads, head_dim = q.shape
     kv_heads, tiles = keys.shape[1], where.tiles.shape[0]
-    group, block_d = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
-    block_m = max(16, triton.next_power_of_2(where.tile_queries * group))
-    warps, splits = 8 if block_m * block_d >= 64 * 128 else 4, num_splits(tiles, kv_heads, tuning)
+    group, splits = heads // kv_heads, num_splits(tiles, kv_heads, tuning)
+    rows = power_of_two(where.tile_queries * group)
+    tile = tile_of(rows, head_dim, keys.element_size(), shared_bytes, tuning)
     out = torch.empty((tokens, heads, head_dim), dtype=q.dtype, device=q.device)
     partial, sums = out, out
     if splits > 1:
@@ -122,21 +105,21 @@ def paged_attention(
         splits,
         GROUP=group,
         HEAD_DIM=head_dim,
-        BLOCK_D=block_d,
+        BLOCK_D=tile.head_size,
         PAGE=where.page_tokens,
         TILE=where.tile_queries,
-        BLOCK_M=block_m,
-        BLOCK_N=max(16, min(64, tuning.stage_bytes * warps // 8 // (block_d * keys.element_size()))),
+        BLOCK_M=tile.rows,
+        BLOCK_N=tile.keys,
         WINDOW=window or 0,
         TWO_WAY=where.two_way,
         SPLIT=splits > 1,
-        num_warps=warps,
-        num_stages=tuning.stages,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
         enable_fp_fusion=True,
     )
     if splits > 1:
-        sizes = {"HEAD_DIM": head_dim, "BLOCK_D": block_d, "MOST": MAX_SPLITS, "enable_fp_fusion": True}
-        _combine[(tokens, heads)](partial, sums, out, tokens, splits, **sizes)
+        sizes = {"HEAD_DIM": head_dim, "BLOCK_D": tile.head_size, "MOST": MAX_SPLITS}
+        _combine[(tokens, heads)](partial, sums, out, tokens, splits, **sizes, enable_fp_fusion=True)
     return out
 
 
@@ -168,17 +151,30 @@ def store_keys_values(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots:
 class TritonKernels:
     """The functions above as the engine asks for them."""
 
-    def __init__(self, tuning: Tuning = TUNING) -> None:
+    def __init__(self, tuning: Tuning = TUNING, shared_bytes: int = SMALLEST_SHARED_BYTES) -> None:
         self._tuning = tuning
+        self._shared_bytes = shared_bytes
 
-    def tile_queries(self, longest_run: int, group: int) -> int:
-        return tile_queries(longest_run, group, self._tuning)
+    @classmethod
+    def on(cls, device: torch.device, tuning: Tuning = TUNING) -> TritonKernels:
+        """With tiles as large as the device has room for."""
+        return cls(tuning, shared_bytes_of(device))
+
+    def tile_queries(self, longest_run: int, *, group: int, head_dim: int, value_bytes: int) -> int:
+        return tile_queries(
+            longest_run,
+            group=group,
+            head_dim=head_dim,
+            value_bytes=value_bytes,
+            shared_bytes=self._shared_bytes,
+            tuning=self._tuning,
+        )
 
     def attend(
         self, q: Tensor, keys: Tensor, values: Tensor, where: RaggedRuns, window: int | None
     ) -> Tensor:
         with _launching_on(q):
-            return paged_attention(q, keys, values, where, window, self._tuning)
+            return paged_attention(q, keys, values, where, window, self._tuning, self._shared_bytes)
 
     def store(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
         with _launching_on(k):

@@ -46,6 +46,16 @@ class BucketGrid:
         fitting = [b for b in self.all() if b.requests >= requests and b.tokens >= tokens]
         return min(fitting, key=lambda bucket: (bucket.tokens, bucket.requests), default=None)
 
+    def holding(self, requests: int) -> Sequence[Bucket]:
+        """All that `choose` takes for batches of up to so many sequences, largest first."""
+        each = self.tokens_per_request[-1]
+        # The choice changes where a bucket's room ends, and nowhere between.
+        counts = {min(count, requests) for count in self.requests}
+        sizes = {1, *(bucket.tokens + 1 for bucket in self.all())}
+        asked = [(count, size) for count in counts for size in sizes if size <= count * each]
+        chosen = {bucket for one in asked if (bucket := self.choose(*one)) is not None}
+        return sorted(chosen, key=lambda bucket: (bucket.tokens, bucket.requests), reverse=True)
+
     def all(self) -> Sequence[Bucket]:
         sizes = {(r, r * t) for r in self.requests for t in self.tokens_per_request}
         return [Bucket(r, tokens) for r, tokens in sorted(sizes) if tokens <= self.max_tokens]

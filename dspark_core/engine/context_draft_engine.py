@@ -87,6 +87,11 @@ class ContextDraftEngine(ABC):
         """Sequences whose context is held."""
         return self._context.num_sequences
 
+    def prepare(self) -> None:
+        """Does ahead what passes would otherwise do when one of a size first comes, as recording it; no
+        pass may run meanwhile."""
+        return
+
     def release(self, sequence_ids: Sequence[str]) -> None:
         for sequence_id in sequence_ids:
             self._context.forget(sequence_id)

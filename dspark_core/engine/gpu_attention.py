@@ -25,8 +25,9 @@ class RaggedRuns:
 class AttentionKernels(Protocol):
     """`dspark_core.cuda.paged_attention` has them; tests put plain PyTorch in their place."""
 
-    def tile_queries(self, longest_run: int, group: int) -> int:
-        """Queries of a tile."""
+    def tile_queries(self, longest_run: int, *, group: int, head_dim: int, value_bytes: int) -> int:
+        """Queries of a tile: what the kernels are quick with, and a GPU has room for. `group`: query heads
+        that share a key/value head; `value_bytes`: of one number of the cache."""
         ...
 
     def attend(

@@ -61,7 +61,12 @@ class GpuDraftEngine(ContextDraftEngine):
         self._drafter = drafter
         self._kernels, self._grid = settings.kernels, settings.grid
         self._block = config.block_size
-        self._group = config.backbone.num_heads // config.backbone.num_kv_heads
+        self._tile_queries = self._kernels.tile_queries(
+            self._block,
+            group=config.backbone.num_heads // config.backbone.num_kv_heads,
+            head_dim=config.backbone.head_dim,
+            value_bytes=self._dtype.itemsize,
+        )
         self._windows = [None] * config.backbone.num_layers
         self._tensors = ContextTensors(config.backbone, self._context, self._dtype, self.device)
         self._confidences = Confidences(confidence_scaling, self.device)
@@ -74,8 +79,17 @@ class GpuDraftEngine(ContextDraftEngine):
             largest = self._shape(max(self._grid.requests), greedy=False)
             values = fixed_values(largest) + largest.requests * self._most_pages()
             self._graphs = RecordedPasses(
-                self._compute, settings.recorder, input_values=values, device=self.device
+                self._compute,
+                settings.recorder,
+                name="draft passes",
+                input_values=values,
+                device=self.device,
             )
+
+    def prepare(self) -> None:
+        if self._graphs is not None:
+            counts = sorted(self._grid.requests, reverse=True)
+            self._graphs.prepare([self._shape(n, greedy=greedy) for n in counts for greedy in (False, True)])
 
     def _store(self, appended: Sequence[Appended], features: Tensor) -> None:
         # The pass that drafts from them computes their keys and values on the way.
@@ -107,7 +121,7 @@ class GpuDraftEngine(ContextDraftEngine):
             requests=requests,
             features=min(requests * (self._block + 1), len(self._features)),
             block=self._block,
-            tile_queries=self._kernels.tile_queries(self._block, self._group),
+            tile_queries=self._tile_queries,
             greedy=greedy,
         )
 

@@ -54,6 +54,6 @@ def gpu_settings(device: torch.device, *, block_size: int | None, graphs: bool =
     # Products that are split along their inputs would else be summed in bfloat16, and greedy choices waver.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     # Loaded here: importing it needs triton, which only PyTorch's CUDA builds bring along.
-    kernels = importlib.import_module("dspark_core.cuda.paged_attention").TritonKernels()
+    kernels = importlib.import_module("dspark_core.cuda.paged_attention").TritonKernels.on(device)
     grid = default_grid(MAX_GRAPH_REQUESTS, block_size)
     return GpuSettings(kernels=kernels, grid=grid, recorder=CudaGraphs(device) if graphs else None)

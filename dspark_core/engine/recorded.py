@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Hashable
+import time
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -22,6 +23,9 @@ _log = logging.getLogger(__name__)
 
 _RECORDING = threading.Lock()
 """A capture waits for the device when it begins, which CUDA forbids while another thread captures."""
+
+PREPARE_SECONDS = 120.0
+"""Of a start, at most for compiling and recording ahead. What is left is recorded when it first comes."""
 
 Outputs = tuple[Tensor, ...]
 Shape = TypeVar("Shape", bound=Hashable)
@@ -71,10 +75,15 @@ class RecordedPasses(Generic[Shape]):
         compute: Callable[[Tensor, Shape], Outputs],
         recorder: Recorder,
         *,
+        name: str,
         input_values: int,
         device: torch.device,
     ) -> None:
-        """compute(values [input_values] int64, shape); `input_values`: the most that any shape takes."""
+        """compute(values [input_values] int64, shape); `input_values`: the most that any shape takes.
+
+        `name`: of the passes, for people.
+        """
+        self._name = name
         self._compute = compute
         self._recorder = recorder
         self._device = device
@@ -86,6 +95,38 @@ class RecordedPasses(Generic[Shape]):
     def shapes(self) -> tuple[Shape, ...]:
         """Recorded so far."""
         return tuple(self._recordings)
+
+    @torch.inference_mode()
+    def prepare(
+        self,
+        shapes: Sequence[Shape],
+        *,
+        seconds: float = PREPARE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Records those of `shapes` that are not yet, in this order, before somebody waits for their passes.
+
+        Inputs are zeros meanwhile, so all zeros must be a pass that computes nothing of anybody's. What no
+        longer fits the time, or the memory, is dealt with when it first comes.
+        """
+        missing = [one for one in shapes if one not in self._recordings and one not in self._unrecorded]
+        if not missing:
+            return
+        self._values.zero_()  # those of the last pass mean something else to another shape
+        started, recorded, tried = clock(), 0, 0
+        for shape in missing:
+            if clock() - started >= seconds:
+                break
+            tried += 1
+            recorded += self._record(shape) is not None
+        _log.info(
+            "recorded %d of %d sizes of %s in %.1f s%s",
+            recorded,
+            len(missing),
+            self._name,
+            clock() - started,
+            "" if tried == len(missing) else f"; {len(missing) - tried} follow when they first come",
+        )
 
     def run(self, shape: Shape, values: Tensor) -> Outputs:
         """values [at most input_values] int64, on the CPU. Outputs are good until the next run."""

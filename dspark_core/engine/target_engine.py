@@ -126,6 +126,12 @@ class TargetEngine:
         """For people: what computes it, and on which device."""
         return self._passes.computed_by
 
+    def prepare(self, requests: int) -> None:
+        """On a GPU, compiles and records ahead what steps of up to so many sequences need, so that no step
+        waits for it, and no profile's time goes there. No pass may run meanwhile."""
+        if isinstance(self._passes, GpuPasses):
+            self._passes.prepare(requests)
+
     def close(self) -> None:
         """No pass may follow."""
         self._on_close()

@@ -107,10 +107,11 @@ def _step_time(
 def _draft_time(
     target: BuiltTarget, options: StackOptions, max_requests: int, settings: ProfileSettings
 ) -> DraftTimeModel:
-    source = LocalDraftSource(build_drafter(options.engine, target.shared))
+    drafter = build_drafter(options.engine, target.shared)
+    drafter.prepare()
     counts = [count for count in DEFAULT_REQUESTS if count <= max_requests]
     return profile_draft_time(
-        source,
+        LocalDraftSource(drafter),
         target.engine,
         counts,
         repeats=settings.repeats,

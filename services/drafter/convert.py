@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from dspark_proto.v1 import common_pb2, drafter_pb2
@@ -45,14 +46,19 @@ def draft_item_from_proto(message: drafter_pb2.DraftItem) -> DraftItem:
     )
 
 
-def draft_block_to_proto(value: DraftBlock) -> drafter_pb2.DraftBlock:
-    return drafter_pb2.DraftBlock(
-        sequence_id=value.sequence_id,
-        token_ids=value.token_ids,
-        confidences=value.confidences,
-        distributions=_distributions_to_proto(value.distribution) if value.distribution else (),
-        needs_context=value.needs_context,
-    )
+def draft_blocks_to_proto(values: Sequence[DraftBlock]) -> list[drafter_pb2.DraftBlock]:
+    """Those of a message together, so that a GPU is waited for once."""
+    laws = iter(_on_the_host([value.distribution for value in values if value.distribution is not None]))
+    return [
+        drafter_pb2.DraftBlock(
+            sequence_id=value.sequence_id,
+            token_ids=value.token_ids,
+            confidences=value.confidences,
+            distributions=() if value.distribution is None else _distributions_to_proto(next(laws)),
+            needs_context=value.needs_context,
+        )
+        for value in values
+    ]
 
 
 def tensor_from_proto(message: common_pb2.Tensor, field: str) -> Tensor:
@@ -70,6 +76,22 @@ def tensor_from_proto(message: common_pb2.Tensor, field: str) -> Tensor:
     if expected == 0:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(bytearray(message.data), dtype=dtype).view(shape)
+
+
+def _on_the_host(laws: Sequence[SparseDistribution]) -> Sequence[SparseDistribution]:
+    """Themselves on a CPU; else copies, all of them fetched at once, probabilities by the bits of doubles."""
+    if all(law.token_ids.device.type == "cpu" for law in laws):
+        return laws
+    ids = [law.token_ids.flatten() for law in laws]
+    bits = [law.probabilities.double().flatten().view(torch.int64) for law in laws]
+    fetched = torch.split(torch.cat((*ids, *bits)).cpu(), [len(part) for part in (*ids, *bits)])
+    return [
+        SparseDistribution(
+            token_ids=token_ids.view(law.token_ids.shape),
+            probabilities=doubles.view(torch.float64).view(law.probabilities.shape).float(),
+        )
+        for law, token_ids, doubles in zip(laws, fetched[: len(laws)], fetched[len(laws) :], strict=True)
+    ]
 
 
 def _distributions_to_proto(value: SparseDistribution) -> list[drafter_pb2.SparseDistribution]:

@@ -27,6 +27,7 @@ async def run(environ: Mapping[str, str]) -> None:
         torch.set_num_threads(config.torch_threads)
     # Loaded before the port opens: a wrong checkpoint must fail at once, not after a probe period.
     engine = await asyncio.to_thread(build_drafter, config.engine)
+    await asyncio.to_thread(engine.prepare)
     servicer = DrafterServicer(engine, telemetry, config.replica_id)
     async with AsyncExitStack() as stack:
         stack.callback(servicer.close)

@@ -52,7 +52,7 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
                 blocks, seconds = await self._propose(items, session.release(message.release))
                 yield drafter_pb2.DraftResponse(
                     round=message.round,
-                    blocks=[convert.draft_block_to_proto(session.disown(block)) for block in blocks],
+                    blocks=convert.draft_blocks_to_proto([session.disown(block) for block in blocks]),
                     compute_seconds=seconds,
                     drafter_id=self._drafter_id,
                 )

@@ -136,9 +136,9 @@ class EmbeddedStack:
         options = self._options
         drafts, draft_time = None, None
         if options.drafter is not None:
-            drafts = LocalDraftSource(
-                await asyncio.to_thread(build_drafter, options.engine, profiled.target.shared)
-            )
+            drafter = await asyncio.to_thread(build_drafter, options.engine, profiled.target.shared)
+            await asyncio.to_thread(drafter.prepare)
+            drafts = LocalDraftSource(drafter)
             draft_time = await asyncio.to_thread(profile_draft_time, drafts, profiled.target.engine)
         lookup = None
         if options.lookup:

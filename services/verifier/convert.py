@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from dspark_proto.v1 import common_pb2, drafter_pb2
 from torch import Tensor
@@ -23,17 +25,26 @@ def geometry_from_proto(message: drafter_pb2.DescribeDrafterResponse) -> DraftGe
     )
 
 
+def draft_items_to_proto(values: Sequence[DraftItem]) -> list[drafter_pb2.DraftItem]:
+    """Those of a message together, so that a GPU is waited for once."""
+    features = _on_the_host([value.features for value in values])
+    return [
+        drafter_pb2.DraftItem(
+            sequence_id=value.sequence_id,
+            anchor_token_id=value.anchor_token_id,
+            anchor_position=value.anchor_position,
+            features_start=value.features_start,
+            features=tensor_to_proto(rows),
+            sampling=sampling_to_proto(value.sampling),
+            verification=verification_to_proto(value.verification),
+            token_ids=value.token_ids,
+        )
+        for value, rows in zip(values, features, strict=True)
+    ]
+
+
 def draft_item_to_proto(value: DraftItem) -> drafter_pb2.DraftItem:
-    return drafter_pb2.DraftItem(
-        sequence_id=value.sequence_id,
-        anchor_token_id=value.anchor_token_id,
-        anchor_position=value.anchor_position,
-        features_start=value.features_start,
-        features=tensor_to_proto(value.features),
-        sampling=sampling_to_proto(value.sampling),
-        verification=verification_to_proto(value.verification),
-        token_ids=value.token_ids,
-    )
+    return draft_items_to_proto([value])[0]
 
 
 def draft_block_from_proto(message: drafter_pb2.DraftBlock, geometry: DraftGeometry) -> DraftBlock:
@@ -54,13 +65,19 @@ def draft_block_from_proto(message: drafter_pb2.DraftBlock, geometry: DraftGeome
 
 
 def tensor_to_proto(value: Tensor) -> common_pb2.Tensor:
-    """A GPU's are fetched first."""
-    contiguous = value.contiguous().cpu()
+    """Of a tensor on the host."""
     return common_pb2.Tensor(
         dtype=_DTYPES[value.dtype],
         shape=value.shape,
-        data=contiguous.view(torch.uint8).numpy().tobytes() if value.numel() else b"",
+        data=value.contiguous().view(torch.uint8).numpy().tobytes() if value.numel() else b"",
     )
+
+
+def _on_the_host(parts: Sequence[Tensor]) -> Sequence[Tensor]:
+    """parts [.., size] of one device: themselves on a CPU, else all of them in one copy."""
+    if all(part.device.type == "cpu" for part in parts):
+        return parts
+    return torch.split(torch.cat(list(parts)).cpu(), [len(part) for part in parts])
 
 
 def _distribution_from_proto(message: drafter_pb2.DraftBlock, geometry: DraftGeometry) -> SparseDistribution:

@@ -40,13 +40,16 @@ class ProfiledTarget:
 
 
 def load_profiled_target(options: EngineOptions, profile: ProfileOptions | None = None) -> ProfiledTarget:
-    """Blocking: loads weights, then measures step times for a few seconds."""
+    """Blocking: loads weights, prepares steps as serving will ask for them, then measures their times for a
+    few seconds."""
+    profile = profile or ProfileOptions()
     target = build_target(options)
+    target.engine.prepare(profile.max_requests)
     round_time = start_profile(
         target.engine,
         options.target_model,
         options.dtype,
-        profile or ProfileOptions(),
+        profile,
         weights=options.weights,
     )
     return ProfiledTarget(target=target, round_time=round_time)

@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("triton")
 
 from dspark_core.algorithms import coupling, sampling
+from dspark_core.cuda.tiles import TUNING, shared_bytes_of
 from dspark_core.engine.gpu_attention import RaggedRuns
 from tests.support.gpu_parts import generator
 from tests.support.reference_attention import attend_runs
@@ -33,13 +34,14 @@ def cases():
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize("case", cases())
 @pytest.mark.parametrize(
-    "shape", [(32, 8, 128), (9, 3, 64), (8, 4, 256)], ids=str
+    "shape", [(32, 8, 128), (9, 3, 64), (8, 4, 256), (8, 4, 512)], ids=str
 )  # heads, kv_heads, head_dim
 def test_attention(cuda, dtype, window, case, shape):
     from dspark_core.cuda.paged_attention import paged_attention
 
     heads, kv_heads, head_dim = shape
-    where, tokens = ragged(cases()[case], heads // kv_heads, page=PAGE, num_pages=512)
+    room = {"head_dim": head_dim, "value_bytes": dtype.itemsize, "shared_bytes": shared_bytes_of(cuda)}
+    where, tokens = ragged(cases()[case], heads // kv_heads, page=PAGE, num_pages=512, **room)
     drawing = generator(0)
     q = torch.randn(tokens, heads, head_dim, generator=drawing).to(dtype)
     cache = torch.randn(2, 512 * PAGE, kv_heads, head_dim, generator=drawing).to(dtype)
@@ -47,7 +49,8 @@ def test_attention(cuda, dtype, window, case, shape):
     on_device = RaggedRuns(
         where.runs.to(cuda), where.tiles.to(cuda), where.pages.to(cuda), where.tile_queries, PAGE
     )
-    actual = paged_attention(q.to(cuda), cache[0].to(cuda), cache[1].to(cuda), on_device, window)
+    keys, values = cache.to(cuda)
+    actual = paged_attention(q.to(cuda), keys, values, on_device, window, TUNING, room["shared_bytes"])
     tolerance = TOLERANCE[dtype]
     torch.testing.assert_close(actual.float().cpu(), expected, atol=tolerance, rtol=tolerance)
 
@@ -93,3 +96,17 @@ def test_laws_and_coupled_draws_are_the_cpus(cuda, vocab):
     seeds, positions = torch.arange(3), torch.arange(3) + 9
     drawn = coupling.sample_coupled(here.to(cuda), seeds.to(cuda), positions.to(cuda)).cpu()
     assert torch.equal(drawn, coupling.sample_coupled(here, seeds, positions))
+
+
+@pytest.mark.parametrize("rows", [1, 8, 300])
+def test_a_product_of_bfloat16_comes_in_float32(cuda, rows):
+    from dspark_core.engine.gpu_logits import multiplies_into_float32
+
+    if not multiplies_into_float32(torch.bfloat16, cuda):
+        pytest.skip(f"PyTorch {torch.__version__} has no such product")
+    hidden = torch.randn(rows, 512, generator=generator(2)).bfloat16()
+    weight = torch.randn(5000, 512, generator=generator(3)).bfloat16()
+    out = torch.empty(400, 5000, device=cuda)[:rows]
+    logits = torch.mm(hidden.to(cuda), weight.to(cuda).t(), out_dtype=torch.float32, out=out)
+    assert logits.data_ptr() == out.data_ptr()
+    torch.testing.assert_close(out.cpu(), hidden.float() @ weight.float().t(), atol=1e-3, rtol=1e-4)

@@ -7,12 +7,8 @@ import torch
 
 pytest.importorskip("triton", reason="the kernels' tests need triton: pip install triton")
 
-from dspark_core.cuda.paged_attention import (
-    num_splits,
-    paged_attention,
-    store_keys_values,
-    tile_queries,
-)
+from dspark_core.cuda.paged_attention import paged_attention, store_keys_values
+from dspark_core.cuda.tiles import SMALLEST_SHARED_BYTES, Tuning, num_splits, tile_queries
 from dspark_core.engine.gpu_attention import RaggedRuns
 from dspark_core.engine.step_inputs import NO_QUERY
 from tests.support.reference_attention import attend_runs, store_runs
@@ -24,13 +20,28 @@ PAGE = 4
 SLOTS = 64 * PAGE
 
 
-def ragged(lengths, group, *, two_way=False, padding=0, seed=0, page=PAGE, num_pages=SLOTS // PAGE):
+def ragged(
+    lengths,
+    group,
+    *,
+    two_way=False,
+    padding=0,
+    seed=0,
+    page=PAGE,
+    num_pages=SLOTS // PAGE,
+    head_dim=64,
+    value_bytes=4,
+    shared_bytes=SMALLEST_SHARED_BYTES,
+):
     """Runs of (start, count) over pages in random order; `padding` tiles and runs fill the shape up."""
     source = random.Random(seed)
     free = list(range(1, num_pages))
     source.shuffle(free)
     runs, pages, tiles, row = [], [], [], 0
-    queries = tile_queries(max(count for _, count in lengths), group)
+    longest = max(count for _, count in lengths)
+    queries = tile_queries(
+        longest, group=group, head_dim=head_dim, value_bytes=value_bytes, shared_bytes=shared_bytes
+    )
     for index, (start, count) in enumerate(lengths):
         runs.append((row, count, start, len(pages)))
         pages.extend(free.pop() for _ in range(-(-(start + count) // page)))
@@ -123,8 +134,11 @@ def test_keys_and_values_go_to_their_slots():
     assert torch.equal(ours, expected)
 
 
-@pytest.mark.parametrize(
-    ("longest", "group", "queries"), [(1, 4, 1), (8, 4, 8), (300, 4, 16), (8, 3, 8), (9, 1, 16)]
-)
-def test_a_tile_holds_what_its_rows_allow(longest, group, queries):
-    assert tile_queries(longest, group) == queries
+@pytest.mark.parametrize("shared_bytes", [8 << 10, 20 << 10, 64 << 10])
+def test_a_gpu_with_less_room_gets_smaller_tiles_and_the_same_sums(shared_bytes):
+    shape, room = (4, 2, 32), {"head_dim": 32, "shared_bytes": shared_bytes}
+    where, tokens = ragged([(9, 30), (0, 3)], 2, **room)
+    q, keys, values = tensors(tokens, *shape)
+    expected = attend_runs(q, keys, values, where)
+    actual = paged_attention(q, keys, values, where, None, Tuning(), shared_bytes)
+    torch.testing.assert_close(actual, expected, atol=2e-6, rtol=2e-6)

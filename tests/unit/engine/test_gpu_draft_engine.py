@@ -108,6 +108,17 @@ def test_more_requests_than_any_bucket_holds_are_drafted_without_one():
         assert (recorder.replays == replays) == (len(batch) == 3)
 
 
+def test_what_was_prepared_drafts_the_same_blocks_and_records_nothing_more():
+    recorder = CallAgain()
+    reference, ours = pair(tiny_config(), plain_gpu(recorder, requests=(1, 2, 4)))
+    ours.prepare()
+    assert recorder.records == 2 * 3  # with draws and without
+    for batch in story([GREEDY, COUPLED, GREEDY]):
+        same(ours.propose(batch), reference.propose(batch))
+    assert recorder.records == 2 * 3
+    assert recorder.replays > 0
+
+
 def test_a_sampled_block_was_drawn_from_what_it_declares():
     _, ours = pair(tiny_config(), plain_gpu(CallAgain()), seed=9)
     drawing = generator(9)
@@ -153,6 +164,7 @@ def test_a_draft_on_a_gpu_is_read_once(features_on):
             num_pages=64,
             page_tokens=4,
         )
+        engine.prepare()
         features = on_gpu(FEATURES) if features_on == "cuda" else FEATURES
         for batch, blocks in zip(story(samplings, features), expected, strict=True):
             mode.reads, mode.reads_allowed = 0, 1

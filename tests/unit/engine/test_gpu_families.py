@@ -49,3 +49,35 @@ def test_gemmas_windows_and_shared_layers_go_the_same_way(model, tmp_path):
     for runs in passes:
         torch.testing.assert_close(ours.forward(runs), expected.forward(runs), atol=1e-4, rtol=1e-4)
     assert kernels.windows == {None, WINDOW}
+
+
+def test_tiles_are_those_that_every_kind_of_layer_has_room_for(tmp_path):
+    gemma4_large().save_pretrained(tmp_path)
+    loaded = load_target(str(tmp_path), torch.float32)
+    config = loaded.config
+    layers = [config.attention_kind(layer) for layer in range(config.num_cached_layers)]
+    kinds = {(config.num_heads // kind.num_kv_heads, kind.head_dim, 4) for kind in layers}
+    assert len(kinds) == 2
+    largest = max(head_dim for _, head_dim, _ in kinds)
+
+    class Sparing(PlainKernels):
+        def __init__(self):
+            super().__init__()
+            self.asked, self.tiles = set(), set()
+
+        def tile_queries(self, longest_run, *, group, head_dim, value_bytes):
+            self.asked.add((group, head_dim, value_bytes))
+            return 1 if head_dim == largest else 4
+
+        def attend(self, q, keys, values, where, window):
+            self.tiles.add(where.tile_queries)
+            return super().attend(q, keys, values, where, window)
+
+    kernels = Sparing()
+    engine = TargetEngine.of_decoder(
+        loaded.decoder, config, num_pages=40, page_tokens=4, gpu=plain_gpu(CallAgain(), kernels=kernels)
+    )
+    for runs in ([Run([3, 4, 5, 6, 7, 8, 9], 0, [1, 2], 1)], [Run([5, 6], 7, [1, 2, 3], 2)]):
+        engine.forward(runs)
+    assert kernels.asked == kinds
+    assert kernels.tiles == {1}

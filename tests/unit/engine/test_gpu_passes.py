@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
 from dspark_core.engine.batch import Run
+from dspark_core.engine.profiler import ProfileSettings, profile_step_time
 from dspark_core.records import SamplingParams
-from tests.support.gpu_parts import CallAgain, plain_gpu
+from tests.support.gpu_parts import CallAgain, PlainKernels, plain_gpu
 from tests.support.pretend_cuda import move_module, pretend_cuda, read
 from tests.unit.engine.tiny import (
+    VOCAB,
     ScriptedDrafts,
     make_loop,
     naive_greedy,
@@ -75,6 +79,84 @@ def test_each_shape_is_recorded_once():
     assert (recorder.records, recorder.replays) == (2, 3)
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_what_was_prepared_decodes_the_same_tokens_and_records_nothing_more(greedy_cases, sampling):
+    recorder = CallAgain()
+    gpu = plain_gpu(recorder)
+    engine = tiny_engine(gpu=gpu)
+    engine.prepare(6)
+    assert recorder.records == len(gpu.grid.all())
+    engine.prepare(6)
+    assert answers(greedy_cases, sampling, gpu, engine) == answers(greedy_cases, sampling, plain_gpu())
+    assert recorder.records == len(gpu.grid.all())
+    assert recorder.replays > 0
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_kernels_are_compiled_ahead_for_every_tile(recorded):
+    """As few tiles and as many: their contexts are split among programs or not."""
+
+    class Tiles(PlainKernels):
+        def __init__(self):
+            super().__init__()
+            self.launched = set()
+
+        def tile_queries(self, longest_run, **_):
+            return min(8, 1 << (longest_run - 1).bit_length())
+
+        def attend(self, q, keys, values, where, window):
+            self.launched.add((where.tile_queries, len(where.tiles) > 4))
+            return super().attend(q, keys, values, where, window)
+
+    kernels = Tiles()
+    engine = tiny_engine(gpu=plain_gpu(CallAgain() if recorded else None, kernels=kernels))
+    engine.prepare(8)
+    assert kernels.launched == {(queries, many) for queries in (1, 2, 4, 8) for many in (False, True)}
+
+
+def test_nothing_of_a_sequence_is_touched_by_what_is_prepared():
+    engine, bare = tiny_engine(gpu=plain_gpu(CallAgain())), tiny_engine(gpu=plain_gpu())
+    prompt, pages = [5, 6, 7, 8, 9], [1, 2]
+    for one in (engine, bare):
+        one.forward([Run(prompt, 0, pages, 1)])
+    engine.prepare(8)
+    torch.testing.assert_close(engine.read_features(pages, 0, 5), bare.read_features(pages, 0, 5))
+    torch.testing.assert_close(engine.forward([Run([3], 5, pages, 1)]), bare.forward([Run([3], 5, pages, 1)]))
+
+
+def test_a_profiles_time_is_not_spent_on_recording():
+    recorder = CallAgain()
+    engine = tiny_engine(gpu=plain_gpu(recorder))
+    recorded = []
+
+    def clock():
+        recorded.append(recorder.records)
+        return time.perf_counter()
+
+    settings = ProfileSettings(requests=(1, 2, 4), tokens_per_request=(1, 3), budget_seconds=0.5)
+    profile_step_time(engine, settings, clock=clock)
+    assert set(recorded) == {len(plain_gpu().grid.holding(4))}
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_logits_of_all_sizes_lie_in_the_memory_of_the_largest(prepared):
+    gpu = plain_gpu(CallAgain())
+    engine, bare = tiny_engine(gpu=gpu), tiny_engine(gpu=plain_gpu())
+    if prepared:
+        engine.prepare(8)
+    one, many = [Run([5], 0, [1], 1)], [Run([6, 7, 8], 0, [2 + n], 3) for n in range(6)]
+    seen = set()
+    for runs in (one, many, one, many):
+        logits = engine.forward(runs)
+        torch.testing.assert_close(logits, bare.forward(runs))
+        seen.add((logits.data_ptr(), logits.untyped_storage().nbytes()))
+    largest = max(bucket.tokens for bucket in gpu.grid.all())
+    if prepared:
+        assert [size for _, size in seen] == [largest * VOCAB * 4]
+    else:  # by what came so far
+        assert len(seen) == 2
+
+
 def test_a_chunk_of_a_prompt_is_in_no_graph():
     """However few its tokens are: it wants larger tiles, and the logits of one row at most."""
     recorder = CallAgain()
@@ -99,6 +181,9 @@ def test_without_memory_for_a_graph_passes_are_launched_and_right(caplog):
         torch.testing.assert_close(engine.forward(runs), bare.forward(runs))
     assert full.asked == 1
     assert "launch by launch" in caplog.text
+    engine.prepare(2)
+    assert full.asked == len(plain_gpu().grid.holding(2))
+    torch.testing.assert_close(engine.forward(runs), bare.forward(runs))
 
 
 def test_a_filled_up_pass_gives_the_logits_and_features_of_the_bare_one():
@@ -119,6 +204,7 @@ def test_a_round_on_a_gpu_reads_its_verdicts_and_nothing_else(greedy_cases, samp
     gpu = plain_gpu(CallAgain() if recorded else None)
     with pretend_cuda() as mode:
         engine = tiny_engine(move_module(tiny_decoder()), projection=projection, gpu=gpu)
+        engine.prepare(8)
         drafts = drafts_for(greedy_cases)
         propose = drafts.propose
 

@@ -38,6 +38,9 @@ class Clocked:
     def clock(self) -> float:
         return self.now
 
+    def prepare(self, requests: int) -> None:
+        self.prepared = requests
+
     def forward(self, runs: Sequence[Run]) -> torch.Tensor:
         tokens = sum(len(run.token_ids) for run in runs)
         shape = (len(runs), tokens, sum(run.start for run in runs))

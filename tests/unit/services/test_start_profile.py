@@ -7,12 +7,15 @@ import logging
 import pytest
 from prometheus_client import CollectorRegistry
 
+from dspark_core.engine.building import BuiltTarget, EngineOptions
 from dspark_core.engine.planning import LocalPlanSource
 from dspark_core.engine.profile_file import read_profile
 from dspark_core.errors import ConfigError
-from services.verifier import profiling
+from services.verifier import profiling, service
 from services.verifier.metrics import VerifierMetrics
 from services.verifier.profiling import ProfileOptions, profile_points, start_profile
+from services.verifier.service import load_profiled_target
+from tests.support.gpu_parts import CallAgain, plain_gpu
 from tests.unit.engine.tiny import tiny_engine
 
 
@@ -63,3 +66,13 @@ def test_a_file_that_is_no_profile_stops_the_start(tmp_path) -> None:
     path.write_text("{}", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"steps\.json is no profile"):
         start_profile(tiny_engine(), "tiny", "float32", ProfileOptions(source=str(path)))
+
+
+def test_steps_are_prepared_for_serving_even_where_nothing_is_measured(monkeypatch) -> None:
+    recorder = CallAgain()
+    gpu = plain_gpu(recorder)
+    built = BuiltTarget(engine=tiny_engine(gpu=gpu), facts=None, geometry=None)  # type: ignore[arg-type]
+    monkeypatch.setattr(service, "build_target", lambda options: built)
+    options = EngineOptions(target_model="tiny", drafter=None)
+    load_profiled_target(options, ProfileOptions(source="off", max_requests=2))
+    assert recorder.records == len(gpu.grid.holding(2)) < len(gpu.grid.all())

@@ -1,0 +1,108 @@
+"""Recording ahead: what is recorded, what is left for later, and that nothing of it is served."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from dspark_core.engine.buckets import BucketGrid, default_grid
+from dspark_core.engine.recorded import RecordedPasses, Recording
+
+
+@pytest.fixture(autouse=True)
+def _as_engines_compute():
+    with torch.inference_mode():
+        yield
+
+
+class Recorder:
+    """Remembers what it was asked for; `full` asks find no memory, and each takes `seconds`."""
+
+    def __init__(self, full: int = 0, seconds: float = 1.0) -> None:
+        self.full, self.seconds = full, seconds
+        self.now = 0.0
+        self.asked = 0
+
+    def record(self, compute):
+        self.asked += 1
+        self.now += self.seconds
+        outputs = compute()
+        if self.asked <= self.full:
+            raise torch.OutOfMemoryError("no more")
+        return Recording(lambda: outputs[0].copy_(compute()[0]), outputs)
+
+
+def passes(recorder, seen=None):
+    def compute(values, shape):
+        if seen is not None:
+            seen.append((shape, values.tolist()))
+        return (values[:shape] * 2,)
+
+    return RecordedPasses(compute, recorder, name="tries", input_values=4, device=torch.device("cpu"))
+
+
+def test_what_was_recorded_ahead_is_not_recorded_again(caplog):
+    recorder = Recorder()
+    ours = passes(recorder)
+    with caplog.at_level(logging.INFO):
+        ours.prepare([3, 2, 1], clock=lambda: recorder.now)
+    assert ours.shapes == (3, 2, 1)
+    assert "recorded 3 of 3 sizes of tries in 3.0 s" in caplog.text
+    caplog.clear()
+    ours.prepare([2, 3], clock=lambda: recorder.now)
+    assert ours.run(2, torch.tensor([5, 6]))[0].tolist() == [10, 12]
+    assert recorder.asked == 3
+    assert not caplog.records
+
+
+def test_recording_ahead_ends_with_its_time(caplog):
+    recorder = Recorder(seconds=2.0)
+    ours = passes(recorder)
+    with caplog.at_level(logging.INFO):
+        ours.prepare([4, 3, 2, 1], seconds=3.0, clock=lambda: recorder.now)
+    assert ours.shapes == (4, 3)
+    assert "recorded 2 of 4 sizes of tries in 4.0 s; 2 follow when they first come" in caplog.text
+    assert ours.run(1, torch.tensor([7]))[0].tolist() == [14]
+    assert ours.shapes == (4, 3, 1)
+
+
+def test_sizes_without_memory_are_left_out_and_the_others_recorded(caplog):
+    recorder = Recorder(full=2)
+    ours = passes(recorder)
+    with caplog.at_level(logging.INFO):
+        ours.prepare([4, 3, 2, 1])
+    assert ours.shapes == (2, 1)
+    assert caplog.text.count("launch by launch") == 2
+    assert "recorded 2 of 4 sizes" in caplog.text
+    assert ours.run(4, torch.tensor([1, 2, 3, 4]))[0].tolist() == [2, 4, 6, 8]
+    assert recorder.asked == 4
+
+
+def test_recording_ahead_computes_nothing_of_anybodys():
+    """The values of a pass before mean something else to another shape: other slots, for one."""
+    seen: list[tuple[int, list[int]]] = []
+    ours = passes(Recorder(), seen)
+    ours.run(4, torch.tensor([9, 9, 9, 9]))
+    seen.clear()
+    ours.prepare([3, 2])
+    assert seen == [(3, [0, 0, 0, 0]), (2, [0, 0, 0, 0])]
+
+
+GRIDS = {
+    "plain": default_grid(16, None),
+    "blocks of 4": default_grid(16, 4),
+    "blocks of 7": default_grid(16, 7),
+    "uneven": BucketGrid(requests=(1, 2, 5, 9), tokens_per_request=(1, 3, 5), max_tokens=30),
+}
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("most", [1, 3, 8, 20])
+def test_ahead_is_recorded_what_batches_of_so_many_are_filled_up_to(grid, most):
+    each = grid.tokens_per_request[-1]
+    asked = [(count, size) for count in range(1, most + 1) for size in range(count, count * each + 1)]
+    ahead = grid.holding(most)
+    assert set(ahead) == {grid.choose(count, size) for count, size in asked} - {None}
+    assert list(ahead) == sorted(ahead, key=lambda bucket: (-bucket.tokens, -bucket.requests))
