@@ -112,7 +112,7 @@ class RemoteDraftSource:
         pending = _Pending(self._round, tuple(item.sequence_id for item in items))
         releases, self._releases = self._releases, []
         message = drafter_pb2.DraftRequest(
-            round=pending.round, items=[convert.draft_item_to_proto(item) for item in items], release=releases
+            round=pending.round, items=convert.draft_items_to_proto(items), release=releases
         )
         self._owed.append(pending)
         self._loop.call_soon_threadsafe(self._send, message, pending)

@@ -43,10 +43,6 @@ def draft_items_to_proto(values: Sequence[DraftItem]) -> list[drafter_pb2.DraftI
     ]
 
 
-def draft_item_to_proto(value: DraftItem) -> drafter_pb2.DraftItem:
-    return draft_items_to_proto([value])[0]
-
-
 def draft_block_from_proto(message: drafter_pb2.DraftBlock, geometry: DraftGeometry) -> DraftBlock:
     """Raises DraftUnavailableError for a block that does not fit what the drafter said it serves."""
     token_ids = tuple(message.token_ids)

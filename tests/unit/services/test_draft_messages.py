@@ -8,7 +8,7 @@ import torch
 from dspark_core.engine.protocols import DraftBlock, DraftItem, SparseDistribution
 from dspark_core.records import SamplingParams, Verification
 from services.drafter.convert import draft_blocks_to_proto, draft_item_from_proto
-from services.verifier.convert import draft_item_to_proto, draft_items_to_proto
+from services.verifier.convert import draft_items_to_proto
 from tests.support.gpu_parts import generator
 from tests.support.pretend_cuda import on_gpu, pretend_cuda
 
@@ -46,7 +46,7 @@ def blocks(place=lambda tensor: tensor) -> list[DraftBlock]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_rounds_features_are_read_from_a_gpu_at_once(dtype) -> None:
-    expected = [draft_item_to_proto(item) for item in items(dtype)]
+    expected = [message for item in items(dtype) for message in draft_items_to_proto([item])]
     for message, item in zip(expected, items(dtype), strict=True):
         assert torch.equal(draft_item_from_proto(message).features, item.features)
     with pretend_cuda(reads_allowed=1):
