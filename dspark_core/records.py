@@ -78,6 +78,57 @@ class SamplingParams:
         return self.temperature == 0.0
 
 
+MAX_BIASED_TOKENS = 1024
+MAX_TOP_LOGPROBS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitAdjustments:
+    """What is done to the target's logits before anything is drawn from them, greedily or not.
+
+    Order: `min_tokens`, `logit_bias`, `repetition_penalty`, then the other two, as other engines have it. The
+    target that speculation is lossless against is the adjusted one.
+    """
+
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, what is added to its logit), each token once."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens in prompt or output are divided by it where positive, multiplied where negative."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens in the output;"""
+    frequency_penalty: float = 0.0
+    """and this once for each time they are in it."""
+    min_tokens: int = 0
+    """No stop token before the output has so many."""
+
+    def __post_init__(self) -> None:
+        count, ids = len(self.logit_bias), {token_id for token_id, _ in self.logit_bias}
+        _require(
+            count <= MAX_BIASED_TOKENS, "logit_bias", f"{count} tokens", f"of <= {MAX_BIASED_TOKENS} tokens"
+        )
+        _require(len(ids) == count, "logit_bias", f"{count - len(ids)} repeated", "of each token once")
+        for token_id, bias in self.logit_bias:
+            _require(token_id >= 0, "logit_bias", f"token id {token_id}", "of token ids >= 0")
+            _require(-100.0 <= bias <= 100.0, "logit_bias", f"{bias} for token {token_id}", "in [-100, 100]")
+        _require(
+            0.0 < self.repetition_penalty <= 100.0,
+            "repetition_penalty",
+            self.repetition_penalty,
+            "in (0, 100]",
+        )
+        for name in ("presence_penalty", "frequency_penalty"):
+            _require(-2.0 <= getattr(self, name) <= 2.0, name, getattr(self, name), "in [-2, 2]")
+        _require(self.min_tokens >= 0, "min_tokens", self.min_tokens, ">= 0")
+
+    @property
+    def count_output(self) -> bool:
+        """Whether logits depend on what was generated."""
+        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
+
+
+NO_ADJUSTMENTS = LogitAdjustments()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeculationOptions:
     enabled: bool = True
@@ -109,9 +160,29 @@ class GenerateRequest:
     """Speed floor: tokens per second after the first token; None: none was promised."""
     tier: str = ""
     """Who asked: queues are by tier. Changes nothing of the output."""
+    adjustments: LogitAdjustments = NO_ADJUSTMENTS
+    generated_tokens: int = 0
+    """How many of the prompt's last tokens are output already, of a verifier that was lost."""
+    top_logprobs: int | None = None
+    """Chunks tell each token's log-probability, and those of so many likeliest; None: they do not."""
 
     def __post_init__(self) -> None:
+        if self.adjustments == NO_ADJUSTMENTS:
+            object.__setattr__(self, "adjustments", NO_ADJUSTMENTS)  # so that rounds may ask by identity
         check_speed_floor(self.min_tokens_per_second)
+        _require(
+            0 <= self.generated_tokens < max(len(self.prompt_token_ids), 1),
+            "generated_tokens",
+            self.generated_tokens,
+            f"in [0, {len(self.prompt_token_ids)}), the prompt's length",
+        )
+        if self.top_logprobs is not None:
+            _require(
+                0 <= self.top_logprobs <= MAX_TOP_LOGPROBS,
+                "top_logprobs",
+                self.top_logprobs,
+                f"in [0, {MAX_TOP_LOGPROBS}]",
+            )
         _require(bool(self.request_id), "request_id", self.request_id, "non-empty")
         _require(bool(self.prompt_token_ids), "prompt_token_ids", "[]", "non-empty")
         if self.max_tokens is not None:
@@ -181,6 +252,15 @@ class SpeculationStats:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Of one token of the output, as the target has it: temperature 1, nothing adjusted or truncated."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """(token id, log-probability) of the likeliest, best first."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateChunk:
     """Tokens committed by one round, or by several whose chunks were joined, with the statistics so far; the
@@ -190,6 +270,8 @@ class GenerateChunk:
     finish_reason: FinishReason | None = None
     stats: SpeculationStats | None = None
     cached_prompt_tokens: int = 0
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of each token, where the request asks for them."""
 
     @classmethod
     def joined(cls, chunks: Sequence[GenerateChunk]) -> GenerateChunk:
@@ -202,6 +284,7 @@ class GenerateChunk:
             finish_reason=last.finish_reason,
             stats=last.stats,
             cached_prompt_tokens=last.cached_prompt_tokens,
+            logprobs=tuple(chain.from_iterable(chunk.logprobs for chunk in chunks)),
         )
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from dspark_core.algorithms.prefix_scheduler import survival_from_confidence
 from dspark_core.algorithms.step_time import StepTimeModel
@@ -22,6 +23,8 @@ from dspark_core.engine.batching import Batcher, BatchLimits
 from dspark_core.engine.block_manager import BlockManager
 from dspark_core.engine.draft_turns import DraftTurns
 from dspark_core.engine.drafting import Drafting, DraftRound, draft_limit
+from dspark_core.engine.logit_adjusting import LogitAdjuster
+from dspark_core.engine.logprobs import asked_rows, token_logprobs
 from dspark_core.engine.lookup import LookupDrafting
 from dspark_core.engine.pacing import PrefillPacer, chunk_pairs, tokens_per_pair
 from dspark_core.engine.plan_inputs import plan_requests
@@ -37,6 +40,7 @@ from dspark_core.records import (
     GenerateRequest,
     RequestSurvival,
     RoundReport,
+    TokenLogprobs,
 )
 
 UNKNOWN_CONFIDENCE = 0.7
@@ -94,6 +98,7 @@ class RoundLoop:
         if generator is None:
             generator = torch.Generator().manual_seed(secrets.randbelow(MAX_SEED))
         self._acceptor = Acceptor(generator)
+        self._adjuster = LogitAdjuster()
         longest = self.batcher.limits.max_step_seconds
         self._clock = clock
         self._pass_ended: float | None = None  # of the round before, when this one follows at once
@@ -146,6 +151,8 @@ class RoundLoop:
             return []
         logits = self._engine.forward(runs)
         sampled = proposals + [Proposal(s) for s, n in prefills if n == s.uncomputed]
+        told = asked_rows(logits, sampled)
+        self._adjuster.apply(logits, sampled)
         verdicts = self._acceptor.accept(logits, sampled)
         if self._lookup:
             self._lookup.learn(proposals, verdicts)
@@ -158,7 +165,7 @@ class RoundLoop:
             sequence.publish_full_pages(self._manager)
         times = _RoundTimes(elapsed, max(loop_seconds, 0.0), drafts)
         self._report(proposals, verdicts, survival, runs, times)
-        outputs = self._commit(sampled, verdicts, len(proposals), drafts, elapsed)
+        outputs = self._commit(sampled, verdicts, len(proposals), drafts, elapsed, told)
         self._turns.end(self.batcher.running)
         self._pass_ended = ended if self._sequences else None
         return outputs
@@ -174,6 +181,11 @@ class RoundLoop:
                 raise InvalidRequestError(
                     f"prompt_token_ids must be in [0, {vocab}), got {token_id}", field="prompt_token_ids"
                 )
+        biased = max((token_id for token_id, _ in request.adjustments.logit_bias), default=0)
+        if biased >= vocab:
+            raise InvalidRequestError(
+                f"logit_bias must be of tokens in [0, {vocab}), got {biased}", field="logit_bias"
+            )
         limit = self._engine.max_context_tokens
         if len(request.prompt_token_ids) >= limit:
             raise ContextLengthError(
@@ -271,6 +283,7 @@ class RoundLoop:
         num_decoding: int,
         drafts: DraftRound,
         verify_seconds: float,
+        told: Mapping[int, Tensor],
     ) -> list[RoundOutput]:
         outputs = []
         for index, (proposal, verdict) in enumerate(zip(sampled, verdicts, strict=True)):
@@ -292,7 +305,11 @@ class RoundLoop:
                     verify_seconds=verify_seconds,
                     origin=proposal.block.origin,
                 )
-            outputs.append(RoundOutput(sequence.sequence_id, self._chunk(sequence, committed)))
+            logprobs: tuple[TokenLogprobs, ...] = ()
+            if index in told:
+                top = sequence.request.top_logprobs or 0
+                logprobs = token_logprobs(told[index], committed, top)
+            outputs.append(RoundOutput(sequence.sequence_id, self._chunk(sequence, committed, logprobs)))
             if sequence.finish_reason is not None:
                 if self._on_end is not None:
                     self._on_end(sequence)
@@ -316,12 +333,15 @@ class RoundLoop:
                 break
         return committed
 
-    def _chunk(self, sequence: SequenceState, committed: Sequence[int]) -> GenerateChunk:
+    def _chunk(
+        self, sequence: SequenceState, committed: Sequence[int], logprobs: tuple[TokenLogprobs, ...]
+    ) -> GenerateChunk:
         return GenerateChunk(
             token_ids=tuple(committed),
             finish_reason=sequence.finish_reason,
             stats=sequence.stats,
             cached_prompt_tokens=sequence.cached_prompt_tokens,
+            logprobs=logprobs,
         )
 
     def _forget(self, sequence: SequenceState) -> None:
@@ -335,6 +355,7 @@ class RoundLoop:
         if self._lookup:
             self._lookup.release(sequence.sequence_id)
         self._turns.release(sequence.sequence_id)
+        self._adjuster.release(sequence.sequence_id)
 
     def _report(
         self,

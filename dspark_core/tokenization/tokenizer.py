@@ -124,6 +124,10 @@ class Tokenizer:
         strip = at_start and self._token_bytes.strip_leading_space
         return IncrementalDetokenizer(self._shown_bytes, strip_leading_space=strip)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """Of a token by itself, special ones as they are written; empty for ids of no token."""
+        return self._added[token_id] if token_id in self._added else self._shown_bytes(token_id)
+
     def _shown_bytes(self, token_id: int) -> bytes:
         shown = self._cache.get(token_id)
         if shown is None:

@@ -7,19 +7,22 @@ business: nothing here may load torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from dspark_proto.v1 import common_pb2, verifier_pb2
 
 from dspark_core.errors import InvalidRequestError
 from dspark_core.records import (
+    NO_ADJUSTMENTS,
     FinishReason,
     GenerateChunk,
     GenerateRequest,
+    LogitAdjustments,
     SamplingParams,
     SpeculationOptions,
     SpeculationStats,
+    TokenLogprobs,
     Verification,
     VerifierDescription,
 )
@@ -82,6 +85,47 @@ def sampling_from_proto(message: common_pb2.SamplingParams) -> SamplingParams:
     )
 
 
+def adjustments_to_proto(value: LogitAdjustments) -> common_pb2.LogitAdjustments:
+    return common_pb2.LogitAdjustments(
+        logit_bias=[
+            common_pb2.TokenBias(token_id=token_id, bias=bias) for token_id, bias in value.logit_bias
+        ],
+        repetition_penalty=value.repetition_penalty,
+        presence_penalty=value.presence_penalty,
+        frequency_penalty=value.frequency_penalty,
+        min_tokens=value.min_tokens,
+    )
+
+
+def adjustments_from_proto(message: common_pb2.LogitAdjustments) -> LogitAdjustments:
+    penalty = message.repetition_penalty if message.HasField("repetition_penalty") else 1.0
+    return LogitAdjustments(
+        logit_bias=tuple((entry.token_id, entry.bias) for entry in message.logit_bias),
+        repetition_penalty=penalty,
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        min_tokens=message.min_tokens,
+    )
+
+
+def logprobs_to_proto(values: Iterable[TokenLogprobs]) -> list[common_pb2.TokenLogprobs]:
+    return [
+        common_pb2.TokenLogprobs(
+            logprob=value.logprob,
+            top_token_ids=[token_id for token_id, _ in value.top],
+            top_logprobs=[logprob for _, logprob in value.top],
+        )
+        for value in values
+    ]
+
+
+def logprobs_from_proto(messages: Iterable[common_pb2.TokenLogprobs]) -> tuple[TokenLogprobs, ...]:
+    return tuple(
+        TokenLogprobs(message.logprob, tuple(zip(message.top_token_ids, message.top_logprobs, strict=True)))
+        for message in messages
+    )
+
+
 def speculation_to_proto(value: SpeculationOptions) -> common_pb2.SpeculationOptions:
     return common_pb2.SpeculationOptions(
         enabled=value.enabled,
@@ -136,6 +180,9 @@ def generate_request_to_proto(value: GenerateRequest) -> verifier_pb2.GenerateRe
         speculation=speculation_to_proto(value.speculation),
         min_tokens_per_second=value.min_tokens_per_second or 0.0,
         tier=value.tier,
+        adjustments=None if value.adjustments == NO_ADJUSTMENTS else adjustments_to_proto(value.adjustments),
+        generated_tokens=value.generated_tokens,
+        top_logprobs=value.top_logprobs,
     )
 
 
@@ -149,6 +196,9 @@ def generate_request_from_proto(message: verifier_pb2.GenerateRequest) -> Genera
         speculation=speculation_from_proto(message.speculation),
         min_tokens_per_second=message.min_tokens_per_second or None,
         tier=message.tier,
+        adjustments=adjustments_from_proto(message.adjustments),
+        generated_tokens=message.generated_tokens,
+        top_logprobs=message.top_logprobs if message.HasField("top_logprobs") else None,
     )
 
 
@@ -158,6 +208,7 @@ def generate_chunk_to_proto(value: GenerateChunk) -> verifier_pb2.GenerateChunk:
         finish_reason=finish_reason_to_proto(value.finish_reason),
         stats=None if value.stats is None else stats_to_proto(value.stats),
         cached_prompt_tokens=value.cached_prompt_tokens,
+        logprobs=logprobs_to_proto(value.logprobs),
     )
 
 
@@ -167,6 +218,7 @@ def generate_chunk_from_proto(message: verifier_pb2.GenerateChunk) -> GenerateCh
         finish_reason=finish_reason_from_proto(message.finish_reason),
         stats=stats_from_proto(message.stats) if message.HasField("stats") else None,
         cached_prompt_tokens=message.cached_prompt_tokens,
+        logprobs=logprobs_from_proto(message.logprobs),
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypedDict
 
+from services.gateway.assembly import TokenWithLogprobs
 from services.gateway.generation import TimedDelta
 
 
@@ -54,12 +55,23 @@ def fingerprint_of(model: str) -> str:
     return f"fp_{digest[:12]}"
 
 
-async def collect(deltas: AsyncIterator[TimedDelta]) -> tuple[str, TimedDelta]:
-    """The whole text, and the last delta with its totals."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collected:
+    """A whole answer."""
+
+    text: str
+    logprobs: tuple[TokenWithLogprobs, ...]
+    last: TimedDelta
+    """With the totals."""
+
+
+async def collect(deltas: AsyncIterator[TimedDelta]) -> Collected:
     texts: list[str] = []
+    logprobs: list[TokenWithLogprobs] = []
     last: TimedDelta | None = None
     async for last in deltas:
         texts.append(last.delta.text)
+        logprobs.extend(last.delta.logprobs)
     if last is None:
         raise AssertionError("a stream of text has at least one delta")
-    return "".join(texts), last
+    return Collected(text="".join(texts), logprobs=tuple(logprobs), last=last)

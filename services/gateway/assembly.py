@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dspark_core.records import FinishReason, GenerateChunk, GenerateRequest, SpeculationStats
+from dspark_core.records import (
+    FinishReason,
+    GenerateChunk,
+    GenerateRequest,
+    SpeculationStats,
+    TokenLogprobs,
+)
 from dspark_core.tokenization.tokenizer import Tokenizer
 from services.gateway.stop_strings import StopStrings
 
@@ -15,6 +21,12 @@ class Usage:
     completion_tokens: int
     """Up to and including the stop token, or the token that completed a stop string."""
     cached_prompt_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenWithLogprobs:
+    token_id: int
+    logprobs: TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +40,8 @@ class TextDelta:
     """So far."""
     stats: SpeculationStats | None = None
     """So far; None when the backend has not told."""
+    logprobs: tuple[TokenWithLogprobs, ...] = ()
+    """Of the tokens but for one that ended the answer, where the request asks for them."""
 
 
 class TextAssembler:
@@ -37,6 +51,7 @@ class TextAssembler:
         self._detokenizer = tokenizer.detokenizer()
         self._stop_token_ids = frozenset(request.stop_token_ids)
         self._stops = StopStrings(stop)
+        self._min_tokens = request.adjustments.min_tokens
         self._prompt_tokens = len(request.prompt_token_ids)
         self._completion_tokens = 0
         self._cached_prompt_tokens = 0
@@ -51,7 +66,10 @@ class TextAssembler:
             used += 1
             # Not every checkpoint marks its stop tokens as special: they are never shown anyway.
             shown = () if token_id in self._stop_token_ids else (token_id,)
-            pieces.append(self._stops.push(self._detokenizer.push(shown)))
+            text = self._detokenizer.push(shown)
+            # No stop string begins before the answer is as long as it was asked to be.
+            early = self._completion_tokens + used <= self._min_tokens
+            pieces.append(text if early else self._stops.push(text))
             if self._stops.matched:
                 break
         self._completion_tokens += used
@@ -65,6 +83,11 @@ class TextAssembler:
             finish_reason=finish_reason,
             usage=self._usage(),
             stats=self._stats,
+            logprobs=tuple(
+                TokenWithLogprobs(token_id, logprobs)
+                for token_id, logprobs in zip(chunk.token_ids[:used], chunk.logprobs, strict=False)
+                if token_id not in self._stop_token_ids
+            ),
         )
 
     def _usage(self) -> Usage:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from dspark_core.tokenization.tokenizer import Tokenizer
 from services.gateway.answers import AnswerFactory, AnswerHead, collect
+from services.gateway.assembly import TextDelta
 from services.gateway.backend import closing
 from services.gateway.chunk_template import PLACE, ChunkTemplate
 from services.gateway.generation import TextGenerator, TimedDelta
+from services.gateway.openai_logprobs import ChatLogprobsBody, LogprobsWriter
 from services.gateway.openai_responses import (
     AnswerMessage,
     ChatChoice,
@@ -27,16 +30,20 @@ class ChatCompletions:
     body_type = ChatCompletionBody
     id_prefix = "chatcmpl"
 
-    def __init__(self, generator: TextGenerator, answers: AnswerFactory) -> None:
+    def __init__(self, generator: TextGenerator, answers: AnswerFactory, tokenizer: Tokenizer) -> None:
         self._generator = generator
         self._answers = answers
+        self._tokenizer = tokenizer
 
     async def complete(self, body: ChatCompletionBody, request_id: str, caller: Caller) -> ChatCompletion:
         head = self._answers.head(request_id)
         async with closing(self._generator.stream(caller.sends(body.to_request(request_id)))) as deltas:
-            text, last = await collect(deltas)
+            answer = await collect(deltas)
+        last = answer.last
         choice = ChatChoice(
-            message=AnswerMessage(content=text), finish_reason=reason_of(last.delta.finish_reason)
+            message=AnswerMessage(content=answer.text),
+            logprobs=LogprobsWriter(self._tokenizer).chat(answer.logprobs) if body.logprobs else None,
+            finish_reason=reason_of(last.delta.finish_reason),
         )
         return ChatCompletion(
             **head,
@@ -50,15 +57,15 @@ class ChatCompletions:
     ) -> AsyncIterator[ChatCompletionChunk | str]:
         """Chunks, or their JSON. Nothing is yielded before the first token, so that earlier errors can be
         answered as such."""
-        chunks = _Chunks(self._answers.head(request_id), body)
+        chunks = _Chunks(self._answers.head(request_id), body, LogprobsWriter(self._tokenizer))
         first = True
         async with closing(self._generator.stream(caller.sends(body.to_request(request_id)))) as deltas:
             async for timed in deltas:
                 if first:
                     yield chunks.chunk(ChatDelta(role="assistant", content=""))
                     first = False
-                if timed.delta.text:
-                    yield chunks.text(timed.delta.text)
+                if timed.delta.text or timed.delta.logprobs:
+                    yield chunks.text(timed.delta)
                 if timed.delta.finish_reason is not None:
                     yield chunks.end(timed)
                     if chunks.include_usage:
@@ -66,16 +73,19 @@ class ChatCompletions:
 
 
 class _Chunks:
-    def __init__(self, head: AnswerHead, body: ChatCompletionBody) -> None:
+    def __init__(self, head: AnswerHead, body: ChatCompletionBody, logprobs: LogprobsWriter) -> None:
         self._head = head
+        self._logprobs = logprobs
         self.include_usage = bool(body.stream_options and body.stream_options.include_usage)
         self._template = ChunkTemplate(self.chunk(ChatDelta(content=PLACE)))
 
-    def text(self, text: str) -> str:
-        return self._template.filled(text)
+    def text(self, delta: TextDelta) -> ChatCompletionChunk | str:
+        if delta.logprobs:
+            return self.chunk(ChatDelta(content=delta.text), self._logprobs.chat(delta.logprobs))
+        return self._template.filled(delta.text)
 
-    def chunk(self, delta: ChatDelta) -> ChatCompletionChunk:
-        choice = ChatChunkChoice(index=0, delta=delta, logprobs=None, finish_reason=None)
+    def chunk(self, delta: ChatDelta, logprobs: ChatLogprobsBody | None = None) -> ChatCompletionChunk:
+        choice = ChatChunkChoice(index=0, delta=delta, logprobs=logprobs, finish_reason=None)
         return self._answer([choice])
 
     def end(self, timed: TimedDelta) -> ChatCompletionChunk:

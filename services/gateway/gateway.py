@@ -85,8 +85,8 @@ def build_gateway(
     )
     return Gateway(
         model_name=config.model_name,
-        chat=ChatCompletions(generator, answers),
-        completions=Completions(generator, answers),
+        chat=ChatCompletions(generator, answers, tokenizer),
+        completions=Completions(generator, answers, tokenizer),
         models=Models(answers, backend, limits.max_context_tokens),
         generator=generator,
         answers=answers,

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from dspark_core.records import FinishReason
 from services.gateway.assembly import Usage
 from services.gateway.generation import TimedDelta
+from services.gateway.openai_logprobs import ChatLogprobsBody, CompletionLogprobsBody
 
 
 class PromptTokensDetails(BaseModel):
@@ -117,7 +118,7 @@ class AnswerMessage(BaseModel):
 class ChatChoice(BaseModel):
     index: int = 0
     message: AnswerMessage
-    logprobs: None = None
+    logprobs: ChatLogprobsBody | None = None
     finish_reason: Reason | None
 
 
@@ -134,7 +135,7 @@ class ChatDelta(BaseModel):
 class ChatChunkChoice(BaseModel):
     index: int
     delta: ChatDelta
-    logprobs: None
+    logprobs: ChatLogprobsBody | None
     finish_reason: Reason | None
 
 
@@ -146,7 +147,7 @@ class ChatCompletionChunk(_StreamedAnswer):
 class CompletionChoice(BaseModel):
     index: int
     text: str
-    logprobs: None
+    logprobs: CompletionLogprobsBody | None
     finish_reason: Reason | None
 
 

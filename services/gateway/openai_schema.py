@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticCustomError
 
 from dspark_core.errors import InvalidRequestError
-from dspark_core.records import SpeculationOptions, Verification
+from dspark_core.records import MAX_TOP_LOGPROBS, LogitAdjustments, SpeculationOptions, Verification
 from services.gateway.requests import ChatMessage, ChatRole, Conversation, TextRequest
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -109,12 +109,16 @@ class AnyCompletionBody(BaseModel):
     """Our extension: the speed floor of this request."""
     ignore_eos: bool | None = None
     """As in other engines: go on past the model's stop tokens."""
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    """As in other engines."""
+    logit_bias: dict[str, float] | None = None
+    """By token id, which JSON has as a text."""
+    min_tokens: int | None = None
+    """As in other engines: no stop token and no stop string before."""
 
     n: Any = None
-    logprobs: Any = None
-    presence_penalty: Any = None
-    frequency_penalty: Any = None
-    logit_bias: Any = None
 
     # Accepted and without effect on the answer.
     user: Any = None
@@ -137,7 +141,11 @@ class AnyCompletionBody(BaseModel):
             )
 
     def _request(
-        self, request_id: str, prompt: Conversation | str | tuple[int, ...], max_tokens: int | None
+        self,
+        request_id: str,
+        prompt: Conversation | str | tuple[int, ...],
+        max_tokens: int | None,
+        top_logprobs: int | None,
     ) -> TextRequest:
         self.refuse_unsupported()
         return TextRequest(
@@ -154,14 +162,25 @@ class AnyCompletionBody(BaseModel):
             speculation=self.speculation.to_record() if self.speculation else SpeculationOptions(),
             min_tokens_per_second=self.min_tokens_per_second,
             ignore_eos=bool(self.ignore_eos),
+            adjustments=LogitAdjustments(
+                logit_bias=tuple((_token_id(name), bias) for name, bias in (self.logit_bias or {}).items()),
+                repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+                presence_penalty=self.presence_penalty or 0.0,
+                frequency_penalty=self.frequency_penalty or 0.0,
+                min_tokens=self.min_tokens or 0,
+            ),
+            top_logprobs=top_logprobs,
         )
+
+
+def _token_id(name: str) -> int:
+    if not (name.isascii() and name.isdecimal() and len(name) <= 10):
+        raise InvalidRequestError(f"logit_bias keys must be token ids, got {name!r:.40}", field="logit_bias")
+    return int(name)
 
 
 _NOTHING_ASKED: Mapping[str, tuple[object, ...]] = {
     "n": (1,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
 }
 
 
@@ -187,8 +206,6 @@ class ChatMessageBody(BaseModel):
 class ChatCompletionBody(AnyCompletionBody):
     unsupported = {
         **_NOTHING_ASKED,
-        "logprobs": (False,),
-        "top_logprobs": (0,),
         "tools": ([],),
         "tool_choice": ("none", "auto"),
         "functions": ([],),
@@ -202,7 +219,8 @@ class ChatCompletionBody(AnyCompletionBody):
 
     messages: list[ChatMessageBody]
     max_completion_tokens: int | None = None
-    top_logprobs: Any = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
     tools: Any = None
     tool_choice: Any = None
     parallel_tool_calls: Any = None
@@ -223,8 +241,13 @@ class ChatCompletionBody(AnyCompletionBody):
                 "contradict each other: send one",
                 field="max_completion_tokens",
             )
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequestError(
+                f"top_logprobs {self.top_logprobs} needs logprobs to be true", field="top_logprobs"
+            )
+        top_logprobs = (self.top_logprobs or 0) if self.logprobs else None
         prompt = Conversation(messages=tuple(message.to_record() for message in self.messages))
-        return self._request(request_id, prompt, next(iter(asked), None))
+        return self._request(request_id, prompt, next(iter(asked), None), top_logprobs)
 
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's own default for this endpoint
@@ -233,13 +256,13 @@ DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's own default for this endpoint
 class CompletionBody(AnyCompletionBody):
     unsupported = {
         **_NOTHING_ASKED,
-        "logprobs": (),
         "echo": (False,),
         "suffix": ("",),
         "best_of": (1,),
     }
 
     prompt: Annotated[str | list[int], BeforeValidator(_single_prompt)]
+    logprobs: int | None = None
     echo: Any = None
     suffix: Any = None
     best_of: Any = None
@@ -248,4 +271,8 @@ class CompletionBody(AnyCompletionBody):
         """Raises InvalidRequestError naming the field."""
         prompt = self.prompt if isinstance(self.prompt, str) else tuple(self.prompt)
         max_tokens = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
-        return self._request(request_id, prompt, max_tokens)
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_TOP_LOGPROBS:
+            raise InvalidRequestError(
+                f"logprobs must be in [0, {MAX_TOP_LOGPROBS}], got {self.logprobs}", field="logprobs"
+            )
+        return self._request(request_id, prompt, max_tokens, self.logprobs)

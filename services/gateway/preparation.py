@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from dspark_core.errors import ContextLengthError, InvalidRequestError, UnknownModelError
-from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions, VerifierDescription
+from dspark_core.records import (
+    GenerateRequest,
+    LogitAdjustments,
+    SamplingParams,
+    SpeculationOptions,
+    VerifierDescription,
+)
 from dspark_core.tokenization.tokenizer import Tokenizer
 from services.gateway.backend import GenerationBackend
 from services.gateway.requests import DEFAULT_TIER_NAME, Conversation, TextRequest
@@ -52,6 +58,7 @@ class RequestPreparer:
             description.max_context_tokens, self._max_context_tokens or description.max_context_tokens
         )
         self._check_prompt(prompt, request, description, limit)
+        _check_biases(request.adjustments, description)
         return PreparedRequest(
             request=GenerateRequest(
                 request_id=request.request_id,
@@ -62,6 +69,8 @@ class RequestPreparer:
                 speculation=_bounded(request.speculation, limit),
                 min_tokens_per_second=request.min_tokens_per_second,
                 tier=request.tier,
+                adjustments=request.adjustments,
+                top_logprobs=request.top_logprobs,
             ),
             stop=request.stop,
             tier=request.tier,
@@ -101,6 +110,15 @@ class RequestPreparer:
         if wrong is not None:
             raise InvalidRequestError(
                 f"{field} token ids must be in [0, {description.vocab_size - 1}], got {wrong}", field=field
+            )
+
+
+def _check_biases(adjustments: LogitAdjustments, description: VerifierDescription) -> None:
+    for token_id, _ in adjustments.logit_bias:
+        if token_id >= description.vocab_size:
+            raise InvalidRequestError(
+                f"logit_bias token ids must be in [0, {description.vocab_size - 1}], got {token_id}",
+                field="logit_bias",
             )
 
 

@@ -47,6 +47,7 @@ class Replay:
             self._request,
             prompt_token_ids=(*self._request.prompt_token_ids, *self._committed),
             max_tokens=None if limit is None else limit - len(self._committed),
+            generated_tokens=len(self._committed),
         )
 
     def add(self, chunk: GenerateChunk) -> GenerateChunk:

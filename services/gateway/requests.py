@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from dspark_core.errors import InvalidRequestError
-from dspark_core.records import SpeculationOptions, check_speed_floor
+from dspark_core.records import NO_ADJUSTMENTS, LogitAdjustments, SpeculationOptions, check_speed_floor
 
 DEFAULT_TIER_NAME = "default"
 MAX_STOP_STRINGS = 4
@@ -58,9 +58,17 @@ class TextRequest:
     """Speed floor: tokens per second after the first token."""
     tier: str = DEFAULT_TIER_NAME
     """Of the API key it came with."""
+    adjustments: LogitAdjustments = NO_ADJUSTMENTS
+    top_logprobs: int | None = None
+    """How many of the likeliest tokens to tell of at each place, with the chosen one; None: nothing."""
 
     def __post_init__(self) -> None:
         check_speed_floor(self.min_tokens_per_second)
+        least = self.adjustments.min_tokens
+        if least and self.max_tokens is not None and least > self.max_tokens:
+            raise InvalidRequestError(
+                f"min_tokens must be <= max_tokens ({self.max_tokens}), got {least}", field="min_tokens"
+            )
         if self.prompt in ("", ()):
             raise InvalidRequestError(f"prompt must not be empty, got {self.prompt!r}", field="prompt")
         if len(self.stop) > MAX_STOP_STRINGS:

@@ -10,7 +10,13 @@ import grpc.aio
 from dspark_proto.v1 import gateway_pb2, gateway_pb2_grpc
 
 from dspark_core.errors import InvalidRequestError
-from services.common.convert import finish_reason_to_proto, speculation_from_proto, stats_to_proto
+from services.common.convert import (
+    adjustments_from_proto,
+    finish_reason_to_proto,
+    logprobs_to_proto,
+    speculation_from_proto,
+    stats_to_proto,
+)
 from services.common.reflection import enable_reflection
 from services.gateway.backend import closing
 from services.gateway.gateway import Gateway
@@ -81,6 +87,8 @@ def request_from_proto(
             message.min_tokens_per_second if message.HasField("min_tokens_per_second") else None
         ),
         ignore_eos=message.ignore_eos,
+        adjustments=adjustments_from_proto(message.adjustments),
+        top_logprobs=message.top_logprobs if message.HasField("top_logprobs") else None,
     )
 
 
@@ -110,6 +118,7 @@ def chunk_to_proto(timed: TimedDelta) -> gateway_pb2.GatewayGenerateChunk:
         text=delta.text,
         token_ids=delta.token_ids,
         finish_reason=finish_reason_to_proto(delta.finish_reason),
+        logprobs=logprobs_to_proto(token.logprobs for token in delta.logprobs),
     )
     if delta.finish_reason is not None:
         chunk.decode_tokens_per_second = timed.decode_tokens_per_second

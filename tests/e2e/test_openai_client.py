@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
+from dspark_core.model_paths import resolve_model_path
+from dspark_core.tokenization.loading import load_tokenizer
 from services.embedded.stack import EmbeddedStack
 
 pytestmark = pytest.mark.xdist_group("e2e")
@@ -111,3 +113,42 @@ def test_bad_input_is_refused_by_field(client, fields, error, param) -> None:
     if param == "messages" and fields["messages"]:
         assert refused.value.code == "context_length_exceeded"
         assert "8192" in str(refused.value)
+
+
+PENALISED = {"presence_penalty": 0.6, "frequency_penalty": 0.8, "logit_bias": {"28": -2.0}, "min_tokens": 12}
+"""What not every client knows goes into its `extra_body`."""
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 0.9, "seed": 5}])
+def test_penalties_change_the_answer_and_speculation_does_not(
+    client: openai.OpenAI, sampling: dict[str, float]
+) -> None:
+    poem = [{"role": "user", "content": "Write a poem in which every line begins with the word rain."}]
+
+    def answer(speculate: bool, **fields: object) -> str:
+        extra = {"speculation": {"enabled": speculate}, **fields}
+        create = client.chat.completions.create
+        whole = create(model=MODEL, messages=poem, max_tokens=64, **sampling, extra_body=extra)
+        return whole.choices[0].message.content or ""
+
+    plain, penalised = answer(True), answer(True, **PENALISED)
+    assert plain != penalised == answer(False, **PENALISED)
+    assert answer(True, repetition_penalty=1.5) == answer(False, repetition_penalty=1.5) != plain
+
+
+def test_a_banned_word_is_not_said_and_logprobs_tell_what_would_have_been(client: openai.OpenAI) -> None:
+    fields = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_tokens": 12}
+    free = client.chat.completions.create(**fields, logprobs=True, top_logprobs=2).choices[0]
+    assert free.logprobs is not None
+    told = free.logprobs.content or []
+    assert "".join(entry.token for entry in told) == free.message.content
+    for entry in told:  # greedy: what was said is the likeliest
+        assert (entry.token, entry.logprob) == (entry.top_logprobs[0].token, entry.top_logprobs[0].logprob)
+        assert entry.top_logprobs[1].logprob <= entry.logprob <= 0.0
+    name = next(entry.token for entry in told if "Paris" in entry.token)
+    text = client.chat.completions.create(**fields, extra_body={"min_tokens": 12}).choices[0].message.content
+    assert name in (text or "")
+    tokenizer = load_tokenizer(resolve_model_path(MODEL))
+    (token_id,) = tokenizer.encode(name)
+    banned = client.chat.completions.create(**fields, logit_bias={str(token_id): -100}).choices[0]
+    assert name not in (banned.message.content or "")

@@ -8,6 +8,7 @@ from dspark_core.records import (
     GenerateChunk,
     GenerateRequest,
     SpeculationStats,
+    TokenLogprobs,
     VerifierDescription,
 )
 from tests.support.byte_tokenizer import END, VOCAB
@@ -69,9 +70,18 @@ class FakeBackend:
                 token_ids=tuple(piece),
                 finish_reason=reason if number == len(pieces) else None,
                 stats=_stats(number, self._chunk_tokens),
+                logprobs=() if request.top_logprobs is None else _logprobs(piece, request.top_logprobs),
             )
             for number, piece in enumerate(pieces, start=1)
         ]
+
+
+def _logprobs(token_ids: list[int], top: int) -> tuple[TokenLogprobs, ...]:
+    """The likeliest are the token itself and those after it."""
+    return tuple(
+        TokenLogprobs(-token_id / 100, tuple((token_id + n, -(token_id + n) / 100) for n in range(top)))
+        for token_id in token_ids
+    )
 
 
 def _stats(rounds: int, tokens: int) -> SpeculationStats:

@@ -31,8 +31,9 @@ CHAT = {"model": MODEL, "messages": HELLO}
         ),
         ({"temperature": -1}, 400, "temperature", None, "got -1"),
         ({"n": 3}, 400, "n", None, "n 3 is not supported"),
-        ({"logprobs": True}, 400, "logprobs", None, "not supported"),
-        ({"presence_penalty": 1.5}, 400, "presence_penalty", None, "1.5 is not supported"),
+        ({"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs", None, "in [0, 20], got 21"),
+        ({"presence_penalty": 2.5}, 400, "presence_penalty", None, "got 2.5"),
+        ({"logit_bias": {"999": 1}}, 400, "logit_bias", None, "token ids must be in [0, 257], got 999"),
         (
             {"seed": 1, "speculation": {"verification": "rejection"}},
             400,

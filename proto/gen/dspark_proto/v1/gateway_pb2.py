@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from dspark_proto.v1 import common_pb2 as dspark__proto_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64spark_proto/v1/gateway.proto\x12\tdspark.v1\x1a\x1c\x64spark_proto/v1/common.proto\"\x13\n\x11ListModelsRequest\"$\n\x12ListModelsResponse\x12\x0e\n\x06models\x18\x01 \x03(\t\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xcd\x03\n\x16GatewayGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.dspark.v1.ChatMessage\x12\x13\n\x06prompt\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\rH\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x32\n\x0bspeculation\x18\x0b \x01(\x0b\x32\x1d.dspark.v1.SpeculationOptions\x12\"\n\x15min_tokens_per_second\x18\x0c \x01(\x01H\x07\x88\x01\x01\x12\x12\n\nignore_eos\x18\r \x01(\x08\x42\t\n\x07_promptB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\x18\n\x16_min_tokens_per_second\"\xf5\x01\n\x14GatewayGenerateChunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.dspark.v1.FinishReason\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.dspark.v1.Usage\x12*\n\x05stats\x18\x05 \x01(\x0b\x32\x1b.dspark.v1.SpeculationStats\x12 \n\x18\x64\x65\x63ode_tokens_per_second\x18\x06 \x01(\x01\x12\x1d\n\x15min_tokens_per_second\x18\x07 \x01(\x01\"W\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\r2\xad\x01\n\x0eGatewayService\x12I\n\nListModels\x12\x1c.dspark.v1.ListModelsRequest\x1a\x1d.dspark.v1.ListModelsResponse\x12P\n\x08Generate\x12!.dspark.v1.GatewayGenerateRequest\x1a\x1f.dspark.v1.GatewayGenerateChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64spark_proto/v1/gateway.proto\x12\tdspark.v1\x1a\x1c\x64spark_proto/v1/common.proto\"\x13\n\x11ListModelsRequest\"$\n\x12ListModelsResponse\x12\x0e\n\x06models\x18\x01 \x03(\t\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xab\x04\n\x16GatewayGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.dspark.v1.ChatMessage\x12\x13\n\x06prompt\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\rH\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x32\n\x0bspeculation\x18\x0b \x01(\x0b\x32\x1d.dspark.v1.SpeculationOptions\x12\"\n\x15min_tokens_per_second\x18\x0c \x01(\x01H\x07\x88\x01\x01\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12\x30\n\x0b\x61\x64justments\x18\x0e \x01(\x0b\x32\x1b.dspark.v1.LogitAdjustments\x12\x19\n\x0ctop_logprobs\x18\x0f \x01(\rH\x08\x88\x01\x01\x42\t\n\x07_promptB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\x18\n\x16_min_tokens_per_secondB\x0f\n\r_top_logprobs\"\xa1\x02\n\x14GatewayGenerateChunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.dspark.v1.FinishReason\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.dspark.v1.Usage\x12*\n\x05stats\x18\x05 \x01(\x0b\x32\x1b.dspark.v1.SpeculationStats\x12 \n\x18\x64\x65\x63ode_tokens_per_second\x18\x06 \x01(\x01\x12\x1d\n\x15min_tokens_per_second\x18\x07 \x01(\x01\x12*\n\x08logprobs\x18\x08 \x03(\x0b\x32\x18.dspark.v1.TokenLogprobs\"W\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\r2\xad\x01\n\x0eGatewayService\x12I\n\nListModels\x12\x1c.dspark.v1.ListModelsRequest\x1a\x1d.dspark.v1.ListModelsResponse\x12P\n\x08Generate\x12!.dspark.v1.GatewayGenerateRequest\x1a\x1f.dspark.v1.GatewayGenerateChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,11 +39,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHATMESSAGE']._serialized_start=133
   _globals['_CHATMESSAGE']._serialized_end=177
   _globals['_GATEWAYGENERATEREQUEST']._serialized_start=180
-  _globals['_GATEWAYGENERATEREQUEST']._serialized_end=641
-  _globals['_GATEWAYGENERATECHUNK']._serialized_start=644
-  _globals['_GATEWAYGENERATECHUNK']._serialized_end=889
-  _globals['_USAGE']._serialized_start=891
-  _globals['_USAGE']._serialized_end=978
-  _globals['_GATEWAYSERVICE']._serialized_start=981
-  _globals['_GATEWAYSERVICE']._serialized_end=1154
+  _globals['_GATEWAYGENERATEREQUEST']._serialized_end=735
+  _globals['_GATEWAYGENERATECHUNK']._serialized_start=738
+  _globals['_GATEWAYGENERATECHUNK']._serialized_end=1027
+  _globals['_USAGE']._serialized_start=1029
+  _globals['_USAGE']._serialized_end=1116
+  _globals['_GATEWAYSERVICE']._serialized_start=1119
+  _globals['_GATEWAYSERVICE']._serialized_end=1292
 # @@protoc_insertion_point(module_scope)

@@ -12,6 +12,7 @@ from dspark_core.records import (
     FinishReason,
     GenerateChunk,
     GenerateRequest,
+    LogitAdjustments,
     Replica,
     ReplicaKind,
     RequestSurvival,
@@ -21,6 +22,7 @@ from dspark_core.records import (
     SpeculationOptions,
     SpeculationStats,
     StepTime,
+    TokenLogprobs,
     Verification,
     VerifierDescription,
     VerifierLoad,
@@ -56,6 +58,15 @@ requests = st.builds(
     speculation=speculation,
     min_tokens_per_second=st.none() | st.floats(0, 1e6, exclude_min=True),
     tier=st.text(),
+    adjustments=st.builds(
+        LogitAdjustments,
+        logit_bias=st.dictionaries(counts, st.floats(-100, 100), max_size=4).map(lambda d: tuple(d.items())),
+        repetition_penalty=st.floats(0, 100, exclude_min=True),
+        presence_penalty=st.floats(-2, 2),
+        frequency_penalty=st.floats(-2, 2),
+        min_tokens=counts,
+    ),
+    top_logprobs=st.none() | st.integers(0, 20),
 )
 stats = st.builds(
     SpeculationStats,
@@ -73,6 +84,14 @@ chunks = st.builds(
     finish_reason=st.none() | st.sampled_from(FinishReason),
     stats=st.none() | stats,
     cached_prompt_tokens=counts,
+    logprobs=st.lists(
+        st.builds(
+            TokenLogprobs,
+            st.floats(-1e9, 0),
+            st.lists(st.tuples(counts, st.floats(-1e9, 0)), max_size=3).map(tuple),
+        ),
+        max_size=3,
+    ).map(tuple),
 )
 replicas = st.builds(
     Replica,

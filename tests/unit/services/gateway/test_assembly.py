@@ -2,7 +2,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspark_core.records import FinishReason, GenerateChunk, GenerateRequest, SpeculationStats
+from dspark_core.records import (
+    FinishReason,
+    GenerateChunk,
+    GenerateRequest,
+    LogitAdjustments,
+    SpeculationStats,
+    TokenLogprobs,
+)
 from services.gateway.assembly import TextAssembler, TextDelta
 from tests.support.byte_tokenizer import END, START, byte_tokenizer
 
@@ -55,6 +62,28 @@ def test_a_stop_string_ends_the_request_and_uses_no_later_token(size) -> None:
     assert deltas[-1].finish_reason is FinishReason.STOP
     assert deltas[-1].usage.completion_tokens == len("one two")
     assert sum(len(delta.token_ids) for delta in deltas) == len("one two")
+
+
+def test_no_stop_string_is_looked_for_before_the_answer_is_as_long_as_asked() -> None:
+    """Nor does one count that began before."""
+    adjustments = LogitAdjustments(min_tokens=5)
+    request = GenerateRequest(request_id="r", prompt_token_ids=(1,), adjustments=adjustments)
+    assembler = TextAssembler(TOKENIZER, request, ("ab",))
+    deltas = [assembler.add(chunk) for chunk in chunks_of([*b"ababababab"], 1)[:8]]
+    assert "".join(delta.text for delta in deltas) == "ababab"
+    assert [delta.finish_reason for delta in deltas].index(FinishReason.STOP) == 7
+
+
+def test_logprobs_are_of_the_tokens_before_the_end() -> None:
+    chunk = GenerateChunk(
+        token_ids=(*b"ab", END),
+        finish_reason=FinishReason.STOP,
+        logprobs=tuple(TokenLogprobs(-float(n)) for n in range(3)),
+    )
+    (delta,) = assemble([chunk])
+    assert [(token.token_id, token.logprobs.logprob) for token in delta.logprobs] == [(97, 0.0), (98, -1.0)]
+    (stopped,) = assemble([chunk], stop=("a",))
+    assert [token.token_id for token in stopped.logprobs] == [97]
 
 
 def test_text_held_back_for_a_stop_string_comes_with_the_end() -> None:

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from dspark_core.errors import InvalidRequestError
-from dspark_core.records import SpeculationOptions, Verification
+from dspark_core.records import LogitAdjustments, SpeculationOptions, Verification
 from services.gateway.http_errors import invalid_body
 from services.gateway.openai_schema import ChatCompletionBody, CompletionBody
 from services.gateway.requests import ChatRole, TextRequest
@@ -77,6 +77,28 @@ def test_fields_that_ask_for_nothing_are_accepted() -> None:
     assert request == chat()
 
 
+def test_logits_are_adjusted_and_told_of_as_asked() -> None:
+    request = chat(
+        presence_penalty=1,
+        frequency_penalty=-0.5,
+        repetition_penalty=1.25,
+        logit_bias={"17": 2, "4": -100},
+        min_tokens=3,
+        logprobs=True,
+        top_logprobs=5,
+    )
+    assert request.adjustments == LogitAdjustments(
+        presence_penalty=1.0,
+        frequency_penalty=-0.5,
+        repetition_penalty=1.25,
+        logit_bias=((17, 2.0), (4, -100.0)),
+        min_tokens=3,
+    )
+    assert request.top_logprobs == 5
+    assert [chat(logprobs=value).top_logprobs for value in (None, False, True)] == [None, None, 0]
+    assert [completion(logprobs=value).top_logprobs for value in (None, 0, 2)] == [None, 0, 2]
+
+
 def test_completion_prompts_are_text_or_token_ids() -> None:
     assert completion(prompt="once").prompt == "once"
     assert completion(prompt=[1, 2]).prompt == (1, 2)
@@ -115,11 +137,16 @@ def test_stop_tokens_are_ignored_only_on_demand() -> None:
         ({"stop": [""]}, "stop", "1 to 1024 characters, got '' with 0"),
         ({"stop": ["x" * 1025]}, "stop", "with 1025"),
         ({"n": 2}, "n", "n 2 is not supported; leave it out or send 1"),
-        ({"logprobs": True}, "logprobs", "logprobs True is not supported"),
-        ({"top_logprobs": 3}, "top_logprobs", "3 is not supported"),
-        ({"presence_penalty": 0.5}, "presence_penalty", "0.5 is not supported"),
-        ({"frequency_penalty": -1}, "frequency_penalty", "-1 is not supported"),
-        ({"logit_bias": {"1": 5}}, "logit_bias", "is not supported"),
+        ({"logprobs": 1}, "logprobs", "got 1"),
+        ({"top_logprobs": 3}, "top_logprobs", "top_logprobs 3 needs logprobs to be true"),
+        ({"presence_penalty": 2.5}, "presence_penalty", "in [-2, 2], got 2.5"),
+        ({"frequency_penalty": -3}, "frequency_penalty", "in [-2, 2], got -3"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "in (0, 100], got 0"),
+        ({"logit_bias": {"1": 500}}, "logit_bias", "in [-100, 100], got 500.0 for token 1"),
+        ({"logit_bias": {"the": 5}}, "logit_bias", "keys must be token ids, got 'the'"),
+        ({"logit_bias": {"-1": 5}}, "logit_bias", "keys must be token ids, got '-1'"),
+        ({"min_tokens": -1}, "min_tokens", "got -1"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens", "must be <= max_tokens (8), got 9"),
         ({"tools": [{"type": "function"}]}, "tools", "is not supported"),
         ({"response_format": {"type": "json_object"}}, "response_format", "is not supported"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "only be set when stream is true"),
@@ -150,7 +177,8 @@ def test_a_refused_chat_body_names_field_and_value(fields, param, message) -> No
         ({"echo": True}, "echo", "True is not supported"),
         ({"best_of": 3}, "best_of", "3 is not supported"),
         ({"suffix": "z"}, "suffix", "'z' is not supported"),
-        ({"logprobs": 1}, "logprobs", "1 is not supported"),
+        ({"logprobs": True}, "logprobs", "got True"),
+        ({"logprobs": 21}, "logprobs", "in [0, 20], got 21"),
         ({"messages": USER}, "messages", "unrecognised request argument"),
     ],
 )

@@ -33,6 +33,7 @@ def test_the_next_verifier_continues_after_the_committed_tokens() -> None:
     continued = replay.request()
     assert continued.prompt_token_ids == (1, 2, 3, 4, 5)
     assert continued.max_tokens == 2
+    assert continued.generated_tokens == 3  # penalties count them as output
     assert (continued.sampling, continued.stop_token_ids) == (REQUEST.sampling, REQUEST.stop_token_ids)
 
 

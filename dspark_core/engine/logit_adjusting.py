@@ -1,0 +1,107 @@
+"""Biases and penalties: logits as the request wants them, before anything is decided by them.
+
+A row that follows draft tokens counts them as output, so a token is judged as if those before it had been
+committed one by one. Every logit is changed in one step by the same numbers however far into a draft it lies:
+the result is the same to the bit with speculation on and off.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dspark_core.algorithms.transfer import to_device
+from dspark_core.engine.acceptance import Proposal
+from dspark_core.engine.sequence import SequenceState
+from dspark_core.records import NO_ADJUSTMENTS, LogitAdjustments
+
+BANNED = -1e9
+"""A logit that is never drawn; finite, as biases and penalties may still change it."""
+
+
+@dataclass(slots=True)
+class _Output:
+    """Of one sequence; a verifier before this one may have generated some of it."""
+
+    counts: Counter[int] = field(default_factory=Counter)
+    length: int = 0
+
+    def follow(self, sequence: SequenceState) -> None:
+        """Counts what was committed since."""
+        begins = len(sequence.request.prompt_token_ids) - sequence.request.generated_tokens
+        self.counts.update(sequence.tokens[begins + self.length :])
+        self.length = len(sequence.tokens) - begins
+
+
+class LogitAdjuster:
+    def __init__(self) -> None:
+        self._outputs: dict[str, _Output] = {}
+
+    @torch.inference_mode()
+    def apply(self, logits: Tensor, proposals: Sequence[Proposal]) -> None:
+        """logits [sum of (1 + verify_length), vocab] in the order of the proposals; changed in place."""
+        start = 0
+        for proposal in proposals:
+            end = start + 1 + proposal.verify_length
+            if proposal.sequence.request.adjustments is not NO_ADJUSTMENTS:
+                self._adjust(logits[start:end], proposal)
+            start = end
+
+    def release(self, sequence_id: str) -> None:
+        """Forgets a sequence that ended; unknown ids are ignored."""
+        self._outputs.pop(sequence_id, None)
+
+    def _adjust(self, rows: Tensor, proposal: Proposal) -> None:
+        sequence = proposal.sequence
+        adjustments, drafts = sequence.request.adjustments, proposal.draft_token_ids
+        output = self._outputs.setdefault(sequence.sequence_id, _Output())
+        output.follow(sequence)
+        missing = adjustments.min_tokens - output.length
+        if missing > 0 and sequence.request.stop_token_ids:
+            rows[:missing, _ids(sequence.request.stop_token_ids, rows)] = BANNED
+        if adjustments.logit_bias:
+            token_ids, biases = zip(*adjustments.logit_bias, strict=True)
+            rows[:, _ids(token_ids, rows)] += _values(biases, rows)
+        if adjustments.repetition_penalty != 1.0:
+            _repetition(rows, adjustments.repetition_penalty, {*sequence.tokens}, drafts)
+        if adjustments.presence_penalty or adjustments.frequency_penalty:
+            _counted(rows, adjustments, output.counts, drafts)
+
+
+def _repetition(rows: Tensor, penalty: float, seen: Collection[int], drafts: Sequence[int]) -> None:
+    rows[:, _ids(seen, rows)] = _repeated(rows[:, _ids(seen, rows)], penalty)
+    for token_id in dict.fromkeys(drafts):
+        if token_id not in seen:
+            after = rows[drafts.index(token_id) + 1 :, token_id]
+            after.copy_(_repeated(after, penalty))
+
+
+def _repeated(logits: Tensor, penalty: float) -> Tensor:
+    return torch.where(logits > 0, logits / penalty, logits * penalty)
+
+
+def _counted(
+    rows: Tensor, adjustments: LogitAdjustments, counts: Counter[int], drafts: Sequence[int]
+) -> None:
+    def penalty(count: int) -> float:
+        return adjustments.presence_penalty + adjustments.frequency_penalty * count if count else 0.0
+
+    drafted = {*drafts}
+    settled = {token_id: count for token_id, count in counts.items() if token_id not in drafted}
+    if settled:
+        rows[:, _ids(settled, rows)] -= _values([penalty(count) for count in settled.values()], rows)
+    for token_id in drafted:
+        before = [counts[token_id] + drafts[:row].count(token_id) for row in range(len(rows))]
+        rows[:, token_id] -= _values([penalty(count) for count in before], rows)
+
+
+def _ids(token_ids: Collection[int], rows: Tensor) -> Tensor:
+    return to_device(torch.tensor([*token_ids], dtype=torch.int64), rows.device)
+
+
+def _values(values: Sequence[float], rows: Tensor) -> Tensor:
+    return to_device(torch.tensor(values, dtype=rows.dtype), rows.device)

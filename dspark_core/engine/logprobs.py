@@ -1,0 +1,41 @@
+"""Log-probabilities of committed tokens, for requests that ask: the target's own, nothing adjusted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dspark_core.engine.acceptance import Proposal
+from dspark_core.records import NO_ADJUSTMENTS, TokenLogprobs
+
+
+@torch.inference_mode()
+def asked_rows(logits: Tensor, proposals: Sequence[Proposal]) -> dict[int, Tensor]:
+    """logits [sum of (1 + verify_length), vocab], before they are adjusted -> of requests that ask, rows
+    [1 + verify_length, vocab] by the proposal's index."""
+    rows: dict[int, Tensor] = {}
+    start = 0
+    for index, proposal in enumerate(proposals):
+        end, request = start + 1 + proposal.verify_length, proposal.sequence.request
+        if request.top_logprobs is not None:
+            own = logits[start:end]
+            rows[index] = own if request.adjustments is NO_ADJUSTMENTS else own.clone()
+        start = end
+    return rows
+
+
+@torch.inference_mode()
+def token_logprobs(rows: Tensor, token_ids: Sequence[int], top: int) -> tuple[TokenLogprobs, ...]:
+    """rows [at least as many as tokens, vocab], each of the distribution its token is from."""
+    laws = rows[: len(token_ids)].log_softmax(dim=-1)
+    chosen = laws.gather(1, torch.tensor(token_ids, device=laws.device)[:, None])[:, 0].tolist()
+    if not top:
+        return tuple(TokenLogprobs(logprob) for logprob in chosen)
+    likeliest = laws.topk(min(top, laws.shape[1]), dim=-1)
+    found = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+    return tuple(
+        TokenLogprobs(logprob, tuple(zip(ids, values, strict=True)))
+        for logprob, (ids, values) in zip(chosen, found, strict=True)
+    )

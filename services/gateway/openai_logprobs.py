@@ -1,0 +1,83 @@
+"""Log-probabilities in the two shapes that OpenAI's API has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+from pydantic import BaseModel
+
+from dspark_core.tokenization.tokenizer import Tokenizer
+from services.gateway.assembly import TokenWithLogprobs
+
+
+class _Entry(TypedDict):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TopLogprobBody(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprobBody(TopLogprobBody):
+    top_logprobs: list[TopLogprobBody]
+
+
+class ChatLogprobsBody(BaseModel):
+    content: list[TokenLogprobBody]
+    refusal: None = None
+
+
+class CompletionLogprobsBody(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+    """Where each token begins in the text of all tokens so far, in characters."""
+
+
+class LogprobsWriter:
+    """Of one answer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._offset = 0
+
+    def chat(self, tokens: Sequence[TokenWithLogprobs]) -> ChatLogprobsBody:
+        return ChatLogprobsBody(
+            content=[
+                TokenLogprobBody(
+                    **self._entry(token.token_id, token.logprobs.logprob),
+                    top_logprobs=[TopLogprobBody(**self._entry(*other)) for other in token.logprobs.top],
+                )
+                for token in tokens
+            ]
+        )
+
+    def completion(self, tokens: Sequence[TokenWithLogprobs]) -> CompletionLogprobsBody:
+        texts = [self._text(token.token_id) for token in tokens]
+        offsets = []
+        for text in texts:
+            offsets.append(self._offset)
+            self._offset += len(text)
+        return CompletionLogprobsBody(
+            tokens=texts,
+            token_logprobs=[token.logprobs.logprob for token in tokens],
+            # Tokens that are parts of characters may look alike; the likeliest of them is told.
+            top_logprobs=[
+                {self._text(token_id): logprob for token_id, logprob in reversed(token.logprobs.top)}
+                for token in tokens
+            ],
+            text_offset=offsets,
+        )
+
+    def _entry(self, token_id: int, logprob: float) -> _Entry:
+        raw = self._tokenizer.token_bytes(token_id)
+        return _Entry(token=raw.decode(errors="replace"), logprob=logprob, bytes=list(raw))
+
+    def _text(self, token_id: int) -> str:
+        return self._tokenizer.token_bytes(token_id).decode(errors="replace")
