@@ -7,8 +7,9 @@ request's own text alone, off, and `transformers` on the same weights.
 Batch 1, all interleaved prompt by prompt so that a busy machine slows all alike; `transformers`
 takes part where decoding is greedy (the default). Sampled requests are not seeded: how much a
 draft saves depends on what is drawn, so give such runs more prompts.
-Every run generates exactly --max-tokens tokens; speed is that of the tokens after the first, since only the
-first of ours computes the prompt and the others find it cached. Medians over prompts and rounds.
+Every run generates exactly --max-tokens tokens, or what a --schema leaves of them; speed is that of the
+tokens after the first, since only the first of ours computes the prompt and the others find it cached.
+Medians over prompts and rounds.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import statistics
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,12 +40,14 @@ from dspark_core.engine.building import (
 from dspark_core.engine.draft_engine import LocalDraftSource
 from dspark_core.engine.draft_profiler import profile_draft_time
 from dspark_core.engine.drafting import Drafting
+from dspark_core.engine.grammars import GrammarCompiler, read_tokenizer
 from dspark_core.engine.lookup import LookupDrafting
 from dspark_core.engine.lookup_building import build_lookup
 from dspark_core.engine.planning import LocalPlanSource
 from dspark_core.engine.profiler import profile_step_time
 from dspark_core.engine.rounds import RoundLoop
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
+from dspark_core.output_rules import Grammar, GrammarKind
 from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions
 from dspark_core.tokenization.loading import load_tokenizer
 from dspark_core.zoo_paths import DEFAULT_DRAFTER, NGRAMS_AUTO
@@ -81,9 +85,16 @@ class Runs:
 
 class Ours:
     def __init__(
-        self, target: BuiltTarget, options: EngineOptions, sampling: SamplingParams, ngrams: str
+        self,
+        target: BuiltTarget,
+        options: EngineOptions,
+        sampling: SamplingParams,
+        ngrams: str,
+        grammar: Grammar | None = None,
     ) -> None:
         self._sampling = sampling
+        self._grammar = grammar
+        grammars = GrammarCompiler(partial(read_tokenizer, target.facts.path), target.facts.config.vocab_size)
         source = LocalDraftSource(build_drafter(options, target.shared))
         step_time = profile_step_time(target.engine)
         draft_time = profile_draft_time(source, target.engine, (1,))
@@ -93,14 +104,20 @@ class Ours:
             LocalPlanSource(RoundTimeModel(step_time, draft_time)),
             drafting=drafting,
             lookup=build_lookup(ngrams, options.target_model, target.facts),
+            grammars=grammars,
         )
         # Each way learns from its own rounds only what pays.
         self._alone = {
             DRAFTER_ALONE: RoundLoop(
-                target.engine, LocalPlanSource(RoundTimeModel(step_time, draft_time)), drafting=drafting
+                target.engine,
+                LocalPlanSource(RoundTimeModel(step_time, draft_time)),
+                drafting=drafting,
+                grammars=grammars,
             )
         } | {
-            name: RoundLoop(target.engine, LocalPlanSource(RoundTimeModel(step_time)), lookup=lookup)
+            name: RoundLoop(
+                target.engine, LocalPlanSource(RoundTimeModel(step_time)), lookup=lookup, grammars=grammars
+            )
             for name, lookup in (
                 (LOOKUP_ALONE, build_lookup(ngrams, options.target_model, target.facts)),
                 (OWN_TEXT_ALONE, LookupDrafting()),
@@ -120,6 +137,7 @@ class Ours:
                 max_tokens=max_tokens,
                 sampling=self._sampling,
                 speculation=MODES[mode],
+                grammar=self._grammar,
             )
         )
         tokens: list[int] = []
@@ -149,8 +167,12 @@ def main() -> None:
     )
     target = build_target(options)
     sampling = SamplingParams(temperature=arguments.temperature, top_p=arguments.top_p)
-    ours = Ours(target, options, sampling, arguments.ngrams)
-    with_twin = sampling.greedy and arguments.transformers
+    grammar = None
+    if arguments.schema is not None:
+        text = arguments.schema.read_text(encoding="utf-8")
+        grammar = Grammar(kind=GrammarKind.JSON_SCHEMA, text=text)
+    ours = Ours(target, options, sampling, arguments.ngrams, grammar)
+    with_twin = sampling.greedy and arguments.transformers and grammar is None
     twin = as_transformers(arguments.target_model, options.torch_dtype) if with_twin else None
     tokenizer = load_tokenizer(resolve_model_path(arguments.target_model))
     prompts = [tokenizer.encode_chat([{"role": "user", "content": text}]) for text in _texts(arguments)]
@@ -264,6 +286,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine", default=NATIVE, choices=ENGINES, help="what computes the target")
     parser.add_argument("--vllm-arguments", default="{}", metavar="JSON", help="as `dspark up` takes them")
     parser.add_argument("--prompts", type=Path, default=None, help="JSONL with 'turns'; default: built in")
+    parser.add_argument(
+        "--schema", type=Path, default=None, help="JSON schema that answers keep to; they end when complete"
+    )
     parser.add_argument("--count", type=int, default=6)
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.0, help="(0: greedy)")

@@ -58,3 +58,9 @@ class ConfigError(DSparkError):
 
 class CheckpointError(ConfigError):
     """A checkpoint cannot be read, or does not fit the model it is meant for."""
+
+
+def require(condition: bool, name: str, value: object, rule: str) -> None:
+    """Raises InvalidRequestError that names the field, the rule and the value."""
+    if not condition:
+        raise InvalidRequestError(f"{name} must be {rule}, got {value}", field=name)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import chain
 
-from dspark_core.errors import InvalidRequestError
+from dspark_core.errors import InvalidRequestError, require
+from dspark_core.output_rules import NO_ADJUSTMENTS, Grammar, LogitAdjustments
 
 
 class Verification(Enum):
@@ -35,11 +36,7 @@ class FinishReason(Enum):
 
 
 MAX_SEED = 2**63 - 1
-
-
-def _require(condition: bool, name: str, value: object, rule: str) -> None:
-    if not condition:
-        raise InvalidRequestError(f"{name} must be {rule}, got {value}", field=name)
+MAX_TOP_LOGPROBS = 20
 
 
 MAX_SPEED_FLOOR = 1e6
@@ -48,7 +45,7 @@ MAX_SPEED_FLOOR = 1e6
 def check_speed_floor(value: float | None, name: str = "min_tokens_per_second") -> None:
     """Raises InvalidRequestError for what cannot be a promise; NaN fails too."""
     if value is not None:
-        _require(0.0 < value <= MAX_SPEED_FLOOR, name, value, f"> 0 and at most {MAX_SPEED_FLOOR:g}")
+        require(0.0 < value <= MAX_SPEED_FLOOR, name, value, f"> 0 and at most {MAX_SPEED_FLOOR:g}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,67 +63,16 @@ class SamplingParams:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _require(0.0 <= self.temperature <= 100.0, "temperature", self.temperature, "in [0, 100]")
-        _require(self.top_k >= 0, "top_k", self.top_k, ">= 0 (0: off)")
-        _require(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "in (0, 1]")
-        _require(0.0 <= self.min_p <= 1.0, "min_p", self.min_p, "in [0, 1]")
+        require(0.0 <= self.temperature <= 100.0, "temperature", self.temperature, "in [0, 100]")
+        require(self.top_k >= 0, "top_k", self.top_k, ">= 0 (0: off)")
+        require(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "in (0, 1]")
+        require(0.0 <= self.min_p <= 1.0, "min_p", self.min_p, "in [0, 1]")
         if self.seed is not None:
-            _require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"in [0, {MAX_SEED}]")
+            require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"in [0, {MAX_SEED}]")
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
-
-
-MAX_BIASED_TOKENS = 1024
-MAX_TOP_LOGPROBS = 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogitAdjustments:
-    """What is done to the target's logits before anything is drawn from them, greedily or not.
-
-    Order: `min_tokens`, `logit_bias`, `repetition_penalty`, then the other two, as other engines have it. The
-    target that speculation is lossless against is the adjusted one.
-    """
-
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    """(token id, what is added to its logit), each token once."""
-    repetition_penalty: float = 1.0
-    """Logits of tokens in prompt or output are divided by it where positive, multiplied where negative."""
-    presence_penalty: float = 0.0
-    """Subtracted from the logits of tokens in the output;"""
-    frequency_penalty: float = 0.0
-    """and this once for each time they are in it."""
-    min_tokens: int = 0
-    """No stop token before the output has so many."""
-
-    def __post_init__(self) -> None:
-        count, ids = len(self.logit_bias), {token_id for token_id, _ in self.logit_bias}
-        _require(
-            count <= MAX_BIASED_TOKENS, "logit_bias", f"{count} tokens", f"of <= {MAX_BIASED_TOKENS} tokens"
-        )
-        _require(len(ids) == count, "logit_bias", f"{count - len(ids)} repeated", "of each token once")
-        for token_id, bias in self.logit_bias:
-            _require(token_id >= 0, "logit_bias", f"token id {token_id}", "of token ids >= 0")
-            _require(-100.0 <= bias <= 100.0, "logit_bias", f"{bias} for token {token_id}", "in [-100, 100]")
-        _require(
-            0.0 < self.repetition_penalty <= 100.0,
-            "repetition_penalty",
-            self.repetition_penalty,
-            "in (0, 100]",
-        )
-        for name in ("presence_penalty", "frequency_penalty"):
-            _require(-2.0 <= getattr(self, name) <= 2.0, name, getattr(self, name), "in [-2, 2]")
-        _require(self.min_tokens >= 0, "min_tokens", self.min_tokens, ">= 0")
-
-    @property
-    def count_output(self) -> bool:
-        """Whether logits depend on what was generated."""
-        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
-
-
-NO_ADJUSTMENTS = LogitAdjustments()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +87,7 @@ class SpeculationOptions:
 
     def __post_init__(self) -> None:
         if self.max_draft_tokens is not None:
-            _require(self.max_draft_tokens >= 0, "max_draft_tokens", self.max_draft_tokens, ">= 0")
+            require(self.max_draft_tokens >= 0, "max_draft_tokens", self.max_draft_tokens, ">= 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +107,8 @@ class GenerateRequest:
     tier: str = ""
     """Who asked: queues are by tier. Changes nothing of the output."""
     adjustments: LogitAdjustments = NO_ADJUSTMENTS
+    grammar: Grammar | None = None
+    """What the output must be; None: anything."""
     generated_tokens: int = 0
     """How many of the prompt's last tokens are output already, of a verifier that was lost."""
     top_logprobs: int | None = None
@@ -170,23 +118,23 @@ class GenerateRequest:
         if self.adjustments == NO_ADJUSTMENTS:
             object.__setattr__(self, "adjustments", NO_ADJUSTMENTS)  # so that rounds may ask by identity
         check_speed_floor(self.min_tokens_per_second)
-        _require(
+        require(
             0 <= self.generated_tokens < max(len(self.prompt_token_ids), 1),
             "generated_tokens",
             self.generated_tokens,
             f"in [0, {len(self.prompt_token_ids)}), the prompt's length",
         )
         if self.top_logprobs is not None:
-            _require(
+            require(
                 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS,
                 "top_logprobs",
                 self.top_logprobs,
                 f"in [0, {MAX_TOP_LOGPROBS}]",
             )
-        _require(bool(self.request_id), "request_id", self.request_id, "non-empty")
-        _require(bool(self.prompt_token_ids), "prompt_token_ids", "[]", "non-empty")
+        require(bool(self.request_id), "request_id", self.request_id, "non-empty")
+        require(bool(self.prompt_token_ids), "prompt_token_ids", "[]", "non-empty")
         if self.max_tokens is not None:
-            _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, ">= 1")
+            require(self.max_tokens >= 1, "max_tokens", self.max_tokens, ">= 1")
         if self.sampling.seed is not None and self.speculation.verification is Verification.REJECTION:
             raise InvalidRequestError(
                 "verification 'rejection' cannot be combined with seed "
@@ -308,10 +256,10 @@ class Replica:
 
     def __post_init__(self) -> None:
         for name in ("replica_id", "address", "model"):
-            _require(bool(getattr(self, name)), name, "''", "non-empty")
-        _require(self.running_requests >= 0, "running_requests", self.running_requests, ">= 0")
-        _require(self.waiting_requests >= 0, "waiting_requests", self.waiting_requests, ">= 0")
-        _require(0.0 <= self.free_kv_fraction <= 1.0, "free_kv_fraction", self.free_kv_fraction, "in [0, 1]")
+            require(bool(getattr(self, name)), name, "''", "non-empty")
+        require(self.running_requests >= 0, "running_requests", self.running_requests, ">= 0")
+        require(self.waiting_requests >= 0, "waiting_requests", self.waiting_requests, ">= 0")
+        require(0.0 <= self.free_kv_fraction <= 1.0, "free_kv_fraction", self.free_kv_fraction, "in [0, 1]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,9 +282,9 @@ class AssignRequest:
 
     def __post_init__(self) -> None:
         for name in ("request_id", "model"):
-            _require(bool(getattr(self, name)), name, "''", "non-empty")
+            require(bool(getattr(self, name)), name, "''", "non-empty")
         check_speed_floor(self.min_tokens_per_second or None)
-        _require(0.0 <= self.wait_seconds <= 3600.0, "wait_seconds", self.wait_seconds, "in [0, 3600]")
+        require(0.0 <= self.wait_seconds <= 3600.0, "wait_seconds", self.wait_seconds, "in [0, 3600]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,7 +303,7 @@ class VerifierLoad:
     """The highest speed floor among its requests; 0: none."""
 
     def __post_init__(self) -> None:
-        _require(0.0 <= self.free_kv_fraction <= 1.0, "free_kv_fraction", self.free_kv_fraction, "in [0, 1]")
+        require(0.0 <= self.free_kv_fraction <= 1.0, "free_kv_fraction", self.free_kv_fraction, "in [0, 1]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

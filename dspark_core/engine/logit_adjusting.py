@@ -17,7 +17,7 @@ from torch import Tensor
 from dspark_core.algorithms.transfer import to_device
 from dspark_core.engine.acceptance import Proposal
 from dspark_core.engine.sequence import SequenceState
-from dspark_core.records import NO_ADJUSTMENTS, LogitAdjustments
+from dspark_core.output_rules import NO_ADJUSTMENTS, LogitAdjustments
 
 BANNED = -1e9
 """A logit that is never drawn; finite, as biases and penalties may still change it."""

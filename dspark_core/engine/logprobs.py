@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dspark_core.engine.acceptance import Proposal
-from dspark_core.records import NO_ADJUSTMENTS, TokenLogprobs
+from dspark_core.output_rules import NO_ADJUSTMENTS
+from dspark_core.records import TokenLogprobs
 
 
 @torch.inference_mode()

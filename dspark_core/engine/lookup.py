@@ -17,6 +17,7 @@ from dspark_core.algorithms.lookup_survival import LookupSurvival
 from dspark_core.algorithms.ngram_table import NgramTable
 from dspark_core.engine.acceptance import Proposal, Verdict
 from dspark_core.engine.drafting import draft_limit
+from dspark_core.engine.grammars import SequenceGrammar
 from dspark_core.engine.lookup_chains import lookup_chains
 from dspark_core.engine.plan_inputs import sampling_group
 from dspark_core.engine.protocols import DraftBlock, SparseDistribution
@@ -29,6 +30,8 @@ UNUSED_ROUNDS, LOOK_ROUNDS = 8, 7
 """After so many rounds in a row of which no looked-up token was verified, only one in so many is looked up:
 in large batches few tokens pay, and looking takes a percent or two of a round. The second is odd, or of two
 cohorts that take turns one would never look."""
+FORCED_CONFIDENCE = 0.99
+"""Of a token that a grammar forces, mostly as the only one that it allows."""
 MAX_GROUPS = 64
 """Kinds of sampling whose acceptance is known apart; the one unused by new sequences longest is forgotten."""
 
@@ -62,7 +65,9 @@ class LookupDrafting:
             return {}
         found = self._chains.chains([sequence for sequence, _ in asking], [most for _, most in asking])
         blocks = {}
-        for (sequence, _), (token_ids, promised) in zip(asking, found, strict=True):
+        for (sequence, most), (token_ids, promised) in zip(asking, found, strict=True):
+            if sequence.grammar is not None:
+                token_ids, promised = _grammatical(sequence.grammar, token_ids, promised, most)
             if token_ids:
                 self._promised[sequence.sequence_id] = promised
                 blocks[sequence.sequence_id] = self._block(sequence, token_ids, promised)
@@ -111,6 +116,17 @@ class LookupDrafting:
 def _allowed(sequence: SequenceState) -> bool:
     speculation = sequence.request.speculation
     return speculation.enabled and speculation.lookup
+
+
+def _grammatical(
+    grammar: SequenceGrammar, token_ids: tuple[int, ...], promised: tuple[float, ...], most: int
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """What the grammar leaves no choice of; else what was found, as far as it may stand."""
+    forced = grammar.forced()[:most]
+    if forced:
+        return forced, (FORCED_CONFIDENCE,) * len(forced)
+    valid = grammar.valid(token_ids)
+    return token_ids[:valid], promised[:valid]
 
 
 def _drawn(sequence: SequenceState) -> bool:

@@ -49,7 +49,7 @@ def plan_requests(
             survival=row,
             floor_tokens_per_second=sequence.request.min_tokens_per_second,
             context_tokens=len(sequence.tokens),
-            coupled=origin is DraftOrigin.LOOKUP or _may_look_ahead(sequence.request),
+            coupled=origin is DraftOrigin.LOOKUP or may_look_ahead(sequence.request),
             origin=origin,
             granted=sequence.stats.verified_tokens / max(sequence.stats.rounds, 1),
         )
@@ -57,7 +57,7 @@ def plan_requests(
     ]
 
 
-def _may_look_ahead(request: GenerateRequest) -> bool:
+def may_look_ahead(request: GenerateRequest) -> bool:
     """Where a draft token stands iff it is the target's own choice, no plan can bias the output.
 
     Nor where the block was looked up: it was fixed before this round.

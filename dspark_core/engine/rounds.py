@@ -23,11 +23,13 @@ from dspark_core.engine.batching import Batcher, BatchLimits
 from dspark_core.engine.block_manager import BlockManager
 from dspark_core.engine.draft_turns import DraftTurns
 from dspark_core.engine.drafting import Drafting, DraftRound, draft_limit
+from dspark_core.engine.grammar_masks import mask
+from dspark_core.engine.grammars import GrammarCompiler, SequenceGrammar
 from dspark_core.engine.logit_adjusting import LogitAdjuster
 from dspark_core.engine.logprobs import asked_rows, token_logprobs
 from dspark_core.engine.lookup import LookupDrafting
 from dspark_core.engine.pacing import PrefillPacer, chunk_pairs, tokens_per_pair
-from dspark_core.engine.plan_inputs import plan_requests
+from dspark_core.engine.plan_inputs import may_look_ahead, plan_requests
 from dspark_core.engine.protocols import DraftBlock, PlanSource
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.engine.target_engine import TargetEngine
@@ -69,6 +71,7 @@ class RoundLoop:
         drafting: Drafting | None = None,
         lookup: LookupDrafting | None = None,
         cohorts: int | None = None,
+        grammars: GrammarCompiler | None = None,
         limits: BatchLimits | None = None,
         replica_id: str = "local",
         generator: torch.Generator | None = None,
@@ -78,7 +81,7 @@ class RoundLoop:
     ) -> None:
         """`lookup`: drafts from the sequences' own text too, where that is better than the drafter's.
         `cohorts`: 1: every round is of everybody; 2: of every second one, see `DraftTurns`; None: what is
-        faster by the planner's times.
+        faster by the planner's times. `grammars`: None: requests may have none.
         `step_time`: measured, paces prompts if the limits bound a step's time; None: learned.
 
         `on_end` hears of each sequence that ends by itself, while its pages are still its own.
@@ -87,6 +90,7 @@ class RoundLoop:
         self._planner = planner
         self._drafting = drafting
         self._lookup = lookup
+        self._grammars = grammars
         self._turns = DraftTurns(planner, drafting, lookup, cohorts)
         self._manager = BlockManager(engine.num_pages, engine.page_tokens)
         self.batcher = Batcher(self._manager, limits or BatchLimits())
@@ -115,9 +119,18 @@ class RoundLoop:
     def free_kv_fraction(self) -> float:
         return self._manager.available_pages / self._manager.usable_pages
 
-    def submit(self, request: GenerateRequest) -> None:
+    def compile_grammar(self, request: GenerateRequest) -> SequenceGrammar | None:
+        """Its grammar for `submit`, which other threads may have made, as it may take long. Raises
+        InvalidRequestError."""
+        if request.grammar is not None and self._grammars is None:
+            raise InvalidRequestError("grammar: there is none for this model's tokenizer", field="grammar")
+        return self._grammars.compile(request) if self._grammars else None
+
+    def submit(self, request: GenerateRequest, grammar: SequenceGrammar | None = None) -> None:
         """Queues a request. Raises InvalidRequestError, ContextLengthError or QueueFullError."""
         self._validate(request)
+        if request.grammar is not None and grammar is None:
+            grammar = self.compile_grammar(request)
         limit = self._engine.max_context_tokens
         if request.max_tokens is not None:
             limit = min(limit, len(request.prompt_token_ids) + request.max_tokens)
@@ -127,6 +140,7 @@ class RoundLoop:
             order=next(self._arrivals),
             noise_seed=secrets.randbelow(MAX_SEED) if seed is None else seed,
             max_length=limit,
+            grammar=grammar,
         )
         self.batcher.enqueue(sequence)
         self._sequences[request.request_id] = sequence
@@ -153,6 +167,7 @@ class RoundLoop:
         sampled = proposals + [Proposal(s) for s, n in prefills if n == s.uncomputed]
         told = asked_rows(logits, sampled)
         self._adjuster.apply(logits, sampled)
+        mask(logits, sampled)
         verdicts = self._acceptor.accept(logits, sampled)
         if self._lookup:
             self._lookup.learn(proposals, verdicts)
@@ -225,7 +240,11 @@ class RoundLoop:
     def _survival(self, sequence: SequenceState, block: DraftBlock) -> list[float]:
         count = len(block.token_ids)
         confidences = block.confidences or (UNKNOWN_CONFIDENCE,) * count
-        return list(survival_from_confidence(confidences[: draft_limit(sequence, count)]))
+        limit = draft_limit(sequence, count)
+        # Of others, how much is verified must not depend on the tokens themselves (the causal barrier).
+        if sequence.grammar is not None and may_look_ahead(sequence.request):
+            limit = min(limit, sequence.grammar.valid(block.token_ids))
+        return list(survival_from_confidence(confidences[:limit]))
 
     def _affordable(self, sequence: SequenceState, length: int) -> int:
         """Shortens a verify length to the pages at hand: drafts never preempt anyone."""
@@ -325,7 +344,9 @@ class RoundLoop:
         for token_id in (*proposal.draft_token_ids[: verdict.accepted], verdict.next_token_id):
             sequence.tokens.append(token_id)
             committed.append(token_id)
-            if token_id in stops:
+            if sequence.grammar is not None:
+                sequence.grammar.take((token_id,))
+            if token_id in stops or (sequence.grammar is not None and sequence.grammar.complete):
                 sequence.finish_reason = FinishReason.STOP
                 break
             if sequence.remaining == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dspark_core.engine.block_manager import ROOT_CONTENT_ID, BlockManager
+from dspark_core.engine.grammars import SequenceGrammar
 from dspark_core.records import FinishReason, GenerateRequest, SpeculationStats
 
 
@@ -34,6 +35,8 @@ class SequenceState:
     drafter_generation: int = -1
     useful_draft: int | None = None
     """Draft tokens that are likely to be of use, by what earlier rounds verified; None: not known yet."""
+    grammar: SequenceGrammar | None = None
+    """Of its output, as far as that has come; None: it may be anything."""
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     finish_reason: FinishReason | None = None
 

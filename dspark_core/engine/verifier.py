@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from dspark_core.engine.grammars import SequenceGrammar
 from dspark_core.engine.rounds import RoundLoop, RoundOutput
 from dspark_core.errors import DSparkError, UnavailableError
 from dspark_core.records import GenerateChunk, GenerateRequest
@@ -156,8 +157,11 @@ class Verifier:
         """
         stream = _Stream()
         finished = False
+        grammar = None
+        if request.grammar is not None:  # long ones must not hold up others' tokens
+            grammar = await asyncio.to_thread(self._rounds.compile_grammar, request)
         try:
-            await asyncio.wrap_future(self._call(lambda: self._submit(request, stream)))
+            await asyncio.wrap_future(self._call(lambda: self._submit(request, grammar, stream)))
             while not finished:
                 chunk = await stream.get()
                 finished = chunk.finish_reason is not None
@@ -166,8 +170,8 @@ class Verifier:
             if not finished:
                 self._post(lambda: self._cancel(request.request_id, stream))
 
-    def _submit(self, request: GenerateRequest, stream: _Stream) -> None:
-        self._rounds.submit(request)
+    def _submit(self, request: GenerateRequest, grammar: SequenceGrammar | None, stream: _Stream) -> None:
+        self._rounds.submit(request, grammar)
         self._streams[request.request_id] = stream
 
     def _cancel(self, request_id: str, stream: _Stream) -> None:

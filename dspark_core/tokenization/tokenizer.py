@@ -79,6 +79,11 @@ class Tokenizer:
         return self._defaults
 
     @property
+    def document(self) -> str:
+        """As `tokenizers` writes it."""
+        return str(self._backend.to_str())
+
+    @property
     def has_chat_template(self) -> bool:
         return self._template is not None
 

@@ -13,12 +13,11 @@ from typing import Any, TypeVar
 from dspark_proto.v1 import common_pb2, verifier_pb2
 
 from dspark_core.errors import InvalidRequestError
+from dspark_core.output_rules import NO_ADJUSTMENTS, Grammar, GrammarKind, LogitAdjustments
 from dspark_core.records import (
-    NO_ADJUSTMENTS,
     FinishReason,
     GenerateChunk,
     GenerateRequest,
-    LogitAdjustments,
     SamplingParams,
     SpeculationOptions,
     SpeculationStats,
@@ -108,6 +107,16 @@ def adjustments_from_proto(message: common_pb2.LogitAdjustments) -> LogitAdjustm
     )
 
 
+def grammar_to_proto(value: Grammar | None) -> common_pb2.Grammar | None:
+    return None if value is None else common_pb2.Grammar(**{value.kind.value: value.text})
+
+
+def grammar_from_proto(message: common_pb2.Grammar) -> Grammar | None:
+    """None: the message is empty."""
+    kind = message.WhichOneof("source")
+    return None if kind is None else Grammar(kind=GrammarKind(kind), text=getattr(message, kind))
+
+
 def logprobs_to_proto(values: Iterable[TokenLogprobs]) -> list[common_pb2.TokenLogprobs]:
     return [
         common_pb2.TokenLogprobs(
@@ -183,6 +192,7 @@ def generate_request_to_proto(value: GenerateRequest) -> verifier_pb2.GenerateRe
         adjustments=None if value.adjustments == NO_ADJUSTMENTS else adjustments_to_proto(value.adjustments),
         generated_tokens=value.generated_tokens,
         top_logprobs=value.top_logprobs,
+        grammar=grammar_to_proto(value.grammar),
     )
 
 
@@ -199,6 +209,7 @@ def generate_request_from_proto(message: verifier_pb2.GenerateRequest) -> Genera
         adjustments=adjustments_from_proto(message.adjustments),
         generated_tokens=message.generated_tokens,
         top_logprobs=message.top_logprobs if message.HasField("top_logprobs") else None,
+        grammar=grammar_from_proto(message.grammar),
     )
 
 

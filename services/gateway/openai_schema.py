@@ -14,7 +14,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticCustomError
 
 from dspark_core.errors import InvalidRequestError
-from dspark_core.records import MAX_TOP_LOGPROBS, LogitAdjustments, SpeculationOptions, Verification
+from dspark_core.output_rules import Grammar, LogitAdjustments
+from dspark_core.records import MAX_TOP_LOGPROBS, SpeculationOptions, Verification
+from services.gateway.openai_grammar import ResponseFormatBody, StructuredOutputsBody
 from services.gateway.requests import ChatMessage, ChatRole, Conversation, TextRequest
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -117,6 +119,9 @@ class AnyCompletionBody(BaseModel):
     """By token id, which JSON has as a text."""
     min_tokens: int | None = None
     """As in other engines: no stop token and no stop string before."""
+    response_format: ResponseFormatBody | None = None
+    structured_outputs: StructuredOutputsBody | None = None
+    """As in other engines: more kinds of what the answer has to be."""
 
     n: Any = None
 
@@ -148,6 +153,7 @@ class AnyCompletionBody(BaseModel):
         top_logprobs: int | None,
     ) -> TextRequest:
         self.refuse_unsupported()
+        grammar, field = self._grammar()
         return TextRequest(
             request_id=request_id,
             model=self.model,
@@ -169,8 +175,21 @@ class AnyCompletionBody(BaseModel):
                 frequency_penalty=self.frequency_penalty or 0.0,
                 min_tokens=self.min_tokens or 0,
             ),
+            grammar=grammar,
+            grammar_field=field,
             top_logprobs=top_logprobs,
         )
+
+    def _grammar(self) -> tuple[Grammar | None, str]:
+        """And the field that asks for it."""
+        asked = self.response_format.to_grammar() if self.response_format else None
+        other = self.structured_outputs.to_grammar() if self.structured_outputs else None
+        if asked is not None and other is not None:
+            raise InvalidRequestError(
+                "response_format and structured_outputs contradict each other: send one",
+                field="structured_outputs",
+            )
+        return (asked, "response_format") if other is None else (other, "structured_outputs")
 
 
 def _token_id(name: str) -> int:
@@ -210,7 +229,6 @@ class ChatCompletionBody(AnyCompletionBody):
         "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
-        "response_format": ({"type": "text"},),
         "modalities": (["text"],),
         "audio": (),
         "prediction": (),
@@ -226,7 +244,6 @@ class ChatCompletionBody(AnyCompletionBody):
     parallel_tool_calls: Any = None
     functions: Any = None
     function_call: Any = None
-    response_format: Any = None
     modalities: Any = None
     audio: Any = None
     prediction: Any = None

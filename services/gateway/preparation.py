@@ -9,13 +9,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from dspark_core.errors import ContextLengthError, InvalidRequestError, UnknownModelError
-from dspark_core.records import (
-    GenerateRequest,
-    LogitAdjustments,
-    SamplingParams,
-    SpeculationOptions,
-    VerifierDescription,
-)
+from dspark_core.output_rules import LogitAdjustments
+from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions, VerifierDescription
+from dspark_core.tokenization.grammar_sources import check_grammar
 from dspark_core.tokenization.tokenizer import Tokenizer
 from services.gateway.backend import GenerationBackend
 from services.gateway.requests import DEFAULT_TIER_NAME, Conversation, TextRequest
@@ -51,6 +47,8 @@ class RequestPreparer:
                 f"the model {request.model!r} does not exist here, only {self._model_name!r}", field="model"
             )
         sampling = self._sampling(request)
+        if request.grammar is not None:
+            await asyncio.to_thread(check_grammar, request.grammar, request.grammar_field)
         # A long prompt takes a while to encode, and other requests' tokens must not wait for it.
         prompt = await asyncio.to_thread(self._encode, request.prompt)
         description = await self._backend.describe()
@@ -70,6 +68,7 @@ class RequestPreparer:
                 min_tokens_per_second=request.min_tokens_per_second,
                 tier=request.tier,
                 adjustments=request.adjustments,
+                grammar=request.grammar,
                 top_logprobs=request.top_logprobs,
             ),
             stop=request.stop,

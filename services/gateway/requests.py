@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from dspark_core.errors import InvalidRequestError
-from dspark_core.records import NO_ADJUSTMENTS, LogitAdjustments, SpeculationOptions, check_speed_floor
+from dspark_core.output_rules import NO_ADJUSTMENTS, Grammar, LogitAdjustments
+from dspark_core.records import SpeculationOptions, check_speed_floor
 
 DEFAULT_TIER_NAME = "default"
 MAX_STOP_STRINGS = 4
@@ -59,6 +60,10 @@ class TextRequest:
     tier: str = DEFAULT_TIER_NAME
     """Of the API key it came with."""
     adjustments: LogitAdjustments = NO_ADJUSTMENTS
+    grammar: Grammar | None = None
+    """What the answer has to be; None: anything."""
+    grammar_field: str = "grammar"
+    """Where the client said so."""
     top_logprobs: int | None = None
     """How many of the likeliest tokens to tell of at each place, with the chosen one; None: nothing."""
 

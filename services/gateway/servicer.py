@@ -13,6 +13,7 @@ from dspark_core.errors import InvalidRequestError
 from services.common.convert import (
     adjustments_from_proto,
     finish_reason_to_proto,
+    grammar_from_proto,
     logprobs_to_proto,
     speculation_from_proto,
     stats_to_proto,
@@ -88,6 +89,7 @@ def request_from_proto(
         ),
         ignore_eos=message.ignore_eos,
         adjustments=adjustments_from_proto(message.adjustments),
+        grammar=grammar_from_proto(message.grammar),
         top_logprobs=message.top_logprobs if message.HasField("top_logprobs") else None,
     )
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from prometheus_client import CollectorRegistry
 
@@ -16,6 +17,7 @@ from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
 from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import BuiltTarget, EngineOptions, build_target
 from dspark_core.engine.drafting import Drafting
+from dspark_core.engine.grammars import GrammarCompiler, read_tokenizer
 from dspark_core.engine.lookup import LookupDrafting
 from dspark_core.engine.planning import LocalPlanSource
 from dspark_core.engine.protocols import DraftSource, PlanSource
@@ -103,12 +105,15 @@ def build_verifier(
             planner_name=planner_name,
             curve=None if round_time is None else round_time.to_dict(),
         )
+    facts = profiled.target.facts
+    grammars = GrammarCompiler(partial(read_tokenizer, facts.path), facts.config.vocab_size)
     rounds = RoundLoop(
         engine,
         ObservedPlanSource(plans, observed),
         drafting=drafting,
         lookup=lookup,
         cohorts=cohorts,
+        grammars=grammars,
         limits=limits,
         replica_id=replica_id,
         step_time=None if round_time is None else round_time.verify,

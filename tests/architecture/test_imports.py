@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.source_tree import Source, tracked_sources
 
-VALUES = ("dspark_core.errors", "dspark_core.records")
+VALUES = ("dspark_core.errors", "dspark_core.records", "dspark_core.output_rules")
 # Where models and drafters lie on disk.
 PATHS = ("dspark_core.model_paths", "dspark_core.zoo_paths")
 MODELS = (*VALUES, *PATHS, "dspark_core.algorithms", "dspark_core.kernels", "dspark_core.models")
@@ -35,7 +35,8 @@ TORCH_FREE_ALGORITHMS = (
 # Package -> the project's own modules it may import, besides itself.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dspark_core.errors": (),
-    "dspark_core.records": ("dspark_core.errors",),
+    "dspark_core.output_rules": ("dspark_core.errors",),
+    "dspark_core.records": ("dspark_core.errors", "dspark_core.output_rules"),
     "dspark_core.model_paths": (*VALUES, *PATHS),
     "dspark_core.zoo_paths": (*VALUES, *PATHS),
     "dspark_core.zoo": VALUES,
@@ -45,7 +46,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # Loaded by name and only on a GPU: it needs triton.
     "dspark_core.cuda": VALUES,
     "dspark_core.models": MODELS,
-    "dspark_core.engine": MODELS,
+    "dspark_core.engine": (*MODELS, "dspark_core.tokenization"),
     # Loaded by name and only where it was asked for: it needs vllm.
     "dspark_core.vllm_engine": (*MODELS, "dspark_core.engine"),
     "dspark_core.training": APPLICATION,
@@ -87,6 +88,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 ONLY: dict[str, tuple[str, ...]] = {
     "dspark_core.errors": (),
     "dspark_core.records": (),
+    "dspark_core.output_rules": (),
     "dspark_core.algorithms": ("numpy",),
     "dspark_core.cuda": ("torch", "triton"),
     **{

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -152,3 +154,58 @@ def test_a_banned_word_is_not_said_and_logprobs_tell_what_would_have_been(client
     (token_id,) = tokenizer.encode(name)
     banned = client.chat.completions.create(**fields, logit_bias={str(token_id): -100}).choices[0]
     assert name not in (banned.message.content or "")
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "full_name": {"type": "string", "maxLength": 30},
+        "year_of_birth": {"type": "integer", "minimum": 1000, "maximum": 2100},
+        "occupation": {"enum": ["scientist", "writer", "musician"]},
+    },
+    "required": ["full_name", "year_of_birth", "occupation"],
+    "additionalProperties": False,
+}
+ABOUT = [{"role": "user", "content": "Tell me about Marie Curie, as JSON."}]
+
+
+@pytest.mark.parametrize(
+    "sampling", [{"temperature": 0}, {"temperature": 1.0, "seed": 3}, {"temperature": 1.0}]
+)
+def test_an_answer_keeps_to_its_schema_and_speculation_changes_nothing(
+    client: openai.OpenAI, sampling: dict[str, float]
+) -> None:
+    shape = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}
+
+    def answer(**extra: object) -> tuple[str, dict[str, float]]:
+        create = client.chat.completions.create
+        whole = create(
+            model=MODEL, messages=ABOUT, max_tokens=90, response_format=shape, **sampling, extra_body=extra
+        )
+        assert whole.choices[0].finish_reason == "stop"
+        return whole.choices[0].message.content or "", whole.model_extra["speculation"]
+
+    text, speculation = answer()
+    person = json.loads(text)
+    assert list(person) == PERSON["required"]
+    assert 1000 <= person["year_of_birth"] <= 2100
+    assert person["occupation"] in PERSON["properties"]["occupation"]["enum"]
+    assert speculation["lookup_accepted_tokens"] >= 8  # names of fields, which have no choice
+    if "seed" in sampling or not sampling["temperature"]:
+        assert answer(speculation={"enabled": False})[0] == text
+
+
+def test_an_answer_may_be_one_of_some_or_match_an_expression(client: openai.OpenAI) -> None:
+    def answer(question: str, **structured: object) -> str:
+        whole = client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": question}],
+            temperature=0,
+            max_tokens=30,
+            extra_body={"structured_outputs": structured},
+        )
+        assert whole.choices[0].finish_reason == "stop"
+        return whole.choices[0].message.content or ""
+
+    assert answer("Is the sun hot or cold?", choice=["hot", "cold"]) in ("hot", "cold")
+    assert re.fullmatch("[0-9]{3}-[0-9]{4}", answer("A telephone number?", regex="[0-9]{3}-[0-9]{4}"))

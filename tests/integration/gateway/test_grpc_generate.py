@@ -8,6 +8,7 @@ import pytest
 from dspark_proto.v1 import common_pb2, gateway_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from dspark_core.output_rules import Grammar, GrammarKind
 from dspark_core.records import SamplingParams, SpeculationOptions, Verification
 from services.common.rpc_errors import from_rpc_error
 from services.gateway.config import GatewayLimits
@@ -160,3 +161,14 @@ async def test_a_message_over_the_body_limit_is_refused_before_it_is_read(serve:
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "10000" in caught.value.details()
     assert backend.requests == []
+
+
+async def test_an_answer_may_have_to_be_something(serve: Serve) -> None:
+    backend = FakeBackend()
+    running = await serve(backend)
+    await generate(running, request(grammar=common_pb2.Grammar(regex="[a-z]+")))
+    assert backend.requests[0].grammar == Grammar(kind=GrammarKind.REGEX, text="[a-z]+")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await generate(running, request(grammar=common_pb2.Grammar(json_schema="{")))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "grammar: the schema is no JSON" in str(caught.value.details())

@@ -33,6 +33,25 @@ CHAT = {"model": MODEL, "messages": HELLO}
         ({"n": 3}, 400, "n", None, "n 3 is not supported"),
         ({"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs", None, "in [0, 20], got 21"),
         ({"presence_penalty": 2.5}, 400, "presence_penalty", None, "got 2.5"),
+        (
+            {"structured_outputs": {"regex": "[ab"}},
+            400,
+            "structured_outputs",
+            None,
+            "structured_outputs: at 1(8): invalid regex",
+        ),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "schema": {"type": "x"}},
+                }
+            },
+            400,
+            "response_format",
+            None,
+            "response_format: Invalid type: x",
+        ),
         ({"logit_bias": {"999": 1}}, 400, "logit_bias", None, "token ids must be in [0, 257], got 999"),
         (
             {"seed": 1, "speculation": {"verification": "rejection"}},

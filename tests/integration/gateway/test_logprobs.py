@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from dspark_proto.v1 import common_pb2, gateway_pb2
 
-from dspark_core.records import LogitAdjustments
+from dspark_core.output_rules import LogitAdjustments
 from tests.integration.gateway.conftest import MODEL, Serve
 from tests.support.byte_tokenizer import END
 from tests.support.fake_generation import FakeBackend

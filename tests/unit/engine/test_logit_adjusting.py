@@ -11,13 +11,8 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from dspark_core.errors import InvalidRequestError
-from dspark_core.records import (
-    GenerateRequest,
-    LogitAdjustments,
-    SamplingParams,
-    SpeculationOptions,
-    TokenLogprobs,
-)
+from dspark_core.output_rules import LogitAdjustments
+from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions, TokenLogprobs
 from tests.unit.engine.tiny import (
     VOCAB,
     ScriptedDrafts,

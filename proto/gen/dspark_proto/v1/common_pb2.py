@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64spark_proto/v1/common.proto\x12\tdspark.v1\"F\n\x06Tensor\x12\x1f\n\x05\x64type\x18\x01 \x01(\x0e\x32\x10.dspark.v1.DType\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"}\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05min_p\x18\x04 \x01(\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x01\x88\x01\x01\x42\x08\n\x06_top_pB\x07\n\x05_seed\"\xbd\x01\n\x10LogitAdjustments\x12(\n\nlogit_bias\x18\x01 \x03(\x0b\x32\x14.dspark.v1.TokenBias\x12\x1f\n\x12repetition_penalty\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x03 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x04 \x01(\x01\x12\x12\n\nmin_tokens\x18\x05 \x01(\rB\x15\n\x13_repetition_penalty\"+\n\tTokenBias\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x01\"M\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x01\x12\x15\n\rtop_token_ids\x18\x02 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x03 \x03(\x01\"\xb9\x01\n\x12SpeculationOptions\x12\x14\n\x07\x65nabled\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12-\n\x0cverification\x18\x02 \x01(\x0e\x32\x17.dspark.v1.Verification\x12\x1d\n\x10max_draft_tokens\x18\x03 \x01(\rH\x01\x88\x01\x01\x12\x13\n\x06lookup\x18\x04 \x01(\x08H\x02\x88\x01\x01\x42\n\n\x08_enabledB\x13\n\x11_max_draft_tokensB\t\n\x07_lookup\"\xd5\x01\n\x10SpeculationStats\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12\x16\n\x0e\x64rafted_tokens\x18\x02 \x01(\r\x12\x17\n\x0fverified_tokens\x18\x03 \x01(\r\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x04 \x01(\r\x12\x18\n\x10\x63ommitted_tokens\x18\x05 \x01(\r\x12\x15\n\rdraft_seconds\x18\x06 \x01(\x01\x12\x16\n\x0everify_seconds\x18\x07 \x01(\x01\x12\x1e\n\x16lookup_accepted_tokens\x18\x08 \x01(\r*b\n\x0cVerification\x12\x1c\n\x18VERIFICATION_UNSPECIFIED\x10\x00\x12\x1a\n\x16VERIFICATION_REJECTION\x10\x01\x12\x18\n\x14VERIFICATION_COUPLED\x10\x02*E\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x02*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64spark_proto/v1/common.proto\x12\tdspark.v1\"F\n\x06Tensor\x12\x1f\n\x05\x64type\x18\x01 \x01(\x0e\x32\x10.dspark.v1.DType\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"}\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05min_p\x18\x04 \x01(\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x01\x88\x01\x01\x42\x08\n\x06_top_pB\x07\n\x05_seed\"\xbd\x01\n\x10LogitAdjustments\x12(\n\nlogit_bias\x18\x01 \x03(\x0b\x32\x14.dspark.v1.TokenBias\x12\x1f\n\x12repetition_penalty\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x03 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x04 \x01(\x01\x12\x12\n\nmin_tokens\x18\x05 \x01(\rB\x15\n\x13_repetition_penalty\"+\n\tTokenBias\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x01\"K\n\x07Grammar\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x0e\n\x04lark\x18\x03 \x01(\tH\x00\x42\x08\n\x06source\"M\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x01\x12\x15\n\rtop_token_ids\x18\x02 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x03 \x03(\x01\"\xb9\x01\n\x12SpeculationOptions\x12\x14\n\x07\x65nabled\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12-\n\x0cverification\x18\x02 \x01(\x0e\x32\x17.dspark.v1.Verification\x12\x1d\n\x10max_draft_tokens\x18\x03 \x01(\rH\x01\x88\x01\x01\x12\x13\n\x06lookup\x18\x04 \x01(\x08H\x02\x88\x01\x01\x42\n\n\x08_enabledB\x13\n\x11_max_draft_tokensB\t\n\x07_lookup\"\xd5\x01\n\x10SpeculationStats\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12\x16\n\x0e\x64rafted_tokens\x18\x02 \x01(\r\x12\x17\n\x0fverified_tokens\x18\x03 \x01(\r\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x04 \x01(\r\x12\x18\n\x10\x63ommitted_tokens\x18\x05 \x01(\r\x12\x15\n\rdraft_seconds\x18\x06 \x01(\x01\x12\x16\n\x0everify_seconds\x18\x07 \x01(\x01\x12\x1e\n\x16lookup_accepted_tokens\x18\x08 \x01(\r*b\n\x0cVerification\x12\x1c\n\x18VERIFICATION_UNSPECIFIED\x10\x00\x12\x1a\n\x16VERIFICATION_REJECTION\x10\x01\x12\x18\n\x14VERIFICATION_COUPLED\x10\x02*E\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x02*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dspark_proto.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VERIFICATION']._serialized_start=962
-  _globals['_VERIFICATION']._serialized_end=1060
-  _globals['_DTYPE']._serialized_start=1062
-  _globals['_DTYPE']._serialized_end=1131
-  _globals['_FINISHREASON']._serialized_start=1133
-  _globals['_FINISHREASON']._serialized_end=1257
+  _globals['_VERIFICATION']._serialized_start=1039
+  _globals['_VERIFICATION']._serialized_end=1137
+  _globals['_DTYPE']._serialized_start=1139
+  _globals['_DTYPE']._serialized_end=1208
+  _globals['_FINISHREASON']._serialized_start=1210
+  _globals['_FINISHREASON']._serialized_end=1334
   _globals['_TENSOR']._serialized_start=43
   _globals['_TENSOR']._serialized_end=113
   _globals['_SAMPLINGPARAMS']._serialized_start=115
@@ -45,10 +45,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOGITADJUSTMENTS']._serialized_end=432
   _globals['_TOKENBIAS']._serialized_start=434
   _globals['_TOKENBIAS']._serialized_end=477
-  _globals['_TOKENLOGPROBS']._serialized_start=479
-  _globals['_TOKENLOGPROBS']._serialized_end=556
-  _globals['_SPECULATIONOPTIONS']._serialized_start=559
-  _globals['_SPECULATIONOPTIONS']._serialized_end=744
-  _globals['_SPECULATIONSTATS']._serialized_start=747
-  _globals['_SPECULATIONSTATS']._serialized_end=960
+  _globals['_GRAMMAR']._serialized_start=479
+  _globals['_GRAMMAR']._serialized_end=554
+  _globals['_TOKENLOGPROBS']._serialized_start=556
+  _globals['_TOKENLOGPROBS']._serialized_end=633
+  _globals['_SPECULATIONOPTIONS']._serialized_start=636
+  _globals['_SPECULATIONOPTIONS']._serialized_end=821
+  _globals['_SPECULATIONSTATS']._serialized_start=824
+  _globals['_SPECULATIONSTATS']._serialized_end=1037
 # @@protoc_insertion_point(module_scope)

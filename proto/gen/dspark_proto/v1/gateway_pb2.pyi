@@ -26,7 +26,7 @@ class ChatMessage(_message.Message):
     def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ...) -> None: ...
 
 class GatewayGenerateRequest(_message.Message):
-    __slots__ = ("model", "messages", "prompt", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "speculation", "min_tokens_per_second", "ignore_eos", "adjustments", "top_logprobs")
+    __slots__ = ("model", "messages", "prompt", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "speculation", "min_tokens_per_second", "ignore_eos", "adjustments", "grammar", "top_logprobs")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +41,7 @@ class GatewayGenerateRequest(_message.Message):
     MIN_TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
     ADJUSTMENTS_FIELD_NUMBER: _ClassVar[int]
+    GRAMMAR_FIELD_NUMBER: _ClassVar[int]
     TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     model: str
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
@@ -56,8 +57,9 @@ class GatewayGenerateRequest(_message.Message):
     min_tokens_per_second: float
     ignore_eos: bool
     adjustments: _common_pb2.LogitAdjustments
+    grammar: _common_pb2.Grammar
     top_logprobs: int
-    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., prompt: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., speculation: _Optional[_Union[_common_pb2.SpeculationOptions, _Mapping]] = ..., min_tokens_per_second: _Optional[float] = ..., ignore_eos: _Optional[bool] = ..., adjustments: _Optional[_Union[_common_pb2.LogitAdjustments, _Mapping]] = ..., top_logprobs: _Optional[int] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., prompt: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., speculation: _Optional[_Union[_common_pb2.SpeculationOptions, _Mapping]] = ..., min_tokens_per_second: _Optional[float] = ..., ignore_eos: _Optional[bool] = ..., adjustments: _Optional[_Union[_common_pb2.LogitAdjustments, _Mapping]] = ..., grammar: _Optional[_Union[_common_pb2.Grammar, _Mapping]] = ..., top_logprobs: _Optional[int] = ...) -> None: ...
 
 class GatewayGenerateChunk(_message.Message):
     __slots__ = ("text", "token_ids", "finish_reason", "usage", "stats", "decode_tokens_per_second", "min_tokens_per_second", "logprobs")

@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dspark_core.errors import InvalidRequestError
+from dspark_core.output_rules import Grammar, GrammarKind, LogitAdjustments
 from dspark_core.records import (
     MAX_SEED,
     AssignRequest,
     FinishReason,
     GenerateChunk,
     GenerateRequest,
-    LogitAdjustments,
     Replica,
     ReplicaKind,
     RequestSurvival,
@@ -67,6 +67,8 @@ requests = st.builds(
         min_tokens=counts,
     ),
     top_logprobs=st.none() | st.integers(0, 20),
+    grammar=st.none()
+    | st.builds(Grammar, kind=st.sampled_from(GrammarKind), text=st.text(min_size=1).map("{}.".format)),
 )
 stats = st.builds(
     SpeculationStats,

@@ -2,14 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspark_core.records import (
-    FinishReason,
-    GenerateChunk,
-    GenerateRequest,
-    LogitAdjustments,
-    SpeculationStats,
-    TokenLogprobs,
-)
+from dspark_core.output_rules import LogitAdjustments
+from dspark_core.records import FinishReason, GenerateChunk, GenerateRequest, SpeculationStats, TokenLogprobs
 from services.gateway.assembly import TextAssembler, TextDelta
 from tests.support.byte_tokenizer import END, START, byte_tokenizer
 

@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from dspark_core.errors import InvalidRequestError
-from dspark_core.records import LogitAdjustments, SpeculationOptions, Verification
+from dspark_core.output_rules import Grammar, GrammarKind, LogitAdjustments
+from dspark_core.records import SpeculationOptions, Verification
 from services.gateway.http_errors import invalid_body
 from services.gateway.openai_schema import ChatCompletionBody, CompletionBody
 from services.gateway.requests import ChatRole, TextRequest
@@ -99,6 +100,32 @@ def test_logits_are_adjusted_and_told_of_as_asked() -> None:
     assert [completion(logprobs=value).top_logprobs for value in (None, 0, 2)] == [None, 0, 2]
 
 
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "text"),
+    [
+        ({"response_format": {"type": "json_object"}}, "json_schema", '{"type": "object"}'),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}},
+            "json_schema",
+            json.dumps(SCHEMA),
+        ),
+        ({"structured_outputs": {"json": SCHEMA}}, "json_schema", json.dumps(SCHEMA)),
+        ({"structured_outputs": {"json": '{"type": "null"}'}}, "json_schema", '{"type": "null"}'),
+        ({"structured_outputs": {"regex": "[a-z]+"}}, "regex", "[a-z]+"),
+        ({"structured_outputs": {"choice": ["yes", 'n"o']}}, "lark", 'start: "yes" | "n\\"o"'),
+        ({"structured_outputs": {"grammar": 'start: "a"'}}, "lark", 'start: "a"'),
+    ],
+)
+def test_answers_may_have_to_be_something(fields, kind, text) -> None:
+    for request in (chat(**fields), completion(**fields)):
+        assert request.grammar == Grammar(kind=GrammarKind(kind), text=text)
+        assert request.grammar_field == next(iter(fields))
+    assert chat(response_format={"type": "text"}, structured_outputs={}).grammar is None
+
+
 def test_completion_prompts_are_text_or_token_ids() -> None:
     assert completion(prompt="once").prompt == "once"
     assert completion(prompt=[1, 2]).prompt == (1, 2)
@@ -148,7 +175,22 @@ def test_stop_tokens_are_ignored_only_on_demand() -> None:
         ({"min_tokens": -1}, "min_tokens", "got -1"),
         ({"min_tokens": 9, "max_tokens": 8}, "min_tokens", "must be <= max_tokens (8), got 9"),
         ({"tools": [{"type": "function"}]}, "tools", "is not supported"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "is not supported"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "got 'xml'"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "'json_schema' needs json_schema"),
+        (
+            {"response_format": {"type": "text", "json_schema": {"name": "n", "schema": {}}}},
+            "response_format",
+            "'text' cannot have json_schema",
+        ),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs", "got regex, choice"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs", "texts to choose from, got []"),
+        ({"structured_outputs": {"regexp": "a"}}, "structured_outputs.regexp", "unrecognised"),
+        ({"structured_outputs": {"regex": " "}}, "grammar", "must be a text"),
+        (
+            {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+            "structured_outputs",
+            "contradict",
+        ),
         ({"stream_options": {"include_usage": True}}, "stream_options", "only be set when stream is true"),
         ({"max_token": 3}, "max_token", "unrecognised request argument"),
         ({"speculation": {"verification": "maybe"}}, "speculation.verification", "got 'maybe'"),

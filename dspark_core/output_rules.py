@@ -1,0 +1,86 @@
+"""What a request demands of its output, besides how it is sampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from dspark_core.errors import require
+
+MAX_BIASED_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitAdjustments:
+    """What is done to the target's logits before anything is drawn from them, greedily or not.
+
+    Order: `min_tokens`, `logit_bias`, `repetition_penalty`, then the other two, as other engines have it. The
+    target that speculation is lossless against is the adjusted one.
+    """
+
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, what is added to its logit), each token once."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens in prompt or output are divided by it where positive, multiplied where negative."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens in the output;"""
+    frequency_penalty: float = 0.0
+    """and this once for each time they are in it."""
+    min_tokens: int = 0
+    """No stop token before the output has so many."""
+
+    def __post_init__(self) -> None:
+        count, ids = len(self.logit_bias), {token_id for token_id, _ in self.logit_bias}
+        require(
+            count <= MAX_BIASED_TOKENS, "logit_bias", f"{count} tokens", f"of <= {MAX_BIASED_TOKENS} tokens"
+        )
+        require(len(ids) == count, "logit_bias", f"{count - len(ids)} repeated", "of each token once")
+        for token_id, bias in self.logit_bias:
+            require(token_id >= 0, "logit_bias", f"token id {token_id}", "of token ids >= 0")
+            require(-100.0 <= bias <= 100.0, "logit_bias", f"{bias} for token {token_id}", "in [-100, 100]")
+        require(
+            0.0 < self.repetition_penalty <= 100.0,
+            "repetition_penalty",
+            self.repetition_penalty,
+            "in (0, 100]",
+        )
+        for name in ("presence_penalty", "frequency_penalty"):
+            require(-2.0 <= getattr(self, name) <= 2.0, name, getattr(self, name), "in [-2, 2]")
+        require(self.min_tokens >= 0, "min_tokens", self.min_tokens, ">= 0")
+
+    @property
+    def count_output(self) -> bool:
+        """Whether logits depend on what was generated."""
+        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
+
+
+NO_ADJUSTMENTS = LogitAdjustments()
+
+
+class GrammarKind(Enum):
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    LARK = "lark"
+
+
+MAX_GRAMMAR_CHARACTERS = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grammar:
+    """What the output has to be as a whole. The target that speculation is lossless against is the one whose
+    tokens that cannot lead there are never drawn."""
+
+    kind: GrammarKind
+    text: str
+    """A JSON schema, a regular expression, or a grammar in Lark's notation."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.text.strip()), "grammar", repr(self.text), "a text")
+        size = f"{len(self.text)} characters"
+        require(
+            len(self.text) <= MAX_GRAMMAR_CHARACTERS,
+            "grammar",
+            size,
+            f"<= {MAX_GRAMMAR_CHARACTERS} characters",
+        )

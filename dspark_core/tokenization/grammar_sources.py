@@ -1,0 +1,41 @@
+"""Grammars of requests in the notation of llguidance, which parses them, and whether it can."""
+
+from __future__ import annotations
+
+import json
+
+from llguidance import LLMatcher
+
+from dspark_core.errors import InvalidRequestError
+from dspark_core.output_rules import Grammar, GrammarKind
+
+
+def grammar_source(grammar: Grammar) -> str:
+    """Raises InvalidRequestError for a schema that is no JSON."""
+    match grammar.kind:
+        case GrammarKind.JSON_SCHEMA:
+            try:
+                json.loads(grammar.text)
+            except ValueError as error:
+                raise InvalidRequestError(
+                    f"grammar: the schema is no JSON: {error}", field="grammar"
+                ) from None
+            return str(LLMatcher.grammar_from_json_schema(grammar.text))
+        case GrammarKind.REGEX:
+            return str(LLMatcher.grammar_from_regex(grammar.text))
+        case GrammarKind.LARK:
+            return str(LLMatcher.grammar_from_lark(grammar.text))
+
+
+def check_grammar(grammar: Grammar, field: str) -> None:
+    """Raises InvalidRequestError that names `field`, for what is no grammar whatever the tokenizer."""
+    try:
+        problem = LLMatcher.validate_grammar(grammar_source(grammar))
+    except InvalidRequestError as error:
+        raise InvalidRequestError(str(error).replace("grammar", field, 1), field=field) from None
+    if problem:
+        raise InvalidRequestError(f"{field}: {first_line(problem)}", field=field)
+
+
+def first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]

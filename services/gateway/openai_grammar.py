@@ -1,0 +1,86 @@
+"""What an answer has to be, as clients say it: in OpenAI's words, and in those of other engines."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dspark_core.errors import InvalidRequestError
+from dspark_core.output_rules import Grammar, GrammarKind
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+class JsonSchemaBody(BaseModel):
+    model_config = _STRICT
+
+    name: str
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+    """Without effect: the schema is always kept to."""
+
+
+class ResponseFormatBody(BaseModel):
+    model_config = _STRICT
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaBody | None = None
+
+    def to_grammar(self) -> Grammar | None:
+        """None: the answer may be anything. Raises InvalidRequestError."""
+        if (self.json_schema is not None) != (self.type == "json_schema"):
+            needed = "needs" if self.json_schema is None else "cannot have"
+            raise InvalidRequestError(
+                f"response_format of type {self.type!r} {needed} json_schema", field="response_format"
+            )
+        if self.type == "text":
+            return None
+        schema = self.json_schema.schema_ if self.json_schema else None
+        return _json_grammar({"type": "object"} if schema is None else schema)
+
+
+class StructuredOutputsBody(BaseModel):
+    """One of them."""
+
+    model_config = _STRICT
+
+    json_: dict[str, Any] | str | None = Field(default=None, alias="json")
+    """A schema, or its text."""
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    """In Lark's notation."""
+
+    def to_grammar(self) -> Grammar | None:
+        """None: nothing is asked. Raises InvalidRequestError."""
+        given = self.model_dump(exclude_none=True, by_alias=True)
+        if len(given) > 1:
+            names = ", ".join(given)
+            raise InvalidRequestError(
+                f"structured_outputs must be one of json, regex, choice, grammar, got {names}",
+                field="structured_outputs",
+            )
+        if self.regex is not None:
+            return Grammar(kind=GrammarKind.REGEX, text=self.regex)
+        if self.grammar is not None:
+            return Grammar(kind=GrammarKind.LARK, text=self.grammar)
+        if self.choice is not None:
+            return Grammar(kind=GrammarKind.LARK, text=_choice(self.choice))
+        return None if self.json_ is None else _json_grammar(self.json_)
+
+
+def _json_grammar(schema: dict[str, Any] | str) -> Grammar:
+    text = schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False)
+    return Grammar(kind=GrammarKind.JSON_SCHEMA, text=text)
+
+
+def _choice(texts: list[str]) -> str:
+    if not texts or not all(texts):
+        raise InvalidRequestError(
+            f"structured_outputs.choice must be texts to choose from, got {texts!r:.80}",
+            field="structured_outputs",
+        )
+    return "start: " + " | ".join(json.dumps(text) for text in texts)

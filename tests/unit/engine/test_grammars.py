@@ -1,0 +1,255 @@
+"""Output that has to be something: as if masked token by token, however it is drafted and verified."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+
+import llguidance
+import pytest
+import torch
+from scipy.stats import chisquare
+from torch import Tensor
+
+from dspark_core.engine.grammars import GrammarCompiler, SequenceGrammar, TokenizerDocument
+from dspark_core.engine.lookup import LookupDrafting
+from dspark_core.engine.planning import FullPlanSource
+from dspark_core.engine.rounds import RoundLoop
+from dspark_core.errors import InvalidRequestError
+from dspark_core.output_rules import Grammar, GrammarKind
+from dspark_core.records import FinishReason, GenerateRequest, SamplingParams, SpeculationOptions
+from dspark_core.tokenization.grammar_sources import grammar_source
+from tests.support.tiny_tokenizer import END, tiny_tokenizer
+from tests.unit.engine.tiny import (
+    VOCAB,
+    ScriptedDrafts,
+    make_loop,
+    naive_logits,
+    prompts,
+    request,
+    run,
+    tiny_decoder,
+    tiny_engine,
+)
+
+TOKENS = 40
+TOKENIZER = tiny_tokenizer()
+COMPILER = GrammarCompiler(lambda: TokenizerDocument(TOKENIZER.to_str(), (END,)), VOCAB)
+PROMPTS = {f"r{i}": prompt for i, prompt in enumerate(prompts(5, seed=31))}
+SEEDED = SamplingParams(temperature=1.2, seed=9)
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"enum": ["abba", "true", "x"]}, "age": {"type": "integer", "maximum": 999}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+GRAMMARS = {
+    "regex": Grammar(kind=GrammarKind.REGEX, text="(ab|na){2,5}[0-9]+!"),
+    "open": Grammar(kind=GrammarKind.REGEX, text="[a-c]{3,}"),
+    "schema": Grammar(kind=GrammarKind.JSON_SCHEMA, text=json.dumps(SCHEMA)),
+    "lark": Grammar(kind=GrammarKind.LARK, text='start: pair pair?\npair: "x" /[0-9]/ | "[" pair "]"'),
+}
+
+
+def matcher(grammar: Grammar) -> llguidance.LLMatcher:
+    tokens = llguidance.LLTokenizer(TOKENIZER.to_str(), n_vocab=VOCAB, eos_token=[END])
+    return llguidance.LLMatcher(tokens, grammar_source(grammar), log_level=0)
+
+
+def allowed(known: llguidance.LLMatcher, logits: Tensor) -> Tensor:
+    """What the matcher says may come next, token by token."""
+    bits = known.compute_bitmask()
+    keep = torch.tensor([bool(bits[token_id // 8] & (1 << token_id % 8)) for token_id in range(VOCAB)])
+    assert all(known.validate_tokens([token_id]) for token_id in keep.nonzero()[:, 0].tolist())
+    return logits.masked_fill(~keep, -1e9)
+
+
+def naive(grammar: Grammar, prompt: Sequence[int]) -> list[int]:
+    decoder, known, output = tiny_decoder(), matcher(grammar), list[int]()
+    while len(output) < TOKENS and not known.is_stopped():
+        logits = naive_logits(decoder, [*prompt, *output])[-1]
+        output.append(int(allowed(known, logits).argmax()))
+        assert known.consume_token(output[-1])
+    return output
+
+
+def asking(grammar: Grammar, **options: object) -> list[GenerateRequest]:
+    return [
+        dataclasses.replace(request(name, prompt, TOKENS, stop=(END,), **options), grammar=grammar)  # type: ignore[arg-type]
+        for name, prompt in PROMPTS.items()
+    ]
+
+
+def loop_of(
+    tokens: dict[str, list[int]], error_rate: float, *, apart: bool = False, lookup: bool = False
+) -> RoundLoop:
+    lengths = {name: len(prompt) for name, prompt in PROMPTS.items()}
+    drafts = ScriptedDrafts(tokens, prompt_lengths=lengths, error_rate=error_rate, apart=apart)
+    loop = make_loop(drafts=drafts)
+    return RoundLoop(
+        loop._engine,
+        FullPlanSource(),
+        drafting=loop._drafting,
+        lookup=LookupDrafting() if lookup else None,
+        cohorts=2 if apart else None,
+        grammars=COMPILER,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def text_of(tokens: Sequence[int]) -> str:
+    return TOKENIZER.decode(list(tokens))
+
+
+@pytest.mark.parametrize("grammar", GRAMMARS.values(), ids=GRAMMARS)
+def test_greedy_output_is_the_masked_targets(grammar: Grammar) -> None:
+    expected = {name: naive(grammar, prompt) for name, prompt in PROMPTS.items()}
+    assert len({tuple(tokens) for tokens in expected.values()}) > 1
+    for error_rate in (0.0, 0.4):
+        assert run(loop_of(expected, error_rate), asking(grammar)) == expected
+    assert run(loop_of(expected, 0.3, apart=True), asking(grammar)) == expected
+    assert run(loop_of({}, 1.0, lookup=True), asking(grammar)) == expected
+
+
+@pytest.mark.parametrize("sampling", [SEEDED, SamplingParams(temperature=1.5)])
+def test_sampled_output_is_what_it_has_to_be(sampling: SamplingParams) -> None:
+    for name, tokens in run(loop_of({}, 0.5), asking(GRAMMARS["schema"], sampling=sampling)).items():
+        if len(tokens) < TOKENS:
+            answer = json.loads(text_of(tokens))
+            assert answer.keys() == {"name", "age"}, name
+            assert answer["name"] in ("abba", "true", "x")
+            assert answer["age"] <= 999
+    for tokens in run(loop_of({}, 0.5), asking(GRAMMARS["regex"], sampling=sampling)).values():
+        if len(tokens) < TOKENS:
+            assert re.fullmatch(GRAMMARS["regex"].text, text_of(tokens))
+
+
+@pytest.mark.parametrize("grammar", GRAMMARS.values(), ids=GRAMMARS)
+def test_a_seed_still_makes_output_a_function_of_the_request(grammar: Grammar) -> None:
+    plain = asking(grammar, sampling=SEEDED, speculation=SpeculationOptions(enabled=False))
+    expected = {one.request_id: run(loop_of({}, 1.0), [one])[one.request_id] for one in plain}
+    assert run(loop_of(expected, 0.3), asking(grammar, sampling=SEEDED)) == expected
+    assert run(loop_of(expected, 0.3, apart=True), asking(grammar, sampling=SEEDED)) == expected
+
+
+def test_another_verifier_goes_on_in_the_middle() -> None:
+    whole = asking(GRAMMARS["schema"])[0]
+    expected = run(loop_of({}, 1.0), [whole])[whole.request_id]
+    for done in range(1, len(expected)):
+        rest = dataclasses.replace(
+            whole,
+            prompt_token_ids=(*whole.prompt_token_ids, *expected[:done]),
+            max_tokens=TOKENS - done,
+            generated_tokens=done,
+        )
+        assert run(loop_of({}, 1.0), [rest])[whole.request_id] == expected[done:]
+
+
+def test_rejection_keeps_the_masked_distribution_though_most_drafts_may_not_stand() -> None:
+    """How much is verified must not follow from which tokens were drafted. Chi-square, p > 0.001."""
+    prompt, grammar = [5, 9, 2], Grammar(kind=GrammarKind.REGEX, text="[a-d][a-d][a-d]")
+    decoder = tiny_decoder()
+
+    def law(output: list[int]) -> dict[int, float]:
+        known = matcher(grammar)
+        known.consume_tokens(output)
+        weights = allowed(known, naive_logits(decoder, [*prompt, *output])[-1]).double().softmax(-1)
+        return {token_id: float(weight) for token_id, weight in enumerate(weights) if weight > 1e-12}
+
+    exact = {(a, b): pa * pb for a, pa in law([]).items() for b, pb in law([a]).items()}
+    count, seen = 3000, dict.fromkeys(exact, 0)
+    loop = RoundLoop(
+        tiny_engine(decoder, num_pages=400),
+        FullPlanSource(),
+        drafting=make_loop(drafts=ScriptedDrafts())._drafting,
+        grammars=COMPILER,
+        generator=torch.Generator().manual_seed(0),
+    )
+    loop._drafting._engine = loop._engine
+    for start in range(0, count, 250):
+        batch = [
+            dataclasses.replace(
+                request(f"q{i}", prompt, 3, sampling=SamplingParams(temperature=1.0)), grammar=grammar
+            )
+            for i in range(start, start + 250)
+        ]
+        for tokens in run(loop, batch).values():
+            seen[tokens[0], tokens[1]] += 1
+    likely = {pair: p for pair, p in exact.items() if count * p >= 5}
+    rest = 1.0 - sum(likely.values())
+    observed = [seen[pair] for pair in likely] + [count - sum(seen[pair] for pair in likely)]
+    assert chisquare(observed, [count * p for p in likely.values()] + [count * rest]).pvalue > 0.001
+
+
+def test_what_a_grammar_leaves_no_choice_of_is_drafted_for_nothing() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a_long_name_that_nobody_has_to_guess": {"enum": [1, 2]}},
+        "required": ["a_long_name_that_nobody_has_to_guess"],
+        "additionalProperties": False,
+    }
+    (asked, *_) = asking(Grammar(kind=GrammarKind.JSON_SCHEMA, text=json.dumps(schema)))
+    loop = RoundLoop(
+        tiny_engine(),
+        FullPlanSource(),
+        lookup=LookupDrafting(),
+        grammars=COMPILER,
+        generator=torch.Generator().manual_seed(0),
+    )
+    loop.submit(dataclasses.replace(asked, max_tokens=80))
+    chunks = []
+    while loop.has_work:
+        chunks += [output.chunk for output in loop.step()]
+    assert chunks[-1].finish_reason is FinishReason.STOP  # when complete, without a token for it
+    tokens = [token for chunk in chunks for token in chunk.token_ids]
+    assert json.loads(text_of(tokens)).keys() == set(schema["required"])
+    stats = chunks[-1].stats
+    assert stats is not None
+    assert stats.lookup_accepted_tokens >= 20
+    assert stats.rounds < len(tokens) / 2
+
+
+@pytest.mark.parametrize(
+    ("grammar", "message"),
+    [
+        (Grammar(kind=GrammarKind.REGEX, text="[ab"), "invalid regex"),
+        (Grammar(kind=GrammarKind.JSON_SCHEMA, text='{"type": "objekt"}'), "objekt"),
+        (Grammar(kind=GrammarKind.JSON_SCHEMA, text='{"type"'), "no JSON"),
+        (Grammar(kind=GrammarKind.LARK, text="start: nobody"), "unknown name"),
+    ],
+)
+def test_what_is_no_grammar_is_refused(grammar: Grammar, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message) as caught:
+        loop_of({}, 1.0).submit(asking(grammar)[0])
+    assert caught.value.field == "grammar"
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loop_without_a_tokenizer_refuses_grammars() -> None:
+    with pytest.raises(InvalidRequestError, match="there is none for this model"):
+        make_loop().submit(asking(GRAMMARS["regex"])[0])
+
+
+def test_a_tokenizer_that_cannot_be_used_is_told_of_and_asked_once() -> None:
+    compiler = GrammarCompiler(lambda: TokenizerDocument("{}", (END,)), VOCAB)
+    with pytest.raises(InvalidRequestError, match="not for this model's tokenizer"):
+        compiler.compile(asking(GRAMMARS["regex"])[0])
+
+
+def test_empty_and_endless_grammars_are_refused() -> None:
+    for text in ("", "  ", "x" * 70_000):
+        with pytest.raises(InvalidRequestError) as caught:
+            Grammar(kind=GrammarKind.REGEX, text=text)
+        assert caught.value.field == "grammar"
+
+
+def test_tokens_that_were_tried_are_given_back() -> None:
+    grammar = COMPILER.compile(asking(GRAMMARS["regex"])[0])
+    assert isinstance(grammar, SequenceGrammar)
+    before = grammar.allowed()
+    ids = TOKENIZER.encode("abna").ids
+    assert grammar.valid(ids) == grammar.take(ids) == len(ids)
+    grammar.give_back(len(ids))
+    assert (grammar.allowed() == before).all()
