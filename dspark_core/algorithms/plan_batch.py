@@ -24,7 +24,8 @@ Bools = npt.NDArray[np.bool_]
 
 _ABSENT = -1.0
 _LOOKUP = DraftOrigin.LOOKUP
-_LARGEST_FLOAT32 = np.int64(0x7FFFFFFF)
+_FALLING = np.uint32(0x7FFFFFFF)
+_HALF = np.uint32(16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,10 @@ class PlanBatch:
     @property
     def requests(self) -> int:
         return len(self.weights)
+
+    @property
+    def has_floors(self) -> bool:
+        return bool(np.count_nonzero(self.floors))
 
     @classmethod
     def of(cls, requests: Sequence[PlanRequest]) -> PlanBatch:
@@ -82,8 +87,20 @@ def survival_matrix(rows: Sequence[Sequence[float]]) -> Floats:
     else:
         matrix = np.full((len(rows), longest), _ABSENT)
         matrix[np.arange(longest) < np.array(lengths)[:, None]] = flat
+    return cut_off(matrix)
+
+
+def cut_off(matrix: Floats) -> Floats:
+    """Rows without what rises or is impossible, and what is behind it."""
     lowest: Floats = np.minimum.accumulate(np.minimum(matrix, 1.0), axis=1)  # NaN spreads to the right
     return np.where(lowest >= 0.0, lowest, _ABSENT)
+
+
+def running_sums(values: Ints | Floats) -> Floats:
+    """Of none, the first, the first two, ... -> [len(values) + 1]."""
+    sums = np.zeros(len(values) + 1)
+    np.add.accumulate(values, out=sums[1:])
+    return sums
 
 
 def _falls(matrix: Floats) -> bool:
@@ -103,42 +120,43 @@ def _floats(values: Sequence[float]) -> Floats:
 class Ranking:
     """Draft tokens of some requests, best first."""
 
-    requests: Ints  # [tokens]
+    places: Ints  # [tokens] position * requests + the request's place in `order`
     values: Floats  # [tokens] weighted survival
+    order: Ints  # [requests] those granted fewer tokens first
 
-    def lengths(self, count: int, total: int) -> Ints:
-        """Tokens of each of `total` requests among the first `count`."""
-        return np.bincount(self.requests[:count], minlength=total)
+    @property
+    def requests(self) -> Ints:
+        """Whose each token is -> [tokens]."""
+        return self.order.take(self.places % len(self.order))
 
-    def positions(self, total: int) -> Ints:
-        """Of each token among those of its own request, of `total` requests, from 0 on."""
-        order = np.argsort(self.requests, kind="stable")  # by request, best first within each
-        counts = np.bincount(self.requests, minlength=total)
-        starts = np.cumsum(counts) - counts
-        position = np.empty(len(order), dtype=np.int64)
-        position[order] = np.arange(len(order)) - np.repeat(starts, counts)
-        return position
+    @property
+    def positions(self) -> Ints:
+        """Of each token among those of its own request, from 0 on -> [tokens]."""
+        return self.places // len(self.order)
+
+    def lengths(self, count: int) -> Ints:
+        """Tokens of each request among the first `count` -> [requests]."""
+        whose = self.order.take(self.places[:count] % len(self.order))
+        return np.bincount(whose, minlength=len(self.order))
+
+    def first(self, count: int) -> Ranking:
+        return Ranking(self.places[:count], self.values[:count], self.order)
+
+    def beyond(self, used: Ints) -> Ranking:
+        """Without the first `used[r]` tokens of each request r."""
+        kept = (self.positions >= used.take(self.requests)).nonzero()[0]
+        return Ranking(self.places.take(kept), self.values.take(kept), self.order)
 
 
-def rank(batch: PlanBatch, only: Bools | None = None, used: Ints | None = None) -> Ranking:
-    """Every draft token of the batch, or of the requests in `only` [requests], but for the first `used[r]` of
-    each request r."""
-    requests, block = batch.survival.shape
-    if requests == 0 or block == 0:
-        return Ranking(np.empty(0, dtype=np.int64), np.empty(0))
-    order = np.argsort(batch.granted, kind="stable")
-    rows = batch.survival[order]
-    values = (rows * batch.weights[order, None]).T.ravel()  # position by position
-    valid = rows.T.ravel() >= 0.0
-    if only is not None:
-        valid &= np.tile(only[order], block)
-    if used is not None:
-        valid &= (np.arange(block)[:, None] >= used[order]).ravel()
-    # One integer per token: sorting integers is several times faster than a stable sort of floats.
-    bits = values.astype(np.float32).view(np.int32).astype(np.int64)
-    keys = ((_LARGEST_FLOAT32 - bits) << 32) | np.arange(len(values))
-    if not valid.all():
-        keys = keys[valid]
-    keys.sort()
-    index = keys & np.int64(0xFFFFFFFF)
-    return Ranking(order[index % requests], values[index])
+def rank(batch: PlanBatch) -> Ranking:
+    """Every draft token of the batch."""
+    order = batch.granted.argsort(kind="stable")
+    values = batch.survival.take(order, axis=0) * batch.weights.take(order)[:, None]
+    values = values.T.ravel()  # position by position
+    # As integers that rise as float32 values fall; what is negative, an absent token, comes last.
+    bits = values.astype(np.float32).view(np.uint32) ^ _FALLING
+    # By the lower halves, then by the upper ones: sorts of 16 bits are radix sorts, stable and fast.
+    places = bits.astype(np.uint16).argsort(kind="stable")
+    places = places.take((bits >> _HALF).astype(np.uint16).take(places).argsort(kind="stable"))
+    places = places[: np.count_nonzero(bits <= _FALLING)]
+    return Ranking(places, values.take(places), order)

@@ -21,19 +21,29 @@ ROUNDING = 1e-12
 """Relative: what sums of the same numbers in another order may differ by."""
 
 
-def search(batch: PlanBatch, seconds: Floats, fixed: Ints, free: Bools) -> Ints:
+def search(
+    batch: PlanBatch,
+    seconds: Floats,
+    fixed: Ints | None = None,
+    free: Bools | None = None,
+    ranking: Ranking | None = None,
+) -> Ints:
     """The best lengths of the `free` requests while the others keep `fixed` -> lengths [requests].
 
-    Maximises weighted tokens per second; of equal plans the one with fewer tokens. `seconds[n]` of
-    the round with n draft tokens in all.
+    Without the two all are free. Maximises weighted tokens per second; of equal plans the one with fewer
+    tokens. `seconds[n]` of the round with n draft tokens in all; `ranking` of the batch, where it is known.
     """
-    held = np.where(free, 0, fixed)
-    remaining = seconds[int(held.sum()) :]
-    kept = expected_tokens(batch, held)
+    ranking = ranking or rank(batch)
+    if fixed is None or free is None:
+        held, free = np.zeros(batch.requests, dtype=np.int64), np.ones(batch.requests, dtype=np.bool_)
+        kept, remaining = np.ones(batch.requests), seconds
+    else:
+        held = np.where(free, 0, fixed)
+        kept, remaining = expected_tokens(batch, held), seconds[int(held.sum()) :]
+        ranking = ranking.beyond(np.where(free, 0, batch.survival.shape[1]))
     total = float(kept @ batch.weights)
-    ranking = rank(batch, free)
-    if not batch.floors.any():
-        return held + ranking.lengths(best_count(ranking, total, remaining), batch.requests)
+    if not batch.has_floors:
+        return held + ranking.lengths(best_count(ranking, total, remaining))
     floors = _Floors(batch, kept, remaining[: len(ranking.values) + 1], free)
     return held + _best_under(batch, ranking, total, floors)
 
@@ -95,15 +105,15 @@ def _best_under(batch: PlanBatch, ranking: Ranking, total: float, floors: _Floor
     sums, group = np.unique(floors.sums[counts], return_inverse=True)
     bound_of = np.zeros(len(sums))
     np.maximum.at(bound_of, group, bounds)
-    nth = ranking.positions(batch.requests)
+    whose, nth = ranking.requests, ranking.positions
     best, best_sum, lengths = -1.0, 0, np.zeros(batch.requests, dtype=np.int64)
     for index in np.argsort(-bound_of, kind="stable").tolist():
         if bound_of[index] * (1.0 + ROUNDING) < best:
             break
         mandatory_count, mine = int(sums[index]), counts[group == index]
         mandatory = floors.needed(int(mine[0]))
-        kept = nth >= mandatory[ranking.requests]
-        others = Ranking(ranking.requests[kept], ranking.values[kept])
+        kept = nth >= mandatory[whose]
+        others = Ranking(ranking.places[kept], ranking.values[kept], ranking.order)
         start = total + float(((expected_tokens(batch, mandatory) - 1.0) * batch.weights).sum())
         tokens = start + np.concatenate(([0.0], np.cumsum(others.values)))
         throughput = tokens[mine - mandatory_count] / floors.seconds[mine]
@@ -111,5 +121,5 @@ def _best_under(batch: PlanBatch, ranking: Ranking, total: float, floors: _Floor
         reached = float(throughput[winner])
         if reached > best or (reached == best and mandatory_count < best_sum):
             best, best_sum = reached, mandatory_count
-            lengths = mandatory + others.lengths(int(mine[winner] - mandatory_count), batch.requests)
+            lengths = mandatory + others.lengths(int(mine[winner] - mandatory_count))
     return lengths

@@ -15,7 +15,7 @@ import numpy as np
 
 from dspark_core.algorithms import delayed_scheduler
 from dspark_core.algorithms.drafting_choice import worth_drafting
-from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch, rank
+from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch, Ranking, rank
 from dspark_core.algorithms.plan_request import Plan, PlanRequest
 from dspark_core.algorithms.plan_search import search
 from dspark_core.algorithms.prefix_scheduler import admit_while_rising
@@ -94,37 +94,39 @@ def _seconds(batch: PlanBatch, round_time: RoundTimeModel, max_draft_tokens: int
 
 def _lengths(batch: PlanBatch, seconds: Floats, capacity: int | None) -> Ints:
     if batch.coupled.all():
-        return search(batch, seconds, np.zeros(batch.requests, dtype=np.int64), batch.coupled)
+        return search(batch, seconds)
     return _early(batch, seconds) if capacity is None else _delayed(batch, seconds, capacity)
 
 
 def _early(batch: PlanBatch, seconds: Floats) -> Ints:
-    everyone = np.ones(batch.requests, dtype=np.bool_)
-    nothing = np.zeros(batch.requests, dtype=np.int64)
-    start = admit_floors(batch, seconds) if batch.floors.any() else nothing
-    lengths = _admit(batch, start, everyone, seconds)
+    ranking = rank(batch)
+    if batch.has_floors:
+        everyone = np.ones(batch.requests, dtype=np.bool_)
+        lengths = admit_within_floors(batch, ranking, admit_floors(batch, seconds), everyone, seconds)
+    else:
+        lengths = ranking.lengths(admit_while_rising(ranking, float(batch.weights.sum()), seconds))
     if not batch.coupled.any():
         return lengths
     # A stair that coupled tokens climbed may hold more of the others, and the other way round.
-    lengths = search(batch, seconds, lengths, batch.coupled)
-    lengths = _admit(batch, lengths, ~batch.coupled, seconds)
-    return search(batch, seconds, lengths, batch.coupled)
+    lengths = search(batch, seconds, lengths, batch.coupled, ranking)
+    lengths = _go_on(batch, ranking, lengths, ~batch.coupled, seconds)
+    return search(batch, seconds, lengths, batch.coupled, ranking)
 
 
-def _admit(batch: PlanBatch, lengths: Ints, candidates: Bools, seconds: Floats) -> Ints:
+def _go_on(batch: PlanBatch, ranking: Ranking, lengths: Ints, candidates: Bools, seconds: Floats) -> Ints:
     """Algorithm 1 from `lengths` on, over the tokens of `candidates`; never against a floor."""
-    if batch.floors.any():
-        return admit_within_floors(batch, lengths, candidates, seconds)
+    if batch.has_floors:
+        return admit_within_floors(batch, ranking, lengths, candidates, seconds)
+    following = ranking.beyond(np.where(candidates, lengths, batch.survival.shape[1]))
     used = int(lengths.sum())
-    ranking = rank(batch, None if candidates.all() else candidates, lengths if used else None)
     total = float(expected_tokens(batch, lengths) @ batch.weights if used else batch.weights.sum())
-    count = admit_while_rising(ranking, total, seconds[used:])
-    return lengths + ranking.lengths(count, batch.requests)
+    return lengths + following.lengths(admit_while_rising(following, total, seconds[used:]))
 
 
 def _delayed(batch: PlanBatch, seconds: Floats, capacity: int) -> Ints:
-    lengths = delayed_scheduler.spend(batch, capacity, seconds)
-    return search(batch, seconds, lengths, batch.coupled) if batch.coupled.any() else lengths
+    ranking = rank(batch)
+    lengths = delayed_scheduler.spend(batch, capacity, seconds, ranking)
+    return search(batch, seconds, lengths, batch.coupled, ranking) if batch.coupled.any() else lengths
 
 
 def _described(batch: PlanBatch, lengths: Ints, seconds: Floats, round_time: RoundTimeModel) -> Plan:
@@ -136,5 +138,5 @@ def _described(batch: PlanBatch, lengths: Ints, seconds: Floats, round_time: Rou
         drafting=tuple(drafting.tolist()),
         expected_tokens=float(expected.sum()),
         expected_seconds=round_seconds,
-        unmet_floors=unmet_floors(batch, lengths, round_seconds) if batch.floors.any() else (),
+        unmet_floors=unmet_floors(batch, lengths, round_seconds) if batch.has_floors else (),
     )

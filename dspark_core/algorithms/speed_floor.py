@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch, Ranking, rank
+from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch, Ranking
 from dspark_core.algorithms.prefix_scheduler import admit_while_rising
 from dspark_core.algorithms.step_surface import Floats
 
@@ -132,7 +132,12 @@ def _reach(survival: Floats) -> Floats:
 
 
 def admit_within_floors(
-    batch: PlanBatch, lengths: Ints, candidates: Bools, seconds: Floats, most: int | None = None
+    batch: PlanBatch,
+    ranking: Ranking,
+    lengths: Ints,
+    candidates: Bools,
+    seconds: Floats,
+    most: int | None = None,
 ) -> Ints:
     """Goes on from `lengths`, best tokens of `candidates` [requests] first, and stops where a floor that
     holds would break. Also where one more token would not raise throughput (Algorithm 1), unless it is
@@ -144,14 +149,12 @@ def admit_within_floors(
     total = float(expected_tokens(batch, lengths) @ batch.weights)
     if room < 1 or (most is None and not _one_more_pays(batch, lengths, candidates, total, remaining)):
         return lengths
-    ranking = rank(batch, None if candidates.all() else candidates, lengths)
+    ranking = ranking.beyond(np.where(candidates, lengths, batch.survival.shape[1]))
     count = min(room, len(ranking.values))
     if most is None:
         count = admit_while_rising(ranking, total, remaining)
-    ranking = Ranking(ranking.requests[:count], ranking.values[:count])
-    return lengths + ranking.lengths(
-        _before_a_floor_breaks(batch, lengths, ranking, remaining), batch.requests
-    )
+    ranking = ranking.first(count)
+    return lengths + ranking.lengths(_before_a_floor_breaks(batch, lengths, ranking, remaining))
 
 
 def _one_more_pays(batch: PlanBatch, lengths: Ints, candidates: Bools, total: float, seconds: Floats) -> bool:
@@ -169,7 +172,7 @@ def _before_a_floor_breaks(batch: PlanBatch, lengths: Ints, ranking: Ranking, se
     A floor allows a round so many seconds, and more from each token of its own on. Up to the first
     round that is too long all were allowed, so that is where the running maximum passes an allowance.
     """
-    count = len(ranking.requests)
+    count = len(ranking.values)
     if not count:
         return 0
     by_length = np.cumsum(np.maximum(batch.survival, 0.0), axis=1)
@@ -188,11 +191,7 @@ def _before_a_floor_breaks(batch: PlanBatch, lengths: Ints, ranking: Ranking, se
 
 def _until(ranking: Ranking, lengths: Ints, block: int) -> Ints:
     """With how many tokens of the ranking a length ends, as the next is added -> [requests, 1 + block]."""
-    requests, count = len(lengths), len(ranking.requests)
-    until = np.full((requests, block + 1), count + 1)
-    order = np.argsort(ranking.requests, kind="stable")
-    owners = ranking.requests[order]
-    each = np.bincount(owners, minlength=requests)
-    nth = np.arange(count) - np.repeat(np.cumsum(each) - each, each)
-    until[owners, lengths[owners] + nth] = order + 1
+    count = len(ranking.values)
+    until = np.full((len(lengths), block + 1), count + 1)
+    until[ranking.requests, ranking.positions] = np.arange(1, count + 1)
     return until

@@ -179,7 +179,7 @@ def test_impossible_requests_are_refused(fields, message):
 def test_a_ranking_without_used_tokens_keeps_the_order_of_the_others(confidences, data):
     batch = PlanBatch.of(requests_of(confidences))
     used = np.array([data.draw(st.integers(0, len(row))) for row in confidences])
-    whole, left = rank(batch), rank(batch, used=used)
+    whole, left = rank(batch), rank(batch).beyond(used)
     expected, seen = [], dict.fromkeys(range(len(used)), 0)
     for request, value in zip(whole.requests.tolist(), whole.values.tolist(), strict=True):
         seen[request] += 1
