@@ -37,9 +37,8 @@ def spend(batch: PlanBatch, tokens: int, seconds: Floats, ranking: Ranking | Non
     if tokens < 0:
         raise InvalidRequestError(f"capacity must be >= 0, got {tokens}", field="capacity")
     tokens = min(tokens, len(seconds) - 1)
-    ranking = ranking or rank(batch)
     if not batch.has_floors:
-        return ranking.lengths(tokens)
+        return (ranking or rank(batch)).lengths(tokens)
     start = admit_floors(batch, seconds[: tokens + 1], judged_at=float(seconds[tokens]))
     everyone = np.ones(batch.requests, dtype=np.bool_)
-    return admit_within_floors(batch, ranking, start, everyone, seconds, most=tokens)
+    return admit_within_floors(batch, start, everyone, seconds, most=tokens, ranking=ranking)

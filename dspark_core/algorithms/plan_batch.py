@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -77,16 +77,19 @@ class PlanBatch:
 
 def survival_matrix(rows: Sequence[Sequence[float]]) -> Floats:
     """Ragged rows -> [rows, longest]; rising or impossible values are cut off where they begin."""
-    lengths = list(map(len, rows))
+    lengths = set(map(len, rows))
     longest = max(lengths, default=0)
-    flat = _floats([*chain.from_iterable(rows)])
-    if min(lengths, default=0) == longest:
+    values: list[float] = []
+    for row in rows:
+        values += row  # half the time of `chain.from_iterable`
+    flat = _floats(values)
+    if len(lengths) < 2:
         matrix = flat.reshape(len(rows), longest)
-        if _falls(matrix):
+        if _falls(flat, longest):
             return matrix
     else:
         matrix = np.full((len(rows), longest), _ABSENT)
-        matrix[np.arange(longest) < np.array(lengths)[:, None]] = flat
+        matrix[np.arange(longest) < np.array(list(map(len, rows)))[:, None]] = flat
     return cut_off(matrix)
 
 
@@ -103,12 +106,20 @@ def running_sums(values: Ints | Floats) -> Floats:
     return sums
 
 
-def _falls(matrix: Floats) -> bool:
-    """Whether nothing has to be cut off, which is told in a third of the time that cutting takes."""
-    if not matrix.size:
+def accumulated(operation: np.ufunc, rows: Floats | Bools) -> None:
+    """`operation.accumulate` along the first axis, in place; in a third of its time for few long rows."""
+    for before, row in pairwise(rows):
+        operation(before, row, out=row)
+
+
+def _falls(flat: Floats, length: int) -> bool:
+    """Whether nothing has to be cut off of rows of so many values, which is told in a quarter of the time
+    that cutting takes."""
+    if not flat.size:
         return True
-    inside = matrix[:, 0].max() <= 1.0 and matrix[:, -1].min() >= 0.0  # False with NaN, as below
-    return bool(inside and (matrix[:, 1:] <= matrix[:, :-1]).all())
+    falls = flat[1:] <= flat[:-1]  # False with NaN
+    falls[length - 1 :: length] = True  # from a row to the next
+    return bool(falls.all() and flat[::length].max() <= 1.0 and flat.min() >= 0.0)
 
 
 def _floats(values: Sequence[float]) -> Floats:
@@ -123,6 +134,8 @@ class Ranking:
     places: Ints  # [tokens] position * requests + the request's place in `order`
     values: Floats  # [tokens] weighted survival
     order: Ints  # [requests] those granted fewer tokens first
+    block: int
+    """The most tokens of one request."""
 
     @property
     def requests(self) -> Ints:
@@ -140,12 +153,13 @@ class Ranking:
         return np.bincount(whose, minlength=len(self.order))
 
     def first(self, count: int) -> Ranking:
-        return Ranking(self.places[:count], self.values[:count], self.order)
+        return Ranking(self.places[:count], self.values[:count], self.order, self.block)
 
     def beyond(self, used: Ints) -> Ranking:
         """Without the first `used[r]` tokens of each request r."""
-        kept = (self.positions >= used.take(self.requests)).nonzero()[0]
-        return Ranking(self.places.take(kept), self.values.take(kept), self.order)
+        beyond = np.arange(self.block)[:, None] >= used.take(self.order)
+        kept = beyond.ravel().take(self.places).nonzero()[0]
+        return Ranking(self.places.take(kept), self.values.take(kept), self.order, self.block)
 
 
 def rank(batch: PlanBatch) -> Ranking:
@@ -159,4 +173,4 @@ def rank(batch: PlanBatch) -> Ranking:
     places = bits.astype(np.uint16).argsort(kind="stable")
     places = places.take((bits >> _HALF).astype(np.uint16).take(places).argsort(kind="stable"))
     places = places[: np.count_nonzero(bits <= _FALLING)]
-    return Ranking(places, values.take(places), order)
+    return Ranking(places, values.take(places), order, batch.survival.shape[1])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dspark_core.algorithms.plan_batch import Ranking, running_sums
+from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch, Ranking, running_sums
 from dspark_core.algorithms.step_surface import Floats
 from dspark_core.errors import InvalidRequestError
 
@@ -27,6 +27,20 @@ def admit_while_rising(ranking: Ranking, expected: float, seconds: Floats) -> in
     throughput = _throughput(ranking, expected, seconds)
     rises = throughput[1:] > throughput[:-1]
     return len(rises) if rises.all() else int(rises.argmin())
+
+
+def one_more_pays(
+    batch: PlanBatch, lengths: Ints, candidates: Bools, expected: float, seconds: Floats
+) -> bool:
+    """Whether the likeliest token that is next in its request raises throughput; Algorithm 1 ends if not.
+
+    `candidates` [requests] may have more tokens than `lengths`; the rest as above.
+    """
+    block = batch.survival.shape[1]
+    open_ = (candidates & (lengths < block)).nonzero()[0]
+    following = batch.survival.ravel().take(open_ * block + lengths.take(open_)) * batch.weights.take(open_)
+    best = float(following.max(initial=0.0))
+    return (expected + best) / float(seconds[1]) > expected / float(seconds[0])
 
 
 def best_count(ranking: Ranking, expected: float, seconds: Floats) -> int:

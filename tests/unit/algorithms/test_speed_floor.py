@@ -97,7 +97,7 @@ def test_where_no_token_pays_none_is_ranked_and_nothing_changes(
     table = np.array(seconds)
     start = admit_floors(batch, table)
     everyone = np.ones(batch.requests, dtype=np.bool_)
-    made = admit_within_floors(batch, rank(batch), start, everyone, table)
+    made = admit_within_floors(batch, start, everyone, table)
     remaining = table[int(start.sum()) :]
     total = float(expected_tokens(batch, start) @ batch.weights)
     if admit_while_rising(rank(batch).beyond(start), total, remaining) == 0:
