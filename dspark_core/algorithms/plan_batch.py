@@ -50,11 +50,10 @@ class PlanBatch:
 
     @classmethod
     def of(cls, requests: Sequence[PlanRequest]) -> PlanBatch:
-        floors = [r.floor_tokens_per_second for r in requests]
         return cls(
             survival=survival_matrix([r.survival for r in requests]),
             weights=_floats([r.weight for r in requests]),
-            floors=_floats([floor or 0.0 for floor in floors]) if any(floors) else np.zeros(len(floors)),
+            floors=_floats([r.floor_tokens_per_second or 0.0 for r in requests]),
             granted=_floats([r.granted for r in requests]),
             coupled=np.frombuffer(bytearray([r.coupled for r in requests]), dtype=np.bool_),
             context_tokens=sum([r.context_tokens for r in requests]),

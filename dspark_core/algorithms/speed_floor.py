@@ -118,6 +118,8 @@ def _in_turn(needs: _Needs, times: Floats) -> Ints:
                 granted[member] += 1
                 break
             stopped[member] = True
+        else:
+            break  # no token is left
     return np.array(granted)
 
 
