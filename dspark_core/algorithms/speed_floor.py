@@ -47,7 +47,8 @@ def admit_floors(batch: PlanBatch, seconds: Floats, judged_at: float = 0.0) -> I
     if 1.0 / (batch.floors.max() * (1.0 - TOLERANCE)) >= max(seconds[0], judged_at):
         return lengths  # not even the furthest behind is
     needs = _Needs.of(batch, members[batch.granted[members].argsort(kind="stable")])
-    times = np.maximum(seconds, judged_at)
+    asked_for = members.size * batch.survival.shape[1]
+    times = np.maximum(seconds[: asked_for + 1], judged_at)
     level = times.min() == times.max()
     lengths[needs.members] = needs.at(float(times[0]), len(times) - 1) if level else _in_turn(needs, times)
     return lengths
