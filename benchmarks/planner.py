@@ -61,16 +61,20 @@ def cases(size: int, round_time: RoundTimeModel) -> dict[str, Callable[[], objec
     mixed = [b if index % 2 else a for index, (a, b) in enumerate(zip(requests, free, strict=True))]
     floored, all_floored = with_floors(requests, 1.0, every=8), with_floors(requests, 10.0, every=1)
     free_floored = with_floors(free, 10.0, every=1)
+    behind = with_floors(requests, 12.0, every=8)
+    cheap = RoundTimeModel(StepTimeModel.of_curve((1, 8 * SIZES[-1]), (0.010, 0.020)))
     batch, free_batch = PlanBatch.of(requests), PlanBatch.of(free)
     capacity = capacity_of(requests, round_time)
     policy, candidates = drafted_policy(requests)
     return {
         "Algorithm 1, arrays": lambda: plan_batch(batch, round_time),
         "Algorithm 1, records": lambda: plan_lengths(requests, round_time),
+        "Algorithm 1 in rounds where most tokens pay, records": lambda: plan_lengths(requests, cheap),
         "given capacity, arrays": lambda: plan_batch(batch, round_time, capacity=capacity),
         "free search (coupled), arrays": lambda: plan_batch(free_batch, round_time),
         "half coupled, records": lambda: plan_lengths(mixed, round_time),
         "one in eight with a floor, records": lambda: plan_lengths(floored, round_time),
+        "one in eight behind its floor, records": lambda: plan_lengths(behind, round_time),
         "all with floors, records": lambda: plan_lengths(all_floored, round_time),
         "all with floors, given capacity, records": lambda: plan_lengths(
             all_floored, round_time, capacity=capacity

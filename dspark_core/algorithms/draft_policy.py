@@ -60,6 +60,10 @@ class DraftState(Enum):
     PROBING = "probing"
 
 
+# Asked of every request every round: looking a member up in its enum takes longer than comparing it.
+_DRAFTING, _PAUSED, _PROBING = DraftState.DRAFTING, DraftState.PAUSED, DraftState.PROBING
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftCandidate:
     """A request that is about to be drafted for, or not."""
@@ -148,19 +152,21 @@ class DraftPolicy:
             gains, verified = self._expected(members)
             looked_up = self._looked_up(candidates, members, gains, verified, round_time, price)
             worthy = self._worthy(candidates, members, gains, verified, round_time, price)
-        paused = Counter(
+        paused = [
             member.group
             for candidate, member in zip(candidates, members, strict=True)
-            if candidate.draftable and member.state is DraftState.PAUSED
-        )
-        for name, count in paused.items():
+            if candidate.draftable and member.state is _PAUSED
+        ]
+        for name, count in Counter(paused).items():
             group = self._groups[name]
             group.wait = max(group.wait - 1, 0)
             share = 2 if group.hopeful else PROBED_SHARE
             group.probes_left = max(count // share, 1) if group.wait == 0 else 0
         return tuple(
-            candidate.draftable and not free and self._advance(member, bool(worth))
-            for candidate, member, worth, free in zip(candidates, members, worthy, looked_up, strict=True)
+            [
+                candidate.draftable and not free and self._advance(member, worth)
+                for candidate, member, worth, free in zip(candidates, members, worthy, looked_up, strict=True)
+            ]
         )
 
     def prospects(self, candidates: Sequence[DraftCandidate]) -> tuple[Floats, Floats]:
@@ -222,7 +228,7 @@ class DraftPolicy:
     ) -> Sequence[bool]:
         """Of everyone, as if all were to be decided anew; what is not known is worth finding out."""
         unknown = [member.means is None for member in members]
-        context = sum(candidate.context_tokens for candidate in candidates)
+        context = sum([candidate.context_tokens for candidate in candidates])
         worthy: Sequence[bool]
         if len(members) == 1:
             usable = candidates[0].draftable
@@ -235,8 +241,9 @@ class DraftPolicy:
             )
             worthy = chosen.tolist()
         plain = round_time.seconds(max(len(members), 1), max(len(members), 1), context)
+        # A floor that rounds without drafts do not hold is worth a draft too.
         return [
-            new or bool(worth) or self._floor_needs(candidate, plain)
+            new or worth or (candidate.floor_tokens_per_second or 0.0) * plain > 1.0
             for candidate, new, worth in zip(candidates, unknown, worthy, strict=True)
         ]
 
@@ -276,49 +283,44 @@ class DraftPolicy:
         ).tolist()
         return better
 
-    @staticmethod
-    def _floor_needs(candidate: DraftCandidate, plain_seconds: float) -> bool:
-        """A floor that rounds without drafts do not hold."""
-        floor = candidate.floor_tokens_per_second
-        return floor is not None and floor * plain_seconds > 1.0
-
     def _advance(self, member: _Sequence, worth: bool) -> bool:
         """One step of the state machine -> whether to draft."""
         group = self._groups[member.group]
-        if member.state is DraftState.DRAFTING:
+        if member.state is _DRAFTING:
             member.unworthy_rounds = 0 if worth else member.unworthy_rounds + 1
             if member.unworthy_rounds >= PATIENCE:
                 self._pause(member, group)
-        elif member.state is DraftState.PAUSED:
-            member.wait = max(member.wait - 1, 0)
-            waited = member.wait == 0 and group.probes_left > 0
-            if waited and not worth:
+        elif member.state is _PAUSED:
+            if member.wait > 0:
+                member.wait -= 1
+            if not worth:
+                if member.wait > 0 or group.probes_left <= 0:
+                    return False
                 group.probes_left -= 1
                 # The others wait for what this one finds.
                 group.wait = PROBE_ROUNDS + 1 if group.hopeful else group.backoff
-            if worth or waited:
-                member.state, member.probes_left = DraftState.PROBING, PROBE_ROUNDS
-        if member.state is DraftState.PROBING:
+            member.state, member.probes_left = _PROBING, PROBE_ROUNDS
+        if member.state is _PROBING:
             if member.probes_left > 0:
                 member.probes_left -= 1
                 return True
             if worth:
-                member.state, member.unworthy_rounds = DraftState.DRAFTING, 0
+                member.state, member.unworthy_rounds = _DRAFTING, 0
                 member.backoff = group.backoff = FIRST_BACKOFF
                 group.hopeful, group.wait = True, 0
             else:
                 member.backoff = min(2 * member.backoff, MAX_BACKOFF)
                 self._pause(member, group)
-        return member.state is DraftState.DRAFTING
+        return member.state is _DRAFTING
 
     @staticmethod
     def _pause(member: _Sequence, group: _Group) -> None:
-        member.state, member.wait, group.hopeful = DraftState.PAUSED, member.backoff, False
+        member.state, member.wait, group.hopeful = _PAUSED, member.backoff, False
         group.backoff = member.backoff
         group.wait = member.backoff
 
 
 def _rests(candidates: Sequence[DraftCandidate], members: Sequence[_Sequence]) -> bool:
     """Whether nothing but waiting goes on: all are paused, and none was promised a speed."""
-    paused = all(member.state is DraftState.PAUSED for member in members)
+    paused = all(member.state is _PAUSED for member in members)
     return paused and not any(candidate.floor_tokens_per_second for candidate in candidates)

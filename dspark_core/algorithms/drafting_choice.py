@@ -9,14 +9,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dspark_core.algorithms.plan_batch import Bools, Ints, survival_matrix
+from dspark_core.algorithms.plan_batch import Bools, Ints, cut_off, running_sums, survival_matrix
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_surface import Floats
 
 
 def drafting_order(gains: Floats, verified: Ints | Floats) -> Ints:
     """Requests by gain per verified token, the best first."""
-    return np.argsort(-gains / np.maximum(verified, 1.0), kind="stable")
+    order: Ints = (-gains / np.maximum(verified, 1.0)).argsort(kind="stable")
+    return order
 
 
 def worth_drafting(
@@ -38,9 +39,10 @@ def worth_drafting(
     if count == 0:
         return np.zeros(0, dtype=np.bool_)
     order = drafting_order(gains, verified)
-    tokens = count + np.concatenate(([0.0], np.cumsum(gains[order])))
-    batch = count + np.concatenate(([0.0], np.cumsum(verified[order])))
-    seconds = round_time.verify.table(count, batch, context_tokens) + round_time.overhead_table(count)
+    tokens = running_sums(gains.take(order)) + count
+    batch = running_sums(verified.take(order)) + count
+    seconds = round_time.verify.table(count, batch, context_tokens)
+    seconds += round_time.overhead_table(count)
     seconds += round_time.loop.seconds(count)
     if price > 0.0:
         tokens[1:] -= price * round_time.draft.table(np.arange(1, count + 1, dtype=np.float64))
@@ -51,7 +53,7 @@ def worth_drafting(
 
 
 def better_looked_up(
-    lookups: Sequence[Sequence[float]],
+    lookups: Sequence[Sequence[float]] | Floats,
     gains: Floats,
     verified: Floats,
     round_time: RoundTimeModel,
@@ -60,20 +62,22 @@ def better_looked_up(
 ) -> Bools:
     """Whether looked-up tokens are expected to serve a request better than the drafter -> [requests].
 
-    lookups: survival a_1, a_2, ... of each request's looked-up tokens, empty without; gains and
-    verified [requests] as for `worth_drafting`. Compares tokens per second of a request's share of
+    lookups: survival a_1, a_2, ... of each request's looked-up tokens, empty without, or an array
+    [requests, longest] that is negative where there is none; gains and verified [requests] as for
+    `worth_drafting`. Compares tokens per second of a request's share of
     the round: an equal part of a round without drafts, an equal part of drafting for everybody, and
     what its own draft tokens add.
     """
     count = len(lookups)
-    rows = survival_matrix(lookups)
+    rows = cut_off(lookups) if isinstance(lookups, np.ndarray) else survival_matrix(lookups)
     if rows.shape[1] == 0:
         return np.zeros(count, dtype=np.bool_)
     added = round_time.verify.table(count, count + np.arange(rows.shape[1] + 1), context_tokens)
     share = (added[0] + round_time.loop.seconds(count)) / count
     added = added - added[0]
-    tokens = 1.0 + np.cumsum(np.maximum(rows, 0.0), axis=1)
-    looked_up = (tokens / (share + added[1:])).max(axis=1)
+    # Position by position, [longest, requests]: many short rows would take several times as long.
+    tokens = 1.0 + np.add.accumulate(np.maximum(rows.T, 0.0, order="C"), axis=0)
+    looked_up = (tokens / (share + added[1:, None])).max(axis=0)
     drafting = round_time.overhead_seconds(count) / count
     paid = price * round_time.draft.seconds(count) / count
     drafted = (1.0 + gains - paid) / (share + drafting + np.interp(verified, np.arange(len(added)), added))

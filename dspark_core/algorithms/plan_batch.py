@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,8 @@ Bools = npt.NDArray[np.bool_]
 
 _ABSENT = -1.0
 _LOOKUP = DraftOrigin.LOOKUP
-_LARGEST_FLOAT32 = np.int64(0x7FFFFFFF)
+_FALLING = np.uint32(0x7FFFFFFF)
+_HALF = np.uint32(16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +44,16 @@ class PlanBatch:
     def requests(self) -> int:
         return len(self.weights)
 
+    @property
+    def has_floors(self) -> bool:
+        return bool(np.count_nonzero(self.floors))
+
     @classmethod
     def of(cls, requests: Sequence[PlanRequest]) -> PlanBatch:
-        floors = [r.floor_tokens_per_second for r in requests]
         return cls(
             survival=survival_matrix([r.survival for r in requests]),
             weights=_floats([r.weight for r in requests]),
-            floors=_floats([floor or 0.0 for floor in floors]) if any(floors) else np.zeros(len(floors)),
+            floors=_floats([r.floor_tokens_per_second or 0.0 for r in requests]),
             granted=_floats([r.granted for r in requests]),
             coupled=np.frombuffer(bytearray([r.coupled for r in requests]), dtype=np.bool_),
             context_tokens=sum([r.context_tokens for r in requests]),
@@ -72,26 +76,49 @@ class PlanBatch:
 
 def survival_matrix(rows: Sequence[Sequence[float]]) -> Floats:
     """Ragged rows -> [rows, longest]; rising or impossible values are cut off where they begin."""
-    lengths = list(map(len, rows))
+    lengths = set(map(len, rows))
     longest = max(lengths, default=0)
-    flat = _floats([*chain.from_iterable(rows)])
-    if min(lengths, default=0) == longest:
+    values: list[float] = []
+    for row in rows:
+        values += row  # half the time of `chain.from_iterable`
+    flat = _floats(values)
+    if len(lengths) < 2:
         matrix = flat.reshape(len(rows), longest)
-        if _falls(matrix):
+        if _falls(flat, longest):
             return matrix
     else:
         matrix = np.full((len(rows), longest), _ABSENT)
-        matrix[np.arange(longest) < np.array(lengths)[:, None]] = flat
+        matrix[np.arange(longest) < np.array(list(map(len, rows)))[:, None]] = flat
+    return cut_off(matrix)
+
+
+def cut_off(matrix: Floats) -> Floats:
+    """Rows without what rises or is impossible, and what is behind it."""
     lowest: Floats = np.minimum.accumulate(np.minimum(matrix, 1.0), axis=1)  # NaN spreads to the right
     return np.where(lowest >= 0.0, lowest, _ABSENT)
 
 
-def _falls(matrix: Floats) -> bool:
-    """Whether nothing has to be cut off, which is told in a third of the time that cutting takes."""
-    if not matrix.size:
+def running_sums(values: Ints | Floats) -> Floats:
+    """Of none, the first, the first two, ... -> [len(values) + 1]."""
+    sums = np.zeros(len(values) + 1)
+    np.add.accumulate(values, out=sums[1:])
+    return sums
+
+
+def accumulated(operation: np.ufunc, rows: Floats | Bools) -> None:
+    """`operation.accumulate` along the first axis, in place; in a third of its time for few long rows."""
+    for before, row in pairwise(rows):
+        operation(before, row, out=row)
+
+
+def _falls(flat: Floats, length: int) -> bool:
+    """Whether nothing has to be cut off of rows of so many values, which is told in a quarter of the time
+    that cutting takes."""
+    if not flat.size:
         return True
-    inside = matrix[:, 0].max() <= 1.0 and matrix[:, -1].min() >= 0.0  # False with NaN, as below
-    return bool(inside and (matrix[:, 1:] <= matrix[:, :-1]).all())
+    falls = flat[1:] <= flat[:-1]  # False with NaN
+    falls[length - 1 :: length] = True  # from a row to the next
+    return bool(falls.all() and flat[::length].max() <= 1.0 and flat.min() >= 0.0)
 
 
 def _floats(values: Sequence[float]) -> Floats:
@@ -103,42 +130,46 @@ def _floats(values: Sequence[float]) -> Floats:
 class Ranking:
     """Draft tokens of some requests, best first."""
 
-    requests: Ints  # [tokens]
+    places: Ints  # [tokens] position * requests + the request's place in `order`
     values: Floats  # [tokens] weighted survival
+    order: Ints  # [requests] those granted fewer tokens first
+    block: int
+    """The most tokens of one request."""
 
-    def lengths(self, count: int, total: int) -> Ints:
-        """Tokens of each of `total` requests among the first `count`."""
-        return np.bincount(self.requests[:count], minlength=total)
+    @property
+    def requests(self) -> Ints:
+        """Whose each token is -> [tokens]."""
+        return self.order.take(self.places % len(self.order))
 
-    def positions(self, total: int) -> Ints:
-        """Of each token among those of its own request, of `total` requests, from 0 on."""
-        order = np.argsort(self.requests, kind="stable")  # by request, best first within each
-        counts = np.bincount(self.requests, minlength=total)
-        starts = np.cumsum(counts) - counts
-        position = np.empty(len(order), dtype=np.int64)
-        position[order] = np.arange(len(order)) - np.repeat(starts, counts)
-        return position
+    @property
+    def positions(self) -> Ints:
+        """Of each token among those of its own request, from 0 on -> [tokens]."""
+        return self.places // len(self.order)
+
+    def lengths(self, count: int) -> Ints:
+        """Tokens of each request among the first `count` -> [requests]."""
+        whose = self.order.take(self.places[:count] % len(self.order))
+        return np.bincount(whose, minlength=len(self.order))
+
+    def first(self, count: int) -> Ranking:
+        return Ranking(self.places[:count], self.values[:count], self.order, self.block)
+
+    def beyond(self, used: Ints) -> Ranking:
+        """Without the first `used[r]` tokens of each request r."""
+        beyond = np.arange(self.block)[:, None] >= used.take(self.order)
+        kept = beyond.ravel().take(self.places).nonzero()[0]
+        return Ranking(self.places.take(kept), self.values.take(kept), self.order, self.block)
 
 
-def rank(batch: PlanBatch, only: Bools | None = None, used: Ints | None = None) -> Ranking:
-    """Every draft token of the batch, or of the requests in `only` [requests], but for the first `used[r]` of
-    each request r."""
-    requests, block = batch.survival.shape
-    if requests == 0 or block == 0:
-        return Ranking(np.empty(0, dtype=np.int64), np.empty(0))
-    order = np.argsort(batch.granted, kind="stable")
-    rows = batch.survival[order]
-    values = (rows * batch.weights[order, None]).T.ravel()  # position by position
-    valid = rows.T.ravel() >= 0.0
-    if only is not None:
-        valid &= np.tile(only[order], block)
-    if used is not None:
-        valid &= (np.arange(block)[:, None] >= used[order]).ravel()
-    # One integer per token: sorting integers is several times faster than a stable sort of floats.
-    bits = values.astype(np.float32).view(np.int32).astype(np.int64)
-    keys = ((_LARGEST_FLOAT32 - bits) << 32) | np.arange(len(values))
-    if not valid.all():
-        keys = keys[valid]
-    keys.sort()
-    index = keys & np.int64(0xFFFFFFFF)
-    return Ranking(order[index % requests], values[index])
+def rank(batch: PlanBatch) -> Ranking:
+    """Every draft token of the batch."""
+    order = batch.granted.argsort(kind="stable")
+    values = batch.survival.take(order, axis=0) * batch.weights.take(order)[:, None]
+    values = values.T.ravel()  # position by position
+    # As integers that rise as float32 values fall; what is negative, an absent token, comes last.
+    bits = values.astype(np.float32).view(np.uint32) ^ _FALLING
+    # By the lower halves, then by the upper ones: sorts of 16 bits are radix sorts, stable and fast.
+    places = bits.astype(np.uint16).argsort(kind="stable")
+    places = places.take((bits >> _HALF).astype(np.uint16).take(places).argsort(kind="stable"))
+    places = places[: np.count_nonzero(bits <= _FALLING)]
+    return Ranking(places, values.take(places), order, batch.survival.shape[1])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch, Ranking, rank
+from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch, Ranking, accumulated, rank, running_sums
 from dspark_core.algorithms.prefix_scheduler import best_count
 from dspark_core.algorithms.speed_floor import TOLERANCE, expected_tokens
 from dspark_core.algorithms.step_surface import Floats
@@ -21,19 +21,29 @@ ROUNDING = 1e-12
 """Relative: what sums of the same numbers in another order may differ by."""
 
 
-def search(batch: PlanBatch, seconds: Floats, fixed: Ints, free: Bools) -> Ints:
+def search(
+    batch: PlanBatch,
+    seconds: Floats,
+    fixed: Ints | None = None,
+    free: Bools | None = None,
+    ranking: Ranking | None = None,
+) -> Ints:
     """The best lengths of the `free` requests while the others keep `fixed` -> lengths [requests].
 
-    Maximises weighted tokens per second; of equal plans the one with fewer tokens. `seconds[n]` of
-    the round with n draft tokens in all.
+    Without the two all are free. Maximises weighted tokens per second; of equal plans the one with fewer
+    tokens. `seconds[n]` of the round with n draft tokens in all; `ranking` of what is free, if known already.
     """
-    held = np.where(free, 0, fixed)
-    remaining = seconds[int(held.sum()) :]
-    kept = expected_tokens(batch, held)
+    if fixed is None or free is None:
+        ranking = ranking or rank(batch)
+        held, free = np.zeros(batch.requests, dtype=np.int64), np.ones(batch.requests, dtype=np.bool_)
+        kept, remaining = np.ones(batch.requests), seconds
+    else:
+        ranking = ranking or rank(batch).beyond(np.where(free, 0, batch.survival.shape[1]))
+        held = np.where(free, 0, fixed)
+        kept, remaining = expected_tokens(batch, held), seconds[int(held.sum()) :]
     total = float(kept @ batch.weights)
-    ranking = rank(batch, free)
-    if not batch.floors.any():
-        return held + ranking.lengths(best_count(ranking, total, remaining), batch.requests)
+    if not batch.has_floors:
+        return held + ranking.lengths(best_count(ranking, total, remaining))
     floors = _Floors(batch, kept, remaining[: len(ranking.values) + 1], free)
     return held + _best_under(batch, ranking, total, floors)
 
@@ -48,17 +58,17 @@ class _Floors:
     def __init__(self, batch: PlanBatch, kept: Floats, seconds: Floats, free: Bools) -> None:
         self._requests = batch.requests
         members = (free & (batch.floors > 0)).nonzero()[0]
-        rows = batch.survival[members]
-        gains = np.concatenate((np.ones((len(rows), 1)), np.maximum(rows, 0.0)), axis=1)
-        expected = np.cumsum(gains, axis=1)  # [members, 1 + block] by length
+        rows = batch.survival.take(members, axis=0).T
+        expected = np.concatenate((np.ones((1, len(members))), np.maximum(rows, 0.0)))
+        accumulated(np.add, expected)  # [1 + block, members] by length
         # The shortest a round may get from each count on: the best a request can do with a length.
-        shortest = np.minimum.accumulate(seconds[::-1])[::-1][: expected.shape[1]]
-        fastest = (expected[:, : len(shortest)] / shortest).max(axis=1, initial=0.0)
-        within = fastest >= batch.floors[members] * (1.0 - TOLERANCE)
-        self._members = members[within]
-        promised = batch.floors[self._members, None] * (1.0 - TOLERANCE)
-        self._limits = expected[within] / promised  # [members, 1 + block] seconds
-        last = self._limits[:, -1].min(initial=np.inf)
+        shortest = _least_from_each(seconds, len(expected))
+        fastest = np.maximum.reduce(expected[: len(shortest)] / shortest[:, None])
+        within = (fastest >= batch.floors.take(members) * (1.0 - TOLERANCE)).nonzero()[0]
+        self._members = members.take(within)
+        promised = batch.floors.take(self._members) * (1.0 - TOLERANCE)
+        self._limits = expected.take(within, axis=1) / promised  # [1 + block, members] seconds
+        last = self._limits[-1].min(initial=np.inf)
         # Requests with given lengths: floors that hold must go on to; others cannot be helped here.
         given = ~free & (batch.floors > 0)
         held = kept[given] / batch.floors[given] / (1.0 - TOLERANCE)
@@ -79,8 +89,16 @@ class _Floors:
     def needed(self, count: int) -> Ints:
         """Lengths [requests] that hold the floors in a round of `count` draft tokens."""
         lengths = np.zeros(self._requests, dtype=np.int64)
-        lengths[self._members] = (self._limits < self._relaxed[count]).sum(axis=1)
+        lengths[self._members] = (self._limits < self._relaxed[count]).sum(axis=0)
         return lengths
+
+
+def _least_from_each(seconds: Floats, count: int) -> Floats:
+    """The least of the seconds from each of the first `count` on -> [count], or as many as there are."""
+    least = seconds[:count].copy()
+    least[-1:] = np.minimum(least[-1:], seconds[count:].min(initial=np.inf))
+    backwards: Floats = np.minimum.accumulate(least[::-1])
+    return backwards[::-1]
 
 
 def _best_under(batch: PlanBatch, ranking: Ranking, total: float, floors: _Floors) -> Ints:
@@ -91,25 +109,25 @@ def _best_under(batch: PlanBatch, ranking: Ranking, total: float, floors: _Floor
     without floors, so most groups need not be looked at.
     """
     counts = floors.feasible.nonzero()[0]
-    bounds = (total + np.concatenate(([0.0], np.cumsum(ranking.values))))[counts] / floors.seconds[counts]
-    sums, group = np.unique(floors.sums[counts], return_inverse=True)
-    bound_of = np.zeros(len(sums))
-    np.maximum.at(bound_of, group, bounds)
-    nth = ranking.positions(batch.requests)
+    sums = floors.sums.take(counts)
+    bounds = (total + running_sums(ranking.values)).take(counts) / floors.seconds.take(counts)
+    bound_of = np.full(int(sums.max(initial=-1)) + 1, -1.0)
+    np.maximum.at(bound_of, sums, bounds)
     best, best_sum, lengths = -1.0, 0, np.zeros(batch.requests, dtype=np.int64)
-    for index in np.argsort(-bound_of, kind="stable").tolist():
-        if bound_of[index] * (1.0 + ROUNDING) < best:
+    for _ in range(len(bound_of)):
+        mandatory_count = int(bound_of.argmax())
+        if bound_of[mandatory_count] < 0.0 or bound_of[mandatory_count] * (1.0 + ROUNDING) < best:
             break
-        mandatory_count, mine = int(sums[index]), counts[group == index]
+        bound_of[mandatory_count] = -1.0
+        mine = counts[sums == mandatory_count]
         mandatory = floors.needed(int(mine[0]))
-        kept = nth >= mandatory[ranking.requests]
-        others = Ranking(ranking.requests[kept], ranking.values[kept])
+        others = ranking.beyond(mandatory)
         start = total + float(((expected_tokens(batch, mandatory) - 1.0) * batch.weights).sum())
-        tokens = start + np.concatenate(([0.0], np.cumsum(others.values)))
-        throughput = tokens[mine - mandatory_count] / floors.seconds[mine]
+        tokens = start + running_sums(others.values)
+        throughput = tokens.take(mine - mandatory_count) / floors.seconds.take(mine)
         winner = int(throughput.argmax())
         reached = float(throughput[winner])
         if reached > best or (reached == best and mandatory_count < best_sum):
             best, best_sum = reached, mandatory_count
-            lengths = mandatory + others.lengths(int(mine[winner] - mandatory_count), batch.requests)
+            lengths = mandatory + others.lengths(int(mine[winner] - mandatory_count))
     return lengths

@@ -15,10 +15,10 @@ import numpy as np
 
 from dspark_core.algorithms import delayed_scheduler
 from dspark_core.algorithms.drafting_choice import worth_drafting
-from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch, rank
+from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch, Ranking, rank
 from dspark_core.algorithms.plan_request import Plan, PlanRequest
 from dspark_core.algorithms.plan_search import search
-from dspark_core.algorithms.prefix_scheduler import admit_while_rising
+from dspark_core.algorithms.prefix_scheduler import admit_while_rising, one_more_pays
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.single_request import decides_alone, length_alone
 from dspark_core.algorithms.speed_floor import (
@@ -85,46 +85,62 @@ def capacity_of(
 
 def _seconds(batch: PlanBatch, round_time: RoundTimeModel, max_draft_tokens: int | None) -> Floats:
     """Of rounds with 0, 1, ... draft tokens; drafts are paid for, for whom the drafter made one."""
-    present = batch.survival >= 0.0
-    tokens = int(present.sum())
-    drafted = int(present[:, 0].sum()) - batch.looked_up if tokens else 0
+    tokens = int(np.count_nonzero(batch.survival >= 0.0))
+    drafted = int(np.count_nonzero(batch.survival[:, 0] >= 0.0)) - batch.looked_up if tokens else 0
     limit = tokens if max_draft_tokens is None else min(tokens, max_draft_tokens)
     return round_time.table(batch.requests, max(limit, 0), batch.context_tokens, drafted)
 
 
 def _lengths(batch: PlanBatch, seconds: Floats, capacity: int | None) -> Ints:
     if batch.coupled.all():
-        return search(batch, seconds, np.zeros(batch.requests, dtype=np.int64), batch.coupled)
+        return search(batch, seconds)
     return _early(batch, seconds) if capacity is None else _delayed(batch, seconds, capacity)
 
 
 def _early(batch: PlanBatch, seconds: Floats) -> Ints:
     everyone = np.ones(batch.requests, dtype=np.bool_)
-    nothing = np.zeros(batch.requests, dtype=np.int64)
-    start = admit_floors(batch, seconds) if batch.floors.any() else nothing
-    lengths = _admit(batch, start, everyone, seconds)
-    if not batch.coupled.any():
-        return lengths
+    start = admit_floors(batch, seconds) if batch.has_floors else np.zeros(batch.requests, dtype=np.int64)
+    if not np.count_nonzero(batch.coupled):
+        return _admit(batch, start, everyone, seconds)
+    ranking = rank(batch)
+    admitted = _admit(batch, start, everyone, seconds, ranking)
     # A stair that coupled tokens climbed may hold more of the others, and the other way round.
-    lengths = search(batch, seconds, lengths, batch.coupled)
-    lengths = _admit(batch, lengths, ~batch.coupled, seconds)
-    return search(batch, seconds, lengths, batch.coupled)
+    free = _free(batch, ranking)
+    lengths = search(batch, seconds, admitted, batch.coupled, free)
+    more = _admit(batch, lengths, ~batch.coupled, seconds, ranking)
+    return lengths if more is lengths else search(batch, seconds, more, batch.coupled, free)
 
 
-def _admit(batch: PlanBatch, lengths: Ints, candidates: Bools, seconds: Floats) -> Ints:
-    """Algorithm 1 from `lengths` on, over the tokens of `candidates`; never against a floor."""
-    if batch.floors.any():
-        return admit_within_floors(batch, lengths, candidates, seconds)
+def _admit(
+    batch: PlanBatch, lengths: Ints, candidates: Bools, seconds: Floats, ranking: Ranking | None = None
+) -> Ints:
+    """Algorithm 1 from `lengths` on, over the tokens of `candidates`; never against a floor.
+
+    `ranking`: of the batch, where it is known already. Where no token pays, `lengths` themselves.
+    """
+    if batch.has_floors:
+        return admit_within_floors(batch, lengths, candidates, seconds, ranking=ranking)
     used = int(lengths.sum())
-    ranking = rank(batch, None if candidates.all() else candidates, lengths if used else None)
     total = float(expected_tokens(batch, lengths) @ batch.weights if used else batch.weights.sum())
-    count = admit_while_rising(ranking, total, seconds[used:])
-    return lengths + ranking.lengths(count, batch.requests)
+    if used + 1 >= len(seconds) or not one_more_pays(batch, lengths, candidates, total, seconds[used:]):
+        return lengths
+    following = ranking or rank(batch)
+    if used or not candidates.all():
+        following = following.beyond(np.where(candidates, lengths, following.block))
+    return lengths + following.lengths(admit_while_rising(following, total, seconds[used:]))
 
 
 def _delayed(batch: PlanBatch, seconds: Floats, capacity: int) -> Ints:
-    lengths = delayed_scheduler.spend(batch, capacity, seconds)
-    return search(batch, seconds, lengths, batch.coupled) if batch.coupled.any() else lengths
+    if not np.count_nonzero(batch.coupled):
+        return delayed_scheduler.spend(batch, capacity, seconds)
+    ranking = rank(batch)
+    lengths = delayed_scheduler.spend(batch, capacity, seconds, ranking)
+    return search(batch, seconds, lengths, batch.coupled, _free(batch, ranking))
+
+
+def _free(batch: PlanBatch, ranking: Ranking) -> Ranking:
+    """Of the tokens of the coupled requests alone."""
+    return ranking.beyond(np.where(batch.coupled, 0, ranking.block))
 
 
 def _described(batch: PlanBatch, lengths: Ints, seconds: Floats, round_time: RoundTimeModel) -> Plan:
@@ -136,5 +152,5 @@ def _described(batch: PlanBatch, lengths: Ints, seconds: Floats, round_time: Rou
         drafting=tuple(drafting.tolist()),
         expected_tokens=float(expected.sum()),
         expected_seconds=round_seconds,
-        unmet_floors=unmet_floors(batch, lengths, round_seconds) if batch.floors.any() else (),
+        unmet_floors=unmet_floors(batch, lengths, round_seconds) if batch.has_floors else (),
     )

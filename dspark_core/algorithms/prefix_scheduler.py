@@ -13,9 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from dspark_core.algorithms.plan_batch import Ranking
+from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch, Ranking, running_sums
 from dspark_core.algorithms.step_surface import Floats
 from dspark_core.errors import InvalidRequestError
 
@@ -26,10 +24,23 @@ def admit_while_rising(ranking: Ranking, expected: float, seconds: Floats) -> in
     `expected`: weighted tokens of the round without them; `seconds[n]`: of the round with n of them,
     at least one entry; it may be shorter than the ranking, which then bounds the answer.
     """
-    values = ranking.values[: len(seconds) - 1]
-    throughput = (expected + np.concatenate(([0.0], np.cumsum(values)))) / seconds[: len(values) + 1]
+    throughput = _throughput(ranking, expected, seconds)
     rises = throughput[1:] > throughput[:-1]
     return len(rises) if rises.all() else int(rises.argmin())
+
+
+def one_more_pays(
+    batch: PlanBatch, lengths: Ints, candidates: Bools, expected: float, seconds: Floats
+) -> bool:
+    """Whether the likeliest token that is next in its request raises throughput; Algorithm 1 ends if not.
+
+    `candidates` [requests] may have more tokens than `lengths`; the rest as above.
+    """
+    block = batch.survival.shape[1]
+    open_ = (candidates & (lengths < block)).nonzero()[0]
+    following = batch.survival.ravel().take(open_ * block + lengths.take(open_)) * batch.weights.take(open_)
+    best = float(following.max(initial=0.0))
+    return (expected + best) / float(seconds[1]) > expected / float(seconds[0])
 
 
 def best_count(ranking: Ranking, expected: float, seconds: Floats) -> int:
@@ -38,9 +49,15 @@ def best_count(ranking: Ranking, expected: float, seconds: Floats) -> int:
     For step times that rise in stairs, where stopping early gives up too soon. It looks ahead: only
     for requests that may, or for rounds that are over.
     """
-    values = ranking.values[: len(seconds) - 1]
-    throughput = (expected + np.concatenate(([0.0], np.cumsum(values)))) / seconds[: len(values) + 1]
-    return int(throughput.argmax())
+    return int(_throughput(ranking, expected, seconds).argmax())
+
+
+def _throughput(ranking: Ranking, expected: float, seconds: Floats) -> Floats:
+    """With none of the tokens, one of them, ... -> [tokens + 1], or as many as there are seconds."""
+    tokens = running_sums(ranking.values[: len(seconds) - 1])
+    tokens += expected
+    tokens /= seconds[: len(tokens)]
+    return tokens
 
 
 def survival_from_confidence(confidences: Sequence[float]) -> tuple[float, ...]:

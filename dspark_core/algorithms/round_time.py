@@ -67,6 +67,8 @@ class DraftTimeModel:
         if not self.requests:
             return np.zeros(len(requests))
         last, inside = self.requests[-1], np.interp(requests, self.requests, self.draft_seconds)
+        if not len(requests) or requests[-1] <= last:
+            return inside
         slope = self.seconds(last + 1) - self.seconds(last)
         table: Floats = inside + slope * np.maximum(requests - last, 0.0)
         return table

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch, Ranking, rank
-from dspark_core.algorithms.prefix_scheduler import admit_while_rising
+from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch, Ranking, accumulated, rank
+from dspark_core.algorithms.prefix_scheduler import admit_while_rising, one_more_pays
 from dspark_core.algorithms.step_surface import Floats
 
 TOLERANCE = 1e-9
@@ -44,19 +44,20 @@ def admit_floors(batch: PlanBatch, seconds: Floats, judged_at: float = 0.0) -> I
     members = batch.floors.nonzero()[0]
     if not members.size or batch.survival.shape[1] == 0:
         return lengths
-    needs = _Needs.of(batch, members[np.argsort(batch.granted[members], kind="stable")])
-    times = np.maximum(seconds, judged_at)
-    if times.min() == times.max():  # then the order decides only where there is no room for all
-        at_once = needs.at(float(times[0]))
-        if at_once.sum() < len(times):
-            lengths[needs.members] = at_once
-            return lengths
-    return _in_turn(needs, times, lengths)
+    if 1.0 / (batch.floors.max() * (1.0 - TOLERANCE)) >= max(seconds[0], judged_at):
+        return lengths  # not even the furthest behind is
+    needs = _Needs.of(batch, members[batch.granted[members].argsort(kind="stable")])
+    asked_for = members.size * batch.survival.shape[1]
+    times = np.maximum(seconds[: asked_for + 1], judged_at)
+    level = times.min() == times.max()
+    lengths[needs.members] = needs.at(float(times[0]), len(times) - 1) if level else _in_turn(needs, times)
+    return lengths
 
 
 @dataclass(frozen=True, slots=True)
 class _Needs:
-    """Of every token of requests with floors, [members, block]."""
+    """Of every token of requests with floors, [block, members]: what is done along short rows takes several
+    times as long."""
 
     members: Ints
     """[members] of equal urgency the first goes first."""
@@ -70,129 +71,133 @@ class _Needs:
 
     @classmethod
     def of(cls, batch: PlanBatch, members: Ints) -> _Needs:
-        rows, promised = batch.survival[members], batch.floors[members, None] * (1.0 - TOLERANCE)
-        more = np.maximum(rows, 0.0)
-        raised = 1.0 + np.cumsum(more, axis=1)
+        rows = np.ascontiguousarray(batch.survival.take(members, axis=0).T)
+        promised = batch.floors.take(members) * (1.0 - TOLERANCE)
+        present, more = rows >= 0.0, np.maximum(rows, 0.0)
+        sums = more.copy()
+        accumulated(np.add, sums)
+        raised = 1.0 + sums
         # Not `raised - more`: requests without a token must be equals, to the bit.
-        expected = np.concatenate((np.ones((len(rows), 1)), raised[:, :-1]), axis=1)
+        expected = np.concatenate((np.ones((1, len(members))), raised[:-1]))
         return cls(
             members=members,
-            present=rows >= 0.0,
+            present=present,
             holds=expected / promised,
-            reaches=(expected + _reach(rows)) / promised,
+            reaches=(expected + _reach(more, present)) / promised,
             gains=raised / expected,
         )
 
-    def at(self, seconds: float) -> Ints:
-        """Tokens of each member in a round that takes so long however many there are."""
+    def at(self, seconds: float, most: int) -> Ints:
+        """Tokens of each member, at most so many, in a round that takes so long however many there are."""
         goes_on = self.present & (self.holds < seconds) & (self.gains > 1.0) & (self.reaches >= seconds)
-        lengths: Ints = np.logical_and.accumulate(goes_on, axis=1).sum(axis=1)
+        accumulated(np.logical_and, goes_on)
+        lengths: Ints = goes_on.sum(axis=0)
+        if lengths.sum() > most:  # the order decides only where there is no room for all
+            lengths = np.bincount(self.in_order(goes_on)[:most] // len(goes_on), minlength=len(self.members))
         return lengths
 
+    def in_order(self, tokens: Bools) -> Ints:
+        """Some of the tokens, who is furthest behind first -> [tokens] member * block + position."""
+        chosen = tokens.T.ravel().nonzero()[0]
+        return chosen.take(self.holds.T.ravel().take(chosen).argsort(kind="stable"))
 
-def _in_turn(needs: _Needs, times: Floats, lengths: Ints) -> Ints:
-    """Fills `lengths` token by token: each makes the round longer for all."""
-    block = needs.holds.shape[1]
-    order = np.argsort(needs.holds, axis=None, kind="stable")
-    order = order[needs.present.ravel()[order]]
-    columns = (order // block, *(one.ravel()[order] for one in (needs.holds, needs.reaches, needs.gains)))
-    table, longer = times.tolist(), (times[1:] / times[:-1]).tolist()
-    granted, stopped, count, last = [0] * len(needs.members), [False] * len(needs.members), 0, len(longer)
-    for member, holds, reaches, gains in zip(*(one.tolist() for one in columns), strict=True):
-        if count >= last:
-            break
-        if stopped[member]:
-            continue
-        now = table[count]
-        if holds >= now:
-            break  # the furthest behind is not behind
-        if gains <= longer[count] or reaches < now:
+
+def _in_turn(needs: _Needs, times: Floats) -> Ints:
+    """Token by token, as each makes the round longer for all -> lengths [members]."""
+    # Who holds in the longest round is not behind in any.
+    order = needs.in_order(needs.present & (needs.holds < times.max()))
+    columns = (one.T.ravel().take(order).tolist() for one in (needs.holds, needs.reaches, needs.gains))
+    waiting = zip((order // len(needs.holds)).tolist(), *columns, strict=True)
+    granted, stopped = [0] * len(needs.members), [False] * len(needs.members)
+    for now, longer in zip(times[:-1].tolist(), (times[1:] / times[:-1]).tolist(), strict=True):
+        for member, holds, reaches, gains in waiting:
+            if stopped[member]:
+                continue
+            if holds >= now:
+                return np.array(granted)  # the furthest behind is not behind
+            if gains > longer and reaches >= now:
+                granted[member] += 1
+                break
             stopped[member] = True
-            continue
-        granted[member] += 1
-        count += 1
-    lengths[needs.members] = granted
-    return lengths
+        else:
+            break  # no token is left
+    return np.array(granted)
 
 
-def _reach(survival: Floats) -> Floats:
+def _reach(survival: Floats, present: Bools) -> Floats:
     """Of every token, what it and all after it bring if each is as likely, given the one before it, as
-    the likeliest so far -> [requests, block]. What follows the token is not looked at but for its number.
+    the likeliest so far -> [block, members]. What follows the token is not looked at but for its number.
     """
-    before = np.concatenate((np.ones((len(survival), 1)), np.maximum(survival[:, :-1], 0.0)), axis=1)
-    present = np.maximum(survival, 0.0)
-    confidence = np.divide(present, before, out=np.zeros_like(present), where=before > 0.0)
-    likeliest = np.minimum(np.maximum.accumulate(confidence, axis=1), 1.0)
-    left = np.maximum((survival >= 0.0).sum(axis=1)[:, None] - np.arange(survival.shape[1]), 0)
-    series = np.divide(
-        1.0 - likeliest**left, 1.0 - likeliest, out=left.astype(np.float64), where=likeliest < 1.0 - TOLERANCE
-    )
-    reach: Floats = present * series
+    before = np.concatenate((np.ones((1, survival.shape[1])), survival[:-1]))
+    likeliest = np.divide(survival, before, out=np.zeros_like(survival), where=before > 0.0)
+    accumulated(np.maximum, likeliest)
+    likeliest = np.minimum(likeliest, 1.0)
+    series = np.ones_like(survival)
+    for more in range(1, len(survival)):  # one token more for all that have as many left
+        longer = likeliest[:-more] * series[:-more] + 1.0
+        np.copyto(series[:-more], longer, where=present[more:])
+    reach: Floats = survival * series
     return reach
 
 
 def admit_within_floors(
-    batch: PlanBatch, lengths: Ints, candidates: Bools, seconds: Floats, most: int | None = None
+    batch: PlanBatch,
+    lengths: Ints,
+    candidates: Bools,
+    seconds: Floats,
+    *,
+    most: int | None = None,
+    ranking: Ranking | None = None,
 ) -> Ints:
     """Goes on from `lengths`, best tokens of `candidates` [requests] first, and stops where a floor that
     holds would break. Also where one more token would not raise throughput (Algorithm 1), unless it is
-    told how many draft tokens the round shall have at `most`.
+    told how many draft tokens the round shall have at `most`. `ranking`: of the batch, where it is known.
     """
     used = int(lengths.sum())
     remaining = seconds[used:]
     room = len(remaining) - 1 if most is None else min(most - used, len(remaining) - 1)
-    total = float(expected_tokens(batch, lengths) @ batch.weights)
-    if room < 1 or (most is None and not _one_more_pays(batch, lengths, candidates, total, remaining)):
+    if room < 1:
         return lengths
-    ranking = rank(batch, None if candidates.all() else candidates, lengths)
-    count = min(room, len(ranking.values))
-    if most is None:
-        count = admit_while_rising(ranking, total, remaining)
-    ranking = Ranking(ranking.requests[:count], ranking.values[:count])
-    return lengths + ranking.lengths(
-        _before_a_floor_breaks(batch, lengths, ranking, remaining), batch.requests
-    )
+    expected = expected_tokens(batch, lengths)
+    total = float(expected @ batch.weights)
+    if most is None and not one_more_pays(batch, lengths, candidates, total, remaining):
+        return lengths
+    ranking = (ranking or rank(batch)).beyond(np.where(candidates, lengths, batch.survival.shape[1]))
+    count = room if most is not None else admit_while_rising(ranking, total, remaining)
+    ranking = ranking.first(count)
+    return lengths + ranking.lengths(_before_a_floor_breaks(batch, lengths, expected, ranking, remaining))
 
 
-def _one_more_pays(batch: PlanBatch, lengths: Ints, candidates: Bools, total: float, seconds: Floats) -> bool:
-    """Whether the likeliest token that is next in its request raises throughput; Algorithm 1 ends if not."""
-    block = batch.survival.shape[1]
-    open_ = (candidates & (lengths < block)).nonzero()[0]
-    following = batch.survival[open_, lengths[open_]] * batch.weights[open_]
-    best = float(following.max(initial=0.0))
-    return (total + best) / float(seconds[1]) > total / float(seconds[0])
-
-
-def _before_a_floor_breaks(batch: PlanBatch, lengths: Ints, ranking: Ranking, seconds: Floats) -> int:
-    """How many tokens of the ranking can be added to `lengths`; `seconds[n]` of the round with n of them.
+def _before_a_floor_breaks(
+    batch: PlanBatch, lengths: Ints, expected: Floats, ranking: Ranking, seconds: Floats
+) -> int:
+    """How many tokens of the ranking can be added to `lengths`, which give each request what is `expected`
+    [requests]; `seconds[n]` of the round with n of them.
 
     A floor allows a round so many seconds, and more from each token of its own on. Up to the first
     round that is too long all were allowed, so that is where the running maximum passes an allowance.
     """
-    count = len(ranking.requests)
+    count, block = len(ranking.values), batch.survival.shape[1]
     if not count:
         return 0
-    by_length = np.cumsum(np.maximum(batch.survival, 0.0), axis=1)
-    by_length = 1.0 + np.concatenate((np.zeros((batch.requests, 1)), by_length), axis=1)
-    expected = by_length[np.arange(batch.requests), lengths]
+    longest = np.maximum.accumulate(seconds[: count + 1])
     holding = (batch.floors > 0) & (expected >= batch.floors * seconds[0] * (1.0 - TOLERANCE))
-    members = holding.nonzero()[0]
+    # Those that hold in the longest of the rounds, without more tokens, break in none.
+    members = (holding & (expected < batch.floors * longest[-1])).nonzero()[0]
     if not members.size:
         return count
-    allowed = by_length[members] / batch.floors[members, None] * (1.0 + TOLERANCE)  # [members, 1 + block]
-    passed = np.maximum.accumulate(seconds[: count + 1]).searchsorted(allowed, side="right")
-    until = _until(ranking, lengths, batch.survival.shape[1])[members]
-    breaks = (passed < until) & (np.arange(until.shape[1]) >= lengths[members, None])
+    gains = np.maximum(batch.survival[members], 0.0)
+    by_length = np.concatenate((np.ones((len(members), 1)), 1.0 + np.cumsum(gains, axis=1)), axis=1)
+    allowed = by_length / batch.floors[members, None] * (1.0 + TOLERANCE)  # [members, 1 + block]
+    passed = longest.searchsorted(allowed, side="right")
+    until = _until(ranking, len(lengths), block)[members]
+    breaks = (passed < until) & (np.arange(block + 1) >= lengths[members, None])
     return max(int(passed[breaks].min(initial=count + 1)) - 1, 0)
 
 
-def _until(ranking: Ranking, lengths: Ints, block: int) -> Ints:
+def _until(ranking: Ranking, requests: int, block: int) -> Ints:
     """With how many tokens of the ranking a length ends, as the next is added -> [requests, 1 + block]."""
-    requests, count = len(lengths), len(ranking.requests)
+    count = len(ranking.values)
     until = np.full((requests, block + 1), count + 1)
-    order = np.argsort(ranking.requests, kind="stable")
-    owners = ranking.requests[order]
-    each = np.bincount(owners, minlength=requests)
-    nth = np.arange(count) - np.repeat(np.cumsum(each) - each, each)
-    until[owners, lengths[owners] + nth] = order + 1
+    until[ranking.requests, ranking.positions] = np.arange(1, count + 1)
     return until

@@ -53,13 +53,14 @@ class _Row:
         ordered = sorted(points, key=lambda pair: pair[1].batch_tokens)
         self.requests = requests
         self.indices = [index for index, _ in ordered]
+        self._index_array = np.array(self.indices)
         self.tokens = np.array([point.batch_tokens for _, point in ordered], dtype=np.float64)
         self.token_list = [point.batch_tokens for _, point in ordered]
         self.first, self.last = self.token_list[0], self.token_list[-1]
 
     def at(self, tokens: Floats, point_seconds: Floats) -> Floats:
         """Level below the first point, at the last slope (never downwards) beyond the last."""
-        seconds = point_seconds[self.indices]
+        seconds = point_seconds.take(self._index_array)
         inside: Floats = np.interp(tokens, self.tokens, seconds)
         if len(seconds) > 1 and tokens.size and tokens[-1] > self.last:
             slope = (seconds[-1] - seconds[-2]) / (self.tokens[-1] - self.tokens[-2])
@@ -153,15 +154,16 @@ class StepSurface:
         low, high, weight = self._between(requests)
         if low is high:
             return low.at(tokens, measured)
-        below, above = low.at(tokens, measured), high.at(tokens, measured)
+        at_low, at_high = low.at(tokens, measured), high.at(tokens, measured)
+        below, above = at_low, at_high
         if tokens.size and tokens[0] < high.first:
             edge = np.array([float(high.first)])
-            parallel = high.at(edge, measured) + low.at(np.minimum(tokens, high.first), measured)
-            above = np.where(tokens < high.first, parallel - low.at(edge, measured), above)
+            parallel = measured[high.indices[0]] + at_low - low.at(edge, measured)
+            above = np.where(tokens < high.first, parallel, at_high)
         if tokens.size and tokens[-1] > low.last and high.last > low.last:
             edge = np.array([float(low.last)])
-            parallel = low.at(edge, measured) + high.at(np.maximum(tokens, low.last), measured)
-            below = np.where(tokens > low.last, parallel - high.at(edge, measured), below)
+            parallel = measured[low.indices[-1]] + at_high - high.at(edge, measured)
+            below = np.where(tokens > low.last, parallel, at_low)
         if weight > 1:  # beyond the last row, where more requests are never taken to be cheaper
             return below + weight * np.maximum(above - below, 0.0)
         mixed: Floats = (1.0 - weight) * below + weight * above

@@ -109,7 +109,7 @@ class StepTimeModel:
         return self.scale * self.surface.at(requests, batch_tokens, context_tokens, self.corrections)
 
     def table(
-        self, requests: int, batch_tokens: Sequence[int] | npt.NDArray[np.int64], context_tokens: int = 0
+        self, requests: int, batch_tokens: Sequence[int] | npt.NDArray[Any], context_tokens: int = 0
     ) -> Floats:
         """Expected durations for many batch sizes -> [len(batch_tokens)]."""
         tokens = np.asarray(batch_tokens, dtype=np.float64)

@@ -19,6 +19,7 @@ from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_surface import Floats
 from dspark_core.engine.pacing import PrefillPacer
+from dspark_core.simulation.decoding import Decoding
 from dspark_core.simulation.domains import DomainRounds
 from dspark_core.simulation.planner_names import PlannerFactory
 from dspark_core.simulation.planners import RoundOutcome, RoundPlanner, RoundView
@@ -29,8 +30,6 @@ from dspark_core.simulation.time_tables import TimeTables
 
 PROGRESS_ROUNDS = 2000
 SLOW_FACTOR = 2.0
-_NOBODY = np.empty(0, dtype=np.int64)
-_NOTHING = np.empty(0, dtype=np.bool_)
 
 
 @dataclass(slots=True)
@@ -38,16 +37,11 @@ class _Verifier:
     index: int
     planner: RoundPlanner
     slowdown: float
+    active: Decoding
     pacer: PrefillPacer | None = None
-    active: Ints = field(default_factory=lambda: _NOBODY)
-    """Decoding requests."""
     prefilling: deque[int] = field(default_factory=deque)
     waiting: deque[int] = field(default_factory=deque)
-    rows: Ints = field(default_factory=lambda: _NOBODY)
-    """The recorded row that each of `active` goes through now."""
-    by_lookup: Bools = field(default_factory=lambda: _NOTHING)
-    """Whose draft tokens of this round were looked up, among `active`."""
-    committed: Ints = field(default_factory=lambda: _NOBODY)
+    committed: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     """By the round under way, for each of `active`."""
     prefilled: list[int] = field(default_factory=list)
     """Requests whose prefill the round under way completes."""
@@ -83,24 +77,22 @@ class Cluster:
                 i,
                 planner(round_time),
                 SLOW_FACTOR if i < slow else 1.0,
+                Decoding(population),
                 PrefillPacer(pace, round_time.verify) if pace else None,
             )
             for i in range(scenario.verifiers)
         ]
         looking = recorded.looked_up.shape[1] > 0 and not scenario.no_lookup
         self._looks_up = looking and self._verifiers[0].planner.looks_up
-        self._lookup_tokens = (recorded.looked_up >= 0.0).sum(axis=1)
+        self._has_draft = recorded.survival[:, 0] >= 0.0
+        self._weights = np.ones(scenario.max_running)
+        self._coupled = np.full(scenario.max_running, scenario.coupled)
         longest = recorded.longest if self._looks_up else recorded.block_size
         self._tables = TimeTables(round_time, longest, scenario.prefill_chunk_tokens)
         self._loads = np.array([v.slowdown for v in self._verifiers]) * 1e-9  # ties go to the fast ones
         self._drafter_free = np.zeros(scenario.drafters or scenario.verifiers)
         self._events: list[tuple[float, int]] = []
-        self._left = population.answer_tokens.copy()
-        self._prefill_left = population.prompt_tokens.copy()
-        self._context = np.zeros(scenario.requests, dtype=np.int64)
-        self._granted = np.zeros(scenario.requests)
-        self._place = population.phase.copy()
-        self._rounds = np.zeros(scenario.requests, dtype=np.int64)
+        self._prefill_left = population.prompt_tokens.tolist()
         self._next = 0
         self._ended = 0
         # A head of its own accepts by its own chance; one draw per recorded row, alike for all.
@@ -141,26 +133,18 @@ class Cluster:
             heapq.heappush(self._events, (now, verifier.index))
 
     def _finish_round(self, verifier: _Verifier, now: float) -> None:
-        active, ledger = verifier.active, self._ledger
+        active = verifier.active
         if len(active):
-            self._left[active] -= verifier.committed
-            self._context[active] += verifier.committed
-            ended = self._left[active] <= 0
-            if ended.any():
-                for request in active[ended].tolist():
-                    self._end(verifier, request, now)
-                active = active[~ended]
+            active.commit(verifier.committed)
+            for request in active.drop_ended():
+                self._end(verifier, request, now)
         if verifier.prefilled:
             fresh = np.array(verifier.prefilled, dtype=np.int64)
-            ledger.first_token[fresh] = now
-            self._left[fresh] -= 1
-            self._context[fresh] += 1
-            going = self._left[fresh] > 0
-            for request in fresh[~going].tolist():
+            self._ledger.first_token[fresh] = now
+            active.join(fresh)
+            for request in active.drop_ended():  # those of one token
                 self._end(verifier, request, now)
-            active = np.concatenate((active, fresh[going]))
             verifier.prefilled = []
-        verifier.active = active
 
     def _end(self, verifier: _Verifier, request: int, now: float) -> None:
         self._ledger.ended[request] = now
@@ -181,10 +165,12 @@ class Cluster:
                 verifier.busy = False
                 return
             step = float(self._tables.step(runs, 0)[prefill - runs]) * verifier.slowdown
-            self._schedule(verifier, now, 0.0, step, runs)
+            self._schedule(verifier, now, 0.0, step, self._loop_seconds(runs))
             return
-        batch, drafted = self._batch(verifier)
-        wait = self._draft_wait(verifier, now, drafted)
+        batch, rows, drafted = self._batch(verifier.active, verifier.planner)
+        wait = 0.0
+        if drafted is not None:
+            wait = self._draft_wait(verifier, now, int(np.count_nonzero(drafted)))
         loop = self._loop_seconds(decoding)
         # The planner does not know of prefill, as the served one does not.
         steps = self._tables.step(decoding, batch.context_tokens)
@@ -196,13 +182,15 @@ class Cluster:
         step = float(steps[verified + prefill - runs]) * verifier.slowdown
         if runs and verifier.pacer is not None:
             verifier.pacer.observe(decoding, decoding + verified, prefill, batch.context_tokens, step)
-        accepted = self._accept(verifier, lengths)
+        accepted = np.minimum(self._stood(rows, drafted), lengths)
+        verifier.committed = np.minimum(accepted + 1, verifier.active.left)
+        verifier.active.advance(verifier.committed, lengths)
         tokens = decoding + verified + prefill
         verifier.planner.learn(
             RoundOutcome(lengths, accepted, tokens, batch.context_tokens, wait, step, loop)
         )
-        self._ledger.verified(decoding, verified, wait)
-        self._schedule(verifier, now, wait, step, decoding)
+        self._ledger.decoded(decoding, verified, int(accepted.sum()), wait)
+        self._schedule(verifier, now, wait, step, loop)
 
     def _allowance(self, verifier: _Verifier, decode_tokens: int, batch: PlanBatch) -> int:
         """Prompt tokens that may join a round, by the pacer that serves."""
@@ -214,8 +202,8 @@ class Cluster:
     def _loop_seconds(self, requests: int) -> float:
         return self._tables.model.loop.seconds(requests) + self._scenario.round_overhead_seconds
 
-    def _schedule(self, verifier: _Verifier, now: float, wait: float, step: float, requests: int) -> None:
-        seconds = wait + step + self._loop_seconds(requests)
+    def _schedule(self, verifier: _Verifier, now: float, wait: float, step: float, loop: float) -> None:
+        seconds = wait + step + loop
         self._ledger.busy(seconds)
         heapq.heappush(self._events, (now + seconds, verifier.index))
 
@@ -224,48 +212,43 @@ class Cluster:
         budget, runs = most, 0
         while verifier.prefilling and budget > 0:
             request = verifier.prefilling[0]
-            count = min(int(self._prefill_left[request]), budget)
+            count = min(self._prefill_left[request], budget)
             self._prefill_left[request] -= count
-            self._context[request] += count
             budget -= count
             runs += 1
             if self._prefill_left[request] == 0:
                 verifier.prefilled.append(verifier.prefilling.popleft())
         return runs, most - budget
 
-    def _batch(self, verifier: _Verifier) -> tuple[PlanBatch, int]:
-        """What the planner sees, and for how many requests was drafted."""
-        active, people = verifier.active, self._people
-        rows = people.first_row[active] + self._place[active] % people.rows[active]
-        verifier.rows = rows
+    def _batch(self, active: Decoding, planner: RoundPlanner) -> tuple[PlanBatch, Ints, Bools | None]:
+        """What the planner sees, the recorded row that each request goes through, and who is drafted for;
+        None: nobody."""
+        rows, count = active.rows(), len(active)
         # The bonus token always follows: the last token of an answer needs no draft.
-        most = self._left[active] - 1
-        context, floors = self._context[active], people.floor[active]
+        most = active.left - 1
         lookups = None
         if self._looks_up:
-            longest = max(int(self._lookup_tokens[rows].max()), 1)
-            lookups = _at_most(self._recorded.looked_up[rows, :longest], most)
-        draftable = (self._recorded.survival[rows, 0] >= 0.0) & (most > 0)
-        chosen = verifier.planner.drafted(RoundView(active, context, floors, draftable, lookups))
-        drafted = draftable if chosen is None else draftable & chosen
-        survival = self._survival(rows, most, drafted, lookups)
-        verifier.by_lookup = ~drafted & (survival[:, 0] >= 0.0)
+            lookups = _at_most(self._recorded.looked_up.take(rows, axis=0), most)
+        draftable = self._has_draft.take(rows) & (most > 0)
+        chosen = planner.drafted(RoundView(active.ids, active.context, active.floors, draftable, lookups))
+        wanted = draftable if chosen is None else draftable & chosen
+        drafted = wanted if np.count_nonzero(wanted) else None
+        # Not told whose tokens were looked up: the planner is given the seconds, drafting included.
         batch = PlanBatch(
-            survival=survival,
-            weights=np.ones(len(active)),
-            floors=floors,
-            granted=self._granted[active] / np.maximum(self._rounds[active], 1),
-            coupled=np.full(len(active), self._scenario.coupled),
-            context_tokens=int(context.sum()),
-            looked_up=int(verifier.by_lookup.sum()),
+            survival=self._survival(rows, most, drafted, lookups),
+            weights=self._weights[:count],
+            floors=active.floors,
+            granted=active.granted / np.maximum(active.rounds, 1),
+            coupled=self._coupled[:count],
+            context_tokens=int(active.context.sum()),
         )
-        return batch, int(drafted.sum())
+        return batch, rows, drafted
 
-    def _survival(self, rows: Ints, most: Ints, drafted: Bools, lookups: Floats | None) -> Floats:
+    def _survival(self, rows: Ints, most: Ints, drafted: Bools | None, lookups: Floats | None) -> Floats:
         """The drafter's tokens where it drafted, looked-up ones elsewhere -> [requests, longest]."""
-        if lookups is not None and not drafted.any():
-            return lookups
-        drafts = _at_most(self._recorded.survival[rows], most)
+        if drafted is None:
+            return np.full((len(rows), 1), -1.0) if lookups is None else lookups
+        drafts = _at_most(self._recorded.survival.take(rows, axis=0), most)
         drafts[~drafted] = -1.0
         if lookups is None:
             return drafts
@@ -275,22 +258,16 @@ class Cluster:
         survival[drafted, : drafts.shape[1]] = drafts[drafted]
         return survival
 
-    def _accept(self, verifier: _Verifier, lengths: Ints) -> Ints:
-        active, rows = verifier.active, verifier.rows
-        stood = self._mtp1_stands[rows] if self._mtp1 else self._recorded.accepted[rows]
-        stood = np.where(verifier.by_lookup, self._recorded.looked_up_accepted[rows], stood)
-        accepted = np.minimum(stood, lengths)
-        verifier.committed = np.minimum(accepted + 1, self._left[active])
-        self._place[active] += np.where(self._people.by_token[active], verifier.committed, 1)
-        self._rounds[active] += 1
-        self._granted[active] += lengths
-        self._ledger.accepted(int(accepted.sum()))
-        return accepted
+    def _stood(self, rows: Ints, drafted: Bools | None) -> Ints:
+        """Draft tokens of each request that would be accepted were all of them verified."""
+        looked_up: Ints = self._recorded.looked_up_accepted.take(rows)
+        if drafted is None:
+            return looked_up
+        stood = self._mtp1_stands if self._mtp1 else self._recorded.accepted
+        return np.where(drafted, stood.take(rows), looked_up)
 
     def _draft_wait(self, verifier: _Verifier, now: float, drafted: int) -> float:
         """Seconds until the drafts are there: network, the drafter's queue, drafting."""
-        if drafted == 0:
-            return 0.0
         seconds = self._tables.draft(drafted)
         if self._mtp1:
             seconds *= self._scenario.mtp1_draft_share
@@ -303,8 +280,6 @@ class Cluster:
 
 
 def _at_most(survival: Floats, most: Ints) -> Floats:
-    """Rows cut to so many tokens [requests]; may change what it is given."""
-    width = survival.shape[1]
-    if len(most) and most.min() < width:
-        survival[np.arange(width) >= most[:, None]] = -1.0
+    """Rows cut to so many tokens [requests]; changes what it is given."""
+    np.copyto(survival, -1.0, where=np.arange(survival.shape[1]) >= most[:, None])
     return survival

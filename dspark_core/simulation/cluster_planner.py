@@ -92,6 +92,7 @@ class ClusterPlanner(Delayed):
         self._gain, self._verified = 1.0, 1.0
         self._transit = 0.0
         """Mean seconds on the way to the drafter and in its queue."""
+        self._known_times = replace(round_time, network_seconds=self._transit)
         self._used = 0.0
         """Share of the drafter's time it had lately."""
         self._way: float | None = None
@@ -102,7 +103,8 @@ class ClusterPlanner(Delayed):
         return self._chosen
 
     def _choice(self, view: RoundView) -> Bools | None:
-        self._pool.make_room(view.ids)
+        if view.ids is not self._ids:  # somebody came or went
+            self._pool.make_room(view.ids)
         self._ids = view.ids
         if self._unknown:
             return None
@@ -111,20 +113,23 @@ class ClusterPlanner(Delayed):
             self._since_choice = 0
             self._choose(view)
         chosen: Bools = self._pool.chosen[view.ids]
-        if view.floors.any():
+        if np.count_nonzero(view.floors):
             chosen |= self._floor_needs(view)
-        if chosen.all() and view.looked_up is None:
+        if view.looked_up is None and chosen.all():
             return None
         self._since_probe += 1
         if self._since_probe >= PROBE_ROUNDS:
             self._since_probe = 0
             chosen = np.ones(len(view.ids), dtype=np.bool_)
-        if view.looked_up is not None and chosen.any():
+        if view.looked_up is not None and np.count_nonzero(chosen):
             chosen &= ~self._better_looked_up(view, view.looked_up)
         return chosen
 
     def plan(self, batch: PlanBatch, seconds: Floats) -> Ints:
         lengths = super().plan(batch, seconds)
+        self._drafted = 0
+        if self._chosen is not None and not np.count_nonzero(self._chosen):
+            return lengths
         drafted = (batch.survival[:, :1] >= 0.0).any(axis=1)
         if self._chosen is not None:
             drafted &= self._chosen
@@ -170,10 +175,9 @@ class ClusterPlanner(Delayed):
 
     def _better_looked_up(self, view: RoundView, lookups: Floats) -> Bools:
         gains, verified = self._expected(view)
-        times = replace(self._round_time, network_seconds=self._transit)
-        rows = [row[row >= 0.0].tolist() for row in lookups]
+        longest = int(np.count_nonzero((lookups >= 0.0).any(axis=0)))
         context = int(view.context_tokens.sum())
-        return better_looked_up(rows, gains, verified, times, context, self._price)
+        return better_looked_up(lookups[:, :longest], gains, verified, self._times(), context, self._price)
 
     def _choose(self, view: RoundView) -> None:
         gains, verified = self._expected(view)
@@ -189,5 +193,10 @@ class ClusterPlanner(Delayed):
                 drafting=bool(self._pool.chosen[view.ids].any()),
             )
             self._price = self._market.price(self._index, demand)
-        times = replace(self._round_time, network_seconds=self._transit)
-        self._pool.chosen[view.ids] = worth_drafting(gains, verified, times, context, self._price)
+        self._pool.chosen[view.ids] = worth_drafting(gains, verified, self._times(), context, self._price)
+
+    def _times(self) -> RoundTimeModel:
+        """With the way to the drafter as it was lately."""
+        if self._known_times.network_seconds != self._transit:
+            self._known_times = replace(self._round_time, network_seconds=self._transit)
+        return self._known_times

@@ -118,15 +118,14 @@ class Algorithm1(_Forgetful):
     def plan(self, batch: PlanBatch, seconds: Floats) -> Ints:
         ranking = rank(batch)
         count = admit_while_rising(ranking, float(batch.weights.sum()), seconds)
-        return ranking.lengths(count, batch.requests)
+        return ranking.lengths(count)
 
 
 class FreeSearch(_Forgetful):
     """Coupled verification's search over the whole round; biased under rejection sampling."""
 
     def plan(self, batch: PlanBatch, seconds: Floats) -> Ints:
-        nobody = np.zeros(batch.requests, dtype=np.int64)
-        return search(batch, seconds, nobody, np.ones(batch.requests, dtype=np.bool_))
+        return search(batch, seconds)
 
 
 class Delayed(_Forgetful):
@@ -140,19 +139,19 @@ class Delayed(_Forgetful):
         self._young: deque[int | None] = deque(maxlen=PLAN_AGE_ROUNDS)
         self._capacity: int | None = None
         self._round = 0
-        self._local = Algorithm1()
 
     def plan(self, batch: PlanBatch, seconds: Floats) -> Ints:
-        if batch.survival[:, :1].max(initial=-1.0) < 0.0:
+        if not np.count_nonzero(batch.survival[:, :1] >= 0.0):
             return np.zeros(batch.requests, dtype=np.int64)  # a round that can teach nothing
         usable = self._young[0] if len(self._young) == PLAN_AGE_ROUNDS else None
+        ranking = rank(batch)
         if usable is None:
-            lengths = self._local.plan(batch, seconds)
+            lengths = ranking.lengths(admit_while_rising(ranking, float(batch.weights.sum()), seconds))
         else:
-            lengths = delayed_scheduler.spend(batch, usable, seconds)
+            lengths = delayed_scheduler.spend(batch, usable, seconds, ranking)
         # From here on only later rounds are concerned.
         if self._round % REFRESH_ROUNDS == 0 or self._capacity is None:
-            self._capacity = delayed_scheduler.capacity(batch, seconds)
+            self._capacity = delayed_scheduler.capacity(batch, seconds, ranking)
         self._young.append(self._capacity)
         self._round += 1
         return lengths

@@ -35,10 +35,11 @@ class Ledger:
         self._verified_by_load = np.zeros(scenario.max_running + 1, dtype=np.int64)
         self._rounds_by_load = np.zeros(scenario.max_running + 1, dtype=np.int64)
 
-    def verified(self, decoding: int, tokens: int, wait: float) -> None:
+    def decoded(self, decoding: int, tokens: int, accepted: int, wait: float) -> None:
         """A round in which so many requests decoded and so many draft tokens were verified."""
         self._request_rounds += decoding
         self._verified += tokens
+        self._accepted += accepted
         self._draft_wait += wait
         self._verified_by_load[decoding] += tokens
         self._rounds_by_load[decoding] += 1
@@ -52,9 +53,6 @@ class Ledger:
         self._draft_busy += seconds
         self._draft_queue += queued
         self._draft_calls += 1
-
-    def accepted(self, tokens: int) -> None:
-        self._accepted += tokens
 
     def summary(self, planner: str) -> Summary:
         scenario, people = self._scenario, self._population

@@ -176,10 +176,31 @@ def test_impossible_requests_are_refused(fields, message):
 
 
 @given(CONFIDENCES, st.data())
+def test_tokens_are_ranked_by_survival_then_position_then_who_was_granted_less(confidences, data):
+    granted = [data.draw(st.sampled_from([0.0, 0.5, 2.0])) for _ in confidences]
+    weights = [data.draw(st.sampled_from([0.5, 1.0, 3.0])) for _ in confidences]
+    batch = PlanBatch.of(
+        [
+            PlanRequest(survival=r.survival, granted=g, weight=w)
+            for r, g, w in zip(requests_of(confidences), granted, weights, strict=True)
+        ]
+    )
+    ranking = rank(batch)
+    expected = sorted(
+        (-np.float32(value * weights[request]), position, granted[request], request)
+        for request, row in enumerate(batch.survival.tolist())
+        for position, value in enumerate(row)
+        if value >= 0.0
+    )
+    assert ranking.requests.tolist() == [request for *_, request in expected]
+    assert ranking.positions.tolist() == [position for _, position, *_ in expected]
+
+
+@given(CONFIDENCES, st.data())
 def test_a_ranking_without_used_tokens_keeps_the_order_of_the_others(confidences, data):
     batch = PlanBatch.of(requests_of(confidences))
     used = np.array([data.draw(st.integers(0, len(row))) for row in confidences])
-    whole, left = rank(batch), rank(batch, used=used)
+    whole, left = rank(batch), rank(batch).beyond(used)
     expected, seen = [], dict.fromkeys(range(len(used)), 0)
     for request, value in zip(whole.requests.tolist(), whole.values.tolist(), strict=True):
         seen[request] += 1

@@ -100,6 +100,6 @@ def test_where_no_token_pays_none_is_ranked_and_nothing_changes(
     made = admit_within_floors(batch, start, everyone, table)
     remaining = table[int(start.sum()) :]
     total = float(expected_tokens(batch, start) @ batch.weights)
-    if admit_while_rising(rank(batch, used=start), total, remaining) == 0:
+    if admit_while_rising(rank(batch).beyond(start), total, remaining) == 0:
         assert made.tolist() == start.tolist()
     assert (made >= start).all()
