@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from dspark_core.engine import verifier as engine_verifier
+from dspark_core.engine.grammars import SequenceGrammar
 from dspark_core.engine.rounds import RoundLoop
 from dspark_core.engine.verifier import Verifier
 from dspark_core.errors import InvalidRequestError, QueueFullError, UnavailableError
@@ -183,10 +184,10 @@ async def test_a_thread_that_dies_leaves_nobody_waiting() -> None:
 
 
 class BrokenSubmit(RoundLoop):
-    def submit(self, one: GenerateRequest) -> None:
+    def submit(self, one: GenerateRequest, grammar: SequenceGrammar | None = None) -> None:
         if one.request_id == "odd":
             raise ZeroDivisionError
-        super().submit(one)
+        super().submit(one, grammar)
 
 
 async def test_a_request_that_cannot_be_taken_in_is_its_own_problem() -> None:
