@@ -1,7 +1,8 @@
 """`python -m dspark_core.kernels`: compiles the kernels now, so that no start has to wait for it.
 
 Says what there is and ends with 0 either way: without a compiler PyTorch computes. With `--prebuild
-DIRECTORY` it compiles for each kind of processor instead, and fails when that cannot be done.
+DIRECTORY` it compiles for each kind of processor instead, and fails when that cannot be done; that
+takes the standard library alone, since the image that compiles has no torch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import os
 from pathlib import Path
 
 from dspark_core.kernels.build import BuildSettings, KernelsUnavailableError
-from dspark_core.kernels.library import load_kernels
 from dspark_core.kernels.prebuilt import prebuild
 
 
@@ -27,6 +27,8 @@ def main() -> None:
         if directory is not None:
             prebuild(directory, BuildSettings.from_env(os.environ), on_built=print)
             return
+        from dspark_core.kernels.library import load_kernels  # loads torch
+
         kernels = load_kernels()
     except KernelsUnavailableError as error:
         if directory is not None:

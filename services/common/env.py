@@ -33,6 +33,20 @@ class Env:
             raise ConfigError(f"{name} must be set")
         return default
 
+    def optional_address(self, name: str, *, several: bool = False) -> str | None:
+        """`host:port`, or some of them with commas between. Without its port gRPC would try 443, for ever."""
+        text = self.optional_text(name)
+        for address in (text or "").split(",") if several else [text or ""]:
+            host, _, port = address.strip().rpartition(":")
+            known = host and "," not in host and port.isascii() and port.isdigit() and int(port) <= 65535
+            if address.strip() and not known:
+                kind = "host:port, or several with commas between" if several else "host:port"
+                raise ConfigError(f"{name} must be {kind}, got {text!r}")
+        return text
+
+    def address(self, name: str, default: str, *, several: bool = False) -> str:
+        return self.optional_address(name, several=several) or default
+
     def choice(self, name: str, default: str, allowed: Sequence[str]) -> str:
         value = self.text(name, default)
         if value not in allowed:

@@ -30,7 +30,7 @@ class DrafterServiceConfig:
     def from_env(cls, environ: Mapping[str, str]) -> DrafterServiceConfig:
         env = Env(environ)
         server = ServerOptions.from_env(env, port=PORT, metrics_port=METRICS_PORT)
-        address = env.text("DSPARK_ADVERTISE_ADDRESS", f"127.0.0.1:{server.port}")
+        address = env.address("DSPARK_ADVERTISE_ADDRESS", f"127.0.0.1:{server.port}")
         return cls(
             engine=EngineOptions(
                 target_model=env.text("DSPARK_TARGET_MODEL", DEFAULT_MODEL),
@@ -42,7 +42,7 @@ class DrafterServiceConfig:
             ),
             server=server,
             torch_threads=env.optional_integer("DSPARK_TORCH_THREADS", minimum=1),
-            scheduler_address=env.optional_text("DSPARK_SCHEDULER_ADDRESS"),
+            scheduler_address=env.optional_address("DSPARK_SCHEDULER_ADDRESS", several=True),
             advertise_address=address,
             replica_id=env.text("DSPARK_REPLICA_ID", f"drafter-{address}"),
         )

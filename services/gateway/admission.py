@@ -1,10 +1,13 @@
-"""Bounds how many requests run and how many wait; refuses new ones while draining."""
+"""Bounds how many requests run and how many wait; refuses new ones while draining, and ends them after it."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 
 from dspark_core.errors import DeadlineError, QueueFullError, UnavailableError
+from services.common.interruption import Interruption
 from services.common.occupancy import Occupancy
 
 
@@ -17,6 +20,8 @@ class Admission:
         self._places = asyncio.Semaphore(max_running)
         self._running = 0
         self._requests = Occupancy()
+        self._waits: set[Interruption] = set()
+        self._shut: UnavailableError | None = None
 
     @property
     def running(self) -> int:
@@ -67,6 +72,24 @@ class Admission:
     async def wait_idle(self, timeout_seconds: float) -> bool:
         """Waits until nothing runs or waits; False when the time ran out first."""
         return await self._requests.wait_empty(timeout_seconds)
+
+    @contextlib.contextmanager
+    def ending(self, waits: Interruption) -> Iterator[None]:
+        """Inside, the waits of a request end with `shut`."""
+        if self._shut is not None:
+            waits.interrupt(self._shut)
+        self._waits.add(waits)
+        try:
+            yield
+        finally:
+            self._waits.discard(waits)
+
+    def shut(self) -> None:
+        """Ends what is still here with an UnavailableError, so that every client is told."""
+        self.drain()
+        self._shut = UnavailableError("this gateway shuts down and could not wait for the end of the request")
+        for waits in tuple(self._waits):
+            waits.interrupt(self._shut)
 
 
 class Ticket:

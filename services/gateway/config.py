@@ -88,7 +88,7 @@ class GatewayConfig:
                 drain_seconds=env.number("DSPARK_DRAIN_SECONDS", own.grpc.drain_seconds, minimum=0),
                 max_message_bytes=max_body_bytes,
             ),
-            scheduler_address=env.text("DSPARK_SCHEDULER_ADDRESS", own.scheduler_address),
+            scheduler_address=env.address("DSPARK_SCHEDULER_ADDRESS", own.scheduler_address, several=True),
             tls=Tls.from_env(env),
             limits=GatewayLimits(
                 max_running_requests=env.integer(

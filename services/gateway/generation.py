@@ -111,7 +111,7 @@ class TextGenerator:
         assembler = TextAssembler(self._tokenizer, prepared.request, prepared.stop)
         started = self._clock()
         # Its waits span one step each: this generator may be advanced from different tasks.
-        with Interruption() as limit:
+        with Interruption() as limit, self._admission.ending(limit):
             limit.after(self._remaining(arrival), self._too_late())
             async with closing(self._backend.generate(prepared.request)) as chunks:
                 while True:

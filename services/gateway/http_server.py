@@ -65,17 +65,21 @@ class HttpServer:
         return self._port
 
     async def drain(self, seconds: float) -> bool:
-        """Refuses new requests with 503 and lets the others end; False when some did not in time."""
+        """Refuses new requests with 503 and lets the others end; False when some did not in time, which are
+        then answered with an error."""
         self._admission.drain()
         idle = await self._admission.wait_idle(seconds)
         if not idle:
             _log.warning("%d requests still ran after %g s of draining", self._admission.running, seconds)
+            self._admission.shut()
         return idle
 
     async def stop(self) -> None:
-        """Closes the port; what still runs is cancelled. Safe to call twice."""
+        """Closes the port; what still runs ends with an error, or is cancelled when its client does not read
+        that. Safe to call twice."""
         if self._server is None or self._task is None:
             return
+        self._admission.shut()
         self._server.should_exit = True
         task, self._task, self._server = self._task, None, None
         await task

@@ -96,6 +96,6 @@ class SchedulerConfig:
             ),
             leader_lease_name=env.text("DSPARK_LEADER_LEASE_NAME", _LEASE_NAME),
             leader_lease_namespace=env.optional_text("DSPARK_LEADER_LEASE_NAMESPACE"),
-            advertise_address=env.text("DSPARK_ADVERTISE_ADDRESS", ""),
+            advertise_address=env.address("DSPARK_ADVERTISE_ADDRESS", ""),
             redis_url=env.optional_text("REDIS_URL"),
         )

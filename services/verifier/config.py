@@ -50,8 +50,8 @@ class VerifierServiceConfig:
     def from_env(cls, environ: Mapping[str, str]) -> VerifierServiceConfig:
         env = Env(environ)
         server = ServerOptions.from_env(env, port=PORT, metrics_port=METRICS_PORT)
-        address = env.text("DSPARK_ADVERTISE_ADDRESS", f"127.0.0.1:{server.port}")
-        drafter_address = env.optional_text("DSPARK_DRAFTER_ADDRESS")
+        address = env.address("DSPARK_ADVERTISE_ADDRESS", f"127.0.0.1:{server.port}")
+        drafter_address = env.optional_address("DSPARK_DRAFTER_ADDRESS")
         max_running = env.integer("DSPARK_MAX_RUNNING", 32, minimum=1)
         max_batch_tokens = env.integer("DSPARK_MAX_BATCH_TOKENS", 512, minimum=1)
         return cls(
@@ -80,7 +80,7 @@ class VerifierServiceConfig:
             torch_threads=env.optional_integer("DSPARK_TORCH_THREADS", minimum=1),
             drafter_address=drafter_address,
             draft_deadline_seconds=env.number("DSPARK_DRAFT_DEADLINE_SECONDS", 0.5, minimum=0.001),
-            scheduler_address=env.optional_text("DSPARK_SCHEDULER_ADDRESS"),
+            scheduler_address=env.optional_address("DSPARK_SCHEDULER_ADDRESS", several=True),
             advertise_address=address,
             replica_id=env.text("DSPARK_REPLICA_ID", f"verifier-{address}"),
             lookup=env.flag("DSPARK_LOOKUP", True),

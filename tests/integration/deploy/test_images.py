@@ -171,3 +171,24 @@ def test_engine_images_carry_kernels_compiled_ahead(service):
     built = " ".join(stages()["kernels-build"])
     assert "python3 -m dspark_core.kernels --prebuild /kernels" in built
     assert "-slim" not in built  # the compiler is in the full image
+
+
+def test_kernels_are_compiled_from_what_their_stage_copies_with_no_package_installed(tmp_path):
+    built = "\n".join(stages()["kernels-build"])
+    for source, target in re.findall(r"^COPY (\S+) (\S+)$", built, flags=re.MULTILINE):
+        copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+        (tmp_path / target).parent.mkdir(parents=True, exist_ok=True)
+        copy(ROOT / source, tmp_path / target)
+    compiler = tmp_path / "cxx"
+    compiler.write_text('#!/bin/sh\nfor last; do :; done; touch "$last"\n')
+    compiler.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "dspark_core.kernels", "--prebuild", "kernels"],
+        cwd=tmp_path,
+        env={"CXX": str(compiler)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list((tmp_path / "kernels").glob("kernels-*.so"))

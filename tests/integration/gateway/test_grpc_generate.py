@@ -49,6 +49,18 @@ async def test_a_chat_streams_text_and_ends_with_totals(serve: Serve) -> None:
     assert not any(chunk.HasField("usage") for chunk in chunks[:-1])
 
 
+async def test_what_a_drain_cannot_wait_for_ends_as_unavailable(serve: Serve) -> None:
+    backend = FakeBackend(TEXT)
+    backend.hold_after_chunks = 1
+    running = await serve(backend)
+    call = running.stub.Generate(request(), timeout=20)
+    assert (await call.read()).text
+    assert not await running.http.drain(0.01)
+    with pytest.raises(grpc.aio.AioRpcError, match="this gateway shuts down") as caught:
+        await call.read()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
 async def test_stop_strings_and_options_work_as_in_rest(serve: Serve) -> None:
     backend = FakeBackend(TEXT)
     message = request(

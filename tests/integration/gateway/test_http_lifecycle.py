@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -119,16 +120,35 @@ async def test_draining_is_not_ready_refuses_new_requests_and_lets_streams_end(s
         assert b"def" in rest
 
 
-async def test_a_drain_that_takes_too_long_ends_with_the_requests_cancelled(serve: Serve) -> None:
+@pytest.mark.parametrize("drain", [True, False], ids=["after the drain", "without a drain"])
+async def test_streams_that_a_stop_cannot_wait_for_end_with_an_error_for_their_clients(
+    serve: Serve, drain: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     backend = FakeBackend("abcdef")
     backend.hold_after_chunks = 1
     running = await serve(backend)
     async with open_request(running, stream=True) as reader:
         await asyncio.wait_for(reader.readuntil(b"abc"), 5)
-        assert not await running.http.drain(0.01)
+        if drain:
+            assert not await running.http.drain(0.01)
         await running.http.stop()
-        await eventually(lambda: backend.running == 0)
-        assert backend.cancelled == 1
+        rest = await asyncio.wait_for(reader.read(), 5)
+    assert b'{"error": {"message": "this gateway shuts down' in rest
+    assert rest.endswith(b"0\r\n\r\n")  # the body is whole
+    assert (backend.running, backend.cancelled) == (0, 1)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_answers_that_a_drain_cannot_wait_for_are_refused_as_unavailable(serve: Serve) -> None:
+    backend = FakeBackend("abcdef")
+    backend.hold_after_chunks = 1
+    running = await serve(backend, limits=GatewayLimits(max_running_requests=1))
+    asked = [asyncio.create_task(running.client.post("/v1/chat/completions", json=CHAT)) for _ in range(2)]
+    await eventually(lambda: (running.gateway.admission.running, running.gateway.admission.waiting) == (1, 1))
+    assert not await running.http.drain(0.01)
+    for answer in await asyncio.gather(*asked):  # the one that waited for a place, too
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        assert "shuts down" in answer.json()["error"]["message"]
 
 
 async def test_stopping_closes_the_port_and_can_be_repeated(serve: Serve) -> None:

@@ -30,6 +30,12 @@ def test_flags(text: str, value: bool):
         ("-1", lambda env: env.number("V", 1.0, minimum=0)),
         ("perhaps", lambda env: env.flag("V", True)),
         ("xml", lambda env: env.choice("V", "json", ("json", "plain"))),
+        ("scheduler", lambda env: env.address("V", "localhost:1")),
+        (":50052", lambda env: env.optional_address("V")),
+        ("scheduler:grpc", lambda env: env.optional_address("V")),
+        ("scheduler:70000", lambda env: env.optional_address("V")),
+        ("a:1,b:2", lambda env: env.optional_address("V")),
+        ("a:1,b", lambda env: env.optional_address("V", several=True)),
     ],
 )
 def test_bad_values_are_named(value: str, read):
@@ -37,6 +43,14 @@ def test_bad_values_are_named(value: str, read):
         read(Env({"V": value}))
     assert "V must" in str(caught.value)
     assert value in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["scheduler:50052", "[::1]:50052", "dns:///scheduler.llm:50052"])
+def test_addresses_have_a_port(value: str):
+    assert Env({"V": value}).optional_address("V") == value
+    assert Env({"V": f"{value}, b:1"}).address("V", "", several=True) == f"{value}, b:1"
+    assert Env({}).optional_address("V") is None
+    assert Env({}).address("V", "a:1") == "a:1"
 
 
 def test_a_required_variable_is_named():
