@@ -8,6 +8,8 @@ from enum import Enum
 from dspark_core.errors import require
 
 MAX_BIASED_TOKENS = 1024
+LEAST_PENALTY = 0.01
+"""Of `repetition_penalty`: by less a token that is banned would come back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +41,10 @@ class LogitAdjustments:
             require(token_id >= 0, "logit_bias", f"token id {token_id}", "of token ids >= 0")
             require(-100.0 <= bias <= 100.0, "logit_bias", f"{bias} for token {token_id}", "in [-100, 100]")
         require(
-            0.0 < self.repetition_penalty <= 100.0,
+            LEAST_PENALTY <= self.repetition_penalty <= 100.0,
             "repetition_penalty",
             self.repetition_penalty,
-            "in (0, 100]",
+            f"in [{LEAST_PENALTY}, 100]",
         )
         for name in ("presence_penalty", "frequency_penalty"):
             require(-2.0 <= getattr(self, name) <= 2.0, name, getattr(self, name), "in [-2, 2]")

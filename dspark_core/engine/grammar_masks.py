@@ -18,27 +18,39 @@ from dspark_core.engine.logit_adjusting import BANNED
 @torch.inference_mode()
 def mask(logits: Tensor, proposals: Sequence[Proposal]) -> None:
     """logits [sum of (1 + verify_length), vocab] in the order of the proposals, changed in place. Rows behind
-    a draft token that may not stand are left as they are: nothing reads them."""
+    a draft token that may not stand are left as they are: nothing reads them. Where nothing but the end may
+    follow, it follows, whatever `min_tokens` says."""
     start = 0
     for proposal in proposals:
         end = start + 1 + proposal.verify_length
         grammar = proposal.sequence.grammar
         if grammar is not None:
             allowed = _allowed_rows(grammar, proposal.draft_token_ids)
-            banned = to_device(torch.from_numpy(allowed == 0), logits.device)
-            logits[start : start + len(banned)].masked_fill_(banned, BANNED)
+            rows = logits[start : start + len(allowed)]
+            rows.masked_fill_(to_device(torch.from_numpy(allowed == 0), logits.device), BANNED)
+            if proposal.sequence.request.adjustments.min_tokens:
+                _allow_the_end(rows, allowed, proposal.sequence.request.stop_token_ids)
         start = end
+
+
+def _allow_the_end(rows: Tensor, allowed: npt.NDArray[np.uint8], stop_token_ids: Sequence[int]) -> None:
+    stops = [token_id for token_id in stop_token_ids if token_id < allowed.shape[1]]
+    ends = allowed.sum(axis=1) == allowed[:, stops].sum(axis=1)
+    for row in ends.nonzero()[0].tolist():
+        rows[row, [token_id for token_id in stops if allowed[row, token_id]]] = 0.0
 
 
 def _allowed_rows(grammar: SequenceGrammar, drafts: Sequence[int]) -> npt.NDArray[np.uint8]:
     """[rows, vocab]"""
-    rows, taken = [grammar.allowed()], 0
+    ahead = grammar.ahead()
+    rows = [ahead.allowed()]
+    if ahead.problem is not None:
+        grammar.fail(ahead.problem)
     for token_id in drafts:
-        if not grammar.take((token_id,)):
-            break
-        taken += 1
-        if grammar.complete:
-            break  # the sequence ends there
-        rows.append(grammar.allowed())
-    grammar.give_back(taken)
+        if not ahead.take((token_id,)) or ahead.complete:
+            break  # it may not stand, or the sequence ends there
+        allowed = ahead.allowed()
+        if ahead.problem is not None:
+            break  # the sequence fails there, if it comes there
+        rows.append(allowed)
     return np.stack(rows)

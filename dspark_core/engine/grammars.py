@@ -5,7 +5,7 @@ llguidance (https://github.com/guidance-ai/llguidance) does the parsing.
 
 from __future__ import annotations
 
-import threading
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,13 @@ import llguidance
 import numpy as np
 import numpy.typing as npt
 
-from dspark_core.errors import InvalidRequestError
+from dspark_core.errors import DSparkError, InvalidRequestError
 from dspark_core.records import GenerateRequest
+from dspark_core.tokenization.deep_threads import deep_thread
 from dspark_core.tokenization.grammar_sources import first_line, grammar_source
 from dspark_core.tokenization.loading import load_tokenizer
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +44,30 @@ class SequenceGrammar:
     def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
+        self._failure: str | None = None
 
     @property
     def complete(self) -> bool:
         """Nothing can follow but the end."""
-        return bool(self._matcher.is_stopped())
+        return self.problem is None and bool(self._matcher.is_stopped())
+
+    @property
+    def problem(self) -> str | None:
+        """Why it cannot go on: some grammars grow beyond what llguidance follows. None: it can."""
+        return first_line(self._matcher.get_error()) if self._matcher.is_error() else self._failure
+
+    def fail(self, problem: str) -> None:
+        """It turned out that it cannot go on."""
+        self._failure = problem
+
+    def ahead(self) -> SequenceGrammar:
+        """To go on with, by tokens that may not stand, and to forget. Copying takes two microseconds; taking
+        tokens back is not possible with every grammar."""
+        return SequenceGrammar(self._matcher.deep_copy(), self._vocab_size)
 
     def take(self, token_ids: Sequence[int]) -> int:
         """Goes on by as many of the tokens as may follow -> how many."""
         return int(self._matcher.try_consume_tokens(list(token_ids)))
-
-    def give_back(self, count: int) -> None:
-        """The last tokens that were taken."""
-        if count:
-            self._matcher.rollback(count)
 
     def allowed(self) -> npt.NDArray[np.uint8]:
         """What may come next, 1 or 0 by token id -> [vocab]."""
@@ -74,35 +87,51 @@ class GrammarCompiler:
     """Threads may share it."""
 
     def __init__(self, tokenizer: Callable[[], TokenizerDocument], vocab_size: int) -> None:
-        """`tokenizer` is asked for when the first grammar comes; `vocab_size`: of the target's logits."""
+        """`tokenizer` is asked for once; `vocab_size`: of the target's logits."""
         self._load = tokenizer
         self._vocab_size = vocab_size
-        self._lock = threading.Lock()
+        self._thread = deep_thread("grammar-compile")
         self._tokens: llguidance.LLTokenizer | None = None
 
+    def prepare(self) -> None:
+        """Takes up to a second in which nothing else of the process runs: better before the first request."""
+        try:
+            self._thread.submit(self._tokenizer).result()
+        except DSparkError as error:
+            _log.warning("requests with a grammar will be refused: %s", error)
+
     def compile(self, request: GenerateRequest) -> SequenceGrammar | None:
-        """None: the request has none. Takes a millisecond for most, and seconds for those that are meant to.
+        """None: the request has none. Takes a millisecond for most, and longer for those that are meant to.
         Raises InvalidRequestError for a grammar that is none, or none for these tokens."""
+        return None if request.grammar is None else self._thread.submit(self._compile, request).result()
+
+    def _compile(self, request: GenerateRequest) -> SequenceGrammar:
         if request.grammar is None:
-            return None
-        matcher = llguidance.LLMatcher(self._tokenizer(), grammar_source(request.grammar), log_level=0)
-        if matcher.is_error():
-            raise InvalidRequestError(f"grammar: {first_line(matcher.get_error())}", field="grammar")
-        grammar = SequenceGrammar(matcher, self._vocab_size)
-        if request.generated_tokens:  # by a verifier that was lost
+            raise AssertionError("asked for by `compile`")
+        source = grammar_source(request.grammar)
+        grammar = SequenceGrammar(
+            llguidance.LLMatcher(self._tokenizer(), source, log_level=0), self._vocab_size
+        )
+        if grammar.problem is None and request.generated_tokens:  # by a verifier that was lost
             grammar.take(request.prompt_token_ids[-request.generated_tokens :])
+        first = grammar.ahead()
+        if grammar.problem is None:
+            first.allowed()  # some are too large for their first token already
+        problem = grammar.problem or first.problem
+        if problem is not None:
+            raise InvalidRequestError(f"grammar: {problem}", field="grammar")
         return grammar
 
     def _tokenizer(self) -> llguidance.LLTokenizer:
-        with self._lock:
-            if self._tokens is None:
-                known = self._load()
-                try:
-                    self._tokens = llguidance.LLTokenizer(
-                        known.document, n_vocab=self._vocab_size, eos_token=list(known.end_token_ids)
-                    )
-                except ValueError as error:
-                    raise InvalidRequestError(
-                        f"grammar: not for this model's tokenizer: {first_line(str(error))}", field="grammar"
-                    ) from None
-            return self._tokens
+        """On the thread of its own only."""
+        if self._tokens is None:
+            known = self._load()
+            try:
+                self._tokens = llguidance.LLTokenizer(
+                    known.document, n_vocab=self._vocab_size, eos_token=list(known.end_token_ids)
+                )
+            except ValueError as error:
+                raise InvalidRequestError(
+                    f"grammar: not for this model's tokenizer: {first_line(str(error))}", field="grammar"
+                ) from None
+        return self._tokens

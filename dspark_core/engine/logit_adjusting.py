@@ -61,8 +61,9 @@ class LogitAdjuster:
         output = self._outputs.setdefault(sequence.sequence_id, _Output())
         output.follow(sequence)
         missing = adjustments.min_tokens - output.length
-        if missing > 0 and sequence.request.stop_token_ids:
-            rows[:missing, _ids(sequence.request.stop_token_ids, rows)] = BANNED
+        stops = [token_id for token_id in sequence.request.stop_token_ids if token_id < rows.shape[1]]
+        if missing > 0 and stops:
+            rows[:missing, _ids(stops, rows)] = BANNED
         if adjustments.logit_bias:
             token_ids, biases = zip(*adjustments.logit_bias, strict=True)
             rows[:, _ids(token_ids, rows)] += _values(biases, rows)

@@ -22,7 +22,8 @@ def asked_rows(logits: Tensor, proposals: Sequence[Proposal]) -> dict[int, Tenso
         end, request = start + 1 + proposal.verify_length, proposal.sequence.request
         if request.top_logprobs is not None:
             own = logits[start:end]
-            rows[index] = own if request.adjustments is NO_ADJUSTMENTS else own.clone()
+            changed = request.adjustments is not NO_ADJUSTMENTS or proposal.sequence.grammar is not None
+            rows[index] = own.clone() if changed else own
         start = end
     return rows
 

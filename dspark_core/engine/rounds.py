@@ -33,7 +33,7 @@ from dspark_core.engine.plan_inputs import may_look_ahead, plan_requests
 from dspark_core.engine.protocols import DraftBlock, PlanSource
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.engine.target_engine import TargetEngine
-from dspark_core.errors import ContextLengthError, InvalidRequestError
+from dspark_core.errors import ContextLengthError, DSparkError, InvalidRequestError
 from dspark_core.records import (
     MAX_SEED,
     DraftOrigin,
@@ -53,6 +53,8 @@ UNKNOWN_CONFIDENCE = 0.7
 class RoundOutput:
     request_id: str
     chunk: GenerateChunk
+    error: DSparkError | None = None
+    """The request cannot go on; `chunk` holds nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +312,9 @@ class RoundLoop:
             if index < num_decoding:
                 sequence.computed += 1 + verdict.accepted
             committed = self._append(sequence, proposal, verdict)
+            if sequence.grammar is not None and sequence.grammar.problem is not None:
+                outputs.append(self._failed(sequence, sequence.grammar.problem))
+                continue
             if index < num_decoding:
                 # A stop token inside the accepted prefix ends the round there.
                 accepted = min(verdict.accepted, len(committed))
@@ -344,15 +349,20 @@ class RoundLoop:
         for token_id in (*proposal.draft_token_ids[: verdict.accepted], verdict.next_token_id):
             sequence.tokens.append(token_id)
             committed.append(token_id)
-            if sequence.grammar is not None:
-                sequence.grammar.take((token_id,))
-            if token_id in stops or (sequence.grammar is not None and sequence.grammar.complete):
+            if token_id in stops or _completes(sequence.grammar, token_id):
                 sequence.finish_reason = FinishReason.STOP
+                break
+            if sequence.grammar is not None and sequence.grammar.problem is not None:
                 break
             if sequence.remaining == 0:
                 sequence.finish_reason = FinishReason.LENGTH
                 break
         return committed
+
+    def _failed(self, sequence: SequenceState, problem: str) -> RoundOutput:
+        self._forget(sequence)
+        error = InvalidRequestError(f"grammar: {problem}", field="grammar")
+        return RoundOutput(sequence.sequence_id, GenerateChunk(token_ids=()), error)
 
     def _chunk(
         self, sequence: SequenceState, committed: Sequence[int], logprobs: tuple[TokenLogprobs, ...]
@@ -412,6 +422,15 @@ class RoundLoop:
                 cohorts=self._turns.cohorts,
             )
         )
+
+
+def _completes(grammar: SequenceGrammar | None, token_id: int) -> bool:
+    """Whether nothing but the end may follow the token, with which the grammar goes on."""
+    if grammar is None:
+        return False
+    if not grammar.take((token_id,)) and grammar.problem is None:
+        grammar.fail(f"token {token_id} cannot follow")
+    return grammar.complete
 
 
 def _context_tokens(proposals: Sequence[Proposal]) -> int:

@@ -261,10 +261,10 @@ class Verifier:
         told: list[tuple[_Stream, GenerateChunk | Exception]] = []
         for output in outputs:
             stream = self._streams.get(output.request_id)
-            if output.chunk.finish_reason is not None:
+            if output.chunk.finish_reason is not None or output.error is not None:
                 self._streams.pop(output.request_id, None)
             if stream is not None:
-                told.append((stream, output.chunk))
+                told.append((stream, output.error or output.chunk))
         _put_all(told)
         if self._on_round is not None:
             self._on_round(outputs)

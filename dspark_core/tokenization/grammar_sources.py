@@ -8,6 +8,7 @@ from llguidance import LLMatcher
 
 from dspark_core.errors import InvalidRequestError
 from dspark_core.output_rules import Grammar, GrammarKind
+from dspark_core.tokenization.deep_threads import deep_thread
 
 
 def grammar_source(grammar: Grammar) -> str:
@@ -16,7 +17,7 @@ def grammar_source(grammar: Grammar) -> str:
         case GrammarKind.JSON_SCHEMA:
             try:
                 json.loads(grammar.text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InvalidRequestError(
                     f"grammar: the schema is no JSON: {error}", field="grammar"
                 ) from None
@@ -27,14 +28,25 @@ def grammar_source(grammar: Grammar) -> str:
             return str(LLMatcher.grammar_from_lark(grammar.text))
 
 
-def check_grammar(grammar: Grammar, field: str) -> None:
-    """Raises InvalidRequestError that names `field`, for what is no grammar whatever the tokenizer."""
-    try:
-        problem = LLMatcher.validate_grammar(grammar_source(grammar))
-    except InvalidRequestError as error:
-        raise InvalidRequestError(str(error).replace("grammar", field, 1), field=field) from None
-    if problem:
-        raise InvalidRequestError(f"{field}: {first_line(problem)}", field=field)
+class GrammarChecker:
+    """Threads may share it."""
+
+    def __init__(self) -> None:
+        self._thread = deep_thread("grammar-check")
+
+    def check(self, grammar: Grammar, field: str) -> None:
+        """Raises InvalidRequestError that names `field`, for what is no grammar whatever the tokenizer."""
+        try:
+            problem = self._thread.submit(_problem, grammar).result()
+        except InvalidRequestError as error:
+            raise InvalidRequestError(str(error).replace("grammar", field, 1), field=field) from None
+        if problem:
+            raise InvalidRequestError(f"{field}: {first_line(problem)}", field=field)
+
+
+def _problem(grammar: Grammar) -> str:
+    """Empty: none."""
+    return str(LLMatcher.validate_grammar(grammar_source(grammar)))
 
 
 def first_line(text: str) -> str:

@@ -67,13 +67,14 @@ class LogprobsWriter:
         return CompletionLogprobsBody(
             tokens=texts,
             token_logprobs=[token.logprobs.logprob for token in tokens],
-            # Tokens that are parts of characters may look alike; the likeliest of them is told.
-            top_logprobs=[
-                {self._text(token_id): logprob for token_id, logprob in reversed(token.logprobs.top)}
-                for token in tokens
-            ],
+            top_logprobs=[self._top(token) for token in tokens],
             text_offset=offsets,
         )
+
+    def _top(self, token: TokenWithLogprobs) -> dict[str, float]:
+        """The chosen token's, too. Parts of characters may look alike; the likeliest of them is told."""
+        known = [*token.logprobs.top, (token.token_id, token.logprobs.logprob)]
+        return {self._text(token_id): logprob for token_id, logprob in reversed(known)}
 
     def _entry(self, token_id: int, logprob: float) -> _Entry:
         raw = self._tokenizer.token_bytes(token_id)

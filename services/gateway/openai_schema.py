@@ -182,14 +182,23 @@ class AnyCompletionBody(BaseModel):
 
     def _grammar(self) -> tuple[Grammar | None, str]:
         """And the field that asks for it."""
-        asked = self.response_format.to_grammar() if self.response_format else None
-        other = self.structured_outputs.to_grammar() if self.structured_outputs else None
+        asked = _grammar_of(self.response_format, "response_format")
+        other = _grammar_of(self.structured_outputs, "structured_outputs")
         if asked is not None and other is not None:
             raise InvalidRequestError(
                 "response_format and structured_outputs contradict each other: send one",
                 field="structured_outputs",
             )
         return (asked, "response_format") if other is None else (other, "structured_outputs")
+
+
+def _grammar_of(body: ResponseFormatBody | StructuredOutputsBody | None, field: str) -> Grammar | None:
+    try:
+        return body.to_grammar() if body else None
+    except InvalidRequestError as error:
+        if error.field != "grammar":  # the record's name for it
+            raise
+        raise InvalidRequestError(str(error).replace("grammar", field, 1), field=field) from None
 
 
 def _token_id(name: str) -> int:

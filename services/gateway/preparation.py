@@ -11,7 +11,7 @@ from typing import TypeVar
 from dspark_core.errors import ContextLengthError, InvalidRequestError, UnknownModelError
 from dspark_core.output_rules import LogitAdjustments
 from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions, VerifierDescription
-from dspark_core.tokenization.grammar_sources import check_grammar
+from dspark_core.tokenization.grammar_sources import GrammarChecker
 from dspark_core.tokenization.tokenizer import Tokenizer
 from services.gateway.backend import GenerationBackend
 from services.gateway.requests import DEFAULT_TIER_NAME, Conversation, TextRequest
@@ -39,6 +39,7 @@ class RequestPreparer:
         self._tokenizer = tokenizer
         self._backend = backend
         self._max_context_tokens = max_context_tokens
+        self._grammars = GrammarChecker()
 
     async def prepare(self, request: TextRequest) -> PreparedRequest:
         """Raises InvalidRequestError and its kinds; UnavailableError while no verifier is known."""
@@ -48,7 +49,7 @@ class RequestPreparer:
             )
         sampling = self._sampling(request)
         if request.grammar is not None:
-            await asyncio.to_thread(check_grammar, request.grammar, request.grammar_field)
+            await asyncio.to_thread(self._grammars.check, request.grammar, request.grammar_field)
         # A long prompt takes a while to encode, and other requests' tokens must not wait for it.
         prompt = await asyncio.to_thread(self._encode, request.prompt)
         description = await self._backend.describe()
@@ -67,7 +68,7 @@ class RequestPreparer:
                 speculation=_bounded(request.speculation, limit),
                 min_tokens_per_second=request.min_tokens_per_second,
                 tier=request.tier,
-                adjustments=request.adjustments,
+                adjustments=_reachable(request.adjustments, limit),
                 grammar=request.grammar,
                 top_logprobs=request.top_logprobs,
             ),
@@ -119,6 +120,13 @@ def _check_biases(adjustments: LogitAdjustments, description: VerifierDescriptio
                 f"logit_bias token ids must be in [0, {description.vocab_size - 1}], got {token_id}",
                 field="logit_bias",
             )
+
+
+def _reachable(adjustments: LogitAdjustments, limit: int) -> LogitAdjustments:
+    """Beyond the context all values of `min_tokens` mean the same, but not all fit the wire."""
+    if adjustments.min_tokens <= limit:
+        return adjustments
+    return dataclasses.replace(adjustments, min_tokens=limit)
 
 
 def _first(given: _Number | None, default: _Number | None, fallback: _Number) -> _Number:

@@ -107,6 +107,7 @@ def build_verifier(
         )
     facts = profiled.target.facts
     grammars = GrammarCompiler(partial(read_tokenizer, facts.path), facts.config.vocab_size)
+    grammars.prepare()
     rounds = RoundLoop(
         engine,
         ObservedPlanSource(plans, observed),

@@ -52,6 +52,20 @@ CHAT = {"model": MODEL, "messages": HELLO}
             None,
             "response_format: Invalid type: x",
         ),
+        (
+            {"structured_outputs": {"json": "[" * 60_000}},
+            400,
+            "structured_outputs",
+            None,
+            "structured_outputs: the schema is no JSON",
+        ),
+        (
+            {"structured_outputs": {"regex": "x" * 70_000}},
+            400,
+            "structured_outputs",
+            None,
+            "70000 characters",
+        ),
         ({"logit_bias": {"999": 1}}, 400, "logit_bias", None, "token ids must be in [0, 257], got 999"),
         (
             {"seed": 1, "speculation": {"verification": "rejection"}},

@@ -51,6 +51,12 @@ async def test_of_a_completion(serve: Serve, stream: bool) -> None:
     assert parts[0].top_logprobs[0] == {"a": -0.97, "b": -0.98}
 
 
+async def test_the_chosen_token_of_a_completion_is_among_the_top(serve: Serve) -> None:
+    running = await serve(FakeBackend("ab"))
+    answer = await running.openai.completions.create(model=MODEL, prompt="p", logprobs=0)
+    assert answer.choices[0].logprobs.top_logprobs == [{"a": -0.97}, {"b": -0.98}]
+
+
 async def test_none_are_told_unless_asked_for(serve: Serve) -> None:
     running = await serve(FakeBackend())
     answer = await running.openai.chat.completions.create(model=MODEL, messages=HELLO)

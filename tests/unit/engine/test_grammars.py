@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import llguidance
@@ -17,8 +19,9 @@ from dspark_core.engine.grammars import GrammarCompiler, SequenceGrammar, Tokeni
 from dspark_core.engine.lookup import LookupDrafting
 from dspark_core.engine.planning import FullPlanSource
 from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.verifier import Verifier
 from dspark_core.errors import InvalidRequestError
-from dspark_core.output_rules import Grammar, GrammarKind
+from dspark_core.output_rules import Grammar, GrammarKind, LogitAdjustments
 from dspark_core.records import FinishReason, GenerateRequest, SamplingParams, SpeculationOptions
 from dspark_core.tokenization.grammar_sources import grammar_source
 from tests.support.tiny_tokenizer import END, tiny_tokenizer
@@ -50,6 +53,9 @@ GRAMMARS = {
     "open": Grammar(kind=GrammarKind.REGEX, text="[a-c]{3,}"),
     "schema": Grammar(kind=GrammarKind.JSON_SCHEMA, text=json.dumps(SCHEMA)),
     "lark": Grammar(kind=GrammarKind.LARK, text='start: pair pair?\npair: "x" /[0-9]/ | "[" pair "]"'),
+    # With these, llguidance takes no tokens back.
+    "stop": Grammar(kind=GrammarKind.LARK, text='start: t "!"\nt[stop="n"]: /[a-p]*/'),
+    "max_tokens": Grammar(kind=GrammarKind.LARK, text='start: t "!"\nt[max_tokens=6]: /[a-z]*/'),
 }
 
 
@@ -245,11 +251,121 @@ def test_empty_and_endless_grammars_are_refused() -> None:
         assert caught.value.field == "grammar"
 
 
-def test_tokens_that_were_tried_are_given_back() -> None:
+def test_what_is_tried_changes_nothing() -> None:
     grammar = COMPILER.compile(asking(GRAMMARS["regex"])[0])
     assert isinstance(grammar, SequenceGrammar)
     before = grammar.allowed()
     ids = TOKENIZER.encode("abna").ids
-    assert grammar.valid(ids) == grammar.take(ids) == len(ids)
-    grammar.give_back(len(ids))
+    assert grammar.valid(ids) == grammar.ahead().take(ids) == len(ids)
     assert (grammar.allowed() == before).all()
+    assert not grammar.complete
+    assert grammar.problem is None
+
+
+GROWING = {
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {
+                f"p{i}_{j}": {"type": "string", "pattern": f"^[a-z]*{j}[a-z]*$"} for j in range(20)
+            },
+        }
+        for i in range(40)
+    ]
+}
+"""Valid, and beyond what llguidance follows once the object is open."""
+
+
+@pytest.mark.parametrize("error_rate", [0.0, 1.0])
+def test_a_grammar_that_cannot_be_followed_fails_its_own_request_alone(error_rate: float) -> None:
+    grammar = Grammar(kind=GrammarKind.JSON_SCHEMA, text=json.dumps(GROWING))
+    (doomed, *_), (_, *others) = asking(grammar), asking(GRAMMARS["regex"])
+    expected = {one.request_id: naive(GRAMMARS["regex"], one.prompt_token_ids) for one in others}
+    loop = loop_of(expected | {doomed.request_id: [0, 4, 19, 9]}, error_rate)
+    for one in (doomed, *others):
+        loop.submit(one)
+    tokens: dict[str, list[int]] = {one.request_id: [] for one in (doomed, *others)}
+    errors = []
+    while loop.has_work:
+        for output in loop.step():
+            tokens[output.request_id].extend(output.chunk.token_ids)
+            if output.error is not None:
+                errors.append((output.request_id, output.error))
+    ((name, error),) = errors
+    assert name == doomed.request_id
+    assert isinstance(error, InvalidRequestError)
+    assert "items" in str(error)
+    assert {one.request_id: tokens[one.request_id] for one in others} == expected
+    assert loop.free_kv_fraction == 1.0
+
+
+async def test_its_caller_hears_why() -> None:
+    verifier = Verifier(loop_of({}, 1.0))
+    verifier.start()
+    try:
+        asked = asking(Grammar(kind=GrammarKind.JSON_SCHEMA, text=json.dumps(GROWING)))[0]
+        with pytest.raises(InvalidRequestError, match=r"grammar: .*items"):
+            async for _ in verifier.generate(asked):
+                pass
+        chunks = [chunk async for chunk in verifier.generate(asking(GRAMMARS["regex"])[1])]
+        assert chunks[-1].finish_reason is not None
+    finally:
+        verifier.stop()
+
+
+def test_a_complete_answer_ends_whatever_min_tokens_says() -> None:
+    asked = dataclasses.replace(
+        asking(Grammar(kind=GrammarKind.LARK, text='start: "a" <end>'))[0],
+        adjustments=LogitAdjustments(min_tokens=6),
+    )
+    assert run(loop_of({}, 1.0), [asked])[asked.request_id] == [*TOKENIZER.encode("a").ids, END]
+
+
+def test_logprobs_of_masked_tokens_are_the_targets_own() -> None:
+    asked = dataclasses.replace(asking(GRAMMARS["regex"])[0], top_logprobs=2)
+    loop = loop_of({}, 1.0)
+    loop.submit(asked)
+    told, tokens = [], []
+    while loop.has_work:
+        for output in loop.step():
+            told += output.chunk.logprobs
+            tokens += output.chunk.token_ids
+    laws = naive_logits(tiny_decoder(), [*asked.prompt_token_ids, *tokens])[
+        -len(tokens) - 1 : -1
+    ].log_softmax(-1)
+    for law, token_id, found in zip(laws, tokens, told, strict=True):
+        assert found.logprob == pytest.approx(float(law[token_id]), abs=1e-4)
+        assert [token for token, _ in found.top] == law.topk(2).indices.tolist()
+
+
+def test_a_tokenizer_that_cannot_be_prepared_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    GrammarCompiler(lambda: TokenizerDocument("{}", (END,)), VOCAB).prepare()
+    assert "requests with a grammar will be refused" in caplog.text
+
+
+DEEP = """
+import json
+from dspark_core.engine.grammars import GrammarCompiler, TokenizerDocument
+from dspark_core.output_rules import Grammar, GrammarKind, MAX_GRAMMAR_CHARACTERS
+from dspark_core.records import GenerateRequest
+from dspark_core.tokenization.grammar_sources import GrammarChecker
+from tests.support.tiny_tokenizer import END, tiny_tokenizer
+
+rules = "start: r0\\n" + "".join(f"r{i}: r{i + 1}\\n" for i in range(4500)) + 'r4500: "a"'
+schemas = {f"a{i}": {"items": {"$ref": f"#/$defs/a{i + 1}"}} for i in range(1300)}
+schemas["a1300"] = {"type": "null"}
+text = json.dumps({"$defs": schemas, "$ref": "#/$defs/a0"})
+compiler = GrammarCompiler(lambda: TokenizerDocument(tiny_tokenizer().to_str(), (END,)), 61)
+for kind, source in ((GrammarKind.LARK, rules), (GrammarKind.JSON_SCHEMA, text)):
+    assert 0.8 * MAX_GRAMMAR_CHARACTERS < len(source) <= MAX_GRAMMAR_CHARACTERS, len(source)
+    grammar = Grammar(kind=kind, text=source)
+    GrammarChecker().check(grammar, "grammar")
+    asked = GenerateRequest(request_id="r", prompt_token_ids=(1,), grammar=grammar)
+    assert compiler.compile(asked) is not None
+"""
+
+
+def test_deep_grammars_do_not_overflow_a_stack() -> None:
+    """In a process of its own: it would be its end."""
+    done = subprocess.run([sys.executable, "-c", DEEP], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

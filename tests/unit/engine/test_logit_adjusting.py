@@ -184,7 +184,7 @@ def test_what_was_counted_is_forgotten_with_its_sequence() -> None:
     [
         ({"presence_penalty": 2.5}, "presence_penalty", r"in \[-2, 2\], got 2.5"),
         ({"frequency_penalty": float("nan")}, "frequency_penalty", "got nan"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty", r"in \(0, 100\], got 0.0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty", r"in \[0.01, 100\], got 0.0"),
         ({"logit_bias": ((3, 101.0),)}, "logit_bias", "got 101.0 for token 3"),
         ({"logit_bias": ((-1, 1.0),)}, "logit_bias", "token id -1"),
         ({"logit_bias": ((3, 1.0), (3, 2.0))}, "logit_bias", "each token once"),
@@ -205,3 +205,8 @@ def test_a_bias_beyond_the_vocabulary_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match=f"got {VOCAB}") as caught:
         make_loop().submit(asked)
     assert caught.value.field == "logit_bias"
+
+
+def test_stop_tokens_beyond_the_vocabulary_are_no_ones_problem() -> None:
+    asked = dataclasses.replace(request("a", [1, 2], 4, stop=(VOCAB + 5,)), adjustments=CASES["min_tokens"])
+    assert len(run(make_loop(), [asked])["a"]) == 4

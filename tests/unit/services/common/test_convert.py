@@ -61,7 +61,7 @@ requests = st.builds(
     adjustments=st.builds(
         LogitAdjustments,
         logit_bias=st.dictionaries(counts, st.floats(-100, 100), max_size=4).map(lambda d: tuple(d.items())),
-        repetition_penalty=st.floats(0, 100, exclude_min=True),
+        repetition_penalty=st.floats(0.01, 100),
         presence_penalty=st.floats(-2, 2),
         frequency_penalty=st.floats(-2, 2),
         min_tokens=counts,

@@ -168,7 +168,7 @@ def test_stop_tokens_are_ignored_only_on_demand() -> None:
         ({"top_logprobs": 3}, "top_logprobs", "top_logprobs 3 needs logprobs to be true"),
         ({"presence_penalty": 2.5}, "presence_penalty", "in [-2, 2], got 2.5"),
         ({"frequency_penalty": -3}, "frequency_penalty", "in [-2, 2], got -3"),
-        ({"repetition_penalty": 0}, "repetition_penalty", "in (0, 100], got 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "in [0.01, 100], got 0"),
         ({"logit_bias": {"1": 500}}, "logit_bias", "in [-100, 100], got 500.0 for token 1"),
         ({"logit_bias": {"the": 5}}, "logit_bias", "keys must be token ids, got 'the'"),
         ({"logit_bias": {"-1": 5}}, "logit_bias", "keys must be token ids, got '-1'"),
@@ -185,7 +185,7 @@ def test_stop_tokens_are_ignored_only_on_demand() -> None:
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs", "got regex, choice"),
         ({"structured_outputs": {"choice": []}}, "structured_outputs", "texts to choose from, got []"),
         ({"structured_outputs": {"regexp": "a"}}, "structured_outputs.regexp", "unrecognised"),
-        ({"structured_outputs": {"regex": " "}}, "grammar", "must be a text"),
+        ({"structured_outputs": {"regex": " "}}, "structured_outputs", "structured_outputs must be a text"),
         (
             {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
             "structured_outputs",
