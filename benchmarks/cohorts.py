@@ -37,7 +37,6 @@ from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
 from dspark_core.records import RoundReport
 from dspark_core.tokenization.loading import load_tokenizer
 from dspark_core.zoo_paths import DEFAULT_DRAFTER
-from services.verifier.clients import RemoteDraftSource
 
 PLAIN, FIXED, FIXED_TURNS = "plain", "fixed", "fixed, in turns"
 SCHEDULED, CHOSEN = "scheduled", "scheduled, turns if faster"
@@ -46,11 +45,10 @@ OVERHEAD = 1.5
 
 
 class Turns:
-    """A planner told how many cohorts there are, unless it chooses, and what the drafter's passes took."""
+    """A planner that is told how many cohorts there are, or chooses."""
 
-    def __init__(self, inner: PlanSource, drafts: RemoteDraftSource, cohorts: int | None) -> None:
+    def __init__(self, inner: PlanSource, cohorts: int | None) -> None:
         self._inner = inner
-        self._drafts = drafts
         self._cohorts = cohorts
 
     def cohorts(self, candidates: Sequence[DraftCandidate], given: int | None) -> int:
@@ -63,9 +61,6 @@ class Turns:
         return self._inner.plan(requests, capacity)
 
     def report(self, report: RoundReport) -> None:
-        compute = self._drafts.timing.compute_seconds
-        if 0.0 < compute <= report.draft_seconds:
-            report = dataclasses.replace(report, draft_compute_seconds=compute)
         self._inner.report(report)
 
 
@@ -116,7 +111,7 @@ def _measure(
         far.move(round_trip_ms / 1000)
         times = dataclasses.replace(loop.round_time, network_seconds=round_trip_ms / 1000)
         for users in arguments.users:
-            methods = _methods(arguments.verify, times, far.source)
+            methods = _methods(arguments.verify, times)
             cell = found.setdefault((round_trip_ms, users), {method.name: [] for method in methods})
             for turn in range(arguments.repetitions):
                 for method in methods[turn % len(methods) :] + methods[: turn % len(methods)]:
@@ -125,13 +120,13 @@ def _measure(
     return found
 
 
-def _methods(verify: int, times: RoundTimeModel, drafts: RemoteDraftSource) -> list[Method]:
+def _methods(verify: int, times: RoundTimeModel) -> list[Method]:
     return [
-        Method(PLAIN, Turns(FixedLengthPlanSource(0), drafts, 1)),
-        Method(FIXED, Turns(FixedLengthPlanSource(verify), drafts, 1)),
-        Method(FIXED_TURNS, Turns(FixedLengthPlanSource(verify), drafts, 2)),
-        Method(SCHEDULED, Turns(LocalPlanSource(times), drafts, 1)),
-        Method(CHOSEN, Turns(LocalPlanSource(times), drafts, None)),
+        Method(PLAIN, Turns(FixedLengthPlanSource(0), 1)),
+        Method(FIXED, Turns(FixedLengthPlanSource(verify), 1)),
+        Method(FIXED_TURNS, Turns(FixedLengthPlanSource(verify), 2)),
+        Method(SCHEDULED, Turns(LocalPlanSource(times), 1)),
+        Method(CHOSEN, Turns(LocalPlanSource(times), None)),
     ]
 
 

@@ -6,7 +6,7 @@ pass holds half of the requests: where weights are what takes time, two such pas
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,22 +22,36 @@ a round in which drafts are waited for."""
 
 
 def worth_turns(
-    gains: Floats, verified: Floats, round_time: RoundTimeModel, context_tokens: int = 0
+    gains: Floats,
+    verified: Floats,
+    round_time: RoundTimeModel,
+    context_tokens: int = 0,
+    price: float = 0.0,
 ) -> float | None:
     """Seconds of the other cohort's pass where turns commit more tokens per second; None: they do not.
 
-    gains and verified [requests] as for `worth_drafting`. Either way it is drafted for whom that pays. The
-    cohorts are taken to be alike: every second request, in the order in which they gain by drafts.
+    gains, verified [requests] and `price` as for `worth_drafting`. Either way it is drafted for whom that
+    pays. The cohorts are taken to be every second request, in the order in which they gain by drafts.
     """
     if len(gains) < COHORTS or not gains.any():
         return None
-    together = _tokens_per_second(gains, verified, round_time, context_tokens)
-    half = drafting_order(gains, verified)[::COHORTS]
-    count, context = len(half), context_tokens // COHORTS
-    beside = round_time.seconds(count, count + float(verified[half].sum()), context)
-    times = replace(round_time, beside_seconds=beside)
-    apart = _tokens_per_second(gains[half], verified[half], times, context)
-    return beside if apart > (1.0 + LEAST_GAIN) * together else None
+    together = _Drafted.of(gains, verified, round_time, context_tokens, price)
+    order, context = drafting_order(gains, verified), context_tokens // COHORTS
+    halves = [order[0::COHORTS], order[1::COHORTS]]
+    cohorts = []
+    for half, other in (halves, halves[::-1]):
+        beside = round_time.seconds(len(other), len(other) + float(verified[other].sum()), context)
+        times = replace(round_time, beside_seconds=beside)
+        chosen = _Drafted.of(gains[half], verified[half], times, context, price)
+        cohorts.append(replace(chosen, wait_seconds=round_time.overhead_seconds(chosen.drafted)))
+    if not any(one.drafted for one in cohorts):
+        return None
+    passes = sum(one.pass_seconds for one in cohorts)
+    cycle = max(passes, *(one.wait_seconds + one.pass_seconds for one in cohorts))
+    cycle = max(cycle, sum(round_time.draft.seconds(one.drafted) for one in cohorts))
+    apart = sum(one.tokens for one in cohorts) / cycle
+    rate = together.tokens / (together.wait_seconds + together.pass_seconds)
+    return passes / COHORTS if apart > (1.0 + LEAST_GAIN) * rate else None
 
 
 def cycle_seconds(
@@ -52,12 +66,25 @@ def cycle_seconds(
     return COHORTS * times.seconds(members, tokens, context, drafts)
 
 
-def _tokens_per_second(
-    gains: Floats, verified: Floats, round_time: RoundTimeModel, context_tokens: int
-) -> float:
-    """Of rounds that draft for whom it pays."""
-    chosen, count = worth_drafting(gains, verified, round_time, context_tokens), len(gains)
-    batch_tokens = count + float(verified[chosen].sum())
-    drafted = int(np.count_nonzero(chosen))
-    seconds = round_time.seconds(count, batch_tokens, context_tokens, drafted)
-    return (count + float(gains[chosen].sum())) / seconds
+@dataclass(frozen=True, slots=True)
+class _Drafted:
+    """A round that drafts for whom it pays."""
+
+    tokens: float
+    """Less what the drafter's time is worth to others."""
+    drafted: int
+    pass_seconds: float
+    wait_seconds: float
+
+    @classmethod
+    def of(
+        cls, gains: Floats, verified: Floats, round_time: RoundTimeModel, context_tokens: int, price: float
+    ) -> _Drafted:
+        chosen, count = worth_drafting(gains, verified, round_time, context_tokens, price), len(gains)
+        drafted = int(np.count_nonzero(chosen))
+        return cls(
+            tokens=count + float(gains[chosen].sum()) - price * round_time.draft.seconds(drafted),
+            drafted=drafted,
+            pass_seconds=round_time.seconds(count, count + float(verified[chosen].sum()), context_tokens),
+            wait_seconds=round_time.overhead_seconds(drafted),
+        )

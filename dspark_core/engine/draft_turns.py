@@ -19,6 +19,9 @@ from dspark_core.engine.sequence import SequenceState
 
 DECISION_ROUNDS = 16
 """So long a decision for or against turns holds: changing leaves a cohort without hidden drafts."""
+FIRST_REST_ROUNDS, MAX_REST_ROUNDS = 256, 4096
+"""Turns in which nobody was drafted for had nothing to hide, and are not tried again for so long: at first,
+and at most, doubling."""
 ALL, IN_TURNS = 1, 2
 """Cohorts."""
 
@@ -27,8 +30,8 @@ ALL, IN_TURNS = 1, 2
 class _Asked:
     """What will be there for sequences whose round is not yet."""
 
-    sequence_ids: set[str]
-    """All of the cohort."""
+    lengths: dict[str, int]
+    """Tokens of each of the cohort: with another one, what was drafted does not follow them any more."""
     lookups: dict[str, DraftBlock]
     flight: DraftFlight | None
     """None: nobody is drafted for."""
@@ -49,12 +52,13 @@ class DraftTurns:
         self._wish = cohorts
         self._given: int | None = ALL
         self._rounds_left = 0
+        self._undrafted_rounds = 0
+        """Of those in turns, in a row."""
+        self._rest, self._next_rest = 0, FIRST_REST_ROUNDS
         self._cohort: dict[str, int] = {}
         """Of each sequence that decodes, while there are two."""
         self._turn = 0
         self._asked: list[_Asked] = []
-        self._ready: dict[str, DraftBlock] = {}
-        """Blocks that came with those of others."""
         self.cohorts = ALL
 
     def take(self, decoding: Sequence[SequenceState]) -> tuple[list[SequenceState], DraftRound]:
@@ -65,7 +69,10 @@ class DraftTurns:
             self._assign(decoding)
             self._turn = 1 - self._turn
             members = self._members(decoding)
-        drafts = self._landed(members) if self._asked or self._ready else None
+            if not members:  # all of the cohort have ended
+                self._turn = 1 - self._turn
+                members = self._members(decoding)
+        drafts = self._landed(members) if self._asked else None
         return members, self._proposed(members) if drafts is None else drafts
 
     def end(self, running: Sequence[SequenceState]) -> None:
@@ -76,34 +83,46 @@ class DraftTurns:
         if len(decoding) < IN_TURNS:
             return
         self._assign(decoding)
+        self._even_out()
         members = self._members(decoding)
         lookups, wanted = self._wanted(members)
         flight = self._drafting.begin(wanted) if self._drafting else None
-        self._asked.append(_Asked({s.sequence_id for s in members}, lookups, flight))
+        self._asked.append(_Asked({s.sequence_id: len(s.tokens) for s in members}, lookups, flight))
+        self._undrafted_rounds = 0 if flight is not None else self._undrafted_rounds + 1
+        if flight is not None:
+            self._next_rest = FIRST_REST_ROUNDS
 
     def release(self, sequence_id: str) -> None:
         """Forgets a sequence that ended; unknown ids are ignored."""
         self._cohort.pop(sequence_id, None)
-        self._ready.pop(sequence_id, None)
         for asked in self._asked:
-            asked.sequence_ids.discard(sequence_id)
-        self._asked = [asked for asked in self._asked if asked.sequence_ids]
+            asked.lengths.pop(sequence_id, None)
+        self._asked = [asked for asked in self._asked if asked.lengths]
 
     def _decide(self, decoding: Sequence[SequenceState]) -> None:
-        possible = self._drafting is not None and self._drafting.apart and len(decoding) >= IN_TURNS
-        given = self._wish if possible else ALL
+        given = self._wish if self._may_take_turns(decoding) else ALL
         if given == self._given and (given == ALL or self._rounds_left > 0):
             self._rounds_left -= 1
             return
         self._given, self._rounds_left = given, DECISION_ROUNDS - 1
         candidates = draft_candidates(decoding, self._drafting.block_size, {}) if self._drafting else []
         self.cohorts = self._planner.cohorts(candidates, given)
+        self._undrafted_rounds = 0
         if self.cohorts == ALL:
             self._cohort.clear()
 
+    def _may_take_turns(self, decoding: Sequence[SequenceState]) -> bool:
+        """Not while the drafter is lost, and not soon after turns that had nothing to hide."""
+        if self._drafting is None or not self._drafting.apart or len(decoding) < IN_TURNS:
+            return False
+        if self._wish is None and self._undrafted_rounds >= DECISION_ROUNDS:
+            self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest, MAX_REST_ROUNDS)
+            self._undrafted_rounds = 0
+        self._rest = max(self._rest - 1, 0)
+        return self._drafting.available and self._rest == 0
+
     def _assign(self, decoding: Sequence[SequenceState]) -> None:
-        """Everybody to a cohort, both of one size: newcomers where there are fewer, or where a round has just
-        ended; then the latest are moved, until sizes differ by one at most."""
+        """Newcomers to the smaller cohort, or to the one whose round it was last."""
         self._cohort = {s.sequence_id: self._cohort[s.sequence_id] for s in decoding if self._known(s)}
         sizes = Counter(self._cohort.values())
         for sequence in decoding:
@@ -112,13 +131,15 @@ class DraftTurns:
                 cohort = other if sizes[other] < sizes[self._turn] else self._turn
                 self._cohort[sequence.sequence_id] = cohort
                 sizes[cohort] += 1
-        larger = 0 if sizes[0] > sizes[1] else 1
-        for sequence_id in reversed(list(self._cohort)):
-            if sizes[larger] - sizes[1 - larger] < IN_TURNS:
-                break
-            if self._cohort[sequence_id] == larger:
-                self._cohort[sequence_id] = 1 - larger
-                sizes.update({larger: -1, 1 - larger: 1})
+
+    def _even_out(self) -> None:
+        """The latest of those who have just had their round, for whom nothing is drafted yet, go to the other
+        cohort while that is smaller by two or more."""
+        sizes = Counter(self._cohort.values())
+        surplus = (sizes[self._turn] - sizes[1 - self._turn]) // IN_TURNS
+        mine = [name for name, cohort in self._cohort.items() if cohort == self._turn]
+        for name in mine[len(mine) - max(surplus, 0) :]:
+            self._cohort[name] = 1 - self._turn
 
     def _known(self, sequence: SequenceState) -> bool:
         return sequence.sequence_id in self._cohort
@@ -144,19 +165,28 @@ class DraftTurns:
         return dataclasses.replace(drafts, blocks={**lookups, **drafts.blocks})
 
     def _landed(self, members: Sequence[SequenceState]) -> DraftRound | None:
-        """What was asked for before; None: nothing, of any of them. Who joined since goes without."""
+        """What was asked for before; None: nothing, for any of them. Who joined since goes without."""
         names = {sequence.sequence_id for sequence in members}
-        due = [asked for asked in self._asked if not names.isdisjoint(asked.sequence_ids)]
-        if not due and names.isdisjoint(self._ready):
+        due = [asked for asked in self._asked if not names.isdisjoint(asked.lengths)]
+        if not due:
             return None
         self._asked = [asked for asked in self._asked if asked not in due]
-        seconds, hidden, primed = 0.0, 0.0, False
-        for asked in due:
-            self._ready.update(asked.lookups)
-            if self._drafting is not None and asked.flight is not None:
-                drafts = self._drafting.finish(asked.flight)
-                self._ready.update(drafts.blocks)
-                seconds, hidden = seconds + drafts.seconds, max(hidden, drafts.hidden_seconds)
-                primed = primed or drafts.primed
-        blocks = {name: self._ready.pop(name) for name in names if name in self._ready}
-        return DraftRound(blocks, seconds, primed, hidden)
+        rounds = [self._drafting.finish(one.flight) for one in due if self._drafting and one.flight]
+        there = {name: block for one in due for name, block in one.lookups.items()}
+        for one in rounds:
+            there.update(one.blocks)
+        lengths = {name: length for one in due for name, length in one.lengths.items()}
+        blocks = {
+            s.sequence_id: there[s.sequence_id]
+            for s in members
+            if s.sequence_id in there and lengths.get(s.sequence_id) == len(s.tokens)
+        }
+        if not rounds:
+            return DraftRound(blocks, 0.0)
+        return dataclasses.replace(
+            rounds[0],
+            blocks=blocks,
+            seconds=sum(one.seconds for one in rounds),
+            hidden_seconds=max(one.hidden_seconds for one in rounds),
+            primed=any(one.primed for one in rounds),
+        )

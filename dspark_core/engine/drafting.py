@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dspark_core.engine.protocols import DraftBlock, DraftItem, DraftSource
+from dspark_core.engine.protocols import DraftBlock, DraftItem, DraftReply, DraftSource
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.engine.target_engine import TargetEngine
 from dspark_core.errors import DraftUnavailableError
@@ -30,6 +30,9 @@ class DraftRound:
     """The drafter took in context it had missed while nobody asked it, which takes longer."""
     hidden_seconds: float = 0.0
     """What drafting took beyond `seconds`, while the target computed others."""
+    compute_seconds: float = 0.0
+    """Of both, the drafter's own pass; 0: it did not tell."""
+    drafter_id: str = ""
 
 
 NO_DRAFTS = DraftRound({}, 0.0)
@@ -82,18 +85,22 @@ class Drafting:
         Leaving a sequence out costs nothing: its features are neither read nor sent, and its next
         item brings what was missed, at most a window, in one append.
         """
-        flight = self.begin(sequences)
-        return NO_DRAFTS if flight is None else self._landed(flight, waiting_since=flight.asked_at)
+        wanted = self._usable(sequences)
+        if not wanted:
+            return NO_DRAFTS
+        started = self._clock()
+        return self._landed(self._begun(wanted), waiting_since=started)
 
     def begin(self, sequences: Sequence[SequenceState]) -> DraftFlight | None:
         """`propose` that waits for nothing; None: nobody may use a draft. `finish` it before the sequences
         get another token. As many may be under way as the source takes."""
-        wanted = [
-            s for s in sequences if s.request.speculation.enabled and draft_limit(s, self.block_size) > 0
-        ]
-        if not wanted:
-            return None
-        asked_at = self._clock()
+        wanted = self._usable(sequences)
+        return self._begun(wanted) if wanted else None
+
+    def _usable(self, sequences: Sequence[SequenceState]) -> list[SequenceState]:
+        return [s for s in sequences if s.request.speculation.enabled and draft_limit(s, self.block_size) > 0]
+
+    def _begun(self, wanted: Sequence[SequenceState]) -> DraftFlight:
         generation = self._source.generation
         starts = [self._features_start(sequence, generation) for sequence in wanted]
         spans = [(s.pages, start, len(s.tokens) - 1) for s, start in zip(wanted, starts, strict=True)]
@@ -102,6 +109,7 @@ class Drafting:
         # A round commits a block and its bonus token at most.
         missed = (len(s.tokens) - 1 - start for s, start in zip(wanted, starts, strict=True))
         primed = max(missed) > self.block_size + 1
+        asked_at = self._clock()  # what was done until here has held up whoever called
         flight = DraftFlight(wanted, items, generation, self._source.propose(items), primed, asked_at)
         flight.future.add_done_callback(lambda _: setattr(flight, "answered_at", self._clock()))
         return flight
@@ -121,7 +129,15 @@ class Drafting:
         blocks = self._answer(flight)
         landed_at = self._clock()
         hidden = min(flight.answered_at or landed_at, waiting_since) - flight.asked_at
-        return DraftRound(blocks, landed_at - waiting_since, flight.primed, max(hidden, 0.0))
+        told = flight.future if isinstance(flight.future, DraftReply) and blocks else DraftReply()
+        return DraftRound(
+            blocks,
+            landed_at - waiting_since,
+            flight.primed,
+            max(hidden, 0.0),
+            told.compute_seconds,
+            told.drafter_id,
+        )
 
     def _answer(self, flight: DraftFlight) -> dict[str, DraftBlock]:
         left = flight.asked_at + self._deadline_seconds - self._clock()

@@ -65,7 +65,7 @@ class LocalPlanSource:
             return given or 1
         gains, verified = self._policy.prospects(candidates)
         context = sum(candidate.context_tokens for candidate in candidates)
-        self._beside_seconds = worth_turns(gains, verified, self._round_time, context)
+        self._beside_seconds = worth_turns(gains, verified, self._round_time, context, self.draft_price)
         if self._beside_seconds is None and given is not None:
             count, tokens = len(gains) / given, (len(gains) + float(verified.sum())) / given
             self._beside_seconds = self._round_time.seconds(round(count), tokens, context // given)

@@ -73,6 +73,14 @@ class DraftBlock:
     origin: DraftOrigin = DraftOrigin.DRAFTER
 
 
+class DraftReply(Future[list[DraftBlock]]):
+    """Of a drafter that tells what its own pass took; set before the blocks."""
+
+    compute_seconds: float = 0.0
+    """0: it did not tell."""
+    drafter_id: str = ""
+
+
 class DraftSource(Protocol):
     """Proposes draft blocks, for two rounds at a time at most: each is answered before the one after."""
 
@@ -85,7 +93,8 @@ class DraftSource(Protocol):
         ...
 
     def propose(self, items: Sequence[DraftItem]) -> Future[list[DraftBlock]]:
-        """Blocks in the order of the items; fails with `DraftUnavailableError`. Cancelled by who gave up."""
+        """Blocks in the order of the items; fails with `DraftUnavailableError`. Cancelled by who gave up.
+        A `DraftReply` where the drafter tells of its pass."""
         ...
 
     def release(self, sequence_ids: Sequence[str]) -> None:

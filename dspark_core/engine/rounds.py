@@ -418,6 +418,8 @@ class RoundLoop:
                 draft_seconds=times.drafts.seconds + times.drafts.hidden_seconds,
                 hidden_draft_seconds=times.drafts.hidden_seconds,
                 loop_seconds=times.loop_seconds,
+                draft_compute_seconds=times.drafts.compute_seconds,
+                drafter_id=times.drafts.drafter_id,
                 drafter_primed=times.drafts.primed,
                 cohorts=self._turns.cohorts,
             )

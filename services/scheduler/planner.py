@@ -48,7 +48,7 @@ class VerifierPlanner:
             return None
         context = report.context_tokens // len(report.requests)
         if report.cohorts > 1:  # the round before was another cohort's, while these were drafted for
-            model = replace(model, beside_seconds=report.step_seconds + report.loop_seconds)
+            model = replace(model, beside_seconds=report.step_seconds)
         requests = [
             PlanRequest(
                 sequence_id=request.sequence_id,

@@ -18,7 +18,7 @@ from typing import Any
 import grpc.aio
 from dspark_proto.v1 import drafter_pb2, drafter_pb2_grpc
 
-from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem
+from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem, DraftReply
 from dspark_core.errors import CheckpointError, DraftUnavailableError, DSparkError
 from services.common.lifecycle import end
 from services.common.rpc_errors import from_rpc_error
@@ -42,15 +42,7 @@ class _Pending:
 
     round: int
     sequence_ids: tuple[str, ...]
-    future: Future[list[DraftBlock]] = field(default_factory=Future)
-
-
-@dataclass(frozen=True, slots=True)
-class DraftTiming:
-    """What a drafter told of its newest pass."""
-
-    compute_seconds: float = 0.0
-    drafter_id: str = ""
+    future: DraftReply = field(default_factory=DraftReply)
 
 
 class RemoteDraftSource:
@@ -70,8 +62,6 @@ class RemoteDraftSource:
         self._connected = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._complained = False
-        self.timing = DraftTiming()
-        """Of the newest reply."""
 
     def start(self) -> None:
         if self._task is None:
@@ -196,7 +186,8 @@ class RemoteDraftSource:
         except DraftUnavailableError as error:
             pending.future.set_exception(error)
         else:
-            self.timing = DraftTiming(response.compute_seconds, response.drafter_id)
+            pending.future.compute_seconds = response.compute_seconds
+            pending.future.drafter_id = response.drafter_id
             pending.future.set_result(blocks)
 
     def _disconnected(self) -> None:

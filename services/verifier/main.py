@@ -23,7 +23,7 @@ from services.common.registration import RegistrationLoop
 from services.common.scheduler_link import GrpcSchedulerConnection, SchedulerLink, addresses_from_text
 from services.common.server import GrpcServer, serve
 from services.common.telemetry import Telemetry
-from services.verifier.clients import DraftTiming, RemoteDraftSource
+from services.verifier.clients import RemoteDraftSource
 from services.verifier.config import VerifierServiceConfig
 from services.verifier.load import LoadMeter
 from services.verifier.metrics import profile_problem
@@ -118,7 +118,6 @@ async def _start_verifier(
             kind=replica_kind(config.engine, profiled.target.engine),
             adopt=lambda curve: local.adopt(adopted(curve)),
             on_connected=found,
-            drafted_by=(lambda: drafts.timing) if drafts is not None else DraftTiming,
             charge=lambda price: setattr(local, "draft_price", price),
         )
         coordinated.append(plans)

@@ -20,7 +20,6 @@ from dspark_core.errors import DSparkError
 from dspark_core.records import ReplicaKind, RoundReport, StepTime, VerifierLoad, VerifyPlan
 from services.common.lifecycle import end
 from services.common.protocols import CoordinationApi
-from services.verifier.clients import DraftTiming
 from services.verifier.scaling import scaled, scaling_of
 
 _log = logging.getLogger(__name__)
@@ -51,15 +50,14 @@ class CoordinatedPlanSource:
         kind: ReplicaKind | None = None,
         adopt: Callable[[tuple[StepTime, ...]], None] = lambda curve: None,
         on_connected: Callable[[], None] = lambda: None,
-        drafted_by: Callable[[], DraftTiming] = DraftTiming,
         charge: Callable[[float], None] = lambda price: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`profile` is what this verifier measured at start; the scheduler refines it. `load` is
         asked for whenever a report is sent, and in between, on the event loop. `adopt` takes the step
         times of this `kind` when there is no profile and others have one. `on_connected` is called when a
-        scheduler begins to answer: it may be a new leader, which knows nobody yet. `drafted_by`: what the
-        drafter told of its newest pass. `charge` is told the price of its time before each round."""
+        scheduler begins to answer: it may be a new leader, which knows nobody yet. `charge` is told the price
+        of the drafter's time before each round."""
         self._scheduler = scheduler
         self._local = local
         self._profile = tuple(profile)
@@ -68,7 +66,6 @@ class CoordinatedPlanSource:
         self._kind = kind
         self._adopt = adopt
         self._on_connected = on_connected
-        self._drafted_by = drafted_by
         self._charge = charge
         self._clock = clock
         self._price = (0.0, clock())  # and when it came; replaced as a whole, read by the round thread
@@ -100,13 +97,17 @@ class CoordinatedPlanSource:
         return self._plans[-1].based_on_round if self._plans else 0
 
     def cohorts(self, candidates: Sequence[DraftCandidate], given: int | None) -> int:
+        self._charge_newest()
         return self._local.cohorts(candidates, given)
 
     def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
-        """The price comes from rounds that are over, as all that is weighed here."""
+        self._charge_newest()
+        return self._local.wants_draft(candidates)
+
+    def _charge_newest(self) -> None:
+        """The price comes from rounds that are over, as all that is weighed with it."""
         price, told_at = self._price
         self._charge(faded(price, self._clock() - told_at))
-        return self._local.wants_draft(candidates)
 
     def plan(self, requests: Sequence[PlanRequest], capacity: int | None = None) -> tuple[int, ...]:
         requests = scaled(requests, self._scaling)
@@ -121,12 +122,6 @@ class CoordinatedPlanSource:
 
     def report(self, report: RoundReport) -> None:
         self._round = report.round
-        timing = self._drafted_by()
-        # A reply that came too late is of another round, and longer than this one's wait at times.
-        if 0.0 < timing.compute_seconds <= report.draft_seconds:
-            report = dataclasses.replace(
-                report, draft_compute_seconds=timing.compute_seconds, drafter_id=timing.drafter_id
-            )
         self._local.report(report)
         with contextlib.suppress(RuntimeError):  # the loop is closed: the service is ending
             self._loop.call_soon_threadsafe(self._enqueue, report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dspark_core.algorithms.cohorts import COHORTS, cycle_seconds, worth_turns
+from dspark_core.algorithms.drafting_choice import drafting_order, worth_drafting
 from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
 from dspark_core.algorithms.step_time import StepTimeModel
 
@@ -83,3 +85,78 @@ def test_nobody_takes_turns_alone_or_without_drafts() -> None:
     assert worth_turns(GAINS, VERIFIED, slow) is not None
     assert worth_turns(GAINS[:1], VERIFIED[:1], slow) is None
     assert worth_turns(np.zeros(16), VERIFIED, slow) is None
+
+
+WEIGHTS_BOUND = (0.0002, 0.010)
+
+
+@pytest.mark.parametrize(
+    ("draft", "gains", "verified"),
+    [
+        (0.004, (1.8, 0.0), (2.0, 0.0)),  # one may not be drafted for
+        (0.006, (1.8,) * 3, (2.0,) * 3),
+        (0.008, (1.8,) * 5, (2.0,) * 5),
+        (0.006, (3.0, 1.0, 0.5, 0.0), (4.0, 2.0, 2.0, 0.0)),
+    ],
+)
+def test_both_cohorts_are_looked_at_not_the_better_one(draft: float, gains, verified) -> None:
+    per_token, base = WEIGHTS_BOUND
+    assert worth_turns(np.array(gains), np.array(verified), times(per_token, base, draft, 0.001)) is None
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.0, 5.0), st.floats(0.5, 6.0)), min_size=2, max_size=12),
+    st.floats(0.0, 0.002),
+    st.floats(0.001, 0.05),
+    seconds,
+    seconds,
+)
+def test_turns_that_are_taken_are_faster_on_a_simulated_machine(
+    given_: list[tuple[float, float]], per_token: float, base: float, draft: float, network: float
+) -> None:
+    """With the same choice of whom to draft for in cohorts that differ, all that rounds take counted."""
+    gains, verified = (np.array(column) for column in zip(*given_, strict=True))
+    model = times(per_token, base, draft, network)
+    if worth_turns(gains, verified, model) is None:
+        return
+    together = worth_drafting(gains, verified, model)
+    count = len(gains)
+    rate = (count + gains[together].sum()) / model.seconds(
+        count, count + verified[together].sum(), 0, int(together.sum())
+    )
+    order = drafting_order(gains, verified)
+    best = 0.0
+    for drafted in itertools.product(*(range(len(order[i::2]) + 1) for i in (0, 1))):
+        halves = [order[i::2] for i in (0, 1)]
+        tokens = count + sum(gains[half[:n]].sum() for half, n in zip(halves, drafted, strict=True))
+        steps = [
+            model.seconds(len(half), len(half) + verified[half[:n]].sum())
+            for half, n in zip(halves, drafted, strict=True)
+        ]
+        best = max(
+            best, tokens / simulated_unequal(steps, [draft * (n > 0) for n in drafted], network, drafted)
+        )
+    assert best > rate
+
+
+def simulated_unequal(
+    steps: list[float], drafts: list[float], network: float, drafted: tuple[int, ...], cycles: int = 60
+) -> float:
+    """Seconds of a cycle of two cohorts that differ."""
+    asked, drafter_free, target_free = [0.0, 0.0], 0.0, 0.0
+    ends: list[float] = []
+    for turn in range(2 * cycles):
+        cohort = turn % 2
+        ready = asked[cohort]
+        if drafted[cohort]:
+            drafter_free = max(asked[cohort] + network / 2, drafter_free) + drafts[cohort]
+            ready = drafter_free + network / 2
+        target_free = asked[cohort] = max(target_free, ready) + steps[cohort]
+        ends.append(target_free)
+    return (ends[-1] - ends[cycles - 1]) / (cycles / 2)
+
+
+def test_a_price_that_leaves_nobody_drafted_for_leaves_nothing_to_hide() -> None:
+    model = times(0.0005, 0.008, 0.012, 0.0)
+    assert worth_turns(GAINS, VERIFIED, model) is not None
+    assert worth_turns(GAINS, VERIFIED, model, price=1e6) is None

@@ -154,6 +154,12 @@ class ScriptedDrafts:
         return self._generation
 
     def lose_state(self) -> None:
+        if self._worker is not None:
+            self._worker.submit(self._lose_state).result()  # between drafts, not within
+        else:
+            self._lose_state()
+
+    def _lose_state(self) -> None:
         self.features.clear()
         self._generation += 1
 
@@ -167,9 +173,14 @@ class ScriptedDrafts:
             return future
         self.items.extend(items)
         if self._worker is not None:
-            return self._worker.submit(lambda: [self._block(item) for item in items])
+            return self._worker.submit(self._blocks, items, self._generation)
         future.set_result([self._block(item) for item in items])
         return future
+
+    def _blocks(self, items: Sequence[DraftItem], generation: int) -> list[DraftBlock]:
+        if generation != self._generation:  # what they build on is lost
+            return [DraftBlock(item.sequence_id, needs_context=True) for item in items]
+        return [self._block(item) for item in items]
 
     def _block(self, item: DraftItem) -> DraftBlock:
         held = self.features.setdefault(item.sequence_id, {})

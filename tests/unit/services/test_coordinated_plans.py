@@ -15,7 +15,6 @@ from dspark_core.engine.planning import FullPlanSource
 from dspark_core.errors import UnavailableError
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime, VerifierLoad, VerifyPlan
 from services.scheduler.scheduler import Scheduler
-from services.verifier.clients import DraftTiming
 from services.verifier.plans import MAX_PLAN_AGE_ROUNDS, CoordinatedPlanSource
 from tests.support.clock import ManualClock
 
@@ -190,26 +189,6 @@ async def test_a_price_reaches_the_choice_whom_to_draft_for_and_fades_without_ne
     assert price() == 120.0
     clock.advance(HALF_LIFE_SECONDS)
     assert price() == pytest.approx(60.0)
-    await plans.close()
-
-
-@pytest.mark.parametrize(
-    ("told", "sent"),
-    [
-        (DraftTiming(0.0006, "d1"), (0.0006, "d1")),
-        (DraftTiming(), (0.0, "")),
-        (DraftTiming(0.5, "d1"), (0.0, "")),  # of a reply that came too late for an earlier round
-    ],
-)
-async def test_what_the_drafter_told_of_its_pass_is_reported(
-    told: DraftTiming, sent: tuple[float, str]
-) -> None:
-    scheduler = ScriptedScheduler()
-    plans = CoordinatedPlanSource(scheduler, FullPlanSource(), CURVE, drafted_by=lambda: told)
-    plans.start()
-    plans.report(report(1))
-    await until(lambda: bool(scheduler.reports))
-    assert (scheduler.reports[0].draft_compute_seconds, scheduler.reports[0].drafter_id) == sent
     await plans.close()
 
 
