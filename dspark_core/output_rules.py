@@ -50,11 +50,6 @@ class LogitAdjustments:
             require(-2.0 <= getattr(self, name) <= 2.0, name, getattr(self, name), "in [-2, 2]")
         require(self.min_tokens >= 0, "min_tokens", self.min_tokens, ">= 0")
 
-    @property
-    def count_output(self) -> bool:
-        """Whether logits depend on what was generated."""
-        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
-
 
 NO_ADJUSTMENTS = LogitAdjustments()
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+from pathlib import Path
+
+from dspark_core.errors import ConfigError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -22,14 +26,34 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--temperature", type=float, default=None, help="0: greedy; default: the model's own")
     group.add_argument("--top-p", type=float, default=None)
     group.add_argument("--seed", type=int, default=None, help="makes the answer reproducible")
+    for name in ("presence", "frequency", "repetition"):
+        group.add_argument(f"--{name}-penalty", type=float, default=None, help="see docs/api.md")
+    group.add_argument(
+        "--schema", type=Path, default=None, metavar="FILE", help="JSON schema that the answer keeps to"
+    )
     group.add_argument("--no-speculation", action="store_true", help="plain decoding, for comparison")
 
 
 def sampling_fields(arguments: argparse.Namespace) -> dict[str, object]:
+    """Raises ConfigError for a schema's file that cannot be read."""
     return {
         "max_tokens": arguments.max_tokens,
         "temperature": arguments.temperature,
         "top_p": arguments.top_p,
         "seed": arguments.seed,
+        "presence_penalty": arguments.presence_penalty,
+        "frequency_penalty": arguments.frequency_penalty,
+        "repetition_penalty": arguments.repetition_penalty,
+        "response_format": None if arguments.schema is None else _shape(arguments.schema),
         "speculation": {"enabled": False} if arguments.no_speculation else None,
     }
+
+
+def _shape(path: Path) -> dict[str, object]:
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--schema {path}: {error}") from None
+    if not isinstance(schema, dict):
+        raise ConfigError(f"--schema {path}: must hold an object, got {schema!r:.40}")
+    return {"type": "json_schema", "json_schema": {"name": path.stem, "schema": schema}}

@@ -36,6 +36,27 @@ def test_generate_prints_the_answer_and_its_speed(stack: EmbeddedStack, capsys) 
     assert "no speculation" in capsys.readouterr().err
 
 
+def test_generate_keeps_to_a_schema(stack: EmbeddedStack, capsys, tmp_path) -> None:
+    schema = tmp_path / "city.json"
+    schema.write_text(
+        '{"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]}'
+    )
+    asked = [
+        "generate",
+        "--url",
+        stack.url,
+        "--prompt",
+        "The capital of Italy, as JSON?",
+        "--temperature",
+        "0",
+    ]
+    assert main([*asked, "--max-tokens", "40", "--schema", str(schema), "--frequency-penalty", "0.5"]) == 0
+    assert json.loads(capsys.readouterr().out)["city"] in ("Rome", "Oslo")
+    schema.write_text("[1")
+    assert main([*asked, "--schema", str(schema)]) != 0
+    assert "city.json: Expecting" in capsys.readouterr().err
+
+
 def test_generate_reads_standard_input(stack: EmbeddedStack, capsys, monkeypatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(QUESTION))
     fields = ["--temperature", "0", "--max-tokens", "24", "--quiet"]
