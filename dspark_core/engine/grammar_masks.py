@@ -27,10 +27,18 @@ def mask(logits: Tensor, proposals: Sequence[Proposal]) -> None:
         if grammar is not None:
             allowed = _allowed_rows(grammar, proposal.draft_token_ids)
             rows = logits[start : start + len(allowed)]
-            rows.masked_fill_(to_device(torch.from_numpy(allowed == 0), logits.device), BANNED)
+            _ban(rows, allowed == 0)
             if proposal.sequence.request.adjustments.min_tokens:
                 _allow_the_end(rows, allowed, proposal.sequence.request.stop_token_ids)
         start = end
+
+
+def _ban(rows: Tensor, banned: npt.NDArray[np.bool_]) -> None:
+    if rows.device.type == "cpu":
+        # PyTorch would share so much out among threads that go on spinning beside the next pass.
+        np.copyto(rows.numpy(), BANNED, where=banned)
+    else:
+        rows.masked_fill_(to_device(torch.from_numpy(banned), rows.device), BANNED)
 
 
 def _allow_the_end(rows: Tensor, allowed: npt.NDArray[np.uint8], stop_token_ids: Sequence[int]) -> None:

@@ -23,9 +23,16 @@ def asked_rows(logits: Tensor, proposals: Sequence[Proposal]) -> dict[int, Tenso
         if request.top_logprobs is not None:
             own = logits[start:end]
             changed = request.adjustments is not NO_ADJUSTMENTS or proposal.sequence.grammar is not None
-            rows[index] = own.clone() if changed else own
+            rows[index] = _copied(own) if changed else own
         start = end
     return rows
+
+
+def _copied(rows: Tensor) -> Tensor:
+    if rows.device.type == "cpu":
+        # PyTorch would share a copy out among threads that go on spinning beside the next pass.
+        return torch.from_numpy(rows.numpy().copy())
+    return rows.clone()
 
 
 @torch.inference_mode()
