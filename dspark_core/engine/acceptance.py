@@ -52,6 +52,27 @@ class Proposal:
 
 
 @dataclass(frozen=True, slots=True)
+class ShapedRows:
+    """Rows of logits of a proposal whose request asks for more than to be sampled."""
+
+    index: int
+    """Of the proposal."""
+    proposal: Proposal
+    rows: slice
+
+
+def shaped_rows(proposals: Sequence[Proposal]) -> list[ShapedRows]:
+    """Mostly none: one look at each proposal is all that a round pays for them then."""
+    shaped, start = [], 0
+    for index, proposal in enumerate(proposals):
+        end = start + 1 + proposal.verify_length
+        if proposal.sequence.shaped:
+            shaped.append(ShapedRows(index, proposal, slice(start, end)))
+        start = end
+    return shaped
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     accepted: int
     next_token_id: int

@@ -10,27 +10,24 @@ import torch
 from torch import Tensor
 
 from dspark_core.algorithms.transfer import to_device
-from dspark_core.engine.acceptance import Proposal
+from dspark_core.engine.acceptance import ShapedRows
 from dspark_core.engine.grammars import SequenceGrammar
 from dspark_core.engine.logit_adjusting import BANNED
 
 
 @torch.inference_mode()
-def mask(logits: Tensor, proposals: Sequence[Proposal]) -> None:
-    """logits [sum of (1 + verify_length), vocab] in the order of the proposals, changed in place. Rows behind
-    a draft token that may not stand are left as they are: nothing reads them. Where nothing but the end may
-    follow, it follows, whatever `min_tokens` says."""
-    start = 0
-    for proposal in proposals:
-        end = start + 1 + proposal.verify_length
-        grammar = proposal.sequence.grammar
-        if grammar is not None:
-            allowed = _allowed_rows(grammar, proposal.draft_token_ids)
-            rows = logits[start : start + len(allowed)]
+def mask(logits: Tensor, shaped: Sequence[ShapedRows]) -> None:
+    """logits [rows, vocab] of the round, changed in place. Rows behind a draft token that may not stand are
+    left as they are: nothing reads them. Where nothing but the end may follow, it follows, whatever
+    `min_tokens` says."""
+    for one in shaped:
+        sequence = one.proposal.sequence
+        if sequence.grammar is not None:
+            allowed = _allowed_rows(sequence.grammar, one.proposal.draft_token_ids)
+            rows = logits[one.rows][: len(allowed)]
             _ban(rows, allowed == 0)
-            if proposal.sequence.request.adjustments.min_tokens:
-                _allow_the_end(rows, allowed, proposal.sequence.request.stop_token_ids)
-        start = end
+            if sequence.request.adjustments.min_tokens:
+                _allow_the_end(rows, allowed, sequence.request.stop_token_ids)
 
 
 def _ban(rows: Tensor, banned: npt.NDArray[np.bool_]) -> None:

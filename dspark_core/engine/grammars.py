@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dspark_core.errors import DSparkError, InvalidRequestError
+from dspark_core.output_rules import Grammar
 from dspark_core.records import GenerateRequest
 from dspark_core.tokenization.deep_threads import deep_thread
 from dspark_core.tokenization.grammar_sources import first_line, grammar_source
@@ -100,15 +102,13 @@ class GrammarCompiler:
         except DSparkError as error:
             _log.warning("requests with a grammar will be refused: %s", error)
 
-    def compile(self, request: GenerateRequest) -> SequenceGrammar | None:
-        """None: the request has none. Takes a millisecond for most, and longer for those that are meant to.
-        Raises InvalidRequestError for a grammar that is none, or none for these tokens."""
-        return None if request.grammar is None else self._thread.submit(self._compile, request).result()
+    def compile(self, request: GenerateRequest, asked: Grammar) -> Future[SequenceGrammar]:
+        """A millisecond for most, and longer for those that are meant to. Fails with InvalidRequestError for
+        what is no grammar, or none for these tokens."""
+        return self._thread.submit(self._compile, request, asked)
 
-    def _compile(self, request: GenerateRequest) -> SequenceGrammar:
-        if request.grammar is None:
-            raise AssertionError("asked for by `compile`")
-        source = grammar_source(request.grammar)
+    def _compile(self, request: GenerateRequest, asked: Grammar) -> SequenceGrammar:
+        source = grammar_source(asked)
         grammar = SequenceGrammar(
             llguidance.LLMatcher(self._tokenizer(), source, log_level=0), self._vocab_size
         )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dspark_core.algorithms.transfer import to_device
-from dspark_core.engine.acceptance import Proposal
+from dspark_core.engine.acceptance import Proposal, ShapedRows
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.output_rules import NO_ADJUSTMENTS, LogitAdjustments
 
@@ -42,14 +42,11 @@ class LogitAdjuster:
         self._outputs: dict[str, _Output] = {}
 
     @torch.inference_mode()
-    def apply(self, logits: Tensor, proposals: Sequence[Proposal]) -> None:
-        """logits [sum of (1 + verify_length), vocab] in the order of the proposals; changed in place."""
-        start = 0
-        for proposal in proposals:
-            end = start + 1 + proposal.verify_length
-            if proposal.sequence.request.adjustments is not NO_ADJUSTMENTS:
-                self._adjust(logits[start:end], proposal)
-            start = end
+    def apply(self, logits: Tensor, shaped: Sequence[ShapedRows]) -> None:
+        """logits [rows, vocab] of the round; changed in place."""
+        for one in shaped:
+            if one.proposal.sequence.request.adjustments is not NO_ADJUSTMENTS:
+                self._adjust(logits[one.rows], one.proposal)
 
     def release(self, sequence_id: str) -> None:
         """Forgets a sequence that ended; unknown ids are ignored."""

@@ -7,24 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dspark_core.engine.acceptance import Proposal
+from dspark_core.engine.acceptance import ShapedRows
 from dspark_core.output_rules import NO_ADJUSTMENTS
 from dspark_core.records import TokenLogprobs
 
 
 @torch.inference_mode()
-def asked_rows(logits: Tensor, proposals: Sequence[Proposal]) -> dict[int, Tensor]:
-    """logits [sum of (1 + verify_length), vocab], before they are adjusted -> of requests that ask, rows
+def asked_rows(logits: Tensor, shaped: Sequence[ShapedRows]) -> dict[int, Tensor]:
+    """logits [rows, vocab] of the round, before they are adjusted -> of requests that ask, rows
     [1 + verify_length, vocab] by the proposal's index."""
     rows: dict[int, Tensor] = {}
-    start = 0
-    for index, proposal in enumerate(proposals):
-        end, request = start + 1 + proposal.verify_length, proposal.sequence.request
-        if request.top_logprobs is not None:
-            own = logits[start:end]
-            changed = request.adjustments is not NO_ADJUSTMENTS or proposal.sequence.grammar is not None
-            rows[index] = _copied(own) if changed else own
-        start = end
+    for one in shaped:
+        sequence = one.proposal.sequence
+        if sequence.request.top_logprobs is not None:
+            changed = sequence.request.adjustments is not NO_ADJUSTMENTS or sequence.grammar is not None
+            rows[one.index] = _copied(logits[one.rows]) if changed else logits[one.rows]
     return rows
 
 

@@ -10,6 +10,7 @@ import itertools
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from dspark_core.algorithms.prefix_scheduler import survival_from_confidence
 from dspark_core.algorithms.step_time import StepTimeModel
-from dspark_core.engine.acceptance import NO_BLOCK, Acceptor, Proposal, Verdict
+from dspark_core.engine.acceptance import NO_BLOCK, Acceptor, Proposal, Verdict, shaped_rows
 from dspark_core.engine.batch import Run
 from dspark_core.engine.batching import Batcher, BatchLimits
 from dspark_core.engine.block_manager import BlockManager
@@ -34,6 +35,7 @@ from dspark_core.engine.protocols import DraftBlock, PlanSource
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.engine.target_engine import TargetEngine
 from dspark_core.errors import ContextLengthError, DSparkError, InvalidRequestError
+from dspark_core.output_rules import Grammar
 from dspark_core.records import (
     MAX_SEED,
     DraftOrigin,
@@ -121,18 +123,17 @@ class RoundLoop:
     def free_kv_fraction(self) -> float:
         return self._manager.available_pages / self._manager.usable_pages
 
-    def compile_grammar(self, request: GenerateRequest) -> SequenceGrammar | None:
-        """Its grammar for `submit`, which other threads may have made, as it may take long. Raises
-        InvalidRequestError."""
-        if request.grammar is not None and self._grammars is None:
+    def compile_grammar(self, request: GenerateRequest, grammar: Grammar) -> Future[SequenceGrammar]:
+        """For `submit`, from any thread; it may take long. Raises InvalidRequestError if there are none."""
+        if self._grammars is None:
             raise InvalidRequestError("grammar: there is none for this model's tokenizer", field="grammar")
-        return self._grammars.compile(request) if self._grammars else None
+        return self._grammars.compile(request, grammar)
 
     def submit(self, request: GenerateRequest, grammar: SequenceGrammar | None = None) -> None:
         """Queues a request. Raises InvalidRequestError, ContextLengthError or QueueFullError."""
         self._validate(request)
         if request.grammar is not None and grammar is None:
-            grammar = self.compile_grammar(request)
+            grammar = self.compile_grammar(request, request.grammar).result()
         limit = self._engine.max_context_tokens
         if request.max_tokens is not None:
             limit = min(limit, len(request.prompt_token_ids) + request.max_tokens)
@@ -167,9 +168,10 @@ class RoundLoop:
             return []
         logits = self._engine.forward(runs)
         sampled = proposals + [Proposal(s) for s, n in prefills if n == s.uncomputed]
-        told = asked_rows(logits, sampled)
-        self._adjuster.apply(logits, sampled)
-        mask(logits, sampled)
+        shaped = shaped_rows(sampled)
+        told = asked_rows(logits, shaped)
+        self._adjuster.apply(logits, shaped)
+        mask(logits, shaped)
         verdicts = self._acceptor.accept(logits, sampled)
         if self._lookup:
             self._lookup.learn(proposals, verdicts)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from dspark_core.engine.block_manager import ROOT_CONTENT_ID, BlockManager
 from dspark_core.engine.grammars import SequenceGrammar
+from dspark_core.output_rules import NO_ADJUSTMENTS
 from dspark_core.records import FinishReason, GenerateRequest, SpeculationStats
 
 
@@ -46,6 +47,16 @@ class SequenceState:
     @property
     def sequence_id(self) -> str:
         return self.request.request_id
+
+    @property
+    def shaped(self) -> bool:
+        """Its logits are adjusted, masked or told of."""
+        request = self.request
+        return (
+            request.adjustments is not NO_ADJUSTMENTS
+            or request.top_logprobs is not None
+            or self.grammar is not None
+        )
 
     @property
     def uncomputed(self) -> int:

@@ -159,7 +159,7 @@ class Verifier:
         finished = False
         grammar = None
         if request.grammar is not None:  # long ones must not hold up others' tokens
-            grammar = await asyncio.to_thread(self._rounds.compile_grammar, request)
+            grammar = await asyncio.wrap_future(self._rounds.compile_grammar(request, request.grammar))
         try:
             await asyncio.wrap_future(self._call(lambda: self._submit(request, grammar, stream)))
             while not finished:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future
 
 from llguidance import LLMatcher
 
@@ -34,19 +35,18 @@ class GrammarChecker:
     def __init__(self) -> None:
         self._thread = deep_thread("grammar-check")
 
-    def check(self, grammar: Grammar, field: str) -> None:
-        """Raises InvalidRequestError that names `field`, for what is no grammar whatever the tokenizer."""
-        try:
-            problem = self._thread.submit(_problem, grammar).result()
-        except InvalidRequestError as error:
-            raise InvalidRequestError(str(error).replace("grammar", field, 1), field=field) from None
-        if problem:
-            raise InvalidRequestError(f"{field}: {first_line(problem)}", field=field)
+    def check(self, grammar: Grammar, field: str) -> Future[None]:
+        """Fails with InvalidRequestError that names `field`, for what is no grammar with any tokenizer."""
+        return self._thread.submit(_check, grammar, field)
 
 
-def _problem(grammar: Grammar) -> str:
-    """Empty: none."""
-    return str(LLMatcher.validate_grammar(grammar_source(grammar)))
+def _check(grammar: Grammar, field: str) -> None:
+    try:
+        problem = str(LLMatcher.validate_grammar(grammar_source(grammar)))
+    except InvalidRequestError as error:
+        raise InvalidRequestError(str(error).replace("grammar", field, 1), field=field) from None
+    if problem:
+        raise InvalidRequestError(f"{field}: {first_line(problem)}", field=field)
 
 
 def first_line(text: str) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 
 from dspark_core.errors import ConfigError
+from services.common.env import json_object
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -51,9 +51,7 @@ def sampling_fields(arguments: argparse.Namespace) -> dict[str, object]:
 
 def _shape(path: Path) -> dict[str, object]:
     try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        schema = json_object(f"--schema {path}", path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError) as error:
         raise ConfigError(f"--schema {path}: {error}") from None
-    if not isinstance(schema, dict):
-        raise ConfigError(f"--schema {path}: must hold an object, got {schema!r:.40}")
     return {"type": "json_schema", "json_schema": {"name": path.stem, "schema": schema}}

@@ -106,9 +106,9 @@ def json_object(name: str, text: str) -> dict[str, Any]:
     try:
         values = json.loads(text)
     except ValueError as error:
-        raise ConfigError(f"{name} must be a JSON object, got {text!r}: {error}") from None
+        raise ConfigError(f"{name} must be a JSON object, got {text!r:.80}: {error}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{name} must be a JSON object, got {text!r}")
+        raise ConfigError(f"{name} must be a JSON object, got {text!r:.80}")
     return values
 
 

@@ -49,7 +49,7 @@ class RequestPreparer:
             )
         sampling = self._sampling(request)
         if request.grammar is not None:
-            await asyncio.to_thread(self._grammars.check, request.grammar, request.grammar_field)
+            await asyncio.wrap_future(self._grammars.check(request.grammar, request.grammar_field))
         # A long prompt takes a while to encode, and other requests' tokens must not wait for it.
         prompt = await asyncio.to_thread(self._encode, request.prompt)
         description = await self._backend.describe()

@@ -54,7 +54,7 @@ def test_generate_keeps_to_a_schema(stack: EmbeddedStack, capsys, tmp_path) -> N
     assert json.loads(capsys.readouterr().out)["city"] in ("Rome", "Oslo")
     schema.write_text("[1")
     assert main([*asked, "--schema", str(schema)]) != 0
-    assert "city.json: Expecting" in capsys.readouterr().err
+    assert "city.json must be a JSON object, got '[1': Expecting" in capsys.readouterr().err
 
 
 def test_generate_reads_standard_input(stack: EmbeddedStack, capsys, monkeypatch) -> None:

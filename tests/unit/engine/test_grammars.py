@@ -241,7 +241,7 @@ def test_a_loop_without_a_tokenizer_refuses_grammars() -> None:
 def test_a_tokenizer_that_cannot_be_used_is_told_of_and_asked_once() -> None:
     compiler = GrammarCompiler(lambda: TokenizerDocument("{}", (END,)), VOCAB)
     with pytest.raises(InvalidRequestError, match="not for this model's tokenizer"):
-        compiler.compile(asking(GRAMMARS["regex"])[0])
+        compiler.compile(asking(GRAMMARS["regex"])[0], GRAMMARS["regex"]).result()
 
 
 def test_empty_and_endless_grammars_are_refused() -> None:
@@ -252,7 +252,7 @@ def test_empty_and_endless_grammars_are_refused() -> None:
 
 
 def test_what_is_tried_changes_nothing() -> None:
-    grammar = COMPILER.compile(asking(GRAMMARS["regex"])[0])
+    grammar = COMPILER.compile(asking(GRAMMARS["regex"])[0], GRAMMARS["regex"]).result()
     assert isinstance(grammar, SequenceGrammar)
     before = grammar.allowed()
     ids = TOKENIZER.encode("abna").ids
@@ -359,9 +359,9 @@ compiler = GrammarCompiler(lambda: TokenizerDocument(tiny_tokenizer().to_str(), 
 for kind, source in ((GrammarKind.LARK, rules), (GrammarKind.JSON_SCHEMA, text)):
     assert 0.8 * MAX_GRAMMAR_CHARACTERS < len(source) <= MAX_GRAMMAR_CHARACTERS, len(source)
     grammar = Grammar(kind=kind, text=source)
-    GrammarChecker().check(grammar, "grammar")
+    GrammarChecker().check(grammar, "grammar").result()
     asked = GenerateRequest(request_id="r", prompt_token_ids=(1,), grammar=grammar)
-    assert compiler.compile(asked) is not None
+    assert compiler.compile(asked, grammar).result() is not None
 """
 
 
