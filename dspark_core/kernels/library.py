@@ -183,8 +183,12 @@ def struct_function(
 def load_kernels() -> Kernels:
     """Compiles them first where that has not been done; raises KernelsUnavailableError.
 
-    With `DSPARK_PREBUILT_KERNELS`, a directory, nothing is compiled: the best library there is taken.
+    With `DSPARK_PREBUILT_KERNELS`, a directory, nothing is compiled: the best library there is taken. With
+    `DSPARK_AMX=off` the library leaves the processor's matrix unit alone.
     """
+    unit = os.environ.get("DSPARK_AMX", "on")
+    if unit not in ("on", "off"):
+        raise KernelsUnavailableError(f"DSPARK_AMX must be on or off, got {unit!r}")
     prebuilt = os.environ.get("DSPARK_PREBUILT_KERNELS")
     if prebuilt and os.environ.get("DSPARK_KERNELS") != "off":
         return Kernels(find_prebuilt(Path(prebuilt)))

@@ -26,12 +26,16 @@ class Level:
     needs: tuple[str, ...]
 
 
+_V4_ARGUMENTS = ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni")
+_V4_NEEDS = (*_V4, "avx512_bf16", "avx512_vnni")
+
 X86_LEVELS = (
     Level(
-        "x86-64-v4-bf16",
-        ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni"),
-        (*_V4, "avx512_bf16", "avx512_vnni"),
+        "x86-64-v4-amx",
+        (*_V4_ARGUMENTS, "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
+        (*_V4_NEEDS, "amx_tile", "amx_bf16", "amx_int8"),
     ),
+    Level("x86-64-v4-bf16", _V4_ARGUMENTS, _V4_NEEDS),
     Level("x86-64-v3", ("-march=x86-64-v3",), _V3),
 )
 """Best first."""

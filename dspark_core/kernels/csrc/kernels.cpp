@@ -44,7 +44,11 @@ extern "C" {
 int32_t dspark_abi() { return 7; }
 
 const char* dspark_instructions() {
-#ifdef DSPARK_AVX512_BF16
+#ifdef DSPARK_AMX_EMULATED
+  return unit_at_hand() ? "emulated amx" : "amx not emulated";
+#elif defined(DSPARK_AMX)
+  return unit_at_hand() ? "avx512_bf16, amx" : "avx512_bf16";
+#elif defined(DSPARK_AVX512_BF16)
   return "avx512_bf16";
 #elif defined(__AVX512F__)
   return "avx512";

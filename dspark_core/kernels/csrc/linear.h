@@ -2,7 +2,7 @@
 #pragma once
 
 #include "pool.h"
-#include "tiles.h"
+#include "unit_products.h"
 
 namespace dspark {
 
@@ -44,16 +44,20 @@ static GroupValues prepared_here(const Product<T>& p) {
 
 // Rows are spread evenly, by fours, over as few tiles as hold them.
 template <class T, class Sink>
-static void multiply_panel(const Product<T>& p, const GroupValues& by_group, int panel, Sink&& sink) {
-  const int blocks = (p.rows + kBlockRows - 1) / kBlockRows, tallest = tallest_tile(p.matrix) / kBlockRows;
-  const int tiles = (blocks + tallest - 1) / tallest;
+static void multiply_panel(const Product<T>& p, const GroupValues& by_group, int panel, MatrixUnit& unit, Sink&& sink) {
+  const bool by_unit = MatrixUnit::takes(p.matrix);
+  const int tallest = (by_unit ? MatrixUnit::kMostRows : tallest_tile(p.matrix)) / kBlockRows;
+  const int blocks = (p.rows + kBlockRows - 1) / kBlockRows, tiles = (blocks + tallest - 1) / tallest;
   const uint8_t* data = p.matrix.data + size_t(panel) * p.matrix.panel_bytes();
-  alignas(64) float values[kRows * kPanel];
+  alignas(64) float values[std::max(kRows, MatrixUnit::kMostRows) * kPanel];
   for (int t = 0; t < tiles; ++t) {
     const int row = kBlockRows * (blocks * t / tiles);
     const int end = std::min(p.rows, kBlockRows * (blocks * (t + 1) / tiles));
     const Rows<T> rows{p.x + size_t(row) * p.stride, p.stride, by_group.from_row(row)};
-    tile_for(p.matrix, p.x, end - row)(rows, p.matrix, data, values);
+    if (by_unit)
+      unit.multiply(rows, end - row, p.matrix, data, values);
+    else
+      tile_for(p.matrix, p.x, end - row)(rows, p.matrix, data, values);
     sink(TileResult{row, end - row, panel, values});
   }
 }
@@ -62,11 +66,12 @@ static void multiply_panel(const Product<T>& p, const GroupValues& by_group, int
 template <class T, class Sink>
 static void multiply(Job& job, int phase, const Product<T>& p, Sink&& sink) {
   GroupValues values = p.by_group;
+  MatrixUnit unit;
   const int size = p.panels_per_chunk(), panels = p.matrix.panels();
   job.phase(phase, p.rows ? p.chunks() : 0, [&](int chunk) {
     if (!values.groups) values = prepared_here(p);
     const int end = std::min(panels, (chunk + 1) * size);
-    for (int panel = chunk * size; panel < end; ++panel) multiply_panel(p, values, panel, sink);
+    for (int panel = chunk * size; panel < end; ++panel) multiply_panel(p, values, panel, unit, sink);
   });
 }
 

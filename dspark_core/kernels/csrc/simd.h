@@ -42,6 +42,7 @@ DSPARK_INLINE float half_to_float(uint16_t h) {
 #ifdef DSPARK_AVX512_BF16
 typedef u32x16 Pairs;
 DSPARK_INLINE Pairs as_pairs(u32x16 bf16) { return bf16; }
+DSPARK_INLINE u32x16 as_bf16(Pairs pairs) { return pairs; }
 #else
 struct Pairs {
   f32x16 first, second;
@@ -87,6 +88,10 @@ DSPARK_INLINE u32x16 to_bf16_pairs(f32x16 even, f32x16 odd) {
   o = (o + 0x7fffu + ((o >> 16) & 1u)) & 0xffff0000u;
   return e | o;
 }
+
+#ifndef DSPARK_AVX512_BF16
+DSPARK_INLINE u32x16 as_bf16(const Pairs& pairs) { return to_bf16_pairs(pairs.first, pairs.second); }
+#endif
 
 DSPARK_INLINE void store_activation(float* p, f32x16 v) { store(p, v); }
 

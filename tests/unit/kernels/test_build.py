@@ -91,4 +91,4 @@ def test_the_kernels_say_what_they_were_compiled_for() -> None:
     kernels = native_kernels()
     if kernels is None:
         pytest.skip("no native kernels on this machine")
-    assert kernels.instructions in ("avx512_bf16", "avx512", "avx2", "portable")
+    assert kernels.instructions in ("avx512_bf16, amx", "avx512_bf16", "avx512", "avx2", "portable")

@@ -19,6 +19,13 @@ EXACT = [kind for kind in Format if kind not in ROUNDING]
 SHAPES = [(96, 64), (50, 96), (1, 32), (576, 576)]  # whole panels, a part of one, a single output
 
 
+@pytest.fixture(params=["vectors", "matrix unit"])
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    """What this processor has, and what others have."""
+    found: Kernels = request.getfixturevalue("kernels" if request.param == "vectors" else "unit_kernels")
+    return found
+
+
 def weights(outputs: int, inputs: int) -> Tensor:
     generator = torch.Generator().manual_seed(outputs * 1000 + inputs)
     return torch.randn(outputs, inputs, generator=generator) * 0.1

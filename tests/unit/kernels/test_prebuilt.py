@@ -11,7 +11,7 @@ from dspark_core.kernels.build import BuildSettings, KernelsUnavailableError
 from dspark_core.kernels.library import Kernels
 from dspark_core.kernels.prebuilt import X86_LEVELS, find_prebuilt, levels, prebuild
 
-BEST, PLAIN = X86_LEVELS
+BEST, MIDDLE, PLAIN = X86_LEVELS
 
 
 def compiler(directory: Path, body: str) -> tuple[str, ...]:
@@ -49,6 +49,7 @@ def test_a_compiler_that_fails_is_named_with_its_error(tmp_path: Path) -> None:
     ("flags", "name"),
     [
         (frozenset(BEST.needs), BEST.name),
+        (frozenset(BEST.needs) - {"amx_int8"}, MIDDLE.name),
         (frozenset(BEST.needs) - {"avx512_bf16"}, PLAIN.name),
         (frozenset(PLAIN.needs), PLAIN.name),
     ],
