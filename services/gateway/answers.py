@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypedDict
@@ -65,13 +65,18 @@ class Collected:
     """With the totals."""
 
 
-async def collect(deltas: AsyncIterator[TimedDelta]) -> Collected:
-    texts: list[str] = []
-    logprobs: list[TokenWithLogprobs] = []
-    last: TimedDelta | None = None
-    async for last in deltas:
-        texts.append(last.delta.text)
-        logprobs.extend(last.delta.logprobs)
-    if last is None:
-        raise AssertionError("a stream of text has at least one delta")
-    return Collected(text="".join(texts), logprobs=tuple(logprobs), last=last)
+async def collect(deltas: AsyncIterator[TimedDelta]) -> list[Collected]:
+    """Of each choice, in their order."""
+    choices: dict[int, list[TimedDelta]] = {}
+    async for timed in deltas:
+        choices.setdefault(timed.choice, []).append(timed)
+    return [_collected(choices[index]) for index in sorted(choices)]
+
+
+def _collected(parts: Sequence[TimedDelta]) -> Collected:
+    deltas = [timed.delta for timed in parts]
+    return Collected(
+        text="".join(delta.text for delta in deltas),
+        logprobs=tuple(token for delta in deltas for token in delta.logprobs),
+        last=parts[-1],
+    )

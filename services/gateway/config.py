@@ -12,6 +12,7 @@ from dspark_core.model_paths import DEFAULT_MODEL
 from services.common.env import Env
 from services.common.options import ServerOptions
 from services.common.tls import Tls
+from services.gateway.requests import DEFAULT_MAX_CHOICES
 from services.gateway.tiers import Tier, tiers_from_text
 
 
@@ -23,6 +24,8 @@ class GatewayLimits:
     """Requests sent to verifiers at the same time."""
     max_waiting_requests: int = 1024
     """Requests waiting for one of those places; further ones get 429."""
+    max_choices: int = DEFAULT_MAX_CHOICES
+    """Answers to one request, each of which counts as one above."""
     max_body_bytes: int = 4 * 2**20
     request_timeout_seconds: float = 600.0
     """From arrival to the last token, waiting included."""
@@ -32,7 +35,7 @@ class GatewayLimits:
     """Tightens the verifiers' own limit; None: theirs."""
 
     def __post_init__(self) -> None:
-        for name in ("max_running_requests", "max_body_bytes", "max_context_tokens"):
+        for name in ("max_running_requests", "max_choices", "max_body_bytes", "max_context_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be >= 1, got {value}")
@@ -97,6 +100,7 @@ class GatewayConfig:
                 max_waiting_requests=env.integer(
                     "DSPARK_MAX_WAITING_REQUESTS", limits.max_waiting_requests, minimum=0
                 ),
+                max_choices=env.integer("DSPARK_MAX_CHOICES", limits.max_choices, minimum=1),
                 max_body_bytes=max_body_bytes,
                 request_timeout_seconds=env.number(
                     "DSPARK_REQUEST_TIMEOUT_SECONDS", limits.request_timeout_seconds, minimum=0.001

@@ -82,6 +82,7 @@ def build_gateway(
         admission=admission,
         metrics=metrics,
         timeout_seconds=limits.request_timeout_seconds,
+        max_choices=limits.max_choices,
     )
     return Gateway(
         model_name=config.model_name,

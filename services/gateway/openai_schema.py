@@ -123,7 +123,7 @@ class AnyCompletionBody(BaseModel):
     structured_outputs: StructuredOutputsBody | None = None
     """As in other engines: more kinds of what the answer has to be."""
 
-    n: Any = None
+    n: int | None = None
 
     # Accepted and without effect on the answer.
     user: Any = None
@@ -132,6 +132,15 @@ class AnyCompletionBody(BaseModel):
     service_tier: Any = None
     safety_identifier: Any = None
     prompt_cache_key: Any = None
+
+    @property
+    def includes_usage(self) -> bool:
+        """In a stream."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def choices(self) -> int:
+        return 1 if self.n is None else self.n
 
     def refuse_unsupported(self) -> None:
         """Raises InvalidRequestError naming the first field that asks for what is not there."""
@@ -178,6 +187,7 @@ class AnyCompletionBody(BaseModel):
             grammar=grammar,
             grammar_field=field,
             top_logprobs=top_logprobs,
+            choices=self.choices,
         )
 
     def _grammar(self) -> tuple[Grammar | None, str]:
@@ -207,11 +217,6 @@ def _token_id(name: str) -> int:
     return int(name)
 
 
-_NOTHING_ASKED: Mapping[str, tuple[object, ...]] = {
-    "n": (1,),
-}
-
-
 class ChatMessageBody(BaseModel):
     """`developer` is the newer name of `system`. Fields an answer carries may come back, if empty."""
 
@@ -233,7 +238,6 @@ class ChatMessageBody(BaseModel):
 
 class ChatCompletionBody(AnyCompletionBody):
     unsupported = {
-        **_NOTHING_ASKED,
         "tools": ([],),
         "tool_choice": ("none", "auto"),
         "functions": ([],),
@@ -281,10 +285,8 @@ DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's own default for this endpoint
 
 class CompletionBody(AnyCompletionBody):
     unsupported = {
-        **_NOTHING_ASKED,
         "echo": (False,),
         "suffix": ("",),
-        "best_of": (1,),
     }
 
     prompt: Annotated[str | list[int], BeforeValidator(_single_prompt)]
@@ -295,6 +297,11 @@ class CompletionBody(AnyCompletionBody):
 
     def to_request(self, request_id: str) -> TextRequest:
         """Raises InvalidRequestError naming the field."""
+        if self.best_of is not None and self.best_of != self.choices:
+            raise InvalidRequestError(
+                f"best_of {self.best_of!r:.80} is not supported; leave it out or send {self.choices}, as n",
+                field="best_of",
+            )
         prompt = self.prompt if isinstance(self.prompt, str) else tuple(self.prompt)
         max_tokens = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_TOP_LOGPROBS:

@@ -24,6 +24,8 @@ class PreparedRequest:
     request: GenerateRequest
     stop: tuple[str, ...]
     tier: str = DEFAULT_TIER_NAME
+    choice: int = 0
+    """Which of the answers to the client's request this is."""
 
 
 class RequestPreparer:

@@ -21,6 +21,7 @@ def test_every_setting_comes_from_its_variable() -> None:
             "DSPARK_SCHEDULER_ADDRESS": "scheduler:50052",
             "DSPARK_MAX_RUNNING_REQUESTS": "8",
             "DSPARK_MAX_WAITING_REQUESTS": "0",
+            "DSPARK_MAX_CHOICES": "4",
             "DSPARK_MAX_BODY_BYTES": "1000",
             "DSPARK_REQUEST_TIMEOUT_SECONDS": "5",
             "DSPARK_MAX_CONTEXT_TOKENS": "4096",
@@ -37,6 +38,7 @@ def test_every_setting_comes_from_its_variable() -> None:
     assert config.limits == GatewayLimits(
         max_running_requests=8,
         max_waiting_requests=0,
+        max_choices=4,
         max_body_bytes=1000,
         request_timeout_seconds=5.0,
         max_context_tokens=4096,
@@ -57,6 +59,7 @@ def test_a_served_name_hides_the_path() -> None:
         ("DSPARK_HTTP_PORT", "70000"),
         ("DSPARK_MAX_RUNNING_REQUESTS", "0"),
         ("DSPARK_MAX_WAITING_REQUESTS", "-1"),
+        ("DSPARK_MAX_CHOICES", "0"),
         ("DSPARK_MAX_BODY_BYTES", "big"),
         ("DSPARK_REQUEST_TIMEOUT_SECONDS", "0"),
         ("DSPARK_MAX_CONTEXT_TOKENS", "0"),
