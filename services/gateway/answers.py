@@ -12,6 +12,7 @@ from typing import TypedDict
 
 from services.gateway.assembly import TokenWithLogprobs
 from services.gateway.generation import TimedDelta
+from services.gateway.tool_stream import CallDelta
 
 
 class AnswerHead(TypedDict):
@@ -32,6 +33,9 @@ class AnswerFactory:
     def request_id(self, prefix: str) -> str:
         """prefix: `chatcmpl` or `cmpl`."""
         return f"{prefix}-{self.new_id()}"
+
+    def call_id(self) -> str:
+        return f"call_{self.new_id()}"
 
     def head(self, request_id: str) -> AnswerHead:
         return AnswerHead(
@@ -60,6 +64,7 @@ class Collected:
     """A whole answer."""
 
     text: str
+    calls: tuple[CallDelta, ...]
     logprobs: tuple[TokenWithLogprobs, ...]
     last: TimedDelta
     """With the totals."""
@@ -77,6 +82,7 @@ def _collected(parts: Sequence[TimedDelta]) -> Collected:
     deltas = [timed.delta for timed in parts]
     return Collected(
         text="".join(delta.text for delta in deltas),
+        calls=tuple(call for delta in deltas for call in delta.calls),
         logprobs=tuple(token for delta in deltas for token in delta.logprobs),
         last=parts[-1],
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from dspark_core.tokenization.tokenizer import Tokenizer
 from services.gateway.answers import AnswerFactory, AnswerHead, Collected, collect
@@ -13,6 +13,11 @@ from services.gateway.generation import TextGenerator, TimedDelta
 from services.gateway.openai_logprobs import ChatLogprobsBody, LogprobsWriter
 from services.gateway.openai_responses import (
     AnswerMessage,
+    CallBody,
+    CallDeltaBody,
+    CalledFunction,
+    CalledFunctionDelta,
+    CallingMessage,
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
@@ -24,6 +29,7 @@ from services.gateway.openai_responses import (
 )
 from services.gateway.openai_schema import ChatCompletionBody
 from services.gateway.tiers import Caller
+from services.gateway.tool_stream import CallDelta
 
 
 class ChatCompletions:
@@ -49,9 +55,9 @@ class ChatCompletions:
     def _choice(self, answer: Collected, body: ChatCompletionBody) -> ChatChoice:
         return ChatChoice(
             index=answer.last.choice,
-            message=AnswerMessage(content=answer.text),
+            message=_message(answer, self._answers),
             logprobs=LogprobsWriter(self._tokenizer).chat(answer.logprobs) if body.logprobs else None,
-            finish_reason=reason_of(answer.last.delta.finish_reason),
+            finish_reason=reason_of(answer.last.delta),
         )
 
     async def stream(
@@ -60,6 +66,7 @@ class ChatCompletions:
         """Chunks, or their JSON. Nothing is yielded before the first token, so that earlier errors can be
         answered as such."""
         head = self._answers.head(request_id)
+        call_id = self._answers.call_id
         choices: dict[int, _Chunks] = {}
         usages: dict[int, Usage] = {}
         async with closing(self._generator.stream(caller.sends(body.to_request(request_id)))) as deltas:
@@ -71,11 +78,29 @@ class ChatCompletions:
                     yield chunks.chunk(ChatDelta(role="assistant", content=""))
                 if timed.delta.text or timed.delta.logprobs:
                     yield chunks.text(timed.delta)
+                for call in timed.delta.calls:
+                    yield chunks.call(call, call_id)
                 if timed.delta.finish_reason is not None:
                     usages[timed.choice] = timed.delta.usage
                     yield chunks.end(timed)
         if body.includes_usage:
             yield choices[0].usage([usages[index] for index in sorted(usages)])
+
+
+def _message(answer: Collected, answers: AnswerFactory) -> AnswerMessage | CallingMessage:
+    if not answer.calls:
+        return AnswerMessage(content=answer.text)
+    names = {call.index: call.name for call in answer.calls if call.name is not None}
+    calls = [
+        CallBody(
+            id=answers.call_id(),
+            function=CalledFunction(
+                name=name, arguments="".join(call.arguments for call in answer.calls if call.index == index)
+            ),
+        )
+        for index, name in names.items()
+    ]
+    return CallingMessage(content=answer.text or None, tool_calls=calls)
 
 
 class _Chunks:
@@ -99,8 +124,17 @@ class _Chunks:
         choice = ChatChunkChoice(index=self._index, delta=delta, logprobs=logprobs, finish_reason=None)
         return self._answer([choice])
 
+    def call(self, call: CallDelta, new_id: Callable[[], str]) -> ChatCompletionChunk:
+        if call.name is None:
+            function = CalledFunctionDelta(arguments=call.arguments)
+            body = CallDeltaBody(index=call.index, function=function)
+        else:
+            function = CalledFunctionDelta(name=call.name, arguments="")
+            body = CallDeltaBody(index=call.index, id=new_id(), type="function", function=function)
+        return self.chunk(ChatDelta(tool_calls=[body]))
+
     def end(self, timed: TimedDelta) -> ChatCompletionChunk:
-        reason = reason_of(timed.delta.finish_reason)
+        reason = reason_of(timed.delta)
         choice = ChatChunkChoice(index=self._index, delta=ChatDelta(), logprobs=None, finish_reason=reason)
         chunk = self._answer([choice])
         chunk.speculation = SpeculationStatsBody.of(timed)

@@ -104,5 +104,5 @@ class _Chunks:
 
 
 def _choice(text: str, timed: TimedDelta, logprobs: CompletionLogprobsBody | None) -> CompletionChoice:
-    reason = reason_of(timed.delta.finish_reason)
+    reason = reason_of(timed.delta)
     return CompletionChoice(index=timed.choice, text=text, logprobs=logprobs, finish_reason=reason)

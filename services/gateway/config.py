@@ -9,11 +9,14 @@ from pathlib import PurePath
 
 from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL
+from dspark_core.tokenization.tool_formats import ToolFormat
 from services.common.env import Env
 from services.common.options import ServerOptions
 from services.common.tls import Tls
 from services.gateway.requests import DEFAULT_MAX_CHOICES
 from services.gateway.tiers import Tier, tiers_from_text
+
+TOOL_FORMATS = ("auto", *(one.value for one in ToolFormat))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,8 @@ class GatewayConfig:
     """Clients must send one of these, each `key` or `key@tier`; empty: everyone may call."""
     tiers: Mapping[str, Tier] = field(default_factory=dict)
     """By name; `default` is that of callers without another one."""
+    tool_format: ToolFormat | None = None
+    """How the model writes calls of tools; None: as its chat template does."""
     cors_origins: tuple[str, ...] = ()
     """Web pages of these origins may call; `*`: of all. Empty: only the gateway's own page."""
 
@@ -112,8 +117,19 @@ class GatewayConfig:
             ),
             api_keys=_listed(env.text("DSPARK_API_KEYS", "")),
             tiers=tiers_from_text(env.text("DSPARK_TIERS", "")),
+            tool_format=tool_format_of(env.text("DSPARK_TOOL_FORMAT", "auto"), "DSPARK_TOOL_FORMAT"),
             cors_origins=_origins(env.text("DSPARK_CORS_ORIGINS", "")),
         )
+
+
+def tool_format_of(text: str, setting: str) -> ToolFormat | None:
+    """Raises ConfigError naming the setting."""
+    if text == TOOL_FORMATS[0]:
+        return None
+    try:
+        return ToolFormat(text)
+    except ValueError:
+        raise ConfigError(f"{setting} must be one of {', '.join(TOOL_FORMATS)}, got {text!r}") from None
 
 
 def _listed(text: str) -> tuple[str, ...]:

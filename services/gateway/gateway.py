@@ -76,7 +76,9 @@ def build_gateway(
     metrics.watch_queue(lambda: admission.running, lambda: admission.waiting)
     answers = AnswerFactory(model=config.model_name, fingerprint=fingerprint_of(config.model_name))
     generator = TextGenerator(
-        preparer=RequestPreparer(config.model_name, tokenizer, backend, limits.max_context_tokens),
+        preparer=RequestPreparer(
+            config.model_name, tokenizer, backend, limits.max_context_tokens, config.tool_format
+        ),
         backend=backend,
         tokenizer=tokenizer,
         admission=admission,

@@ -122,7 +122,7 @@ class TextGenerator:
     async def _generate(
         self, prepared: PreparedRequest, record: _Record, arrival: float
     ) -> AsyncIterator[TimedDelta]:
-        assembler = TextAssembler(self._tokenizer, prepared.request, prepared.stop)
+        assembler = TextAssembler(self._tokenizer, prepared.request, prepared.stop, prepared.calls)
         started = self._clock()
         # Its waits span one step each: this generator may be advanced from different tasks.
         with Interruption() as limit, self._admission.ending(limit):

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from dspark_core.records import FinishReason, SpeculationStats
-from services.gateway.assembly import Usage
+from services.gateway.assembly import TextDelta, Usage
 from services.gateway.generation import TimedDelta
 from services.gateway.openai_logprobs import ChatLogprobsBody, CompletionLogprobsBody
 
@@ -85,13 +85,13 @@ class SpeculationStatsBody(BaseModel):
         )
 
 
-Reason = Literal["stop", "length"]
+Reason = Literal["stop", "length", "tool_calls"]
 
 
-def reason_of(finish_reason: FinishReason | None) -> Reason | None:
-    match finish_reason:
+def reason_of(delta: TextDelta) -> Reason | None:
+    match delta.finish_reason:
         case FinishReason.STOP:
-            return "stop"
+            return "tool_calls" if delta.called else "stop"
         case FinishReason.LENGTH:
             return "length"
     return None
@@ -123,9 +123,27 @@ class AnswerMessage(BaseModel):
     refusal: None = None
 
 
+class CalledFunction(BaseModel):
+    name: str
+    arguments: str
+
+
+class CallBody(BaseModel):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class CallingMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: None = None
+    tool_calls: list[CallBody]
+
+
 class ChatChoice(BaseModel):
-    index: int = 0
-    message: AnswerMessage
+    index: int
+    message: AnswerMessage | CallingMessage
     logprobs: ChatLogprobsBody | None = None
     finish_reason: Reason | None
 
@@ -135,9 +153,24 @@ class ChatCompletion(_WholeAnswer):
     choices: list[ChatChoice]
 
 
+class CalledFunctionDelta(BaseModel):
+    name: str | None = None
+    arguments: str
+
+
+class CallDeltaBody(BaseModel):
+    """The first of a call has all fields and no arguments yet."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: CalledFunctionDelta
+
+
 class ChatDelta(BaseModel):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[CallDeltaBody] | None = None
 
 
 class ChatChunkChoice(BaseModel):

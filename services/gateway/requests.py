@@ -8,6 +8,7 @@ from enum import Enum
 from dspark_core.errors import InvalidRequestError, require
 from dspark_core.output_rules import NO_ADJUSTMENTS, Grammar, LogitAdjustments
 from dspark_core.records import SpeculationOptions, check_speed_floor
+from services.gateway.tools import ToolCall, ToolUse
 
 DEFAULT_TIER_NAME = "default"
 DEFAULT_MAX_CHOICES = 16
@@ -20,12 +21,23 @@ class ChatRole(Enum):
     SYSTEM = "system"
     USER = "user"
     ASSISTANT = "assistant"
+    TOOL = "tool"
+    """What a function returned that was called."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatMessage:
     role: ChatRole
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    """That the assistant made."""
+    tool_call_id: str | None = None
+    """Of the call that this is the result of."""
+
+    @property
+    def plain(self) -> bool:
+        """It has nothing to do with tools."""
+        return self.role is not ChatRole.TOOL and not self.tool_calls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +78,8 @@ class TextRequest:
     """What the answer has to be; None: anything."""
     grammar_field: str = "grammar"
     """Where the client said so."""
+    tools: ToolUse | None = None
+    """What the answer may call; None: nothing."""
     choices: int = 1
     """Answers to this request."""
     top_logprobs: int | None = None

@@ -1,6 +1,7 @@
 import pytest
 
 from dspark_core.errors import ConfigError
+from dspark_core.tokenization.tool_formats import ToolFormat
 from services.gateway.config import GatewayConfig, GatewayLimits
 
 
@@ -27,6 +28,7 @@ def test_every_setting_comes_from_its_variable() -> None:
             "DSPARK_MAX_CONTEXT_TOKENS": "4096",
             "DSPARK_DRAIN_SECONDS": "3",
             "DSPARK_API_KEYS": "key-1, key-2,,",
+            "DSPARK_TOOL_FORMAT": "llama3_json",
             "DSPARK_CORS_ORIGINS": "https://chat.example.org, http://localhost:3000",
         }
     )
@@ -45,6 +47,7 @@ def test_every_setting_comes_from_its_variable() -> None:
     )
     assert config.api_keys == ("key-1", "key-2")
     assert "key-1" not in repr(config)
+    assert config.tool_format is ToolFormat.LLAMA3_JSON
     assert config.cors_origins == ("https://chat.example.org", "http://localhost:3000")
 
 
@@ -60,6 +63,7 @@ def test_a_served_name_hides_the_path() -> None:
         ("DSPARK_MAX_RUNNING_REQUESTS", "0"),
         ("DSPARK_MAX_WAITING_REQUESTS", "-1"),
         ("DSPARK_MAX_CHOICES", "0"),
+        ("DSPARK_TOOL_FORMAT", "xml"),
         ("DSPARK_MAX_BODY_BYTES", "big"),
         ("DSPARK_REQUEST_TIMEOUT_SECONDS", "0"),
         ("DSPARK_MAX_CONTEXT_TOKENS", "0"),

@@ -69,6 +69,8 @@ def test_fields_that_ask_for_nothing_are_accepted() -> None:
         logit_bias={},
         tools=[],
         tool_choice="none",
+        parallel_tool_calls=True,
+        functions=[],
         response_format={"type": "text"},
         user="u",
         metadata={"a": "b"},
@@ -156,6 +158,7 @@ def test_stop_tokens_are_ignored_only_on_demand() -> None:
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "got 'robot'"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "required but missing"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "got None"),
+        ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages[0].content", "required"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "messages[0].content",
@@ -181,7 +184,6 @@ def test_stop_tokens_are_ignored_only_on_demand() -> None:
         ({"logit_bias": {"-1": 5}}, "logit_bias", "keys must be token ids, got '-1'"),
         ({"min_tokens": -1}, "min_tokens", "got -1"),
         ({"min_tokens": 9, "max_tokens": 8}, "min_tokens", "must be <= max_tokens (8), got 9"),
-        ({"tools": [{"type": "function"}]}, "tools", "is not supported"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "got 'xml'"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "'json_schema' needs json_schema"),
         (
