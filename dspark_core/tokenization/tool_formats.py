@@ -89,6 +89,8 @@ _TOOL = {
 _CALL = {"id": "call00001", "type": "function", "function": {"name": _NAME, "arguments": {"value": "?"}}}
 _CALLING = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
 
+_RESULT = {"role": "tool", "tool_call_id": "call00001", "name": _NAME, "content": "?"}
+
 
 def _tells_of_tools(template: ChatTemplate) -> bool:
     return _NAME in _rendered(template, [_USER], [_TOOL])
@@ -100,7 +102,8 @@ def _takes_system(template: ChatTemplate) -> bool:
 
 def _format_of(template: ChatTemplate) -> ToolFormat | None:
     """Of the calls that it writes; None: it writes none, or in another format."""
-    text = _rendered(template, [_USER, _CALLING])
+    # Some templates want a call to be answered, others know no role for that.
+    text = _rendered(template, [_USER, _CALLING]) + _rendered(template, [_USER, _CALLING, _RESULT])
     for syntax in _SYNTAX.values():
         begin = r"\{" if syntax.bare else rf"{re.escape(syntax.begin)}\s*\{{"
         for match in re.finditer(begin, text):

@@ -181,7 +181,8 @@ class _Record:
         self._last_tokens: float | None = None
         self._delta: TextDelta | None = None
         # The span of the transport that called; its context must not be entered in a generator.
-        self._span = trace.get_current_span()
+        # It tells of the first choice: one span cannot tell of several.
+        self._span = trace.get_current_span() if prepared.choice == 0 else trace.INVALID_SPAN
         self._span.set_attribute("dspark.request_id", prepared.request.request_id)
         self._span.set_attribute("dspark.prompt_tokens", self._prompt_tokens)
         self.outcome = ""
