@@ -76,7 +76,7 @@ class ChatTemplate:
         }
         try:
             return self._template.render(variables)
-        except (TemplateError, TypeError, ValueError, OverflowError) as error:
+        except (TemplateError, TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
             raise InvalidRequestError(
                 f"messages do not fit the model's chat template: {error}", field="messages"
             ) from error

@@ -123,6 +123,9 @@ def _object(arguments: str) -> Mapping[str, Any] | str:
     """Templates want an object; what a model wrote that is none stays text."""
     try:
         value = json.loads(arguments or "{}")
+        json.dumps(
+            value, ensure_ascii=False
+        ).encode()  # JSON can name halves of characters, which are no text
     except (ValueError, RecursionError):
         return arguments
     return value if isinstance(value, dict) else arguments

@@ -120,9 +120,8 @@ class CallStream:
         return ""
 
     def _begin(self, space: str, rest: str, mark: str = "") -> str:
-        self._space = (
-            space if self._syntax.bare else space + mark
-        )  # a mark that is a control token is no text
+        # Where calls need no mark it is a control token, which is no text.
+        self._space = space if self._syntax.bare else space + mark
         self._place, self._scan, self._bare = _Place.HEAD, JsonScan(), False
         return rest
 
@@ -184,14 +183,14 @@ class CallStream:
     def _end_of_unknown(self) -> None:
         """A whole object that does not begin as calls mostly do."""
         call = _object(self._pending) or {}
-        name, arguments = call.get("name"), call.get(self._syntax.arguments, {})
-        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-        if name not in self._names or _object(text) is None:
-            self._no_call()
-        else:
-            self._tell(str(name), text)
+        name, arguments = call.get("name"), call.get(self._syntax.arguments) or {}
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments)
+        if isinstance(name, str) and name in self._names and _object(text) is not None:
+            self._tell(name, text)
             self._whole += 1
             self._end()
+        else:
+            self._no_call()
 
     def _tell(self, name: str, arguments: str) -> None:
         self._calls += [CallDelta(self._count, name), CallDelta(self._count, None, arguments)]
@@ -241,6 +240,7 @@ def _begun(mark: str, text: str) -> int:
 
 def _object(text: str) -> dict[str, object] | None:
     try:
+        text.encode()  # JSON can name halves of characters, which cannot be sent
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None

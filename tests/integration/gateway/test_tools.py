@@ -112,6 +112,18 @@ async def test_the_conversation_goes_on_with_what_was_called(serve: Serve) -> No
     assert second == f"{first}{CALL}user\n<tool_response>\nrain\n</tool_response>assistant\n"
 
 
+@pytest.mark.parametrize("arguments", ["", "no json", '{"a": "\\ud800"}', "[1]"])
+async def test_calls_that_a_model_failed_at_may_come_back(serve: Serve, arguments: str) -> None:
+    fake = backend("sorry")
+    running = await serve(fake)
+    call = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    result = {"role": "tool", "tool_call_id": "c", "content": "what?"}
+    messages = [*ASK, {"role": "assistant", "tool_calls": [call]}, result]
+    answer = await running.openai.chat.completions.create(model=MODEL, messages=messages, tools=TOOLS)
+    assert answer.choices[0].message.content == "sorry"
+    assert f'"arguments": {arguments or "{}"}}}\n</tool_call>' in prompt_of(fake.requests[0])
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_an_answer_without_calls_is_content(serve: Serve, stream) -> None:
     text = 'No <tool> needed, <tool_call> {"name": "sing"} is none.\n'

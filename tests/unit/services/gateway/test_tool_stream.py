@@ -16,11 +16,13 @@ from services.gateway.tool_stream import CallDelta, CallStream, Parsed
 
 HERMES = tool_style(None, ToolFormat.HERMES).syntax
 LLAMA = tool_style(None, ToolFormat.LLAMA3_JSON).syntax
-NAMES = ("weather", "add")
+NAMES = frozenset({"weather", "add"})
 
 PARIS = '{"city": "Paris"}'
 CALL = f'<tool_call>\n{{"name": "weather", "arguments": {PARIS}}}\n</tool_call>'
 MARKS = 'a </tool_call> \\" { b'
+HALF = '<tool_call>{"name": "add", "arguments": "{\\"a\\": \\"\\ud800\\"}"}</tool_call>'
+"""Of a character, in arguments that came as a text."""
 BARE = f'{{"name": "weather", "parameters": {PARIS}}}'
 
 
@@ -62,6 +64,9 @@ def read(
         ('<tool_call>{"arguments": {"a": 1}, "name": "add"}</tool_call>', "", [("add", '{"a": 1}')]),
         ('<tool_call>{"name": "add", "arguments": "{\\"a\\": 1}"}</tool_call>', "", [("add", '{"a": 1}')]),
         ('<tool_call>{"name": "add"}</tool_call>', "", [("add", "{}")]),
+        ('<tool_call>{"name": "add", "arguments": null}</tool_call>', "", [("add", "{}")]),
+        ('<tool_call>{"name": {"a": []}}</tool_call>', '<tool_call>{"name": {"a": []}}</tool_call>', []),
+        (HALF, HALF, []),
         ('<tool_call>{"id": 3, "name": "add", "arguments": {}}</tool_call>', "", [("add", "{}")]),
         ("No call: 1 < 2 <tool> ", "No call: 1 < 2 <tool> ", []),
         ("A <tool_call> is", "A <tool_call> is", []),
@@ -179,7 +184,7 @@ JSON_VALUES = st.recursive(
     max_leaves=4,
 )
 ARGUMENTS = st.dictionaries(st.text(max_size=4), JSON_VALUES, max_size=3).map(json.dumps)
-CALLS = st.lists(st.tuples(st.sampled_from(NAMES), ARGUMENTS), min_size=1, max_size=3)
+CALLS = st.lists(st.tuples(st.sampled_from(sorted(NAMES)), ARGUMENTS), min_size=1, max_size=3)
 
 
 def cut(text: str, places: list[int]) -> list[str]:
