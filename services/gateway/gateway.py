@@ -84,7 +84,8 @@ def build_gateway(
         admission=admission,
         metrics=metrics,
         timeout_seconds=limits.request_timeout_seconds,
-        max_choices=limits.max_choices,
+        # More than there are places for would be told to come back for ever.
+        max_choices=min(limits.max_choices, limits.max_running_requests + limits.max_waiting_requests),
     )
     return Gateway(
         model_name=config.model_name,

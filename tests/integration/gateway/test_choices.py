@@ -111,9 +111,13 @@ async def test_completions_too(serve: Serve, stream) -> None:
     assert offsets == [[*range(8)], [*range(9)]]
 
 
-async def test_more_choices_than_the_gateway_gives_are_refused(serve: Serve) -> None:
+@pytest.mark.parametrize(
+    "limits",
+    [GatewayLimits(max_choices=2), GatewayLimits(max_running_requests=1, max_waiting_requests=1)],
+)
+async def test_more_choices_than_the_gateway_gives_are_refused(serve: Serve, limits) -> None:
     backend = FakeBackend()
-    running = await serve(backend, limits=GatewayLimits(max_choices=2))
+    running = await serve(backend, limits=limits)
     with pytest.raises(openai.BadRequestError, match="n must be <= 2") as refused:
         await running.openai.chat.completions.create(model=MODEL, messages=HELLO, n=3)
     assert refused.value.param == "n"
