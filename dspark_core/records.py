@@ -175,6 +175,19 @@ class SpeculationStats:
         """Share of verified draft tokens that were accepted."""
         return self.accepted_tokens / self.verified_tokens if self.verified_tokens else 0.0
 
+    def plus(self, other: SpeculationStats) -> SpeculationStats:
+        """Both together."""
+        return SpeculationStats(
+            rounds=self.rounds + other.rounds,
+            drafted_tokens=self.drafted_tokens + other.drafted_tokens,
+            verified_tokens=self.verified_tokens + other.verified_tokens,
+            accepted_tokens=self.accepted_tokens + other.accepted_tokens,
+            committed_tokens=self.committed_tokens + other.committed_tokens,
+            draft_seconds=self.draft_seconds + other.draft_seconds,
+            verify_seconds=self.verify_seconds + other.verify_seconds,
+            lookup_accepted_tokens=self.lookup_accepted_tokens + other.lookup_accepted_tokens,
+        )
+
     def add_round(
         self,
         *,

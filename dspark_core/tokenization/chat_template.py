@@ -1,6 +1,6 @@
 """Renders a conversation into the prompt its model was trained on.
 
-Templates come with checkpoints, so they run in jinja's sandbox and see nothing but the messages.
+Templates come with checkpoints, so they run in jinja's sandbox and see nothing but messages and tools.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
@@ -55,8 +55,15 @@ class ChatTemplate:
         except TemplateError as error:
             raise CheckpointError(f"the chat template cannot be read: {error}") from error
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
-        """messages: `role` and `content` each.
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """messages: `role` and `content` each; `tool_calls`, whose arguments are no text, of those that have
+        them. tools: as in OpenAI's API.
 
         Raises:
             InvalidRequestError: the template refuses this conversation.
@@ -64,12 +71,12 @@ class ChatTemplate:
         variables = {
             **self._special_tokens,
             "messages": [dict(message) for message in messages],
-            "tools": None,
+            "tools": [dict(tool) for tool in tools] if tools else None,
             "add_generation_prompt": add_generation_prompt,
         }
         try:
             return self._template.render(variables)
-        except (TemplateError, TypeError, ValueError, OverflowError) as error:
+        except (TemplateError, TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
             raise InvalidRequestError(
                 f"messages do not fit the model's chat template: {error}", field="messages"
             ) from error
@@ -79,6 +86,14 @@ def _raise_exception(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
-def _to_json(value: object, indent: int | None = None) -> str:
-    """Jinja's own filter escapes for HTML, which would change the prompt."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own filter escapes for HTML, which would change the prompt. Named as in `transformers`."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import tokenizers
 
@@ -11,10 +12,19 @@ from dspark_core.errors import InvalidRequestError
 from dspark_core.tokenization.chat_template import ChatTemplate
 from dspark_core.tokenization.detokenizer import IncrementalDetokenizer
 from dspark_core.tokenization.token_bytes import token_bytes
+from dspark_core.tokenization.tool_formats import ToolFormat, ToolStyle, tool_style
 
 # How chat formats end a turn. One of these stops generation when the model's own template writes it,
 # even where the checkpoint names only its end-of-text token.
-_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|end_of_text|>", "<|endoftext|>")
+_END_OF_TURN = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+)
 
 _SHORT_CHARACTERS = 2048
 """Encoded in a few milliseconds; the way of longer texts would cost more than it saves."""
@@ -103,8 +113,16 @@ class Tokenizer:
         (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return tuple(encoding.ids)
 
+    def tool_style(self, asked: ToolFormat | None = None) -> ToolStyle:
+        """See `tool_formats.tool_style`. Renders the template a few times: ask once."""
+        return tool_style(self._template, asked)
+
     def render_chat(
-        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
     ) -> str:
         """Raises InvalidRequestError when the model has no template or the template refuses."""
         if self._template is None:
@@ -112,22 +130,36 @@ class Tokenizer:
                 "messages cannot be used: this model has no chat template; use plain completions",
                 field="messages",
             )
-        return self._template.render(messages, add_generation_prompt=add_generation_prompt)
+        return self._template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> tuple[int, ...]:
         """The prompt after which the model writes the assistant's next message."""
         # The template writes the BOS token itself, where the model wants one.
-        return self.encode(self.render_chat(messages), add_special_tokens=False)
+        return self.encode(self.render_chat(messages, tools=tools), add_special_tokens=False)
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The whole text of a sequence, special tokens left out."""
         detokenizer = self.detokenizer(at_start=True)
         return detokenizer.push(token_ids) + detokenizer.flush()
 
-    def detokenizer(self, *, at_start: bool = False) -> IncrementalDetokenizer:
-        """For one stream of ids. `at_start`: they begin a text instead of continuing a prompt."""
+    def detokenizer(self, *, at_start: bool = False, shown: Collection[int] = ()) -> IncrementalDetokenizer:
+        """For one stream of ids. `at_start`: they begin a text instead of continuing a prompt.
+        shown: added tokens to be written out, special ones too."""
         strip = at_start and self._token_bytes.strip_leading_space
-        return IncrementalDetokenizer(self._shown_bytes, strip_leading_space=strip)
+        if not shown:
+            return IncrementalDetokenizer(self._shown_bytes, strip_leading_space=strip)
+
+        def to_bytes(token_id: int) -> bytes:
+            return self._added[token_id] if token_id in shown else self._shown_bytes(token_id)
+
+        return IncrementalDetokenizer(to_bytes, strip_leading_space=strip)
+
+    def added_token_id(self, text: str) -> int | None:
+        """Of the text that is one token by itself, wherever it stands; None: it is not."""
+        token_id = self._backend.token_to_id(text)
+        return token_id if token_id in self._added else None
 
     def token_bytes(self, token_id: int) -> bytes:
         """Of a token by itself, special ones as they are written; empty for ids of no token."""

@@ -27,7 +27,7 @@ from services.common.logs import setup_logging
 from services.embedded.options import StackOptions
 from services.embedded.processes import ProcessStack
 from services.embedded.stack import EmbeddedStack
-from services.gateway.config import GatewayConfig
+from services.gateway.config import TOOL_FORMATS, GatewayConfig
 
 DEMO_PROMPT = "Explain in two sentences why the sky is blue."
 
@@ -53,6 +53,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--disaggregated", action="store_true", help="four processes over loopback gRPC instead of one"
     )
+    parser.add_argument(
+        "--tool-format",
+        choices=TOOL_FORMATS,
+        help="how the model writes calls of tools (default: DSPARK_TOOL_FORMAT, or as its template does)",
+    )
     parser.add_argument("--demo-request", action="store_true", help="answer one request when ready")
     add_trace_arguments(parser)
     add_stack_arguments(parser)
@@ -62,7 +67,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     setup_logging("dspark", {"DSPARK_LOG_LEVEL": "WARNING", **os.environ})
-    gateway = GatewayConfig.from_env(os.environ)  # the processes of --disaggregated read it themselves
+    asked = {} if arguments.tool_format is None else {"DSPARK_TOOL_FORMAT": arguments.tool_format}
+    # The processes of --disaggregated read the environment themselves.
+    gateway = GatewayConfig.from_env({**os.environ, **asked})
     options = stack_options(
         arguments,
         drain_seconds=gateway.grpc.drain_seconds,
@@ -75,7 +82,9 @@ def run(arguments: argparse.Namespace) -> int:
         trace_sample=arguments.trace_sample,
         trace_max_mb=arguments.trace_max_mb,
     )
-    stack: Stack = ProcessStack(options) if arguments.disaggregated else EmbeddedStack(options, gateway)
+    stack: Stack = (
+        ProcessStack(options, asked) if arguments.disaggregated else EmbeddedStack(options, gateway)
+    )
     demo = functools.partial(_demo, options.url, _a_key(gateway)) if arguments.demo_request else None
     return asyncio.run(_serve(stack, options, demo))
 

@@ -94,8 +94,10 @@ class ServiceProcess:
 class ProcessStack:
     """Start order follows the arrows of the architecture backwards; stop order follows them."""
 
-    def __init__(self, options: StackOptions) -> None:
+    def __init__(self, options: StackOptions, gateway: Mapping[str, str] | None = None) -> None:
+        """gateway: settings of its own, by the names that they have in the environment."""
         self._options = options
+        self._gateway = gateway or {}
         self.processes: dict[str, ServiceProcess] = {}
 
     @property
@@ -118,7 +120,7 @@ class ProcessStack:
             "DSPARK_HTTP_PORT": str(options.http_port),
             "DSPARK_ADMISSION_WAIT_SECONDS": str(options.admission_wait_seconds),
         }
-        self._spawn("gateway", shared | gateway, options.grpc_port)
+        self._spawn("gateway", shared | gateway | dict(self._gateway), options.grpc_port)
         try:
             await asyncio.gather(*(p.wait_serving(START_SECONDS) for p in self.processes.values()))
         except TimeoutError:

@@ -37,7 +37,11 @@ class Admission:
         return self._requests.closed
 
     def enter(self) -> Ticket:
-        """Lets one request in, before any work is spent on it. Its ticket must be closed.
+        """Lets one request in; see `enter_all`."""
+        return self.enter_all(1)[0]
+
+    def enter_all(self, count: int) -> list[Ticket]:
+        """Lets so many in, or none, before any work is spent on them. Their tickets must be closed.
 
         Raises:
             QueueFullError: all places to run and to wait are taken.
@@ -45,13 +49,15 @@ class Admission:
         """
         if self._requests.closed:
             raise UnavailableError("this gateway is draining, send the request to another one")
-        if self._requests.inside >= self._max_running + self._max_waiting:
+        if self._requests.inside + count > self._max_running + self._max_waiting:
+            kind = "is full" if count == 1 else f"has no room for {count} answers"
             raise QueueFullError(
-                f"the gateway is full: {self._running} requests run and {self.waiting} wait, "
+                f"the gateway {kind}: {self._running} requests run and {self.waiting} wait, "
                 f"the limits are {self._max_running} and {self._max_waiting}"
             )
-        self._requests.enter()
-        return Ticket(self)
+        for _ in range(count):
+            self._requests.enter()
+        return [Ticket(self) for _ in range(count)]
 
     async def start(self) -> None:
         """Turns a waiting request into a running one, when a place is free. For tickets."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypedDict
 
 from services.gateway.assembly import TokenWithLogprobs
 from services.gateway.generation import TimedDelta
+from services.gateway.tool_stream import CallDelta
 
 
 class AnswerHead(TypedDict):
@@ -32,6 +33,9 @@ class AnswerFactory:
     def request_id(self, prefix: str) -> str:
         """prefix: `chatcmpl` or `cmpl`."""
         return f"{prefix}-{self.new_id()}"
+
+    def call_id(self) -> str:
+        return f"call_{self.new_id()}"
 
     def head(self, request_id: str) -> AnswerHead:
         return AnswerHead(
@@ -60,18 +64,25 @@ class Collected:
     """A whole answer."""
 
     text: str
+    calls: tuple[CallDelta, ...]
     logprobs: tuple[TokenWithLogprobs, ...]
     last: TimedDelta
     """With the totals."""
 
 
-async def collect(deltas: AsyncIterator[TimedDelta]) -> Collected:
-    texts: list[str] = []
-    logprobs: list[TokenWithLogprobs] = []
-    last: TimedDelta | None = None
-    async for last in deltas:
-        texts.append(last.delta.text)
-        logprobs.extend(last.delta.logprobs)
-    if last is None:
-        raise AssertionError("a stream of text has at least one delta")
-    return Collected(text="".join(texts), logprobs=tuple(logprobs), last=last)
+async def collect(deltas: AsyncIterator[TimedDelta]) -> list[Collected]:
+    """Of each choice, in their order."""
+    choices: dict[int, list[TimedDelta]] = {}
+    async for timed in deltas:
+        choices.setdefault(timed.choice, []).append(timed)
+    return [_collected(choices[index]) for index in sorted(choices)]
+
+
+def _collected(parts: Sequence[TimedDelta]) -> Collected:
+    deltas = [timed.delta for timed in parts]
+    return Collected(
+        text="".join(delta.text for delta in deltas),
+        calls=tuple(call for delta in deltas for call in delta.calls),
+        logprobs=tuple(token for delta in deltas for token in delta.logprobs),
+        last=parts[-1],
+    )

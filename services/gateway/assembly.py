@@ -13,6 +13,8 @@ from dspark_core.records import (
 )
 from dspark_core.tokenization.tokenizer import Tokenizer
 from services.gateway.stop_strings import StopStrings
+from services.gateway.tool_preparation import CallReading
+from services.gateway.tool_stream import CallDelta, joined
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,10 @@ class TextDelta:
     """So far."""
     stats: SpeculationStats | None = None
     """So far; None when the backend has not told."""
+    calls: tuple[CallDelta, ...] = ()
+    """Of tools; behind the text."""
+    called: bool = False
+    """The answer ends with a whole call."""
     logprobs: tuple[TokenWithLogprobs, ...] = ()
     """Of the tokens but for one that ended the answer, where the request asks for them."""
 
@@ -47,8 +53,16 @@ class TextDelta:
 class TextAssembler:
     """One request's; feed it every chunk in order until a delta has a finish reason."""
 
-    def __init__(self, tokenizer: Tokenizer, request: GenerateRequest, stop: tuple[str, ...]) -> None:
-        self._detokenizer = tokenizer.detokenizer()
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        request: GenerateRequest,
+        stop: tuple[str, ...],
+        calls: CallReading | None = None,
+    ) -> None:
+        """calls: how to find calls of tools; None: there are none."""
+        self._detokenizer = tokenizer.detokenizer(shown=calls.shown_token_ids if calls else ())
+        self._calls = calls.stream() if calls else None
         self._stop_token_ids = frozenset(request.stop_token_ids)
         self._stops = StopStrings(stop)
         self._min_tokens = request.adjustments.min_tokens
@@ -61,6 +75,7 @@ class TextAssembler:
         self._stats = chunk.stats or self._stats
         self._cached_prompt_tokens = max(self._cached_prompt_tokens, chunk.cached_prompt_tokens)
         pieces: list[str] = []
+        found: list[CallDelta] = []
         used = 0
         for token_id in chunk.token_ids:
             used += 1
@@ -69,26 +84,49 @@ class TextAssembler:
             text = self._detokenizer.push(shown)
             # No stop string begins before the answer is as long as it was asked to be.
             early = self._completion_tokens + used <= self._min_tokens
-            pieces.append(text if early else self._stops.push(text))
-            if self._stops.matched:
+            pieces.append(self._without_calls(text if early else self._stops.push(text), found))
+            if self._ended:
                 break
         self._completion_tokens += used
-        finish_reason = FinishReason.STOP if self._stops.matched else chunk.finish_reason
-        if finish_reason is not None and not self._stops.matched:
-            pieces.append(self._stops.push(self._detokenizer.flush()))
-            pieces.append(self._stops.flush())
+        finish_reason = FinishReason.STOP if self._ended else chunk.finish_reason
+        if finish_reason is not None:
+            pieces.append(self._rest(found))
         return TextDelta(
             text="".join(pieces),
             token_ids=chunk.token_ids[:used],
             finish_reason=finish_reason,
             usage=self._usage(),
             stats=self._stats,
+            calls=joined(found) if found else (),
+            called=finish_reason is not None and self._calls is not None and self._calls.called,
             logprobs=tuple(
                 TokenWithLogprobs(token_id, logprobs)
                 for token_id, logprobs in zip(chunk.token_ids[:used], chunk.logprobs, strict=False)
                 if token_id not in self._stop_token_ids
             ),
         )
+
+    @property
+    def _ended(self) -> bool:
+        """Before its last token: by a stop string, or because no second call is wanted."""
+        return self._stops.matched or (self._calls is not None and self._calls.done)
+
+    def _without_calls(self, text: str, found: list[CallDelta]) -> str:
+        if self._calls is None:
+            return text
+        parsed = self._calls.push(text)
+        found += parsed.calls
+        return parsed.text
+
+    def _rest(self, found: list[CallDelta]) -> str:
+        """What was held back."""
+        held = "" if self._ended else self._stops.push(self._detokenizer.flush()) + self._stops.flush()
+        text = self._without_calls(held, found)
+        if self._calls is None:
+            return text
+        parsed = self._calls.flush()
+        found += parsed.calls
+        return text + parsed.text
 
     def _usage(self) -> Usage:
         return Usage(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from dspark_core.tokenization.tokenizer import Tokenizer
-from services.gateway.answers import AnswerFactory, AnswerHead, collect
-from services.gateway.assembly import TextDelta
+from services.gateway.answers import AnswerFactory, AnswerHead, Collected, collect
+from services.gateway.assembly import TextDelta, Usage
 from services.gateway.backend import closing
 from services.gateway.chunk_template import PLACE, ChunkTemplate
 from services.gateway.generation import TextGenerator, TimedDelta
 from services.gateway.openai_logprobs import ChatLogprobsBody, LogprobsWriter
 from services.gateway.openai_responses import (
     AnswerMessage,
+    CallBody,
+    CallDeltaBody,
+    CalledFunction,
+    CalledFunctionDelta,
+    CallingMessage,
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
@@ -24,6 +29,7 @@ from services.gateway.openai_responses import (
 )
 from services.gateway.openai_schema import ChatCompletionBody
 from services.gateway.tiers import Caller
+from services.gateway.tool_stream import CallDelta
 
 
 class ChatCompletions:
@@ -38,18 +44,20 @@ class ChatCompletions:
     async def complete(self, body: ChatCompletionBody, request_id: str, caller: Caller) -> ChatCompletion:
         head = self._answers.head(request_id)
         async with closing(self._generator.stream(caller.sends(body.to_request(request_id)))) as deltas:
-            answer = await collect(deltas)
-        last = answer.last
-        choice = ChatChoice(
-            message=AnswerMessage(content=answer.text),
-            logprobs=LogprobsWriter(self._tokenizer).chat(answer.logprobs) if body.logprobs else None,
-            finish_reason=reason_of(last.delta.finish_reason),
-        )
+            answers = await collect(deltas)
         return ChatCompletion(
             **head,
-            choices=[choice],
-            usage=UsageBody.of(last.delta.usage),
-            speculation=SpeculationStatsBody.of(last),
+            choices=[self._choice(answer, body) for answer in answers],
+            usage=UsageBody.of([answer.last.delta.usage for answer in answers]),
+            speculation=SpeculationStatsBody.of(*(answer.last for answer in answers)),
+        )
+
+    def _choice(self, answer: Collected, body: ChatCompletionBody) -> ChatChoice:
+        return ChatChoice(
+            index=answer.last.choice,
+            message=_message(answer, self._answers),
+            logprobs=LogprobsWriter(self._tokenizer).chat(answer.logprobs) if body.logprobs else None,
+            finish_reason=reason_of(answer.last.delta),
         )
 
     async def stream(
@@ -57,26 +65,54 @@ class ChatCompletions:
     ) -> AsyncIterator[ChatCompletionChunk | str]:
         """Chunks, or their JSON. Nothing is yielded before the first token, so that earlier errors can be
         answered as such."""
-        chunks = _Chunks(self._answers.head(request_id), body, LogprobsWriter(self._tokenizer))
-        first = True
+        head = self._answers.head(request_id)
+        call_id = self._answers.call_id
+        choices: dict[int, _Chunks] = {}
+        usages: dict[int, Usage] = {}
         async with closing(self._generator.stream(caller.sends(body.to_request(request_id)))) as deltas:
             async for timed in deltas:
-                if first:
+                chunks = choices.get(timed.choice)
+                if chunks is None:
+                    chunks = _Chunks(head, body, LogprobsWriter(self._tokenizer), timed.choice)
+                    choices[timed.choice] = chunks
                     yield chunks.chunk(ChatDelta(role="assistant", content=""))
-                    first = False
                 if timed.delta.text or timed.delta.logprobs:
                     yield chunks.text(timed.delta)
+                for call in timed.delta.calls:
+                    yield chunks.call(call, call_id)
                 if timed.delta.finish_reason is not None:
+                    usages[timed.choice] = timed.delta.usage
                     yield chunks.end(timed)
-                    if chunks.include_usage:
-                        yield chunks.usage(timed)
+        if body.includes_usage:
+            yield choices[0].usage([usages[index] for index in sorted(usages)])
+
+
+def _message(answer: Collected, answers: AnswerFactory) -> AnswerMessage | CallingMessage:
+    if not answer.calls:
+        return AnswerMessage(content=answer.text)
+    names = {call.index: call.name for call in answer.calls if call.name is not None}
+    calls = [
+        CallBody(
+            id=answers.call_id(),
+            function=CalledFunction(
+                name=name, arguments="".join(call.arguments for call in answer.calls if call.index == index)
+            ),
+        )
+        for index, name in names.items()
+    ]
+    return CallingMessage(content=answer.text or None, tool_calls=calls)
 
 
 class _Chunks:
-    def __init__(self, head: AnswerHead, body: ChatCompletionBody, logprobs: LogprobsWriter) -> None:
+    """Of one choice."""
+
+    def __init__(
+        self, head: AnswerHead, body: ChatCompletionBody, logprobs: LogprobsWriter, index: int
+    ) -> None:
         self._head = head
         self._logprobs = logprobs
-        self.include_usage = bool(body.stream_options and body.stream_options.include_usage)
+        self._index = index
+        self._include_usage = body.includes_usage
         self._template = ChunkTemplate(self.chunk(ChatDelta(content=PLACE)))
 
     def text(self, delta: TextDelta) -> ChatCompletionChunk | str:
@@ -85,23 +121,33 @@ class _Chunks:
         return self._template.filled(delta.text)
 
     def chunk(self, delta: ChatDelta, logprobs: ChatLogprobsBody | None = None) -> ChatCompletionChunk:
-        choice = ChatChunkChoice(index=0, delta=delta, logprobs=logprobs, finish_reason=None)
+        choice = ChatChunkChoice(index=self._index, delta=delta, logprobs=logprobs, finish_reason=None)
         return self._answer([choice])
 
+    def call(self, call: CallDelta, new_id: Callable[[], str]) -> ChatCompletionChunk:
+        if call.name is None:
+            function = CalledFunctionDelta(arguments=call.arguments)
+            body = CallDeltaBody(index=call.index, function=function)
+        else:
+            function = CalledFunctionDelta(name=call.name, arguments="")
+            body = CallDeltaBody(index=call.index, id=new_id(), type="function", function=function)
+        return self.chunk(ChatDelta(tool_calls=[body]))
+
     def end(self, timed: TimedDelta) -> ChatCompletionChunk:
-        reason = reason_of(timed.delta.finish_reason)
-        choice = ChatChunkChoice(index=0, delta=ChatDelta(), logprobs=None, finish_reason=reason)
+        reason = reason_of(timed.delta)
+        choice = ChatChunkChoice(index=self._index, delta=ChatDelta(), logprobs=None, finish_reason=reason)
         chunk = self._answer([choice])
         chunk.speculation = SpeculationStatsBody.of(timed)
         return chunk
 
-    def usage(self, timed: TimedDelta) -> ChatCompletionChunk:
+    def usage(self, usages: Sequence[Usage]) -> ChatCompletionChunk:
+        """Of all choices."""
         chunk = self._answer([])
-        chunk.usage = UsageBody.of(timed.delta.usage)
+        chunk.usage = UsageBody.of(usages)
         return chunk
 
     def _answer(self, choices: list[ChatChunkChoice]) -> ChatCompletionChunk:
         chunk = ChatCompletionChunk(**self._head, object="chat.completion.chunk", choices=choices)
-        if self.include_usage:
+        if self._include_usage:
             chunk.usage = None  # present and null on every chunk but the last, as OpenAI does
         return chunk

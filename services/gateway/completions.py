@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from dspark_core.tokenization.tokenizer import Tokenizer
-from services.gateway.answers import AnswerFactory, collect
+from services.gateway.answers import AnswerFactory, AnswerHead, Collected, collect
+from services.gateway.assembly import Usage
 from services.gateway.backend import closing
 from services.gateway.chunk_template import PLACE, ChunkTemplate
 from services.gateway.generation import TextGenerator, TimedDelta
@@ -34,18 +35,20 @@ class Completions:
     async def complete(self, body: CompletionBody, request_id: str, caller: Caller) -> Completion:
         head = self._answers.head(request_id)
         async with closing(self._generator.stream(caller.sends(body.to_request(request_id)))) as deltas:
-            answer = await collect(deltas)
-        last = answer.last
-        logprobs = None
-        if body.logprobs is not None:
-            logprobs = LogprobsWriter(self._tokenizer).completion(answer.logprobs)
+            answers = await collect(deltas)
         return Completion(
             **head,
             object="text_completion",
-            choices=[_choice(answer.text, last, logprobs)],
-            usage=UsageBody.of(last.delta.usage),
-            speculation=SpeculationStatsBody.of(last),
+            choices=[self._whole(answer, body) for answer in answers],
+            usage=UsageBody.of([answer.last.delta.usage for answer in answers]),
+            speculation=SpeculationStatsBody.of(*(answer.last for answer in answers)),
         )
+
+    def _whole(self, answer: Collected, body: CompletionBody) -> CompletionChoice:
+        logprobs = None
+        if body.logprobs is not None:
+            logprobs = LogprobsWriter(self._tokenizer).completion(answer.logprobs)
+        return _choice(answer.text, answer.last, logprobs)
 
     async def stream(
         self, body: CompletionBody, request_id: str, caller: Caller
@@ -53,36 +56,53 @@ class Completions:
         """Chunks, or their JSON. Nothing is yielded before the first token, so that earlier errors can be
         answered as such."""
         head = self._answers.head(request_id)
-        include_usage = bool(body.stream_options and body.stream_options.include_usage)
-
-        def chunk_of(choice: CompletionChoice) -> CompletionChunk:
-            chunk = CompletionChunk(**head, object="text_completion", choices=[choice])
-            if include_usage:
-                chunk.usage = None  # present and null on every chunk but the last, as OpenAI does
-            return chunk
-
-        writer = LogprobsWriter(self._tokenizer)
-        template = ChunkTemplate(
-            chunk_of(CompletionChoice(index=0, text=PLACE, logprobs=None, finish_reason=None))
-        )
+        choices: dict[int, _Chunks] = {}
+        usages: dict[int, Usage] = {}
         async with closing(self._generator.stream(caller.sends(body.to_request(request_id)))) as deltas:
             async for timed in deltas:
-                delta = timed.delta
-                logprobs = writer.completion(delta.logprobs) if delta.logprobs else None
-                if delta.finish_reason is None:
-                    if logprobs is not None:
-                        yield chunk_of(_choice(delta.text, timed, logprobs))
-                    elif delta.text:
-                        yield template.filled(delta.text)
-                    continue
-                chunk = chunk_of(_choice(delta.text, timed, logprobs))
-                chunk.speculation = SpeculationStatsBody.of(timed)
-                yield chunk
-                if include_usage:
-                    usage = UsageBody.of(timed.delta.usage)
-                    yield CompletionChunk(**head, object="text_completion", choices=[], usage=usage)
+                chunks = choices.get(timed.choice)
+                if chunks is None:
+                    chunks = _Chunks(head, body, LogprobsWriter(self._tokenizer), timed.choice)
+                    choices[timed.choice] = chunks
+                chunk = chunks.of(timed)
+                if chunk is not None:
+                    yield chunk
+                if timed.delta.finish_reason is not None:
+                    usages[timed.choice] = timed.delta.usage
+        if body.includes_usage:
+            usage = UsageBody.of([usages[index] for index in sorted(usages)])
+            yield CompletionChunk(**head, object="text_completion", choices=[], usage=usage)
+
+
+class _Chunks:
+    """Of one choice."""
+
+    def __init__(self, head: AnswerHead, body: CompletionBody, logprobs: LogprobsWriter, index: int) -> None:
+        self._head = head
+        self._logprobs = logprobs
+        self._include_usage = body.includes_usage
+        empty = CompletionChoice(index=index, text=PLACE, logprobs=None, finish_reason=None)
+        self._template = ChunkTemplate(self._chunk(empty))
+
+    def of(self, timed: TimedDelta) -> CompletionChunk | str | None:
+        """None: there is nothing to tell."""
+        delta = timed.delta
+        logprobs = self._logprobs.completion(delta.logprobs) if delta.logprobs else None
+        if delta.finish_reason is not None:
+            chunk = self._chunk(_choice(delta.text, timed, logprobs))
+            chunk.speculation = SpeculationStatsBody.of(timed)
+            return chunk
+        if logprobs is not None:
+            return self._chunk(_choice(delta.text, timed, logprobs))
+        return self._template.filled(delta.text) if delta.text else None
+
+    def _chunk(self, choice: CompletionChoice) -> CompletionChunk:
+        chunk = CompletionChunk(**self._head, object="text_completion", choices=[choice])
+        if self._include_usage:
+            chunk.usage = None  # present and null on every chunk but the last, as OpenAI does
+        return chunk
 
 
 def _choice(text: str, timed: TimedDelta, logprobs: CompletionLogprobsBody | None) -> CompletionChoice:
-    reason = reason_of(timed.delta.finish_reason)
-    return CompletionChoice(index=0, text=text, logprobs=logprobs, finish_reason=reason)
+    reason = reason_of(timed.delta)
+    return CompletionChoice(index=timed.choice, text=text, logprobs=logprobs, finish_reason=reason)

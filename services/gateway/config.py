@@ -9,10 +9,14 @@ from pathlib import PurePath
 
 from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL
+from dspark_core.tokenization.tool_formats import ToolFormat
 from services.common.env import Env
 from services.common.options import ServerOptions
 from services.common.tls import Tls
+from services.gateway.requests import DEFAULT_MAX_CHOICES
 from services.gateway.tiers import Tier, tiers_from_text
+
+TOOL_FORMATS = ("auto", *(one.value for one in ToolFormat))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +27,8 @@ class GatewayLimits:
     """Requests sent to verifiers at the same time."""
     max_waiting_requests: int = 1024
     """Requests waiting for one of those places; further ones get 429."""
+    max_choices: int = DEFAULT_MAX_CHOICES
+    """Answers to one request, each of which counts as one above."""
     max_body_bytes: int = 4 * 2**20
     request_timeout_seconds: float = 600.0
     """From arrival to the last token, waiting included."""
@@ -32,7 +38,7 @@ class GatewayLimits:
     """Tightens the verifiers' own limit; None: theirs."""
 
     def __post_init__(self) -> None:
-        for name in ("max_running_requests", "max_body_bytes", "max_context_tokens"):
+        for name in ("max_running_requests", "max_choices", "max_body_bytes", "max_context_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be >= 1, got {value}")
@@ -61,6 +67,8 @@ class GatewayConfig:
     """Clients must send one of these, each `key` or `key@tier`; empty: everyone may call."""
     tiers: Mapping[str, Tier] = field(default_factory=dict)
     """By name; `default` is that of callers without another one."""
+    tool_format: ToolFormat | None = None
+    """How the model writes calls of tools; None: as its chat template does."""
     cors_origins: tuple[str, ...] = ()
     """Web pages of these origins may call; `*`: of all. Empty: only the gateway's own page."""
 
@@ -97,6 +105,7 @@ class GatewayConfig:
                 max_waiting_requests=env.integer(
                     "DSPARK_MAX_WAITING_REQUESTS", limits.max_waiting_requests, minimum=0
                 ),
+                max_choices=env.integer("DSPARK_MAX_CHOICES", limits.max_choices, minimum=1),
                 max_body_bytes=max_body_bytes,
                 request_timeout_seconds=env.number(
                     "DSPARK_REQUEST_TIMEOUT_SECONDS", limits.request_timeout_seconds, minimum=0.001
@@ -108,8 +117,19 @@ class GatewayConfig:
             ),
             api_keys=_listed(env.text("DSPARK_API_KEYS", "")),
             tiers=tiers_from_text(env.text("DSPARK_TIERS", "")),
+            tool_format=tool_format_of(env.text("DSPARK_TOOL_FORMAT", "auto"), "DSPARK_TOOL_FORMAT"),
             cors_origins=_origins(env.text("DSPARK_CORS_ORIGINS", "")),
         )
+
+
+def tool_format_of(text: str, setting: str) -> ToolFormat | None:
+    """Raises ConfigError naming the setting."""
+    if text == TOOL_FORMATS[0]:
+        return None
+    try:
+        return ToolFormat(text)
+    except ValueError:
+        raise ConfigError(f"{setting} must be one of {', '.join(TOOL_FORMATS)}, got {text!r}") from None
 
 
 def _listed(text: str) -> tuple[str, ...]:

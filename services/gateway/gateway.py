@@ -76,12 +76,16 @@ def build_gateway(
     metrics.watch_queue(lambda: admission.running, lambda: admission.waiting)
     answers = AnswerFactory(model=config.model_name, fingerprint=fingerprint_of(config.model_name))
     generator = TextGenerator(
-        preparer=RequestPreparer(config.model_name, tokenizer, backend, limits.max_context_tokens),
+        preparer=RequestPreparer(
+            config.model_name, tokenizer, backend, limits.max_context_tokens, config.tool_format
+        ),
         backend=backend,
         tokenizer=tokenizer,
         admission=admission,
         metrics=metrics,
         timeout_seconds=limits.request_timeout_seconds,
+        # More than there are places for would be told to come back for ever.
+        max_choices=min(limits.max_choices, limits.max_running_requests + limits.max_waiting_requests),
     )
     return Gateway(
         model_name=config.model_name,

@@ -24,9 +24,10 @@ from services.common.interruption import Interruption
 from services.gateway.admission import Admission, Ticket
 from services.gateway.assembly import TextAssembler, TextDelta
 from services.gateway.backend import GenerationBackend, closing
+from services.gateway.choices import choices_of, together
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.preparation import PreparedRequest, RequestPreparer
-from services.gateway.requests import TextRequest
+from services.gateway.requests import DEFAULT_MAX_CHOICES, TextRequest
 
 Clock = Callable[[], float]
 
@@ -47,6 +48,8 @@ class TimedDelta:
     """Tokens after the first chunk's, over the time since it; 0.0 while there are none."""
     min_tokens_per_second: float | None = None
     """The request's speed floor."""
+    choice: int = 0
+    """Which of the request's answers this is a part of."""
 
 
 class TextGenerator:
@@ -59,6 +62,7 @@ class TextGenerator:
         admission: Admission,
         metrics: GatewayMetrics,
         timeout_seconds: float,
+        max_choices: int = DEFAULT_MAX_CHOICES,
         clock: Clock = time.monotonic,
     ) -> None:
         self._preparer = preparer
@@ -67,25 +71,34 @@ class TextGenerator:
         self._admission = admission
         self._metrics = metrics
         self._timeout_seconds = timeout_seconds
+        self._max_choices = max_choices
         self._clock = clock
 
     async def stream(self, request: TextRequest) -> AsyncIterator[TimedDelta]:
-        """Text as it is committed; the last delta has a finish reason. Close it to cancel.
+        """Text as it is committed; the last delta of each choice has a finish reason. Close it to cancel.
 
         Raises:
             InvalidRequestError: before anything is generated.
             QueueFullError, UnavailableError: also before, or when every verifier failed.
             DeadlineError: the request took longer than it may.
+            What happens to one choice ends them all.
         """
+        if request.choices > self._max_choices:
+            raise InvalidRequestError(
+                f"n must be <= {self._max_choices}, this gateway's limit, got {request.choices}", field="n"
+            )
         arrival = self._clock()
-        ticket = self._admission.enter()
+        tickets = self._admission.enter_all(request.choices)
         try:
             prepared = await self._preparer.prepare(request)
-            async with closing(self._run(prepared, ticket, arrival)) as deltas:
+            choices = choices_of(prepared, request.choices)
+            runs = [self._run(one, ticket, arrival) for one, ticket in zip(choices, tickets, strict=True)]
+            async with closing(together(runs, len(prepared.request.prompt_token_ids))) as deltas:
                 async for timed in deltas:
                     yield timed
         finally:
-            ticket.close()
+            for ticket in tickets:
+                ticket.close()
 
     async def _run(
         self, prepared: PreparedRequest, ticket: Ticket, arrival: float
@@ -104,11 +117,12 @@ class TextGenerator:
             raise
         finally:
             record.close()
+            ticket.close()  # other choices may take longer
 
     async def _generate(
         self, prepared: PreparedRequest, record: _Record, arrival: float
     ) -> AsyncIterator[TimedDelta]:
-        assembler = TextAssembler(self._tokenizer, prepared.request, prepared.stop)
+        assembler = TextAssembler(self._tokenizer, prepared.request, prepared.stop, prepared.calls)
         started = self._clock()
         # Its waits span one step each: this generator may be advanced from different tasks.
         with Interruption() as limit, self._admission.ending(limit):
@@ -125,6 +139,7 @@ class TextGenerator:
                         seconds=self._clock() - started,
                         decode_tokens_per_second=record.decode_tokens_per_second,
                         min_tokens_per_second=prepared.request.min_tokens_per_second,
+                        choice=prepared.choice,
                     )
                     if chunk.finish_reason is not None:
                         # Let the call end by itself: closed now, it would count as cancelled everywhere.
@@ -166,7 +181,8 @@ class _Record:
         self._last_tokens: float | None = None
         self._delta: TextDelta | None = None
         # The span of the transport that called; its context must not be entered in a generator.
-        self._span = trace.get_current_span()
+        # It tells of the first choice: one span cannot tell of several.
+        self._span = trace.get_current_span() if prepared.choice == 0 else trace.INVALID_SPAN
         self._span.set_attribute("dspark.request_id", prepared.request.request_id)
         self._span.set_attribute("dspark.prompt_tokens", self._prompt_tokens)
         self.outcome = ""

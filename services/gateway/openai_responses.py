@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel
 
-from dspark_core.records import FinishReason
-from services.gateway.assembly import Usage
+from dspark_core.records import FinishReason, SpeculationStats
+from services.gateway.assembly import TextDelta, Usage
 from services.gateway.generation import TimedDelta
 from services.gateway.openai_logprobs import ChatLogprobsBody, CompletionLogprobsBody
 
@@ -23,12 +25,15 @@ class UsageBody(BaseModel):
     prompt_tokens_details: PromptTokensDetails
 
     @classmethod
-    def of(cls, usage: Usage) -> UsageBody:
+    def of(cls, choices: Sequence[Usage]) -> UsageBody:
+        """Of all choices of one request, the first one first: their prompt counts once."""
+        first = choices[0]
+        completion_tokens = sum(usage.completion_tokens for usage in choices)
         return cls(
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            total_tokens=usage.prompt_tokens + usage.completion_tokens,
-            prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_prompt_tokens),
+            prompt_tokens=first.prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=first.prompt_tokens + completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=first.cached_prompt_tokens),
         )
 
 
@@ -49,17 +54,20 @@ class SpeculationStatsBody(BaseModel):
     tokens_per_second: float
     """Completion tokens over the time since a verifier was asked, prefill included."""
     decode_tokens_per_second: float
-    """Tokens after the first round's, over their time: what a speed floor is held against."""
+    """Tokens after the first round's, over their time: what a speed floor is held against. Of the slowest
+    choice."""
     min_tokens_per_second: float | None
     """The floor that was promised; null: none."""
 
     @classmethod
-    def of(cls, timed: TimedDelta) -> SpeculationStatsBody | None:
-        """None when the backend told nothing."""
-        stats = timed.delta.stats
-        if stats is None:
+    def of(cls, *choices: TimedDelta) -> SpeculationStatsBody | None:
+        """Of one choice, or of several together. None when the backend told nothing."""
+        told = [timed.delta.stats for timed in choices if timed.delta.stats is not None]
+        if not told:
             return None
-        tokens = timed.delta.usage.completion_tokens
+        stats = functools.reduce(SpeculationStats.plus, told)
+        tokens = sum(timed.delta.usage.completion_tokens for timed in choices)
+        seconds = max(timed.seconds for timed in choices)
         return cls(
             rounds=stats.rounds,
             drafted_tokens=stats.drafted_tokens,
@@ -71,19 +79,19 @@ class SpeculationStatsBody(BaseModel):
             acceptance_rate=round(stats.acceptance_rate, 4),
             draft_seconds=round(stats.draft_seconds, 6),
             verify_seconds=round(stats.verify_seconds, 6),
-            tokens_per_second=round(tokens / timed.seconds, 2) if timed.seconds > 0 else 0.0,
-            decode_tokens_per_second=round(timed.decode_tokens_per_second, 2),
-            min_tokens_per_second=timed.min_tokens_per_second,
+            tokens_per_second=round(tokens / seconds, 2) if seconds > 0 else 0.0,
+            decode_tokens_per_second=round(min(timed.decode_tokens_per_second for timed in choices), 2),
+            min_tokens_per_second=choices[0].min_tokens_per_second,
         )
 
 
-Reason = Literal["stop", "length"]
+Reason = Literal["stop", "length", "tool_calls"]
 
 
-def reason_of(finish_reason: FinishReason | None) -> Reason | None:
-    match finish_reason:
+def reason_of(delta: TextDelta) -> Reason | None:
+    match delta.finish_reason:
         case FinishReason.STOP:
-            return "stop"
+            return "tool_calls" if delta.called else "stop"
         case FinishReason.LENGTH:
             return "length"
     return None
@@ -115,9 +123,27 @@ class AnswerMessage(BaseModel):
     refusal: None = None
 
 
+class CalledFunction(BaseModel):
+    name: str
+    arguments: str
+
+
+class CallBody(BaseModel):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class CallingMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: None = None
+    tool_calls: list[CallBody]
+
+
 class ChatChoice(BaseModel):
-    index: int = 0
-    message: AnswerMessage
+    index: int
+    message: AnswerMessage | CallingMessage
     logprobs: ChatLogprobsBody | None = None
     finish_reason: Reason | None
 
@@ -127,9 +153,24 @@ class ChatCompletion(_WholeAnswer):
     choices: list[ChatChoice]
 
 
+class CalledFunctionDelta(BaseModel):
+    name: str | None = None
+    arguments: str
+
+
+class CallDeltaBody(BaseModel):
+    """The first of a call has all fields and no arguments yet."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: CalledFunctionDelta
+
+
 class ChatDelta(BaseModel):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[CallDeltaBody] | None = None
 
 
 class ChatChunkChoice(BaseModel):

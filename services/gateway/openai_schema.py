@@ -8,6 +8,7 @@ because a misspelt `max_tokens` must not be ignored.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -17,30 +18,16 @@ from dspark_core.errors import InvalidRequestError
 from dspark_core.output_rules import Grammar, LogitAdjustments
 from dspark_core.records import MAX_TOP_LOGPROBS, SpeculationOptions, Verification
 from services.gateway.openai_grammar import ResponseFormatBody, StructuredOutputsBody
-from services.gateway.requests import ChatMessage, ChatRole, Conversation, TextRequest
+from services.gateway.openai_messages import ChatMessageBody
+from services.gateway.openai_tools import ToolBody, ToolChoice, refuse_other_shapes, tool_use
+from services.gateway.requests import Conversation, TextRequest
+from services.gateway.tools import ToolUse
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
 def _one_or_more(value: object) -> object:
     return [value] if isinstance(value, str) else value
-
-
-def _joined_text(value: object) -> object:
-    """Content may come as a list of parts; only text parts are served."""
-    if not isinstance(value, list):
-        return value
-    texts = []
-    for index, part in enumerate(value):
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise PydanticCustomError(
-                "content_part",
-                "part {index} must be of type 'text', got {kind}: images, audio and files are not supported",
-                {"index": index, "kind": repr(kind)},
-            )
-        texts.append(part["text"])
-    return "".join(texts)
 
 
 def _single_prompt(value: object) -> object:
@@ -123,7 +110,7 @@ class AnyCompletionBody(BaseModel):
     structured_outputs: StructuredOutputsBody | None = None
     """As in other engines: more kinds of what the answer has to be."""
 
-    n: Any = None
+    n: int | None = None
 
     # Accepted and without effect on the answer.
     user: Any = None
@@ -132,6 +119,15 @@ class AnyCompletionBody(BaseModel):
     service_tier: Any = None
     safety_identifier: Any = None
     prompt_cache_key: Any = None
+
+    @property
+    def includes_usage(self) -> bool:
+        """In a stream."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def choices(self) -> int:
+        return 1 if self.n is None else self.n
 
     def refuse_unsupported(self) -> None:
         """Raises InvalidRequestError naming the first field that asks for what is not there."""
@@ -178,6 +174,7 @@ class AnyCompletionBody(BaseModel):
             grammar=grammar,
             grammar_field=field,
             top_logprobs=top_logprobs,
+            choices=self.choices,
         )
 
     def _grammar(self) -> tuple[Grammar | None, str]:
@@ -207,35 +204,8 @@ def _token_id(name: str) -> int:
     return int(name)
 
 
-_NOTHING_ASKED: Mapping[str, tuple[object, ...]] = {
-    "n": (1,),
-}
-
-
-class ChatMessageBody(BaseModel):
-    """`developer` is the newer name of `system`. Fields an answer carries may come back, if empty."""
-
-    model_config = _STRICT
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_joined_text)]
-    name: str | None = None
-    refusal: None = None
-    annotations: list[None] | None = None
-    audio: None = None
-    function_call: None = None
-    tool_calls: list[None] | None = None
-
-    def to_record(self) -> ChatMessage:
-        role = ChatRole.SYSTEM if self.role == "developer" else ChatRole(self.role)
-        return ChatMessage(role=role, content=self.content)
-
-
 class ChatCompletionBody(AnyCompletionBody):
     unsupported = {
-        **_NOTHING_ASKED,
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
         "modalities": (["text"],),
@@ -248,9 +218,9 @@ class ChatCompletionBody(AnyCompletionBody):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tools: Any = None
-    tool_choice: Any = None
-    parallel_tool_calls: Any = None
+    tools: list[ToolBody] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     functions: Any = None
     function_call: Any = None
     modalities: Any = None
@@ -272,8 +242,20 @@ class ChatCompletionBody(AnyCompletionBody):
                 f"top_logprobs {self.top_logprobs} needs logprobs to be true", field="top_logprobs"
             )
         top_logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        prompt = Conversation(messages=tuple(message.to_record() for message in self.messages))
-        return self._request(request_id, prompt, next(iter(asked), None), top_logprobs)
+        messages = (message.to_record(f"messages[{place}]") for place, message in enumerate(self.messages))
+        prompt = Conversation(messages=tuple(messages))
+        request = self._request(request_id, prompt, next(iter(asked), None), top_logprobs)
+        return replace(request, tools=self._tool_use(request.grammar, request.grammar_field))
+
+    def _tool_use(self, grammar: Grammar | None, grammar_field: str) -> ToolUse | None:
+        use = tool_use(
+            self.tools,
+            self.tool_choice,
+            parallel=self.parallel_tool_calls is not False,
+            eager=bool(self.stream),
+        )
+        refuse_other_shapes(use, {grammar_field: grammar})
+        return use
 
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's own default for this endpoint
@@ -281,10 +263,8 @@ DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's own default for this endpoint
 
 class CompletionBody(AnyCompletionBody):
     unsupported = {
-        **_NOTHING_ASKED,
         "echo": (False,),
         "suffix": ("",),
-        "best_of": (1,),
     }
 
     prompt: Annotated[str | list[int], BeforeValidator(_single_prompt)]
@@ -295,6 +275,11 @@ class CompletionBody(AnyCompletionBody):
 
     def to_request(self, request_id: str) -> TextRequest:
         """Raises InvalidRequestError naming the field."""
+        if self.best_of is not None and self.best_of != self.choices:
+            raise InvalidRequestError(
+                f"best_of {self.best_of!r:.80} is not supported; leave it out or send {self.choices}, as n",
+                field="best_of",
+            )
         prompt = self.prompt if isinstance(self.prompt, str) else tuple(self.prompt)
         max_tokens = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_TOP_LOGPROBS:

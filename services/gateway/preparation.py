@@ -13,8 +13,10 @@ from dspark_core.output_rules import LogitAdjustments
 from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions, VerifierDescription
 from dspark_core.tokenization.grammar_sources import GrammarChecker
 from dspark_core.tokenization.tokenizer import Tokenizer
+from dspark_core.tokenization.tool_formats import ToolFormat
 from services.gateway.backend import GenerationBackend
 from services.gateway.requests import DEFAULT_TIER_NAME, Conversation, TextRequest
+from services.gateway.tool_preparation import CallReading, ToolPreparer
 
 _Number = TypeVar("_Number", int, float)
 
@@ -23,7 +25,11 @@ _Number = TypeVar("_Number", int, float)
 class PreparedRequest:
     request: GenerateRequest
     stop: tuple[str, ...]
+    calls: CallReading | None = None
+    """How its answer may call tools; None: not at all."""
     tier: str = DEFAULT_TIER_NAME
+    choice: int = 0
+    """Which of the answers to the client's request this is."""
 
 
 class RequestPreparer:
@@ -33,13 +39,15 @@ class RequestPreparer:
         tokenizer: Tokenizer,
         backend: GenerationBackend,
         max_context_tokens: int | None = None,
+        tool_format: ToolFormat | None = None,
     ) -> None:
-        """max_context_tokens: tightens the backend's limit."""
+        """max_context_tokens: tightens the backend's limit. tool_format: None: the template's."""
         self._model_name = model_name
         self._tokenizer = tokenizer
         self._backend = backend
         self._max_context_tokens = max_context_tokens
         self._grammars = GrammarChecker()
+        self._tools = ToolPreparer(tokenizer, self._grammars, tool_format)
 
     async def prepare(self, request: TextRequest) -> PreparedRequest:
         """Raises InvalidRequestError and its kinds; UnavailableError while no verifier is known."""
@@ -50,8 +58,12 @@ class RequestPreparer:
         sampling = self._sampling(request)
         if request.grammar is not None:
             await asyncio.wrap_future(self._grammars.check(request.grammar, request.grammar_field))
+        grammar, calls = request.grammar, None
+        if request.tools is not None:
+            grammar = await self._tools.grammar(request.tools, request.grammar)
+            calls = self._tools.reading(request.tools, grammar)
         # A long prompt takes a while to encode, and other requests' tokens must not wait for it.
-        prompt = await asyncio.to_thread(self._encode, request.prompt)
+        prompt = await asyncio.to_thread(self._encode, request)
         description = await self._backend.describe()
         limit = min(
             description.max_context_tokens, self._max_context_tokens or description.max_context_tokens
@@ -69,10 +81,11 @@ class RequestPreparer:
                 min_tokens_per_second=request.min_tokens_per_second,
                 tier=request.tier,
                 adjustments=_reachable(request.adjustments, limit),
-                grammar=request.grammar,
+                grammar=grammar,
                 top_logprobs=request.top_logprobs,
             ),
             stop=request.stop,
+            calls=calls,
             tier=request.tier,
         )
 
@@ -88,10 +101,10 @@ class RequestPreparer:
             seed=request.seed,
         )
 
-    def _encode(self, prompt: Conversation | str | tuple[int, ...]) -> tuple[int, ...]:
+    def _encode(self, request: TextRequest) -> tuple[int, ...]:
+        prompt = request.prompt
         if isinstance(prompt, Conversation):
-            messages = [{"role": entry.role.value, "content": entry.content} for entry in prompt.messages]
-            return self._tokenizer.encode_chat(messages)
+            return self._tools.encode(prompt, request.tools)
         return self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
 
     def _check_prompt(

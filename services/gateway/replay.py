@@ -83,17 +83,4 @@ class Replay:
     def _total(self) -> SpeculationStats | None:
         if self._earlier is None or self._current is None:
             return self._current or self._earlier
-        return _sum(self._earlier, self._current)
-
-
-def _sum(first: SpeculationStats, second: SpeculationStats) -> SpeculationStats:
-    return SpeculationStats(
-        rounds=first.rounds + second.rounds,
-        drafted_tokens=first.drafted_tokens + second.drafted_tokens,
-        verified_tokens=first.verified_tokens + second.verified_tokens,
-        accepted_tokens=first.accepted_tokens + second.accepted_tokens,
-        committed_tokens=first.committed_tokens + second.committed_tokens,
-        draft_seconds=first.draft_seconds + second.draft_seconds,
-        verify_seconds=first.verify_seconds + second.verify_seconds,
-        lookup_accepted_tokens=first.lookup_accepted_tokens + second.lookup_accepted_tokens,
-    )
+        return self._earlier.plus(self._current)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from dspark_core.errors import InvalidRequestError
+from dspark_core.errors import InvalidRequestError, require
 from dspark_core.output_rules import NO_ADJUSTMENTS, Grammar, LogitAdjustments
 from dspark_core.records import SpeculationOptions, check_speed_floor
+from services.gateway.tools import ToolCall, ToolUse
 
 DEFAULT_TIER_NAME = "default"
+DEFAULT_MAX_CHOICES = 16
+"""Answers to one request."""
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARACTERS = 1024
 
@@ -18,12 +21,23 @@ class ChatRole(Enum):
     SYSTEM = "system"
     USER = "user"
     ASSISTANT = "assistant"
+    TOOL = "tool"
+    """What a function returned that was called."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatMessage:
     role: ChatRole
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    """That the assistant made."""
+    tool_call_id: str | None = None
+    """Of the call that this is the result of."""
+
+    @property
+    def plain(self) -> bool:
+        """It has nothing to do with tools."""
+        return self.role is not ChatRole.TOOL and not self.tool_calls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +78,16 @@ class TextRequest:
     """What the answer has to be; None: anything."""
     grammar_field: str = "grammar"
     """Where the client said so."""
+    tools: ToolUse | None = None
+    """What the answer may call; None: nothing."""
+    choices: int = 1
+    """Answers to this request."""
     top_logprobs: int | None = None
     """How many of the likeliest tokens to tell of at each place, with the chosen one; None: nothing."""
 
     def __post_init__(self) -> None:
         check_speed_floor(self.min_tokens_per_second)
+        require(self.choices >= 1, "n", self.choices, ">= 1")
         least = self.adjustments.min_tokens
         if least and self.max_tokens is not None and least > self.max_tokens:
             raise InvalidRequestError(

@@ -105,13 +105,16 @@ def _prompt(message: gateway_pb2.GatewayGenerateRequest) -> Conversation | str:
     )
 
 
+_ROLES = {role.value: role for role in ChatRole if role is not ChatRole.TOOL}
+"""Calls of tools are for REST only."""
+
+
 def _role(name: str, index: int) -> ChatRole:
-    try:
-        return ChatRole(name)
-    except ValueError:
-        known = ", ".join(role.value for role in ChatRole)
+    role = _ROLES.get(name)
+    if role is None:
         field = f"messages[{index}].role"
-        raise InvalidRequestError(f"{field} must be one of {known}, got {name!r}", field=field) from None
+        raise InvalidRequestError(f"{field} must be one of {', '.join(_ROLES)}, got {name!r}", field=field)
+    return role
 
 
 def chunk_to_proto(timed: TimedDelta) -> gateway_pb2.GatewayGenerateChunk:

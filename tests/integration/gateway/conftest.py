@@ -10,6 +10,7 @@ import pytest
 from dspark_proto.v1 import gateway_pb2_grpc
 from openai import AsyncOpenAI
 
+from dspark_core.tokenization.tool_formats import ToolFormat
 from services.common.options import ServerOptions
 from services.common.server import GrpcServer
 from services.common.telemetry import Telemetry
@@ -19,7 +20,7 @@ from services.gateway.gateway import Gateway, build_gateway
 from services.gateway.http_server import HttpServer
 from services.gateway.servicer import GatewayServicer
 from services.gateway.tiers import Tier
-from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.byte_tokenizer import TEMPLATE, byte_tokenizer
 from tests.support.fake_generation import FakeBackend
 
 MODEL = "byte-model"
@@ -59,6 +60,8 @@ async def serve() -> AsyncIterator[Serve]:
             key: str = "unused",
             tiers: Mapping[str, Tier] | None = None,
             cors_origins: tuple[str, ...] = (),
+            tool_format: ToolFormat | None = None,
+            chat_template: str = TEMPLATE,
         ) -> RunningGateway:
             telemetry = telemetry or Telemetry(service="gateway")
             config = GatewayConfig(
@@ -67,8 +70,10 @@ async def serve() -> AsyncIterator[Serve]:
                 api_keys=api_keys,
                 tiers=tiers or {},
                 cors_origins=cors_origins,
+                tool_format=tool_format,
             )
-            gateway = build_gateway(config, byte_tokenizer(), backend, telemetry)
+            tokenizer = byte_tokenizer(chat_template=chat_template)
+            gateway = build_gateway(config, tokenizer, backend, telemetry)
             options = ServerOptions(port=0, host="127.0.0.1", max_message_bytes=config.limits.max_body_bytes)
             grpc_server = GrpcServer(options, [GatewayServicer(gateway).register], telemetry)
             grpc_port = await grpc_server.start()

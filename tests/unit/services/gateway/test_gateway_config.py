@@ -1,6 +1,7 @@
 import pytest
 
 from dspark_core.errors import ConfigError
+from dspark_core.tokenization.tool_formats import ToolFormat
 from services.gateway.config import GatewayConfig, GatewayLimits
 
 
@@ -21,11 +22,13 @@ def test_every_setting_comes_from_its_variable() -> None:
             "DSPARK_SCHEDULER_ADDRESS": "scheduler:50052",
             "DSPARK_MAX_RUNNING_REQUESTS": "8",
             "DSPARK_MAX_WAITING_REQUESTS": "0",
+            "DSPARK_MAX_CHOICES": "4",
             "DSPARK_MAX_BODY_BYTES": "1000",
             "DSPARK_REQUEST_TIMEOUT_SECONDS": "5",
             "DSPARK_MAX_CONTEXT_TOKENS": "4096",
             "DSPARK_DRAIN_SECONDS": "3",
             "DSPARK_API_KEYS": "key-1, key-2,,",
+            "DSPARK_TOOL_FORMAT": "llama3_json",
             "DSPARK_CORS_ORIGINS": "https://chat.example.org, http://localhost:3000",
         }
     )
@@ -37,12 +40,14 @@ def test_every_setting_comes_from_its_variable() -> None:
     assert config.limits == GatewayLimits(
         max_running_requests=8,
         max_waiting_requests=0,
+        max_choices=4,
         max_body_bytes=1000,
         request_timeout_seconds=5.0,
         max_context_tokens=4096,
     )
     assert config.api_keys == ("key-1", "key-2")
     assert "key-1" not in repr(config)
+    assert config.tool_format is ToolFormat.LLAMA3_JSON
     assert config.cors_origins == ("https://chat.example.org", "http://localhost:3000")
 
 
@@ -57,6 +62,8 @@ def test_a_served_name_hides_the_path() -> None:
         ("DSPARK_HTTP_PORT", "70000"),
         ("DSPARK_MAX_RUNNING_REQUESTS", "0"),
         ("DSPARK_MAX_WAITING_REQUESTS", "-1"),
+        ("DSPARK_MAX_CHOICES", "0"),
+        ("DSPARK_TOOL_FORMAT", "xml"),
         ("DSPARK_MAX_BODY_BYTES", "big"),
         ("DSPARK_REQUEST_TIMEOUT_SECONDS", "0"),
         ("DSPARK_MAX_CONTEXT_TOKENS", "0"),

@@ -69,6 +69,8 @@ def test_fields_that_ask_for_nothing_are_accepted() -> None:
         logit_bias={},
         tools=[],
         tool_choice="none",
+        parallel_tool_calls=True,
+        functions=[],
         response_format={"type": "text"},
         user="u",
         metadata={"a": "b"},
@@ -76,6 +78,12 @@ def test_fields_that_ask_for_nothing_are_accepted() -> None:
         stream_options=None,
     )
     assert request == chat()
+
+
+def test_several_answers_may_be_asked_for() -> None:
+    assert chat(n=3).choices == 3
+    assert completion(n=2, best_of=2).choices == 2
+    assert chat(n=None).choices == completion(best_of=1).choices == 1
 
 
 def test_logits_are_adjusted_and_told_of_as_asked() -> None:
@@ -150,6 +158,7 @@ def test_stop_tokens_are_ignored_only_on_demand() -> None:
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "got 'robot'"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "required but missing"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "got None"),
+        ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages[0].content", "required"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "messages[0].content",
@@ -163,7 +172,8 @@ def test_stop_tokens_are_ignored_only_on_demand() -> None:
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4 strings, got 5"),
         ({"stop": [""]}, "stop", "1 to 1024 characters, got '' with 0"),
         ({"stop": ["x" * 1025]}, "stop", "with 1025"),
-        ({"n": 2}, "n", "n 2 is not supported; leave it out or send 1"),
+        ({"n": 0}, "n", "n must be >= 1, got 0"),
+        ({"n": 1.5}, "n", "got 1.5"),
         ({"logprobs": 1}, "logprobs", "got 1"),
         ({"top_logprobs": 3}, "top_logprobs", "top_logprobs 3 needs logprobs to be true"),
         ({"presence_penalty": 2.5}, "presence_penalty", "in [-2, 2], got 2.5"),
@@ -174,7 +184,6 @@ def test_stop_tokens_are_ignored_only_on_demand() -> None:
         ({"logit_bias": {"-1": 5}}, "logit_bias", "keys must be token ids, got '-1'"),
         ({"min_tokens": -1}, "min_tokens", "got -1"),
         ({"min_tokens": 9, "max_tokens": 8}, "min_tokens", "must be <= max_tokens (8), got 9"),
-        ({"tools": [{"type": "function"}]}, "tools", "is not supported"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "got 'xml'"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "'json_schema' needs json_schema"),
         (
@@ -217,7 +226,8 @@ def test_a_refused_chat_body_names_field_and_value(fields, param, message) -> No
         ({"prompt": 5}, "prompt", "got 5"),
         ({"ignore_eos": 1}, "ignore_eos", "got 1"),
         ({"echo": True}, "echo", "True is not supported"),
-        ({"best_of": 3}, "best_of", "3 is not supported"),
+        ({"best_of": 3}, "best_of", "3 is not supported; leave it out or send 1, as n"),
+        ({"best_of": 3, "n": 2}, "best_of", "3 is not supported; leave it out or send 2, as n"),
         ({"suffix": "z"}, "suffix", "'z' is not supported"),
         ({"logprobs": True}, "logprobs", "got True"),
         ({"logprobs": 21}, "logprobs", "in [0, 20], got 21"),

@@ -1,0 +1,65 @@
+"""Conversations with tools for templates that know nothing of tools: told in words, in plain messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dspark_core.tokenization.tool_formats import CallSyntax, ToolStyle
+
+Message = Mapping[str, Any]
+
+_RESULT, _RESULT_END = "<tool_response>", "</tool_response>"
+
+
+def told(messages: Sequence[Message], tools: Sequence[Message], style: ToolStyle) -> list[dict[str, Any]]:
+    """The conversation with what the template does not say itself, in roles that every template has."""
+    plain: list[dict[str, Any]] = []
+    for message in messages:
+        if message["role"] == "tool":
+            result = f"{_RESULT}\n{message['content']}\n{_RESULT_END}"
+            if plain and plain[-1].get("results"):
+                # Results of one answer's calls are one turn: many templates want turns to alternate.
+                plain[-1]["content"] += f"\n{result}"
+            else:
+                plain.append({"role": "user", "content": result, "results": True})
+        else:
+            plain.append({"role": message["role"], "content": _content(message, style.syntax)})
+    for message in plain:
+        message.pop("results", None)
+    return _introduced(plain, _introduction(tools, style.syntax), style) if tools else plain
+
+
+def _content(message: Message, syntax: CallSyntax) -> str:
+    calls = [
+        syntax.written(call["function"]["name"], _json(call["function"]["arguments"]))
+        for call in message.get("tool_calls", ())
+    ]
+    return "\n".join([*([message["content"]] if message["content"] or not calls else []), *calls])
+
+
+def _json(arguments: object) -> str:
+    """Text is what a model wrote that is no JSON: it stays as it was."""
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def _introduction(tools: Sequence[Message], syntax: CallSyntax) -> str:
+    listed = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
+    several = "" if syntax.bare else " Write one such block for each call."
+    return (
+        "You may call functions to help with what the user asks. These are the functions, each with its "
+        f"parameters as a JSON schema:\n<tools>\n{listed}\n</tools>\n"
+        "To call a function, answer with its name and its arguments as JSON, and nothing else:\n"
+        f"{syntax.written('NAME', '{...}')}\n"
+        f"NAME stands for the function's name, {{...}} for its arguments.{several} "
+        f"What a function returns is given to you between {_RESULT} and {_RESULT_END}."
+    )
+
+
+def _introduced(messages: list[dict[str, Any]], text: str, style: ToolStyle) -> list[dict[str, Any]]:
+    """In front of all else: in the system's message, or in the first one where there can be none."""
+    first = messages[0]
+    if style.has_system and first["role"] != "system":
+        return [{"role": "system", "content": text}, *messages]
+    return [{**first, "content": f"{text}\n\n{first['content']}"}, *messages[1:]]

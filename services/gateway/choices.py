@@ -1,0 +1,105 @@
+"""Several answers to one request: what each of them is asked for, and their streams as one."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import TypeVar
+
+from dspark_core.records import MAX_SEED
+from services.common.lifecycle import end
+from services.common.prefixes import BLOCK_TOKENS
+from services.gateway.backend import closing
+from services.gateway.preparation import PreparedRequest
+
+_T = TypeVar("_T")
+
+
+def choices_of(prepared: PreparedRequest, count: int) -> list[PreparedRequest]:
+    """The first one is the request itself, so that it is answered as it would be alone."""
+    return [prepared, *(_choice(prepared, index) for index in range(1, count))]
+
+
+def _choice(prepared: PreparedRequest, index: int) -> PreparedRequest:
+    request = prepared.request
+    seed = request.sampling.seed
+    return replace(
+        prepared,
+        choice=index,
+        request=replace(
+            request,
+            request_id=f"{request.request_id}-{index}",
+            sampling=replace(request.sampling, seed=None if seed is None else seed_of_choice(seed, index)),
+        ),
+    )
+
+
+def seed_of_choice(seed: int, index: int) -> int:
+    """A function of both alone, and far from the seeds that a client might send next."""
+    if index == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) % (MAX_SEED + 1)
+
+
+def together(streams: Sequence[AsyncIterator[_T]], prompt_tokens: int) -> AsyncIterator[_T]:
+    """Their items as they come; the first error ends all of them. Close it to cancel them.
+
+    A prompt of some length is read for the first stream only: the others begin when that has begun, and find
+    its pages in the prefix cache.
+    """
+    if len(streams) == 1:
+        return streams[0]
+    if prompt_tokens < BLOCK_TOKENS:
+        return _merged(streams)
+    begun = asyncio.Event()
+    return _merged([_telling(streams[0], begun), *(_after(begun, stream) for stream in streams[1:])])
+
+
+async def _telling(stream: AsyncIterator[_T], begun: asyncio.Event) -> AsyncIterator[_T]:
+    async with closing(stream):
+        async for item in stream:
+            begun.set()
+            yield item
+        begun.set()
+
+
+async def _after(begun: asyncio.Event, stream: AsyncIterator[_T]) -> AsyncIterator[_T]:
+    async with closing(stream):
+        await begun.wait()
+        async for item in stream:
+            yield item
+
+
+async def _merged(streams: Sequence[AsyncIterator[_T]]) -> AsyncIterator[_T]:
+    """Each is asked for its next item when the one before has been taken: whoever reads slowly slows all."""
+    async with AsyncExitStack() as stack:
+        for stream in streams:
+            await stack.enter_async_context(closing(stream))
+        waiting = {asyncio.create_task(_next(stream)): stream for stream in streams}
+        stack.push_async_callback(_end_all, waiting)
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            # In the order of the streams: what comes at once comes in the same order always.
+            for task in [task for task in waiting if task in done]:
+                stream = waiting.pop(task)
+                try:
+                    item = task.result()
+                except StopAsyncIteration:
+                    continue
+                yield item
+                waiting[asyncio.create_task(_next(stream))] = stream
+
+
+async def _next(stream: AsyncIterator[_T]) -> _T:
+    return await anext(stream)
+
+
+async def _end_all(tasks: Mapping[asyncio.Task[_T], AsyncIterator[_T]]) -> None:
+    for task in tasks:
+        task.cancel()  # all of them before waiting for any
+    for task in tasks:
+        await end(task)

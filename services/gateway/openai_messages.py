@@ -1,0 +1,73 @@
+"""Messages of a conversation, as clients send them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic_core import PydanticCustomError
+
+from dspark_core.errors import InvalidRequestError
+from services.gateway.openai_tools import ToolCallBody
+from services.gateway.requests import ChatMessage, ChatRole
+
+
+def _joined_text(value: object) -> object:
+    """Content may come as a list of parts; only text parts are served."""
+    if not isinstance(value, list):
+        return value
+    texts = []
+    for index, part in enumerate(value):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise PydanticCustomError(
+                "content_part",
+                "part {index} must be of type 'text', got {kind}: images, audio and files are not supported",
+                {"index": index, "kind": repr(kind)},
+            )
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+class ChatMessageBody(BaseModel):
+    """`developer` is the newer name of `system`. Fields an answer carries may come back, if empty."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[str | None, BeforeValidator(_joined_text)] = None
+    name: str | None = None
+    tool_calls: list[ToolCallBody] | None = None
+    tool_call_id: str | None = None
+    refusal: None = None
+    annotations: list[None] | None = None
+    audio: None = None
+    function_call: None = None
+
+    def to_record(self, place: str) -> ChatMessage:
+        """Raises InvalidRequestError. place: of the message in the request's body."""
+        self._check(place)
+        return ChatMessage(
+            role=ChatRole.SYSTEM if self.role == "developer" else ChatRole(self.role),
+            content=self.content or "",
+            tool_calls=tuple(call.to_record() for call in self.tool_calls or ()),
+            tool_call_id=self.tool_call_id,
+        )
+
+    def _check(self, place: str) -> None:
+        if self.tool_calls and self.role != "assistant":
+            raise _wrong(f"{place}.tool_calls", f"belong to messages of the assistant, not of {self.role!r}")
+        if self.role == "tool" and not self.tool_call_id:
+            raise _wrong(f"{place}.tool_call_id", "is required in messages of role 'tool'")
+        if self.role != "tool" and self.tool_call_id is not None:
+            raise _wrong(f"{place}.tool_call_id", f"belongs to messages of role 'tool', not of {self.role!r}")
+        if self.content is None and not self.tool_calls:
+            missing = "content" not in self.model_fields_set
+            raise _wrong(
+                f"{place}.content", "is required but missing" if missing else "must be a text, got None"
+            )
+
+
+def _wrong(field: str, problem: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{field} {problem}", field=field)

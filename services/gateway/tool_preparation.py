@@ -1,0 +1,131 @@
+"""What tools make of a request: its prompt, its grammar, and how its answer is to be read."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dspark_core.errors import InvalidRequestError
+from dspark_core.output_rules import Grammar, GrammarKind
+from dspark_core.tokenization.grammar_sources import GrammarChecker
+from dspark_core.tokenization.tokenizer import Tokenizer
+from dspark_core.tokenization.tool_formats import CallSyntax, ToolFormat
+from dspark_core.tokenization.tool_prompts import told
+from services.gateway.requests import ChatRole, Conversation
+from services.gateway.tool_grammar import call_grammar
+from services.gateway.tool_stream import CallStream
+from services.gateway.tools import ToolUse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallReading:
+    """How calls are found in an answer."""
+
+    syntax: CallSyntax
+    names: frozenset[str]
+    shown_token_ids: frozenset[int]
+    """Tokens that are no text elsewhere, and mark calls."""
+    eager: bool
+    parallel: bool
+
+    def stream(self) -> CallStream:
+        return CallStream(self.syntax, self.names, eager=self.eager, parallel=self.parallel)
+
+
+class ToolPreparer:
+    def __init__(
+        self, tokenizer: Tokenizer, grammars: GrammarChecker, asked: ToolFormat | None = None
+    ) -> None:
+        """asked: the format of calls; None: what the model's template writes."""
+        self._tokenizer = tokenizer
+        self._style = tokenizer.tool_style(asked)
+        self._grammars = grammars
+
+    def encode(self, conversation: Conversation, use: ToolUse | None) -> tuple[int, ...]:
+        """Raises InvalidRequestError when the template refuses."""
+        messages = _messages(conversation)
+        tools = [tool.declared for tool in use.tools] if use else []
+        plain = not tools and all(message.plain for message in conversation.messages)
+        if self._style.native or plain:
+            return self._tokenizer.encode_chat(messages, tools or None)
+        return self._tokenizer.encode_chat(told(messages, tools, self._style))
+
+    async def grammar(self, use: ToolUse, otherwise: Grammar | None) -> Grammar | None:
+        """otherwise: what an answer that calls nothing has to be.
+
+        Raises InvalidRequestError naming the tool whose schema is none.
+        """
+        forced = use.forced
+        if not forced and otherwise is None:
+            return None
+        if otherwise is not None and otherwise.kind is not GrammarKind.JSON_SCHEMA:
+            raise AssertionError("only JSON schemas go together with tools")
+        tools = forced or dict(enumerate(use.tools))
+        grammar = call_grammar(
+            self._style.syntax,
+            tuple(tools.values()),
+            several=use.parallel and use.only is None,
+            is_token=lambda text: self._tokenizer.added_token_id(text) is not None,
+            or_else=None if otherwise is None else otherwise.text,
+        )
+        try:
+            await self._check(grammar, "tools")
+        except InvalidRequestError:
+            for index, tool in tools.items():
+                schema = Grammar(kind=GrammarKind.JSON_SCHEMA, text=tool.schema)
+                await self._check(schema, f"tools[{index}].function.parameters")
+            raise
+        return grammar
+
+    async def _check(self, grammar: Grammar, field: str) -> None:
+        await asyncio.wrap_future(self._grammars.check(grammar, field))
+
+    def reading(self, use: ToolUse, grammar: Grammar | None) -> CallReading:
+        """grammar: of the answer; it bounds the calls itself."""
+        syntax = self._style.syntax
+        marks = (self._tokenizer.added_token_id(mark) for mark in (syntax.begin, syntax.end))
+        return CallReading(
+            syntax=syntax,
+            names=frozenset(tool.name for tool in use.tools),
+            shown_token_ids=frozenset(mark for mark in marks if mark is not None),
+            eager=use.eager or bool(use.forced),
+            parallel=use.parallel or grammar is not None,
+        )
+
+
+def _messages(conversation: Conversation) -> list[dict[str, Any]]:
+    """As chat templates take them."""
+    messages = []
+    names: dict[str, str] = {}
+    for entry in conversation.messages:
+        message: dict[str, Any] = {"role": entry.role.value, "content": entry.content}
+        if entry.tool_calls:
+            message["tool_calls"] = [
+                _call(call.call_id, call.name, call.arguments) for call in entry.tool_calls
+            ]
+            names |= {call.call_id: call.name for call in entry.tool_calls}
+        if entry.role is ChatRole.TOOL and entry.tool_call_id is not None:
+            message["tool_call_id"] = entry.tool_call_id
+            if entry.tool_call_id in names:
+                message["name"] = names[entry.tool_call_id]
+        messages.append(message)
+    return messages
+
+
+def _call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": _object(arguments)}}
+
+
+def _object(arguments: str) -> Mapping[str, Any] | str:
+    """Templates want an object; what a model wrote that is none stays text."""
+    try:
+        value = json.loads(arguments or "{}")
+        json.dumps(
+            value, ensure_ascii=False
+        ).encode()  # JSON can name halves of characters, which are no text
+    except (ValueError, RecursionError):
+        return arguments
+    return value if isinstance(value, dict) else arguments

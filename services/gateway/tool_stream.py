@@ -1,0 +1,259 @@
+"""Finds calls of tools in an answer that arrives in pieces.
+
+What is no call is content, calls that break off included: nothing is lost but the space around calls. Only
+where fragments are wanted as they come (`eager`), a call that has begun stays one, whatever becomes of it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from dspark_core.tokenization.tool_formats import CallSyntax
+from services.gateway.json_scan import JsonScan
+
+
+@dataclass(frozen=True, slots=True)
+class CallDelta:
+    index: int
+    """Of the call in its answer."""
+    name: str | None
+    """Of the function, where a call begins; None: more of its arguments."""
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    text: str
+    """Content."""
+    calls: tuple[CallDelta, ...] = ()
+
+
+class _Place(Enum):
+    TEXT = "text"
+    HEAD = "in a call whose function is not known yet"
+    ARGUMENTS = "in the arguments of a known function"
+    REST = "behind the arguments, before the call's last brace"
+    END = "behind a call, where its end mark may come"
+
+
+class CallStream:
+    """One answer's. Feed it all of the text, then `flush`."""
+
+    def __init__(self, syntax: CallSyntax, names: Collection[str], *, eager: bool, parallel: bool) -> None:
+        self._syntax = syntax
+        self._names = names
+        self._eager = eager
+        self._parallel = parallel
+        self._head = re.compile(rf'\s*\{{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"{syntax.arguments}"\s*:\s*\{{')
+        self._place = _Place.TEXT
+        self._pending = ""
+        """Text that nothing has been decided about; of a call that is not known to be one, all of it."""
+        self._space = ""
+        """Before the call that may have begun."""
+        self._scan = JsonScan()
+        self._arguments_at = 0
+        self._bare = syntax.bare
+        self._count = self._whole = 0
+        self._texts: list[str] = []
+        self._calls: list[CallDelta] = []
+
+    @property
+    def called(self) -> bool:
+        """There were whole calls, and none is unfinished."""
+        return self._whole > 0 and self._place not in (_Place.HEAD, _Place.ARGUMENTS)
+
+    @property
+    def done(self) -> bool:
+        """The only call that may be made has been made."""
+        return self.called and not self._parallel
+
+    def push(self, text: str) -> Parsed:
+        while text and not self.done:
+            match self._place:
+                case _Place.TEXT:
+                    text = self._look_for_call(text)
+                case _Place.END:
+                    text = self._look_for_end(text)
+                case _:
+                    text = self._go_on_with_call(text)
+        return self._taken()
+
+    def flush(self) -> Parsed:
+        """What was held back, once no text follows."""
+        if self._place is _Place.HEAD or (self._place is _Place.ARGUMENTS and not self._eager):
+            self._pending = self._no_call()
+        if self._place is _Place.TEXT and not (self._count and self._pending.isspace()):
+            self._texts.append(self._pending)
+        self._pending = ""
+        return self._taken()
+
+    def _taken(self) -> Parsed:
+        parsed = Parsed("".join(self._texts), joined(self._calls))
+        self._texts, self._calls = [], []
+        return parsed
+
+    def _look_for_call(self, text: str) -> str:
+        """-> what is left to be looked at."""
+        text = self._pending + text
+        self._pending = ""
+        begin = self._syntax.begin
+        start = text.find(begin)
+        if self._bare:
+            stripped = text.lstrip(_BETWEEN if self._count else None)
+            if stripped.startswith("{"):
+                return self._begin(text[: len(text) - len(stripped)], stripped)
+            if begin.startswith(stripped) and stripped != begin:
+                self._pending = text
+                return ""
+            self._bare = False
+        if start >= 0:
+            content = text[:start].rstrip()
+            self._texts.append(content)
+            return self._begin(text[len(content) : start], text[start + len(begin) :], mark=begin)
+        content = text[: len(text) - _begun(begin, text)].rstrip()
+        self._texts.append(content)
+        self._pending = text[len(content) :]
+        return ""
+
+    def _begin(self, space: str, rest: str, mark: str = "") -> str:
+        # Where calls need no mark it is a control token, which is no text.
+        self._space = space if self._syntax.bare else space + mark
+        self._place, self._scan, self._bare = _Place.HEAD, JsonScan(), False
+        return rest
+
+    def _go_on_with_call(self, text: str) -> str:
+        for place, character in enumerate(text):
+            if not self._scan.push(character):
+                return self._break_off(text[place:])
+            self._pending += character
+            if self._take(character):
+                return text[place + 1 :]
+        if self._eager and self._place is _Place.ARGUMENTS:
+            self._tell_arguments()
+        return ""
+
+    def _take(self, character: str) -> bool:
+        """Looks at the last character of the pending text -> whether the call ends with it, or is none."""
+        depth = self._scan.depth
+        if self._place is _Place.HEAD:
+            if character == "{" and depth == 2:
+                self._look_at_head()
+            elif character == "}" and depth == 0:
+                self._end_of_unknown()
+                return True
+        elif self._place is _Place.ARGUMENTS:
+            return character == "}" and depth == 1 and self._end_of_arguments()
+        elif depth == 0:
+            self._end()
+            return True
+        return False
+
+    def _look_at_head(self) -> None:
+        match = self._head.fullmatch(self._pending)
+        if match and match[1] in self._names:
+            self._place, self._arguments_at = _Place.ARGUMENTS, len(self._pending) - 1
+            if self._eager:
+                self._calls.append(CallDelta(self._count, match[1]))
+                self._count += 1
+                self._pending = self._pending[self._arguments_at :]
+
+    def _tell_arguments(self) -> None:
+        self._calls.append(CallDelta(self._count - 1, None, self._pending))
+        self._pending = ""
+
+    def _end_of_arguments(self) -> bool:
+        """-> whether it turned out to be no call."""
+        if self._eager:
+            self._tell_arguments()
+        else:
+            head, arguments = self._pending[: self._arguments_at + 1], self._pending[self._arguments_at :]
+            match = self._head.fullmatch(head)
+            if match is None or _object(arguments) is None:
+                self._no_call()
+                return True
+            self._tell(match[1], arguments)
+        self._whole += 1
+        self._place = _Place.REST
+        return self.done
+
+    def _end_of_unknown(self) -> None:
+        """A whole object that does not begin as calls mostly do."""
+        call = _object(self._pending) or {}
+        name, arguments = call.get("name"), call.get(self._syntax.arguments) or {}
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments)
+        if isinstance(name, str) and name in self._names and _object(text) is not None:
+            self._tell(name, text)
+            self._whole += 1
+            self._end()
+        else:
+            self._no_call()
+
+    def _tell(self, name: str, arguments: str) -> None:
+        self._calls += [CallDelta(self._count, name), CallDelta(self._count, None, arguments)]
+        self._count += 1
+
+    def _break_off(self, rest: str) -> str:
+        """The text is no JSON from here on."""
+        if self._place is _Place.REST:
+            self._end()
+        elif self._place is _Place.ARGUMENTS and self._eager:
+            self._tell_arguments()
+            self._place = _Place.TEXT
+        else:
+            return self._no_call() + rest
+        return rest
+
+    def _no_call(self) -> str:
+        """-> space at its end, which may stand before a call that is one."""
+        text = self._space + self._pending
+        content = text.rstrip()
+        self._texts.append(content)
+        self._place, self._pending = _Place.TEXT, ""
+        return text[len(content) :]
+
+    def _end(self) -> None:
+        self._place, self._pending = _Place.END, ""
+
+    def _look_for_end(self, text: str) -> str:
+        text = self._pending + text
+        self._pending = ""
+        end, stripped = self._syntax.end, text.lstrip()
+        if end.startswith(stripped) and stripped != end:
+            self._pending = text
+            return ""
+        self._place, self._bare = _Place.TEXT, self._syntax.bare
+        return stripped[len(end) :] if end and stripped.startswith(end) else text
+
+
+_BETWEEN = " \t\r\n;"
+"""Between calls without marks."""
+
+
+def _begun(mark: str, text: str) -> int:
+    """Length of the longest beginning of `mark` that ends the text."""
+    return next((size for size in range(len(mark) - 1, 0, -1) if text.endswith(mark[:size])), 0)
+
+
+def _object(text: str) -> dict[str, object] | None:
+    try:
+        text.encode()  # JSON can name halves of characters, which cannot be sent
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def joined(calls: Sequence[CallDelta]) -> tuple[CallDelta, ...]:
+    """Neighbouring fragments of one call's arguments as one."""
+    one: list[CallDelta] = []
+    for call in calls:
+        last = one[-1] if one else None
+        if last is not None and call.name is None and last.name is None and last.index == call.index:
+            one[-1] = CallDelta(call.index, None, last.arguments + call.arguments)
+        elif call.name is not None or call.arguments:
+            one.append(call)
+    return tuple(one)

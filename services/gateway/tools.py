@@ -1,0 +1,109 @@
+"""Functions that an answer may call, as a client describes them, and how far it must."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dspark_core.errors import InvalidRequestError, require
+
+MAX_TOOLS = 128
+MAX_TOOL_CHARACTERS = 65_536
+"""Of one tool as JSON."""
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    name: str
+    description: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=lambda: _NO_PARAMETERS)
+    """A JSON schema of an object."""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise InvalidRequestError(
+                f"name must be 1 to 64 letters, digits, - or _, got {self.name!r:.80}", field="name"
+            )
+        kind = self.parameters.get("type", "object")
+        if kind != "object":
+            raise InvalidRequestError(
+                f"parameters must be of type 'object', got {kind!r:.80}", field="parameters"
+            )
+        size = len(json.dumps(self.declared))
+        if size > MAX_TOOL_CHARACTERS:
+            raise InvalidRequestError(
+                f"parameters and description must be <= {MAX_TOOL_CHARACTERS} characters of JSON, got {size}",
+                field="parameters",
+            )
+
+    @property
+    def declared(self) -> dict[str, Any]:
+        """As OpenAI's API has it, and chat templates take it."""
+        function: dict[str, Any] = {"name": self.name}
+        if self.description is not None:
+            function["description"] = self.description
+        return {"type": "function", "function": {**function, "parameters": dict(self.parameters)}}
+
+    @property
+    def schema(self) -> str:
+        """Of the arguments, as JSON."""
+        return json.dumps({"type": "object", **self.parameters})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolUse:
+    """What an answer may call, or must."""
+
+    tools: tuple[Tool, ...]
+    required: bool = False
+    """The answer is calls and nothing else."""
+    only: str | None = None
+    """The one to call, once."""
+    parallel: bool = True
+    """The answer may call several times."""
+    eager: bool = False
+    """Whoever asked wants to hear of calls before they are whole."""
+
+    def __post_init__(self) -> None:
+        require(
+            1 <= len(self.tools) <= MAX_TOOLS,
+            "tools",
+            f"{len(self.tools)} tools",
+            f"of 1 to {MAX_TOOLS} tools",
+        )
+        repeated = [name for name, count in Counter(tool.name for tool in self.tools).items() if count > 1]
+        if repeated:
+            raise InvalidRequestError(
+                f"tools must have names of their own, got {repeated[0]!r} twice", field="tools"
+            )
+        if self.only is not None and all(tool.name != self.only for tool in self.tools):
+            raise InvalidRequestError(
+                f"tool_choice names {self.only!r:.80}, which is none of the tools", field="tool_choice"
+            )
+
+    @property
+    def forced(self) -> Mapping[int, Tool]:
+        """Those of which one has to be called, by their place; empty: none has to."""
+        if self.only is None and not self.required:
+            return {}
+        return {
+            index: tool
+            for index, tool in enumerate(self.tools)
+            if self.only is None or tool.name == self.only
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """Of an answer, or of a message that was one."""
+
+    call_id: str
+    name: str
+    arguments: str
+    """JSON, unless the model failed at it."""

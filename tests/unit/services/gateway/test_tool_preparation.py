@@ -1,0 +1,80 @@
+"""Models whose marks of calls are tokens: named in grammars, shown in answers, hidden from all else."""
+
+from __future__ import annotations
+
+import pytest
+from llguidance import LLMatcher, LLTokenizer
+from tokenizers import AddedToken
+
+from dspark_core.output_rules import Grammar, GrammarKind
+from dspark_core.records import FinishReason, GenerateChunk, GenerateRequest
+from dspark_core.tokenization.grammar_sources import GrammarChecker, grammar_source
+from dspark_core.tokenization.tokenizer import Tokenizer, TokenizerParts
+from dspark_core.tokenization.tool_formats import ToolFormat
+from services.gateway.assembly import TextAssembler
+from services.gateway.tool_preparation import ToolPreparer
+from services.gateway.tool_stream import CallDelta
+from services.gateway.tools import Tool, ToolUse
+from tests.support.byte_tokenizer import END, TEMPLATE, byte_backend
+
+ARGUMENTS = '{"a": 1}'
+CALL = f'<tool_call>\n{{"name": "add", "arguments": {ARGUMENTS}}}\n</tool_call>'
+TAGGED = f'<|python_tag|>{{"name": "add", "parameters": {ARGUMENTS}}}'
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": False}
+USE = ToolUse(tools=(Tool(name="add", parameters=SCHEMA),))
+REQUIRED = ToolUse(tools=USE.tools, required=True)
+
+
+def tokenizer(*marks: str, special: bool) -> Tokenizer:
+    backend = byte_backend()
+    tokens = [AddedToken(mark, special=special, normalized=False) for mark in marks]
+    if special:
+        backend.add_special_tokens(tokens)
+    else:
+        backend.add_tokens(tokens)
+    return Tokenizer(TokenizerParts(backend=backend, eos_token_ids=(END,), chat_template=TEMPLATE))
+
+
+def read(preparer: ToolPreparer, model: Tokenizer, text: str) -> tuple[str, tuple[CallDelta, ...]]:
+    request = GenerateRequest(request_id="r", prompt_token_ids=(1,), stop_token_ids=(END,))
+    assembler = TextAssembler(model, request, (), preparer.reading(USE, None))
+    token_ids = (*model.encode(text, add_special_tokens=False), END)
+    delta = assembler.add(GenerateChunk(token_ids=token_ids, finish_reason=FinishReason.STOP))
+    return delta.text, delta.calls
+
+
+@pytest.mark.parametrize("special", [False, True])
+async def test_marks_that_are_tokens_are_found_and_demanded_as_such(special) -> None:
+    model = tokenizer("<tool_call>", "</tool_call>", special=special)
+    preparer = ToolPreparer(model, GrammarChecker())
+    called = (CallDelta(0, "add"), CallDelta(0, None, ARGUMENTS))
+    assert read(preparer, model, f"So: {CALL}") == ("So:", called)
+    grammar = await preparer.grammar(REQUIRED, None)
+    tokens = LLTokenizer(model.document, n_vocab=model.vocab_size, eos_token=[END])
+    matcher = LLMatcher(tokens, grammar_source(grammar), log_level=0)
+    token_ids = model.encode(CALL, add_special_tokens=False)
+    assert len(token_ids) < len(CALL) - len("<tool_call>")
+    assert matcher.try_consume_tokens(list(token_ids)) == len(token_ids)
+    assert matcher.is_accepting()
+
+
+def test_a_control_token_before_a_call_is_no_text() -> None:
+    model = tokenizer("<|python_tag|>", special=True)
+    preparer = ToolPreparer(model, GrammarChecker(), ToolFormat.LLAMA3_JSON)
+    assert read(preparer, model, TAGGED)[1] == (CallDelta(0, "add"), CallDelta(0, None, ARGUMENTS))
+    assert read(preparer, model, "<|python_tag|>print(1)") == ("print(1)", ())
+    assert model.decode(model.encode(TAGGED, add_special_tokens=False)) == TAGGED.removeprefix(
+        "<|python_tag|>"
+    )
+
+
+async def test_what_may_be_called_or_not_is_constrained_by_its_format_alone() -> None:
+    preparer = ToolPreparer(tokenizer(special=True), GrammarChecker())
+    assert await preparer.grammar(USE, None) is None
+    shape = Grammar(kind=GrammarKind.JSON_SCHEMA, text='{"type": "boolean"}')
+    both = await preparer.grammar(USE, shape)
+    assert "start: calls | answer" in both.text
+    alone = ToolUse(tools=USE.tools, parallel=False)
+    assert preparer.reading(alone, None).parallel is False
+    assert preparer.reading(alone, both).parallel is True  # the grammar sees to it
+    assert preparer.reading(REQUIRED, both).eager is True

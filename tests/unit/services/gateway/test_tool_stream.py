@@ -1,0 +1,234 @@
+"""Calls in answers that arrive in pieces: found wherever the text is cut, and nothing lost."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from dspark_core.tokenization.chat_template import ChatTemplate
+from dspark_core.tokenization.tool_formats import CallSyntax, ToolFormat, tool_style
+from services.gateway.tool_stream import CallDelta, CallStream, Parsed
+
+HERMES = tool_style(None, ToolFormat.HERMES).syntax
+LLAMA = tool_style(None, ToolFormat.LLAMA3_JSON).syntax
+NAMES = frozenset({"weather", "add"})
+
+PARIS = '{"city": "Paris"}'
+CALL = f'<tool_call>\n{{"name": "weather", "arguments": {PARIS}}}\n</tool_call>'
+MARKS = 'a </tool_call> \\" { b'
+HALF = '<tool_call>{"name": "add", "arguments": "{\\"a\\": \\"\\ud800\\"}"}</tool_call>'
+"""Of a character, in arguments that came as a text."""
+BARE = f'{{"name": "weather", "parameters": {PARIS}}}'
+
+
+def read(
+    pieces: Sequence[str], syntax: CallSyntax = HERMES, *, eager: bool = False, parallel: bool = True
+) -> tuple[str, list[tuple[str, str]], bool]:
+    """-> content, (name, arguments) of the calls, and whether it ends as calls."""
+    stream = CallStream(syntax, NAMES, eager=eager, parallel=parallel)
+    parsed = [*(stream.push(piece) for piece in pieces), stream.flush()]
+    calls: dict[int, list[str]] = {}
+    for one in parsed:
+        for delta in one.calls:
+            if delta.name is not None:
+                assert (delta.index, delta.arguments) == (len(calls), "")
+                calls[delta.index] = [delta.name, ""]
+            else:
+                calls[delta.index][1] += delta.arguments
+    return "".join(one.text for one in parsed), [(n, a) for n, a in calls.values()], stream.called
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize(
+    ("text", "content", "calls"),
+    [
+        (CALL, "", [("weather", PARIS)]),
+        (f"\n\n{CALL}\n", "", [("weather", PARIS)]),
+        (f"Let me see.\n{CALL}", "Let me see.", [("weather", PARIS)]),
+        (f"{CALL}\n{CALL}", "", [("weather", PARIS)] * 2),
+        (f"{CALL}{CALL} Done.", " Done.", [("weather", PARIS)] * 2),
+        (CALL.replace("\n", ""), "", [("weather", PARIS)]),
+        (CALL.removesuffix("</tool_call>"), "", [("weather", PARIS)]),
+        (CALL.replace("}}", "}"), "", [("weather", PARIS)]),  # without the last brace
+        (CALL.replace(PARIS, "{}"), "", [("weather", "{}")]),
+        (
+            CALL.replace("Paris", 'a </tool_call> \\" { b'),
+            "",
+            [("weather", '{"city": "a </tool_call> \\" { b"}')],
+        ),
+        ('<tool_call>{"arguments": {"a": 1}, "name": "add"}</tool_call>', "", [("add", '{"a": 1}')]),
+        ('<tool_call>{"name": "add", "arguments": "{\\"a\\": 1}"}</tool_call>', "", [("add", '{"a": 1}')]),
+        ('<tool_call>{"name": "add"}</tool_call>', "", [("add", "{}")]),
+        ('<tool_call>{"name": "add", "arguments": null}</tool_call>', "", [("add", "{}")]),
+        ('<tool_call>{"name": {"a": []}}</tool_call>', '<tool_call>{"name": {"a": []}}</tool_call>', []),
+        (HALF, HALF, []),
+        ('<tool_call>{"id": 3, "name": "add", "arguments": {}}</tool_call>', "", [("add", "{}")]),
+        ("No call: 1 < 2 <tool> ", "No call: 1 < 2 <tool> ", []),
+        ("A <tool_call> is", "A <tool_call> is", []),
+        (f"<tool_call>{CALL}", "<tool_call>", [("weather", PARIS)]),
+        ("<tool_call>\nweather(Paris)\n</tool_call>", "<tool_call>\nweather(Paris)\n</tool_call>", []),
+        (CALL.replace("weather", "sing"), CALL.replace("weather", "sing"), []),
+        ("<tool_call>[1]</tool_call>", "<tool_call>[1]</tool_call>", []),
+        ("<tool_call>", "<tool_call>", []),
+        ('x <tool_call>\n{"name": "wea', 'x <tool_call>\n{"name": "wea', []),
+        ("half a mark <tool_", "half a mark <tool_", []),
+        (" \n", " \n", []),
+        ("", "", []),
+    ],
+)
+def test_hermes(text, content, calls, eager) -> None:
+    for pieces in ([text], list(text)):
+        assert read(pieces, eager=eager) == (content, calls, bool(calls))
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize(
+    ("text", "content", "calls"),
+    [
+        (BARE, "", [("weather", PARIS)]),
+        (f" \n{BARE} ", "", [("weather", PARIS)]),
+        (f"<|python_tag|>{BARE}", "", [("weather", PARIS)]),
+        (f"I look. <|python_tag|>{BARE}", "I look.", [("weather", PARIS)]),
+        (f"{BARE}; {BARE}", "", [("weather", PARIS)] * 2),
+        (f"{BARE} and more", " and more", [("weather", PARIS)]),
+        (f"{BARE};", ";", [("weather", PARIS)]),
+        (f"As JSON: {BARE}", f"As JSON: {BARE}", []),
+        ('{"answer": 3}', '{"answer": 3}', []),
+        ('{"name": "sing", "parameters": {}} la', '{"name": "sing", "parameters": {}} la', []),
+        ("{no", "{no", []),
+        ("<|python_tag|>print(1)", "print(1)", []),
+        ("<|pyth", "<|pyth", []),
+    ],
+)
+def test_llama3_json(text, content, calls, eager) -> None:
+    for pieces in ([text], list(text)):
+        assert read(pieces, LLAMA, eager=eager) == (content, calls, bool(calls))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        CALL.replace('"Paris"', "Paris"),
+        CALL.replace('"Paris"', '"Par\nis"'),
+        CALL.replace('"Paris"', '"Paris",'),
+        CALL[: CALL.index("is")],
+    ],
+)
+def test_calls_that_break_off_are_content_and_what_was_told_stays_told(broken) -> None:
+    text = f"Look: {broken}"
+    assert read([text]) == (text, [], False)
+    content, calls, called = read([text], eager=True)
+    assert content.startswith("Look:")
+    ((name, arguments),) = calls
+    assert name == "weather"
+    assert arguments.startswith('{"city": ')
+    with pytest.raises(ValueError, match=r".+"):
+        json.loads(arguments)
+    if "," not in broken.partition("arguments")[2]:
+        assert not called
+
+
+def test_one_call_is_enough_where_no_more_are_wanted() -> None:
+    for eager in (False, True):
+        stream = CallStream(HERMES, NAMES, eager=eager, parallel=False)
+        stream.push("a " + CALL[: CALL.index("}")])
+        assert not stream.done
+        stream.push("}")
+        assert stream.done
+        assert stream.push(CALL) == Parsed("")
+        assert stream.flush() == Parsed("")
+
+
+def test_fragments_come_as_they_are_written_and_half_marks_do_not() -> None:
+    stream = CallStream(HERMES, NAMES, eager=True, parallel=True)
+    told = [
+        stream.push(piece)
+        for piece in (
+            "Hm. <tool",
+            '_call>\n{"name": "wea',
+            'ther", "arguments": {"ci',
+            'ty": 1',
+            "}}\n</tool",
+            "_call>",
+        )
+    ]
+    assert told == [
+        Parsed("Hm."),
+        Parsed(""),
+        Parsed("", (CallDelta(0, "weather"), CallDelta(0, None, '{"ci'))),
+        Parsed("", (CallDelta(0, None, 'ty": 1'),)),
+        Parsed("", (CallDelta(0, None, "}"),)),
+        Parsed(""),
+    ]
+    assert stream.flush() == Parsed("")
+
+
+def test_a_call_is_told_whole_where_it_may_still_turn_out_to_be_none() -> None:
+    stream = CallStream(HERMES, NAMES, eager=False, parallel=True)
+    assert stream.push(CALL[:-20]).calls == ()
+    assert stream.push(CALL[-20:]).calls == (CallDelta(0, "weather"), CallDelta(0, None, PARIS))
+
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-9, 9)
+    | st.text(max_size=6)
+    | st.sampled_from(["</tool_call>", "{", '"']),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+ARGUMENTS = st.dictionaries(st.text(max_size=4), JSON_VALUES, max_size=3).map(json.dumps)
+CALLS = st.lists(st.tuples(st.sampled_from(sorted(NAMES)), ARGUMENTS), min_size=1, max_size=3)
+
+
+def cut(text: str, places: list[int]) -> list[str]:
+    edges = sorted({min(place, len(text)) for place in places} | {0, len(text)})
+    return [text[a:b] for a, b in itertools.pairwise(edges)]
+
+
+PLACES = st.lists(st.integers(0, 400), max_size=12)
+
+
+@given(CALLS, st.text("ab<tool_cal> {\n", max_size=20), PLACES, st.booleans())
+def test_calls_and_content_are_found_wherever_the_text_is_cut(calls, before, places, eager) -> None:
+    for syntax in (HERMES, LLAMA):
+        content = f"x{before}".rstrip()
+        mark = "\n" if syntax is HERMES else "\n<|python_tag|>"
+        written = ("\n" if syntax is HERMES else ";").join(syntax.written(*call) for call in calls)
+        text = content + mark + written
+        assert read(cut(text, places), syntax, eager=eager) == (content, calls, True)
+
+
+_MARKS = ["<tool_call>", "</tool_call>", "<|python_tag|>", "<tool", "<"]
+_HEADS = ['{"name": "add", "arguments": ', '{"name": "add", "parameters": ']
+_JSON = ['{"a": 1}', *'{}[],:;"\\x \n']
+TANGLE = st.lists(st.sampled_from([*_MARKS, *_HEADS, *_JSON]), max_size=14).map("".join)
+
+
+@given(TANGLE, PLACES, st.booleans(), st.booleans())
+@example("{}", [1], False, True)
+def test_any_text_reads_the_same_however_it_is_cut(text, places, eager, parallel) -> None:
+    for syntax in (HERMES, LLAMA):
+        whole = read([text], syntax, eager=eager, parallel=parallel)
+        assert read(cut(text, places), syntax, eager=eager, parallel=parallel) == whole
+        assert read(list(text), syntax, eager=eager, parallel=parallel) == whole
+
+
+@given(TANGLE, st.booleans())
+def test_text_without_calls_is_content_as_it_is(text, eager) -> None:
+    content, calls, _ = read([text], eager=eager)
+    if not calls:
+        assert content == text
+    content, calls, _ = read([text], LLAMA, eager=eager)
+    if not calls and "<|python_tag|>" not in text:  # which is no text
+        assert content == text
+
+
+def test_the_format_is_a_function_of_the_template() -> None:
+    assert tool_style(ChatTemplate("{{ messages }}", {})).syntax is HERMES
