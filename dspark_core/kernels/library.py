@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from dspark_core.errors import ConfigError
 from dspark_core.kernels.build import KernelsUnavailableError, build_library, default_settings
 from dspark_core.kernels.prebuilt import find_prebuilt
 
@@ -184,9 +185,13 @@ def load_kernels() -> Kernels:
     """Compiles them first where that has not been done; raises KernelsUnavailableError.
 
     With `DSPARK_PREBUILT_KERNELS`, a directory, nothing is compiled: the best library there is taken.
+    ConfigError for a `DSPARK_KERNELS` that is neither on nor off: a slow start must not hide a misspelling.
     """
+    switch = os.environ.get("DSPARK_KERNELS") or "on"
+    if switch not in ("on", "off"):
+        raise ConfigError(f"DSPARK_KERNELS must be on or off, got {switch!r}")
     prebuilt = os.environ.get("DSPARK_PREBUILT_KERNELS")
-    if prebuilt and os.environ.get("DSPARK_KERNELS") != "off":
+    if prebuilt and switch == "on":
         return Kernels(find_prebuilt(Path(prebuilt)))
     return Kernels(build_library(default_settings()))
 
