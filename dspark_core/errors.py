@@ -36,6 +36,10 @@ class UnavailableError(DSparkError):
     """Nothing can serve this now: no healthy replica, or this one is draining."""
 
 
+class DrainingError(UnavailableError):
+    """The service that was asked is about to end and takes nothing new; another one may."""
+
+
 class NotLeaderError(UnavailableError):
     """This scheduler is a standby; the leader, when it is known, is at `leader_address`."""
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from dspark_core.algorithms.calibration import Calibration
 from dspark_core.engine.autoregressive_draft_engine import AutoregressiveDraftEngine
+from dspark_core.engine.cache_size import PageNeeds, num_pages
 from dspark_core.engine.context_draft_engine import ContextDraftEngine, EngineArguments
 from dspark_core.engine.context_features import ContextProjection
 from dspark_core.engine.devices import AUTO, check_device_name, device_of, resolve_device
@@ -144,18 +145,18 @@ def build_target(options: EngineOptions, loaded: LoadedTarget | None = None) -> 
         projection, geometry = _projection(directory, options, loaded, device_of(loaded.decoder))
     elif options.kept_layers:
         projection = _kept_states(options.kept_layers, loaded)
-    num_pages = _num_pages(options, loaded, projection.feature_size if projection else 0)
+    pages = _target_pages(options, loaded, projection.feature_size if projection else 0)
     engine = TargetEngine.of_decoder(
         loaded.decoder,
         loaded.config,
-        num_pages=num_pages,
+        num_pages=pages,
         page_tokens=PAGE_TOKENS,
         projection=projection,
         max_context_tokens=options.max_context_tokens,
         gpu=_gpu(options, loaded, geometry.block_size if geometry else None),
     )
     name, way = loaded.path.name, engine.computed_by
-    _log.info("target %s by %s: %d KV pages of %d tokens", name, way, num_pages, PAGE_TOKENS)
+    _log.info("target %s by %s: %d KV pages of %d tokens", name, way, pages, PAGE_TOKENS)
     return BuiltTarget(engine=engine, facts=loaded, geometry=geometry)
 
 
@@ -207,20 +208,18 @@ def build_drafter(
     config = read_any_config(directory)
     mark = fingerprint_of(directory, config)
     calibration = _calibration(directory, config, mark) if calibrated else None
-    page_bytes = PagedCache.bytes_per_page(config.backbone, PAGE_TOKENS, 0, options.torch_dtype)
-    # The drafter's layers are few: an eighth of the target's memory holds at least as many tokens.
-    num_pages = max(2, options.kv_cache_bytes // 8 // page_bytes)
+    pages = _drafter_pages(options, directory.name, config, device_of(target.decoder))
     drafter = load_any_drafter(directory, target.decoder, target.config, options.torch_dtype)
     drafter = drafter.to(device_of(target.decoder))
     if not isinstance(drafter, DSparkDrafter):
         drafter.pack()
         return AutoregressiveDraftEngine(
-            drafter, fingerprint=mark, num_pages=num_pages, page_tokens=PAGE_TOKENS, generator=generator
+            drafter, fingerprint=mark, num_pages=pages, page_tokens=PAGE_TOKENS, generator=generator
         )
     drafter.pack(byte_products=True)
     gpu = _gpu(options, target, config.block_size)
     arguments = EngineArguments(
-        fingerprint=mark, num_pages=num_pages, page_tokens=PAGE_TOKENS, generator=generator
+        fingerprint=mark, num_pages=pages, page_tokens=PAGE_TOKENS, generator=generator
     )
     scaling = calibration.scaling if calibration else None
     if gpu is not None and computes(drafter):
@@ -279,11 +278,26 @@ def _load(options: EngineOptions) -> LoadedTarget:
     )
 
 
-def _num_pages(options: EngineOptions, loaded: LoadedTarget, feature_size: int) -> int:
-    page_bytes = PagedCache.bytes_per_page(loaded.config, PAGE_TOKENS, feature_size, options.torch_dtype)
-    num_pages = options.kv_cache_bytes // page_bytes
-    if num_pages < 2:
-        raise ConfigError(
-            f"kv_cache_bytes must hold at least two pages of {page_bytes} bytes, got {options.kv_cache_bytes}"
-        )
-    return num_pages
+def _target_pages(options: EngineOptions, loaded: LoadedTarget, feature_size: int) -> int:
+    own = loaded.config.max_context_tokens
+    needs = PageNeeds(
+        name=loaded.path.name,
+        page_bytes=PagedCache.bytes_per_page(loaded.config, PAGE_TOKENS, feature_size, options.torch_dtype),
+        page_tokens=PAGE_TOKENS,
+        context_tokens=min(own, options.max_context_tokens or own),
+    )
+    return num_pages(options.kv_cache_bytes, needs, device_of(loaded.decoder))
+
+
+def _drafter_pages(options: EngineOptions, name: str, config: AnyDrafterConfig, device: torch.device) -> int:
+    window = config.context_window if isinstance(config, DrafterConfig) else None
+    needs = PageNeeds(
+        name=f"drafter {name}",
+        page_bytes=PagedCache.bytes_per_page(config.backbone, PAGE_TOKENS, 0, options.torch_dtype),
+        page_tokens=PAGE_TOKENS,
+        context_tokens=min(config.backbone.max_context_tokens, window or 2**62),
+        share=8,  # the drafter's layers are few: that holds at least as many tokens as the target's rest
+        spare_tokens=config.block_size,
+        beyond="longer ones are not drafted for",
+    )
+    return num_pages(options.kv_cache_bytes, needs, device)

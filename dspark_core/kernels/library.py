@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from dspark_core.errors import ConfigError
 from dspark_core.kernels.build import KernelsUnavailableError, build_library, default_settings
 from dspark_core.kernels.prebuilt import find_prebuilt
 
@@ -185,14 +186,20 @@ def load_kernels() -> Kernels:
 
     With `DSPARK_PREBUILT_KERNELS`, a directory, nothing is compiled: the best library there is taken. With
     `DSPARK_AMX=off` the library leaves the processor's matrix unit alone.
+    ConfigError for a switch that is neither on nor off: a slow start must not hide a misspelling.
     """
-    unit = os.environ.get("DSPARK_AMX", "on")
-    if unit not in ("on", "off"):
-        raise KernelsUnavailableError(f"DSPARK_AMX must be on or off, got {unit!r}")
-    prebuilt = os.environ.get("DSPARK_PREBUILT_KERNELS")
-    if prebuilt and os.environ.get("DSPARK_KERNELS") != "off":
+    _switched_on("DSPARK_AMX")  # the library reads it itself
+    wanted, prebuilt = _switched_on("DSPARK_KERNELS"), os.environ.get("DSPARK_PREBUILT_KERNELS")
+    if prebuilt and wanted:
         return Kernels(find_prebuilt(Path(prebuilt)))
     return Kernels(build_library(default_settings()))
+
+
+def _switched_on(name: str) -> bool:
+    value = os.environ.get(name) or "on"
+    if value not in ("on", "off"):
+        raise ConfigError(f"{name} must be on or off, got {value!r}")
+    return value == "on"
 
 
 @functools.cache

@@ -8,9 +8,9 @@ target has no features yet, so the layer's own output stands in for them.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dspark_core.models.autoregressive import AutoregressiveDrafter
 from dspark_core.models.config import DecoderConfig, Eagle3Config
 from dspark_core.models.dspark import DraftTokens, Sampler
 from dspark_core.models.layers import (
@@ -21,10 +21,8 @@ from dspark_core.models.layers import (
     build_norm,
     build_rotary,
     embed,
-    soft_cap,
 )
 from dspark_core.models.own_confidence import own_confidence_logits
-from dspark_core.models.packing import PackedLinear, pack_linears, pack_weight
 
 
 class Eagle3Projection(nn.Module):
@@ -90,12 +88,8 @@ class GemmaEagle3Layer(Eagle3Layer):
         return hidden if self.layer_scalar is None else hidden * self.layer_scalar
 
 
-class Eagle3Drafter(nn.Module):
-    """Embedding and LM head are frozen buffers, shared with the target's where possible."""
-
-    embed_tokens: Tensor
-    lm_head: Tensor
-    draft_vocab_ids: Tensor | None
+class Eagle3Drafter(AutoregressiveDrafter):
+    config: Eagle3Config
 
     def __init__(
         self,
@@ -104,23 +98,12 @@ class Eagle3Drafter(nn.Module):
         lm_head: Tensor,
         draft_vocab_ids: Tensor | None = None,
     ) -> None:
-        """embed_tokens [vocab, d]; lm_head [draft vocab, d]; draft_vocab_ids [draft vocab] int64."""
-        super().__init__()
-        self.config = config
+        super().__init__(config, embed_tokens, lm_head, draft_vocab_ids)
         backbone = config.backbone
-        self.register_buffer("embed_tokens", embed_tokens, persistent=False)
-        self.register_buffer("lm_head", lm_head, persistent=False)
-        self.register_buffer("draft_vocab_ids", draft_vocab_ids)
         self.projection = Eagle3Projection(config)
         self.layer = Eagle3Layer(backbone) if backbone.gemma is None else GemmaEagle3Layer(backbone)
         self.norm = build_norm(backbone)
         self.rotary = build_eagle3_rotary(config)
-        self._packed_head: PackedLinear | None = None
-
-    def pack(self) -> None:
-        """Makes inference on a CPU faster; the linear layers' weights are no parameters afterwards."""
-        pack_linears(self)
-        self._packed_head = pack_weight(self.lm_head)
 
     def embedded(self, token_ids: Tensor) -> Tensor:
         """token_ids [...] -> [..., d], as the target embeds them."""
@@ -156,17 +139,6 @@ class Eagle3Drafter(nn.Module):
             previous = self.target_ids(sampler(step, logits))
             tokens.append(previous)
         return DraftTokens(torch.stack(tokens, dim=1), torch.stack(confidences, dim=1))
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [tokens, d], as the layer returned it -> [tokens, draft vocab]."""
-        normed, cap = self.norm(hidden), self.config.backbone.final_logit_softcap
-        if self._packed_head is not None:
-            return soft_cap(self._packed_head(normed), cap)
-        return soft_cap(F.linear(normed, self.lm_head), cap)
-
-    def target_ids(self, draft_indices: Tensor) -> Tensor:
-        """Draft vocabulary indices -> target token ids."""
-        return draft_indices if self.draft_vocab_ids is None else self.draft_vocab_ids[draft_indices]
 
 
 def build_eagle3_rotary(config: Eagle3Config) -> Rotary:

@@ -9,14 +9,13 @@ whose output predicts token i + 2. Embedding and LM head are the target's.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dspark_core.models.autoregressive import AutoregressiveDrafter
 from dspark_core.models.config import MtpConfig
 from dspark_core.models.dspark import DraftTokens, Sampler, build_draft_layer
-from dspark_core.models.layers import Attend, Rotary, build_norm, build_rotary, embed, soft_cap
+from dspark_core.models.layers import Attend, Rotary, build_norm, build_rotary, embed
 from dspark_core.models.own_confidence import own_confidence_logits
-from dspark_core.models.packing import PackedLinear, pack_linears, pack_weight
 
 
 class MtpProjection(nn.Module):
@@ -33,12 +32,8 @@ class MtpProjection(nn.Module):
         return features
 
 
-class MtpDrafter(nn.Module):
-    """Embedding and LM head are frozen buffers, shared with the target's where possible."""
-
-    embed_tokens: Tensor
-    lm_head: Tensor
-    draft_vocab_ids: Tensor | None
+class MtpDrafter(AutoregressiveDrafter):
+    config: MtpConfig
 
     def __init__(
         self,
@@ -47,26 +42,15 @@ class MtpDrafter(nn.Module):
         lm_head: Tensor,
         draft_vocab_ids: Tensor | None = None,
     ) -> None:
-        """embed_tokens [vocab, d]; lm_head [draft vocab, d]; draft_vocab_ids [draft vocab] int64."""
-        super().__init__()
-        self.config = config
+        super().__init__(config, embed_tokens, lm_head, draft_vocab_ids)
         backbone = config.backbone
         size = backbone.hidden_size
-        self.register_buffer("embed_tokens", embed_tokens, persistent=False)
-        self.register_buffer("lm_head", lm_head, persistent=False)
-        self.register_buffer("draft_vocab_ids", draft_vocab_ids)
         self.projection = MtpProjection(config)
         self.enorm = build_norm(backbone)
         self.eh_proj = nn.Linear(2 * size, size, bias=False)
         self.layer = build_draft_layer(backbone)
         self.norm = build_norm(backbone)
         self.rotary = build_mtp_rotary(config)
-        self._packed_head: PackedLinear | None = None
-
-    def pack(self) -> None:
-        """Makes inference on a CPU faster; the linear layers' weights are no parameters afterwards."""
-        pack_linears(self)
-        self._packed_head = pack_weight(self.lm_head)
 
     def combine(self, features: Tensor, next_ids: Tensor) -> Tensor:
         """features [tokens, d], each with the token after it [tokens] -> the layer's input [tokens, d]."""
@@ -99,17 +83,6 @@ class MtpDrafter(nn.Module):
         logits = self.logits(self.layer(0, self.combine(features, anchor_ids), cos, sin, attend))
         drawn = self.target_ids(sampler(0, logits))
         return DraftTokens(drawn[:, None], own_confidence_logits(logits)[:, None])
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [tokens, d], as the layer returned it -> [tokens, draft vocab]."""
-        normed, cap = self.norm(hidden), self.config.backbone.final_logit_softcap
-        if self._packed_head is not None:
-            return soft_cap(self._packed_head(normed), cap)
-        return soft_cap(F.linear(normed, self.lm_head), cap)
-
-    def target_ids(self, draft_indices: Tensor) -> Tensor:
-        """Draft vocabulary indices -> target token ids."""
-        return draft_indices if self.draft_vocab_ids is None else self.draft_vocab_ids[draft_indices]
 
 
 def build_mtp_rotary(config: MtpConfig) -> Rotary:

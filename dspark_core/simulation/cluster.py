@@ -1,7 +1,8 @@
 """Discrete events of a cluster: verifiers run rounds, drafters serve them in turn, requests come and go.
 
 One event per round of a verifier: what the last round committed is applied, requests are admitted,
-and the next round is drafted, planned and timed. Plans come from the planners that serve; times from
+and the next round is drafted, planned and timed. In turns of two cohorts a round is drafted for when the
+cohort's round before ends. Plans come from the planners that serve; times from
 the measured model; what is accepted from recorded rounds. Left out: faults, preemption, the queues
 of the gateway, and the network but for the path to the drafter.
 """
@@ -19,10 +20,11 @@ from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_surface import Floats
 from dspark_core.engine.pacing import PrefillPacer
+from dspark_core.simulation.cohort import Asked, Cohort, even_out, new_cohorts
 from dspark_core.simulation.decoding import Decoding
 from dspark_core.simulation.domains import DomainRounds
 from dspark_core.simulation.planner_names import PlannerFactory
-from dspark_core.simulation.planners import RoundOutcome, RoundPlanner, RoundView
+from dspark_core.simulation.planners import RoundOutcome, RoundView
 from dspark_core.simulation.population import Population
 from dspark_core.simulation.records import Ledger
 from dspark_core.simulation.scenario import Scenario
@@ -35,21 +37,27 @@ SLOW_FACTOR = 2.0
 @dataclass(slots=True)
 class _Verifier:
     index: int
-    planner: RoundPlanner
+    cohorts: tuple[Cohort, ...]
     slowdown: float
-    active: Decoding
     pacer: PrefillPacer | None = None
     prefilling: deque[int] = field(default_factory=deque)
     waiting: deque[int] = field(default_factory=deque)
-    committed: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    """By the round under way, for each of `active`."""
     prefilled: list[int] = field(default_factory=list)
     """Requests whose prefill the round under way completes."""
+    turn: int = 0
+    """Of which cohort the round under way is."""
     busy: bool = False
 
     @property
-    def load(self) -> int:
-        return len(self.active) + len(self.prefilling) + len(self.waiting)
+    def running(self) -> int:
+        return sum(cohort.size for cohort in self.cohorts) + len(self.prefilling)
+
+    def next_cohort(self) -> Cohort:
+        """The other one, if it has requests."""
+        other = (self.turn + 1) % len(self.cohorts)
+        if len(self.cohorts[other].active):
+            self.turn = other
+        return self.cohorts[self.turn]
 
 
 class Cluster:
@@ -75,15 +83,14 @@ class Cluster:
         self._verifiers = [
             _Verifier(
                 i,
-                planner(round_time),
+                new_cohorts(scenario.cohorts, planner, round_time, population),
                 SLOW_FACTOR if i < slow else 1.0,
-                Decoding(population),
                 PrefillPacer(pace, round_time.verify) if pace else None,
             )
             for i in range(scenario.verifiers)
         ]
         looking = recorded.looked_up.shape[1] > 0 and not scenario.no_lookup
-        self._looks_up = looking and self._verifiers[0].planner.looks_up
+        self._looks_up = looking and self._verifiers[0].cohorts[0].planner.looks_up
         self._has_draft = recorded.survival[:, 0] >= 0.0
         self._weights = np.ones(scenario.max_running)
         self._coupled = np.full(scenario.max_running, scenario.coupled)
@@ -133,11 +140,13 @@ class Cluster:
             heapq.heappush(self._events, (now, verifier.index))
 
     def _finish_round(self, verifier: _Verifier, now: float) -> None:
-        active = verifier.active
+        cohort = verifier.cohorts[verifier.turn]
+        active = cohort.active
         if len(active):
-            active.commit(verifier.committed)
+            active.commit(cohort.committed)
             for request in active.drop_ended():
                 self._end(verifier, request, now)
+        cohort.receive()
         if verifier.prefilled:
             fresh = np.array(verifier.prefilled, dtype=np.int64)
             self._ledger.first_token[fresh] = now
@@ -145,6 +154,10 @@ class Cluster:
             for request in active.drop_ended():  # those of one token
                 self._end(verifier, request, now)
             verifier.prefilled = []
+        if len(verifier.cohorts) > 1:
+            even_out(cohort, verifier.cohorts[1 - verifier.turn])
+            if len(active):
+                cohort.asked = self._ask(verifier, cohort, now)
 
     def _end(self, verifier: _Verifier, request: int, now: float) -> None:
         self._ledger.ended[request] = now
@@ -154,11 +167,10 @@ class Cluster:
             self._arrive(now)
 
     def _begin_round(self, verifier: _Verifier, now: float) -> None:
-        while verifier.waiting and (
-            len(verifier.active) + len(verifier.prefilling) < self._scenario.max_running
-        ):
+        while verifier.waiting and verifier.running < self._scenario.max_running:
             verifier.prefilling.append(verifier.waiting.popleft())
-        decoding = len(verifier.active)
+        cohort = verifier.next_cohort()
+        decoding = len(cohort.active)
         if not decoding:
             runs, prefill = self._prefill(verifier, self._scenario.prefill_chunk_tokens)
             if runs == 0:
@@ -167,14 +179,14 @@ class Cluster:
             step = float(self._tables.step(runs, 0)[prefill - runs]) * verifier.slowdown
             self._schedule(verifier, now, 0.0, step, self._loop_seconds(runs))
             return
-        batch, rows, drafted = self._batch(verifier.active, verifier.planner)
-        wait = 0.0
-        if drafted is not None:
-            wait = self._draft_wait(verifier, now, int(np.count_nonzero(drafted)))
+        asked, cohort.asked = cohort.asked or self._ask(verifier, cohort, now), None
+        batch, wait = self._batch(cohort.active, asked), asked.wait(now)
         loop = self._loop_seconds(decoding)
-        # The planner does not know of prefill, as the served one does not.
+        # The planner does not know of prefill, as the served one does not. Of several cohorts each has its
+        # round once in so many, which is what floors feel.
         steps = self._tables.step(decoding, batch.context_tokens)
-        lengths = verifier.planner.plan(batch, steps[: batch.survival.size + 1] + (wait + loop))
+        turns = sum(len(one.active) > 0 for one in verifier.cohorts)
+        lengths = cohort.planner.plan(batch, turns * (steps[: batch.survival.size + 1] + (wait + loop)))
         verified = int(lengths.sum())
         runs, prefill = self._prefill(verifier, self._allowance(verifier, decoding + verified, batch))
         if runs:
@@ -182,14 +194,14 @@ class Cluster:
         step = float(steps[verified + prefill - runs]) * verifier.slowdown
         if runs and verifier.pacer is not None:
             verifier.pacer.observe(decoding, decoding + verified, prefill, batch.context_tokens, step)
-        accepted = np.minimum(self._stood(rows, drafted), lengths)
-        verifier.committed = np.minimum(accepted + 1, verifier.active.left)
-        verifier.active.advance(verifier.committed, lengths)
+        accepted = np.minimum(self._stood(asked.rows, asked.drafted), lengths)
+        cohort.committed = np.minimum(accepted + 1, cohort.active.left)
+        cohort.active.advance(cohort.committed, lengths)
         tokens = decoding + verified + prefill
-        verifier.planner.learn(
-            RoundOutcome(lengths, accepted, tokens, batch.context_tokens, wait, step, loop)
+        cohort.planner.learn(
+            RoundOutcome(lengths, accepted, tokens, batch.context_tokens, asked.seconds, step, loop)
         )
-        self._ledger.decoded(decoding, verified, int(accepted.sum()), wait)
+        self._ledger.decoded(decoding, verified, int(accepted.sum()), wait, asked.seconds)
         self._schedule(verifier, now, wait, step, loop)
 
     def _allowance(self, verifier: _Verifier, decode_tokens: int, batch: PlanBatch) -> int:
@@ -220,35 +232,48 @@ class Cluster:
                 verifier.prefilled.append(verifier.prefilling.popleft())
         return runs, most - budget
 
-    def _batch(self, active: Decoding, planner: RoundPlanner) -> tuple[PlanBatch, Ints, Bools | None]:
-        """What the planner sees, the recorded row that each request goes through, and who is drafted for;
-        None: nobody."""
-        rows, count = active.rows(), len(active)
+    def _ask(self, verifier: _Verifier, cohort: Cohort, now: float) -> Asked:
+        """Looks up, and asks the drafter for whom the planner wants it to draft."""
+        active = cohort.active
+        rows = active.rows()
         # The bonus token always follows: the last token of an answer needs no draft.
         most = active.left - 1
         lookups = None
         if self._looks_up:
             lookups = _at_most(self._recorded.looked_up.take(rows, axis=0), most)
         draftable = self._has_draft.take(rows) & (most > 0)
-        chosen = planner.drafted(RoundView(active.ids, active.context, active.floors, draftable, lookups))
+        view = RoundView(active.ids, active.context, active.floors, draftable, lookups)
+        chosen = cohort.planner.drafted(view)
         wanted = draftable if chosen is None else draftable & chosen
-        drafted = wanted if np.count_nonzero(wanted) else None
+        count = int(np.count_nonzero(wanted))
+        return Asked(
+            rows=rows,
+            most=most,
+            lookups=lookups,
+            drafted=wanted if count else None,
+            at=now,
+            seconds=self._draft_seconds(verifier, now, count) if count else 0.0,
+        )
+
+    def _batch(self, active: Decoding, asked: Asked) -> PlanBatch:
+        """What the planner sees."""
+        count = len(active)
         # Not told whose tokens were looked up: the planner is given the seconds, drafting included.
-        batch = PlanBatch(
-            survival=self._survival(rows, most, drafted, lookups),
+        return PlanBatch(
+            survival=self._survival(asked),
             weights=self._weights[:count],
             floors=active.floors,
             granted=active.granted / np.maximum(active.rounds, 1),
             coupled=self._coupled[:count],
             context_tokens=int(active.context.sum()),
         )
-        return batch, rows, drafted
 
-    def _survival(self, rows: Ints, most: Ints, drafted: Bools | None, lookups: Floats | None) -> Floats:
+    def _survival(self, asked: Asked) -> Floats:
         """The drafter's tokens where it drafted, looked-up ones elsewhere -> [requests, longest]."""
+        rows, drafted, lookups = asked.rows, asked.drafted, asked.lookups
         if drafted is None:
             return np.full((len(rows), 1), -1.0) if lookups is None else lookups
-        drafts = _at_most(self._recorded.survival.take(rows, axis=0), most)
+        drafts = _at_most(self._recorded.survival.take(rows, axis=0), asked.most)
         drafts[~drafted] = -1.0
         if lookups is None:
             return drafts
@@ -266,7 +291,7 @@ class Cluster:
         stood = self._mtp1_stands if self._mtp1 else self._recorded.accepted
         return np.where(drafted, stood.take(rows), looked_up)
 
-    def _draft_wait(self, verifier: _Verifier, now: float, drafted: int) -> float:
+    def _draft_seconds(self, verifier: _Verifier, now: float, drafted: int) -> float:
         """Seconds until the drafts are there: network, the drafter's queue, drafting."""
         seconds = self._tables.draft(drafted)
         if self._mtp1:

@@ -74,6 +74,16 @@ class Decoding:
         joining[: len(columns)] = columns
         self._adopt(np.concatenate((self._table, joining), axis=1))
 
+    def take_last(self, count: int) -> Ints:
+        """Columns of the latest so many, who go."""
+        going = self._table[:, -count:].copy()
+        self._adopt(self._table[:, :-count].copy())
+        return going
+
+    def put(self, columns: Ints) -> None:
+        """Requests that `take_last` took of others."""
+        self._adopt(np.concatenate((self._table, columns), axis=1))
+
     def _adopt(self, table: Ints) -> None:
         self._table = table
         self.ids, self.left, self.context, self._place, self._first_row, self._row_count = table[:6]

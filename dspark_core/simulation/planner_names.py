@@ -34,9 +34,10 @@ NAMES = (
 )
 
 
-def planner_factory(name: str, drafters: int = 0) -> PlannerFactory:
+def planner_factory(name: str, drafters: int = 0, *, cohorts: int = 1) -> PlannerFactory:
     """Makes the planners of one cluster, called for each verifier in turn. `drafters`: how many they share;
-    0: each has one of its own. Raises ConfigError for a name that is not one of NAMES, or a bad number in it.
+    0: each has one of its own. Raises ConfigError for a name that is not one of NAMES, or a bad number in it,
+    or one that plans for no such `cohorts`.
     """
     kind, _, argument = name.partition(":")
     match kind:
@@ -61,6 +62,8 @@ def planner_factory(name: str, drafters: int = 0) -> PlannerFactory:
         case "cluster":
             if argument not in ("", "unpriced"):
                 raise ConfigError(f"planner {name!r}: only cluster:unpriced may follow the colon")
+            if cohorts > 1:
+                raise ConfigError(f"planner {name!r} knows no turns: with cohorts {cohorts} take dspark")
             return Pool(drafters, priced=not argument)
         case _:
             raise ConfigError(f"unknown planner {name!r}; known: {', '.join(NAMES)}")

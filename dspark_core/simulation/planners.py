@@ -6,6 +6,7 @@ Nothing here decides: lengths come from the functions of `dspark_core.algorithms
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -20,6 +21,7 @@ from dspark_core.algorithms.plan_search import search
 from dspark_core.algorithms.prefix_scheduler import admit_while_rising
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_surface import Floats
+from dspark_core.engine.draft_turns import ALL, DECISION_ROUNDS, IN_TURNS
 from dspark_core.engine.planning import LocalPlanSource
 from dspark_core.records import DraftOrigin, RequestSurvival, RoundReport
 
@@ -164,14 +166,22 @@ class Served:
 
     def __init__(self, round_time: RoundTimeModel) -> None:
         self._source = LocalPlanSource(round_time)
+        self._partner: Served | None = None
+        self._candidates: list[DraftCandidate] = []
         self._ids: list[str] = []
         self._origins: list[DraftOrigin] = []
         self._survival: list[tuple[float, ...]] = []
         self._rounds = 0
 
+    def partner(self) -> Served:
+        """Of the other cohort of the verifier; both have one plan source."""
+        other = copy.copy(self)
+        self._partner, other._partner = other, self
+        return other
+
     def drafted(self, view: RoundView) -> Bools | None:
         self._ids = [str(one) for one in view.ids.tolist()]
-        candidates = [
+        self._candidates = [
             DraftCandidate(
                 sequence_id=name,
                 draftable=bool(draftable),
@@ -183,7 +193,10 @@ class Served:
                 self._ids, view.draftable, view.floors, view.context_tokens, _tuples(view), strict=True
             )
         ]
-        wanted = self._source.wants_draft(candidates)
+        if self._partner is not None and self._rounds % DECISION_ROUNDS == 0:
+            everybody = [*self._candidates, *self._partner._candidates]
+            self._source.cohorts(everybody, IN_TURNS if len(everybody) >= IN_TURNS else ALL)
+        wanted = self._source.wants_draft(self._candidates)
         self._origins = [DraftOrigin.DRAFTER if one else DraftOrigin.LOOKUP for one in wanted]
         return np.array(wanted, dtype=np.bool_)
 

@@ -28,6 +28,7 @@ class Ledger:
         self._accepted = 0
         self._draft_wait = 0.0
         self._draft_busy = 0.0
+        self._draft_seconds = 0.0
         self._draft_queue = 0.0
         self._draft_calls = 0
         self._busy = 0.0
@@ -35,12 +36,14 @@ class Ledger:
         self._verified_by_load = np.zeros(scenario.max_running + 1, dtype=np.int64)
         self._rounds_by_load = np.zeros(scenario.max_running + 1, dtype=np.int64)
 
-    def decoded(self, decoding: int, tokens: int, accepted: int, wait: float) -> None:
-        """A round in which so many requests decoded and so many draft tokens were verified."""
+    def decoded(self, decoding: int, tokens: int, accepted: int, wait: float, draft_seconds: float) -> None:
+        """A round in which so many requests decoded and so many draft tokens were verified. It waited for its
+        drafts, which took `draft_seconds` from when they were asked for."""
         self._request_rounds += decoding
         self._verified += tokens
         self._accepted += accepted
         self._draft_wait += wait
+        self._draft_seconds += draft_seconds
         self._verified_by_load[decoding] += tokens
         self._rounds_by_load[decoding] += 1
 
@@ -83,7 +86,7 @@ class Ledger:
             verifier_utilisation=self._busy / (seconds * scenario.verifiers),
             drafter_utilisation=self._draft_busy / (seconds * (scenario.drafters or scenario.verifiers)),
             draft_queue_seconds=self._draft_queue / calls,
-            draft_queue_share=self._draft_queue / max(self._draft_wait, 1e-12),
+            draft_queue_share=self._draft_queue / max(self._draft_seconds, 1e-12),
             draft_wait_share=self._draft_wait / max(self._busy, 1e-12),
         )
 
@@ -131,7 +134,7 @@ class Summary:
     draft_queue_seconds: float
     """Mean wait for a drafter that serves others."""
     draft_queue_share: float
-    """Of the time verifiers wait for drafts."""
+    """Of the time from asking for drafts until they are there."""
     draft_wait_share: float
     """Of the rounds' time."""
 

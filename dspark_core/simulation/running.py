@@ -55,7 +55,7 @@ def simulate(
     world: World, scenario: Scenario, planner: str, on_ended: Callable[[int], None] = lambda _: None
 ) -> Summary:
     """Raises ConfigError for an unknown planner or domain."""
-    factory = planner_factory(planner, scenario.drafters)
+    factory = planner_factory(planner, scenario.drafters, cohorts=scenario.cohorts)
     population = draw_population(scenario, world.recorded)
     cluster = Cluster(scenario, world.recorded, population, world.round_time, factory, mtp1=planner == MTP1)
     return cluster.run(on_ended).summary(planner)

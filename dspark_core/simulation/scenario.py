@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dspark_core.errors import ConfigError
+from dspark_core.records import MAX_COHORTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,8 @@ class Scenario:
     prefill_chunk_tokens: int = 256
     max_step_seconds: float = 0.0
     """Prompts beside running requests are paced so that a step takes about this long at most; 0: not."""
+    cohorts: int = 1
+    """2: a verifier's requests take turns in two cohorts, one drafted for while the other is verified."""
     requests: int = 1000
     """Simulated from the first arrival to the last end."""
     users: int = 0
@@ -62,6 +65,7 @@ class Scenario:
             _require(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
         for name in ("drafters", "users", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
+        _require(self.cohorts in (1, MAX_COHORTS), "cohorts", self.cohorts, f"1 or {MAX_COHORTS}")
         for name in ("floor_share", "slow_verifiers", "mtp1_accept"):
             _require(0.0 <= getattr(self, name) <= 1.0, name, getattr(self, name), "in [0, 1]")
         for name in ("network_rtt_seconds", "round_overhead_seconds", "max_step_seconds"):

@@ -18,6 +18,7 @@ class IncrementalDetokenizer:
         self._bytes_of = bytes_of
         self._strip = strip_leading_space
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._characters = 0
 
     def push(self, token_ids: Iterable[int]) -> str:
         """The text these tokens complete; may be empty."""
@@ -27,8 +28,29 @@ class IncrementalDetokenizer:
         """What is still held back, once no token follows: an incomplete character as U+FFFD."""
         return self._shown(self._decoder.decode(b"", True))
 
+    def place(self, token_id: int) -> int:
+        """Where in the text this token will begin if it is pushed next, in characters.
+
+        That is the place of the character that its first byte belongs to: all tokens of one that is spread
+        over several have the place where it begins.
+        """
+        held_back, _ = self._decoder.getstate()
+        first = self._bytes_of(token_id)[:1]
+        ends_another = bool(held_back and first) and not _goes_on(held_back, first)
+        return self._characters + ends_another
+
     def _shown(self, text: str) -> str:
         if self._strip and text:
             self._strip = False
-            return text.removeprefix(" ")
+            text = text.removeprefix(" ")
+        self._characters += len(text)
         return text
+
+
+def _goes_on(held_back: bytes, first: bytes) -> bool:
+    """Whether the byte is the next of an incomplete character; if not, that one will be U+FFFD."""
+    try:
+        codecs.utf_8_decode(held_back + first, "strict", False)
+    except UnicodeDecodeError:
+        return False
+    return True

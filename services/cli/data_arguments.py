@@ -30,6 +30,7 @@ from dspark_core.models.loading import LoadedTarget, load_target
 from dspark_core.tokenization.loading import load_tokenizer
 from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.training.data.answer_log import read_settings
+from services.common.limits import MOST_THREADS
 
 _PLAIN_LINE_SECONDS = 30.0
 """How often a log without a terminal hears of the progress."""
@@ -80,8 +81,8 @@ def load_engine(
 
 def set_threads(arguments: argparse.Namespace) -> None:
     if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise ConfigError(f"--threads must be >= 1, got {arguments.threads}")
+        if not 1 <= arguments.threads <= MOST_THREADS:
+            raise ConfigError(f"--threads must be in [1, {MOST_THREADS}], got {arguments.threads}")
         torch.set_num_threads(arguments.threads)
 
 

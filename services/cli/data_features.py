@@ -79,8 +79,9 @@ def add_check_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.pack_tokens < 1:
-        raise ConfigError(f"--pack-tokens must be >= 1, got {arguments.pack_tokens}")
+    for name, value in (("pack-tokens", arguments.pack_tokens), ("max-length", arguments.max_length)):
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} must be >= 1, got {value}")
     set_threads(arguments)
     target = load_target_of(arguments)
     origin = _origin(arguments, target)

@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     scenario = _scenario(arguments, config)
     planners = arguments.planner or _texts(config, "planners") or list(DEFAULT_PLANNERS)
     for name in planners:
-        planner_factory(name)
+        planner_factory(name, cohorts=scenario.cohorts)
     _check(arguments)
     world = _world(arguments, config)
     console = Console()

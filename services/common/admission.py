@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from dspark_core.errors import QueueFullError, UnavailableError
+from dspark_core.errors import DrainingError, QueueFullError
 from services.common.interceptors import RpcCall
 from services.common.occupancy import Occupancy
 
@@ -30,7 +30,7 @@ class AdmissionLayer:
     @asynccontextmanager
     async def around(self, call: RpcCall) -> AsyncIterator[None]:
         if self._calls.closed:
-            raise UnavailableError(f"{call.method} refused: this server is draining")
+            raise DrainingError(f"{call.method} refused: this server is draining")
         if self._calls.inside >= self._max_calls:
             raise QueueFullError(f"{call.method} refused: {self._max_calls} calls are already in flight")
         self._calls.enter()

@@ -38,7 +38,7 @@ class Env:
         text = self.optional_text(name)
         for address in (text or "").split(",") if several else [text or ""]:
             host, _, port = address.strip().rpartition(":")
-            known = host and "," not in host and port.isascii() and port.isdigit() and int(port) <= 65535
+            known = host and "," not in host and port.isascii() and port.isdigit() and 1 <= int(port) <= 65535
             if address.strip() and not known:
                 kind = "host:port, or several with commas between" if several else "host:port"
                 raise ConfigError(f"{name} must be {kind}, got {text!r}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dspark_core.errors import ConfigError
 from services.common.env import Env
-from services.common.limits import MAX_MESSAGE_BYTES
+from services.common.limits import MAX_MESSAGE_BYTES, MOST_MESSAGE_BYTES, MOST_SECONDS
 from services.common.tls import Tls
 
 _HOST = "0.0.0.0"
@@ -34,8 +34,12 @@ class ServerOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port must be in [0, 65535], got {self.port}")
-        if self.drain_seconds < 0:
-            raise ConfigError(f"drain_seconds must be >= 0, got {self.drain_seconds}")
+        if not 0 <= self.drain_seconds <= MOST_SECONDS:
+            raise ConfigError(f"drain_seconds must be in [0, {MOST_SECONDS:g}], got {self.drain_seconds}")
+        if not 1 <= self.max_message_bytes <= MOST_MESSAGE_BYTES:
+            raise ConfigError(
+                f"max_message_bytes must be in [1, {MOST_MESSAGE_BYTES}], got {self.max_message_bytes}"
+            )
         if self.max_calls < 1:
             raise ConfigError(f"max_calls must be >= 1, got {self.max_calls}")
 
@@ -46,7 +50,7 @@ class ServerOptions:
         return cls(
             port=env.integer("DSPARK_PORT", port, minimum=0, maximum=65535),
             host=env.text("DSPARK_HOST", _HOST),
-            drain_seconds=env.number("DSPARK_DRAIN_SECONDS", _DRAIN_SECONDS, minimum=0),
+            drain_seconds=env.number("DSPARK_DRAIN_SECONDS", _DRAIN_SECONDS, minimum=0, maximum=MOST_SECONDS),
             max_calls=env.integer("DSPARK_MAX_CALLS", _MAX_CALLS, minimum=1),
             metrics_port=None
             if metrics_off

@@ -16,6 +16,7 @@ from dspark_core.errors import (
     ContextLengthError,
     DeadlineError,
     DraftUnavailableError,
+    DrainingError,
     DSparkError,
     InvalidRequestError,
     NotLeaderError,
@@ -47,6 +48,7 @@ _STATUS: tuple[tuple[type[DSparkError], grpc.StatusCode, int], ...] = (
     (QueueFullError, grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
     (DraftUnavailableError, grpc.StatusCode.UNAVAILABLE, 503),
     (NotLeaderError, grpc.StatusCode.UNAVAILABLE, 503),
+    (DrainingError, grpc.StatusCode.UNAVAILABLE, 503),
     (UnavailableError, grpc.StatusCode.UNAVAILABLE, 503),
     (DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED, 504),
 )
@@ -103,6 +105,8 @@ _BY_KIND: dict[str, _Build] = {
         message, leader_address=metadata.get(LEADER_KEY, "")
     ),
     "UnavailableError": _plain(UnavailableError),
+    # A peer that drains is one replica less for its caller, who does not drain itself and must not say so.
+    "DrainingError": _plain(UnavailableError),
     "DeadlineError": _plain(DeadlineError),
 }
 

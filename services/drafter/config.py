@@ -10,6 +10,7 @@ from dspark_core.engine.devices import AUTO
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.zoo_paths import DEFAULT_DRAFTER
 from services.common.env import Env
+from services.common.limits import MOST_KV_CACHE_MB, MOST_THREADS
 from services.common.options import ServerOptions
 
 PORT = 50054
@@ -38,10 +39,11 @@ class DrafterServiceConfig:
                 dtype=env.choice("DSPARK_DTYPE", "bfloat16", tuple(DTYPES)),
                 device=env.text("DSPARK_DEVICE", AUTO),
                 cuda_graphs=env.choice("DSPARK_CUDA_GRAPHS", "on", ("on", "off")) == "on",
-                kv_cache_bytes=env.integer("DSPARK_KV_CACHE_MB", 2048, minimum=1) * 2**20,
+                kv_cache_bytes=env.integer("DSPARK_KV_CACHE_MB", 2048, minimum=1, maximum=MOST_KV_CACHE_MB)
+                * 2**20,
             ),
             server=server,
-            torch_threads=env.optional_integer("DSPARK_TORCH_THREADS", minimum=1),
+            torch_threads=env.optional_integer("DSPARK_TORCH_THREADS", minimum=1, maximum=MOST_THREADS),
             scheduler_address=env.optional_address("DSPARK_SCHEDULER_ADDRESS", several=True),
             advertise_address=address,
             replica_id=env.text("DSPARK_REPLICA_ID", f"drafter-{address}"),

@@ -13,6 +13,7 @@ from dspark_core.engine.trace_writer import TraceOptions
 from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.zoo_paths import DEFAULT_DRAFTER, NGRAMS_AUTO
+from services.common.limits import MOST_KV_CACHE_MB, MOST_THREADS
 
 DEFAULT_TRACE_SAMPLE, DEFAULT_TRACE_MAX_MB = 0.1, 256
 
@@ -55,8 +56,8 @@ class StackOptions:
             ("--port", self.http_port, 0, 65535),
             ("--grpc-port", self.grpc_port, 0, 65535),
             ("--max-running", self.max_running, 1, None),
-            ("--kv-cache-mb", self.kv_cache_mb, 1, None),
-            ("--threads", self.threads, 1, None),
+            ("--kv-cache-mb", self.kv_cache_mb, 1, MOST_KV_CACHE_MB),
+            ("--threads", self.threads, 1, MOST_THREADS),
         ):
             if value is not None and (value < least or (most is not None and value > most)):
                 rule = f">= {least}" if most is None else f"in [{least}, {most}]"

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Iterator
 
-from dspark_core.errors import DeadlineError, QueueFullError, UnavailableError
+from dspark_core.errors import DeadlineError, DrainingError, QueueFullError
 from services.common.interruption import Interruption
 from services.common.occupancy import Occupancy
 
@@ -21,7 +21,7 @@ class Admission:
         self._running = 0
         self._requests = Occupancy()
         self._waits: set[Interruption] = set()
-        self._shut: UnavailableError | None = None
+        self._shut: DrainingError | None = None
 
     @property
     def running(self) -> int:
@@ -45,10 +45,10 @@ class Admission:
 
         Raises:
             QueueFullError: all places to run and to wait are taken.
-            UnavailableError: this gateway is draining.
+            DrainingError: this gateway is draining.
         """
         if self._requests.closed:
-            raise UnavailableError("this gateway is draining, send the request to another one")
+            raise DrainingError("this gateway is draining, send the request to another one")
         if self._requests.inside + count > self._max_running + self._max_waiting:
             kind = "is full" if count == 1 else f"has no room for {count} answers"
             raise QueueFullError(
@@ -91,9 +91,9 @@ class Admission:
             self._waits.discard(waits)
 
     def shut(self) -> None:
-        """Ends what is still here with an UnavailableError, so that every client is told."""
+        """Ends what is still here with a DrainingError, so that every client is told."""
         self.drain()
-        self._shut = UnavailableError("this gateway shuts down and could not wait for the end of the request")
+        self._shut = DrainingError("this gateway shuts down and could not wait for the end of the request")
         for waits in tuple(self._waits):
             waits.interrupt(self._shut)
 

@@ -11,6 +11,7 @@ from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.tokenization.tool_formats import ToolFormat
 from services.common.env import Env
+from services.common.limits import LEAST_BODY_BYTES, MOST_MESSAGE_BYTES, MOST_SECONDS
 from services.common.options import ServerOptions
 from services.common.tls import Tls
 from services.gateway.requests import DEFAULT_MAX_CHOICES
@@ -84,7 +85,12 @@ class GatewayConfig:
     def from_env(cls, environ: Mapping[str, str]) -> GatewayConfig:
         env = Env(environ)
         own, limits = cls(), GatewayLimits()
-        max_body_bytes = env.integer("DSPARK_MAX_BODY_BYTES", limits.max_body_bytes, minimum=1)
+        max_body_bytes = env.integer(
+            "DSPARK_MAX_BODY_BYTES",
+            limits.max_body_bytes,
+            minimum=LEAST_BODY_BYTES,
+            maximum=MOST_MESSAGE_BYTES,
+        )
         return cls(
             target_model=env.text("DSPARK_TARGET_MODEL", own.target_model),
             served_model_name=env.text("DSPARK_SERVED_MODEL_NAME", ""),
@@ -93,7 +99,9 @@ class GatewayConfig:
             grpc=ServerOptions(
                 port=env.integer("DSPARK_PORT", own.grpc.port, minimum=0, maximum=65535),
                 host=env.text("DSPARK_HOST", own.grpc.host),
-                drain_seconds=env.number("DSPARK_DRAIN_SECONDS", own.grpc.drain_seconds, minimum=0),
+                drain_seconds=env.number(
+                    "DSPARK_DRAIN_SECONDS", own.grpc.drain_seconds, minimum=0, maximum=MOST_SECONDS
+                ),
                 max_message_bytes=max_body_bytes,
             ),
             scheduler_address=env.address("DSPARK_SCHEDULER_ADDRESS", own.scheduler_address, several=True),
@@ -108,12 +116,15 @@ class GatewayConfig:
                 max_choices=env.integer("DSPARK_MAX_CHOICES", limits.max_choices, minimum=1),
                 max_body_bytes=max_body_bytes,
                 request_timeout_seconds=env.number(
-                    "DSPARK_REQUEST_TIMEOUT_SECONDS", limits.request_timeout_seconds, minimum=0.001
+                    "DSPARK_REQUEST_TIMEOUT_SECONDS",
+                    limits.request_timeout_seconds,
+                    minimum=0.001,
+                    maximum=MOST_SECONDS,
                 ),
                 admission_wait_seconds=env.number(
                     "DSPARK_ADMISSION_WAIT_SECONDS", limits.admission_wait_seconds, minimum=0, maximum=3600
                 ),
-                max_context_tokens=env.optional_integer("DSPARK_MAX_CONTEXT_TOKENS", minimum=1),
+                max_context_tokens=env.optional_integer("DSPARK_MAX_CONTEXT_TOKENS", minimum=2),
             ),
             api_keys=_listed(env.text("DSPARK_API_KEYS", "")),
             tiers=tiers_from_text(env.text("DSPARK_TIERS", "")),

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from dspark_core.errors import (
     ContextLengthError,
     DeadlineError,
+    DrainingError,
     DSparkError,
     InvalidRequestError,
     QueueFullError,
@@ -78,6 +79,7 @@ _KINDS: tuple[tuple[type[DSparkError], str, str | None], ...] = (
     (InvalidRequestError, "invalid_request_error", None),
     (AuthenticationError, "authentication_error", "invalid_api_key"),
     (QueueFullError, "rate_limit_error", "queue_full"),
+    (DrainingError, "service_unavailable_error", "draining"),
     (UnavailableError, "service_unavailable_error", "no_verifier"),
     (DeadlineError, "timeout_error", "deadline_exceeded"),
 )

@@ -37,7 +37,7 @@ class CompletionLogprobsBody(BaseModel):
     token_logprobs: list[float]
     top_logprobs: list[dict[str, float]]
     text_offset: list[int]
-    """Where each token begins in the text of all tokens so far, in characters."""
+    """Where each token begins in the answer's text, in characters; parts of one have its place."""
 
 
 class LogprobsWriter:
@@ -45,7 +45,7 @@ class LogprobsWriter:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._offset = 0
+        self._detokenizer = tokenizer.detokenizer()
 
     def chat(self, tokens: Sequence[TokenWithLogprobs]) -> ChatLogprobsBody:
         return ChatLogprobsBody(
@@ -59,13 +59,12 @@ class LogprobsWriter:
         )
 
     def completion(self, tokens: Sequence[TokenWithLogprobs]) -> CompletionLogprobsBody:
-        texts = [self._text(token.token_id) for token in tokens]
         offsets = []
-        for text in texts:
-            offsets.append(self._offset)
-            self._offset += len(text)
+        for token in tokens:
+            offsets.append(self._detokenizer.place(token.token_id))
+            self._detokenizer.push((token.token_id,))
         return CompletionLogprobsBody(
-            tokens=texts,
+            tokens=[self._text(token.token_id) for token in tokens],
             token_logprobs=[token.logprobs.logprob for token in tokens],
             top_logprobs=[self._top(token) for token in tokens],
             text_offset=offsets,

@@ -9,6 +9,7 @@ from enum import Enum
 
 from dspark_core.errors import ConfigError
 from services.common.env import Env
+from services.common.limits import LEAST_PERIOD_SECONDS, MOST_SECONDS
 from services.common.options import ServerOptions
 
 PORT = 50052
@@ -85,10 +86,10 @@ class SchedulerConfig:
         env = Env(environ)
         return cls(
             server=ServerOptions.from_env(env, port=PORT, metrics_port=METRICS_PORT),
-            lease_seconds=env.number("DSPARK_LEASE_SECONDS", _LEASE_SECONDS),
-            sync_seconds=env.number("DSPARK_SYNC_SECONDS", _SYNC_SECONDS),
+            lease_seconds=_period(env, "DSPARK_LEASE_SECONDS", _LEASE_SECONDS),
+            sync_seconds=_period(env, "DSPARK_SYNC_SECONDS", _SYNC_SECONDS),
             max_waiting_requests=env.integer("DSPARK_MAX_WAITING_REQUESTS", _MAX_WAITING, minimum=0),
-            lock_seconds=env.number("DSPARK_LOCK_SECONDS", _LOCK_SECONDS),
+            lock_seconds=_period(env, "DSPARK_LOCK_SECONDS", _LOCK_SECONDS),
             leader_election=LeaderElection(
                 env.choice(
                     "DSPARK_LEADER_ELECTION", LeaderElection.AUTO.value, [one.value for one in LeaderElection]
@@ -99,3 +100,7 @@ class SchedulerConfig:
             advertise_address=env.address("DSPARK_ADVERTISE_ADDRESS", ""),
             redis_url=env.optional_text("REDIS_URL"),
         )
+
+
+def _period(env: Env, name: str, default: float) -> float:
+    return env.number(name, default, minimum=LEAST_PERIOD_SECONDS, maximum=MOST_SECONDS)

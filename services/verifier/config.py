@@ -13,6 +13,13 @@ from dspark_core.engine.trace_writer import TraceOptions
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.zoo_paths import DEFAULT_DRAFTER, NGRAMS_AUTO
 from services.common.env import Env
+from services.common.limits import (
+    MOST_BATCH_TOKENS,
+    MOST_KV_CACHE_MB,
+    MOST_RUNNING,
+    MOST_SECONDS,
+    MOST_THREADS,
+)
 from services.common.options import ServerOptions
 from services.verifier.profiling import MEASURE, ProfileOptions
 
@@ -52,8 +59,8 @@ class VerifierServiceConfig:
         server = ServerOptions.from_env(env, port=PORT, metrics_port=METRICS_PORT)
         address = env.address("DSPARK_ADVERTISE_ADDRESS", f"127.0.0.1:{server.port}")
         drafter_address = env.optional_address("DSPARK_DRAFTER_ADDRESS")
-        max_running = env.integer("DSPARK_MAX_RUNNING", 32, minimum=1)
-        max_batch_tokens = env.integer("DSPARK_MAX_BATCH_TOKENS", 512, minimum=1)
+        max_running = env.integer("DSPARK_MAX_RUNNING", 32, minimum=1, maximum=MOST_RUNNING)
+        max_batch_tokens = env.integer("DSPARK_MAX_BATCH_TOKENS", 512, minimum=1, maximum=MOST_BATCH_TOKENS)
         return cls(
             engine=EngineOptions(
                 target_model=env.text("DSPARK_TARGET_MODEL", DEFAULT_MODEL),
@@ -62,7 +69,8 @@ class VerifierServiceConfig:
                 device=env.text("DSPARK_DEVICE", AUTO),
                 cuda_graphs=env.choice("DSPARK_CUDA_GRAPHS", "on", ("on", "off")) == "on",
                 weights=env.choice("DSPARK_WEIGHTS", "stored", WEIGHTS),
-                kv_cache_bytes=env.integer("DSPARK_KV_CACHE_MB", 2048, minimum=1) * 2**20,
+                kv_cache_bytes=env.integer("DSPARK_KV_CACHE_MB", 2048, minimum=1, maximum=MOST_KV_CACHE_MB)
+                * 2**20,
                 max_context_tokens=env.optional_integer("DSPARK_MAX_CONTEXT_TOKENS", minimum=2),
                 engine=env.choice("DSPARK_ENGINE", NATIVE, ENGINES),
                 vllm_arguments=env.json_object("DSPARK_VLLM_ARGUMENTS"),
@@ -77,9 +85,11 @@ class VerifierServiceConfig:
                 max_step_seconds=env.number("DSPARK_MAX_STEP_MS", DEFAULT_STEP_MS, minimum=1.0) / 1000,
             ),
             server=server,
-            torch_threads=env.optional_integer("DSPARK_TORCH_THREADS", minimum=1),
+            torch_threads=env.optional_integer("DSPARK_TORCH_THREADS", minimum=1, maximum=MOST_THREADS),
             drafter_address=drafter_address,
-            draft_deadline_seconds=env.number("DSPARK_DRAFT_DEADLINE_SECONDS", 0.5, minimum=0.001),
+            draft_deadline_seconds=env.number(
+                "DSPARK_DRAFT_DEADLINE_SECONDS", 0.5, minimum=0.001, maximum=MOST_SECONDS
+            ),
             scheduler_address=env.optional_address("DSPARK_SCHEDULER_ADDRESS", several=True),
             advertise_address=address,
             replica_id=env.text("DSPARK_REPLICA_ID", f"verifier-{address}"),

@@ -37,7 +37,7 @@ from services.verifier.service import (
     replica,
     until_broken,
 )
-from services.verifier.servicer import VerifierServicer
+from services.verifier.servicer import LocalVerifier, VerifierServicer
 
 
 async def run(environ: Mapping[str, str]) -> None:
@@ -193,11 +193,11 @@ async def _serve(
         if registration:
             await registration.stop()
 
-    servicer = VerifierServicer(
+    local = LocalVerifier(
         verifier, describe(config.engine, profiled), serving=load.serving, tracer=telemetry.tracer
     )
     parts = {"profile": lambda: profile_problem(telemetry.registry)}
-    server = GrpcServer(config.server, [servicer.register], telemetry, parts=parts)
+    server = GrpcServer(config.server, [VerifierServicer(local).register], telemetry, parts=parts)
     await serve(server, warm_up=warm_up, on_drain=on_drain, until=lambda: until_broken(verifier))
     problem = verifier.status.problem
     if problem is not None:

@@ -1,7 +1,8 @@
-"""gRPC face of the verifier."""
+"""The verifier for callers in its process, and its gRPC face."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from typing import Any
@@ -16,45 +17,8 @@ from services.common import convert
 from services.verifier.round_spans import with_round_spans
 
 
-class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
-    def __init__(
-        self,
-        verifier: Verifier,
-        description: VerifierDescription,
-        *,
-        serving: Callable[[GenerateRequest], AbstractContextManager[None]] = lambda request: nullcontext(),
-        tracer: Tracer | None = None,
-    ) -> None:
-        """`serving` is entered around every request; `tracer` gets spans of its rounds."""
-        self._verifier = verifier
-        self._description = description
-        self._serving = serving
-        self._tracer = tracer or NoOpTracer()
-
-    def register(self, server: grpc.aio.Server) -> None:
-        verifier_pb2_grpc.add_VerifierServiceServicer_to_server(self, server)
-
-    async def Describe(
-        self, request: verifier_pb2.DescribeVerifierRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> verifier_pb2.DescribeVerifierResponse:
-        return convert.verifier_description_to_proto(self._description)
-
-    async def Generate(
-        self, request: verifier_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[verifier_pb2.GenerateChunk]:
-        asked = convert.generate_request_from_proto(request)
-        # A cancelled call closes this generator, which frees the request's pages.
-        with self._serving(asked):
-            async with (
-                aclosing(self._verifier.generate(asked)) as chunks,
-                aclosing(with_round_spans(chunks, self._tracer)) as traced,
-            ):
-                async for chunk in traced:
-                    yield convert.generate_chunk_to_proto(chunk)
-
-
 class LocalVerifier:
-    """`VerifierApi` without a network, for the embedded default."""
+    """`VerifierApi` without a network."""
 
     def __init__(
         self,
@@ -83,3 +47,27 @@ class LocalVerifier:
             ):
                 async for chunk in traced:
                     yield chunk
+
+
+class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
+    """A `LocalVerifier` for others to call."""
+
+    def __init__(self, verifier: LocalVerifier) -> None:
+        self._verifier = verifier
+
+    def register(self, server: grpc.aio.Server) -> None:
+        verifier_pb2_grpc.add_VerifierServiceServicer_to_server(self, server)
+
+    async def Describe(
+        self, request: verifier_pb2.DescribeVerifierRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> verifier_pb2.DescribeVerifierResponse:
+        return convert.verifier_description_to_proto(await self._verifier.describe())
+
+    async def Generate(
+        self, request: verifier_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[verifier_pb2.GenerateChunk]:
+        asked = convert.generate_request_from_proto(request)
+        # gRPC cancels the call at its deadline. That closes this generator, which frees the request's pages.
+        async with aclosing(self._verifier.generate(asked, deadline_seconds=math.inf)) as chunks:
+            async for chunk in chunks:
+                yield convert.generate_chunk_to_proto(chunk)

@@ -257,6 +257,33 @@ def test_threads_follow_the_cpu_limit_unless_set_otherwise(helm):
     assert threads("default", "gateway") is None
 
 
+COMPILED = {"TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"}
+
+
+def test_what_is_compiled_lies_in_a_writable_folder_of_the_engines(rendered):
+    config = of_kind(rendered, "ConfigMap")["config"]
+    for component, deployment in of_kind(rendered, "Deployment").items():
+        folders = {mount["mountPath"]: mount for mount in container(deployment)["volumeMounts"]}
+        found = environment(deployment, config)
+        if component not in ("drafter", "verifier"):
+            assert not COMPILED & set(found)
+            assert "/var/cache/dspark" not in folders
+            continue
+        volumes = {volume["name"]: volume for volume in pod_template(deployment)["spec"]["volumes"]}
+        mount = folders["/var/cache/dspark"]
+        assert not mount.get("readOnly")
+        assert set(volumes[mount["name"]]["emptyDir"]) == {"sizeLimit"}  # on disk: not of the memory limit
+        assert all(found[name].startswith("/var/cache/dspark/") for name in COMPILED)
+
+
+def test_where_compiled_kernels_lie_may_be_set_otherwise(helm):
+    rendered = render(helm, "default", "--set", "verifier.env.TRITON_CACHE_DIR=/elsewhere")
+    config = of_kind(rendered, "ConfigMap")["config"]
+    found = environment(of_kind(rendered, "Deployment")["verifier"], config)
+    assert found["TRITON_CACHE_DIR"] == "/elsewhere"
+    assert found["TORCHINDUCTOR_CACHE_DIR"] == "/var/cache/dspark/inductor"
+
+
 def test_redis_comes_from_a_secret_or_a_plain_url_or_not_at_all(helm):
     def redis(values: str) -> object:
         rendered = render(helm, values)

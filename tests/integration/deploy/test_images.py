@@ -13,6 +13,7 @@ from tests.integration.deploy.helm import ROOT
 
 DOCKERFILE = ROOT / "deploy/docker/Dockerfile"
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+ON_GPUS = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text())
 OWN = ("gateway", "scheduler", "drafter", "verifier")
 
 
@@ -51,11 +52,14 @@ def test_compose_lint_finds_only_images_without_a_digest():
     assert done.returncode == 0
 
 
-def test_docker_compose_accepts_the_file():
+@pytest.mark.parametrize(
+    "files", [(), ("-f", "docker-compose.yml", "-f", "docker-compose.gpu.yml")], ids=["cpu", "gpu"]
+)
+def test_docker_compose_accepts_the_file(files):
     if not shutil.which("docker") or tool_missing("docker", "compose", "version"):
         pytest.skip("no docker compose on this machine")
     done = subprocess.run(
-        ["docker", "compose", "config", "-q"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["docker", "compose", *files, "config", "-q"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -126,6 +130,28 @@ def test_every_container_is_limited_locked_down_and_checked(name):
         assert dependency == {"condition": "service_healthy"}
 
 
+def mounted(tmpfs: list[str]) -> dict[str, set[str]]:
+    """Options by folder. Docker's own, where none is named, are noexec, nosuid and nodev."""
+    return {folder: set(options.split(",")) for folder, _, options in (one.partition(":") for one in tmpfs)}
+
+
+def test_no_container_without_a_gpu_can_run_what_it_has_written():
+    for service in COMPOSE["services"].values():
+        assert not any("exec" in options for options in mounted(service.get("tmpfs", [])).values())
+
+
+def test_on_gpus_the_engines_have_one_folder_for_compiled_kernels():
+    assert set(ON_GPUS["services"]) == {"drafter", "verifier"}
+    for service in ON_GPUS["services"].values():
+        # Compose adds the lists of two files: /tmp stays as it is.
+        ((folder, options),) = mounted(service["tmpfs"]).items()
+        assert {"exec", "nosuid", "nodev", "mode=0700", "uid=10001", "gid=10001"} <= options
+        for variable in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+            assert service["environment"][variable].startswith(f"{folder}/")
+        assert service["build"]["args"] == {"TORCH_LOCAL": "", "TORCH_INDEX": ""}
+        assert "read_only" not in service
+
+
 def test_compose_waits_longer_than_services_drain():
     for name in OWN:
         service = COMPOSE["services"][name]
@@ -160,6 +186,9 @@ def test_versions_agree():
     assert {chart["version"], chart["appVersion"]} == {version}
     assert {COMPOSE["services"][name]["image"] for name in OWN} == {
         f"dspark-{name}:{version}" for name in OWN
+    }
+    assert {service["image"] for service in ON_GPUS["services"].values()} == {
+        f"dspark-{name}:{version}-cuda" for name in ON_GPUS["services"]
     }
 
 

@@ -13,8 +13,14 @@ READ = set(
         "\n".join(path.read_text() for path in sorted((ROOT / "services").rglob("*.py"))),
     )
 )
-# The OpenTelemetry SDK reads these itself; POD_IP is only put into another value.
-READ_ELSEWHERE = {"OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG", "POD_IP"}
+# The OpenTelemetry SDK, Triton and PyTorch read these themselves; POD_IP is only put into another value.
+READ_ELSEWHERE = {
+    "OTEL_TRACES_SAMPLER",
+    "OTEL_TRACES_SAMPLER_ARG",
+    "POD_IP",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+}
 FREE = {"DSPARK_FLAG"}  # the chart's tests set it to see that users' own variables arrive
 
 
@@ -28,8 +34,9 @@ def test_chart_variables_are_read(helm, values):
     assert given - READ - READ_ELSEWHERE - FREE == set()
 
 
-def test_compose_variables_are_read():
-    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+@pytest.mark.parametrize("file", ["docker-compose.yml", "docker-compose.gpu.yml"])
+def test_compose_variables_are_read(file):
+    services = yaml.safe_load((ROOT / file).read_text())["services"]
     given = {name for service in services.values() for name in service.get("environment", {})}
     assert given - READ - READ_ELSEWHERE == set()
 

@@ -34,7 +34,7 @@ OPTIONS = EngineOptions(
     target_model=str(GOLDEN / "qwen3_tiny_target"),
     drafter=str(GOLDEN / "dspark_vanilla"),
     dtype="float32",
-    kv_cache_bytes=2**20,
+    kv_cache_bytes=2**22,
 )
 GREEDY = SamplingParams(temperature=0.0)
 

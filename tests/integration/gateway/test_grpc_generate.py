@@ -61,6 +61,15 @@ async def test_what_a_drain_cannot_wait_for_ends_as_unavailable(serve: Serve) ->
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
+async def test_a_draining_gateway_says_so(serve: Serve) -> None:
+    running = await serve(FakeBackend(TEXT))
+    running.gateway.admission.drain()
+    with pytest.raises(grpc.aio.AioRpcError, match="this gateway is draining") as caught:
+        await generate(running, request())
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert ("dspark-error", "DrainingError") in tuple(caught.value.trailing_metadata())
+
+
 async def test_stop_strings_and_options_work_as_in_rest(serve: Serve) -> None:
     backend = FakeBackend(TEXT)
     message = request(

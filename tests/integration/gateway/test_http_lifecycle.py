@@ -114,6 +114,8 @@ async def test_draining_is_not_ready_refuses_new_requests_and_lets_streams_end(s
         assert (await running.client.get("/healthz")).status_code == 200
         refused = await running.client.post("/v1/chat/completions", json=CHAT)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
+        assert refused.json()["error"]["code"] == "draining"
+        assert refused.json()["error"]["message"].startswith("this gateway is draining")
         backend.release.set()
         assert await drained
         rest = await asyncio.wait_for(reader.readuntil(b"data: [DONE]\n\n"), 5)
@@ -148,6 +150,7 @@ async def test_answers_that_a_drain_cannot_wait_for_are_refused_as_unavailable(s
     assert not await running.http.drain(0.01)
     for answer in await asyncio.gather(*asked):  # the one that waited for a place, too
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        assert answer.json()["error"]["code"] == "draining"
         assert "shuts down" in answer.json()["error"]["message"]
 
 

@@ -51,6 +51,24 @@ async def test_of_a_completion(serve: Serve, stream: bool) -> None:
     assert parts[0].top_logprobs[0] == {"a": -0.97, "b": -0.98}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_offsets_are_characters_of_the_text_whatever_they_are_spread_over(
+    serve: Serve, stream: bool
+) -> None:
+    running = await serve(
+        FakeBackend("né 🙂!", chunk_tokens=2)
+    )  # a token a byte: the smile begins in one chunk
+    fields = {"model": MODEL, "prompt": "p", "logprobs": 0, "max_tokens": 20}
+    if stream:
+        chunks = [chunk async for chunk in await running.openai.completions.create(**fields, stream=True)]
+        choices = [chunk.choices[0] for chunk in chunks]
+    else:
+        choices = (await running.openai.completions.create(**fields)).choices
+    assert "".join(choice.text for choice in choices) == "né 🙂!"
+    offsets = [offset for choice in choices if choice.logprobs for offset in choice.logprobs.text_offset]
+    assert offsets == [0, 1, 1, 2, 3, 3, 3, 3, 4]
+
+
 async def test_the_chosen_token_of_a_completion_is_among_the_top(serve: Serve) -> None:
     running = await serve(FakeBackend("ab"))
     answer = await running.openai.completions.create(model=MODEL, prompt="p", logprobs=0)

@@ -6,16 +6,13 @@ from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry
 
-from dspark_core.records import AssignRequest, Replica, Role
+from dspark_core.records import AssignRequest
 from services.common.registration import RegistrationLoop
 from services.common.registry import RedisRegistry
 from services.scheduler.scheduler import Scheduler
 from tests.support.polling import eventually
 from tests.support.redis_process import RedisProcess
-
-
-def _verifier(replica_id: str) -> Replica:
-    return Replica(replica_id=replica_id, role=Role.VERIFIER, address="h:1", model="m")
+from tests.support.replicas import new_replica
 
 
 @asynccontextmanager
@@ -34,16 +31,16 @@ async def _scheduler(
 
 async def test_a_restarted_scheduler_knows_the_replicas_at_once(redis_process: RedisProcess):
     async with _scheduler(redis_process) as before:
-        await before.register(_verifier("v"))
+        await before.register(new_replica("v"))
     async with _scheduler(redis_process) as after:
         assert (await after.assign(AssignRequest(request_id="r", model="m"))).replica_id == "v"
 
 
 async def test_two_schedulers_see_each_others_replicas(redis_process: RedisProcess):
     async with _scheduler(redis_process) as one, _scheduler(redis_process) as other:
-        await one.register(_verifier("v"))
+        await one.register(new_replica("v"))
         async with asyncio.timeout(10):
-            while await other.list_replicas() != (_verifier("v"),):
+            while await other.list_replicas() != (new_replica("v"),):
                 await asyncio.sleep(0.01)
             await one.deregister("v")
             while await other.list_replicas():
@@ -57,17 +54,17 @@ async def test_redis_restarting_empty_interrupts_nothing(redis_process: RedisPro
         return metrics.get_sample_value("dspark_scheduler_registry_up") == 1
 
     async with _scheduler(redis_process, metrics) as scheduler:
-        loop = RegistrationLoop(scheduler, lambda: _verifier("v"))
+        loop = RegistrationLoop(scheduler, lambda: new_replica("v"))
         loop.start()
         async with asyncio.timeout(10):
             await loop.wait_registered()
         redis_process.stop()
         await eventually(lambda: not registry_up())
         assert (await scheduler.assign(AssignRequest(request_id="r", model="m"))).replica_id == "v"
-        await scheduler.register(_verifier("w"))
+        await scheduler.register(new_replica("w"))
         redis_process.start()
         await eventually(registry_up)
         async with _scheduler(redis_process) as fresh:
-            assert await fresh.list_replicas() == (_verifier("v"), _verifier("w"))
+            assert await fresh.list_replicas() == (new_replica("v"), new_replica("w"))
         await loop.stop()
-        assert await scheduler.list_replicas() == (_verifier("w"),)
+        assert await scheduler.list_replicas() == (new_replica("w"),)

@@ -11,10 +11,7 @@ from dspark_core.errors import UnavailableError
 from dspark_core.records import Replica, Role
 from services.common.registry import MemoryRegistry, RedisRegistry, Registry
 from tests.support.redis_process import RedisProcess
-
-
-def _replica(replica_id: str, **fields) -> Replica:
-    return Replica(replica_id=replica_id, role=Role.VERIFIER, address="h:1", model="m", **fields)
+from tests.support.replicas import new_replica
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -30,49 +27,49 @@ async def registry(request: pytest.FixtureRequest) -> AsyncIterator[Registry]:
 
 async def test_replicas_come_back_as_they_were_put(registry: Registry):
     drafter = Replica(replica_id="d ü:1", role=Role.DRAFTER, address="[::1]:50051", model="m", draining=True)
-    verifier = _replica("v", running_requests=2, waiting_requests=7, free_kv_fraction=0.125)
+    verifier = new_replica("v", running_requests=2, waiting_requests=7, free_kv_fraction=0.125)
     await registry.put(verifier, 30)
     await registry.put(drafter, 30)
     assert await registry.replicas() == (drafter, verifier)
 
 
 async def test_the_last_put_wins(registry: Registry):
-    await registry.put(_replica("v"), 30)
-    await registry.put(_replica("v", running_requests=1), 30)
-    assert await registry.replicas() == (_replica("v", running_requests=1),)
+    await registry.put(new_replica("v"), 30)
+    await registry.put(new_replica("v", running_requests=1), 30)
+    assert await registry.replicas() == (new_replica("v", running_requests=1),)
 
 
 async def test_removed_replicas_are_gone_and_unknown_ones_are_ignored(registry: Registry):
-    await registry.put(_replica("v"), 30)
+    await registry.put(new_replica("v"), 30)
     await registry.remove("v")
     await registry.remove("never-was")
     assert await registry.replicas() == ()
 
 
 async def test_leases_run_out_one_by_one(registry: Registry):
-    await registry.put(_replica("short"), 0.05)
-    await registry.put(_replica("long"), 30)
+    await registry.put(new_replica("short"), 0.05)
+    await registry.put(new_replica("long"), 30)
     deadline = time.monotonic() + 10
-    while await registry.replicas() != (_replica("long"),):
+    while await registry.replicas() != (new_replica("long"),):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
 
 
 async def test_a_renewal_outlives_the_first_lease(registry: Registry):
-    await registry.put(_replica("v"), 0.05)
-    await registry.put(_replica("v"), 30)
-    await registry.put(_replica("witness"), 0.1)
+    await registry.put(new_replica("v"), 0.05)
+    await registry.put(new_replica("v"), 30)
+    await registry.put(new_replica("witness"), 0.1)
     deadline = time.monotonic() + 10
     while len(await registry.replicas()) == 2:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
-    assert await registry.replicas() == (_replica("v"),)
+    assert await registry.replicas() == (new_replica("v"),)
 
 
 async def test_schedulers_share_what_is_in_redis(redis_process: RedisProcess):
     one, other = RedisRegistry(redis_process.url), RedisRegistry(redis_process.url)
-    await one.put(_replica("v"), 30)
-    assert await other.replicas() == (_replica("v"),)
+    await one.put(new_replica("v"), 30)
+    assert await other.replicas() == (new_replica("v"),)
     await other.remove("v")
     assert await one.replicas() == ()
     await one.close()
@@ -83,9 +80,9 @@ async def test_the_index_forgets_replicas_that_left_without_a_word(redis_process
     """Pods have new names at every restart; the index must not keep them for ever."""
     now = [time.time() - 2 * 3600.0]
     registry = RedisRegistry(redis_process.url, wall_clock=lambda: now[0])
-    await registry.put(_replica("old"), 0.001)
+    await registry.put(new_replica("old"), 0.001)
     now[0] = time.time()
-    await registry.put(_replica("new"), 30)
+    await registry.put(new_replica("new"), 30)
     async with Redis.from_url(redis_process.url, decode_responses=True) as redis:
         assert await redis.zrange("dspark:replicas", 0, -1) == ["new"]
     await registry.close()
@@ -95,27 +92,27 @@ async def test_broken_and_newer_entries_do_not_hide_the_others(
     redis_process: RedisProcess, caplog: pytest.LogCaptureFixture
 ):
     registry = RedisRegistry(redis_process.url)
-    await registry.put(_replica("good"), 30)
-    await registry.put(_replica("newer"), 30)
-    await registry.put(_replica("broken"), 30)
-    newer = '{"replica_id": "newer", "role": "verifier", "address": "h:1", "model": "m", "colour": "red"}'
+    await registry.put(new_replica("good"), 30)
+    await registry.put(new_replica("newer"), 30)
+    await registry.put(new_replica("broken"), 30)
+    newer = '{"replica_id": "newer", "role": "verifier", "address": "newer:1", "model": "m", "colour": "red"}'
     async with Redis.from_url(redis_process.url) as redis:
         await redis.set("dspark:replica:newer", newer)
         await redis.set("dspark:replica:broken", '{"replica_id": "broken"}')
-    assert await registry.replicas() == (_replica("good"), _replica("newer"))
+    assert await registry.replicas() == (new_replica("good"), new_replica("newer"))
     assert "broken" in caplog.text
     await registry.close()
 
 
 async def test_a_lost_redis_is_unavailable_and_comes_back(redis_process: RedisProcess):
     registry = RedisRegistry(redis_process.url)
-    await registry.put(_replica("v"), 30)
+    await registry.put(new_replica("v"), 30)
     redis_process.stop()
-    for attempt in (registry.replicas(), registry.put(_replica("v"), 30), registry.remove("v")):
+    for attempt in (registry.replicas(), registry.put(new_replica("v"), 30), registry.remove("v")):
         with pytest.raises(UnavailableError, match="redis does not answer"):
             await attempt
     redis_process.start()
     assert await registry.replicas() == ()
-    await registry.put(_replica("v"), 30)
-    assert await registry.replicas() == (_replica("v"),)
+    await registry.put(new_replica("v"), 30)
+    assert await registry.replicas() == (new_replica("v"),)
     await registry.close()

@@ -22,7 +22,7 @@ from services.common.options import ServerOptions
 from services.common.server import GrpcServer
 from services.common.telemetry import Telemetry
 from services.verifier.round_spans import SINGLE_ROUNDS, with_round_spans
-from services.verifier.servicer import VerifierServicer
+from services.verifier.servicer import LocalVerifier, VerifierServicer
 from tests.support.polling import eventually
 from tests.unit.engine.tiny import ScriptedDrafts, make_loop, naive_greedy, prompts, request, tiny_decoder
 
@@ -37,7 +37,7 @@ async def client(traced_telemetry: Telemetry) -> AsyncIterator[VerifierClient]:
     drafts = ScriptedDrafts({"r": known}, prompt_lengths={"r": len(PROMPT)}, error_rate=0.3)
     verifier = Verifier(make_loop(drafts=drafts))
     described = VerifierDescription(model="tiny", vocab_size=9, max_context_tokens=200, dtype="float32")
-    servicer = VerifierServicer(verifier, described, tracer=traced_telemetry.tracer)
+    servicer = VerifierServicer(LocalVerifier(verifier, described, tracer=traced_telemetry.tracer))
     async with AsyncExitStack() as stack:
         verifier.start()
         stack.callback(verifier.stop)

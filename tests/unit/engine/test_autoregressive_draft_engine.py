@@ -26,7 +26,7 @@ def build(dtype: str = "float32") -> ContextDraftEngine:
             target_model=str(GOLDEN / "qwen3_tiny_target"),
             drafter=str(GOLDEN / "eagle3"),
             dtype=dtype,
-            kv_cache_bytes=2**20,
+            kv_cache_bytes=2**22,
         )
     )
 

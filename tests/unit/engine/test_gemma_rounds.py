@@ -76,7 +76,7 @@ def eagle3_config(target: LoadedTarget) -> Eagle3Config:
 
 def loop_of(directory: Path, drafter: str | None, **limits: int) -> RoundLoop:
     path = None if drafter is None else str(directory / drafter)
-    options = EngineOptions(target_model=str(directory), drafter=path, dtype="float32", kv_cache_bytes=2**21)
+    options = EngineOptions(target_model=str(directory), drafter=path, dtype="float32", kv_cache_bytes=2**22)
     engine = build_target(options).engine
     drafting = None
     if drafter is not None:

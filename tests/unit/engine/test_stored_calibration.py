@@ -40,7 +40,7 @@ def options(directory: Path) -> EngineOptions:
         target_model=str(GOLDEN / "qwen3_tiny_target"),
         drafter=str(directory),
         dtype="float32",
-        kv_cache_bytes=2**20,
+        kv_cache_bytes=2**22,
     )
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from dspark_core.errors import ConfigError
 from dspark_core.kernels.build import BuildSettings, KernelsUnavailableError, build_library
-from dspark_core.kernels.library import Kernels, native_kernels
+from dspark_core.kernels.library import Kernels, load_kernels, native_kernels
 
 
 def settings(directory: Path, *command: str) -> BuildSettings:
@@ -27,8 +28,16 @@ def test_the_switch_and_the_compiler_come_from_the_environment(tmp_path: Path) -
     assert found == BuildSettings(cache_directory=tmp_path, compiler=("ccache", "g++"))
     with pytest.raises(KernelsUnavailableError, match="DSPARK_KERNELS=off"):
         BuildSettings.from_env({"DSPARK_KERNELS": "off"})
-    with pytest.raises(KernelsUnavailableError, match="must be on or off, got 'maybe'"):
-        BuildSettings.from_env({"DSPARK_KERNELS": "maybe"})
+
+
+@pytest.mark.parametrize("prebuilt", ["", "/nowhere"])
+def test_a_wrong_switch_does_not_pass_for_a_machine_without_kernels(
+    monkeypatch: pytest.MonkeyPatch, prebuilt: str
+) -> None:
+    monkeypatch.setenv("DSPARK_KERNELS", "maybe")
+    monkeypatch.setenv("DSPARK_PREBUILT_KERNELS", prebuilt)
+    with pytest.raises(ConfigError, match="DSPARK_KERNELS must be on or off, got 'maybe'"):
+        load_kernels.__wrapped__()
 
 
 def test_the_cache_lies_in_the_users_cache_directory() -> None:

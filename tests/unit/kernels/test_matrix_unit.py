@@ -15,6 +15,7 @@ import pytest
 import torch
 from gguf.quants import quantize
 
+from dspark_core.errors import ConfigError
 from dspark_core.kernels.build import BuildSettings, KernelsUnavailableError, compile_library, processor_flags
 from dspark_core.kernels.library import Format, Kernels, load_kernels
 from dspark_core.kernels.matrix import NativeMatrix, QuantizedRows
@@ -88,7 +89,7 @@ def test_it_can_be_switched_off(unit_kernels: Kernels) -> None:
 
 def test_another_switch_than_on_and_off_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DSPARK_AMX", "maybe")
-    with pytest.raises(KernelsUnavailableError, match="DSPARK_AMX must be on or off, got 'maybe'"):
+    with pytest.raises(ConfigError, match="DSPARK_AMX must be on or off, got 'maybe'"):
         load_kernels.__wrapped__()
 
 

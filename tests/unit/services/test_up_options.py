@@ -19,8 +19,10 @@ from services.embedded.ports import require_free
         ("--port", 65536, "in [0, 65535]"),
         ("--grpc-port", -1, "in [0, 65535]"),
         ("--max-running", 0, ">= 1"),
-        ("--kv-cache-mb", 0, ">= 1"),
-        ("--threads", 0, ">= 1"),
+        ("--kv-cache-mb", 0, "in [1, 16777216]"),
+        ("--kv-cache-mb", 10**12, "in [1, 16777216]"),
+        ("--threads", 0, "in [1, 1024]"),
+        ("--threads", 10**6, "in [1, 1024]"),  # PyTorch would take it and crash
     ],
 )
 def test_a_value_out_of_range_is_told_by_its_flag(capsys, flag, value, rule) -> None:

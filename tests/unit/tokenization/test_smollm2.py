@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dspark_core.model_paths import resolve_model_path
+from dspark_core.tokenization.detokenizer import IncrementalDetokenizer
 from dspark_core.tokenization.loading import load_tokenizer
 from dspark_core.tokenization.tokenizer import Tokenizer
 
@@ -147,6 +148,51 @@ def test_text_survives_a_round_trip_token_by_token(ours, text) -> None:
     assert detokenizer.flush() == ""
     assert "".join(pieces) == text
     assert all("\ufffd" not in piece for piece in pieces) or "\ufffd" in text
+
+
+def test_tokens_begin_where_the_text_of_those_before_ends(ours: Tokenizer) -> None:
+    text = "né 👩‍👩‍👧 — 日本 🙂🙂!"
+    detokenizer, begun = ours.detokenizer(), b""
+    split = 0
+    for token_id in ours.encode(text):
+        # As many characters are whole before it, whatever the bytes of the next one lie in.
+        whole = begun.decode(errors="ignore")
+        assert detokenizer.place(token_id) == len(whole)
+        split += whole.encode() != begun
+        detokenizer.push((token_id,))
+        begun += ours.token_bytes(token_id)
+    assert begun.decode() == text
+    assert split > 3
+
+
+@pytest.mark.parametrize(
+    ("pieces", "places", "text"),
+    [
+        ((b"\xf0\x9f", b"a"), (0, 1), "\ufffda"),  # cut off by another character
+        ((b"\xc3", b"\xc3", b"\xa9"), (0, 1, 1), "\ufffdé"),  # and by the beginning of one
+        (
+            (b"a\xf0\x9f", b"", b"\x99\x82b", b"c"),
+            (0, 1, 1, 3),
+            "a🙂bc",
+        ),  # a token shared by two; one not shown
+        ((b"\xef\xbf", b"\xbd", b"a"), (0, 0, 1), "\ufffda"),  # the character that looks like an error
+        ((b"\x80", b"a"), (0, 1), "\ufffda"),
+    ],
+)
+def test_a_token_begins_at_the_character_its_first_byte_is_of(
+    pieces: tuple[bytes, ...], places: tuple[int, ...], text: str
+) -> None:
+    detokenizer = IncrementalDetokenizer(pieces.__getitem__)
+    found, shown = [], ""
+    for token_id in range(len(pieces)):
+        found.append(detokenizer.place(token_id))
+        shown += detokenizer.push((token_id,))
+    assert (tuple(found), shown + detokenizer.flush()) == (places, text)
+
+
+def test_places_are_of_the_text_without_the_space_a_tokenizer_puts_before_it() -> None:
+    detokenizer = IncrementalDetokenizer((b" Hi", b" you").__getitem__, strip_leading_space=True)
+    assert (detokenizer.place(0), detokenizer.push((0,)), detokenizer.place(1)) == (0, "Hi", 2)
 
 
 def test_ids_beyond_the_vocabulary_add_no_text(ours) -> None:

@@ -189,11 +189,30 @@ livenessProbe:
     resourceFieldRef:
       resource: limits.cpu
 {{- end }}
+{{- range $variable, $folder := dict "TRITON_CACHE_DIR" "triton" "TORCHINDUCTOR_CACHE_DIR" "inductor" }}
+{{- if not (hasKey $values.env $variable) }}
+- name: {{ $variable }}
+  value: {{ include "dspark.compiledPath" $ }}/{{ $folder }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/*
+Triton compiles kernels for the GPU at hand and loads them as shared libraries. They get a folder of their own, which a
+restarted container finds again, so that /tmp may be noexec (where a node or an admission policy makes it so) and the root
+stays read-only. It is the pod's alone and gone with it; only who already runs code in the process can put code there.
+*/}}
+{{- define "dspark.compiledPath" -}}
+/var/cache/dspark
 {{- end -}}
 
 {{- define "dspark.volumeMounts" -}}
 - name: tmp
   mountPath: /tmp
+{{- if has .component (list "drafter" "verifier") }}
+- name: compiled
+  mountPath: {{ include "dspark.compiledPath" . }}
+{{- end }}
 {{- if (index .root.Values .component).sharedMemory }}
 - name: shared-memory
   mountPath: /dev/shm
@@ -215,6 +234,11 @@ livenessProbe:
 - name: tmp
   emptyDir:
     sizeLimit: 1Gi
+{{- if has .component (list "drafter" "verifier") }}
+- name: compiled
+  emptyDir:
+    sizeLimit: 1Gi
+{{- end }}
 {{- with (index .root.Values .component).sharedMemory }}
 - name: shared-memory
   emptyDir:

@@ -9,6 +9,7 @@ from dspark_core.errors import (
     ContextLengthError,
     DeadlineError,
     DraftUnavailableError,
+    DrainingError,
     DSparkError,
     InvalidRequestError,
     QueueFullError,
@@ -46,6 +47,18 @@ def test_types_messages_and_details_make_the_round_trip(error: DSparkError, code
     assert str(received) == str(error)
     for detail in ("field", "retry_after_seconds"):
         assert getattr(received, detail, None) == getattr(error, detail, None)
+
+
+def test_a_draining_peer_says_so_and_is_one_replica_less_for_its_caller():
+    status = to_status(DrainingError("this gateway is draining"))
+    assert status is not None
+    assert (status.code, status.message) == (grpc.StatusCode.UNAVAILABLE, "this gateway is draining")
+    assert dict(status.metadata)["dspark-error"] == "DrainingError"
+    metadata = grpc.aio.Metadata(*status.metadata)
+    received = from_rpc_error(
+        grpc.aio.AioRpcError(status.code, grpc.aio.Metadata(), metadata, details=status.message)
+    )
+    assert type(received) is UnavailableError  # else a gateway would tell its clients that it drains
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), CheckpointError("/secret/path"), KeyError("k")])

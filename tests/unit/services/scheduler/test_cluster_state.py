@@ -2,14 +2,10 @@
 
 import pytest
 
-from dspark_core.records import Replica, Role
+from dspark_core.records import Role
 from services.scheduler.state import ClusterState
 from tests.support.clock import ManualClock
-
-
-def _verifier(replica_id: str, **fields) -> Replica:
-    defaults = {"role": Role.VERIFIER, "address": f"{replica_id}:1", "model": "m"}
-    return Replica(replica_id=replica_id, **{**defaults, **fields})
+from tests.support.replicas import new_replica
 
 
 @pytest.fixture
@@ -27,10 +23,10 @@ def _ids(state: ClusterState, role: Role | None = None) -> list[str]:
 
 
 def test_a_lease_runs_out_unless_renewed(state: ClusterState, clock: ManualClock):
-    state.register(_verifier("a"))
-    state.register(_verifier("b"))
+    state.register(new_replica("a"))
+    state.register(new_replica("b"))
     clock.advance(9.9)
-    state.register(_verifier("b"))
+    state.register(new_replica("b"))
     assert _ids(state) == ["a", "b"]
     clock.advance(0.1)
     assert _ids(state) == ["b"]
@@ -38,22 +34,22 @@ def test_a_lease_runs_out_unless_renewed(state: ClusterState, clock: ManualClock
 
 def test_an_expired_replica_goes_from_the_shared_view_too(state: ClusterState, clock: ManualClock):
     """While the registry is down that view stands still and would keep it for ever."""
-    state.register(_verifier("a"))
-    state.replace_shared([_verifier("a"), _verifier("elsewhere")])
+    state.register(new_replica("a"))
+    state.replace_shared([new_replica("a"), new_replica("elsewhere")])
     clock.advance(10)
     assert _ids(state) == ["elsewhere"]
-    state.replace_shared([_verifier("a")])
+    state.replace_shared([new_replica("a")])
     assert _ids(state) == ["a"]
 
 
 def test_roles_are_listed_apart(state: ClusterState):
-    state.register(_verifier("v"))
-    state.register(_verifier("d", role=Role.DRAFTER))
+    state.register(new_replica("v"))
+    state.register(new_replica("d", role=Role.DRAFTER))
     assert _ids(state, Role.DRAFTER) == ["d"]
     assert _ids(state, Role.VERIFIER) == ["v"]
 
 
 def test_own_leases_win_over_the_shared_view(state: ClusterState):
-    state.replace_shared([_verifier("a", running_requests=9)])
-    state.register(_verifier("a", running_requests=1))
+    state.replace_shared([new_replica("a", running_requests=9)])
+    state.register(new_replica("a", running_requests=1))
     assert [replica.running_requests for replica in state.replicas()] == [1]

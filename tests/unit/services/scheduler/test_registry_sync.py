@@ -7,11 +7,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from dspark_core.errors import UnavailableError
-from dspark_core.records import AssignRequest, Replica, Role
+from dspark_core.records import AssignRequest, Replica
 from services.common.registry import MemoryRegistry
 from services.scheduler.scheduler import Scheduler
 from tests.support.clock import ManualClock
 from tests.support.polling import eventually
+from tests.support.replicas import new_replica
 
 LEASE_SECONDS = 10.0
 
@@ -64,10 +65,6 @@ class UnsteadyRegistry:
             raise UnavailableError("registry is gone")
 
 
-def _verifier(replica_id: str) -> Replica:
-    return Replica(replica_id=replica_id, role=Role.VERIFIER, address="h:1", model="m")
-
-
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()
@@ -105,7 +102,7 @@ async def _next_read(registry: UnsteadyRegistry) -> None:
 
 
 async def test_replicas_of_other_schedulers_appear_and_go(scheduler: Scheduler, registry: UnsteadyRegistry):
-    await registry.inner.put(_verifier("elsewhere"), LEASE_SECONDS)
+    await registry.inner.put(new_replica("elsewhere"), LEASE_SECONDS)
     await _next_read(registry)
     assert await _ids(scheduler) == ["elsewhere"]
     await registry.inner.remove("elsewhere")
@@ -116,13 +113,13 @@ async def test_replicas_of_other_schedulers_appear_and_go(scheduler: Scheduler, 
 async def test_an_outage_costs_nothing_known_and_own_leases_still_run_out(
     scheduler: Scheduler, registry: UnsteadyRegistry, clock: ManualClock, metrics: CollectorRegistry
 ):
-    await registry.inner.put(_verifier("elsewhere"), LEASE_SECONDS)
-    await scheduler.register(_verifier("own"))
+    await registry.inner.put(new_replica("elsewhere"), LEASE_SECONDS)
+    await scheduler.register(new_replica("own"))
     await _next_read(registry)
     registry.down = True
     await eventually(lambda: registry.failed >= 2)
     assert metrics.get_sample_value("dspark_scheduler_registry_up") == 0
-    await scheduler.register(_verifier("new"))
+    await scheduler.register(new_replica("new"))
     assert await _ids(scheduler) == ["elsewhere", "new", "own"]
     clock.advance(LEASE_SECONDS)
     assert await _ids(scheduler) == ["elsewhere"]
@@ -134,7 +131,7 @@ async def test_writes_do_not_wait_for_a_registry_known_to_be_down(
     registry.down = True
     await eventually(lambda: registry.failed >= 1)
     failed = registry.failed
-    assert await scheduler.register(_verifier("own")) == LEASE_SECONDS
+    assert await scheduler.register(new_replica("own")) == LEASE_SECONDS
     await scheduler.deregister("own")
     assert registry.failed == failed
 
@@ -142,8 +139,8 @@ async def test_writes_do_not_wait_for_a_registry_known_to_be_down(
 async def test_a_registry_that_comes_back_empty_gets_every_own_lease_again(
     scheduler: Scheduler, registry: UnsteadyRegistry, clock: ManualClock, metrics: CollectorRegistry
 ):
-    await scheduler.register(_verifier("own"))
-    await scheduler.register(_verifier("left"))
+    await scheduler.register(new_replica("own"))
+    await scheduler.register(new_replica("left"))
     registry.down = True
     await eventually(lambda: registry.failed >= 1)
     await scheduler.deregister("left")
@@ -158,7 +155,7 @@ async def test_a_registry_that_comes_back_empty_gets_every_own_lease_again(
 async def test_a_listing_asked_for_before_a_replica_left_does_not_bring_it_back(
     scheduler: Scheduler, registry: UnsteadyRegistry
 ):
-    await scheduler.register(_verifier("own"))
+    await scheduler.register(new_replica("own"))
     await _next_read(registry)
     listing = registry.hold_listings()
     await listing.taken.wait()  # a listing with "own" is on its way
@@ -168,7 +165,7 @@ async def test_a_listing_asked_for_before_a_replica_left_does_not_bring_it_back(
     while registry.reads < reads + 3:
         assert await _ids(scheduler) == []
         await asyncio.sleep(0)
-    await scheduler.register(_verifier("own"))
+    await scheduler.register(new_replica("own"))
     assert await _ids(scheduler) == ["own"]
 
 
@@ -176,13 +173,13 @@ async def test_starting_without_a_registry_works(registry: UnsteadyRegistry, clo
     registry.down = True
     scheduler = Scheduler(registry=registry, clock=clock)
     await scheduler.start()
-    await scheduler.register(_verifier("own"))
+    await scheduler.register(new_replica("own"))
     assert (await scheduler.assign(AssignRequest(request_id="r", model="m"))).replica_id == "own"
     await scheduler.close()
 
 
 async def test_replicas_are_counted_by_role(scheduler: Scheduler, metrics: CollectorRegistry):
-    await scheduler.register(_verifier("own"))
+    await scheduler.register(new_replica("own"))
     assert metrics.get_sample_value("dspark_scheduler_replicas", {"role": "verifier"}) == 1
     assert metrics.get_sample_value("dspark_scheduler_replicas", {"role": "drafter"}) == 0
     await scheduler.deregister("own")

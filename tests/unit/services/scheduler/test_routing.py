@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from dspark_core.errors import UnavailableError
 from dspark_core.records import (
     AssignRequest,
-    Replica,
     RequestSurvival,
     Role,
     RoundReport,
@@ -19,16 +18,12 @@ from services.scheduler.fleet import Fleet
 from services.scheduler.loads import PENDING_SECONDS
 from services.scheduler.prefixes import PrefixTable
 from tests.support.clock import ManualClock
+from tests.support.replicas import new_replica
 
 SLOPE = tuple(
     StepTime(requests=requests, batch_tokens=tokens, context_tokens=0, seconds=seconds)
     for requests, tokens, seconds in ((1, 1, 0.021), (16, 16, 0.036), (64, 64, 0.084), (1, 256, 0.2))
 )
-
-
-def _verifier(replica_id: str, **fields) -> Replica:
-    defaults = {"role": Role.VERIFIER, "address": f"{replica_id}:1", "model": "m"}
-    return Replica(replica_id=replica_id, **{**defaults, **fields})
 
 
 @pytest.fixture
@@ -81,19 +76,19 @@ def _rounds(fleet: Fleet, name: str, count: int, seconds: float, *, start: int =
 
 
 def test_least_load_then_free_kv_then_id_while_no_curve_is_known(fleet: Fleet, ask: Asker):
-    fleet.register(_verifier("busy", running_requests=3))
-    fleet.register(_verifier("queued", running_requests=1, waiting_requests=2))
-    fleet.register(_verifier("tight", running_requests=2, free_kv_fraction=0.1))
-    fleet.register(_verifier("z-roomy", running_requests=2, free_kv_fraction=0.9))
-    fleet.register(_verifier("roomy", running_requests=2, free_kv_fraction=0.9))
+    fleet.register(new_replica("busy", running_requests=3))
+    fleet.register(new_replica("queued", running_requests=1, waiting_requests=2))
+    fleet.register(new_replica("tight", running_requests=2, free_kv_fraction=0.1))
+    fleet.register(new_replica("z-roomy", running_requests=2, free_kv_fraction=0.9))
+    fleet.register(new_replica("roomy", running_requests=2, free_kv_fraction=0.9))
     assert ask() == "roomy"
 
 
 def test_assignments_count_until_the_replica_renews(fleet: Fleet, ask: Asker):
-    fleet.register(_verifier("a"))
-    fleet.register(_verifier("b"))
+    fleet.register(new_replica("a"))
+    fleet.register(new_replica("b"))
     assert [ask() for _ in range(4)] == ["a", "b", "a", "b"]
-    fleet.register(_verifier("b"))
+    fleet.register(new_replica("b"))
     assert [ask() for _ in range(2)] == ["b", "b"]
 
 
@@ -101,7 +96,7 @@ def test_a_request_on_its_way_counts_once_and_until_it_arrives_or_is_given_up(
     fleet: Fleet, ask: Asker, clock: ManualClock
 ):
     for name in ("a", "b"):
-        fleet.register(_verifier(name))
+        fleet.register(new_replica(name))
         _tell(fleet, name)
     assert [ask(), ask()] == ["a", "b"]
     _tell(fleet, "a", running=1, new_request_ids=("r1",))  # arrived: counted as running, not twice
@@ -113,17 +108,17 @@ def test_a_request_on_its_way_counts_once_and_until_it_arrives_or_is_given_up(
 
 def test_fresh_loads_win_over_registrations(fleet: Fleet, ask: Asker):
     for name in ("a", "b"):
-        fleet.register(_verifier(name))
+        fleet.register(new_replica(name))
     _tell(fleet, "a", running=5)
     assert ask() == "b"
-    fleet.register(_verifier("a"))  # a renewal is older news than the stream's
+    fleet.register(new_replica("a"))  # a renewal is older news than the stream's
     assert ask() == "b"
 
 
 def test_the_faster_verifier_gets_more_requests(fleet: Fleet, ask: Asker):
     """Until its rounds take as long as the slow one's would: water filling in round time."""
     for name, seconds in (("fast", 0.021), ("slow", 0.050)):
-        fleet.register(_verifier(name))
+        fleet.register(new_replica(name))
         _tell(fleet, name, profile=SLOPE)
         _rounds(fleet, name, 60, seconds)
     chosen = [ask() for _ in range(30)]
@@ -133,7 +128,7 @@ def test_the_faster_verifier_gets_more_requests(fleet: Fleet, ask: Asker):
 
 def test_a_verifier_that_is_throttled_gets_fewer_requests_within_two_seconds(fleet: Fleet, ask: Asker):
     for name in ("a", "b"):
-        fleet.register(_verifier(name))
+        fleet.register(new_replica(name))
         _tell(fleet, name, running=4, profile=SLOPE)
         _rounds(fleet, name, 50, 0.021)
     _rounds(fleet, "a", 30, 0.063, start=51)  # three times slower for 1.9 s
@@ -144,7 +139,7 @@ def test_a_slowdown_is_forgotten_while_nothing_can_show_that_it_is_over(
     fleet: Fleet, ask: Asker, clock: ManualClock
 ):
     for name in ("a", "b"):
-        fleet.register(_verifier(name))
+        fleet.register(new_replica(name))
         _tell(fleet, name, profile=SLOPE)
     _rounds(fleet, "a", 60, 0.200)  # stalled by something
     _rounds(fleet, "b", 60, 0.021)
@@ -152,8 +147,8 @@ def test_a_slowdown_is_forgotten_while_nothing_can_show_that_it_is_over(
     assert ask() == "b"
     for _ in range(4):
         clock.advance(5.0)
-        fleet.register(_verifier("a"))
-        fleet.register(_verifier("b"))
+        fleet.register(new_replica("a"))
+        fleet.register(new_replica("b"))
     _tell(fleet, "a")
     _tell(fleet, "b", running=4)
     _rounds(fleet, "b", 1, 0.021, start=61)
@@ -164,7 +159,7 @@ def test_a_verifier_that_works_and_says_nothing_gets_no_requests(
     fleet: Fleet, ask: Asker, clock: ManualClock
 ):
     for name in ("a", "b"):
-        fleet.register(_verifier(name))
+        fleet.register(new_replica(name))
         _tell(fleet, name, running=1, profile=SLOPE)
     clock.advance(1.5)
     _tell(fleet, "b", running=1)
@@ -173,7 +168,7 @@ def test_a_verifier_that_works_and_says_nothing_gets_no_requests(
 
 def test_a_batch_that_is_full_makes_requests_wait(fleet: Fleet, ask: Asker):
     for name, running in (("full", 4), ("fuller", 6)):
-        fleet.register(_verifier(name))
+        fleet.register(new_replica(name))
         _tell(fleet, name, running=running, max_running_requests=4 if name == "full" else 64, profile=SLOPE)
     assert ask() == "fuller"
 
@@ -183,7 +178,7 @@ PROMPT = tuple(range(20 * BLOCK_TOKENS))
 
 def test_a_known_prefix_draws_a_request_until_load_outweighs_it(fleet: Fleet, ask: Asker):
     for name in ("a", "b"):
-        fleet.register(_verifier(name))
+        fleet.register(new_replica(name))
         _tell(fleet, name, profile=SLOPE)
     same = [ask(prompt=(*PROMPT, index)) for index in range(41)]
     assert same[:2] == ["a", "a"]  # without the prefix the idle verifier would have been chosen
@@ -210,34 +205,34 @@ def test_the_prefix_table_is_bounded_and_remembers_the_last_verifier(history):
 
 
 def test_drafters_draining_excluded_and_other_models_are_not_chosen(fleet: Fleet, ask: Asker):
-    fleet.register(_verifier("drafter", role=Role.DRAFTER))
-    fleet.register(_verifier("draining", draining=True))
-    fleet.register(_verifier("other", model="other"))
-    fleet.register(_verifier("failed"))
-    fleet.register(_verifier("leaving"))
+    fleet.register(new_replica("drafter", role=Role.DRAFTER))
+    fleet.register(new_replica("draining", draining=True))
+    fleet.register(new_replica("other", model="other"))
+    fleet.register(new_replica("failed"))
+    fleet.register(new_replica("leaving"))
     _tell(fleet, "leaving", draining=True)  # it says so before its next renewal
-    fleet.register(_verifier("fit", running_requests=100))
+    fleet.register(new_replica("fit", running_requests=100))
     assert ask(exclude=("failed",)) == "fit"
 
 
 def test_a_verifier_whose_stream_broke_is_the_last_resort(fleet: Fleet, ask: Asker):
     for name, running in (("a", 0), ("b", 50)):
-        fleet.register(_verifier(name, running_requests=running))
+        fleet.register(new_replica(name, running_requests=running))
     fleet.loads.disconnected("a")
     assert ask() == "b"
     assert ask(exclude=("b",)) == "a"
-    fleet.register(_verifier("a"))
+    fleet.register(new_replica("a"))
     assert ask() == "a"
 
 
 def test_why_nobody_serves_is_said(fleet: Fleet, ask: Asker):
     with pytest.raises(UnavailableError, match=r"no verifier serves model 'm' now \(models served: none\)"):
         ask()
-    fleet.register(_verifier("a", model="other"))
+    fleet.register(new_replica("a", model="other"))
     with pytest.raises(UnavailableError, match=r"models served: other\)"):
         ask()
-    fleet.register(_verifier("b", draining=True))
-    fleet.register(_verifier("c"))
+    fleet.register(new_replica("b", draining=True))
+    fleet.register(new_replica("c"))
     with pytest.raises(UnavailableError, match="of 2, 1 are draining and 1 are excluded"):
         ask(exclude=("c",))
 
@@ -252,7 +247,7 @@ def test_assigning_fills_the_least_loaded_first(initial: list[tuple[int, int]], 
     ask = Asker(fleet)
     load = {}
     for index, (running, waiting) in enumerate(initial):
-        replica = _verifier(f"v{index}", running_requests=running, waiting_requests=waiting)
+        replica = new_replica(f"v{index}", running_requests=running, waiting_requests=waiting)
         fleet.register(replica)
         load[replica.replica_id] = running + waiting
     for _ in range(requests):

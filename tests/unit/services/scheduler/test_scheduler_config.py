@@ -23,7 +23,7 @@ def test_environment():
 
 @pytest.mark.parametrize("name", ["DSPARK_LEASE_SECONDS", "DSPARK_SYNC_SECONDS"])
 def test_times_must_be_positive(name: str):
-    with pytest.raises(ConfigError, match=name.removeprefix("DSPARK_").lower()):
+    with pytest.raises(ConfigError, match=name):
         SchedulerConfig.from_env({name: "0"})
 
 
