@@ -23,6 +23,10 @@ SEND_TIMEOUT_SECONDS = 60.0
 KEEP_ALIVE_SECONDS = 15.0
 """A stream silent for this long gets a comment: proxies cut connections that look dead, mostly after 60 s."""
 
+_LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+"""Many readers of lines, httpx's among them, end one at these too. JSON has them in texts only, where they
+may be escaped."""
+
 
 class ClientGoneError(Exception):
     """Nobody is left to answer."""
@@ -104,7 +108,8 @@ class _Line:
         self._sent_at = self._clock()
 
     async def event(self, payload: str) -> None:
-        await self._write(f"data: {payload}\n\n".encode())
+        line = payload if payload.isascii() else payload.translate(_LINE_ENDS)
+        await self._write(f"data: {line}\n\n".encode())
 
     async def keep_alive(self) -> None:
         """Comments, which clients skip, until cancelled or the client is gone."""

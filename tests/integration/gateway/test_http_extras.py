@@ -1,5 +1,7 @@
 """What browsers, balancers and clients of other engines expect beside the OpenAI API itself."""
 
+import json
+
 import pytest
 
 from tests.integration.gateway.conftest import MODEL, Serve
@@ -57,3 +59,14 @@ async def test_pages_of_other_origins_may_not(serve: Serve) -> None:
         preflight = await running.client.options("/v1/chat/completions", headers=asked)
         assert preflight.is_client_error
         assert "access-control-allow-origin" not in preflight.headers
+
+
+async def test_an_event_is_one_line_by_anybodys_idea_of_lines(serve: Serve) -> None:
+    """httpx, and whatever uses `str.splitlines`, ends lines at more than line feeds."""
+    text = "a\x85b\u2028c\u2029d\x0be\x1cf\u00e9"
+    running = await serve(FakeBackend(text))
+    async with running.client.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
+        lines = [line async for line in answer.aiter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+    events = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    assert "".join(event["choices"][0]["delta"].get("content", "") for event in events) == text
