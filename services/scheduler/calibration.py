@@ -124,6 +124,7 @@ class CalibrationBook:
             await self._store.save(changed, term)
         except UnavailableError as error:
             _log.debug("calibrations were not stored: %s", error)
+            self._saved.clear()  # what was stored may be gone, too
         else:
             self._saved.update(changed)
 

@@ -85,6 +85,7 @@ class CurveBook:
             await self._store.save(changed, term)
         except UnavailableError as error:
             _log.debug("step times were not stored: %s", error)
+            self._saved.clear()  # what was stored may be gone, too
         else:
             self._saved.update(changed)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from redis import exceptions
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from services.common.redis_store import open_redis, redis_unavailable
 from services.scheduler.redis_lock import LEADER_KEY
@@ -41,8 +41,12 @@ class RedisDocumentStore:
 
     async def load(self) -> dict[str, str]:
         try:
-            found = await self._redis.hgetall(self._key)
-        except (RedisError, OSError) as error:
+            try:
+                found = await self._redis.hgetall(self._key)
+            except exceptions.ConnectionError:
+                # It was lost since the last call, seconds or hours ago; leaders read once, when they begin.
+                found = await self._redis.hgetall(self._key)
+        except (exceptions.RedisError, OSError) as error:
             raise redis_unavailable(error) from error
         return {str(name): str(document) for name, document in found.items()}
 
@@ -50,7 +54,7 @@ class RedisDocumentStore:
         pairs = [part for pair in documents.items() for part in pair]
         try:
             await self._redis.eval(self._script, 2, self._guard, self._key, str(term), *pairs)
-        except (RedisError, OSError) as error:
+        except (exceptions.RedisError, OSError) as error:
             raise redis_unavailable(error) from error
 
     async def close(self) -> None:

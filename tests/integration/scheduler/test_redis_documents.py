@@ -5,10 +5,13 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 
 from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
 
 from dspark_core.algorithms.calibration import ConfidenceScaling
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime, VerifyPlan
 from services.scheduler.calibration import MIN_ROUNDS, CalibrationBook
+from services.scheduler.curves import CurveBook
+from services.scheduler.pace import VerifierPace
 from services.scheduler.redis_documents import CALIBRATION_KEY, CURVES_KEY, RedisDocumentStore
 from services.scheduler.redis_lock import RedisLeaderLock
 from services.scheduler.scheduler import Scheduler
@@ -33,6 +36,12 @@ def _report(name: str, profile: tuple[StepTime, ...]) -> RoundReport:
 
 def _lock(redis: RedisProcess, holder: str) -> RedisLeaderLock:
     return RedisLeaderLock(redis.url, holder=holder, address=f"{holder}:1", lock_seconds=30.0)
+
+
+def _pace(seconds: float) -> VerifierPace:
+    pace = VerifierPace()
+    pace.adopt((StepTime(requests=1, batch_tokens=1, context_tokens=0, seconds=seconds),))
+    return pace
 
 
 async def _ask(scheduler: Scheduler, *sent: RoundReport) -> VerifyPlan:
@@ -111,3 +120,29 @@ async def test_a_leader_that_was_replaced_writes_nothing(redis_process: RedisPro
         assert await store.load() == {"kind": "1"}
         await store.save({"kind": "3"}, after)
         assert await store.load() == {"kind": "3"}
+
+
+async def test_a_connection_that_was_lost_meanwhile_costs_a_new_leader_nothing(redis_process: RedisProcess):
+    store = RedisDocumentStore(redis_process.url, CURVES_KEY)
+    assert await store.load() == {}  # connects
+    redis_process.stop()
+    redis_process.start()
+    async with Redis.from_url(redis_process.url) as client:
+        await client.hset(CURVES_KEY, "kind", "document")
+    assert await store.load() == {"kind": "document"}
+    await store.close()
+
+
+async def test_what_a_restarted_redis_has_lost_is_stored_again(redis_process: RedisProcess):
+    book = CurveBook(RedisDocumentStore(redis_process.url, CURVES_KEY, locked=False))
+    for kind in (KIND, replace(KIND, model="other")):
+        book.join(kind, "a", _pace(0.02))
+    await book.save(0)
+    redis_process.stop()
+    redis_process.start()
+    book.join(KIND, "b", _pace(0.01))  # changes one of the two
+    await book.save(0)  # finds the connection lost
+    await book.save(0)
+    async with Redis.from_url(redis_process.url, decode_responses=True) as client:
+        assert len(await client.hkeys(CURVES_KEY)) == 2
+    await book.close()
