@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 
+from dspark_core.algorithms.draft_policy import DraftCandidate, DraftPolicy
+from dspark_core.algorithms.round_time import RoundTimeModel
+from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.engine.planning import FullPlanSource
 from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem, DraftSource
 from dspark_core.engine.rounds import RoundOutput
@@ -25,6 +28,26 @@ class RecordingPlan(FullPlanSource):
         """Of the round since the last call; None when there was none."""
         report, self._report = self._report, None
         return report
+
+
+_FREE = RoundTimeModel(StepTimeModel.of_curve((1,), (1.0,)))
+"""Every round takes as long as any other."""
+
+
+class ServedPlan(RecordingPlan):
+    """Drafts for whom the drafter promises more than what was looked up, as planners do where neither
+    drafting nor verifying takes time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._policy = DraftPolicy()
+
+    def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
+        return self._policy.choose(candidates, _FREE)
+
+    def report(self, report: RoundReport) -> None:
+        self._policy.learn(report.requests)
+        super().report(report)
 
 
 class RecordingDrafts:

@@ -13,13 +13,20 @@ import torch
 
 from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.drafting import Drafting
+from dspark_core.engine.lookup import BLOCK_TOKENS, LookupDrafting
 from dspark_core.engine.protocols import DraftSource
 from dspark_core.engine.rounds import RoundLoop, RoundOutput
 from dspark_core.engine.target_engine import TargetEngine
 from dspark_core.errors import ConfigError, ContextLengthError
-from dspark_core.evaluation.recording import RecordingDrafts, RecordingPlan, draft_round
+from dspark_core.evaluation.recording import RecordingDrafts, RecordingPlan, ServedPlan, draft_round
 from dspark_core.evaluation.round_table import DraftRound
-from dspark_core.records import MAX_SEED, GenerateRequest, SamplingParams, SpeculationOptions, Verification
+from dspark_core.records import (
+    MAX_SEED,
+    GenerateRequest,
+    SamplingParams,
+    SpeculationOptions,
+    Verification,
+)
 
 DRAFT_DEADLINE_SECONDS = 600.0
 """A late draft would be counted as a bad one; there is no user to keep waiting."""
@@ -108,21 +115,27 @@ class EvalRunner:
     def __init__(
         self,
         engine: TargetEngine,
-        source: DraftSource,
+        source: DraftSource | None,
         settings: EvalSettings,
         *,
+        lookup: LookupDrafting | None = None,
         stop_token_ids: tuple[int, ...] = (),
     ) -> None:
+        """`source`: None measures what is looked up alone. `lookup`: where it promises more than the drafter,
+        its drafts are taken; None: the drafter's alone."""
         self._settings = settings
         self._stop_token_ids = stop_token_ids
-        self._block_size = source.geometry.block_size
-        self._plan = RecordingPlan()
-        self._drafts = RecordingDrafts(source)
+        self._longest_draft = max(source.geometry.block_size if source else 0, BLOCK_TOKENS if lookup else 0)
+        self._plan = RecordingPlan() if source is None or lookup is None else ServedPlan()
+        drafts = None if source is None else RecordingDrafts(source)
+        self._judged = drafts if lookup is None else None
+        """Whose confidences are held against what happened: not those of some rounds only."""
         self._loop = RoundLoop(
             engine,
             self._plan,
-            drafting=Drafting(self._drafts, engine, deadline_seconds=DRAFT_DEADLINE_SECONDS),
-            limits=_limits(settings.concurrency, self._block_size),
+            drafting=Drafting(drafts, engine, deadline_seconds=DRAFT_DEADLINE_SECONDS) if drafts else None,
+            lookup=lookup,
+            limits=_limits(settings.concurrency, self._longest_draft),
             generator=torch.Generator().manual_seed(settings.seed),
         )
         self._running: dict[str, _Running] = {}
@@ -155,7 +168,7 @@ class EvalRunner:
             request_id=prompt.request_id,
             prompt_token_ids=prompt.token_ids,
             # With less, the last rounds would draft shortened blocks and accepted length suffer.
-            max_tokens=self._settings.max_tokens + self._block_size,
+            max_tokens=self._settings.max_tokens + self._longest_draft,
             sampling=self._settings.sampling_of(prompt.row),
             stop_token_ids=self._stop_token_ids,
             speculation=SpeculationOptions(verification=self._settings.verification),
@@ -177,7 +190,7 @@ class EvalRunner:
             running = self._running[output.request_id]
             running.token_ids.extend(output.chunk.token_ids)
             if output.request_id in told:  # otherwise the token is prefill's
-                confident = self._drafts.is_confident(output.request_id)
+                confident = self._judged is not None and self._judged.is_confident(output.request_id)
                 running.rounds.append(draft_round(told[output.request_id], output, confident=confident))
             if self._is_over(running, output):
                 self._loop.cancel(output.request_id)
@@ -188,11 +201,11 @@ class EvalRunner:
         return output.chunk.finish_reason is not None or len(running.token_ids) >= self._settings.max_tokens
 
 
-def _limits(concurrency: int, block_size: int) -> BatchLimits:
+def _limits(concurrency: int, longest_draft: int) -> BatchLimits:
     """Room for every whole draft and for prefill beside them; all prompts in the loop may be waiting."""
     return BatchLimits(
         max_running=concurrency,
         max_waiting=concurrency,
-        max_batch_tokens=concurrency * (1 + block_size) + PREFILL_CHUNK_TOKENS,
+        max_batch_tokens=concurrency * (1 + longest_draft) + PREFILL_CHUNK_TOKENS,
         prefill_chunk_tokens=PREFILL_CHUNK_TOKENS,
     )

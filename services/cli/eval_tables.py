@@ -10,6 +10,7 @@ from dspark_core.evaluation.report import EvalReport
 
 MISSING = "-"
 MACRO = "macro mean"
+MAX_POSITIONS = 8
 
 
 def result_table(report: EvalReport) -> Table:
@@ -38,13 +39,14 @@ def result_table(report: EvalReport) -> Table:
 
 
 def position_table(report: EvalReport) -> Table:
-    heads = _position_heads(report)
+    """Of the first positions: looked-up drafts have more than a terminal has columns for."""
+    heads = _position_heads(report)[:MAX_POSITIONS]
     table = _table("accepted once all before were, by draft position, %", *heads)
     for one in report.sets:
-        rates = [position.accept_rate for position in one.acceptance.positions]
+        rates = [position.accept_rate for position in one.acceptance.positions][: len(heads)]
         table.add_row(escape(one.name), *map(_bare_percent, rates))
     table.add_section()
-    table.add_row(MACRO, *map(_bare_percent, report.macro.accept_rate))
+    table.add_row(MACRO, *map(_bare_percent, report.macro.accept_rate[: len(heads)]))
     return table
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from dspark_core.engine.building import build_drafter, build_target
 from dspark_core.engine.draft_engine import LocalDraftSource
+from dspark_core.engine.lookup_building import build_lookup
 from dspark_core.errors import ConfigError
 from dspark_core.evaluation.comparison import compare, read_results
 from dspark_core.evaluation.environment import describe_environment
@@ -36,6 +37,9 @@ from services.cli.eval_tables import (
     result_table,
     sweep_table,
 )
+
+DRAFTER, SERVED, LOOKUP = "drafter", "served", "lookup"
+"""What is measured."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -66,6 +70,13 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         choices=[rule.value for rule in Verification],
         default=defaults.verification.value,
         help=f"rule of acceptance ({defaults.verification.value})",
+    )
+    group.add_argument(
+        "--drafts",
+        choices=[DRAFTER, SERVED, LOOKUP],
+        default=DRAFTER,
+        help="the drafter's (default); served: the drafter's or, where they promise more, those looked up in "
+        "the request's own text and --ngrams; lookup: those alone",
     )
     group.add_argument("--seed", type=int, default=defaults.seed, help=f"of all sampling ({defaults.seed})")
     group.add_argument(
@@ -146,16 +157,28 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
 
 def _measure(arguments: argparse.Namespace, settings: EvalSettings, sets: Sequence[PromptSet]) -> EvalReport:
     options = stack_options(arguments)
-    if options.drafter is None:
+    drafts: str = arguments.drafts
+    if options.drafter is None and drafts != LOOKUP:
         raise ConfigError("eval measures a drafter: --drafter must name one, got 'none'")
+    if not options.lookup and drafts != DRAFTER:
+        raise ConfigError(f"--drafts {drafts} and --no-lookup exclude each other")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     tokenizer = load_tokenizer(resolve_model_path(options.target_model))
     prompts = encode_prompts(sets, tokenizer)
     target = build_target(options.engine)
-    drafter = build_drafter(options.engine, target.loaded, generator=draft_generator(settings.seed))
+    lookup = None
+    if drafts != DRAFTER:
+        lookup = build_lookup(options.ngrams, options.target_model, target.facts)
+    drafter = None
+    if drafts != LOOKUP:
+        drafter = build_drafter(options.engine, target.loaded, generator=draft_generator(settings.seed))
     runner = EvalRunner(
-        target.engine, LocalDraftSource(drafter), settings, stop_token_ids=tokenizer.stop_token_ids
+        target.engine,
+        None if drafter is None else LocalDraftSource(drafter),
+        settings,
+        lookup=lookup,
+        stop_token_ids=tokenizer.stop_token_ids,
     )
     started = time.perf_counter()
     done = run_with_progress(runner, prompts)
@@ -166,7 +189,7 @@ def _measure(arguments: argparse.Namespace, settings: EvalSettings, sets: Sequen
         environment={
             **describe_environment(datetime.now(UTC)),
             "target_fingerprint": target.loaded.fingerprint,
-            "drafter_fingerprint": drafter.geometry.fingerprint,
+            "drafter_fingerprint": None if drafter is None else drafter.geometry.fingerprint,
         },
         seconds=seconds,
         sets=reports,
@@ -200,7 +223,8 @@ def _show(report: EvalReport) -> None:
         console.print(confidence_table(report))
         console.print(sweep_table(report))
     else:
-        console.print("no confidence head: no confidence figures and no threshold sweep")
+        why = "no confidence head" if report.arguments["drafts"] == DRAFTER else "not of the drafter alone"
+        console.print(f"{why}: no confidence figures and no threshold sweep")
     tokens = sum(one.generated_tokens for one in report.sets)
     console.print(f"{tokens} tokens in {report.seconds:.0f} s")
     skipped = sum(one.too_long_prompts for one in report.sets)

@@ -47,10 +47,27 @@ def test_eval_measures_writes_draws_and_compares(prompts: Path, tmp_path: Path, 
     assert "like for like" not in shown
 
 
+def test_eval_measures_what_requests_are_served_with(prompts: Path, tmp_path: Path, capsys) -> None:
+    protocol = ["--temperature", "0", "--max-tokens", "24", *SMALL]
+    lengths = {}
+    for drafts in ("lookup", "served"):
+        out = tmp_path / f"{drafts}.json"
+        assert main(["eval", str(prompts), "--drafts", drafts, "--out", str(out), *protocol]) == 0
+        (one,) = json.loads(out.read_text())["sets"]
+        lengths[drafts] = one["acceptance"]["accepted_length"]
+        assert one["confidence"] == []
+    assert "not of the drafter alone: no confidence figures" in capsys.readouterr().out
+    assert all(length > 1.0 for length in lengths.values())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "eval needs prompt files"),
+        (
+            ["{prompts}", "--drafts", "served", "--no-lookup"],
+            "--drafts served and --no-lookup exclude each other",
+        ),
         (["{prompts}", "--limit", "0"], "--limit must be >= 1, got 0"),
         (["{prompts}", "--max-tokens", "0"], "max_tokens must be >= 1, got 0"),
         (["{prompts}", "--drafter", "none"], "--drafter must name one, got 'none'"),

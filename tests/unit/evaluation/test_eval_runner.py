@@ -11,6 +11,7 @@ import pytest
 
 from dspark_core.engine.building import BuiltTarget, EngineOptions, build_drafter, build_target
 from dspark_core.engine.draft_engine import LocalDraftSource
+from dspark_core.engine.lookup import LookupDrafting
 from dspark_core.errors import ConfigError, InvalidRequestError
 from dspark_core.evaluation.acceptance import measure_acceptance
 from dspark_core.evaluation.report import report_sets
@@ -160,6 +161,25 @@ def test_more_answers_at_once_than_a_server_would_queue() -> None:
     settings = EvalSettings(max_tokens=1, temperature=0.0, concurrency=300)
     run = EvalRunner(tiny_engine(), ScriptedDrafts(), settings).run(prompts)
     assert sorted(one.prompt.row for one in run.answered) == list(range(300))
+
+
+def looping_prompts() -> list[EvalPrompt]:
+    return [EvalPrompt(set_name="x", row=row, token_ids=(*range(row, row + 6),) * 3) for row in range(4)]
+
+
+def test_looked_up_drafts_are_measured_alone_or_as_served() -> None:
+    settings = EvalSettings(max_tokens=60, temperature=0.0)
+    plain = EvalRunner(tiny_engine(), ScriptedDrafts(), settings).run(looping_prompts())
+    alone = EvalRunner(tiny_engine(), None, settings, lookup=LookupDrafting()).run(looping_prompts())
+    wrong = ScriptedDrafts(block_size=4)  # knows no continuations
+    served = EvalRunner(tiny_engine(), wrong, settings, lookup=LookupDrafting()).run(looping_prompts())
+    expected = {one.prompt.row: one.token_ids[:60] for one in plain.answered}
+    for run in (alone, served):
+        assert {one.prompt.row: one.token_ids[:60] for one in run.answered} == expected
+        rounds = [round_ for one in run.answered for round_ in one.rounds]
+        assert any(round_.accepted > 4 for round_ in rounds)  # more than a block of the drafter's holds
+        assert all(round_.verified == round_.drafted and round_.survival == () for round_ in rounds)
+    assert any(round_.drafted == 4 for one in served.answered for round_ in one.rounds)  # it was tried
 
 
 @pytest.mark.parametrize(
