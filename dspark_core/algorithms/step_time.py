@@ -30,8 +30,8 @@ POINT_DOUBT = 8.0
 that is less than `POINT_RATE`."""
 POINT_LEAK = 0.002
 """What a point forgets of both with each step elsewhere, or one no plan visits again stayed dear for ever."""
-TOKEN_FACTOR_LEAK = 0.01
-"""What is forgotten of dear or cheap tokens with each step that holds none."""
+TOKEN_FACTOR_SECONDS = 1.5
+"""With this time constant of steps that hold none it is forgotten that added tokens are dear or cheap."""
 LEAST_TOKEN_FACTOR, MAX_TOKEN_FACTOR = 0.25, 16.0
 MAX_SURPRISE = 2.0
 """How far one step may be from what was expected: a stall says little about the next step."""
@@ -163,7 +163,7 @@ class StepTimeModel:
         if not self.learned:  # whose points are not sure enough to compare steps of different ones
             surprised = math.log(seconds / expected)
             history = history.after(self._taken(requests, batch_tokens, context_tokens, seconds, surprised))
-        return self._moved(scale, tuple(corrections), drift, tuple(seen), history)._shifted()
+        return self._moved(scale, tuple(corrections), drift, tuple(seen), history)._shifted(seconds)
 
     def _taken(
         self, requests: int, batch_tokens: int, context_tokens: int, seconds: float, surprise: float
@@ -172,11 +172,13 @@ class StepTimeModel:
         profiled = self.surface.at(requests, batch_tokens, context_tokens, self.corrections)
         return TakenStep(added=max(profiled / plain - 1.0, 0.0), taken=seconds / plain, surprise=surprise)
 
-    def _shifted(self) -> StepTimeModel:
-        """Where the latest steps agree that the machine is another one, it is taken to be that at once."""
+    def _shifted(self, seconds: float) -> StepTimeModel:
+        """Where the latest steps agree that the machine is another one, it is taken to be that at once. The
+        newest took so many seconds."""
         factor = self.token_factor
         if factor != 1.0 and self.history.steps and self.history.steps[-1].added < APART:
-            factor = factor ** (1.0 - TOKEN_FACTOR_LEAK)  # or what is not verified again stayed dear for ever
+            # Or what is not verified again stayed dear for ever.
+            factor **= math.exp(-seconds / TOKEN_FACTOR_SECONDS)
         shift = self.history.shift()
         if shift is not None:
             scale, told = shift
