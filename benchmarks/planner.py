@@ -60,7 +60,7 @@ def cases(size: int, round_time: RoundTimeModel) -> dict[str, Callable[[], objec
     free = random_requests(size, coupled=True)
     mixed = [b if index % 2 else a for index, (a, b) in enumerate(zip(requests, free, strict=True))]
     floored, all_floored = with_floors(requests, 1.0, every=8), with_floors(requests, 10.0, every=1)
-    free_floored = with_floors(free, 10.0, every=1)
+    free_floored, free_held, free_tight = (with_floors(free, floor, every=1) for floor in (10.0, 5.0, 8.0))
     behind = with_floors(requests, 12.0, every=8)
     cheap = RoundTimeModel(StepTimeModel.of_curve((1, 8 * SIZES[-1]), (0.010, 0.020)))
     batch, free_batch = PlanBatch.of(requests), PlanBatch.of(free)
@@ -80,6 +80,10 @@ def cases(size: int, round_time: RoundTimeModel) -> dict[str, Callable[[], objec
             all_floored, round_time, capacity=capacity
         ),
         "all coupled with floors, records": lambda: plan_lengths(free_floored, round_time),
+        "all coupled with floors that hold, records": lambda: plan_lengths(free_held, round_time),
+        "all coupled with floors that hold for a while, records": lambda: plan_lengths(
+            free_tight, round_time
+        ),
         "capacity of a round with floors on all, records": lambda: capacity_of(all_floored, round_time),
         "capacity of a round that is over, records": lambda: capacity_of(requests, round_time),
         "for whom to draft": lambda: policy.choose(candidates, round_time),

@@ -31,18 +31,22 @@ REQUEST_SECONDS = 120.0
 
 @dataclass(slots=True)
 class Load:
-    """Greedy requests, `concurrency` at a time, each prompt in turn, until stopped."""
+    """Requests, `concurrency` at a time, each prompt in turn, until stopped."""
 
     address: str
     concurrency: int
     max_tokens: int
+    temperature: float = 0.0
+    ignore_eos: bool = False
+    """Every answer has `max_tokens`."""
+    prompts: tuple[str, ...] = PROMPTS
     answers: defaultdict[str, list[tuple[int, ...]]] = field(default_factory=lambda: defaultdict(list))
     errors: list[str] = field(default_factory=list)
     _tokens: list[tuple[float, int]] = field(default_factory=list)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def start(self) -> None:
-        prompts = itertools.cycle(PROMPTS)
+        prompts = itertools.cycle(self.prompts)
         self._tasks = [asyncio.create_task(self._worker(prompts)) for _ in range(self.concurrency)]
 
     async def stop(self) -> None:
@@ -75,8 +79,9 @@ class Load:
     async def _ask(self, stub: Any, prompt: str) -> tuple[int, ...]:  # noqa: ANN401 - generated
         message = gateway_pb2.GatewayGenerateRequest(
             messages=[gateway_pb2.ChatMessage(role="user", content=prompt)],
-            temperature=0.0,
+            temperature=self.temperature,
             max_tokens=self.max_tokens,
+            ignore_eos=self.ignore_eos,
         )
         tokens: list[int] = []
         async for chunk in stub.Generate(message, timeout=REQUEST_SECONDS):

@@ -6,9 +6,9 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -29,6 +29,10 @@ class ClusterOptions:
     max_running: int = 16
     kernels: str = "on"
     """"off": PyTorch's operators instead of the native kernels."""
+    verifier_module: str = ""
+    """What verifiers run instead of their own main."""
+    verifier_environ: Mapping[str, str] = field(default_factory=dict)
+    """For verifiers; `{index}` in a value stands for the verifier's number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,9 @@ class Cluster:
                 "DSPARK_METRICS_PORT": str(metrics),
                 "DSPARK_REPLICA_ID": f"verifier-{len(self.verifiers)}",
             }
-            self.verifiers.append(self._spawn("verifier", port, own))
+            for name, value in self._options.verifier_environ.items():
+                own[name] = value.format(index=len(self.verifiers))
+            self.verifiers.append(self._spawn("verifier", port, own, self._options.verifier_module))
             # One after the other: profiled at once they would measure each other.
             await self.verifiers[-1].wait_serving(START_SECONDS)
         await self._spawn("gateway", gateway, {"DSPARK_HTTP_PORT": str(http)}).wait_serving(START_SECONDS)
@@ -131,7 +137,9 @@ class Cluster:
             used[process.role + number] = _processor_seconds(process.pid)
         return used
 
-    def _spawn(self, role: str, port: int, environ: dict[str, str] | None = None) -> ServiceProcess:
+    def _spawn(
+        self, role: str, port: int, environ: dict[str, str] | None = None, module: str = ""
+    ) -> ServiceProcess:
         options = self._options
         shared = {
             "DSPARK_HOST": LOOPBACK,
@@ -146,7 +154,7 @@ class Cluster:
             "DSPARK_KERNELS": options.kernels,
             "DSPARK_LOG_LEVEL": "WARNING",
         }
-        process = ServiceProcess(role, shared | (environ or {}), port)
+        process = ServiceProcess(role, shared | (environ or {}), port, module=module)
         self._processes.append(process)
         return process
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -28,7 +29,7 @@ _FALLING = np.uint32(0x7FFFFFFF)
 _HALF = np.uint32(16)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, for what is worked out once where it is asked for
 class PlanBatch:
     survival: Floats  # [requests, block], never rising in a row; negative where there is no token
     weights: Floats  # [requests]
@@ -44,9 +45,25 @@ class PlanBatch:
     def requests(self) -> int:
         return len(self.weights)
 
-    @property
+    @cached_property
     def has_floors(self) -> bool:
         return bool(np.count_nonzero(self.floors))
+
+    @cached_property
+    def columns(self) -> Floats:
+        """`survival`, position by position: what is done along short rows takes several times as long
+        -> [block, requests]."""
+        return np.ascontiguousarray(self.survival.T)
+
+    @cached_property
+    def by_length(self) -> Floats:
+        """Tokens that a request commits in expectation with each length, the bonus token included
+        -> [1 + block, requests]."""
+        tokens = np.zeros((1 + self.survival.shape[1], self.requests))
+        np.maximum(self.columns, 0.0, out=tokens[1:])
+        accumulated(np.add, tokens[1:])
+        tokens += 1.0
+        return tokens
 
     @classmethod
     def of(cls, requests: Sequence[PlanRequest]) -> PlanBatch:
@@ -164,8 +181,7 @@ class Ranking:
 def rank(batch: PlanBatch) -> Ranking:
     """Every draft token of the batch."""
     order = batch.granted.argsort(kind="stable")
-    values = batch.survival.take(order, axis=0) * batch.weights.take(order)[:, None]
-    values = values.T.ravel()  # position by position
+    values = (batch.columns * batch.weights).take(order, axis=1).ravel()
     # As integers that rise as float32 values fall; what is negative, an absent token, comes last.
     bits = values.astype(np.float32).view(np.uint32) ^ _FALLING
     # By the lower halves, then by the upper ones: sorts of 16 bits are radix sorts, stable and fast.

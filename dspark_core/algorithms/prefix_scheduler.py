@@ -13,9 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch, Ranking, running_sums
 from dspark_core.algorithms.step_surface import Floats
 from dspark_core.errors import InvalidRequestError
+
+AT_FIRST = 256
+"""Tokens that are looked at before all of them: most rounds stop at fewer, and sums of all take long."""
 
 
 def admit_while_rising(ranking: Ranking, expected: float, seconds: Floats) -> int:
@@ -24,23 +29,41 @@ def admit_while_rising(ranking: Ranking, expected: float, seconds: Floats) -> in
     `expected`: weighted tokens of the round without them; `seconds[n]`: of the round with n of them,
     at least one entry; it may be shorter than the ranking, which then bounds the answer.
     """
-    throughput = _throughput(ranking, expected, seconds)
+    for most in (AT_FIRST, len(seconds)):
+        count = rising(_throughput(ranking, expected, seconds[: most + 1]))
+        if count < most:
+            break
+    return count
+
+
+def rising(throughput: Floats) -> int:
+    """How many times it rises until it does not; of at least one value."""
     rises = throughput[1:] > throughput[:-1]
     return len(rises) if rises.all() else int(rises.argmin())
 
 
-def one_more_pays(
-    batch: PlanBatch, lengths: Ints, candidates: Bools, expected: float, seconds: Floats
-) -> bool:
-    """Whether the likeliest token that is next in its request raises throughput; Algorithm 1 ends if not.
+def one_more_pays(following: Floats, expected: float, seconds: Floats) -> bool:
+    """Whether the likeliest of the tokens that are next raises throughput; Algorithm 1 ends if not.
 
-    `candidates` [requests] may have more tokens than `lengths`; the rest as above.
+    `following`: weighted survival of each request's next token; the rest as above.
     """
-    block = batch.survival.shape[1]
-    open_ = (candidates & (lengths < block)).nonzero()[0]
-    following = batch.survival.ravel().take(open_ * block + lengths.take(open_)) * batch.weights.take(open_)
+    if len(seconds) < 2:
+        return False
     best = float(following.max(initial=0.0))
     return (expected + best) / float(seconds[1]) > expected / float(seconds[0])
+
+
+def following_values(batch: PlanBatch, lengths: Ints, candidates: Bools) -> Floats:
+    """Weighted survival of the token after each request's `lengths` -> [requests]; 0 or less without one.
+
+    `candidates` [requests] may have more tokens.
+    """
+    block = batch.survival.shape[1]
+    following = np.zeros(batch.requests)
+    open_ = (candidates & (lengths < block)).nonzero()[0]
+    survival = batch.survival.ravel().take(open_ * block + lengths.take(open_))
+    following[open_] = survival * batch.weights.take(open_)
+    return following
 
 
 def best_count(ranking: Ranking, expected: float, seconds: Floats) -> int:

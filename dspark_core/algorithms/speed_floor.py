@@ -7,24 +7,24 @@ requests that may look ahead.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch, Ranking, accumulated, rank
-from dspark_core.algorithms.prefix_scheduler import admit_while_rising, one_more_pays
+from dspark_core.algorithms.prefix_scheduler import admit_while_rising, following_values, one_more_pays
 from dspark_core.algorithms.step_surface import Floats
 
 TOLERANCE = 1e-9
 """Relative: a floor that holds exactly must not fail by rounding."""
+RANKED = 1e-6
+"""Relative: survival that differs by less may rank as equal."""
 
 
 def expected_tokens(batch: PlanBatch, lengths: Ints) -> Floats:
     """Tokens each request commits in expectation, the bonus token included -> [requests]."""
-    if batch.survival.shape[1] == 0:
-        return np.ones(batch.requests)
-    admitted = np.arange(batch.survival.shape[1]) < lengths[:, None]
-    tokens: Floats = 1.0 + np.where(admitted, batch.survival, 0.0).sum(axis=1)
+    tokens: Floats = batch.by_length[np.minimum(lengths, batch.survival.shape[1]), np.arange(batch.requests)]
     return tokens
 
 
@@ -71,20 +71,15 @@ class _Needs:
 
     @classmethod
     def of(cls, batch: PlanBatch, members: Ints) -> _Needs:
-        rows = np.ascontiguousarray(batch.survival.take(members, axis=0).T)
+        rows, by_length = batch.columns.take(members, axis=1), batch.by_length.take(members, axis=1)
         promised = batch.floors.take(members) * (1.0 - TOLERANCE)
-        present, more = rows >= 0.0, np.maximum(rows, 0.0)
-        sums = more.copy()
-        accumulated(np.add, sums)
-        raised = 1.0 + sums
-        # Not `raised - more`: requests without a token must be equals, to the bit.
-        expected = np.concatenate((np.ones((1, len(members))), raised[:-1]))
+        present, expected = rows >= 0.0, by_length[:-1]
         return cls(
             members=members,
             present=present,
             holds=expected / promised,
-            reaches=(expected + _reach(more, present)) / promised,
-            gains=raised / expected,
+            reaches=(expected + _reach(np.maximum(rows, 0.0), present)) / promised,
+            gains=by_length[1:] / expected,
         )
 
     def at(self, seconds: float, most: int) -> Ints:
@@ -106,16 +101,32 @@ def _in_turn(needs: _Needs, times: Floats) -> Ints:
     """Token by token, as each makes the round longer for all -> lengths [members]."""
     # Who holds in the longest round is not behind in any.
     order = needs.in_order(needs.present & (needs.holds < times.max()))
-    columns = (one.T.ravel().take(order).tolist() for one in (needs.holds, needs.reaches, needs.gains))
-    waiting = zip((order // len(needs.holds)).tolist(), *columns, strict=True)
-    granted, stopped = [0] * len(needs.members), [False] * len(needs.members)
-    for now, longer in zip(times[:-1].tolist(), (times[1:] / times[:-1]).tolist(), strict=True):
+    holds, reaches, gains = (one.T.ravel().take(order) for one in (needs.holds, needs.reaches, needs.gains))
+    members, longer = order // len(needs.holds), times[1:] / times[:-1]
+    # Until one is refused, as many were granted as came before.
+    likely = min(len(order), len(longer))
+    behind, reached = holds[:likely] < times[:likely], reaches[:likely] >= times[:likely]
+    granted = behind & reached & (gains[:likely] > longer[:likely])
+    first = likely if granted.all() else int(granted.argmin())
+    lengths: Ints = np.bincount(members[:first], minlength=len(needs.members))
+    if first == likely or not behind[first]:
+        return lengths
+    columns = (one[first:].tolist() for one in (members, holds, reaches, gains))
+    return lengths + _one_by_one(zip(*columns, strict=True), times[first:], longer[first:], len(lengths))
+
+
+def _one_by_one(
+    waiting: Iterator[tuple[int, float, float, float]], times: Floats, longer: Floats, members: int
+) -> Ints:
+    """For each token its member, and what it `holds`, `reaches` and `gains` -> lengths [members]."""
+    granted, stopped = [0] * members, [False] * members
+    for now, ratio in zip(times[:-1].tolist(), longer.tolist(), strict=True):
         for member, holds, reaches, gains in waiting:
             if stopped[member]:
                 continue
             if holds >= now:
                 return np.array(granted)  # the furthest behind is not behind
-            if gains > longer and reaches >= now:
+            if gains > ratio and reaches >= now:
                 granted[member] += 1
                 break
             stopped[member] = True
@@ -128,16 +139,21 @@ def _reach(survival: Floats, present: Bools) -> Floats:
     """Of every token, what it and all after it bring if each is as likely, given the one before it, as
     the likeliest so far -> [block, members]. What follows the token is not looked at but for its number.
     """
-    before = np.concatenate((np.ones((1, survival.shape[1])), survival[:-1]))
-    likeliest = np.divide(survival, before, out=np.zeros_like(survival), where=before > 0.0)
+    likeliest = np.zeros_like(survival)
+    likeliest[0] = survival[0]
+    np.divide(survival[1:], survival[:-1], out=likeliest[1:], where=survival[:-1] > 0.0)
     accumulated(np.maximum, likeliest)
-    likeliest = np.minimum(likeliest, 1.0)
-    series = np.ones_like(survival)
+    np.minimum(likeliest, 1.0, out=likeliest)
+    series, whole = np.ones_like(survival), bool(present.all())
     for more in range(1, len(survival)):  # one token more for all that have as many left
-        longer = likeliest[:-more] * series[:-more] + 1.0
-        np.copyto(series[:-more], longer, where=present[more:])
-    reach: Floats = survival * series
-    return reach
+        longer = likeliest[:-more] * series[:-more]
+        longer += 1.0
+        if whole:
+            series[:-more] = longer
+        else:
+            np.copyto(series[:-more], longer, where=present[more:])
+    series *= survival
+    return series
 
 
 def admit_within_floors(
@@ -160,7 +176,10 @@ def admit_within_floors(
         return lengths
     expected = expected_tokens(batch, lengths)
     total = float(expected @ batch.weights)
-    if most is None and not one_more_pays(batch, lengths, candidates, total, remaining):
+    following = following_values(batch, lengths, candidates)
+    if most is None and not one_more_pays(following, total, remaining):
+        return lengths
+    if _one_breaks_a_floor(batch, following, expected, remaining):
         return lengths
     ranking = (ranking or rank(batch)).beyond(np.where(candidates, lengths, batch.survival.shape[1]))
     count = room if most is not None else admit_while_rising(ranking, total, remaining)
@@ -186,18 +205,24 @@ def _before_a_floor_breaks(
     members = (holding & (expected < batch.floors * longest[-1])).nonzero()[0]
     if not members.size:
         return count
-    gains = np.maximum(batch.survival[members], 0.0)
-    by_length = np.concatenate((np.ones((len(members), 1)), 1.0 + np.cumsum(gains, axis=1)), axis=1)
-    allowed = by_length / batch.floors[members, None] * (1.0 + TOLERANCE)  # [members, 1 + block]
-    passed = longest.searchsorted(allowed, side="right")
-    until = _until(ranking, len(lengths), block)[members]
-    breaks = (passed < until) & (np.arange(block + 1) >= lengths[members, None])
+    allowed = batch.by_length.take(members, axis=1) / batch.floors.take(members) * (1.0 + TOLERANCE)
+    passed = longest.searchsorted(allowed, side="right")  # [1 + block, members]
+    # With how many tokens of the ranking a length ends, as the next is added.
+    until = np.full((1 + block, len(lengths)), count + 1)
+    until[ranking.positions, ranking.requests] = np.arange(1, count + 1)
+    breaks = passed < until.take(members, axis=1)
+    breaks &= np.arange(1 + block)[:, None] >= lengths.take(members)
     return max(int(passed[breaks].min(initial=count + 1)) - 1, 0)
 
 
-def _until(ranking: Ranking, requests: int, block: int) -> Ints:
-    """With how many tokens of the ranking a length ends, as the next is added -> [requests, 1 + block]."""
-    count = len(ranking.values)
-    until = np.full((requests, block + 1), count + 1)
-    until[ranking.requests, ranking.positions] = np.arange(1, count + 1)
-    return until
+def _one_breaks_a_floor(batch: PlanBatch, following: Floats, expected: Floats, seconds: Floats) -> bool:
+    """Whether one more token does, which is told without ranking them all. `following` [requests]: what
+    each request's next token is worth; the rest as above."""
+    now, then = float(seconds[0]), float(seconds[:2].max())
+    holding = expected >= batch.floors * now * (1.0 - TOLERANCE)
+    holding &= expected * (1.0 + TOLERANCE) < batch.floors * then * (1.0 - TOLERANCE)
+    breaking = holding.nonzero()[0]
+    if breaking.size != 1:
+        return breaking.size > 1
+    # Unless the token is its own, which it is not if another's is likelier.
+    return float(following.max()) > float(following[breaking[0]]) * (1.0 + RANKED)

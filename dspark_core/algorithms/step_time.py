@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from dspark_core.algorithms.step_shift import APART, NO_HISTORY, SURPRISING, StepHistory, TakenStep
 from dspark_core.algorithms.step_surface import Floats, StepPoint, StepSurface
 from dspark_core.errors import ConfigError
 
@@ -29,6 +30,9 @@ POINT_DOUBT = 8.0
 that is less than `POINT_RATE`."""
 POINT_LEAK = 0.002
 """What a point forgets of both with each step elsewhere, or one no plan visits again stayed dear for ever."""
+TOKEN_FACTOR_SECONDS = 1.5
+"""With this time constant of steps that hold none it is forgotten that added tokens are dear or cheap."""
+LEAST_TOKEN_FACTOR, MAX_TOKEN_FACTOR = 0.25, 16.0
 MAX_SURPRISE = 2.0
 """How far one step may be from what was expected: a stall says little about the next step."""
 NEW_POINT_RATIO = 1.25
@@ -67,11 +71,16 @@ class StepTimeModel:
     """Live steps so far."""
     seen: tuple[float, ...] = ()
     """Of each point the live steps next to it, fading; empty: none."""
+    token_factor: float = 1.0
+    """How many times as much as by the points each token adds now to those of one for every request."""
+    history: StepHistory = NO_HISTORY
     surface: StepSurface = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise ConfigError(f"scale of a step-time model must be positive, got {self.scale}")
+        if not (math.isfinite(self.token_factor) and self.token_factor > 0):
+            raise ConfigError(f"token_factor of a step-time model must be positive, got {self.token_factor}")
         if self.corrections and len(self.corrections) != len(self.points):
             raise ConfigError(
                 f"corrections must have one value for each of {len(self.points)} points, "
@@ -106,14 +115,22 @@ class StepTimeModel:
 
     def seconds(self, requests: int, batch_tokens: float, context_tokens: int = 0) -> float:
         """Expected duration of a step; `context_tokens` is the sum over its requests."""
-        return self.scale * self.surface.at(requests, batch_tokens, context_tokens, self.corrections)
+        seconds = self.surface.at(requests, batch_tokens, context_tokens, self.corrections)
+        if self.token_factor != 1.0:
+            plain = self.surface.at(requests, requests, context_tokens, self.corrections)
+            seconds += (self.token_factor - 1.0) * max(seconds - plain, 0.0)
+        return self.scale * seconds
 
     def table(
         self, requests: int, batch_tokens: Sequence[int] | npt.NDArray[Any], context_tokens: int = 0
     ) -> Floats:
         """Expected durations for many batch sizes -> [len(batch_tokens)]."""
         tokens = np.asarray(batch_tokens, dtype=np.float64)
-        return self.scale * self.surface.seconds(requests, tokens, context_tokens, self.corrections)
+        seconds = self.surface.seconds(requests, tokens, context_tokens, self.corrections)
+        if self.token_factor != 1.0:
+            plain = self.surface.at(requests, requests, context_tokens, self.corrections)
+            seconds = seconds + (self.token_factor - 1.0) * np.maximum(seconds - plain, 0.0)
+        return self.scale * seconds
 
     def step_rate(self, requests: int, context_tokens: int = 0) -> Callable[[int], float]:
         """The paper's SPS(B) at this many requests."""
@@ -142,25 +159,56 @@ class StepTimeModel:
         scale = self.scale * math.exp(followed)
         # What was cut off at the bound is there again in the next step, however far the scale moved.
         drift = shared if abs(surprise) >= math.log(MAX_SURPRISE) else shared - followed
-        return self._moved(scale, tuple(corrections), drift, tuple(seen))
+        history = self.history
+        if not self.learned:  # whose points are not sure enough to compare steps of different ones
+            surprised = math.log(seconds / expected)
+            history = history.after(self._taken(requests, batch_tokens, context_tokens, seconds, surprised))
+        return self._moved(scale, tuple(corrections), drift, tuple(seen), history)._shifted(seconds)
+
+    def _taken(
+        self, requests: int, batch_tokens: int, context_tokens: int, seconds: float, surprise: float
+    ) -> TakenStep:
+        plain = self.surface.at(requests, requests, context_tokens, self.corrections)
+        profiled = self.surface.at(requests, batch_tokens, context_tokens, self.corrections)
+        return TakenStep(added=max(profiled / plain - 1.0, 0.0), taken=seconds / plain, surprise=surprise)
+
+    def _shifted(self, seconds: float) -> StepTimeModel:
+        """Where the latest steps agree that the machine is another one, it is taken to be that at once. The
+        newest took so many seconds."""
+        factor = self.token_factor
+        if factor != 1.0 and self.history.steps and self.history.steps[-1].added < APART:
+            # Or what is not verified again stayed dear for ever.
+            factor **= math.exp(-seconds / TOKEN_FACTOR_SECONDS)
+        shift = self.history.shift()
+        if shift is not None:
+            scale, told = shift
+            told = min(max(factor if told is None else told, LEAST_TOKEN_FACTOR), MAX_TOKEN_FACTOR)
+            if abs(math.log(scale / self.scale)) > SURPRISING or abs(math.log(told / factor)) > SURPRISING:
+                return self._with(scale=scale, token_factor=told, drift=0.0)
+        return self if factor == self.token_factor else self._with(token_factor=factor)
 
     def _moved(
-        self, scale: float, corrections: tuple[float, ...], drift: float, seen: tuple[float, ...]
+        self,
+        scale: float,
+        corrections: tuple[float, ...],
+        drift: float,
+        seen: tuple[float, ...],
+        history: StepHistory,
     ) -> StepTimeModel:
+        return self._with(
+            scale=scale,
+            corrections=corrections,
+            drift=drift,
+            steps=self.steps + 1,
+            seen=seen,
+            history=history,
+        )
+
+    def _with(self, **changes: object) -> StepTimeModel:
         """Shares the surface, which a round should not pay for building again."""
         other = object.__new__(StepTimeModel)
-        for name, value in (
-            ("points", self.points),
-            ("key", self.key),
-            ("learned", self.learned),
-            ("scale", scale),
-            ("corrections", corrections),
-            ("drift", drift),
-            ("steps", self.steps + 1),
-            ("seen", seen),
-            ("surface", self.surface),
-        ):
-            object.__setattr__(other, name, value)
+        for name in _FIELDS:
+            object.__setattr__(other, name, changes.get(name, getattr(self, name)))
         return other
 
     def _has_near(self, point: StepPoint) -> bool:
@@ -187,6 +235,7 @@ class StepTimeModel:
             "points": [[p.requests, p.batch_tokens, p.context_tokens, p.seconds] for p in self.points],
             "learned": self.learned,
             "scale": self.scale,
+            "token_factor": self.token_factor,
             "corrections": list(self.corrections),
         }
 
@@ -210,8 +259,12 @@ class StepTimeModel:
             ProfileKey(**fields),
             learned=bool(data.get("learned", False)),
             scale=_number(data.get("scale", 1.0), "scale"),
+            token_factor=_number(data.get("token_factor", 1.0), "token_factor"),
             corrections=tuple(_number(v, "corrections") for v in _list(data, "corrections", missing=())),
         )
+
+
+_FIELDS = tuple(one.name for one in fields(StepTimeModel))
 
 
 def lower_quartile(seconds: Sequence[float]) -> float:

@@ -25,9 +25,15 @@ hardware the second and third token of a request cost less than this, on no hard
 
 EAGER_ROUNDS, PLANNED_ROUNDS_PER_LESSON = 128, 3
 """After so many rounds with drafts times are learned from one in so many: it took 2 % of a round of one."""
+LESSON_SECONDS = 0.01
+"""Nor is it where rounds take this long together: a machine that slows down has few of them a second."""
 PLAIN_ROUNDS_PER_LESSON = 4
 """Rounds without drafts are alike and plan nothing: times are learned from one in so many of them, as
 learning from each would cost a small model's round a share that is felt."""
+
+MAX_PROBES, ROUNDS_BETWEEN_PROBES = 4, 64
+"""Rounds that verify nothing after a change of the machine's speed, and until there may be such again: where
+speed changes all the time there is nothing to be found out."""
 
 MIN_GAIN = 0.03
 """What a plan has to promise over verifying nothing. The tokens that seem best are so partly by luck, and a
@@ -44,6 +50,8 @@ class LocalPlanSource:
         self._beside_seconds: float | None = None  # of the other cohort's pass; None: there are none
         self._plain_rounds = 0
         self._planned_rounds = 0
+        self._untaught_seconds = 0.0
+        self._probing_since = -ROUNDS_BETWEEN_PROBES
         self.paused_requests = 0
         """Requests that were draftable in the newest round and not drafted for."""
         self.draft_price = 0.0
@@ -85,6 +93,8 @@ class LocalPlanSource:
             return conservative_lengths(requests)
         if not any(request.survival for request in requests):
             return (0,) * len(requests)  # nobody was drafted for, so there is nothing to plan
+        if self._probes_machine(requests):
+            return (0,) * len(requests)
         times = self._times(self._round_time)
         if self._beside_seconds is not None:
             requests = _in_turns(requests)
@@ -92,6 +102,18 @@ class LocalPlanSource:
         if _may_be_dropped(requests) and not _gains_enough(requests, lengths, times):
             return (0,) * len(requests)
         return lengths
+
+    def _probes_machine(self, requests: Sequence[PlanRequest]) -> bool:
+        """Whether to verify nothing for once: steps became slower or faster, and only one without draft
+        tokens tells whether all of them did. By rounds that are over, so it biases nothing."""
+        if self._round_time is None or not self._round_time.verify.history.ambiguous:
+            return False
+        rounds = self._planned_rounds - self._probing_since
+        if MAX_PROBES <= rounds < ROUNDS_BETWEEN_PROBES or any(r.floor_tokens_per_second for r in requests):
+            return False
+        if rounds >= ROUNDS_BETWEEN_PROBES:
+            self._probing_since = self._planned_rounds
+        return True
 
     def _times(self, round_time: RoundTimeModel) -> RoundTimeModel:
         """Of the rounds there are: of everybody, or of a cohort."""
@@ -108,8 +130,11 @@ class LocalPlanSource:
         self._plain_rounds = 0 if planned else self._plain_rounds + 1
         self._planned_rounds += planned
         late = self._planned_rounds > EAGER_ROUNDS and self._planned_rounds % PLANNED_ROUNDS_PER_LESSON
-        if late if planned else self._plain_rounds % PLAIN_ROUNDS_PER_LESSON:
+        self._untaught_seconds += report.step_seconds
+        skipped = late if planned else self._plain_rounds % PLAIN_ROUNDS_PER_LESSON
+        if skipped and self._untaught_seconds < LESSON_SECONDS:
             return
+        self._untaught_seconds = 0.0
         if report.loop_seconds > 0:
             self._round_time = self._round_time.observed_loop(len(report.requests), report.loop_seconds)
         drafted = sum(request.drafted for request in report.requests)

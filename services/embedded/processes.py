@@ -39,12 +39,13 @@ class ServiceProcess:
     """One `python -m services.<role>.main`, in a session of its own: Ctrl-C in the terminal is for
     the parent, which stops its children in order."""
 
-    def __init__(self, role: str, environ: Mapping[str, str], port: int) -> None:
+    def __init__(self, role: str, environ: Mapping[str, str], port: int, *, module: str = "") -> None:
+        """`module`: what to run instead of the role's own main."""
         self.role = role
         self.port = port
         # What clients call is in the clear, whatever the services speak among themselves.
         self._tls = None if role == "gateway" else Tls.from_env(Env({**os.environ, **environ}))
-        command = [sys.executable, "-m", f"services.{role}.main"]
+        command = [sys.executable, "-m", module or f"services.{role}.main"]
         self._process = subprocess.Popen(
             command,
             env={**os.environ, **environ, PARENT: str(os.getpid())},

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import NoReturn
 
 import torch
 
+from dspark_core.engine.building import EngineOptions
 from dspark_core.engine.lookup_building import build_lookup
 from dspark_core.engine.planning import LocalPlanSource
 from dspark_core.engine.protocols import PlanSource
@@ -28,7 +29,7 @@ from services.verifier.config import VerifierServiceConfig
 from services.verifier.load import LoadMeter
 from services.verifier.metrics import profile_problem
 from services.verifier.plans import CoordinatedPlanSource
-from services.verifier.profiling import adopted, profile_points, replica_kind
+from services.verifier.profiling import ProfileOptions, adopted, profile_points, replica_kind
 from services.verifier.service import (
     ProfiledTarget,
     build_verifier,
@@ -39,8 +40,10 @@ from services.verifier.service import (
 )
 from services.verifier.servicer import LocalVerifier, VerifierServicer
 
+Loader = Callable[[EngineOptions, ProfileOptions], ProfiledTarget]
 
-async def run(environ: Mapping[str, str]) -> None:
+
+async def run(environ: Mapping[str, str], load_target: Loader = load_profiled_target) -> None:
     config = VerifierServiceConfig.from_env(environ)
     telemetry = Telemetry.from_env("verifier", environ)
     if config.torch_threads:
@@ -48,7 +51,7 @@ async def run(environ: Mapping[str, str]) -> None:
     if config.lookup:  # a wrong name is told before the long work
         resolve_ngrams_path(config.ngrams, config.engine.target_model)
     # Loaded before the port opens: a wrong checkpoint must fail at once, not after a probe period.
-    profiled = await asyncio.to_thread(load_profiled_target, config.engine, config.profile)
+    profiled = await asyncio.to_thread(load_target, config.engine, config.profile)
     async with AsyncExitStack() as stack:
         scheduler = None
         if config.scheduler_address:

@@ -4,12 +4,16 @@ from dataclasses import replace
 from itertools import accumulate, pairwise
 from operator import mul
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from dspark_core.algorithms.plan_batch import PlanBatch, rank
 from dspark_core.algorithms.plan_request import PlanRequest
+from dspark_core.algorithms.plan_search import search
 from dspark_core.algorithms.planner import capacity_of, plan
+from dspark_core.algorithms.speed_floor import expected_tokens
 from tests.unit.algorithms.planning_cases import (
     CONFIDENCE,
     CONFIDENCES,
@@ -203,3 +207,29 @@ def test_capacities_do_not_care_who_may_look_ahead(confidences, round_time):
     free = requests_of(confidences, coupled=[True] * len(confidences))
     assert capacity_of(requests_of(confidences), round_time) == capacity_of(free, round_time)
     assert capacity_of(free, round_time) == plan(free, round_time).draft_tokens
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 40), st.integers(0, 2**32 - 1), st.sampled_from([0.3, 0.6, 0.9, 1.1]))
+def test_groups_of_needs_that_are_not_looked_at_hold_no_better_plan(count, seed, level):
+    """Under floors, against a search that tries every number of draft tokens by itself."""
+    source = np.random.default_rng(seed)
+    rows = source.choice([0.3, 0.5, 0.9, 1.0], (count, 4)) if seed % 2 else source.random((count, 4))
+    seconds = np.sort(0.01 + 0.02 * source.random(4 * count + 1))
+    floors = level / seconds[0] * source.choice([0.5, 1.0], count)
+    confidences = [row.tolist() for row in rows]
+    batch = PlanBatch.of(requests_of(confidences, floors.tolist(), [True] * count))
+    held = batch.by_length / (batch.floors * (1.0 - 1e-9))  # the longest round that each length holds
+    if (held[-1] < seconds[0]).any():
+        return  # some floor is out of reach
+    best = 0.0
+    for tokens, taken in enumerate(seconds.tolist()):
+        needed = (held < taken).sum(axis=0)
+        if needed.sum() > tokens or (needed > 4).any():
+            continue
+        others = rank(batch).beyond(needed)
+        lengths = needed + others.lengths(tokens - int(needed.sum()))
+        best = max(best, float(expected_tokens(batch, lengths).sum()) / taken)
+    lengths = search(batch, seconds)
+    reached = float(expected_tokens(batch, lengths).sum()) / float(seconds[int(lengths.sum())])
+    assert best == 0.0 or reached >= best * (1.0 - 1e-9)

@@ -9,7 +9,7 @@ from dspark_core.algorithms.delayed_scheduler import spend
 from dspark_core.algorithms.plan_batch import PlanBatch, rank
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.planner import capacity_of, plan
-from dspark_core.algorithms.prefix_scheduler import admit_while_rising, survival_from_confidence
+from dspark_core.algorithms.prefix_scheduler import AT_FIRST, admit_while_rising, survival_from_confidence
 from dspark_core.errors import InvalidRequestError
 from tests.unit.algorithms.planning_cases import (
     CONFIDENCES,
@@ -212,6 +212,16 @@ def test_a_ranking_without_used_tokens_keeps_the_order_of_the_others(confidences
 def test_seconds_shorter_than_the_tokens_bound_algorithm_1():
     ranking = rank(PlanBatch.of_survival([[0.9, 0.9, 0.9]]))
     assert admit_while_rising(ranking, 1.0, np.ones(3)) == 2
+
+
+@pytest.mark.parametrize("stop", [0, 1, AT_FIRST - 1, AT_FIRST, AT_FIRST + 1, 2 * AT_FIRST, None])
+def test_it_does_not_matter_how_many_tokens_are_looked_at_first(stop):
+    tokens = 2 * AT_FIRST + 5
+    seconds = np.ones(tokens + 1)
+    if stop is not None:
+        seconds[stop + 1 :] = 2.0
+    ranking = rank(PlanBatch.of_survival([[0.5]] * tokens))
+    assert admit_while_rising(ranking, float(tokens), seconds) == (tokens if stop is None else stop)
 
 
 def test_survival_is_the_running_product():

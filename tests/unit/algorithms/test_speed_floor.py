@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dspark_core.algorithms.plan_batch import PlanBatch, rank
@@ -103,3 +103,71 @@ def test_where_no_token_pays_none_is_ranked_and_nothing_changes(
     if admit_while_rising(rank(batch).beyond(start), total, remaining) == 0:
         assert made.tolist() == start.tolist()
     assert (made >= start).all()
+
+
+def best_after_best(
+    batch: PlanBatch, lengths: list[int], seconds: np.ndarray, most: int | None
+) -> list[int] | None:
+    """By the rule as it is written: the likeliest token, unless it does not pay or breaks a floor. None: the
+    last bit of a sum decides whether one pays."""
+    made, used = list(lengths), sum(lengths)
+    expected = [1.0 + float(np.sum(row[:length])) for row, length in zip(batch.survival, made, strict=True)]
+    promised = batch.floors * seconds[used] * (1.0 - TOLERANCE)
+    holding = [tokens >= least for tokens, least in zip(expected, promised, strict=True)]
+    while used < min(len(seconds) - 1, len(seconds) if most is None else most):
+        tokens = [
+            (-np.float32(row[length]), length, granted, index)
+            for index, (row, length, granted) in enumerate(
+                zip(batch.survival, made, batch.granted, strict=True)
+            )
+            if length < int((row >= 0).sum())
+        ]
+        if not tokens:
+            break
+        *_, index = min(tokens)
+        gain = float(batch.survival[index, made[index]])
+        total, now, then = sum(expected), seconds[used], seconds[used + 1]
+        change = (total + gain) / then / (total / now) - 1.0
+        if most is None and 0.0 < abs(change) < 1e-12:
+            return None
+        if most is None and change <= 0.0:
+            break
+        with_it = [value + gain * (place == index) for place, value in enumerate(expected)]
+        if any(
+            held and value * (1.0 + TOLERANCE) < floor * then
+            for held, value, floor in zip(holding, with_it, batch.floors, strict=True)
+        ):
+            break
+        made[index] += 1
+        used += 1
+        expected = with_it
+    return made
+
+
+@given(batches(), SECONDS, st.none() | st.integers(0, 12))
+@settings(max_examples=400)
+def test_throughput_goes_on_until_a_floor_that_holds_would_break(
+    batch: PlanBatch, seconds: list[float], most: int | None
+) -> None:
+    """Told without ranking them all or not."""
+    table = np.array(seconds)
+    start = admit_floors(batch, table)
+    everyone = np.ones(batch.requests, dtype=np.bool_)
+    made = admit_within_floors(batch, start, everyone, table, most=most)
+    ruled = best_after_best(batch, start.tolist(), table, most)
+    assume(ruled is not None)
+    assert made.tolist() == ruled
+
+
+def test_a_token_may_go_to_the_only_request_whose_floor_it_holds() -> None:
+    """Another's token would break the floor; its own, likeliest, makes up for the longer round."""
+    everyone = np.ones(2, dtype=np.bool_)
+    seconds, start = np.array([1.0, 1.2, 1.5]), np.zeros(2, dtype=np.int64)
+    for survival, lengths in (((0.5, 0.9), [0, 1]), ((0.9, 0.5), [0, 0])):
+        batch = PlanBatch.of(
+            [
+                PlanRequest(survival=(survival[0],)),
+                PlanRequest(survival=(survival[1],), floor_tokens_per_second=1.0),
+            ]
+        )
+        assert admit_within_floors(batch, start, everyone, seconds).tolist() == lengths

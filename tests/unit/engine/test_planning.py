@@ -197,3 +197,62 @@ def test_where_a_plan_may_not_look_ahead_it_is_followed_as_it_is() -> None:
     steps = StepTimeModel.of_curve((8, 64), (0.008, 0.0584))
     planner = LocalPlanSource(RoundTimeModel(steps))
     assert planner.plan(looked_up((0.92,), 8, coupled=False)) == (1,) * 8
+
+
+STEEP = StepTimeModel.of_curve((1, 2, 3, 4, 5), (0.020, 0.024, 0.028, 0.032, 0.036))
+LIKELY = (0.9, 0.85, 0.8, 0.75)
+
+
+def served(planner: LocalPlanSource, round_: int, factor: float, floor: float | None = None) -> int:
+    """One round of a request with looked-up tokens, each of them `factor` times as dear as profiled."""
+    request = PlanRequest(
+        sequence_id="a",
+        survival=LIKELY,
+        coupled=True,
+        origin=DraftOrigin.LOOKUP,
+        floor_tokens_per_second=floor,
+    )
+    (length,) = planner.plan([request])
+    told = RequestSurvival(
+        sequence_id="a", survival=LIKELY, verify_length=length, accepted=0, origin=DraftOrigin.LOOKUP
+    )
+    planner.report(
+        RoundReport(
+            replica_id="v",
+            round=round_,
+            requests=(told,),
+            batch_tokens=1 + length,
+            step_seconds=0.020 + factor * 0.004 * length,
+        )
+    )
+    return length
+
+
+@pytest.mark.parametrize("rounds_before", [20, 400])
+def test_tokens_that_became_dear_are_no_longer_verified_within_ten_rounds(rounds_before: int) -> None:
+    """As where cores are taken away: a step of one token takes what it did."""
+    planner = LocalPlanSource(RoundTimeModel(STEEP))
+    before = [served(planner, round_, 1.0) for round_ in range(rounds_before)]
+    dear = [served(planner, round_, 10.0) for round_ in range(20)]
+    assert before[-5:] == [4] * 5
+    assert dear[10:] == [0] * 10
+    back = [served(planner, round_, 1.0) for round_ in range(1200)]
+    assert min(back[-5:]) >= 3
+
+
+def test_where_steps_did_not_change_nothing_is_tried() -> None:
+    planner = LocalPlanSource(RoundTimeModel(STEEP))
+    assert {served(planner, round_, 1.1) for round_ in range(300)} == {4}
+
+
+def test_no_floor_is_broken_to_find_out_what_changed() -> None:
+    planner = LocalPlanSource(RoundTimeModel(STEEP))
+    for round_ in range(20):
+        served(planner, round_, 1.0)
+    assert all(served(planner, round_, 4.0, floor=20.0) for round_ in range(30))
+
+
+def test_a_machine_that_changes_all_the_time_is_not_asked_all_the_time() -> None:
+    planner = LocalPlanSource(RoundTimeModel(STEEP))
+    lengths = [served(planner, round_, 1.0 if round_ % 24 < 12 else 4.0) for round_ in range(480)]
+    assert lengths.count(0) <= 5 * 480 // 64

@@ -121,7 +121,7 @@ def test_the_faster_verifier_gets_more_requests(fleet: Fleet, ask: Asker):
         fleet.register(new_replica(name))
         _tell(fleet, name, profile=SLOPE)
         _rounds(fleet, name, 60, seconds)
-    chosen = [ask() for _ in range(30)]
+    chosen = [ask() for _ in range(36)]  # a round of the fast one with 30 takes 50 ms
     assert chosen.count("fast") > 2 * chosen.count("slow")
     assert "slow" in chosen
 
