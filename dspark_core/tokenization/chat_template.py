@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError, nodes
@@ -15,7 +16,12 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from dspark_core.errors import CheckpointError, InvalidRequestError
+from dspark_core.errors import CheckpointError, ConfigError, InvalidRequestError
+
+NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
+ARGUMENTS_FIELD = "chat_template_kwargs"
+"""What clients call them, as other engines' do."""
+_OWN = frozenset({"messages", "tools", "add_generation_prompt"})
 
 
 class _GenerationBlocks(Extension):
@@ -34,11 +40,14 @@ class ChatTemplate:
         source: str,
         special_tokens: Mapping[str, str],
         now: Callable[[], datetime] = datetime.now,
+        arguments: Mapping[str, Any] = NO_ARGUMENTS,
     ) -> None:
-        """special_tokens: names as templates use them, `bos_token` and so on, with their text.
+        """special_tokens: names as templates use them, `bos_token` and so on, with their text. arguments:
+        more variables, such as Qwen3's `enable_thinking`, unless a conversation has its own.
 
         Raises:
             CheckpointError: the template is not valid jinja.
+            ConfigError: an argument has the name of what every template is given.
         """
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True,
@@ -50,6 +59,11 @@ class ChatTemplate:
         environment.globals["strftime_now"] = lambda pattern: now().strftime(pattern)
         self.source = source
         self._special_tokens = dict(special_tokens)
+        self._arguments = dict(arguments)
+        try:
+            self._refuse_own(arguments)
+        except InvalidRequestError as error:
+            raise ConfigError(str(error)) from None
         try:
             self._template = environment.from_string(source)
         except TemplateError as error:
@@ -61,14 +75,19 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        arguments: Mapping[str, Any] = NO_ARGUMENTS,
     ) -> str:
         """messages: `role` and `content` each; `tool_calls`, whose arguments are no text, of those that have
-        them. tools: as in OpenAI's API.
+        them. tools: as in OpenAI's API. arguments: more variables, before those given at construction.
 
         Raises:
-            InvalidRequestError: the template refuses this conversation.
+            InvalidRequestError: the template refuses this conversation, or an argument has the name of what
+                every template is given.
         """
+        self._refuse_own(arguments)
         variables = {
+            **self._arguments,
+            **arguments,
             **self._special_tokens,
             "messages": [dict(message) for message in messages],
             "tools": [dict(tool) for tool in tools] if tools else None,
@@ -80,6 +99,14 @@ class ChatTemplate:
             raise InvalidRequestError(
                 f"messages do not fit the model's chat template: {error}", field="messages"
             ) from error
+
+    def _refuse_own(self, arguments: Mapping[str, Any]) -> None:
+        for name in arguments:
+            if name in _OWN or name in self._special_tokens:
+                raise InvalidRequestError(
+                    f"{ARGUMENTS_FIELD} cannot set {name!r}, which every chat template is given",
+                    field=ARGUMENTS_FIELD,
+                )
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dspark_core.errors import CheckpointError
+from dspark_core.tokenization.chat_template import NO_ARGUMENTS
 from dspark_core.tokenization.gguf_tokenizer import read_gguf
 from dspark_core.tokenization.huggingface import read_directory
 from dspark_core.tokenization.tokenizer import Tokenizer
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """path: a GGUF file or a Hugging Face directory.
+def load_tokenizer(path: Path, template_arguments: Mapping[str, Any] = NO_ARGUMENTS) -> Tokenizer:
+    """path: a GGUF file or a Hugging Face directory. template_arguments: of every conversation, see
+    `ChatTemplate`.
 
     Raises:
         CheckpointError: there is no tokenizer, or not one that is supported.
+        ConfigError: arguments that no template may be given.
     """
     if path.is_dir():
-        return Tokenizer(read_directory(path))
+        return Tokenizer(read_directory(path), template_arguments)
     if path.suffix == ".gguf":
-        return Tokenizer(read_gguf(path))
+        return Tokenizer(read_gguf(path), template_arguments)
     raise CheckpointError(f"no tokenizer in {path}: neither a directory nor a .gguf file")

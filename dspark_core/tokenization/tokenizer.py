@@ -9,7 +9,7 @@ from typing import Any
 import tokenizers
 
 from dspark_core.errors import InvalidRequestError
-from dspark_core.tokenization.chat_template import ChatTemplate
+from dspark_core.tokenization.chat_template import NO_ARGUMENTS, ChatTemplate
 from dspark_core.tokenization.detokenizer import IncrementalDetokenizer
 from dspark_core.tokenization.token_bytes import token_bytes
 from dspark_core.tokenization.tool_formats import ToolFormat, ToolStyle, tool_style
@@ -55,8 +55,9 @@ class TokenizerParts:
 class Tokenizer:
     """Immutable after construction; threads may share it."""
 
-    def __init__(self, parts: TokenizerParts) -> None:
-        """Raises CheckpointError for a decoder or a chat template that cannot be used."""
+    def __init__(self, parts: TokenizerParts, template_arguments: Mapping[str, Any] = NO_ARGUMENTS) -> None:
+        """template_arguments: see `ChatTemplate`. Raises CheckpointError for a decoder or a chat template
+        that cannot be used, ConfigError for arguments that cannot."""
         self._backend = parts.backend
         self._token_bytes = token_bytes(parts.backend)
         added = parts.backend.get_added_tokens_decoder()
@@ -64,7 +65,9 @@ class Tokenizer:
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
         self._cache: dict[int, bytes] = {}
         self._template = (
-            ChatTemplate(parts.chat_template, parts.special_tokens) if parts.chat_template else None
+            ChatTemplate(parts.chat_template, parts.special_tokens, arguments=template_arguments)
+            if parts.chat_template
+            else None
         )
         self._defaults = parts.defaults
         self._stop_token_ids = _stop_ids(parts)
@@ -123,6 +126,7 @@ class Tokenizer:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        arguments: Mapping[str, Any] = NO_ARGUMENTS,
     ) -> str:
         """Raises InvalidRequestError when the model has no template or the template refuses."""
         if self._template is None:
@@ -130,14 +134,21 @@ class Tokenizer:
                 "messages cannot be used: this model has no chat template; use plain completions",
                 field="messages",
             )
-        return self._template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+        return self._template.render(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, arguments=arguments
+        )
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        arguments: Mapping[str, Any] = NO_ARGUMENTS,
     ) -> tuple[int, ...]:
         """The prompt after which the model writes the assistant's next message."""
         # The template writes the BOS token itself, where the model wants one.
-        return self.encode(self.render_chat(messages, tools=tools), add_special_tokens=False)
+        text = self.render_chat(messages, tools=tools, arguments=arguments)
+        return self.encode(text, add_special_tokens=False)
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The whole text of a sequence, special tokens left out."""

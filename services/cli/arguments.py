@@ -6,11 +6,13 @@ import argparse
 from pathlib import Path
 
 from dspark_core.engine.building import ENGINES, NATIVE
+from services.cli.template_arguments import add_template_argument
 from services.common.env import json_object
 from services.embedded.options import StackOptions
 
 
-def add_stack_arguments(parser: argparse.ArgumentParser) -> None:
+def add_stack_arguments(parser: argparse.ArgumentParser, *, template: bool = True) -> None:
+    """`template`: False where the command has its flag already."""
     defaults = StackOptions()
     group = parser.add_argument_group("model")
     group.add_argument(
@@ -32,6 +34,8 @@ def add_stack_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the target's own words, to draft from: a file of `dspark data ngrams`, a zoo name, auto "
         "(what is shipped for the target, the default) or none",
     )
+    if template:
+        add_template_argument(group)
     group.add_argument("--dtype", default=defaults.dtype, choices=("bfloat16", "float32"))
     group.add_argument(
         "--device",

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from dspark_core.errors import ConfigError
+from services.cli.template_arguments import add_template_argument, template_arguments
 from services.common.env import json_object
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -31,6 +32,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--schema", type=Path, default=None, metavar="FILE", help="JSON schema that the answer keeps to"
     )
+    add_template_argument(group)
     group.add_argument("--no-speculation", action="store_true", help="plain decoding, for comparison")
 
 
@@ -45,6 +47,7 @@ def sampling_fields(arguments: argparse.Namespace) -> dict[str, object]:
         "frequency_penalty": arguments.frequency_penalty,
         "repetition_penalty": arguments.repetition_penalty,
         "response_format": None if arguments.schema is None else _shape(arguments.schema),
+        "chat_template_kwargs": template_arguments(arguments) or None,
         "speculation": {"enabled": False} if arguments.no_speculation else None,
     }
 

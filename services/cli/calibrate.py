@@ -29,9 +29,11 @@ from dspark_core.model_paths import resolve_model_path
 from dspark_core.models.drafter_calibration import CALIBRATION_FILE, write_calibration
 from dspark_core.models.drafter_config import read_drafter_config
 from dspark_core.tokenization.loading import load_tokenizer
+from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.zoo_paths import resolve_drafter_path
 from services.cli.answering import encode_prompts, run_with_progress
 from services.cli.arguments import add_stack_arguments, stack_options
+from services.cli.template_arguments import template_arguments
 from services.embedded.options import StackOptions
 
 ENOUGH_ROUNDS = 1000
@@ -68,7 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
     options = stack_options(arguments)
     sets = _read_sets(arguments)
     outputs = _outputs(arguments, _drafter_directory(options))
-    study, fingerprint = _study(options, settings, sets)
+    path = resolve_model_path(options.target_model)
+    tokenizer = load_tokenizer(path, template_arguments(arguments))
+    study, fingerprint = _study(options, settings, sets, tokenizer)
     console = Console()
     console.print(calibration_table(study))
     console.print(_summary(study))
@@ -122,10 +126,9 @@ def _read_sets(arguments: argparse.Namespace) -> list[PromptSet]:
 
 
 def _study(
-    options: StackOptions, settings: EvalSettings, sets: Sequence[PromptSet]
+    options: StackOptions, settings: EvalSettings, sets: Sequence[PromptSet], tokenizer: Tokenizer
 ) -> tuple[CalibrationStudy, str]:
     """Generates all answers -> the study, and the fingerprint of the drafter it is of."""
-    tokenizer = load_tokenizer(resolve_model_path(options.target_model))
     fit, held_out = split_prompts(encode_prompts(sets, tokenizer))
     if options.threads is not None:
         torch.set_num_threads(options.threads)

@@ -30,6 +30,7 @@ from dspark_core.models.loading import LoadedTarget, load_target
 from dspark_core.tokenization.loading import load_tokenizer
 from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.training.data.answer_log import read_settings
+from services.cli.template_arguments import add_template_argument, template_arguments
 from services.common.limits import MOST_THREADS
 
 _PLAIN_LINE_SECONDS = 30.0
@@ -41,6 +42,7 @@ def add_target_arguments(parser: argparse.ArgumentParser, *, kv_cache: bool = Tr
     group.add_argument(
         "--target-model", default=DEFAULT_MODEL, help=f"name, GGUF file or HF directory ({DEFAULT_MODEL})"
     )
+    add_template_argument(group)
     group.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="(bfloat16)")
     group.add_argument(
         "--device",
@@ -54,7 +56,7 @@ def add_target_arguments(parser: argparse.ArgumentParser, *, kv_cache: bool = Tr
 
 
 def load_tokenizer_of(arguments: argparse.Namespace) -> Tokenizer:
-    return load_tokenizer(resolve_model_path(arguments.target_model))
+    return load_tokenizer(resolve_model_path(arguments.target_model), template_arguments(arguments))
 
 
 def load_target_of(arguments: argparse.Namespace) -> LoadedTarget:

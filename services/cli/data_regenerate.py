@@ -35,6 +35,7 @@ from services.cli.data_arguments import (
 )
 from services.cli.openai_endpoint import EndpointConfig, OpenAIEndpoint
 from services.cli.remote_answers import RemoteAnswers
+from services.cli.template_arguments import template_arguments
 
 FAILURES_SUFFIX = ".failures.jsonl"
 EXIT_FAILED_PROMPTS = 1
@@ -218,6 +219,7 @@ class _Work:
             concurrency=arguments.concurrency,
             deadline_seconds=arguments.deadline,
             attempts=arguments.attempts,
+            template_arguments=template_arguments(arguments),
         )
         asyncio.run(self._ask(config))
 
@@ -249,6 +251,7 @@ class _Work:
             "seed": mix.seed,
             "max_tokens": self._settings.max_tokens,
             "chat_template": template_digest(self._tokenizer.chat_template),
+            **({"chat_template_kwargs": asked} if (asked := template_arguments(self._arguments)) else {}),
         }
 
     def _progress(self, log: AnswerLog) -> TokenProgress:

@@ -37,6 +37,7 @@ from services.cli.eval_tables import (
     result_table,
     sweep_table,
 )
+from services.cli.template_arguments import template_arguments
 
 DRAFTER, SERVED, LOOKUP = "drafter", "served", "lookup"
 """What is measured."""
@@ -164,7 +165,7 @@ def _measure(arguments: argparse.Namespace, settings: EvalSettings, sets: Sequen
         raise ConfigError(f"--drafts {drafts} and --no-lookup exclude each other")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    tokenizer = load_tokenizer(resolve_model_path(options.target_model))
+    tokenizer = load_tokenizer(resolve_model_path(options.target_model), template_arguments(arguments))
     prompts = encode_prompts(sets, tokenizer)
     target = build_target(options.engine)
     lookup = None

@@ -25,7 +25,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_key_argument(parser)
     parser.add_argument("--quiet", action="store_true", help="the answer only, no statistics")
     add_sampling_arguments(parser)
-    add_stack_arguments(parser)
+    add_stack_arguments(parser, template=False)
     parser.set_defaults(run=run)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -34,6 +34,8 @@ class EndpointConfig:
     backoff_seconds: float = 1.0
     """Before the second attempt; doubled each time, up to `max_backoff_seconds`, and jittered."""
     max_backoff_seconds: float = 60.0
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """More variables of the model's chat template; not in OpenAI's own API, as most other engines know it."""
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
@@ -57,7 +59,7 @@ class Question:
     sampling: SamplingParams
     max_tokens: int
 
-    def body(self, model: str) -> dict[str, object]:
+    def body(self, model: str, template_arguments: Mapping[str, Any]) -> dict[str, object]:
         body: dict[str, object] = {
             "model": model,
             "messages": self.messages,
@@ -68,6 +70,8 @@ class Question:
         }
         if self.sampling.top_k:  # not in OpenAI's own API; ours and most others know it
             body["top_k"] = self.sampling.top_k
+        if template_arguments:
+            body["chat_template_kwargs"] = dict(template_arguments)
         return body
 
 
@@ -167,9 +171,8 @@ class OpenAIEndpoint:
     async def _ask(self, question: Question) -> Reply | Failure:
         try:
             async with asyncio.timeout(self._config.deadline_seconds):
-                response = await self._http.post(
-                    f"{self._config.base_url}/chat/completions", json=question.body(self._model)
-                )
+                body = question.body(self._model, self._config.template_arguments)
+                response = await self._http.post(f"{self._config.base_url}/chat/completions", json=body)
         except TimeoutError:
             raise _RetryableError(f"no answer within {self._config.deadline_seconds:g} s") from None
         except httpx.TransportError as error:

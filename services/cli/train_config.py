@@ -20,6 +20,8 @@ class Section(BaseModel):
 class TargetSection(Section):
     model: str = DEFAULT_MODEL
     """Name, GGUF file or Hugging Face directory."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """More variables of its chat template, for validation prompts."""
 
 
 class DataSection(Section):

@@ -268,7 +268,8 @@ def _saved_start(config: TrainConfig, target: LoadedTarget) -> SavedStart | None
 
 
 def _validator(config: TrainConfig, target: LoadedTarget) -> SpeculativeValidator:
-    tokenizer = load_tokenizer(resolve_model_path(config.target.model))
+    path = resolve_model_path(config.target.model)
+    tokenizer = load_tokenizer(path, config.target.chat_template_kwargs)
     if tokenizer.vocab_size > target.config.vocab_size:
         raise ConfigError(
             f"target.model {config.target.model}: its tokenizer has {tokenizer.vocab_size} tokens, "

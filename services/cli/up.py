@@ -22,6 +22,7 @@ from services.cli.arguments import (
 )
 from services.cli.client import GatewayClient
 from services.cli.report import AnswerMeter
+from services.cli.template_arguments import template_arguments
 from services.common.lifecycle import finished_before, stop_signals
 from services.common.logs import setup_logging
 from services.embedded.options import StackOptions
@@ -68,6 +69,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(arguments: argparse.Namespace) -> int:
     setup_logging("dspark", {"DSPARK_LOG_LEVEL": "WARNING", **os.environ})
     asked = {} if arguments.tool_format is None else {"DSPARK_TOOL_FORMAT": arguments.tool_format}
+    if template_arguments(arguments):
+        asked["DSPARK_CHAT_TEMPLATE_KWARGS"] = arguments.chat_template_kwargs
     # The processes of --disaggregated read the environment themselves.
     gateway = GatewayConfig.from_env({**os.environ, **asked})
     options = stack_options(

@@ -207,7 +207,8 @@ class EmbeddedStack:
         self, profiled: ProfiledTarget, scheduler: Scheduler, verifier: Verifier, load: LoadMeter
     ) -> Gateway:
         options = self._options
-        tokenizer = await asyncio.to_thread(load_tokenizer, resolve_model_path(options.target_model))
+        path = resolve_model_path(options.target_model)
+        tokenizer = await asyncio.to_thread(load_tokenizer, path, self._gateway.chat_template_kwargs)
         local = LocalVerifier(
             verifier,
             describe(options.engine, profiled),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
+from typing import Any
 
 from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL
@@ -70,6 +71,8 @@ class GatewayConfig:
     """By name; `default` is that of callers without another one."""
     tool_format: ToolFormat | None = None
     """How the model writes calls of tools; None: as its chat template does."""
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """More variables of the model's chat template, unless a request has its own."""
     cors_origins: tuple[str, ...] = ()
     """Web pages of these origins may call; `*`: of all. Empty: only the gateway's own page."""
 
@@ -129,6 +132,7 @@ class GatewayConfig:
             api_keys=_listed(env.text("DSPARK_API_KEYS", "")),
             tiers=tiers_from_text(env.text("DSPARK_TIERS", "")),
             tool_format=tool_format_of(env.text("DSPARK_TOOL_FORMAT", "auto"), "DSPARK_TOOL_FORMAT"),
+            chat_template_kwargs=env.json_object("DSPARK_CHAT_TEMPLATE_KWARGS"),
             cors_origins=_origins(env.text("DSPARK_CORS_ORIGINS", "")),
         )
 

@@ -33,7 +33,8 @@ _DRAIN_MARGIN_SECONDS = 0.25
 async def run(environ: Mapping[str, str]) -> None:
     config = GatewayConfig.from_env(environ)
     telemetry = Telemetry.from_env("gateway", environ)
-    tokenizer = await asyncio.to_thread(load_tokenizer, resolve_model_path(config.target_model))
+    path = resolve_model_path(config.target_model)
+    tokenizer = await asyncio.to_thread(load_tokenizer, path, config.chat_template_kwargs)
     async with AsyncExitStack() as stack:
         scheduler = SchedulerLink(
             addresses_from_text(config.scheduler_address),

@@ -221,6 +221,8 @@ class ChatCompletionBody(AnyCompletionBody):
     tools: list[ToolBody] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    """As in other engines: more variables of the model's chat template."""
     functions: Any = None
     function_call: Any = None
     modalities: Any = None
@@ -243,7 +245,8 @@ class ChatCompletionBody(AnyCompletionBody):
             )
         top_logprobs = (self.top_logprobs or 0) if self.logprobs else None
         messages = (message.to_record(f"messages[{place}]") for place, message in enumerate(self.messages))
-        prompt = Conversation(messages=tuple(messages))
+        arguments = self.chat_template_kwargs or {}
+        prompt = Conversation(messages=tuple(messages), template_arguments=arguments)
         request = self._request(request_id, prompt, next(iter(asked), None), top_logprobs)
         return replace(request, tools=self._tool_use(request.grammar, request.grammar_field))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from dspark_core.errors import InvalidRequestError, require
 from dspark_core.output_rules import NO_ADJUSTMENTS, Grammar, LogitAdjustments
@@ -43,6 +45,8 @@ class ChatMessage:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
     messages: tuple[ChatMessage, ...]
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """More variables of the model's chat template."""
 
     def __post_init__(self) -> None:
         if not self.messages:

@@ -46,12 +46,12 @@ class ToolPreparer:
 
     def encode(self, conversation: Conversation, use: ToolUse | None) -> tuple[int, ...]:
         """Raises InvalidRequestError when the template refuses."""
-        messages = _messages(conversation)
+        messages, arguments = _messages(conversation), conversation.template_arguments
         tools = [tool.declared for tool in use.tools] if use else []
         plain = not tools and all(message.plain for message in conversation.messages)
         if self._style.native or plain:
-            return self._tokenizer.encode_chat(messages, tools or None)
-        return self._tokenizer.encode_chat(told(messages, tools, self._style))
+            return self._tokenizer.encode_chat(messages, tools or None, arguments=arguments)
+        return self._tokenizer.encode_chat(told(messages, tools, self._style), arguments=arguments)
 
     async def grammar(self, use: ToolUse, otherwise: Grammar | None) -> Grammar | None:
         """otherwise: what an answer that calls nothing has to be.

@@ -7,7 +7,7 @@ import pytest
 
 from dspark_core.records import SamplingParams, SpeculationOptions, Verification
 from tests.integration.gateway.conftest import MODEL, Serve
-from tests.support.byte_tokenizer import END, START
+from tests.support.byte_tokenizer import END, START, TEMPLATE
 from tests.support.fake_generation import FakeBackend
 
 HELLO = [{"role": "user", "content": "hi"}]
@@ -183,3 +183,15 @@ async def test_an_error_in_the_middle_of_a_stream_reaches_the_client(serve: Serv
     with pytest.raises(openai.APIError, match="internal error, reference") as caught:
         await anext(stream)
     assert "secret" not in str(caught.value.body)
+
+
+async def test_a_request_has_variables_of_its_own_for_the_chat_template(serve: Serve) -> None:
+    backend = FakeBackend("ok")
+    template = TEMPLATE + "{% if enable_thinking is defined and not enable_thinking %}<none>{% endif %}"
+    running = await serve(backend, chat_template=template)
+    for extra in ({}, {"chat_template_kwargs": {"enable_thinking": False}}):
+        await running.openai.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "hi"}], extra_body=extra
+        )
+    plain, asked = (request.prompt_token_ids for request in backend.requests)
+    assert asked == (*plain, *b"<none>")

@@ -2,7 +2,7 @@ from datetime import datetime
 
 import pytest
 
-from dspark_core.errors import CheckpointError, InvalidRequestError
+from dspark_core.errors import CheckpointError, ConfigError, InvalidRequestError
 from dspark_core.tokenization.chat_template import ChatTemplate
 
 USER = [{"role": "user", "content": "<b>é & 'x'"}]
@@ -53,3 +53,24 @@ def test_the_templates_own_message_reaches_the_caller() -> None:
 def test_a_broken_template_fails_at_load() -> None:
     with pytest.raises(CheckpointError, match="chat template cannot be read"):
         render("{% if %}")
+
+
+THINKING = "{{ messages[0].role }}:{% if enable_thinking is defined and not enable_thinking %}no{% endif %}"
+
+
+def test_arguments_are_a_templates_variables_and_a_conversations_own_come_first() -> None:
+    assert ChatTemplate(THINKING, {}).render(USER) == "user:"
+    assert ChatTemplate(THINKING, {}).render(USER, arguments={"enable_thinking": False}) == "user:no"
+    never = ChatTemplate(THINKING, {}, arguments={"enable_thinking": False})
+    assert never.render(USER) == "user:no"
+    assert never.render(USER, arguments={"enable_thinking": True}) == "user:"
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "bos_token"])
+def test_what_every_template_is_given_is_no_argument(name: str) -> None:
+    message = f"chat_template_kwargs cannot set '{name}'"
+    with pytest.raises(InvalidRequestError, match=message) as caught:
+        ChatTemplate(THINKING, {"bos_token": "<s>"}).render(USER, arguments={name: []})
+    assert caught.value.field == "chat_template_kwargs"
+    with pytest.raises(ConfigError, match=message):
+        ChatTemplate(THINKING, {"bos_token": "<s>"}, arguments={name: []})

@@ -57,6 +57,14 @@ async def test_every_question_is_answered_within_the_bound() -> None:
     assert all(body.items() >= fields.items() for body in script.asked)
 
 
+async def test_variables_of_the_chat_template_are_sent_where_there_are_some() -> None:
+    script = Script(lambda body, before: (200, completion("yes")))
+    with scripted_openai(script) as url:
+        await ask(url, 1)
+        await ask(url, 1, template_arguments={"enable_thinking": False})
+    assert [body.get("chat_template_kwargs") for body in script.asked] == [None, {"enable_thinking": False}]
+
+
 async def test_a_busy_server_is_asked_again_and_then_given_up() -> None:
     def busy_for_a_while(body: dict, before: int) -> tuple[int, object]:
         patience = int(body["messages"][0]["content"][1:])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dspark_core.errors import ConfigError
 from dspark_core.tokenization.tool_formats import ToolFormat
 from services.cli import up
 from services.gateway.config import GatewayConfig
@@ -48,6 +49,16 @@ def test_a_gateway_of_its_own_is_told_by_its_environment(monkeypatch: pytest.Mon
     asked = run(monkeypatch, "--disaggregated", "--tool-format", "hermes")
     assert asked == ("ProcessStack", {"DSPARK_TOOL_FORMAT": "hermes"})
     assert run(monkeypatch, "--disaggregated") == ("ProcessStack", {})
+
+
+def test_variables_of_the_chat_template_come_by_flag_or_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSPARK_CHAT_TEMPLATE_KWARGS", '{"a": 1}')
+    assert run(monkeypatch)[1].chat_template_kwargs == {"a": 1}
+    flag = ("--chat-template-kwargs", '{"enable_thinking": false}')
+    assert run(monkeypatch, *flag)[1].chat_template_kwargs == {"enable_thinking": False}
+    assert run(monkeypatch, "--disaggregated", *flag)[1] == {"DSPARK_CHAT_TEMPLATE_KWARGS": flag[1]}
+    with pytest.raises(ConfigError, match="--chat-template-kwargs must be a JSON object, got '7'"):
+        run(monkeypatch, "--chat-template-kwargs", "7")
 
 
 def test_a_format_that_nobody_knows_is_refused(
