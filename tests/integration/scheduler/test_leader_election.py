@@ -160,6 +160,12 @@ async def _saves_by_the_terms_of_the_lease(leader: asyncio.subprocess.Process, r
         assert await redis.hlen(CURVES_KEY) == 1
 
 
+def _stopped(pid: int) -> bool:
+    """All of its threads."""
+    threads = Path(f"/proc/{pid}/task").glob("*/stat")
+    return all(one.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "T" for one in threads)
+
+
 async def _take_over(
     stack: AsyncExitStack,
     ports: list[int],
@@ -185,6 +191,8 @@ async def _take_over(
 
     leader.send_signal(lost)
     lost_at = time.monotonic()
+    if lost is signal.SIGSTOP:  # a signal is heard when its process next runs: until then it may answer
+        await eventually(lambda: _stopped(leader.pid), 5.0)
     if lost is signal.SIGTERM:  # it answers what it can until it ends
         await eventually(lambda: verifier.plans.newest_round == 0, 5.0)
     asked = asyncio.create_task(_assigned(gateway))
