@@ -95,8 +95,7 @@ class RedisPart(Part):
             self._server.send_signal(number)
 
     async def stop(self) -> None:
-        self.kill()
-        self._directory.cleanup()
+        self.kill()  # there is nothing to save; the directory goes with this object
 
 
 class Cluster:
