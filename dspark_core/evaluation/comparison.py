@@ -13,6 +13,8 @@ from dspark_core.evaluation.report import FORMAT
 
 PROTOCOL = ("max_tokens", "temperature", "top_p", "top_k", "verification", "limit", "target_model")
 """Arguments that must agree for accepted lengths to be comparable."""
+ADDED_SINCE = {"chat_template_kwargs": "{}"}
+"""More of them, and their values in results that are older."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +91,9 @@ def compare(results: Sequence[EvalResult]) -> Comparison:
         macro=macro,
         macro_sets=len(shared),
         differing_arguments=tuple(
-            name for name in PROTOCOL if any(_differs(result, results[0], name) for result in results)
+            name
+            for name in (*PROTOCOL, *ADDED_SINCE)
+            if any(_differs(result, results[0], name) for result in results)
         ),
     )
 
@@ -101,4 +105,5 @@ def _compared(name: str, lengths: Sequence[float | None]) -> ComparedSet:
 
 
 def _differs(result: EvalResult, base: EvalResult, name: str) -> bool:
-    return result.arguments.get(name) != base.arguments.get(name)
+    default = ADDED_SINCE.get(name)
+    return result.arguments.get(name, default) != base.arguments.get(name, default)

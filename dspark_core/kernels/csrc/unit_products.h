@@ -26,6 +26,22 @@ class MatrixUnit {
 // group g, once they are summed, to the row's total.
 using GroupRows = Rows<uint16_t>;
 
+// Of half a panel: scales and, with four bits, minima.
+struct ByteScales {
+  f32x16 scale;
+
+  DSPARK_MEMBER ByteScales(const uint8_t* block, int v)
+      : scale(load_half(reinterpret_cast<const uint16_t*>(block + kQ8Scales + 32 * v))) {}
+};
+
+struct NibbleScales {
+  f32x16 scale, minimum;
+
+  DSPARK_MEMBER NibbleScales(const uint8_t* block, int v)
+      : scale(load_half(reinterpret_cast<const uint16_t*>(block + kQ4Scales + 32 * v))),
+        minimum(load_half(reinterpret_cast<const uint16_t*>(block + kQ4Scales + 64 + 32 * v))) {}
+};
+
 struct UnitQ4 {
   static constexpr bool kBytes = false;
   static constexpr int kBlock = kQ4Block;
@@ -39,12 +55,8 @@ struct UnitQ4 {
     return to;
   }
 
-  struct Scales {
-    f32x16 scale, minimum;
-
-    DSPARK_MEMBER Scales(const uint8_t* block, int v)
-        : scale(load_half(reinterpret_cast<const uint16_t*>(block + kQ4Scales + 32 * v))),
-          minimum(load_half(reinterpret_cast<const uint16_t*>(block + kQ4Scales + 64 + 32 * v))) {}
+  struct Scales : NibbleScales {
+    using NibbleScales::NibbleScales;
 
     DSPARK_MEMBER f32x16 add(f32x16 total, const float* sums, const GroupRows& x, int r, int g) const {
       const f32x16 scaled = total + scale * load<f32x16>(sums);
@@ -62,11 +74,8 @@ struct UnitQ8 {
     return to;
   }
 
-  struct Scales {
-    f32x16 scale;
-
-    DSPARK_MEMBER Scales(const uint8_t* block, int v)
-        : scale(load_half(reinterpret_cast<const uint16_t*>(block + kQ8Scales + 32 * v))) {}
+  struct Scales : ByteScales {
+    using ByteScales::ByteScales;
 
     DSPARK_MEMBER f32x16 add(f32x16 total, const float* sums, const GroupRows&, int, int) const {
       return total + scale * load<f32x16>(sums);
@@ -80,11 +89,8 @@ struct UnitI8 {
 
   static const uint8_t* unpack(const uint8_t* block, uint8_t*) { return block; }
 
-  struct Scales {
-    f32x16 scale;
-
-    DSPARK_MEMBER Scales(const uint8_t* block, int v)
-        : scale(load_half(reinterpret_cast<const uint16_t*>(block + kQ8Scales + 32 * v))) {}
+  struct Scales : ByteScales {
+    using ByteScales::ByteScales;
 
     DSPARK_MEMBER f32x16 add(f32x16 total, const float* sums, const GroupRows& x, int r, int g) const {
       const CodedGroup& coded = x.by_group.coded[r / kBlockRows * x.by_group.groups + g];
@@ -107,12 +113,8 @@ struct UnitI4 {
     return to;
   }
 
-  struct Scales {
-    f32x16 scale, minimum;
-
-    DSPARK_MEMBER Scales(const uint8_t* block, int v)
-        : scale(load_half(reinterpret_cast<const uint16_t*>(block + kQ4Scales + 32 * v))),
-          minimum(load_half(reinterpret_cast<const uint16_t*>(block + kQ4Scales + 64 + 32 * v))) {}
+  struct Scales : NibbleScales {
+    using NibbleScales::NibbleScales;
 
     DSPARK_MEMBER f32x16 add(f32x16 total, const float* sums, const GroupRows& x, int r, int g) const {
       const CodedGroup& coded = x.by_group.coded[r / kBlockRows * x.by_group.groups + g];
