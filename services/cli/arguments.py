@@ -12,7 +12,7 @@ from services.embedded.options import StackOptions
 
 
 def add_stack_arguments(parser: argparse.ArgumentParser, *, template: bool = True) -> None:
-    """`template`: False where the command has its flag already."""
+    """`template`: False where the command renders no chat, or has the flag already."""
     defaults = StackOptions()
     group = parser.add_argument_group("model")
     group.add_argument(

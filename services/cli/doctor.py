@@ -37,7 +37,7 @@ Check = Callable[[StackOptions], Finding]
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("doctor", help="check this installation", description=__doc__)
-    add_stack_arguments(parser)
+    add_stack_arguments(parser, template=False)
     parser.set_defaults(run=run)
 
 

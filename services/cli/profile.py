@@ -41,7 +41,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--repeats", type=int, default=defaults.repeats, help="passes behind a median (5)")
     parser.add_argument("--max-requests", type=int, default=32, help="largest batch measured (32)")
-    add_stack_arguments(parser)
+    add_stack_arguments(parser, template=False)
     add_engine_arguments(parser)
     parser.set_defaults(run=run)
 
