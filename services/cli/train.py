@@ -24,7 +24,7 @@ from dspark_core.training.allocator import keep_freed_memory
 from dspark_core.training.averaging import average_checkpoints
 from dspark_core.training.run import BEST, LOG, NEWEST, TrainingRun
 from dspark_core.training.run_log import JsonLog, TensorBoardLog
-from dspark_core.training.workers import Workers, own_device, started_by_torchrun
+from dspark_core.training.workers import Workers, end_worker, own_device, started_by_torchrun
 from services.cli.train_config import TrainConfig, read_config
 from services.cli.train_dry_run import dry_run_table
 from services.cli.train_progress import ProgressView
@@ -76,14 +76,21 @@ def run(arguments: argparse.Namespace) -> int:
     if device.type == "cpu":
         keep_freed_memory()
     with started_by_torchrun(device) as workers:
-        try:
-            if arguments.dry_run:
-                return _dry_run(build_setup(config, workers), workers)
-            check_output(config, resume=arguments.resume, fresh=arguments.fresh)
-            return _train(build_setup(config, workers, resume=arguments.resume), arguments.fresh)
-        except KeyboardInterrupt:
-            print("dspark: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
-            return EXIT_INTERRUPTED
+        status = _run_as(workers, config, arguments)
+    if workers.size > 1:
+        end_worker(status)
+    return status
+
+
+def _run_as(workers: Workers, config: TrainConfig, arguments: argparse.Namespace) -> int:
+    try:
+        if arguments.dry_run:
+            return _dry_run(build_setup(config, workers), workers)
+        check_output(config, resume=arguments.resume, fresh=arguments.fresh)
+        return _train(build_setup(config, workers, resume=arguments.resume), arguments.fresh)
+    except KeyboardInterrupt:
+        print("dspark: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def _dry_run(setup: Setup, workers: Workers) -> int:
