@@ -58,6 +58,7 @@ class GrpcServer:
         self._port = options.port
         self._ready = False
         self._draining = False
+        self._sent_away: asyncio.Task[None] | None = None
 
     @property
     def telemetry(self) -> Telemetry:
@@ -141,11 +142,23 @@ class GrpcServer:
             )
         return idle
 
+    def send_away(self) -> None:
+        """Has connected clients make their next calls elsewhere (GOAWAY); what they have begun goes on.
+
+        Refusing a call would be an error for its client, which would go on calling over the same connection.
+        The port closes too. Only while draining: what still runs after `drain_seconds` is cancelled.
+        """
+        if self._server is not None and self._sent_away is None:
+            farewell = self._server.stop(self._options.drain_seconds)
+            self._sent_away = asyncio.create_task(farewell, name="goaway")
+
     async def stop(self) -> None:
         """Cancels what still runs and releases the ports. Safe to call twice."""
         self._ready = False
         if self._server is not None:
             await self._server.stop(None)
+            if self._sent_away is not None:
+                await self._sent_away
             self._server = None
         if self._metrics is not None:
             metrics, self._metrics = self._metrics, None

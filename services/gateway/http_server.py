@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dspark_core.errors import ConfigError
 from services.gateway.admission import Admission
@@ -18,6 +18,7 @@ from services.gateway.http_protocol import BoundedHttpProtocol
 _log = logging.getLogger(__name__)
 
 _KEEP_ALIVE_SECONDS = 30
+_POLL_SECONDS = 0.05
 
 
 class _Uvicorn(uvicorn.Server):
@@ -36,6 +37,7 @@ class HttpServer:
         self._port = port
         self._server: _Uvicorn | None = None
         self._task: asyncio.Task[None] | None = None
+        self._leaving = False
 
     @property
     def port(self) -> int:
@@ -46,7 +48,8 @@ class HttpServer:
         listener = _bind(self._host, self._port)
         self._port = listener.getsockname()[1]
         config = uvicorn.Config(
-            self._app,
+            self._answer,
+            interface="asgi3",
             http=BoundedHttpProtocol,
             lifespan="off",
             log_config=None,
@@ -63,6 +66,24 @@ class HttpServer:
                 raise ConfigError(f"the HTTP server on {self._host}:{self._port} ended at once")
             await asyncio.sleep(0.005)  # uvicorn has no event for it
         return self._port
+
+    async def linger(self, seconds: float) -> None:
+        """Serves on for so long, and has each client connect anew for its next request.
+
+        Clients keep connections open and cannot know that this gateway ends: refusing what they send next
+        would be an error for them. Ends early once no connection is open; closes those that are idle when
+        time is up.
+        """
+        if self._server is None:
+            return
+        self._leaving = True
+        connections = self._server.server_state.connections
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while connections:
+                    await asyncio.sleep(_POLL_SECONDS)
+        for connection in tuple(connections):
+            connection.shutdown()
 
     async def drain(self, seconds: float) -> bool:
         """Refuses new requests with 503 and lets the others end; False when some did not in time, which are
@@ -83,6 +104,14 @@ class HttpServer:
         self._server.should_exit = True
         task, self._task, self._server = self._task, None, None
         await task
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_last(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        await self._app(scope, receive, send_last if self._leaving else send)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 0.5
 _DRAIN_MARGIN_SECONDS = 0.25
+_LINGER_SHARE = 0.25
+"""Of the drain: in that time whoever routes to this gateway should have learned that it ends."""
 
 
 async def run(environ: Mapping[str, str]) -> None:
@@ -68,7 +70,11 @@ async def run(environ: Mapping[str, str]) -> None:
 
         async def on_drain() -> None:
             # Ends just before the server's own budget does, which would count as a failed hook.
-            await http.drain(max(0.0, config.grpc.drain_seconds - _DRAIN_MARGIN_SECONDS))
+            budget_seconds = max(0.0, config.grpc.drain_seconds - _DRAIN_MARGIN_SECONDS)
+            ends = asyncio.get_running_loop().time() + budget_seconds
+            await http.linger(budget_seconds * _LINGER_SHARE)
+            server.send_away()
+            await http.drain(max(0.0, ends - asyncio.get_running_loop().time()))
 
         await serve(server, warm_up=warm_up, on_drain=on_drain)
 
