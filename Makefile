@@ -10,7 +10,7 @@ TEST_ENV := OMP_NUM_THREADS=1 PYTHONPATH=.:proto/gen
 RUNTIME_EXTRAS := engine
 TEST_EXTRAS := test
 
-.PHONY: help up install install-test test check proto proto-check helm tools loadtest images clean
+.PHONY: help up install install-test test check proto proto-check helm cluster-test tools loadtest images clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -42,6 +42,9 @@ proto-check: install-test
 
 helm: install-test tools ## lint, render, validate and package the chart; lint Dockerfile and compose file
 	DSPARK_REQUIRE_HELM=1 $(TEST_ENV) $(VENV)/bin/python -m pytest -n 2 tests/integration/deploy
+
+cluster-test: install-test tools ## install the chart on the cluster of DSPARK_CLUSTER_KUBECONFIG, replace pods under load
+	$(TEST_ENV) $(VENV)/bin/python -m pytest -m cluster tests/cluster
 
 tools: install-test
 	@scripts/fetch_helm.sh $(TOOLS) $(VENV)/bin/python || \
