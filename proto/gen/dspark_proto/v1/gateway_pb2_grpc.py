@@ -56,7 +56,7 @@ class GatewayServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Generate(self, request, context):
-        """Streams one completion. INVALID_ARGUMENT names the field and value; NOT_FOUND: unknown
+        """Streams the answers to one request. INVALID_ARGUMENT names the field and value; NOT_FOUND: unknown
         model; RESOURCE_EXHAUSTED: the queue is full; UNAVAILABLE: no verifier.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
