@@ -167,6 +167,11 @@ class Tokenizer:
 
         return IncrementalDetokenizer(to_bytes, strip_leading_space=strip)
 
+    @property
+    def shown_added_token_ids(self) -> tuple[int, ...]:
+        """Added tokens that are text to readers, such as the marks around thoughts; rising."""
+        return tuple(sorted(self._added.keys() - self._special))
+
     def added_token_id(self, text: str) -> int | None:
         """Of the text that is one token by itself, wherever it stands; None: it is not."""
         token_id = self._backend.token_to_id(text)

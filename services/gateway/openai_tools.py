@@ -21,7 +21,7 @@ class FunctionBody(BaseModel):
     parameters: dict[str, Any] | None = None
     """A JSON schema; None: it has none."""
     strict: bool | None = None
-    """Without effect: what has to be a call keeps to its schema always, what may be one does not."""
+    """Whether calls keep to the schema where the model decides to call; what has to be a call does always."""
 
 
 class ToolBody(BaseModel):
@@ -35,7 +35,12 @@ class ToolBody(BaseModel):
         function = self.function
         given = {} if function.parameters is None else {"parameters": function.parameters}
         try:
-            return Tool(name=function.name, description=function.description, **given)
+            return Tool(
+                name=function.name,
+                description=function.description,
+                strict=bool(function.strict),
+                **given,
+            )
         except InvalidRequestError as error:
             field = f"{place}.function.{error.field}"
             raise InvalidRequestError(f"{place}.function: {error}", field=field) from None

@@ -145,6 +145,7 @@ def _tools(message: gateway_pb2.GatewayGenerateRequest, grammar: Grammar | None)
             function=FunctionBody(
                 name=tool.name,
                 description=tool.description if tool.HasField("description") else None,
+                strict=tool.strict,
                 parameters=(
                     _json_object(tool.parameters, f"tools[{index}].function.parameters")
                     if tool.HasField("parameters")

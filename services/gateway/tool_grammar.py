@@ -1,4 +1,4 @@
-"""What an answer that has to call a tool must be: a grammar of calls as the model writes them."""
+"""What an answer that calls a tool must be: a grammar of calls as the model writes them."""
 
 from __future__ import annotations
 
@@ -36,12 +36,58 @@ def call_grammar(
         if syntax.bare and or_else is not None:
             lines.append(f"tool{index}: %json {_as_schema(syntax, tool)}")
         else:
-            head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "{syntax.arguments}": ')
-            # The schema has a rule of its own, and with it a root that its references mean.
-            schema = json.dumps({**json.loads(tool.schema), "x-guidance": _SPACING})
-            lines += [f'tool{index}: {head} arguments{index} "}}"', f"arguments{index}: %json {schema}"]
+            lines += _called(syntax, index, tool, tool.schema)
     if or_else is not None:
         lines.append(f"answer: %json {or_else}")
+    return _of_tools(lines)
+
+
+def strict_grammar(
+    syntax: CallSyntax,
+    tools: Sequence[Tool],
+    *,
+    several: bool,
+    is_token: Callable[[str], bool],
+    in_text: Sequence[int] = (),
+) -> Grammar:
+    """Of an answer that may be any text, with calls in it that keep to the schemas of strict tools.
+
+    in_text: added tokens that may stand in the text; the rest as of `call_grammar`.
+    """
+    choices = " | ".join(f"tool{index}" for index in range(len(tools)))
+    # To the parser added tokens are no text, which ends before each.
+    other = [f"other: <[{','.join(map(str, in_text))}]>"] if in_text else []
+    lines = [*other, r"TEXT: /(.|\n)*/"]
+    if syntax.bare:  # a call is the whole answer, and known by its brace
+        lines += [
+            f"start: {choices} | SAID" + (" (other TEXT)*" if other else ""),
+            r"SAID: /([^{](.|\n)*)?/",
+        ]
+    else:
+        begin, end = (mark if is_token(mark) else json.dumps(mark) for mark in (syntax.begin, syntax.end))
+        said = "(TEXT other)* " if other else ""
+        lines += [
+            f"start: ({said}call)* {said}TEXT" if several else f"start: {said}(call | TEXT)",
+            f'call: begin "\\n" ({choices}) "\\n" {end}',
+            # A mark that is text has to end its lexeme as soon as it is there, or it could go on as text.
+            f"begin: TEXT {begin}" if is_token(syntax.begin) else f"begin[lazy]: TEXT {begin}",
+        ]
+    for index, tool in enumerate(tools):
+        lines += _called(syntax, index, tool, tool.schema if tool.strict else _ANY_ARGUMENTS)
+    return _of_tools(lines)
+
+
+_ANY_ARGUMENTS = '{"type": "object"}'
+
+
+def _called(syntax: CallSyntax, index: int, tool: Tool, schema: str) -> tuple[str, str]:
+    head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "{syntax.arguments}": ')
+    # The schema has a rule of its own, and with it a root that its references mean.
+    spaced = json.dumps({**json.loads(schema), "x-guidance": _SPACING})
+    return f'tool{index}: {head} arguments{index} "}}"', f"arguments{index}: %json {spaced}"
+
+
+def _of_tools(lines: Sequence[str]) -> Grammar:
     try:
         return Grammar(kind=GrammarKind.LARK, text="\n".join(lines))
     except InvalidRequestError as error:

@@ -15,9 +15,9 @@ from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.tokenization.tool_formats import CallSyntax, ToolFormat
 from dspark_core.tokenization.tool_prompts import told
 from services.gateway.requests import ChatRole, Conversation
-from services.gateway.tool_grammar import call_grammar
+from services.gateway.tool_grammar import call_grammar, strict_grammar
 from services.gateway.tool_stream import CallStream
-from services.gateway.tools import ToolUse
+from services.gateway.tools import Tool, ToolUse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,19 +58,10 @@ class ToolPreparer:
 
         Raises InvalidRequestError naming the tool whose schema is none.
         """
-        forced = use.forced
-        if not forced and otherwise is None:
+        tools = use.forced or dict(enumerate(use.tools))
+        grammar = self._grammar(use, tuple(tools.values()), otherwise)
+        if grammar is None:
             return None
-        if otherwise is not None and otherwise.kind is not GrammarKind.JSON_SCHEMA:
-            raise AssertionError("only JSON schemas go together with tools")
-        tools = forced or dict(enumerate(use.tools))
-        grammar = call_grammar(
-            self._style.syntax,
-            tuple(tools.values()),
-            several=use.parallel and use.only is None,
-            is_token=lambda text: self._tokenizer.added_token_id(text) is not None,
-            or_else=None if otherwise is None else otherwise.text,
-        )
         try:
             await self._check(grammar, "tools")
         except InvalidRequestError:
@@ -79,6 +70,22 @@ class ToolPreparer:
                 await self._check(schema, f"tools[{index}].function.parameters")
             raise
         return grammar
+
+    def _grammar(self, use: ToolUse, tools: tuple[Tool, ...], otherwise: Grammar | None) -> Grammar | None:
+        if otherwise is not None and otherwise.kind is not GrammarKind.JSON_SCHEMA:
+            raise AssertionError("only JSON schemas go together with tools")
+        syntax, several = self._style.syntax, use.parallel and use.only is None
+        if use.forced or otherwise is not None:
+            answer = None if otherwise is None else otherwise.text
+            return call_grammar(syntax, tools, several=several, is_token=self._is_token, or_else=answer)
+        if any(tool.strict for tool in tools):
+            marks = {self._tokenizer.added_token_id(mark) for mark in (syntax.begin, syntax.end)}
+            in_text = [one for one in self._tokenizer.shown_added_token_ids if one not in marks]
+            return strict_grammar(syntax, tools, several=several, is_token=self._is_token, in_text=in_text)
+        return None
+
+    def _is_token(self, text: str) -> bool:
+        return self._tokenizer.added_token_id(text) is not None
 
     async def _check(self, grammar: Grammar, field: str) -> None:
         await asyncio.wrap_future(self._grammars.check(grammar, field))

@@ -24,6 +24,8 @@ class Tool:
     description: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=lambda: _NO_PARAMETERS)
     """A JSON schema of an object."""
+    strict: bool = False
+    """Its arguments keep to the schema also where nothing has to be called."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

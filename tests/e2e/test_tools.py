@@ -137,3 +137,30 @@ def test_answers_at_temperature_0_are_equal(client: openai.OpenAI) -> None:
     answer = client.completions.create(model=MODEL, prompt="1, 2, 3,", temperature=0, max_tokens=6, n=4)
     assert len({choice.text for choice in answer.choices}) == 1
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+
+
+def called_before(city: str) -> list[dict[str, Any]]:
+    """A turn with a call, for a small model to follow: untold it calls nothing."""
+    arguments = json.dumps({"city": city, "unit": "celsius", "days": 2})
+    call = {"id": city, "type": "function", "function": {"name": "get_weather", "arguments": arguments}}
+    question = f"What will the weather be like in {city} for two days, in celsius?"
+    return [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": city, "content": "sunny, 20"},
+        {"role": "assistant", "content": "Sunny, 20."},
+    ]
+
+
+def test_strict_calls_that_the_model_decides_on_keep_to_their_schemas(client: openai.OpenAI) -> None:
+    """With the same seeds and no strict function one of these answers begins a call and breaks it off."""
+    strict = [{"type": "function", "function": {**tool["function"], "strict": True}} for tool in TOOLS]
+    messages = [turn for city in ("Rome", "Oslo", "Lima") for turn in called_before(city)] + ASK
+    fields = {**FIELDS, "tools": strict, "messages": messages, "max_tokens": 120}
+    answer = client.chat.completions.create(**fields, n=8, temperature=1.0, seed=5)
+    called = [choice for choice in answer.choices if choice.finish_reason == "tool_calls"]
+    assert 0 < len(called) < 8  # it decides
+    for choice in called:
+        for call in choice.message.tool_calls:
+            check(call.function.name, call.function.arguments)
+    assert not any("<tool_call>" in (c.message.content or "") for c in answer.choices)

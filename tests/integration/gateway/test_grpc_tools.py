@@ -64,6 +64,13 @@ async def test_a_call_that_is_demanded_is_a_grammar(serve: Serve, fields: dict) 
     assert [delta.name for chunk in chunks for delta in chunk.tool_calls if delta.name] == ["weather"]
 
 
+async def test_strict_tools_are_a_grammar_of_texts_with_calls(serve: Serve) -> None:
+    answers = backend("ok")
+    strict = gateway_pb2.Tool(name="weather", parameters=json.dumps(SCHEMA), strict=True)
+    await generate(await serve(answers), chat(ASK, tools=[strict]))
+    assert "TEXT" in answers.requests[0].grammar.text
+
+
 async def test_none_may_be_called_where_the_choice_says_so(serve: Serve) -> None:
     running = await serve(backend(CALL))
     chunks = await generate(running, chat(ASK, tools=TOOLS, tool_choice=gateway_pb2.TOOL_CHOICE_NONE))

@@ -290,6 +290,50 @@ async def test_what_may_be_called_is_not_constrained(serve: Serve) -> None:
     assert (await grammar_of(serve, CALL)).grammar is None
 
 
+STRICT = [{"type": "function", "function": {**WEATHER["function"], "strict": True}}, TIME]
+WRONG_CALL = CALL.replace("city", "town")
+
+
+async def test_calls_of_strict_functions_keep_to_their_schemas_in_any_text(serve: Serve) -> None:
+    request = await grammar_of(serve, CALL, tools=STRICT)
+    for text in (
+        "",
+        "It is sunny.\n",
+        "a < b, {} and </tool_call>",
+        CALL,
+        f"I look.\n{CALL}",
+        f"{CALL}\n{TIME_CALL}\nDone.",
+        '<tool_call>\n{"name": "time", "arguments": {"zone": [1, "x"]}}\n</tool_call>',  # it is not strict
+    ):
+        assert allows(request, text), text
+    for text in (
+        WRONG_CALL,
+        f"{CALL}\n{WRONG_CALL}",
+        "I look. <tool_call> now",
+        '<tool_call>\n{"name": "other", "arguments": {}}\n</tool_call>',
+        CALL.removesuffix("</tool_call>"),
+    ):
+        assert not allows(request, text), text
+
+
+async def test_one_strict_call_at_most_ends_the_answer(serve: Serve) -> None:
+    request = await grammar_of(serve, CALL, tools=STRICT, parallel_tool_calls=False)
+    assert allows(request, f"I look.\n{CALL}")
+    assert allows(request, "Sunny.")
+    assert not allows(request, f"{CALL}\n{CALL}")
+    assert not allows(request, f"{CALL} Done.")
+
+
+async def test_strict_calls_without_marks_are_the_whole_answer(serve: Serve) -> None:
+    request = await grammar_of(serve, BARE, tools=STRICT, tool_format=ToolFormat.LLAMA3_JSON)
+    assert allows(request, BARE)
+    assert allows(request, "Sunny, {} or not.")
+    assert allows(request, "")
+    assert not allows(request, BARE.replace("city", "town"))
+    assert not allows(request, f"{BARE} Done.")
+    assert not allows(request, "{ }")
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [

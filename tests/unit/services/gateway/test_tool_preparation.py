@@ -58,6 +58,45 @@ async def test_marks_that_are_tokens_are_found_and_demanded_as_such(special) -> 
     assert matcher.is_accepting()
 
 
+STRICT = ToolUse(tools=(Tool(name="add", parameters=SCHEMA, strict=True),))
+THOUGHT = "<think>\nHm, <tool_call?\n</think>\n"
+
+
+@pytest.mark.parametrize("marks", [(), ("<tool_call>", "</tool_call>")], ids=["text", "tokens"])
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        (CALL, True),
+        (f"So: {CALL}\n{CALL}", True),
+        (f"{THOUGHT}So: {CALL}\nDone.", True),
+        (f"{CALL}\n{THOUGHT}Done.", True),
+        (f"{THOUGHT}Nothing to call.", True),
+        (CALL.replace("1", '"1"'), False),
+        (f"{THOUGHT}<tool_call>\nadd(1)", False),
+    ],
+)
+async def test_strict_calls_stand_beside_thoughts(marks, text, allowed) -> None:
+    model = tokenizer("<think>", "</think>", *marks, special=False)
+    grammar = await ToolPreparer(model, GrammarChecker()).grammar(STRICT, None)
+    tokens = LLTokenizer(model.document, n_vocab=model.vocab_size, eos_token=[END])
+    matcher = LLMatcher(tokens, grammar_source(grammar), log_level=0)
+    assert not matcher.is_error(), matcher.get_error()
+    token_ids = list(model.encode(text, add_special_tokens=False))
+    whole = matcher.try_consume_tokens(token_ids) == len(token_ids) and matcher.is_accepting()
+    assert whole is allowed
+
+
+async def test_bare_calls_may_follow_no_thought_but_text_may() -> None:
+    model = tokenizer("<think>", "</think>", special=False)
+    grammar = await ToolPreparer(model, GrammarChecker(), ToolFormat.LLAMA3_JSON).grammar(STRICT, None)
+    tokens = LLTokenizer(model.document, n_vocab=model.vocab_size, eos_token=[END])
+    for text in (f"{THOUGHT}Nothing {{}} to call.", TAGGED.removeprefix("<|python_tag|>")):
+        matcher = LLMatcher(tokens, grammar_source(grammar), log_level=0)
+        token_ids = list(model.encode(text, add_special_tokens=False))
+        assert matcher.try_consume_tokens(token_ids) == len(token_ids), text
+        assert matcher.is_accepting(), text
+
+
 def test_a_control_token_before_a_call_is_no_text() -> None:
     model = tokenizer("<|python_tag|>", special=True)
     preparer = ToolPreparer(model, GrammarChecker(), ToolFormat.LLAMA3_JSON)
