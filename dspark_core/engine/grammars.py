@@ -43,10 +43,18 @@ def read_tokenizer(path: Path) -> TokenizerDocument:
 class SequenceGrammar:
     """How far one sequence's output has come."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int) -> None:
+    def __init__(
+        self, matcher: llguidance.LLMatcher, vocab_size: int, end_token_ids: tuple[int, ...] = ()
+    ) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
+        self._end_token_ids = end_token_ids
         self._failure: str | None = None
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """That a complete output may be followed by, whether or not the request ends with them."""
+        return self._end_token_ids
 
     @property
     def complete(self) -> bool:
@@ -65,7 +73,7 @@ class SequenceGrammar:
     def ahead(self) -> SequenceGrammar:
         """To go on with, by tokens that may not stand, and to forget. Copying takes two microseconds; taking
         tokens back is not possible with every grammar."""
-        return SequenceGrammar(self._matcher.deep_copy(), self._vocab_size)
+        return SequenceGrammar(self._matcher.deep_copy(), self._vocab_size, self._end_token_ids)
 
     def take(self, token_ids: Sequence[int]) -> int:
         """Goes on by as many of the tokens as may follow -> how many."""
@@ -94,6 +102,7 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._thread = deep_thread("grammar-compile")
         self._tokens: llguidance.LLTokenizer | None = None
+        self._end_token_ids: tuple[int, ...] = ()
 
     def prepare(self) -> None:
         """Takes up to a second in which nothing else of the process runs: better before the first request."""
@@ -109,9 +118,8 @@ class GrammarCompiler:
 
     def _compile(self, request: GenerateRequest, asked: Grammar) -> SequenceGrammar:
         source = grammar_source(asked)
-        grammar = SequenceGrammar(
-            llguidance.LLMatcher(self._tokenizer(), source, log_level=0), self._vocab_size
-        )
+        matcher = llguidance.LLMatcher(self._tokenizer(), source, log_level=0)
+        grammar = SequenceGrammar(matcher, self._vocab_size, self._end_token_ids)
         if grammar.problem is None and request.generated_tokens:  # by a verifier that was lost
             grammar.take(request.prompt_token_ids[-request.generated_tokens :])
         first = grammar.ahead()
@@ -126,6 +134,7 @@ class GrammarCompiler:
         """On the thread of its own only."""
         if self._tokens is None:
             known = self._load()
+            self._end_token_ids = known.end_token_ids
             try:
                 self._tokens = llguidance.LLTokenizer(
                     known.document, n_vocab=self._vocab_size, eos_token=list(known.end_token_ids)

@@ -57,7 +57,8 @@ class LogitAdjuster:
         adjustments, drafts = sequence.request.adjustments, proposal.draft_token_ids
         output = self._outputs.setdefault(sequence.sequence_id, _Output())
         output.follow(sequence)
-        missing = adjustments.min_tokens - output.length
+        # A grammar's mask puts the end off itself, where anything else may follow.
+        missing = 0 if sequence.grammar is not None else adjustments.min_tokens - output.length
         stops = [token_id for token_id in sequence.request.stop_token_ids if token_id < rows.shape[1]]
         if missing > 0 and stops:
             rows[:missing, _ids(stops, rows)] = BANNED

@@ -8,6 +8,9 @@ from ctypes import c_double, c_float, c_int32
 
 from dspark_core.records import SamplingParams
 
+_MOST = 2**31 - 1
+"""Of what `top_k` holds; more than any vocabulary."""
+
 
 class LawStruct(ctypes.Structure):
     _fields_ = (
@@ -20,4 +23,6 @@ class LawStruct(ctypes.Structure):
 
 def law_array(params: Sequence[SamplingParams]) -> ctypes.Array[LawStruct]:
     """One for each of `params`; keep it while its address is used."""
-    return (LawStruct * len(params))(*[LawStruct(p.top_p, p.temperature, p.min_p, p.top_k) for p in params])
+    return (LawStruct * len(params))(
+        *[LawStruct(p.top_p, p.temperature, p.min_p, min(p.top_k, _MOST)) for p in params]
+    )

@@ -321,6 +321,34 @@ def test_a_complete_answer_ends_whatever_min_tokens_says() -> None:
     assert run(loop_of({}, 1.0), [asked])[asked.request_id] == [*TOKENIZER.encode("a").ids, END]
 
 
+@pytest.mark.parametrize("error_rate", [0.0, 1.0])
+@pytest.mark.parametrize(("stop", "least", "expected"), [((), 0, TOKENS), ((), 25, TOKENS), ((END,), 25, 25)])
+def test_an_open_grammar_goes_on_while_it_has_to(
+    stop: tuple[int, ...], least: int, expected: int, error_rate: float
+) -> None:
+    """Past the model's own end where that is no stop (`ignore_eos`), and up to `min_tokens`."""
+    for asked in asking(GRAMMARS["open"], sampling=SEEDED):
+        going_on = dataclasses.replace(
+            asked, stop_token_ids=stop, adjustments=LogitAdjustments(min_tokens=least)
+        )
+        output = run(loop_of({}, 0.0), [going_on])[asked.request_id]
+        assert len(output) >= expected
+        assert END not in output[:expected]
+        drafted = run(loop_of({asked.request_id: output}, error_rate), [going_on])
+        assert drafted[asked.request_id] == output
+
+
+def test_stops_that_alone_may_follow_are_drawn_as_the_target_likes_them() -> None:
+    digits = tuple(TOKENIZER.encode(digit).ids[0] for digit in "0123456789")
+    grammar = Grammar(kind=GrammarKind.REGEX, text="x[0-9]")
+    for asked in asking(grammar):
+        plain = dataclasses.replace(asked, stop_token_ids=(*digits, END))
+        wanted = run(loop_of({}, 1.0), [plain])[asked.request_id]
+        for least in (1, 2, 9):  # held already, held by the stop, or never
+            longer = dataclasses.replace(plain, adjustments=LogitAdjustments(min_tokens=least))
+            assert run(loop_of({}, 1.0), [longer])[asked.request_id] == wanted
+
+
 def test_logprobs_of_masked_tokens_are_the_targets_own() -> None:
     asked = dataclasses.replace(asking(GRAMMARS["regex"])[0], top_logprobs=2)
     loop = loop_of({}, 1.0)
