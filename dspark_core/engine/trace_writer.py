@@ -34,7 +34,7 @@ class TraceOptions:
     path: Path
     sample: float = 0.1
     """Share of the rounds that are traced."""
-    max_bytes: int = 256 * 2**20
+    max_bytes: int = 64 * 2**20
     """Of one file; a full one becomes FILE.1, the one before FILE.2 and so on."""
     max_files: int = 4
     """Files kept, the one being written included: the disk holds at most this times `max_bytes`."""

@@ -23,6 +23,9 @@ class ServerOptions:
     """How long calls in flight may go on after SIGTERM."""
     max_calls: int = _MAX_CALLS
     """Calls in flight; further ones get RESOURCE_EXHAUSTED."""
+    max_connection_seconds: float = 0.0
+    """Connections are closed after about so long, streams on them included; 0: never. Behind a virtual
+    address clients stay with the replica they first met, and new ones would have nothing to do."""
     unary_timeout_seconds: float = 30.0
     """For unary calls that come without a deadline."""
     max_message_bytes: int = MAX_MESSAGE_BYTES
@@ -36,6 +39,10 @@ class ServerOptions:
             raise ConfigError(f"port must be in [0, 65535], got {self.port}")
         if not 0 <= self.drain_seconds <= MOST_SECONDS:
             raise ConfigError(f"drain_seconds must be in [0, {MOST_SECONDS:g}], got {self.drain_seconds}")
+        if not 0 <= self.max_connection_seconds <= MOST_SECONDS:
+            raise ConfigError(
+                f"max_connection_seconds must be in [0, {MOST_SECONDS:g}], got {self.max_connection_seconds}"
+            )
         if not 1 <= self.max_message_bytes <= MOST_MESSAGE_BYTES:
             raise ConfigError(
                 f"max_message_bytes must be in [1, {MOST_MESSAGE_BYTES}], got {self.max_message_bytes}"
@@ -45,13 +52,17 @@ class ServerOptions:
 
     @classmethod
     def from_env(cls, env: Env, *, port: int, metrics_port: int) -> ServerOptions:
-        """Reads DSPARK_HOST, _PORT, _METRICS_PORT (or "off"), _DRAIN_SECONDS, _MAX_CALLS and `Tls`'s."""
+        """Reads DSPARK_HOST, _PORT, _METRICS_PORT (or "off"), _DRAIN_SECONDS, _MAX_CALLS,
+        _MAX_CONNECTION_SECONDS and `Tls`'s."""
         metrics_off = env.optional_text("DSPARK_METRICS_PORT") == "off"
         return cls(
             port=env.integer("DSPARK_PORT", port, minimum=0, maximum=65535),
             host=env.text("DSPARK_HOST", _HOST),
             drain_seconds=env.number("DSPARK_DRAIN_SECONDS", _DRAIN_SECONDS, minimum=0, maximum=MOST_SECONDS),
             max_calls=env.integer("DSPARK_MAX_CALLS", _MAX_CALLS, minimum=1),
+            max_connection_seconds=env.number(
+                "DSPARK_MAX_CONNECTION_SECONDS", 0.0, minimum=0, maximum=MOST_SECONDS
+            ),
             metrics_port=None
             if metrics_off
             else env.integer("DSPARK_METRICS_PORT", metrics_port, minimum=0, maximum=65535),

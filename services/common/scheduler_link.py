@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -17,6 +18,8 @@ from services.common.protocols import SchedulerApi
 from services.common.telemetry import Telemetry
 from services.common.tls import Tls
 
+_log = logging.getLogger(__name__)
+
 _T = TypeVar("_T")
 
 MAX_HINTED = 4
@@ -26,6 +29,9 @@ MAX_RETIRED = 4
 SILENCE_SECONDS = 3.0
 """A scheduler answers reports, or says that it lives, several times within this. One that hangs keeps
 its connection, and nothing else would tell for most of a minute."""
+MAX_OLDER_STREAMS = 8
+"""A leader that was replaced may not know it yet. One whose term is still the older one after so many streams
+is believed: clocks that make terms were set back, or the way schedulers elect was changed."""
 PATIENCE_SECONDS = 1.0
 """A request that waits for its turn at a scheduler asks this often whether it still lives."""
 
@@ -70,6 +76,8 @@ class SchedulerLink:
         self._silence_seconds = silence_seconds
         self._patience_seconds = patience_seconds
         self._retired: deque[SchedulerConnection] = deque()
+        self._term = 0
+        self._older_streams = 0
         self._connect = connect
         self._known = [_Known(address, connect(address), True) for address in dict.fromkeys(addresses)]
         self._current = self._known[0]
@@ -98,16 +106,26 @@ class SchedulerLink:
 
     async def coordinate(self, reports: AsyncIterable[RoundReport]) -> AsyncGenerator[VerifyPlan, None]:
         """One stream to whoever is thought to lead. After a failure the next call asks another one:
-        what a broken stream has swallowed of `reports` cannot be sent again."""
+        what a broken stream has swallowed of `reports` cannot be sent again. Plans of a leader whose term is
+        older than one already seen are such a failure."""
         asked = self._current
         connection = asked.connection
         try:
             async with aclosing(connection.scheduler.coordinate(reports)) as plans:
                 while (plan := await self._next_plan(plans, asked.address)) is not None:
+                    self._check_term(plan.term, asked.address)
                     yield plan
         except (UnavailableError, DeadlineError) as error:
             await self._turn_from(asked, connection, error, {asked.address})
             raise
+
+    def _check_term(self, term: int, address: str) -> None:
+        if term < self._term and self._older_streams < MAX_OLDER_STREAMS:
+            self._older_streams += 1
+            raise UnavailableError(f"the scheduler at {address} leads by a term that is over ({term})")
+        if term < self._term:
+            _log.warning("following the scheduler at %s, whose term %d is older", address, term)
+        self._term, self._older_streams = term, 0
 
     async def _next_plan(self, plans: AsyncGenerator[VerifyPlan, None], address: str) -> VerifyPlan | None:
         """None at the end. Raises DeadlineError when nothing comes."""

@@ -34,6 +34,9 @@ Hook = Callable[[], Awaitable[None]]
 # Health checks do not count as calls, but something must bound them too.
 _SPARE_CALLS = 64
 
+_CONNECTION_GRACE_MS = 1000
+"""For calls on a connection whose time is over; streams have no end of their own."""
+
 
 class GrpcServer:
     """Usable by itself where a process has signal handling of its own (embedded, tests)."""
@@ -86,7 +89,7 @@ class GrpcServer:
         options = self._options
         server = grpc.aio.server(
             interceptors=[LayeredInterceptor(self._layers())],
-            options=_channel_options(options.max_message_bytes),
+            options=_channel_options(options),
             maximum_concurrent_rpcs=options.max_calls + _SPARE_CALLS,
         )
         for register in self._registrations:
@@ -208,16 +211,17 @@ async def serve(
 
 def _listen(server: grpc.aio.Server, options: ServerOptions) -> int:
     """-> port. Raises RuntimeError when it is taken."""
-    address = f"{options.host}:{options.port}"
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    address = f"{host}:{options.port}"
     if options.tls is None:
         return server.add_insecure_port(address)
     return server.add_secure_port(address, options.tls.server_credentials())
 
 
-def _channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.max_send_message_length", max_message_bytes),
+def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
+    chosen = [
+        ("grpc.max_receive_message_length", options.max_message_bytes),
+        ("grpc.max_send_message_length", options.max_message_bytes),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -227,3 +231,9 @@ def _channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
         # A taken port must be an error, not two servers sharing it by chance.
         ("grpc.so_reuseport", 0),
     ]
+    if options.max_connection_seconds:
+        chosen += [
+            ("grpc.max_connection_age_ms", max(1, round(1000 * options.max_connection_seconds))),
+            ("grpc.max_connection_age_grace_ms", _CONNECTION_GRACE_MS),
+        ]
+    return chosen

@@ -26,6 +26,11 @@ _SMOOTHING = 0.2
 class _Waiter:
     request: AssignRequest
     answer: asyncio.Future[Replica]
+    blocks: bool
+
+    def ahead_of(self, request: AssignRequest) -> bool:
+        """Whether that one has to wait until this has had its turn."""
+        return self.blocks and self.request.model == request.model
 
 
 class FloorAdmission:
@@ -34,11 +39,15 @@ class FloorAdmission:
         assign: Callable[[AssignRequest], Replica | None],
         metrics: SchedulerMetrics,
         *,
+        within_reach: Callable[[AssignRequest], bool],
         max_waiting: int,
         clock: Callable[[], float],
     ) -> None:
-        """`assign`: None while a floor would break. `max_waiting`: requests in a tier's queue."""
+        """`assign`: None while a floor would break. `within_reach`: whether the request's own floor holds
+        anywhere; one that needs luck waits for an idle verifier, and nobody waits behind it. `max_waiting`:
+        requests in a tier's queue."""
         self._assign = assign
+        self._within_reach = within_reach
         self._metrics = metrics
         self._max_waiting = max_waiting
         self._clock = clock
@@ -56,7 +65,8 @@ class FloorAdmission:
         tier = self._tier(request)
         queue = self._queues[tier]
         try:
-            replica = None if queue else self._assign(request)
+            behind = any(waiter.ahead_of(request) for waiter in queue)
+            replica = None if behind else self._assign(request)
             if replica is None:
                 replica = await self._wait(request, tier, queue)
         except DSparkError as error:
@@ -66,13 +76,19 @@ class FloorAdmission:
         return replica
 
     def pump(self) -> None:
-        """Tries the first of every tier, and those behind it as long as they fit."""
+        """Tries the first of every tier and model, and those behind it as long as they fit."""
         for tier, queue in self._queues.items():
-            while queue:
-                waiter = queue[0]
-                if not waiter.answer.done() and not self._answer(waiter):
-                    break
-                queue.popleft()
+            refused: set[tuple[str, bool]] = set()
+            for waiter in tuple(queue):
+                model = waiter.request.model
+                if not waiter.answer.done():
+                    if (model, True) in refused or (model, waiter.blocks) in refused:
+                        continue
+                    if not self._answer(waiter):
+                        waiter.blocks = self._within_reach(waiter.request)
+                        refused.add((model, waiter.blocks))
+                        continue
+                queue.remove(waiter)
             self._metrics.set_waiting(tier, len(queue))
 
     def fail(self, error: DSparkError) -> None:
@@ -101,7 +117,8 @@ class FloorAdmission:
                 f"{tier!r} wait (at most {self._max_waiting})",
                 retry_after_seconds=self._retry_seconds(len(queue)),
             )
-        waiter = _Waiter(request, asyncio.get_running_loop().create_future())
+        answer = asyncio.get_running_loop().create_future()
+        waiter = _Waiter(request, answer, blocks=self._within_reach(request))
         queue.append(waiter)
         self._metrics.set_waiting(tier, len(queue))
         try:

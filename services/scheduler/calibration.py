@@ -108,25 +108,31 @@ class CalibrationBook:
         except UnavailableError as error:
             _log.warning("stored calibrations were not read: %s", error)
             return
+        self.forget_saved()  # others may have saved since, and a new leader's save shuts out the one before
         for model, document in documents.items():
             try:
                 self._window(model).state = _state_from_text(document)
             except (ConfigError, ValueError, TypeError, KeyError) as error:
                 _log.warning("skipping the stored calibration of %s: %r", model, error)
 
+    def forget_saved(self) -> None:
+        """The store may have lost everything: the next `save` writes all that is known."""
+        self._saved = {}
+
     async def save(self, term: int) -> None:
         """Stores what changed since the last time. Never fails."""
+        saved = self._saved  # if it is forgotten meanwhile, what is written now may be lost, too
         documents = {model: _state_to_text(state) for model, state in self.states().items()}
-        changed = {model: text for model, text in documents.items() if self._saved.get(model) != text}
+        changed = {model: text for model, text in documents.items() if saved.get(model) != text}
         if not changed:
             return
         try:
             await self._store.save(changed, term)
         except UnavailableError as error:
             _log.debug("calibrations were not stored: %s", error)
-            self._saved.clear()  # what was stored may be gone, too
+            self.forget_saved()
         else:
-            self._saved.update(changed)
+            saved.update(changed)
 
     async def close(self) -> None:
         await self._store.close()

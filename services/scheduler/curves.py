@@ -49,6 +49,14 @@ class CurveBook:
         pace.start_from(pooled)
         return True
 
+    def leave(self, kind: ReplicaKind, replica_id: str) -> None:
+        """A replica of this kind is one no more; what it told of the kind stays while it is all there is."""
+        members = self._members.get(kind, OrderedDict())
+        pooled = self.pooled(kind)
+        members.pop(replica_id, None)
+        if not members and self._members.pop(kind, None) is not None and pooled is not None:
+            self._keep(kind, pooled)
+
     def pooled(self, kind: ReplicaKind) -> StepTimeModel | None:
         """The median of the members; what was stored while there are none; None: an unknown kind."""
         paces = list(self._members[kind].values()) if kind in self._members else []
@@ -62,35 +70,43 @@ class CurveBook:
         except UnavailableError as error:
             _log.warning("stored step times were not read: %s", error)
             return
+        self.forget_saved()  # others may have saved since, and a new leader's save shuts out the one before
         for name, document in documents.items():
             try:
-                self._stored[_kind_from_text(name)] = StepTimeModel.from_dict(json.loads(document))
+                self._keep(_kind_from_text(name), StepTimeModel.from_dict(json.loads(document)))
             except (ConfigError, ValueError, TypeError) as error:
                 _log.warning("skipping stored step times of %s: %s", name, error)
-        while len(self._stored) > MAX_KINDS:
-            self._stored.popitem(last=False)
+
+    def forget_saved(self) -> None:
+        """The store may have lost everything: the next `save` writes all that is known."""
+        self._saved = {}
 
     async def save(self, term: int) -> None:
         """Stores what changed since the last time. Never fails."""
-        documents: dict[str, str] = {}
         for kind in self._members:
-            pooled = self.pooled(kind)
-            if pooled is not None:
-                self._stored[kind] = pooled
-                documents[_kind_to_text(kind)] = json.dumps(pooled.to_dict())
-        changed = {name: text for name, text in documents.items() if self._saved.get(name) != text}
+            if (pooled := self.pooled(kind)) is not None:
+                self._keep(kind, pooled)
+        saved = self._saved  # if it is forgotten meanwhile, what is written now may be lost, too
+        documents = {_kind_to_text(kind): json.dumps(model.to_dict()) for kind, model in self._stored.items()}
+        changed = {name: text for name, text in documents.items() if saved.get(name) != text}
         if not changed:
             return
         try:
             await self._store.save(changed, term)
         except UnavailableError as error:
             _log.debug("step times were not stored: %s", error)
-            self._saved.clear()  # what was stored may be gone, too
+            self.forget_saved()
         else:
-            self._saved.update(changed)
+            saved.update(changed)
 
     async def close(self) -> None:
         await self._store.close()
+
+    def _keep(self, kind: ReplicaKind, model: StepTimeModel) -> None:
+        self._stored[kind] = model
+        self._stored.move_to_end(kind)
+        if len(self._stored) > MAX_KINDS:
+            self._stored.popitem(last=False)
 
 
 def _median(models: Sequence[StepTimeModel], key: ProfileKey) -> StepTimeModel:

@@ -26,6 +26,7 @@ REPRICE_SHARE = 0.05
 FORGET_SECONDS = 5.0
 """A verifier that reported nothing for so long asks for nothing."""
 MAX_VERIFIERS = 1024
+OnPrice = Callable[[str, float | None], None]
 
 
 @dataclass(slots=True)
@@ -103,11 +104,9 @@ class _Member:
 
 
 class DraftMarket:
-    """`on_price` hears of each drafter's price as it is made."""
+    """`on_price` hears of each drafter's price as it is made; None: nobody asks for it any more."""
 
-    def __init__(
-        self, clock: Callable[[], float], on_price: Callable[[str, float], None] = lambda drafter, price: None
-    ) -> None:
+    def __init__(self, clock: Callable[[], float], on_price: OnPrice = lambda drafter, price: None) -> None:
         self._clock = clock
         self._on_price = on_price
         self._members: OrderedDict[str, _Member] = OrderedDict()
@@ -125,17 +124,26 @@ class DraftMarket:
         member.model, member.seen_at = model, self._clock()
         member.learn(report)
 
+    def forget(self, replica_id: str) -> None:
+        """Another verifier has this id now."""
+        self._members.pop(replica_id, None)
+
     def price(self, replica_id: str) -> float:
         """Tokens per second of drafter time; 0 where nobody else wants it."""
         member = self._members.get(replica_id)
         if member is None or not member.drafter_id:
             return 0.0
+        self.refresh()
+        return member.price
+
+    def refresh(self) -> None:
+        """Makes prices anew when they are due; now and then also while nobody asks for one, or those of
+        drafters that went away with all who used them would stay."""
         now = self._clock()
         if now >= self._due_at:
             self._reprice(now)
             spent = self._clock() - now
             self._due_at = now + max(REPRICE_SECONDS, spent / REPRICE_SHARE)
-        return member.price
 
     def _reprice(self, now: float) -> None:
         markets: defaultdict[str, list[tuple[_Member, DraftDemand]]] = defaultdict(list)
@@ -145,7 +153,7 @@ class DraftMarket:
             if member.drafter_id and demand is not None:
                 markets[member.drafter_id].append((member, demand))
         for drafter_id in self._priced - markets.keys():
-            self._on_price(drafter_id, 0.0)  # nobody asks for it any more
+            self._on_price(drafter_id, None)
         self._priced = set(markets)
         for drafter_id, sharing in markets.items():
             found = draft_prices([demand for _, demand in sharing])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -43,10 +44,14 @@ class LeaderLock(Protocol):
 
 
 class SoleLeader:
-    """For a scheduler that is alone: it always leads."""
+    """For a scheduler that is alone: it always leads, by a term that is newer than those before its start, of
+    whatever lock."""
+
+    def __init__(self) -> None:
+        self._term = time.time_ns() // 1000
 
     async def hold(self) -> Leadership:
-        return Leadership(leading=True)
+        return Leadership(leading=True, term=self._term)
 
     async def release(self) -> None:
         """There is nobody to release it to."""
@@ -113,7 +118,8 @@ class Election:
         except (UnavailableError, ConfigError) as error:
             if starting and isinstance(error, ConfigError):
                 raise
-            # Nobody else can take the lock either: whoever led goes on, and terms tell them apart.
+            # Mostly nobody else can take the lock either: whoever led goes on. Where only this one is cut
+            # off, two lead until it is back, whose terms tell them apart.
             if starting:
                 _log.warning("the leader lock was not reached yet, leading until it tells: %s", error)
             elif self._reached:
@@ -128,4 +134,7 @@ class Election:
         if (before.leading, before.term) != (self._now.leading, self._now.term):
             role = "leader" if self._now.leading else "standby"
             _log.info("now %s (term %d)", role, self._now.term)
-            await self._on_change(self._now)
+            try:
+                await self._on_change(self._now)
+            except Exception:
+                _log.exception("unexpected error while becoming %s", role)

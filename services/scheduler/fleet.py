@@ -6,16 +6,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 
 from dspark_core.errors import InvalidRequestError, UnavailableError
-from dspark_core.records import AssignRequest, Replica, Role, RoundReport
+from dspark_core.records import AssignRequest, Replica, ReplicaKind, Role, RoundReport
 from services.scheduler.calibration import CalibrationBook
 from services.scheduler.curves import CurveBook
 from services.scheduler.documents import DocumentStore, MemoryDocumentStore
-from services.scheduler.draft_market import DraftMarket
+from services.scheduler.draft_market import DraftMarket, OnPrice
 from services.scheduler.loads import LoadBook
 from services.scheduler.pace import VerifierPace
 from services.scheduler.planner import VerifierPlanner
 from services.scheduler.prefixes import PrefixTable
-from services.scheduler.routing import Candidate, choose
+from services.scheduler.routing import Candidate, choose, reach_of
 from services.scheduler.state import ClusterState
 
 # A planner outlives its verifier's stream and lease, so that a reconnect keeps what was learned.
@@ -32,12 +32,12 @@ class Fleet:
         clock: Callable[[], float],
         curves: DocumentStore | None = None,
         calibrations: DocumentStore | None = None,
-        on_price: Callable[[str, float], None] = lambda drafter, price: None,
+        on_price: OnPrice = lambda drafter, price: None,
     ) -> None:
         self.curves = CurveBook(curves or MemoryDocumentStore())
         self.calibration = CalibrationBook(calibrations or MemoryDocumentStore())
         self.market = DraftMarket(clock, on_price)
-        self._models: dict[str, str] = {}
+        self._kinds: dict[str, ReplicaKind] = {}
         self.state = ClusterState(lease_seconds, clock)
         self.loads = LoadBook(clock)
         self.prefixes = PrefixTable()
@@ -57,19 +57,21 @@ class Fleet:
         self._planners.move_to_end(replica_id)
         if len(self._planners) > _MAX_PLANNERS:
             gone, _ = self._planners.popitem(last=False)
-            self._models.pop(gone, None)
+            self._kinds.pop(gone, None)
         return planner
 
     def observe(self, report: RoundReport) -> bool:
         """Learns from a report; False when there is nothing in it to plan from."""
+        if report.kind is not None:
+            self._told_kind(report.replica_id, report.kind)
+        self.state.heard(report.replica_id)
         if report.load is not None:
             self.loads.told(report.replica_id, report.load)
-        pace = self.planner(report.replica_id).pace
+        planner = self.planner(report.replica_id)
+        pace = planner.pace
         pace.adopt(report.profile)
         if report.kind is not None:
-            self._models[report.replica_id] = report.kind.model
             self.curves.join(report.kind, report.replica_id, pace)
-        planner = self.planner(report.replica_id)
         if report.round == 0 or not planner.observe(report):
             return False
         self.loads.worked(report.replica_id)
@@ -77,9 +79,21 @@ class Fleet:
         self.calibration.observe(self.model_of(report.replica_id), report.requests)
         return True
 
+    def _told_kind(self, replica_id: str, kind: ReplicaKind) -> None:
+        """Ids are addresses, and those are used again: a replica of another kind is another replica, of
+        which nothing is known, and whose times are not those of the kind before."""
+        before = self._kinds.get(replica_id)
+        if before is not None and before != kind:
+            self.state.heard_of_another(replica_id)
+            self.curves.leave(before, replica_id)
+            self.market.forget(replica_id)
+            self._planners.pop(replica_id, None)
+        self._kinds[replica_id] = kind
+
     def model_of(self, replica_id: str) -> str:
-        """What a replica serves, as it reported or registered; empty: it did neither."""
-        return self._models.get(replica_id, "")
+        """What a replica serves, as it reported; empty: it did not."""
+        kind = self._kinds.get(replica_id)
+        return kind.model if kind else ""
 
     def assign(self, request: AssignRequest) -> Replica | None:
         """The verifier with the least expected time for the request; see `routing`.
@@ -100,6 +114,12 @@ class Fleet:
         self.prefixes.record(request.prefix_hashes, chosen.replica_id)
         return chosen
 
+    def within_reach(self, request: AssignRequest) -> bool:
+        """Whether any verifier of the model gives a lone request its floor."""
+        floor = request.min_tokens_per_second
+        verifiers = (one for one in self.state.replicas(Role.VERIFIER) if one.model == request.model)
+        return not floor or any(floor <= reach_of(self._candidate(one, 0).pace) for one in verifiers)
+
     def floor_concurrency(self) -> dict[str, int]:
         """Per verifier with promises to keep: the most requests at which all of them hold."""
         return {
@@ -118,16 +138,17 @@ class Fleet:
     def _candidate(self, replica: Replica, matched_tokens: int) -> Candidate:
         name = replica.replica_id
         known = self._planners.get(name)
+        pace = known.pace if known else VerifierPace()
         return Candidate(
             replica=replica,
             requests=self.loads.requests(replica),
             max_running=self.loads.max_running(name),
             free_kv_fraction=self.loads.free_kv_fraction(replica),
-            pace=known.pace if known else VerifierPace(),
+            pace=pace,
             matched_tokens=matched_tokens,
             idle_seconds=self.loads.idle_seconds(name),
             silent_seconds=self.loads.silent_seconds(name),
-            highest_floor=self.loads.highest_floor(name),
+            highest_floor=self.loads.highest_floor(name, reach_of(pace)),
         )
 
     def _usable(self, model: str, exclude: Collection[str]) -> list[Replica]:

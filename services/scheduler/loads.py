@@ -5,6 +5,7 @@ Pure values and an injected clock.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -91,13 +92,15 @@ class LoadBook:
         told = load or replica
         return told.running_requests + told.waiting_requests + self._pending(replica.replica_id)
 
-    def highest_floor(self, replica_id: str) -> float:
-        """Tokens per second promised to the most demanding of its requests; 0.0: to none."""
+    def highest_floor(self, replica_id: str, reach: float = math.inf) -> float:
+        """Tokens per second promised to the most demanding of its requests, of those within `reach`; 0.0: to
+        none."""
         entry = self._entries.get(replica_id)
         if entry is None:
             return 0.0
         told = entry.load.min_tokens_per_second if entry.load else 0.0
-        return max([told, *(floor for _, floor in entry.pending.values())])
+        floors = (told, *(floor for _, floor in entry.pending.values()))
+        return max((floor for floor in floors if floor <= reach), default=0.0)
 
     def free_kv_fraction(self, replica: Replica) -> float:
         return (self._load(replica.replica_id) or replica).free_kv_fraction

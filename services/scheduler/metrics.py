@@ -42,6 +42,10 @@ class CalibrationMetrics:
         self._rescaling.labels(model).set(state.scaling is not None)
         self._drift.labels(model).set(state.drifted)
 
+    def clear(self) -> None:
+        for gauge in (self._error, self._rescaling, self._drift):
+            gauge.clear()
+
 
 class SchedulerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -104,7 +108,11 @@ class SchedulerMetrics:
             self._replicas.labels(role.value).set(count[role])
 
     def set_leading(self, leading: bool) -> None:
+        """Who leads no more does not go on telling what it knew as the leader: it would stand still."""
         self._leading.set(leading)
+        if not leading:
+            self.calibration.clear()
+            self._draft_price.clear()
 
     def assigned(self, tier: str, result: str) -> None:
         self._assigns.labels(tier, result).inc()
@@ -116,8 +124,12 @@ class SchedulerMetrics:
         """Computed when scraped."""
         self._floor_concurrency.set_function(read)
 
-    def set_draft_price(self, drafter: str, price: float) -> None:
-        self._draft_price.labels(drafter).set(price)
+    def set_draft_price(self, drafter: str, price: float | None) -> None:
+        """None: the drafter has none any more. Drafters are named by addresses, which come and go."""
+        if price is None:
+            self._draft_price.remove(drafter)
+        else:
+            self._draft_price.labels(drafter).set(price)
 
     def set_registry_up(self, up: bool) -> None:
         self._registry_up.set(up)

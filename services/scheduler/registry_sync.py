@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from dspark_core.errors import UnavailableError
 from dspark_core.records import Replica
@@ -19,7 +20,8 @@ class RegistrySync:
     """Writes through while the registry is up; reads it every `interval_seconds`.
 
     While it is down nothing is forgotten but expired leases of our own, and writes do not even
-    try. When it is back, own leases are stored again first: it may have restarted empty.
+    try. When it is back, own leases are stored again first: it may have restarted empty. `on_back`
+    then hears of it: whatever else was stored there may be gone, too.
     """
 
     def __init__(
@@ -30,12 +32,14 @@ class RegistrySync:
         *,
         lease_seconds: float,
         interval_seconds: float,
+        on_back: Callable[[], None] = lambda: None,
     ) -> None:
         self._registry = registry
         self._state = state
         self._metrics = metrics
         self._lease_seconds = lease_seconds
         self._interval_seconds = interval_seconds
+        self._on_back = on_back
         self._up = True
         # Replicas that left here, and whether the registry was told. A listing asked for before the
         # registry knew must not bring them back; the first one asked for after it settles them.
@@ -60,6 +64,19 @@ class RegistrySync:
                 await self._registry.put(replica, self._lease_seconds)
             except UnavailableError as error:
                 self._went_down(error)
+
+    async def renew(self, replica: Replica) -> None:
+        """As `put`, for a replica that does not ask for it itself and may leave meanwhile."""
+        if not self._up:
+            return
+        try:
+            await self._registry.put(replica, self._lease_seconds)
+            if not self._state.is_registered(replica.replica_id):
+                # Which of the two the registry did last is not known: it must not come back by this one.
+                self._left[replica.replica_id] = False
+                await self._tell_left(replica.replica_id)
+        except UnavailableError as error:
+            self._went_down(error)
 
     async def remove(self, replica_id: str) -> None:
         self._left[replica_id] = False
@@ -94,6 +111,7 @@ class RegistrySync:
         else:
             if not self._up:
                 _log.warning("the registry is back")
+                self._on_back()
             self._up = True
             self._state.replace_shared(replica for replica in listed if replica.replica_id not in self._left)
             for replica_id in settled:

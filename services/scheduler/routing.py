@@ -5,6 +5,7 @@ Pure: candidates in, a choice out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,18 +34,22 @@ class Candidate:
     """How long its speed has not been seen."""
     silent_seconds: float = 0.0
     highest_floor: float = 0.0
-    """Tokens per second promised to the most demanding of its requests; 0: to none."""
+    """Tokens per second promised to the most demanding of its requests, of those within reach; 0: to none."""
 
     def holds(self, floor: float) -> bool:
         """Whether every floor, the new request's included, still holds with one request more.
 
-        An idle verifier takes any: nothing here would be faster. So does one without a curve.
+        An idle verifier takes any: nothing here would be faster. So does one without a curve. Floors that
+        even a lone request would not get keep nobody out: a single request, or a verifier that became slow,
+        would otherwise close it to all others.
         """
-        highest = max(self.highest_floor, floor)
         seconds = self.round_seconds()
-        if not highest or seconds is None or self.requests == 0:
+        if seconds is None or self.requests == 0:
             return True
-        return self.pace.accepted_length / seconds >= FLOOR_MARGIN * highest
+        if floor > reach_of(self.pace):
+            return False
+        highest = max(floor, self.highest_floor)
+        return not highest or self.pace.accepted_length / seconds >= FLOOR_MARGIN * highest
 
     def floor_concurrency(self) -> int | None:
         """The largest number of requests at which its floors hold; None: no floors or no curve."""
@@ -72,6 +77,12 @@ class Candidate:
             # Who is beyond the batch waits until that share of it has ended.
             rounds *= 1.0 + max(0, self.requests + 1 - self.max_running) / self.max_running
         return rounds * seconds + self.pace.prefill_seconds(prompt_tokens - self.matched_tokens)
+
+
+def reach_of(pace: VerifierPace) -> float:
+    """The highest floor that holds for a lone request; without a curve any may."""
+    alone = pace.tokens_per_second(1)
+    return math.inf if alone is None else alone / FLOOR_MARGIN
 
 
 def choose(candidates: Sequence[Candidate], prompt_tokens: int) -> Candidate:

@@ -20,7 +20,7 @@ from dspark_core.records import AssignRequest, Replica, Role, RoundReport, Verif
 from services.common.lifecycle import end
 from services.common.registry import MemoryRegistry, Registry
 from services.scheduler.admission import FloorAdmission
-from services.scheduler.calibration import examine
+from services.scheduler.calibration import CalibrationState, examine
 from services.scheduler.documents import DocumentStore
 from services.scheduler.election import Election, LeaderLock, Leadership, SoleLeader
 from services.scheduler.fleet import Fleet
@@ -54,7 +54,7 @@ class Scheduler:
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._metrics = SchedulerMetrics(metrics or CollectorRegistry())
-        self._fleet = Fleet(lease_seconds, clock, curves, calibrations, self._metrics.set_draft_price)
+        self._fleet = Fleet(lease_seconds, clock, curves, calibrations, self._show_price)
         self._maintain_seconds = maintain_seconds
         self._maintaining: asyncio.Task[None] | None = None
         self._sync = RegistrySync(
@@ -63,9 +63,14 @@ class Scheduler:
             self._metrics,
             lease_seconds=lease_seconds,
             interval_seconds=sync_seconds,
+            on_back=self._forget_saved,
         )
         self._admission = FloorAdmission(
-            self._fleet.assign, self._metrics, max_waiting=max_waiting, clock=clock
+            self._fleet.assign,
+            self._metrics,
+            within_reach=self._fleet.within_reach,
+            max_waiting=max_waiting,
+            clock=clock,
         )
         self._metrics.watch_floors(lambda: sum(self._fleet.floor_concurrency().values()))
         self._election = Election(
@@ -185,18 +190,28 @@ class Scheduler:
         """Looks at how well confidences fit the outcomes; stores that and step times."""
         while not self._draining:
             await asyncio.sleep(self._maintain_seconds)
-            if self._election.now.leading:
-                await self.examine_calibration()
-                await self._save()
+            for step in (self.examine_calibration, self._refresh_prices, self._save):
+                if not self._election.now.leading:
+                    break
+                try:
+                    await step()
+                except Exception:
+                    # This task must live as long as the scheduler, and what failed must not keep the
+                    # others from their turn: nothing would be stored for the next leader.
+                    _log.exception("unexpected error in maintenance")
 
     async def examine_calibration(self) -> None:
         """Refits the confidences of models with enough new rounds, off the event loop."""
         book = self._fleet.calibration
         for model, rounds in book.due():
-            state = await asyncio.to_thread(examine, rounds)
+            try:
+                state = await asyncio.to_thread(examine, rounds)
+            except Exception:
+                _log.exception("confidences of %s could not be examined", model)
+                continue
             before = book.states().get(model)
             book.learned(model, state)
-            self._metrics.calibration.show(model, state)
+            self._show_calibration(model, state)
             if state.drifted and not (before and before.drifted):
                 _log.warning(
                     "confidences of %s do not fit its traffic: calibration error %.3f, rescaled %.3f",
@@ -210,7 +225,22 @@ class Scheduler:
         await self._fleet.curves.load()
         await self._fleet.calibration.load()
         for model, state in self._fleet.calibration.states().items():
+            self._show_calibration(model, state)
+
+    def _show_calibration(self, model: str, state: CalibrationState) -> None:
+        if self._election.now.leading:  # it may have ended while this was found
             self._metrics.calibration.show(model, state)
+
+    def _show_price(self, drafter: str, price: float | None) -> None:
+        if self._election.now.leading:
+            self._metrics.set_draft_price(drafter, price)
+
+    async def _refresh_prices(self) -> None:
+        self._fleet.market.refresh()
+
+    def _forget_saved(self) -> None:
+        self._fleet.curves.forget_saved()
+        self._fleet.calibration.forget_saved()
 
     async def _save(self) -> None:
         await self._fleet.curves.save(self._election.now.term)
@@ -245,6 +275,7 @@ class Scheduler:
                     )
                 planned = self._fleet.observe(report)
                 self._admission.pump()
+                await self._renew(replica_id)
                 if report.round == 0:
                     if mailbox is not None and mailbox.empty:
                         mailbox.put((report, self._clock()))
@@ -259,3 +290,9 @@ class Scheduler:
                 self._fleet.loads.disconnected(replica_id)
             if mailbox is not None:
                 mailbox.close()
+
+    async def _renew(self, replica_id: str) -> None:
+        """A report keeps a lease alive here; now and then its copy in the registry as well. A verifier's own
+        renewals may be refused for long: by requests that wait and use up the calls."""
+        if (due := self._fleet.state.due_for_registry(replica_id)) is not None:
+            await self._sync.renew(due)

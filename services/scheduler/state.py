@@ -2,12 +2,13 @@
 
 Pure values and an injected clock. Two sources: replicas that renew their lease here, and a view of
 those that other schedulers sharing the registry hold. Own leases win, they are the fresher word.
+A lease begins by registering alone; reports keep it alive, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dspark_core.records import Replica, Role
 
@@ -16,6 +17,9 @@ from dspark_core.records import Replica, Role
 class Lease:
     replica: Replica
     expires_at: float
+    stored_at: float
+    """When the registry was last given it."""
+    kept_by_reports: bool = True
 
 
 class ClusterState:
@@ -26,7 +30,34 @@ class ClusterState:
         self._shared: dict[str, Replica] = {}
 
     def register(self, replica: Replica) -> None:
-        self._leases[replica.replica_id] = Lease(replica, self._clock() + self._lease_seconds)
+        now = self._clock()
+        self._leases[replica.replica_id] = Lease(replica, now + self._lease_seconds, now)
+
+    def heard(self, replica_id: str) -> None:
+        """A report came: extends the lease of a registered replica. One that left, or was forgotten,
+        has to register again."""
+        lease = self._running(replica_id)
+        if lease is not None and lease.kept_by_reports:
+            self._leases[replica_id] = replace(lease, expires_at=self._clock() + self._lease_seconds)
+
+    def heard_of_another(self, replica_id: str) -> None:
+        """A report showed that this id is another replica's now: what is registered may be the one
+        before, so reports keep it no more until it registers again."""
+        if (lease := self._running(replica_id)) is not None:
+            self._leases[replica_id] = replace(lease, kept_by_reports=False)
+
+    def due_for_registry(self, replica_id: str) -> Replica | None:
+        """A registered replica whose copy in the registry has lived half its lease: nothing but reports
+        keeps it alive. Whoever asks stores it; None until then."""
+        lease, now = self._running(replica_id), self._clock()
+        if lease is None or not lease.kept_by_reports or now - lease.stored_at < self._lease_seconds / 2:
+            return None
+        self._leases[replica_id] = replace(lease, stored_at=now)
+        return lease.replica
+
+    def is_registered(self, replica_id: str) -> bool:
+        """It has a running lease here."""
+        return self._running(replica_id) is not None
 
     def deregister(self, replica_id: str) -> None:
         """Unknown ids are ignored."""
@@ -53,3 +84,7 @@ class ClusterState:
             for replica_id in sorted(known)
             if role is None or known[replica_id].role is role
         )
+
+    def _running(self, replica_id: str) -> Lease | None:
+        lease = self._leases.get(replica_id)
+        return lease if lease is not None and lease.expires_at > self._clock() else None

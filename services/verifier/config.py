@@ -111,5 +111,5 @@ def _trace(env: Env) -> TraceOptions | None:
     return TraceOptions(
         path=Path(path),
         sample=env.number("DSPARK_TRACE_SAMPLE", 0.1, minimum=0.0, maximum=1.0),
-        max_bytes=env.integer("DSPARK_TRACE_MAX_MB", 256, minimum=1) * 2**20,
+        max_bytes=env.integer("DSPARK_TRACE_MAX_MB", 64, minimum=1) * 2**20,
     )

@@ -74,7 +74,6 @@ class CoordinatedPlanSource:
         # Newest last; replaced as a whole by the loop, read by the round thread.
         self._plans: deque[VerifyPlan] = deque(maxlen=MAX_PLAN_AGE_ROUNDS)
         self._round = 0
-        self._term = 0
         self._scaling: ConfidenceScaling | None = None
         self._task: asyncio.Task[None] | None = None
         self.followed_plans = 0
@@ -157,20 +156,20 @@ class CoordinatedPlanSource:
                 if not complained:
                     _log.warning("no plans from the scheduler, planning locally: %s", error)
                 complained = True
+            except Exception:
+                # This task must live as long as the verifier: nothing else would ever ask again.
+                _log.exception("unexpected error while following the scheduler")
             self._plans.clear()
             await asyncio.sleep(RECONNECT_SECONDS)
 
     def _take(self, plan: VerifyPlan) -> None:
-        """A scheduler that was replaced and does not know yet is not listened to."""
-        if plan.term >= self._term:
-            self._term = plan.term
-            self._price = (plan.draft_price, self._clock())
-            if plan.based_on_round == 0:
-                return  # the scheduler hears us and has nothing to plan
-            self._scaling = scaling_of(plan)
-            if plan.curve:
-                self._adopt(plan.curve)
-            self._plans.append(plan)
+        self._price = (plan.draft_price, self._clock())
+        if plan.based_on_round == 0:
+            return  # the scheduler hears us and has nothing to plan
+        self._scaling = scaling_of(plan)
+        if plan.curve:
+            self._adopt(plan.curve)
+        self._plans.append(plan)
 
     async def _drain_reports(self) -> AsyncIterator[RoundReport]:
         """Rounds as they come, each with the load of the moment; without rounds, changes of load."""

@@ -175,6 +175,24 @@ async def test_a_clients_deadline_ends_a_stream(stack: Stack):
     await eventually(lambda: stack.servicer.running == 0)
 
 
+async def test_connections_end_after_their_time_streams_included():
+    async with _stack(max_connection_seconds=0.2) as stack:
+        async with stack.generate("wait") as chunks:
+            await anext(chunks)
+            with pytest.raises(UnavailableError):
+                await asyncio.wait_for(anext(chunks), 10)
+        await eventually(lambda: stack.servicer.running == 0)
+        assert (await stack.client.describe()).model == "m"
+
+
+async def test_an_address_of_ipv6_may_be_listened_on():
+    server = GrpcServer(ServerOptions(port=0, host="::1"), [], Telemetry(service="six"))
+    port = await server.start()
+    async with grpc.aio.insecure_channel(f"[::1]:{port}") as channel:
+        await asyncio.wait_for(channel.channel_ready(), 10)
+    await server.stop()
+
+
 async def test_more_calls_than_allowed_are_refused_but_health_is_not():
     async with _stack(max_calls=2) as stack:
         await stack.server.mark_ready()

@@ -192,22 +192,24 @@ async def test_a_price_reaches_the_choice_whom_to_draft_for_and_fades_without_ne
     await plans.close()
 
 
-async def test_plans_of_an_older_term_are_ignored() -> None:
-    class Terms(ScriptedScheduler):
-        async def coordinate(self, reports: AsyncIterable[RoundReport]) -> AsyncIterator[VerifyPlan]:
-            async for one in reports:
-                self.reports.append(one)
-                term = 7 if one.round == 1 else 6
-                yield VerifyPlan(based_on_round=one.round, draft_token_capacity=1, term=term)
+async def test_an_unexpected_error_is_logged_and_the_scheduler_asked_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken(ScriptedScheduler):
+        streams = 0
 
-    scheduler = Terms()
-    plans = CoordinatedPlanSource(scheduler, FullPlanSource(), CURVE)
+        async def coordinate(self, reports: AsyncIterable[RoundReport]) -> AsyncIterator[VerifyPlan]:
+            self.streams += 1
+            if self.streams == 1:
+                raise ValueError("no such thing")
+            async for one in reports:
+                yield VerifyPlan(based_on_round=one.round, draft_token_capacity=1)
+
+    plans = CoordinatedPlanSource(Broken(), FullPlanSource(), CURVE)
     plans.start()
-    for number in (1, 2):
-        plans.report(report(number))
-        await until(lambda number=number: len(scheduler.reports) == number)
-    await asyncio.sleep(0)
-    assert plans.newest_round == 1
+    plans.report(report(1))
+    await until(lambda: plans.newest_round == 1)
+    assert "unexpected error while following the scheduler" in caplog.text
     await plans.close()
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from dspark_core.errors import DeadlineError, NotLeaderError, QueueFullError, UnavailableError
 from dspark_core.records import AssignRequest, Replica, Role, RoundReport, VerifyPlan
-from services.common.scheduler_link import MAX_HINTED, SchedulerLink
+from services.common.scheduler_link import MAX_HINTED, MAX_OLDER_STREAMS, SchedulerLink
 
 ASSIGN = AssignRequest(request_id="r", model="m")
 
@@ -16,6 +16,7 @@ class FakeScheduler:
     def __init__(self, address: str) -> None:
         self.address = address
         self.error: Exception | None = None
+        self.term = 0
         self.asked = 0
         self.closed = False
 
@@ -37,7 +38,7 @@ class FakeScheduler:
         if self.error is not None:
             raise self.error
         async for report in reports:
-            yield VerifyPlan(based_on_round=report.round, draft_token_capacity=1)
+            yield VerifyPlan(based_on_round=report.round, draft_token_capacity=1, term=self.term)
 
 
 class Schedulers(dict[str, FakeScheduler]):
@@ -113,6 +114,45 @@ async def test_a_stream_that_fails_is_opened_elsewhere_next_time(schedulers: Sch
         [plan async for plan in link.coordinate(reports())]
     async with asyncio.timeout(10):
         assert [plan.based_on_round async for plan in link.coordinate(reports())] == [7]
+
+
+async def one_report() -> AsyncIterator[RoundReport]:
+    yield RoundReport(replica_id="v", round=7)
+
+
+async def rounds_of(link: SchedulerLink) -> list[int]:
+    return [plan.based_on_round async for plan in link.coordinate(one_report())]
+
+
+async def test_a_leader_that_was_replaced_is_left_for_the_one_of_the_newer_term(schedulers: Schedulers):
+    link = SchedulerLink(("a", "b"), schedulers.connect)
+    schedulers["b"].term, schedulers["a"].term = 8, 7
+    schedulers["a"].error = UnavailableError("not now")
+    with pytest.raises(UnavailableError, match="not now"):
+        await rounds_of(link)
+    assert await rounds_of(link) == [7]  # of b
+    schedulers["a"].error, schedulers["b"].error = None, UnavailableError("cut off")
+    with pytest.raises(UnavailableError, match="cut off"):
+        await rounds_of(link)
+    with pytest.raises(UnavailableError, match="a leads by a term that is over"):
+        await rounds_of(link)
+    assert link.current_address == "b"
+
+
+async def test_a_leader_whose_term_stays_older_is_believed_in_the_end(
+    schedulers: Schedulers, caplog: pytest.LogCaptureFixture
+):
+    link = SchedulerLink(("a",), schedulers.connect)
+    schedulers["a"].term = 1795961651000001
+    assert await rounds_of(link) == [7]
+    schedulers["a"].term = 3  # elected otherwise, or by a clock that was set back
+    for _ in range(MAX_OLDER_STREAMS):
+        with pytest.raises(UnavailableError, match="over"):
+            await rounds_of(link)
+    assert await rounds_of(link) == [7]
+    assert "following the scheduler at a, whose term 3 is older" in caplog.text
+    schedulers["a"].term = 4
+    assert await rounds_of(link) == [7]
 
 
 async def test_a_scheduler_that_falls_silent_is_left_and_connected_to_anew():

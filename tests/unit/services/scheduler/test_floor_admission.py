@@ -186,3 +186,22 @@ async def test_a_floor_no_verifier_gives_to_anybody_is_refused(one: Cluster) -> 
     assert await one.ask(120.0) == "v"  # a lucky draft may hold it: an idle verifier tries
     with pytest.raises(QueueFullError):
         await one.ask(120.0)
+
+
+async def test_a_floor_out_of_reach_keeps_nobody_out(one: Cluster) -> None:
+    """An idle verifier tries it; others need not wait for it to end, nor behind one that wants to try, too."""
+    assert await one.ask(120.0) == "v"
+    await one.tell("v", running=1, floor=120.0)
+    lucky = asyncio.create_task(one.ask(120.0, wait=30.0))
+    await asyncio.sleep(0)
+    assert await one.ask() == "v"
+    assert await one.ask(40.0) == "v"  # and its own floor is kept
+    await one.tell("v", running=7, floor=40.0)
+    held_up = asyncio.create_task(one.ask(wait=30.0))
+    await asyncio.sleep(0)
+    assert not held_up.done()
+    await one.tell("v", running=1, floor=40.0)
+    assert await asyncio.wait_for(held_up, 10) == "v"  # though it came later
+    assert not lucky.done()
+    lucky.cancel()
+    await asyncio.gather(lucky, return_exceptions=True)
