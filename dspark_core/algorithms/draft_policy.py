@@ -121,6 +121,8 @@ class _Sequence:
     backoff: int = FIRST_BACKOFF
     wait: int = 0
     probes_left: int = 0
+    asked: bool = False
+    """Whether it was to be drafted for when that was decided last."""
 
 
 @dataclass(slots=True)
@@ -137,8 +139,15 @@ class DraftPolicy:
         return None if known is None else known.state
 
     def steady(self, requests: Sequence[RequestSurvival]) -> bool:
-        """Whether all that were drafted for are so round by round, rather than as a probe after a pause."""
-        return all(self.state(r.sequence_id) is DraftState.DRAFTING for r in requests if r.drafted)
+        """Whether all that were drafted for are so round by round, rather than as a probe after a pause, and
+        none was asked for and got nothing: the drafter was still taking in its context, beside the others."""
+        known = [(request, self._sequences.get(request.sequence_id)) for request in requests]
+        return not any(
+            member is None or member.state is not _DRAFTING
+            if request.drafted
+            else member is not None and member.asked and not request.survival
+            for request, member in known
+        )
 
     def choose(
         self, candidates: Sequence[DraftCandidate], round_time: RoundTimeModel, price: float = 0.0
@@ -162,12 +171,9 @@ class DraftPolicy:
             group.wait = max(group.wait - 1, 0)
             share = 2 if group.hopeful else PROBED_SHARE
             group.probes_left = max(count // share, 1) if group.wait == 0 else 0
-        return tuple(
-            [
-                candidate.draftable and not free and self._advance(member, worth)
-                for candidate, member, worth, free in zip(candidates, members, worthy, looked_up, strict=True)
-            ]
-        )
+        for candidate, member, worth, free in zip(candidates, members, worthy, looked_up, strict=True):
+            member.asked = candidate.draftable and not free and self._advance(member, worth)
+        return tuple([member.asked for member in members])
 
     def prospects(self, candidates: Sequence[DraftCandidate]) -> tuple[Floats, Floats]:
         """Draft tokens that each may expect to be accepted, and verified, if drafted for -> two [candidates].

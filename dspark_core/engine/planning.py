@@ -139,6 +139,8 @@ class LocalPlanSource:
             self._round_time = self._round_time.observed_loop(len(report.requests), report.loop_seconds)
         drafted = sum(request.drafted for request in report.requests)
         # A drafter that catches up is slow once, or every time where looked-up tokens come between drafts.
+        # Drafts that came late teach nothing: `Drafting` leaves such a drafter alone and finds out when it is
+        # faster, which times learned from the deadline would hide for long.
         typical = not report.drafter_primed or self._policy.steady(report.requests)
         if drafted and report.draft_seconds > 0 and typical:
             # Told apart, waiting behind others is not taken for a slow drafter.

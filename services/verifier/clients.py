@@ -1,7 +1,7 @@
 """`DraftSource` over gRPC: one stream to a drafter, kept open, reopened when it breaks.
 
 Lives on an asyncio loop and is called from the round thread. Whenever the stream is not up, or a
-reply was given up that is still owed, proposals fail at once, so that a lost drafter never holds up a round
+reply was cancelled that is still owed, proposals fail at once, so that a lost drafter never holds up a round
 twice. Two rounds may be under way: while the target computes one cohort, the other is drafted for.
 """
 
@@ -21,6 +21,7 @@ from dspark_proto.v1 import drafter_pb2, drafter_pb2_grpc
 from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem, DraftReply
 from dspark_core.errors import CheckpointError, DraftUnavailableError, DSparkError
 from services.common.lifecycle import end
+from services.common.limits import MAX_MESSAGE_BYTES
 from services.common.rpc_errors import from_rpc_error
 from services.verifier import convert
 
@@ -34,6 +35,9 @@ STREAM_SECONDS = 24 * 3600.0
 MAX_PENDING_RELEASES = 10_000
 MAX_ROUNDS = 2
 """Under way at once."""
+MOST_FEATURE_BYTES = MAX_MESSAGE_BYTES * 63 // 64
+"""Of a round: gRPC ends the stream, and so frees what everybody has primed, over a message that is too large.
+The rest of the limit is for what comes with the features. `Drafting` sends half as much at most."""
 
 
 @dataclass(slots=True)
@@ -98,6 +102,8 @@ class RemoteDraftSource:
         owed = tuple(self._owed)
         if len(owed) >= MAX_ROUNDS or any(pending.future.cancelled() for pending in owed):
             return _failed(f"the drafter still owes the reply of round {owed[0].round}")
+        if (feature_bytes := sum([item.features.nbytes for item in items])) > MOST_FEATURE_BYTES:
+            return _failed(f"{feature_bytes} bytes of features do not fit a message")
         self._round += 1
         pending = _Pending(self._round, tuple(item.sequence_id for item in items))
         releases, self._releases = self._releases, []

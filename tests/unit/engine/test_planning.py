@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from dspark_core.algorithms.draft_policy import DraftCandidate
@@ -93,6 +95,21 @@ def test_a_machine_slower_than_at_start_keeps_the_shape_of_its_curve() -> None:
         slow.report(report(2, 0.220, draft_seconds=0.2))
     assert slow.plan(REQUESTS) == source().plan(REQUESTS) == (2,)
     assert planner.plan(REQUESTS)[0] > 2
+
+
+def test_drafts_beside_which_another_context_was_taken_in_say_nothing_of_usual_ones() -> None:
+    def learned(primed: bool, others_survival: tuple[float, ...]) -> bool:
+        planner = source(draft_seconds=0.004)
+        assert planner.wants_draft([DraftCandidate(sequence_id=name) for name in "ab"]) == (True, True)
+        before = planner.round_time
+        told = report(2, 0.0, draft_seconds=0.2, primed=primed)
+        other = RequestSurvival(sequence_id="b", survival=others_survival, verify_length=0, accepted=0)
+        planner.report(dataclasses.replace(told, requests=(*told.requests, other)))
+        return planner.round_time != before
+
+    assert not learned(True, ())  # b was wanted, and is being primed
+    assert learned(True, (0.9,))
+    assert learned(False, ())
 
 
 def test_one_stall_changes_no_plan() -> None:
