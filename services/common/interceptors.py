@@ -9,25 +9,32 @@ under load, and neither is work to be counted or waited for.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
 
 from dspark_core.errors import DeadlineError
-from services.common.rpc_errors import to_status
+from services.common.interruption import Interruption
+from services.common.rpc_errors import RpcStatus, to_status
 
 _log = logging.getLogger(__name__)
 _UNTOUCHED = ("/grpc.health.", "/grpc.reflection.")
+_WRITE_LIMIT = "write_limit_seconds"
+ABORT_SECONDS = 5.0
+"""A status waits behind what its client has not read yet. It is sent whenever the client reads, or never: the
+call's place among those that a server takes at once must not wait for it."""
 
 Context: TypeAlias = grpc.aio.ServicerContext
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_Behaviour = TypeVar("_Behaviour", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +99,30 @@ def _handler_kind(handler: Handler) -> str:
     return f"{requests}_{responses}"
 
 
+def limits_writes(seconds: float) -> Callable[[_Behaviour], _Behaviour]:
+    """Marks a generator whose call ends with a DeadlineError when its client reads nothing for so long.
+
+    For calls of clients, which need not be ours: whoever does not read holds places that others wait for.
+    """
+
+    def mark(behaviour: _Behaviour) -> _Behaviour:
+        setattr(behaviour, _WRITE_LIMIT, seconds)
+        return behaviour
+
+    return mark
+
+
 def _drive_generator(behaviour: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
+    limit_seconds: float | None = getattr(behaviour, _WRITE_LIMIT, None)
+
     async def run(request: object, context: Context[Any, Any]) -> None:
-        async with aclosing(behaviour(request, context)) as responses:
-            async for response in responses:
-                await context.write(response)
+        with Interruption() as writes:
+            if limit_seconds is not None:
+                unread = DeadlineError(f"the client read nothing for {limit_seconds:g} s")
+                writes.limit_each(limit_seconds, unread)
+            async with aclosing(behaviour(request, context)) as responses:
+                async for response in responses:
+                    await writes.wait(context.write(response))
 
     return run
 
@@ -113,13 +139,19 @@ class ErrorLayer:
         except Exception as error:
             status = to_status(error)
             if status is not None:
-                await call.context.abort(status.code, status.message, status.metadata)
+                await _abort(call.context, status)
             # The reference ties the caller's report to our log without showing what is inside.
             reference = uuid.uuid4().hex[:12]
             _log.exception("unexpected error in %s (reference %s)", call.method, reference)
-            await call.context.abort(
-                grpc.StatusCode.INTERNAL, f"internal error in {call.method}, reference {reference}"
-            )
+            message = f"internal error in {call.method}, reference {reference}"
+            await _abort(call.context, RpcStatus(grpc.StatusCode.INTERNAL, message))
+
+
+async def _abort(context: Context[Any, Any], status: RpcStatus) -> NoReturn:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(ABORT_SECONDS):
+            await context.abort(status.code, status.message, status.metadata)
+    raise grpc.aio.AbortError("the client has not read its call's status yet")
 
 
 class DeadlineLayer:

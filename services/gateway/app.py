@@ -124,7 +124,7 @@ def _operator_routes(gateway: Gateway, ready: Callable[[], bool]) -> APIRouter:
             return PlainTextResponse("ready\n")
         return PlainTextResponse("not ready\n", status_code=503)
 
-    @router.get("/version")
+    @router.api_route("/version", methods=_READ)
     async def version() -> dict[str, str]:
         return {"version": software_version(), "model": gateway.model_name}
 

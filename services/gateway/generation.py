@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from opentelemetry import trace
@@ -27,6 +27,7 @@ from services.gateway.backend import GenerationBackend, closing
 from services.gateway.choices import choices_of, together
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.preparation import PreparedRequest, RequestPreparer
+from services.gateway.prompt_encoding import ThreadWork
 from services.gateway.requests import DEFAULT_MAX_CHOICES, TextRequest
 
 Clock = Callable[[], float]
@@ -89,16 +90,22 @@ class TextGenerator:
             )
         arrival = self._clock()
         tickets = self._admission.enter_all(request.choices)
+        work = ThreadWork()
         try:
-            prepared = await self._preparer.prepare(request)
+            prepared = await self._prepare(request, arrival, work)
             choices = choices_of(prepared, request.choices)
             runs = [self._run(one, ticket, arrival) for one, ticket in zip(choices, tickets, strict=True)]
             async with closing(together(runs, len(prepared.request.prompt_token_ids))) as deltas:
                 async for timed in deltas:
                     yield timed
         finally:
-            for ticket in tickets:
-                ticket.close()
+            # Kept as long as a thread works for them, or clients that leave could ask for any amount.
+            work.when_done(lambda: _close_all(tickets))
+
+    async def _prepare(self, request: TextRequest, arrival: float, work: ThreadWork) -> PreparedRequest:
+        with Interruption() as limit, self._admission.ending(limit):
+            limit.after(self._remaining(arrival), self._too_late())
+            return await limit.wait(self._preparer.prepare(request, work))
 
     async def _run(
         self, prepared: PreparedRequest, ticket: Ticket, arrival: float
@@ -112,6 +119,9 @@ class TextGenerator:
         except (asyncio.CancelledError, GeneratorExit):
             record.outcome = record.outcome or FinishReason.CANCELLED.value
             raise
+        except InvalidRequestError as error:
+            record.outcome = type(error).__name__
+            raise _in_clients_words(error, prepared.grammar_field) from None
         except Exception as error:
             record.outcome = type(error).__name__
             raise
@@ -155,6 +165,18 @@ class TextGenerator:
 
     def _remaining(self, arrival: float) -> float:
         return max(0.0, arrival + self._timeout_seconds - self._clock())
+
+
+def _in_clients_words(error: InvalidRequestError, grammar_field: str) -> InvalidRequestError:
+    """Verifiers know a grammar only, whatever it was made of."""
+    if error.field != "grammar" or grammar_field == "grammar":
+        return error
+    return InvalidRequestError(str(error).replace("grammar", grammar_field, 1), field=grammar_field)
+
+
+def _close_all(tickets: Sequence[Ticket]) -> None:
+    for ticket in tickets:
+        ticket.close()
 
 
 async def _next(chunks: AsyncIterator[GenerateChunk], limit: Interruption) -> GenerateChunk:

@@ -119,10 +119,17 @@ def _retry_after(error: DSparkError) -> float | None:
     return UNAVAILABLE_RETRY_SECONDS if isinstance(error, UnavailableError) else None
 
 
+_MOST_PROBLEMS = 100
+"""All are built to look at the first: a body can have so many that this takes seconds and gigabytes."""
+
+
 def invalid_body(error: ValidationError) -> InvalidRequestError:
     """Names the first field that is wrong, and what it held."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    kind, message, value = first["type"], first["msg"], first.get("input")
+    problems = error.error_count()
+    if problems > _MOST_PROBLEMS:
+        return InvalidRequestError(f"the request body is wrong in {problems} places, too many to name them")
+    first = error.errors(include_url=False, include_input=False)[0]  # the input may be the whole body
+    kind, message = first["type"], first["msg"]
     if kind == "json_invalid":
         return InvalidRequestError(f"the request body is not valid JSON: {message}")
     param = field_path(first["loc"])
@@ -130,8 +137,12 @@ def invalid_body(error: ValidationError) -> InvalidRequestError:
         return InvalidRequestError(f"{param} is required but missing", field=param)
     if kind == "extra_forbidden":
         return InvalidRequestError(f"unrecognised request argument: {param}", field=param)
+    if kind == "too_long":
+        limit, length = first["ctx"]["max_length"], first["ctx"]["actual_length"]
+        return InvalidRequestError(f"{param} must hold at most {limit} items, got {length}", field=param)
     if not param:
         return InvalidRequestError(f"the request body is wrong: {message}")
+    value = error.errors(include_url=False, include_context=False)[0].get("input")
     return InvalidRequestError(f"{param}: {message}, got {_shown(value)}", field=param)
 
 

@@ -1,5 +1,6 @@
 """uvicorn's HTTP connection with bounds on what it does not bound: how long a request's head may take to
-arrive, and how large it may be. Bodies have their own (`http_body.py`).
+arrive, how large it may be, and how long the rest of a body may take that nobody waits for any more.
+Bodies that are read have their own (`http_body.py`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_TIMEOUT_SECONDS = 30.0
 """From the connection, or from a later request's first byte, to the end of its headers."""
+REST_SECONDS = 5.0
+"""From an answer to the end of its request's body, which nobody reads any more. The connection is not closed
+at once: a client that still sends would lose the answer with it."""
 MAX_HEAD_BYTES = 65536
 """Of request line and headers. A head is looked at after every read, so it may be larger by one of those."""
 
@@ -18,6 +22,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     _in_head = False
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
+    _in_body = False
+    _rest_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -25,6 +31,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_ends()
+        self._body_ends()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -43,7 +50,24 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_ends()
+        self._in_body = True
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._body_ends()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        # Of requests that were sent ahead the newest is being read: it is that one's answer which counts.
+        if self._in_body and self.cycle.response_complete and self._rest_timer is None:
+            self._rest_timer = self.loop.call_later(REST_SECONDS, self._close)
+
+    def _body_ends(self) -> None:
+        self._in_body = False
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+            self._rest_timer = None
 
     def _head_begins(self) -> None:
         self._in_head, self._head_bytes = True, 0
@@ -63,5 +87,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._wait_for_head()  # one that was sent ahead: the answer before it goes on
             return
         self._head_ends()
+        self._close()
+
+    def _close(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()

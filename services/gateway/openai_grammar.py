@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from dspark_core.errors import InvalidRequestError
 from dspark_core.output_rules import Grammar, GrammarKind
@@ -50,7 +50,7 @@ class StructuredOutputsBody(BaseModel):
     json_: dict[str, Any] | str | None = Field(default=None, alias="json")
     """A schema, or its text."""
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Annotated[list[str] | None, FailFast()] = None
     grammar: str | None = None
     """In Lark's notation."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast
 from pydantic_core import PydanticCustomError
 
 from dspark_core.errors import InvalidRequestError
@@ -38,10 +38,10 @@ class ChatMessageBody(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[str | None, BeforeValidator(_joined_text)] = None
     name: str | None = None
-    tool_calls: list[ToolCallBody] | None = None
+    tool_calls: Annotated[list[ToolCallBody] | None, FailFast()] = None
     tool_call_id: str | None = None
     refusal: None = None
-    annotations: list[None] | None = None
+    annotations: Annotated[list[None] | None, FailFast()] = None
     audio: None = None
     function_call: None = None
 

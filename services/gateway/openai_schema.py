@@ -2,7 +2,8 @@
 
 Types are checked here; ranges are checked where the values are used, the same for REST and gRPC.
 Fields that would change the answer but are not implemented are refused by name; unknown ones too,
-because a misspelt `max_tokens` must not be ignored.
+because a misspelt `max_tokens` must not be ignored. Lists are looked at up to their first wrong item
+only: a body can have a million of them.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 from pydantic_core import PydanticCustomError
 
-from dspark_core.errors import InvalidRequestError
-from dspark_core.output_rules import Grammar, LogitAdjustments
-from dspark_core.records import MAX_TOP_LOGPROBS, SpeculationOptions, Verification
+from dspark_core.errors import InvalidRequestError, require
+from dspark_core.output_rules import MAX_BIASED_TOKENS, Grammar, LogitAdjustments
+from dspark_core.records import MAX_SEED, MAX_TOP_LOGPROBS, SpeculationOptions, Verification
 from services.gateway.openai_grammar import ResponseFormatBody, StructuredOutputsBody
 from services.gateway.openai_messages import ChatMessageBody
 from services.gateway.openai_tools import ToolBody, ToolChoice, refuse_other_shapes, tool_use
-from services.gateway.requests import Conversation, TextRequest
+from services.gateway.requests import MAX_MESSAGES, Conversation, TextRequest
 from services.gateway.tools import ToolUse
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -92,7 +93,7 @@ class AnyCompletionBody(BaseModel):
     top_k: int | None = None
     min_p: float | None = None
     seed: int | None = None
-    stop: Annotated[list[str] | None, BeforeValidator(_one_or_more)] = None
+    stop: Annotated[list[str] | None, FailFast(), BeforeValidator(_one_or_more)] = None
     speculation: SpeculationBody | None = None
     min_tokens_per_second: float | None = None
     """Our extension: the speed floor of this request."""
@@ -159,13 +160,13 @@ class AnyCompletionBody(BaseModel):
             top_p=self.top_p,
             top_k=self.top_k,
             min_p=self.min_p,
-            seed=self.seed,
+            seed=_seed(self.seed),
             stop=tuple(self.stop or ()),
             speculation=self.speculation.to_record() if self.speculation else SpeculationOptions(),
             min_tokens_per_second=self.min_tokens_per_second,
             ignore_eos=bool(self.ignore_eos),
             adjustments=LogitAdjustments(
-                logit_bias=tuple((_token_id(name), bias) for name, bias in (self.logit_bias or {}).items()),
+                logit_bias=_biases(self.logit_bias or {}),
                 repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
                 presence_penalty=self.presence_penalty or 0.0,
                 frequency_penalty=self.frequency_penalty or 0.0,
@@ -198,6 +199,20 @@ def _grammar_of(body: ResponseFormatBody | StructuredOutputsBody | None, field: 
         raise InvalidRequestError(str(error).replace("grammar", field, 1), field=field) from None
 
 
+def _seed(asked: int | None) -> int | None:
+    """OpenAI's have 64 bits and a sign, ours no sign: each negative one becomes one of its own."""
+    if asked is None or not -MAX_SEED - 1 <= asked < 0:
+        return asked
+    return asked + MAX_SEED + 1
+
+
+def _biases(asked: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
+    # As their record does, but before each of very many is looked at.
+    count = len(asked)
+    require(count <= MAX_BIASED_TOKENS, "logit_bias", f"{count} tokens", f"of <= {MAX_BIASED_TOKENS} tokens")
+    return tuple((_token_id(name), bias) for name, bias in asked.items())
+
+
 def _token_id(name: str) -> int:
     if not (name.isascii() and name.isdecimal() and len(name) <= 10):
         raise InvalidRequestError(f"logit_bias keys must be token ids, got {name!r:.40}", field="logit_bias")
@@ -214,11 +229,11 @@ class ChatCompletionBody(AnyCompletionBody):
         "web_search_options": (),
     }
 
-    messages: list[ChatMessageBody]
+    messages: Annotated[list[ChatMessageBody], FailFast(), Field(max_length=MAX_MESSAGES)]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tools: list[ToolBody] | None = None
+    tools: Annotated[list[ToolBody] | None, FailFast()] = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from dspark_core.errors import InvalidRequestError
-from services.gateway.tools import Tool, ToolCall, ToolUse
+from services.gateway.tools import Tool, ToolCall, ToolUse, check_tool_count
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -101,6 +101,7 @@ def tool_use(
         if kind in ("required", "function"):
             raise InvalidRequestError(f"tool_choice {kind!r} needs tools", field="tool_choice")
         return None
+    check_tool_count(len(tools))
     use = ToolUse(
         tools=tuple(tool.to_record(f"tools[{index}]") for index, tool in enumerate(tools)),
         required=kind == "required",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from dspark_core.tokenization.grammar_sources import GrammarChecker
 from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.tokenization.tool_formats import ToolFormat
 from services.gateway.backend import GenerationBackend
+from services.gateway.prompt_encoding import PromptEncoder, ThreadWork
 from services.gateway.requests import DEFAULT_TIER_NAME, Conversation, TextRequest
 from services.gateway.tool_preparation import CallReading, ToolPreparer
 
@@ -25,6 +25,8 @@ _Number = TypeVar("_Number", int, float)
 class PreparedRequest:
     request: GenerateRequest
     stop: tuple[str, ...]
+    grammar_field: str = "grammar"
+    """What the client said that the grammar was made of."""
     calls: CallReading | None = None
     """How its answer may call tools; None: not at all."""
     tier: str = DEFAULT_TIER_NAME
@@ -48,26 +50,30 @@ class RequestPreparer:
         self._max_context_tokens = max_context_tokens
         self._grammars = GrammarChecker()
         self._tools = ToolPreparer(tokenizer, self._grammars, tool_format)
+        self._encoder = PromptEncoder(model_name, tokenizer, self._tools)
 
-    async def prepare(self, request: TextRequest) -> PreparedRequest:
-        """Raises InvalidRequestError and its kinds; UnavailableError while no verifier is known."""
+    async def prepare(self, request: TextRequest, work: ThreadWork | None = None) -> PreparedRequest:
+        """Raises InvalidRequestError and its kinds; UnavailableError while no verifier is known.
+
+        work: knows, when this was cancelled, what goes on regardless.
+        """
+        work = work or ThreadWork()
         if request.model != self._model_name:
             raise UnknownModelError(
                 f"the model {request.model!r} does not exist here, only {self._model_name!r}", field="model"
             )
         sampling = self._sampling(request)
         if request.grammar is not None:
-            await asyncio.wrap_future(self._grammars.check(request.grammar, request.grammar_field))
-        grammar, calls = request.grammar, None
+            await work.wait(self._grammars.check(request.grammar, request.grammar_field))
+        grammar, field, calls = request.grammar, request.grammar_field, None
         if request.tools is not None:
-            grammar = await self._tools.grammar(request.tools, request.grammar)
+            grammar, field = await self._tools.grammar(request.tools, request.grammar), "tools"
             calls = self._tools.reading(request.tools, grammar)
-        # A long prompt takes a while to encode, and other requests' tokens must not wait for it.
-        prompt = await asyncio.to_thread(self._encode, request)
         description = await self._backend.describe()
         limit = min(
             description.max_context_tokens, self._max_context_tokens or description.max_context_tokens
         )
+        prompt = await self._encoder.encode(request, limit, work)
         self._check_prompt(prompt, request, description, limit)
         _check_biases(request.adjustments, description)
         return PreparedRequest(
@@ -85,6 +91,7 @@ class RequestPreparer:
                 top_logprobs=request.top_logprobs,
             ),
             stop=request.stop,
+            grammar_field=field,
             calls=calls,
             tier=request.tier,
         )
@@ -100,12 +107,6 @@ class RequestPreparer:
             min_p=_first(request.min_p, defaults.min_p, 0.0),
             seed=request.seed,
         )
-
-    def _encode(self, request: TextRequest) -> tuple[int, ...]:
-        prompt = request.prompt
-        if isinstance(prompt, Conversation):
-            return self._tools.encode(prompt, request.tools)
-        return self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
 
     def _check_prompt(
         self, ids: Sequence[int], request: TextRequest, description: VerifierDescription, limit: int

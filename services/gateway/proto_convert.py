@@ -28,9 +28,9 @@ from services.gateway.openai_tools import (
     refuse_other_shapes,
     tool_use,
 )
-from services.gateway.requests import ChatMessage, ChatRole, Conversation, TextRequest
+from services.gateway.requests import ChatMessage, ChatRole, Conversation, TextRequest, check_message_count
 from services.gateway.tool_stream import CallDelta
-from services.gateway.tools import ToolUse
+from services.gateway.tools import ToolUse, check_tool_count
 
 _CHOICES = {
     gateway_pb2.TOOL_CHOICE_UNSPECIFIED: "auto",
@@ -104,6 +104,7 @@ def _prompt(message: gateway_pb2.GatewayGenerateRequest) -> Conversation | str:
             if getattr(message, field):
                 raise InvalidRequestError(f"{field} needs messages, got prompt", field=field)
         return message.prompt
+    check_message_count(len(message.messages))
     entries = enumerate(message.messages)
     arguments = _json_object(message.chat_template_kwargs, "chat_template_kwargs")
     return Conversation(
@@ -112,15 +113,18 @@ def _prompt(message: gateway_pb2.GatewayGenerateRequest) -> Conversation | str:
     )
 
 
-_ROLES = tuple(role.value for role in ChatRole)
+_ROLES = {"system": ChatRole.SYSTEM, "developer": ChatRole.SYSTEM} | {role.value: role for role in ChatRole}
 
 
 def _message(entry: gateway_pb2.ChatMessage, place: str) -> ChatMessage:
-    if entry.role not in _ROLES:
+    role = _ROLES.get(entry.role)
+    if role is None:
         field = f"{place}.role"
         raise InvalidRequestError(
             f"{field} must be one of {', '.join(_ROLES)}, got {entry.role!r}", field=field
         )
+    if role is not ChatRole.TOOL and not entry.tool_calls and not entry.tool_call_id:
+        return ChatMessage(role=role, content=entry.content)  # all that can be wrong is about tools
     calls = [
         ToolCallBody.model_validate(
             {"id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
@@ -139,6 +143,8 @@ def _message(entry: gateway_pb2.ChatMessage, place: str) -> ChatMessage:
 
 
 def _tools(message: gateway_pb2.GatewayGenerateRequest, grammar: Grammar | None) -> ToolUse | None:
+    if message.tools:
+        check_tool_count(len(message.tools))
     tools = [
         ToolBody(
             type="function",

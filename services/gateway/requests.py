@@ -15,6 +15,8 @@ from services.gateway.tools import ToolCall, ToolUse
 DEFAULT_TIER_NAME = "default"
 DEFAULT_MAX_CHOICES = 16
 """Answers to one request."""
+MAX_MESSAGES = 4096
+"""Each costs time of its own, be it as short as it can."""
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARACTERS = 1024
 
@@ -51,6 +53,15 @@ class Conversation:
     def __post_init__(self) -> None:
         if not self.messages:
             raise InvalidRequestError("messages must hold at least one message, got []", field="messages")
+        check_message_count(len(self.messages))
+
+
+def check_message_count(count: int) -> None:
+    """Also for those who have messages yet to make: before that."""
+    if count > MAX_MESSAGES:
+        raise InvalidRequestError(
+            f"messages must hold at most {MAX_MESSAGES} items, got {count}", field="messages"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,11 +9,13 @@ import grpc
 import grpc.aio
 from dspark_proto.v1 import gateway_pb2, gateway_pb2_grpc
 
+from services.common.interceptors import limits_writes
 from services.common.reflection import enable_reflection
 from services.gateway.backend import closing
 from services.gateway.gateway import Gateway
 from services.gateway.http_errors import AuthenticationError
 from services.gateway.proto_convert import chunk_to_proto, request_from_proto
+from services.gateway.streaming import SEND_TIMEOUT_SECONDS
 from services.gateway.tiers import FLOOR_HEADER, Caller, Tier, floor_from_header
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -34,6 +36,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         await self._authenticate(context)
         return gateway_pb2.ListModelsResponse(models=[self._gateway.model_name])
 
+    @limits_writes(SEND_TIMEOUT_SECONDS)
     async def Generate(
         self, request: gateway_pb2.GatewayGenerateRequest, context: _Context
     ) -> AsyncIterator[gateway_pb2.GatewayGenerateChunk]:

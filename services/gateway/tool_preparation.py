@@ -44,14 +44,14 @@ class ToolPreparer:
         self._style = tokenizer.tool_style(asked)
         self._grammars = grammars
 
-    def encode(self, conversation: Conversation, use: ToolUse | None) -> tuple[int, ...]:
-        """Raises InvalidRequestError when the template refuses."""
+    def render(self, conversation: Conversation, use: ToolUse | None) -> str:
+        """The prompt's text. Raises InvalidRequestError when the template refuses."""
         messages, arguments = _messages(conversation), conversation.template_arguments
         tools = [tool.declared for tool in use.tools] if use else []
         plain = not tools and all(message.plain for message in conversation.messages)
         if self._style.native or plain:
-            return self._tokenizer.encode_chat(messages, tools or None, arguments=arguments)
-        return self._tokenizer.encode_chat(told(messages, tools, self._style), arguments=arguments)
+            return self._tokenizer.render_chat(messages, tools=tools or None, arguments=arguments)
+        return self._tokenizer.render_chat(told(messages, tools, self._style), arguments=arguments)
 
     async def grammar(self, use: ToolUse, otherwise: Grammar | None) -> Grammar | None:
         """otherwise: what an answer that calls nothing has to be.

@@ -58,6 +58,11 @@ class Tool:
         return json.dumps({"type": "object", **self.parameters})
 
 
+def check_tool_count(count: int) -> None:
+    """Also for those who have tools yet to make: before that."""
+    require(1 <= count <= MAX_TOOLS, "tools", f"{count} tools", f"of 1 to {MAX_TOOLS} tools")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolUse:
     """What an answer may call, or must."""
@@ -73,12 +78,7 @@ class ToolUse:
     """Whoever asked wants to hear of calls before they are whole."""
 
     def __post_init__(self) -> None:
-        require(
-            1 <= len(self.tools) <= MAX_TOOLS,
-            "tools",
-            f"{len(self.tools)} tools",
-            f"of 1 to {MAX_TOOLS} tools",
-        )
+        check_tool_count(len(self.tools))
         repeated = [name for name, count in Counter(tool.name for tool in self.tools).items() if count > 1]
         if repeated:
             raise InvalidRequestError(

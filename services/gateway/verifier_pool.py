@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Protocol
 
 import grpc.aio
@@ -71,9 +71,11 @@ class VerifierPool:
     async def retain(self, addresses: Collection[str]) -> None:
         """Closes every other connection that nobody uses."""
         gone = [a for a in self._connections if a not in addresses and not self._users[a]]
-        for address in gone:
-            self._users.pop(address, None)
-            await self._connections.pop(address).close()
+        async with AsyncExitStack() as closed:
+            # All are let go of before any is closed: whoever comes meanwhile has to open a new one.
+            for address in gone:
+                self._users.pop(address, None)
+                closed.push_async_callback(self._connections.pop(address).close)
 
     async def close(self) -> None:
         self._users.clear()

@@ -11,7 +11,10 @@ PAGE = "https://chat.example.org"
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
 
 
-@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/health", "/metrics", "/v1/models"])
+PATHS = ["/", "/healthz", "/readyz", "/health", "/version", "/metrics", "/v1/models"]
+
+
+@pytest.mark.parametrize("path", PATHS)
 async def test_a_head_is_a_get_without_its_body(serve: Serve, path) -> None:
     running = await serve(FakeBackend())
     head, get = await running.client.head(path), await running.client.get(path)

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from dspark_core.errors import DeadlineError, InvalidRequestError, QueueFullError, UnavailableError
-from dspark_core.records import FinishReason, GenerateChunk
+from dspark_core.records import FinishReason, GenerateChunk, VerifierDescription
 from services.gateway.admission import Admission
 from services.gateway.generation import TextGenerator, TimedDelta
 from services.gateway.metrics import GatewayMetrics
@@ -100,14 +100,19 @@ async def test_a_request_past_its_deadline_is_cancelled() -> None:
     assert setup.metric("generations_total", outcome="DeadlineError") == 1
 
 
-async def test_the_deadline_counts_from_arrival() -> None:
+async def test_the_deadline_counts_from_arrival(monkeypatch) -> None:
     setup = Setup(FakeBackend("abcdef"))
-    async with aclosing(setup.generator.stream(REQUEST)) as deltas:
-        await anext(deltas)
+    describe = setup.backend.describe
+
+    async def slowly() -> VerifierDescription:
         setup.clock.advance(31)
-        setup.backend.hold_after_chunks = 1
+        return await describe()
+
+    monkeypatch.setattr(setup.backend, "describe", slowly)
+    setup.backend.hold_after_chunks = 1
+    async with aclosing(setup.generator.stream(REQUEST)) as deltas:
         with pytest.raises(DeadlineError):
-            await anext(deltas)
+            [delta async for delta in deltas]
 
 
 @pytest.mark.parametrize("last", [[], [GenerateChunk(token_ids=(), finish_reason=FinishReason.CANCELLED)]])

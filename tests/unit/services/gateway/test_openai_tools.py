@@ -35,7 +35,10 @@ def chat(**fields: object) -> TextRequest:
 def test_tools_arrive() -> None:
     use = chat(tools=[WEATHER, TIME]).tools
     assert use == ToolUse(
-        tools=(Tool(name="weather", description="Tells it.", parameters=SCHEMA), Tool(name="time"))
+        tools=(
+            Tool(name="weather", description="Tells it.", parameters=SCHEMA, strict=True),
+            Tool(name="time"),
+        )
     )
     assert json.loads(use.tools[1].schema) == {
         "type": "object",

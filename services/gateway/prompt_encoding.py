@@ -1,0 +1,108 @@
+"""Turns prompts into tokens beside the event loop: long ones one by one, so that short ones never wait."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from dspark_core.errors import ContextLengthError
+from dspark_core.tokenization.tokenizer import Tokenizer
+from services.gateway.requests import Conversation, TextRequest
+from services.gateway.tool_preparation import ToolPreparer
+from services.gateway.tools import ToolUse
+
+_T = TypeVar("_T")
+
+LONG_CHARACTERS = 65_536
+"""Of a text that takes noticeable time and memory to encode: some tens of milliseconds."""
+
+
+class ThreadWork:
+    """What threads do for one request. Begun, it cannot be stopped: it goes on when nobody waits any more."""
+
+    def __init__(self) -> None:
+        self._last: Future[object] | None = None
+
+    async def wait(self, work: Future[_T]) -> _T:
+        """Its result; one after the other. Cancelled, it takes back what has not begun."""
+        self._last = work  # type: ignore[assignment]  # only ever waited for
+        return await asyncio.wrap_future(work)
+
+    def when_done(self, then: Callable[[], None]) -> None:
+        """At once when no thread works for the request, else when it is done."""
+        if self._last is None or self._last.done():
+            then()
+            return
+        loop = asyncio.get_running_loop()
+
+        def done(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop ended meanwhile, and nobody counts any more
+                loop.call_soon_threadsafe(then)
+
+        self._last.add_done_callback(done)
+
+
+class PromptEncoder:
+    """Long texts share one thread: clients that leave or send many take neither all cores nor all memory."""
+
+    def __init__(self, model_name: str, tokenizer: Tokenizer, tools: ToolPreparer) -> None:
+        self._model_name = model_name
+        self._tokenizer = tokenizer
+        self._tools = tools
+        self._fewest = tokenizer.fewest_tokens()
+        self._long = ThreadPoolExecutor(max_workers=1, thread_name_prefix="long-prompts")
+
+    async def encode(self, request: TextRequest, limit: int, work: ThreadWork) -> tuple[int, ...]:
+        """Raises ContextLengthError for a text that cannot fit, before it is encoded, and
+        InvalidRequestError when the chat template refuses."""
+        prompt = request.prompt
+        if isinstance(prompt, str):
+            return await self._encode(prompt, "prompt", limit, work, add_special_tokens=True)
+        if isinstance(prompt, Conversation):
+            size = sum(len(message.content) for message in prompt.messages)
+            text, token_ids = await self._run(
+                size, work, lambda: self._rendered(prompt, request.tools, limit)
+            )
+            if token_ids is not None:
+                return token_ids
+            # The template writes the BOS token itself, where the model wants one.
+            return await self._encode(text, "messages", limit, work, add_special_tokens=False)
+        return prompt
+
+    def _rendered(
+        self, conversation: Conversation, tools: ToolUse | None, limit: int
+    ) -> tuple[str, tuple[int, ...] | None]:
+        """Its text, and the tokens if it is short: most conversations go through one thread once."""
+        text = self._tools.render(conversation, tools)
+        if len(text) > LONG_CHARACTERS:
+            return text, None
+        self._refuse_too_long(text, "messages", limit)
+        return text, self._tokenizer.encode(text, add_special_tokens=False)
+
+    async def _encode(
+        self, text: str, field: str, limit: int, work: ThreadWork, *, add_special_tokens: bool
+    ) -> tuple[int, ...]:
+        self._refuse_too_long(text, field, limit)
+        return await self._run(
+            len(text), work, lambda: self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        )
+
+    async def _run(self, characters: int, work: ThreadWork, task: Callable[[], _T]) -> _T:
+        if characters <= LONG_CHARACTERS:
+            return await asyncio.to_thread(task)
+        return await work.wait(self._long.submit(task))
+
+    def _refuse_too_long(self, text: str, field: str, limit: int) -> None:
+        # A character has 4 bytes at most: short texts need no closer look.
+        if self._fewest is None or 4 * len(text) < limit * self._fewest.longest_token_bytes:
+            return
+        fewest = self._fewest.of(text)
+        if fewest >= limit:
+            raise ContextLengthError(
+                f"{field} has at least {fewest} tokens, but the context limit of {self._model_name} is "
+                f"{limit} tokens and must hold at least one more",
+                field=field,
+            )

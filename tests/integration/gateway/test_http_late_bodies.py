@@ -1,0 +1,66 @@
+"""Requests that are answered before their bodies are there."""
+
+import asyncio
+import json
+
+from services.gateway import http_protocol
+from tests.integration.gateway.conftest import MODEL, RunningGateway, Serve
+from tests.support.fake_generation import FakeBackend
+
+REFUSED = (
+    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 1000000\r\n\r\n"
+)
+BODY = json.dumps({"model": MODEL, "prompt": "x", "max_tokens": 2}).encode()
+HEAD = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
+
+
+async def connect(running: RunningGateway) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", running.http.port)
+
+
+async def answer(reader: asyncio.StreamReader) -> bytes:
+    async with asyncio.timeout(5):
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+        return head.split(b"\r\n")[0]
+
+
+async def test_a_body_that_trickles_in_after_its_answer_is_not_waited_for(serve: Serve, monkeypatch) -> None:
+    monkeypatch.setattr(http_protocol, "REST_SECONDS", 0.3)
+    reader, writer = await connect(await serve(FakeBackend()))
+    writer.write(REFUSED)
+    assert await answer(reader) == b"HTTP/1.1 415 Unsupported Media Type"
+    closed = asyncio.create_task(reader.read())
+    async with asyncio.timeout(5):
+        while not closed.done():
+            writer.write(b"x")
+            await asyncio.sleep(0.02)
+    writer.close()
+
+
+async def test_a_body_that_ends_soon_after_its_answer_keeps_the_connection(serve: Serve, monkeypatch) -> None:
+    monkeypatch.setattr(http_protocol, "REST_SECONDS", 0.3)
+    reader, writer = await connect(await serve(FakeBackend()))
+    writer.write(REFUSED)
+    assert b" 415 " in await answer(reader)
+    writer.write(b"x" * 1_000_000)
+    await writer.drain()
+    await asyncio.sleep(0.6)
+    writer.write(HEAD + BODY)
+    assert await answer(reader) == b"HTTP/1.1 200 OK"
+    writer.close()
+
+
+async def test_the_body_of_a_request_sent_ahead_has_its_own_time(serve: Serve, monkeypatch) -> None:
+    monkeypatch.setattr(http_protocol, "REST_SECONDS", 0.1)
+    backend = FakeBackend("ab")
+    backend.hold_after_chunks = 0
+    reader, writer = await connect(await serve(backend))
+    writer.write(HEAD + BODY + HEAD + BODY[:5])
+    await asyncio.sleep(0.1)
+    backend.release.set()
+    assert await answer(reader) == b"HTTP/1.1 200 OK"
+    await asyncio.sleep(0.4)
+    writer.write(BODY[5:])
+    assert await answer(reader) == b"HTTP/1.1 200 OK"
+    writer.close()

@@ -1,0 +1,127 @@
+"""Requests with very many small things, right or wrong: refused before there is work for each of them."""
+
+import json
+from typing import Any
+
+import pytest
+from dspark_proto.v1 import gateway_pb2
+from pydantic import ValidationError
+
+from dspark_core.errors import InvalidRequestError
+from services.gateway import openai_tools, proto_convert
+from services.gateway.http_errors import invalid_body
+from services.gateway.openai_schema import ChatCompletionBody
+from services.gateway.requests import ChatRole
+from services.gateway.tools import MAX_TOOLS
+
+USER = {"role": "user", "content": "hi"}
+TOOL = {"type": "function", "function": {"name": "add"}}
+
+
+def refusal(**fields: Any) -> tuple[int, InvalidRequestError]:
+    """How many problems were looked for, and what the client is told."""
+    body = {"model": "m", "messages": [USER], **fields}
+    with pytest.raises(ValidationError) as caught:
+        ChatCompletionBody.model_validate_json(json.dumps(body))
+    return caught.value.error_count(), invalid_body(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"messages": [USER, *[0] * 1000]}, "messages[1]"),
+        ({"stop": [0] * 1000}, "stop[0]"),
+        ({"tools": [0] * 1000}, "tools[0]"),
+        ({"messages": [{**USER, "tool_calls": [0] * 1000}]}, "messages[0].tool_calls[0]"),
+        ({"messages": [{**USER, "annotations": [0] * 1000}]}, "messages[0].annotations[0]"),
+        ({"structured_outputs": {"choice": [0] * 1000}}, "structured_outputs.choice[0]"),
+    ],
+)
+def test_a_list_is_looked_at_up_to_its_first_wrong_item(fields, field) -> None:
+    problems, error = refusal(**fields)
+    assert problems == 1
+    assert error.field == field
+    assert str(error).startswith(f"{field}: Input should be ")
+    assert str(error).endswith(", got 0")
+
+
+def test_a_few_unknown_fields_are_named_and_very_many_are_counted() -> None:
+    problems, error = refusal(**{f"x{index}": 0 for index in range(100)})
+    assert (problems, error.field) == (100, "x0")
+    assert str(error) == "unrecognised request argument: x0"
+    problems, error = refusal(**{f"x{index}": 0 for index in range(101)})
+    assert (problems, error.field) == (101, None)
+    assert str(error) == "the request body is wrong in 101 places, too many to name them"
+
+
+def test_messages_are_bounded_in_number() -> None:
+    problems, error = refusal(messages=[USER] * 5000)
+    assert (problems, error.field) == (1, "messages")
+    assert str(error) == "messages must hold at most 4096 items, got 5000"
+    most = ChatCompletionBody.model_validate({"model": "m", "messages": [USER] * 4096}).to_request("id")
+    assert len(most.prompt.messages) == 4096
+
+
+def refused(message: gateway_pb2.GatewayGenerateRequest) -> InvalidRequestError:
+    with pytest.raises(InvalidRequestError) as caught:
+        proto_convert.request_from_proto(message, "id", "m")
+    return caught.value
+
+
+def test_messages_by_grpc_are_counted_before_they_are_read(monkeypatch) -> None:
+    monkeypatch.setattr(proto_convert, "_message", None)
+    message = gateway_pb2.GatewayGenerateRequest(messages=[gateway_pb2.ChatMessage(role="user")] * 4097)
+    error = refused(message)
+    assert (error.field, str(error)) == ("messages", "messages must hold at most 4096 items, got 4097")
+
+
+def test_plain_messages_by_grpc_cost_no_validation(monkeypatch) -> None:
+    monkeypatch.setattr(proto_convert, "ChatMessageBody", None)
+    given = [("developer", "a"), ("system", "b"), ("user", ""), ("assistant", "c")]
+    messages = [gateway_pb2.ChatMessage(role=role, content=content) for role, content in given]
+    message = gateway_pb2.GatewayGenerateRequest(messages=messages)
+    prompt = proto_convert.request_from_proto(message, "id", "m").prompt
+    assert [(entry.role, entry.content) for entry in prompt.messages] == [
+        (ChatRole.SYSTEM, "a"),
+        (ChatRole.SYSTEM, "b"),
+        (ChatRole.USER, ""),
+        (ChatRole.ASSISTANT, "c"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"role": "robot"}, "messages[0].role"),
+        ({"role": "tool"}, "messages[0].tool_call_id"),
+        ({"role": "user", "tool_call_id": "x"}, "messages[0].tool_call_id"),
+        ({"role": "developer", "tool_calls": [gateway_pb2.ToolCall(name="f")]}, "messages[0].tool_calls"),
+    ],
+)
+def test_what_is_wrong_about_a_message_by_grpc_is_still_named(fields, field) -> None:
+    message = gateway_pb2.GatewayGenerateRequest(messages=[gateway_pb2.ChatMessage(**fields)])
+    assert refused(message).field == field
+
+
+def test_tools_are_counted_before_they_are_read(monkeypatch) -> None:
+    expected = f"tools must be of 1 to {MAX_TOOLS} tools, got {MAX_TOOLS + 1} tools"
+    body = ChatCompletionBody.model_validate(
+        {"model": "m", "messages": [USER], "tools": [TOOL] * (MAX_TOOLS + 1)}
+    )
+    monkeypatch.setattr(openai_tools, "Tool", None)
+    with pytest.raises(InvalidRequestError) as caught:
+        body.to_request("id")
+    assert (caught.value.field, str(caught.value)) == ("tools", expected)
+    monkeypatch.setattr(proto_convert, "ToolBody", None)
+    tools = [gateway_pb2.Tool(name="add")] * (MAX_TOOLS + 1)
+    messages = [gateway_pb2.ChatMessage(role="user", content="hi")]
+    error = refused(gateway_pb2.GatewayGenerateRequest(messages=messages, tools=tools))
+    assert (error.field, str(error)) == ("tools", expected)
+
+
+def test_biases_are_counted_before_they_are_read() -> None:
+    body = {"model": "m", "messages": [USER], "logit_bias": {f"x{index}": 0 for index in range(2000)}}
+    with pytest.raises(InvalidRequestError) as caught:
+        ChatCompletionBody.model_validate(body).to_request("id")
+    assert caught.value.field == "logit_bias"
+    assert str(caught.value) == "logit_bias must be of <= 1024 tokens, got 2000 tokens"
