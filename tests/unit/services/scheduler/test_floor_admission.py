@@ -189,7 +189,7 @@ async def test_a_floor_no_verifier_gives_to_anybody_is_refused(one: Cluster) -> 
 
 
 async def test_a_floor_out_of_reach_keeps_nobody_out(one: Cluster) -> None:
-    """An idle verifier tries it; others need not wait for it to end, nor behind one that wants to try, too."""
+    """An idle verifier tries it; others wait neither for its end nor behind one that wants to try, too."""
     assert await one.ask(120.0) == "v"
     await one.tell("v", running=1, floor=120.0)
     lucky = asyncio.create_task(one.ask(120.0, wait=30.0))
