@@ -17,7 +17,7 @@ from dspark_core.engine.lookup import BLOCK_TOKENS, LookupDrafting
 from dspark_core.engine.protocols import DraftSource
 from dspark_core.engine.rounds import RoundLoop, RoundOutput
 from dspark_core.engine.target_engine import TargetEngine
-from dspark_core.errors import ConfigError, ContextLengthError
+from dspark_core.errors import ConfigError, ContextLengthError, InvalidRequestError
 from dspark_core.evaluation.recording import RecordingDrafts, RecordingPlan, ServedPlan, draft_round
 from dspark_core.evaluation.round_table import DraftRound
 from dspark_core.records import (
@@ -54,7 +54,10 @@ class EvalSettings:
                 raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
         if not 0 <= self.seed <= MAX_SEED // 2:
             raise ConfigError(f"seed must be in [0, {MAX_SEED // 2}], got {self.seed}")
-        self.sampling_of(0)  # says what is wrong with temperature, top_p or top_k
+        try:
+            self.sampling_of(0)
+        except InvalidRequestError as error:  # says what is wrong with temperature, top_p or top_k
+            raise ConfigError(str(error)) from error
 
     def sampling_of(self, row: int) -> SamplingParams:
         """Of the prompt in row `row` of its file: under coupled verification noise of its own."""

@@ -70,9 +70,10 @@ def planner_factory(name: str, drafters: int = 0, *, cohorts: int = 1) -> Planne
 
 
 def _whole(text: str, name: str) -> int:
-    if not text.isdecimal():
-        raise ConfigError(f"planner {name!r} needs a whole number behind the colon, as in fixed:4")
-    return int(text)
+    length = int(text) if text.isdecimal() else 0
+    if length < 1:  # without drafts a planner is none, which does not pay for drafting either
+        raise ConfigError(f"planner {name!r} needs a whole number >= 1 behind the colon, as in fixed:4")
+    return length
 
 
 def _share(text: str, name: str) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dspark_core.errors import ConfigError
 from dspark_core.models.decoder import Decoder, check_tap_layers
-from dspark_core.training.data.conversations import Conversations
+from dspark_core.training.data.conversations import Conversation, Conversations
 from dspark_core.training.data.prefill import compute_packed, plan_packs
 from dspark_core.training.features import FeatureSequence
 from dspark_core.training.origin import FeatureOrigin
@@ -74,11 +74,12 @@ class FeatureStream:
             worker.join()
 
     def token_counts(self, vocab_size: int) -> Tensor:
+        """Raises ConfigError for a token outside the vocabulary."""
         counts = torch.zeros(vocab_size, dtype=torch.long)
         for start in range(0, len(self), _COUNTED_AT_A_TIME):
             numbers = range(start, min(start + _COUNTED_AT_A_TIME, len(self)))
             for one in self._conversations.get(numbers):
-                counts += torch.bincount(torch.tensor(one.prompt_ids + one.answer_ids), minlength=vocab_size)
+                counts += _token_counts(one, vocab_size)
         return counts
 
     def _work(
@@ -119,6 +120,17 @@ def _offer(results: queue.Queue[_Result], result: _Result, stopping: threading.E
             continue
         return True
     return False
+
+
+def _token_counts(one: Conversation, vocab_size: int) -> Tensor:
+    token_ids = torch.tensor(one.prompt_ids + one.answer_ids)
+    highest = int(token_ids.max())
+    if highest >= vocab_size:
+        raise ConfigError(
+            f"token id {highest} is outside the target's vocabulary of {vocab_size}: "
+            "the answers are of another target"
+        )
+    return torch.bincount(token_ids, minlength=vocab_size)
 
 
 def _as_cached(sequence: FeatureSequence) -> FeatureSequence:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -51,19 +49,6 @@ def started_by_torchrun(device: torch.device) -> Iterator[Workers]:
         yield Workers(torch.distributed.get_rank(), size)
     finally:
         torch.distributed.destroy_process_group()
-
-
-def end_worker(status: int) -> NoReturn:
-    """Ends a process that torchrun started, with this status and without taking the interpreter down.
-
-    Caches of DTensor hold the mesh, and so the process group and gloo's threads, beyond
-    `destroy_process_group`. A thread that is about to release the tensors of the last collective while the
-    interpreter shuts down aborts the process (PyTorch 2.13: a quarter of all runs of a small sharded module),
-    and torchrun then reports a finished run as failed.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def own_device(name: str) -> torch.device:

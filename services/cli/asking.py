@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from pathlib import Path
 
@@ -37,7 +38,11 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling_fields(arguments: argparse.Namespace) -> dict[str, object]:
-    """Raises ConfigError for a schema's file that cannot be read."""
+    """Raises ConfigError for a schema's file that cannot be read, and for a number that JSON cannot say."""
+    for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty", "repetition_penalty"):
+        value = getattr(arguments, name)
+        if value is not None and not math.isfinite(value):
+            raise ConfigError(f"--{name.replace('_', '-')} must be a finite number, got {value}")
     return {
         "max_tokens": arguments.max_tokens,
         "temperature": arguments.temperature,

@@ -26,8 +26,9 @@ from dspark_core.evaluation.prompt_sets import PromptSet, find_prompt_files, rea
 from dspark_core.evaluation.reliability_plot import draw_reliability
 from dspark_core.evaluation.runner import EvalRunner, EvalSettings, draft_generator
 from dspark_core.model_paths import resolve_model_path
+from dspark_core.models.config import DrafterConfig, MtpConfig
 from dspark_core.models.drafter_calibration import CALIBRATION_FILE, write_calibration
-from dspark_core.models.drafter_config import read_drafter_config
+from dspark_core.models.drafter_config import read_any_config
 from dspark_core.tokenization.loading import load_tokenizer
 from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.zoo_paths import resolve_drafter_path
@@ -92,12 +93,13 @@ def _drafter_directory(options: StackOptions) -> Path:
     if options.drafter is None:
         raise ConfigError("calibrate needs a drafter: --drafter must name one, got 'none'")
     directory = resolve_drafter_path(options.drafter)
-    if not read_drafter_config(directory).confidence_head:
-        raise ConfigError(
-            f"drafter {options.drafter!r} cannot be calibrated: it has no confidence head "
-            "(enable_confidence_head is false)"
-        )
-    return directory
+    config = read_any_config(directory)
+    if isinstance(config, DrafterConfig) and config.confidence_head:
+        return directory
+    why = "enable_confidence_head is false"
+    if not isinstance(config, DrafterConfig):
+        why = f"{'MTP-1' if isinstance(config, MtpConfig) else 'Eagle3'} drafters have none"
+    raise ConfigError(f"drafter {options.drafter!r} cannot be calibrated: it has no confidence head ({why})")
 
 
 def _outputs(arguments: argparse.Namespace, directory: Path) -> list[Path]:

@@ -29,6 +29,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> int:
+    fields = sampling_fields(arguments)
     console = Console()
     client = GatewayClient(arguments.url, api_key=arguments.api_key)
     opening = [{"role": "system", "content": arguments.system}] if arguments.system else []
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
                 console.print(f"[yellow]{escape(text)} is not a command:[/yellow] {HELP}")
             elif text:
                 messages.append({"role": "user", "content": text})
-                answer = _answer(console, client, messages, {"model": model, **sampling_fields(arguments)})
+                answer = _answer(console, client, messages, {"model": model, **fields})
                 if answer is None:
                     messages.pop()
                 else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from dspark_core.errors import DSparkError, UnavailableError
+from dspark_core.errors import ConfigError, DSparkError, UnavailableError
 
 
 class GatewayError(DSparkError):
@@ -30,7 +31,9 @@ class GatewayClient:
         self._url = _base(url)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         # Connecting to a gateway is quick or hopeless; waiting for tokens is neither.
-        self._http = httpx.Client(headers=headers, timeout=httpx.Timeout(timeout_seconds, connect=5.0))
+        timeout = httpx.Timeout(timeout_seconds, connect=5.0)
+        # A proxy has a loopback, and gateways on it, of its own.
+        self._http = httpx.Client(headers=headers, timeout=timeout, trust_env=not _is_loopback(self._url))
 
     @property
     def url(self) -> str:
@@ -70,9 +73,21 @@ class GatewayClient:
 
 
 def _base(url: str) -> str:
-    """Also of `localhost:8000`, and of the base URL that OpenAI's clients are given."""
+    """Also of `localhost:8000`, and of the base URL that OpenAI's clients are given. Raises ConfigError."""
     full = url if "://" in url else f"http://{url}"
+    try:
+        httpx.URL(full)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"{url!r} is not the URL of a gateway: {error}") from error
     return full.rstrip("/").removesuffix("/v1")
+
+
+def _is_loopback(url: str) -> bool:
+    host = httpx.URL(url).host
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _pieces(lines: Iterator[str]) -> Iterator[ChatPiece]:

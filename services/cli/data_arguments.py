@@ -1,9 +1,8 @@
-"""What the `dspark data` commands share: the target they load, files they write, progress they show."""
+"""What the `dspark data` commands share: the target they load, progress they show."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -97,18 +96,6 @@ def require_answers_of(target: LoadedTarget, answers: Path) -> None:
             f"{answers} was written by target {settings.get('target')} with fingerprint {wrote}; "
             f"{target.path.name} has fingerprint {target.fingerprint}"
         )
-
-
-def require_writable(path: Path) -> None:
-    """Makes the folder of a file to write. Raises ConfigError before the long work."""
-    if path.is_dir():
-        raise ConfigError(f"--out must be a file, got the directory {path}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot write to {path.parent}: {error}") from error
-    if not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"cannot write to {path.parent}: no permission")
 
 
 @dataclass(slots=True)

@@ -32,6 +32,7 @@ from services.cli.data_arguments import (
     require_answers_of,
     set_threads,
 )
+from services.cli.output_files import require_directory
 
 EXIT_DAMAGED = 1
 
@@ -82,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name, value in (("pack-tokens", arguments.pack_tokens), ("max-length", arguments.max_length)):
         if value is not None and value < 1:
             raise ConfigError(f"--{name} must be >= 1, got {value}")
+    require_directory(arguments.out)
     set_threads(arguments)
     target = load_target_of(arguments)
     origin = _origin(arguments, target)

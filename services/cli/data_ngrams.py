@@ -10,14 +10,14 @@ from rich.console import Console
 from dspark_core.errors import ConfigError
 from dspark_core.models.ngram_file import NgramOrigin, save_ngrams
 from dspark_core.training.data.conversations import Conversation, read_conversations
-from dspark_core.training.ngrams.building import NgramOptions, train_table
+from dspark_core.training.ngrams.building import LEAST_HELD_OUT, NgramOptions, train_table
 from services.cli.data_arguments import (
     add_target_arguments,
     load_target_of,
     require_answers_of,
-    require_writable,
     set_threads,
 )
+from services.cli.output_files import require_writable
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -26,7 +26,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "ngrams",
         help="make a table of the target's words",
         description="Counts which token follows which in the target's answers. A verifier drafts from such "
-        "a table where its requests' own text has nothing (`dspark up --ngrams FILE`).",
+        "a table where its requests' own text has nothing (`dspark up --ngrams FILE`). Needs at least "
+        f"{10 * LEAST_HELD_OUT} answers.",
     )
     parser.add_argument(
         "--answers", type=Path, nargs="+", required=True, help="JSONL of `dspark data regenerate`"

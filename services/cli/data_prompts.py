@@ -21,8 +21,8 @@ from services.cli.data_arguments import (
     add_target_arguments,
     load_engine,
     load_tokenizer_of,
-    require_writable,
 )
+from services.cli.output_files import require_writable
 
 JOURNAL_SUFFIX = ".turns.jsonl"
 

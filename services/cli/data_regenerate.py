@@ -31,9 +31,9 @@ from services.cli.data_arguments import (
     add_target_arguments,
     load_engine,
     load_tokenizer_of,
-    require_writable,
 )
 from services.cli.openai_endpoint import EndpointConfig, OpenAIEndpoint
+from services.cli.output_files import require_writable
 from services.cli.remote_answers import RemoteAnswers
 from services.cli.template_arguments import template_arguments
 

@@ -10,10 +10,14 @@ import asyncio
 import contextlib
 import logging
 import sys
+from collections.abc import Mapping
+
+from rich.console import Console
 
 from services.cli.arguments import add_stack_arguments, stack_options
 from services.cli.asking import add_key_argument, add_sampling_arguments, sampling_fields
 from services.cli.client import GatewayClient
+from services.cli.exits import EXIT_INTERRUPTED, leave_at_once
 from services.cli.report import AnswerMeter
 from services.embedded.stack import EmbeddedStack
 
@@ -30,28 +34,41 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> int:
+    fields = sampling_fields(arguments)  # refuses before the long work
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     if arguments.url:
-        _print_answer(arguments.url, prompt, arguments)
+        _print_answer(arguments.url, prompt, fields, arguments)
     else:
         logging.basicConfig(level=logging.WARNING)
-        asyncio.run(_generate_here(prompt, arguments))
+        asyncio.run(_generate_here(prompt, fields, arguments))
     return 0
 
 
-async def _generate_here(prompt: str, arguments: argparse.Namespace) -> None:
+async def _generate_here(prompt: str, fields: Mapping[str, object], arguments: argparse.Namespace) -> None:
     stack = EmbeddedStack(stack_options(arguments, http_port=0, grpc_port=0))
     try:
-        await stack.start()
-        await asyncio.to_thread(_print_answer, stack.url, prompt, arguments)
+        with _loading(arguments):
+            await stack.start()
+        await asyncio.to_thread(_print_answer, stack.url, prompt, fields, arguments)
+    except asyncio.CancelledError:
+        # Ctrl-C, as asyncio.run passes it on: the thread that loads or answers would go on to its end.
+        leave_at_once(EXIT_INTERRUPTED)
     finally:
         await stack.stop()
 
 
-def _print_answer(url: str, prompt: str, arguments: argparse.Namespace) -> None:
+def _loading(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[object]:
+    """A line that says so on a terminal, as long as there is nothing else to see."""
+    console = Console(stderr=True)
+    if arguments.quiet or not console.is_terminal:
+        return contextlib.nullcontext()
+    return console.status(f"Loading {arguments.target_model} and measuring its step rate ...")
+
+
+def _print_answer(url: str, prompt: str, fields: Mapping[str, object], arguments: argparse.Namespace) -> None:
     meter = AnswerMeter()
     with contextlib.closing(GatewayClient(url, api_key=arguments.api_key)) as client:
-        for piece in client.chat([{"role": "user", "content": prompt}], **sampling_fields(arguments)):
+        for piece in client.chat([{"role": "user", "content": prompt}], **fields):
             meter.add(piece)
             sys.stdout.write(piece.text)
             sys.stdout.flush()

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.metadata
 import sys
 from collections.abc import Sequence
 
 from dspark_core.errors import ConfigError, DSparkError
+from services.cli.exits import EXIT_INTERRUPTED
 
 EXIT_FAILURE = 1
 EXIT_CONFIG = 2
-EXIT_INTERRUPTED = 130  # as shells count: 128 and SIGINT
 
 COMMANDS = {
     "up": ("up", "start everything on this machine"),
@@ -39,6 +40,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         description="Serve large language models with DSpark speculative decoding.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"dspark {_version()}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, (module, what) in COMMANDS.items():
         if name == command:
@@ -48,11 +50,18 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+def _version() -> str:
+    try:
+        return importlib.metadata.version("dspark")
+    except importlib.metadata.PackageNotFoundError:  # a checkout on PYTHONPATH
+        return "(not installed)"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """0: done; 1: failed while running; 2: wrong arguments or configuration; 130: Ctrl-C."""
     given = list(sys.argv[1:] if argv is None else argv)
     try:
-        # The command comes first: `dspark` itself has no options but --help.
+        # The command comes first: `dspark` itself has no options that take a value.
         arguments = build_parser(given[0] if given else None).parse_args(given)
         return int(arguments.run(arguments))
     except ConfigError as error:

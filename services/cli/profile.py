@@ -26,7 +26,9 @@ from dspark_core.engine.profiler import ProfileSettings, profile_step_time
 from dspark_core.errors import ConfigError
 from dspark_core.evaluation.plots import require_matplotlib
 from services.cli.arguments import add_engine_arguments, add_stack_arguments, stack_options
+from services.cli.output_files import require_writable
 from services.cli.profile_plot import draw_profile
+from services.cli.tables import open_table, table_console
 from services.embedded.options import StackOptions
 
 
@@ -49,13 +51,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     options = stack_options(arguments)
+    if arguments.out is not None:
+        require_writable(arguments.out)
     if arguments.plot is not None:
         require_matplotlib()
         if arguments.plot.suffix.lower() != ".png":
             raise ConfigError(f"--plot must end in .png, got {arguments.plot}")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    console = Console()
+    console = table_console()
     target = build_target(options.engine)
     model = RoundTimeModel(_step_time(target, options, settings, console))
     if options.drafter is not None:
@@ -124,8 +128,8 @@ def step_table(model: RoundTimeModel) -> Table:
     points = model.verify.points
     usual = model.verify.surface.context_per_request
     columns = sorted({p.batch_tokens // p.requests for p in points if p.batch_tokens % p.requests == 0})
-    table = Table(title="milliseconds of a step")
-    for head in ("requests", "context of each", *(f"x {count}" for count in columns)):
+    table = open_table("milliseconds of a step")
+    for head in ("requests", "context\nof each", *(f"x {count}" for count in columns)):
         table.add_column(head, justify="right", no_wrap=True)
     rows = sorted(
         {
@@ -135,7 +139,7 @@ def step_table(model: RoundTimeModel) -> Table:
     )
     for _, context, requests in rows:
         row = {
-            p.batch_tokens // p.requests: f"{1000 * p.seconds:.1f}"
+            p.batch_tokens // p.requests: _milliseconds(p.seconds)
             for p in points
             if (p.requests, p.context_tokens // p.requests) == (requests, context)
             and p.batch_tokens % p.requests == 0
@@ -145,6 +149,11 @@ def step_table(model: RoundTimeModel) -> Table:
     if between:
         table.caption = f"and {between} points between them"
     return table
+
+
+def _milliseconds(seconds: float) -> str:
+    """Four digits at least: a tenth of a millisecond says nothing of a whole second."""
+    return f"{1000 * seconds:.1f}" if seconds < 1.0 else f"{1000 * seconds:.0f}"
 
 
 def draft_table(draft: DraftTimeModel) -> Table:

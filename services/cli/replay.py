@@ -14,14 +14,15 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.errors import ConfigError
 from dspark_core.simulation.planner_names import NAMES, planner_factory
 from dspark_core.simulation.replay import RECORDED, ReplayResult, replay
 from dspark_core.simulation.trace_reader import Trace, read_trace
+from services.cli.output_files import require_writable
 from services.cli.simulation_inputs import read_round_time
+from services.cli.tables import open_table, table_console
 
 DEFAULT_PLANNERS = (
     "none",
@@ -58,6 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--limit must be >= 1, got {arguments.limit}")
     for name in arguments.planner:
         planner_factory(name)  # a typing error should not wait for the trace
+    if arguments.out is not None:
+        require_writable(arguments.out)
     trace = read_trace(arguments.traces)
     round_time = _round_time(trace, arguments.curve)
     rounds = trace.rounds[: arguments.limit]
@@ -94,19 +97,19 @@ def _write(arguments: argparse.Namespace, results: Sequence[ReplayResult], trace
 
 
 def _show(results: Sequence[ReplayResult], trace: Trace) -> None:
-    console = Console()
+    console = table_console()
     recorded = results[0]
-    table = Table(title=f"{recorded.rounds} rounds, {recorded.request_rounds} request rounds")
+    table = open_table(f"{recorded.rounds} rounds, {recorded.request_rounds} request rounds")
     table.add_column("planner", no_wrap=True)
     for head in (
-        "verified/round",
-        "tokens/s by survival",
-        "tokens/s by outcome",
+        "verified\nper round",
+        "tokens/s\nby survival",
+        "tokens/s\nby outcome",
         "gain",
         "known",
-        "as recorded",
+        "as\nrecorded",
     ):
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", no_wrap=True)
     for one in results:
         gain = one.outcome_tokens_per_second / recorded.outcome_tokens_per_second - 1.0
         table.add_row(

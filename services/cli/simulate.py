@@ -32,8 +32,10 @@ from dspark_core.simulation.records import Summary
 from dspark_core.simulation.running import FrontierPoint, World, frontier, simulate, size_pools
 from dspark_core.simulation.scenario import Scenario
 from dspark_core.simulation.trace_reader import read_trace
+from services.cli.output_files import require_writable
 from services.cli.simulate_tables import frontier_table, pool_lines, summary_table
 from services.cli.simulation_inputs import DEFAULT_ROUND_TIME, read_mapping, read_round_time
+from services.cli.tables import table_console
 
 DEFAULT_PLANNERS = ("none", "mtp1", "fixed:4", "algorithm1", "cluster")
 FILE_FIELDS = ("planners", "curve", "domains_file", "traces")
@@ -81,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         planner_factory(name, cohorts=scenario.cohorts)
     _check(arguments)
     world = _world(arguments, config)
-    console = Console()
+    console = table_console()
     if arguments.size:
         return _size(world, scenario, planners, console, arguments.out)
     summaries = _simulate(world, scenario, planners, console)
@@ -95,6 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """What would fail after the long work fails before it."""
+    if arguments.out is not None:
+        require_writable(arguments.out)
     if arguments.plots is not None:
         require_matplotlib()
         if arguments.frontier is None:
@@ -190,13 +194,30 @@ def _shares(texts: Sequence[str]) -> dict[str, float]:
 
 def _world(arguments: argparse.Namespace, config: Mapping[str, Any]) -> World:
     curve = arguments.curve or _path(config, "curve") or DEFAULT_ROUND_TIME
-    traces = arguments.trace or [Path(one) for one in _texts(config, "traces")]
-    domains: Mapping[str, Sequence[RecordedRequest]]
-    if traces:
-        domains = {path.stem: domain_of_trace(read_trace([path])) for path in traces}
-    else:
-        domains = read_domains(arguments.domains_file or _path(config, "domains_file") or DEFAULTS)
-    return World(stack_domains(domains), read_round_time(curve))
+    return World(stack_domains(_domains(arguments, config)), read_round_time(curve))
+
+
+def _domains(
+    arguments: argparse.Namespace, config: Mapping[str, Any]
+) -> Mapping[str, Sequence[RecordedRequest]]:
+    traces, file = arguments.trace, arguments.domains_file
+    if traces is None and file is None:  # either flag wins over both fields
+        traces = [Path(one) for one in _texts(config, "traces")]
+        file = _path(config, "domains_file")
+    if traces and file is not None:
+        raise ConfigError(
+            f"drafts fare as in traces or as in a file of domains: got the trace {traces[0]} and {file}"
+        )
+    if not traces:
+        return read_domains(file or DEFAULTS)
+    named: dict[str, Path] = {}
+    for path in traces:
+        if path.stem in named:
+            raise ConfigError(
+                f"traces {named[path.stem]} and {path} would both be the domain {path.stem!r}: rename one"
+            )
+        named[path.stem] = path
+    return {name: domain_of_trace(read_trace([path])) for name, path in named.items()}
 
 
 def _path(config: Mapping[str, Any], name: str) -> Path | None:

@@ -9,6 +9,7 @@ from rich.table import Table
 from dspark_core.simulation.records import Summary
 from dspark_core.simulation.running import FrontierPoint
 from dspark_core.simulation.scenario import Scenario
+from services.cli.tables import open_table
 
 HEADS = ("tokens/s", "5 %", "50 %", "95 %", "first", "tau", "length", "broken", "verif.", "draft.")
 LEGEND = (
@@ -20,12 +21,8 @@ LEGEND = (
 def summary_table(summaries: Sequence[Summary], scenario: Scenario) -> Table:
     load = f"{scenario.users} users" if scenario.users else f"{scenario.arrivals_per_second:g} requests/s"
     drafters = scenario.drafters or "as many"
-    table = Table(
-        title=f"{scenario.verifiers} verifiers, {drafters} drafters, {load}",
-        caption=LEGEND,
-        box=None,
-        padding=(0, 1, 0, 0),
-    )
+    table = open_table(f"{scenario.verifiers} verifiers, {drafters} drafters, {load}")
+    table.caption = LEGEND
     table.add_column("planner", no_wrap=True)
     for head in HEADS:
         table.add_column(head, justify="right", no_wrap=True)

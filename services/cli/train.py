@@ -24,13 +24,12 @@ from dspark_core.training.allocator import keep_freed_memory
 from dspark_core.training.averaging import average_checkpoints
 from dspark_core.training.run import BEST, LOG, NEWEST, TrainingRun
 from dspark_core.training.run_log import JsonLog, TensorBoardLog
-from dspark_core.training.workers import Workers, end_worker, own_device, started_by_torchrun
+from dspark_core.training.workers import Workers, own_device, started_by_torchrun
+from services.cli.exits import EXIT_INTERRUPTED, leave_at_once
 from services.cli.train_config import TrainConfig, read_config
 from services.cli.train_dry_run import dry_run_table
 from services.cli.train_progress import ProgressView
 from services.cli.train_setup import TENSORBOARD, Setup, build_run, build_setup, check_output, claim_output
-
-EXIT_INTERRUPTED = 130
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -78,7 +77,11 @@ def run(arguments: argparse.Namespace) -> int:
     with started_by_torchrun(device) as workers:
         status = _run_as(workers, config, arguments)
     if workers.size > 1:
-        end_worker(status)
+        # Caches of DTensor hold the mesh, and so the process group and gloo's threads, beyond its destruction. A
+        # thread that is about to release the last collective's tensors while the interpreter shuts down aborts
+        # the process (PyTorch 2.13: a quarter of all runs of a small sharded module), and torchrun reports a
+        # finished run as failed.
+        leave_at_once(status)
     return status
 
 

@@ -34,6 +34,7 @@ from dspark_core.training.trainer import Trainer
 from dspark_core.training.trainer_config import TrainerConfig
 from dspark_core.training.workers import Workers, own_device
 from dspark_core.zoo_paths import resolve_drafter_path
+from services.cli.data_arguments import require_answers_of
 from services.cli.train_config import TrainConfig
 
 VOCAB, CONFIG, TENSORBOARD = "draft_vocab.pt", "config.json", "tensorboard"
@@ -223,6 +224,7 @@ def _open_source(config: TrainConfig, target: LoadedTarget) -> SequenceSource:
     """Raises ConfigError when the data are of another target, with both values."""
     taps = config.drafter.tap_layers
     if config.data.stream is not None:
+        require_answers_of(target, config.data.stream)
         limit = min(
             config.data.max_length or target.config.max_context_tokens, target.config.max_context_tokens
         )

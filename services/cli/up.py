@@ -21,11 +21,13 @@ from services.cli.arguments import (
     stack_options,
 )
 from services.cli.client import GatewayClient
+from services.cli.exits import leave_at_once
 from services.cli.report import AnswerMeter
 from services.cli.template_arguments import template_arguments
 from services.common.lifecycle import finished_before, stop_signals
 from services.common.logs import setup_logging
 from services.embedded.options import StackOptions
+from services.embedded.ports import address_of
 from services.embedded.processes import ProcessStack
 from services.embedded.stack import EmbeddedStack
 from services.gateway.config import TOOL_FORMATS, GatewayConfig
@@ -124,18 +126,15 @@ async def _serve(stack: Stack, options: StackOptions, demo: Callable[[], None] |
 
 
 def _leave(stack: Stack) -> NoReturn:
-    """Ends this process as it stands: a thread that still loads a model cannot be interrupted, and
-    nothing that it makes is wanted any more."""
+    """At once, when a model may still be loading."""
     stack.kill()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    leave_at_once(0)
 
 
 def _print_addresses(console: Console, options: StackOptions) -> None:
     console.print(f"  page         {options.url}/")
     console.print(f"  OpenAI REST  {options.url}/v1")
-    console.print(f"  gRPC         {options.host}:{options.grpc_port}")
+    console.print(f"  gRPC         {address_of(options.host, options.grpc_port)}")
     console.print(f"  metrics      {options.url}/metrics")
 
 

@@ -14,8 +14,9 @@ from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.zoo_paths import DEFAULT_DRAFTER, NGRAMS_AUTO
 from services.common.limits import MOST_KV_CACHE_MB, MOST_THREADS
+from services.embedded.ports import address_of, reachable_host
 
-DEFAULT_TRACE_SAMPLE, DEFAULT_TRACE_MAX_MB = 0.1, 256
+DEFAULT_TRACE_SAMPLE, DEFAULT_TRACE_MAX_MB = 0.1, 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,5 +98,4 @@ class StackOptions:
 
     @property
     def url(self) -> str:
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
-        return f"http://{host}:{self.http_port}"
+        return f"http://{address_of(reachable_host(self.host), self.http_port)}"

@@ -22,7 +22,7 @@ from services.common.env import Env
 from services.common.process import PARENT, STACKS_SIGNAL
 from services.common.tls import Tls
 from services.embedded.options import StackOptions
-from services.embedded.ports import require_free
+from services.embedded.ports import address_of, reachable_host, require_free
 
 _log = logging.getLogger(__name__)
 
@@ -39,10 +39,13 @@ class ServiceProcess:
     """One `python -m services.<role>.main`, in a session of its own: Ctrl-C in the terminal is for
     the parent, which stops its children in order."""
 
-    def __init__(self, role: str, environ: Mapping[str, str], port: int, *, module: str = "") -> None:
-        """`module`: what to run instead of the role's own main."""
+    def __init__(
+        self, role: str, environ: Mapping[str, str], port: int, *, host: str = LOOPBACK, module: str = ""
+    ) -> None:
+        """`host`: what it listens on. `module`: what to run instead of the role's own main."""
         self.role = role
         self.port = port
+        self._address = address_of(reachable_host(host), port)
         # What clients call is in the clear, whatever the services speak among themselves.
         self._tls = None if role == "gateway" else Tls.from_env(Env({**os.environ, **environ}))
         command = [sys.executable, "-m", module or f"services.{role}.main"]
@@ -62,8 +65,7 @@ class ServiceProcess:
 
     async def wait_serving(self, seconds: float) -> None:
         """Until its health service says SERVING. Raises UnavailableError when it ends before."""
-        address = f"{LOOPBACK}:{self.port}"
-        async with open_channel(address, tls=self._tls) as channel, asyncio.timeout(seconds):
+        async with open_channel(self._address, tls=self._tls) as channel, asyncio.timeout(seconds):
             stub = health_pb2_grpc.HealthStub(channel)
             while not await _serving(stub):
                 if self.exit_code is not None:
@@ -121,7 +123,7 @@ class ProcessStack:
             "DSPARK_HTTP_PORT": str(options.http_port),
             "DSPARK_ADMISSION_WAIT_SECONDS": str(options.admission_wait_seconds),
         }
-        self._spawn("gateway", shared | gateway | dict(self._gateway), options.grpc_port)
+        self._spawn("gateway", shared | gateway | dict(self._gateway), options.grpc_port, options.host)
         try:
             await asyncio.gather(*(p.wait_serving(START_SECONDS) for p in self.processes.values()))
         except TimeoutError:
@@ -144,9 +146,9 @@ class ProcessStack:
         for process in self.processes.values():
             process.kill()
 
-    def _spawn(self, role: str, environ: Mapping[str, str], port: int) -> None:
+    def _spawn(self, role: str, environ: Mapping[str, str], port: int, host: str = LOOPBACK) -> None:
         own = {"DSPARK_PORT": str(port), "DSPARK_ADVERTISE_ADDRESS": f"{LOOPBACK}:{port}"}
-        self.processes[role] = ServiceProcess(role, {**environ, **own}, port)
+        self.processes[role] = ServiceProcess(role, {**environ, **own}, port, host=host)
 
     def _shared_environ(self, scheduler_port: int) -> dict[str, str]:
         options = self._options

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -182,6 +183,38 @@ def test_services_end_with_the_command_that_started_them() -> None:
         process.kill()
         # Ends when the last of them has closed it.
         assert "scheduler services.common.server: stopped" in process.stderr.read()
+
+
+@pytest.mark.parametrize("during", ["loading", "answering"])
+def test_generate_can_be_interrupted(during: str) -> None:
+    command = [
+        *(sys.executable, "-m", "services.cli.main", "generate", "--prompt", "Write a very long story."),
+        *("--max-tokens", "6000", "--temperature", "1", "--kv-cache-mb", "256", "--threads", "1"),
+    ]
+    environ = {**os.environ, "PYTHONPATH": ".:proto/gen"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environ, stdout=pipe, stderr=pipe) as process:
+        watchdog = threading.Timer(120, process.kill)
+        watchdog.start()
+        assert process.stdout is not None
+        if during == "answering":
+            assert process.stdout.read(20)
+        else:
+            while ".gguf" not in mapped_files(process.pid):
+                assert process.poll() is None
+                time.sleep(0.01)  # the watchdog bounds it
+        interrupted = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        shown = process.communicate()[1]
+        assert process.returncode == 130, shown
+        assert time.monotonic() - interrupted < 3
+        assert b"Traceback" not in shown
+        watchdog.cancel()
+
+
+def mapped_files(pid: int) -> str:
+    """A model's weights are among them once it is loaded."""
+    return Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
 
 
 def test_metrics_tell_of_rounds_and_requests(stack: EmbeddedStack) -> None:

@@ -12,7 +12,7 @@ import pytest
 from dspark_core.engine.building import BuiltTarget, EngineOptions, build_drafter, build_target
 from dspark_core.engine.draft_engine import LocalDraftSource
 from dspark_core.engine.lookup import LookupDrafting
-from dspark_core.errors import ConfigError, InvalidRequestError
+from dspark_core.errors import ConfigError
 from dspark_core.evaluation.acceptance import measure_acceptance
 from dspark_core.evaluation.report import report_sets
 from dspark_core.evaluation.round_table import RoundTable
@@ -197,7 +197,7 @@ def test_wrong_settings_are_named(fields: dict[str, int], message: str) -> None:
 
 
 def test_wrong_sampling_is_named_before_anything_runs() -> None:
-    with pytest.raises(InvalidRequestError, match="top_p"):
+    with pytest.raises(ConfigError, match="top_p"):
         EvalSettings(top_p=0.0)
 
 

@@ -272,7 +272,7 @@ def test_a_domain_that_was_not_recorded_is_named() -> None:
         simulate(world(), dataclasses.replace(SMALL, domains={"poems": 1.0}), "none")
 
 
-@pytest.mark.parametrize("name", ["fast", "fixed", "fixed:-1", "threshold:2", "threshold:x"])
+@pytest.mark.parametrize("name", ["fast", "fixed", "fixed:-1", "fixed:0", "threshold:2", "threshold:x"])
 def test_unknown_planners_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=name.partition(":")[0]):
         planner_factory(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -37,6 +38,13 @@ def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch) -> None:
 
     monkeypatch.setattr(chat, "GatewayClient", interrupted)
     assert main(["chat"]) == 130
+
+
+def test_the_version_is_that_of_the_installation(capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"dspark {metadata.version('dspark')}\n"
 
 
 @pytest.mark.parametrize("given", [[], ["no-such-command"], ["--no-such-option"]])

@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,10 +25,12 @@ from dspark_core.training.manifest import Manifest, ShardEntry, write_manifest
 from dspark_core.training.objectives.registry import algorithm
 from dspark_core.training.origin import FeatureOrigin
 from dspark_core.training.run_log import read_log
+from services.cli import train_setup
 from services.cli.main import EXIT_CONFIG, main
 from services.cli.train_config import read_config
 from services.cli.train_setup import loss_config
 from tests.unit.models.dspark_golden import GOLDEN, golden_target
+from tests.unit.training.answer_files import write_answers
 from tests.unit.training.training_sequences import random_sequence
 
 STEPS = 8
@@ -270,6 +273,47 @@ def test_features_of_another_target_are_refused_with_both_values(
     )
     assert _train(config) == EXIT_CONFIG
     assert re.search(message, capsys.readouterr().err.replace("\n", " "))
+
+
+def _stream(config: Path, answers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains on these answers rather than on shards."""
+    template = SimpleNamespace(chat_template="")  # all that is asked of the tokenizer, which golden has not
+    monkeypatch.setattr(train_setup, "load_tokenizer", lambda _: template)
+    document = yaml.safe_load(config.read_text())
+    document["data"] = {"stream": str(answers)}
+    config.write_text(yaml.safe_dump(document))
+
+
+def test_streamed_answers_of_another_target_are_refused_with_both_values(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = write_answers(tmp_path / "answers.jsonl")
+    _stream(config, answers, monkeypatch)
+    settings = tmp_path / "answers.jsonl.settings.json"
+    settings.write_text(json.dumps({"target": "other-model", "fingerprint": "0123"}))
+    assert _train(config, "--dry-run") == EXIT_CONFIG
+    told = f"other-model with fingerprint 0123; .* has fingerprint {golden_target().fingerprint}"
+    assert re.search(told, capsys.readouterr().err)
+    settings.write_text(json.dumps({"target": "golden", "fingerprint": golden_target().fingerprint}))
+    assert _train(config, "--dry-run") == 0
+
+
+@pytest.mark.parametrize("draft_vocab", ["64", "null"])  # found while counting, and by the pass
+def test_a_streamed_token_that_the_target_does_not_have_is_refused(
+    config: Path,
+    draft_vocab: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answers = write_answers(tmp_path / "answers.jsonl")
+    row = {"prompt_ids": [1, 2], "answer_ids": [3, 512, 4]}
+    answers.write_text((json.dumps(row) + "\n") * 8)
+    _stream(config, answers, monkeypatch)
+    assert _train(config, "--set", f"drafter.draft_vocab={draft_vocab}") == EXIT_CONFIG
+    assert "token id 512 is outside the target's vocabulary of 512: the answers are of another target" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_file_that_is_no_configuration_is_named(tmp_path: Path) -> None:

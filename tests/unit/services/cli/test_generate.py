@@ -1,0 +1,160 @@
+"""`dspark generate` and `dspark chat` before and around the answer, without a model."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+from typing import NoReturn
+
+import httpx
+import pytest
+
+from services.cli import generate
+from services.cli.client import GatewayClient
+from services.cli.main import EXIT_CONFIG, EXIT_INTERRUPTED, main
+
+
+class Left(BaseException):
+    """In the place of the end of the process."""
+
+
+class SlowStack:
+    """Loads for so long in a thread, or not at all."""
+
+    url = "http://nowhere"
+    load_seconds = 0.0
+
+    def __init__(self, options: object) -> None:
+        self.options = options
+
+    async def start(self) -> None:
+        await asyncio.to_thread(time.sleep, self.load_seconds)
+
+    async def stop(self) -> None:
+        pass
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> type[SlowStack]:
+    class Stack(SlowStack):
+        pass
+
+    monkeypatch.setattr(generate, "EmbeddedStack", Stack)
+    monkeypatch.setattr(generate, "_print_answer", lambda *_: None)
+    return Stack
+
+
+@pytest.mark.parametrize("during", ["the load", "the answer"])
+def test_ctrl_c_waits_neither_for_the_load_nor_for_the_answer(
+    during: str, slow: type[SlowStack], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds, asked_after = 5.0, 0.3
+    if during == "the load":
+        slow.load_seconds = seconds
+    else:
+        monkeypatch.setattr(generate, "_print_answer", lambda *_: time.sleep(seconds))
+    left: list[tuple[int, float]] = []
+
+    def leave(status: int) -> NoReturn:
+        left.append((status, time.monotonic()))
+        raise Left
+
+    monkeypatch.setattr(generate, "leave_at_once", leave)
+    began = time.monotonic()
+    loop_signal = Thread(target=lambda: (time.sleep(asked_after), os.kill(os.getpid(), signal.SIGINT)))
+    loop_signal.start()
+    with contextlib.suppress(KeyboardInterrupt, Left):
+        generate.run(_parsed("--prompt", "hi"))
+    loop_signal.join()
+    (status, at), *more = left
+    assert (status, more) == (EXIT_INTERRUPTED, [])
+    assert at - began < 0.6 * seconds
+
+
+def _parsed(*flags: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    generate.add_parser(parser.add_subparsers())
+    return parser.parse_args(["generate", *flags])
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_loading_is_told_on_a_terminal_only(
+    terminal: bool, slow: type[SlowStack], monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR" if terminal else "TERM", "1" if terminal else "dumb")
+    assert main(["generate", "--prompt", "hi"]) == 0
+    shown = capsys.readouterr()
+    assert ("Loading smollm2-135m-instruct" in shown.err) == terminal
+    assert shown.out == ""
+    assert main(["generate", "--prompt", "hi", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("command", [["generate", "--prompt", "hi", "--target-model", "/nowhere"], ["chat"]])
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--temperature", "nan"),
+        ("--temperature", "inf"),
+        ("--top-p", "nan"),
+        ("--presence-penalty", "-inf"),
+        ("--frequency-penalty", "nan"),
+        ("--repetition-penalty", "inf"),
+    ],
+)
+def test_a_number_that_json_cannot_say_is_refused_by_its_flag(command, flag, value, capsys) -> None:
+    assert main([*command, f"{flag}={value}"]) == EXIT_CONFIG
+    assert capsys.readouterr().err == f"dspark: {flag} must be a finite number, got {value}\n"
+
+
+@contextlib.contextmanager
+def http_server(name: str) -> Iterator[int]:
+    """Serves a model of this name, also to whoever takes it for a proxy -> its port."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = f'{{"data": [{{"id": "{name}"}}]}}'.encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_proxy_is_asked_for_what_is_elsewhere_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def model(url: str) -> str:
+        with contextlib.closing(GatewayClient(url)) as client:
+            return client.model()
+
+    for name in ("NO_PROXY", "no_proxy", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with http_server("gateway") as gateway, http_server("proxy") as proxy:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy}")
+        assert model(f"http://127.0.0.1:{gateway}") == "gateway"
+        assert model(f"localhost:{gateway}/v1") == "gateway"
+        assert model("http://gateway.example.org:8000") == "proxy"
+
+
+def test_what_is_no_url_is_refused(capsys) -> None:
+    with pytest.raises(httpx.InvalidURL):
+        httpx.URL("http://[::1")
+    assert main(["chat", "--url", "http://[::1"]) == EXIT_CONFIG
+    assert "'http://[::1' is not the URL of a gateway" in capsys.readouterr().err

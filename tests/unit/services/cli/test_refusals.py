@@ -1,0 +1,81 @@
+"""What commands that load a model refuse before they do, with status 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from services.cli import data_features, profile
+from services.cli.main import EXIT_CONFIG, main
+
+GOLDEN = Path(__file__).parents[3] / "fixtures" / "golden"
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"turns": [text]}) + "\n" for text in ("Hi", "Ho")), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("command", ["eval", "calibrate"])
+@pytest.mark.parametrize(
+    ("flag", "value", "rule"),
+    [
+        ("top-p", "2", "in (0, 1]"),
+        ("temperature", "nan", "in [0, 100]"),
+        ("temperature", "inf", "in [0, 100]"),
+    ],
+)
+def test_wrong_sampling_is_a_wrong_argument(command, flag, value, rule, prompts: Path, capsys) -> None:
+    assert main([command, str(prompts), f"--{flag}", value]) == EXIT_CONFIG
+    told = f"dspark: {flag.replace('-', '_')} must be {rule}, got {float(value)}\n"
+    assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize(("architecture", "kind"), [(None, "Eagle3"), ("Qwen3MTPModel", "MTP-1")])
+def test_a_drafter_of_another_kind_has_no_confidence_head_to_calibrate(
+    architecture: str | None, kind: str, prompts: Path, tmp_path: Path, capsys
+) -> None:
+    fields = json.loads((GOLDEN / "eagle3" / "config.json").read_text(encoding="utf-8"))
+    if architecture is not None:
+        fields |= {"architectures": [architecture], "target_layer_ids": None}
+    drafter = tmp_path / "drafter"
+    drafter.mkdir()
+    (drafter / "config.json").write_text(json.dumps(fields), encoding="utf-8")
+    assert main(["calibrate", str(prompts), "--drafter", str(drafter)]) == EXIT_CONFIG
+    assert f"it has no confidence head ({kind} drafters have none)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("below", [[], ["features"]])
+def test_features_are_not_written_over_a_file(
+    below: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def load(_: object) -> None:
+        raise AssertionError("too late")
+
+    monkeypatch.setattr(data_features, "load_target_of", load)
+    file = tmp_path / "answers.jsonl"
+    file.write_text("")
+    out = file.joinpath(*below)
+    assert main(["data", "features", "--answers", str(file), "--out", str(out)]) == EXIT_CONFIG
+    assert capsys.readouterr().err == f"dspark: --out must be a directory, got the file {file}\n"
+
+
+def test_a_profile_that_cannot_be_written_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def load(_: object) -> None:
+        raise AssertionError("too late")
+
+    monkeypatch.setattr(profile, "build_target", load)
+    assert main(["profile", "--out", str(tmp_path)]) == EXIT_CONFIG
+    assert f"--out must be a file, got the directory {tmp_path}" in capsys.readouterr().err
+
+
+def test_the_least_answers_of_a_table_are_told_by_its_help(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["data", "ngrams", "--help"])
+    assert "Needs at least 100 answers." in " ".join(capsys.readouterr().out.split())
