@@ -77,9 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
     with started_by_torchrun(device) as workers:
         status = _run_as(workers, config, arguments)
     if workers.size > 1:
-        # Caches of DTensor hold the mesh, and so the process group and gloo's threads, beyond its destruction. A
-        # thread that is about to release the last collective's tensors while the interpreter shuts down aborts
-        # the process (PyTorch 2.13: a quarter of all runs of a small sharded module), and torchrun reports a
+        # Caches of DTensor hold the mesh, and so the process group and gloo's threads, beyond its end. One
+        # that is about to release the last collective's tensors while the interpreter shuts down aborts the
+        # process (PyTorch 2.13: a quarter of all runs of a small sharded module), and torchrun reports a
         # finished run as failed.
         leave_at_once(status)
     return status
