@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import httpx
 
 from dspark_core.errors import ConfigError, DSparkError, UnavailableError
+from services.cli.loopback import is_loopback
 
 
 class GatewayError(DSparkError):
@@ -32,8 +32,7 @@ class GatewayClient:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         # Connecting to a gateway is quick or hopeless; waiting for tokens is neither.
         timeout = httpx.Timeout(timeout_seconds, connect=5.0)
-        # A proxy has a loopback, and gateways on it, of its own.
-        self._http = httpx.Client(headers=headers, timeout=timeout, trust_env=not _is_loopback(self._url))
+        self._http = httpx.Client(headers=headers, timeout=timeout, trust_env=not is_loopback(self._url))
 
     @property
     def url(self) -> str:
@@ -80,14 +79,6 @@ def _base(url: str) -> str:
     except httpx.InvalidURL as error:
         raise ConfigError(f"{url!r} is not the URL of a gateway: {error}") from error
     return full.rstrip("/").removesuffix("/v1")
-
-
-def _is_loopback(url: str) -> bool:
-    host = httpx.URL(url).host
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def _pieces(lines: Iterator[str]) -> Iterator[ChatPiece]:

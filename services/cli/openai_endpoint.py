@@ -13,6 +13,7 @@ import httpx
 from dspark_core.errors import ConfigError, UnavailableError
 from dspark_core.records import FinishReason, SamplingParams
 from dspark_core.training.data.generation import Failure
+from services.cli.loopback import is_loopback
 
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
@@ -101,7 +102,9 @@ class OpenAIEndpoint:
         headers = {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
         timeout = httpx.Timeout(config.deadline_seconds, connect=min(10.0, config.deadline_seconds))
         limits = httpx.Limits(max_connections=config.concurrency)
-        self._http = httpx.AsyncClient(timeout=timeout, limits=limits, headers=headers)
+        self._http = httpx.AsyncClient(
+            timeout=timeout, limits=limits, headers=headers, trust_env=not is_loopback(config.url)
+        )
 
     async def __aenter__(self) -> OpenAIEndpoint:
         """Raises UnavailableError when nobody answers, or no model is served."""

@@ -57,6 +57,12 @@ async def test_every_question_is_answered_within_the_bound() -> None:
     assert all(body.items() >= fields.items() for body in script.asked)
 
 
+async def test_a_server_on_this_machine_is_asked_past_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with scripted_openai(Script(lambda body, before: (200, completion("yes")))) as url:
+        assert (await ask(url, 1))["k0"] == Reply(key="k0", text="yes", finish=FinishReason.STOP)
+
+
 async def test_variables_of_the_chat_template_are_sent_where_there_are_some() -> None:
     script = Script(lambda body, before: (200, completion("yes")))
     with scripted_openai(script) as url:

@@ -1,0 +1,15 @@
+"""Servers on this machine: a proxy that the environment names has a loopback of its own."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import httpx
+
+
+def is_loopback(url: str) -> bool:
+    host = httpx.URL(url).host
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
