@@ -1,11 +1,12 @@
 """Two scheduler processes, over one Redis, a Kubernetes Lease, or both: the standby takes over."""
 
 import asyncio
+import random
 import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -43,11 +44,14 @@ REQUESTS = (RequestSurvival(sequence_id="s", survival=(0.9, 0.8), verify_length=
 
 
 def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    """None that the system gives to whoever asks for any: tests beside this one do, before they are used."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            ports.append(port)
+    return ports
 
 
 class Verifier:
