@@ -24,10 +24,10 @@ from services.cli.client import GatewayClient
 from services.cli.exits import leave_at_once
 from services.cli.report import AnswerMeter
 from services.cli.template_arguments import template_arguments
+from services.common.addresses import address_of
 from services.common.lifecycle import finished_before, stop_signals
 from services.common.logs import setup_logging
 from services.embedded.options import StackOptions
-from services.embedded.ports import address_of
 from services.embedded.processes import ProcessStack
 from services.embedded.stack import EmbeddedStack
 from services.gateway.config import TOOL_FORMATS, GatewayConfig

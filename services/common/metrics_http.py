@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from dspark_core.errors import ConfigError
+from services.common.addresses import address_of
 
 
 class MetricsServer:
@@ -32,7 +33,7 @@ class MetricsServer:
         try:
             self._http = ThreadingHTTPServer((host, port), _handler(registry, ready, details))
         except OSError as error:
-            raise ConfigError(f"cannot listen on {host}:{port} for metrics: {error}") from error
+            raise ConfigError(f"cannot listen on {address_of(host, port)} for metrics: {error}") from error
         self._thread = threading.Thread(
             target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, name="metrics-http", daemon=True
         )

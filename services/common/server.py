@@ -15,6 +15,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from dspark_core.errors import ConfigError
+from services.common.addresses import address_of
 from services.common.admission import AdmissionLayer
 from services.common.health import PartHealthServicer, Problem, problems
 from services.common.interceptors import DeadlineLayer, ErrorLayer, Layer, LayeredInterceptor
@@ -109,7 +110,8 @@ class GrpcServer:
             self._port = _listen(server, options)
         except RuntimeError as error:
             await self.stop()
-            raise ConfigError(f"cannot listen on {options.host}:{options.port}: {error}") from error
+            address = address_of(options.host, options.port)
+            raise ConfigError(f"cannot listen on {address}: {error}") from error
         await server.start()
         return self._port
 
@@ -211,8 +213,7 @@ async def serve(
 
 def _listen(server: grpc.aio.Server, options: ServerOptions) -> int:
     """-> port. Raises RuntimeError when it is taken."""
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    address = f"{host}:{options.port}"
+    address = address_of(options.host, options.port)
     if options.tls is None:
         return server.add_insecure_port(address)
     return server.add_secure_port(address, options.tls.server_credentials())

@@ -13,8 +13,8 @@ from dspark_core.engine.trace_writer import TraceOptions
 from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.zoo_paths import DEFAULT_DRAFTER, NGRAMS_AUTO
+from services.common.addresses import address_of, reachable_host
 from services.common.limits import MOST_KV_CACHE_MB, MOST_THREADS
-from services.embedded.ports import address_of, reachable_host
 
 DEFAULT_TRACE_SAMPLE, DEFAULT_TRACE_MAX_MB = 0.1, 64
 

@@ -1,4 +1,4 @@
-"""Hosts and ports: how they are written, and whether they can be had before a model is loaded for nothing."""
+"""Whether ports can be had, asked before a model is loaded for nothing."""
 
 from __future__ import annotations
 
@@ -6,16 +6,7 @@ import socket
 from collections.abc import Sequence
 
 from dspark_core.errors import ConfigError
-
-
-def reachable_host(host: str) -> str:
-    """Where this machine reaches what listens on `host`: the addresses for "all" are not to connect to."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-
-
-def address_of(host: str, port: int) -> str:
-    """As URLs and gRPC write it."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+from services.common.addresses import address_of
 
 
 def require_free(host: str, ports: Sequence[int]) -> None:

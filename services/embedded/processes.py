@@ -17,12 +17,13 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from dspark_core.errors import UnavailableError
+from services.common.addresses import address_of, reachable_host
 from services.common.channels import open_channel
 from services.common.env import Env
 from services.common.process import PARENT, STACKS_SIGNAL
 from services.common.tls import Tls
 from services.embedded.options import StackOptions
-from services.embedded.ports import address_of, reachable_host, require_free
+from services.embedded.ports import require_free
 
 _log = logging.getLogger(__name__)
 

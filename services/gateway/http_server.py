@@ -12,6 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dspark_core.errors import ConfigError
+from services.common.addresses import address_of
 from services.gateway.admission import Admission
 from services.gateway.http_protocol import BoundedHttpProtocol
 
@@ -123,6 +124,6 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.listen(1024)
     except OSError as error:
         listener.close()
-        raise ConfigError(f"cannot listen on {host}:{port}: {error}") from error
+        raise ConfigError(f"cannot listen on {address_of(host, port)}: {error}") from error
     listener.setblocking(False)
     return listener

@@ -118,7 +118,7 @@ class Fleet:
         """Whether any verifier of the model gives a lone request its floor."""
         floor = request.min_tokens_per_second
         verifiers = (one for one in self.state.replicas(Role.VERIFIER) if one.model == request.model)
-        return not floor or any(floor <= reach_of(self._candidate(one, 0).pace) for one in verifiers)
+        return not floor or any(floor <= reach_of(self._pace(one.replica_id)) for one in verifiers)
 
     def floor_concurrency(self) -> dict[str, int]:
         """Per verifier with promises to keep: the most requests at which all of them hold."""
@@ -137,8 +137,7 @@ class Fleet:
 
     def _candidate(self, replica: Replica, matched_tokens: int) -> Candidate:
         name = replica.replica_id
-        known = self._planners.get(name)
-        pace = known.pace if known else VerifierPace()
+        pace = self._pace(name)
         return Candidate(
             replica=replica,
             requests=self.loads.requests(replica),
@@ -150,6 +149,10 @@ class Fleet:
             silent_seconds=self.loads.silent_seconds(name),
             highest_floor=self.loads.highest_floor(name, reach_of(pace)),
         )
+
+    def _pace(self, replica_id: str) -> VerifierPace:
+        known = self._planners.get(replica_id)
+        return known.pace if known else VerifierPace()
 
     def _usable(self, model: str, exclude: Collection[str]) -> list[Replica]:
         verifiers = self.state.replicas(Role.VERIFIER)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from services.embedded.processes import ProcessStack
 from services.embedded.stack import EmbeddedStack
 from tests.e2e.conftest import OPTIONS
 from tests.support.certificates import tls_environ, write_tls
+from tests.support.ports import free_ports
 
 pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(300)]
 
@@ -31,12 +31,6 @@ ASKED = [
 ]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
 async def processes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -45,7 +39,8 @@ async def processes(
     monkeypatch.setenv("DSPARK_COHORTS", "2")  # where there are two requests, they take turns
     for name, value in tls_environ(write_tls(tmp_path)).items():
         monkeypatch.setenv(name, value)
-    options = dataclasses.replace(OPTIONS, http_port=free_port(), grpc_port=free_port(), threads=1)
+    http_port, grpc_port = free_ports(2)
+    options = dataclasses.replace(OPTIONS, http_port=http_port, grpc_port=grpc_port, threads=1)
     one = ProcessStack(options)
     try:
         await one.start()

@@ -1,7 +1,6 @@
 """A real kube-apiserver over its etcd, from the binaries that KUBEBUILDER_ASSETS names."""
 
 import os
-import socket
 import ssl
 import subprocess
 import time
@@ -13,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support.ports import free_ports
+
 TOKEN = "lease-test"
 
 
@@ -22,7 +23,7 @@ def kube_apiserver(folder: Path):
     assets = os.environ.get("KUBEBUILDER_ASSETS")
     if not assets or not (Path(assets) / "kube-apiserver").is_file():
         pytest.skip("KUBEBUILDER_ASSETS does not name a folder with etcd and kube-apiserver")
-    etcd_port, peer_port, port = _free_ports(3)
+    etcd_port, peer_port, port = free_ports(3)
     etcd = f"http://127.0.0.1:{etcd_port}"
     key = folder / "accounts.key"
     subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
@@ -45,14 +46,6 @@ def kube_apiserver(folder: Path):
         )
         _wait(f"https://127.0.0.1:{port}/readyz")
         yield _kubeconfig(folder, port)
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def _start(stack: ExitStack, *command: str | Path) -> None:

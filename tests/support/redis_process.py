@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from tests.support.ports import free_ports
+
 
 class RedisProcess:
     def __init__(self) -> None:
@@ -14,9 +16,7 @@ class RedisProcess:
         if binary is None:
             pytest.skip("redis-server is not installed")
         self._binary = binary
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        (self.port,) = free_ports(1)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -1,12 +1,10 @@
 """Two scheduler processes, over one Redis, a Kubernetes Lease, or both: the standby takes over."""
 
 import asyncio
-import random
 import signal
-import socket
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -34,6 +32,7 @@ from services.scheduler.redis_lock import RedisLeaderLock
 from services.verifier.plans import CoordinatedPlanSource
 from tests.support.kubernetes_api import KubernetesApi
 from tests.support.polling import eventually
+from tests.support.ports import free_ports
 from tests.support.redis_process import RedisProcess
 from tests.support.scheduler_process import ready_port, scheduler_process
 
@@ -41,17 +40,6 @@ PROFILE = tuple(
     StepTime(requests=1, batch_tokens=tokens, context_tokens=0, seconds=0.02) for tokens in (1, 8)
 )
 REQUESTS = (RequestSurvival(sequence_id="s", survival=(0.9, 0.8), verify_length=0, accepted=0),)
-
-
-def _free_ports(count: int) -> list[int]:
-    """None that the system gives to whoever asks for any: tests beside this one do, before they are used."""
-    ports: list[int] = []
-    while len(ports) < count:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as one, suppress(OSError):
-            one.bind(("127.0.0.1", port))
-            ports.append(port)
-    return ports
 
 
 class Verifier:
@@ -138,7 +126,7 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str
     "lost", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM], ids=["killed", "hung", "stopped"]
 )
 async def test_the_standby_takes_over_within_five_seconds(backend: dict[str, str], lost: signal.Signals):
-    ports = _free_ports(2)
+    ports = free_ports(2)
     async with AsyncExitStack() as stack:
         processes = []
         for port in ports:  # one after the other: the first leads

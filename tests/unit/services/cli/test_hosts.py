@@ -8,8 +8,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
 from dspark_core.errors import ConfigError
+from services.common.addresses import address_of
 from services.embedded.options import StackOptions
-from services.embedded.ports import address_of, require_free
+from services.embedded.ports import require_free
 from services.embedded.processes import ProcessStack, ServiceProcess
 
 

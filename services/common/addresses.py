@@ -1,0 +1,12 @@
+"""Hosts and ports, as URLs and gRPC write them."""
+
+from __future__ import annotations
+
+
+def address_of(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def reachable_host(host: str) -> str:
+    """Where this machine reaches what listens on `host`: the addresses for "all" are not to connect to."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
