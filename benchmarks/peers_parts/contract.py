@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Prompts answered at once, greedily, `max_tokens` each: stop tokens do not end an answer."""
+    """Prompts answered greedily, `max_tokens` each: stop tokens do not end an answer."""
 
     prompts: tuple[tuple[int, ...], ...]
     max_tokens: int
+    users: int
+    """So many prompts at once: who has an answer asks for the next one."""
+
+    def waves(self) -> Iterator[range]:
+        """Places of prompts that are answered together where answers begin and end together."""
+        for start in range(0, len(self.prompts), self.users):
+            yield range(start, min(start + self.users, len(self.prompts)))
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Times are from the start of the trial, one for each prompt."""
+    """Times of each answer are from when it was asked for."""
 
     tokens: tuple[tuple[int, ...], ...]
     first_token_seconds: tuple[float, ...]
-    finish_seconds: tuple[float, ...]
+    answer_seconds: tuple[float, ...]
+    seconds: float
+    """Of the whole trial."""
     accepted_length: float = 1.0
 
     @property
     def tokens_per_second(self) -> float:
-        return sum(map(len, self.tokens)) / max(self.finish_seconds)
+        return sum(map(len, self.tokens)) / self.seconds
 
     @property
     def tokens_per_second_per_user(self) -> float:
         """Mean over the answers."""
-        rates = [len(ids) / seconds for ids, seconds in zip(self.tokens, self.finish_seconds, strict=True)]
+        rates = [len(ids) / seconds for ids, seconds in zip(self.tokens, self.answer_seconds, strict=True)]
         return sum(rates) / len(rates)
 
     @property
@@ -46,17 +55,44 @@ class Peer(Protocol):
 class Stopwatch:
     """Collects tokens of several answers and when they came."""
 
-    def __init__(self, count: int, clock: float) -> None:
-        self._started = clock
+    def __init__(self, trial: Trial, now: float) -> None:
+        count = len(trial.prompts)
+        self._started = now
+        self._asked = [now] * count
         self.tokens: list[list[int]] = [[] for _ in range(count)]
-        self._first = [0.0] * count
-        self._last = [0.0] * count
+        self._first = [now] * count
+        self._last = [now] * count
+
+    def ask(self, index: int, now: float) -> None:
+        self._asked[index] = now
 
     def add(self, index: int, token_ids: Sequence[int], now: float) -> None:
         if not self.tokens[index]:
-            self._first[index] = now - self._started
+            self._first[index] = now
         self.tokens[index].extend(token_ids)
-        self._last[index] = now - self._started
+        self._last[index] = now
 
     def outcome(self, accepted_length: float = 1.0) -> Outcome:
-        return Outcome(tuple(map(tuple, self.tokens)), tuple(self._first), tuple(self._last), accepted_length)
+        return Outcome(
+            tuple(map(tuple, self.tokens)),
+            tuple(first - asked for first, asked in zip(self._first, self._asked, strict=True)),
+            tuple(last - asked for last, asked in zip(self._last, self._asked, strict=True)),
+            max(self._last) - self._started,
+            accepted_length,
+        )
+
+
+class Users:
+    """Asks an engine that takes requests at any time."""
+
+    def __init__(self, trial: Trial, ask: Callable[[int], None]) -> None:
+        """`ask` submits the prompt of that place."""
+        self._ask, self._waiting = ask, iter(range(len(trial.prompts)))
+        for _ in range(trial.users):
+            self.next()
+
+    def next(self) -> None:
+        """An answer has ended."""
+        for index in self._waiting:
+            self._ask(index)
+            return

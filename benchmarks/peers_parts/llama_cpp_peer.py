@@ -40,23 +40,30 @@ class LlamaCppPeer:
         self._vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
 
     def run(self, trial: Trial) -> Outcome:
+        watch = Stopwatch(trial, time.perf_counter())
+        for wave in trial.waves():
+            self._answer(trial, wave, watch)
+        return watch.outcome()
+
+    def _answer(self, trial: Trial, wave: range, watch: Stopwatch) -> None:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
-        watch = Stopwatch(len(trial.prompts), time.perf_counter())
+        prompts = [trial.prompts[index] for index in wave]
+        for index in wave:
+            watch.ask(index, time.perf_counter())
         last = []
-        for sequence, prompt in enumerate(trial.prompts):
+        for sequence, (index, prompt) in enumerate(zip(wave, prompts, strict=True)):
             token = self._prefill(sequence, prompt)
-            watch.add(sequence, [token], time.perf_counter())
+            watch.add(index, [token], time.perf_counter())
             last.append(token)
         for step in range(trial.max_tokens - 1):
             self._batch.n_tokens = 0
-            for sequence, prompt in enumerate(trial.prompts):
+            for sequence, prompt in enumerate(prompts):
                 self._add(last[sequence], len(prompt) + step, sequence, wanted=True)
             self._decode()
             last = [self._greedy(sequence) for sequence in range(len(last))]
             now = time.perf_counter()
-            for sequence, token in enumerate(last):
-                watch.add(sequence, [token], now)
-        return watch.outcome()
+            for index, token in zip(wave, last, strict=True):
+                watch.add(index, [token], now)
 
     def _prefill(self, sequence: int, prompt: tuple[int, ...]) -> int:
         for start in range(0, len(prompt), BATCH_TOKENS):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from benchmarks.peers_parts.contract import Outcome, Stopwatch, Trial
+from benchmarks.peers_parts.contract import Outcome, Stopwatch, Trial, Users
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import EngineOptions, build_drafter, build_target
@@ -43,9 +43,13 @@ class NativePeer:
 
     def run(self, trial: Trial) -> Outcome:
         self._trials += 1
-        names = {f"{self._trials}-{index}": index for index in range(len(trial.prompts))}
-        watch = Stopwatch(len(names), time.perf_counter())
-        for name, index in names.items():
+        watch = Stopwatch(trial, time.perf_counter())
+        names: dict[str, int] = {}
+
+        def ask(index: int) -> None:
+            name = f"{self._trials}-{index}"
+            names[name] = index
+            watch.ask(index, time.perf_counter())
             self._loop.submit(
                 GenerateRequest(
                     request_id=name,
@@ -55,12 +59,16 @@ class NativePeer:
                     speculation=SpeculationOptions(enabled=self._speculate),
                 )
             )
-        lengths: dict[str, float] = {}
+
+        users = Users(trial, ask)
+        lengths: list[float] = []
         while self._loop.has_work:
             outputs = self._loop.step()
             now = time.perf_counter()
             for output in outputs:
-                watch.add(names[output.request_id], output.chunk.token_ids, now)
-                if output.chunk.stats is not None:
-                    lengths[output.request_id] = output.chunk.stats.accepted_length
-        return watch.outcome(sum(lengths.values()) / max(1, len(lengths)))
+                chunk = output.chunk
+                watch.add(names[output.request_id], chunk.token_ids, now)
+                if chunk.finish_reason is not None:
+                    lengths += [] if chunk.stats is None else [chunk.stats.accepted_length]
+                    users.next()
+        return watch.outcome(sum(lengths) / max(1, len(lengths)))

@@ -7,7 +7,7 @@ import time
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from benchmarks.peers_parts.contract import Outcome, Trial
+from benchmarks.peers_parts.contract import Outcome, Stopwatch, Trial
 from benchmarks.peers_transformers import as_transformers
 
 PAD_TOKEN_ID = 0
@@ -19,19 +19,27 @@ class TransformersPeer:
         self._model = as_transformers(model, dtype)
         self._prompt_lookup = prompt_lookup
 
-    @torch.inference_mode()
     def run(self, trial: Trial) -> Outcome:
+        watch = Stopwatch(trial, time.perf_counter())
+        for wave in trial.waves():
+            self._answer(trial, wave, watch)
+        return watch.outcome()
+
+    @torch.inference_mode()
+    def _answer(self, trial: Trial, wave: range, watch: Stopwatch) -> None:
         """One padded batch, which is how `generate` takes several prompts."""
-        if self._prompt_lookup and len(trial.prompts) > 1:
+        prompts = [trial.prompts[index] for index in wave]
+        if self._prompt_lookup and len(prompts) > 1:
             raise ValueError("prompt lookup takes one prompt at a time")
-        width = max(map(len, trial.prompts))
-        ids = torch.full((len(trial.prompts), width), PAD_TOKEN_ID)
+        width = max(map(len, prompts))
+        ids = torch.full((len(prompts), width), PAD_TOKEN_ID)
         mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(trial.prompts):  # padded on the left
+        for row, prompt in enumerate(prompts):  # padded on the left
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             mask[row, width - len(prompt) :] = 1
         first = _FirstToken()
-        started = time.perf_counter()
+        for index in wave:
+            watch.ask(index, time.perf_counter())
         out = self._model.generate(
             ids,
             attention_mask=mask,
@@ -42,13 +50,11 @@ class TransformersPeer:
             logits_processor=LogitsProcessorList([first]),
             **({"prompt_lookup_num_tokens": LOOKUP_TOKENS} if self._prompt_lookup else {}),
         )
-        seconds = time.perf_counter() - started
-        count = len(trial.prompts)
-        return Outcome(
-            tuple(tuple(row[width:].tolist()) for row in out),
-            (first.at - started,) * count,
-            (seconds,) * count,
-        )
+        ended = time.perf_counter()
+        for index, row in zip(wave, out, strict=True):
+            answer = row[width:].tolist()
+            watch.add(index, answer[:1], first.at)
+            watch.add(index, answer[1:], ended)
 
 
 class _FirstToken(LogitsProcessor):

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from benchmarks.peers_parts.contract import Outcome, Stopwatch, Trial
+from benchmarks.peers_parts.contract import Outcome, Stopwatch, Trial, Users
 
 KV_CACHE_GIB = 1
 
@@ -42,13 +42,20 @@ class VllmPeer:
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )
-        watch = Stopwatch(len(trial.prompts), time.perf_counter())
-        for index, prompt in enumerate(trial.prompts):
-            self._engine.add_request(str(index), TokensPrompt(prompt_token_ids=list(prompt)), wanted)
+        watch = Stopwatch(trial, time.perf_counter())
+
+        def ask(index: int) -> None:
+            watch.ask(index, time.perf_counter())
+            prompt = TokensPrompt(prompt_token_ids=list(trial.prompts[index]))
+            self._engine.add_request(str(index), prompt, wanted)
+
+        users = Users(trial, ask)
         while self._engine.has_unfinished_requests():
             outputs = self._engine.step()
             now = time.perf_counter()
             for output in outputs:
                 # Internal ids carry a suffix behind the one given.
                 watch.add(int(output.request_id.split("-")[0]), output.outputs[0].token_ids, now)
+                if output.finished:
+                    users.next()
         return watch.outcome()
