@@ -57,15 +57,17 @@ def better_looked_up_alone(
     expected = list(_expected_tokens(lookup))
     if not expected:
         return False
-    plain = round_time.seconds(1, 1, context_tokens)
-    reached = [round_time.seconds(1, 1 + length, context_tokens) for length in range(1, 1 + len(expected))]
-    looked_up = max(tokens / seconds for tokens, seconds in zip(expected, reached, strict=True))
     paid = price * round_time.draft.seconds(1)
     # What a draft verifies is compared within the lengths that were looked up.
     longest = min(verified, float(len(expected)))
     step = round_time.seconds(1, 1.0 + longest, context_tokens)
     drafted = (1.0 + gain - paid) / (step + round_time.overhead_seconds(1))
-    return looked_up > max(drafted, 1.0 / plain)
+    other = max(drafted, 1.0 / round_time.seconds(1, 1, context_tokens))
+    # Mostly one of the first lengths is, and each one costs.
+    return any(
+        tokens / round_time.seconds(1, 1 + length, context_tokens) > other
+        for length, tokens in enumerate(expected, start=1)
+    )
 
 
 def _expected_tokens(survival: Sequence[float]) -> Iterator[float]:
