@@ -210,11 +210,13 @@ def _redis(_: StackOptions) -> Finding:
         return Finding(Outcome.OK, "REDIS_URL is not set: the scheduler keeps its state in memory")
     import redis
 
+    from services.common.redis_store import shown_redis_url
+
     try:
         redis.Redis.from_url(url, socket_connect_timeout=2, socket_timeout=2).ping()
     except (redis.RedisError, ValueError) as error:
-        return Finding(Outcome.FAILED, f"REDIS_URL={url}: {error}")
-    return Finding(Outcome.OK, f"{url} answers")
+        return Finding(Outcome.FAILED, f"REDIS_URL={shown_redis_url(url)}: {error}")
+    return Finding(Outcome.OK, f"{shown_redis_url(url)} answers")
 
 
 def _disk(_: StackOptions) -> Finding:

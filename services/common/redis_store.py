@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -26,6 +28,16 @@ def open_redis(url: str, *, timeout_seconds: float = 1.0) -> Redis:
         socket_connect_timeout=timeout_seconds,
         retry=Retry(NoBackoff(), 0),
     )
+
+
+def shown_redis_url(url: str) -> str:
+    """Without user and password, which are not for logs and screens."""
+    try:
+        parts = urlsplit(url)
+        place = parts.path if parts.scheme == "unix" else parts.netloc.rpartition("@")[2] + parts.path
+    except ValueError:  # as of an IPv6 address without its second bracket
+        return "a URL that cannot be read"
+    return f"{parts.scheme}://{place}"
 
 
 def redis_unavailable(error: Exception) -> UnavailableError:
