@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import socket
+
 
 def address_of(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    """Of a socket that listens on `host`."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def reachable_host(host: str) -> str:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 from typing import Any
 
 from dspark_core.errors import ConfigError
+from services.common.addresses import address_of
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
@@ -34,15 +36,20 @@ class Env:
         return default
 
     def optional_address(self, name: str, *, several: bool = False) -> str | None:
-        """`host:port`, or some of them with commas between. Without its port gRPC would try 443, for ever."""
+        """`host:port`, or some of them with commas between. Without its port gRPC would try 443, for ever.
+
+        A host may be an IPv6 address without its brackets, which a pod's template cannot add.
+        """
         text = self.optional_text(name)
+        addresses = []
         for address in (text or "").split(",") if several else [text or ""]:
             host, _, port = address.strip().rpartition(":")
             known = host and "," not in host and port.isascii() and port.isdigit() and 1 <= int(port) <= 65535
             if address.strip() and not known:
                 kind = "host:port, or several with commas between" if several else "host:port"
                 raise ConfigError(f"{name} must be {kind}, got {text!r}")
-        return text
+            addresses.append(address_of(host, int(port)) if _is_ipv6(host) else address)
+        return None if text is None else ",".join(addresses)
 
     def address(self, name: str, default: str, *, several: bool = False) -> str:
         return self.optional_address(name, several=several) or default
@@ -110,6 +117,13 @@ def json_object(name: str, text: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{name} must be a JSON object, got {text!r:.80}")
     return values
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ip_address(host).version == 6
+    except ValueError:
+        return False
 
 
 def _check_range(name: str, value: float, minimum: float | None, maximum: float | None) -> None:

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from dspark_core.errors import ConfigError
-from services.common.addresses import address_of
+from services.common.addresses import address_of, family_of
 
 
 class MetricsServer:
@@ -31,7 +31,7 @@ class MetricsServer:
     ) -> None:
         """`details`: lines about what is not as it should be, told with readiness."""
         try:
-            self._http = ThreadingHTTPServer((host, port), _handler(registry, ready, details))
+            self._http = _server(host, port, _handler(registry, ready, details))
         except OSError as error:
             raise ConfigError(f"cannot listen on {address_of(host, port)} for metrics: {error}") from error
         self._thread = threading.Thread(
@@ -47,6 +47,13 @@ class MetricsServer:
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
+
+
+def _server(host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
+    class Server(ThreadingHTTPServer):
+        address_family = family_of(host)
+
+    return Server((host, port), handler)
 
 
 def _handler(

@@ -6,14 +6,13 @@ import socket
 from collections.abc import Sequence
 
 from dspark_core.errors import ConfigError
-from services.common.addresses import address_of
+from services.common.addresses import address_of, family_of
 
 
 def require_free(host: str, ports: Sequence[int]) -> None:
     """Raises ConfigError naming host and port. Port 0 stands for any and is always free."""
     for port in filter(None, ports):
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
+        with socket.socket(family_of(host), socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))

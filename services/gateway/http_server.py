@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dspark_core.errors import ConfigError
-from services.common.addresses import address_of
+from services.common.addresses import address_of, family_of
 from services.gateway.admission import Admission
 from services.gateway.http_protocol import BoundedHttpProtocol
 
@@ -116,8 +116,7 @@ class HttpServer:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener = socket.socket(family_of(host), socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))

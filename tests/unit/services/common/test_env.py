@@ -53,6 +53,11 @@ def test_addresses_have_a_port(value: str):
     assert Env({}).address("V", "a:1") == "a:1"
 
 
+def test_a_bare_ipv6_address_gets_its_brackets():
+    assert Env({"V": "fd00::7:50053"}).optional_address("V") == "[fd00::7]:50053"
+    assert Env({"V": "a:1,fd00::7:2"}).address("V", "", several=True) == "a:1,[fd00::7]:2"
+
+
 def test_a_required_variable_is_named():
     with pytest.raises(ConfigError, match="DSPARK_MODEL must be set"):
         Env({}).text("DSPARK_MODEL")

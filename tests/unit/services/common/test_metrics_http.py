@@ -72,3 +72,12 @@ def test_readiness_tells_what_is_not_as_it_should_be():
     details.clear()
     assert _get(server, "/readyz") == (200, "ready\n")
     server.close()
+
+
+def test_it_listens_on_an_address_of_ipv6(ready: list[bool]):
+    server = MetricsServer(registry=CollectorRegistry(), ready=lambda: ready[0], port=0, host="::1")
+    try:
+        with urllib.request.urlopen(f"http://[::1]:{server.port}/healthz", timeout=5) as response:
+            assert response.status == 200
+    finally:
+        server.close()
