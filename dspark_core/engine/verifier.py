@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 
 from dspark_core.engine.grammars import SequenceGrammar
@@ -209,8 +209,9 @@ class Verifier:
 
     def _post(self, action: Callable[[], None]) -> None:
         with self._wake:
-            self._commands.append(action)
-            self._wake.notify()
+            if self._died is None:  # else nobody would take it
+                self._commands.append(action)
+                self._wake.notify()
 
     def _run(self) -> None:
         try:
@@ -220,11 +221,12 @@ class Verifier:
             _log.critical("the thread of the rounds has died", exc_info=error)
             with self._wake:
                 self._died = error
-                calls = [call for call in self._calls if not call.done()]
+                self._commands.clear()
             broken = UnavailableError("this verifier is broken")
-            for call in calls:
-                call.set_exception(broken)
             _put_all((stream, broken) for stream in self._streams.values())
+            for call in tuple(self._calls):  # of which some end meanwhile
+                with contextlib.suppress(InvalidStateError):
+                    call.set_exception(broken)
         else:
             self._fail_all(UnavailableError("this verifier is stopping"))
 

@@ -11,6 +11,7 @@ from typing import NoReturn
 from dspark_core.errors import DSparkError
 from dspark_core.model_paths import resolve_model_path
 from dspark_core.tokenization.loading import load_tokenizer
+from services.common.lifecycle import end
 from services.common.process import run_process
 from services.common.scheduler_link import GrpcSchedulerConnection, SchedulerLink, addresses_from_text
 from services.common.server import GrpcServer, serve
@@ -53,7 +54,7 @@ async def run(environ: Mapping[str, str]) -> None:
             admission_wait_seconds=config.limits.admission_wait_seconds,
         )
         view = asyncio.create_task(backend.keep_view(), name="replica-view")
-        stack.callback(view.cancel)
+        stack.push_async_callback(end, view)
         gateway = build_gateway(config, tokenizer, backend, telemetry)
         server = GrpcServer(config.grpc, [GatewayServicer(gateway).register], telemetry)
         http = HttpServer(

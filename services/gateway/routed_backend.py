@@ -118,6 +118,8 @@ class RoutedBackend:
                 await self.refresh_view()
             except DSparkError as error:
                 _log.debug("the view of verifiers was not refreshed: %s", error)
+            except Exception:  # a view that is never refreshed again sends requests to pods that are gone
+                _log.exception("the view of verifiers was not refreshed")
             await asyncio.sleep(interval_seconds)
 
     async def refresh_view(self) -> None:

@@ -136,6 +136,8 @@ class RemoteDraftSource:
                 backoff = FIRST_BACKOFF_SECONDS
             except (DSparkError, grpc.aio.AioRpcError) as error:
                 self._complain(error)
+            except Exception:  # or nothing would be drafted for the rest of this process's life
+                _log.exception("the stream to the drafter failed")
             finally:
                 self._disconnected()
             await asyncio.sleep(backoff)
