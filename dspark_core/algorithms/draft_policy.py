@@ -157,7 +157,7 @@ class DraftPolicy:
         self._round += 1
         looked_up: Sequence[bool] = [bool(candidate.lookup_survival) for candidate in candidates]
         worthy: Sequence[bool] = (False,) * len(members)
-        looks = any([candidate.draftable for candidate in candidates])
+        looks = any(candidate.draftable for candidate in candidates)
         if looks and (self._round % LOOK_ROUNDS == 0 or not _rests(candidates, members)):
             gains, verified = self._expected(members)
             looked_up = self._looked_up(candidates, members, gains, verified, round_time, price)

@@ -27,6 +27,7 @@ from services.cli.template_arguments import template_arguments
 from services.common.addresses import address_of
 from services.common.lifecycle import finished_before, stop_signals
 from services.common.logs import setup_logging
+from services.common.telemetry import Telemetry
 from services.embedded.options import StackOptions
 from services.embedded.processes import ProcessStack
 from services.embedded.stack import EmbeddedStack
@@ -87,9 +88,11 @@ def run(arguments: argparse.Namespace) -> int:
         trace_sample=arguments.trace_sample,
         trace_max_mb=arguments.trace_max_mb,
     )
-    stack: Stack = (
-        ProcessStack(options, asked) if arguments.disaggregated else EmbeddedStack(options, gateway)
-    )
+    stack: Stack
+    if arguments.disaggregated:
+        stack = ProcessStack(options, asked)
+    else:
+        stack = EmbeddedStack(options, gateway, Telemetry.from_env("embedded", os.environ))
     demo = functools.partial(_demo, options.url, _a_key(gateway)) if arguments.demo_request else None
     return asyncio.run(_serve(stack, options, demo))
 

@@ -67,7 +67,8 @@ class EmbeddedStack:
         gateway: GatewayConfig | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
-        """gateway: keys, tiers, limits and origins; model and addresses are those of `options`."""
+        """gateway: keys, tiers, limits and origins; model and addresses are those of `options`. telemetry:
+        shut down with the stack."""
         self._options = options
         self._gateway = gateway or GatewayConfig()
         self._telemetry = telemetry or Telemetry(service="dspark")
@@ -126,6 +127,7 @@ class EmbeddedStack:
         if self._http is not None:
             await self._http.drain(self._options.drain_seconds)
         await self._closing.aclose()
+        await asyncio.to_thread(self._telemetry.shutdown)
 
     def kill(self) -> None:
         """Nothing but this process is left to end."""

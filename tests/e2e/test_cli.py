@@ -126,6 +126,7 @@ def test_up_serves_answers_the_demo_request_and_stops_on_ctrl_c(capsys) -> None:
         "PYTHONPATH": ".:proto/gen",
         "PYTHONUNBUFFERED": "1",
         "DSPARK_API_KEYS": "secret",
+        "OTEL_TRACES_EXPORTER": "console",
     }
     with subprocess.Popen(
         command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -151,6 +152,7 @@ def test_up_serves_answers_the_demo_request_and_stops_on_ctrl_c(capsys) -> None:
         rest = process.stdout.read()
         assert process.wait() == 0, rest
         assert "Traceback" not in rest
+        assert '"service.name": "dspark-embedded"' in output + rest  # of the demo request's spans
         watchdog.cancel()
 
 
