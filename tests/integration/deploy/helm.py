@@ -28,6 +28,7 @@ VALUES: dict[str, Path | None] = {
     "lease": HERE / "values/lease.yaml",
     "own_account": HERE / "values/own_account.yaml",
     "tls": HERE / "values/tls.yaml",
+    "no_drafter": HERE / "values/no_drafter.yaml",
 }
 
 Manifest = dict[str, Any]

@@ -11,7 +11,7 @@ SERVICES = ("drafter", "gateway", "scheduler", "verifier")
 GRPC_PORTS = {"gateway": 50051, "scheduler": 50052, "verifier": 50053, "drafter": 50054}
 
 
-@pytest.fixture(scope="module", params=VALUES)
+@pytest.fixture(scope="module", params=[name for name in VALUES if name != "no_drafter"])
 def rendered(helm, request) -> list[Rendered]:
     return render(helm, request.param)
 
@@ -44,6 +44,16 @@ def selected(selector: dict[str, str], rendered: list[Rendered]) -> list[str]:
 def test_the_four_services_are_deployed(rendered):
     assert sorted(of_kind(rendered, "Deployment")) == list(SERVICES)
     assert sorted(of_kind(rendered, "Service")) == list(SERVICES)
+
+
+def test_without_a_drafter_nothing_of_drafters_is_left(helm):
+    rendered = render(helm, "no_drafter")
+    assert sorted(of_kind(rendered, "Deployment")) == ["gateway", "scheduler", "verifier"]
+    assert not [one.source for one in rendered if "drafter" in one.source]
+    config = of_kind(rendered, "ConfigMap")["config"]
+    verifier = environment(of_kind(rendered, "Deployment")["verifier"], config)
+    assert {"DSPARK_DRAFTER", "DSPARK_DRAFTER_ADDRESS"}.isdisjoint(verifier)
+    assert verifier["DSPARK_TARGET_MODEL"] == "llama"
 
 
 def test_selectors_choose_exactly_their_own_pods(rendered):

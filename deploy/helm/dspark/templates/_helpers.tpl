@@ -79,6 +79,11 @@ off
 {{- end -}}
 {{- end -}}
 
+{{/* Whether there are drafters: verifiers without any draft from requests' own text and a table of n-grams. */}}
+{{- define "dspark.drafts" -}}
+{{- if ne .Values.model.drafter "none" }}true{{ end -}}
+{{- end -}}
+
 {{- define "dspark.grpcPort" -}}
 {{- get (dict "gateway" 50051 "scheduler" 50052 "verifier" 50053 "drafter" 50054) .component -}}
 {{- end -}}
