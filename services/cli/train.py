@@ -29,7 +29,15 @@ from services.cli.exits import EXIT_INTERRUPTED, leave_at_once
 from services.cli.train_config import TrainConfig, read_config
 from services.cli.train_dry_run import dry_run_table
 from services.cli.train_progress import ProgressView
-from services.cli.train_setup import TENSORBOARD, Setup, build_run, build_setup, check_output, claim_output
+from services.cli.train_setup import (
+    TENSORBOARD,
+    Setup,
+    build_run,
+    build_setup,
+    build_validator,
+    check_output,
+    claim_output,
+)
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -97,6 +105,7 @@ def _run_as(workers: Workers, config: TrainConfig, arguments: argparse.Namespace
 
 
 def _dry_run(setup: Setup, workers: Workers) -> int:
+    build_validator(setup)  # refuses prompts as the run would
     table = dry_run_table(setup)
     if workers.is_first:
         Console().print(table)

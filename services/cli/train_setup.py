@@ -86,9 +86,7 @@ def build_setup(config: TrainConfig, workers: Workers, *, resume: bool = False) 
 def build_run(setup: Setup) -> TrainingRun:
     """With validation, if the configuration has prompts. Raises ConfigError when the disk is too small."""
     config = setup.config
-    validate = None
-    if config.validation.prompts and setup.trainer.workers.is_first:
-        validate = _validator(config, setup.target)
+    validate = build_validator(setup)
     require_disk(setup)
     settings = RunSettings(
         output=config.output.directory,
@@ -99,6 +97,13 @@ def build_run(setup: Setup) -> TrainingRun:
         patience=config.validation.patience,
     )
     return TrainingRun(setup.trainer, settings, validate=validate, validates=bool(config.validation.prompts))
+
+
+def build_validator(setup: Setup) -> SpeculativeValidator | None:
+    """None without prompts, and for workers but the first. Raises ConfigError when they cannot be read."""
+    if setup.config.validation.prompts and setup.trainer.workers.is_first:
+        return _validator(setup.config, setup.target)
+    return None
 
 
 def check_output(config: TrainConfig, *, resume: bool, fresh: bool) -> None:

@@ -178,6 +178,18 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_missing_validation_prompts_are_refused_before_the_first_step(
+    dry: list[str], config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = SimpleNamespace(vocab_size=512)  # all that is asked of it here
+    monkeypatch.setattr(train_setup, "load_tokenizer", lambda *_: tokenizer)
+    assert _train(config, *dry, "--set", "validation.prompts=[nowhere.jsonl]") == EXIT_CONFIG
+    told = capsys.readouterr()
+    assert "prompt file nowhere.jsonl not found" in told.err
+    assert "positions/s" not in told.out
+
+
 def test_a_run_in_the_output_is_neither_mixed_nor_lost(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
