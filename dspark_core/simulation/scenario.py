@@ -6,59 +6,68 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from dspark_core.errors import ConfigError
 from dspark_core.records import MAX_COHORTS
 
+_T = TypeVar("_T")
+
+HELP = "help"
+"""Key of a field's metadata: what it means, in a line."""
+
+
+def _said(default: _T, text: str) -> _T:
+    return field(default=default, metadata={HELP: text})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """Defaults describe a small cluster of the demo model."""
+    """Defaults describe a small cluster of the demo model. What a field says is the help of its flag."""
 
-    verifiers: int = 4
-    drafters: int = 0
-    """Shared by all verifiers; 0: each verifier has one of its own."""
-    network_rtt_seconds: float = 0.0005
-    """Between a verifier and a drafter, both ways; 0 in one process."""
-    max_running: int = 32
-    """Requests that share a verifier's rounds."""
-    prefill_chunk_tokens: int = 256
-    max_step_seconds: float = 0.0
-    """Prompts beside running requests are paced so that a step takes about this long at most; 0: not."""
-    cohorts: int = 1
-    """2: a verifier's requests take turns in two cohorts, one drafted for while the other is verified."""
-    requests: int = 1000
-    """Simulated from the first arrival to the last end."""
-    users: int = 0
-    """Closed loop: so many users, each asking again when answered. 0: open arrivals."""
-    arrivals_per_second: float = 0.0
-    """Open loop: Poisson arrivals at this rate."""
-    prompt_tokens: float = 64.0
-    """Mean; geometric. Cached prefixes count as absent."""
-    answer_tokens: float = 128.0
-    """Mean; geometric, at most `max_answer_tokens`."""
-    max_answer_tokens: int = 1024
-    fixed_lengths: bool = False
-    """Every prompt and answer is as long as the mean."""
-    domains: Mapping[str, float] = field(default_factory=dict)
-    """Shares of the traffic by domain; empty: every recorded domain alike."""
-    floor_share: float = 0.0
-    """Share of the requests that are promised `floor_tokens_per_second`."""
-    floor_tokens_per_second: float = 0.0
-    coupled: bool = False
-    """Requests are verified by the coupled rule, or greedily: planning may then look ahead."""
-    no_lookup: bool = False
-    """Nothing is looked up, as with `dspark up --no-lookup`."""
-    slow_verifiers: float = 0.0
-    """Share of the verifiers that run at half speed."""
-    mtp1_accept: float = 0.0
-    """Chance that an MTP-1 head's token stands; 0: as the first token of the recorded drafts."""
-    round_overhead_seconds: float = 0.0
-    """Per round, besides draft and target pass, on top of what the round times know of it."""
-    mtp1_draft_share: float = 1.0
-    """Time of an MTP-1 draft over that of a draft block."""
-    seed: int = 0
+    verifiers: int = _said(4, "verifiers of the cluster")
+    drafters: int = _said(0, "shared by all verifiers; 0: each verifier has one of its own")
+    network_rtt_seconds: float = _said(
+        0.0005, "between a verifier and a drafter, both ways; 0: in one process"
+    )
+    max_running: int = _said(32, "requests that share a verifier's rounds")
+    prefill_chunk_tokens: int = _said(256, "prompt tokens in one step, of all its requests")
+    max_step_seconds: float = _said(
+        0.0, "prompts beside running requests are paced so that a step takes about this long at most; 0: not"
+    )
+    cohorts: int = _said(
+        1, "2: a verifier's requests take turns, one cohort drafted for while the other is verified"
+    )
+    requests: int = _said(1000, "simulated from the first arrival to the last end")
+    users: int = _said(
+        0,
+        "closed loop: so many users of all verifiers together, each asking again when answered; 0: open "
+        "arrivals, or 16 a verifier where none are asked for",
+    )
+    arrivals_per_second: float = _said(0.0, "open loop: Poisson arrivals at this rate")
+    prompt_tokens: float = _said(64.0, "mean, geometric; cached prefixes count as absent")
+    answer_tokens: float = _said(128.0, "mean, geometric")
+    max_answer_tokens: int = _said(1024, "no answer is longer")
+    fixed_lengths: bool = _said(False, "every prompt and answer is as long as the mean")
+    domains: Mapping[str, float] = field(
+        default_factory=dict,
+        metadata={HELP: "shares of the traffic by domain (default: every recorded domain alike)"},
+    )
+    floor_share: float = _said(0.0, "share of the requests that are promised a speed")
+    floor_tokens_per_second: float = _said(0.0, "that speed")
+    coupled: bool = _said(
+        False, "requests are verified by the coupled rule, or greedily: planning may then look ahead"
+    )
+    no_lookup: bool = _said(False, "nothing is looked up, as with `dspark up --no-lookup`")
+    slow_verifiers: float = _said(0.0, "share of the verifiers that run at half speed")
+    mtp1_accept: float = _said(
+        0.0, "chance that an MTP-1 head's token stands; 0: as the first token of the recorded drafts"
+    )
+    round_overhead_seconds: float = _said(
+        0.0, "per round, besides draft and target pass, on top of what the round times know of it"
+    )
+    mtp1_draft_share: float = _said(1.0, "time of an MTP-1 draft over that of a draft block")
+    seed: int = _said(0, "the same figures for the same seed")
 
     def __post_init__(self) -> None:
         for name in ("verifiers", "max_running", "prefill_chunk_tokens", "requests", "max_answer_tokens"):

@@ -30,7 +30,7 @@ from dspark_core.simulation.planner_names import NAMES, planner_factory
 from dspark_core.simulation.plots import draw_frontier, require_matplotlib
 from dspark_core.simulation.records import Summary
 from dspark_core.simulation.running import FrontierPoint, World, frontier, simulate, size_pools
-from dspark_core.simulation.scenario import Scenario
+from dspark_core.simulation.scenario import HELP, Scenario
 from dspark_core.simulation.trace_reader import read_trace
 from services.cli.output_files import require_writable
 from services.cli.simulate_tables import frontier_table, pool_lines, summary_table
@@ -63,16 +63,21 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--plots", type=Path, default=None, help="write frontier plots to this directory")
     parser.add_argument("--out", type=Path, default=None, help="write the figures as JSON to this file")
+    _add_scenario(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_scenario(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("scenario")
     for one in dataclasses.fields(Scenario):
-        flag = f"--{one.name.replace('_', '-')}"
+        flag, text = f"--{one.name.replace('_', '-')}", one.metadata[HELP]
         if one.name == "domains":
-            group.add_argument(flag, default=None, metavar="NAME=SHARE", nargs="+")
+            group.add_argument(flag, default=None, metavar="NAME=SHARE", nargs="+", help=text)
         elif one.type == "bool":
-            group.add_argument(flag, action="store_const", const=True, default=None)
+            group.add_argument(flag, action="store_const", const=True, default=None, help=text)
         else:
-            group.add_argument(flag, type=int if one.type == "int" else float, default=None)
-    parser.set_defaults(run=run)
+            kind = int if one.type == "int" else float
+            group.add_argument(flag, type=kind, default=None, metavar="N", help=f"{text} ({one.default:g})")
 
 
 def run(arguments: argparse.Namespace) -> int:

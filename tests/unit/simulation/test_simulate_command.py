@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from dspark_core.engine.trace_format import TracedCurve, TracedRequest, TraceHeader, encode
 from dspark_core.simulation.domains import DEFAULTS
+from dspark_core.simulation.scenario import HELP, Scenario
 from services.cli import replay, simulate
 from services.cli.main import EXIT_CONFIG, main
 from services.cli.simulation_inputs import DEFAULT_ROUND_TIME
@@ -47,6 +49,17 @@ def test_the_documented_scenario_is_a_valid_one(folder: Path, capsys) -> None:
     config.write_text("\n".join(without), encoding="utf-8")
     assert main(["simulate", "--config", str(config)]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_every_field_of_a_scenario_has_a_flag_with_a_help_and_a_word_in_the_document(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["simulate", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    document = DOCUMENT.read_text(encoding="utf-8")
+    for one in dataclasses.fields(Scenario):
+        assert f"--{one.name.replace('_', '-')} " in told
+        assert one.metadata[HELP] in told
+        assert one.name in document
 
 
 def test_traces_that_would_be_one_domain_are_refused(folder: Path, capsys) -> None:
