@@ -19,7 +19,7 @@ class GatewayMetrics:
         self.registry = registry
         self._http_requests = Counter(
             "dspark_gateway_http_requests",
-            "HTTP requests answered, by route and status code (0: the client left first)",
+            "HTTP requests answered, by route and status code (499: the client left before it began)",
             ["route", "code"],
             registry=registry,
         )

@@ -52,6 +52,9 @@ async def test_a_client_that_leaves_cancels_its_request_at_once(serve: Serve, st
     await eventually(lambda: backend.running == 0)
     assert backend.cancelled == 1
     await eventually(lambda: running.gateway.admission.running == 0)
+    code = 200 if stream and hold_after else 499
+    counted = f'dspark_gateway_http_requests_total{{code="{code}",route="/v1/chat/completions"}}'
+    assert await running.metric(counted) == f"{counted} 1.0"
 
 
 async def test_a_body_that_does_not_come_is_the_clients_fault(serve: Serve, monkeypatch) -> None:
