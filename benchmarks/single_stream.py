@@ -18,15 +18,14 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import LlamaForCausalLM
 
 from benchmarks.environment import describe_arguments, describe_machine
-from benchmarks.peers_transformers import as_transformers, generate
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.engine.building import (
     ENGINES,
@@ -62,6 +61,8 @@ PROMPTS = (
     "What are the main differences between a list and a tuple in Python?",
 )
 
+Generate = Callable[[tuple[int, ...], int], tuple[list[int], float]]
+"""Greedy tokens after a prompt, so many, and seconds."""
 
 ON, OFF = "speculation on", "speculation off"
 DRAFTER_ALONE, LOOKUP_ALONE, OWN_TEXT_ALONE = "drafter alone", "lookup alone", "own text alone"
@@ -173,7 +174,7 @@ def main() -> None:
         grammar = Grammar(kind=GrammarKind.JSON_SCHEMA, text=text)
     ours = Ours(target, options, sampling, arguments.ngrams, grammar)
     with_twin = sampling.greedy and arguments.transformers and grammar is None
-    twin = as_transformers(arguments.target_model, options.torch_dtype) if with_twin else None
+    twin = _twin(arguments.target_model, options.torch_dtype) if with_twin else None
     tokenizer = load_tokenizer(resolve_model_path(arguments.target_model))
     prompts = [tokenizer.encode_chat([{"role": "user", "content": text}]) for text in _texts(arguments)]
     results = _measure(ours, twin, prompts, arguments.max_tokens, arguments.rounds)
@@ -193,9 +194,15 @@ def main() -> None:
     print(f"written to {arguments.out}")
 
 
+def _twin(model: str, dtype: torch.dtype) -> Generate:
+    from benchmarks.peers_transformers import as_transformers, generate  # `make install` has no transformers
+
+    return partial(generate, as_transformers(model, dtype))
+
+
 def _measure(
     ours: Ours,
-    twin: LlamaForCausalLM | None,
+    twin: Generate | None,
     prompts: list[tuple[int, ...]],
     max_tokens: int,
     rounds: int,
@@ -208,8 +215,8 @@ def _measure(
         for index, prompt in enumerate(prompts[:1] if warm_up else prompts):
             for name, runs in results.items():
                 if name == "transformers" and twin is not None:
-                    _, until_first = generate(twin, prompt, 1)
-                    tokens, seconds = generate(twin, prompt, max_tokens)
+                    _, until_first = twin(prompt, 1)
+                    tokens, seconds = twin(prompt, max_tokens)
                     seconds, accepted = seconds - until_first, 1.0
                 else:
                     tokens, seconds, accepted = ours.run(prompt, max_tokens, name)
