@@ -6,7 +6,7 @@ Tokens are admitted best first (see `plan_batch`), so every plan is made of pref
 Lossless rejection sampling needs more: whether a token is verified must not depend on that token,
 and the confidence after it already does. So stop at the first admission that does not pay, here, or
 spend a capacity found from earlier rounds (`delayed_scheduler`); never search past a drop within one
-round. Requests whose acceptance is no matter of chance are free of this (`speed_floor.search`).
+round. Requests whose acceptance is no matter of chance are free of this (`plan_search.search`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """`dspark profile`: measures how long a step of the target takes, and a draft, on this machine.
 
-Step time by requests, tokens per request and context, staircases included, as medians; draft time by
-requests. The JSON is what DSPARK_PROFILE of a verifier reads, so that it need not measure at start.
+Step time by requests, tokens per request and context, staircases included, and draft time by requests, as
+lower quartiles of several passes. The JSON is what DSPARK_PROFILE of a verifier reads, so that it need not
+measure at start.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--seconds", type=float, default=defaults.budget_seconds, help="bound of the step measurements (10)"
     )
-    parser.add_argument("--repeats", type=int, default=defaults.repeats, help="passes behind a median (5)")
+    parser.add_argument("--repeats", type=int, default=defaults.repeats, help="passes of each shape (5)")
     parser.add_argument("--max-requests", type=int, default=32, help="largest batch measured (32)")
     add_stack_arguments(parser, template=False)
     add_engine_arguments(parser)

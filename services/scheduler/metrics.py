@@ -85,7 +85,7 @@ class SchedulerMetrics:
         self.reports = Counter(
             "dspark_scheduler_reports",
             "Round reports: planned, stale (an older round), superseded (a newer one came before its "
-            "plan), unplannable (nothing to plan from)",
+            "plan), unplannable (nothing to plan from), heard (its verifier plans for itself)",
             ["result"],
             registry=registry,
         )

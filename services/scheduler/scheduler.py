@@ -80,7 +80,8 @@ class Scheduler:
         self._draining = False
 
     async def start(self) -> None:
-        """Loads what the registry knows. Never fails: without a registry it starts empty."""
+        """Loads what the registry knows; without a registry it starts empty. Raises ConfigError when this
+        scheduler has no right to the lock."""
         await self._sync.start()
         await self._election.start()
         self._metrics.set_leading(self._election.now.leading)
