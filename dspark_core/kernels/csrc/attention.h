@@ -204,19 +204,26 @@ static float soften(const float* s, T* weights, int count, float scale, float la
   return sum(added);
 }
 
-// Consecutive pages are read ahead by the processor itself, and asking for them slowed it down; what lies
-// elsewhere has to be asked for.
+template <int kCache, class T>
+DSPARK_INLINE void prefetch_tile(const T* tile, size_t values) {
+  for (size_t i = 0; i < values; i += 64 / sizeof(T)) __builtin_prefetch(tile + i, 0, kCache);
+}
+
+constexpr int kKeysAhead = 2;       // tiles, into the first cache
+constexpr int kElsewhereAhead = 4;  // tiles that do not follow in memory, into the second
+
+// Of tile `i` of a chunk. Rows that share a context compute too long for the processor to read far enough ahead
+// itself: it waited for keys and values more than it computed. Values are wanted after the whole chunk's softmax.
 template <class T>
-DSPARK_INLINE void prefetch_ahead(const Context<T>& context, int tile, int tiles) {
-  constexpr int kTilesAhead = 4;
-  if (tile + kTilesAhead >= tiles) return;
-  const size_t values = context.shape.tile_values();
-  const size_t at = context.tile(tile + kTilesAhead);
-  if (at == context.tile(tile) + kTilesAhead * values) return;
-  for (size_t i = 0; i < values; i += 64 / sizeof(T)) {
-    __builtin_prefetch(context.keys + at + i, 0, 2);
-    __builtin_prefetch(context.values + at + i, 0, 2);
-  }
+DSPARK_INLINE void prefetch_ahead(const Context<T>& context, int begin, int i, int count, int tiles) {
+  const size_t values = context.shape.tile_values(), at = context.tile(begin + i);
+  if (i + kKeysAhead < count) prefetch_tile<3>(context.keys + context.tile(begin + i + kKeysAhead), values);
+  prefetch_tile<2>(context.values + at, values);
+  if (begin + i + kElsewhereAhead >= tiles) return;
+  const size_t later = context.tile(begin + i + kElsewhereAhead);
+  if (later == at + kElsewhereAhead * values) return;
+  prefetch_tile<2>(context.keys + later, values);
+  prefetch_tile<2>(context.values + later, values);
 }
 
 // parts [R]: what the rows have of one chunk of their context.
@@ -228,10 +235,12 @@ static void attend_rows(const QueryRows<T>& rows, const Context<T>& context, int
   const float scale = 1.0f / std::sqrt(float(context.shape.head_dim));
   const int tiles = context.tiles_for(rows.last() + 1), begin = chunk * kChunkTiles;
   const int count = std::min(kChunkTiles, tiles - begin);
+  for (int i = 0; i < std::min(kKeysAhead, count); ++i)
+    prefetch_tile<3>(context.keys + context.tile(begin + i), context.shape.tile_values());
   for (int i = 0; i < count; ++i) {
     const size_t at = context.tile(begin + i);
     values[i] = context.values + at;
-    prefetch_ahead(context, begin + i, tiles);
+    prefetch_ahead(context, begin, i, count, tiles);
     scores<R>(rows, context.keys + at, context.shape.head_dim, s + i * kLanes);
     const int first = context.first_position(begin + i), width = context.width(begin + i);
     for (int r = 0; r < R; ++r)
