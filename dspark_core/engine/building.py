@@ -30,6 +30,7 @@ from dspark_core.kernels.library import native_kernels
 from dspark_core.models.config import AnyDrafterConfig, DrafterConfig
 from dspark_core.models.decoder import check_tap_layers
 from dspark_core.models.drafter_calibration import read_calibration
+from dspark_core.models.drafter_checkpoint import reaching_as_far
 from dspark_core.models.drafter_config import read_any_config
 from dspark_core.models.drafter_kinds import fingerprint_of, load_any_drafter, load_any_projection
 from dspark_core.models.dspark import DSparkDrafter
@@ -208,7 +209,8 @@ def build_drafter(
     config = read_any_config(directory)
     mark = fingerprint_of(directory, config)
     calibration = _calibration(directory, config, mark) if calibrated else None
-    pages = _drafter_pages(options, directory.name, config, device_of(target.decoder))
+    reaching = reaching_as_far(config, target.config)
+    pages = _drafter_pages(options, directory.name, reaching, device_of(target.decoder))
     drafter = load_any_drafter(directory, target.decoder, target.config, options.torch_dtype)
     drafter = drafter.to(device_of(target.decoder))
     if not isinstance(drafter, DSparkDrafter):

@@ -74,6 +74,8 @@ class ContextDraftEngine(ABC):
             vocab_size=backbone.vocab_size,
             context_window=context_window,
         )
+        self._last_anchor = backbone.max_context_tokens
+        """Of the last block whose positions are known; past them a GPU's process fails for good."""
         self._dtype = dtype
         self.device = device
         """Where it computes; features may come from anywhere."""
@@ -100,15 +102,21 @@ class ContextDraftEngine(ABC):
     def propose(self, items: Sequence[DraftItem]) -> list[DraftBlock]:
         """Appends the items' features and drafts a block for each, in order.
 
-        An item whose context is incomplete, or does not fit, comes back with `needs_context`.
-        Raises InvalidRequestError for features of a wrong shape.
+        An item whose context is incomplete, or does not fit, comes back with `needs_context`; one past the
+        drafter's positions with an empty block, and is forgotten. Raises InvalidRequestError for features of
+        a wrong shape.
         """
-        ready = self._append(items)
-        drafted = [item for item, is_ready in zip(items, ready, strict=True) if is_ready]
+        within = [item for item in items if item.anchor_position <= self._last_anchor]
+        ready = self._append(within)
+        drafted = [item for item, is_ready in zip(within, ready, strict=True) if is_ready]
         blocks = iter(self._draft(drafted)) if drafted else iter(())
-        return [
+        answers = iter(
             next(blocks) if is_ready else DraftBlock(item.sequence_id, needs_context=True)
-            for item, is_ready in zip(items, ready, strict=True)
+            for item, is_ready in zip(within, ready, strict=True)
+        )
+        return [
+            next(answers) if item.anchor_position <= self._last_anchor else self._refused(item)
+            for item in items
         ]
 
     @abstractmethod
@@ -133,6 +141,10 @@ class ContextDraftEngine(ABC):
             DraftBlock(item.sequence_id, tuple(ids), tuple(row), distributions.get(index))
             for index, (item, ids, row) in enumerate(zip(items, token_ids, confidences, strict=True))
         ]
+
+    def _refused(self, item: DraftItem) -> DraftBlock:
+        self._context.forget(item.sequence_id)
+        return DraftBlock(item.sequence_id)
 
     def _append(self, items: Sequence[DraftItem]) -> list[bool]:
         """Stores the new context keys and values of all items at once -> which are complete."""

@@ -6,10 +6,12 @@ the target has them), and `draft_vocab_ids` maps a reduced draft vocabulary to t
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,6 +33,8 @@ _INTEGER_DTYPES = (torch.int32, torch.int64)
 _INTEGER_TENSORS = (_VOCAB, "d2t")
 """Maps of a reduced draft vocabulary: ours, and EAGLE-3's."""
 
+Config = TypeVar("Config", bound=AnyDrafterConfig)
+
 
 def load_drafter(
     directory: Path,
@@ -46,7 +50,7 @@ def load_drafter(
     Raises:
         CheckpointError: a file cannot be read, or does not fit its configuration or the target.
     """
-    config = read_drafter_config(directory)
+    config = reaching_as_far(read_drafter_config(directory), target_config)
     check_fits_target(directory, config, target_config)
     tensors = DrafterTensors(directory / WEIGHTS_FILE)
     with torch.device("meta"):
@@ -134,6 +138,14 @@ def check_fits_target(directory: Path, config: AnyDrafterConfig, target: Decoder
             raise CheckpointError(
                 f"{directory / CONFIG_FILE}: {field}={found} does not fit the target, which has {needed}"
             )
+
+
+def reaching_as_far(config: Config, target: DecoderConfig) -> Config:
+    """Positions are the target's: a checkpoint may say less, having been trained on short texts, and past its
+    table of rotations a GPU's process fails for good."""
+    longest = max(config.backbone.max_context_tokens, target.max_context_tokens)
+    backbone = dataclasses.replace(config.backbone, max_context_tokens=longest)
+    return dataclasses.replace(config, backbone=backbone)
 
 
 class DrafterTensors:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dspark_core.models import autoregressive_checkpoint as checkpoint
 from dspark_core.models.config import DecoderConfig, Eagle3Config
-from dspark_core.models.drafter_checkpoint import check_fits_target
+from dspark_core.models.drafter_checkpoint import check_fits_target, reaching_as_far
 from dspark_core.models.drafter_config import eagle3_fields, read_eagle3_config
 from dspark_core.models.eagle3 import Eagle3Drafter, Eagle3Projection, build_eagle3_rotary
 
@@ -38,7 +38,7 @@ def load_eagle3(
     Raises:
         CheckpointError: a file cannot be read, or does not fit its configuration or the target.
     """
-    config = read_eagle3_config(directory)
+    config = reaching_as_far(read_eagle3_config(directory), target_config)
     check_fits_target(directory, config, target_config)
     with torch.device("meta"):
         drafter = Eagle3Drafter(config, *checkpoint.blank_weights(config))

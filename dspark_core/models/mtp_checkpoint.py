@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dspark_core.models import autoregressive_checkpoint as checkpoint
 from dspark_core.models.config import DecoderConfig, MtpConfig
-from dspark_core.models.drafter_checkpoint import check_fits_target
+from dspark_core.models.drafter_checkpoint import check_fits_target, reaching_as_far
 from dspark_core.models.drafter_config import mtp_fields, read_mtp_config
 from dspark_core.models.mtp import MtpDrafter, MtpProjection, build_mtp_rotary
 
@@ -37,7 +37,7 @@ def load_mtp(
     Raises:
         CheckpointError: a file cannot be read, or does not fit its configuration or the target.
     """
-    config = read_mtp_config(directory)
+    config = reaching_as_far(read_mtp_config(directory), target_config)
     check_fits_target(directory, config, target_config)
     with torch.device("meta"):
         drafter = MtpDrafter(config, *checkpoint.blank_weights(config))

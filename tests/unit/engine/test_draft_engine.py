@@ -11,9 +11,11 @@ import torch
 from dspark_core.engine.block_draw import NativeDraw, OperatorDraw, block_draw
 from dspark_core.engine.draft_engine import DraftEngine, LocalDraftSource
 from dspark_core.engine.drafting import Drafting
+from dspark_core.engine.gpu_draft_engine import GpuDraftEngine
 from dspark_core.engine.protocols import DraftBlock, DraftItem
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.records import GenerateRequest, SamplingParams, Verification
+from tests.support.gpu_parts import CallAgain, plain_gpu
 from tests.unit.engine.tiny import ScriptedDrafts, tiny_engine
 from tests.unit.models.dspark_tiny import tiny_config, tiny_drafter
 
@@ -53,6 +55,23 @@ def test_a_skipped_sequence_catches_up_in_one_item(window: int | None, skipped: 
     (late,), (steady,) = skipping.propose([item(10, last)]), faithful.propose([item(last - 1, last)])
     assert late.token_ids == steady.token_ids
     assert late.confidences == pytest.approx(steady.confidences, rel=1e-4)
+
+
+@pytest.mark.parametrize("window", [WINDOW, None])
+@pytest.mark.parametrize("build", [DraftEngine, GpuDraftEngine])
+def test_past_the_drafters_positions_a_sequence_gets_nothing_and_others_do(build, window) -> None:
+    config = tiny_config(context_window=window)
+    short = dataclasses.replace(config.backbone, max_context_tokens=20)
+    drafter = tiny_drafter(dataclasses.replace(config, backbone=short))
+    settings = () if build is DraftEngine else (plain_gpu(CallAgain()),)
+    engine = build(drafter, *settings, fingerprint="tiny", num_pages=64, page_tokens=4)
+    last, other = engine.propose([item(0, 20), item(0, 10, name="b")])
+    assert len(last.token_ids) == len(other.token_ids) == 5
+    past, other = engine.propose([item(20, 21), item(10, 12, name="b")])
+    assert past == DraftBlock("a")  # and nothing is asked to be sent again
+    assert len(other.token_ids) == 5
+    assert engine.num_sequences == 1
+    assert engine.propose([item(21, 23)]) == [DraftBlock("a")]
 
 
 def test_a_sequence_left_out_sends_nothing_until_it_is_drafted_for_again() -> None:

@@ -47,11 +47,34 @@ def production_shape(directory: Path) -> Path:
     return directory
 
 
+def short(config):
+    """As checkpoints that were trained on short texts say; the target's context is longer."""
+    return dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, max_context_tokens=16))
+
+
+def short_block(directory: Path) -> Path:
+    """Without heads: DFlash's."""
+    config = DrafterConfig(
+        backbone=dataclasses.replace(BACKBONE, num_layers=2),
+        num_target_layers=8,
+        target_layer_ids=(1, 5),
+        block_size=5,
+        mask_token_id=511,
+        markov_rank=0,
+        confidence_head=False,
+    )
+    save_drafter(directory, tiny_drafter(short(config)))
+    return directory
+
+
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "mtp1": lambda path: save(path, random_drafter(MTP)),
     "mtp1-reduced": lambda path: save(path, random_drafter(MTP, SUBSET)),
     "eagle3-reduced": lambda path: save(path, random_drafter(EAGLE3, SUBSET)),
     "experts": production_shape,
+    "mtp1-short": lambda path: save(path, random_drafter(short(MTP))),
+    "eagle3-short": lambda path: save(path, random_drafter(short(EAGLE3))),
+    "dflash-short": short_block,
 }
 KINDS = pytest.mark.parametrize("kind", list(MAKERS))
 
