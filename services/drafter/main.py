@@ -10,6 +10,7 @@ from typing import NoReturn
 import torch
 
 from dspark_core.engine.building import build_drafter
+from dspark_core.errors import DSparkError
 from dspark_core.records import Replica, Role
 from services.common.process import run_process
 from services.common.registration import RegistrationLoop
@@ -50,7 +51,10 @@ async def run(environ: Mapping[str, str]) -> None:
                 await registration.stop()
             await servicer.drain()
 
-        await serve(server, warm_up=warm_up, on_drain=on_drain)
+        await serve(server, warm_up=warm_up, on_drain=on_drain, until=servicer.until_broken)
+        if servicer.problem is not None:
+            # An exit code that supervisors see.
+            raise DSparkError(f"the drafter is broken: {servicer.problem}")
 
 
 def _replica(config: DrafterServiceConfig) -> Replica:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +16,17 @@ from dspark_proto.v1 import drafter_pb2, drafter_pb2_grpc
 
 from dspark_core.engine.context_draft_engine import ContextDraftEngine
 from dspark_core.engine.protocols import DraftBlock, DraftItem
+from dspark_core.errors import DSparkError
 from services.common.streams import until
 from services.common.telemetry import Telemetry
 from services.drafter import convert
 from services.drafter.metrics import DrafterMetrics
+
+_log = logging.getLogger(__name__)
+
+MAX_CONSECUTIVE_FAILURES = 3
+"""Passes that may fail in a row before the drafter calls itself broken: a GPU's process does not recover from
+some errors."""
 
 
 class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
@@ -31,6 +39,8 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="draft")
         self._streams = itertools.count()
         self._draining = asyncio.Event()
+        self._failures = 0
+        self._broken = asyncio.Event()
 
     def register(self, server: grpc.aio.Server) -> None:
         drafter_pb2_grpc.add_DrafterServiceServicer_to_server(self, server)
@@ -59,6 +69,16 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         finally:
             self._worker.submit(self._engine.release, session.all_ids())
 
+    @property
+    def problem(self) -> str | None:
+        """Why no more drafts can be expected; None: none."""
+        return f"the last {self._failures} passes failed" if self._broken.is_set() else None
+
+    async def until_broken(self) -> None:
+        """Returns when no more drafts can be expected: the process should end, so that another one starts."""
+        await self._broken.wait()
+        _log.critical("the drafter is broken: %s", self.problem)
+
     async def drain(self) -> None:
         """Ends the streams after their current round: verifiers go on with another replica."""
         self._draining.set()
@@ -71,7 +91,17 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
     ) -> tuple[list[DraftBlock], float]:
         with self._tracer.start_as_current_span("draft", attributes={"requests": len(items)}):
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._worker, self._pass, items, released)
+            try:
+                proposed = await loop.run_in_executor(self._worker, self._pass, items, released)
+            except DSparkError:  # what was asked for is wrong, not who drafts
+                raise
+            except Exception:
+                self._failures += 1
+                if self._failures >= MAX_CONSECUTIVE_FAILURES:
+                    self._broken.set()
+                raise
+            self._failures = 0
+            return proposed
 
     def _pass(self, items: Sequence[DraftItem], released: Sequence[str]) -> tuple[list[DraftBlock], float]:
         """Blocks, and the seconds that others cannot use."""
