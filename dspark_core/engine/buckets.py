@@ -11,6 +11,10 @@ from itertools import pairwise
 
 from dspark_core.errors import ConfigError
 
+LOOKUP_REQUESTS = 16
+"""Sequences that may each verify a whole looked-up block in one graph: more hardly ever do, and each takes
+memory for its rows of logits."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Bucket:
@@ -67,12 +71,14 @@ def powers_of_two(largest: int) -> tuple[int, ...]:
     return (*below, largest)
 
 
-def default_grid(max_requests: int, block_size: int | None) -> BucketGrid:
-    """For decoding with blocks of `block_size` drafts; None: plainly."""
-    if block_size is None:
-        each: tuple[int, ...] = (1,)
-    else:
-        each = tuple(sorted({1, 2, 3, 4, 6, 1 + block_size} & set(range(1, 2 + block_size))))
+def default_grid(max_requests: int, block_size: int | None, looked_up: int | None = None) -> BucketGrid:
+    """For decoding with blocks of `block_size` drafts of a drafter's, and of `looked_up` that are looked up;
+    None: none of those."""
+    longest = [1 + drafts for drafts in (block_size, looked_up) if drafts is not None]
+    each = {1, *longest} | {few for few in (2, 3, 4, 6) if few < max(longest, default=1)}
+    max_tokens = max_requests * (1 + (block_size or 0))
+    if looked_up is not None:
+        max_tokens = max(max_tokens, min(max_requests, LOOKUP_REQUESTS) * (1 + looked_up))
     return BucketGrid(
-        requests=powers_of_two(max_requests), tokens_per_request=each, max_tokens=max_requests * each[-1]
+        requests=powers_of_two(max_requests), tokens_per_request=tuple(sorted(each)), max_tokens=max_tokens
     )

@@ -23,6 +23,7 @@ from dspark_core.engine.draft_engine import DraftEngine
 from dspark_core.engine.gpu_draft_engine import GpuDraftEngine, computes
 from dspark_core.engine.gpu_settings import GpuSettings, gpu_settings
 from dspark_core.engine.kv_cache import PagedCache
+from dspark_core.engine.lookup import BLOCK_TOKENS
 from dspark_core.engine.protocols import DraftGeometry
 from dspark_core.engine.target_engine import TargetEngine
 from dspark_core.errors import ConfigError
@@ -75,6 +76,8 @@ class EngineOptions:
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     cuda_graphs: bool = True
     """False: on a GPU, launch every kernel by itself."""
+    lookup: bool = False
+    """Whether drafts are looked up too, in longer blocks than a drafter's: graphs are recorded for those."""
     engine: str = NATIVE
     """What computes the target: `native`, our own kernels or PyTorch's, or `vllm`."""
     vllm_arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -154,7 +157,12 @@ def build_target(options: EngineOptions, loaded: LoadedTarget | None = None) -> 
         page_tokens=PAGE_TOKENS,
         projection=projection,
         max_context_tokens=options.max_context_tokens,
-        gpu=_gpu(options, loaded, geometry.block_size if geometry else None),
+        gpu=_gpu(
+            options,
+            loaded,
+            geometry.block_size if geometry else None,
+            looked_up=BLOCK_TOKENS if options.lookup else None,
+        ),
     )
     name, way = loaded.path.name, engine.computed_by
     _log.info("target %s by %s: %d KV pages of %d tokens", name, way, pages, PAGE_TOKENS)
@@ -229,11 +237,13 @@ def build_drafter(
     return DraftEngine(drafter, confidence_scaling=scaling, **arguments)
 
 
-def _gpu(options: EngineOptions, target: LoadedTarget, block_size: int | None) -> GpuSettings | None:
+def _gpu(
+    options: EngineOptions, target: LoadedTarget, block_size: int | None, *, looked_up: int | None = None
+) -> GpuSettings | None:
     device = device_of(target.decoder)
     if not options.native:
         return None
-    return gpu_settings(device, block_size=block_size, graphs=options.cuda_graphs)
+    return gpu_settings(device, block_size=block_size, looked_up=looked_up, graphs=options.cuda_graphs)
 
 
 def read_geometry(directory: Path) -> DraftGeometry:

@@ -43,8 +43,11 @@ def missing_for_kernels() -> str | None:
     return None
 
 
-def gpu_settings(device: torch.device, *, block_size: int | None, graphs: bool = True) -> GpuSettings | None:
-    """None on a CPU, and where PyTorch's operators have to do. `block_size`: drafts of a block, if any."""
+def gpu_settings(
+    device: torch.device, *, block_size: int | None, looked_up: int | None = None, graphs: bool = True
+) -> GpuSettings | None:
+    """None on a CPU, and where PyTorch's operators have to do. `block_size` and `looked_up` as in
+    `default_grid`."""
     if device.type != "cuda":
         return None
     missing = missing_for_kernels()
@@ -55,5 +58,5 @@ def gpu_settings(device: torch.device, *, block_size: int | None, graphs: bool =
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     # Loaded here: importing it needs triton, which only PyTorch's CUDA builds bring along.
     kernels = importlib.import_module("dspark_core.cuda.paged_attention").TritonKernels.on(device)
-    grid = default_grid(MAX_GRAPH_REQUESTS, block_size)
+    grid = default_grid(MAX_GRAPH_REQUESTS, block_size, looked_up)
     return GpuSettings(kernels=kernels, grid=grid, recorder=CudaGraphs(device) if graphs else None)

@@ -24,6 +24,9 @@ MIN_JUMP = 0.1
 STAIR_TURNS = 3
 """How often a point inside a jump is timed, each time between its neighbours."""
 
+LOOKUP_REQUESTS = 4
+"""Looked-up blocks are measured for so many at most: of more, hardly all verify one in the same step."""
+
 WRITING_SHARE = 0.2
 """Of the budget, at most for filling pages that timed passes then read."""
 
@@ -34,6 +37,8 @@ Shape = tuple[int, int, int]  # requests, tokens, context per request
 class ProfileSettings:
     requests: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     tokens_per_request: tuple[int, ...] = (1, 2, 4, 8)
+    lookup_tokens: int | None = None
+    """Of a looked-up block and its anchor; None: nothing is looked up."""
     context_tokens: int = 128
     """Of each request, except where the context's own cost is measured."""
     long_context_tokens: int = 1024
@@ -46,6 +51,9 @@ class ProfileSettings:
             values = getattr(self, name)
             if not values or values[0] < 1 or any(a >= b for a, b in pairwise(values)):
                 raise ConfigError(f"{name} of a profile must be >= 1 and increasing, got {values}")
+        usual = self.tokens_per_request[-1]
+        if self.lookup_tokens is not None and self.lookup_tokens <= usual:
+            raise ConfigError(f"lookup_tokens of a profile must be > {usual}, got {self.lookup_tokens}")
         if self.context_tokens < 1 or self.long_context_tokens < self.context_tokens:
             raise ConfigError(
                 "a profile needs 1 <= context_tokens <= long_context_tokens, got "
@@ -198,11 +206,16 @@ class _Bench:
         """Coarse to fine: the corners of the smallest request count, then by size, then long contexts."""
         per_request = [t for t in self.settings.tokens_per_request if t < self.engine.max_context_tokens]
         largest = per_request[-1]
-        room = self.engine.max_context_tokens - largest
+        looked_up = self.settings.lookup_tokens or 0
+        if looked_up >= self.engine.max_context_tokens:
+            looked_up = 0
+        room = self.engine.max_context_tokens - max(largest, looked_up)
         context = min(self.settings.context_tokens, room)
         long_context = min(self.settings.long_context_tokens, room)
         counts = self.settings.requests
         grid = [(r, r * t, context) for r in counts for t in per_request]
+        if looked_up:
+            grid += [(r, r * looked_up, context) for r in counts if r <= LOOKUP_REQUESTS]
         first = {(counts[0], counts[0] * t, context) for t in (per_request[0], largest)}
         yield from sorted(first)
         yield from sorted((shape for shape in grid if shape not in first), key=lambda shape: shape[1])

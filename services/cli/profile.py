@@ -22,6 +22,7 @@ from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.engine.building import BuiltTarget, build_drafter, build_target
 from dspark_core.engine.draft_engine import LocalDraftSource
 from dspark_core.engine.draft_profiler import DEFAULT_REQUESTS, profile_draft_time
+from dspark_core.engine.lookup import BLOCK_TOKENS
 from dspark_core.engine.profile_file import profile_key, write_profile
 from dspark_core.engine.profiler import ProfileSettings, profile_step_time
 from dspark_core.errors import ConfigError
@@ -86,7 +87,10 @@ def _settings(arguments: argparse.Namespace) -> ProfileSettings:
     while 2 * counts[-1] <= arguments.max_requests:
         counts.append(2 * counts[-1])
     settings = ProfileSettings(
-        requests=tuple(counts), repeats=arguments.repeats, budget_seconds=arguments.seconds
+        requests=tuple(counts),
+        lookup_tokens=1 + BLOCK_TOKENS if arguments.lookup else None,
+        repeats=arguments.repeats,
+        budget_seconds=arguments.seconds,
     )
     return settings.quick() if arguments.quick else settings
 

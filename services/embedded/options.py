@@ -83,6 +83,7 @@ class StackOptions:
             device=self.device,
             weights=self.weights,
             kv_cache_bytes=self.kv_cache_mb * 2**20,
+            lookup=self.lookup,
             engine=self.target_engine,
             vllm_arguments=self.vllm_arguments,
             max_running=self.max_running,

@@ -102,9 +102,8 @@ class EmbeddedStack:
             torch.set_num_threads(options.threads)
         if options.lookup:  # a wrong name is told before the long work
             resolve_ngrams_path(options.ngrams, options.target_model)
-        profiled = await asyncio.to_thread(
-            load_profiled_target, options.engine, ProfileOptions(max_requests=options.max_running)
-        )
+        profile = ProfileOptions(max_requests=options.max_running, lookup=options.lookup)
+        profiled = await asyncio.to_thread(load_profiled_target, options.engine, profile)
         self._computed_by = profiled.target.engine.computed_by
         scheduler = Scheduler(maintain_seconds=MAINTAIN_SECONDS, metrics=self._telemetry.registry)
         self._closing.push_async_callback(scheduler.close)

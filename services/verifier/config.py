@@ -60,6 +60,7 @@ class VerifierServiceConfig:
         address = env.address("DSPARK_ADVERTISE_ADDRESS", f"127.0.0.1:{server.port}")
         drafter_address = env.optional_address("DSPARK_DRAFTER_ADDRESS")
         max_running = env.integer("DSPARK_MAX_RUNNING", 32, minimum=1, maximum=MOST_RUNNING)
+        lookup = env.flag("DSPARK_LOOKUP", True)
         max_batch_tokens = env.integer("DSPARK_MAX_BATCH_TOKENS", 512, minimum=1, maximum=MOST_BATCH_TOKENS)
         return cls(
             engine=EngineOptions(
@@ -73,6 +74,7 @@ class VerifierServiceConfig:
                 * 2**20,
                 max_context_tokens=env.optional_integer("DSPARK_MAX_CONTEXT_TOKENS", minimum=2),
                 engine=env.choice("DSPARK_ENGINE", NATIVE, ENGINES),
+                lookup=lookup,
                 vllm_arguments=env.json_object("DSPARK_VLLM_ARGUMENTS"),
                 max_running=max_running,
                 max_batch_tokens=max_batch_tokens,
@@ -93,12 +95,13 @@ class VerifierServiceConfig:
             scheduler_address=env.optional_address("DSPARK_SCHEDULER_ADDRESS", several=True),
             advertise_address=address,
             replica_id=env.text("DSPARK_REPLICA_ID", f"verifier-{address}"),
-            lookup=env.flag("DSPARK_LOOKUP", True),
+            lookup=lookup,
             ngrams=env.text("DSPARK_NGRAMS", NGRAMS_AUTO),
             cohorts={"auto": None, "1": 1, "2": 2}[env.choice("DSPARK_COHORTS", "auto", ("auto", "1", "2"))],
             profile=ProfileOptions(
                 source=env.text("DSPARK_PROFILE", MEASURE),
                 max_requests=max_running,
+                lookup=lookup,
             ),
             trace=_trace(env),
         )

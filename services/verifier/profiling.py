@@ -11,6 +11,7 @@ from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_surface import StepPoint
 from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.engine.building import EngineOptions
+from dspark_core.engine.lookup import BLOCK_TOKENS
 from dspark_core.engine.profile_file import profile_key, read_profile, write_profile
 from dspark_core.engine.profiler import ProfileSettings, profile_step_time
 from dspark_core.engine.target_engine import TargetEngine
@@ -31,6 +32,8 @@ class ProfileOptions:
     measured and written otherwise."""
     max_requests: int = 32
     """Requests that may share a step."""
+    lookup: bool = False
+    """Whether drafts are looked up too, in longer blocks than a drafter's."""
 
 
 def start_profile(
@@ -52,7 +55,11 @@ def start_profile(
             return stored
         _log.warning("%s holds step times of %s; this is %s: measuring anew", path, stored.verify.key, key)
     counts = tuple(count for count in ProfileSettings().requests if count <= options.max_requests)
-    settings = ProfileSettings(requests=counts, budget_seconds=START_SECONDS)
+    settings = ProfileSettings(
+        requests=counts,
+        lookup_tokens=1 + BLOCK_TOKENS if options.lookup else None,
+        budget_seconds=START_SECONDS,
+    )
     measured = RoundTimeModel(profile_step_time(engine, settings, key=key))
     _log.info("step time of %s: %s", key, _summary(measured))
     if path is not None:

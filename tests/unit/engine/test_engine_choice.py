@@ -4,9 +4,11 @@ import importlib.util
 
 import pytest
 
-from dspark_core.engine.building import EngineOptions, build_target
+from dspark_core.engine import building
+from dspark_core.engine.building import EngineOptions, build_drafter, build_target
 from dspark_core.errors import ConfigError
 from services.common.env import json_object
+from tests.unit.models.dspark_golden import GOLDEN
 
 
 @pytest.mark.parametrize(
@@ -26,6 +28,23 @@ from services.common.env import json_object
 def test_a_wrong_choice_is_named(given: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         EngineOptions(target_model="x", drafter=None, **given)
+
+
+@pytest.mark.parametrize(("lookup", "longest"), [(False, None), (True, 15)])
+def test_graphs_are_of_whatever_is_verified(monkeypatch, lookup: bool, longest: int | None) -> None:
+    """What is looked up only the target sees."""
+    asked: list[tuple[int, int | None]] = []
+
+    def settings(device, *, block_size, looked_up, graphs):
+        asked.append((block_size, looked_up))
+
+    monkeypatch.setattr(building, "gpu_settings", settings)
+    target, drafter = str(GOLDEN / "qwen3_tiny_target"), str(GOLDEN / "dspark_vanilla")
+    options = EngineOptions(target_model=target, drafter=drafter, kv_cache_bytes=2**22, lookup=lookup)
+    built = build_target(options)
+    build_drafter(options, built.loaded)
+    block = built.geometry.block_size
+    assert asked == [(block, longest), (block, None)]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")

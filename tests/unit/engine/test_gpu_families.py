@@ -20,7 +20,7 @@ def test_golden_rounds_hold_with_a_gpus_parts(monkeypatch):
     recorder = CallAgain()
     asked: list[int | None] = []
 
-    def settings(device, *, block_size, graphs):
+    def settings(device, *, block_size, looked_up, graphs):
         asked.append(block_size)
         return plain_gpu(recorder, max_tokens=16)
 

@@ -131,12 +131,28 @@ def test_a_real_engine_is_profiled_within_its_context() -> None:
     assert model.seconds(2, 8) > 0
 
 
+def test_looked_up_blocks_are_measured_as_far_as_they_go() -> None:
+    """Level as far as the other points of one request go, and steep from there."""
+
+    def bent(requests: int, tokens: int, context: int) -> float:
+        return 0.010 + 0.002 * max(tokens - 8, 0)
+
+    plain, _ = profile(bent, requests=(1,))
+    assert plain.seconds(1, 16, 128) < 0.011
+    model, _ = profile(bent, lookup_tokens=16)
+    for requests in (1, 2, 4):
+        expected = bent(requests, 16 * requests, 0)
+        assert model.seconds(requests, 16 * requests, 128 * requests) == pytest.approx(expected, rel=1e-3)
+    assert max(point.batch_tokens for point in model.points) == 32 * 8
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"requests": ()}, r"requests of a profile must be >= 1 and increasing, got \(\)"),
         ({"requests": (2, 1)}, "increasing"),
         ({"tokens_per_request": (0,)}, "tokens_per_request"),
+        ({"lookup_tokens": 8}, "lookup_tokens of a profile must be > 8, got 8"),
         ({"repeats": 0}, "repeats of a profile must be >= 1, got 0"),
         ({"budget_seconds": 0.0}, "budget_seconds of a profile must be > 0, got 0.0"),
         ({"context_tokens": 2000}, "long_context_tokens"),

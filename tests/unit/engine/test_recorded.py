@@ -94,8 +94,20 @@ GRIDS = {
     "plain": default_grid(16, None),
     "blocks of 4": default_grid(16, 4),
     "blocks of 7": default_grid(16, 7),
+    "looked up alone": default_grid(16, None, 15),
+    "looked up and blocks of 7": default_grid(32, 7, 15),
     "uneven": BucketGrid(requests=(1, 2, 5, 9), tokens_per_request=(1, 3, 5), max_tokens=30),
 }
+
+
+@pytest.mark.parametrize("block_size", [None, 7, 15])
+def test_one_looked_up_block_leaves_everybody_in_a_graph(block_size):
+    grid = default_grid(64, block_size, 15)
+    for requests in (1, 2, 5, 16, 33, 64):
+        assert grid.choose(requests, requests + 15, longest=16)
+    assert grid.choose(16, 16 * 16, longest=16)
+    assert grid.max_tokens <= max(16 * 16, 64 * (1 + (block_size or 0)))  # each is a row of logits
+    assert default_grid(64, 7).choose(2, 17, longest=16) is None
 
 
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)

@@ -37,6 +37,13 @@ def test_step_times_are_measured_by_default() -> None:
     assert profiled_gauge(LocalPlanSource(measured)) == 1.0
 
 
+@pytest.mark.parametrize(("lookup", "most"), [(False, 8), (True, 16)])
+def test_steps_are_measured_as_far_as_drafts_go(lookup: bool, most: int) -> None:
+    measured = start_profile(tiny_engine(), "tiny", "float32", ProfileOptions(max_requests=2, lookup=lookup))
+    assert measured is not None
+    assert max(p.batch_tokens // p.requests for p in measured.verify.points) == most
+
+
 def test_a_verifier_that_was_not_profiled_says_so(caplog) -> None:
     with caplog.at_level(logging.WARNING):
         assert start_profile(tiny_engine(), "tiny", "float32", ProfileOptions(source="off")) is None
