@@ -87,8 +87,8 @@ class GpuPasses:
         started = time.monotonic()
         try:
             self._compile(min(requests, max(self._grid.requests)), until=started + PREPARE_SECONDS)
-        except torch.OutOfMemoryError as error:
-            _log.warning("no memory to compile kernels for the largest steps ahead: %s", error)
+        except RuntimeError as error:  # of which want of memory has many kinds
+            _log.warning("cannot compile kernels for the largest steps ahead: %s", error)
         if self._graphs is not None:
             shapes = [self._shape(bucket) for bucket in self._grid.holding(requests)]
             self._graphs.prepare(shapes, seconds=started + PREPARE_SECONDS - time.monotonic())

@@ -39,7 +39,9 @@ class Recording:
 
 
 class Recorder(Protocol):
-    def record(self, compute: Callable[[], Outputs]) -> Recording: ...
+    def record(self, compute: Callable[[], Outputs]) -> Recording:
+        """Raises RuntimeError where that cannot be done, for want of memory for one."""
+        ...
 
 
 class CudaGraphs:
@@ -53,17 +55,26 @@ class CudaGraphs:
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, compute: Callable[[], Outputs]) -> Recording:
-        with _RECORDING, torch.cuda.device(self._device):
-            side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(self.WARM_UPS):
-                    compute()
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            # Another thread may allocate meanwhile: that is no part of the graph.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                outputs = compute()
+        # A capture that fails leaves its stream the current one: the caller's is to be so again.
+        with _RECORDING, torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream()):
+            try:
+                return self._record(compute)
+            except RuntimeError:
+                # Memory that the allocator keeps for a capture under way is none for the next.
+                self._pool = torch.cuda.graph_pool_handle()
+                raise
+
+    def _record(self, compute: Callable[[], Outputs]) -> Recording:
+        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(self.WARM_UPS):
+                compute()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Another thread may allocate meanwhile: that is no part of the graph.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            outputs = compute()
         return Recording(graph.replay, outputs)
 
 
@@ -138,14 +149,17 @@ class RecordedPasses(Generic[Shape]):
         return recording.outputs
 
     def _record(self, shape: Shape) -> Recording | None:
-        """None where there is no memory for it: that shape is computed launch by launch from then on."""
+        """None where that fails: the shape is computed launch by launch from then on."""
         if shape in self._unrecorded:
             return None
         try:
             recording = self._recorder.record(lambda: self._compute(self._values, shape))
-        except torch.OutOfMemoryError as error:
-            _log.warning(
-                "no memory to record passes of %s, computing them launch by launch: %s", shape, error
+        except RuntimeError as error:
+            # Want of memory has many names: PyTorch's own, the driver's, cuBLAS's, Triton's. What else may be
+            # wrong with the device, the computation itself will meet.
+            level = logging.DEBUG if self._unrecorded else logging.WARNING
+            _log.log(
+                level, "cannot record %s of %s, computing them launch by launch: %s", self._name, shape, error
             )
             self._unrecorded.add(shape)
             return None

@@ -20,8 +20,10 @@ def _as_engines_compute():
 class Recorder:
     """Remembers what it was asked for; `full` asks find no memory, and each takes `seconds`."""
 
-    def __init__(self, full: int = 0, seconds: float = 1.0) -> None:
-        self.full, self.seconds = full, seconds
+    def __init__(
+        self, full: int = 0, seconds: float = 1.0, error: type[Exception] = torch.OutOfMemoryError
+    ) -> None:
+        self.full, self.seconds, self.error = full, seconds, error
         self.now = 0.0
         self.asked = 0
 
@@ -30,7 +32,7 @@ class Recorder:
         self.now += self.seconds
         outputs = compute()
         if self.asked <= self.full:
-            raise torch.OutOfMemoryError("no more")
+            raise self.error("no more")
         return Recording(lambda: outputs[0].copy_(compute()[0]), outputs)
 
 
@@ -68,13 +70,16 @@ def test_recording_ahead_ends_with_its_time(caplog):
     assert ours.shapes == (4, 3, 1)
 
 
-def test_sizes_without_memory_are_left_out_and_the_others_recorded(caplog):
-    recorder = Recorder(full=2)
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError, RuntimeError])
+def test_sizes_without_memory_are_left_out_and_the_others_recorded(caplog, error):
+    """The allocator's error, the driver's own, and those of cuBLAS and Triton."""
+    recorder = Recorder(full=2, error=error)
     ours = passes(recorder)
     with caplog.at_level(logging.INFO):
         ours.prepare([4, 3, 2, 1])
     assert ours.shapes == (2, 1)
-    assert caplog.text.count("launch by launch") == 2
+    assert caplog.text.count("launch by launch") == 1
+    assert "no more" in caplog.text
     assert "recorded 2 of 4 sizes" in caplog.text
     assert ours.run(4, torch.tensor([1, 2, 3, 4]))[0].tolist() == [2, 4, 6, 8]
     assert recorder.asked == 4

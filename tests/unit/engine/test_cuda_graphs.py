@@ -1,0 +1,70 @@
+"""How graphs are captured, told by what PyTorch is asked for: nothing here computes on a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+
+from dspark_core.engine.recorded import CudaGraphs
+
+
+class Stream:
+    def wait_stream(self, other) -> None: ...
+
+
+class FakeCuda:
+    """`torch.cuda` as far as captures need it; a capture that fails leaves its stream the current one."""
+
+    def __init__(self) -> None:
+        self.default = self.current = Stream()
+        self.pools = 0
+        self.captured: list[tuple[int, Stream]] = []
+        self.captures = self.failing = 0
+
+    def graph_pool_handle(self) -> int:
+        self.pools += 1
+        return self.pools
+
+    @contextlib.contextmanager
+    def stream(self, stream):
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextlib.contextmanager
+    def graph(self, graph, *, pool, stream=None, capture_error_mode):
+        self.captures += 1
+        before, self.current = self.current, stream or Stream()
+        yield
+        if self.captures <= self.failing:
+            raise torch.AcceleratorError("CUDA error: out of memory")
+        self.captured.append((pool, self.current))
+        self.current = before
+
+
+@pytest.fixture
+def cuda(monkeypatch) -> FakeCuda:
+    fake = FakeCuda()
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", fake.graph_pool_handle)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: fake.current)
+    monkeypatch.setattr(torch.cuda, "stream", fake.stream)
+    monkeypatch.setattr(torch.cuda, "graph", fake.graph)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: type("Graph", (), {"replay": lambda self: None})())
+    return fake
+
+
+def test_after_a_failed_capture_the_next_has_memory_and_a_stream_of_its_own(cuda: FakeCuda) -> None:
+    graphs = CudaGraphs(torch.device("cuda"))
+    graphs.record(lambda: ())
+    cuda.failing = cuda.captures + 1
+    with pytest.raises(torch.AcceleratorError):
+        graphs.record(lambda: ())
+    assert cuda.current is cuda.default
+    graphs.record(lambda: ())
+    assert [pool for pool, _ in cuda.captured] == [1, 2]
