@@ -79,17 +79,14 @@ class GpuDraftEngine(ContextDraftEngine):
             largest = self._shape(max(self._grid.requests), greedy=False)
             values = fixed_values(largest) + largest.requests * self._most_pages()
             self._graphs = RecordedPasses(
-                self._compute,
-                settings.recorder,
-                name="draft passes",
-                input_values=values,
-                device=self.device,
+                settings.recorder, name="draft passes", input_values=values, device=self.device
             )
 
     def prepare(self) -> None:
         if self._graphs is not None:
             counts = sorted(self._grid.requests, reverse=True)
-            self._graphs.prepare([self._shape(n, greedy=greedy) for n in counts for greedy in (False, True)])
+            shapes = [self._shape(n, greedy=greedy) for n in counts for greedy in (False, True)]
+            self._graphs.prepare(shapes, self._compute)
 
     def _store(self, appended: Sequence[Appended], features: Tensor) -> None:
         # The pass that drafts from them computes their keys and values on the way.
@@ -108,7 +105,7 @@ class GpuDraftEngine(ContextDraftEngine):
         if recorded is None:
             outputs = self._compute(to_device(values, self.device), shape)
         else:
-            outputs = recorded.run(shape, values)
+            outputs = recorded.run(shape, values, self._compute)
         token_ids, confidences, *proposals = (output[: len(items)] for output in outputs)
         ids, rows = read_together(token_ids, confidences)
         if self._drafter.confidence_head is None:

@@ -65,11 +65,7 @@ class GpuPasses:
             pages = -(-max_context_tokens // page_tokens)
             values = max(self._shape(b).fixed_values + b.requests * pages for b in self._grid.all())
             self._graphs = RecordedPasses(
-                self._compute_shared,
-                settings.recorder,
-                name="target steps",
-                input_values=values,
-                device=self._device,
+                settings.recorder, name="target steps", input_values=values, device=self._device
             )
 
     @property
@@ -91,7 +87,8 @@ class GpuPasses:
             _log.warning("cannot compile kernels for the largest steps ahead: %s", error)
         if self._graphs is not None:
             shapes = [self._shape(bucket) for bucket in self._grid.holding(requests)]
-            self._graphs.prepare(shapes, seconds=started + PREPARE_SECONDS - time.monotonic())
+            left = started + PREPARE_SECONDS - time.monotonic()
+            self._graphs.prepare(shapes, self._compute_shared, seconds=left)
 
     def forward(self, runs: Sequence[Run], batch: RaggedBatch) -> Tensor:
         longest = max(len(run.token_ids) for run in runs)
@@ -101,7 +98,9 @@ class GpuPasses:
             hidden = self._compute(to_device(pack_step(batch, shape), self._device), shape)
             return self._head(hidden)
         shape = self._shape(bucket)
-        return self._graphs.run(shape, pack_step(batch, shape))[0][: len(batch.logit_rows)]
+        return self._graphs.run(shape, pack_step(batch, shape), self._compute_shared)[0][
+            : len(batch.logit_rows)
+        ]
 
     def _shape(self, bucket: Bucket) -> StepShape:
         """Tiles are cut for runs of the bucket's mean length."""

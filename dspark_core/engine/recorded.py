@@ -29,6 +29,8 @@ PREPARE_SECONDS = 120.0
 
 Outputs = tuple[Tensor, ...]
 Shape = TypeVar("Shape", bound=Hashable)
+Compute = Callable[[Tensor, Shape], Outputs]
+"""Of values [input_values] int64, as far as the shape goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,23 +81,15 @@ class CudaGraphs:
 
 
 class RecordedPasses(Generic[Shape]):
-    """A computation for each shape it was asked for, over one array of inputs."""
+    """A computation for each shape it was asked for, over one array of inputs.
 
-    def __init__(
-        self,
-        compute: Callable[[Tensor, Shape], Outputs],
-        recorder: Recorder,
-        *,
-        name: str,
-        input_values: int,
-        device: torch.device,
-    ) -> None:
-        """compute(values [input_values] int64, shape); `input_values`: the most that any shape takes.
+    What computes comes with each call, always the same: a method of the owner's, kept here, would keep all of
+    the owner's memory until a garbage collection.
+    """
 
-        `name`: of the passes, for people.
-        """
+    def __init__(self, recorder: Recorder, *, name: str, input_values: int, device: torch.device) -> None:
+        """`input_values`: the most that any shape takes. `name`: of the passes, for people."""
         self._name = name
-        self._compute = compute
         self._recorder = recorder
         self._device = device
         self._values = torch.zeros(input_values, dtype=torch.int64, device=device)
@@ -111,6 +105,7 @@ class RecordedPasses(Generic[Shape]):
     def prepare(
         self,
         shapes: Sequence[Shape],
+        compute: Compute[Shape],
         *,
         seconds: float = PREPARE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
@@ -129,7 +124,7 @@ class RecordedPasses(Generic[Shape]):
             if clock() - started >= seconds:
                 break
             tried += 1
-            recorded += self._record(shape) is not None
+            recorded += self._record(shape, compute) is not None
         _log.info(
             "recorded %d of %d sizes of %s in %.1f s%s",
             recorded,
@@ -139,21 +134,21 @@ class RecordedPasses(Generic[Shape]):
             "" if tried == len(missing) else f"; {len(missing) - tried} follow when they first come",
         )
 
-    def run(self, shape: Shape, values: Tensor) -> Outputs:
+    def run(self, shape: Shape, values: Tensor, compute: Compute[Shape]) -> Outputs:
         """values [at most input_values] int64, on the CPU. Outputs are good until the next run."""
         self._values[: len(values)].copy_(to_device(values, self._device))
-        recording = self._recordings.get(shape) or self._record(shape)
+        recording = self._recordings.get(shape) or self._record(shape, compute)
         if recording is None:
-            return self._compute(self._values, shape)
+            return compute(self._values, shape)
         recording.replay()
         return recording.outputs
 
-    def _record(self, shape: Shape) -> Recording | None:
+    def _record(self, shape: Shape, compute: Compute[Shape]) -> Recording | None:
         """None where that fails: the shape is computed launch by launch from then on."""
         if shape in self._unrecorded:
             return None
         try:
-            recording = self._recorder.record(lambda: self._compute(self._values, shape))
+            recording = self._recorder.record(lambda: compute(self._values, shape))
         except RuntimeError as error:
             # Want of memory has many names: PyTorch's own, the driver's, cuBLAS's, Triton's. What else may be
             # wrong with the device, the computation itself will meet.

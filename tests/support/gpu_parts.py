@@ -64,8 +64,15 @@ class CallAgain:
         return Recording(replay, outputs)
 
 
+class KeepsNothing:
+    """A recorder that, as a graph does, keeps no way to compute again."""
+
+    def record(self, compute):
+        return Recording(lambda: None, compute())
+
+
 def plain_gpu(
-    recorder: CallAgain | None = None,
+    recorder: CallAgain | KeepsNothing | None = None,
     *,
     requests: tuple[int, ...] = (1, 2, 4, 8),
     tokens_per_request: tuple[int, ...] = (1, 3, 5),

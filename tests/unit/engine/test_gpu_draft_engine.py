@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import random
+import weakref
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from dspark_core.engine.gpu_draft_engine import GpuDraftEngine
 from dspark_core.engine.protocols import DraftItem
 from dspark_core.models.config import MarkovHeadType
 from dspark_core.records import SamplingParams, Verification
-from tests.support.gpu_parts import CallAgain, generator, plain_gpu
+from tests.support.gpu_parts import CallAgain, KeepsNothing, generator, plain_gpu
 from tests.support.pretend_cuda import move_module, on_gpu, pretend_cuda
 from tests.unit.models.dspark_tiny import tiny_config, tiny_drafter
 
@@ -135,6 +137,19 @@ def test_a_sampled_block_was_drawn_from_what_it_declares():
             torch.testing.assert_close(law.probabilities.sum(dim=-1), torch.ones(5))
             column = draw_tokens(law.probabilities, row)
             assert tuple(law.token_ids.gather(1, column[:, None]).flatten().tolist()) == block.token_ids
+
+
+def test_an_engine_that_is_let_go_is_freed_at_once():
+    _, ours = pair(tiny_config(), plain_gpu(KeepsNothing()))
+    ours.prepare()
+    ours.propose(next(story([GREEDY, COUPLED, SAMPLED])))
+    engine = weakref.ref(ours)
+    gc.disable()
+    try:
+        del ours
+        assert engine() is None
+    finally:
+        gc.enable()
 
 
 def test_what_a_round_kept_is_not_written_over_by_the_next():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 from dspark_core.engine.batch import Run
 from dspark_core.engine.profiler import ProfileSettings, profile_step_time
 from dspark_core.records import SamplingParams
-from tests.support.gpu_parts import CallAgain, PlainKernels, plain_gpu
+from tests.support.gpu_parts import CallAgain, KeepsNothing, PlainKernels, plain_gpu
 from tests.support.pretend_cuda import move_module, pretend_cuda, read
 from tests.unit.engine.tiny import (
     VOCAB,
@@ -184,6 +186,21 @@ def test_without_memory_for_a_graph_passes_are_launched_and_right(caplog):
     engine.prepare(2)
     assert full.asked == len(plain_gpu().grid.holding(2))
     torch.testing.assert_close(engine.forward(runs), bare.forward(runs))
+
+
+def test_an_engine_that_is_let_go_is_freed_at_once():
+    """Cache, weights and graphs are most of a GPU's memory: they cannot wait for a garbage collection."""
+    decoder = tiny_decoder()
+    engine = tiny_engine(decoder, gpu=plain_gpu(KeepsNothing()))
+    engine.prepare(2)
+    engine.forward([Run([5], 0, [1, 2], 1)])
+    weights = weakref.ref(decoder)
+    gc.disable()
+    try:
+        del engine, decoder
+        assert weights() is None
+    finally:
+        gc.enable()
 
 
 def test_a_filled_up_pass_gives_the_logits_and_features_of_the_bare_one():
