@@ -55,6 +55,10 @@ class CudaGraphs:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        # Always the same: cuBLAS keeps a workspace, tens of MiB, for every stream it was ever used on.
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._failed: list[torch.cuda.CUDAGraph] = []
+        """Kept: with a graph PyTorch also frees the workspaces of its stream, which the others still use."""
 
     def record(self, compute: Callable[[], Outputs]) -> Recording:
         # A capture that fails leaves its stream the current one: the caller's is to be so again.
@@ -67,16 +71,20 @@ class CudaGraphs:
                 raise
 
     def _record(self, compute: Callable[[], Outputs]) -> Recording:
-        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        side = self._stream
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(self.WARM_UPS):
                 compute()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # Another thread may allocate meanwhile: that is no part of the graph.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            outputs = compute()
+        try:
+            # Another thread may allocate meanwhile: that is no part of the graph.
+            with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
+                outputs = compute()
+        except RuntimeError:
+            self._failed.append(graph)
+            raise
         return Recording(graph.replay, outputs)
 
 

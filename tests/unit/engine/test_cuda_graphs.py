@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import weakref
 
 import pytest
 import torch
@@ -14,6 +16,10 @@ class Stream:
     def wait_stream(self, other) -> None: ...
 
 
+class Graph:
+    def replay(self) -> None: ...
+
+
 class FakeCuda:
     """`torch.cuda` as far as captures need it; a capture that fails leaves its stream the current one."""
 
@@ -22,6 +28,12 @@ class FakeCuda:
         self.pools = 0
         self.captured: list[tuple[int, Stream]] = []
         self.captures = self.failing = 0
+        self.graphs: weakref.WeakSet[Graph] = weakref.WeakSet()
+
+    def new_graph(self) -> Graph:
+        graph = Graph()
+        self.graphs.add(graph)
+        return graph
 
     def graph_pool_handle(self) -> int:
         self.pools += 1
@@ -55,7 +67,7 @@ def cuda(monkeypatch) -> FakeCuda:
     monkeypatch.setattr(torch.cuda, "stream", fake.stream)
     monkeypatch.setattr(torch.cuda, "graph", fake.graph)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: type("Graph", (), {"replay": lambda self: None})())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", fake.new_graph)
     return fake
 
 
@@ -68,3 +80,33 @@ def test_after_a_failed_capture_the_next_has_memory_and_a_stream_of_its_own(cuda
     assert cuda.current is cuda.default
     graphs.record(lambda: ())
     assert [pool for pool, _ in cuda.captured] == [1, 2]
+
+
+def test_all_is_warmed_up_and_captured_on_one_stream(cuda: FakeCuda) -> None:
+    """Libraries keep memory for every stream they were used on."""
+    graphs = CudaGraphs(torch.device("cuda"))
+    used: list[Stream] = []
+
+    def compute():
+        used.append(cuda.current)
+        return ()
+
+    for _ in range(3):
+        graphs.record(compute)
+    assert len(used) == 3 * (CudaGraphs.WARM_UPS + 1)
+    assert len(set(used)) == 1
+    assert used[0] is not cuda.default
+
+
+def test_a_graph_that_failed_lives_as_long_as_the_others(cuda: FakeCuda) -> None:
+    """Its end would free the workspaces of their stream."""
+    graphs = CudaGraphs(torch.device("cuda"))
+    kept = graphs.record(lambda: ())
+    cuda.failing = cuda.captures + 1
+    with pytest.raises(torch.AcceleratorError):
+        graphs.record(lambda: ())
+    gc.collect()
+    assert len(cuda.graphs) == 2
+    del kept, graphs
+    gc.collect()
+    assert not cuda.graphs
