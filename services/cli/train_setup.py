@@ -55,8 +55,9 @@ def build_setup(config: TrainConfig, workers: Workers, *, resume: bool = False) 
     chosen = algorithm(config.drafter.algorithm)  # refuses before the long work
     losses = loss_config(config, chosen.losses)
     torch.manual_seed(config.optimisation.seed)
+    device = own_device(config.optimisation.device)
     target = load_target(config.target.model, torch.bfloat16, pack=False)
-    source = _open_source(config, target)
+    source = _open_source(config, target, device)
     recipe = drafter_recipe(config, source, target)
     start = _saved_start(config, target)
     if start is None:
@@ -74,9 +75,9 @@ def build_setup(config: TrainConfig, workers: Workers, *, resume: bool = False) 
         trainer_config(config, steps),
         source,
         workers=workers,
-        device=own_device(config.optimisation.device),
+        device=device,
     )
-    if config.data.stream is not None or config.validation.prompts:
+    if (config.data.stream is not None and device.type == "cpu") or config.validation.prompts:
         target.decoder.pack()  # only now: the drafter started as a copy of its layers
     return Setup(
         config=config, target=target, source=source, trainer=trainer, draft_vocab_ids=draft_vocab_ids
@@ -225,8 +226,9 @@ def _require_taps(recipe: DrafterRecipe, source: SequenceSource, target: LoadedT
         )
 
 
-def _open_source(config: TrainConfig, target: LoadedTarget) -> SequenceSource:
-    """Raises ConfigError when the data are of another target, with both values."""
+def _open_source(config: TrainConfig, target: LoadedTarget, device: torch.device) -> SequenceSource:
+    """`device`: where features are computed that are on no disk. Raises ConfigError when the data are of
+    another target, with both values."""
     taps = config.drafter.tap_layers
     if config.data.stream is not None:
         require_answers_of(target, config.data.stream)
@@ -237,7 +239,10 @@ def _open_source(config: TrainConfig, target: LoadedTarget) -> SequenceSource:
         template = load_tokenizer(resolve_model_path(config.target.model)).chat_template
         layers = taps or default_tap_layers(target.config.num_layers)
         origin = describe_target(target, "bfloat16", layers, template)
-        return FeatureStream(target.decoder, answers, origin, ahead=config.data.stream_ahead)
+        decoder = target.decoder
+        if device.type != "cpu":  # its own: the drafter starts from the other, which also validates
+            decoder = load_target(config.target.model, torch.bfloat16, device, pack=False).decoder
+        return FeatureStream(decoder, answers, origin, ahead=config.data.stream_ahead)
     source = CachedSource.open(config.data.shards, tap_layers=taps)
     if source.origin is not None:
         require_target(

@@ -25,10 +25,12 @@ from dspark_core.training.manifest import Manifest, ShardEntry, write_manifest
 from dspark_core.training.objectives.registry import algorithm
 from dspark_core.training.origin import FeatureOrigin
 from dspark_core.training.run_log import read_log
+from dspark_core.training.stream import FeatureStream
+from dspark_core.training.workers import ALONE
 from services.cli import train_setup
 from services.cli.main import EXIT_CONFIG, main
 from services.cli.train_config import read_config
-from services.cli.train_setup import loss_config
+from services.cli.train_setup import build_setup, loss_config
 from tests.unit.models.dspark_golden import GOLDEN, golden_target
 from tests.unit.training.answer_files import write_answers
 from tests.unit.training.training_sequences import random_sequence
@@ -294,6 +296,26 @@ def _stream(config: Path, answers: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     document = yaml.safe_load(config.read_text())
     document["data"] = {"stream": str(answers)}
     config.write_text(yaml.safe_dump(document))
+
+
+def test_a_stream_is_computed_where_the_drafter_trains(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the drafter starts from, and what validates, stays on the CPU."""
+    _stream(config, write_answers(tmp_path / "answers.jsonl"), monkeypatch)
+    computing: list[torch.device] = []
+
+    class Observed(FeatureStream):
+        def __init__(self, decoder, *arguments, **options) -> None:
+            computing.append(decoder.embed_tokens.weight.device)
+            super().__init__(decoder, *arguments, **options)
+
+    monkeypatch.setattr(train_setup, "FeatureStream", Observed)
+    # A device that every machine has.
+    monkeypatch.setattr(train_setup, "own_device", lambda name: torch.device("meta"))
+    setup = build_setup(read_config(config), ALONE)
+    assert [device.type for device in computing] == ["meta"]
+    assert setup.target.decoder.embed_tokens.weight.device.type == "cpu"
 
 
 def test_streamed_answers_of_another_target_are_refused_with_both_values(
