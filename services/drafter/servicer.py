@@ -59,10 +59,10 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         try:
             async for message in until(self._draining, request_iterator):
                 items = [session.own(convert.draft_item_from_proto(item)) for item in message.items]
-                blocks, seconds = await self._propose(items, session.release(message.release))
+                blocks, seconds = await self._propose(items, session.release(message.release), session)
                 yield drafter_pb2.DraftResponse(
                     round=message.round,
-                    blocks=convert.draft_blocks_to_proto([session.disown(block) for block in blocks]),
+                    blocks=blocks,
                     compute_seconds=seconds,
                     drafter_id=self._drafter_id,
                 )
@@ -87,12 +87,12 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         self._worker.shutdown(cancel_futures=True)
 
     async def _propose(
-        self, items: Sequence[DraftItem], released: Sequence[str]
-    ) -> tuple[list[DraftBlock], float]:
+        self, items: Sequence[DraftItem], released: Sequence[str], session: _Session
+    ) -> tuple[list[drafter_pb2.DraftBlock], float]:
         with self._tracer.start_as_current_span("draft", attributes={"requests": len(items)}):
             loop = asyncio.get_running_loop()
             try:
-                proposed = await loop.run_in_executor(self._worker, self._pass, items, released)
+                proposed = await loop.run_in_executor(self._worker, self._pass, items, released, session)
             except DSparkError:  # what was asked for is wrong, not who drafts
                 raise
             except Exception:
@@ -103,14 +103,18 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
             self._failures = 0
             return proposed
 
-    def _pass(self, items: Sequence[DraftItem], released: Sequence[str]) -> tuple[list[DraftBlock], float]:
+    def _pass(
+        self, items: Sequence[DraftItem], released: Sequence[str], session: _Session
+    ) -> tuple[list[drafter_pb2.DraftBlock], float]:
         """Blocks, and the seconds that others cannot use."""
         started = time.perf_counter()
         self._engine.release(released)
         with self._metrics.timed_pass(len(items)):
             blocks = self._engine.propose(items)
         self._metrics.observe(blocks, self._engine.num_sequences)
-        return blocks, time.perf_counter() - started
+        # Here, as it may wait for a GPU: on the event loop, everybody would, and for the next pass as well.
+        sent = convert.draft_blocks_to_proto([session.disown(block) for block in blocks])
+        return sent, time.perf_counter() - started
 
 
 class _Session:

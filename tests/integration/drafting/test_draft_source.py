@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dspark_proto.v1 import drafter_pb2
 
 from dspark_core.engine.building import EngineOptions, build_drafter
 from dspark_core.engine.context_draft_engine import ContextDraftEngine
@@ -25,6 +26,7 @@ from services.common.channels import open_channel
 from services.common.options import ServerOptions
 from services.common.server import GrpcServer
 from services.common.telemetry import Telemetry
+from services.drafter import convert
 from services.drafter.servicer import DrafterServicer
 from services.verifier.clients import RemoteDraftSource
 from tests.unit.models.autoregressive_tiny import MTP, random_drafter, save
@@ -125,6 +127,24 @@ async def test_a_reply_tells_whose_it_is_and_what_the_pass_took(engine: ContextD
         assert isinstance(reply, DraftReply)
         assert 0.0 < reply.compute_seconds < time.perf_counter() - started
         assert reply.drafter_id == "drafter-of-the-test"
+
+
+async def test_replies_are_made_where_passes_are(
+    engine: ContextDraftEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may wait for a GPU, which must not hold up the event loop."""
+    threads: list[str] = []
+    make = convert.draft_blocks_to_proto
+
+    def observed(blocks: Sequence[DraftBlock]) -> list[drafter_pb2.DraftBlock]:
+        threads.append(threading.current_thread().name)
+        return make(blocks)
+
+    monkeypatch.setattr(convert, "draft_blocks_to_proto", observed)
+    async with drafter_server(engine) as server, connected(server.port, engine) as remote:
+        await remote.wait_connected()
+        await propose(remote, [item("a", 0, 9, SamplingParams(temperature=0.9))])
+    assert [name.startswith("draft") for name in threads] == [True]
 
 
 async def test_appending_in_steps_equals_priming_at_once(
