@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dspark_core.cuda.tiles import (
+    COMBINED_AT_A_TIME,
     MAX_SPLITS,
     SMALLEST_SHARED_BYTES,
     TUNING,
@@ -118,7 +119,8 @@ def paged_attention(
         enable_fp_fusion=True,
     )
     if splits > 1:
-        sizes = {"HEAD_DIM": head_dim, "BLOCK_D": tile.head_size, "MOST": MAX_SPLITS}
+        sizes = {"HEAD_DIM": head_dim, "BLOCK_D": tile.head_size}
+        sizes |= {"MOST": MAX_SPLITS, "PARTS": COMBINED_AT_A_TIME}
         _combine[(tokens, heads)](partial, sums, out, tokens, splits, **sizes, enable_fp_fusion=True)
     return out
 
@@ -236,6 +238,8 @@ def _attend(
     out = out / safe_total[:, None]
     cell = (split.to(tl.int64) * tokens + token) * (tl.num_programs(1) * GROUP) + head
     place = cell[:, None] * HEAD_DIM + columns[None, :]
+    if SPLIT:  # what saw nothing has no part, and writes none
+        row_mask = row_mask & (total > 0)[:, None]
     tl.store(partial + place, out.to(partial.dtype.element_ty), row_mask)
     if SPLIT:
         tl.store(sums + cell, tl.where(total > 0, highest + tl.log2(safe_total), float("-inf")), real)
@@ -335,22 +339,27 @@ def _combine(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     MOST: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     """The parts of one token's head, weighted by their shares of the softmax's sum."""
     token, head = tl.program_id(0), tl.program_id(1)
     heads = tl.num_programs(1)
     columns = tl.arange(0, BLOCK_D)
     inside = columns < HEAD_DIM
-    split = tl.arange(0, MOST).to(tl.int64)
-    there = split < splits
-    cell = (split * tokens + token) * heads + head
-    shares = tl.load(sums + cell, there, float("-inf"))
-    most = tl.max(shares, 0)
-    weights = tl.exp2(shares - tl.where(most == float("-inf"), 0.0, most))
-    mask = there[:, None] & inside[None, :]
-    parts = tl.load(partial + cell[:, None] * HEAD_DIM + columns[None, :], mask, 0.0)
-    total = tl.sum(weights, 0)
-    mixed = tl.sum(parts * weights[:, None], 0) / tl.where(total > 0, total, 1.0)
+    every = tl.arange(0, MOST).to(tl.int64)
+    of_every = tl.load(sums + (every * tokens + token) * heads + head, every < splits, float("-inf"))
+    most = tl.max(of_every, 0)
+    base = tl.where(most == float("-inf"), 0.0, most)
+    total = tl.sum(tl.exp2(of_every - base), 0)
+    mixed = tl.zeros((BLOCK_D,), tl.float32)
+    for first in range(0, splits, PARTS):
+        split = first + tl.arange(0, PARTS).to(tl.int64)
+        cell = (split * tokens + token) * heads + head
+        shares = tl.load(sums + cell, split < splits, float("-inf"))
+        mask = (shares > float("-inf"))[:, None] & inside[None, :]
+        parts = tl.load(partial + cell[:, None] * HEAD_DIM + columns[None, :], mask, 0.0)
+        mixed += tl.sum(parts * tl.exp2(shares - base)[:, None], 0)
+    mixed = mixed / tl.where(total > 0, total, 1.0)
     place = (token.to(tl.int64) * heads + head) * HEAD_DIM
     tl.store(out + place + columns, mixed.to(out.dtype.element_ty), inside)
 

@@ -11,7 +11,10 @@ from functools import cache
 
 import torch
 
-MAX_SPLITS = 16
+MAX_SPLITS = 64
+"""With eight key/value heads, what one sequence needs to give a large GPU work."""
+COMBINED_AT_A_TIME = 16
+"""Parts of a row that are added up together: of all, the largest heads spill registers."""
 LEAST_ROWS = 16
 """Of a tensor core's product."""
 SMALLEST_SHARED_BYTES = 99 * 1024

@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dspark_core.cuda import paged_attention as kernels
-from dspark_core.cuda.tiles import MAX_SPLITS, Tile, tile_of, tile_queries
+from dspark_core.cuda.tiles import COMBINED_AT_A_TIME, MAX_SPLITS, Tile, tile_of, tile_queries
 
 GROUP = 4
 ALIGNED = ("q_token", "q_head", "kv_slot", "kv_head_stride", "partial", "sums")
@@ -56,7 +56,8 @@ def main(capability: int, shared_bytes: int) -> None:
         for head_dim, number in ((128, "bf16"), (256, "bf16"), (512, "bf16"), (512, "fp32"))
     }
     heads = {"HEAD_DIM": 128, "BLOCK_D": 128}
-    shared["combine"] = compiled(kernels._combine, capability, heads | {"MOST": MAX_SPLITS}, "bf16")
+    parts = {"MOST": MAX_SPLITS, "PARTS": COMBINED_AT_A_TIME}
+    shared["combine"] = compiled(kernels._combine, capability, heads | parts, "bf16")
     shared["store"] = compiled(kernels._store, capability, heads | {"HEADS": 8, "BLOCK_H": 8}, "bf16")
     print(json.dumps(shared))
 

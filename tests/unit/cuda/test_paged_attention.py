@@ -59,6 +59,10 @@ def tensors(tokens, heads, kv_heads, head_dim, dtype=torch.float32, seed=0):
     return q, cache[0], cache[1]
 
 
+def poisoned_empty(*size, **options):
+    return torch.full(*size, float("nan"), **options)
+
+
 SHORT = [(0, 1), (17, 5), (3, 8), (40, 1)]
 
 
@@ -83,6 +87,22 @@ def test_many_tiles_need_no_splits_and_few_share_their_context():
         q, keys, values = tensors(tokens, kv_heads, kv_heads, 16)
         expected = attend_runs(q, keys, values, where)
         torch.testing.assert_close(paged_attention(q, keys, values, where), expected, atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize("lengths", [[(200, 1)], [(200, 3), (0, 2)]], ids=["long", "long and short"])
+def test_one_long_sequence_is_split_among_as_many_programs_as_a_gpu_wants(lengths):
+    """What is left of splits that reach no key is whatever was in memory, and must not be read."""
+    tuning = Tuning(stage_bytes=1 << 10)  # few keys at a time, so that most programs have some
+    where, tokens = ragged(lengths, 1, head_dim=16)
+    assert num_splits(1, 8) == 64
+    assert num_splits(len(where.tiles), 1) == 64
+    q, keys, values = tensors(tokens, 1, 1, 16)
+    expected = attend_runs(q, keys, values, where)
+    for empty in (torch.empty, poisoned_empty):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "empty", empty)
+            actual = paged_attention(q, keys, values, where, None, tuning)
+        torch.testing.assert_close(actual, expected, atol=2e-6, rtol=2e-6)
 
 
 @pytest.mark.parametrize("context", [0, 3, 19])
