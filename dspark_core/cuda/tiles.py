@@ -19,6 +19,8 @@ LEAST_ROWS = 16
 """Of a tensor core's product."""
 SMALLEST_SHARED_BYTES = 99 * 1024
 """Of a block, on the GPUs since Ampere that have least of it."""
+_WARPS_BYTES = 64 * 128 * 2
+"""Of a tile's queries, from which on four warps have too few registers."""
 SPARE_BYTES = 4096
 """Compilers differ in what they add."""
 
@@ -28,11 +30,13 @@ class Tuning:
     """Sizes that change speed and nothing else. Chosen by reasoning; `benchmarks.gpu` tries others."""
 
     max_rows: int = 64
-    """Of a tile: its queries times the heads of a group. Fewer where they do not fit the shared memory."""
+    """Of a tile: its queries times the heads of a group. Half of it in float32; fewer where they do not fit
+    the shared memory."""
     programs_wanted: int = 512
     """About four to a multiprocessor of a large GPU; fewer leave it idle."""
     stage_bytes: int = 1 << 14
-    """Of keys loaded at a time by eight warps: more, or as many by four, spill registers."""
+    """Of keys loaded at a time by eight warps, half of it in float32: more, or as many by four, spill
+    registers."""
     stages: int = 2
     """Fewer where not even the fewest rows fit with so many."""
 
@@ -110,12 +114,17 @@ def _most_rows(rows_of_one: int, head_dim: int, value_bytes: int, shared_bytes: 
     nothing fits, the fewest: the launch then says what is missing."""
     least = max(LEAST_ROWS, rows_of_one)
     for stages in range(tuning.stages, 0, -1):
-        rows = tuning.max_rows
+        rows = tuning.max_rows // _width(value_bytes)
         while rows >= least:
             if _fits(_tile(rows, head_dim, value_bytes, stages, tuning), value_bytes, shared_bytes):
                 return rows
             rows //= 2
     return least
+
+
+def _width(value_bytes: int) -> int:
+    """Of operands, in bfloat16's: those of float32, which no tensor core multiplies, lie in registers."""
+    return max(1, value_bytes // 2)
 
 
 def _fits(tile: Tile, value_bytes: int, shared_bytes: int) -> bool:
@@ -124,6 +133,7 @@ def _fits(tile: Tile, value_bytes: int, shared_bytes: int) -> bool:
 
 def _tile(rows: int, head_dim: int, value_bytes: int, stages: int, tuning: Tuning) -> Tile:
     rows, head_size = max(LEAST_ROWS, rows), max(16, power_of_two(head_dim))
-    warps = 8 if rows * head_size >= 64 * 128 else 4
-    keys = tuning.stage_bytes * warps // 8 // (head_size * value_bytes)
+    row = head_size * value_bytes
+    warps = 8 if rows * row >= _WARPS_BYTES else 4
+    keys = tuning.stage_bytes // _width(value_bytes) * warps // 8 // row
     return Tile(rows=rows, head_size=head_size, keys=max(16, min(64, keys)), warps=warps, stages=stages)
