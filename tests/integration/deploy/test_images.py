@@ -130,6 +130,12 @@ def test_every_container_is_limited_locked_down_and_checked(name):
         assert dependency == {"condition": "service_healthy"}
 
 
+def test_what_feeds_a_gpu_is_given_processors():
+    """A thread that launches kernels, and the event loop beside it."""
+    for name, least in (("drafter", 2), ("verifier", 4)):
+        assert ON_GPUS["services"][name]["cpus"] >= least > COMPOSE["services"][name]["cpus"]
+
+
 def mounted(tmpfs: list[str]) -> dict[str, set[str]]:
     """Options by folder. Docker's own, where none is named, are noexec, nosuid and nodev."""
     return {folder: set(options.split(",")) for folder, _, options in (one.partition(":") for one in tmpfs)}
