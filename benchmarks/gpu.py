@@ -4,15 +4,18 @@
     python -m benchmarks.gpu --models qwen3-4b --seconds 60
 
 Models of two well-known shapes with random weights are made on the device; SmolLM2 and its drafter are
-measured too where their package is installed. Parts that no longer fit the time are left out and named.
+measured too where their package is installed. Parts that no longer fit the time, or the device's memory, are
+left out and named; what was measured is on disk after each part.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +27,15 @@ from benchmarks.engine_parts.floors import Machine
 from benchmarks.engine_parts.steps import Shape
 from benchmarks.environment import describe_arguments, describe_machine
 from benchmarks.gpu_parts.attention import attention_row
-from benchmarks.gpu_parts.models import BLOCK, SHAPES, engine_of, random_decoder, random_drafter
+from benchmarks.gpu_parts.models import (
+    BLOCK,
+    SHAPES,
+    decoder_bytes,
+    drafter_config,
+    engine_of,
+    random_decoder,
+    random_drafter,
+)
 from benchmarks.gpu_parts.served import served_rows
 from benchmarks.gpu_parts.steps import Row, draft_row, kv_tokens, step_row
 from benchmarks.gpu_parts.timing import machine_rates
@@ -34,6 +45,7 @@ from dspark_core.engine.devices import describe_device, resolve_device
 from dspark_core.engine.draft_engine import DraftEngine
 from dspark_core.engine.gpu_draft_engine import GpuDraftEngine
 from dspark_core.engine.gpu_settings import GpuSettings, gpu_settings
+from dspark_core.engine.kv_cache import PagedCache
 from dspark_core.errors import ConfigError
 from dspark_core.models.decoder import Decoder
 from dspark_core.models.dspark import DSparkDrafter
@@ -54,19 +66,24 @@ ATTENTION = (
 DRAFTS = (1, 4, 16, 32, 64)
 DRAFT_CONTEXT = 512
 DRAFT_TOKENS = 64 * 1024
+SERVED_BYTES = 2 * 2**30
+"""Of SmolLM2 with its drafter and both caches."""
+SPARE_BYTES = 2 * 2**30
+"""For graphs, logits and what libraries keep."""
 
 
 def main() -> int:
     arguments = _parser().parse_args()
     try:
         device = resolve_device(arguments.device)
-        settings = _settings(device)
+        _settings(device)
     except ConfigError as error:
         print(f"benchmarks.gpu: {error}", file=sys.stderr)
         return 2
-    bench = Bench(arguments, device, settings)
+    bench = Bench(arguments, device, lambda: _settings(device))
     bench.run()
-    bench.write(arguments.out)
+    bench.save()
+    bench.tell()
     return 0
 
 
@@ -80,10 +97,13 @@ def _settings(device: torch.device) -> GpuSettings:
 class Bench:
     """Measures part after part while time is left."""
 
-    def __init__(self, arguments: argparse.Namespace, device: torch.device, settings: GpuSettings) -> None:
+    def __init__(
+        self, arguments: argparse.Namespace, device: torch.device, settings: Callable[[], GpuSettings]
+    ) -> None:
+        """`settings`: of one engine, whose graphs end with it."""
         self._arguments = arguments
         self._device, self._settings = device, settings
-        self._launched = replace(settings, recorder=None)
+        self._launched = replace(settings(), recorder=None)
         self._dtype = DTYPES[arguments.dtype]
         self._until = time.monotonic() + arguments.seconds
         self._console = Console(width=150)
@@ -96,18 +116,31 @@ class Bench:
         rates = f"{reading / 1e9:.0f} GB/s read, {products / 1e12:.0f} TFLOP/s of a product"
         self._console.print(f"{describe_device(self._device)}: {rates}, torch {torch.__version__}")
         for name in self._arguments.models:
-            decoder = random_decoder(SHAPES[name], self._dtype, self._device)
-            drafter = random_drafter(decoder)
-            self._steps(name, decoder, drafter)
-            self._drafts(name, drafter)
-            if name == self._arguments.models[0]:
-                self._attention(decoder)
-            del decoder, drafter
-            torch.cuda.empty_cache()
-        if self._in_time("smollm2"):
+            self._model(name)
+            self._free()
+        if self._in_time("smollm2") and self._fits("smollm2", SERVED_BYTES):
             self._show("smollm2", served_rows(str(self._device)))
 
-    def write(self, path: Path) -> None:
+    def _model(self, name: str) -> None:
+        config = SHAPES[name]
+        draft = drafter_config(config).backbone
+        page = PagedCache.bytes_per_page(config, PAGE_TOKENS, config.hidden_size, self._dtype)
+        draft_page = PagedCache.bytes_per_page(draft, PAGE_TOKENS, 0, self._dtype)
+        weights = decoder_bytes(config, self._dtype) + decoder_bytes(draft, self._dtype)
+        if not self._fits(name, weights):
+            return
+        decoder = random_decoder(config, self._dtype, self._device)
+        drafter = random_drafter(decoder)
+        if self._fits(f"{name} steps", 2 * page * kv_tokens(STEPS, PAGE_TOKENS) // PAGE_TOKENS):
+            self._steps(name, decoder, drafter)
+        self._free()
+        if self._fits(f"{name} drafts", 3 * draft_page * DRAFT_TOKENS // PAGE_TOKENS):
+            self._drafts(name, drafter)
+        self._free()
+        if name == self._arguments.models[0]:
+            self._attention(decoder)
+
+    def save(self) -> None:
         document = {
             "arguments": describe_arguments(self._arguments),
             "environment": {**describe_machine(), "gpu": describe_device(self._device)},
@@ -116,15 +149,19 @@ class Bench:
             "results": self.results,
             "left_out": self.left_out,
         }
+        path: Path = self._arguments.out
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        self._console.print(f"written to {path}; left out for time: {', '.join(self.left_out) or 'nothing'}")
+
+    def tell(self) -> None:
+        left_out = ", ".join(self.left_out) or "nothing"
+        self._console.print(f"written to {self._arguments.out}; left out: {left_out}")
 
     def _steps(self, name: str, decoder: Decoder, drafter: DSparkDrafter) -> None:
         room = kv_tokens(STEPS, PAGE_TOKENS)
         engines = {
             way: engine_of(decoder, drafter, gpu, kv_tokens=room)
-            for way, gpu in (("graph", self._settings), ("launched", self._launched))
+            for way, gpu in (("graph", self._settings()), ("launched", self._launched))
         }
         rows = []
         for shape in STEPS:
@@ -137,7 +174,7 @@ class Bench:
         pages = DRAFT_TOKENS // 16
         engines: dict[str, ContextDraftEngine] = {
             way: GpuDraftEngine(drafter, settings, fingerprint=name, num_pages=pages, page_tokens=16)
-            for way, settings in (("graph", self._settings), ("launched", self._launched))
+            for way, settings in (("graph", self._settings()), ("launched", self._launched))
         }
         engines["operators"] = DraftEngine(drafter, fingerprint=name, num_pages=pages, page_tokens=16)
         rows = []
@@ -181,10 +218,25 @@ class Bench:
         self.left_out.append(part)
         return False
 
+    def _fits(self, part: str, needed: int) -> bool:
+        needed += SPARE_BYTES
+        free, _ = torch.cuda.mem_get_info(self._device)
+        if needed <= free:
+            return True
+        self.left_out.append(f"{part} ({needed / 1e9:.1f} GB, {free / 1e9:.1f} are free)")
+        return False
+
+    @staticmethod
+    def _free() -> None:
+        """What nobody holds any more, cycles too, so that the driver counts it as free."""
+        gc.collect()
+        torch.cuda.empty_cache()
+
     def _show(self, title: str, rows: list[Row]) -> None:
         if not rows:
             return
         self.results[title] = rows
+        self.save()
         table = Table(title=title)
         for name in rows[0]:
             table.add_column(name, justify="right")

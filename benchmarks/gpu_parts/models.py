@@ -49,6 +49,13 @@ BLOCK = 7
 MARKOV_RANK = 256
 
 
+def decoder_bytes(config: DecoderConfig, dtype: torch.dtype) -> int:
+    with torch.device("meta"):
+        decoder = build_decoder(config)
+    decoder.tie_weights()
+    return dtype.itemsize * sum(parameter.numel() for parameter in decoder.parameters())
+
+
 def random_decoder(config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> Decoder:
     with torch.device("meta"):
         decoder = build_decoder(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 
 import pytest
@@ -99,3 +100,34 @@ def test_without_a_gpu_it_refuses_and_says_why(monkeypatch, capsys, device, mess
     monkeypatch.setattr(sys, "argv", ["gpu", "--device", device])
     assert gpu.main() == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def bench(monkeypatch, tmp_path):
+    """Of a tiny model on a CPU that says how much memory is free."""
+    monkeypatch.setitem(SHAPES, "tiny", TINY)
+    monkeypatch.setattr(gpu, "machine_rates", lambda *_, **__: (1e10, 1e11))
+    monkeypatch.setattr(gpu, "STEPS", (Shape(1, 2, 9),))
+    monkeypatch.setattr(gpu, "served_rows", lambda device: [])
+    monkeypatch.setattr(gpu.Bench, "_attention", lambda self, decoder: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**40, 2**40))
+    arguments = gpu._parser().parse_args(["--models", "tiny"])
+    arguments.dtype, arguments.repeats, arguments.out = "float32", 1, tmp_path / "gpu.json"
+    return gpu.Bench(arguments, CPU, plain_gpu)
+
+
+def test_what_does_not_fit_the_memory_is_left_out_and_named(bench, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 2**40))
+    bench.run()
+    assert bench.left_out == ["tiny (2.1 GB, 1.0 are free)", "smollm2 (4.3 GB, 1.0 are free)"]
+
+
+def test_what_was_measured_outlives_what_fails(bench, monkeypatch):
+    def failing(self, name, drafter):
+        raise RuntimeError("the device is lost")
+
+    monkeypatch.setattr(gpu.Bench, "_drafts", failing)
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        bench.run()
+    written = json.loads(bench._arguments.out.read_text())
+    assert list(written["results"]) == ["tiny steps"]
