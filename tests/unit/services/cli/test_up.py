@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,8 +17,12 @@ from services.gateway.config import GatewayConfig
 def run(monkeypatch: pytest.MonkeyPatch, *flags: str) -> tuple[str, Any]:
     """-> which stack would have been started, and what it was told besides its options."""
     made: list[tuple[str, Any]] = []
+
+    def standing_in(name: str) -> Callable[..., None]:
+        return lambda options, told, *_: made.append((name, told))
+
     for name in ("EmbeddedStack", "ProcessStack"):
-        monkeypatch.setattr(up, name, lambda options, gateway, name=name: made.append((name, gateway)))
+        monkeypatch.setattr(up, name, standing_in(name))
 
     async def serve(*_: object) -> int:
         return 0
