@@ -10,7 +10,6 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import httpx
 
@@ -101,7 +100,7 @@ class RedisPart(Part):
 class Cluster:
     """`parts` by name: redis, scheduler-0, scheduler-1, drafter-0, verifier-0, ..., gateway."""
 
-    def __init__(self, *, dtype: str, kv_cache_mb: int, log_directory: Path | None = None) -> None:
+    def __init__(self, *, dtype: str, kv_cache_mb: int) -> None:
         redis, *ports = free_ports(1 + 2 + 3 * PAIRS + 2)
         schedulers, pairs, self._http = ports[:2], ports[2:-2], ports[-1]
         shared = {

@@ -71,11 +71,6 @@ class ConfidenceScaling:
             if not math.isfinite(value):
                 raise ConfigError(f"biases must be finite numbers, got {value}")
 
-    @classmethod
-    def identity(cls, block_size: int) -> ConfidenceScaling:
-        """Confidences as the head gives them."""
-        return cls((1.0,) * block_size, (0.0,) * block_size)
-
     def confidences(self, logits: ArrayLike) -> Floats:
         """Confidence logits [..., block] -> probabilities [..., block]."""
         scaled = np.asarray(logits, dtype=np.float64) / np.asarray(self.temperatures)

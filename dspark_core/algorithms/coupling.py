@@ -41,11 +41,6 @@ def exponential_noise(seeds: Tensor, positions: Tensor, token_ids: Tensor) -> Te
     return _exponential(_row_keys(seeds, positions).unsqueeze(-1) + token_ids * _WEYL)
 
 
-def gumbel_noise(seeds: Tensor, positions: Tensor, token_ids: Tensor) -> Tensor:
-    """The same noise as standard Gumbel variables, -log of `exponential_noise`."""
-    return -exponential_noise(seeds, positions, token_ids).log()
-
-
 def sample_coupled_sparse(ids: Tensor, probs: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
     """Draws one of the listed tokens of each row -> token ids [rows] int64.
 

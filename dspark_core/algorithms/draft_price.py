@@ -146,13 +146,6 @@ def draft_prices(demands: Sequence[DraftDemand], fillings: Sequence[float] = FIL
     return _prices(demands, curves, offers, best)
 
 
-def demanded(demand: DraftDemand, price: float) -> float:
-    """Share of the drafter's time that the verifier uses at a price, were there no queue."""
-    curve = _Curve.of(demand)
-    loads = curve.drafter_seconds / curve.seconds
-    return float(loads[int((curve.tokens / curve.seconds - price * loads).argmax())])
-
-
 def faded(price: float, age_seconds: float) -> float:
     """Of a price that nobody renewed: what is left is the wait for drafts that the verifier measures."""
     late = max(age_seconds - FRESH_SECONDS, 0.0)

@@ -77,19 +77,6 @@ class PlanBatch:
             looked_up=sum(map(bool, [r.survival for r in requests if r.origin is _LOOKUP])),
         )
 
-    @classmethod
-    def of_survival(cls, survival: Sequence[Sequence[float]]) -> PlanBatch:
-        """Requests of equal standing, without floors, that may not look ahead."""
-        count = len(survival)
-        return cls(
-            survival=survival_matrix(survival),
-            weights=np.ones(count),
-            floors=np.zeros(count),
-            granted=np.zeros(count),
-            coupled=np.zeros(count, dtype=np.bool_),
-            context_tokens=0,
-        )
-
 
 def survival_matrix(rows: Sequence[Sequence[float]]) -> Floats:
     """Ragged rows -> [rows, longest]; rising or impossible values are cut off where they begin."""

@@ -36,16 +36,13 @@ def plan(
     round_time: RoundTimeModel,
     *,
     capacity: int | None = None,
-    max_draft_tokens: int | None = None,
 ) -> Plan:
     """Verify lengths for this round.
 
     `capacity`: draft tokens to verify in all, from rounds that are over (`capacity_of`); None:
-    Algorithm 1. `max_draft_tokens` bounds the plan; neither may depend on this round's draft tokens.
+    Algorithm 1. It may not depend on this round's draft tokens.
     """
-    return plan_batch(
-        PlanBatch.of(requests), round_time, capacity=capacity, max_draft_tokens=max_draft_tokens
-    )
+    return plan_batch(PlanBatch.of(requests), round_time, capacity=capacity)
 
 
 def plan_lengths(
@@ -57,39 +54,30 @@ def plan_lengths(
     batch = PlanBatch.of(requests)
     if batch.requests == 0:
         return ()
-    return tuple(_lengths(batch, _seconds(batch, round_time, None), capacity).tolist())
+    return tuple(_lengths(batch, _seconds(batch, round_time), capacity).tolist())
 
 
-def plan_batch(
-    batch: PlanBatch,
-    round_time: RoundTimeModel,
-    *,
-    capacity: int | None = None,
-    max_draft_tokens: int | None = None,
-) -> Plan:
+def plan_batch(batch: PlanBatch, round_time: RoundTimeModel, *, capacity: int | None = None) -> Plan:
     """`plan` of requests that are arrays already."""
     if batch.requests == 0:
         return Plan(lengths=(), drafting=(), expected_tokens=0.0, expected_seconds=0.0)
-    seconds = _seconds(batch, round_time, max_draft_tokens)
+    seconds = _seconds(batch, round_time)
     return _described(batch, _lengths(batch, seconds, capacity), seconds, round_time)
 
 
-def capacity_of(
-    requests: Sequence[PlanRequest], round_time: RoundTimeModel, *, max_draft_tokens: int | None = None
-) -> int:
+def capacity_of(requests: Sequence[PlanRequest], round_time: RoundTimeModel) -> int:
     """The capacity a round that is over would have used best; for `plan` two rounds later or more."""
     batch = PlanBatch.of(requests)
     if batch.requests == 0:
         return 0
-    return delayed_scheduler.capacity(batch, _seconds(batch, round_time, max_draft_tokens))
+    return delayed_scheduler.capacity(batch, _seconds(batch, round_time))
 
 
-def _seconds(batch: PlanBatch, round_time: RoundTimeModel, max_draft_tokens: int | None) -> Floats:
+def _seconds(batch: PlanBatch, round_time: RoundTimeModel) -> Floats:
     """Of rounds with 0, 1, ... draft tokens; drafts are paid for, for whom the drafter made one."""
     tokens = int(np.count_nonzero(batch.survival >= 0.0))
     drafted = int(np.count_nonzero(batch.survival[:, 0] >= 0.0)) - batch.looked_up if tokens else 0
-    limit = tokens if max_draft_tokens is None else min(tokens, max_draft_tokens)
-    return round_time.table(batch.requests, max(limit, 0), batch.context_tokens, drafted)
+    return round_time.table(batch.requests, tokens, batch.context_tokens, drafted)
 
 
 def _lengths(batch: PlanBatch, seconds: Floats, capacity: int | None) -> Ints:

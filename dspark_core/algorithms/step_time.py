@@ -9,7 +9,7 @@ curve, and is what an old curve document becomes. No torch here, so the schedule
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -89,9 +89,7 @@ class StepTimeModel:
         object.__setattr__(self, "surface", StepSurface(self.points))
 
     @classmethod
-    def of_curve(
-        cls, batch_tokens: Sequence[int], step_seconds: Sequence[float], key: ProfileKey = ProfileKey()
-    ) -> StepTimeModel:
+    def of_curve(cls, batch_tokens: Sequence[int], step_seconds: Sequence[float]) -> StepTimeModel:
         """The paper's one-dimensional SPS(B): neither requests nor context matter."""
         if len(batch_tokens) != len(step_seconds):
             raise ConfigError(
@@ -99,7 +97,7 @@ class StepTimeModel:
                 f"got {len(step_seconds)}"
             )
         pairs = zip(batch_tokens, step_seconds, strict=True)
-        return cls(tuple(StepPoint(1, tokens, 0, seconds) for tokens, seconds in pairs), key)
+        return cls(tuple(StepPoint(1, tokens, 0, seconds) for tokens, seconds in pairs))
 
     @classmethod
     def learn(
@@ -131,10 +129,6 @@ class StepTimeModel:
             plain = self.surface.at(requests, requests, context_tokens, self.corrections)
             seconds = seconds + (self.token_factor - 1.0) * np.maximum(seconds - plain, 0.0)
         return self.scale * seconds
-
-    def step_rate(self, requests: int, context_tokens: int = 0) -> Callable[[int], float]:
-        """The paper's SPS(B) at this many requests."""
-        return lambda batch_tokens: 1.0 / self.seconds(requests, batch_tokens, context_tokens)
 
     def observed(
         self, requests: int, batch_tokens: int, context_tokens: int, seconds: float

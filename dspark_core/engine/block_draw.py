@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dspark_core.engine.draft_sampling import DEFAULT_PROPOSAL_TOKENS, BlockSampler
+from dspark_core.engine.draft_sampling import PROPOSAL_TOKENS, BlockSampler
 from dspark_core.engine.protocols import DraftItem, SparseDistribution
 from dspark_core.kernels.draft import DraftMode, DraftRowStruct, MarkovDraw
 from dspark_core.kernels.library import native_kernels
@@ -69,7 +69,7 @@ class NativeDraw:
         if proposed:
             torch.rand(hidden.shape[:2], generator=self._generator, out=uniforms)
         logits = None if self._has_head else self._drafter.float_logits(hidden)
-        drawn = self._draw(hidden, anchors, rows, uniforms, DEFAULT_PROPOSAL_TOKENS, logits=logits)
+        drawn = self._draw(hidden, anchors, rows, uniforms, PROPOSAL_TOKENS, logits=logits)
         distributions: Distributions = {}
         if drawn.proposal_ids is not None and drawn.proposal_probs is not None:
             distributions = {

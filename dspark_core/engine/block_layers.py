@@ -53,7 +53,7 @@ class NativeLayers:
         pages: list[int] = []
         row = 0
         for one in appended:
-            for span in self._context.spans(one.item.sequence_id, one.start, one.end):
+            for span in self._context.spans(one.start, one.end):
                 runs.append((row, span.count, span.position, len(pages)))
                 slots.append(span.slot)
                 row += span.count

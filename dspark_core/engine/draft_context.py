@@ -87,7 +87,7 @@ class DraftContext:
         """Of held positions [start, end) among all pages."""
         return self._slots(self._held[sequence_id], range(start, end))
 
-    def spans(self, sequence_id: str, start: int, end: int) -> list[Span]:
+    def spans(self, start: int, end: int) -> list[Span]:
         """Held positions [start, end), of which a window takes at most its size; cut where it wraps."""
         window = end if self._window is None else self._window
         spans = []

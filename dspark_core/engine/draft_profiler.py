@@ -25,6 +25,10 @@ NEW_FEATURES = 3
 """Positions committed between two drafts of a sequence: about the accepted length."""
 
 
+DEADLINE_SECONDS = 10.0
+"""Of one draft."""
+
+
 class FeatureEngine(Passes, Protocol):
     """What a profile of drafts needs of a target engine."""
 
@@ -39,7 +43,6 @@ def profile_draft_time(
     context_tokens: int = 64,
     repeats: int = 9,
     budget_seconds: float = 3.0,
-    deadline_seconds: float = 10.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> DraftTimeModel:
     """What a verifier waits, the way to the drafter included: lower quartiles, since what disturbs a pass
@@ -58,7 +61,7 @@ def profile_draft_time(
         if expected > budget_seconds - (began - started):
             break
         counts.append(count)
-        drafts = _ProfiledDrafts(source, engine, count, context_tokens, deadline_seconds)
+        drafts = _ProfiledDrafts(source, engine, count, context_tokens)
         typical.append(lower_quartile(drafts.times(repeats, clock)))
         spent = clock() - began
     return DraftTimeModel(tuple(counts), monotone(typical))
@@ -67,15 +70,8 @@ def profile_draft_time(
 class _ProfiledDrafts:
     """Of so many sequences at once."""
 
-    def __init__(
-        self,
-        source: DraftSource,
-        engine: FeatureEngine,
-        count: int,
-        context_tokens: int,
-        deadline_seconds: float,
-    ) -> None:
-        self._source, self._engine, self._deadline_seconds = source, engine, deadline_seconds
+    def __init__(self, source: DraftSource, engine: FeatureEngine, count: int, context_tokens: int) -> None:
+        self._source, self._engine = source, engine
         self._context_tokens = context_tokens
         self._passes = ProfilePasses(engine)
         self._names = [f"profile-{count}-{index}" for index in range(count)]
@@ -114,4 +110,4 @@ class _ProfiledDrafts:
             )
             for name, rows in zip(self._names, features, strict=True)
         ]
-        self._source.propose(items).result(timeout=self._deadline_seconds)
+        self._source.propose(items).result(timeout=DEADLINE_SECONDS)

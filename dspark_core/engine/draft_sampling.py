@@ -17,7 +17,7 @@ from dspark_core.algorithms.transfer import to_device
 from dspark_core.engine.protocols import DraftItem, SparseDistribution
 from dspark_core.records import Verification
 
-DEFAULT_PROPOSAL_TOKENS = 64
+PROPOSAL_TOKENS = 64
 """k of the sparse proposal distribution."""
 
 
@@ -29,7 +29,6 @@ class BlockSampler:
         items: Sequence[DraftItem],
         generator: torch.Generator,
         *,
-        proposal_tokens: int = DEFAULT_PROPOSAL_TOKENS,
         token_ids: Tensor | None = None,
         device: torch.device | None = None,
     ) -> None:
@@ -39,7 +38,6 @@ class BlockSampler:
         """
         self._device = torch.device("cpu") if device is None else device
         self._generator = generator
-        self._proposal_tokens = proposal_tokens
         self._token_ids = token_ids
         self._rows = [row for row, item in enumerate(items) if not item.sampling.greedy]
         sampled = [items[row] for row in self._rows]
@@ -58,7 +56,7 @@ class BlockSampler:
         if count == 0:
             return greedy_tokens(logits)
         chosen = self._seeds.new_empty(len(logits)) if count == len(logits) else greedy_tokens(logits)
-        top = logits[self._sampled_rows].float().topk(min(self._proposal_tokens, logits.shape[-1]), dim=-1)
+        top = logits[self._sampled_rows].float().topk(min(PROPOSAL_TOKENS, logits.shape[-1]), dim=-1)
         probabilities = target_probabilities(top.values, self._params)  # [sampled, k]
         token_ids = top.indices if self._token_ids is None else self._token_ids[top.indices]
         uniforms = self._on_device(torch.rand(count, generator=self._generator))

@@ -25,7 +25,7 @@ from dspark_core.engine.context_draft_engine import (
 from dspark_core.engine.devices import device_of
 from dspark_core.engine.draft_context import ContextTensors
 from dspark_core.engine.draft_inputs import DraftInputs, DraftShape, fixed_values, pack_draft
-from dspark_core.engine.draft_sampling import DEFAULT_PROPOSAL_TOKENS
+from dspark_core.engine.draft_sampling import PROPOSAL_TOKENS
 from dspark_core.engine.gpu_attention import RaggedAttention, RaggedRuns
 from dspark_core.engine.gpu_settings import GpuSettings
 from dspark_core.engine.protocols import DraftBlock, DraftItem, SparseDistribution
@@ -196,7 +196,7 @@ class _MixedSampler:
         if self._greedy:
             return likeliest
         inputs = self._inputs
-        top = logits.float().topk(min(DEFAULT_PROPOSAL_TOKENS, logits.shape[-1]), dim=-1)
+        top = logits.float().topk(min(PROPOSAL_TOKENS, logits.shape[-1]), dim=-1)
         probabilities = target_probabilities(top.values, self._rows)  # [requests, k]
         token_ids = top.indices if self._token_ids is None else self._token_ids[top.indices]
         self._drawn_from.append((token_ids, probabilities))

@@ -43,10 +43,10 @@ plan for a few percent is lost in what it overlooks."""
 class LocalPlanSource:
     """`PlanSource` with no one to ask."""
 
-    def __init__(self, round_time: RoundTimeModel | None, *, policy: DraftPolicy | None = None) -> None:
+    def __init__(self, round_time: RoundTimeModel | None) -> None:
         """`round_time`: None while nothing was profiled; plans are then conservative, see above."""
         self._round_time = round_time
-        self._policy = policy or DraftPolicy()
+        self._policy = DraftPolicy()
         self._beside_seconds: float | None = None  # of the other cohort's pass; None: there are none
         self._plain_rounds = 0
         self._planned_rounds = 0

@@ -97,12 +97,9 @@ class Verifier:
         self,
         rounds: RoundLoop,
         *,
-        on_round: Callable[[list[RoundOutput]], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_round` sees every round's outputs on the round thread (metrics); it must not block."""
         self._rounds = rounds
-        self._on_round = on_round
         self._streams: dict[str, _Stream] = {}
         self._commands: deque[Callable[[], None]] = deque()
         self._calls: set[Future[None]] = set()
@@ -268,8 +265,6 @@ class Verifier:
             if stream is not None:
                 told.append((stream, output.error or output.chunk))
         _put_all(told)
-        if self._on_round is not None:
-            self._on_round(outputs)
 
     def _fail_all(self, error: Exception) -> None:
         streams, self._streams = self._streams, {}

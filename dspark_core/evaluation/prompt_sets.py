@@ -1,4 +1,4 @@
-"""Reads prompts: JSONL rows of an id and the user's turns, the first of which is asked, or one `prompt`."""
+"""Reads prompts: JSONL rows of the user's turns, the first of which is asked, or one `prompt`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from dspark_core.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class PromptRow:
-    row_id: str
     text: str
     """The first user turn."""
 
@@ -65,13 +64,13 @@ def read_prompt_set(path: Path, limit: int | None = None) -> PromptSet:
         if limit is not None and len(rows) >= limit:
             break
         if line.strip():
-            rows.append(_read_row(line, f"{path}:{number}", default_id=f"line-{number}"))
+            rows.append(_read_row(line, f"{path}:{number}"))
     if not rows:
         raise ConfigError(f"{path} holds no rows")
     return PromptSet(path.stem, tuple(rows))
 
 
-def _read_row(line: str, where: str, default_id: str) -> PromptRow:
+def _read_row(line: str, where: str) -> PromptRow:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -89,4 +88,4 @@ def _read_row(line: str, where: str, default_id: str) -> PromptRow:
         raise ConfigError(
             f"{where}: the first of 'turns' must be a non-empty text, got {json.dumps(turns[0])[:80]}"
         )
-    return PromptRow(str(row.get("id", default_id)), turns[0])
+    return PromptRow(turns[0])

@@ -253,17 +253,6 @@ class DSparkDrafter(nn.Module):
         logits: Tensor = self.confidence_head(hidden, embedded)
         return logits
 
-    def teacher_forced(self, hidden: Tensor, previous_ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits [requests, block, draft vocab] and confidence logits [requests, block] when the
-        token before position k is `previous_ids[:, k]` (the anchor first)."""
-        logits, embedded = self.base_logits(hidden), None
-        if self.markov_head is not None:
-            embedded = self.markov_head.embed(previous_ids)
-            logits = logits + self.markov_head.block_bias(embedded, hidden)
-        if self.confidence_head is None:
-            return logits, None
-        return logits, self.confidence_head(hidden, embedded)
-
     def target_ids(self, draft_indices: Tensor) -> Tensor:
         """Draft vocabulary indices -> target token ids."""
         return draft_indices if self.draft_vocab_ids is None else self.draft_vocab_ids[draft_indices]

@@ -40,13 +40,8 @@ class MarkovHead(nn.Module):
         bias: Tensor = self.markov_w2(latent)
         return bias, state
 
-    def block_bias(self, embedded: Tensor, hidden: Tensor) -> Tensor:
-        """All positions of teacher-forced blocks: [rows, block, rank or d] -> [rows, block, Vd]."""
-        bias: Tensor = self.markov_w2(self.block_latents(embedded, hidden))
-        return bias
-
     def block_latents(self, embedded: Tensor, hidden: Tensor) -> Tensor:
-        """What `block_bias` projects to the vocabulary, [rows, block, rank]."""
+        """What `markov_w2` projects to the vocabulary, [rows, block, rank]."""
         state = self.initial_state(len(embedded))
         latents = []
         for position in range(embedded.shape[1]):

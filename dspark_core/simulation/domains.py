@@ -126,9 +126,9 @@ def _padded(rows: Sequence[Sequence[float]], at_least: int) -> NDArray[np.float6
     return padded
 
 
-def domain_of_trace(trace: Trace, seed: int = 0) -> tuple[RecordedRequest, ...]:
+def domain_of_trace(trace: Trace) -> tuple[RecordedRequest, ...]:
     """The traced rounds by request; those without a draft say nothing and are left out."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     rounds: dict[str, list[TracedRequest]] = {}
     for one in trace.rounds:
         for request in one.requests:

@@ -84,11 +84,6 @@ class Tokenizer:
         return self._stop_token_ids
 
     @property
-    def special_token_ids(self) -> frozenset[int]:
-        """Never shown in decoded text."""
-        return self._special
-
-    @property
     def defaults(self) -> GenerationDefaults:
         return self._defaults
 
@@ -143,17 +138,10 @@ class Tokenizer:
             messages, tools=tools, add_generation_prompt=add_generation_prompt, arguments=arguments
         )
 
-    def encode_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        *,
-        arguments: Mapping[str, Any] = NO_ARGUMENTS,
-    ) -> tuple[int, ...]:
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
         """The prompt after which the model writes the assistant's next message."""
         # The template writes the BOS token itself, where the model wants one.
-        text = self.render_chat(messages, tools=tools, arguments=arguments)
-        return self.encode(text, add_special_tokens=False)
+        return self.encode(self.render_chat(messages), add_special_tokens=False)
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The whole text of a sequence, special tokens left out."""

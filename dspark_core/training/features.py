@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,24 +71,6 @@ def write_shard(path: Path, sequences: Sequence[FeatureSequence]) -> None:
         partial.rename(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"shard {path} cannot be written: {error}") from error
-
-
-def write_shards(
-    directory: Path, prefix: str, sequences: Iterable[FeatureSequence], shard_tokens: int
-) -> int:
-    """Fills shards of about `shard_tokens` tokens; returns how many were written."""
-    directory.mkdir(parents=True, exist_ok=True)
-    pending: list[FeatureSequence] = []
-    written = 0
-    for sequence in sequences:
-        pending.append(sequence)
-        if sum(map(len, pending)) >= shard_tokens:
-            write_shard(directory / f"{prefix}{written:05d}.safetensors", pending)
-            pending, written = [], written + 1
-    if pending:
-        write_shard(directory / f"{prefix}{written:05d}.safetensors", pending)
-        written += 1
-    return written
 
 
 def list_sequences(shard: Path) -> list[SequenceRef]:

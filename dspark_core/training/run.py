@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -61,8 +61,6 @@ class TrainingRun:
         *,
         validate: Validate | None = None,
         validates: bool | None = None,
-        listeners: Sequence[Listener] = (),
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Only the first worker needs `validate` and is listened to; `validates` tells the others
         whether the first does."""
@@ -72,8 +70,7 @@ class TrainingRun:
         """Set by others: the run saves its state after the present step and ends."""
         self._validate = validate
         self._validates = validate is not None if validates is None else validates
-        self._listeners: list[Listener] = list(listeners)
-        self._clock = clock
+        self._listeners: list[Listener] = []
         self._checkpoints = Checkpoints(settings.output / CHECKPOINTS, settings.keep)
         self._pending: list[StepReport] = []
 
@@ -92,10 +89,10 @@ class TrainingRun:
 
     def run(self) -> RunState:
         """To the last step, to the end of patience, or until `stop` is set."""
-        seconds, started = 0.0, self._clock()
+        seconds, started = 0.0, time.perf_counter()
         for report in self.trainer.run():
             self._pending.append(report)
-            seconds += self._clock() - started  # without validation and checkpoints
+            seconds += time.perf_counter() - started  # without validation and checkpoints
             for listener in self._listeners:
                 listener.stepped(report)
             last = report.step == self.trainer.config.steps
@@ -109,7 +106,7 @@ class TrainingRun:
                 self._save()
             if over:
                 break
-            started = self._clock()
+            started = time.perf_counter()
         return self.state
 
     def _tell(self, seconds: float) -> None:

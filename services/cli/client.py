@@ -17,6 +17,9 @@ class GatewayError(DSparkError):
     """The gateway refused a request; the message is its own."""
 
 
+TIMEOUT_SECONDS = 600.0
+
+
 @dataclass(frozen=True, slots=True)
 class ChatPiece:
     """Text of one streamed event; the last one carries the speculation statistics."""
@@ -27,11 +30,11 @@ class ChatPiece:
 
 
 class GatewayClient:
-    def __init__(self, url: str, *, api_key: str | None = None, timeout_seconds: float = 600.0) -> None:
+    def __init__(self, url: str, *, api_key: str | None = None) -> None:
         self._url = _base(url)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         # Connecting to a gateway is quick or hopeless; waiting for tokens is neither.
-        timeout = httpx.Timeout(timeout_seconds, connect=5.0)
+        timeout = httpx.Timeout(TIMEOUT_SECONDS, connect=5.0)
         self._http = httpx.Client(headers=headers, timeout=timeout, trust_env=not is_loopback(self._url))
 
     @property

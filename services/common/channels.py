@@ -15,6 +15,24 @@ from services.common.tracing import tracing_interceptors
 
 DEFAULT_TIMEOUT_SECONDS = 10.0
 
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # A peer that vanished without a reset is noticed within a minute even on an idle stream: 40 s, or
+    # 60 s where a ping that measures bandwidth was under way. Sooner would cut off machines that stall.
+    ("grpc.keepalive_time_ms", CLIENT_KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Replicas restart in seconds; gRPC's default backoff grows to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    # Despite its name this is how long one attempt to connect may take.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Channels of different services in one process must not share a connection's backoff.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
 
 class DefaultDeadline(grpc.aio.UnaryUnaryClientInterceptor):
     """Unary calls made without a timeout get one; none may wait for ever."""
@@ -47,7 +65,6 @@ def open_channel(
     *,
     tls: Tls | None = None,
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
-    max_message_bytes: int = MAX_MESSAGE_BYTES,
 ) -> grpc.aio.Channel:
     """A channel to `host:port`. It connects on first use and reconnects by itself.
 
@@ -56,30 +73,9 @@ def open_channel(
     interceptors: list[grpc.aio.ClientInterceptor] = [DefaultDeadline(timeout_seconds)]
     if telemetry is not None and telemetry.tracing:
         interceptors.extend(tracing_interceptors(telemetry.tracer))
-    options = _options(max_message_bytes)
     if tls is None:
-        return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
-    named = [*options, ("grpc.ssl_target_name_override", tls.name)]
+        return grpc.aio.insecure_channel(address, options=_OPTIONS, interceptors=interceptors)
+    named = [*_OPTIONS, ("grpc.ssl_target_name_override", tls.name)]
     return grpc.aio.secure_channel(
         address, tls.channel_credentials(), options=named, interceptors=interceptors
     )
-
-
-def _options(max_message_bytes: int) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.max_send_message_length", max_message_bytes),
-        # A peer that vanished without a reset is noticed within a minute even on an idle stream: 40 s, or
-        # 60 s where a ping that measures bandwidth was under way. Sooner would cut off machines that stall.
-        ("grpc.keepalive_time_ms", CLIENT_KEEPALIVE_MS),
-        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),
-        # Replicas restart in seconds; gRPC's default backoff grows to two minutes.
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        # Despite its name this is how long one attempt to connect may take.
-        ("grpc.min_reconnect_backoff_ms", 5_000),
-        ("grpc.max_reconnect_backoff_ms", 2_000),
-        # Channels of different services in one process must not share a connection's backoff.
-        ("grpc.use_local_subchannel_pool", 1),
-    ]

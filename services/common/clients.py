@@ -84,16 +84,14 @@ class SchedulerClient:
             response = await self._stub.Assign(message, timeout=timeout)
         return _read(cluster_convert.replica_from_proto, response.replica)
 
-    async def coordinate(
-        self, reports: AsyncIterable[RoundReport], *, deadline_seconds: float = COORDINATE_SECONDS
-    ) -> AsyncGenerator[VerifyPlan, None]:
+    async def coordinate(self, reports: AsyncIterable[RoundReport]) -> AsyncGenerator[VerifyPlan, None]:
         """Sends reports and yields plans until either side ends; closing the iterator cancels."""
 
         async def messages() -> AsyncIterator[scheduler_pb2.RoundReport]:
             async for report in reports:
                 yield cluster_convert.round_report_to_proto(report)
 
-        call = self._stub.Coordinate(messages(), timeout=deadline_seconds)
+        call = self._stub.Coordinate(messages(), timeout=COORDINATE_SECONDS)
         with _errors(), _cancelled_on_exit(call):
             async for message in call:
                 yield _read(cluster_convert.verify_plan_from_proto, message)

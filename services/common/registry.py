@@ -63,15 +63,14 @@ _KEY = "dspark:replica:"
 # The index only hints at keys whose own TTL decides. Entries this long past their lease are dropped;
 # the margin keeps clock skew between schedulers from dropping a live one.
 _INDEX_SLACK_SECONDS = 3600.0
+_TIMEOUT_SECONDS = 1.0
 
 
 class RedisRegistry:
     """One key with a TTL per replica, and a sorted set of ids so that listing needs no key scan."""
 
-    def __init__(
-        self, url: str, *, timeout_seconds: float = 1.0, wall_clock: Callable[[], float] = time.time
-    ) -> None:
-        self._redis: Redis = open_redis(url, timeout_seconds=timeout_seconds)
+    def __init__(self, url: str, *, wall_clock: Callable[[], float] = time.time) -> None:
+        self._redis: Redis = open_redis(url, timeout_seconds=_TIMEOUT_SECONDS)
         self._wall_clock = wall_clock
 
     async def put(self, replica: Replica, lease_seconds: float) -> None:

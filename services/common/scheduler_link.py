@@ -82,11 +82,6 @@ class SchedulerLink:
         self._known = [_Known(address, connect(address), True) for address in dict.fromkeys(addresses)]
         self._current = self._known[0]
 
-    @property
-    def current_address(self) -> str:
-        """Who is asked first."""
-        return self._current.address
-
     async def close(self) -> None:
         for connection in (*self._retired, *(known.connection for known in self._known)):
             await connection.close()

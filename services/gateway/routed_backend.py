@@ -46,12 +46,10 @@ class RoutedBackend:
         scheduler: SchedulerApi,
         pool: VerifierPool,
         deadline_seconds: float = 600.0,
-        max_attempts: int = MAX_ATTEMPTS,
         admission_wait_seconds: float = 10.0,
         silence_seconds: float = SILENCE_SECONDS,
         answer_seconds: float = ANSWER_SECONDS,
         clock: Callable[[], float] = time.monotonic,
-        rng: random.Random | None = None,
     ) -> None:
         """model: as verifiers register it. deadline_seconds: for one request, replays included.
         admission_wait_seconds: how long a request may wait until speed floors allow it.
@@ -61,20 +59,14 @@ class RoutedBackend:
         self._scheduler = scheduler
         self._pool = pool
         self._deadline_seconds = deadline_seconds
-        self._max_attempts = max_attempts
         self._admission_wait_seconds = min(admission_wait_seconds, deadline_seconds)
         self._silence_seconds = silence_seconds
         self._answer_seconds = answer_seconds
         self._clock = clock
-        self._rng = rng or random.SystemRandom()
+        self._rng = random.SystemRandom()
         self._view = ReplicaView(clock)
         self._ask_scheduler_at = clock()
         self._description: VerifierDescription | None = None
-
-    @property
-    def known_verifiers(self) -> int:
-        """Replicas in the last view."""
-        return len(self._view.addresses())
 
     async def describe(self) -> VerifierDescription:
         """Asked of a verifier once, then remembered."""
@@ -105,7 +97,7 @@ class RoutedBackend:
                 if last is not None:
                     yield last
                     return
-                if len(failed) >= self._max_attempts:
+                if len(failed) >= MAX_ATTEMPTS:
                     raise
                 _log.warning(
                     "request %s leaves verifier %s: %s", request.request_id, replica.replica_id, error

@@ -105,10 +105,6 @@ class Scheduler:
         await self._fleet.calibration.close()
         await self._sync.stop()
 
-    @property
-    def leadership(self) -> Leadership:
-        return self._election.now
-
     async def register(self, replica: Replica) -> float:
         self._election.require_leading()
         self._fleet.register(replica)

@@ -67,6 +67,7 @@ class VerifierMetrics:
         self._undrafted = Counter(
             "dspark_undrafted_request_rounds", "Of those, rounds without a draft.", registry=registry
         )
+        self._plans = _plans(registry)
         self._profiled = Gauge(
             PROFILED,
             "1: step times are known; 0: not profiled, verification is held back.",
@@ -94,6 +95,9 @@ class VerifierMetrics:
         self._rounds.inc(len(report.requests))
         self._undrafted.inc(sum(not request.survival for request in report.requests))
 
+    def observe_plan(self, source: str) -> None:
+        self._plans.labels(source).inc()
+
     def watch_status(self, status: Callable[[], VerifierStatus]) -> None:
         """Reads queue and cache levels whenever metrics are scraped."""
         gauges: dict[str, tuple[str, Callable[[VerifierStatus], float]]] = {
@@ -115,12 +119,21 @@ class VerifierMetrics:
         self._trace_dropped.set_function(dropped)
 
 
-class ObservedPlanSource:
-    """A `PlanSource` whose reports are also counted."""
+def _plans(registry: CollectorRegistry) -> Counter:
+    plans = Counter("dspark_plans", "Rounds planned, by whose capacity.", ["source"], registry=registry)
+    for source in ("scheduler", "local"):
+        plans.labels(source)  # shown from the start
+    return plans
 
-    def __init__(self, inner: PlanSource, metrics: VerifierMetrics) -> None:
+
+class ObservedPlanSource:
+    """A `PlanSource` whose plans and reports are also counted."""
+
+    def __init__(self, inner: PlanSource, metrics: VerifierMetrics, planner_name: Callable[[], str]) -> None:
+        """`planner_name` of the plan just made."""
         self._inner = inner
         self._metrics = metrics
+        self._planner_name = planner_name
 
     def cohorts(self, candidates: Sequence[DraftCandidate], given: int | None) -> int:
         return self._inner.cohorts(candidates, given)
@@ -129,7 +142,9 @@ class ObservedPlanSource:
         return self._inner.wants_draft(candidates)
 
     def plan(self, requests: Sequence[PlanRequest], capacity: int | None = None) -> tuple[int, ...]:
-        return self._inner.plan(requests, capacity)
+        planned = self._inner.plan(requests, capacity)
+        self._metrics.observe_plan(self._planner_name())
+        return planned
 
     def report(self, report: RoundReport) -> None:
         self._metrics.observe_round(report)

@@ -76,8 +76,6 @@ class CoordinatedPlanSource:
         self._round = 0
         self._scaling: ConfidenceScaling | None = None
         self._task: asyncio.Task[None] | None = None
-        self.followed_plans = 0
-        self.local_plans = 0
         self.last_planner = "local"
         """Who made the newest plan: "local" or "scheduler"."""
 
@@ -112,10 +110,8 @@ class CoordinatedPlanSource:
         requests = scaled(requests, self._scaling)
         plan = self._usable_plan()
         if plan is None:
-            self.local_plans += 1
             self.last_planner = "local"
             return self._local.plan(requests, capacity)
-        self.followed_plans += 1
         self.last_planner = "scheduler"
         return self._local.plan(requests, plan.draft_token_capacity)
 

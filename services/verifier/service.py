@@ -31,6 +31,9 @@ from services.verifier.profiling import ProfileOptions, start_profile
 
 _log = logging.getLogger(__name__)
 
+LOOK_SECONDS = 1.0
+"""How often a verifier is looked at, whether it is broken."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfiledTarget:
@@ -82,7 +85,7 @@ def build_verifier(
     cohorts: int | None = None,
 ) -> Verifier:
     """`planner` may wrap the local planner, for example to follow the scheduler; `planner_name` is
-    the name under which the newest plan is traced. `draft_time`: measured; None: to be learned.
+    the name under which the newest plan is traced and counted. `draft_time`: measured; None: to be learned.
     `lookup`: drafts without a drafter; None: none of those. `cohorts`: see `RoundLoop`.
     """
     engine = profiled.target.engine
@@ -110,7 +113,7 @@ def build_verifier(
     grammars.prepare()
     rounds = RoundLoop(
         engine,
-        ObservedPlanSource(plans, observed),
+        ObservedPlanSource(plans, observed, planner_name),
         drafting=drafting,
         lookup=lookup,
         cohorts=cohorts,
@@ -141,8 +144,8 @@ def replica(
     )
 
 
-async def until_broken(verifier: Verifier, *, interval_seconds: float = 1.0) -> None:
+async def until_broken(verifier: Verifier) -> None:
     """Returns when no more rounds can be expected: its process should end, so that another one starts."""
     while (problem := verifier.status.problem) is None:
-        await asyncio.sleep(interval_seconds)
+        await asyncio.sleep(LOOK_SECONDS)
     _log.critical("the verifier is broken: %s", problem)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from dspark_core.errors import ConfigError, InvalidRequestError
 from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.training.data.answer_log import Answer
-from dspark_core.training.data.conversations import Conversation
 from dspark_core.training.data.generation import BatchGenerator, Failure, Generated, Job
 from dspark_core.training.data.prompts import Prompt
 from dspark_core.training.data.recording import RecordedShards
@@ -109,36 +108,6 @@ class LocalAnswers:
             prompt_ids=asked.token_ids,
             answer_ids=result.token_ids,
         )
-
-
-class GeneratedConversations:
-    """`Conversations` whose answers are generated when a step asks for them, all of a step together."""
-
-    def __init__(
-        self, generator: BatchGenerator, prompts: Sequence[Encoded], settings: AnswerSettings
-    ) -> None:
-        """Raises ConfigError when there is no prompt."""
-        if not prompts:
-            raise ConfigError("there is no prompt to answer")
-        self._generator = generator
-        self._prompts = prompts
-        self._settings = settings
-
-    def __len__(self) -> int:
-        return len(self._prompts)
-
-    def get(self, numbers: Sequence[int]) -> list[Conversation]:
-        """Raises ConfigError for a prompt the target cannot take."""
-        # A step may cross into the next epoch and hold a prompt twice.
-        wanted = dict.fromkeys(numbers)
-        answers: dict[str, tuple[int, ...]] = {}
-        jobs = (_job(self._prompts[number], self._settings) for number in wanted)
-        for result in self._generator.run(jobs):
-            if isinstance(result, Failure):
-                raise ConfigError(f"prompt {result.key}: {result.problem}")
-            answers[result.key] = result.token_ids
-        asked = [self._prompts[number] for number in numbers]
-        return [Conversation(one.token_ids, answers[one.prompt.prompt_id]) for one in asked]
 
 
 def _job(one: Encoded, settings: AnswerSettings) -> Job:

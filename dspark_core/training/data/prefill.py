@@ -22,11 +22,6 @@ _CACHED_ROWS = 8
 """Rows summed up at a time on a CPU: what they need stays in its cache."""
 
 
-def compute_features(decoder: Decoder, conversation: Conversation, layers: Sequence[int]) -> FeatureSequence:
-    """The target's view of one conversation, in the decoder's dtype."""
-    return compute_packed(decoder, [conversation], layers)[0]
-
-
 @torch.no_grad()
 def compute_packed(
     decoder: Decoder, conversations: Sequence[Conversation], layers: Sequence[int]

@@ -57,12 +57,11 @@ def answer_tokens(conversations: Sequence[Conversation], order: int) -> AnswerTo
 class NgramCounts:
     """Contexts of 1, 2, ... tokens of some answers, by `contexts`."""
 
-    def __init__(self, answers: AnswerTokens, vocab_size: int, discount: float = DISCOUNT) -> None:
+    def __init__(self, answers: AnswerTokens, vocab_size: int) -> None:
         self._next = answers.windows[:, -1].astype(np.int64)
         self._windows = answers.windows[:, :-1]
         self._before = answers.before
         self._vocab_size = vocab_size
-        self._discount = discount
         self.contexts = self._count()
 
     def _count(self) -> list[Contexts]:
@@ -101,8 +100,8 @@ class NgramCounts:
         )
         context, token = pairs // self._vocab_size, pairs % self._vocab_size
         followers = np.bincount(context, minlength=len(different))
-        left = self._discount * followers / counts  # what discounting leaves to shorter contexts
-        likely = np.maximum(pair_counts - self._discount, 0.0) / counts[context]
+        left = DISCOUNT * followers / counts  # what discounting leaves to shorter contexts
+        likely = np.maximum(pair_counts - DISCOUNT, 0.0) / counts[context]
         likely += left[context] * lower[pair_firsts]
         ranked = np.lexsort((token, -likely, context))
         best = ranked[np.unique(context[ranked], return_index=True)[1]]

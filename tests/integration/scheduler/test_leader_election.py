@@ -200,7 +200,6 @@ async def _take_over(
     async with asyncio.timeout(15):
         chosen, answered_at = await asked
     assert chosen == "v"
-    assert gateway.current_address == f"127.0.0.1:{ports[1]}"
     assert answered_at - lost_at < (10.0 if lost is signal.SIGSTOP and not shared else 5.0)
 
 

@@ -199,7 +199,7 @@ def test_rounds_that_do_not_fit_each_other_are_refused(logits, accepted, propose
 
 def test_temperatures_must_fit_the_block():
     with pytest.raises(ValueError, match="one value for each of 2, got 1"):
-        position_quality([[0.0, 0.0]], [1], [2], ConfidenceScaling.identity(1))
+        position_quality([[0.0, 0.0]], [1], [2], ConfidenceScaling((1.0,), (0.0,)))
 
 
 @given(st.lists(st.floats(1e-6, 1.0 - 1e-6), min_size=1, max_size=8))

@@ -15,7 +15,6 @@ from dspark_core.algorithms.draft_price import (
     HALF_LIFE_SECONDS,
     LEEWAY,
     DraftDemand,
-    demanded,
     draft_prices,
     faded,
 )
@@ -86,7 +85,7 @@ def test_enough_for_all_costs_nothing(several: list[DraftDemand]) -> None:
         replace(one, round_time=replace(one.round_time, draft=DraftTimeModel((1,), (FILLINGS[0] * 0.001,))))
         for one in several
     ]
-    assert sum(demanded(one, 0.0) for one in quick) < FILLINGS[0]
+    assert sum(load(one, 0.0) for one in quick) < FILLINGS[0]
     found = draft_prices(quick)
     assert (found.price, set(found.of)) == (0.0, {0.0})
 
@@ -94,7 +93,6 @@ def test_enough_for_all_costs_nothing(several: list[DraftDemand]) -> None:
 @given(demands(), st.floats(0.0, 5000.0), st.floats(0.0, 5000.0))
 @settings(max_examples=100)
 def test_a_higher_price_never_makes_a_verifier_ask_for_more(one: DraftDemand, a: float, b: float) -> None:
-    assert demanded(one, max(a, b)) <= demanded(one, min(a, b)) + 1e-12
     assert load(one, max(a, b)) <= load(one, min(a, b)) + 1e-12
 
 

@@ -103,14 +103,6 @@ def test_equal_requests_differ_by_at_most_one_token_over_time(requests, capacity
         assert max(granted) - min(granted) <= 1
 
 
-@given(CONFIDENCES, jagged_times(), st.integers(0, 6))
-def test_a_bound_on_draft_tokens_is_kept(confidences, round_time, most):
-    requests = requests_of(confidences)
-    for capacity in (None, 0, 5, 20):
-        made = plan(requests, round_time, capacity=capacity, max_draft_tokens=most)
-        assert made.draft_tokens <= most
-
-
 @given(CONFIDENCES, jagged_times())
 def test_a_capacity_from_a_round_that_is_over_is_its_global_optimum(confidences, round_time):
     requests = requests_of(confidences)
@@ -158,7 +150,7 @@ def test_heavier_requests_go_first():
 
 def test_negative_capacity_is_refused():
     with pytest.raises(InvalidRequestError, match="capacity must be >= 0, got -1"):
-        spend(PlanBatch.of_survival([[0.5]]), -1, np.ones(2))
+        spend(PlanBatch.of([PlanRequest(survival=(0.5,))]), -1, np.ones(2))
 
 
 @pytest.mark.parametrize(
@@ -210,7 +202,7 @@ def test_a_ranking_without_used_tokens_keeps_the_order_of_the_others(confidences
 
 
 def test_seconds_shorter_than_the_tokens_bound_algorithm_1():
-    ranking = rank(PlanBatch.of_survival([[0.9, 0.9, 0.9]]))
+    ranking = rank(PlanBatch.of([PlanRequest(survival=(0.9, 0.9, 0.9))]))
     assert admit_while_rising(ranking, 1.0, np.ones(3)) == 2
 
 
@@ -220,7 +212,7 @@ def test_it_does_not_matter_how_many_tokens_are_looked_at_first(stop):
     seconds = np.ones(tokens + 1)
     if stop is not None:
         seconds[stop + 1 :] = 2.0
-    ranking = rank(PlanBatch.of_survival([[0.5]] * tokens))
+    ranking = rank(PlanBatch.of([PlanRequest(survival=(0.5,))] * tokens))
     assert admit_while_rising(ranking, float(tokens), seconds) == (tokens if stop is None else stop)
 
 

@@ -21,7 +21,7 @@ from dspark_core.models.drafter_kinds import load_any_projection
 from dspark_core.models.moe_config import MoeConfig
 from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions, Verification
 from dspark_core.training.data.conversations import Conversation
-from dspark_core.training.data.prefill import compute_features
+from dspark_core.training.data.prefill import compute_packed
 from tests.unit.models.autoregressive_tiny import BACKBONE, EAGLE3, MTP, random_drafter, save
 from tests.unit.models.dspark_golden import GOLDEN, golden_target
 from tests.unit.models.dspark_tiny import tiny_drafter
@@ -177,5 +177,5 @@ def trained_features(directory: Path, tokens: Sequence[int]) -> torch.Tensor:
     projection = load_any_projection(directory, target.config, torch.float32)
     tapped = [layer for layer in projection.target_layer_ids if layer < target.config.num_layers]
     conversation = Conversation(tuple(tokens[:3]), tuple(tokens[3:]))
-    sequence = compute_features(target.decoder, conversation, tapped or [0])
+    [sequence] = compute_packed(target.decoder, [conversation], tapped or [0])
     return projection(sequence.taps if tapped else sequence.final)

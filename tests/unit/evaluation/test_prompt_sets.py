@@ -21,12 +21,12 @@ def test_the_first_turn_of_each_row_is_read(tmp_path: Path) -> None:
     lines = [row if row == "" else json.dumps(row, ensure_ascii=False) for row in rows]
     found = read_prompt_set(write(tmp_path / "chat.jsonl", *lines))
     assert found.name == "chat"
-    assert found.rows == (PromptRow("a", "one"), PromptRow("line-3", "line\u2028kept whole"))
+    assert found.rows == (PromptRow("one"), PromptRow("line\u2028kept whole"))
 
 
 def test_a_single_prompt_is_a_first_turn(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", {"id": "p", "prompt": "asked"}, {"prompt": "no", "turns": ["yes"]})
-    assert read_prompt_set(path).rows == (PromptRow("p", "asked"), PromptRow("line-2", "yes"))
+    assert read_prompt_set(path).rows == (PromptRow("asked"), PromptRow("yes"))
 
 
 def test_limit_takes_the_first_rows_and_reads_no_further(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from dspark_core.models.config import MarkovHeadType
 from dspark_core.models.dspark import DSparkDrafter, greedy_sampler
 from tests.unit.models.dspark_golden import OneBlock
 from tests.unit.models.dspark_tiny import tiny_config, tiny_drafter
+from tests.unit.models.teacher_forcing import teacher_forced
 
 
 def _taps(drafter: DSparkDrafter, tokens: int) -> Tensor:
@@ -68,7 +69,7 @@ def test_drawing_step_by_step_equals_teacher_forcing_on_the_drawn_tokens(
 
     drawn = drafter.draw(anchors, hidden, sampler)
     previous = torch.cat((anchors[:, None], drawn.token_ids[:, :-1]), dim=1)
-    logits, confidence = drafter.teacher_forced(hidden, previous)
+    logits, confidence = teacher_forced(drafter, hidden, previous)
     torch.testing.assert_close(torch.stack(seen, dim=1), logits)
     assert confidence is not None
     assert drawn.confidence_logits is not None
@@ -82,8 +83,8 @@ def test_drawing_step_by_step_equals_teacher_forcing_on_the_drawn_tokens(
 def test_only_the_recurrent_head_remembers_older_tokens(kind: MarkovHeadType, depends: bool) -> None:
     drafter = tiny_drafter(tiny_config(markov_head_type=kind))
     hidden = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(5))
-    one, _ = drafter.teacher_forced(hidden, torch.tensor([[1, 2, 3, 4, 5]]))
-    two, _ = drafter.teacher_forced(hidden, torch.tensor([[9, 2, 3, 4, 5]]))
+    one, _ = teacher_forced(drafter, hidden, torch.tensor([[1, 2, 3, 4, 5]]))
+    two, _ = teacher_forced(drafter, hidden, torch.tensor([[9, 2, 3, 4, 5]]))
     assert bool(((one[:, 1:] - two[:, 1:]).abs() > 1e-4).any()) is depends
     assert bool(((one[:, 0] - two[:, 0]).abs() > 1e-4).any())
 

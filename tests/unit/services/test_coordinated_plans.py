@@ -8,6 +8,7 @@ import itertools
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from dspark_core.algorithms.draft_price import FRESH_SECONDS, HALF_LIFE_SECONDS
 from dspark_core.algorithms.plan_request import PlanRequest
@@ -15,6 +16,7 @@ from dspark_core.engine.planning import FullPlanSource
 from dspark_core.errors import UnavailableError
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime, VerifierLoad, VerifyPlan
 from services.scheduler.scheduler import Scheduler
+from services.verifier.metrics import ObservedPlanSource, VerifierMetrics
 from services.verifier.plans import MAX_PLAN_AGE_ROUNDS, CoordinatedPlanSource
 from tests.support.clock import ManualClock
 
@@ -89,7 +91,7 @@ async def test_a_plan_from_the_previous_round_is_too_young_and_an_old_one_too_ol
     for number in range(2, MAX_PLAN_AGE_ROUNDS + 2):
         plans.report(report(number))
     assert plans.plan(REQUESTS) == (3, 2)
-    assert plans.followed_plans == 0
+    assert plans.last_planner == "local"
     await plans.close()
 
 
@@ -102,7 +104,7 @@ async def test_without_a_scheduler_planning_is_local_and_reports_never_block() -
         plans.report(report(number))
     await asyncio.sleep(0)
     assert plans.plan(REQUESTS) == (3, 2)
-    assert plans.local_plans == 1
+    assert plans.last_planner == "local"
     await plans.close()
 
 
@@ -113,7 +115,7 @@ async def test_the_real_scheduler_answers_with_a_capacity_that_pays() -> None:
         plans.report(report(number))
         await until(lambda number=number: plans.newest_round == number)
     lengths = plans.plan(REQUESTS)
-    assert plans.followed_plans == 1
+    assert plans.last_planner == "scheduler"
     # The curve is nearly flat, so the likely tokens are verified; 0.085 of throughput is not worth the last.
     assert lengths[0] == 3
     assert lengths[1] >= 1
@@ -242,5 +244,21 @@ async def test_a_scheduler_with_nothing_to_plan_says_that_it_hears() -> None:
         plans.report(report(number))
     await asyncio.sleep(0)
     assert plans.plan(REQUESTS) == (3, 2)
-    assert (plans.local_plans, plans.newest_round) == (1, 0)
+    assert (plans.last_planner, plans.newest_round) == ("local", 0)
+    await plans.close()
+
+
+async def test_plans_are_counted_by_who_made_them() -> None:
+    registry = CollectorRegistry()
+    plans = CoordinatedPlanSource(ScriptedScheduler(), FullPlanSource(), CURVE)
+    counted = ObservedPlanSource(plans, VerifierMetrics(registry), lambda: plans.last_planner)
+    plans.start()
+    counted.plan(REQUESTS)
+    for number in (1, 2):
+        counted.report(report(number))
+    await until(lambda: plans.newest_round == 2)
+    counted.plan(REQUESTS)
+    counted.plan(REQUESTS)
+    assert registry.get_sample_value("dspark_plans_total", {"source": "local"}) == 1
+    assert registry.get_sample_value("dspark_plans_total", {"source": "scheduler"}) == 2
     await plans.close()

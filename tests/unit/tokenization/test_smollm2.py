@@ -36,6 +36,9 @@ MESSAGES = [
     ],
 ]
 
+SPECIAL_TOKENS = 17
+"""The vocabulary's first ones."""
+
 
 @pytest.fixture(scope="module")
 def ours() -> Tokenizer:
@@ -120,7 +123,7 @@ def test_chat_prompts_equal_transformers(ours, theirs, messages) -> None:
 def test_generation_stops_at_the_end_of_a_turn(ours) -> None:
     assert ours.stop_token_ids == (2,)
     assert ours.decode(ours.stop_token_ids) == ""
-    assert ours.special_token_ids == frozenset(range(17))
+    assert ours.decode(range(SPECIAL_TOKENS)) == ""
 
 
 @settings(max_examples=200)
@@ -141,7 +144,7 @@ def test_text_survives_a_round_trip_token_by_token(ours, text) -> None:
 
     So is text that spells a special token: it is read as one, and those are not shown.
     """
-    assume(ours.special_token_ids.isdisjoint(ours.encode(text)))
+    assume(all(token_id >= SPECIAL_TOKENS for token_id in ours.encode(text)))
     text = "".join(character for character in text if ours.decode(ours.encode(character)) == character)
     detokenizer = ours.detokenizer()
     pieces = [detokenizer.push([token_id]) for token_id in ours.encode(text)]

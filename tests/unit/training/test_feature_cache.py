@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from dspark_core.errors import ConfigError
 from dspark_core.training.data.conversations import AnswerFile, Conversation
 from dspark_core.training.data.feature_cache import CachePlan, fill_cache, plan_cache, require_space
-from dspark_core.training.data.prefill import compute_features, compute_packed, plan_packs
+from dspark_core.training.data.prefill import compute_packed, plan_packs
 from dspark_core.training.features import FeatureSequence
 from dspark_core.training.manifest import check_shards
 from dspark_core.training.sources import CachedSource, SequenceSource, sequence_plan
 from dspark_core.training.stream import FeatureStream
 from tests.unit.models.dspark_golden import golden_target
 from tests.unit.training.answer_files import golden_origin, write_answers
-from tests.unit.training.training_sequences import GOLDEN_LAYERS
+from tests.unit.training.training_sequences import GOLDEN_LAYERS, compute_features
 
 SHARD_TOKENS = 30
 

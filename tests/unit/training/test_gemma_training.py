@@ -29,6 +29,7 @@ from dspark_core.training.validate import replay_greedy_rounds
 from tests.unit.engine.tiny import request
 from tests.unit.models.gemma_tiny import GEMMAS, VOCAB, WINDOW
 from tests.unit.models.target_checkpoints import save_hf
+from tests.unit.models.teacher_forcing import teacher_forced
 from tests.unit.training.loss_definition import block_losses, target_probabilities
 
 LAYERS = (-1, 1, 3)
@@ -105,7 +106,7 @@ def test_the_objective_is_the_definition_under_the_cap(target: LoadedTarget) -> 
     batch = pack([sequence], [anchors], 4, None)
     with torch.no_grad():
         hidden = packed_hidden(drafter, batch)
-        logits, confidence = drafter.teacher_forced(hidden, batch.previous_ids)
+        logits, confidence = teacher_forced(drafter, hidden, batch.previous_ids)
         truth = target_probabilities(batch.target_hidden, drafter.lm_head, batch.log_normalizers, 3.0)
     torch.testing.assert_close(truth.sum(-1)[batch.counted], torch.ones(int(batch.counted.sum())))
     weights = batch.counted * position_weights(4, LOSSES.loss_decay)

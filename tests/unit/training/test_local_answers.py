@@ -14,9 +14,7 @@ from dspark_core.training.data.answer_log import Answer, AnswerLog, read_setting
 from dspark_core.training.data.generation import BatchGenerator, Failure, Generated, Job
 from dspark_core.training.data.local_answers import (
     AnswerSettings,
-    GeneratedConversations,
     LocalAnswers,
-    encode,
 )
 from dspark_core.training.data.magpie import (
     Synthesiser,
@@ -27,10 +25,8 @@ from dspark_core.training.data.magpie import (
 )
 from dspark_core.training.data.prompts import Prompt, user_prompt
 from dspark_core.training.data.sampling_mix import SamplingMix
-from dspark_core.training.stream import FeatureStream
 from tests.support.byte_tokenizer import END, byte_tokenizer
 from tests.unit.models.dspark_golden import golden_target, run_target
-from tests.unit.training.answer_files import golden_origin
 
 TOKENIZER = byte_tokenizer()
 SETTINGS = AnswerSettings(
@@ -103,21 +99,6 @@ def test_nothing_is_generated_when_only_impossible_prompts_are_left() -> None:
     again = LocalAnswers(generator(), TOKENIZER, SETTINGS).run(asked, done.__contains__, told.append)
     assert list(again) == [failure]
     assert told == []
-
-
-def test_a_stream_can_answer_prompts_itself() -> None:
-    encoded = [encode(prompt, TOKENIZER, 59) for prompt in prompts(4)]
-    conversations = GeneratedConversations(
-        generator(), [one for one in encoded if not isinstance(one, Failure)], SETTINGS
-    )
-    stream = FeatureStream(golden_target().decoder, conversations, golden_origin())
-    assert len(stream) == 4
-    [batch] = stream.batches([[2, 0, 2]])
-    assert batch[0].token_ids.tolist() == batch[2].token_ids.tolist() != batch[1].token_ids.tolist()
-    [again] = conversations.get([2])
-    assert batch[0].token_ids.tolist() == [*again.prompt_ids, *again.answer_ids]
-    with pytest.raises(ConfigError, match="no prompt to answer"):
-        GeneratedConversations(generator(), [], SETTINGS)
 
 
 def answer(prompt_id: str) -> Answer:

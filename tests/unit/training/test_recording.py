@@ -12,7 +12,6 @@ from dspark_core.errors import ConfigError
 from dspark_core.training.data.conversations import Conversation
 from dspark_core.training.data.generation import BatchGenerator
 from dspark_core.training.data.local_answers import LocalAnswers
-from dspark_core.training.data.prefill import compute_features
 from dspark_core.training.data.recording import FeatureRecorder, RecordedShards, recorded_layers
 from dspark_core.training.features import FeatureSequence
 from dspark_core.training.manifest import read_manifest
@@ -21,7 +20,7 @@ from tests.support.byte_tokenizer import END
 from tests.unit.models.dspark_golden import GOLDEN, golden_target
 from tests.unit.training.answer_files import golden_origin
 from tests.unit.training.test_local_answers import SETTINGS, TOKENIZER, prompts
-from tests.unit.training.training_sequences import GOLDEN_LAYERS
+from tests.unit.training.training_sequences import GOLDEN_LAYERS, compute_features
 
 ASKED = prompts(10)
 

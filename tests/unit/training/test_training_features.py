@@ -9,10 +9,9 @@ import torch
 
 from dspark_core.errors import CheckpointError, ConfigError
 from dspark_core.training.data.conversations import Conversation, read_conversations
-from dspark_core.training.data.prefill import compute_features
-from dspark_core.training.features import list_sequences, read_sequence, write_shard, write_shards
+from dspark_core.training.features import list_sequences, read_sequence, write_shard
 from tests.unit.models.dspark_golden import golden_target, run_target
-from tests.unit.training.training_sequences import GOLDEN_LAYERS, random_sequence
+from tests.unit.training.training_sequences import GOLDEN_LAYERS, compute_features, random_sequence
 
 
 def test_features_are_the_targets_own_states() -> None:
@@ -28,10 +27,9 @@ def test_features_are_the_targets_own_states() -> None:
 
 def test_shards_read_back_sequence_by_sequence(tmp_path: Path) -> None:
     sequences = [random_sequence(length, 2, seed=length) for length in (5, 9, 4, 12)]
-    assert write_shards(tmp_path, "part-", iter(sequences), shard_tokens=12) == 2
-    assert not list(tmp_path.glob("*.partial"))
-    refs = [ref for shard in sorted(tmp_path.glob("*.safetensors")) for ref in list_sequences(shard)]
-    for ref, sequence in zip(refs, sequences, strict=True):
+    write_shard(tmp_path / "x.safetensors", sequences)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+    for ref, sequence in zip(list_sequences(tmp_path / "x.safetensors"), sequences, strict=True):
         found = read_sequence(ref)
         assert found.token_ids.tolist() == sequence.token_ids.tolist()
         assert found.answer_start == sequence.answer_start

@@ -18,6 +18,7 @@ from dspark_core.training.positions import draw_positions
 from dspark_core.training.recipe import LossConfig
 from dspark_core.training.vocabulary_loss import VocabularyLoss, VocabularyRows
 from tests.unit.models.dspark_golden import golden, golden_drafter
+from tests.unit.models.teacher_forcing import teacher_forced
 from tests.unit.training.loss_definition import block_losses, target_probabilities
 from tests.unit.training.training_sequences import golden_anchors, golden_sequences, random_sequence
 
@@ -29,7 +30,7 @@ def test_training_forward_and_loss_terms_match_the_golden_ones(name: str) -> Non
     head = drafter.markov_head
     with torch.no_grad():
         hidden = packed_hidden(drafter, batch)
-        logits, confidence = drafter.teacher_forced(hidden, batch.previous_ids)
+        logits, confidence = teacher_forced(drafter, hidden, batch.previous_ids)
         weights = (batch.counted * position_weights(7, decay=4.0)).flatten()
         rows = VocabularyRows(
             target_hidden=batch.target_hidden.flatten(0, 1),

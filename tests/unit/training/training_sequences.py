@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
+from dspark_core.models.decoder import Decoder
+from dspark_core.training.data.conversations import Conversation
+from dspark_core.training.data.prefill import compute_packed
 from dspark_core.training.features import FeatureSequence
 from tests.unit.models.dspark_golden import golden, golden_target, run_target
 
 GOLDEN_LAYERS = (1, 3, 5)
+
+
+def compute_features(decoder: Decoder, conversation: Conversation, layers: Sequence[int]) -> FeatureSequence:
+    """The target's view of one conversation, in a pass of its own."""
+    [found] = compute_packed(decoder, [conversation], layers)
+    return found
 
 
 def golden_sequences() -> list[FeatureSequence]:

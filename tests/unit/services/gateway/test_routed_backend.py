@@ -93,11 +93,13 @@ class FakeScheduler:
         self.replicas = [replica(name) for name in names]
         self.error: Exception | None = None
         self.asked = 0
+        self.listed = 0
 
     async def list_replicas(self, role: Role | None = None) -> tuple[Replica, ...]:
         assert role is Role.VERIFIER
         if self.error is not None:
             raise self.error
+        self.listed += 1
         return tuple(self.replicas)
 
     async def assign(self, request: AssignRequest) -> Replica:
@@ -343,7 +345,9 @@ async def test_the_view_is_kept_fresh_through_failures() -> None:
     keeping = asyncio.create_task(cluster.backend.keep_view(interval_seconds=0.001))
     await asyncio.sleep(0)
     cluster.scheduler.error = None
-    await eventually(lambda: cluster.backend.known_verifiers == 1)
+    await eventually(lambda: cluster.scheduler.listed > 0)
+    cluster.scheduler.error = UnavailableError("down again")
+    assert await cluster.run()  # by the view
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
 

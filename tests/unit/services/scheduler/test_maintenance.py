@@ -140,7 +140,7 @@ async def test_who_leads_no_more_shows_none_of_what_it_knew_as_the_leader():
         await _hear(scheduler, *(_drafted("a", number) for number in (1, 2)))
         await eventually(lambda: all(_shown(metrics)))
         lock.now = Leadership(leading=False, term=2, leader_address="b:1")
-        await eventually(lambda: not scheduler.leadership.leading)
+        await eventually(lambda: metrics.get_sample_value("dspark_scheduler_leading") == 0)
         assert not any(_shown(metrics))
         await scheduler.examine_calibration()
         lock.now = Leadership(leading=True, term=3)
