@@ -23,8 +23,7 @@ def capacity(batch: PlanBatch, seconds: Floats, ranking: Ranking | None = None) 
     where it is known already."""
     if batch.has_floors:
         return int(search(batch, seconds, ranking=ranking).sum())
-    everyone = float(np.ones(batch.requests) @ batch.weights)
-    return best_count(ranking or rank(batch), everyone, seconds)
+    return best_count(ranking or rank(batch), float(batch.requests), seconds)
 
 
 def spend(batch: PlanBatch, tokens: int, seconds: Floats, ranking: Ranking | None = None) -> Ints:

@@ -20,7 +20,7 @@ def take_turns(batch: PlanBatch, seconds: Floats) -> Ints:
     admitted; a search how many of the free ones go best with those. A stair that the free ones climbed may
     hold more of the careful ones, and the other way round, so both go on from there.
     """
-    ranking, alone = rank(batch), float(batch.weights.sum())
+    ranking, alone = rank(batch), float(batch.requests)
     requests = ranking.requests
     is_free = batch.coupled.take(requests)
     free, careful = is_free.nonzero()[0], (~is_free).nonzero()[0]

@@ -1,6 +1,6 @@
 """The requests of a round as arrays, and their draft tokens best first.
 
-Best first is: by weighted survival, then position, then the request that was granted fewer tokens
+Best first is: by survival, then position, then the request that was granted fewer tokens
 before, then index. Ranks compare survival as float32, the precision it travels in; a prefix always
 comes before what it is a prefix of.
 """
@@ -32,7 +32,6 @@ _HALF = np.uint32(16)
 @dataclass(frozen=True)  # without slots, for what is worked out once where it is asked for
 class PlanBatch:
     survival: Floats  # [requests, block], never rising in a row; negative where there is no token
-    weights: Floats  # [requests]
     floors: Floats  # [requests] tokens per second, 0: none
     granted: Floats  # [requests]
     coupled: Bools  # [requests]
@@ -43,7 +42,7 @@ class PlanBatch:
 
     @property
     def requests(self) -> int:
-        return len(self.weights)
+        return len(self.floors)
 
     @cached_property
     def has_floors(self) -> bool:
@@ -69,7 +68,6 @@ class PlanBatch:
     def of(cls, requests: Sequence[PlanRequest]) -> PlanBatch:
         return cls(
             survival=survival_matrix([r.survival for r in requests]),
-            weights=_floats([r.weight for r in requests]),
             floors=_floats([r.floor_tokens_per_second or 0.0 for r in requests]),
             granted=_floats([r.granted for r in requests]),
             coupled=np.frombuffer(bytearray([r.coupled for r in requests]), dtype=np.bool_),
@@ -135,7 +133,7 @@ class Ranking:
     """Draft tokens of some requests, best first."""
 
     places: Ints  # [tokens] position * requests + the request's place in `order`
-    values: Floats  # [tokens] weighted survival
+    values: Floats  # [tokens] survival
     order: Ints  # [requests] those granted fewer tokens first
     block: int
     """The most tokens of one request."""
@@ -168,7 +166,7 @@ class Ranking:
 def rank(batch: PlanBatch) -> Ranking:
     """Every draft token of the batch."""
     order = batch.granted.argsort(kind="stable")
-    values = (batch.columns * batch.weights).take(order, axis=1).ravel()
+    values = batch.columns.take(order, axis=1).ravel()
     # As integers that rise as float32 values fall; what is negative, an absent token, comes last.
     bits = values.astype(np.float32).view(np.uint32) ^ _FALLING
     # By the lower halves, then by the upper ones: sorts of 16 bits are radix sorts, stable and fast.

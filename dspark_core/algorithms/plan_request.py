@@ -23,8 +23,6 @@ class PlanRequest:
     coupled: bool = False
     """Accepted iff equal to the target's own sample: no choice of length can bias the output, so
     planning may look at the whole round. Greedy requests too."""
-    weight: float = 1.0
-    """What one of its tokens counts in throughput, against 1."""
     origin: DraftOrigin = DraftOrigin.DRAFTER
     """Whose tokens these are: only the drafter's cost drafting time."""
     granted: float = 0.0
@@ -36,8 +34,6 @@ class PlanRequest:
             raise InvalidRequestError(
                 f"floor_tokens_per_second must be > 0, got {floor}", field="floor_tokens_per_second"
             )
-        if not (math.isfinite(self.weight) and self.weight > 0):
-            raise InvalidRequestError(f"weight must be > 0, got {self.weight}", field="weight")
         if self.context_tokens < 0:
             raise InvalidRequestError(
                 f"context_tokens must be >= 0, got {self.context_tokens}", field="context_tokens"

@@ -32,7 +32,7 @@ def search(
 ) -> Ints:
     """The best lengths of the `free` requests while the others keep `fixed` -> lengths [requests].
 
-    Without the two all are free. Maximises weighted tokens per second; of equal plans the one with fewer
+    Without the two all are free. Maximises tokens per second; of equal plans the one with fewer
     tokens. `seconds[n]` of the round with n draft tokens in all; `ranking` of what is free, if known already.
     """
     if fixed is None or free is None:
@@ -41,7 +41,7 @@ def search(
     else:
         held = np.where(free, 0, fixed)
         kept, remaining = expected_tokens(batch, held), seconds[int(held.sum()) :]
-    total = float(kept @ batch.weights)
+    total = float(kept.sum())
     if batch.has_floors:
         return held + _best_under(batch, _Floors(batch, kept, remaining, free), total, ranking)
     ranking = ranking or _of_free(batch, free)
@@ -98,7 +98,7 @@ class _Floors:
     def needed_values(self, batch: PlanBatch, most: int) -> Floats:
         """Of the tokens that floors need, those of the shortest rounds first -> [most]"""
         limits = self._limits[:-1].ravel()
-        values: Floats = batch.columns.take(self._members, axis=1) * batch.weights.take(self._members)
+        values: Floats = batch.columns.take(self._members, axis=1)
         return values.ravel().take(limits.argsort(kind="stable")[:most])
 
     def needed(self, count: int) -> Ints:
@@ -147,7 +147,7 @@ def _best_under(batch: PlanBatch, floors: _Floors, total: float, ranking: Rankin
         group = (sums == needed).nonzero()[0]
         mandatory = floors.needed(int(counts[likeliest]))
         others = ranking.beyond(mandatory)
-        start = total + float(((expected_tokens(batch, mandatory) - 1.0) * batch.weights).sum())
+        start = total + float((expected_tokens(batch, mandatory) - 1.0).sum())
         throughput = (start + running_sums(others.values)).take(counts.take(group) - needed)
         throughput /= seconds.take(group)
         winner = int(throughput.argmax())

@@ -26,7 +26,7 @@ AT_FIRST = 256
 def admit_while_rising(ranking: Ranking, expected: float, seconds: Floats) -> int:
     """Algorithm 1 -> how many of the best tokens to admit.
 
-    `expected`: weighted tokens of the round without them; `seconds[n]`: of the round with n of them,
+    `expected`: tokens of the round without them; `seconds[n]`: of the round with n of them,
     at least one entry; it may be shorter than the ranking, which then bounds the answer.
     """
     for most in (AT_FIRST, len(seconds)):
@@ -45,7 +45,7 @@ def rising(throughput: Floats) -> int:
 def one_more_pays(following: Floats, expected: float, seconds: Floats) -> bool:
     """Whether the likeliest of the tokens that are next raises throughput; Algorithm 1 ends if not.
 
-    `following`: weighted survival of each request's next token; the rest as above.
+    `following`: survival of each request's next token; the rest as above.
     """
     if len(seconds) < 2:
         return False
@@ -54,15 +54,14 @@ def one_more_pays(following: Floats, expected: float, seconds: Floats) -> bool:
 
 
 def following_values(batch: PlanBatch, lengths: Ints, candidates: Bools) -> Floats:
-    """Weighted survival of the token after each request's `lengths` -> [requests]; 0 or less without one.
+    """Survival of the token after each request's `lengths` -> [requests]; 0 or less without one.
 
     `candidates` [requests] may have more tokens.
     """
     block = batch.survival.shape[1]
     following = np.zeros(batch.requests)
     open_ = (candidates & (lengths < block)).nonzero()[0]
-    survival = batch.survival.ravel().take(open_ * block + lengths.take(open_))
-    following[open_] = survival * batch.weights.take(open_)
+    following[open_] = batch.survival.ravel().take(open_ * block + lengths.take(open_))
     return following
 
 

@@ -175,7 +175,7 @@ def admit_within_floors(
     if room < 1:
         return lengths
     expected = expected_tokens(batch, lengths)
-    total = float(expected @ batch.weights)
+    total = float(expected.sum())
     following = following_values(batch, lengths, candidates)
     if most is None and not one_more_pays(following, total, remaining):
         return lengths

@@ -92,7 +92,6 @@ class Cluster:
         looking = recorded.looked_up.shape[1] > 0 and not scenario.no_lookup
         self._looks_up = looking and self._verifiers[0].cohorts[0].planner.looks_up
         self._has_draft = recorded.survival[:, 0] >= 0.0
-        self._weights = np.ones(scenario.max_running)
         self._coupled = np.full(scenario.max_running, scenario.coupled)
         longest = recorded.longest if self._looks_up else recorded.block_size
         self._tables = TimeTables(round_time, longest, scenario.prefill_chunk_tokens)
@@ -261,7 +260,6 @@ class Cluster:
         # Not told whose tokens were looked up: the planner is given the seconds, drafting included.
         return PlanBatch(
             survival=self._survival(asked),
-            weights=self._weights[:count],
             floors=active.floors,
             granted=active.granted / np.maximum(active.rounds, 1),
             coupled=self._coupled[:count],

@@ -119,7 +119,7 @@ class Algorithm1(_Forgetful):
 
     def plan(self, batch: PlanBatch, seconds: Floats) -> Ints:
         ranking = rank(batch)
-        count = admit_while_rising(ranking, float(batch.weights.sum()), seconds)
+        count = admit_while_rising(ranking, float(batch.requests), seconds)
         return ranking.lengths(count)
 
 
@@ -148,7 +148,7 @@ class Delayed(_Forgetful):
         usable = self._young[0] if len(self._young) == PLAN_AGE_ROUNDS else None
         ranking = rank(batch)
         if usable is None:
-            lengths = ranking.lengths(admit_while_rising(ranking, float(batch.weights.sum()), seconds))
+            lengths = ranking.lengths(admit_while_rising(ranking, float(batch.requests), seconds))
         else:
             lengths = delayed_scheduler.spend(batch, usable, seconds, ranking)
         # From here on only later rounds are concerned.

@@ -159,7 +159,6 @@ def _batch(one: TracedRound, planner: RoundPlanner | None, known: dict[str, int]
             survival[~chosen & ~looked_up] = -1.0
     return PlanBatch(
         survival=survival,
-        weights=np.ones(count),
         floors=floors,
         granted=np.zeros(count, dtype=np.int64),
         coupled=np.array([request.coupled for request in told], dtype=np.bool_),

@@ -19,10 +19,10 @@ SECONDS = st.lists(st.sampled_from([0.5, 1.0, 1.5, 2.0]) | st.floats(0.2, 3.0), 
 def by_the_rule(batch, seconds):
     """Algorithm 1, a search given its careful tokens, Algorithm 1 from there, and the search again."""
     everyone = rank(batch)
-    admitted = everyone.lengths(admit_while_rising(everyone, float(batch.weights.sum()), seconds))
+    admitted = everyone.lengths(admit_while_rising(everyone, float(batch.requests), seconds))
     lengths = search(batch, seconds, admitted, batch.coupled)
     careful = everyone.beyond(np.where(batch.coupled, everyone.block, lengths))
-    expected = float(expected_tokens(batch, lengths) @ batch.weights)
+    expected = float(expected_tokens(batch, lengths).sum())
     more = careful.lengths(admit_while_rising(careful, expected, seconds[int(lengths.sum()) :]))
     return search(batch, seconds, lengths + more, batch.coupled) if more.any() else lengths
 
@@ -39,7 +39,6 @@ def test_turns_on_sums_are_the_turns_of_planners(confidences, seconds, data):
     made, ruled = take_turns(batch, table), by_the_rule(batch, table)
     if made.tolist() != ruled.tolist():  # as good to the last bit of a sum
         rates = [
-            expected_tokens(batch, lengths) @ batch.weights / table[int(lengths.sum())]
-            for lengths in (made, ruled)
+            expected_tokens(batch, lengths).sum() / table[int(lengths.sum())] for lengths in (made, ruled)
         ]
         np.testing.assert_allclose(rates[0], rates[1], rtol=1e-12)

@@ -143,11 +143,6 @@ def test_rising_survival_is_not_believed():
     assert lengths.lengths == (0, 1)
 
 
-def test_heavier_requests_go_first():
-    requests = [PlanRequest(survival=(0.6,)), PlanRequest(survival=(0.5,), weight=2.0)]
-    assert plan(requests, times(1.0), capacity=1).lengths == (0, 1)
-
-
 def test_negative_capacity_is_refused():
     with pytest.raises(InvalidRequestError, match="capacity must be >= 0, got -1"):
         spend(PlanBatch.of([PlanRequest(survival=(0.5,))]), -1, np.ones(2))
@@ -158,7 +153,6 @@ def test_negative_capacity_is_refused():
     [
         ({"floor_tokens_per_second": 0.0}, "floor_tokens_per_second must be > 0, got 0.0"),
         ({"floor_tokens_per_second": float("nan")}, "got nan"),
-        ({"weight": 0.0}, "weight must be > 0"),
         ({"context_tokens": -1}, "context_tokens must be >= 0"),
     ],
 )
@@ -170,16 +164,15 @@ def test_impossible_requests_are_refused(fields, message):
 @given(CONFIDENCES, st.data())
 def test_tokens_are_ranked_by_survival_then_position_then_who_was_granted_less(confidences, data):
     granted = [data.draw(st.sampled_from([0.0, 0.5, 2.0])) for _ in confidences]
-    weights = [data.draw(st.sampled_from([0.5, 1.0, 3.0])) for _ in confidences]
     batch = PlanBatch.of(
         [
-            PlanRequest(survival=r.survival, granted=g, weight=w)
-            for r, g, w in zip(requests_of(confidences), granted, weights, strict=True)
+            PlanRequest(survival=r.survival, granted=g)
+            for r, g in zip(requests_of(confidences), granted, strict=True)
         ]
     )
     ranking = rank(batch)
     expected = sorted(
-        (-np.float32(value * weights[request]), position, granted[request], request)
+        (-np.float32(value), position, granted[request], request)
         for request, row in enumerate(batch.survival.tolist())
         for position, value in enumerate(row)
         if value >= 0.0
