@@ -1,4 +1,4 @@
-"""What planners plan for and what they answer. Values only; no numpy, no torch."""
+"""What planners plan for. Values only; no numpy, no torch."""
 
 from __future__ import annotations
 
@@ -38,26 +38,3 @@ class PlanRequest:
             raise InvalidRequestError(
                 f"context_tokens must be >= 0, got {self.context_tokens}", field="context_tokens"
             )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """Verify lengths in the order of the requests, and what is expected of them."""
-
-    lengths: tuple[int, ...]
-    drafting: tuple[bool, ...]
-    """Whether it pays to draft for the request in a later round like this one."""
-    expected_tokens: float
-    """Tokens committed by the round, the bonus tokens included."""
-    expected_seconds: float
-    unmet_floors: tuple[int, ...] = ()
-    """Indices of requests whose floor this plan does not hold."""
-
-    @property
-    def throughput(self) -> float:
-        """Expected tokens per second of the round; 0 without requests."""
-        return self.expected_tokens / self.expected_seconds if self.expected_seconds > 0 else 0.0
-
-    @property
-    def draft_tokens(self) -> int:
-        return sum(self.lengths)

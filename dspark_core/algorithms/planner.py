@@ -14,10 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from dspark_core.algorithms import delayed_scheduler
-from dspark_core.algorithms.drafting_choice import worth_drafting
 from dspark_core.algorithms.mixed_turns import take_turns
 from dspark_core.algorithms.plan_batch import Ints, PlanBatch, Ranking, rank
-from dspark_core.algorithms.plan_request import Plan, PlanRequest
+from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.plan_search import search
 from dspark_core.algorithms.prefix_scheduler import admit_while_rising, one_more_pays
 from dspark_core.algorithms.round_time import RoundTimeModel
@@ -25,48 +24,34 @@ from dspark_core.algorithms.single_request import decides_alone, length_alone
 from dspark_core.algorithms.speed_floor import (
     admit_floors,
     admit_within_floors,
-    expected_tokens,
-    unmet_floors,
 )
 from dspark_core.algorithms.step_surface import Floats
-
-
-def plan(
-    requests: Sequence[PlanRequest],
-    round_time: RoundTimeModel,
-    *,
-    capacity: int | None = None,
-) -> Plan:
-    """Verify lengths for this round.
-
-    `capacity`: draft tokens to verify in all, from rounds that are over (`capacity_of`); None:
-    Algorithm 1. It may not depend on this round's draft tokens.
-    """
-    return plan_batch(PlanBatch.of(requests), round_time, capacity=capacity)
 
 
 def plan_lengths(
     requests: Sequence[PlanRequest], round_time: RoundTimeModel, *, capacity: int | None = None
 ) -> tuple[int, ...]:
-    """The lengths of `plan`, for rounds that need to know no more."""
+    """Verify lengths for this round, in the order of the requests.
+
+    `capacity`: draft tokens to verify in all, from rounds that are over (`capacity_of`); None:
+    Algorithm 1. It may not depend on this round's draft tokens.
+    """
     if len(requests) == 1 and decides_alone(requests[0]):
         return (length_alone(requests[0], round_time),)
-    batch = PlanBatch.of(requests)
+    return plan_batch(PlanBatch.of(requests), round_time, capacity=capacity)
+
+
+def plan_batch(
+    batch: PlanBatch, round_time: RoundTimeModel, *, capacity: int | None = None
+) -> tuple[int, ...]:
+    """`plan_lengths` of requests that are arrays already."""
     if batch.requests == 0:
         return ()
     return tuple(_lengths(batch, _seconds(batch, round_time), capacity).tolist())
 
 
-def plan_batch(batch: PlanBatch, round_time: RoundTimeModel, *, capacity: int | None = None) -> Plan:
-    """`plan` of requests that are arrays already."""
-    if batch.requests == 0:
-        return Plan(lengths=(), drafting=(), expected_tokens=0.0, expected_seconds=0.0)
-    seconds = _seconds(batch, round_time)
-    return _described(batch, _lengths(batch, seconds, capacity), seconds, round_time)
-
-
 def capacity_of(requests: Sequence[PlanRequest], round_time: RoundTimeModel) -> int:
-    """The capacity a round that is over would have used best; for `plan` two rounds later or more."""
+    """The capacity a round that is over would have used best; for `plan_lengths` two rounds later or more."""
     batch = PlanBatch.of(requests)
     if batch.requests == 0:
         return 0
@@ -122,16 +107,3 @@ def _delayed(batch: PlanBatch, seconds: Floats, capacity: int) -> Ints:
 def _free(batch: PlanBatch, ranking: Ranking) -> Ranking:
     """Of the tokens of the coupled requests alone."""
     return ranking.beyond(np.where(batch.coupled, 0, ranking.block))
-
-
-def _described(batch: PlanBatch, lengths: Ints, seconds: Floats, round_time: RoundTimeModel) -> Plan:
-    expected = expected_tokens(batch, lengths)
-    round_seconds = float(seconds[int(lengths.sum())])
-    drafting = worth_drafting(expected - 1.0, lengths, round_time, batch.context_tokens)
-    return Plan(
-        lengths=tuple(lengths.tolist()),
-        drafting=tuple(drafting.tolist()),
-        expected_tokens=float(expected.sum()),
-        expected_seconds=round_seconds,
-        unmet_floors=unmet_floors(batch, lengths, round_seconds) if batch.has_floors else (),
-    )

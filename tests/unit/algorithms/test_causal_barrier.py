@@ -7,7 +7,8 @@ and in batches where other requests look ahead.
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dspark_core.algorithms.planner import capacity_of, plan
+from dspark_core.algorithms.planner import capacity_of
+from tests.unit.algorithms.described_plan import plan
 from tests.unit.algorithms.planning_cases import (
     CONFIDENCE,
     CONFIDENCES,

@@ -8,7 +8,7 @@ import pytest
 
 from dspark_core.algorithms.loop_time import LoopTimeModel
 from dspark_core.algorithms.plan_request import PlanRequest
-from dspark_core.algorithms.planner import plan
+from dspark_core.algorithms.planner import plan_lengths
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.errors import ConfigError
@@ -46,8 +46,8 @@ def test_a_dearer_round_should_bring_more_tokens() -> None:
     """0.018 s more a round, whatever is verified: the third token is worth its time then."""
     curve = StepTimeModel.of_curve((1, 2, 3, 4), (0.020, 0.021, 0.022, 0.026))
     asked = [PlanRequest(sequence_id="a", survival=(0.8, 0.5, 0.3))]
-    assert plan(asked, RoundTimeModel(curve)).lengths == (2,)
-    assert plan(asked, RoundTimeModel(curve, loop=LoopTimeModel(0.018))).lengths == (3,)
+    assert plan_lengths(asked, RoundTimeModel(curve)) == (2,)
+    assert plan_lengths(asked, RoundTimeModel(curve, loop=LoopTimeModel(0.018))) == (3,)
 
 
 @pytest.mark.parametrize(("requests", "seconds"), [(-1, 0.1), (1, -0.1), (1, float("nan"))])

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from dspark_core.algorithms.plan_request import PlanRequest
-from dspark_core.algorithms.planner import capacity_of, plan
+from dspark_core.algorithms.planner import capacity_of
 from dspark_core.algorithms.prefix_scheduler import survival_from_confidence
 from dspark_core.algorithms.rejection import accept_rejection
 from dspark_core.algorithms.sampling import draw_tokens
+from tests.unit.algorithms.described_plan import plan
 from tests.unit.algorithms.laws import counts_of, follows, pair_counts
 from tests.unit.algorithms.planning_cases import times
 

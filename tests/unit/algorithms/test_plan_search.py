@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from dspark_core.algorithms.plan_batch import PlanBatch, rank
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.plan_search import search
-from dspark_core.algorithms.planner import capacity_of, plan
+from dspark_core.algorithms.planner import capacity_of
 from dspark_core.algorithms.speed_floor import expected_tokens
+from tests.unit.algorithms.described_plan import plan
 from tests.unit.algorithms.planning_cases import (
     CONFIDENCE,
     CONFIDENCES,

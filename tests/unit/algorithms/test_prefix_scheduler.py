@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 from dspark_core.algorithms.delayed_scheduler import spend
 from dspark_core.algorithms.plan_batch import PlanBatch, rank
 from dspark_core.algorithms.plan_request import PlanRequest
-from dspark_core.algorithms.planner import capacity_of, plan
+from dspark_core.algorithms.planner import capacity_of, plan_lengths
 from dspark_core.algorithms.prefix_scheduler import AT_FIRST, admit_while_rising, survival_from_confidence
 from dspark_core.errors import InvalidRequestError
+from tests.unit.algorithms.described_plan import plan
 from tests.unit.algorithms.planning_cases import (
     CONFIDENCES,
     every_plan,
     jagged_times,
     linear_times,
     requests_of,
-    seconds_of,
     speeds_of,
     times,
 )
@@ -33,8 +33,7 @@ def test_admission_ignores_tokens_not_yet_drawn(later_confidence):
 
 
 def test_no_requests_need_no_plan():
-    made = plan([], CLIFF)
-    assert (made.lengths, made.drafting, made.throughput) == ((), (), 0.0)
+    assert plan_lengths([], CLIFF) == ()
     assert capacity_of([], CLIFF) == 0
 
 
@@ -218,11 +217,3 @@ def test_survival_is_the_running_product():
 def test_a_confidence_that_is_no_probability_is_refused(bad):
     with pytest.raises(InvalidRequestError, match="position 2 must be in"):
         survival_from_confidence([0.5, bad])
-
-
-def test_what_a_round_takes_is_what_the_plan_expects():
-    requests = requests_of([[0.9, 0.9], [0.4]])
-    made = plan(requests, times(1.0, 1.1, 1.2, 1.3, 1.4))
-    assert made.expected_seconds == pytest.approx(
-        seconds_of(requests, made.lengths, times(1.0, 1.1, 1.2, 1.3, 1.4))
-    )

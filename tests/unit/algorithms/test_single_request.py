@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dspark_core.algorithms.drafting_choice import better_looked_up, worth_drafting
 from dspark_core.algorithms.plan_request import PlanRequest
-from dspark_core.algorithms.planner import plan, plan_lengths
+from dspark_core.algorithms.planner import plan_lengths
 from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
 from dspark_core.algorithms.single_request import (
     better_looked_up_alone,
@@ -17,6 +17,7 @@ from dspark_core.algorithms.single_request import (
 from dspark_core.algorithms.step_surface import StepPoint
 from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.records import DraftOrigin
+from tests.unit.algorithms.described_plan import plan
 
 SECONDS = st.floats(1e-4, 1.0)
 CONTEXTS = st.integers(0, 4000)
