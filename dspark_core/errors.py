@@ -3,6 +3,10 @@
 Messages name the bad field and its value: they are shown to users as they are.
 """
 
+from __future__ import annotations
+
+from typing import Self
+
 
 class DSparkError(Exception):
     """Base of every error this project raises on purpose."""
@@ -14,6 +18,14 @@ class InvalidRequestError(DSparkError):
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(message)
         self.field = field
+
+    def about(self, field: str) -> Self:
+        """The same in the words of who knows its field by another name. A message begins with its field, or
+        names none: what it says behind stays as it is."""
+        said = str(self)
+        if self.field and said.startswith((f"{self.field} ", f"{self.field}:")):
+            return type(self)(field + said.removeprefix(self.field), field=field)
+        return type(self)(f"{field}: {said}", field=field)
 
 
 class UnknownModelError(InvalidRequestError):

@@ -44,7 +44,7 @@ def _check(grammar: Grammar, field: str) -> None:
     try:
         problem = str(LLMatcher.validate_grammar(grammar_source(grammar)))
     except InvalidRequestError as error:
-        raise InvalidRequestError(str(error).replace("grammar", field, 1), field=field) from None
+        raise error.about(field) from None
     if problem:
         raise InvalidRequestError(f"{field}: {first_line(problem)}", field=field)
 

@@ -169,9 +169,7 @@ class TextGenerator:
 
 def _in_clients_words(error: InvalidRequestError, grammar_field: str) -> InvalidRequestError:
     """Verifiers know a grammar only, whatever it was made of."""
-    if error.field != "grammar" or grammar_field == "grammar":
-        return error
-    return InvalidRequestError(str(error).replace("grammar", grammar_field, 1), field=grammar_field)
+    return error.about(grammar_field) if error.field == "grammar" else error
 
 
 def _close_all(tickets: Sequence[Ticket]) -> None:

@@ -196,7 +196,7 @@ def _grammar_of(body: ResponseFormatBody | StructuredOutputsBody | None, field: 
     except InvalidRequestError as error:
         if error.field != "grammar":  # the record's name for it
             raise
-        raise InvalidRequestError(str(error).replace("grammar", field, 1), field=field) from None
+        raise error.about(field) from None
 
 
 def _seed(asked: int | None) -> int | None:

@@ -91,7 +91,7 @@ def _of_tools(lines: Sequence[str]) -> Grammar:
     try:
         return Grammar(kind=GrammarKind.LARK, text="\n".join(lines))
     except InvalidRequestError as error:
-        raise InvalidRequestError(str(error).replace("grammar", "tools", 1), field="tools") from None
+        raise error.about("tools") from None
 
 
 def _as_schema(syntax: CallSyntax, tool: Tool) -> str:
