@@ -36,6 +36,10 @@ class ContextLengthError(InvalidRequestError):
     """The prompt does not fit the model's context."""
 
 
+class AuthenticationError(DSparkError):
+    """No API key, or one that is not known."""
+
+
 class QueueFullError(DSparkError):
     """A bounded queue is full; the caller may retry after `retry_after_seconds`."""
 

@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 
 from dspark_core.errors import (
+    AuthenticationError,
     ContextLengthError,
     DeadlineError,
     DraftUnavailableError,
@@ -45,6 +46,7 @@ _STATUS: tuple[tuple[type[DSparkError], grpc.StatusCode, int], ...] = (
     (UnknownModelError, grpc.StatusCode.NOT_FOUND, 404),
     (ContextLengthError, grpc.StatusCode.INVALID_ARGUMENT, 400),
     (InvalidRequestError, grpc.StatusCode.INVALID_ARGUMENT, 400),
+    (AuthenticationError, grpc.StatusCode.UNAUTHENTICATED, 401),
     (QueueFullError, grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
     (DraftUnavailableError, grpc.StatusCode.UNAVAILABLE, 503),
     (NotLeaderError, grpc.StatusCode.UNAVAILABLE, 503),
@@ -99,6 +101,7 @@ _BY_KIND: dict[str, _Build] = {
     "UnknownModelError": _invalid(UnknownModelError),
     "ContextLengthError": _invalid(ContextLengthError),
     "InvalidRequestError": _invalid(InvalidRequestError),
+    "AuthenticationError": _plain(AuthenticationError),
     "QueueFullError": _queue_full,
     "DraftUnavailableError": _plain(DraftUnavailableError),
     "NotLeaderError": lambda message, metadata: NotLeaderError(

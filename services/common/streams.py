@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -15,7 +16,7 @@ async def until(event: asyncio.Event, items: AsyncIterator[T]) -> AsyncIterator[
     upcoming: asyncio.Task[T] | None = None
     try:
         while not event.is_set():
-            upcoming = asyncio.ensure_future(_next(items))
+            upcoming = asyncio.ensure_future(next_of(items))
             await asyncio.wait({upcoming, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if not upcoming.done():
                 return
@@ -30,5 +31,20 @@ async def until(event: asyncio.Event, items: AsyncIterator[T]) -> AsyncIterator[
             upcoming.cancel()
 
 
-async def _next(items: AsyncIterator[T]) -> T:
+async def next_of(items: AsyncIterator[T]) -> T:
+    """A coroutine, which a task can run: `anext` of an iterator may be any awaitable."""
     return await anext(items)
+
+
+@asynccontextmanager
+async def closing(items: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
+    """Closes an async iterator on exit when it can be closed: generators can, and need it.
+
+    Without this a generator left early lives on until it is collected.
+    """
+    try:
+        yield items
+    finally:
+        close = getattr(items, "aclose", None)
+        if close is not None:
+            await close()

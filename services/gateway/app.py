@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
+from services.common.streams import closing
 from services.gateway.answers import software_version
-from services.gateway.backend import closing
 from services.gateway.gateway import Gateway
 from services.gateway.http_body import read_body
 from services.gateway.http_errors import error_answer, install_error_handlers

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Mapping, Sequence
 
-from dspark_core.errors import ConfigError
-from services.gateway.http_errors import AuthenticationError
+from dspark_core.errors import AuthenticationError, ConfigError
 from services.gateway.requests import DEFAULT_TIER_NAME
 from services.gateway.tiers import Tier
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from dspark_core.records import GenerateChunk, GenerateRequest, VerifierDescription
-
-_T = TypeVar("_T")
 
 
 class GenerationBackend(Protocol):
@@ -29,17 +26,3 @@ class GenerationBackend(Protocol):
         chunk. Closing the iterator cancels the request wherever it runs.
         """
         ...
-
-
-@asynccontextmanager
-async def closing(stream: AsyncIterator[_T]) -> AsyncIterator[AsyncIterator[_T]]:
-    """Closes an async iterator on exit when it can be closed: generators can, and need it.
-
-    Without this a generator left early lives on until it is collected.
-    """
-    try:
-        yield stream
-    finally:
-        close = getattr(stream, "aclose", None)
-        if close is not None:
-            await close()

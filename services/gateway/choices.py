@@ -12,7 +12,7 @@ from typing import TypeVar
 from dspark_core.records import MAX_SEED
 from services.common.lifecycle import end
 from services.common.prefixes import BLOCK_TOKENS
-from services.gateway.backend import closing
+from services.common.streams import closing, next_of
 from services.gateway.preparation import PreparedRequest
 
 _T = TypeVar("_T")
@@ -79,7 +79,7 @@ async def _merged(streams: Sequence[AsyncIterator[_T]]) -> AsyncIterator[_T]:
     async with AsyncExitStack() as stack:
         for stream in streams:
             await stack.enter_async_context(closing(stream))
-        waiting = {asyncio.create_task(_next(stream)): stream for stream in streams}
+        waiting = {asyncio.create_task(next_of(stream)): stream for stream in streams}
         stack.push_async_callback(_end_all, waiting)
         while waiting:
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -91,11 +91,7 @@ async def _merged(streams: Sequence[AsyncIterator[_T]]) -> AsyncIterator[_T]:
                 except StopAsyncIteration:
                     continue
                 yield item
-                waiting[asyncio.create_task(_next(stream))] = stream
-
-
-async def _next(stream: AsyncIterator[_T]) -> _T:
-    return await anext(stream)
+                waiting[asyncio.create_task(next_of(stream))] = stream
 
 
 async def _end_all(tasks: Mapping[asyncio.Task[_T], AsyncIterator[_T]]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from dspark_core.tokenization.tokenizer import Tokenizer
+from services.common.streams import closing
 from services.gateway.answers import AnswerFactory, AnswerHead, Collected, collect
 from services.gateway.assembly import Usage
-from services.gateway.backend import closing
 from services.gateway.chunk_template import PLACE, ChunkTemplate
 from services.gateway.generation import TextGenerator, TimedDelta
 from services.gateway.openai_logprobs import CompletionLogprobsBody, LogprobsWriter

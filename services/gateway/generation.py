@@ -21,9 +21,10 @@ from dspark_core.errors import (
 from dspark_core.records import FinishReason, GenerateChunk
 from dspark_core.tokenization.tokenizer import Tokenizer
 from services.common.interruption import Interruption
+from services.common.streams import closing
 from services.gateway.admission import Admission, Ticket
 from services.gateway.assembly import TextAssembler, TextDelta
-from services.gateway.backend import GenerationBackend, closing
+from services.gateway.backend import GenerationBackend
 from services.gateway.choices import choices_of, together
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.preparation import PreparedRequest, RequestPreparer

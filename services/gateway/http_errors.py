@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from dspark_core.errors import (
+    AuthenticationError,
     ContextLengthError,
     DeadlineError,
     DrainingError,
@@ -30,10 +31,6 @@ _log = logging.getLogger(__name__)
 
 UNAVAILABLE_RETRY_SECONDS = 2
 """Roughly how long a replica takes to be replaced by another in the routing."""
-
-
-class AuthenticationError(DSparkError):
-    """No API key, or one that is not known."""
 
 
 class BodyTooLargeError(InvalidRequestError):
@@ -84,7 +81,6 @@ _KINDS: tuple[tuple[type[DSparkError], str, str | None], ...] = (
     (DeadlineError, "timeout_error", "deadline_exceeded"),
 )
 _OWN_STATUS: Mapping[type[DSparkError], int] = {
-    AuthenticationError: 401,
     SlowBodyError: 408,
     BodyTooLargeError: 413,
     MediaTypeError: 415,

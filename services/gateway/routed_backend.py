@@ -22,7 +22,7 @@ from dspark_core.records import (
 )
 from services.common.prefixes import prefix_hashes
 from services.common.protocols import SchedulerApi, VerifierApi
-from services.gateway.backend import closing
+from services.common.streams import closing
 from services.gateway.replay import Replay
 from services.gateway.replica_view import ReplicaView
 from services.gateway.silence import ANSWER_SECONDS, SILENCE_SECONDS, answers, while_answering

@@ -11,9 +11,8 @@ from dspark_proto.v1 import gateway_pb2, gateway_pb2_grpc
 
 from services.common.interceptors import limits_writes
 from services.common.reflection import enable_reflection
-from services.gateway.backend import closing
+from services.common.streams import closing
 from services.gateway.gateway import Gateway
-from services.gateway.http_errors import AuthenticationError
 from services.gateway.proto_convert import chunk_to_proto, request_from_proto
 from services.gateway.streaming import SEND_TIMEOUT_SECONDS
 from services.gateway.tiers import FLOOR_HEADER, Caller, Tier, floor_from_header
@@ -33,14 +32,14 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     async def ListModels(
         self, request: gateway_pb2.ListModelsRequest, context: _Context
     ) -> gateway_pb2.ListModelsResponse:
-        await self._authenticate(context)
+        self._tier(context)
         return gateway_pb2.ListModelsResponse(models=[self._gateway.model_name])
 
     @limits_writes(SEND_TIMEOUT_SECONDS)
     async def Generate(
         self, request: gateway_pb2.GatewayGenerateRequest, context: _Context
     ) -> AsyncIterator[gateway_pb2.GatewayGenerateChunk]:
-        tier = await self._authenticate(context)
+        tier = self._tier(context)
         caller = Caller(
             tier=tier, asked_floor=floor_from_header(_metadata(context).get(FLOOR_HEADER.lower()))
         )
@@ -50,11 +49,9 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
             async for timed in deltas:
                 yield chunk_to_proto(timed, self._gateway.answers.call_id)
 
-    async def _authenticate(self, context: _Context) -> Tier:
-        try:
-            return self._gateway.api_keys.tier_of(_metadata(context).get("authorization"))
-        except AuthenticationError as error:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+    def _tier(self, context: _Context) -> Tier:
+        """Raises AuthenticationError."""
+        return self._gateway.api_keys.tier_of(_metadata(context).get("authorization"))
 
 
 def _metadata(context: _Context) -> dict[str, str]:

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from services.common.interruption import Interruption
 from services.common.lifecycle import end
-from services.gateway.backend import closing
+from services.common.streams import closing, next_of
 from services.gateway.http_errors import error_answer
 
 _T = TypeVar("_T")
@@ -136,7 +136,7 @@ async def after_first(
     Raises:
         ClientGoneError: the client left first.
     """
-    first = asyncio.ensure_future(_next(stream))
+    first = asyncio.ensure_future(next_of(stream))
     try:
         await until_disconnect(receive, _done_or_late(first, patience_seconds))
         if first.done():
@@ -146,10 +146,6 @@ async def after_first(
             await end(first)
             raise
     return _Rejoined(first, stream)
-
-
-async def _next(stream: AsyncIterator[_T]) -> _T:
-    return await anext(stream)
 
 
 async def _done_or_late(task: asyncio.Future[_T], seconds: float | None) -> None:

@@ -5,6 +5,7 @@ import grpc.aio
 import pytest
 
 from dspark_core.errors import (
+    AuthenticationError,
     CheckpointError,
     ContextLengthError,
     DeadlineError,
@@ -22,6 +23,7 @@ PUBLIC = [
     (InvalidRequestError("top_p is bad", field="top_p"), grpc.StatusCode.INVALID_ARGUMENT, 400),
     (ContextLengthError("too long", field="prompt_token_ids"), grpc.StatusCode.INVALID_ARGUMENT, 400),
     (UnknownModelError("no such model", field="model"), grpc.StatusCode.NOT_FOUND, 404),
+    (AuthenticationError("no key"), grpc.StatusCode.UNAUTHENTICATED, 401),
     (QueueFullError("full", retry_after_seconds=2.5), grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
     (UnavailableError("nobody"), grpc.StatusCode.UNAVAILABLE, 503),
     (DraftUnavailableError("no drafts"), grpc.StatusCode.UNAVAILABLE, 503),

@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspark_core.errors import ConfigError, InvalidRequestError
+from dspark_core.errors import AuthenticationError, ConfigError, InvalidRequestError
 from services.gateway.auth import ApiKeys
-from services.gateway.http_errors import AuthenticationError
 from services.gateway.requests import TextRequest
 from services.gateway.tiers import Caller, Tier, floor_from_header, tiers_from_text
 
