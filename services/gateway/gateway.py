@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dspark_core.errors import UnavailableError, UnknownModelError
 from dspark_core.tokenization.tokenizer import Tokenizer
 from services.common.telemetry import Telemetry
 from services.gateway.admission import Admission
@@ -18,35 +17,24 @@ from services.gateway.generation import TextGenerator
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.openai_responses import ModelBody, ModelList
 from services.gateway.preparation import RequestPreparer
+from services.gateway.served_model import ServedModel
 
 
 class Models:
-    """The one model a gateway serves."""
+    """The list of the one model a gateway serves."""
 
-    def __init__(
-        self, answers: AnswerFactory, backend: GenerationBackend, max_context_tokens: int | None
-    ) -> None:
+    def __init__(self, model: ServedModel, answers: AnswerFactory) -> None:
+        self._model = model
         self._answers = answers
-        self._backend = backend
-        self._max_context_tokens = max_context_tokens
 
     async def list(self) -> ModelList:
-        return ModelList(data=[await self.get(self._answers.model)])
+        return ModelList(data=[await self.get(self._model.name)])
 
     async def get(self, name: str) -> ModelBody:
         """Raises UnknownModelError."""
-        if name != self._answers.model:
-            raise UnknownModelError(
-                f"the model {name!r} does not exist here, only {self._answers.model!r}", field="model"
-            )
-        return ModelBody(id=name, created=self._answers.started, max_model_len=await self._limit())
-
-    async def _limit(self) -> int | None:
-        try:
-            limit = (await self._backend.describe()).max_context_tokens
-        except UnavailableError:
-            return self._max_context_tokens
-        return min(limit, self._max_context_tokens or limit)
+        self._model.check_name(name)
+        limit = await self._model.known_limit()
+        return ModelBody(id=name, created=self._answers.started, max_model_len=limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,14 +59,13 @@ def build_gateway(
     config: GatewayConfig, tokenizer: Tokenizer, backend: GenerationBackend, telemetry: Telemetry
 ) -> Gateway:
     limits = config.limits
+    model = ServedModel(config.model_name, backend, limits.max_context_tokens)
     metrics = GatewayMetrics(telemetry.registry)
     admission = Admission(limits.max_running_requests, limits.max_waiting_requests)
     metrics.watch_queue(lambda: admission.running, lambda: admission.waiting)
     answers = AnswerFactory(model=config.model_name, fingerprint=fingerprint_of(config.model_name))
     generator = TextGenerator(
-        preparer=RequestPreparer(
-            config.model_name, tokenizer, backend, limits.max_context_tokens, config.tool_format
-        ),
+        preparer=RequestPreparer(model, tokenizer, config.tool_format),
         backend=backend,
         tokenizer=tokenizer,
         admission=admission,
@@ -91,7 +78,7 @@ def build_gateway(
         model_name=config.model_name,
         chat=ChatCompletions(generator, answers, tokenizer),
         completions=Completions(generator, answers, tokenizer),
-        models=Models(answers, backend, limits.max_context_tokens),
+        models=Models(model, answers),
         generator=generator,
         answers=answers,
         admission=admission,

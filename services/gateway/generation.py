@@ -28,8 +28,8 @@ from services.gateway.backend import GenerationBackend
 from services.gateway.choices import choices_of, together
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.preparation import PreparedRequest, RequestPreparer
-from services.gateway.prompt_encoding import ThreadWork
 from services.gateway.requests import DEFAULT_MAX_CHOICES, TextRequest
+from services.gateway.thread_work import ThreadWork
 
 Clock = Callable[[], float]
 

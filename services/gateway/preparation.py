@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from dspark_core.errors import ContextLengthError, InvalidRequestError, UnknownModelError
+from dspark_core.errors import InvalidRequestError
 from dspark_core.output_rules import LogitAdjustments
 from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions, VerifierDescription
 from dspark_core.tokenization.grammar_sources import GrammarChecker
 from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.tokenization.tool_formats import ToolFormat
-from services.gateway.backend import GenerationBackend
-from services.gateway.prompt_encoding import PromptEncoder, ThreadWork
+from services.gateway.prompt_encoding import PromptEncoder
 from services.gateway.requests import DEFAULT_TIER_NAME, Conversation, TextRequest
+from services.gateway.served_model import ServedModel, too_long
+from services.gateway.thread_work import ThreadWork
 from services.gateway.tool_preparation import CallReading, ToolPreparer
 
 _Number = TypeVar("_Number", int, float)
@@ -36,21 +37,14 @@ class PreparedRequest:
 
 class RequestPreparer:
     def __init__(
-        self,
-        model_name: str,
-        tokenizer: Tokenizer,
-        backend: GenerationBackend,
-        max_context_tokens: int | None = None,
-        tool_format: ToolFormat | None = None,
+        self, model: ServedModel, tokenizer: Tokenizer, tool_format: ToolFormat | None = None
     ) -> None:
-        """max_context_tokens: tightens the backend's limit. tool_format: None: the template's."""
-        self._model_name = model_name
+        """tool_format: None: the template's."""
+        self._model = model
         self._tokenizer = tokenizer
-        self._backend = backend
-        self._max_context_tokens = max_context_tokens
         self._grammars = GrammarChecker()
         self._tools = ToolPreparer(tokenizer, self._grammars, tool_format)
-        self._encoder = PromptEncoder(model_name, tokenizer, self._tools)
+        self._encoder = PromptEncoder(model.name, tokenizer, self._tools)
 
     async def prepare(self, request: TextRequest, work: ThreadWork | None = None) -> PreparedRequest:
         """Raises InvalidRequestError and its kinds; UnavailableError while no verifier is known.
@@ -58,23 +52,18 @@ class RequestPreparer:
         work: knows, when this was cancelled, what goes on regardless.
         """
         work = work or ThreadWork()
-        if request.model != self._model_name:
-            raise UnknownModelError(
-                f"the model {request.model!r} does not exist here, only {self._model_name!r}", field="model"
-            )
+        self._model.check_name(request.model)
         sampling = self._sampling(request)
         if request.grammar is not None:
             await work.wait(self._grammars.check(request.grammar, request.grammar_field))
         grammar, field, calls = request.grammar, request.grammar_field, None
         if request.tools is not None:
-            grammar, field = await self._tools.grammar(request.tools, request.grammar), "tools"
+            grammar, field = await self._tools.grammar(request.tools, request.grammar, work), "tools"
             calls = self._tools.reading(request.tools, grammar)
-        description = await self._backend.describe()
-        limit = min(
-            description.max_context_tokens, self._max_context_tokens or description.max_context_tokens
-        )
+        description = await self._model.describe()
+        limit = description.max_context_tokens
         prompt = await self._encoder.encode(request, limit, work)
-        self._check_prompt(prompt, request, description, limit)
+        self._check_prompt(prompt, request, description)
         _check_biases(request.adjustments, description)
         return PreparedRequest(
             request=GenerateRequest(
@@ -109,17 +98,13 @@ class RequestPreparer:
         )
 
     def _check_prompt(
-        self, ids: Sequence[int], request: TextRequest, description: VerifierDescription, limit: int
+        self, ids: Sequence[int], request: TextRequest, description: VerifierDescription
     ) -> None:
         field = "messages" if isinstance(request.prompt, Conversation) else "prompt"
         if not ids:
             raise InvalidRequestError(f"{field} must not be empty: it has no tokens", field=field)
-        if len(ids) >= limit:
-            raise ContextLengthError(
-                f"{field} has {len(ids)} tokens, but the context limit of {self._model_name} is {limit} "
-                f"tokens and must hold at least one more",
-                field=field,
-            )
+        if len(ids) >= description.max_context_tokens:
+            raise too_long(field, str(len(ids)), self._model.name, description.max_context_tokens)
         wrong = next((token_id for token_id in ids if not 0 <= token_id < description.vocab_size), None)
         if wrong is not None:
             raise InvalidRequestError(

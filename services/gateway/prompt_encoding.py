@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from dspark_core.errors import ContextLengthError
 from dspark_core.tokenization.tokenizer import Tokenizer
 from services.gateway.requests import Conversation, TextRequest
+from services.gateway.served_model import too_long
+from services.gateway.thread_work import ThreadWork
 from services.gateway.tool_preparation import ToolPreparer
 from services.gateway.tools import ToolUse
 
@@ -18,31 +18,6 @@ _T = TypeVar("_T")
 
 LONG_CHARACTERS = 65_536
 """Of a text that takes noticeable time and memory to encode: some tens of milliseconds."""
-
-
-class ThreadWork:
-    """What threads do for one request. Begun, it cannot be stopped: it goes on when nobody waits any more."""
-
-    def __init__(self) -> None:
-        self._last: Future[object] | None = None
-
-    async def wait(self, work: Future[_T]) -> _T:
-        """Its result; one after the other. Cancelled, it takes back what has not begun."""
-        self._last = work  # type: ignore[assignment]  # only ever waited for
-        return await asyncio.wrap_future(work)
-
-    def when_done(self, then: Callable[[], None]) -> None:
-        """At once when no thread works for the request, else when it is done."""
-        if self._last is None or self._last.done():
-            then()
-            return
-        loop = asyncio.get_running_loop()
-
-        def done(_: object) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop ended meanwhile, and nobody counts any more
-                loop.call_soon_threadsafe(then)
-
-        self._last.add_done_callback(done)
 
 
 class PromptEncoder:
@@ -101,8 +76,4 @@ class PromptEncoder:
             return
         fewest = self._fewest.of(text)
         if fewest >= limit:
-            raise ContextLengthError(
-                f"{field} has at least {fewest} tokens, but the context limit of {self._model_name} is "
-                f"{limit} tokens and must hold at least one more",
-                field=field,
-            )
+            raise too_long(field, f"at least {fewest}", self._model_name, limit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.tokenization.tool_formats import CallSyntax, ToolFormat
 from dspark_core.tokenization.tool_prompts import told
 from services.gateway.requests import ChatRole, Conversation
+from services.gateway.thread_work import ThreadWork
 from services.gateway.tool_grammar import call_grammar, strict_grammar
 from services.gateway.tool_stream import CallStream
 from services.gateway.tools import Tool, ToolUse
@@ -53,8 +53,9 @@ class ToolPreparer:
             return self._tokenizer.render_chat(messages, tools=tools or None, arguments=arguments)
         return self._tokenizer.render_chat(told(messages, tools, self._style), arguments=arguments)
 
-    async def grammar(self, use: ToolUse, otherwise: Grammar | None) -> Grammar | None:
-        """otherwise: what an answer that calls nothing has to be.
+    async def grammar(self, use: ToolUse, otherwise: Grammar | None, work: ThreadWork) -> Grammar | None:
+        """otherwise: what an answer that calls nothing has to be. work: knows of the check when this was
+        cancelled.
 
         Raises InvalidRequestError naming the tool whose schema is none.
         """
@@ -63,11 +64,11 @@ class ToolPreparer:
         if grammar is None:
             return None
         try:
-            await self._check(grammar, "tools")
+            await work.wait(self._grammars.check(grammar, "tools"))
         except InvalidRequestError:
             for index, tool in tools.items():
                 schema = Grammar(kind=GrammarKind.JSON_SCHEMA, text=tool.schema)
-                await self._check(schema, f"tools[{index}].function.parameters")
+                await work.wait(self._grammars.check(schema, f"tools[{index}].function.parameters"))
             raise
         return grammar
 
@@ -86,9 +87,6 @@ class ToolPreparer:
 
     def _is_token(self, text: str) -> bool:
         return self._tokenizer.added_token_id(text) is not None
-
-    async def _check(self, grammar: Grammar, field: str) -> None:
-        await asyncio.wrap_future(self._grammars.check(grammar, field))
 
     def reading(self, use: ToolUse, grammar: Grammar | None) -> CallReading:
         """grammar: of the answer; it bounds the calls itself."""

@@ -14,6 +14,7 @@ from services.gateway.generation import TextGenerator, TimedDelta
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.preparation import RequestPreparer
 from services.gateway.requests import TextRequest
+from services.gateway.served_model import ServedModel
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.clock import ManualClock
 from tests.support.fake_generation import FakeBackend
@@ -30,7 +31,7 @@ class Setup:
         self.clock = ManualClock()
         tokenizer = byte_tokenizer()
         self.generator = TextGenerator(
-            preparer=RequestPreparer("m", tokenizer, backend),
+            preparer=RequestPreparer(ServedModel("m", backend), tokenizer),
             backend=backend,
             tokenizer=tokenizer,
             admission=self.admission,

@@ -14,6 +14,7 @@ from services.gateway.generation import TextGenerator
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.preparation import RequestPreparer
 from services.gateway.requests import ChatMessage, ChatRole, Conversation, TextRequest
+from services.gateway.served_model import ServedModel
 from services.gateway.tools import Tool, ToolUse
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.fake_generation import FakeBackend
@@ -29,7 +30,7 @@ async def refusal(request: TextRequest, error: InvalidRequestError) -> InvalidRe
     backend, tokenizer = FakeBackend(max_context_tokens=5000), byte_tokenizer()
     backend.error = error
     generator = TextGenerator(
-        preparer=RequestPreparer("m", tokenizer, backend),
+        preparer=RequestPreparer(ServedModel("m", backend), tokenizer),
         backend=backend,
         tokenizer=tokenizer,
         admission=Admission(max_running=1, max_waiting=0),

@@ -21,6 +21,7 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.preparation import RequestPreparer
 from services.gateway.prompt_encoding import LONG_CHARACTERS
 from services.gateway.requests import ChatMessage, ChatRole, Conversation, TextRequest
+from services.gateway.served_model import ServedModel
 from tests.support.byte_tokenizer import END, TEMPLATE, byte_backend
 from tests.support.fake_generation import FakeBackend
 from tests.support.polling import eventually
@@ -132,7 +133,7 @@ class Setup:
         self.backend = FakeBackend(max_context_tokens=max_context_tokens)
         self.admission = Admission(max_running=2, max_waiting=2)
         self.generator = TextGenerator(
-            preparer=RequestPreparer("m", self.tokenizer, self.backend),
+            preparer=RequestPreparer(ServedModel("m", self.backend), self.tokenizer),
             backend=self.backend,
             tokenizer=self.tokenizer,
             admission=self.admission,

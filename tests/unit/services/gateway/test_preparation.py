@@ -12,6 +12,7 @@ from dspark_core.records import SamplingParams, SpeculationOptions
 from dspark_core.tokenization.tokenizer import GenerationDefaults
 from services.gateway.preparation import PreparedRequest, RequestPreparer
 from services.gateway.requests import ChatMessage, ChatRole, Conversation, TextRequest
+from services.gateway.served_model import ServedModel
 from tests.support.byte_tokenizer import END, START, VOCAB, byte_tokenizer
 from tests.support.fake_generation import FakeBackend
 
@@ -20,7 +21,9 @@ PLAIN = TextRequest(request_id="r", model="m", prompt="hello")
 
 async def prepare(request: TextRequest, *, limit: int | None = None, **tokenizer: object) -> PreparedRequest:
     backend = FakeBackend(max_context_tokens=20)
-    return await RequestPreparer("m", byte_tokenizer(**tokenizer), backend, limit).prepare(request)
+    return await RequestPreparer(ServedModel("m", backend, limit), byte_tokenizer(**tokenizer)).prepare(
+        request
+    )
 
 
 async def test_a_conversation_is_rendered_through_the_chat_template() -> None:
@@ -104,4 +107,4 @@ async def test_without_a_verifier_nothing_can_be_checked() -> None:
     backend = FakeBackend()
     backend.describe_error = UnavailableError("no verifier")
     with pytest.raises(UnavailableError):
-        await RequestPreparer("m", byte_tokenizer(), backend).prepare(PLAIN)
+        await RequestPreparer(ServedModel("m", backend), byte_tokenizer()).prepare(PLAIN)

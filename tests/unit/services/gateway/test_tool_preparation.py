@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import Future
+
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 from tokenizers import AddedToken
@@ -11,7 +14,9 @@ from dspark_core.records import FinishReason, GenerateChunk, GenerateRequest
 from dspark_core.tokenization.grammar_sources import GrammarChecker, grammar_source
 from dspark_core.tokenization.tokenizer import Tokenizer, TokenizerParts
 from dspark_core.tokenization.tool_formats import ToolFormat
+from services.common.lifecycle import end
 from services.gateway.assembly import TextAssembler
+from services.gateway.thread_work import ThreadWork
 from services.gateway.tool_preparation import ToolPreparer
 from services.gateway.tool_stream import CallDelta
 from services.gateway.tools import Tool, ToolUse
@@ -49,7 +54,7 @@ async def test_marks_that_are_tokens_are_found_and_demanded_as_such(special) -> 
     preparer = ToolPreparer(model, GrammarChecker())
     called = (CallDelta(0, "add"), CallDelta(0, None, ARGUMENTS))
     assert read(preparer, model, f"So: {CALL}") == ("So:", called)
-    grammar = await preparer.grammar(REQUIRED, None)
+    grammar = await preparer.grammar(REQUIRED, None, ThreadWork())
     tokens = LLTokenizer(model.document, n_vocab=model.vocab_size, eos_token=[END])
     matcher = LLMatcher(tokens, grammar_source(grammar), log_level=0)
     token_ids = model.encode(CALL, add_special_tokens=False)
@@ -77,7 +82,7 @@ THOUGHT = "<think>\nHm, <tool_call?\n</think>\n"
 )
 async def test_strict_calls_stand_beside_thoughts(marks, text, allowed) -> None:
     model = tokenizer("<think>", "</think>", *marks, special=False)
-    grammar = await ToolPreparer(model, GrammarChecker()).grammar(STRICT, None)
+    grammar = await ToolPreparer(model, GrammarChecker()).grammar(STRICT, None, ThreadWork())
     tokens = LLTokenizer(model.document, n_vocab=model.vocab_size, eos_token=[END])
     matcher = LLMatcher(tokens, grammar_source(grammar), log_level=0)
     assert not matcher.is_error(), matcher.get_error()
@@ -88,7 +93,9 @@ async def test_strict_calls_stand_beside_thoughts(marks, text, allowed) -> None:
 
 async def test_bare_calls_may_follow_no_thought_but_text_may() -> None:
     model = tokenizer("<think>", "</think>", special=False)
-    grammar = await ToolPreparer(model, GrammarChecker(), ToolFormat.LLAMA3_JSON).grammar(STRICT, None)
+    grammar = await ToolPreparer(model, GrammarChecker(), ToolFormat.LLAMA3_JSON).grammar(
+        STRICT, None, ThreadWork()
+    )
     tokens = LLTokenizer(model.document, n_vocab=model.vocab_size, eos_token=[END])
     for text in (f"{THOUGHT}Nothing {{}} to call.", TAGGED.removeprefix("<|python_tag|>")):
         matcher = LLMatcher(tokens, grammar_source(grammar), log_level=0)
@@ -109,11 +116,38 @@ def test_a_control_token_before_a_call_is_no_text() -> None:
 
 async def test_what_may_be_called_or_not_is_constrained_by_its_format_alone() -> None:
     preparer = ToolPreparer(tokenizer(special=True), GrammarChecker())
-    assert await preparer.grammar(USE, None) is None
+    assert await preparer.grammar(USE, None, ThreadWork()) is None
     shape = Grammar(kind=GrammarKind.JSON_SCHEMA, text='{"type": "boolean"}')
-    both = await preparer.grammar(USE, shape)
+    both = await preparer.grammar(USE, shape, ThreadWork())
     assert "start: calls | answer" in both.text
     alone = ToolUse(tools=USE.tools, parallel=False)
     assert preparer.reading(alone, None).parallel is False
     assert preparer.reading(alone, both).parallel is True  # the grammar sees to it
     assert preparer.reading(REQUIRED, both).eager is True
+
+
+class SlowChecker(GrammarChecker):
+    """Its thread has begun, and is done when one says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = asyncio.Event()
+        self.checked: Future[None] = Future()
+        self.checked.set_running_or_notify_cancel()
+
+    def check(self, grammar: Grammar, field: str) -> Future[None]:
+        self.begun.set()
+        return self.checked
+
+
+async def test_a_check_goes_on_for_a_request_that_was_cancelled() -> None:
+    checker, work, done = SlowChecker(), ThreadWork(), asyncio.Event()
+    preparer = ToolPreparer(tokenizer("<tool_call>", special=False), checker)
+    asked = asyncio.create_task(preparer.grammar(REQUIRED, None, work))
+    await checker.begun.wait()
+    await end(asked)
+    work.when_done(done.set)
+    assert not done.is_set()
+    checker.checked.set_result(None)
+    async with asyncio.timeout(10):
+        await done.wait()

@@ -1,0 +1,48 @@
+"""The one model a gateway serves: its name, and how much of a context it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from dspark_core.errors import ContextLengthError, UnavailableError, UnknownModelError
+from dspark_core.records import VerifierDescription
+from services.gateway.backend import GenerationBackend
+
+
+class ServedModel:
+    def __init__(self, name: str, backend: GenerationBackend, max_context_tokens: int | None = None) -> None:
+        """max_context_tokens: tightens the backend's limit."""
+        self.name = name
+        self._backend = backend
+        self._max_context_tokens = max_context_tokens
+
+    def check_name(self, asked: str) -> None:
+        """Raises UnknownModelError."""
+        if asked != self.name:
+            raise UnknownModelError(
+                f"the model {asked!r} does not exist here, only {self.name!r}", field="model"
+            )
+
+    async def describe(self) -> VerifierDescription:
+        """With the context limit of this gateway. Raises UnavailableError while no verifier is known."""
+        description = await self._backend.describe()
+        limit = min(
+            description.max_context_tokens, self._max_context_tokens or description.max_context_tokens
+        )
+        return dataclasses.replace(description, max_context_tokens=limit)
+
+    async def known_limit(self) -> int | None:
+        """Of the context; without a verifier what was configured, if anything was."""
+        try:
+            return (await self.describe()).max_context_tokens
+        except UnavailableError:
+            return self._max_context_tokens
+
+
+def too_long(field: str, tokens: str, model_name: str, limit: int) -> ContextLengthError:
+    """`tokens`: how many, as far as is known."""
+    return ContextLengthError(
+        f"{field} has {tokens} tokens, but the context limit of {model_name} is {limit} "
+        f"tokens and must hold at least one more",
+        field=field,
+    )
