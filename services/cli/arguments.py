@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dspark_core.engine.building import ENGINES, NATIVE
+from dspark_core.engine.building import DTYPES, ENGINES, NATIVE, WEIGHTS
 from services.cli.template_arguments import add_template_argument
 from services.common.env import json_object
 from services.embedded.options import StackOptions
@@ -36,7 +36,7 @@ def add_stack_arguments(parser: argparse.ArgumentParser, *, template: bool = Tru
     )
     if template:
         add_template_argument(group)
-    group.add_argument("--dtype", default=defaults.dtype, choices=("bfloat16", "float32"))
+    group.add_argument("--dtype", default=defaults.dtype, choices=tuple(DTYPES))
     group.add_argument(
         "--device",
         default=defaults.device,
@@ -46,7 +46,7 @@ def add_stack_arguments(parser: argparse.ArgumentParser, *, template: bool = Tru
     group.add_argument(
         "--weights",
         default=defaults.weights,
-        choices=("stored", "stored-a8", "full", "int8"),
+        choices=WEIGHTS,
         help="of the target: as the checkpoint has them (default), the same but multiplied with activations "
         "rounded to 8 bits (stored-a8, faster but inexact), expanded to --dtype, or, inexactly, int8",
     )

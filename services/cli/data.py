@@ -13,8 +13,7 @@ from collections.abc import Callable
 
 from dspark_core.errors import DSparkError
 from services.cli import data_features, data_ngrams, data_prompts, data_regenerate
-
-EXIT_INTERRUPTED = 130
+from services.common.exits import EXIT_INTERRUPTED
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -42,7 +42,7 @@ def add_target_arguments(parser: argparse.ArgumentParser, *, kv_cache: bool = Tr
         "--target-model", default=DEFAULT_MODEL, help=f"name, GGUF file or HF directory ({DEFAULT_MODEL})"
     )
     add_template_argument(group)
-    group.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="(bfloat16)")
+    group.add_argument("--dtype", default="bfloat16", choices=tuple(DTYPES), help="(bfloat16)")
     group.add_argument(
         "--device",
         default=AUTO,

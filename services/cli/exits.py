@@ -6,8 +6,6 @@ import os
 import sys
 from typing import NoReturn
 
-EXIT_INTERRUPTED = 130  # as shells count: 128 and SIGINT
-
 
 def leave_at_once(status: int) -> NoReturn:
     """Ends this process as it stands: a thread that still computes cannot be interrupted, Python would wait

@@ -17,8 +17,9 @@ from rich.console import Console
 from services.cli.arguments import add_stack_arguments, stack_options
 from services.cli.asking import add_key_argument, add_sampling_arguments, sampling_fields
 from services.cli.client import GatewayClient
-from services.cli.exits import EXIT_INTERRUPTED, leave_at_once
+from services.cli.exits import leave_at_once
 from services.cli.report import AnswerMeter
+from services.common.exits import EXIT_INTERRUPTED
 from services.embedded.stack import EmbeddedStack
 
 

@@ -12,10 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from dspark_core.errors import ConfigError, DSparkError
-from services.cli.exits import EXIT_INTERRUPTED
-
-EXIT_FAILURE = 1
-EXIT_CONFIG = 2
+from services.common.exits import EXIT_CONFIG, EXIT_FAILURE, EXIT_INTERRUPTED
 
 COMMANDS = {
     "up": ("up", "start everything on this machine"),

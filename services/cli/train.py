@@ -25,7 +25,7 @@ from dspark_core.training.averaging import average_checkpoints
 from dspark_core.training.run import BEST, LOG, NEWEST, TrainingRun
 from dspark_core.training.run_log import JsonLog, TensorBoardLog
 from dspark_core.training.workers import Workers, own_device, started_by_torchrun
-from services.cli.exits import EXIT_INTERRUPTED, leave_at_once
+from services.cli.exits import leave_at_once
 from services.cli.train_config import TrainConfig, read_config
 from services.cli.train_dry_run import dry_run_table
 from services.cli.train_progress import ProgressView
@@ -38,6 +38,7 @@ from services.cli.train_setup import (
     check_output,
     claim_output,
 )
+from services.common.exits import EXIT_INTERRUPTED
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -17,11 +17,9 @@ from typing import NoReturn
 import grpc.aio
 
 from dspark_core.errors import ConfigError
+from services.common.exits import EXIT_CONFIG, EXIT_FAILURE, EXIT_INTERRUPTED
 from services.common.logs import setup_logging
 
-EXIT_FAILURE = 1
-EXIT_CONFIG = 2
-EXIT_INTERRUPTED = 130
 STACKS_SIGNAL = signal.SIGUSR1
 """A service that gets it prints the Python stacks of its threads to stderr and goes on."""
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from dspark_core.engine.profile_file import read_profile
-from services.cli.main import EXIT_CONFIG, main
+from services.cli.main import main
+from services.common.exits import EXIT_CONFIG
 
 pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(300)]
 

@@ -13,8 +13,9 @@ from dspark_core.engine.trace_format import TracedCurve, TracedRequest, TraceHea
 from dspark_core.simulation.domains import DEFAULTS
 from dspark_core.simulation.scenario import HELP, Scenario
 from services.cli import replay, simulate
-from services.cli.main import EXIT_CONFIG, main
+from services.cli.main import main
 from services.cli.simulation_inputs import DEFAULT_ROUND_TIME
+from services.common.exits import EXIT_CONFIG
 from tests.unit.simulation.worlds import round_time, traced
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "simulation.md"

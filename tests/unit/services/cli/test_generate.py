@@ -18,7 +18,8 @@ import pytest
 
 from services.cli import generate
 from services.cli.client import GatewayClient
-from services.cli.main import EXIT_CONFIG, EXIT_INTERRUPTED, main
+from services.cli.main import main
+from services.common.exits import EXIT_CONFIG, EXIT_INTERRUPTED
 
 
 class Left(BaseException):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from services.cli import data_features, profile
-from services.cli.main import EXIT_CONFIG, main
+from services.cli.main import main
+from services.common.exits import EXIT_CONFIG
 
 GOLDEN = Path(__file__).parents[3] / "fixtures" / "golden"
 
