@@ -8,7 +8,7 @@ import dataclasses
 import threading
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from services.common.telemetry import Telemetry
 from services.drafter import convert
 from services.drafter.servicer import DrafterServicer
 from services.verifier.clients import RemoteDraftSource
+from tests.support.polling import eventually
 from tests.unit.models.autoregressive_tiny import MTP, random_drafter, save
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden"
@@ -73,12 +74,6 @@ async def connected(
             yield source
         finally:
             await source.close()
-
-
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @pytest.fixture(params=["local", "remote"])
@@ -218,11 +213,11 @@ async def test_a_restarted_drafter_is_reconnected_and_primed_again(engine: Conte
             (before,) = await propose(source, [item("a", 0, 30)])
             generation = source.generation
             await server.stop()
-            await until(lambda: not source.connected)
+            await eventually(lambda: not source.connected)
             with pytest.raises(DraftUnavailableError, match="no drafter is connected"):
                 await propose(source, [item("a", 30, 31)])
             async with drafter_server(engine, port):
-                await until(lambda: source.connected)
+                await eventually(lambda: source.connected)
                 assert source.generation > generation
                 (block,) = await propose(source, [item("a", 30, 31)])
                 assert block.needs_context  # the stream's end freed what it had primed
@@ -237,7 +232,7 @@ async def test_the_end_of_a_stream_frees_its_sequences() -> None:
             await source.wait_connected()
             await propose(source, [item("gone-1", 0, 3), item("gone-2", 0, 4)])
             assert engine.num_sequences == 2
-        await until(lambda: engine.num_sequences == 0)
+        await eventually(lambda: engine.num_sequences == 0)
 
 
 class Slow:
@@ -268,7 +263,7 @@ async def test_a_hanging_drafter_is_dropped_and_never_waited_for_twice(engine: C
         with pytest.raises(DraftUnavailableError, match="the drafter's stream ended"):
             await asyncio.wait_for(asyncio.wrap_future(hanging), 10)
         gate.set()
-        await until(lambda: source.connected and source.generation > generation)
+        await eventually(lambda: source.connected and source.generation > generation)
         (block,) = await propose(source, [item("h", 0, 5)])
         assert len(block.token_ids) == engine.geometry.block_size
 
@@ -308,6 +303,6 @@ async def test_a_drafter_of_another_checkpoint_is_refused(engine: ContextDraftEn
     async with drafter_server(engine) as server, open_channel(f"127.0.0.1:{server.port}") as channel:
         source = RemoteDraftSource(channel, other)
         source.start()
-        await until(lambda: "this verifier projects for" in caplog.text)
+        await eventually(lambda: "this verifier projects for" in caplog.text)
         assert not source.connected
         await source.close()

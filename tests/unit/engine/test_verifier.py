@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -15,25 +15,32 @@ from dspark_core.engine.verifier import Verifier
 from dspark_core.errors import InvalidRequestError, QueueFullError, UnavailableError
 from dspark_core.records import FinishReason, GenerateRequest
 from tests.support.clock import ManualClock
+from tests.support.polling import eventually
 from tests.unit.engine.tiny import make_loop, naive_greedy, prompts, request, tiny_decoder, tiny_engine
 
 
 @pytest.fixture
-async def verifier() -> AsyncIterator[Verifier]:
-    one = Verifier(make_loop())
-    one.start()
-    yield one
-    one.stop()
+def started() -> Iterator[Callable[..., Verifier]]:
+    """Starts verifiers and stops them, whatever becomes of the test."""
+    made: list[Verifier] = []
+
+    def start(rounds: RoundLoop, **options: object) -> Verifier:
+        made.append(Verifier(rounds, **options))
+        made[-1].start()
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.stop()
+
+
+@pytest.fixture
+def verifier(started: Callable[..., Verifier]) -> Verifier:
+    return started(make_loop())
 
 
 async def collect(verifier: Verifier, one: GenerateRequest) -> list[int]:
     return [token async for chunk in verifier.generate(one) for token in chunk.token_ids]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_concurrent_streams_get_their_own_tokens(verifier: Verifier) -> None:
@@ -47,7 +54,7 @@ async def test_a_reader_that_falls_behind_gets_what_it_missed_as_one_chunk(verif
     one = request("a", [1, 2, 3], 12)
     stream = verifier.generate(one)
     first = await anext(stream)
-    await until(lambda: not verifier.status.running_requests)
+    await eventually(lambda: not verifier.status.running_requests)
     await asyncio.sleep(0.1)  # until what the last round put is here
     rest = await anext(stream)
     with pytest.raises(StopAsyncIteration):
@@ -78,35 +85,36 @@ async def test_closing_a_stream_frees_its_pages(verifier: Verifier) -> None:
     await anext(stream)
     assert verifier.status.running_requests == 1
     await stream.aclose()
-    await until(lambda: verifier.status.running_requests == 0 and verifier.status.free_kv_fraction == 1.0)
+    await eventually(
+        lambda: verifier.status.running_requests == 0 and verifier.status.free_kv_fraction == 1.0
+    )
 
 
 async def test_a_cancelled_caller_frees_its_pages(verifier: Verifier) -> None:
     task = asyncio.create_task(collect(verifier, request("a", [1, 2, 3], 240)))
-    await until(lambda: verifier.status.running_requests == 1)
+    await eventually(lambda: verifier.status.running_requests == 1)
     task.cancel()
-    await until(lambda: verifier.status.running_requests == 0 and verifier.status.free_kv_fraction == 1.0)
+    await eventually(
+        lambda: verifier.status.running_requests == 0 and verifier.status.free_kv_fraction == 1.0
+    )
 
 
-async def test_refusals_reach_the_caller() -> None:
-    one = Verifier(make_loop(max_running=1, max_waiting=1))
-    one.start()
+async def test_refusals_reach_the_caller(started) -> None:
+    one = started(make_loop(max_running=1, max_waiting=1))
     with pytest.raises(InvalidRequestError, match="got -5"):
         await collect(one, request("bad", [-5]))
     streams = [one.generate(request(f"r{i}", [1], 250)) for i in range(3)]
     first = asyncio.create_task(anext(streams[0]))
     await first
     second = asyncio.create_task(anext(streams[1]))
-    await until(lambda: one.status.waiting_requests == 1)
+    await eventually(lambda: one.status.waiting_requests == 1)
     with pytest.raises(QueueFullError):
         await anext(streams[2])
     second.cancel()
-    one.stop()
 
 
-async def test_stopping_fails_what_is_running() -> None:
-    one = Verifier(make_loop())
-    one.start()
+async def test_stopping_fails_what_is_running(started) -> None:
+    one = started(make_loop())
     stream = one.generate(request("a", [1, 2, 3], 240))
     await anext(stream)
     one.stop()
@@ -128,10 +136,9 @@ class FailingOnce(RoundLoop):
         return super().step()
 
 
-async def test_a_failing_round_loses_its_requests_only() -> None:
+async def test_a_failing_round_loses_its_requests_only(started) -> None:
     plain = make_loop()
-    one = Verifier(FailingOnce(tiny_engine(), plain._planner))
-    one.start()
+    one = started(FailingOnce(tiny_engine(), plain._planner))
     with pytest.raises(MemoryError):
         await collect(one, request("a", [1, 2, 3], 20))
     assert one.status.healthy
@@ -139,7 +146,6 @@ async def test_a_failing_round_loses_its_requests_only() -> None:
     stream = one.generate(request("a", [1, 2, 3], 3))
     chunks = [chunk async for chunk in stream]
     assert chunks[-1].finish_reason is FinishReason.LENGTH
-    one.stop()
 
 
 def loop_with(kind: type[RoundLoop]) -> RoundLoop:
@@ -151,15 +157,13 @@ class Failing(RoundLoop):
         raise MemoryError("no memory for any round")
 
 
-async def test_rounds_that_all_fail_are_a_problem() -> None:
-    one = Verifier(loop_with(Failing))
-    one.start()
+async def test_rounds_that_all_fail_are_a_problem(started) -> None:
+    one = started(loop_with(Failing))
     for number in range(3):
         assert one.status.healthy
         with pytest.raises(MemoryError):
             await collect(one, request(f"r{number}", [1], 5))
-    await until(lambda: one.status.problem == "the last 3 rounds failed")
-    one.stop()
+    await eventually(lambda: one.status.problem == "the last 3 rounds failed")
 
 
 class BrokenCancel(RoundLoop):
@@ -167,9 +171,8 @@ class BrokenCancel(RoundLoop):
         raise KeyError(request_id)
 
 
-async def test_a_thread_that_dies_leaves_nobody_waiting() -> None:
-    one = Verifier(loop_with(BrokenCancel))
-    one.start()
+async def test_a_thread_that_dies_leaves_nobody_waiting(started) -> None:
+    one = started(loop_with(BrokenCancel))
     left, kept = (one.generate(request(name, [1, 2], 240)) for name in ("left", "kept"))
     await anext(left)
     await anext(kept)
@@ -180,7 +183,6 @@ async def test_a_thread_that_dies_leaves_nobody_waiting() -> None:
     assert "KeyError" in one.status.problem
     with pytest.raises(UnavailableError, match="broken"):
         await collect(one, request("new", [1], 5))
-    one.stop()
 
 
 class BrokenSubmit(RoundLoop):
@@ -190,14 +192,12 @@ class BrokenSubmit(RoundLoop):
         super().submit(one, grammar)
 
 
-async def test_a_request_that_cannot_be_taken_in_is_its_own_problem() -> None:
-    one = Verifier(loop_with(BrokenSubmit))
-    one.start()
+async def test_a_request_that_cannot_be_taken_in_is_its_own_problem(started) -> None:
+    one = started(loop_with(BrokenSubmit))
     with pytest.raises(ZeroDivisionError):
         await collect(one, request("odd", [1], 5))
     assert len(await collect(one, request("even", [1], 5))) == 5
     assert one.status.healthy
-    one.stop()
 
 
 class Stuck(RoundLoop):
@@ -209,13 +209,12 @@ class Stuck(RoundLoop):
         return super().step()
 
 
-async def test_a_round_that_does_not_end_is_a_problem_and_holds_up_no_stop(monkeypatch) -> None:
+async def test_a_round_that_does_not_end_is_a_problem_and_holds_up_no_stop(started, monkeypatch) -> None:
     monkeypatch.setattr(engine_verifier, "JOIN_SECONDS", 0.05)
     clock = ManualClock()
-    one = Verifier(loop_with(Stuck), clock=clock)
-    one.start()
+    one = started(loop_with(Stuck), clock=clock)
     asked = asyncio.create_task(collect(one, request("r", [1], 5)))
-    await until(Stuck.entered.is_set)
+    await eventually(Stuck.entered.is_set)
     clock.advance(600)
     assert one.status.healthy
     clock.advance(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -19,6 +19,7 @@ from services.scheduler.scheduler import Scheduler
 from services.verifier.metrics import ObservedPlanSource, VerifierMetrics
 from services.verifier.plans import MAX_PLAN_AGE_ROUNDS, CoordinatedPlanSource
 from tests.support.clock import ManualClock
+from tests.support.polling import eventually
 
 CURVE = tuple(
     StepTime(requests=1, batch_tokens=tokens, context_tokens=0, seconds=seconds)
@@ -61,20 +62,14 @@ class ScriptedScheduler:
                 yield VerifyPlan(based_on_round=one.round, draft_token_capacity=self.capacity)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.002)
-
-
 async def test_a_plan_two_rounds_old_is_followed_and_the_profile_is_sent_once() -> None:
     scheduler = ScriptedScheduler()
     plans = CoordinatedPlanSource(scheduler, FullPlanSource(), CURVE)
     plans.start()
     for number in (1, 2):
         plans.report(report(number))
-        await until(lambda number=number: len(scheduler.reports) == number)
-    await until(lambda: plans.newest_round == 2)
+        await eventually(lambda number=number: len(scheduler.reports) == number)
+    await eventually(lambda: plans.newest_round == 2)
     assert plans.plan(REQUESTS) == (1, 1)  # two tokens: 0.9 of the first request, 0.85 of the second
     assert [bool(one.profile) for one in scheduler.reports] == [True, False]
     await plans.close()
@@ -85,7 +80,7 @@ async def test_a_plan_from_the_previous_round_is_too_young_and_an_old_one_too_ol
     plans = CoordinatedPlanSource(scheduler, FullPlanSource(), CURVE)
     plans.start()
     plans.report(report(1))
-    await until(lambda: plans.newest_round == 1)
+    await eventually(lambda: plans.newest_round == 1)
     assert plans.plan(REQUESTS) == (3, 2)  # round 2 may not use what round 1 showed
     scheduler.silent = True
     for number in range(2, MAX_PLAN_AGE_ROUNDS + 2):
@@ -113,7 +108,7 @@ async def test_the_real_scheduler_answers_with_a_capacity_that_pays() -> None:
     plans.start()
     for number in range(1, 4):
         plans.report(report(number))
-        await until(lambda number=number: plans.newest_round == number)
+        await eventually(lambda number=number: plans.newest_round == number)
     lengths = plans.plan(REQUESTS)
     assert plans.last_planner == "scheduler"
     # The curve is nearly flat, so the likely tokens are verified; 0.085 of throughput is not worth the last.
@@ -136,15 +131,15 @@ async def test_a_load_that_changes_between_rounds_is_told_without_one() -> None:
     scheduler, loads = ScriptedScheduler(), Loads()
     plans = CoordinatedPlanSource(scheduler, FullPlanSource(), CURVE, replica_id="v", load=loads.take)
     plans.start()
-    await until(lambda: len(scheduler.reports) == 1)  # at once, with the profile: no round is needed
+    await eventually(lambda: len(scheduler.reports) == 1)  # at once, with the profile: no round is needed
     assert (scheduler.reports[0].round, scheduler.reports[0].replica_id) == (0, "v")
     assert scheduler.reports[0].profile == CURVE
     loads.now = VerifierLoad(running_requests=3)
-    await until(lambda: len(scheduler.reports) == 2)
+    await eventually(lambda: len(scheduler.reports) == 2)
     assert scheduler.reports[1].load == loads.now
     assert plans.newest_round == 0  # the answer to a load is no plan for a round
     plans.report(report(1))
-    await until(lambda: any(one.round == 1 for one in scheduler.reports))
+    await eventually(lambda: any(one.round == 1 for one in scheduler.reports))
     assert scheduler.reports[-1].load == loads.now
     await plans.close()
 
@@ -160,7 +155,7 @@ async def test_step_times_of_its_kind_reach_a_verifier_that_was_not_profiled() -
         )
         plans.start()
         plans.report(dataclasses.replace(report(1), replica_id=name))
-        await until(lambda plans=plans: plans.newest_round == 1)
+        await eventually(lambda plans=plans: plans.newest_round == 1)
         await plans.close()
     assert [[point.batch_tokens for point in curve] for curve in taken] == [[1, 8]]
 
@@ -184,9 +179,9 @@ async def test_a_price_reaches_the_choice_whom_to_draft_for_and_fades_without_ne
 
     assert price() == 0.0
     plans.report(report(1))
-    await until(lambda: price() == 80.0)
+    await eventually(lambda: price() == 80.0)
     plans.report(report(2))
-    await until(lambda: price() == 120.0)  # told even while there is nothing to plan
+    await eventually(lambda: price() == 120.0)  # told even while there is nothing to plan
     clock.advance(FRESH_SECONDS)
     assert price() == 120.0
     clock.advance(HALF_LIFE_SECONDS)
@@ -210,7 +205,7 @@ async def test_an_unexpected_error_is_logged_and_the_scheduler_asked_again(
     plans = CoordinatedPlanSource(Broken(), FullPlanSource(), CURVE)
     plans.start()
     plans.report(report(1))
-    await until(lambda: plans.newest_round == 1)
+    await eventually(lambda: plans.newest_round == 1)
     assert "unexpected error while following the scheduler" in caplog.text
     await plans.close()
 
@@ -256,7 +251,7 @@ async def test_plans_are_counted_by_who_made_them() -> None:
     counted.plan(REQUESTS)
     for number in (1, 2):
         counted.report(report(number))
-    await until(lambda: plans.newest_round == 2)
+    await eventually(lambda: plans.newest_round == 2)
     counted.plan(REQUESTS)
     counted.plan(REQUESTS)
     assert registry.get_sample_value("dspark_plans_total", {"source": "local"}) == 1
