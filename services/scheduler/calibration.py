@@ -9,7 +9,6 @@ held-out half decides whether it is used at all.
 from __future__ import annotations
 
 import json
-import logging
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,11 +22,8 @@ from dspark_core.algorithms.calibration import (
     fit_sequential_scaling,
     position_quality,
 )
-from dspark_core.errors import ConfigError, UnavailableError
 from dspark_core.records import RequestSurvival
-from services.scheduler.documents import DocumentStore
-
-_log = logging.getLogger(__name__)
+from services.scheduler.documents import DocumentStore, SavedDocuments
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -70,8 +66,7 @@ class CalibrationBook:
     """By model. What was found is stored; the rounds it was found in are not, they come again."""
 
     def __init__(self, store: DocumentStore) -> None:
-        self._store = store
-        self._saved: dict[str, str] = {}
+        self._saved = SavedDocuments(store, "calibrations")
         self._windows: OrderedDict[str, _Window] = OrderedDict()
 
     def observe(self, model: str, requests: Sequence[RequestSurvival]) -> None:
@@ -103,45 +98,28 @@ class CalibrationBook:
 
     async def load(self) -> None:
         """Takes over what an earlier leader found; a store that is down leaves the book as it is."""
-        try:
-            documents = await self._store.load()
-        except UnavailableError as error:
-            _log.warning("stored calibrations were not read: %s", error)
-            return
-        self.forget_saved()  # others may have saved since, and a new leader's save shuts out the one before
-        for model, document in documents.items():
-            try:
-                self._window(model).state = _state_from_text(document)
-            except (ConfigError, ValueError, TypeError, KeyError) as error:
-                _log.warning("skipping the stored calibration of %s: %r", model, error)
+        await self._saved.load(self._take)
+
+    def _take(self, model: str, document: str) -> None:
+        self._window(model).state = _state_from_text(document)
 
     def forget_saved(self) -> None:
         """The store may have lost everything: the next `save` writes all that is known."""
-        self._saved = {}
+        self._saved.forget()
 
     async def save(self, term: int) -> None:
         """Stores what changed since the last time. Never fails."""
-        saved = self._saved  # if it is forgotten meanwhile, what is written now may be lost, too
-        documents = {model: _state_to_text(state) for model, state in self.states().items()}
-        changed = {model: text for model, text in documents.items() if saved.get(model) != text}
-        if not changed:
-            return
-        try:
-            await self._store.save(changed, term)
-        except UnavailableError as error:
-            _log.debug("calibrations were not stored: %s", error)
-            self.forget_saved()
-        else:
-            saved.update(changed)
+        await self._saved.save({model: _state_to_text(state) for model, state in self.states().items()}, term)
 
     async def close(self) -> None:
-        await self._store.close()
+        await self._saved.close()
 
     def _window(self, model: str) -> _Window:
         window = self._windows.setdefault(model, _Window(deque(maxlen=WINDOW_ROUNDS)))
+        self._windows.move_to_end(model)
         if len(self._windows) > MAX_MODELS:
             gone, _ = self._windows.popitem(last=False)
-            self._saved.pop(gone, None)
+            self._saved.forget_one(gone)
         return window
 
 

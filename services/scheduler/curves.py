@@ -7,7 +7,6 @@ point, so that one throttled or misprofiled replica does not speak for its kind.
 from __future__ import annotations
 
 import json
-import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import astuple
@@ -15,12 +14,9 @@ from statistics import median
 
 from dspark_core.algorithms.step_surface import StepPoint
 from dspark_core.algorithms.step_time import ProfileKey, StepTimeModel
-from dspark_core.errors import ConfigError, UnavailableError
 from dspark_core.records import ReplicaKind
-from services.scheduler.documents import DocumentStore
+from services.scheduler.documents import DocumentStore, SavedDocuments
 from services.scheduler.pace import VerifierPace
-
-_log = logging.getLogger(__name__)
 
 MAX_KINDS = 256
 MAX_MEMBERS = 64
@@ -29,10 +25,9 @@ MAX_MEMBERS = 64
 
 class CurveBook:
     def __init__(self, store: DocumentStore) -> None:
-        self._store = store
+        self._saved = SavedDocuments(store, "step times")
         self._stored: OrderedDict[ReplicaKind, StepTimeModel] = OrderedDict()
         self._members: dict[ReplicaKind, OrderedDict[str, VerifierPace]] = {}
-        self._saved: dict[str, str] = {}
 
     def join(self, kind: ReplicaKind, replica_id: str, pace: VerifierPace) -> bool:
         """A replica of this kind begins to report; True when it knew nothing and got the pooled curve."""
@@ -65,42 +60,25 @@ class CurveBook:
 
     async def load(self) -> None:
         """Takes over what an earlier leader stored; a store that is down leaves the book as it is."""
-        try:
-            documents = await self._store.load()
-        except UnavailableError as error:
-            _log.warning("stored step times were not read: %s", error)
-            return
-        self.forget_saved()  # others may have saved since, and a new leader's save shuts out the one before
-        for name, document in documents.items():
-            try:
-                self._keep(_kind_from_text(name), StepTimeModel.from_dict(json.loads(document)))
-            except (ConfigError, ValueError, TypeError) as error:
-                _log.warning("skipping stored step times of %s: %s", name, error)
+        await self._saved.load(self._take)
+
+    def _take(self, name: str, document: str) -> None:
+        self._keep(_kind_from_text(name), StepTimeModel.from_dict(json.loads(document)))
 
     def forget_saved(self) -> None:
         """The store may have lost everything: the next `save` writes all that is known."""
-        self._saved = {}
+        self._saved.forget()
 
     async def save(self, term: int) -> None:
         """Stores what changed since the last time. Never fails."""
         for kind in self._members:
             if (pooled := self.pooled(kind)) is not None:
                 self._keep(kind, pooled)
-        saved = self._saved  # if it is forgotten meanwhile, what is written now may be lost, too
         documents = {_kind_to_text(kind): json.dumps(model.to_dict()) for kind, model in self._stored.items()}
-        changed = {name: text for name, text in documents.items() if saved.get(name) != text}
-        if not changed:
-            return
-        try:
-            await self._store.save(changed, term)
-        except UnavailableError as error:
-            _log.debug("step times were not stored: %s", error)
-            self.forget_saved()
-        else:
-            saved.update(changed)
+        await self._saved.save(documents, term)
 
     async def close(self) -> None:
-        await self._store.close()
+        await self._saved.close()
 
     def _keep(self, kind: ReplicaKind, model: StepTimeModel) -> None:
         self._stored[kind] = model

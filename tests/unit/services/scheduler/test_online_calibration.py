@@ -7,8 +7,10 @@ from prometheus_client import CollectorRegistry
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime, VerifyPlan
 from services.scheduler.calibration import (
+    MAX_MODELS,
     MIN_ROUNDS,
     CalibrationBook,
+    CalibrationState,
     conditional_confidences,
     examine,
 )
@@ -54,6 +56,17 @@ def test_overconfidence_is_found_corrected_and_an_alarm():
     assert state.scaled_error < state.error / 3
     assert state.scaling is not None
     assert state.scaling.biases[0] == pytest.approx(-1.5, abs=0.4)
+
+
+def test_of_too_many_models_the_one_that_was_not_heard_of_for_longest_is_forgotten():
+    book = CalibrationBook(MemoryDocumentStore())
+    for number in range(MAX_MODELS):
+        book.observe(f"m{number}", [])
+        book.learned(f"m{number}", CalibrationState(error=0.2, scaled_error=0.1))
+    book.observe("m0", [])
+    book.observe("another", [])
+    assert "m0" in book.states()
+    assert "m1" not in book.states()
 
 
 def test_conditional_confidences_invert_the_product():
