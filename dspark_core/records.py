@@ -105,7 +105,7 @@ class GenerateRequest:
     min_tokens_per_second: float | None = None
     """Speed floor: tokens per second after the first token; None: none was promised."""
     tier: str = ""
-    """Who asked: queues are by tier. Changes nothing of the output."""
+    """Who asked: the scheduler's queues are by tier. Verifiers are not told."""
     adjustments: LogitAdjustments = NO_ADJUSTMENTS
     grammar: Grammar | None = None
     """What the output must be; None: anything."""
@@ -347,7 +347,6 @@ class VerifierDescription:
     model: str
     vocab_size: int
     max_context_tokens: int
-    dtype: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,9 +41,7 @@ class ScriptedVerifier:
         self._vocab_size = vocab_size
 
     async def describe(self) -> VerifierDescription:
-        return VerifierDescription(
-            model=DEFAULT_MODEL, vocab_size=self._vocab_size, max_context_tokens=8192, dtype="bfloat16"
-        )
+        return VerifierDescription(model=DEFAULT_MODEL, vocab_size=self._vocab_size, max_context_tokens=8192)
 
     async def generate(
         self, request: GenerateRequest, *, deadline_seconds: float

@@ -188,7 +188,6 @@ def generate_request_to_proto(value: GenerateRequest) -> verifier_pb2.GenerateRe
         stop_token_ids=value.stop_token_ids,
         speculation=speculation_to_proto(value.speculation),
         min_tokens_per_second=value.min_tokens_per_second or 0.0,
-        tier=value.tier,
         adjustments=None if value.adjustments == NO_ADJUSTMENTS else adjustments_to_proto(value.adjustments),
         generated_tokens=value.generated_tokens,
         top_logprobs=value.top_logprobs,
@@ -205,7 +204,6 @@ def generate_request_from_proto(message: verifier_pb2.GenerateRequest) -> Genera
         stop_token_ids=tuple(message.stop_token_ids),
         speculation=speculation_from_proto(message.speculation),
         min_tokens_per_second=message.min_tokens_per_second or None,
-        tier=message.tier,
         adjustments=adjustments_from_proto(message.adjustments),
         generated_tokens=message.generated_tokens,
         top_logprobs=message.top_logprobs if message.HasField("top_logprobs") else None,
@@ -238,7 +236,6 @@ def verifier_description_to_proto(value: VerifierDescription) -> verifier_pb2.De
         model=value.model,
         vocab_size=value.vocab_size,
         max_context_tokens=value.max_context_tokens,
-        dtype=value.dtype,
     )
 
 
@@ -247,7 +244,6 @@ def verifier_description_from_proto(message: verifier_pb2.DescribeVerifierRespon
         model=message.model,
         vocab_size=message.vocab_size,
         max_context_tokens=message.max_context_tokens,
-        dtype=message.dtype,
     )
 
 

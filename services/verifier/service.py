@@ -65,7 +65,6 @@ def describe(options: EngineOptions, profiled: ProfiledTarget) -> VerifierDescri
         model=options.target_model,
         vocab_size=profiled.target.facts.config.vocab_size,
         max_context_tokens=profiled.target.engine.max_context_tokens,
-        dtype=options.dtype,
     )
 
 

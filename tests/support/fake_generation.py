@@ -39,9 +39,7 @@ class FakeBackend:
     async def describe(self) -> VerifierDescription:
         if self.describe_error is not None:
             raise self.describe_error
-        return VerifierDescription(
-            model="m", vocab_size=VOCAB, max_context_tokens=self.max_context_tokens, dtype="float32"
-        )
+        return VerifierDescription(model="m", vocab_size=VOCAB, max_context_tokens=self.max_context_tokens)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
         self.requests.append(request)

@@ -49,7 +49,7 @@ class ScriptedVerifier(verifier_pb2_grpc.VerifierServiceServicer):
 
     async def Describe(self, request, context) -> verifier_pb2.DescribeVerifierResponse:  # noqa: N802
         return verifier_pb2.DescribeVerifierResponse(
-            model=self._model, vocab_size=VOCAB, max_context_tokens=500, dtype="float32"
+            model=self._model, vocab_size=VOCAB, max_context_tokens=500
         )
 
     async def Generate(self, request, context) -> AsyncIterator[verifier_pb2.GenerateChunk]:  # noqa: N802

@@ -36,7 +36,7 @@ async def client(traced_telemetry: Telemetry) -> AsyncIterator[VerifierClient]:
     known = naive_greedy(tiny_decoder(), PROMPT, TOKENS)
     drafts = ScriptedDrafts({"r": known}, prompt_lengths={"r": len(PROMPT)}, error_rate=0.3)
     verifier = Verifier(make_loop(drafts=drafts))
-    described = VerifierDescription(model="tiny", vocab_size=9, max_context_tokens=200, dtype="float32")
+    described = VerifierDescription(model="tiny", vocab_size=9, max_context_tokens=200)
     servicer = VerifierServicer(LocalVerifier(verifier, described, tracer=traced_telemetry.tracer))
     async with AsyncExitStack() as stack:
         verifier.start()

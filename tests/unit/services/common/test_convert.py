@@ -57,7 +57,6 @@ requests = st.builds(
     stop_token_ids=token_ids,
     speculation=speculation,
     min_tokens_per_second=st.none() | st.floats(0, 1e6, exclude_min=True),
-    tier=st.text(),
     adjustments=st.builds(
         LogitAdjustments,
         logit_bias=st.dictionaries(counts, st.floats(-100, 100), max_size=4).map(lambda d: tuple(d.items())),
@@ -199,7 +198,7 @@ def test_reports_survive_the_wire(report: RoundReport):
 def test_plans_and_descriptions_survive_the_wire():
     plan = VerifyPlan(based_on_round=2**40, draft_token_capacity=17, draft_price=812.5)
     assert cluster_convert.verify_plan_from_proto(cluster_convert.verify_plan_to_proto(plan)) == plan
-    described = VerifierDescription(model="m", vocab_size=9, max_context_tokens=8, dtype="float32")
+    described = VerifierDescription(model="m", vocab_size=9, max_context_tokens=8)
     message = convert.verifier_description_to_proto(described)
     assert convert.verifier_description_from_proto(message) == described
 

@@ -58,7 +58,7 @@ class FakeVerifier:
             await self.resume.wait()
         if self.error is not None:
             raise self.error
-        return VerifierDescription(model="m", vocab_size=500, max_context_tokens=64, dtype="float32")
+        return VerifierDescription(model="m", vocab_size=500, max_context_tokens=64)
 
     async def generate(
         self, request: GenerateRequest, *, deadline_seconds: float
