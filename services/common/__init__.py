@@ -1,1 +1,1 @@
-"""What every service shares: serving, errors, telemetry, registry, channels."""
+"""What every service shares: serving, errors, telemetry, registration, channels."""

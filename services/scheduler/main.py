@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import NoReturn
 
 from services.common.process import run_process
-from services.common.registry import MemoryRegistry, RedisRegistry, Registry
 from services.common.server import GrpcServer, serve
 from services.common.telemetry import Telemetry
 from services.scheduler.config import LeaderElection, SchedulerConfig
 from services.scheduler.documents import DocumentStore
 from services.scheduler.locks import leader_lock
 from services.scheduler.redis_documents import CALIBRATION_KEY, CURVES_KEY, RedisDocumentStore
+from services.scheduler.registry import MemoryRegistry, RedisRegistry, Registry
 from services.scheduler.scheduler import Scheduler
 from services.scheduler.servicer import SchedulerServicer
 

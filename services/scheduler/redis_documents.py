@@ -5,8 +5,8 @@ from __future__ import annotations
 from redis import exceptions
 from redis.asyncio import Redis
 
-from services.common.redis_store import open_redis, redis_unavailable
 from services.scheduler.redis_lock import LEADER_KEY
+from services.scheduler.redis_store import open_redis, redis_unavailable
 
 CURVES_KEY = "dspark:curves"
 CALIBRATION_KEY = "dspark:calibration"

@@ -7,8 +7,8 @@ import json
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from services.common.redis_store import open_redis, redis_unavailable
 from services.scheduler.election import Leadership
+from services.scheduler.redis_store import open_redis, redis_unavailable
 
 LEADER_KEY = "dspark:leader"
 # KEYS[1] lock; ARGV holder, address, time limit in ms. Terms are Redis' time, so that they grow even

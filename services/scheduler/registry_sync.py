@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dspark_core.errors import UnavailableError
 from dspark_core.records import Replica
 from services.common.lifecycle import end
-from services.common.registry import Registry
 from services.scheduler.metrics import SchedulerMetrics
+from services.scheduler.registry import Registry
 from services.scheduler.state import ClusterState
 
 _log = logging.getLogger(__name__)

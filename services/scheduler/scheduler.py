@@ -18,7 +18,6 @@ from prometheus_client import CollectorRegistry
 from dspark_core.errors import InvalidRequestError, NotLeaderError
 from dspark_core.records import AssignRequest, Replica, Role, RoundReport, VerifyPlan
 from services.common.lifecycle import end
-from services.common.registry import MemoryRegistry, Registry
 from services.scheduler.admission import FloorAdmission
 from services.scheduler.calibration import CalibrationState, examine
 from services.scheduler.documents import DocumentStore
@@ -26,6 +25,7 @@ from services.scheduler.election import Election, LeaderLock, Leadership, SoleLe
 from services.scheduler.fleet import Fleet
 from services.scheduler.mailbox import Mailbox
 from services.scheduler.metrics import SchedulerMetrics
+from services.scheduler.registry import MemoryRegistry, Registry
 from services.scheduler.registry_sync import RegistrySync
 
 _log = logging.getLogger(__name__)

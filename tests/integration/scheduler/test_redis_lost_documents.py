@@ -10,10 +10,10 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime
-from services.common.registry import RedisRegistry
 from services.scheduler.calibration import MIN_ROUNDS
 from services.scheduler.redis_documents import CALIBRATION_KEY, CURVES_KEY, RedisDocumentStore
 from services.scheduler.redis_lock import RedisLeaderLock
+from services.scheduler.registry import RedisRegistry
 from services.scheduler.scheduler import Scheduler
 from tests.support.polling import eventually
 from tests.support.redis_process import RedisProcess

@@ -3,8 +3,8 @@
 import pytest
 
 from dspark_core.errors import ConfigError
-from services.common.registry import RedisRegistry
 from services.scheduler.config import SchedulerConfig
+from services.scheduler.registry import RedisRegistry
 
 
 def test_defaults():

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from dspark_core.errors import InvalidRequestError
 from dspark_core.records import Replica, Role
-from services.common.redis_store import open_redis, redis_unavailable
+from services.scheduler.redis_store import open_redis, redis_unavailable
 
 _log = logging.getLogger(__name__)
 
@@ -63,14 +63,13 @@ _KEY = "dspark:replica:"
 # The index only hints at keys whose own TTL decides. Entries this long past their lease are dropped;
 # the margin keeps clock skew between schedulers from dropping a live one.
 _INDEX_SLACK_SECONDS = 3600.0
-_TIMEOUT_SECONDS = 1.0
 
 
 class RedisRegistry:
     """One key with a TTL per replica, and a sorted set of ids so that listing needs no key scan."""
 
     def __init__(self, url: str, *, wall_clock: Callable[[], float] = time.time) -> None:
-        self._redis: Redis = open_redis(url, timeout_seconds=_TIMEOUT_SECONDS)
+        self._redis: Redis = open_redis(url)
         self._wall_clock = wall_clock
 
     async def put(self, replica: Replica, lease_seconds: float) -> None:
