@@ -18,7 +18,6 @@ from dspark_core.engine.draft_engine import LocalDraftSource
 from dspark_core.engine.draft_profiler import profile_draft_time
 from dspark_core.engine.lookup_building import build_lookup
 from dspark_core.engine.planning import LocalPlanSource
-from dspark_core.engine.protocols import PlanSource
 from dspark_core.engine.trace_format import TraceHeader
 from dspark_core.engine.trace_writer import TraceWriter
 from dspark_core.engine.verifier import Verifier
@@ -48,6 +47,7 @@ from services.verifier.service import (
     build_verifier,
     describe,
     load_profiled_target,
+    local_plans,
     replica,
     until_broken,
 )
@@ -144,31 +144,26 @@ class EmbeddedStack:
         lookup = None
         if options.lookup:
             lookup = build_lookup(options.ngrams, options.target_model, profiled.target.facts)
-        reporting: list[CoordinatedPlanSource] = []
-
-        def planner(local: LocalPlanSource) -> PlanSource:
-            reporting.append(self._reporting(local, profiled, scheduler, load))
-            return reporting[-1]
-
+        local = local_plans(profiled, draft_time)
+        reports = self._reporting(local, profiled, scheduler, load)
         verifier = build_verifier(
             profiled,
+            local,
+            reports,
             limits=BatchLimits(max_running=options.max_running, max_step_seconds=DEFAULT_STEP_MS / 1000),
             draft_source=drafts,
             draft_deadline_seconds=DRAFT_DEADLINE_SECONDS,
             replica_id=REPLICA_ID,
             metrics=self._telemetry.registry,
-            planner=planner,
             trace=self._open_trace(),
-            draft_time=draft_time,
             lookup=lookup,
         )
         load.watch(lambda: verifier.status)
         verifier.start()
         self._closing.push_async_callback(asyncio.to_thread, profiled.target.engine.close)
         self._closing.push_async_callback(asyncio.to_thread, verifier.stop)
-        for reports in reporting:
-            reports.start()
-            self._closing.push_async_callback(reports.close)
+        reports.start()
+        self._closing.push_async_callback(reports.close)
         await self._register(verifier, scheduler)
         return verifier
 

@@ -12,7 +12,6 @@ import torch
 from dspark_core.engine.building import EngineOptions
 from dspark_core.engine.lookup_building import build_lookup
 from dspark_core.engine.planning import LocalPlanSource
-from dspark_core.engine.protocols import PlanSource
 from dspark_core.engine.trace_format import TraceHeader
 from dspark_core.engine.trace_writer import TraceWriter
 from dspark_core.engine.verifier import Verifier
@@ -29,12 +28,13 @@ from services.verifier.config import VerifierServiceConfig
 from services.verifier.load import LoadMeter
 from services.verifier.metrics import profile_problem
 from services.verifier.plans import CoordinatedPlanSource
-from services.verifier.profiling import ProfileOptions, adopted, profile_points, replica_kind
+from services.verifier.profiling import ProfileOptions, profile_points, replica_kind
 from services.verifier.service import (
     ProfiledTarget,
     build_verifier,
     describe,
     load_profiled_target,
+    local_plans,
     replica,
     until_broken,
 )
@@ -64,8 +64,11 @@ async def run(environ: Mapping[str, str], load_target: Loader = load_profiled_ta
         draining = asyncio.Event()
         load = LoadMeter(config.limits.max_running, draining=draining.is_set)
         found = LeaderFound()
-        verifier = await _start_verifier(config, profiled, drafts, scheduler, load, found, telemetry, stack)
-        await _serve(config, profiled, verifier, scheduler, load, found, draining, telemetry)
+        local = local_plans(profiled)
+        verifier = await _start_verifier(
+            config, profiled, local, drafts, scheduler, load, found, telemetry, stack
+        )
+        await _serve(config, profiled, local, verifier, scheduler, load, found, draining, telemetry)
 
 
 class LeaderFound:
@@ -97,6 +100,7 @@ async def _draft_source(
 async def _start_verifier(
     config: VerifierServiceConfig,
     profiled: ProfiledTarget,
+    local: LocalPlanSource,
     drafts: RemoteDraftSource | None,
     scheduler: SchedulerLink | None,
     load: LoadMeter,
@@ -107,48 +111,40 @@ async def _start_verifier(
     lookup = None
     if config.lookup:
         lookup = build_lookup(config.ngrams, config.engine.target_model, profiled.target.facts)
-    coordinated: list[CoordinatedPlanSource] = []
-
-    def planner(local: LocalPlanSource) -> PlanSource:
-        if scheduler is None:
-            return local
-        plans = CoordinatedPlanSource(
+    coordinated = None
+    if scheduler is not None:
+        coordinated = CoordinatedPlanSource(
             scheduler,
             local,
             profile_points(profiled.round_time),
             replica_id=config.replica_id,
             load=load.take,
             kind=replica_kind(config.engine, profiled.target.engine),
-            adopt=lambda curve: local.adopt(adopted(curve)),
             on_connected=found,
-            charge=lambda price: setattr(local, "draft_price", price),
         )
-        coordinated.append(plans)
-        return plans
-
     trace = _open_trace(config)
     if trace is not None:
         stack.push_async_callback(asyncio.to_thread, trace.close)
     verifier = build_verifier(
         profiled,
+        local,
+        coordinated,
         limits=config.limits,
         draft_source=drafts,
         draft_deadline_seconds=config.draft_deadline_seconds,
         replica_id=config.replica_id,
         metrics=telemetry.registry,
-        planner=planner,
         trace=trace,
         lookup=lookup,
         cohorts=config.cohorts,
-        planner_name=lambda: coordinated[0].last_planner if coordinated else "local",
     )
     load.watch(lambda: verifier.status)
     verifier.start()
     stack.push_async_callback(asyncio.to_thread, profiled.target.engine.close)
     stack.push_async_callback(asyncio.to_thread, verifier.stop)
-    for plans in coordinated:
-        plans.start()
-        stack.push_async_callback(plans.close)
+    if coordinated is not None:
+        coordinated.start()
+        stack.push_async_callback(coordinated.close)
     return verifier
 
 
@@ -164,6 +160,7 @@ def _open_trace(config: VerifierServiceConfig) -> TraceWriter | None:
 async def _serve(
     config: VerifierServiceConfig,
     profiled: ProfiledTarget,
+    plans: LocalPlanSource,
     verifier: Verifier,
     scheduler: SchedulerLink | None,
     load: LoadMeter,
@@ -199,7 +196,7 @@ async def _serve(
     local = LocalVerifier(
         verifier, describe(config.engine, profiled), serving=load.serving, tracer=telemetry.tracer
     )
-    parts = {"profile": lambda: profile_problem(telemetry.registry)}
+    parts = {"profile": lambda: profile_problem(plans)}
     server = GrpcServer(config.server, [VerifierServicer(local).register], telemetry, parts=parts)
     await serve(server, warm_up=warm_up, on_drain=on_drain, until=lambda: until_broken(verifier))
     problem = verifier.status.problem

@@ -17,9 +17,6 @@ _STEP_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5,
 _DRAFT_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
-PROFILED = "dspark_step_time_profiled"
-
-
 class VerifierMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
@@ -69,7 +66,7 @@ class VerifierMetrics:
         )
         self._plans = _plans(registry)
         self._profiled = Gauge(
-            PROFILED,
+            "dspark_step_time_profiled",
             "1: step times are known; 0: not profiled, verification is held back.",
             registry=registry,
         )
@@ -151,8 +148,8 @@ class ObservedPlanSource:
         self._inner.report(report)
 
 
-def profile_problem(registry: CollectorRegistry) -> str | None:
-    """The health of a verifier's step times, by the metric: the two never disagree."""
-    if registry.get_sample_value(PROFILED) == 0:
+def profile_problem(planner: LocalPlanSource) -> str | None:
+    """The health of a verifier's step times, as the metric tells it."""
+    if planner.round_time is None:
         return "not profiled: only the first, likely draft tokens are verified"
     return None

@@ -10,16 +10,19 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from typing import Protocol
 
 from dspark_core.algorithms.calibration import ConfidenceScaling
 from dspark_core.algorithms.draft_policy import DraftCandidate
 from dspark_core.algorithms.draft_price import faded
 from dspark_core.algorithms.plan_request import PlanRequest
+from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.engine.protocols import PlanSource
 from dspark_core.errors import DSparkError
 from dspark_core.records import ReplicaKind, RoundReport, StepTime, VerifierLoad, VerifyPlan
 from services.common.lifecycle import end
 from services.common.protocols import CoordinationApi
+from services.verifier.profiling import adopted
 from services.verifier.scaling import scaled, scaling_of
 
 _log = logging.getLogger(__name__)
@@ -34,6 +37,16 @@ LOAD_SECONDS = 0.1
 """While no round ends, a load that changed is told within this."""
 KEEPALIVE_SECONDS = 1.0
 """And one that did not, within this."""
+LOCAL_PLANNER, SCHEDULER_PLANNER = "local", "scheduler"
+"""Names of who made a plan, in metrics and traces."""
+
+
+class LocalPlans(PlanSource, Protocol):
+    """What plans while no plans come, and by whose times and price it does."""
+
+    draft_price: float
+
+    def adopt(self, round_time: RoundTimeModel) -> None: ...
 
 
 class CoordinatedPlanSource:
@@ -42,31 +55,26 @@ class CoordinatedPlanSource:
     def __init__(
         self,
         scheduler: CoordinationApi,
-        local: PlanSource,
+        local: LocalPlans,
         profile: Sequence[StepTime],
         *,
         replica_id: str = "local",
         load: Callable[[], VerifierLoad | None] = lambda: None,
         kind: ReplicaKind | None = None,
-        adopt: Callable[[tuple[StepTime, ...]], None] = lambda curve: None,
         on_connected: Callable[[], None] = lambda: None,
-        charge: Callable[[float], None] = lambda price: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`profile` is what this verifier measured at start; the scheduler refines it. `load` is
-        asked for whenever a report is sent, and in between, on the event loop. `adopt` takes the step
-        times of this `kind` when there is no profile and others have one. `on_connected` is called when a
-        scheduler begins to answer: it may be a new leader, which knows nobody yet. `charge` is told the price
-        of the drafter's time before each round."""
+        asked for whenever a report is sent, and in between, on the event loop. `kind`: of replicas whose step
+        times `local` may adopt. `on_connected` is called when a scheduler begins to answer: it may be a new
+        leader, which knows nobody yet."""
         self._scheduler = scheduler
         self._local = local
         self._profile = tuple(profile)
         self._replica_id = replica_id
         self._load = load
         self._kind = kind
-        self._adopt = adopt
         self._on_connected = on_connected
-        self._charge = charge
         self._clock = clock
         self._price = (0.0, clock())  # and when it came; replaced as a whole, read by the round thread
         self._loop = asyncio.get_running_loop()
@@ -76,8 +84,8 @@ class CoordinatedPlanSource:
         self._round = 0
         self._scaling: ConfidenceScaling | None = None
         self._task: asyncio.Task[None] | None = None
-        self.last_planner = "local"
-        """Who made the newest plan: "local" or "scheduler"."""
+        self.last_planner = LOCAL_PLANNER
+        """Who made the newest plan."""
 
     def start(self) -> None:
         if self._task is None:
@@ -104,15 +112,15 @@ class CoordinatedPlanSource:
     def _charge_newest(self) -> None:
         """The price comes from rounds that are over, as all that is weighed with it."""
         price, told_at = self._price
-        self._charge(faded(price, self._clock() - told_at))
+        self._local.draft_price = faded(price, self._clock() - told_at)
 
     def plan(self, requests: Sequence[PlanRequest], capacity: int | None = None) -> tuple[int, ...]:
         requests = scaled(requests, self._scaling)
         plan = self._usable_plan()
         if plan is None:
-            self.last_planner = "local"
+            self.last_planner = LOCAL_PLANNER
             return self._local.plan(requests, capacity)
-        self.last_planner = "scheduler"
+        self.last_planner = SCHEDULER_PLANNER
         return self._local.plan(requests, plan.draft_token_capacity)
 
     def report(self, report: RoundReport) -> None:
@@ -164,7 +172,7 @@ class CoordinatedPlanSource:
             return  # the scheduler hears us and has nothing to plan
         self._scaling = scaling_of(plan)
         if plan.curve:
-            self._adopt(plan.curve)
+            self._local.adopt(adopted(plan.curve))
         self._plans.append(plan)
 
     async def _drain_reports(self) -> AsyncIterator[RoundReport]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -27,6 +26,7 @@ from dspark_core.engine.tracing import TracingPlanSource
 from dspark_core.engine.verifier import Verifier
 from dspark_core.records import Replica, Role, VerifierDescription
 from services.verifier.metrics import ObservedPlanSource, VerifierMetrics
+from services.verifier.plans import LOCAL_PLANNER, CoordinatedPlanSource
 from services.verifier.profiling import ProfileOptions, start_profile
 
 _log = logging.getLogger(__name__)
@@ -68,36 +68,43 @@ def describe(options: EngineOptions, profiled: ProfiledTarget) -> VerifierDescri
     )
 
 
+def local_plans(profiled: ProfiledTarget, draft_time: DraftTimeModel | None = None) -> LocalPlanSource:
+    """`draft_time`: measured; None: to be learned."""
+    round_time = profiled.round_time
+    if round_time is not None and draft_time is not None:
+        round_time = replace(round_time, draft=draft_time)
+    return LocalPlanSource(round_time)
+
+
 def build_verifier(
     profiled: ProfiledTarget,
+    local: LocalPlanSource,
+    coordinated: CoordinatedPlanSource | None,
     *,
     limits: BatchLimits,
     draft_source: DraftSource | None,
     draft_deadline_seconds: float,
     replica_id: str,
     metrics: CollectorRegistry,
-    planner: Callable[[LocalPlanSource], PlanSource] = lambda local: local,
     trace: TraceWriter | None = None,
-    planner_name: Callable[[], str] = lambda: "local",
-    draft_time: DraftTimeModel | None = None,
     lookup: LookupDrafting | None = None,
     cohorts: int | None = None,
 ) -> Verifier:
-    """`planner` may wrap the local planner, for example to follow the scheduler; `planner_name` is
-    the name under which the newest plan is traced and counted. `draft_time`: measured; None: to be learned.
-    `lookup`: drafts without a drafter; None: none of those. `cohorts`: see `RoundLoop`.
+    """`coordinated`: around `local`; None: the scheduler is not asked. `lookup`: drafts without a drafter;
+    None: none of those. `cohorts`: see `RoundLoop`.
     """
     engine = profiled.target.engine
     observed = VerifierMetrics(metrics)
     drafting = None
     if draft_source is not None:
         drafting = Drafting(draft_source, engine, deadline_seconds=draft_deadline_seconds)
-    round_time = profiled.round_time
-    if round_time is not None and draft_time is not None:
-        round_time = replace(round_time, draft=draft_time)
-    local = LocalPlanSource(round_time)
+    round_time = local.round_time
     observed.watch_planner(local)
-    plans = planner(local)
+    plans: PlanSource = coordinated or local
+
+    def planner_name() -> str:
+        return LOCAL_PLANNER if coordinated is None else coordinated.last_planner
+
     if trace is not None:
         observed.watch_trace(lambda: trace.dropped)
         plans = TracingPlanSource(

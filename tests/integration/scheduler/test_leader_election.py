@@ -11,7 +11,6 @@ import pytest
 from redis.asyncio import Redis
 
 from dspark_core.algorithms.plan_request import PlanRequest
-from dspark_core.engine.planning import FullPlanSource
 from dspark_core.errors import DSparkError, NotLeaderError, UnavailableError
 from dspark_core.records import (
     AssignRequest,
@@ -30,6 +29,7 @@ from services.common.scheduler_link import GrpcSchedulerConnection, SchedulerLin
 from services.scheduler.redis_documents import CURVES_KEY
 from services.scheduler.redis_lock import RedisLeaderLock
 from services.verifier.plans import CoordinatedPlanSource
+from tests.support.full_plans import FullPlans
 from tests.support.kubernetes_api import KubernetesApi
 from tests.support.polling import eventually
 from tests.support.ports import free_ports
@@ -51,7 +51,7 @@ class Verifier:
         )
         self.plans = CoordinatedPlanSource(
             link,
-            FullPlanSource(),
+            FullPlans(),
             PROFILE,
             replica_id="v",
             kind=ReplicaKind(model="m", engine="native", hardware="cpu", dtype="bfloat16"),

@@ -11,7 +11,7 @@ from services.common.channels import open_channel
 from services.common.options import ServerOptions
 from services.common.server import GrpcServer
 from services.common.telemetry import Telemetry
-from services.verifier.metrics import VerifierMetrics, profile_problem
+from services.verifier.metrics import profile_problem
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -20,8 +20,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 async def test_a_verifier_without_a_profile_says_so_until_it_has_one():
     telemetry = Telemetry(service="verifier")
     local = LocalPlanSource(None)
-    VerifierMetrics(telemetry.registry).watch_planner(local)
-    parts = {"profile": lambda: profile_problem(telemetry.registry)}
+    parts = {"profile": lambda: profile_problem(local)}
     server = GrpcServer(ServerOptions(port=0, host="127.0.0.1"), [], telemetry, parts=parts)
     await server.start()
     await server.mark_ready()

@@ -12,13 +12,13 @@ from prometheus_client import CollectorRegistry
 
 from dspark_core.algorithms.draft_price import FRESH_SECONDS, HALF_LIFE_SECONDS
 from dspark_core.algorithms.plan_request import PlanRequest
-from dspark_core.engine.planning import FullPlanSource
 from dspark_core.errors import UnavailableError
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime, VerifierLoad, VerifyPlan
 from services.scheduler.scheduler import Scheduler
 from services.verifier.metrics import ObservedPlanSource, VerifierMetrics
 from services.verifier.plans import MAX_PLAN_AGE_ROUNDS, CoordinatedPlanSource
 from tests.support.clock import ManualClock
+from tests.support.full_plans import FullPlans
 from tests.support.polling import eventually
 
 CURVE = tuple(
@@ -64,7 +64,7 @@ class ScriptedScheduler:
 
 async def test_a_plan_two_rounds_old_is_followed_and_the_profile_is_sent_once() -> None:
     scheduler = ScriptedScheduler()
-    plans = CoordinatedPlanSource(scheduler, FullPlanSource(), CURVE)
+    plans = CoordinatedPlanSource(scheduler, FullPlans(), CURVE)
     plans.start()
     for number in (1, 2):
         plans.report(report(number))
@@ -77,7 +77,7 @@ async def test_a_plan_two_rounds_old_is_followed_and_the_profile_is_sent_once() 
 
 async def test_a_plan_from_the_previous_round_is_too_young_and_an_old_one_too_old() -> None:
     scheduler = ScriptedScheduler()
-    plans = CoordinatedPlanSource(scheduler, FullPlanSource(), CURVE)
+    plans = CoordinatedPlanSource(scheduler, FullPlans(), CURVE)
     plans.start()
     plans.report(report(1))
     await eventually(lambda: plans.newest_round == 1)
@@ -93,7 +93,7 @@ async def test_a_plan_from_the_previous_round_is_too_young_and_an_old_one_too_ol
 async def test_without_a_scheduler_planning_is_local_and_reports_never_block() -> None:
     scheduler = ScriptedScheduler()
     scheduler.away = True
-    plans = CoordinatedPlanSource(scheduler, FullPlanSource(), CURVE)
+    plans = CoordinatedPlanSource(scheduler, FullPlans(), CURVE)
     plans.start()
     for number in range(1, 200):
         plans.report(report(number))
@@ -104,7 +104,7 @@ async def test_without_a_scheduler_planning_is_local_and_reports_never_block() -
 
 
 async def test_the_real_scheduler_answers_with_a_capacity_that_pays() -> None:
-    plans = CoordinatedPlanSource(Scheduler(), FullPlanSource(), CURVE)
+    plans = CoordinatedPlanSource(Scheduler(), FullPlans(), CURVE)
     plans.start()
     for number in range(1, 4):
         plans.report(report(number))
@@ -129,7 +129,7 @@ class Loads:
 
 async def test_a_load_that_changes_between_rounds_is_told_without_one() -> None:
     scheduler, loads = ScriptedScheduler(), Loads()
-    plans = CoordinatedPlanSource(scheduler, FullPlanSource(), CURVE, replica_id="v", load=loads.take)
+    plans = CoordinatedPlanSource(scheduler, FullPlans(), CURVE, replica_id="v", load=loads.take)
     plans.start()
     await eventually(lambda: len(scheduler.reports) == 1)  # at once, with the profile: no round is needed
     assert (scheduler.reports[0].round, scheduler.reports[0].replica_id) == (0, "v")
@@ -147,17 +147,15 @@ async def test_a_load_that_changes_between_rounds_is_told_without_one() -> None:
 async def test_step_times_of_its_kind_reach_a_verifier_that_was_not_profiled() -> None:
     kind = ReplicaKind(model="m", engine="native", hardware="cpu", dtype="float32")
     scheduler = Scheduler()
-    taken: list[tuple[StepTime, ...]] = []
+    local = FullPlans()
     for profile in (CURVE, ()):
         name = "profiled" if profile else "newcomer"
-        plans = CoordinatedPlanSource(
-            scheduler, FullPlanSource(), profile, replica_id=name, kind=kind, adopt=taken.append
-        )
+        plans = CoordinatedPlanSource(scheduler, local, profile, replica_id=name, kind=kind)
         plans.start()
         plans.report(dataclasses.replace(report(1), replica_id=name))
         await eventually(lambda plans=plans: plans.newest_round == 1)
         await plans.close()
-    assert [[point.batch_tokens for point in curve] for curve in taken] == [[1, 8]]
+    assert [[point.batch_tokens for point in one.verify.points] for one in local.adopted] == [[1, 8]]
 
 
 async def test_a_price_reaches_the_choice_whom_to_draft_for_and_fades_without_news() -> None:
@@ -169,13 +167,13 @@ async def test_a_price_reaches_the_choice_whom_to_draft_for_and_fades_without_ne
                 elif one.round == 2:
                     yield VerifyPlan(based_on_round=0, draft_token_capacity=0, draft_price=120.0)
 
-    clock, charged = ManualClock(), list[float]()
-    plans = CoordinatedPlanSource(Priced(), FullPlanSource(), CURVE, charge=charged.append, clock=clock)
+    clock, local = ManualClock(), FullPlans()
+    plans = CoordinatedPlanSource(Priced(), local, CURVE, clock=clock)
     plans.start()
 
     def price() -> float:
         plans.wants_draft([])
-        return charged[-1]
+        return local.draft_price
 
     assert price() == 0.0
     plans.report(report(1))
@@ -202,7 +200,7 @@ async def test_an_unexpected_error_is_logged_and_the_scheduler_asked_again(
             async for one in reports:
                 yield VerifyPlan(based_on_round=one.round, draft_token_capacity=1)
 
-    plans = CoordinatedPlanSource(Broken(), FullPlanSource(), CURVE)
+    plans = CoordinatedPlanSource(Broken(), FullPlans(), CURVE)
     plans.start()
     plans.report(report(1))
     await eventually(lambda: plans.newest_round == 1)
@@ -233,7 +231,7 @@ async def test_a_scheduler_with_nothing_to_plan_says_that_it_hears() -> None:
 
     listening = ScriptedScheduler()
     listening.coordinate = only_heartbeats
-    plans = CoordinatedPlanSource(listening, FullPlanSource(), CURVE)
+    plans = CoordinatedPlanSource(listening, FullPlans(), CURVE)
     plans.start()
     for number in (1, 2, 3):
         plans.report(report(number))
@@ -245,7 +243,7 @@ async def test_a_scheduler_with_nothing_to_plan_says_that_it_hears() -> None:
 
 async def test_plans_are_counted_by_who_made_them() -> None:
     registry = CollectorRegistry()
-    plans = CoordinatedPlanSource(ScriptedScheduler(), FullPlanSource(), CURVE)
+    plans = CoordinatedPlanSource(ScriptedScheduler(), FullPlans(), CURVE)
     counted = ObservedPlanSource(plans, VerifierMetrics(registry), lambda: plans.last_planner)
     plans.start()
     counted.plan(REQUESTS)
