@@ -19,6 +19,7 @@ import numpy.typing as npt
 from dspark_core.algorithms.step_shift import APART, NO_HISTORY, SURPRISING, StepHistory, TakenStep
 from dspark_core.algorithms.step_surface import Floats, StepPoint, StepSurface
 from dspark_core.errors import ConfigError
+from dspark_core.records import StepTime
 
 SCALE_RATE = 0.1
 """Share of a live step's surprise that moves the model as a whole: a machine grew slower or faster."""
@@ -110,6 +111,23 @@ class StepTimeModel:
     ) -> StepTimeModel:
         """A model that starts from one live step, where nothing was profiled."""
         return cls((StepPoint(requests, batch_tokens, context_tokens, seconds),), key, learned=True)
+
+    @classmethod
+    def of_step_times(cls, told: Iterable[StepTime]) -> StepTimeModel:
+        """From the points of a model elsewhere, as `step_times` gives them."""
+        return cls(tuple(StepPoint(t.requests, t.batch_tokens, t.context_tokens, t.seconds) for t in told))
+
+    def step_times(self) -> tuple[StepTime, ...]:
+        """The measured points, for the wire."""
+        return tuple(
+            StepTime(
+                requests=point.requests,
+                batch_tokens=point.batch_tokens,
+                context_tokens=point.context_tokens,
+                seconds=point.seconds,
+            )
+            for point in self.points
+        )
 
     def seconds(self, requests: int, batch_tokens: float, context_tokens: int = 0) -> float:
         """Expected duration of a step; `context_tokens` is the sum over its requests."""

@@ -6,7 +6,6 @@ import math
 
 from dspark_core.algorithms.cohorts import COHORTS, cycle_seconds
 from dspark_core.algorithms.round_time import RoundTimeModel
-from dspark_core.algorithms.step_surface import StepPoint
 from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.records import RoundReport, StepTime
 
@@ -36,8 +35,7 @@ class VerifierPace:
         if not profile or profile == self._profile:
             return
         self._profile = profile
-        points = tuple(StepPoint(p.requests, p.batch_tokens, p.context_tokens, p.seconds) for p in profile)
-        self.model = RoundTimeModel(StepTimeModel(points))
+        self.model = RoundTimeModel(StepTimeModel.of_step_times(profile))
 
     @property
     def profiled(self) -> bool:
@@ -113,16 +111,3 @@ class VerifierPace:
             return 0.0
         chunk = min(tokens, PREFILL_TOKENS)
         return tokens / chunk * self.model.verify.seconds(1, chunk)
-
-
-def points_of(model: StepTimeModel) -> tuple[StepTime, ...]:
-    """For the wire."""
-    return tuple(
-        StepTime(
-            requests=point.requests,
-            batch_tokens=point.batch_tokens,
-            context_tokens=point.context_tokens,
-            seconds=point.seconds,
-        )
-        for point in model.points
-    )

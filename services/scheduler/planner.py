@@ -11,7 +11,7 @@ from dataclasses import replace
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.planner import capacity_of
 from dspark_core.records import RoundReport, StepTime, VerifyPlan
-from services.scheduler.pace import VerifierPace, points_of
+from services.scheduler.pace import VerifierPace
 
 
 class VerifierPlanner:
@@ -35,7 +35,7 @@ class VerifierPlanner:
         """Step times for a verifier that was not profiled; empty: it was, or nobody knows them."""
         if self.pace.profiled or self.pace.model is None:
             return ()
-        return points_of(self.pace.model.verify)
+        return self.pace.model.verify.step_times()
 
     def plan(self) -> VerifyPlan | None:
         """The capacity that would have maximised the newest round's throughput.

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dspark_core.algorithms.round_time import RoundTimeModel
-from dspark_core.algorithms.step_surface import StepPoint
 from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.engine.building import EngineOptions
 from dspark_core.engine.lookup import BLOCK_TOKENS
@@ -69,17 +68,7 @@ def start_profile(
 
 def profile_points(round_time: RoundTimeModel | None) -> tuple[StepTime, ...]:
     """The measured points as they are told to the scheduler; empty: there are none."""
-    if round_time is None:
-        return ()
-    return tuple(
-        StepTime(
-            requests=point.requests,
-            batch_tokens=point.batch_tokens,
-            context_tokens=point.context_tokens,
-            seconds=point.seconds,
-        )
-        for point in round_time.verify.points
-    )
+    return () if round_time is None else round_time.verify.step_times()
 
 
 def replica_kind(options: EngineOptions, engine: TargetEngine) -> ReplicaKind:
@@ -91,8 +80,7 @@ def replica_kind(options: EngineOptions, engine: TargetEngine) -> ReplicaKind:
 def adopted(curve: Sequence[StepTime]) -> RoundTimeModel:
     """Step times that the scheduler sent."""
     _log.info("step times of replicas of the same kind were taken over: %d points", len(curve))
-    points = (StepPoint(p.requests, p.batch_tokens, p.context_tokens, p.seconds) for p in curve)
-    return RoundTimeModel(StepTimeModel(tuple(points)))
+    return RoundTimeModel(StepTimeModel.of_step_times(curve))
 
 
 def _summary(model: RoundTimeModel) -> str:
