@@ -26,15 +26,17 @@ MAX_LINES_PER_WRITE = 64
 REMIND_SECONDS = 60.0
 """How often a disk that goes on failing is told of."""
 
+DEFAULT_SAMPLE, DEFAULT_MAX_MB = 0.1, 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceOptions:
     """Where and how much to trace."""
 
     path: Path
-    sample: float = 0.1
+    sample: float = DEFAULT_SAMPLE
     """Share of the rounds that are traced."""
-    max_bytes: int = 64 * 2**20
+    max_bytes: int = DEFAULT_MAX_MB * 2**20
     """Of one file; a full one becomes FILE.1, the one before FILE.2 and so on."""
     max_files: int = 4
     """Files kept, the one being written included: the disk holds at most this times `max_bytes`."""

@@ -193,6 +193,13 @@ class SchedulerLink:
         return self._known[-1]
 
 
+def link_to_schedulers(text: str, telemetry: Telemetry, tls: Tls | None) -> SchedulerLink:
+    """To the schedulers at `a:50052, b:50052`, over gRPC."""
+    return SchedulerLink(
+        addresses_from_text(text), lambda address: GrpcSchedulerConnection(address, telemetry, tls)
+    )
+
+
 def addresses_from_text(text: str) -> tuple[str, ...]:
     """`a:50052, b:50052` -> its parts."""
     return tuple(part.strip() for part in text.split(",") if part.strip())

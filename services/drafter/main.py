@@ -14,7 +14,7 @@ from dspark_core.errors import DSparkError
 from dspark_core.records import Replica, Role
 from services.common.process import run_process
 from services.common.registration import RegistrationLoop
-from services.common.scheduler_link import GrpcSchedulerConnection, SchedulerLink, addresses_from_text
+from services.common.scheduler_link import link_to_schedulers
 from services.common.server import GrpcServer, serve
 from services.common.telemetry import Telemetry
 from services.drafter.config import DrafterServiceConfig
@@ -35,10 +35,7 @@ async def run(environ: Mapping[str, str]) -> None:
         server = GrpcServer(config.server, [servicer.register], telemetry)
         registration = None
         if config.scheduler_address:
-            scheduler = SchedulerLink(
-                addresses_from_text(config.scheduler_address),
-                lambda address: GrpcSchedulerConnection(address, telemetry, config.server.tls),
-            )
+            scheduler = link_to_schedulers(config.scheduler_address, telemetry, config.server.tls)
             stack.push_async_callback(scheduler.close)
             registration = RegistrationLoop(scheduler, lambda: _replica(config))
 

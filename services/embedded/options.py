@@ -9,14 +9,12 @@ from typing import Any
 
 from dspark_core.engine.building import NATIVE, EngineOptions
 from dspark_core.engine.devices import AUTO
-from dspark_core.engine.trace_writer import TraceOptions
+from dspark_core.engine.trace_writer import DEFAULT_MAX_MB, DEFAULT_SAMPLE, TraceOptions
 from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.zoo_paths import DEFAULT_DRAFTER, NGRAMS_AUTO
 from services.common.addresses import address_of, reachable_host
 from services.common.limits import MOST_KV_CACHE_MB, MOST_THREADS
-
-DEFAULT_TRACE_SAMPLE, DEFAULT_TRACE_MAX_MB = 0.1, 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +46,8 @@ class StackOptions:
     """How long a request may wait until speed floors allow it; then 429."""
     trace_file: Path | None = None
     """Where a sample of the rounds is traced; None: nowhere."""
-    trace_sample: float = DEFAULT_TRACE_SAMPLE
-    trace_max_mb: int = DEFAULT_TRACE_MAX_MB
+    trace_sample: float = DEFAULT_SAMPLE
+    trace_max_mb: int = DEFAULT_MAX_MB
 
     def __post_init__(self) -> None:
         """Raises ConfigError naming the flag: also for trace settings without a trace."""
@@ -66,8 +64,8 @@ class StackOptions:
         unused = [
             f"--{name} {value}"
             for name, value, default in (
-                ("trace-sample", self.trace_sample, DEFAULT_TRACE_SAMPLE),
-                ("trace-max-mb", self.trace_max_mb, DEFAULT_TRACE_MAX_MB),
+                ("trace-sample", self.trace_sample, DEFAULT_SAMPLE),
+                ("trace-max-mb", self.trace_max_mb, DEFAULT_MAX_MB),
             )
             if value != default
         ]

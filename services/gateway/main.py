@@ -13,7 +13,7 @@ from dspark_core.model_paths import resolve_model_path
 from dspark_core.tokenization.loading import load_tokenizer
 from services.common.lifecycle import end
 from services.common.process import run_process
-from services.common.scheduler_link import GrpcSchedulerConnection, SchedulerLink, addresses_from_text
+from services.common.scheduler_link import link_to_schedulers
 from services.common.server import GrpcServer, serve
 from services.common.telemetry import Telemetry
 from services.gateway.app import create_app
@@ -39,10 +39,7 @@ async def run(environ: Mapping[str, str]) -> None:
     path = resolve_model_path(config.target_model)
     tokenizer = await asyncio.to_thread(load_tokenizer, path, config.chat_template_kwargs)
     async with AsyncExitStack() as stack:
-        scheduler = SchedulerLink(
-            addresses_from_text(config.scheduler_address),
-            lambda address: GrpcSchedulerConnection(address, telemetry, config.tls),
-        )
+        scheduler = link_to_schedulers(config.scheduler_address, telemetry, config.tls)
         stack.push_async_callback(scheduler.close)
         pool = VerifierPool(lambda address: GrpcConnection(address, telemetry, config.tls))
         stack.push_async_callback(pool.close)

@@ -9,7 +9,7 @@ from pathlib import Path
 from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import DTYPES, ENGINES, NATIVE, WEIGHTS, EngineOptions
 from dspark_core.engine.devices import AUTO
-from dspark_core.engine.trace_writer import TraceOptions
+from dspark_core.engine.trace_writer import DEFAULT_MAX_MB, DEFAULT_SAMPLE, TraceOptions
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.zoo_paths import DEFAULT_DRAFTER, NGRAMS_AUTO
 from services.common.env import Env
@@ -113,6 +113,6 @@ def _trace(env: Env) -> TraceOptions | None:
         return None
     return TraceOptions(
         path=Path(path),
-        sample=env.number("DSPARK_TRACE_SAMPLE", 0.1, minimum=0.0, maximum=1.0),
-        max_bytes=env.integer("DSPARK_TRACE_MAX_MB", 64, minimum=1) * 2**20,
+        sample=env.number("DSPARK_TRACE_SAMPLE", DEFAULT_SAMPLE, minimum=0.0, maximum=1.0),
+        max_bytes=env.integer("DSPARK_TRACE_MAX_MB", DEFAULT_MAX_MB, minimum=1) * 2**20,
     )

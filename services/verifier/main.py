@@ -20,7 +20,7 @@ from dspark_core.zoo_paths import resolve_ngrams_path
 from services.common.channels import open_channel
 from services.common.process import run_process
 from services.common.registration import RegistrationLoop
-from services.common.scheduler_link import GrpcSchedulerConnection, SchedulerLink, addresses_from_text
+from services.common.scheduler_link import SchedulerLink, link_to_schedulers
 from services.common.server import GrpcServer, serve
 from services.common.telemetry import Telemetry
 from services.verifier.clients import RemoteDraftSource
@@ -55,10 +55,7 @@ async def run(environ: Mapping[str, str], load_target: Loader = load_profiled_ta
     async with AsyncExitStack() as stack:
         scheduler = None
         if config.scheduler_address:
-            scheduler = SchedulerLink(
-                addresses_from_text(config.scheduler_address),
-                lambda address: GrpcSchedulerConnection(address, telemetry, config.server.tls),
-            )
+            scheduler = link_to_schedulers(config.scheduler_address, telemetry, config.server.tls)
             stack.push_async_callback(scheduler.close)
         drafts = await _draft_source(config, profiled, telemetry, stack)
         draining = asyncio.Event()
