@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from dspark_core.algorithms.lookup_survival import LookupSurvival
+from dspark_core.algorithms.lookup_worth import LookupWorth
 from dspark_core.algorithms.ngram_table import NgramTable
 from dspark_core.engine.acceptance import Proposal, Verdict
 from dspark_core.engine.drafting import draft_limit
@@ -39,8 +40,10 @@ MAX_GROUPS = 64
 class LookupDrafting:
     """Proposes blocks from the sequences' own text and a table, and learns how often they stand."""
 
-    def __init__(self, table: NgramTable | None = None) -> None:
-        """`table`: of the target's words; None: only the text itself is looked up."""
+    def __init__(self, table: NgramTable | None = None, *, always: bool = False) -> None:
+        """`table`: of the target's words; None: only the text itself is looked up. `always`: whether it pays
+        or not, to measure how often such tokens stand."""
+        self._always = always
         self._chains = lookup_chains(table)
         self._groups: OrderedDict[str, LookupSurvival] = OrderedDict()
         self._of_sequence: dict[str, LookupSurvival] = {}
@@ -48,6 +51,7 @@ class LookupDrafting:
         """Of each block that was not verified yet, before it was corrected by what is known of its group."""
         self._round = 0
         self._unused_rounds = 0
+        self._worth = LookupWorth()
 
     @property
     def remembered(self) -> int:
@@ -57,6 +61,8 @@ class LookupDrafting:
     def propose(self, sequences: Sequence[SequenceState]) -> dict[str, DraftBlock]:
         """Blocks by sequence id, of those for whom something was found."""
         self._round += 1
+        if not (self._always or _any_forced(sequences) or self._worth.looks(len(sequences))):
+            return {}
         if self._unused_rounds >= UNUSED_ROUNDS and self._round % LOOK_ROUNDS:
             return {}
         asking = [(s, draft_limit(s, BLOCK_TOKENS)) for s in sequences if _allowed(s)]
@@ -84,6 +90,10 @@ class LookupDrafting:
                 name = proposal.sequence.sequence_id
                 survival = self._of_sequence[name]
                 survival.learn(promised[name], proposal.verify_length, verdict.accepted)
+
+    def timed(self, requests: int, tokens: int, seconds: float) -> None:
+        """A round without prompts, of so many requests, committed `tokens` in `seconds`, all told."""
+        self._worth.learn(requests, tokens, seconds)
 
     def release(self, sequence_id: str) -> None:
         """Forgets a sequence that ended; unknown ids are ignored."""
@@ -127,6 +137,11 @@ def _grammatical(
         return forced, (FORCED_CONFIDENCE,) * len(forced)
     valid = grammar.valid(token_ids)
     return token_ids[:valid], promised[:valid]
+
+
+def _any_forced(sequences: Sequence[SequenceState]) -> bool:
+    """What a grammar leaves no choice of stands for certain."""
+    return any(sequence.grammar is not None for sequence in sequences)
 
 
 def _drawn(sequence: SequenceState) -> bool:

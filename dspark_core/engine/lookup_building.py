@@ -15,9 +15,12 @@ from dspark_core.zoo_paths import resolve_ngrams_path
 _log = logging.getLogger(__name__)
 
 
-def build_lookup(ngrams: str, target_model: str, target: TargetFacts) -> LookupDrafting:
-    """`ngrams`: as `resolve_ngrams_path` takes it. Raises ConfigError and CheckpointError."""
-    return LookupDrafting(find_table(ngrams, target_model, target))
+def build_lookup(
+    ngrams: str, target_model: str, target: TargetFacts, *, always: bool = False
+) -> LookupDrafting:
+    """`ngrams`: as `resolve_ngrams_path` takes it; `always`: see `LookupDrafting`. Raises ConfigError and
+    CheckpointError."""
+    return LookupDrafting(find_table(ngrams, target_model, target), always=always)
 
 
 def find_table(ngrams: str, target_model: str, target: TargetFacts) -> NgramTable | None:

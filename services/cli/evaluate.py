@@ -170,7 +170,7 @@ def _measure(arguments: argparse.Namespace, settings: EvalSettings, sets: Sequen
     target = build_target(options.engine)
     lookup = None
     if drafts != DRAFTER:
-        lookup = build_lookup(options.ngrams, options.target_model, target.facts)
+        lookup = build_lookup(options.ngrams, options.target_model, target.facts, always=True)
     drafter = None
     if drafts != LOOKUP:
         drafter = build_drafter(options.engine, target.loaded, generator=draft_generator(settings.seed))
