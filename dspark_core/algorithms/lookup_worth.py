@@ -38,6 +38,11 @@ class _Rounds:
     left: int = KEPT_ROUNDS
     patience: int = KEPT_ROUNDS
 
+    @property
+    def looks(self) -> bool:
+        """Of the two ways the one to go now."""
+        return self.kept is not self.trying
+
 
 class LookupWorth:
     """Ask `looks` before a round and tell `learn` of it afterwards."""
@@ -49,17 +54,17 @@ class LookupWorth:
         """A request that is alone gains the most and is always looked up for."""
         if requests < 2:
             return True
-        known = self._of(requests)
-        return known.kept != known.trying
+        return self._of(requests).looks
 
-    def learn(self, requests: int, tokens: int, seconds: float) -> None:
-        """A round of so many requests, as `looks` had it, committed `tokens` in `seconds`, all told."""
+    def learn(self, requests: int, looked: bool, tokens: int, seconds: float) -> None:
+        """A round of so many requests committed `tokens` in `seconds`, all told. `looked`: which way it went,
+        which where cohorts take turns was decided a round before."""
         if requests < 2 or seconds <= 0.0:
             return
         known = self._of(requests)
         # By request: of a size there are up to twice as many.
-        known.ways[known.kept != known.trying].learn(tokens / requests / seconds)
-        known.left -= 1
+        known.ways[looked].learn(tokens / requests / seconds)
+        known.left -= looked is known.looks
         if known.left > 0:
             return
         if not known.trying:

@@ -52,6 +52,8 @@ class LookupDrafting:
         self._round = 0
         self._unused_rounds = 0
         self._worth = LookupWorth()
+        self._looked: dict[str, bool] = {}
+        """Of each sequence whether its coming round looks, where that was a choice."""
 
     @property
     def remembered(self) -> int:
@@ -61,7 +63,7 @@ class LookupDrafting:
     def propose(self, sequences: Sequence[SequenceState]) -> dict[str, DraftBlock]:
         """Blocks by sequence id, of those for whom something was found."""
         self._round += 1
-        if not (self._always or _any_forced(sequences) or self._worth.looks(len(sequences))):
+        if not self._looks(sequences):
             return {}
         if self._unused_rounds >= UNUSED_ROUNDS and self._round % LOOK_ROUNDS:
             return {}
@@ -91,15 +93,32 @@ class LookupDrafting:
                 survival = self._of_sequence[name]
                 survival.learn(promised[name], proposal.verify_length, verdict.accepted)
 
-    def timed(self, requests: int, tokens: int, seconds: float) -> None:
-        """A round without prompts, of so many requests, committed `tokens` in `seconds`, all told."""
-        self._worth.learn(requests, tokens, seconds)
+    def timed(self, proposals: Sequence[Proposal], verdicts: Sequence[Verdict], seconds: float) -> None:
+        """A round without prompts took `seconds`, all told."""
+        ways = {self._looked.get(proposal.sequence.sequence_id) for proposal in proposals}
+        looked = ways.pop() if len(ways) == 1 else None
+        if looked is not None:
+            tokens = sum(1 + verdict.accepted for verdict in verdicts)
+            self._worth.learn(len(proposals), looked, tokens, seconds)
 
     def release(self, sequence_id: str) -> None:
         """Forgets a sequence that ended; unknown ids are ignored."""
         self._chains.release(sequence_id)
         self._of_sequence.pop(sequence_id, None)
         self._promised.pop(sequence_id, None)
+        self._looked.pop(sequence_id, None)
+
+    def _looks(self, sequences: Sequence[SequenceState]) -> bool:
+        """What a grammar leaves no choice of stands for certain, so with one it is always worth it."""
+        if self._always or len(sequences) < 2:
+            return True
+        if any(sequence.grammar is not None for sequence in sequences):
+            for sequence in sequences:
+                self._looked.pop(sequence.sequence_id, None)
+            return True
+        looks = self._worth.looks(len(sequences))
+        self._looked.update((sequence.sequence_id, looks) for sequence in sequences)
+        return looks
 
     def _block(
         self, sequence: SequenceState, token_ids: tuple[int, ...], promised: tuple[float, ...]
@@ -137,11 +156,6 @@ def _grammatical(
         return forced, (FORCED_CONFIDENCE,) * len(forced)
     valid = grammar.valid(token_ids)
     return token_ids[:valid], promised[:valid]
-
-
-def _any_forced(sequences: Sequence[SequenceState]) -> bool:
-    """What a grammar leaves no choice of stands for certain."""
-    return any(sequence.grammar is not None for sequence in sequences)
 
 
 def _drawn(sequence: SequenceState) -> bool:

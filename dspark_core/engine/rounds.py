@@ -180,8 +180,7 @@ class RoundLoop:
         loop_seconds = 0.0 if self._pass_ended is None else started - self._pass_ended - drafts.seconds
         self._learn_pace(proposals, decode_tokens, prefills, elapsed)
         if self._lookup and not prefills and self._pass_ended is not None:
-            committed = sum(1 + verdict.accepted for verdict in verdicts)
-            self._lookup.timed(len(proposals), committed, ended - self._pass_ended)
+            self._lookup.timed(proposals, verdicts, ended - self._pass_ended)
         for sequence, count in prefills:
             sequence.computed += count
             sequence.publish_full_pages(self._manager)

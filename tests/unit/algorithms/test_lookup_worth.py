@@ -15,7 +15,7 @@ def rounds(worth: LookupWorth, count: int, requests: int, looking: float, plain:
     for _ in range(count):
         looked.append(worth.looks(requests))
         speed = (looking if looked[-1] else plain) * source.uniform(0.8, 1.2)
-        worth.learn(requests, requests, 1.0 / speed)
+        worth.learn(requests, looked[-1], requests, 1.0 / speed)
     return looked
 
 
@@ -33,6 +33,15 @@ def test_what_changes_is_found_out() -> None:
     rounds(worth, 3000, 16, 0.8, 1.0)
     looked = rounds(worth, 3000, 16, 1.3, 1.0)
     assert all(looked[-64:])
+
+
+def test_rounds_that_were_decided_before_a_change_count_for_the_way_they_went() -> None:
+    worth = LookupWorth()
+    rounds(worth, KEPT_ROUNDS, 16, 1.0, 1.0)
+    assert not worth.looks(16)  # plain rounds are tried
+    for _ in range(TRIED_ROUNDS):
+        worth.learn(16, True, 16, 1.0)
+    assert not worth.looks(16)  # none was seen yet
 
 
 def test_sizes_are_apart_and_a_lone_request_always_looks() -> None:
