@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,14 +30,21 @@ from tests.unit.models.dspark_tiny import tiny_drafter
 SUBSET = torch.arange(0, 512, 2)
 
 
-def production_shape(directory: Path) -> Path:
-    """Three expert layers, a window and five draft tokens."""
-    config = DrafterConfig(
-        backbone=dataclasses.replace(BACKBONE, num_layers=3),
+def block_config(num_layers: int, **fields: Any) -> DrafterConfig:
+    return DrafterConfig(
+        backbone=dataclasses.replace(BACKBONE, num_layers=num_layers),
         num_target_layers=8,
         target_layer_ids=(1, 5),
         block_size=5,
         mask_token_id=511,
+        **fields,
+    )
+
+
+def production_shape(directory: Path) -> Path:
+    """Three expert layers, a window and five draft tokens."""
+    config = block_config(
+        3,
         markov_rank=8,
         confidence_head=True,
         confidence_head_with_markov=True,
@@ -54,15 +62,7 @@ def short(config):
 
 def short_block(directory: Path) -> Path:
     """Without heads: DFlash's."""
-    config = DrafterConfig(
-        backbone=dataclasses.replace(BACKBONE, num_layers=2),
-        num_target_layers=8,
-        target_layer_ids=(1, 5),
-        block_size=5,
-        mask_token_id=511,
-        markov_rank=0,
-        confidence_head=False,
-    )
+    config = block_config(2, markov_rank=0, confidence_head=False)
     save_drafter(directory, tiny_drafter(short(config)))
     return directory
 
