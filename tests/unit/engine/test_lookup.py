@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from scipy.stats import chisquare
 
 from dspark_core.algorithms.draft_policy import DraftCandidate
+from dspark_core.algorithms.lookup_worth import KEPT_ROUNDS, TRIED_ROUNDS
 from dspark_core.algorithms.ngram_table import NgramTable
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
@@ -22,6 +24,7 @@ from dspark_core.engine.rounds import RoundLoop
 from dspark_core.records import DraftOrigin, RoundReport, SamplingParams, SpeculationOptions, Verification
 from dspark_core.training.data.conversations import Conversation
 from dspark_core.training.ngrams.building import NgramOptions, build_table
+from tests.support.clock import ManualClock
 from tests.unit.engine.tiny import (
     VOCAB,
     ScriptedDrafts,
@@ -55,6 +58,7 @@ def loop_of(
     planner: PlanSource | None = None,
     drafts: ScriptedDrafts | None = None,
     table: NgramTable | None = None,
+    **more: Any,
 ) -> RoundLoop:
     engine = tiny_engine(num_pages=256)
     return RoundLoop(
@@ -63,6 +67,7 @@ def loop_of(
         drafting=Drafting(drafts, engine, deadline_seconds=1.0) if drafts else None,
         lookup=LookupDrafting(table),
         generator=torch.Generator().manual_seed(0),
+        **more,
     )
 
 
@@ -125,6 +130,31 @@ def test_what_is_never_verified_is_looked_up_rarely_until_it_is() -> None:
     for _ in range(2 * LOOK_ROUNDS):
         loop.step()
     assert all(any(r.survival for r in report.requests) for report in planner.reports[-4:])
+
+
+class Costly(Reports):
+    """Rounds of several requests take so many times as long where anything is looked up."""
+
+    def __init__(self, clock: ManualClock, times: float) -> None:
+        super().__init__()
+        self._clock, self._times = clock, times
+
+    def plan(self, requests: Sequence[PlanRequest], capacity: int | None = None) -> tuple[int, ...]:
+        self._clock.advance(self._times if any(one.survival for one in requests) else 1.0)
+        return super().plan(requests, capacity)
+
+
+@pytest.mark.parametrize(("times", "pays"), [(100.0, False), (1.0, True)])
+def test_batches_are_looked_up_for_while_their_rounds_gain_by_it(times: float, pays: bool) -> None:
+    clock = ManualClock()
+    planner = Costly(clock, times)
+    loop = loop_of(planner, clock=clock)
+    for turn in range(8):
+        run(loop, [request(f"{turn}-{n}", p, 200) for n, p in repetitive(3).items()])
+    looked = [any(r.survival for r in one.requests) for one in planner.reports if len(one.requests) == 3]
+    assert len(looked) > KEPT_ROUNDS + TRIED_ROUNDS
+    late = looked[KEPT_ROUNDS + TRIED_ROUNDS :]
+    assert late.count(pays) > 0.8 * len(late)
 
 
 def test_a_target_that_repeats_itself_is_decoded_in_fewer_rounds() -> None:
