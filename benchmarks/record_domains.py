@@ -33,7 +33,7 @@ from dspark_core.engine.drafting import Drafting
 from dspark_core.engine.lookup import BLOCK_TOKENS
 from dspark_core.engine.lookup_building import find_table
 from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.protocols import DraftBlock, DraftItem, DraftSource
+from dspark_core.engine.protocols import DraftBlock, DraftItem, DraftReply, DraftSource
 from dspark_core.engine.rounds import RoundLoop
 from dspark_core.evaluation.prompt_sets import PromptSet, read_prompt_set
 from dspark_core.evaluation.recording import RecordingDrafts
@@ -71,9 +71,9 @@ class WholeBlocks(RecordingDrafts):
         super().__init__(source)
         self.latest: dict[str, DraftBlock] = {}
 
-    def propose(self, items: Sequence[DraftItem]) -> Future[list[DraftBlock]]:
+    def propose(self, items: Sequence[DraftItem]) -> Future[DraftReply]:
         future = super().propose([replace(one, most_tokens=self.geometry.block_size) for one in items])
-        self.latest = {block.sequence_id: block for block in future.result(DRAFT_DEADLINE_SECONDS)}
+        self.latest = {block.sequence_id: block for block in future.result(DRAFT_DEADLINE_SECONDS).blocks}
         return future
 
 

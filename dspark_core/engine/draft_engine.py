@@ -16,7 +16,7 @@ from dspark_core.engine.block_layers import block_layers, block_room
 from dspark_core.engine.confidences import Confidences
 from dspark_core.engine.context_draft_engine import Appended, ContextDraftEngine, EngineArguments
 from dspark_core.engine.devices import device_of
-from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem
+from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem, DraftReply
 from dspark_core.models.dspark import DSparkDrafter
 
 
@@ -78,9 +78,9 @@ class LocalDraftSource:
     def generation(self) -> int:
         return 0
 
-    def propose(self, items: Sequence[DraftItem]) -> Future[list[DraftBlock]]:
-        future: Future[list[DraftBlock]] = Future()
-        future.set_result(self._engine.propose(items))
+    def propose(self, items: Sequence[DraftItem]) -> Future[DraftReply]:
+        future: Future[DraftReply] = Future()
+        future.set_result(DraftReply(self._engine.propose(items)))
         return future
 
     def release(self, sequence_ids: Sequence[str]) -> None:

@@ -54,6 +54,7 @@ class DraftRound:
 
 
 NO_DRAFTS = DraftRound({}, 0.0)
+NO_REPLY = DraftReply(())
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class DraftFlight:
     shares: Sequence[Share]
     items: Sequence[DraftItem]
     generation: int
-    future: Future[list[DraftBlock]]
+    future: Future[DraftReply]
     primed: bool
     asked_at: float
     answered_at: float | None = None
@@ -190,10 +191,10 @@ class Drafting:
         return self._feature_bytes // max(self._position_bytes, 1)
 
     def _landed(self, flight: DraftFlight, waiting_since: float) -> DraftRound:
-        blocks = self._answer(flight)
+        reply, blocks = self._answer(flight)
+        told = reply if blocks else NO_REPLY
         landed_at = self._clock()
         hidden = min(flight.answered_at or landed_at, waiting_since) - flight.asked_at
-        told = flight.future if isinstance(flight.future, DraftReply) and blocks else DraftReply()
         return DraftRound(
             blocks,
             landed_at - waiting_since,
@@ -203,25 +204,26 @@ class Drafting:
             told.drafter_id,
         )
 
-    def _answer(self, flight: DraftFlight) -> dict[str, DraftBlock]:
+    def _answer(self, flight: DraftFlight) -> tuple[DraftReply, dict[str, DraftBlock]]:
+        """What came in time, and the blocks of it that may be verified."""
         self._take_late()  # answered before this one, of which it may have the same sequences
         left = flight.asked_at + self._deadline_seconds - self._clock()
         try:
-            blocks = flight.future.result(timeout=0.0 if self._rests() else max(left, 0.0))
+            reply = flight.future.result(timeout=0.0 if self._rests() else max(left, 0.0))
         except TimeoutError:
             self._give_up(flight)
-            return {}
+            return NO_REPLY, {}
         except DraftUnavailableError as error:
             self._lost(flight, str(error))
-            return {}
+            return NO_REPLY, {}
         if not self._available:
             _log.info("drafts are back")
         self._available = True
         self._backoff_seconds, self._rests_until = 0.0, None
         self._prime_more(flight)
-        self._taken_in(flight, blocks)
-        triples = zip(flight.shares, flight.items, blocks, strict=True)
-        return {
+        self._taken_in(flight, reply.blocks)
+        triples = zip(flight.shares, flight.items, reply.blocks, strict=True)
+        return reply, {
             block.sequence_id: block
             for share, item, block in triples
             if share.complete and _verifiable(item, block)
@@ -253,7 +255,7 @@ class Drafting:
         while self._late and self._late[0].future.done():
             flight = self._late.popleft()
             try:
-                self._taken_in(flight, flight.future.result())
+                self._taken_in(flight, flight.future.result().blocks)
             except DraftUnavailableError as error:
                 self._lost(flight, str(error))
 

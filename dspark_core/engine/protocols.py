@@ -73,11 +73,14 @@ class DraftBlock:
     origin: DraftOrigin = DraftOrigin.DRAFTER
 
 
-class DraftReply(Future[list[DraftBlock]]):
-    """Of a drafter that tells what its own pass took; set before the blocks."""
+@dataclass(frozen=True, slots=True)
+class DraftReply:
+    """What became of a round's items."""
 
+    blocks: Sequence[DraftBlock]
+    """In the order of the items."""
     compute_seconds: float = 0.0
-    """0: it did not tell."""
+    """Of the drafter's own pass; 0: it did not tell."""
     drafter_id: str = ""
 
 
@@ -92,9 +95,9 @@ class DraftSource(Protocol):
         """Whether `propose` returns before the drafts are made, which others' work need not wait for."""
         ...
 
-    def propose(self, items: Sequence[DraftItem]) -> Future[list[DraftBlock]]:
-        """Blocks in the order of the items; fails with `DraftUnavailableError`. Cancelled by who gave up.
-        A `DraftReply` where the drafter tells of its pass."""
+    def propose(self, items: Sequence[DraftItem]) -> Future[DraftReply]:
+        """Fails with `DraftUnavailableError`. Who gives up waiting leaves it as it is: the reply still tells
+        what the drafter holds."""
         ...
 
     def release(self, sequence_ids: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from dspark_core.algorithms.draft_policy import DraftCandidate, DraftPolicy
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem, DraftSource
+from dspark_core.engine.protocols import DraftGeometry, DraftItem, DraftReply, DraftSource
 from dspark_core.engine.rounds import RoundOutput
 from dspark_core.evaluation.round_table import DraftRound
 from dspark_core.records import FinishReason, RequestSurvival, RoundReport
@@ -74,7 +74,7 @@ class RecordingDrafts:
     def generation(self) -> int:
         return self._source.generation
 
-    def propose(self, items: Sequence[DraftItem]) -> Future[list[DraftBlock]]:
+    def propose(self, items: Sequence[DraftItem]) -> Future[DraftReply]:
         self._confident = frozenset()
         future = self._source.propose(items)
         future.add_done_callback(self._remember)
@@ -86,10 +86,10 @@ class RecordingDrafts:
     def is_confident(self, sequence_id: str) -> bool:
         return sequence_id in self._confident
 
-    def _remember(self, future: Future[list[DraftBlock]]) -> None:
-        if future.cancelled() or future.exception() is not None:
-            return
-        self._confident = frozenset(block.sequence_id for block in future.result() if block.confidences)
+    def _remember(self, future: Future[DraftReply]) -> None:
+        if future.exception() is None:
+            blocks = future.result().blocks
+            self._confident = frozenset(block.sequence_id for block in blocks if block.confidences)
 
 
 def draft_round(told: RequestSurvival, output: RoundOutput, *, confident: bool) -> DraftRound:

@@ -18,7 +18,7 @@ from typing import Any
 import grpc.aio
 from dspark_proto.v1 import drafter_pb2, drafter_pb2_grpc
 
-from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem, DraftReply
+from dspark_core.engine.protocols import DraftGeometry, DraftItem, DraftReply
 from dspark_core.errors import CheckpointError, DraftUnavailableError, DSparkError
 from services.common.lifecycle import end
 from services.common.limits import MAX_MESSAGE_BYTES
@@ -46,7 +46,7 @@ class _Pending:
 
     round: int
     sequence_ids: tuple[str, ...]
-    future: DraftReply = field(default_factory=DraftReply)
+    future: Future[DraftReply] = field(default_factory=Future)
 
 
 class RemoteDraftSource:
@@ -95,12 +95,12 @@ class RemoteDraftSource:
     def generation(self) -> int:
         return self._generation
 
-    def propose(self, items: Sequence[DraftItem]) -> Future[list[DraftBlock]]:
+    def propose(self, items: Sequence[DraftItem]) -> Future[DraftReply]:
         """Called on the round thread."""
         if not self.connected:
             return _failed("no drafter is connected")
         owed = tuple(self._owed)
-        if len(owed) >= MAX_ROUNDS or any(pending.future.cancelled() for pending in owed):
+        if len(owed) >= MAX_ROUNDS:
             return _failed(f"the drafter still owes the reply of round {owed[0].round}")
         if (feature_bytes := sum([item.features.nbytes for item in items])) > MOST_FEATURE_BYTES:
             return _failed(f"{feature_bytes} bytes of features do not fit a message")
@@ -185,8 +185,6 @@ class RemoteDraftSource:
         if not self._owed or response.round != self._owed[0].round:
             return
         pending = self._owed.popleft()
-        if not pending.future.set_running_or_notify_cancel():
-            return  # given up
         try:
             blocks = [convert.draft_block_from_proto(block, self._geometry) for block in response.blocks]
             if tuple(block.sequence_id for block in blocks) != pending.sequence_ids:
@@ -194,9 +192,8 @@ class RemoteDraftSource:
         except DraftUnavailableError as error:
             pending.future.set_exception(error)
         else:
-            pending.future.compute_seconds = response.compute_seconds
-            pending.future.drafter_id = response.drafter_id
-            pending.future.set_result(blocks)
+            reply = DraftReply(blocks, response.compute_seconds, response.drafter_id)
+            pending.future.set_result(reply)
 
     def _disconnected(self) -> None:
         self._connected.clear()
@@ -222,11 +219,10 @@ async def _drain(
 
 
 def _fail(pending: _Pending, reason: str) -> None:
-    if pending.future.set_running_or_notify_cancel():
-        pending.future.set_exception(DraftUnavailableError(reason))
+    pending.future.set_exception(DraftUnavailableError(reason))
 
 
-def _failed(reason: str) -> Future[list[DraftBlock]]:
-    future: Future[list[DraftBlock]] = Future()
+def _failed(reason: str) -> Future[DraftReply]:
+    future: Future[DraftReply] = Future()
     future.set_exception(DraftUnavailableError(reason))
     return future

@@ -122,10 +122,9 @@ async def test_what_does_not_fit_a_message_is_refused_without_ending_the_stream_
         with pytest.raises(DraftUnavailableError, match="do not fit a message"):
             source.propose([_item("a", TOO_LONG)]).result(timeout=0)
         for positions in (MOST_FEATURE_BYTES // POSITION_BYTES, 5):  # just fits, and a small one
-            (block,) = await asyncio.wait_for(
-                asyncio.wrap_future(source.propose([_item(f"{positions}", positions)])), 20
-            )
-            assert block.token_ids
+            asked = source.propose([_item(f"{positions}", positions)])
+            reply = await asyncio.wait_for(asyncio.wrap_future(asked), 20)
+            assert reply.blocks[0].token_ids
         assert source.generation == generation
 
 

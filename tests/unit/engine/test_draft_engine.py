@@ -98,7 +98,7 @@ def test_nobody_to_draft_for_costs_no_call() -> None:
 
 def test_an_empty_batch_is_answered_by_the_engine() -> None:
     source = LocalDraftSource(make_engine())
-    assert source.propose([]).result(timeout=1.0) == []
+    assert not source.propose([]).result(timeout=1.0).blocks
 
 
 def _running(name: str) -> SequenceState:

@@ -17,7 +17,7 @@ from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
 from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.engine.lookup import LookupDrafting
 from dspark_core.engine.planning import FullPlanSource, LocalPlanSource
-from dspark_core.engine.protocols import DraftBlock, DraftItem
+from dspark_core.engine.protocols import DraftItem, DraftReply
 from dspark_core.engine.rounds import RoundLoop
 from dspark_core.records import RequestSurvival, RoundReport, SamplingParams
 from tests.unit.engine.tiny import (
@@ -149,10 +149,10 @@ class Gated(ScriptedDrafts):
         super().__init__(apart=True)
         self.gate = threading.Event()
 
-    def propose(self, items: Sequence[DraftItem]) -> Future[list[DraftBlock]]:
+    def propose(self, items: Sequence[DraftItem]) -> Future[DraftReply]:
         gate, inner = self.gate, super()._block
         assert self._worker is not None
-        return self._worker.submit(lambda: [(gate.wait(10), inner(item))[1] for item in items])
+        return self._worker.submit(lambda: DraftReply([(gate.wait(10), inner(item))[1] for item in items]))
 
 
 def test_who_leaves_while_drafted_for_leaves_nothing_behind(expected) -> None:
@@ -201,7 +201,7 @@ class Asked(ScriptedDrafts):
         self.anchors: dict[str, int] = {}
         self.twice = 0
 
-    def propose(self, items: Sequence[DraftItem]) -> Future[list[DraftBlock]]:
+    def propose(self, items: Sequence[DraftItem]) -> Future[DraftReply]:
         for item in items:
             self.twice += self.anchors.get(item.sequence_id) == item.anchor_position
             self.anchors[item.sequence_id] = item.anchor_position

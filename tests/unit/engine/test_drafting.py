@@ -21,7 +21,7 @@ from dspark_core.engine.drafting import (
     Drafting,
 )
 from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem
+from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem, DraftReply
 from dspark_core.engine.rounds import RoundLoop
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.errors import DraftUnavailableError
@@ -45,7 +45,7 @@ GREEDY = SamplingParams(temperature=0.0)
 PLAIN, COUPLED = SpeculationOptions(), SpeculationOptions(verification=Verification.COUPLED)
 
 
-class Awaited(Future[list[DraftBlock]]):
+class Awaited(Future[DraftReply]):
     """Waiting for it moves the clock."""
 
     def __init__(self, clock: ManualClock, ready_at: float, answer: Callable[[], None]) -> None:
@@ -57,7 +57,7 @@ class Awaited(Future[list[DraftBlock]]):
             self._answer()
         return super().done()
 
-    def result(self, timeout: float | None = None) -> list[DraftBlock]:
+    def result(self, timeout: float | None = None) -> DraftReply:
         if not self.done() and timeout is not None:
             self._clock.now = min(self._clock.now + timeout, self._ready_at)
             if not self.done():
@@ -82,7 +82,7 @@ class Drafter:
         self._clock = clock
         self._owed: deque[tuple[Awaited, Sequence[DraftItem]]] = deque()
 
-    def propose(self, items: Sequence[DraftItem]) -> Future[list[DraftBlock]]:
+    def propose(self, items: Sequence[DraftItem]) -> Future[DraftReply]:
         self.messages.append(list(items))
         positions = sum(len(item.features) for item in items)
         ready_at = math.inf if self.late else self._clock.now + self.position_seconds * positions
@@ -94,7 +94,7 @@ class Drafter:
         """Everything it owes."""
         while self._owed:
             future, items = self._owed.popleft()
-            future.set_result([self._block(item) for item in items])
+            future.set_result(DraftReply([self._block(item) for item in items]))
 
     def lose_state(self) -> None:
         self.generation += 1

@@ -16,7 +16,7 @@ from dspark_core.engine.building import EngineOptions, build_drafter, build_targ
 from dspark_core.engine.draft_engine import LocalDraftSource
 from dspark_core.engine.drafting import Drafting
 from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.protocols import DraftBlock, DraftItem
+from dspark_core.engine.protocols import DraftBlock, DraftItem, DraftReply
 from dspark_core.engine.rounds import RoundLoop
 from dspark_core.records import GenerateRequest, SamplingParams
 
@@ -31,9 +31,9 @@ class Recorded(LocalDraftSource):
         super().__init__(engine)
         self.rounds: list[tuple[DraftItem, DraftBlock]] = []
 
-    def propose(self, items: Sequence[DraftItem]) -> Future[list[DraftBlock]]:
+    def propose(self, items: Sequence[DraftItem]) -> Future[DraftReply]:
         future = super().propose(items)
-        self.rounds.extend(zip(items, future.result(), strict=True))
+        self.rounds.extend(zip(items, future.result().blocks, strict=True))
         return future
 
 

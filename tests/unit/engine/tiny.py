@@ -15,7 +15,7 @@ from dspark_core.engine.context_features import ContextProjection
 from dspark_core.engine.drafting import Drafting
 from dspark_core.engine.gpu_settings import GpuSettings
 from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem, SparseDistribution
+from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem, DraftReply, SparseDistribution
 from dspark_core.engine.rounds import BatchLimits, RoundLoop
 from dspark_core.engine.target_engine import TargetEngine
 from dspark_core.errors import DraftUnavailableError
@@ -166,21 +166,21 @@ class ScriptedDrafts:
     def release(self, sequence_ids: Sequence[str]) -> None:
         self.released.extend(sequence_ids)
 
-    def propose(self, items: Sequence[DraftItem]) -> Future[list[DraftBlock]]:
-        future: Future[list[DraftBlock]] = Future()
+    def propose(self, items: Sequence[DraftItem]) -> Future[DraftReply]:
+        future: Future[DraftReply] = Future()
         if self.fail:
             future.set_exception(DraftUnavailableError("scripted failure"))
             return future
         self.items.extend(items)
         if self._worker is not None:
             return self._worker.submit(self._blocks, items, self._generation)
-        future.set_result([self._block(item) for item in items])
+        future.set_result(DraftReply([self._block(item) for item in items]))
         return future
 
-    def _blocks(self, items: Sequence[DraftItem], generation: int) -> list[DraftBlock]:
+    def _blocks(self, items: Sequence[DraftItem], generation: int) -> DraftReply:
         if generation != self._generation:  # what they build on is lost
-            return [DraftBlock(item.sequence_id, needs_context=True) for item in items]
-        return [self._block(item) for item in items]
+            return DraftReply([DraftBlock(item.sequence_id, needs_context=True) for item in items])
+        return DraftReply([self._block(item) for item in items])
 
     def _block(self, item: DraftItem) -> DraftBlock:
         held = self.features.setdefault(item.sequence_id, {})
