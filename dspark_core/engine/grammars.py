@@ -5,6 +5,7 @@ llguidance (https://github.com/guidance-ai/llguidance) does the parsing.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -19,7 +20,7 @@ from dspark_core.errors import DSparkError, InvalidRequestError
 from dspark_core.output_rules import Grammar
 from dspark_core.records import GenerateRequest
 from dspark_core.tokenization.deep_threads import deep_thread
-from dspark_core.tokenization.grammar_sources import first_line, grammar_source
+from dspark_core.tokenization.grammar_sources import AddedTokens, first_line, grammar_source
 from dspark_core.tokenization.loading import load_tokenizer
 
 _log = logging.getLogger(__name__)
@@ -32,6 +33,10 @@ class TokenizerDocument:
     document: str
     """The tokenizer as `tokenizers` writes it."""
     end_token_ids: tuple[int, ...]
+
+    def added_texts(self) -> tuple[str, ...]:
+        """As its added tokens are spelt."""
+        return tuple(token["content"] for token in json.loads(self.document).get("added_tokens", ()))
 
 
 def read_tokenizer(path: Path) -> TokenizerDocument:
@@ -102,6 +107,7 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._thread = deep_thread("grammar-compile")
         self._tokens: llguidance.LLTokenizer | None = None
+        self._added = AddedTokens()
         self._end_token_ids: tuple[int, ...] = ()
 
     def prepare(self) -> None:
@@ -117,8 +123,9 @@ class GrammarCompiler:
         return self._thread.submit(self._compile, request, asked)
 
     def _compile(self, request: GenerateRequest, asked: Grammar) -> SequenceGrammar:
-        source = grammar_source(asked)
-        matcher = llguidance.LLMatcher(self._tokenizer(), source, log_level=0)
+        tokens = self._tokenizer()
+        source = grammar_source(asked, self._added)
+        matcher = llguidance.LLMatcher(tokens, source, log_level=0)
         grammar = SequenceGrammar(matcher, self._vocab_size, self._end_token_ids)
         if grammar.problem is None and request.generated_tokens:  # by a verifier that was lost
             grammar.take(request.prompt_token_ids[-request.generated_tokens :])
@@ -135,6 +142,7 @@ class GrammarCompiler:
         if self._tokens is None:
             known = self._load()
             self._end_token_ids = known.end_token_ids
+            self._added = AddedTokens(known.added_texts())
             try:
                 self._tokens = llguidance.LLTokenizer(
                     known.document, n_vocab=self._vocab_size, eos_token=list(known.end_token_ids)

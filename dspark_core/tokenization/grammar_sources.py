@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from concurrent.futures import Future
 
 from llguidance import LLMatcher
@@ -12,21 +14,74 @@ from dspark_core.output_rules import Grammar, GrammarKind
 from dspark_core.tokenization.deep_threads import deep_thread
 
 
-def grammar_source(grammar: Grammar) -> str:
-    """Raises InvalidRequestError for a schema that is no JSON."""
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|/(?:[^/\\\n]|\\.)+/')
+"""In Lark's notation: texts, those of JSON in it included, and regular expressions. Outside of them tokens are
+named."""
+_UNFORCED = '%llguidance {"no_forcing": true}\n'
+
+
+class AddedTokens:
+    """The texts of a tokenizer's added tokens, which are found wherever they are spelt."""
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        by_first: dict[str, list[str]] = {}
+        for text in filter(None, texts):
+            by_first.setdefault(text[0], []).append(text)
+        self._by_first = {first: tuple(some) for first, some in by_first.items()}
+
+    def spelt_in(self, text: str) -> bool:
+        known = self._by_first
+        return any(
+            first in known and text.startswith(known[first], place) for place, first in enumerate(text)
+        )
+
+
+def grammar_source(grammar: Grammar, added_tokens: AddedTokens | None = None) -> str:
+    """added_tokens: of the tokenizer whose tokens the output is made of.
+
+    What must come next llguidance tokenizes as the tokenizer would, which where it spells an added token gives
+    that token. It allows nothing else then, and refuses it when it comes, as to it such tokens are no text. Of
+    such grammars nothing is taken to be forced.
+
+    Raises InvalidRequestError for a schema that is no JSON.
+    """
+    schema = _json(grammar.text) if grammar.kind is GrammarKind.JSON_SCHEMA else ""
+    if added_tokens is not None and added_tokens.spelt_in(_texts(grammar, schema)):
+        match grammar.kind:
+            case GrammarKind.JSON_SCHEMA:
+                return f"{_UNFORCED}start: %json {schema}"
+            case GrammarKind.REGEX:
+                return _UNFORCED + str(json.loads(_of_regex(grammar))["grammars"][0]["lark_grammar"])
+            case GrammarKind.LARK if not grammar.text.lstrip().startswith("%llguidance"):
+                return _UNFORCED + grammar.text
     match grammar.kind:
         case GrammarKind.JSON_SCHEMA:
-            try:
-                json.loads(grammar.text)
-            except (ValueError, RecursionError) as error:
-                raise InvalidRequestError(
-                    f"grammar: the schema is no JSON: {error}", field="grammar"
-                ) from None
             return str(LLMatcher.grammar_from_json_schema(grammar.text))
         case GrammarKind.REGEX:
-            return str(LLMatcher.grammar_from_regex(grammar.text))
+            return _of_regex(grammar)
         case GrammarKind.LARK:
             return str(LLMatcher.grammar_from_lark(grammar.text))
+
+
+def _of_regex(grammar: Grammar) -> str:
+    return str(LLMatcher.grammar_from_regex(grammar.text))
+
+
+def _json(schema: str) -> str:
+    """The same, without escapes that are not needed."""
+    try:
+        return json.dumps(json.loads(schema), ensure_ascii=False)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"grammar: the schema is no JSON: {error}", field="grammar") from None
+
+
+def _texts(grammar: Grammar, schema: str) -> str:
+    """All that the output may have to spell, and more; without the escapes of regular expressions."""
+    if grammar.kind is GrammarKind.LARK:
+        texts = "\n".join(_QUOTED.findall(grammar.text))
+    else:
+        texts = schema or grammar.text
+    return texts.replace("\\", "")
 
 
 class GrammarChecker:

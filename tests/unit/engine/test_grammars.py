@@ -59,6 +59,39 @@ GRAMMARS = {
 }
 
 
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        Grammar(kind=GrammarKind.JSON_SCHEMA, text='{"const": "a\\u0078!yb"}'),
+        Grammar(kind=GrammarKind.REGEX, text='"ax\\!yb"'),
+        Grammar(kind=GrammarKind.LARK, text=r'start: "\"ax!yb\""'),
+        Grammar(kind=GrammarKind.LARK, text='start: %json {"const": "ax!yb"}'),
+    ],
+    ids=["schema", "regex", "lark", "schema in lark"],
+)
+def test_text_that_spells_an_added_token_is_written_by_other_tokens(grammar: Grammar) -> None:
+    """Also where it is the only text there may be, which a tokenizer would turn into the added token."""
+    known = compiler_with_added("x!y").compile(asking(grammar)[0], grammar).result()
+    for character in '"ax!yb"':
+        (token_id,) = TOKENIZER.encode(character).ids
+        assert known.allowed()[token_id]
+        assert known.take((token_id,)) == 1
+    assert known.complete
+
+
+@pytest.mark.parametrize("text", ['start: "aab"', 'start: "a" <end> "aab"'])
+def test_what_spells_no_added_token_is_still_forced(text: str) -> None:
+    grammar = Grammar(kind=GrammarKind.LARK, text=text)
+    assert compiler_with_added("x!y").compile(asking(grammar)[0], grammar).result().forced()
+
+
+def compiler_with_added(text: str) -> GrammarCompiler:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([text])
+    document = TokenizerDocument(tokenizer.to_str(), (END,))
+    return GrammarCompiler(lambda: document, tokenizer.get_vocab_size())
+
+
 def matcher(grammar: Grammar) -> llguidance.LLMatcher:
     tokens = llguidance.LLTokenizer(TOKENIZER.to_str(), n_vocab=VOCAB, eos_token=[END])
     return llguidance.LLMatcher(tokens, grammar_source(grammar), log_level=0)
