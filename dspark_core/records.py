@@ -87,7 +87,7 @@ class SpeculationOptions:
 
     def __post_init__(self) -> None:
         if self.max_draft_tokens is not None:
-            require(self.max_draft_tokens >= 0, "max_draft_tokens", self.max_draft_tokens, ">= 0")
+            require(self.max_draft_tokens >= 0, "speculation.max_draft_tokens", self.max_draft_tokens, ">= 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,10 +137,10 @@ class GenerateRequest:
             require(self.max_tokens >= 1, "max_tokens", self.max_tokens, ">= 1")
         if self.sampling.seed is not None and self.speculation.verification is Verification.REJECTION:
             raise InvalidRequestError(
-                "verification 'rejection' cannot be combined with seed "
+                "speculation.verification 'rejection' cannot be combined with seed "
                 f"{self.sampling.seed}: a seed makes output a function of the request alone, "
                 "which only coupled verification keeps",
-                field="verification",
+                field="speculation.verification",
             )
 
     @property

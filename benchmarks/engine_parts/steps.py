@@ -47,8 +47,8 @@ def measure_in_turns(
     repeats: int,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[Shape, list[float]]]:
-    """The same of several engines, shape by shape one after the other. The second of two equal steps is timed:
-    in rounds a step follows one of its kind, and what the caches hold of the weights is not another shape's."""
+    """The same of several engines, shape by shape one after the other. The second of two equal steps is
+    timed: in rounds a step follows one of its kind, and caches hold what that has left there."""
     batches = {(name, shape): _runs(engine, shape) for shape in shapes for name, engine in engines.items()}
     seconds: dict[str, dict[Shape, list[float]]] = {name: {shape: [] for shape in shapes} for name in engines}
     for repeat in range(repeats + 1):

@@ -13,10 +13,9 @@ from dspark_core.errors import InvalidRequestError
 from dspark_core.output_rules import Grammar, GrammarKind
 from dspark_core.tokenization.deep_threads import deep_thread
 
-
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|/(?:[^/\\\n]|\\.)+/')
-"""In Lark's notation: texts, those of JSON in it included, and regular expressions. Outside of them tokens are
-named."""
+"""In Lark's notation: texts, those of JSON in it included, and regular expressions. Outside of them tokens
+are named."""
 _UNFORCED = '%llguidance {"no_forcing": true}\n'
 
 
@@ -39,9 +38,9 @@ class AddedTokens:
 def grammar_source(grammar: Grammar, added_tokens: AddedTokens | None = None) -> str:
     """added_tokens: of the tokenizer whose tokens the output is made of.
 
-    What must come next llguidance tokenizes as the tokenizer would, which where it spells an added token gives
-    that token. It allows nothing else then, and refuses it when it comes, as to it such tokens are no text. Of
-    such grammars nothing is taken to be forced.
+    What must come next llguidance tokenizes as the tokenizer would, which where it spells an added token
+    gives that token. It allows nothing else then, and refuses it when it comes, as to it such tokens are no
+    text. Of such grammars nothing is taken to be forced.
 
     Raises InvalidRequestError for a schema that is no JSON.
     """
@@ -104,5 +103,15 @@ def _check(grammar: Grammar, field: str) -> None:
         raise InvalidRequestError(f"{field}: {first_line(problem)}", field=field)
 
 
+_MOST_SHOWN = 120
+
+
 def first_line(text: str) -> str:
-    return text.strip().partition("\n")[0]
+    """Of what llguidance says. Of a regular expression that is none the first line says no more than that:
+    what it is and what is wrong with it stand in others."""
+    lines = text.strip().splitlines() or [""]
+    said = lines[0]
+    reason = next((line for line in lines[1:] if line.startswith("error: ")), None)
+    if said.endswith("error:") and reason is not None:
+        return f"{said} {lines[1].strip():.{_MOST_SHOWN}}: {reason.removeprefix('error: ')}"
+    return said

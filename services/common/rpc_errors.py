@@ -26,6 +26,10 @@ from dspark_core.errors import (
     UnknownModelError,
 )
 
+MAX_MESSAGE_CHARACTERS, MAX_FIELD_CHARACTERS = 600, 200
+"""Of what a caller is told. Status and metadata of a call that fails travel in 8 KiB, in which a character
+takes up to twelve bytes; what is longer reaches the caller as RESOURCE_EXHAUSTED, which is another error."""
+
 KIND_KEY = "dspark-error"
 FIELD_KEY = "dspark-field"
 LEADER_KEY = "dspark-leader"
@@ -60,8 +64,17 @@ def to_status(error: BaseException) -> RpcStatus | None:
     """The status of an error meant for the caller; None for one that must stay inside."""
     for kind, code, _ in _STATUS:
         if isinstance(error, kind):
-            return RpcStatus(code, str(error), ((KIND_KEY, kind.__name__), *_details(error)))
+            return RpcStatus(code, message_of(error), ((KIND_KEY, kind.__name__), *_details(error)))
     return None
+
+
+def message_of(error: BaseException) -> str:
+    """As callers are told: values of theirs, which it may repeat, can be of any length."""
+    return shortened(str(error), MAX_MESSAGE_CHARACTERS)
+
+
+def shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else text[:most] + "…"
 
 
 def http_status(error: BaseException) -> int:
@@ -125,7 +138,7 @@ _BY_CODE: dict[grpc.StatusCode, _Build] = {
 
 def _details(error: DSparkError) -> list[tuple[str, str]]:
     if isinstance(error, InvalidRequestError) and error.field and error.field.isascii():
-        return [(FIELD_KEY, error.field)]
+        return [(FIELD_KEY, error.field[:MAX_FIELD_CHARACTERS])]
     if isinstance(error, NotLeaderError) and error.leader_address.isascii():
         return [(LEADER_KEY, error.leader_address)]
     if isinstance(error, QueueFullError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from dspark_core.records import (
     FinishReason,
@@ -47,7 +49,8 @@ class TextDelta:
     called: bool = False
     """The answer ends with a whole call."""
     logprobs: tuple[TokenWithLogprobs, ...] = ()
-    """Of the tokens but for one that ended the answer, where the request asks for them."""
+    """Where the request asks for them, of the tokens of `text`: of a stop token there are none, nor of what
+    belongs to a stop string; of what may belong to one they come with its text."""
 
 
 class TextAssembler:
@@ -65,6 +68,7 @@ class TextAssembler:
         self._calls = calls.stream() if calls else None
         self._stop_token_ids = frozenset(request.stop_token_ids)
         self._stops = StopStrings(stop)
+        self._logprobs = _LogprobsOfText()
         self._min_tokens = request.adjustments.min_tokens
         self._prompt_tokens = len(request.prompt_token_ids)
         self._completion_tokens = 0
@@ -77,14 +81,18 @@ class TextAssembler:
         pieces: list[str] = []
         found: list[CallDelta] = []
         used = 0
-        for token_id in chunk.token_ids:
+        for token_id, logprobs in zip_longest(chunk.token_ids, chunk.logprobs):
             used += 1
             # Not every checkpoint marks its stop tokens as special: they are never shown anyway.
             shown = () if token_id in self._stop_token_ids else (token_id,)
             text = self._detokenizer.push(shown)
             # No stop string begins before the answer is as long as it was asked to be.
             early = self._completion_tokens + used <= self._min_tokens
-            pieces.append(self._without_calls(text if early else self._stops.push(text), found))
+            certain = text if early else self._stops.push(text)
+            if logprobs is not None and shown:
+                self._logprobs.hold(TokenWithLogprobs(token_id, logprobs))
+            self._logprobs.advance(len(text), len(certain))
+            pieces.append(self._without_calls(certain, found))
             if self._ended:
                 break
         self._completion_tokens += used
@@ -99,11 +107,7 @@ class TextAssembler:
             stats=self._stats,
             calls=joined(found) if found else (),
             called=finish_reason is not None and self._calls is not None and self._calls.called,
-            logprobs=tuple(
-                TokenWithLogprobs(token_id, logprobs)
-                for token_id, logprobs in zip(chunk.token_ids[:used], chunk.logprobs, strict=False)
-                if token_id not in self._stop_token_ids
-            ),
+            logprobs=self._logprobs.take(everything=finish_reason is not None and not self._stops.matched),
         )
 
     @property
@@ -134,3 +138,29 @@ class TextAssembler:
             completion_tokens=self._completion_tokens,
             cached_prompt_tokens=self._cached_prompt_tokens,
         )
+
+
+class _LogprobsOfText:
+    """Lets go of tokens once the text they begin at is certain."""
+
+    def __init__(self) -> None:
+        self._held: deque[tuple[int, TokenWithLogprobs]] = deque()
+        """With the place in the text where each begins."""
+        self._written = self._certain = 0
+        """Characters."""
+
+    def hold(self, token: TokenWithLogprobs) -> None:
+        """It begins where the text so far ends."""
+        self._held.append((self._written, token))
+
+    def advance(self, written: int, certain: int) -> None:
+        """So many characters more."""
+        self._written += written
+        self._certain += certain
+
+    def take(self, *, everything: bool) -> tuple[TokenWithLogprobs, ...]:
+        """everything: there is no more text to come that they could be no part of."""
+        taken = []
+        while self._held and (everything or self._held[0][0] < self._certain):
+            taken.append(self._held.popleft()[1])
+        return tuple(taken)

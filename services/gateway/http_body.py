@@ -18,6 +18,9 @@ BODY_TIMEOUT_SECONDS = 30.0
 async def read_body(request: Request, body_type: type[_Body], max_bytes: int) -> _Body:
     """Raises MediaTypeError, BodyTooLargeError, SlowBodyError, or InvalidRequestError naming the field."""
     _check_type(request.headers.get("content-type", ""))
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise MediaTypeError(f"the body must be sent as it is, got Content-Encoding {encoding!r:.80}")
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared) > max_bytes:
         raise _too_large(declared, max_bytes)

@@ -25,7 +25,7 @@ from dspark_core.errors import (
     UnavailableError,
     UnknownModelError,
 )
-from services.common.rpc_errors import http_status
+from services.common.rpc_errors import http_status, message_of, shortened
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def error_answer(error: Exception) -> ErrorAnswer:
         if isinstance(error, kind):
             return ErrorAnswer(
                 status=_OWN_STATUS.get(kind) or http_status(error),
-                message=str(error),
+                message=message_of(error),
                 type=error_type,
                 param=error.field if isinstance(error, InvalidRequestError) else None,
                 code=code,
@@ -128,11 +128,14 @@ def invalid_body(error: ValidationError) -> InvalidRequestError:
     kind, message = first["type"], first["msg"]
     if kind == "json_invalid":
         return InvalidRequestError(f"the request body is not valid JSON: {message}")
-    param = field_path(first["loc"])
+    location = first["loc"]
+    if kind == "extra_forbidden":  # whatever its name is
+        above, name = field_path(location[:-1]), shortened(str(location[-1]), _MOST_SHOWN)
+        param = f"{above}.{name}" if above else name
+        return InvalidRequestError(f"unrecognised request argument: {param}", field=param)
+    param = field_path(location)
     if kind == "missing":
         return InvalidRequestError(f"{param} is required but missing", field=param)
-    if kind == "extra_forbidden":
-        return InvalidRequestError(f"unrecognised request argument: {param}", field=param)
     if kind == "too_long":
         limit, length = first["ctx"]["max_length"], first["ctx"]["actual_length"]
         return InvalidRequestError(f"{param} must hold at most {limit} items, got {length}", field=param)
@@ -153,9 +156,12 @@ def field_path(location: Sequence[int | str]) -> str:
     return path
 
 
+_MOST_SHOWN = 100
+"""Characters of a value, or of a name that a client made up."""
+
+
 def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:100] + "…"
+    return shortened(repr(value), _MOST_SHOWN)
 
 
 def install_error_handlers(app: FastAPI) -> None:

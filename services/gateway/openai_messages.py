@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast
 from pydantic_core import PydanticCustomError
@@ -31,7 +31,8 @@ def _joined_text(value: object) -> object:
 
 
 class ChatMessageBody(BaseModel):
-    """`developer` is the newer name of `system`. Fields an answer carries may come back, if empty."""
+    """`developer` is the newer name of `system`. Fields an answer carries may come back, if empty; what
+    clients add to an answer may come back as well and says nothing new."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -44,6 +45,10 @@ class ChatMessageBody(BaseModel):
     annotations: Annotated[list[None] | None, FailFast()] = None
     audio: None = None
     function_call: None = None
+    reasoning: None = None
+    reasoning_content: None = None
+    parsed: Any = None
+    """Of `openai`'s helpers: the content once more, as an object."""
 
     def to_record(self, place: str) -> ChatMessage:
         """Raises InvalidRequestError. place: of the message in the request's body."""

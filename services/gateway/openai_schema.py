@@ -201,9 +201,11 @@ def _grammar_of(body: ResponseFormatBody | StructuredOutputsBody | None, field: 
 
 def _seed(asked: int | None) -> int | None:
     """OpenAI's have 64 bits and a sign, ours no sign: each negative one becomes one of its own."""
-    if asked is None or not -MAX_SEED - 1 <= asked < 0:
-        return asked
-    return asked + MAX_SEED + 1
+    if asked is None:
+        return None
+    least = -MAX_SEED - 1
+    require(least <= asked <= MAX_SEED, "seed", asked, f"in [{least}, {MAX_SEED}]")
+    return asked if asked >= 0 else asked - least
 
 
 def _biases(asked: Mapping[str, float]) -> tuple[tuple[int, float], ...]:

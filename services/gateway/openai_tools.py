@@ -73,6 +73,8 @@ class _CalledFunctionBody(BaseModel):
 
     name: str
     arguments: str
+    parsed_arguments: Any = None
+    """Of `openai`'s helpers: the arguments once more, as an object."""
 
 
 class ToolCallBody(BaseModel):
@@ -83,6 +85,8 @@ class ToolCallBody(BaseModel):
     id: str
     type: Literal["function"] = "function"
     function: _CalledFunctionBody
+    index: int | None = None
+    """Of an answer that was streamed: its place, which it has here too."""
 
     def to_record(self) -> ToolCall:
         return ToolCall(call_id=self.id, name=self.function.name, arguments=self.function.arguments)

@@ -83,7 +83,7 @@ _ANY_ARGUMENTS = '{"type": "object"}'
 def _called(syntax: CallSyntax, index: int, tool: Tool, schema: str) -> tuple[str, str]:
     head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "{syntax.arguments}": ')
     # The schema has a rule of its own, and with it a root that its references mean.
-    spaced = json.dumps({**json.loads(schema), "x-guidance": _SPACING})
+    spaced = json.dumps({**json.loads(schema), "x-guidance": _SPACING}, ensure_ascii=False)
     return f'tool{index}: {head} arguments{index} "}}"', f"arguments{index}: %json {spaced}"
 
 
@@ -103,7 +103,7 @@ def _as_schema(syntax: CallSyntax, tool: Tool) -> str:
         "required": ["name", syntax.arguments],
         "additionalProperties": False,
     }
-    return json.dumps(call)
+    return json.dumps(call, ensure_ascii=False)
 
 
 def _moved(schema: object, place: str) -> object:

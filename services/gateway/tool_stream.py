@@ -58,13 +58,18 @@ class CallStream:
         self._arguments_at = 0
         self._bare = syntax.bare
         self._count = self._whole = 0
+        self._told: list[str] = []
+        """Of the arguments of the newest call, where they are told as they come."""
+        self._broken = False
+        """One that was told as it came turned out to be none."""
         self._texts: list[str] = []
         self._calls: list[CallDelta] = []
 
     @property
     def called(self) -> bool:
         """There were whole calls, and none is unfinished."""
-        return self._whole > 0 and self._place not in (_Place.HEAD, _Place.ARGUMENTS)
+        unfinished = self._broken or self._place in (_Place.HEAD, _Place.ARGUMENTS)
+        return self._whole > 0 and not unfinished
 
     @property
     def done(self) -> bool:
@@ -159,9 +164,10 @@ class CallStream:
             if self._eager:
                 self._calls.append(CallDelta(self._count, match[1]))
                 self._count += 1
-                self._pending = self._pending[self._arguments_at :]
+                self._pending, self._told = self._pending[self._arguments_at :], []
 
     def _tell_arguments(self) -> None:
+        self._told.append(self._pending)
         self._calls.append(CallDelta(self._count - 1, None, self._pending))
         self._pending = ""
 
@@ -169,14 +175,17 @@ class CallStream:
         """-> whether it turned out to be no call."""
         if self._eager:
             self._tell_arguments()
+            whole = _object("".join(self._told)) is not None
+            self._broken = self._broken or not whole
         else:
+            whole = True
             head, arguments = self._pending[: self._arguments_at + 1], self._pending[self._arguments_at :]
             match = self._head.fullmatch(head)
             if match is None or _object(arguments) is None:
                 self._no_call()
                 return True
             self._tell(match[1], arguments)
-        self._whole += 1
+        self._whole += whole
         self._place = _Place.REST
         return self.done
 
@@ -202,7 +211,7 @@ class CallStream:
             self._end()
         elif self._place is _Place.ARGUMENTS and self._eager:
             self._tell_arguments()
-            self._place = _Place.TEXT
+            self._place, self._broken = _Place.TEXT, True
         else:
             return self._no_call() + rest
         return rest

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dspark_core.errors import InvalidRequestError, require
+from services.gateway.json_schemas import without_annotations
 
 MAX_TOOLS = 128
 MAX_TOOL_CHARACTERS = 65_536
@@ -37,7 +38,7 @@ class Tool:
             raise InvalidRequestError(
                 f"parameters must be of type 'object', got {kind!r:.80}", field="parameters"
             )
-        size = len(json.dumps(self.declared))
+        size = len(json.dumps(self.declared, ensure_ascii=False))
         if size > MAX_TOOL_CHARACTERS:
             raise InvalidRequestError(
                 f"parameters and description must be <= {MAX_TOOL_CHARACTERS} characters of JSON, got {size}",
@@ -54,8 +55,9 @@ class Tool:
 
     @property
     def schema(self) -> str:
-        """Of the arguments, as JSON."""
-        return json.dumps({"type": "object", **self.parameters})
+        """Of the arguments, as JSON, without what only tells readers of it."""
+        bare = without_annotations({"type": "object", **self.parameters})
+        return json.dumps(bare, ensure_ascii=False)
 
 
 def check_tool_count(count: int) -> None:

@@ -101,6 +101,13 @@ async def test_stop_strings_and_options_work_as_in_rest(serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("message", "code", "field", "text"),
     [
+        (request(model="x" * 20_000), grpc.StatusCode.NOT_FOUND, "model", "model 'xxx"),
+        (
+            chat(("👻" * 20_000, "x")),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "messages[0].role",
+            "👻" * 100,
+        ),
         (request(model="x"), grpc.StatusCode.NOT_FOUND, "model", "'x' does not exist"),
         (request(max_tokens=0), grpc.StatusCode.INVALID_ARGUMENT, "max_tokens", "got 0"),
         (request(temperature=-1), grpc.StatusCode.INVALID_ARGUMENT, "temperature", "got -1"),

@@ -1,5 +1,6 @@
 """Every way a request can be wrong or cannot be served, over real HTTP."""
 
+import gzip
 import json
 
 import openai
@@ -78,7 +79,7 @@ CHAT = {"model": MODEL, "messages": HELLO}
         (
             {"seed": 1, "speculation": {"verification": "rejection"}},
             400,
-            "verification",
+            "speculation.verification",
             None,
             "cannot be combined with seed 1",
         ),
@@ -118,6 +119,21 @@ async def test_broken_json_is_a_bad_request(serve: Serve, content) -> None:
         response = await running.client.post(path, content=content)
         assert response.status_code == 400
         assert "request body" in response.json()["error"]["message"]
+
+
+async def test_a_compressed_body_is_told_apart_from_broken_json(serve: Serve) -> None:
+    running = await serve(FakeBackend("ok"))
+    for encoding, status in (("gzip", 415), ("identity", 200)):
+        content = gzip.compress(json.dumps(CHAT).encode()) if status == 415 else json.dumps(CHAT).encode()
+        headers = {"content-encoding": encoding, "content-type": "application/json"}
+        response = await running.client.post("/v1/chat/completions", content=content, headers=headers)
+        assert response.status_code == status
+    assert (
+        "Content-Encoding 'gzip'"
+        in (
+            await running.client.post("/v1/completions", content=b"x", headers={"content-encoding": "gzip"})
+        ).json()["error"]["message"]
+    )
 
 
 async def test_a_body_without_a_content_type_is_still_json(serve: Serve) -> None:

@@ -254,6 +254,10 @@ def test_what_a_grammar_leaves_no_choice_of_is_drafted_for_nothing() -> None:
     ("grammar", "message"),
     [
         (Grammar(kind=GrammarKind.REGEX, text="[ab"), "invalid regex"),
+        (
+            Grammar(kind=GrammarKind.JSON_SCHEMA, text='{"type": "string", "pattern": "^(?!x).*$"}'),
+            r"regex parse error: .*\(\?!x\).*look-around.* is not supported",
+        ),
         (Grammar(kind=GrammarKind.JSON_SCHEMA, text='{"type": "objekt"}'), "objekt"),
         (Grammar(kind=GrammarKind.JSON_SCHEMA, text='{"type"'), "no JSON"),
         (Grammar(kind=GrammarKind.LARK, text="start: nobody"), "unknown name"),

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,8 +78,26 @@ def test_logprobs_are_of_the_tokens_before_the_end() -> None:
     )
     (delta,) = assemble([chunk])
     assert [(token.token_id, token.logprobs.logprob) for token in delta.logprobs] == [(97, 0.0), (98, -1.0)]
-    (stopped,) = assemble([chunk], stop=("a",))
+    (stopped,) = assemble([chunk], stop=("b",))
     assert [token.token_id for token in stopped.logprobs] == [97]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 50])
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("one two three", "one "), ("one tw three", "one tw three"), ("né two", "né "), ("one t", "one t")],
+)
+def test_logprobs_are_of_the_text_that_is_shown_and_come_with_it(size, text, shown) -> None:
+    plain = chunks_of([*text.encode(), END], size)
+    told = [replace(one, logprobs=tuple(TokenLogprobs(-1.0) for _ in one.token_ids)) for one in plain]
+    deltas = assemble(told, stop=("two",))
+    assert bytes(one.token_id for delta in deltas for one in delta.logprobs).decode() == shown
+    so_far = told_so_far = 0
+    for delta in deltas:
+        so_far += len(delta.text.encode())
+        told_so_far += len(delta.logprobs)
+        # A character's first bytes are told with its last ones.
+        assert told_so_far == so_far
 
 
 def test_text_held_back_for_a_stop_string_comes_with_the_end() -> None:

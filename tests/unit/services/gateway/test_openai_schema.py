@@ -203,7 +203,12 @@ def test_stop_tokens_are_ignored_only_on_demand() -> None:
         ({"stream_options": {"include_usage": True}}, "stream_options", "only be set when stream is true"),
         ({"max_token": 3}, "max_token", "unrecognised request argument"),
         ({"speculation": {"verification": "maybe"}}, "speculation.verification", "got 'maybe'"),
-        ({"speculation": {"max_draft_tokens": -1}}, "max_draft_tokens", "got -1"),
+        ({"speculation": {"max_draft_tokens": -1}}, "speculation.max_draft_tokens", "got -1"),
+        ({"seed": -(2**63) - 1}, "seed", "in [-9223372036854775808, 9223372036854775807]"),
+        ({"max-tokens": 5}, "max-tokens", "unrecognised request argument: max-tokens"),
+        ({"str": 1}, "str", "unrecognised request argument: str"),
+        ({"x" * 900: 1}, "x" * 100 + "…", "unrecognised"),
+        ({"messages": [{**USER[0], "foo-bar": 1}]}, "messages[0].foo-bar", "messages[0].foo-bar"),
     ],
 )
 def test_a_refused_chat_body_names_field_and_value(fields, param, message) -> None:

@@ -85,6 +85,36 @@ def test_calls_and_their_results_come_back() -> None:
     assert (told.role, told.content, told.tool_call_id) == (ChatRole.TOOL, "rain", "call_1")
 
 
+def test_what_clients_add_to_calls_they_send_back_says_nothing_new() -> None:
+    """`openai`'s helpers keep parsed arguments beside their text, and the place of a streamed call."""
+    called = {**CALL["function"], "parsed_arguments": {"city": "x"}}  # type: ignore[dict-item]
+    answer = {"role": "assistant", "content": None, "tool_calls": [{**CALL, "index": 0, "function": called}]}
+    plain = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    assert chat(messages=[USER, answer, USER]).prompt == chat(messages=[USER, plain, USER]).prompt
+
+
+def test_a_schema_is_known_without_what_only_describes_it() -> None:
+    names = {"description": {"type": "string", "title": "T"}, "enum": {"enum": ["title", {"title": 1}]}}
+    schema = {
+        "title": "T",
+        "properties": names,
+        "anyOf": [{"required": ["enum"], "$comment": "c"}, {"const": {"default": 1}}],
+        "$defs": {"examples": {"default": 0, "items": {"description": "d", "type": "null"}}},
+    }
+    assert json.loads(Tool(name="t", parameters=schema).schema) == {
+        "type": "object",
+        "properties": {"description": {"type": "string"}, "enum": {"enum": ["title", {"title": 1}]}},
+        "anyOf": [{"required": ["enum"]}, {"const": {"default": 1}}],
+        "$defs": {"examples": {"items": {"type": "null"}}},
+    }
+
+
+def test_a_tool_is_measured_by_characters() -> None:
+    Tool(name="t", description="说" * 60_000)
+    with pytest.raises(InvalidRequestError, match="got 70"):
+        Tool(name="t", description="说" * 70_000)
+
+
 def function(**fields: object) -> list[dict[str, object]]:
     return [{"type": "function", "function": {"name": "f", **fields}}]
 

@@ -129,8 +129,21 @@ def test_calls_that_break_off_are_content_and_what_was_told_stays_told(broken) -
     assert arguments.startswith('{"city": ')
     with pytest.raises(ValueError, match=r".+"):
         json.loads(arguments)
-    if "," not in broken.partition("arguments")[2]:
+    assert not called
+
+
+@pytest.mark.parametrize(
+    "broken", [PARIS.replace("}", ",}"), '{"a": True}', '{"a": 01}'], ids=["comma", "word", "number"]
+)
+@pytest.mark.parametrize("before", ["", CALL])
+def test_an_answer_with_arguments_that_do_not_parse_is_no_answer_of_calls(before, broken) -> None:
+    text = before + CALL.replace(PARIS, broken)
+    for cut_at in range(1, len(text), 7):
+        content, calls, called = read([text[:cut_at], text[cut_at:]], eager=True)
         assert not called
+        assert len(calls) == 1 + bool(before)  # what was told stays told
+    content, calls, called = read([text], eager=False)
+    assert (bool(content), len(calls), called) == (True, bool(before), bool(before))
 
 
 def test_one_call_is_enough_where_no_more_are_wanted() -> None:

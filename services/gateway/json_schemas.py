@@ -1,0 +1,30 @@
+"""What of a JSON schema decides about values, and what only tells its readers something."""
+
+from __future__ import annotations
+
+_ANNOTATIONS = frozenset(
+    ("title", "description", "examples", "default", "deprecated", "readOnly", "writeOnly", "$comment")
+)
+_BY_NAME = frozenset(("properties", "patternProperties", "dependentSchemas", "$defs", "definitions"))
+"""Keywords whose value holds schemas by names that are the client's."""
+_VALUES = frozenset(("const", "enum"))
+"""Keywords whose value is no schema."""
+
+
+def without_annotations(schema: object) -> object:
+    """The same schema to a parser. Of those that clients send, descriptions are the larger part."""
+    if isinstance(schema, list):
+        return [without_annotations(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        name: value if name in _VALUES else _inner(name, value)
+        for name, value in schema.items()
+        if name not in _ANNOTATIONS
+    }
+
+
+def _inner(name: str, value: object) -> object:
+    if name in _BY_NAME and isinstance(value, dict):
+        return {key: without_annotations(one) for key, one in value.items()}
+    return without_annotations(value)
