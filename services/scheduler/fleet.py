@@ -12,7 +12,7 @@ from services.scheduler.curves import CurveBook
 from services.scheduler.documents import DocumentStore, MemoryDocumentStore
 from services.scheduler.draft_market import DraftMarket, OnPrice
 from services.scheduler.loads import LoadBook
-from services.scheduler.pace import VerifierPace
+from services.scheduler.pace import PREFILL_TOKENS, VerifierPace
 from services.scheduler.planner import VerifierPlanner
 from services.scheduler.prefixes import PrefixTable
 from services.scheduler.routing import Candidate, choose, reach_of
@@ -129,11 +129,16 @@ class Fleet:
         }
 
     def candidates(self, request: AssignRequest) -> list[Candidate]:
-        """Verifiers that can take the request; those whose stream broke only when no other is left."""
+        """Verifiers that can take the request; those whose stream broke or whose rounds do not end only when
+        no other is left."""
         usable = self._usable(request.model, frozenset(request.exclude_replica_ids))
-        present = [replica for replica in usable if not self.loads.is_lost(replica.replica_id)]
+        present = [replica for replica in usable if self._is_present(replica.replica_id)]
         matched = self.prefixes.matched_tokens(request.prefix_hashes)
         return [self._candidate(replica, matched.get(replica.replica_id, 0)) for replica in present or usable]
+
+    def _is_present(self, replica_id: str) -> bool:
+        longest = self._pace(replica_id).prefill_seconds(PREFILL_TOKENS)
+        return not (self.loads.is_lost(replica_id) or self.loads.hangs(replica_id, longest))
 
     def _candidate(self, replica: Replica, matched_tokens: int) -> Candidate:
         name = replica.replica_id
@@ -146,7 +151,6 @@ class Fleet:
             pace=pace,
             matched_tokens=matched_tokens,
             idle_seconds=self.loads.idle_seconds(name),
-            silent_seconds=self.loads.silent_seconds(name),
             highest_floor=self.loads.highest_floor(name, reach_of(pace)),
         )
 

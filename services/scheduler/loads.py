@@ -17,13 +17,15 @@ PENDING_SECONDS = 2.0
 MAX_ENTRIES = 4096
 """Beyond so many, entries of replicas that are gone are dropped."""
 SILENCE_SECONDS = 1.0
-"""A verifier that works and says nothing for longer is slower than anything it said before."""
+SILENT_ROUNDS = 4.0
+"""A verifier with requests that ends no round for so long, and so many times what its longest take, hangs."""
 
 
 @dataclass(slots=True)
 class _Entry:
     load: VerifierLoad | None = None
-    heard_at: float = 0.0
+    busy_since: float = 0.0
+    """When it first told that requests run, since it told that none do."""
     worked_at: float | None = None
     """When it last told of a round."""
     lost: bool = False
@@ -47,7 +49,9 @@ class LoadBook:
 
     def told(self, replica_id: str, load: VerifierLoad) -> None:
         entry = self._entries[replica_id]
-        entry.load, entry.heard_at, entry.lost = load, self._clock(), False
+        if entry.load is None or not entry.load.running_requests:
+            entry.busy_since = self._clock()
+        entry.load, entry.lost = load, False
         for request_id in load.new_request_ids:
             entry.pending.pop(request_id, None)
 
@@ -110,13 +114,14 @@ class LoadBook:
         load = self._load(replica_id)
         return load.max_running_requests if load else 0
 
-    def silent_seconds(self, replica_id: str) -> float:
-        """How long a verifier with work to do has said nothing; 0.0 while that is no wonder."""
+    def hangs(self, replica_id: str, longest_round_seconds: float) -> bool:
+        """Whether a verifier with requests ends no round. Its loads do not count: they are told beside the
+        rounds, also where a device does not come back."""
         entry = self._entries.get(replica_id)
         if entry is None or entry.load is None or not entry.load.running_requests:
-            return 0.0
-        silent = self._clock() - entry.heard_at
-        return silent if silent > SILENCE_SECONDS else 0.0
+            return False
+        silent = self._clock() - max(entry.busy_since, entry.worked_at or 0.0)
+        return silent > max(SILENCE_SECONDS, SILENT_ROUNDS * longest_round_seconds)
 
     def _load(self, replica_id: str) -> VerifierLoad | None:
         entry = self._entries.get(replica_id)

@@ -32,7 +32,6 @@ class Candidate:
     """Prompt tokens its prefix cache probably holds."""
     idle_seconds: float = 0.0
     """How long its speed has not been seen."""
-    silent_seconds: float = 0.0
     highest_floor: float = 0.0
     """Tokens per second promised to the most demanding of its requests, of those within reach; 0: to none."""
 
@@ -65,7 +64,7 @@ class Candidate:
         seconds = self.pace.round_seconds(self.requests + 1)
         if seconds is not None and self.requests == 0:
             seconds *= self.pace.relaxation(self.idle_seconds)
-        return None if seconds is None else max(seconds, self.silent_seconds)
+        return seconds
 
     def seconds_for(self, prompt_tokens: int) -> float | None:
         """Expected time to serve the request; None without a curve."""

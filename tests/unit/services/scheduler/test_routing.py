@@ -1,5 +1,7 @@
 """Requests go where they are expected to be done first: load, pace, prefixes, health."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -155,15 +157,39 @@ def test_a_slowdown_is_forgotten_while_nothing_can_show_that_it_is_over(
     assert ask() == "a"
 
 
-def test_a_verifier_that_works_and_says_nothing_gets_no_requests(
+def test_a_verifier_whose_rounds_do_not_end_gets_no_requests_whatever_else_it_says(
     fleet: Fleet, ask: Asker, clock: ManualClock
 ):
     for name in ("a", "b"):
         fleet.register(new_replica(name))
-        _tell(fleet, name, running=1, profile=SLOPE)
-    clock.advance(1.5)
-    _tell(fleet, "b", running=1)
+        _tell(fleet, name, profile=SLOPE)
+        _rounds(fleet, name, 1, 0.021)
+    clock.advance(8.0)  # having had nothing to do is no hanging
+    for name in ("a", "b"):
+        _tell(fleet, name, running=1)
+    assert {ask(), ask()} == {"a", "b"}
+    for number in range(2, 5):
+        clock.advance(0.5)
+        _tell(fleet, "a", running=1)  # its event loop lives, its device does not
+        _tell(fleet, "b", running=4)
+        _rounds(fleet, "b", 1, 0.021, start=number)
     assert {ask() for _ in range(8)} == {"b"}
+    assert ask(exclude=("b",)) == "a"  # it may yet come back
+    _rounds(fleet, "a", 1, 0.021, start=2)
+    assert ask() == "a"
+
+
+def test_a_long_chunk_of_a_prompt_is_no_hanging(fleet: Fleet, ask: Asker, clock: ManualClock):
+    """On a slow machine it takes seconds, as the step times say."""
+    slow = tuple(replace(point, seconds=20 * point.seconds) for point in SLOPE)  # 4 s for 256 tokens
+    for name, running in (("a", 1), ("b", 20)):
+        fleet.register(new_replica(name))
+        _tell(fleet, name, running=running, profile=slow)
+    clock.advance(6.0)
+    _tell(fleet, "a", running=1)
+    _tell(fleet, "b", running=20)
+    _rounds(fleet, "b", 1, 0.420)
+    assert ask() == "a"
 
 
 def test_a_batch_that_is_full_makes_requests_wait(fleet: Fleet, ask: Asker):
