@@ -32,6 +32,7 @@ JOIN_SECONDS = 4.0
 class VerifierStatus:
     running_requests: int
     waiting_requests: int
+    """Also those that a round which goes on keeps from being taken in."""
     free_kv_fraction: float
     preemptions: int
     problem: str | None = None
@@ -101,6 +102,7 @@ class Verifier:
     ) -> None:
         self._rounds = rounds
         self._streams: dict[str, _Stream] = {}
+        self._arriving: set[_Stream] = set()
         self._commands: deque[Callable[[], None]] = deque()
         self._calls: set[Future[None]] = set()
         self._wake = threading.Condition()
@@ -129,7 +131,7 @@ class Verifier:
         batcher = self._rounds.batcher
         return VerifierStatus(
             running_requests=len(batcher.running),
-            waiting_requests=len(batcher.waiting),
+            waiting_requests=len(self._arriving) + len(batcher.waiting),
             free_kv_fraction=self._rounds.free_kv_fraction,
             preemptions=batcher.preemptions,
             problem=self._problem(),
@@ -155,21 +157,24 @@ class Verifier:
         stream = _Stream()
         finished = False
         grammar = None
-        if request.grammar is not None:  # long ones must not hold up others' tokens
-            grammar = await asyncio.wrap_future(self._rounds.compile_grammar(request, request.grammar))
+        self._arriving.add(stream)
         try:
+            if request.grammar is not None:  # long ones must not hold up others' tokens
+                grammar = await asyncio.wrap_future(self._rounds.compile_grammar(request, request.grammar))
             await asyncio.wrap_future(self._call(lambda: self._submit(request, grammar, stream)))
             while not finished:
                 chunk = await stream.get()
                 finished = chunk.finish_reason is not None
                 yield chunk
         finally:
+            self._arriving.discard(stream)
             if not finished:
                 self._post(lambda: self._cancel(request.request_id, stream))
 
     def _submit(self, request: GenerateRequest, grammar: SequenceGrammar | None, stream: _Stream) -> None:
         self._rounds.submit(request, grammar)
         self._streams[request.request_id] = stream
+        self._arriving.discard(stream)  # not before it is counted elsewhere
 
     def _cancel(self, request_id: str, stream: _Stream) -> None:
         # The id may since have been taken by a new request: only its own stream cancels it.

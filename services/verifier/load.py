@@ -1,4 +1,7 @@
-"""How busy this verifier is, for the scheduler: levels, and which requests have arrived."""
+"""How busy this verifier is, for the scheduler: levels, and which requests have arrived.
+
+A request that is told as arrived is one of those that run or wait: the scheduler counts it no more itself.
+"""
 
 from __future__ import annotations
 

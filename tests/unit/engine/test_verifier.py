@@ -223,3 +223,25 @@ async def test_a_round_that_does_not_end_is_a_problem_and_holds_up_no_stop(start
     Stuck.release.set()
     with pytest.raises(UnavailableError, match="stopping"):
         await asyncio.wait_for(asked, 10)
+
+
+async def test_requests_count_as_waiting_from_when_they_arrive(started) -> None:
+    """Whoever is told that they have must not miss them while a long round keeps them from being taken in."""
+
+    class Slow(Stuck):
+        entered = threading.Event()
+        release = threading.Event()
+
+    one = started(loop_with(Slow))
+    first = asyncio.create_task(collect(one, request("a", [1], 3)))
+    await eventually(Slow.entered.is_set)
+    assert one.status.waiting_requests == 1
+    asked = [asyncio.create_task(collect(one, request(f"r{i}", [1], 3))) for i in range(3)]
+    await asyncio.sleep(0)
+    assert one.status.waiting_requests == 4
+    asked[0].cancel()
+    await asyncio.wait({asked[0]})
+    assert one.status.waiting_requests == 3
+    Slow.release.set()
+    await asyncio.wait_for(asyncio.gather(first, *asked[1:]), 10)
+    await eventually(lambda: one.status.running_requests + one.status.waiting_requests == 0)
