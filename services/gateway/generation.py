@@ -121,8 +121,9 @@ class TextGenerator:
             record.outcome = record.outcome or FinishReason.CANCELLED.value
             raise
         except InvalidRequestError as error:
-            record.outcome = type(error).__name__
-            raise _in_clients_words(error, prepared.grammar_field) from None
+            told = _in_clients_words(error, prepared)
+            record.outcome = type(told).__name__
+            raise told from None
         except Exception as error:
             record.outcome = type(error).__name__
             raise
@@ -168,9 +169,16 @@ class TextGenerator:
         return max(0.0, arrival + self._timeout_seconds - self._clock())
 
 
-def _in_clients_words(error: InvalidRequestError, grammar_field: str) -> InvalidRequestError:
-    """Verifiers know a grammar only, whatever it was made of."""
-    return error.about(grammar_field) if error.field == "grammar" else error
+def _in_clients_words(error: InvalidRequestError, prepared: PreparedRequest) -> DSparkError:
+    """Verifiers know a grammar only, whatever it was made of, and the scheduler a floor, whoever asked for it.
+    A promise of the tier's that cannot be kept is no mistake of the client's."""
+    if error.field == "grammar":
+        return error.about(prepared.grammar_field)
+    if error.field != "min_tokens_per_second":
+        return error
+    if prepared.floor_field is None:
+        return UnavailableError(str(error.about(f"the floor of tier {prepared.tier!r}")))
+    return error.about(prepared.floor_field)
 
 
 def _close_all(tickets: Sequence[Ticket]) -> None:

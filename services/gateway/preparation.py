@@ -28,6 +28,8 @@ class PreparedRequest:
     stop: tuple[str, ...]
     grammar_field: str = "grammar"
     """What the client said that the grammar was made of."""
+    floor_field: str | None = "min_tokens_per_second"
+    """Where it asked for its speed floor; None: its tier did."""
     calls: CallReading | None = None
     """How its answer may call tools; None: not at all."""
     tier: str = DEFAULT_TIER_NAME
@@ -81,6 +83,7 @@ class RequestPreparer:
             ),
             stop=request.stop,
             grammar_field=field,
+            floor_field=request.floor_field,
             calls=calls,
             tier=request.tier,
         )

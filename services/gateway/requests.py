@@ -86,6 +86,8 @@ class TextRequest:
     speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
     min_tokens_per_second: float | None = None
     """Speed floor: tokens per second after the first token."""
+    floor_field: str | None = "min_tokens_per_second"
+    """Where the client said so; None: its tier did."""
     tier: str = DEFAULT_TIER_NAME
     """Of the API key it came with."""
     adjustments: LogitAdjustments = NO_ADJUSTMENTS

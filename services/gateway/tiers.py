@@ -44,7 +44,7 @@ class Caller:
 
         Raises InvalidRequestError naming the field for a floor above the tier's.
         """
-        floor, field = request.min_tokens_per_second, "min_tokens_per_second"
+        floor, field = request.min_tokens_per_second, request.floor_field
         if floor is None:
             floor, field = self.asked_floor, FLOOR_HEADER
         limit = self.tier.min_tokens_per_second
@@ -53,7 +53,9 @@ class Caller:
                 f"{field} must be at most {limit:g}, the floor of tier {self.tier.name!r}, got {floor:g}",
                 field=field,
             )
-        return replace(request, tier=self.tier.name, min_tokens_per_second=limit if floor is None else floor)
+        if floor is None:
+            floor, field = limit, None
+        return replace(request, tier=self.tier.name, min_tokens_per_second=floor, floor_field=field)
 
 
 def floor_from_header(text: str | None) -> float | None:

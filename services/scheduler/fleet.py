@@ -21,8 +21,9 @@ from services.scheduler.state import ClusterState
 # A planner outlives its verifier's stream and lease, so that a reconnect keeps what was learned.
 _MAX_PLANNERS = 1024
 IMPOSSIBLE = 2.0
-"""A floor this many times above the expected speed of a lone request is refused, not queued: no
-draft that is accepted a little more often will hold it."""
+"""A floor this many times above the speed of a lone request is refused, not queued: no draft that is
+accepted a little more often will hold it. A slowdown makes no floor impossible: it ends, and that is not
+seen while nobody is let in."""
 
 
 class Fleet:
@@ -118,7 +119,7 @@ class Fleet:
         """Whether any verifier of the model gives a lone request its floor."""
         floor = request.min_tokens_per_second
         verifiers = (one for one in self.state.replicas(Role.VERIFIER) if one.model == request.model)
-        return not floor or any(floor <= reach_of(self._pace(one.replica_id)) for one in verifiers)
+        return not floor or any(floor <= self._reach(one.replica_id) for one in verifiers)
 
     def floor_concurrency(self) -> dict[str, int]:
         """Per verifier with promises to keep: the most requests at which all of them hold."""
@@ -151,8 +152,11 @@ class Fleet:
             pace=pace,
             matched_tokens=matched_tokens,
             idle_seconds=self.loads.idle_seconds(name),
-            highest_floor=self.loads.highest_floor(name, reach_of(pace)),
+            highest_floor=self.loads.highest_floor(name, self._reach(name)),
         )
+
+    def _reach(self, replica_id: str) -> float:
+        return reach_of(self._pace(replica_id), self.loads.idle_seconds(replica_id))
 
     def _pace(self, replica_id: str) -> VerifierPace:
         known = self._planners.get(replica_id)
@@ -175,7 +179,7 @@ class Fleet:
 
 
 def _refuse_impossible(floor: float, candidates: Sequence[Candidate]) -> None:
-    rates = [candidate.pace.tokens_per_second(1) for candidate in candidates]
+    rates = [candidate.pace.undisturbed_tokens_per_second() for candidate in candidates]
     known = [rate for rate in rates if rate is not None]
     if len(known) == len(rates) and floor > IMPOSSIBLE * max(known):
         raise InvalidRequestError(

@@ -105,6 +105,11 @@ class VerifierPace:
         seconds = self.round_seconds(requests)
         return None if seconds is None else self._accepted_length / seconds
 
+    def undisturbed_tokens_per_second(self) -> float | None:
+        """What a lone request gets where nothing slows the verifier down; None: no curve."""
+        alone = self.tokens_per_second(1)
+        return None if alone is None else alone / self.relaxation(math.inf)
+
     def prefill_seconds(self, tokens: int) -> float:
         """Of so many prompt tokens; 0.0 without a curve."""
         if self.model is None or tokens <= 0:

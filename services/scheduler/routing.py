@@ -45,7 +45,7 @@ class Candidate:
         seconds = self.round_seconds()
         if seconds is None or self.requests == 0:
             return True
-        if floor > reach_of(self.pace):
+        if floor > reach_of(self.pace, self.idle_seconds):
             return False
         highest = max(floor, self.highest_floor)
         return not highest or self.pace.accepted_length / seconds >= FLOOR_MARGIN * highest
@@ -78,10 +78,10 @@ class Candidate:
         return rounds * seconds + self.pace.prefill_seconds(prompt_tokens - self.matched_tokens)
 
 
-def reach_of(pace: VerifierPace) -> float:
+def reach_of(pace: VerifierPace, idle_seconds: float) -> float:
     """The highest floor that holds for a lone request; without a curve any may."""
     alone = pace.tokens_per_second(1)
-    return math.inf if alone is None else alone / FLOOR_MARGIN
+    return math.inf if alone is None else alone / pace.relaxation(idle_seconds) / FLOOR_MARGIN
 
 
 def choose(candidates: Sequence[Candidate], prompt_tokens: int) -> Candidate:

@@ -15,6 +15,7 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.preparation import RequestPreparer
 from services.gateway.requests import TextRequest
 from services.gateway.served_model import ServedModel
+from services.gateway.tiers import Caller, Tier
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.clock import ManualClock
 from tests.support.fake_generation import FakeBackend
@@ -148,6 +149,24 @@ async def test_the_error_of_a_failed_generation_is_counted_by_type() -> None:
         await setup.collect()
     assert setup.metric("generations_total", outcome="InvalidRequestError") == 1
     assert setup.admission.running == 0
+
+
+@pytest.mark.parametrize(
+    ("header", "kind", "field"),
+    [
+        (60.0, InvalidRequestError, "X-Min-Tokens-Per-Second"),
+        (None, UnavailableError, "the floor of tier 'gold'"),
+    ],
+)
+async def test_a_floor_out_of_reach_has_the_name_of_where_it_came_from(header, kind, field) -> None:
+    setup = Setup(FakeBackend())
+    setup.backend.error = InvalidRequestError(
+        "min_tokens_per_second must be within reach, got 60", field="min_tokens_per_second"
+    )
+    caller = Caller(tier=Tier(name="gold", min_tokens_per_second=60.0), asked_floor=header)
+    with pytest.raises(kind, match=f"^{field} must be within reach, got 60"):
+        await setup.collect(caller.sends(REQUEST))
+    assert setup.metric("generations_total", outcome=kind.__name__) == 1
 
 
 async def test_every_request_leaves_one_line_in_the_log_without_its_text(caplog) -> None:

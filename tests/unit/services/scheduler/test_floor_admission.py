@@ -9,6 +9,7 @@ from dspark_core.errors import InvalidRequestError, QueueFullError, UnavailableE
 from dspark_core.records import (
     AssignRequest,
     Replica,
+    RequestSurvival,
     Role,
     RoundReport,
     StepTime,
@@ -55,6 +56,19 @@ class Cluster:
         self._reports[name].put_nowait(RoundReport(replica_id=name, round=0, load=load, profile=LINE))
         for _ in range(5):
             await asyncio.sleep(0)
+
+    async def work(self, name: str, *, rounds: range, seconds: float) -> None:
+        """Rounds of one request."""
+        request = RequestSurvival(sequence_id="s", survival=(), verify_length=0, accepted=0)
+        for number in rounds:
+            self._reports[name].put_nowait(
+                RoundReport(
+                    replica_id=name, round=number, requests=(request,), batch_tokens=1, step_seconds=seconds
+                )
+            )
+            self.clock.advance(seconds)
+            for _ in range(5):
+                await asyncio.sleep(0)
 
     async def ask(self, floor: float = 0.0, *, tier: str = "", wait: float = 0.0) -> str:
         self._asked += 1
@@ -186,6 +200,28 @@ async def test_a_floor_no_verifier_gives_to_anybody_is_refused(one: Cluster) -> 
     assert await one.ask(120.0) == "v"  # a lucky draft may hold it: an idle verifier tries
     with pytest.raises(QueueFullError):
         await one.ask(120.0)
+
+
+async def test_a_slowdown_makes_no_floor_impossible(one: Cluster) -> None:
+    """Whoever is kept out for ever cannot see that it is over."""
+    await one.tell("v", running=1)
+    await one.work("v", rounds=range(1, 100), seconds=0.040)
+    with pytest.raises(QueueFullError):
+        await one.ask(60.0)  # about 25 tokens/s are left
+    with pytest.raises(InvalidRequestError, match="about 100 here"):
+        await one.ask(500.0)
+    await one.tell("v")
+    assert await one.ask(60.0) == "v"
+
+
+async def test_a_slowdown_that_is_probably_over_gives_no_promise_up(one: Cluster) -> None:
+    await one.work("v", rounds=range(1, 100), seconds=0.040)
+    for _ in range(30):
+        one.clock.advance(1.0)
+        await one.tell("v")
+    assert await one.ask(60.0) == "v"
+    with pytest.raises(QueueFullError):
+        await one.ask()  # until its rounds tell
 
 
 async def test_a_floor_out_of_reach_keeps_nobody_out(one: Cluster) -> None:
