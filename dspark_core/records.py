@@ -312,11 +312,13 @@ class VerifierLoad:
     draining: bool = False
     new_request_ids: tuple[str, ...] = ()
     """Arrived since the last load was sent."""
-    min_tokens_per_second: float = 0.0
-    """The highest speed floor among its requests; 0: none."""
+    speed_floors: tuple[float, ...] = ()
+    """Of its requests, each once: which of them are within reach is not the verifier's to say."""
 
     def __post_init__(self) -> None:
         require(0.0 <= self.free_kv_fraction <= 1.0, "free_kv_fraction", self.free_kv_fraction, "in [0, 1]")
+        for floor in self.speed_floors:
+            check_speed_floor(floor, "speed_floors")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

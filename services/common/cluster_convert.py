@@ -136,7 +136,7 @@ def verifier_load_to_proto(value: VerifierLoad) -> scheduler_pb2.VerifierLoad:
         max_running_requests=value.max_running_requests,
         draining=value.draining,
         new_request_ids=value.new_request_ids,
-        min_tokens_per_second=value.min_tokens_per_second,
+        speed_floors=value.speed_floors,
     )
 
 
@@ -148,7 +148,7 @@ def verifier_load_from_proto(message: scheduler_pb2.VerifierLoad) -> VerifierLoa
         max_running_requests=message.max_running_requests,
         draining=message.draining,
         new_request_ids=tuple(message.new_request_ids),
-        min_tokens_per_second=message.min_tokens_per_second,
+        speed_floors=tuple(message.speed_floors),
     )
 
 

@@ -170,7 +170,7 @@ class TextGenerator:
 
 
 def _in_clients_words(error: InvalidRequestError, prepared: PreparedRequest) -> DSparkError:
-    """Verifiers know a grammar only, whatever it was made of, and the scheduler a floor, whoever asked for it.
+    """Verifiers know grammars, whatever they were made of, and the scheduler floors, whoever asked for them.
     A promise of the tier's that cannot be kept is no mistake of the client's."""
     if error.field == "grammar":
         return error.about(prepared.grammar_field)

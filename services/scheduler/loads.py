@@ -102,8 +102,8 @@ class LoadBook:
         entry = self._entries.get(replica_id)
         if entry is None:
             return 0.0
-        told = entry.load.min_tokens_per_second if entry.load else 0.0
-        floors = (told, *(floor for _, floor in entry.pending.values()))
+        told = entry.load.speed_floors if entry.load else ()
+        floors = (*told, *(floor for _, floor in entry.pending.values()))
         return max((floor for floor in floors if floor <= reach), default=0.0)
 
     def free_kv_fraction(self, replica: Replica) -> float:

@@ -14,6 +14,8 @@ from dspark_core.records import GenerateRequest, VerifierLoad
 
 MAX_NEW_REQUESTS = 256
 """More arrivals between two reports are left out; they count as on their way for a little longer."""
+MAX_FLOORS = 64
+"""Requests may each ask for another; the highest are told."""
 
 
 class LoadMeter:
@@ -56,5 +58,5 @@ class LoadMeter:
             max_running_requests=self._max_running,
             draining=self._draining() or not status.healthy,
             new_request_ids=arrived,
-            min_tokens_per_second=max(self._floors, default=0.0),
+            speed_floors=tuple(sorted(filter(None, self._floors), reverse=True)[:MAX_FLOORS]),
         )

@@ -97,22 +97,22 @@ class AssignResponse(_message.Message):
     def __init__(self, replica: _Optional[_Union[Replica, _Mapping]] = ...) -> None: ...
 
 class VerifierLoad(_message.Message):
-    __slots__ = ("running_requests", "waiting_requests", "free_kv_fraction", "max_running_requests", "draining", "new_request_ids", "min_tokens_per_second")
+    __slots__ = ("running_requests", "waiting_requests", "free_kv_fraction", "max_running_requests", "draining", "new_request_ids", "speed_floors")
     RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     FREE_KV_FRACTION_FIELD_NUMBER: _ClassVar[int]
     MAX_RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     NEW_REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
-    MIN_TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    SPEED_FLOORS_FIELD_NUMBER: _ClassVar[int]
     running_requests: int
     waiting_requests: int
     free_kv_fraction: float
     max_running_requests: int
     draining: bool
     new_request_ids: _containers.RepeatedScalarFieldContainer[str]
-    min_tokens_per_second: float
-    def __init__(self, running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., free_kv_fraction: _Optional[float] = ..., max_running_requests: _Optional[int] = ..., draining: _Optional[bool] = ..., new_request_ids: _Optional[_Iterable[str]] = ..., min_tokens_per_second: _Optional[float] = ...) -> None: ...
+    speed_floors: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., free_kv_fraction: _Optional[float] = ..., max_running_requests: _Optional[int] = ..., draining: _Optional[bool] = ..., new_request_ids: _Optional[_Iterable[str]] = ..., speed_floors: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class RoundReport(_message.Message):
     __slots__ = ("replica_id", "round", "requests", "batch_tokens", "step_seconds", "draft_seconds", "profile", "load", "context_tokens", "kind", "draft_compute_seconds", "drafter_id", "drafter_primed", "hidden_draft_seconds", "cohorts")

@@ -143,6 +143,7 @@ reports = st.builds(
         max_running_requests=counts,
         draining=st.booleans(),
         new_request_ids=st.lists(st.text(min_size=1), max_size=3).map(tuple),
+        speed_floors=st.lists(st.floats(0.5, 1e6), max_size=3).map(tuple),
     ),
 )
 assignments = st.builds(

@@ -51,8 +51,8 @@ class Cluster:
             )
             await self.tell(name)
 
-    async def tell(self, name: str, running: int = 0, floor: float = 0.0, new: tuple[str, ...] = ()) -> None:
-        load = VerifierLoad(running_requests=running, min_tokens_per_second=floor, new_request_ids=new)
+    async def tell(self, name: str, running: int = 0, *floors: float, new: tuple[str, ...] = ()) -> None:
+        load = VerifierLoad(running_requests=running, speed_floors=floors, new_request_ids=new)
         self._reports[name].put_nowait(RoundReport(replica_id=name, round=0, load=load, profile=LINE))
         for _ in range(5):
             await asyncio.sleep(0)
@@ -119,7 +119,7 @@ async def test_the_most_requests_at_which_floors_hold_are_let_in_and_not_one_mor
 
 
 async def test_requests_without_a_floor_may_not_break_that_of_others(one: Cluster) -> None:
-    await one.tell("v", running=7, floor=40.0)
+    await one.tell("v", 7, 40.0)
     with pytest.raises(QueueFullError):
         await one.ask()
     await one.tell("v", running=7)  # nobody was promised anything: no limit but the verifier's own
@@ -128,19 +128,19 @@ async def test_requests_without_a_floor_may_not_break_that_of_others(one: Cluste
 
 
 async def test_a_request_waits_until_a_running_one_ends(one: Cluster) -> None:
-    await one.tell("v", running=7, floor=40.0)
+    await one.tell("v", 7, 40.0)
     waiting = asyncio.create_task(one.ask(40.0, wait=30.0))
     await asyncio.sleep(0)
     assert one.metric("waiting_requests", tier="default") == 1
-    await one.tell("v", running=7, floor=40.0)
+    await one.tell("v", 7, 40.0)
     assert not waiting.done()
-    await one.tell("v", running=6, floor=40.0)
+    await one.tell("v", 6, 40.0)
     assert await asyncio.wait_for(waiting, 10) == "v"
     assert one.metric("waiting_requests", tier="default") == 0
 
 
 async def test_the_queue_is_first_come_first_served_and_bounded_by_tier(one: Cluster) -> None:
-    await one.tell("v", running=7, floor=40.0)
+    await one.tell("v", 7, 40.0)
     ended: list[int] = []
 
     async def wait(number: int) -> None:
@@ -156,7 +156,7 @@ async def test_the_queue_is_first_come_first_served_and_bounded_by_tier(one: Clu
     other = asyncio.create_task(one.ask(tier="silver", wait=30.0))  # another tier has room of its own
     await asyncio.sleep(0)
     assert not other.done()
-    await one.tell("v", running=4, floor=40.0)
+    await one.tell("v", 4, 40.0)
     assert ended == [0, 1, 2]
     await one.tell("v", running=0)
     await asyncio.wait_for(asyncio.gather(*tasks, other), 10)
@@ -164,7 +164,7 @@ async def test_the_queue_is_first_come_first_served_and_bounded_by_tier(one: Clu
 
 
 async def test_a_wait_in_vain_ends_with_a_hint_and_a_client_that_left_frees_its_place(one: Cluster) -> None:
-    await one.tell("v", running=7, floor=40.0)
+    await one.tell("v", 7, 40.0)
     with pytest.raises(QueueFullError, match=r"within 0.01 s"):
         await one.ask(40.0, wait=0.01)
     gone = asyncio.create_task(one.ask(40.0, wait=30.0))
@@ -175,7 +175,7 @@ async def test_a_wait_in_vain_ends_with_a_hint_and_a_client_that_left_frees_its_
 
 
 async def test_waiting_ends_when_nobody_serves_the_model_any_more(one: Cluster) -> None:
-    await one.tell("v", running=7, floor=40.0)
+    await one.tell("v", 7, 40.0)
     waiting = asyncio.create_task(one.ask(40.0, wait=30.0))
     await asyncio.sleep(0)
     await one.scheduler.deregister("v")
@@ -186,7 +186,7 @@ async def test_waiting_ends_when_nobody_serves_the_model_any_more(one: Cluster) 
 async def test_a_verifier_where_floors_hold_is_taken_before_a_faster_one_where_they_break(
     two: Cluster,
 ) -> None:
-    await two.tell("a", running=7, floor=40.0)
+    await two.tell("a", 7, 40.0)
     await two.tell("b", running=20)
     assert await two.ask() == "b"
     with pytest.raises(QueueFullError):
@@ -227,17 +227,25 @@ async def test_a_slowdown_that_is_probably_over_gives_no_promise_up(one: Cluster
 async def test_a_floor_out_of_reach_keeps_nobody_out(one: Cluster) -> None:
     """An idle verifier tries it; others wait neither for its end nor behind one that wants to try, too."""
     assert await one.ask(120.0) == "v"
-    await one.tell("v", running=1, floor=120.0)
+    await one.tell("v", 1, 120.0)
     lucky = asyncio.create_task(one.ask(120.0, wait=30.0))
     await asyncio.sleep(0)
     assert await one.ask() == "v"
     assert await one.ask(40.0) == "v"  # and its own floor is kept
-    await one.tell("v", running=7, floor=40.0)
+    await one.tell("v", 7, 40.0)
     held_up = asyncio.create_task(one.ask(wait=30.0))
     await asyncio.sleep(0)
     assert not held_up.done()
-    await one.tell("v", running=1, floor=40.0)
+    await one.tell("v", 1, 40.0)
     assert await asyncio.wait_for(held_up, 10) == "v"  # though it came later
     assert not lucky.done()
     lucky.cancel()
     await asyncio.gather(lucky, return_exceptions=True)
+
+
+async def test_a_floor_out_of_reach_hides_no_other(one: Cluster) -> None:
+    await one.tell("v", 4, 120.0, 40.0)
+    for _ in range(3):
+        await one.ask()
+    with pytest.raises(QueueFullError):
+        await one.ask()
