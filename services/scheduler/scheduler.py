@@ -57,6 +57,7 @@ class Scheduler:
         self._fleet = Fleet(lease_seconds, clock, curves, calibrations, self._show_price)
         self._maintain_seconds = maintain_seconds
         self._maintaining: asyncio.Task[None] | None = None
+        self._loading: asyncio.Task[None] | None = None
         self._sync = RegistrySync(
             registry or MemoryRegistry(clock),
             self._fleet.state,
@@ -85,7 +86,7 @@ class Scheduler:
         await self._sync.start()
         await self._election.start()
         self._metrics.set_leading(self._election.now.leading)
-        await self._load()
+        await asyncio.wait({self._loading or self._begin_loading()})
         self._maintaining = asyncio.create_task(self._maintain(), name="maintain")
 
     async def drain(self) -> None:
@@ -101,6 +102,8 @@ class Scheduler:
             if self._election.now.leading:
                 await self._save()
         await self._election.stop()
+        if self._loading is not None:
+            await end(self._loading)
         await self._fleet.curves.close()
         await self._fleet.calibration.close()
         await self._sync.stop()
@@ -217,10 +220,18 @@ class Scheduler:
                     state.scaled_error,
                 )
 
+    def _begin_loading(self) -> asyncio.Task[None]:
+        """Beside the election: a store that hangs would take longer than the lock lasts without a renewal."""
+        self._loading = asyncio.create_task(self._load(), name="load")
+        return self._loading
+
     async def _load(self) -> None:
         """What earlier leaders learned."""
-        await self._fleet.curves.load()
-        await self._fleet.calibration.load()
+        try:
+            await self._fleet.curves.load()
+            await self._fleet.calibration.load()
+        except Exception:
+            _log.exception("unexpected error while loading what earlier leaders learned")
         for model, state in self._fleet.calibration.states().items():
             self._show_calibration(model, state)
 
@@ -245,8 +256,10 @@ class Scheduler:
 
     async def _leadership_changed(self, now: Leadership) -> None:
         self._metrics.set_leading(now.leading)
+        if self._loading is not None:
+            await end(self._loading)
         if now.leading:
-            await self._load()
+            self._begin_loading()
         else:
             # Streams end and waiting requests are answered: both then find the leader.
             for mailbox in self._mailboxes:

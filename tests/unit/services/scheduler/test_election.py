@@ -6,6 +6,7 @@ import pytest
 
 from dspark_core.errors import NotLeaderError, UnavailableError
 from dspark_core.records import AssignRequest, Replica, Role, RoundReport
+from services.scheduler.documents import MemoryDocumentStore
 from services.scheduler.election import Election, Leadership
 from services.scheduler.scheduler import Scheduler
 from tests.support.polling import eventually
@@ -68,6 +69,34 @@ async def test_a_standby_that_stops_releases_nothing():
     await election.start()
     await election.stop()
     assert lock.released == 0
+
+
+class HangingStore(MemoryDocumentStore):
+    """Answers nothing from the second time on."""
+
+    loads = 0
+
+    async def load(self) -> dict[str, str]:
+        self.loads += 1
+        if self.loads > 1:
+            await asyncio.Event().wait()
+        return {}
+
+
+async def test_a_store_that_hangs_keeps_no_leader_from_renewing_its_lock():
+    lock, store = ScriptedLock(STANDBY), HangingStore()
+    scheduler = Scheduler(lock=lock, curves=store, renew_seconds=0.005)
+    await scheduler.start()
+    lock.now = Leadership(leading=True, term=8)
+    await eventually(lambda: store.loads == 2)
+    held = lock.held
+    await eventually(lambda: lock.held > held + 2)
+    lock.now = STANDBY
+    held = lock.held
+    await eventually(lambda: lock.held > held + 2)
+    lock.now = Leadership(leading=True, term=9)
+    await eventually(lambda: store.loads == 3)  # what others stored meanwhile
+    await asyncio.wait_for(scheduler.close(), 10)
 
 
 async def test_a_scheduler_that_stops_leading_sends_everybody_to_the_new_leader():
