@@ -7,8 +7,8 @@ was heard of a verifier.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict, deque
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from dspark_core.errors import DSparkError, InvalidRequestError, QueueFullError, UnavailableError
@@ -51,7 +51,7 @@ class FloorAdmission:
         self._metrics = metrics
         self._max_waiting = max_waiting
         self._clock = clock
-        self._queues: defaultdict[str, deque[_Waiter]] = defaultdict(deque)
+        self._queues: OrderedDict[str, deque[_Waiter]] = OrderedDict()
         self._interval: float | None = None
         self._admitted_at: float | None = None
 
@@ -63,7 +63,7 @@ class FloorAdmission:
             UnavailableError, InvalidRequestError: waiting would not help.
         """
         tier = self._tier(request)
-        queue = self._queues[tier]
+        queue = self._queues.setdefault(tier, deque())
         try:
             behind = any(waiter.ahead_of(request) for waiter in queue)
             replica = None if behind else self._assign(request)
@@ -76,20 +76,31 @@ class FloorAdmission:
         return replica
 
     def pump(self) -> None:
-        """Tries the first of every tier and model, and those behind it as long as they fit."""
-        for tier, queue in self._queues.items():
-            refused: set[tuple[str, bool]] = set()
-            for waiter in tuple(queue):
-                model = waiter.request.model
-                if not waiter.answer.done():
-                    if (model, True) in refused or (model, waiter.blocks) in refused:
-                        continue
-                    if not self._answer(waiter):
-                        waiter.blocks = self._within_reach(waiter.request)
-                        refused.add((model, waiter.blocks))
-                        continue
+        """Tries the first of every tier and model, and those behind it as long as they fit. Tiers take turns:
+        whoever was let in last is tried last."""
+        turns = deque((tier, self._let_in(queue)) for tier, queue in self._queues.items() if queue)
+        while turns:
+            tier, turn = turns.popleft()
+            if next(turn, None) is not None:
+                self._queues.move_to_end(tier)
+                turns.append((tier, turn))
+            self._metrics.set_waiting(tier, len(self._queues[tier]))
+
+    def _let_in(self, queue: deque[_Waiter]) -> Iterator[_Waiter]:
+        """Those who fit, one at a time, and takes them and who is answered already out of the queue."""
+        refused: set[tuple[str, bool]] = set()
+        for waiter in tuple(queue):
+            model = waiter.request.model
+            if waiter.answer.done():
                 queue.remove(waiter)
-            self._metrics.set_waiting(tier, len(queue))
+            elif (model, True) in refused or (model, waiter.blocks) in refused:
+                continue
+            elif self._answer(waiter):
+                queue.remove(waiter)
+                yield waiter
+            else:
+                waiter.blocks = self._within_reach(waiter.request)
+                refused.add((model, waiter.blocks))
 
     def fail(self, error: DSparkError) -> None:
         """Answers everybody who waits with an error."""

@@ -156,11 +156,35 @@ async def test_the_queue_is_first_come_first_served_and_bounded_by_tier(one: Clu
     other = asyncio.create_task(one.ask(tier="silver", wait=30.0))  # another tier has room of its own
     await asyncio.sleep(0)
     assert not other.done()
-    await one.tell("v", 4, 40.0)
+    await one.tell("v", 3, 40.0)  # four places: three for those of gold, who take turns with silver
     assert ended == [0, 1, 2]
     await one.tell("v", running=0)
     await asyncio.wait_for(asyncio.gather(*tasks, other), 10)
     assert ended == [0, 1, 2, 3]
+
+
+async def test_tiers_take_turns_whoever_was_there_first() -> None:
+    cluster = Cluster("v", max_waiting=64)
+    await cluster.start()
+    await cluster.tell("v", 7, 40.0)
+    served: list[str] = []
+
+    async def wait(tier: str) -> None:
+        await cluster.ask(40.0, tier=tier, wait=30.0)
+        served.append(tier)
+
+    tasks = [asyncio.create_task(wait(tier)) for tier in ["bulk"] * 12 + ["gold"] * 4]
+    await asyncio.sleep(0)
+    for _ in range(4):  # one leaves after the other
+        await cluster.tell("v", 6, 40.0)
+        await cluster.tell("v", 7, 40.0, new=tuple(f"r{number}" for number in range(20)))
+    assert served == ["bulk", "gold", "bulk", "gold"]
+    await cluster.tell("v", 3, 40.0)  # several at once
+    assert served[4:] == ["bulk", "gold", "bulk", "gold"]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await cluster.close()
 
 
 async def test_a_wait_in_vain_ends_with_a_hint_and_a_client_that_left_frees_its_place(one: Cluster) -> None:
