@@ -1,7 +1,7 @@
 """Lets requests in while every speed floor holds; the others wait in a bounded queue of their tier.
 
-One event loop only. Whether floors hold is the fleet's to say; `pump` asks again whenever something
-was heard of a verifier.
+One event loop only. Whether floors hold is the fleet's to say; `pump` asks again when something was heard
+of a verifier.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ MAX_TIERS = 64
 """Tiers are the gateways' configuration; more than this is a mistake, and each has its metrics."""
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 60.0
 _SMOOTHING = 0.2
+PUMP_SHARE = 0.1
+"""Of the time may go into asking again after reports: each asks all verifiers, and all of them report."""
 
 
 @dataclass(slots=True)
@@ -52,6 +54,8 @@ class FloorAdmission:
         self._max_waiting = max_waiting
         self._clock = clock
         self._queues: OrderedDict[str, deque[_Waiter]] = OrderedDict()
+        self._pump_at = clock()
+        self._pumping: asyncio.TimerHandle | None = None
         self._interval: float | None = None
         self._admitted_at: float | None = None
 
@@ -75,9 +79,22 @@ class FloorAdmission:
         self._metrics.assigned(tier, "assigned")
         return replica
 
+    def pump_soon(self) -> None:
+        """`pump`, as soon as its share of the time allows."""
+        if self._pumping is not None or not any(self._queues.values()):
+            return
+        if (wait_seconds := self._pump_at - self._clock()) > 0:
+            self._pumping = asyncio.get_running_loop().call_later(wait_seconds, self.pump)
+        else:
+            self.pump()
+
     def pump(self) -> None:
         """Tries the first of every tier and model, and those behind it as long as they fit. Tiers take turns:
         whoever was let in last is tried last."""
+        if self._pumping is not None:
+            self._pumping.cancel()
+            self._pumping = None
+        began = self._clock()
         turns = deque((tier, self._let_in(queue)) for tier, queue in self._queues.items() if queue)
         while turns:
             tier, turn = turns.popleft()
@@ -85,6 +102,8 @@ class FloorAdmission:
                 self._queues.move_to_end(tier)
                 turns.append((tier, turn))
             self._metrics.set_waiting(tier, len(self._queues[tier]))
+        ended = self._clock()
+        self._pump_at = ended + (ended - began) * (1 / PUMP_SHARE - 1)
 
     def _let_in(self, queue: deque[_Waiter]) -> Iterator[_Waiter]:
         """Those who fit, one at a time, and takes them and who is answered already out of the queue."""

@@ -284,7 +284,7 @@ class Scheduler:
                         field="replica_id",
                     )
                 planned = self._fleet.observe(report)
-                self._admission.pump()
+                self._admission.pump_soon()
                 await self._renew(replica_id)
                 if report.round == 0:
                     if mailbox is not None and mailbox.empty:
