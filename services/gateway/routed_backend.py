@@ -9,7 +9,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import replace
 
-from dspark_core.errors import DeadlineError, DSparkError, QueueFullError, UnavailableError
+from dspark_core.errors import (
+    DeadlineError,
+    DSparkError,
+    InvalidRequestError,
+    QueueFullError,
+    UnavailableError,
+)
 from dspark_core.records import (
     MAX_SEED,
     AssignRequest,
@@ -176,11 +182,12 @@ class RoutedBackend:
                     prefix_hashes=prefix_hashes(request.prompt_token_ids),
                     min_tokens_per_second=request.min_tokens_per_second or 0.0,
                     tier=request.tier,
-                    wait_seconds=self._admission_wait_seconds,
+                    wait_seconds=0.0 if failed else self._admission_wait_seconds,
                 )
             )
-        except QueueFullError:
-            # One that runs already goes on where it can: a lost verifier must not cut its stream.
+        except (QueueFullError, InvalidRequestError):
+            # One that was let in goes on where it can: a lost verifier must not cut its stream, nor may those
+            # left be too slow for its floor, nor its reader be kept waiting for a place that holds it.
             known = self._view.choose(failed) if failed else None
             if known is None:
                 raise

@@ -92,6 +92,7 @@ class FakeScheduler:
     def __init__(self, names: Sequence[str]) -> None:
         self.replicas = [replica(name) for name in names]
         self.error: Exception | None = None
+        self.refuses_replays: Exception | None = None
         self.asked = 0
         self.listed = 0
 
@@ -106,6 +107,9 @@ class FakeScheduler:
         self.asked += 1
         if self.error is not None:
             raise self.error
+        if request.exclude_replica_ids and self.refuses_replays is not None:
+            assert request.wait_seconds == 0
+            raise self.refuses_replays
         for candidate in self.replicas:
             if candidate.replica_id not in request.exclude_replica_ids:
                 return candidate
@@ -172,6 +176,21 @@ async def test_a_verifier_lost_anywhere_in_the_stream_changes_no_token(after) ->
     assert cluster["b"].requests[0].max_tokens == 20 - 2 * after
     assert chunks[-1].stats is not None
     assert chunks[-1].stats.rounds == 6
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        QueueFullError("floors would break"),
+        InvalidRequestError("a single request gets about 25 here", field="min_tokens_per_second"),
+    ],
+)
+async def test_a_stream_whose_verifier_is_lost_goes_on_where_its_floor_does_not_hold(refusal) -> None:
+    cluster = Cluster("a", "b")
+    await cluster.backend.refresh_view()
+    cluster["a"].error, cluster["a"].fails_after = UnavailableError("killed"), 2
+    cluster.scheduler.refuses_replays = refusal
+    assert tokens(await cluster.run()) == EXPECTED
 
 
 async def test_a_verifier_that_gives_a_request_up_is_replaced() -> None:
