@@ -16,8 +16,9 @@ class DocumentStore(Protocol):
 
     async def load(self) -> dict[str, str]: ...
 
-    async def save(self, documents: dict[str, str], term: int) -> None:
-        """Does nothing unless `term` is the leader's: one that was replaced must not write."""
+    async def save(self, documents: dict[str, str], term: int) -> bool:
+        """False, and nothing is stored, where another term is the leader's: one that was replaced must not
+        write."""
         ...
 
     async def close(self) -> None: ...
@@ -29,8 +30,9 @@ class MemoryDocumentStore:
     async def load(self) -> dict[str, str]:
         return {}
 
-    async def save(self, documents: dict[str, str], term: int) -> None:
-        """Nothing to keep them in."""
+    async def save(self, documents: dict[str, str], term: int) -> bool:
+        """There is nothing to keep them in."""
+        return True
 
     async def close(self) -> None:
         """Nothing is open."""
@@ -44,6 +46,7 @@ class SavedDocuments:
         self._store = store
         self._what = what
         self._saved: dict[str, str] = {}
+        self._refused = False
 
     async def load(self, take: Callable[[str, str], None]) -> None:
         """Has what an earlier leader stored taken over, by name and text; `take` may raise what reading a
@@ -75,12 +78,18 @@ class SavedDocuments:
         if not changed:
             return
         try:
-            await self._store.save(changed, term)
+            stored = await self._store.save(changed, term)
         except UnavailableError as error:
             _log.debug("%s were not stored: %s", self._what, error)
             self.forget()
-        else:
+            return
+        if stored:
             saved.update(changed)
+        else:
+            if not self._refused:
+                _log.warning("%s were not stored: term %d is not the leader's", self._what, term)
+            self.forget()  # others write meanwhile
+        self._refused = not stored
 
     async def close(self) -> None:
         await self._store.close()

@@ -18,13 +18,16 @@ if not held or cjson.decode(held).term ~= ARGV[1] then return 0 end
 for i = 2, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
 return 1
 """
+GUARD_SECONDS = 60
+"""A term that wrote nothing for so long keeps older ones out no more: it may have been of a clock that was
+ahead, and whoever leads since could never write again."""
 # The same when leaders are elected elsewhere: KEYS[1] holds the newest term that wrote, and an older one is
 # refused. Term 0 is of a scheduler that is alone.
-_SAVE_BY_TERM = """
+_SAVE_BY_TERM = f"""
 local newest = redis.call('GET', KEYS[1])
 if ARGV[1] ~= '0' then
   if newest and tonumber(newest) > tonumber(ARGV[1]) then return 0 end
-  redis.call('SET', KEYS[1], ARGV[1])
+  redis.call('SET', KEYS[1], ARGV[1], 'EX', {GUARD_SECONDS})
 end
 for i = 2, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
 return 1
@@ -50,10 +53,10 @@ class RedisDocumentStore:
             raise redis_unavailable(error) from error
         return {str(name): str(document) for name, document in found.items()}
 
-    async def save(self, documents: dict[str, str], term: int) -> None:
+    async def save(self, documents: dict[str, str], term: int) -> bool:
         pairs = [part for pair in documents.items() for part in pair]
         try:
-            await self._redis.eval(self._script, 2, self._guard, self._key, str(term), *pairs)
+            return bool(await self._redis.eval(self._script, 2, self._guard, self._key, str(term), *pairs))
         except (exceptions.RedisError, OSError) as error:
             raise redis_unavailable(error) from error
 

@@ -12,7 +12,12 @@ from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepT
 from services.scheduler.calibration import MIN_ROUNDS, CalibrationBook
 from services.scheduler.curves import CurveBook
 from services.scheduler.pace import VerifierPace
-from services.scheduler.redis_documents import CALIBRATION_KEY, CURVES_KEY, RedisDocumentStore
+from services.scheduler.redis_documents import (
+    CALIBRATION_KEY,
+    CURVES_KEY,
+    GUARD_SECONDS,
+    RedisDocumentStore,
+)
 from services.scheduler.redis_lock import RedisLeaderLock
 from services.scheduler.scheduler import Scheduler
 from tests.support.redis_process import RedisProcess
@@ -116,10 +121,34 @@ async def test_a_leader_that_was_replaced_writes_nothing(redis_process: RedisPro
         await store.save({"kind": "1"}, before)
         await old.release()
         after = (await new.hold()).term
-        await store.save({"kind": "2"}, before)
+        assert not await store.save({"kind": "2"}, before)
         assert await store.load() == {"kind": "1"}
-        await store.save({"kind": "3"}, after)
+        assert await store.save({"kind": "3"}, after)
         assert await store.load() == {"kind": "3"}
+
+
+async def test_a_term_of_a_clock_that_was_ahead_keeps_later_leaders_out_for_a_while_only(
+    redis_process: RedisProcess, caplog
+):
+    key = f"{CURVES_KEY}:term"
+    async with Redis.from_url(redis_process.url, decode_responses=True) as client:
+        ahead, later = (
+            CurveBook(RedisDocumentStore(redis_process.url, CURVES_KEY, locked=False)) for _ in range(2)
+        )
+        ahead.join(KIND, "a", _pace(0.02))
+        await ahead.save(2000)
+        later.join(replace(KIND, model="other"), "b", _pace(0.01))
+        for _ in range(3):
+            await later.save(1000)
+        assert len(await client.hkeys(CURVES_KEY)) == 1
+        told = [one for one in caplog.messages if "term 1000 is not the leader's" in one]
+        assert len(told) == 1
+        assert 0 < await client.ttl(key) <= GUARD_SECONDS
+        await client.delete(key)  # as Redis does in the end
+        await later.save(1000)  # though nothing changed since it was refused
+        assert len(await client.hkeys(CURVES_KEY)) == 2
+        for book in (ahead, later):
+            await book.close()
 
 
 async def test_a_connection_that_was_lost_meanwhile_costs_a_new_leader_nothing(redis_process: RedisProcess):

@@ -36,9 +36,10 @@ class Store(MemoryDocumentStore):
     async def load(self) -> dict[str, str]:
         return dict(self.documents)
 
-    async def save(self, documents: dict[str, str], term: int) -> None:
+    async def save(self, documents: dict[str, str], term: int) -> bool:
         self.saves += 1
         self.documents.update(documents)
+        return True
 
 
 def test_one_misprofiled_replica_does_not_speak_for_its_kind():

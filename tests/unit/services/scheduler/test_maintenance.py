@@ -57,11 +57,12 @@ class Documents(MemoryDocumentStore):
     async def load(self) -> dict[str, str]:
         return dict(self.documents)
 
-    async def save(self, documents: dict[str, str], term: int) -> None:
+    async def save(self, documents: dict[str, str], term: int) -> bool:
         self.saves += 1
         if self.broken:
             raise RuntimeError("nobody thought of this")
         self.documents.update(documents)
+        return True
 
 
 @asynccontextmanager
