@@ -24,6 +24,8 @@ LEVEL_CLASSES = 16
 CLASS_SHAPE = (3, 1 + len(MATCH_STEPS), LEVEL_CLASSES + 1)
 MATCH_CLASSES = tuple(sum(step <= length for step in MATCH_STEPS) for length in range(MAX_MATCH + 1))
 """By length of the match."""
+PRIOR_WEIGHT = 6.0
+"""Tokens of each class that what was supposed counts for beside measured ones."""
 PRIOR_RATES = (0.24, 0.5, 0.64, 0.7, 0.73, 0.75, 0.78, 0.8, 0.85, 0.88, 0.9, 0.91, 0.92, 0.92, 0.93, 0.94)
 """Of matches of 1, 2, ... tokens alone: measured on greedy answers to the benchmarks of docs/results.md."""
 
@@ -76,11 +78,10 @@ def prior_rates() -> npt.NDArray[np.float32]:
 
 
 def measured_rates(
-    stood: npt.NDArray[np.float64], judged: npt.NDArray[np.float64], prior_weight: float = 6.0
+    stood: npt.NDArray[np.float64], judged: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float32]:
-    """stood, judged [support, match class, level class] -> rates; the prior counts for `prior_weight`
-    tokens of each class."""
-    return _as_rates((stood + prior_weight * prior_rates()) / (judged + prior_weight))
+    """stood, judged [support, match class, level class] -> rates."""
+    return _as_rates((stood + PRIOR_WEIGHT * prior_rates()) / (judged + PRIOR_WEIGHT))
 
 
 def _as_rates(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
