@@ -27,6 +27,10 @@ _log = logging.getLogger(__name__)
 MAX_CONSECUTIVE_FAILURES = 3
 """Passes that may fail in a row before the drafter calls itself broken: a GPU's process does not recover from
 some errors."""
+STALL_SECONDS = 30.0
+"""A pass that lasts longer will not end: a device that hangs. Verifiers have given its stream up by then."""
+LOOK_SECONDS = 1.0
+"""How often is looked whether a pass hangs."""
 
 
 class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
@@ -39,8 +43,10 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="draft")
         self._streams = itertools.count()
         self._draining = asyncio.Event()
+        self._closed = False
         self._failures = 0
-        self._broken = asyncio.Event()
+        self._pass_began: float | None = None
+        self._problem: str | None = None
 
     def register(self, server: grpc.aio.Server) -> None:
         drafter_pb2_grpc.add_DrafterServiceServicer_to_server(self, server)
@@ -67,16 +73,21 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
                     drafter_id=self._drafter_id,
                 )
         finally:
-            self._worker.submit(self._engine.release, session.all_ids())
+            if not self._closed:
+                self._worker.submit(self._engine.release, session.all_ids())
 
     @property
     def problem(self) -> str | None:
-        """Why no more drafts can be expected; None: none."""
-        return f"the last {self._failures} passes failed" if self._broken.is_set() else None
+        """Why no more drafts can be expected; None: none. It stays, whatever passes do after."""
+        began, now = self._pass_began, time.perf_counter()
+        if self._problem is None and began is not None and now - began > STALL_SECONDS:
+            self._problem = f"a pass has not ended for {now - began:.0f} s"
+        return self._problem
 
     async def until_broken(self) -> None:
         """Returns when no more drafts can be expected: the process should end, so that another one starts."""
-        await self._broken.wait()
+        while self.problem is None:
+            await asyncio.sleep(LOOK_SECONDS)
         _log.critical("the drafter is broken: %s", self.problem)
 
     async def drain(self) -> None:
@@ -84,21 +95,26 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         self._draining.set()
 
     def close(self) -> None:
-        self._worker.shutdown(cancel_futures=True)
+        """Leaves a pass that still runs behind: it may never end."""
+        self._closed = True
+        self._worker.shutdown(wait=False, cancel_futures=True)
 
     async def _propose(
         self, items: Sequence[DraftItem], released: Sequence[str], session: _Session
     ) -> tuple[list[drafter_pb2.DraftBlock], float]:
         with self._tracer.start_as_current_span("draft", attributes={"requests": len(items)}):
-            loop = asyncio.get_running_loop()
+            # The executor's queue keeps what was cancelled: not with its features, which are large.
+            given = [items]
+            proposing = self._worker.submit(lambda: self._pass(given.pop(), released, session))
+            proposing.add_done_callback(lambda _: given.clear())
             try:
-                proposed = await loop.run_in_executor(self._worker, self._pass, items, released, session)
+                proposed = await asyncio.wrap_future(proposing)
             except DSparkError:  # what was asked for is wrong, not who drafts
                 raise
             except Exception:
                 self._failures += 1
                 if self._failures >= MAX_CONSECUTIVE_FAILURES:
-                    self._broken.set()
+                    self._problem = f"the last {self._failures} passes failed"
                 raise
             self._failures = 0
             return proposed
@@ -107,14 +123,17 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         self, items: Sequence[DraftItem], released: Sequence[str], session: _Session
     ) -> tuple[list[drafter_pb2.DraftBlock], float]:
         """Blocks, and the seconds that others cannot use."""
-        started = time.perf_counter()
-        self._engine.release(released)
-        with self._metrics.timed_pass(len(items)):
-            blocks = self._engine.propose(items)
-        self._metrics.observe(blocks, self._engine.num_sequences)
-        # Here, as it may wait for a GPU: on the event loop, everybody would, and for the next pass as well.
-        sent = convert.draft_blocks_to_proto([session.disown(block) for block in blocks])
-        return sent, time.perf_counter() - started
+        self._pass_began = began = time.perf_counter()
+        try:
+            self._engine.release(released)
+            with self._metrics.timed_pass(len(items)):
+                blocks = self._engine.propose(items)
+            self._metrics.observe(blocks, self._engine.num_sequences)
+            # Here, as it may wait for a GPU: on the event loop, everybody would, and for the next pass too.
+            sent = convert.draft_blocks_to_proto([session.disown(block) for block in blocks])
+            return sent, time.perf_counter() - began
+        finally:
+            self._pass_began = None
 
 
 class _Session:
