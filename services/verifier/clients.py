@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
@@ -29,6 +30,9 @@ _log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_SECONDS = 0.1
 MAX_BACKOFF_SECONDS = 2.0
+STEADY_SECONDS = 2.0
+"""A stream that lasted this long was a good one, however it ended: at the age servers give connections, each
+ends in an error. Nothing has to be backed off from."""
 STALL_SECONDS = 5.0
 """A stream that owes a reply for this long is given up and reopened."""
 STREAM_SECONDS = 24 * 3600.0
@@ -129,17 +133,20 @@ class RemoteDraftSource:
     async def _run(self) -> None:
         backoff = FIRST_BACKOFF_SECONDS
         while True:
+            opened_at = math.inf
             try:
                 await self._check_geometry()
                 self._complained = False
+                opened_at = self._loop.time()
                 await self._stream()
-                backoff = FIRST_BACKOFF_SECONDS
             except (DSparkError, grpc.aio.AioRpcError) as error:
                 self._complain(error)
             except Exception:  # or nothing would be drafted for the rest of this process's life
                 _log.exception("the stream to the drafter failed")
             finally:
                 self._disconnected()
+            if self._loop.time() - opened_at >= STEADY_SECONDS:
+                backoff = FIRST_BACKOFF_SECONDS
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
 
