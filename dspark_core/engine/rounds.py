@@ -29,7 +29,7 @@ from dspark_core.engine.grammars import GrammarCompiler, SequenceGrammar
 from dspark_core.engine.logit_adjusting import LogitAdjuster
 from dspark_core.engine.logprobs import asked_rows, token_logprobs
 from dspark_core.engine.lookup import LookupDrafting
-from dspark_core.engine.pacing import PrefillPacer, chunk_pairs, tokens_per_pair
+from dspark_core.engine.pacing import MIN_CHUNK_TOKENS, PrefillPacer, chunk_pairs, tokens_per_pair
 from dspark_core.engine.plan_inputs import may_look_ahead, plan_requests
 from dspark_core.engine.protocols import DraftBlock, PlanSource
 from dspark_core.engine.sequence import SequenceState
@@ -235,13 +235,19 @@ class RoundLoop:
         survival = [self._survival(s, block) for s, block in zip(decoding, blocks, strict=True)]
         origins = [block.origin for block in blocks]
         lengths = self._planner.plan(plan_requests(decoding, survival, origins)) if decoding else ()
-        budget = self.batcher.limits.max_batch_tokens - len(decoding)
+        budget = self._draft_room(len(decoding))
         proposals = []
         for sequence, block, length in zip(decoding, blocks, lengths, strict=True):
             length = self._affordable(sequence, min(length, budget))
             budget -= length
             proposals.append(Proposal(sequence, block, length))
         return proposals, survival
+
+    def _draft_room(self, num_decoding: int) -> int:
+        """Draft tokens that a step has places for, beside anchors and the least of a prompt in prefill."""
+        unread = sum([s.uncomputed for s in self.batcher.running if not s.decoding])
+        room = self.batcher.limits.max_batch_tokens - num_decoding - min(unread, MIN_CHUNK_TOKENS)
+        return max(room, 0)
 
     def _survival(self, sequence: SequenceState, block: DraftBlock) -> list[float]:
         count = len(block.token_ids)

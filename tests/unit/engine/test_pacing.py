@@ -12,7 +12,16 @@ from dspark_core.engine.pacing import MIN_CHUNK_TOKENS, PrefillPacer, chunk_pair
 from dspark_core.engine.planning import FullPlanSource
 from dspark_core.engine.rounds import RoundLoop
 from dspark_core.errors import ConfigError
-from tests.unit.engine.tiny import naive_greedy, prompts, request, run, tiny_decoder, tiny_engine
+from tests.unit.engine.tiny import (
+    ScriptedDrafts,
+    make_loop,
+    naive_greedy,
+    prompts,
+    request,
+    run,
+    tiny_decoder,
+    tiny_engine,
+)
 
 MILLISECOND_PER_TOKEN = StepTimeModel.of_curve([1, 1000], [0.001, 1.0])
 
@@ -84,6 +93,25 @@ def rounds_of_a_prompt(limits: BatchLimits, step_time: StepTimeModel, prompt: li
         if any(output.request_id == "prompt" for output in loop.step()):
             return rounds
     raise AssertionError("the prompt was starved")
+
+
+def test_drafts_leave_places_for_a_prompt() -> None:
+    """Four streams whose drafts are all accepted and fill the batch; a fifth request comes."""
+    decoder = tiny_decoder()
+    given = {f"stream{index}": [1 + index, 2, 3] for index in range(4)}
+    drafts = ScriptedDrafts(
+        {name: naive_greedy(decoder, prompt, 60) for name, prompt in given.items()},
+        prompt_lengths={name: len(prompt) for name, prompt in given.items()},
+        block_size=7,
+        error_rate=0.0,
+    )
+    loop = make_loop(tiny_engine(decoder), drafts, max_running=8, max_batch_tokens=4 * 8)
+    for name, prompt in given.items():
+        loop.submit(request(name, prompt, 60))
+    loop.step()
+    loop.submit(request("late", [1 + index for index in range(3 * MIN_CHUNK_TOKENS)], 1))
+    told = [[output.request_id for output in loop.step()] for _ in range(3)]
+    assert told == [list(given), list(given), [*given, "late"]]
 
 
 def test_only_prompts_beside_running_streams_are_cut() -> None:
