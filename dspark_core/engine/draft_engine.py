@@ -75,6 +75,10 @@ class LocalDraftSource:
         return False
 
     @property
+    def connected(self) -> bool:
+        return True
+
+    @property
     def generation(self) -> int:
         return 0
 

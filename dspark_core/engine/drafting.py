@@ -159,6 +159,9 @@ class Drafting:
         self._take_late()
         if self._late or self._rests():
             return None
+        if not self._source.connected:
+            self._missing("no drafter is connected")
+            return None
         generation = self._source.generation
         # A round commits a block and its bonus token at most: who has missed more is being primed.
         usual, most = self.block_size + 1, self._most_positions

@@ -95,6 +95,11 @@ class DraftSource(Protocol):
         """Whether `propose` returns before the drafts are made, which others' work need not wait for."""
         ...
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a drafter now. If not, nobody need read what `propose` takes: it would fail."""
+        ...
+
     def propose(self, items: Sequence[DraftItem]) -> Future[DraftReply]:
         """Fails with `DraftUnavailableError`. Who gives up waiting leaves it as it is: the reply still tells
         what the drafter holds."""

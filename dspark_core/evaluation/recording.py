@@ -71,6 +71,10 @@ class RecordingDrafts:
         return False
 
     @property
+    def connected(self) -> bool:
+        return self._source.connected
+
+    @property
     def generation(self) -> int:
         return self._source.generation
 

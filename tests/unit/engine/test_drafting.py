@@ -69,6 +69,7 @@ class Drafter:
     """A `DraftSource` that keeps contexts as a real drafter does, and answers in time or when told."""
 
     apart = True
+    connected = True
 
     def __init__(self, clock: ManualClock, *, window: int | None = None, feature_size: int = 8) -> None:
         self.geometry = DraftGeometry(
@@ -122,8 +123,10 @@ class Features:
 
     def __init__(self, size: int, dtype: torch.dtype = torch.bfloat16) -> None:
         self._size, self._dtype = size, dtype
+        self.reads = 0
 
     def read_features_of(self, spans: Sequence[tuple[Sequence[int], int, int]]) -> list[Tensor]:
+        self.reads += 1
         return [torch.zeros((end - start, self._size), dtype=self._dtype) for _, start, end in spans]
 
 
@@ -135,9 +138,10 @@ class Rounds:
         self.drafter = Drafter(self.clock, window=window, feature_size=feature_size)
         self.sequences = [sequence(f"s{number}", length) for number, length in enumerate(lengths)]
         self.waits: list[float] = []
+        self.features = Features(feature_size)
         self.drafting = Drafting(
             self.drafter,
-            Features(feature_size),  # type: ignore[arg-type]
+            self.features,  # type: ignore[arg-type]
             deadline_seconds=DEADLINE,
             clock=self.clock,
         )
@@ -221,6 +225,21 @@ def test_a_lost_drafter_fails_at_once_and_costs_no_backoff() -> None:
     assert rounds.drafting.finish(future).seconds == 0.0
     rounds.drafter.late = False
     assert rounds.one() == {"s0"}
+
+
+def test_nothing_is_read_for_a_drafter_that_is_not_there() -> None:
+    """Nobody knows for how long, and each round would read what was missed since."""
+    rounds = Rounds(50)
+    assert rounds.one() == {"s0"}
+    rounds.drafter.lose_state()
+    rounds.drafter.connected = False
+    reads = rounds.features.reads
+    rounds.run(1.0)
+    assert rounds.features.reads == reads
+    assert not rounds.drafting.available
+    rounds.drafter.connected = True
+    assert rounds.one() == {"s0"}
+    assert rounds.drafting.available
 
 
 def test_what_came_late_is_not_sent_again() -> None:

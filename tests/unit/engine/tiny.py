@@ -150,6 +150,10 @@ class ScriptedDrafts:
         return self._worker is not None
 
     @property
+    def connected(self) -> bool:
+        return True
+
+    @property
     def generation(self) -> int:
         return self._generation
 
