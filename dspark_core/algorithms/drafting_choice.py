@@ -27,13 +27,15 @@ def worth_drafting(
     context_tokens: int = 0,
     price: float = 0.0,
 ) -> Bools:
-    """The set of requests to draft for that maximises tokens per second of later rounds -> [requests].
+    """For whom to draft, for the most tokens per second of later rounds -> [requests].
 
     gains [requests]: tokens a round commits beyond the bonus token when the request is drafted for;
-    verified [requests]: how many draft tokens it then verifies. Sets are tried in the order of gain
-    per verified token, from nobody to everybody. Uses T_draft, so apply it to later rounds only:
-    this round's drafts are paid for. `price`: tokens that a second of the drafter's time is worth to
-    others who share it, see `draft_price`.
+    verified [requests]: how many draft tokens it then verifies. Tried are the first of the order of gain
+    per verified token, from nobody to everybody. Where all verify as many that holds the best set; else one
+    that is not tried may be better, with the shipped step times by 0.02 % in the mean of 1,500 random
+    rounds of few requests, and by 6.5 % in the worst. Uses T_draft, so apply it to later rounds only: this
+    round's drafts are paid for. `price`: tokens that a second of the drafter's time is worth to others who
+    share it, see `draft_price`.
     """
     count = len(gains)
     if count == 0:

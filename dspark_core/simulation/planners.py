@@ -210,7 +210,7 @@ class Served:
                 floor_tokens_per_second=float(floor) or None,
                 context_tokens=share,
                 coupled=bool(coupled),
-                granted=int(granted),
+                granted=float(granted),
                 origin=origin,
             )
             for name, survival, floor, coupled, granted, origin in zip(
