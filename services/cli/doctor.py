@@ -17,6 +17,7 @@ from rich.table import Table
 
 from dspark_core.errors import DSparkError
 from services.cli.arguments import add_stack_arguments, stack_options
+from services.cli.free_memory import free_memory
 from services.embedded.options import StackOptions
 
 
@@ -132,12 +133,12 @@ def _cpu_flags() -> frozenset[str]:
 
 def _memory(options: StackOptions) -> Finding:
     if options.engine.torch_device.type == "cuda":
-        total, _ = _gpu_memory(options)
+        free, _ = _gpu_memory(options)
     else:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+        free = free_memory()
     needed = options.kv_cache_mb * 2**20
-    text = f"{total / 2**30:.1f} GiB free, KV pages take {needed / 2**30:.1f} GiB"
-    if needed > total:
+    text = f"{free / 2**30:.1f} GiB free, KV pages take {needed / 2**30:.1f} GiB"
+    if needed > free:
         return Finding(Outcome.FAILED, f"{text}: lower --kv-cache-mb")
     return Finding(Outcome.OK, text)
 
