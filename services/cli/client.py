@@ -31,7 +31,9 @@ class ChatPiece:
 
 class GatewayClient:
     def __init__(self, url: str, *, api_key: str | None = None) -> None:
+        """Raises ConfigError."""
         self._url = _base(url)
+        check_key(api_key)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         # Connecting to a gateway is quick or hopeless; waiting for tokens is neither.
         timeout = httpx.Timeout(TIMEOUT_SECONDS, connect=5.0)
@@ -45,18 +47,25 @@ class GatewayClient:
         self._http.close()
 
     def model(self) -> str:
-        """The served model. Raises UnavailableError when no gateway answers."""
+        """The served model. Raises UnavailableError when no gateway answers, GatewayError when something does
+        that is none."""
         try:
             response = self._http.get(f"{self._url}/v1/models")
-        except httpx.TransportError as error:
+        except httpx.HTTPError as error:
             raise UnavailableError(
                 f"no gateway answers at {self._url} ({error}): start one with 'dspark up'"
             ) from error
         _check(response)
-        return str(response.json()["data"][0]["id"])
+        try:
+            return str(response.json()["data"][0]["id"])
+        except (ValueError, LookupError, TypeError):
+            raise GatewayError(f"{response.url} lists no model, but says {response.text[:200]!r}") from None
 
     def chat(self, messages: Sequence[dict[str, str]], **options: object) -> Iterator[ChatPiece]:
-        """Streams one answer; `options` are further fields of the request body."""
+        """Streams one answer; `options` are further fields of the request body. Raises ConfigError for what
+        cannot be sent."""
+        for message in messages:
+            check_text(f"the {message['role']}'s message", message["content"])
         body = {
             "model": options.pop("model", None) or self.model(),
             "messages": list(messages),
@@ -66,12 +75,28 @@ class GatewayClient:
         }
         try:
             with self._http.stream("POST", f"{self._url}/v1/chat/completions", json=body) as response:
-                if response.is_error:
+                if not response.is_success:
                     response.read()
                 _check(response)
                 yield from _pieces(response.iter_lines())
-        except httpx.TransportError as error:
+        except httpx.HTTPError as error:
             raise UnavailableError(f"the connection to {self._url} broke: {error}") from error
+
+
+def check_key(api_key: str | None) -> None:
+    """Raises ConfigError, which does not tell the key."""
+    unfit = [sign for sign in api_key or "" if not (sign.isascii() and sign.isprintable())]
+    if unfit:
+        raise ConfigError(f"--api-key (or DSPARK_API_KEY) must be printable ASCII, but holds {unfit[0]!r}")
+
+
+def check_text(name: str, text: str) -> None:
+    """Raises ConfigError for bytes that were no UTF-8, which Python keeps as halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = text[error.start : error.end]
+        raise ConfigError(f"{name} must be UTF-8, but holds {found!r} at {error.start}") from None
 
 
 def _base(url: str) -> str:
@@ -97,8 +122,11 @@ def _pieces(lines: Iterator[str]) -> Iterator[ChatPiece]:
 
 
 def _check(response: httpx.Response) -> None:
-    if not response.is_error:
+    if response.is_success:
         return
+    if response.has_redirect_location:
+        address = response.headers["location"]
+        raise GatewayError(f"{response.url} answered {response.status_code}, see {address}: give its own URL")
     try:
         message = response.json()["error"]["message"]
     except (ValueError, KeyError, TypeError):

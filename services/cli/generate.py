@@ -14,9 +14,10 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
+from dspark_core.errors import ConfigError
 from services.cli.arguments import add_stack_arguments, stack_options
 from services.cli.asking import add_key_argument, add_sampling_arguments, sampling_fields
-from services.cli.client import GatewayClient
+from services.cli.client import GatewayClient, check_key, check_text
 from services.cli.exits import leave_at_once
 from services.cli.report import AnswerMeter
 from services.common.exits import EXIT_INTERRUPTED
@@ -36,13 +37,24 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     fields = sampling_fields(arguments)  # refuses before the long work
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    check_key(arguments.api_key)
+    prompt = _prompt(arguments.prompt)
     if arguments.url:
         _print_answer(arguments.url, prompt, fields, arguments)
     else:
         logging.basicConfig(level=logging.WARNING)
         asyncio.run(_generate_here(prompt, fields, arguments))
     return 0
+
+
+def _prompt(argument: str) -> str:
+    """Raises ConfigError."""
+    try:
+        prompt = sys.stdin.read() if argument == "-" else argument
+    except UnicodeDecodeError as error:  # unless Python was told to keep such bytes
+        raise ConfigError(f"--prompt must be UTF-8: standard input is not: {error}") from None
+    check_text("--prompt", prompt)
+    return prompt
 
 
 async def _generate_here(prompt: str, fields: Mapping[str, object], arguments: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import io
 import os
 import signal
 import time
@@ -16,10 +17,11 @@ from typing import NoReturn
 import httpx
 import pytest
 
+from dspark_core.errors import ConfigError
 from services.cli import generate
 from services.cli.client import GatewayClient
 from services.cli.main import main
-from services.common.exits import EXIT_CONFIG, EXIT_INTERRUPTED
+from services.common.exits import EXIT_CONFIG, EXIT_FAILURE, EXIT_INTERRUPTED
 
 
 class Left(BaseException):
@@ -115,17 +117,65 @@ def test_a_number_that_json_cannot_say_is_refused_by_its_flag(command, flag, val
     assert capsys.readouterr().err == f"dspark: {flag} must be a finite number, got {value}\n"
 
 
+@pytest.mark.parametrize("command", [["generate", "--prompt", "hi", "--target-model", "/nowhere"], ["chat"]])
+def test_a_key_that_no_header_can_hold_is_refused_without_telling_it(command, capsys) -> None:
+    assert main([*command, "--api-key", "secret-kü"]) == EXIT_CONFIG
+    told = "dspark: --api-key (or DSPARK_API_KEY) must be printable ASCII, but holds 'ü'\n"
+    assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize("errors", ["surrogateescape", "strict"])
+def test_a_prompt_of_other_bytes_than_utf_8_is_refused(
+    errors: str, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    given = io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8", errors=errors)
+    monkeypatch.setattr("sys.stdin", given)
+    assert main(["generate", "--prompt", "-", "--target-model", "/nowhere"]) == EXIT_CONFIG
+    assert "dspark: --prompt must be UTF-8" in capsys.readouterr().err
+
+
+def test_a_message_of_other_bytes_than_utf_8_is_refused() -> None:
+    client = GatewayClient("http://127.0.0.1:9")
+    with contextlib.closing(client), pytest.raises(ConfigError, match=r"message must be UTF-8.*dce9' at 3"):
+        next(client.chat([{"role": "user", "content": "caf\udce9"}], model="m"))
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "location", "problem"),
+    [
+        (200, "<html>Welcome</html>", None, "lists no model, but says '<html>Welcome</html>'"),
+        (200, '{"data": []}', None, "lists no model"),
+        (200, '["gateway"]', None, "lists no model"),
+        (
+            302,
+            "",
+            "https://example.org/login",
+            "answered 302, see https://example.org/login: give its own URL",
+        ),
+        (304, "nothing new", None, "the gateway answered 304"),
+    ],
+)
+def test_what_is_no_gateway_is_told_in_a_line(status, body, location, problem, capsys) -> None:
+    with http_server(body, status, location) as port:
+        assert main(["generate", "--prompt", "hi", "--url", f"http://127.0.0.1:{port}"]) == EXIT_FAILURE
+    told = capsys.readouterr().err
+    assert problem in told
+    assert told.startswith("dspark: ")
+    assert told.count("\n") == 1
+
+
 @contextlib.contextmanager
-def http_server(name: str) -> Iterator[int]:
-    """Serves a model of this name, also to whoever takes it for a proxy -> its port."""
+def http_server(body: str, status: int = 200, location: str | None = None) -> Iterator[int]:
+    """Answers whatever is asked for, also to whoever takes it for a proxy -> its port."""
 
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = f'{{"data": [{{"id": "{name}"}}]}}'.encode()
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("content-length", str(len(body)))
+            if location is not None:
+                self.send_header("location", location)
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(body.encode())
 
         def log_message(self, *_: object) -> None:
             pass
@@ -147,7 +197,8 @@ def test_a_proxy_is_asked_for_what_is_elsewhere_only(monkeypatch: pytest.MonkeyP
 
     for name in ("NO_PROXY", "no_proxy", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    with http_server("gateway") as gateway, http_server("proxy") as proxy:
+    bodies = (f'{{"data": [{{"id": "{name}"}}]}}' for name in ("gateway", "proxy"))
+    with http_server(next(bodies)) as gateway, http_server(next(bodies)) as proxy:
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy}")
         assert model(f"http://127.0.0.1:{gateway}") == "gateway"
         assert model(f"localhost:{gateway}/v1") == "gateway"
