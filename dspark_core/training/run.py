@@ -124,7 +124,8 @@ class TrainingRun:
     def _export_and_validate(self) -> None:
         newest = self.settings.output / NEWEST
         partial = newest.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        if self.trainer.workers.is_first:  # another worker might clear what the first writes already
+            shutil.rmtree(partial, ignore_errors=True)
         self.trainer.export(partial)
         report = ValidationReport(accepted_length=0.0, rounds=0)
         if self.trainer.workers.is_first:

@@ -141,6 +141,18 @@ def test_a_start_that_does_not_fit_is_refused_with_both_values(
     assert not (tmp_path / "again" / "checkpoints").exists()
 
 
+def _train_in_two(config: Path, *arguments: str) -> None:
+    workers = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    done = subprocess.run(
+        _command(*workers, "services.cli.main", "train", "--config", str(config), *arguments),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_two_workers_do_what_one_does(config: Path, tmp_path: Path) -> None:
     """They resume from one worker's checkpoint, and end at the same losses and weights."""
     assert _train(config) == 0
@@ -148,16 +160,7 @@ def test_two_workers_do_what_one_does(config: Path, tmp_path: Path) -> None:
     (pair / "checkpoints").mkdir(parents=True)
     for name in ("draft_vocab.pt", "config.json", "checkpoints/step-00000004.pt"):
         shutil.copy(tmp_path / "run" / name, pair / name)
-    workers = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
-    arguments = ["train", "--config", str(config), "--resume", "--set", f"output.directory={pair}"]
-    done = subprocess.run(
-        _command(*workers, "services.cli.main", *arguments),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    _train_in_two(config, "--resume", "--set", f"output.directory={pair}")
     alone = {row["step"]: row for row in read_log(tmp_path / "run/log.jsonl")}
     rows = read_log(pair / "log.jsonl")
     assert [row["step"] for row in rows] == list(range(5, STEPS + 1))
@@ -169,6 +172,17 @@ def test_two_workers_do_what_one_does(config: Path, tmp_path: Path) -> None:
         for name, value in one[kind].items():
             # Muon iterates in bfloat16: the order of a sum shows. Steps are a hundred times larger.
             torch.testing.assert_close(two[kind][name], value, rtol=1e-2, atol=1e-4)
+
+
+def test_two_workers_export_without_disturbing_each_other(config: Path, tmp_path: Path) -> None:
+    """Without averages nothing else has the second wait for the first, who alone writes."""
+    steps = ["--set", "optimisation.steps=60", "--set", "output.checkpoint_every=60"]
+    _train_in_two(config, *steps, "--set", "optimisation.ema=null", "--set", "validation.every=1")
+    assert sorted(path.name for path in (tmp_path / "run/drafter").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+    assert not (tmp_path / "run/drafter.partial").exists()
 
 
 def test_a_dry_run_says_what_it_takes_and_writes_nothing(
