@@ -36,6 +36,8 @@ class Manifest:
     """How many there are once the cache is complete."""
     shards: Mapping[str, ShardEntry]
     """By file name."""
+    plan_sha256: str | None = None
+    """Of which conversations are in which shard; None where `answers_sha256` says that too."""
 
     @property
     def complete(self) -> bool:
@@ -58,6 +60,7 @@ def read_manifest(directory: Path) -> Manifest | None:
         return Manifest(
             origin=FeatureOrigin.parse(values["origin"], str(path)),
             answers_sha256=str(values["answers_sha256"]),
+            plan_sha256=values.get("plan_sha256"),
             planned_shards=int(values["planned_shards"]),
             shards={name: ShardEntry(**entry) for name, entry in values["shards"].items()},
         )
@@ -72,6 +75,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     values = {
         "origin": manifest.origin.fields(),
         "answers_sha256": manifest.answers_sha256,
+        "plan_sha256": manifest.plan_sha256,
         "planned_shards": manifest.planned_shards,
         "shards": {name: asdict(entry) for name, entry in manifest.shards.items()},
     }

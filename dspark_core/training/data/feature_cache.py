@@ -6,6 +6,7 @@ settings alone: an interrupted cache ends up with the same bytes as an uninterru
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -77,7 +78,11 @@ def plan_cache(
         raise ConfigError(f"shard_tokens must be >= 1, got {shard_tokens}")
     shards = tuple(_plan_shards(answers.lengths, bytes_per_token(origin), shard_tokens))
     planned = Manifest(
-        origin=origin, answers_sha256=file_digest(answers.path), planned_shards=len(shards), shards={}
+        origin=origin,
+        answers_sha256=file_digest(answers.path),
+        plan_sha256=_plan_digest(shards),
+        planned_shards=len(shards),
+        shards={},
     )
     existing = read_manifest(directory)
     if existing is not None:
@@ -175,17 +180,32 @@ def _plan_shards(lengths: Sequence[int], token_bytes: int, shard_tokens: int) ->
         start, tokens, count = number, 0, count + 1
 
 
+def _plan_digest(shards: Sequence[ShardPlan]) -> str:
+    """Tells which conversations of one file are in which shard: a lower bound on their length leaves some
+    out, and so changes the sums."""
+    told = repr([(shard.numbers, shard.tokens) for shard in shards])
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
 def _is_whole(path: Path, entry: ShardEntry) -> bool:
     return path.is_file() and path.stat().st_size == entry.bytes
 
 
 def _require_same(existing: Manifest, planned: Manifest, directory: Path) -> None:
     """Raises ConfigError naming what differs, with both values."""
-    have = {**existing.origin.fields(), "answers": existing.answers_sha256, "shards": existing.planned_shards}
-    want = {**planned.origin.fields(), "answers": planned.answers_sha256, "shards": planned.planned_shards}
+    have, want = _identity(existing), _identity(planned)
     if differing := [
         f"{name} {have[name]!r}, not {want[name]!r}" for name in have if have[name] != want[name]
     ]:
         raise ConfigError(
             f"{directory} holds another cache ({'; '.join(differing)}): choose another directory"
         )
+
+
+def _identity(manifest: Manifest) -> dict[str, object]:
+    return {
+        **manifest.origin.fields(),
+        "answers": manifest.answers_sha256,
+        "shards": manifest.planned_shards,
+        "the conversations in them, by max length and shard tokens": manifest.plan_sha256,
+    }

@@ -125,6 +125,19 @@ def test_a_directory_of_another_cache_is_refused(tmp_path: Path) -> None:
         plan_cache(plan.directory, answers, golden_origin(), SHARD_TOKENS)
 
 
+def test_other_conversations_of_the_same_answers_are_another_cache(tmp_path: Path) -> None:
+    """Left out for their length or shared out differently: also where as many shards come of it."""
+    plan, answers = planned(tmp_path)
+    fill_cache(plan, answers, golden_target().decoder)
+    fewer = AnswerFile(answers.path, max_tokens=max(answers.lengths) - 1)
+    assert len(plan_cache(tmp_path / "new", fewer, golden_origin(), SHARD_TOKENS).shards) == len(plan.shards)
+    others = [(fewer, SHARD_TOKENS), (answers, SHARD_TOKENS - 2)]
+    for chosen, shard_tokens in others:
+        with pytest.raises(ConfigError, match=r"another cache \(.*max length and shard tokens"):
+            plan_cache(plan.directory, chosen, golden_origin(), shard_tokens)
+    assert not plan_cache(plan.directory, answers, golden_origin(), SHARD_TOKENS).missing
+
+
 def test_long_conversations_and_short_answers_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_text(
