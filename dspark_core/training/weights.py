@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from dspark_core.models.layers import ComputedRotary
+
 
 class Weights(Protocol):
     @property
@@ -42,7 +44,7 @@ class LocalWeights:
         """Turns the float32 module into `dtype`."""
         self._module = module
         self.masters = [nn.Parameter(p.detach().clone().float()) for p in module.parameters()]
-        module.to(dtype)
+        _cast(module, dtype)
 
     @torch.no_grad()
     def collect_gradients(self) -> None:
@@ -76,7 +78,7 @@ class ShardedWeights:
         self._sharded = fully_shard(store, mesh=self._mesh, mp_policy=policy, reshard_after_forward=False)
         self._store = store  # the same object, as the list it still is
         self.masters = list(store.parameters())
-        module.to(dtype)
+        _cast(module, dtype)
 
     @torch.no_grad()
     def collect_gradients(self) -> None:
@@ -104,6 +106,15 @@ class ShardedWeights:
 
         assert isinstance(master, DTensor)
         return distribute_tensor(whole.to(master.device), self._mesh, master.placements)
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """All but the frequencies of rotations: positions multiply what rounding takes from them, and whoever
+    loads the checkpoint has them in float32."""
+    frequencies = {m: m.frequencies for m in module.modules() if isinstance(m, ComputedRotary)}
+    module.to(dtype)
+    for rotary, values in frequencies.items():
+        rotary.frequencies = values
 
 
 def _taken_gradient(parameter: nn.Parameter) -> Tensor:

@@ -26,6 +26,7 @@ from dspark_core.training.objectives.mtp1 import MtpObjective, build_mtp1
 from dspark_core.training.packing import draw_anchors, pack
 from dspark_core.training.recipe import DrafterRecipe, LossConfig
 from dspark_core.training.validate import replay_greedy_rounds
+from dspark_core.training.weights import LocalWeights
 from tests.unit.engine.tiny import request
 from tests.unit.models.gemma_tiny import GEMMAS, VOCAB, WINDOW
 from tests.unit.models.target_checkpoints import save_hf
@@ -117,6 +118,22 @@ def test_the_objective_is_the_definition_under_the_cap(target: LoadedTarget) -> 
         (report.distance, expected.distance),
     ):
         torch.testing.assert_close(found.mean(), wanted.mean(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", ["dspark", "mtp1", "eagle3"])
+def test_positions_are_turned_in_training_as_when_served(
+    algorithm: str, target: LoadedTarget, tmp_path: Path
+) -> None:
+    """Also in bfloat16, and far from the start, where rounded frequencies would be turns away."""
+    build = {"dspark": build_dspark, "mtp1": build_mtp1, "eagle3": build_eagle3}[algorithm]
+    made = build(recipe(algorithm), LOSSES, target, None)
+    LocalWeights(made.module, torch.bfloat16)
+    made.save(tmp_path)
+    served = load_any_drafter(tmp_path, target.decoder, target.config, torch.bfloat16)
+    positions = torch.tensor([1, 500, 4000])
+    trained, loaded = (m.rotary(positions, torch.float32) for m in (made.module, served))
+    assert all(torch.equal(*pair) for pair in zip(trained, loaded, strict=True))
+    assert {p.dtype for p in made.module.parameters()} == {torch.bfloat16}
 
 
 def test_rounds_go_as_training_replays_them(target: LoadedTarget, tmp_path: Path) -> None:
