@@ -9,13 +9,13 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
-from dspark_core.errors import ConfigError
+from dspark_core.errors import CheckpointError, ConfigError
 from dspark_core.training.checkpoints import Checkpoints
 from dspark_core.training.run_log import Listener, Progress
 from dspark_core.training.speculative_validation import ValidationReport
@@ -61,10 +61,13 @@ class TrainingRun:
         *,
         validate: Validate | None = None,
         validates: bool | None = None,
+        drafter: Mapping[str, object] | None = None,
     ) -> None:
         """Only the first worker needs `validate` and is listened to; `validates` tells the others
-        whether the first does."""
+        whether the first does. `drafter`: what the weights mean beyond their shapes, as plain values;
+        states that say otherwise are not gone on from."""
         self.trainer, self.settings = trainer, settings
+        self._drafter = dict(drafter or {})
         self.state = RunState()
         self.stop = threading.Event()
         """Set by others: the run saves its state after the present step and ends."""
@@ -75,11 +78,20 @@ class TrainingRun:
         self._pending: list[StepReport] = []
 
     def resume(self) -> bool:
-        """Goes on from the newest checkpoint, if there is one."""
+        """Goes on from the newest checkpoint, if there is one. Raises ConfigError when it is of another
+        drafter."""
         latest = self._checkpoints.latest()
         if latest is None:
             return False
         saved = self._checkpoints.load(latest)
+        if missing := {"trainer", "run", "drafter"} - saved.keys():
+            raise CheckpointError(f"{latest} has no {', '.join(sorted(missing))}: --fresh starts over")
+        for name, value in self._drafter.items():
+            if (was := saved["drafter"].get(name)) != value:
+                raise ConfigError(
+                    f"drafter.{name}: now {value!r}, {was!r} in {latest}: give what the run had, or --fresh "
+                    "starts over"
+                )
         self.trainer.restore(saved["trainer"])
         self.state = RunState(**saved["run"])
         return True
@@ -116,7 +128,7 @@ class TrainingRun:
             listener.progressed(progress)
 
     def _save(self) -> None:
-        state = {"trainer": self.trainer.state(), "run": asdict(self.state)}
+        state = {"trainer": self.trainer.state(), "run": asdict(self.state), "drafter": self._drafter}
         if self.trainer.workers.is_first:
             self._checkpoints.save(self.trainer.step, state)
         self.trainer.workers.barrier()

@@ -116,10 +116,10 @@ def _dry_run(setup: Setup, workers: Workers) -> int:
 def _train(setup: Setup, fresh: bool) -> int:
     run, trainer = build_run(setup), setup.trainer
     workers = trainer.workers
+    resumed = not fresh and run.resume()
     if workers.is_first:
         claim_output(setup, fresh=fresh)
     workers.barrier()
-    resumed = run.resume()
     console = Console(stderr=True, quiet=not workers.is_first)
     with ProgressView(trainer.config.steps, trainer.step, console) as view, _stopping(run):
         if workers.is_first:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -46,8 +47,16 @@ class Setup:
     target: LoadedTarget
     source: SequenceSource
     trainer: Trainer
+    tap_layers: tuple[int, ...]
     draft_vocab_ids: Tensor | None
     """None: the whole vocabulary."""
+
+    def meaning(self) -> dict[str, object]:
+        """What the weights mean that the configuration leaves to the data."""
+        ids = self.draft_vocab_ids
+        digest = None if ids is None else hashlib.sha256(repr(ids.tolist()).encode()).hexdigest()[:16]
+        vocab = None if ids is None else f"{len(ids)} tokens, {digest}"
+        return {"tap_layers": list(self.tap_layers), "draft_vocab": vocab}
 
 
 def build_setup(config: TrainConfig, workers: Workers, *, resume: bool = False) -> Setup:
@@ -80,7 +89,12 @@ def build_setup(config: TrainConfig, workers: Workers, *, resume: bool = False) 
     if (config.data.stream is not None and device.type == "cpu") or config.validation.prompts:
         target.decoder.pack()  # only now: the drafter started as a copy of its layers
     return Setup(
-        config=config, target=target, source=source, trainer=trainer, draft_vocab_ids=draft_vocab_ids
+        config=config,
+        target=target,
+        source=source,
+        trainer=trainer,
+        tap_layers=recipe.target_layer_ids,
+        draft_vocab_ids=draft_vocab_ids,
     )
 
 
@@ -97,7 +111,13 @@ def build_run(setup: Setup) -> TrainingRun:
         validate_every=config.validation.every,
         patience=config.validation.patience,
     )
-    return TrainingRun(setup.trainer, settings, validate=validate, validates=bool(config.validation.prompts))
+    return TrainingRun(
+        setup.trainer,
+        settings,
+        validate=validate,
+        validates=bool(config.validation.prompts),
+        drafter=setup.meaning(),
+    )
 
 
 def build_validator(setup: Setup) -> SpeculativeValidator | None:
@@ -110,7 +130,7 @@ def build_validator(setup: Setup) -> SpeculativeValidator | None:
 def check_output(config: TrainConfig, *, resume: bool, fresh: bool) -> None:
     """Raises ConfigError when the folder holds a run that neither flag speaks of, or another run."""
     output = config.output.directory
-    has_run = any((output / CHECKPOINTS).glob("*.pt"))
+    has_run = _has_run(output)
     if has_run and not (resume or fresh):
         raise ConfigError(f"{output} holds a run: --resume goes on with it, --fresh throws it away")
     try:
@@ -261,7 +281,8 @@ def _draft_vocab(
     if config.drafter.draft_vocab is None:
         return None
     path = config.output.directory / VOCAB
-    if resume and path.exists():
+    # A run that left no checkpoint is not gone on with: its vocabulary may be of another size.
+    if resume and _has_run(config.output.directory) and path.exists():
         ids = torch.load(path, weights_only=True)
         assert isinstance(ids, Tensor)
         return ids
@@ -297,6 +318,10 @@ def _validator(config: TrainConfig, target: LoadedTarget) -> SpeculativeValidato
         max_tokens=config.validation.max_tokens, concurrency=config.validation.concurrency
     )
     return SpeculativeValidator(target, prompts, tokenizer.stop_token_ids, settings)
+
+
+def _has_run(output: Path) -> bool:
+    return any((output / CHECKPOINTS).glob("*.pt"))
 
 
 def _clear(output: Path) -> None:

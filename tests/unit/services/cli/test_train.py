@@ -68,6 +68,24 @@ def _state(run: Path, step: int) -> dict:
     return torch.load(run / "checkpoints" / f"step-{step:08d}.pt", weights_only=True)["trainer"]
 
 
+def _describe_shards(shard: Path, **fields: object) -> None:
+    """The manifest of one shard of the golden target's features, but for the given fields."""
+    described = {
+        "target": "other-model",
+        "fingerprint": golden_target().fingerprint,
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "tap_layers": (1, 3, 5),
+        "dtype": "bfloat16",
+        "chat_template": "",
+    }
+    origin = FeatureOrigin(**(described | fields))
+    entry = ShardEntry(sha256="", bytes=shard.stat().st_size, sequences=8, tokens=192)
+    write_manifest(
+        shard.parent, Manifest(origin=origin, answers_sha256="", planned_shards=1, shards={shard.name: entry})
+    )
+
+
 def _command(*module: str) -> list[str]:
     return [sys.executable, *module]
 
@@ -223,6 +241,33 @@ def test_a_run_in_the_output_is_neither_mixed_nor_lost(
     assert [row["step"] for row in read_log(tmp_path / "run/log.jsonl")] == [1, 2]
 
 
+def test_data_do_not_change_what_the_weights_of_a_run_mean(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of as many layers the weights fit, and so would a vocabulary of other tokens."""
+    _describe_shards(tmp_path / "shards/a.safetensors")
+    assert _train(config, "--set", "optimisation.steps=2", "--set", "drafter.tap_layers=null") == 0
+    others = tmp_path / "others"
+    shutil.copytree(tmp_path / "shards", others)
+    _describe_shards(others / "a.safetensors", tap_layers=(0, 2, 4))
+    resume = ["--resume", "--set", "drafter.tap_layers=null", "--set", f"data.shards=[{others}]"]
+    before = (tmp_path / "run/config.json").read_text()
+    assert _train(config, *resume) == EXIT_CONFIG
+    assert "drafter.tap_layers: now [0, 2, 4], [1, 3, 5] in " in capsys.readouterr().err
+    assert (tmp_path / "run/config.json").read_text() == before
+    torch.save(torch.arange(100, 164), tmp_path / "run/draft_vocab.pt")
+    assert _train(config, "--resume", "--set", "drafter.tap_layers=null") == EXIT_CONFIG
+    assert "drafter.draft_vocab: now '64 tokens, " in capsys.readouterr().err
+
+
+def test_a_run_without_a_checkpoint_leaves_no_vocabulary_behind(config: Path, tmp_path: Path) -> None:
+    assert _train(config, "--set", "optimisation.steps=1") == 0
+    shutil.rmtree(tmp_path / "run/checkpoints")  # as if killed before the first
+    again = ["--set", "optimisation.steps=1", "--set", "drafter.draft_vocab=128"]
+    assert _train(config, "--resume", *again) == 0
+    assert json.loads((tmp_path / "run/drafter/config.json").read_text())["draft_vocab_size"] == 128
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -285,21 +330,7 @@ def test_what_does_not_fit_is_refused_before_training(
 def test_features_of_another_target_are_refused_with_both_values(
     config: Path, field: str, value: object, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shard = tmp_path / "shards/a.safetensors"
-    fields = {
-        "target": "other-model",
-        "fingerprint": golden_target().fingerprint,
-        "vocab_size": 512,
-        "hidden_size": 64,
-        "tap_layers": (1, 3, 5),
-        "dtype": "bfloat16",
-        "chat_template": "",
-    }
-    origin = FeatureOrigin(**(fields | {field: value}))
-    entry = ShardEntry(sha256="", bytes=shard.stat().st_size, sequences=8, tokens=192)
-    write_manifest(
-        shard.parent, Manifest(origin=origin, answers_sha256="", planned_shards=1, shards={shard.name: entry})
-    )
+    _describe_shards(tmp_path / "shards/a.safetensors", **{field: value})
     assert _train(config) == EXIT_CONFIG
     assert re.search(message, capsys.readouterr().err.replace("\n", " "))
 
