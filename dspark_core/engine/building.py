@@ -25,7 +25,7 @@ from dspark_core.engine.gpu_settings import GpuSettings, gpu_settings
 from dspark_core.engine.kv_cache import PagedCache
 from dspark_core.engine.lookup import BLOCK_TOKENS
 from dspark_core.engine.protocols import DraftGeometry
-from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.engine.target_engine import TargetEngine, longest_context
 from dspark_core.errors import ConfigError
 from dspark_core.kernels.library import native_kernels
 from dspark_core.models.config import AnyDrafterConfig, DrafterConfig
@@ -167,6 +167,12 @@ def build_target(options: EngineOptions, loaded: LoadedTarget | None = None) -> 
     name, way = loaded.path.name, engine.computed_by
     _log.info("target %s by %s: %d KV pages of %d tokens", name, way, pages, PAGE_TOKENS)
     return BuiltTarget(engine=engine, facts=loaded, geometry=geometry)
+
+
+def context_limit(options: EngineOptions, loaded: LoadedTarget, feature_size: int) -> int:
+    """`max_context_tokens` of the engine that `build_target` makes with a drafter of such features."""
+    pages = _target_pages(options, loaded, feature_size)
+    return longest_context(loaded.config, pages, PAGE_TOKENS, options.max_context_tokens)
 
 
 def _build_vllm_target(options: EngineOptions, directory: Path | None) -> BuiltTarget:

@@ -48,7 +48,7 @@ class TargetEngine:
         self.config = config
         self.page_tokens = page_tokens
         self.num_pages = num_pages
-        self.max_context_tokens = _longest(config, num_pages, page_tokens, max_context_tokens)
+        self.max_context_tokens = longest_context(config, num_pages, page_tokens, max_context_tokens)
         """Longest sequence one request can hold: the model's context or the whole cache."""
         self.device = device
         """Where it computes, and where its logits and features are."""
@@ -92,7 +92,7 @@ class TargetEngine:
                     gpu,
                     num_pages=num_pages,
                     page_tokens=page_tokens,
-                    max_context_tokens=_longest(config, num_pages, page_tokens, max_context_tokens),
+                    max_context_tokens=longest_context(config, num_pages, page_tokens, max_context_tokens),
                     taps=taps,
                 )
             native = native_decoder(decoder)
@@ -162,6 +162,6 @@ class TargetEngine:
         return list(torch.split(rows, [len(one) for one in slots]))
 
 
-def _longest(config: DecoderConfig, num_pages: int, page_tokens: int, limit: int | None) -> int:
-    """Page 0 is not for sequences."""
+def longest_context(config: DecoderConfig, num_pages: int, page_tokens: int, limit: int | None) -> int:
+    """Tokens of the longest sequence a cache of so many pages holds. Page 0 is not for sequences."""
     return min(config.max_context_tokens, (num_pages - 1) * page_tokens, limit or 2**62)

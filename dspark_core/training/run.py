@@ -51,6 +51,8 @@ class RunState:
     best_step: int | None = None
     stale: int = 0
     """Validations since the best."""
+    validation_due: bool = False
+    """This step's export and validation are yet to be done."""
 
 
 class TrainingRun:
@@ -75,6 +77,7 @@ class TrainingRun:
         self._validates = validate is not None if validates is None else validates
         self._listeners: list[Listener] = []
         self._checkpoints = Checkpoints(settings.output / CHECKPOINTS, settings.keep)
+        self._saved: tuple[int, RunState] | None = None
         self._pending: list[StepReport] = []
 
     def resume(self) -> bool:
@@ -94,13 +97,21 @@ class TrainingRun:
                 )
         self.trainer.restore(saved["trainer"])
         self.state = RunState(**saved["run"])
+        self._saved = (self.trainer.step, self.state)
         return True
 
     def listen(self, listener: Listener) -> None:
         self._listeners.append(listener)
 
+    @property
+    def finished(self) -> bool:
+        """False: there is something to go on with."""
+        return self._at_end() and not self.state.validation_due
+
     def run(self) -> RunState:
         """To the last step, to the end of patience, or until `stop` is set."""
+        if self.state.validation_due and self._ends_here():
+            return self.state
         seconds, started = 0.0, time.perf_counter()
         for report in self.trainer.run():
             self._pending.append(report)
@@ -112,14 +123,26 @@ class TrainingRun:
                 self._tell(seconds)
                 seconds = 0.0
             if last or report.step % self.settings.validate_every == 0:
-                self._export_and_validate()
-            over = last or self._out_of_patience() or self._asked_to_stop()
-            if over or report.step % self.settings.checkpoint_every == 0:
-                self._save()
-            if over:
+                self.state = replace(self.state, validation_due=True)
+            if self._ends_here():
                 break
             started = time.perf_counter()
         return self.state
+
+    def _ends_here(self) -> bool:
+        """Does what is due after a step, and saves -> whether the run ends with it."""
+        due = self.state.validation_due
+        if due:
+            self._save()  # first: an error or an impatient user must not cost what was trained
+            self._export()
+            if not self._validates:
+                self.state = replace(self.state, validation_due=False)
+            elif not self._asked_to_stop():
+                self._validate_newest()
+        over = self._at_end() or self._asked_to_stop()
+        if over or (self.trainer.step % self.settings.checkpoint_every == 0 and not due):
+            self._save()
+        return over
 
     def _tell(self, seconds: float) -> None:
         progress = Progress.over(self._pending, seconds)
@@ -128,30 +151,36 @@ class TrainingRun:
             listener.progressed(progress)
 
     def _save(self) -> None:
+        """Unless it is on disk as it is."""
+        present = (self.trainer.step, self.state)
+        if present == self._saved:
+            return
+        self._saved = present
         state = {"trainer": self.trainer.state(), "run": asdict(self.state), "drafter": self._drafter}
         if self.trainer.workers.is_first:
             self._checkpoints.save(self.trainer.step, state)
         self.trainer.workers.barrier()
 
-    def _export_and_validate(self) -> None:
+    def _export(self) -> None:
         newest = self.settings.output / NEWEST
         partial = newest.with_suffix(".partial")
         if self.trainer.workers.is_first:  # another worker might clear what the first writes already
             shutil.rmtree(partial, ignore_errors=True)
         self.trainer.export(partial)
-        report = ValidationReport(accepted_length=0.0, rounds=0)
         if self.trainer.workers.is_first:
             _replace_directory(partial, newest)
-            if self._validate is not None:
-                report = self._validate(newest)
-        if not self._validates:
-            return
+
+    def _validate_newest(self) -> None:
+        newest = self.settings.output / NEWEST
+        report = ValidationReport(accepted_length=0.0, rounds=0)
+        if self._validate is not None:
+            report = self._validate(newest)
         length = float(self.trainer.workers.total(torch.tensor(report.accepted_length, dtype=torch.float64)))
         is_best = length > self.state.best_length
         if is_best:
             self.state = RunState(best_length=length, best_step=self.trainer.step)
         else:
-            self.state = replace(self.state, stale=self.state.stale + 1)
+            self.state = replace(self.state, stale=self.state.stale + 1, validation_due=False)
         if self.trainer.workers.is_first:
             self._keep_best(newest, is_best=is_best)
             for listener in self._listeners:
@@ -163,9 +192,11 @@ class TrainingRun:
             shutil.copytree(newest, partial)
             _replace_directory(partial, self.settings.output / BEST)
 
-    def _out_of_patience(self) -> bool:
+    def _at_end(self) -> bool:
+        """Of the steps or of patience."""
         patience = self.settings.patience
-        return patience is not None and self.state.stale >= patience
+        out_of_patience = patience is not None and self.state.stale >= patience
+        return self.trainer.step == self.trainer.config.steps or out_of_patience
 
     def _asked_to_stop(self) -> bool:
         """Whether any worker was asked; all must agree or they would wait for each other."""

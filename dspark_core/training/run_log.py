@@ -62,10 +62,16 @@ class Listener(Protocol):
 
 
 class JsonLog:
-    def __init__(self, path: Path, start_step: int) -> None:
-        """Rows of steps after `start_step`, which a resumed run repeats, are dropped."""
+    def __init__(self, path: Path, start_step: int, *, validation_due: bool = False) -> None:
+        """Rows that a run resumed after `start_step` repeats are dropped; `validation_due`: that step's
+        validation among them."""
         self._path = path
-        kept = [row for row in read_log(path) if row["step"] <= start_step]
+        validated_step = start_step - 1 if validation_due else start_step
+        kept = [
+            row
+            for row in read_log(path)
+            if row["step"] <= (validated_step if "accepted_length" in row else start_step)
+        ]
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from dspark_core.engine.batching import BatchLimits
-from dspark_core.engine.building import EngineOptions, build_drafter, build_target
+from dspark_core.engine.building import EngineOptions, build_drafter, build_target, context_limit
 from dspark_core.engine.draft_engine import LocalDraftSource
 from dspark_core.engine.drafting import Drafting
 from dspark_core.engine.planning import FullPlanSource
@@ -60,12 +60,21 @@ class SpeculativeValidator:
         """Raises ConfigError when a prompt leaves no room for its answer."""
         if not prompts:
             raise ConfigError("validation needs at least one prompt")
-        most = target.config.max_context_tokens - settings.max_tokens - 1
+        self._options = EngineOptions(
+            target_model=str(target.path),
+            drafter=None,
+            dtype=settings.dtype,
+            kv_cache_bytes=settings.kv_cache_bytes,
+        )
+        # Features of every drafter have the target's hidden size.
+        limit = context_limit(self._options, target, target.config.hidden_size)
+        most = limit - settings.max_tokens - 1
         for number, prompt in enumerate(prompts):
             if len(prompt) > most:
                 raise ConfigError(
                     f"validation prompt {number} has {len(prompt)} tokens; "
-                    f"with max_tokens={settings.max_tokens} there is room for {most}"
+                    f"with max_tokens={settings.max_tokens} there is room for {most}: the context is of "
+                    f"{target.config.max_context_tokens} tokens, the cache of validations of {limit}"
                 )
         self._target = target
         self._prompts = prompts
@@ -75,12 +84,7 @@ class SpeculativeValidator:
     def __call__(self, drafter: Path) -> ValidationReport:
         """Answers all prompts with the checkpoint in the directory `drafter`."""
         settings = self._settings
-        options = EngineOptions(
-            target_model=str(self._target.path),
-            drafter=str(drafter),
-            dtype=settings.dtype,
-            kv_cache_bytes=settings.kv_cache_bytes,
-        )
+        options = replace(self._options, drafter=str(drafter))
         target = build_target(options, self._target)
         drafts = LocalDraftSource(build_drafter(options, self._target, calibrated=False))
         plan = _ReportedPlan()

@@ -134,21 +134,21 @@ def _train(setup: Setup, fresh: bool) -> int:
         run.run()
     if workers.is_first:
         _tell_end(run, console)
-    finished = trainer.step == trainer.config.steps or not run.stop.is_set()
-    return 0 if finished else EXIT_INTERRUPTED
+    return 0 if run.finished else EXIT_INTERRUPTED
 
 
 def _attach(run: TrainingRun, setup: Setup, view: ProgressView) -> None:
     output = setup.config.output
     run.listen(view)
-    run.listen(JsonLog(output.directory / LOG, setup.trainer.step))
+    due = run.state.validation_due
+    run.listen(JsonLog(output.directory / LOG, setup.trainer.step, validation_due=due))
     if output.tensorboard:
         run.listen(TensorBoardLog(output.directory / TENSORBOARD, setup.trainer.step))
 
 
 def _tell_end(run: TrainingRun, console: Console) -> None:
     output, step = run.settings.output, run.trainer.step
-    if run.stop.is_set() and step < run.trainer.config.steps:
+    if not run.finished:
         console.print(f"stopped at step {step}; --resume goes on from there")
         return
     console.print(f"step {step}: {output / NEWEST}", soft_wrap=True)

@@ -68,39 +68,73 @@ def test_the_best_export_is_kept_and_patience_ends_the_run(source: CachedSource,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "best", "checkpoints", "drafter"]
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(source: CachedSource, tmp_path: Path) -> None:
-    lengths = [1.1, 1.2, 1.3, 1.25, 1.2]
-    whole = _run(source, tmp_path / "whole", lengths)
-    whole.listen(JsonLog(tmp_path / "whole.jsonl", 0))
+LENGTHS = [1.1, 1.2, 1.3, 1.25, 1.2]
+"""Of the validations after steps 2, 4, ... 10."""
+
+
+class StopAt:
+    def __init__(self, run: TrainingRun, step: int) -> None:
+        self._run, self._step = run, step
+
+    def stepped(self, report: StepReport) -> None:
+        if report.step == self._step:
+            self._run.stop.set()
+
+    def progressed(self, progress: Progress) -> None: ...
+
+    def validated(self, step: int, report: ValidationReport, *, is_best: bool) -> None: ...
+
+
+def _assert_goes_on_as_a_whole_run(source: CachedSource, folder: Path, step: int, validations: int) -> None:
+    """The run in `folder / "parts"` was ended at `step`, after so many validations."""
+    whole = _run(source, folder / "whole", LENGTHS)
+    whole.listen(JsonLog(folder / "whole.jsonl", 0))
     whole.run()
-    first = _run(source, tmp_path / "parts", lengths, checkpoint_every=100)
-    first.listen(JsonLog(tmp_path / "parts.jsonl", 0))
-
-    class StopAtFive:
-        def stepped(self, report: StepReport) -> None:
-            if report.step == 5:
-                first.stop.set()
-
-        def progressed(self, progress: Progress) -> None: ...
-
-        def validated(self, step: int, report: ValidationReport, *, is_best: bool) -> None: ...
-
-    first.listen(StopAtFive())
-    first.run()
-    assert first.trainer.step == 5
-    second = _run(source, tmp_path / "parts", lengths[2:])
+    second = _run(source, folder / "parts", LENGTHS[validations:])
     assert second.resume()
-    assert second.trainer.step == 5
-    second.listen(JsonLog(tmp_path / "parts.jsonl", second.trainer.step))
+    assert second.trainer.step == step
+    due = second.state.validation_due
+    second.listen(JsonLog(folder / "parts.jsonl", step, validation_due=due))
     assert second.run() == whole.state
+    assert second.finished
     for name, value in whole.trainer.state()["masters"].items():
         assert torch.equal(value, second.trainer.state()["masters"][name])
     told = [
-        [row for row in read_log(tmp_path / f"{name}.jsonl") if "rounds" in row]
-        for name in ("whole", "parts")
+        [row for row in read_log(folder / f"{name}.jsonl") if "rounds" in row] for name in ("whole", "parts")
     ]
     assert told[0] == told[1]
-    assert [row["accepted_length"] for row in told[0]] == lengths
+    assert [row["accepted_length"] for row in told[0]] == LENGTHS
+
+
+# At 4 and 10 a validation is due, which a run that is to stop leaves to the next.
+@pytest.mark.parametrize(("step", "validations"), [(5, 2), (4, 1), (10, 4)])
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
+    source: CachedSource, tmp_path: Path, step: int, validations: int
+) -> None:
+    first = _run(source, tmp_path / "parts", LENGTHS, checkpoint_every=100)
+    first.listen(JsonLog(tmp_path / "parts.jsonl", 0))
+    first.listen(StopAt(first, step))
+    first.run()
+    assert first.trainer.step == step
+    assert not first.finished
+    _assert_goes_on_as_a_whole_run(source, tmp_path, step, validations)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_what_fails_in_a_validation_costs_no_step(source: CachedSource, tmp_path: Path, told: bool) -> None:
+    """Before its figure is in the log, or as by a kill before that is in a checkpoint."""
+    first = _run(source, tmp_path / "parts", LENGTHS[:2] if told else LENGTHS[:1], checkpoint_every=100)
+    first.listen(JsonLog(tmp_path / "parts.jsonl", 0))
+
+    class FailAtFour(StopAt):
+        def validated(self, step: int, report: ValidationReport, *, is_best: bool) -> None:
+            if step == 4:
+                raise ConfigError("a disk is full")
+
+    first.listen(FailAtFour(first, 100))
+    with pytest.raises(ConfigError if told else StopIteration):
+        first.run()
+    _assert_goes_on_as_a_whole_run(source, tmp_path, 4, 1)
 
 
 def test_the_log_forgets_what_a_resumed_run_repeats(tmp_path: Path) -> None:

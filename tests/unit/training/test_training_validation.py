@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from dspark_core.engine.kv_cache import PagedCache
 from dspark_core.errors import ConfigError
 from dspark_core.models.loading import load_target
 from dspark_core.training.speculative_validation import SpeculativeValidator, ValidationSettings
@@ -35,5 +36,12 @@ def test_prompts_that_leave_no_room_are_refused_before_training() -> None:
     room = target.config.max_context_tokens
     with pytest.raises(ConfigError, match=f"validation prompt 1 has {room} tokens"):
         SpeculativeValidator(target, [(5,), (5,) * room], (), ValidationSettings(max_tokens=8))
+    # Of 60 pages one is not for prompts: 944 tokens, nine of which the answer takes.
+    long = dataclasses.replace(target, config=dataclasses.replace(target.config, max_context_tokens=4096))
+    page_bytes = PagedCache.bytes_per_page(long.config, 16, long.config.hidden_size, torch.float32)
+    cache = ValidationSettings(max_tokens=8, dtype="float32", kv_cache_bytes=60 * page_bytes)
+    SpeculativeValidator(long, [(5,) * 935], (), cache)
+    with pytest.raises(ConfigError, match=r"936 tokens; .* room for 935: .* 4096 tokens, the cache .* 944"):
+        SpeculativeValidator(long, [(5,) * 936], (), cache)
     with pytest.raises(ConfigError, match="at least one prompt"):
         SpeculativeValidator(target, [], (), ValidationSettings())
