@@ -13,7 +13,13 @@ from dspark_core.errors import ConfigError
 from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.training.data.generation import DEFAULT_CONCURRENCY, BatchGenerator
 from dspark_core.training.data.hub import read_dataset, require_datasets
-from dspark_core.training.data.magpie import Synthesiser, SynthesisSettings, TurnJournal, synthesise
+from dspark_core.training.data.magpie import (
+    Synthesiser,
+    SynthesisSettings,
+    TurnJournal,
+    begun_chunk_turns,
+    synthesise,
+)
 from dspark_core.training.data.prompt_filters import RUN_WORDS, Exclusions, LengthLimits, PromptFilter
 from dspark_core.training.data.prompts import Prompt, read_prompts
 from services.cli.data_arguments import (
@@ -112,6 +118,11 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < (0 if name == "synthesise" else 1):
             raise ConfigError(f"--{name} must be >= {0 if name == 'synthesise' else 1}, got {value}")
+    if arguments.synthesise and arguments.min_tokens >= _turn_tokens(arguments):
+        raise ConfigError(
+            f"--min-tokens must be below {_turn_tokens(arguments)}, where --synthesise ends turns, "
+            f"got {arguments.min_tokens}"
+        )
     if arguments.dataset:
         require_datasets()
     require_writable(arguments.out)
@@ -138,27 +149,30 @@ def _synthesised(
     arguments: argparse.Namespace, tokenizer: Tokenizer, chosen: PromptFilter
 ) -> Iterator[Prompt]:
     """As many as were asked for, after all filters."""
+    path = arguments.out.with_name(arguments.out.name + JOURNAL_SUFFIX)
+    first_chunk = max(arguments.concurrency, min(2 * arguments.synthesise, SynthesisSettings().chunk_turns))
     settings = SynthesisSettings(
         temperature=arguments.temperature,
         top_p=arguments.top_p,
-        max_tokens=min(arguments.max_tokens, SynthesisSettings().max_tokens),
-        chunk_turns=max(
-            arguments.concurrency, min(2 * arguments.synthesise, SynthesisSettings().chunk_turns)
-        ),
+        max_tokens=_turn_tokens(arguments),
+        chunk_turns=begun_chunk_turns(path) or first_chunk,
         seed=arguments.seed,
     )
     built = load_engine(arguments)
     generator = BatchGenerator(built.engine, tokenizer.stop_token_ids, concurrency=arguments.concurrency)
-    path = arguments.out.with_name(arguments.out.name + JOURNAL_SUFFIX)
     journal = TurnJournal(path, settings, built.loaded.fingerprint)
     with TokenProgress("synthesising", arguments.synthesise) as progress:
         synthesiser = Synthesiser(
             generator, tokenizer, settings, on_generated=lambda count: progress.add(tokens=count)
         )
-        kept = chosen.keep(synthesise(synthesiser, journal))
+        kept = synthesise(synthesiser, journal, chosen)
         for prompt in itertools.islice(kept, arguments.synthesise):
             progress.add(items=1)
             yield prompt
+
+
+def _turn_tokens(arguments: argparse.Namespace) -> int:
+    return min(arguments.max_tokens, SynthesisSettings().max_tokens)
 
 
 def _refusals(chosen: PromptFilter, lead: str = "") -> str:

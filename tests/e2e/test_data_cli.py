@@ -167,6 +167,7 @@ def test_a_table_of_ngrams_from_answers(target: Path, tmp_path: Path, capsys) ->
         (["prompts", "{bad}", "--out", "{tmp}/x"], "bad.jsonl:2 has no turns"),
         (["prompts", "{prompts}", "--out", "{tmp}"], "--out must be a file"),
         (["prompts", "{prompts}", "--out", "{tmp}/x", "--min-tokens", "900"], "no prompt is left"),
+        (["prompts", "--synthesise", "5", "--out", "{tmp}/x", "--min-tokens", "256"], "must be below 256"),
         (["regenerate", "--prompts", "{bad}", "--out", "{tmp}/x"], "bad.jsonl:2 has no turns"),
         (["regenerate", "--prompts", "{twice}", "--out", "{tmp}/x"], "two prompts with id 'a'"),
         (["regenerate", "--prompts", "{prompts}", "--out", "{tmp}/x", "--temperatures", "hot"], "'hot'"),

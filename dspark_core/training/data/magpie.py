@@ -17,9 +17,12 @@ from dspark_core.errors import ConfigError
 from dspark_core.records import FinishReason, SamplingParams
 from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.training.data.generation import BatchGenerator, Generated, Job
+from dspark_core.training.data.prompt_filters import PromptFilter
 from dspark_core.training.data.prompts import Prompt, user_prompt
 
 SOURCE = "self-synthesised"
+FRUITLESS_CHUNKS = 8
+"""One after the other without a turn to keep: no more will come."""
 _MARK = "USER-CONTENT"
 
 
@@ -123,20 +126,41 @@ class TurnJournal:
             raise ConfigError(f"cannot write to {path}: {error}") from error
 
 
-def synthesise(synthesiser: Synthesiser, journal: TurnJournal) -> Iterator[Prompt]:
-    """User turns without end: the journal's, then new ones."""
-    number = 0
+def begun_chunk_turns(path: Path) -> int | None:
+    """Of the journal there, whose chunks keep their size whatever is asked for later; None: there is none
+    that says."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            return int(json.loads(lines.readline())["chunk_turns"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def synthesise(synthesiser: Synthesiser, journal: TurnJournal, chosen: PromptFilter) -> Iterator[Prompt]:
+    """Those user turns that `chosen` keeps, without end: of the journal's, then of new ones.
+
+    Raises ConfigError once chunk after chunk has none.
+    """
+    number = fruitless = 0
     while True:
         if number == len(journal.chunks):
             journal.append(synthesiser.chunk(number))
-        for text in journal.chunks[number]:
-            yield user_prompt(text, domain="chat", source=SOURCE)
+        before = chosen.kept
+        turns = (user_prompt(text, domain="chat", source=SOURCE) for text in journal.chunks[number])
+        yield from chosen.keep(turns)
+        number += 1
         if not any(journal.chunks[-3:]):
             raise ConfigError(
                 "--synthesise: this target ends no turn of a user within the length allowed; "
                 "is it an aligned model with a chat template?"
             )
-        number += 1
+        fruitless = 0 if chosen.kept > before else fruitless + 1
+        if fruitless == FRUITLESS_CHUNKS:
+            refused = ", ".join(f"{count} {reason.value}" for reason, count in chosen.refused.items())
+            raise ConfigError(
+                f"--synthesise: the filters kept no turn of the last {fruitless} chunks (so far kept: "
+                f"{chosen.kept}; refused: {refused}): ask for fewer, or change the filters or --temperature"
+            )
 
 
 def user_header(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -20,9 +20,11 @@ from dspark_core.training.data.magpie import (
     Synthesiser,
     SynthesisSettings,
     TurnJournal,
+    begun_chunk_turns,
     synthesise,
     user_header,
 )
+from dspark_core.training.data.prompt_filters import PromptFilter
 from dspark_core.training.data.prompts import Prompt, user_prompt
 from dspark_core.training.data.sampling_mix import SamplingMix
 from tests.support.byte_tokenizer import END, byte_tokenizer
@@ -141,6 +143,10 @@ def test_a_log_of_other_settings_or_another_writer_is_refused(tmp_path: Path) ->
         AnswerLog(path, {"seed": 1, "top_p": 0.9})
 
 
+def all_turns() -> PromptFilter:
+    return PromptFilter(count_tokens=lambda _: 9)
+
+
 def test_turns_are_written_after_the_bare_header_of_a_user(tmp_path: Path) -> None:
     assert TOKENIZER.decode(user_header(TOKENIZER)) == "user\n"
     with pytest.raises(ConfigError, match="needs a target with a chat template"):
@@ -152,7 +158,7 @@ def test_turns_are_written_after_the_bare_header_of_a_user(tmp_path: Path) -> No
     told: list[int] = []
     synthesiser = Synthesiser(free, TOKENIZER, settings, told.append)
     journal = TurnJournal(tmp_path / "turns.jsonl", settings, "f0")
-    first = list(islice(synthesise(synthesiser, journal), 9))
+    first = list(islice(synthesise(synthesiser, journal, all_turns()), 9))
     assert len({prompt.text for prompt in first}) > 1
     assert told
 
@@ -160,7 +166,7 @@ def test_turns_are_written_after_the_bare_header_of_a_user(tmp_path: Path) -> No
     (tmp_path / "turns.jsonl").write_text(lines[:-3])  # killed while the last chunk was written
     again = TurnJournal(tmp_path / "turns.jsonl", settings, "f0")
     assert len(again.chunks) == len(journal.chunks) - 1
-    assert list(islice(synthesise(synthesiser, again), 9)) == first
+    assert list(islice(synthesise(synthesiser, again, all_turns()), 9)) == first
     assert (tmp_path / "turns.jsonl").read_text() == lines
     with pytest.raises(ConfigError, match="begun with other settings"):
         TurnJournal(tmp_path / "turns.jsonl", settings, "f1")
@@ -170,4 +176,30 @@ def test_a_target_that_never_ends_a_turn_is_no_endless_work(tmp_path: Path) -> N
     settings = SynthesisSettings(max_tokens=2, chunk_turns=2)
     synthesiser = Synthesiser(BatchGenerator(engine(), ()), TOKENIZER, settings)
     with pytest.raises(ConfigError, match="ends no turn"):
-        list(synthesise(synthesiser, TurnJournal(tmp_path / "turns.jsonl", settings, "f0")))
+        list(synthesise(synthesiser, TurnJournal(tmp_path / "turns.jsonl", settings, "f0"), all_turns()))
+
+
+class Repeating:
+    """Stands for a target at temperature 0."""
+
+    def chunk(self, number: int) -> list[str]:
+        return ["What is the capital of France?"] * 4
+
+
+def test_turns_that_are_all_refused_are_no_endless_work(tmp_path: Path) -> None:
+    settings = SynthesisSettings(temperature=0.0, chunk_turns=4)
+    found = synthesise(Repeating(), TurnJournal(tmp_path / "turns.jsonl", settings, "f0"), all_turns())
+    assert next(found).text == "What is the capital of France?"
+    with pytest.raises(
+        ConfigError, match=r"no turn of the last 8 chunks \(so far kept: 1; refused: 35 repeated"
+    ):
+        next(found)
+
+
+def test_asking_for_more_goes_on_in_chunks_of_the_journal(tmp_path: Path) -> None:
+    path = tmp_path / "turns.jsonl"
+    assert begun_chunk_turns(path) is None
+    TurnJournal(path, SynthesisSettings(chunk_turns=48), "f0")
+    assert begun_chunk_turns(path) == 48
+    path.write_text("nothing of a journal\n")
+    assert begun_chunk_turns(path) is None

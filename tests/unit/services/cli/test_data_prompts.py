@@ -1,0 +1,37 @@
+"""`dspark data prompts --synthesise` as a user asks again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from services.cli import data_prompts
+from services.cli.main import main
+from tests.support.tiny_target import write_tiny_target
+
+
+class Counting:
+    """A target that never writes the same turn twice."""
+
+    def __init__(self, _generator: object, _tokenizer: object, settings, **_: object) -> None:
+        self._size = settings.chunk_turns
+
+    def chunk(self, number: int) -> list[str]:
+        return [f"What is {number * self._size + index}?" for index in range(self._size)]
+
+
+def test_asking_for_more_turns_goes_on_with_those_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_prompts, "Synthesiser", Counting)
+    target, out = write_tiny_target(tmp_path / "target"), tmp_path / "prompts.jsonl"
+    command = ["data", "prompts", "--out", str(out), "--target-model", str(target), "--kv-cache-mb", "4"]
+    assert main([*command, "--synthesise", "4", "--concurrency", "2"]) == 0
+    few = out.read_text().splitlines()
+    journal = (tmp_path / "prompts.jsonl.turns.jsonl").read_text()
+    assert main([*command, "--synthesise", "40", "--concurrency", "3"]) == 0
+    many = out.read_text().splitlines()
+    assert (len(few), len(many)) == (4, 40)
+    assert many[:4] == few
+    assert (tmp_path / "prompts.jsonl.turns.jsonl").read_text().startswith(journal)
