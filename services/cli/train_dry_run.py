@@ -10,6 +10,7 @@ from itertools import islice
 import torch
 from rich.table import Table
 
+from dspark_core.training.data.feature_cache import gigabytes
 from services.cli.train_setup import Setup, disk_bytes, free_bytes
 
 TIMED_STEPS = 3
@@ -38,8 +39,7 @@ def dry_run_table(setup: Setup) -> Table:
         ("checkpoint", f"{trainer.state_bytes / 1e6:,.0f} MB each, {config.output.keep} kept"),
         (
             "disk",
-            f"{disk_bytes(setup) / 1e9:.2f} GB needed, "
-            f"{free_bytes(config.output.directory) / 1e9:.2f} GB free",
+            f"{gigabytes(disk_bytes(setup))} needed, {gigabytes(free_bytes(config.output.directory))} free",
         ),
         ("speed", f"{per_step:.2f} s per step, {positions / per_step:,.0f} positions/s"),
         ("estimated time", f"{_duration(total * per_step)}, validation not counted"),

@@ -22,6 +22,7 @@ from dspark_core.models.loading import LoadedTarget, load_target
 from dspark_core.models.moe_config import MoeConfig
 from dspark_core.tokenization.loading import load_tokenizer
 from dspark_core.training.data.conversations import AnswerFile
+from dspark_core.training.data.feature_cache import free_on_disk, gigabytes
 from dspark_core.training.initial import choose_draft_vocab
 from dspark_core.training.objectives.registry import algorithm
 from dspark_core.training.origin import default_tap_layers, describe_target, require_target
@@ -102,7 +103,8 @@ def build_run(setup: Setup) -> TrainingRun:
     """With validation, if the configuration has prompts. Raises ConfigError when the disk is too small."""
     config = setup.config
     validate = build_validator(setup)
-    require_disk(setup)
+    if setup.trainer.workers.is_first:  # who alone writes, and may clear the folder by the time others look
+        require_disk(setup)
     settings = RunSettings(
         output=config.output.directory,
         checkpoint_every=config.output.checkpoint_every,
@@ -160,8 +162,8 @@ def require_disk(setup: Setup) -> None:
     needed, free = disk_bytes(setup), free_bytes(setup.config.output.directory)
     if needed > free:
         raise ConfigError(
-            f"output.directory {setup.config.output.directory}: the run needs {needed / 1e9:.2f} GB "
-            f"(output.keep={setup.config.output.keep} checkpoints and exports), {free / 1e9:.2f} GB are free"
+            f"output.directory {setup.config.output.directory}: the run needs {gigabytes(needed)} "
+            f"(output.keep={setup.config.output.keep} checkpoints and exports), {gigabytes(free)} are free"
         )
 
 
@@ -171,9 +173,10 @@ def disk_bytes(setup: Setup) -> int:
     return (setup.config.output.keep + 1) * setup.trainer.state_bytes + exports
 
 
-def free_bytes(directory: Path) -> int:
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    return shutil.disk_usage(existing).free
+def free_bytes(output: Path) -> int:
+    """For a run in this folder, which will replace what an earlier one left there, or go on with it."""
+    held = (path for name in (CHECKPOINTS, NEWEST, BEST) for path in (output / name).rglob("*"))
+    return free_on_disk(output) + sum(path.stat().st_size for path in held if path.is_file())
 
 
 def loss_config(config: TrainConfig, defaults: LossConfig) -> LossConfig:

@@ -260,6 +260,18 @@ def test_data_do_not_change_what_the_weights_of_a_run_mean(
     assert "drafter.draft_vocab: now '64 tokens, " in capsys.readouterr().err
 
 
+def test_a_full_disk_that_holds_the_run_already_has_room_for_it(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = ["--set", f"output.directory={tmp_path / 'else'}", "--set", "output.keep=2"]
+    assert _train(config, "--set", "optimisation.steps=6") == 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_500_000))
+    assert _train(config, *elsewhere) == EXIT_CONFIG
+    assert re.search(r"the run needs \d\.\d\d MB .*, 1\.50 MB are free", capsys.readouterr().err)
+    assert _train(config, "--resume", "--set", "output.keep=2") == 0
+    assert _train(config, "--fresh", "--set", "output.keep=2") == 0
+
+
 def test_a_run_without_a_checkpoint_leaves_no_vocabulary_behind(config: Path, tmp_path: Path) -> None:
     assert _train(config, "--set", "optimisation.steps=1") == 0
     shutil.rmtree(tmp_path / "run/checkpoints")  # as if killed before the first
