@@ -83,7 +83,7 @@ def main() -> None:
     loop = LoadedLoop(
         target,
         options,
-        [tokenizer.encode_chat([{"role": "user", "content": row.text}]) for row in rows],
+        [tokenizer.encode_chat(row.chat()) for row in rows],
         max_running=max(arguments.users),
         max_tokens=arguments.max_tokens,
         temperature=0.0,

@@ -62,7 +62,7 @@ class Stack:
         options = _options(arguments, arguments.drafter)
         tokenizer = load_tokenizer(resolve_model_path(options.target_model))
         rows = read_prompt_set(arguments.prompts).rows
-        prompts = [tokenizer.encode_chat([{"role": "user", "content": row.text}]) for row in rows]
+        prompts = [tokenizer.encode_chat(row.chat()) for row in rows]
         settings: dict[str, Any] = {
             "max_running": max(arguments.concurrency),
             "max_tokens": arguments.max_tokens,

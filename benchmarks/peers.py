@@ -190,7 +190,7 @@ def _print_table(results: Results, memory: dict[str, int]) -> None:
 def _prompts(arguments: argparse.Namespace) -> list[tuple[int, ...]]:
     tokenizer = load_tokenizer(resolve_model_path(arguments.target_model))
     rows = read_prompt_set(arguments.prompts).rows
-    return [tokenizer.encode_chat([{"role": "user", "content": row.text}]) for row in rows]
+    return [tokenizer.encode_chat(row.chat()) for row in rows]
 
 
 def _parser() -> argparse.ArgumentParser:

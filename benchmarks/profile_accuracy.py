@@ -40,7 +40,7 @@ def main() -> None:
     torch.set_num_threads(1)
     tokenizer = load_tokenizer(resolve_model_path(DEFAULT_MODEL))
     rows = read_prompt_set(arguments.prompts).rows
-    prompts = [tokenizer.encode_chat([{"role": "user", "content": row.text}]) for row in rows]
+    prompts = [tokenizer.encode_chat(row.chat()) for row in rows]
     options = EngineOptions(target_model=DEFAULT_MODEL, drafter=DEFAULT_DRAFTER, kv_cache_bytes=2**30)
     target = build_target(options)
     passes = ProfilePasses(target.engine)

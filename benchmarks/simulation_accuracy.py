@@ -79,7 +79,7 @@ def main() -> None:
     console = Console()
     tokenizer = load_tokenizer(resolve_model_path(arguments.target_model))
     rows = read_prompt_set(arguments.prompts).rows
-    prompts = [tokenizer.encode_chat([{"role": "user", "content": row.text}]) for row in rows]
+    prompts = [tokenizer.encode_chat(row.chat()) for row in rows]
     options = EngineOptions(
         target_model=arguments.target_model, drafter=arguments.drafter, kv_cache_bytes=2**30
     )

@@ -53,7 +53,7 @@ def main() -> None:
     engines = {choice: _engine(arguments.target_model, choice) for choice in arguments.choices}
     tokenizer = load_tokenizer(resolve_model_path(arguments.target_model))
     rows = read_prompt_set(arguments.prompts_file).rows[: arguments.prompts]
-    prompts = [list(tokenizer.encode_chat([{"role": "user", "content": row.text}])) for row in rows]
+    prompts = [list(tokenizer.encode_chat(row.chat())) for row in rows]
     stops = set(tokenizer.stop_token_ids)
     texts = [(len(prompt), _greedy(exact, prompt, arguments.max_tokens, stops)) for prompt in prompts]
     closeness = {choice: _closeness(engine, exact, texts) for choice, engine in engines.items()}

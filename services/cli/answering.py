@@ -13,12 +13,12 @@ from dspark_core.tokenization.tokenizer import Tokenizer
 
 
 def encode_prompts(sets: Sequence[PromptSet], tokenizer: Tokenizer) -> list[EvalPrompt]:
-    """Each row as the first user message of a chat."""
+    """Each row as a chat that the model goes on with."""
     return [
         EvalPrompt(
             set_name=one.name,
             row=row,
-            token_ids=tokenizer.encode_chat([{"role": "user", "content": asked.text}]),
+            token_ids=tokenizer.encode_chat(asked.chat()),
         )
         for one in sets
         for row, asked in enumerate(one.rows)

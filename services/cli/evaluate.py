@@ -1,6 +1,7 @@
 """`dspark eval`: accepted length of a drafter on benchmark prompts, or a comparison of results.
 
-Prompts are JSONL files (or directories of them) with rows {"id", "turns": [...]}; the first turn is asked.
+Prompts are JSONL files (or directories of them) with rows {"turns": [...]}, of which the first is asked,
+{"prompt": ...}, or {"messages": [...]}, which are asked up to the user's last.
 """
 
 from __future__ import annotations

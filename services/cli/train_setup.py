@@ -313,7 +313,7 @@ def _validator(config: TrainConfig, target: LoadedTarget) -> SpeculativeValidato
         )
     files = find_prompt_files(config.validation.prompts)
     prompts = [
-        tokenizer.encode_chat([{"role": "user", "content": row.text}])
+        tokenizer.encode_chat(row.chat())
         for file in files
         for row in read_prompt_set(file, config.validation.limit).rows
     ]

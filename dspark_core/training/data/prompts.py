@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dspark_core.errors import ConfigError
+from dspark_core.tokenization.texts import lone_surrogate
 
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 _SHAPES = "prompt, turns, messages or conversations"
@@ -102,22 +103,26 @@ def _messages(row: Mapping[str, object], where: str) -> tuple[Message, ...]:
 
 
 def _conversation(rows: Sequence[object], where: str) -> tuple[Message, ...]:
-    """Up to the last message of the user."""
-    messages = [_message(row, where) for row in rows]
-    while messages and messages[-1].role != "user":
-        messages.pop()
-    if not messages:
+    """Up to the last message of the user; what follows is not looked at, such as calls of tools."""
+    asked = [index for index, row in enumerate(rows) if _ROLES.get(_role(row)) == "user"]
+    messages = tuple(_message(row, where) for row in (rows[: asked[-1] + 1] if asked else rows))
+    if not asked:
         raise ConfigError(f"{where} holds no message of a user")
-    return tuple(messages)
+    return messages
 
 
 def _message(row: object, where: str) -> Message:
     if not isinstance(row, Mapping):
         raise ConfigError(f"{where} must hold objects, got {json.dumps(row)[:80]}")
-    role = row.get("role", row.get("from"))
+    role = _role(row)
     if role not in _ROLES:
         raise ConfigError(f"{where}: role must be one of {', '.join(_ROLES)}, got {role!r}")
-    return Message(_ROLES[str(role)], _text(row.get("content", row.get("value")), f"{where}: content"))
+    return Message(_ROLES[role], _text(row.get("content", row.get("value")), f"{where}: content"))
+
+
+def _role(row: object) -> str:
+    """Empty for what is no message."""
+    return str(row.get("role", row.get("from"))) if isinstance(row, Mapping) else ""
 
 
 def _sequence(value: object, where: str) -> Sequence[object]:
@@ -129,6 +134,8 @@ def _sequence(value: object, where: str) -> Sequence[object]:
 def _text(value: object, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(f"{where} must be a non-empty text, got {json.dumps(value, default=str)[:80]}")
+    if (half := lone_surrogate(value)) is not None:
+        raise ConfigError(f"{where} holds {half}, which is no text")
     return value
 
 

@@ -21,29 +21,51 @@ def test_the_first_turn_of_each_row_is_read(tmp_path: Path) -> None:
     lines = [row if row == "" else json.dumps(row, ensure_ascii=False) for row in rows]
     found = read_prompt_set(write(tmp_path / "chat.jsonl", *lines))
     assert found.name == "chat"
-    assert found.rows == (PromptRow("one"), PromptRow("line\u2028kept whole"))
+    assert found.rows == (PromptRow.of_user("one"), PromptRow.of_user("line\u2028kept whole"))
 
 
 def test_a_single_prompt_is_a_first_turn(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", {"id": "p", "prompt": "asked"}, {"prompt": "no", "turns": ["yes"]})
-    assert read_prompt_set(path).rows == (PromptRow("asked"), PromptRow("yes"))
+    assert read_prompt_set(path).rows == (PromptRow.of_user("asked"), PromptRow.of_user("yes"))
 
 
 def test_limit_takes_the_first_rows_and_reads_no_further(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", {"turns": ["one"]}, "not json")
-    assert [row.text for row in read_prompt_set(path, limit=1).rows] == ["one"]
+    assert read_prompt_set(path, limit=1).rows == (PromptRow.of_user("one"),)
+
+
+def test_a_conversation_is_asked_up_to_the_users_last_message(tmp_path: Path) -> None:
+    said = [
+        {"role": "system", "content": "Be kind"},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "And now?"},
+    ]
+    calls = {"role": "assistant", "content": None, "tool_calls": [{"id": "a"}]}
+    (row,) = read_prompt_set(write(tmp_path / "x.jsonl", {"messages": [*said, calls]})).rows
+    assert row.chat() == said
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"id": "q", "question": "x"}, "has no 'turns'; its fields are: id, question"),
+        (
+            {"id": "q", "question": "x"},
+            "has no 'turns', 'prompt' or 'messages'; its fields are: id, question",
+        ),
         ({"turns": []}, "non-empty list"),
         ({"turns": "x"}, "non-empty list"),
         ({"turns": [3]}, "non-empty text, got 3"),
         ({"turns": [" "]}, "non-empty text"),
-        (["x"], "must be an object with 'turns', got list"),
+        (["x"], "must be an object with 'turns', 'prompt' or 'messages', got list"),
         ("{", "not valid JSON"),
+        ({"messages": [{"role": "assistant", "content": "Hello"}]}, "no message of a user"),
+        (
+            {"messages": [{"role": "tool"}, {"role": "user", "content": "Hi"}]},
+            "of role system, user, assistant",
+        ),
+        ({"messages": [{"role": "user", "content": None}]}, "content must be a non-empty text, got null"),
+        ({"prompt": "half \ud83d"}, r"'prompt' holds the lone surrogate '\\ud83d' at character 5"),
     ],
 )
 def test_a_wrong_row_is_named_by_file_and_line(tmp_path: Path, row: object, message: str) -> None:

@@ -39,6 +39,8 @@ def rows(path: Path, *values: object) -> Path:
         ({"messages": [USER, ANSWER, USER]}, ["Hi", "Hello", "Hi"]),
         ({"messages": [{"role": "system", "content": "Be kind"}, USER]}, ["Be kind", "Hi"]),
         ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}, ["Hi"]),
+        ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": ""}]}, ["Hi"]),
+        ({"messages": [USER, {"role": "assistant", "content": None}, {"role": "tool"}]}, ["Hi"]),
     ],
 )
 def test_rows_of_every_shape_end_with_the_user(row: dict, expected: list[str], tmp_path: Path) -> None:
@@ -58,6 +60,8 @@ def test_rows_of_every_shape_end_with_the_user(row: dict, expected: list[str], t
         ({"messages": [ANSWER]}, "holds no message of a user"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "role must be one of .*, got 'tool'"),
         (["Hi"], "must be an object .*, got list"),
+        ({"messages": [{"role": "tool"}, USER]}, "role must be one of .*, got 'tool'"),
+        ({"prompt": "half \ud83d"}, r"'prompt' holds the lone surrogate '\\ud83d' at character 5"),
     ],
 )
 def test_a_row_without_turns_names_file_and_line(row: object, problem: str, tmp_path: Path) -> None:
