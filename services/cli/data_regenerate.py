@@ -89,7 +89,7 @@ def _add_features(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_endpoint(parser: argparse.ArgumentParser) -> None:
-    defaults = EndpointConfig(url="http://")
+    defaults = EndpointConfig(url="http://host")
     group = parser.add_argument_group("server")
     group.add_argument(
         "--endpoint", default=None, metavar="URL", help="OpenAI-compatible; default: answer here"

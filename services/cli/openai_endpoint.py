@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import httpx
 
 from dspark_core.errors import ConfigError, UnavailableError
 from dspark_core.records import FinishReason, SamplingParams
+from dspark_core.tokenization.texts import lone_surrogate
 from dspark_core.training.data.generation import Failure
 from services.cli.loopback import is_loopback
 
@@ -41,6 +43,12 @@ class EndpointConfig:
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise ConfigError(f"--endpoint must begin with http:// or https://, got {self.url!r}")
+        try:
+            host = httpx.URL(self.url).host
+        except httpx.InvalidURL as error:
+            raise ConfigError(f"--endpoint {self.url!r} is no address: {error}") from error
+        if not host:
+            raise ConfigError(f"--endpoint must name a host, got {self.url!r}")
         for name in ("concurrency", "attempts"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
@@ -178,7 +186,7 @@ class OpenAIEndpoint:
                 response = await self._http.post(f"{self._config.base_url}/chat/completions", json=body)
         except TimeoutError:
             raise _RetryableError(f"no answer within {self._config.deadline_seconds:g} s") from None
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:  # broken compression, for one, is no transport error
             raise _RetryableError(f"{type(error).__name__}: {error}") from error
         if response.status_code in _RETRIED:
             raise _RetryableError(_problem(response), _retry_after(response))
@@ -204,7 +212,11 @@ def _reply(key: str, response: httpx.Response) -> Reply | Failure:
         return Failure(key=key, problem=f"not a chat completion: {error!r}: {response.text[:200]}")
     if not text:
         return Failure(key=key, problem="the answer is empty")
-    if finish not in _FINISH:
+    if not isinstance(text, str):
+        return Failure(key=key, problem=f"the answer is no text: {json.dumps(text)[:200]}")
+    if (half := lone_surrogate(text)) is not None:
+        return Failure(key=key, problem=f"the answer holds {half}, which is no text")
+    if not isinstance(finish, str) or finish not in _FINISH:
         return Failure(key=key, problem=f"finish_reason {finish!r}: the answer is not whole")
     return Reply(key=key, text=text, finish=_FINISH[finish])
 

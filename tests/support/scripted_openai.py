@@ -12,7 +12,8 @@ from typing import Any
 
 @dataclass
 class Script:
-    """`answer` is given the request's body and how often its prompt was asked before."""
+    """`answer` is given the request's body and how often its prompt was asked before. Bytes that it gives
+    are sent as if they were compressed."""
 
     answer: Callable[[dict[str, Any], int], tuple[int, object]]
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -22,7 +23,7 @@ class Script:
     attempts: Counter[str] = field(default_factory=Counter)
 
 
-def completion(text: str, finish: str = "stop") -> dict[str, object]:
+def completion(text: object, finish: object = "stop") -> dict[str, object]:
     return {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}]}
 
 
@@ -51,9 +52,12 @@ def scripted_openai(script: Script) -> Iterator[str]:
             self._send(status, content)
 
         def _send(self, status: int, content: object) -> None:
-            data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
+            text = content if isinstance(content, str | bytes) else json.dumps(content)
+            data = text.encode() if isinstance(text, str) else text
             try:
                 self.send_response(status)
+                if isinstance(content, bytes):
+                    self.send_header("content-encoding", "gzip")
                 self.send_header("content-length", str(len(data)))
                 self.send_header("content-type", "application/json")
                 self.end_headers()

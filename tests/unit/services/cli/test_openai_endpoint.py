@@ -91,6 +91,9 @@ async def test_a_busy_server_is_asked_again_and_then_given_up() -> None:
         ((200, "no json"), "not a chat completion"),
         ((200, completion("")), "the answer is empty"),
         ((200, completion("half", "content_filter")), "finish_reason 'content_filter'"),
+        ((200, completion("half", ["stop"])), "finish_reason ['stop']"),
+        ((200, completion([{"type": "text", "text": "a part"}])), 'no text: [{"type": "text"'),
+        ((200, completion("half \ud83d")), "the answer holds the lone surrogate '\\ud83d' at character 5"),
     ],
 )
 async def test_what_asking_again_cannot_change_fails_at_once(answer: tuple, problem: str) -> None:
@@ -100,6 +103,15 @@ async def test_what_asking_again_cannot_change_fails_at_once(answer: tuple, prob
     assert isinstance(results["k0"], Failure)
     assert problem in results["k0"].problem
     assert len(script.asked) == 1
+
+
+async def test_a_reply_that_cannot_be_unpacked_is_a_failure() -> None:
+    script = Script(lambda body, before: (200, b"this is not gzip"))
+    with scripted_openai(script) as url:
+        results = await ask(url, 1, attempts=2)
+    assert isinstance(results["k0"], Failure)
+    assert "DecodingError" in results["k0"].problem
+    assert len(script.asked) == 2
 
 
 async def test_an_answer_that_takes_too_long_is_a_failure() -> None:
@@ -128,6 +140,10 @@ async def test_a_server_that_is_gone_ends_the_run() -> None:
 def test_an_impossible_endpoint_is_refused() -> None:
     with pytest.raises(ConfigError, match="must begin with http:// or https://, got 'localhost:8000'"):
         EndpointConfig(url="localhost:8000")
+    with pytest.raises(ConfigError, match="'http://localhost:80a0' is no address: Invalid port"):
+        EndpointConfig(url="http://localhost:80a0")
+    with pytest.raises(ConfigError, match="must name a host, got 'http:///v1'"):
+        EndpointConfig(url="http:///v1")
     assert EndpointConfig(url="http://x/").base_url == EndpointConfig(url="http://x/v1").base_url
 
 
