@@ -17,8 +17,10 @@ from dspark_core.models.drafter_config import CONFIG_FILE, read_any_config
 
 
 def average_checkpoints(output: Path, inputs: Sequence[Path]) -> None:
-    """Writes `output` in the inputs' own dtype. Raises ConfigError or CheckpointError naming the
-    directory that does not fit the first."""
+    """Writes `output` in the inputs' own dtype, whole or not at all.
+
+    Raises ConfigError or CheckpointError naming the directory that does not fit the first.
+    """
     if len(inputs) < 2:
         raise ConfigError(f"averaging needs at least two checkpoints, got {len(inputs)}")
     if output.exists():
@@ -36,10 +38,17 @@ def average_checkpoints(output: Path, inputs: Sequence[Path]) -> None:
             if not value.is_floating_point() and not torch.equal(found, value):
                 raise CheckpointError(f"{directory}: {name} differs from that of {inputs[0]}")
             sums[name] += found
-    output.mkdir(parents=True)
     mean = {name: (sums[name] / len(inputs)).to(value.dtype) for name, value in first.items()}
-    save_file(mean, output / WEIGHTS_FILE)
-    shutil.copyfile(inputs[0] / CONFIG_FILE, output / CONFIG_FILE)
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        save_file(mean, partial / WEIGHTS_FILE)
+        shutil.copyfile(inputs[0] / CONFIG_FILE, partial / CONFIG_FILE)
+        partial.rename(output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _read(directory: Path) -> dict[str, Tensor]:

@@ -24,15 +24,19 @@ class Checkpoints:
         self._keep = keep
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """A process killed here leaves the states of before."""
+        """A process killed here leaves the states of before. Raises OSError naming the file."""
         self._directory.mkdir(parents=True, exist_ok=True)
         path = self._directory / f"step-{step:08d}.pt"
         partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
+        try:
+            with partial.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(path)
+        except (OSError, RuntimeError) as error:  # torch has its own for a disk that fills up
+            partial.unlink(missing_ok=True)
+            raise OSError(f"{path} cannot be written: {error}") from error
         for old in self._paths()[: -self._keep]:
             old.unlink()
 

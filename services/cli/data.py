@@ -11,8 +11,8 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from dspark_core.errors import DSparkError
 from services.cli import data_features, data_ngrams, data_prompts, data_regenerate
+from services.cli.write_errors import write_errors
 from services.common.exits import EXIT_INTERRUPTED
 
 
@@ -39,11 +39,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _interruptible(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
     def guarded(arguments: argparse.Namespace) -> int:
         try:
-            return run(arguments)
-        except BrokenPipeError:
-            raise
-        except OSError as error:  # a disk that others filled meanwhile, say
-            raise DSparkError(f"{error}; run the same command again to go on") from error
+            with write_errors("run the same command again to go on"):
+                return run(arguments)
         except KeyboardInterrupt:
             print("dspark: interrupted; run the same command again to go on", file=sys.stderr)
             return EXIT_INTERRUPTED

@@ -38,6 +38,7 @@ from services.cli.eval_tables import (
     result_table,
     sweep_table,
 )
+from services.cli.output_files import require_writable, write_output
 from services.cli.template_arguments import template_arguments
 
 DRAFTER, SERVED, LOOKUP = "drafter", "served", "lookup"
@@ -146,15 +147,13 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
     """What would fail after the long work fails before it."""
     if arguments.plots is not None:
         require_matplotlib()
-    if arguments.out is not None and arguments.out.is_dir():
-        raise ConfigError(f"--out must be a file, got the directory {arguments.out}")
-    directories = [arguments.plots, arguments.out.parent if arguments.out else None]
-    for directory in directories:
-        if directory is not None:
-            try:
-                directory.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ConfigError(f"cannot write to {directory}: {error}") from error
+    if arguments.out is not None:
+        require_writable(arguments.out)
+    if arguments.plots is not None:
+        try:
+            arguments.plots.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot write to {arguments.plots}: {error}") from error
 
 
 def _measure(arguments: argparse.Namespace, settings: EvalSettings, sets: Sequence[PromptSet]) -> EvalReport:
@@ -213,7 +212,7 @@ def _plain(value: object) -> object:
 
 def _write(report: EvalReport, path: Path | None) -> None:
     if path is not None:
-        path.write_text(json.dumps(report.document(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_output(path, json.dumps(report.document(), indent=2, allow_nan=False) + "\n")
         print(f"written to {path}")
 
 

@@ -1,11 +1,12 @@
-"""What commands write: checked before the long work whose result would be lost. No torch here."""
+"""What commands write: checked before the long work whose result would be lost, and named where it
+cannot be written in the end. No torch here."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from dspark_core.errors import ConfigError
+from dspark_core.errors import ConfigError, DSparkError
 
 
 def require_writable(path: Path) -> None:
@@ -18,6 +19,14 @@ def require_writable(path: Path) -> None:
         raise ConfigError(f"cannot write to {path.parent}: {error}") from error
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ConfigError(f"cannot write to {path}: no permission")
+
+
+def write_output(path: Path, text: str) -> None:
+    """Raises DSparkError naming the file."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DSparkError(f"{path} cannot be written: {error}") from error
 
 
 def require_directory(path: Path) -> None:

@@ -20,7 +20,7 @@ from dspark_core.errors import ConfigError
 from dspark_core.simulation.planner_names import NAMES, planner_factory
 from dspark_core.simulation.replay import RECORDED, ReplayResult, replay
 from dspark_core.simulation.trace_reader import Trace, read_trace
-from services.cli.output_files import require_writable
+from services.cli.output_files import require_writable, write_output
 from services.cli.simulation_inputs import read_round_time
 from services.cli.tables import open_table, table_console
 
@@ -93,7 +93,7 @@ def _write(arguments: argparse.Namespace, results: Sequence[ReplayResult], trace
         "models": list(trace.models),
         "results": [dataclasses.asdict(one) for one in results],
     }
-    arguments.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    write_output(arguments.out, json.dumps(document, indent=2) + "\n")
 
 
 def _show(results: Sequence[ReplayResult], trace: Trace) -> None:

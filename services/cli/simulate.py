@@ -32,7 +32,7 @@ from dspark_core.simulation.records import Summary
 from dspark_core.simulation.running import FrontierPoint, World, frontier, simulate, size_pools
 from dspark_core.simulation.scenario import HELP, Scenario
 from dspark_core.simulation.trace_reader import read_trace
-from services.cli.output_files import require_writable
+from services.cli.output_files import require_writable, write_output
 from services.cli.simulate_tables import frontier_table, pool_lines, summary_table
 from services.cli.simulation_inputs import DEFAULT_ROUND_TIME, read_mapping, read_round_time
 from services.cli.tables import table_console
@@ -171,7 +171,7 @@ def _size(
         )
     if out is not None:
         document = {name: dataclasses.asdict(pools) for name, pools in found.items()}
-        out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        write_output(out, json.dumps(document, indent=2) + "\n")
     return 0
 
 
@@ -255,4 +255,4 @@ def _write(
             name: [dataclasses.asdict(one) for one in points] for name, points in frontiers.items()
         },
     }
-    out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    write_output(out, json.dumps(document, indent=2) + "\n")

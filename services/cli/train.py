@@ -38,6 +38,7 @@ from services.cli.train_setup import (
     check_output,
     claim_output,
 )
+from services.cli.write_errors import write_errors
 from services.common.exits import EXIT_INTERRUPTED
 
 
@@ -69,7 +70,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run_average(arguments: argparse.Namespace) -> int:
-    average_checkpoints(arguments.out, arguments.inputs)
+    with write_errors(f"{arguments.out} was not made"):
+        average_checkpoints(arguments.out, arguments.inputs)
     print(f"mean of {len(arguments.inputs)} checkpoints written to {arguments.out}")
     return 0
 
@@ -98,8 +100,9 @@ def _run_as(workers: Workers, config: TrainConfig, arguments: argparse.Namespace
     try:
         if arguments.dry_run:
             return _dry_run(build_setup(config, workers), workers)
-        check_output(config, resume=arguments.resume, fresh=arguments.fresh)
-        return _train(build_setup(config, workers, resume=arguments.resume), arguments.fresh)
+        with write_errors("--resume goes on from the last checkpoint"):
+            check_output(config, resume=arguments.resume, fresh=arguments.fresh)
+            return _train(build_setup(config, workers, resume=arguments.resume), arguments.fresh)
     except KeyboardInterrupt:
         print("dspark: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -6,10 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
+from dspark_core.errors import DSparkError
+from dspark_core.models import ngram_file
 from services.cli import data_features, profile
 from services.cli.main import main
-from services.common.exits import EXIT_CONFIG
+from services.cli.output_files import write_output
+from services.common.exits import EXIT_CONFIG, EXIT_FAILURE
+from tests.unit.training.answer_files import write_answers
 
 GOLDEN = Path(__file__).parents[3] / "fixtures" / "golden"
 
@@ -80,3 +85,22 @@ def test_the_least_answers_of_a_table_are_told_by_its_help(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["data", "ngrams", "--help"])
     assert "Needs at least 100 answers." in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_result_that_finds_no_room_names_its_file() -> None:
+    with pytest.raises(DSparkError, match=r"^/dev/full cannot be written: .*No space left on device"):
+        write_output(Path("/dev/full"), "figures")
+
+
+def test_a_table_of_ngrams_that_finds_no_room_is_told_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(ngram_file, "save_file", full)
+    answers = write_answers(tmp_path / "answers.jsonl", count=120)
+    target = GOLDEN / "qwen3_tiny_target"
+    command = ["data", "ngrams", "--answers", str(answers), "--out", str(tmp_path / "n.safetensors")]
+    assert main([*command, "--target-model", str(target)]) == EXIT_FAILURE
+    assert "No space left on device; run the same command again" in capsys.readouterr().err

@@ -17,9 +17,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dspark_core.errors import ConfigError
+from dspark_core.models import drafter_checkpoint
+from dspark_core.training import averaging
 from dspark_core.training.features import write_shard
 from dspark_core.training.manifest import Manifest, ShardEntry, write_manifest
 from dspark_core.training.objectives.registry import algorithm
@@ -31,7 +34,7 @@ from services.cli import train_setup
 from services.cli.main import main
 from services.cli.train_config import read_config
 from services.cli.train_setup import build_setup, loss_config
-from services.common.exits import EXIT_CONFIG
+from services.common.exits import EXIT_CONFIG, EXIT_FAILURE
 from tests.unit.models.dspark_golden import GOLDEN, golden_target
 from tests.unit.training.answer_files import write_answers
 from tests.unit.training.training_sequences import random_sequence
@@ -270,6 +273,38 @@ def test_a_full_disk_that_holds_the_run_already_has_room_for_it(
     assert re.search(r"the run needs \d\.\d\d MB .*, 1\.50 MB are free", capsys.readouterr().err)
     assert _train(config, "--resume", "--set", "output.keep=2") == 0
     assert _train(config, "--fresh", "--set", "output.keep=2") == 0
+
+
+def test_a_disk_that_fills_up_ends_the_run_in_words_and_leaves_no_half(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = ["--set", "drafter.draft_vocab=null"]
+    assert _train(config, *whole, "--set", "optimisation.steps=2") == 0
+
+    def half(state: object, file) -> None:
+        file.write(b"half")
+        raise RuntimeError("unexpected pos 704 vs 598")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", half)
+        assert _train(config, *whole, "--resume") == EXIT_FAILURE
+    told = capsys.readouterr().err
+    assert "step-00000004.pt cannot be written: unexpected pos" in told
+    assert told.endswith("; --resume goes on from the last checkpoint\n")
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002.pt"]
+
+    def full(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(drafter_checkpoint, "save_file", full)
+        assert _train(config, *whole, "--resume") == EXIT_FAILURE
+    assert "No space left on device; --resume goes on" in capsys.readouterr().err
+    monkeypatch.setattr(averaging, "save_file", full)
+    run = str(tmp_path / "run/drafter")
+    assert main(["train", "average", str(tmp_path / "mean"), run, run]) == EXIT_FAILURE
+    assert "No space left on device" in capsys.readouterr().err
+    assert not list(tmp_path.glob("mean*"))
 
 
 def test_a_run_without_a_checkpoint_leaves_no_vocabulary_behind(config: Path, tmp_path: Path) -> None:
