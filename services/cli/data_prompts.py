@@ -172,7 +172,8 @@ def _synthesised(
 
 
 def _turn_tokens(arguments: argparse.Namespace) -> int:
-    return min(arguments.max_tokens, SynthesisSettings().max_tokens)
+    most: int = arguments.max_tokens
+    return min(most, SynthesisSettings().max_tokens)
 
 
 def _refusals(chosen: PromptFilter, lead: str = "") -> str:

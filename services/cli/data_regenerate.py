@@ -11,7 +11,9 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -21,7 +23,7 @@ from dspark_core.errors import ConfigError
 from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.training.data.answer_log import Answer, AnswerLog
 from dspark_core.training.data.generation import DEFAULT_CONCURRENCY, BatchGenerator, Failure
-from dspark_core.training.data.local_answers import AnswerSettings, LocalAnswers
+from dspark_core.training.data.local_answers import AnswerSettings, Encoded, LocalAnswers, encode
 from dspark_core.training.data.prompts import Prompt, read_prompts
 from dspark_core.training.data.recording import FeatureRecorder, RecordedShards, recorded_layers
 from dspark_core.training.data.sampling_mix import SamplingMix, parse_temperatures
@@ -204,7 +206,8 @@ class _Work:
     ) -> RecordedShards:
         taps = self._taps(built.loaded.config.num_layers)
         origin = describe_target(built.loaded, self._arguments.dtype, taps, self._tokenizer.chat_template)
-        prompts = [(one.prompt_id, self._settings.mix.sampling_of(one.prompt_id)) for one in self._prompts]
+        mix = self._settings.mix
+        prompts = [(one.prompt_id, one.messages, mix.sampling_of(one.prompt_id)) for one in self._prompts]
         follows = repr((sorted({**described, **self._sampling()}.items()), prompts))
         digest = hashlib.sha256(follows.encode()).hexdigest()
         chunks = -(-len(self._prompts) // self._settings.chunk_prompts)
@@ -237,10 +240,17 @@ class _Work:
 
                 await remote.run(pending, on_result)
 
-    def _log(self, described: Mapping[str, object]) -> AnswerLog:
-        log = AnswerLog(self._arguments.out, {**described, **self._sampling()})
-        self._begun = True
-        return log
+    @contextmanager
+    def _log(self, described: Mapping[str, object]) -> Iterator[AnswerLog]:
+        with AnswerLog(self._arguments.out, {**described, **self._sampling()}) as log:
+            for prompt in self._prompts:
+                if prompt.prompt_id in log.done:
+                    found = encode(prompt, self._tokenizer, sys.maxsize)
+                    log.require_same_prompt(
+                        prompt.prompt_id, found.token_ids if isinstance(found, Encoded) else ()
+                    )
+            self._begun = True
+            yield log
 
     def _sampling(self) -> dict[str, object]:
         mix = self._settings.mix

@@ -18,6 +18,7 @@ from dspark_core.training.data.conversations import AnswerFile, read_conversatio
 from dspark_core.training.manifest import read_manifest
 from dspark_core.training.sources import CachedSource
 from services.cli.main import main
+from services.common.exits import EXIT_CONFIG
 from tests.support.source_tree import ROOT
 from tests.support.tiny_target import write_tiny_target
 from tests.unit.training.answer_files import write_answers
@@ -86,6 +87,21 @@ def test_killed_generation_ends_with_the_same_answers(target: Path, prompts: Pat
     rows = [json.loads(line) for line in whole.read_text().splitlines()]
     assert {row["temperature"] for row in rows} == {0.0, 0.8}
     assert {row["domain"] for row in rows} == {"chat"}
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_prompts_that_changed_under_their_ids_are_refused(
+    recorded: bool, target: Path, prompts: Path, tmp_path: Path, capsys
+) -> None:
+    where = ["--target-model", str(target), *SMALL, "--prompts", str(prompts), "--max-tokens", "2"]
+    if recorded:  # answers begun anew beside features of before
+        where += ["--features", str(tmp_path / "features")]
+    outs = [tmp_path / f"{name}.jsonl" for name in ("first", "second" if recorded else "first")]
+    assert main(["data", "regenerate", *where, "--out", str(outs[0])]) == 0
+    prompts.write_text(prompts.read_text().replace("Question number 7?", "Question seven?"))
+    assert main(["data", "regenerate", *where, "--out", str(outs[1])]) == EXIT_CONFIG
+    told = "holds those of other answers" if recorded else f"{outs[1]} answers another prompt with id 'p7'"
+    assert told in capsys.readouterr().err
 
 
 def test_killed_features_end_with_the_same_bytes(target: Path, tmp_path: Path) -> None:

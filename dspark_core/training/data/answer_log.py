@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -61,7 +61,7 @@ class AnswerLog:
         try:
             self._lock()
             self._settle(settings)
-            self.done = self._repair()
+            self._asked = self._repair()
         except BaseException:
             os.close(self._file)
             raise
@@ -75,12 +75,25 @@ class AnswerLog:
         os.fsync(self._file)
         os.close(self._file)
 
+    @property
+    def done(self) -> Set[str]:
+        """Ids of the prompts that have an answer."""
+        return self._asked.keys()
+
+    def require_same_prompt(self, prompt_id: str, prompt_ids: tuple[int, ...]) -> None:
+        """Raises ConfigError when the answer that is there is to another prompt of that id."""
+        if self._asked.get(prompt_id, hash(prompt_ids)) != hash(prompt_ids):
+            raise ConfigError(
+                f"{self.path} answers another prompt with id {prompt_id!r}: give prompts that changed other "
+                "ids, or choose another file"
+            )
+
     def append(self, answer: Answer) -> None:
         """In the file, whole, when this returns."""
         content = answer.line().encode()
         while content:
             content = content[os.write(self._file, content) :]
-        self.done.add(answer.prompt_id)
+        self._asked[answer.prompt_id] = hash(answer.prompt_ids)
 
     def _lock(self) -> None:
         try:
@@ -102,21 +115,22 @@ class AnswerLog:
             told = "; ".join(f"{name} {known.get(name)!r}, not {wanted.get(name)!r}" for name in differing)
             raise ConfigError(f"{self.path} was begun with other settings ({told}): choose another file")
 
-    def _repair(self) -> set[str]:
-        """Cuts an unfinished last line off -> ids of the answers that are there."""
-        done: set[str] = set()
+    def _repair(self) -> dict[str, int]:
+        """Cuts an unfinished last line off -> ids of the answers there, with their prompts' hashes."""
+        asked: dict[str, int] = {}
         end = 0
         with self.path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.endswith(b"\n"):
                     break  # killed while writing it
                 try:
-                    done.add(str(json.loads(line)["id"]))
+                    row = json.loads(line)
+                    asked[str(row["id"])] = hash(tuple(row["prompt_ids"]))
                 except (ValueError, KeyError, TypeError) as error:
                     raise ConfigError(f"{self.path}:{number} is not an answer: {error!r}") from error
                 end += len(line)
         os.ftruncate(self._file, end)
-        return done
+        return asked
 
 
 def read_settings(answers: Path) -> dict[str, object] | None:
