@@ -115,6 +115,10 @@ def start_projection_at_last_tap(fc: nn.Linear) -> None:
 
 
 def _start_markov_head(head: MarkovHead, embed: Tensor) -> None:
+    if head.rank > min(embed.shape):
+        raise ConfigError(
+            f"markov_rank must be at most {min(embed.shape)}, of the target's embedding, got {head.rank}"
+        )
     _, _, directions = torch.pca_lowrank(embed, q=head.rank)
     rows = embed @ directions
     head.markov_w1.weight.copy_(rows / rows.std())

@@ -224,8 +224,7 @@ def _show(report: EvalReport) -> None:
         console.print(confidence_table(report))
         console.print(sweep_table(report))
     else:
-        why = "no confidence head" if report.arguments["drafts"] == DRAFTER else "not of the drafter alone"
-        console.print(f"{why}: no confidence figures and no threshold sweep")
+        console.print(f"{_why_without_confidence(report)}: no confidence figures and no threshold sweep")
     tokens = sum(one.generated_tokens for one in report.sets)
     console.print(f"{tokens} tokens in {report.seconds:.0f} s")
     skipped = sum(one.too_long_prompts for one in report.sets)
@@ -234,3 +233,11 @@ def _show(report: EvalReport) -> None:
         console.print(f"[yellow]{undrafted} rounds without a draft lower all figures[/yellow]")
     if skipped:
         console.print(f"[yellow]{skipped} prompts skipped: longer than the context[/yellow]")
+
+
+def _why_without_confidence(report: EvalReport) -> str:
+    if report.arguments["drafts"] != DRAFTER:
+        return "not of the drafter alone"
+    if not any(one.acceptance.verified_tokens for one in report.sets):
+        return "no draft was verified"  # of answers of one token, say, which are prefill's
+    return "no confidence head"

@@ -106,7 +106,7 @@ class OptimisationSection(Section):
     bf16: bool = True
     device: str = "cpu"
     threads: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     @model_validator(mode="after")
     def _one_length(self) -> OptimisationSection:

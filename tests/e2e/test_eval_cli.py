@@ -60,6 +60,11 @@ def test_eval_measures_what_requests_are_served_with(prompts: Path, tmp_path: Pa
     assert all(length > 1.0 for length in lengths.values())
 
 
+def test_answers_of_one_token_are_no_missing_confidence_head(prompts: Path, capsys) -> None:
+    assert main(["eval", str(prompts), "--limit", "1", "--max-tokens", "1", *SMALL]) == 0
+    assert "no draft was verified: no confidence figures" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -330,6 +330,7 @@ def test_a_run_without_a_checkpoint_leaves_no_vocabulary_behind(config: Path, tm
         ("drafter.moe.experts=3", r"drafter\.moe\.experts is no field, got 3; valid .* num_experts"),
         ("optimisation.steps=-1", r"optimisation\.steps: .* greater than or equal to 1, got -1"),
         ("drafter.markov_head=lstm", r"drafter\.markov_head: .*'vanilla', 'gated' or 'rnn', got 'lstm'"),
+        ("optimisation.seed=18446744073709551616", r"optimisation\.seed: .* less than .*, got 184467"),
         ("optimisation.epochs=2", "optimisation: give either steps or epochs"),
         ("data.stream=answers.jsonl", "data: give either shards or stream"),
         ("output.directory", "--set must be like"),
@@ -354,6 +355,7 @@ def test_a_wrong_field_is_named_with_its_value_and_the_valid_ones(
         ("data.shards=[nowhere]", "nowhere"),
         ("optimisation.device=warp", "optimisation.device: 'warp'"),
         ("output.keep=100000000", "GB are free"),
+        ("drafter.markov_rank=65", "markov_rank must be at most 64, of the target's embedding, got 65"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_training(
