@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,11 @@ MAX_FIRST_TOKEN_SECONDS = 2.0
 """95 % of the requests must have begun by then."""
 MAX_DRAFT_QUEUE_SHARE = 0.1
 """Of the wait for drafts: what may be spent behind other verifiers."""
+MAX_LOAD = 0.95
+"""Of the tokens per second that full verifiers make: what may arrive."""
 SIZING_REQUESTS_PER_SLOT = 8
+SIZING_SECONDS = 60.0
+"""Of arrivals, at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +78,8 @@ def frontier(
     for planner in planners:
         points = []
         for users in users_per_verifier:
-            loaded = dataclasses.replace(
-                scenario,
-                users=users * scenario.verifiers,
-                arrivals_per_second=0.0,
-                max_running=max(users, scenario.max_running),
-                requests=max(scenario.requests, SIZING_REQUESTS_PER_SLOT * users * scenario.verifiers),
-            )
-            points.append(FrontierPoint(users_per_verifier=users, summary=simulate(world, loaded, planner)))
+            summary = simulate(world, _with_users(scenario, users), planner)
+            points.append(FrontierPoint(users_per_verifier=users, summary=summary))
             on_point()
         found[planner] = tuple(points)
     return found
@@ -96,26 +95,52 @@ def size_pools(
     if not scenario.arrivals_per_second:
         raise ConfigError("sizing needs arrivals_per_second: users of a closed loop wait as long as it takes")
 
-    def tried(verifiers: int, drafters: int) -> Summary:
-        on_try(verifiers, drafters)
-        return simulate(world, dataclasses.replace(scenario, verifiers=verifiers, drafters=drafters), planner)
+    def serves(sized: Scenario, draft_queue_share: float) -> bool:
+        on_try(sized.verifiers, sized.drafters)
+        summary = simulate(world, sized, planner)
+        if not _keeps_promises(summary) or summary.draft_queue_share > draft_queue_share:
+            return False
+        # A queue that grows slowly breaks no promise yet.
+        full = simulate(world, _with_users(sized, sized.max_running), planner)
+        arriving = sized.arrivals_per_second * summary.tokens / summary.requests
+        return arriving <= MAX_LOAD * full.steady_tokens_per_second
 
-    verifiers = _fewest(lambda count: _keeps_promises(tried(count, 0)), 4096)
+    verifiers = _fewest(lambda count: serves(_sized(scenario, count, 0), 1.0), 4096)
     if verifiers is None:
         raise ConfigError(
             f"4096 verifiers do not keep the promises at {scenario.arrivals_per_second:g} arrivals per second"
         )
-    drafters = _fewest(lambda count: _drafts_in_time(tried(verifiers, count)), verifiers) or verifiers
-    return PoolSize(verifiers=verifiers, drafters=drafters, summary=tried(verifiers, drafters))
+    drafters = (
+        _fewest(lambda count: serves(_sized(scenario, verifiers, count), MAX_DRAFT_QUEUE_SHARE), verifiers)
+        or verifiers
+    )
+    on_try(verifiers, drafters)
+    summary = simulate(world, _sized(scenario, verifiers, drafters), planner)
+    return PoolSize(verifiers=verifiers, drafters=drafters, summary=summary)
+
+
+def _with_users(scenario: Scenario, users: int) -> Scenario:
+    """A closed loop of so many users of each verifier, for long enough to see what they get."""
+    return dataclasses.replace(
+        scenario,
+        users=users * scenario.verifiers,
+        arrivals_per_second=0.0,
+        max_running=max(users, scenario.max_running),
+        requests=max(scenario.requests, SIZING_REQUESTS_PER_SLOT * users * scenario.verifiers),
+    )
+
+
+def _sized(scenario: Scenario, verifiers: int, drafters: int) -> Scenario:
+    """With requests enough to fill these pools several times over, were they too small."""
+    slots = verifiers * scenario.max_running
+    arriving = math.ceil(SIZING_SECONDS * scenario.arrivals_per_second)
+    requests = max(scenario.requests, arriving, SIZING_REQUESTS_PER_SLOT * slots)
+    return dataclasses.replace(scenario, verifiers=verifiers, drafters=drafters, requests=requests)
 
 
 def _keeps_promises(summary: Summary) -> bool:
     broken = summary.floors_broken / max(summary.promised, 1)
     return broken <= MAX_BROKEN_SHARE and summary.time_to_first_token[2] <= MAX_FIRST_TOKEN_SECONDS
-
-
-def _drafts_in_time(summary: Summary) -> bool:
-    return _keeps_promises(summary) and summary.draft_queue_share <= MAX_DRAFT_QUEUE_SHARE
 
 
 def _fewest(enough: Callable[[int], bool], limit: int) -> int | None:

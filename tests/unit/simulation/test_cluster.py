@@ -233,10 +233,21 @@ def test_pools_are_as_large_as_the_load_and_no_larger() -> None:
     pools = size_pools(world(), load, "algorithm1")
     assert 1 < pools.verifiers < 20
     assert 1 <= pools.drafters <= pools.verifiers
-    fewer = dataclasses.replace(load, verifiers=pools.verifiers - 1)
+    assert pools.summary.time_to_first_token[2] <= 2.0
+    fewer = dataclasses.replace(load, verifiers=pools.verifiers - 1, requests=2000)
     assert simulate(world(), fewer, "algorithm1").time_to_first_token[2] > 2.0
     with pytest.raises(ConfigError, match="arrivals_per_second"):
         size_pools(world(), dataclasses.replace(load, arrivals_per_second=0.0, users=4), "none")
+
+
+@pytest.mark.parametrize(("arrivals", "verifiers"), [(18.0, 2), (20.2, 3), (21.0, 3)])
+def test_pools_are_large_enough_for_arrivals_without_end(arrivals: float, verifiers: int) -> None:
+    """A full verifier makes 8 tokens in 20 ms, ten answers a second. Where two get a little more than
+    twenty it takes minutes until somebody waits for two seconds."""
+    load = Scenario(
+        arrivals_per_second=arrivals, requests=200, fixed_lengths=True, answer_tokens=40, max_running=8
+    )
+    assert size_pools(world(times=FLAT), load, "none").verifiers == verifiers
 
 
 def test_mtp1_has_a_chance_and_a_cost_of_its_own() -> None:
