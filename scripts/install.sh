@@ -47,11 +47,16 @@ pip_install() {
 }
 
 torch="$(sed -n 's/^torch==//p' constraints.txt)"
-if [ "$variant" = cpu ] && [ "$(uname -s)" = Linux ] && [[ ",$extras," =~ ,(engine|test|demo|dev|train), ]]; then
-  if ! "$venv/bin/python" -c "import torch, sys; sys.exit(torch.__version__ != '$torch+cpu')" 2>/dev/null; then
+if [ "$(uname -s)" = Linux ] && [[ ",$extras," =~ ,(engine|test|demo|dev|train), ]]; then
+  installed="$("$venv/bin/python" -c 'import importlib.metadata as m; print(m.version("torch"))' 2>/dev/null || true)"
+  if [ "$variant" = cpu ] && [ "$installed" != "$torch+cpu" ]; then
     say "torch $torch, CPU build (about 190 MB)"
     pip_install "torch==$torch+cpu" 2>/dev/null ||
       pip_install --extra-index-url "$torch_index" "torch==$torch+cpu"
+  elif [ "$variant" != cpu ] && [[ "$installed" == *+cpu ]]; then
+    # To pip the CPU build is the version wanted, so it would keep it.
+    say "torch $installed makes room for the build of the package index"
+    "$venv/bin/python" -m pip uninstall --yes --quiet --disable-pip-version-check torch
   fi
 fi
 

