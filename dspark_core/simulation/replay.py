@@ -115,13 +115,15 @@ def _replay_round(
     )
     slowdown = one.step_seconds / float(table[min(int(recorded.sum()), len(table) - 1)])
     drafted = int((batch.survival[:, :1] >= 0.0).sum()) - batch.looked_up
-    # Whoever drafts pays what the round paid; whoever does not pays nothing.
+    # Whoever drafts pays what the round paid; whoever does not pays nothing. Everybody pays the loop, which
+    # is not recorded after a rest.
     wait = one.draft_seconds if drafted else 0.0
+    loop = one.loop_seconds or round_time.loop.seconds(count)
     steps = table * min(max(slowdown, 1.0 / MAX_SLOWDOWN), MAX_SLOWDOWN)
-    lengths = recorded if planner is None else planner.plan(batch, steps + wait)
+    lengths = recorded if planner is None else planner.plan(batch, steps + (wait + loop))
     accepted, known = _outcomes(told, lengths)
     verified = int(lengths.sum())
-    seconds = float(steps[verified]) + wait
+    seconds = float(steps[verified]) + wait + loop
     if planner is not None:
         planner.learn(
             RoundOutcome(
@@ -131,6 +133,7 @@ def _replay_round(
                 one.context_tokens,
                 wait,
                 float(steps[verified]),
+                loop,
             )
         )
     sums.rounds += 1

@@ -134,7 +134,8 @@ import zipfile
 {inspect.getsource(write_wheel)}
 
 def build_editable(folder, config_settings=None, metadata_directory=None):
-    return write_wheel(folder, "dspark", "1.0", "Provides-Extra: engine\\nRequires-Dist: torch; extra == 'engine'")
+    extra = "Provides-Extra: engine\\nRequires-Dist: torch; extra == 'engine'"
+    return write_wheel(folder, "dspark", "1.0", extra)
 """
 PROJECT = """
 [build-system]

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from dspark_core.algorithms.loop_time import LoopTimeModel
+from dspark_core.algorithms.round_time import RoundTimeModel
+from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.engine.trace_format import (
     TracedCurve,
     TracedRequest,
@@ -84,6 +87,29 @@ def test_looked_up_tokens_are_there_for_everybody_and_cost_no_drafting() -> None
         result = replay(free, times, planner)
         assert (result.verified, result.outcome_tokens) == (80, 120), planner
         assert result.seconds == pytest.approx(40 * STEP_SECONDS), planner
+
+
+def test_every_planner_pays_the_round_loop_as_recorded_or_else_as_the_curve_has_it() -> None:
+    rested = traced(1, asked("a", (0.9,), 1, 1))
+    told = replace(FLAT, loop=LoopTimeModel(0.003, 0.0))
+    for planner, drafting in ((RECORDED, 0.004), ("none", 0.0), ("dspark", 0.004)):
+        results = [replay([one], told, planner) for one in (rested, replace(rested, loop_seconds=0.005))]
+        assert [one.seconds - STEP_SECONDS - drafting for one in results] == pytest.approx([0.003, 0.005])
+
+
+def test_a_loop_that_takes_long_makes_it_worth_to_verify_more() -> None:
+    """A token at 55 % for 60 % more of the pass: a loss, unless the round has other costs."""
+    times = RoundTimeModel(StepTimeModel.of_curve((1, 2), (0.010, 0.016)))
+    short = traced(1, replace(asked("a", (0.55,), 1, 1), looked_up=True, coupled=True), step=0.016)
+    for planner in ("algorithm1", "coupled"):
+        assert replay([short], times, planner).verified == 0
+        assert replay([replace(short, loop_seconds=0.005)], times, planner).verified == 1
+
+
+def test_a_floor_is_held_against_the_whole_round() -> None:
+    promised = traced(1, asked("a", (), 0, 0, floor=45.0))
+    assert replay([promised], FLAT, "none").unmet_floors == 0
+    assert replay([replace(promised, loop_seconds=0.005)], FLAT, "none").unmet_floors == 1
 
 
 @pytest.mark.parametrize("planner", [name.replace(":N", ":2").replace(":P", ":0.5") for name in NAMES])
