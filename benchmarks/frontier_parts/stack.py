@@ -99,14 +99,17 @@ class SwitchedPlans:
 
 
 class SwitchedLookup(LookupDrafting):
-    """Proposes only while the method whose turn it is wants that."""
+    """Proposes only while the method whose turn it is wants that; of the rounds of others it learns nothing."""
 
     def __init__(self, table: NgramTable | None) -> None:
         super().__init__(table)
         self.enabled = False
 
     def propose(self, sequences: Sequence[SequenceState]) -> dict[str, DraftBlock]:
-        return super().propose(sequences if self.enabled else ())
+        if self.enabled:
+            return super().propose(sequences)
+        self._looked.clear()
+        return {}
 
 
 def profile_round_time(
