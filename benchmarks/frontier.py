@@ -2,14 +2,15 @@
 
     python -m benchmarks.frontier [--minutes 12] [--mtp1 NAME] [--quick] [--fresh]
 
-Closed loop: at each concurrency that many requests always run, each answer's end starting the next
-prompt. Methods take turns, slice by slice and in rotating order; medians are taken over slices. Every
-finished visit of a concurrency is on disk: a run that is stopped goes on where it was when started
-again with the same arguments; `--stop-after SECONDS` stops by itself (exit status 3 while something is
-left), for a machine that cannot be had for long at a time. With `--mtp1 none` the block drafter's first token
-alone ("gamma 1") stands in for MTP-1, and is named so. `--clock cpu` tells times by the processor time of
-the process: with one thread that of an idle machine, on one that is not. The scheduled method is what
-`dspark up` serves with: drafts of the drafter or from what a request's own text repeats, whichever pays.
+Closed loop: at each concurrency that many requests always run, each answer's end starting the next prompt.
+Methods take turns, slice by slice and in rotating order; medians are taken over slices. Every finished
+visit of a concurrency is on disk: a run that is stopped goes on where it was when started again with the
+same arguments by the same commit on the same processor; `--stop-after SECONDS` stops by itself (exit status
+3 while something is left), for a machine that cannot be had for long at a time. With `--mtp1 none` the
+block drafter's first token alone ("gamma 1") stands in for MTP-1, and is named so. `--clock cpu` tells
+times by the processor time of the process: with one thread that of an idle machine, on one that is not. The
+scheduled method is what `dspark up` serves with: drafts of the drafter or from what a request's own text
+repeats, whichever pays.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from benchmarks.frontier_parts.claims import Claim, FrontierPoint, check_claims,
 from benchmarks.frontier_parts.planners import FixedLengthPlanSource, ThresholdPlanSource
 from benchmarks.frontier_parts.plots import draw
 from benchmarks.frontier_parts.stack import LoadedLoop, Method, SliceResult
+from benchmarks.frontier_parts.visits import Visit, keep, read_kept
 from dspark_core.engine.building import EngineOptions, build_target
 from dspark_core.engine.planning import LocalPlanSource
 from dspark_core.evaluation.prompt_sets import read_prompt_set
@@ -102,24 +104,20 @@ def main() -> int:
     _fill_in(arguments)
     torch.set_num_threads(arguments.threads)
     console = Console()
-    done = _resume(arguments)
-    visits = [
-        (turn, concurrency)
-        for turn in range(arguments.repetitions)
-        for concurrency in arguments.concurrency
-        if (turn, concurrency) not in done
-    ]
-    slices = [one for members in done.values() for one in members]
-    if visits:
-        console.print(f"{len(done)} visits are on disk, {len(visits)} to go")
-        measured, left = _measure(arguments, visits, console)
-        slices += measured
-        if left:
+    visits = _resume(arguments)
+    done = {visit.place for visit in visits}
+    every = [(turn, count) for turn in range(arguments.repetitions) for count in arguments.concurrency]
+    to_go = [place for place in every if place not in done]
+    if to_go:
+        console.print(f"{len(done)} visits are on disk, {len(to_go)} to go")
+        measured = _measure(arguments, to_go, console)
+        visits += measured
+        if left := len(to_go) - len(measured):
             console.print(f"{left} visits are left: start again with the same arguments")
             return UNFINISHED
-    points = summarise(slices)
+    points = summarise([one for visit in visits for one in visit.slices])
     claims = _claims(arguments, points)
-    _write(arguments, points, claims)
+    _write(arguments, visits[-1].environment, points, claims)
     _show(console, points, claims)
     for path in draw(points, SCHEDULED, arguments.figures, _title(arguments)):
         console.print(f"written to {path}")
@@ -127,71 +125,57 @@ def main() -> int:
 
 
 def _measure(
-    arguments: argparse.Namespace, visits: Sequence[tuple[int, int]], console: Console
-) -> tuple[list[SliceResult], int]:
-    """Slices of the visits that fitted into the time, and how many visits did not."""
+    arguments: argparse.Namespace, places: Sequence[tuple[int, int]], console: Console
+) -> list[Visit]:
+    """The visits that fitted into the time."""
     started = time.monotonic()
     stack = Stack(arguments)
     all_visits = arguments.repetitions * len(arguments.concurrency)
     seconds = 60.0 * arguments.minutes / OVERHEAD / (all_visits * len(stack.methods))
     console.print(f"{len(stack.methods)} methods, slices of {seconds:.1f} s or more")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    measured: list[SliceResult] = []
+    measured: list[Visit] = []
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("slices", total=len(visits) * len(stack.methods))
-        for number, (turn, concurrency) in enumerate(visits):
+        task = progress.add_task("slices", total=len(places) * len(stack.methods))
+        for turn, concurrency in places:
             late = arguments.stop_after is not None and time.monotonic() - started > arguments.stop_after
             if late and measured:
-                return measured, len(visits) - number
-            visit = []
+                return measured
+            slices = []
             progress.update(task, description=f"turn {turn + 1}, {concurrency} users")
             for one in stack.visit(concurrency, turn, seconds):
-                visit.append(one)
+                slices.append(one)
                 progress.advance(task)
-            measured += visit
-            _keep(arguments, turn, visit)
+            measured.append(Visit(turn=turn, environment=describe_machine(), slices=tuple(slices)))
+            keep(_visits_file(arguments), measured[-1])
             if not console.is_terminal:
                 console.print(f"turn {turn + 1}, {concurrency} users: done")
-    return measured, 0
+    return measured
 
 
-def _cells_file(arguments: argparse.Namespace) -> Path:
+def _visits_file(arguments: argparse.Namespace) -> Path:
     """Named by what was asked, so that another question starts anew."""
     names = (
         *("target_model", "drafter", "mtp1", "dtype", "gamma", "threshold", "max_tokens", "temperature"),
-        *("threads", "prompts", "minutes", "clock"),
+        *("threads", "prompts", "minutes", "clock", "kv_cache_mb"),
     )
     asked = {name: str(getattr(arguments, name)) for name in names}
     key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
     return Path(arguments.out.with_suffix(f".{key}.slices.jsonl"))
 
 
-def _keep(arguments: argparse.Namespace, turn: int, visit: Sequence[SliceResult]) -> None:
-    row = {"turn": turn, "slices": [dataclasses.asdict(one) for one in visit]}
-    with _cells_file(arguments).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def _resume(arguments: argparse.Namespace) -> dict[tuple[int, int], list[SliceResult]]:
-    """Finished visits of an earlier run with the same arguments; a line cut short is measured again."""
-    file = _cells_file(arguments)
+def _resume(arguments: argparse.Namespace) -> list[Visit]:
+    """What is left to use of an earlier run with the same arguments."""
+    file = _visits_file(arguments)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     if arguments.fresh:
         file.unlink(missing_ok=True)
-    done: dict[tuple[int, int], list[SliceResult]] = {}
-    whole = [line for line in _text(file).split("\n")[:-1] if line]
-    file.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
-    for line in whole:
-        row = json.loads(line)
-        slices = [SliceResult(**one) for one in row["slices"]]
-        key = (int(row["turn"]), slices[0].concurrency)
-        if key[0] < arguments.repetitions and key[1] in arguments.concurrency:
-            done[key] = slices
-    return done
-
-
-def _text(file: Path) -> str:
-    return file.read_text(encoding="utf-8") if file.exists() else ""
+    kept = read_kept(file, describe_machine())
+    return [
+        visit
+        for visit in kept
+        if visit.turn < arguments.repetitions and visit.place[1] in arguments.concurrency
+    ]
 
 
 def _claims(arguments: argparse.Namespace, points: Sequence[FrontierPoint]) -> tuple[Claim, ...]:
@@ -206,11 +190,16 @@ def _claims(arguments: argparse.Namespace, points: Sequence[FrontierPoint]) -> t
     )
 
 
-def _write(arguments: argparse.Namespace, points: Sequence[FrontierPoint], claims: Sequence[Claim]) -> None:
+def _write(
+    arguments: argparse.Namespace,
+    environment: Mapping[str, object],
+    points: Sequence[FrontierPoint],
+    claims: Sequence[Claim],
+) -> None:
     document = {
         "benchmark": "frontier",
         "arguments": describe_arguments(arguments),
-        "environment": describe_machine(),
+        "environment": environment,
         "points": [dataclasses.asdict(point) for point in points],
         "claims": [dataclasses.asdict(claim) for claim in claims],
     }

@@ -99,7 +99,7 @@ class SwitchedPlans:
 
 
 class SwitchedLookup(LookupDrafting):
-    """Proposes only while the method whose turn it is wants that; of the rounds of others it learns nothing."""
+    """Proposes only while the method whose turn it is wants that; of other rounds it learns nothing."""
 
     def __init__(self, table: NgramTable | None) -> None:
         super().__init__(table)

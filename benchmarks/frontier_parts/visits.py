@@ -1,0 +1,48 @@
+"""Finished visits of a concurrency on disk, so that a run that was stopped goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.frontier_parts.stack import SliceResult
+
+SAME = ("commit", "processor")
+"""Of the environment: what figures must have in common to stand in one table."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visit:
+    turn: int
+    environment: Mapping[str, object]
+    """Where and of what it was measured."""
+    slices: tuple[SliceResult, ...]
+    """One of every method."""
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Turn and concurrency."""
+        return self.turn, self.slices[0].concurrency
+
+
+def keep(file: Path, visit: Visit) -> None:
+    with file.open("a", encoding="utf-8") as kept:
+        kept.write(json.dumps(dataclasses.asdict(visit)) + "\n")
+
+
+def read_kept(file: Path, environment: Mapping[str, object]) -> list[Visit]:
+    """Those that this commit measured on this processor; a line cut short is measured again."""
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    whole = [line for line in text.split("\n")[:-1] if line]
+    file.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
+    visits = [_visit(line) for line in whole]
+    return [one for one in visits if all(one.environment[name] == environment[name] for name in SAME)]
+
+
+def _visit(line: str) -> Visit:
+    row = json.loads(line)
+    slices = tuple(SliceResult(**one) for one in row["slices"])
+    return Visit(turn=int(row["turn"]), environment=row["environment"], slices=slices)
