@@ -224,9 +224,10 @@ def test_models_are_mounted_where_they_are_read(helm):
             assert set(mounts) == {volume["name"] for volume in pod_template(deployment)["spec"]["volumes"]}
 
 
-def test_a_drafter_on_a_gpu_has_room_for_all_its_verifiers_run():
+@pytest.mark.parametrize("name", ["gpu", "vllm"])
+def test_a_drafter_on_a_gpu_has_room_for_all_its_verifiers_run(name):
     """Of the model that the set of values names: five layers without a window, 8 heads of 128 in bfloat16."""
-    values = yaml.safe_load(VALUES["gpu"].read_text())
+    values = yaml.safe_load(VALUES[name].read_text())
     sequences = values["verifier"]["replicas"] * values["verifier"]["env"]["DSPARK_MAX_RUNNING"]
     token_bytes = 5 * 2 * 8 * 128 * 2
     held = values["drafter"]["env"]["DSPARK_KV_CACHE_MB"] * 2**20 // 8 // token_bytes
