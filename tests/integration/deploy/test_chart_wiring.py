@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.integration.deploy.helm import CHART, VALUES, Manifest, Rendered, of_kind, render
+from tests.integration.deploy.helm import CHART, VALUES, Manifest, Rendered, of_kind, render, run
 
 SERVICES = ("drafter", "gateway", "scheduler", "verifier")
 GRPC_PORTS = {"gateway": 50051, "scheduler": 50052, "verifier": 50053, "drafter": 50054}
@@ -91,6 +91,18 @@ def test_replicas_register_the_address_they_listen_on(rendered):
         assert names.index("POD_IP") < names.index("DSPARK_ADVERTISE_ADDRESS"), "$(POD_IP) must be known"
         advertised = environment(deployment, config)["DSPARK_ADVERTISE_ADDRESS"]
         assert advertised == f"$(POD_IP):{GRPC_PORTS[component]}"
+
+
+def test_settings_of_a_file_of_values_arrive_as_they_stand_there(each_helm, tmp_path):
+    """YAML's numbers are floats to helm, which writes large ones as 8.388608e+06."""
+    written = {"WHOLE": "8388608", "LARGE": "1000000000000", "SMALL": "0.25", "NEGATIVE": "-1", "NONE": "0"}
+    written |= {"FLAG": "true", "TEXT": "'007'"}
+    file = tmp_path / "values.yaml"
+    lines = [f"    {name}: {value}\n" for name, value in written.items()]
+    file.write_text("gateway:\n  env:\n" + "".join(lines))
+    done = run(each_helm, "template", "shop", CHART, "-f", file, "-s", "templates/gateway-deployment.yaml")
+    found = environment(yaml.safe_load(done.stdout), {"data": {}})
+    assert {name: found[name] for name in written} == {**written, "TEXT": "007"}
 
 
 def test_environment_names_occur_once(rendered):

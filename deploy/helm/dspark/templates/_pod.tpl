@@ -170,8 +170,17 @@ livenessProbe:
 {{- fail (printf "%s.env.%s: the chart sets this variable itself" $.component $name) }}
 {{- end }}
 - name: {{ $name }}
-  value: {{ $value | quote }}
+  value: {{ include "dspark.plainText" $value | quote }}
 {{- end }}
+{{- end -}}
+
+{{/* Numbers of a file of values are floats to helm, and from a million on it would write 1e+06. */}}
+{{- define "dspark.plainText" -}}
+{{- if and (kindIs "float64" .) (eq (floor .) .) -}}
+{{ printf "%.0f" . }}
+{{- else -}}
+{{ . }}
+{{- end -}}
 {{- end -}}
 
 {{/* What drafter and verifier need besides: the address they register, and threads that fit their CPU. */}}
