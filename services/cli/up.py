@@ -31,6 +31,7 @@ from services.common.telemetry import Telemetry
 from services.embedded.options import StackOptions
 from services.embedded.processes import ProcessStack
 from services.embedded.stack import EmbeddedStack
+from services.gateway.auth import split_key
 from services.gateway.config import TOOL_FORMATS, GatewayConfig
 
 DEMO_PROMPT = "Explain in two sentences why the sky is blue."
@@ -98,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _a_key(gateway: GatewayConfig) -> str | None:
-    return gateway.api_keys[0].partition("@")[0] if gateway.api_keys else None
+    return split_key(gateway.api_keys[0])[0] if gateway.api_keys else None
 
 
 async def _serve(stack: Stack, options: StackOptions, demo: Callable[[], None] | None) -> int:

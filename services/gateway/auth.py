@@ -10,6 +10,12 @@ from services.gateway.requests import DEFAULT_TIER_NAME
 from services.gateway.tiers import Tier
 
 
+def split_key(entry: str) -> tuple[str, str]:
+    """Of DSPARK_API_KEYS -> the key, which may hold an @ itself where a tier is named, and its tier."""
+    key, at, tier = entry.rpartition("@")
+    return (key, tier or DEFAULT_TIER_NAME) if at else (entry, DEFAULT_TIER_NAME)
+
+
 class ApiKeys:
     def __init__(self, keys: Sequence[str], tiers: Mapping[str, Tier] | None = None) -> None:
         """keys: `key` or `key@tier`; none: everyone may call. Raises ConfigError for an unknown tier."""
@@ -17,14 +23,14 @@ class ApiKeys:
         self._default = known[DEFAULT_TIER_NAME]
         self._keys: list[tuple[bytes, Tier]] = []
         for position, entry in enumerate(keys, start=1):
-            key, _, name = entry.partition("@")
-            if (name or DEFAULT_TIER_NAME) not in known:
-                # The entry holds a secret: it is told by its place.
+            key, name = split_key(entry)
+            if name not in known:
+                # The entry holds a secret, which what follows an @ may be part of: it is told by its place.
                 raise ConfigError(
-                    f"DSPARK_API_KEYS entry {position} names tier {name!r}, which is not in DSPARK_TIERS "
+                    f"DSPARK_API_KEYS entry {position} names a tier, after its last @, not in DSPARK_TIERS "
                     f"(known: {', '.join(sorted(known))})"
                 )
-            self._keys.append((key.encode(), known[name or DEFAULT_TIER_NAME]))
+            self._keys.append((key.encode(), known[name]))
 
     def tier_of(self, authorization: str | None) -> Tier:
         """authorization: the header's value.

@@ -37,9 +37,11 @@ def gateway(completion_tokens: int, status: int = 200, key: str | None = None) -
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def smoke(url: str, **variables: str) -> int:
@@ -57,7 +59,10 @@ def test_passes_only_when_tokens_come_back(tokens, status, passes):
 def test_sends_the_key_that_the_gateway_asks_for():
     with gateway(3, key="k1") as url:
         assert smoke(url, DSPARK_API_KEYS="k1,k2") == 0
+        assert smoke(url, DSPARK_API_KEYS="k1@gold,k2") == 0
         assert smoke(url) != 0
+    with gateway(3, key="k@1") as url:
+        assert smoke(url, DSPARK_API_KEYS="k@1@gold") == 0
 
 
 def test_fails_without_a_gateway():

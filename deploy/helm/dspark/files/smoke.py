@@ -8,7 +8,8 @@ import os
 import urllib.request
 
 url = os.environ["GATEWAY_URL"]
-key = os.environ.get("DSPARK_API_KEYS", "").split(",")[0].strip()
+entry = os.environ.get("DSPARK_API_KEYS", "").split(",")[0].strip()
+key = entry.rpartition("@")[0] or entry  # key or key@tier
 headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
 request = urllib.request.Request(f"{url}/v1/models", headers=headers)
 with urllib.request.urlopen(request, timeout=10) as response:

@@ -66,6 +66,12 @@ def test_keys_find_their_tier():
         keys.tier_of("Bearer sk-1@gold")
 
 
+def test_a_key_may_hold_the_sign_that_its_tier_follows():
+    keys = ApiKeys(("k@3@gold", "k@4@"), tiers_from_text("gold:30, default:5"))
+    assert keys.tier_of("Bearer k@3") == GOLD
+    assert keys.tier_of("Bearer k@4").min_tokens_per_second == 5.0
+
+
 def test_without_keys_everyone_has_the_default_tier():
     assert ApiKeys((), tiers_from_text("default:5")).tier_of(None).min_tokens_per_second == 5.0
 
@@ -76,7 +82,9 @@ def test_wrong_tiers_are_refused_at_start(text):
         tiers_from_text(text)
 
 
-def test_a_key_of_an_unknown_tier_is_told_by_its_place_and_not_shown():
-    with pytest.raises(ConfigError, match=r"entry 2 names tier 'god'") as caught:
-        ApiKeys(("sk-1", "secret@god"), {"gold": GOLD})
-    assert "secret" not in str(caught.value)
+@pytest.mark.parametrize("entry", ["secret@god", "se@cret", "se@cret@god"])
+def test_a_key_of_an_unknown_tier_is_told_by_its_place_and_not_shown(entry):
+    """Where no tier was meant, what follows the @ is of the key."""
+    with pytest.raises(ConfigError, match=r"entry 2 names a tier.* \(known: default, gold\)") as caught:
+        ApiKeys(("sk-1", entry), {"gold": GOLD})
+    assert not [part for part in entry.split("@") if part in str(caught.value)]
