@@ -14,7 +14,8 @@ from dspark_core.engine.verifier import VerifierStatus
 from dspark_core.records import DraftOrigin, RoundReport
 
 _STEP_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
-_DRAFT_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+# Narrow below the deadline of half a second: by them the alert tells waits until it from shorter ones.
+_DRAFT_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.45, 0.5, 1.0)
 
 
 class VerifierMetrics:

@@ -7,7 +7,10 @@ import subprocess
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 
+from dspark_core.records import RoundReport
+from services.verifier.metrics import VerifierMetrics
 from tests.integration.deploy.exposed_metrics import exposed_series
 from tests.integration.deploy.helm import CHART, HERE, of_kind, render
 
@@ -70,6 +73,35 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do():
     for rule in rules():
         assert rule["labels"]["severity"] in {"critical", "warning", "info"}
         assert rule["annotations"].keys() == {"summary", "description"}
+
+
+def quantile(share: float, waits: list[float]) -> float:
+    """As Prometheus has it of the buckets that a verifier exposes: linear between the edges of one."""
+    registry = CollectorRegistry()
+    metrics = VerifierMetrics(registry)
+    for number, seconds in enumerate(waits):
+        metrics.observe_round(RoundReport(replica_id="v", round=number, draft_seconds=seconds))
+    (family,) = [one for one in registry.collect() if one.name == "dspark_draft_wait_seconds"]
+    counts = [(float(one.labels["le"]), one.value) for one in family.samples if one.name.endswith("_bucket")]
+    edge, below = 0.0, 0.0
+    for top, count in counts:
+        if count >= share * len(waits):
+            return edge + (top - edge) * (share * len(waits) - below) / (count - below)
+        edge, below = top, count
+    raise AssertionError(counts)
+
+
+@pytest.mark.parametrize(
+    ("shortest", "longest", "late"),
+    [(0.15, 0.25, False), (0.21, 0.25, False), (0.30, 0.38, False), (0.41, 0.45, True), (0.5, 0.502, True)],
+)
+def test_drafts_are_late_where_waits_come_near_the_deadline(shortest, longest, late):
+    waits = [shortest + (longest - shortest) * index / 1000 for index in range(1001)]
+    share, limit = re.fullmatch(
+        r"histogram_quantile\(([\d.]+), .*dspark_draft_wait_seconds_bucket.*\) > ([\d.]+)",
+        EXPRESSIONS["DSparkDraftsLate"],
+    ).groups()
+    assert (quantile(float(share), waits) > float(limit)) is late
 
 
 @pytest.fixture(scope="session")
