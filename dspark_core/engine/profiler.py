@@ -39,6 +39,8 @@ class ProfileSettings:
     tokens_per_request: tuple[int, ...] = (1, 2, 4, 8)
     lookup_tokens: int | None = None
     """Of a looked-up block and its anchor; None: nothing is looked up."""
+    max_batch_tokens: int | None = None
+    """No step has more, but for the smallest; None: as many as the above have."""
     context_tokens: int = 128
     """Of each request, except where the context's own cost is measured."""
     long_context_tokens: int = 1024
@@ -74,6 +76,11 @@ class ProfileSettings:
             repeats=min(self.repeats, 3),
             budget_seconds=min(self.budget_seconds, 3.0),
         )
+
+
+def request_counts(most: int) -> tuple[int, ...]:
+    """To be measured for steps of up to so many requests: each twice the one before."""
+    return tuple(2**power for power in range(most.bit_length()))
 
 
 def profile_step_time(
@@ -216,12 +223,15 @@ class _Bench:
         grid = [(r, r * t, context) for r in counts for t in per_request]
         if looked_up:
             grid += [(r, r * looked_up, context) for r in counts if r <= LOOKUP_REQUESTS]
+        most = self.settings.max_batch_tokens or math.inf
+        grid = [shape for shape in grid if shape[1] <= most]
         first = {(counts[0], counts[0] * t, context) for t in (per_request[0], largest)}
         yield from sorted(first)
         yield from sorted((shape for shape in grid if shape not in first), key=lambda shape: shape[1])
         if long_context > context:
             # One token and many: the cost of reading context and of attending to it come apart.
-            middle = counts[len(counts) // 2]
+            fitting = [count for count in counts[: len(counts) // 2 + 1] if count * largest <= most]
+            middle = max(fitting, default=counts[0])
             yield counts[0], counts[0] * per_request[0], long_context
             yield middle, middle * largest, long_context
 

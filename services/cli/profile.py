@@ -24,7 +24,7 @@ from dspark_core.engine.draft_engine import LocalDraftSource
 from dspark_core.engine.draft_profiler import DEFAULT_REQUESTS, profile_draft_time
 from dspark_core.engine.lookup import BLOCK_TOKENS
 from dspark_core.engine.profile_file import profile_key, write_profile
-from dspark_core.engine.profiler import ProfileSettings, profile_step_time
+from dspark_core.engine.profiler import ProfileSettings, profile_step_time, request_counts
 from dspark_core.errors import ConfigError
 from dspark_core.evaluation.plots import require_matplotlib
 from services.cli.arguments import add_engine_arguments, add_stack_arguments, stack_options
@@ -83,11 +83,8 @@ def _settings(arguments: argparse.Namespace) -> ProfileSettings:
     """Raises ConfigError."""
     if arguments.max_requests < 1:
         raise ConfigError(f"--max-requests must be >= 1, got {arguments.max_requests}")
-    counts = [1]
-    while 2 * counts[-1] <= arguments.max_requests:
-        counts.append(2 * counts[-1])
     settings = ProfileSettings(
-        requests=tuple(counts),
+        requests=request_counts(arguments.max_requests),
         lookup_tokens=1 + BLOCK_TOKENS if arguments.lookup else None,
         repeats=arguments.repeats,
         budget_seconds=arguments.seconds,

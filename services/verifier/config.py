@@ -101,6 +101,7 @@ class VerifierServiceConfig:
             profile=ProfileOptions(
                 source=env.text("DSPARK_PROFILE", MEASURE),
                 max_requests=max_running,
+                max_batch_tokens=max_batch_tokens,
                 lookup=lookup,
             ),
             trace=_trace(env),

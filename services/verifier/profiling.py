@@ -12,7 +12,7 @@ from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.engine.building import EngineOptions
 from dspark_core.engine.lookup import BLOCK_TOKENS
 from dspark_core.engine.profile_file import profile_key, read_profile, write_profile
-from dspark_core.engine.profiler import ProfileSettings, profile_step_time
+from dspark_core.engine.profiler import ProfileSettings, profile_step_time, request_counts
 from dspark_core.engine.target_engine import TargetEngine
 from dspark_core.records import ReplicaKind, StepTime
 
@@ -31,6 +31,8 @@ class ProfileOptions:
     measured and written otherwise."""
     max_requests: int = 32
     """Requests that may share a step."""
+    max_batch_tokens: int = 512
+    """Tokens that a step may have."""
     lookup: bool = False
     """Whether drafts are looked up too, in longer blocks than a drafter's."""
 
@@ -53,9 +55,9 @@ def start_profile(
             _log.info("step times of %s read from %s", key, path)
             return stored
         _log.warning("%s holds step times of %s; this is %s: measuring anew", path, stored.verify.key, key)
-    counts = tuple(count for count in ProfileSettings().requests if count <= options.max_requests)
     settings = ProfileSettings(
-        requests=counts,
+        requests=request_counts(options.max_requests),
+        max_batch_tokens=options.max_batch_tokens,
         lookup_tokens=1 + BLOCK_TOKENS if options.lookup else None,
         budget_seconds=START_SECONDS,
     )

@@ -7,6 +7,7 @@ import logging
 import pytest
 from prometheus_client import CollectorRegistry
 
+from dspark_core.engine import profiler
 from dspark_core.engine.building import BuiltTarget, EngineOptions
 from dspark_core.engine.planning import LocalPlanSource
 from dspark_core.engine.profile_file import read_profile
@@ -35,6 +36,21 @@ def test_step_times_are_measured_by_default() -> None:
     assert measured is not None
     assert max(point.requests for point in profile_points(measured)) <= 4
     assert profiled_gauge(LocalPlanSource(measured)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("max_requests", "max_batch_tokens", "requests", "tokens"), [(64, 512, 64, 512), (48, 100, 32, 64)]
+)
+def test_steps_are_measured_as_large_as_they_may_get(
+    max_requests: int, max_batch_tokens: int, requests: int, tokens: int, monkeypatch
+) -> None:
+    monkeypatch.setattr(profiling, "START_SECONDS", 30.0)
+    monkeypatch.setattr(profiler, "MIN_JUMP", 1e9)  # no search for stairs
+    options = ProfileOptions(max_requests=max_requests, max_batch_tokens=max_batch_tokens)
+    measured = start_profile(tiny_engine(), "tiny", "float32", options)
+    assert measured is not None
+    assert max(point.requests for point in measured.verify.points) == requests
+    assert max(point.batch_tokens for point in measured.verify.points) == tokens
 
 
 @pytest.mark.parametrize(("lookup", "most"), [(False, 8), (True, 16)])
