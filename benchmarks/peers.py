@@ -14,10 +14,12 @@ reported and left out.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
 from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -51,7 +53,9 @@ def main() -> None:
 
 
 def _compare(arguments: argparse.Namespace, exported: Path) -> None:
-    prompts = _prompts(arguments)
+    tokenizer = load_tokenizer(resolve_model_path(arguments.target_model))
+    texts = [row.messages[-1][1] for row in read_prompt_set(arguments.prompts).rows]
+    prompts = questions(texts, lambda text: tokenizer.encode_chat([{"role": "user", "content": text}]))
     builds = _builds(arguments, exported)
     peers = _start(builds, arguments)
     results: Results = defaultdict(list)
@@ -117,7 +121,7 @@ def _start(builds: dict[str, Build], arguments: argparse.Namespace) -> dict[str,
 
 def _measure(
     peers: dict[str, PeerProcess],
-    prompts: list[tuple[int, ...]],
+    prompts: Iterator[tuple[int, ...]],
     concurrency: int,
     arguments: argparse.Namespace,
     results: Results,
@@ -125,8 +129,7 @@ def _measure(
     """All engines answer the same prompts in turn, so that a busy machine slows all alike."""
     for index in range(-1, arguments.rounds):  # the first warms up
         count = concurrency * (arguments.answers if index >= 0 else 1)
-        start = max(index, 0) * count
-        chosen = tuple(prompts[(start + offset) % len(prompts)] for offset in range(count))
+        chosen = tuple(itertools.islice(prompts, count))
         trial = Trial(chosen, arguments.max_tokens if index >= 0 else 8, users=concurrency)
         for name, peer in list(peers.items()):
             if concurrency > 1 and name in ONE_AT_A_TIME:
@@ -187,10 +190,10 @@ def _print_table(results: Results, memory: dict[str, int]) -> None:
         print(f"{ratio['concurrency']:>5} {ratio['of']} over {ratio['over']}: {ratio['ratio']:.2f}x")
 
 
-def _prompts(arguments: argparse.Namespace) -> list[tuple[int, ...]]:
-    tokenizer = load_tokenizer(resolve_model_path(arguments.target_model))
-    rows = read_prompt_set(arguments.prompts).rows
-    return [tokenizer.encode_chat(row.chat()) for row in rows]
+def questions(texts: Sequence[str], encode: Callable[[str], tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
+    """Without end and never the same one: what repeats, engines with a prefix cache compute once."""
+    for number, text in enumerate(itertools.cycle(texts), start=1):
+        yield encode(f"{number}. {text}")
 
 
 def _parser() -> argparse.ArgumentParser:

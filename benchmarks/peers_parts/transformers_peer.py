@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
 
 from benchmarks.peers_parts.contract import Outcome, Stopwatch, Trial
 from benchmarks.peers_transformers import as_transformers
@@ -37,32 +36,25 @@ class TransformersPeer:
         for row, prompt in enumerate(prompts):  # padded on the left
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             mask[row, width - len(prompt) :] = 1
-        first = _FirstToken()
+        passed: list[float] = []
         for index in wave:
             watch.ask(index, time.perf_counter())
-        out = self._model.generate(
-            ids,
-            attention_mask=mask,
-            max_new_tokens=trial.max_tokens,
-            min_new_tokens=trial.max_tokens,
-            do_sample=False,
-            pad_token_id=PAD_TOKEN_ID,
-            logits_processor=LogitsProcessorList([first]),
-            **({"prompt_lookup_num_tokens": LOOKUP_TOKENS} if self._prompt_lookup else {}),
-        )
+        # By the pass itself: what processes logits is also called for tokens that were looked up, before it.
+        hook = self._model.register_forward_hook(lambda *_: passed.append(time.perf_counter()))
+        try:
+            out = self._model.generate(
+                ids,
+                attention_mask=mask,
+                max_new_tokens=trial.max_tokens,
+                min_new_tokens=trial.max_tokens,
+                do_sample=False,
+                pad_token_id=PAD_TOKEN_ID,
+                **({"prompt_lookup_num_tokens": LOOKUP_TOKENS} if self._prompt_lookup else {}),
+            )
+        finally:
+            hook.remove()
         ended = time.perf_counter()
         for index, row in zip(wave, out, strict=True):
             answer = row[width:].tolist()
-            watch.add(index, answer[:1], first.at)
+            watch.add(index, answer[:1], passed[0])
             watch.add(index, answer[1:], ended)
-
-
-class _FirstToken(LogitsProcessor):
-    """Notes when the first logits are there."""
-
-    def __init__(self) -> None:
-        self.at = 0.0
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.at = self.at or time.perf_counter()
-        return scores

@@ -27,7 +27,7 @@ class VllmPeer:
             dtype="bfloat16",
             max_model_len=context_tokens,
             max_num_seqs=max_requests,
-            enable_prefix_caching=False,
+            enable_prefix_caching=True,  # as ours
             disable_log_stats=True,
         ).llm_engine
 
