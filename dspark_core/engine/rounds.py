@@ -22,6 +22,7 @@ from dspark_core.engine.acceptance import NO_BLOCK, Acceptor, Proposal, Verdict,
 from dspark_core.engine.batch import Run
 from dspark_core.engine.batching import Batcher, BatchLimits
 from dspark_core.engine.block_manager import BlockManager
+from dspark_core.engine.draft_room import within_batch, within_pages
 from dspark_core.engine.draft_turns import DraftTurns
 from dspark_core.engine.drafting import Drafting, DraftRound, draft_limit
 from dspark_core.engine.grammar_masks import mask
@@ -233,21 +234,22 @@ class RoundLoop:
         """Scheduled draft prefixes, and the survival estimates they were planned from."""
         blocks = [drafts.blocks.get(s.sequence_id) or NO_BLOCK for s in decoding]
         survival = [self._survival(s, block) for s, block in zip(decoding, blocks, strict=True)]
+        shares = within_batch([len(row) for row in survival], self._draft_room(len(decoding)))
+        shares = within_pages(decoding, shares, self._manager)
+        survival = [row[:share] for row, share in zip(survival, shares, strict=True)]
         origins = [block.origin for block in blocks]
         lengths = self._planner.plan(plan_requests(decoding, survival, origins)) if decoding else ()
-        budget = self._draft_room(len(decoding))
         proposals = []
         for sequence, block, length in zip(decoding, blocks, lengths, strict=True):
-            length = self._affordable(sequence, min(length, budget))
-            budget -= length
+            if not sequence.reserve(self._manager, len(sequence.tokens) + length):
+                raise AssertionError("a plan needs more pages than there were")
             proposals.append(Proposal(sequence, block, length))
         return proposals, survival
 
     def _draft_room(self, num_decoding: int) -> int:
         """Draft tokens that a step has places for, beside anchors and the least of a prompt in prefill."""
         unread = sum([s.uncomputed for s in self.batcher.running if not s.decoding])
-        room = self.batcher.limits.max_batch_tokens - num_decoding - min(unread, MIN_CHUNK_TOKENS)
-        return max(room, 0)
+        return self.batcher.limits.max_batch_tokens - num_decoding - min(unread, MIN_CHUNK_TOKENS)
 
     def _survival(self, sequence: SequenceState, block: DraftBlock) -> list[float]:
         count = len(block.token_ids)
@@ -257,12 +259,6 @@ class RoundLoop:
         if sequence.grammar is not None and may_look_ahead(sequence.request):
             limit = min(limit, sequence.grammar.valid(block.token_ids))
         return list(survival_from_confidence(confidences[:limit]))
-
-    def _affordable(self, sequence: SequenceState, length: int) -> int:
-        """Shortens a verify length to the pages at hand: drafts never preempt anyone."""
-        while length > 0 and not sequence.reserve(self._manager, len(sequence.tokens) + length):
-            length -= 1
-        return length
 
     def _prefill_chunks(
         self, proposals: Sequence[Proposal], decode_tokens: int
