@@ -79,10 +79,11 @@ DSPARK_INLINE void for_values_above(const float* x, int count, float& least, F&&
     if (x[i] > least) found(i);
 }
 
-static int most_likely(const float* logits, int count) {  // the lowest index among equals
+// The lowest index among equals; what is no number is passed over.
+static int most_likely(const float* logits, int count) {
   f32x16 best = splat(-INFINITY);
   int i = 0;
-  for (; i + kLanes <= count; i += kLanes) best = maximum(best, load<f32x16>(logits + i));
+  for (; i + kLanes <= count; i += kLanes) best = maximum(load<f32x16>(logits + i), best);
   float most = maximum(best);
   for (; i < count; ++i) most = std::max(most, logits[i]);
   for (i = 0; i < count; ++i)
@@ -97,15 +98,15 @@ static float lower_bound_of_top(const float* x, int count, int wanted) {
   if (vectors < 2 || wanted > kParts * kLanes / 2) return -INFINITY;
   float maxima[kParts * kLanes];
   for (int part = 0; part < kParts; ++part, x += vectors * kLanes) {
-    f32x16 best = load<f32x16>(x);
-    for (int i = 1; i < vectors; ++i) best = maximum(best, load<f32x16>(x + i * kLanes));
+    f32x16 best = splat(-INFINITY);
+    for (int i = 0; i < vectors; ++i) best = maximum(load<f32x16>(x + i * kLanes), best);
     store(maxima + part * kLanes, best);
   }
   std::nth_element(maxima, maxima + (wanted - 1), maxima + kParts * kLanes, std::greater<float>());
   return std::nextafter(maxima[wanted - 1], -INFINITY);
 }
 
-// The `wanted` most likely of the logits, best first.
+// The `wanted` most likely of the logits, best first; what is no number is impossible.
 static void top_candidates(const float* logits, int count, int wanted, std::vector<Candidate>& out) {
   const size_t limit = size_t(wanted) * 8;
   float least = lower_bound_of_top(logits, count, wanted);
@@ -119,8 +120,8 @@ static void top_candidates(const float* logits, int count, int wanted, std::vect
     least = out.back().logit;
   });
   std::sort(out.begin(), out.end());
-  for (int index = 0; int(out.size()) < wanted; ++index)  // minus infinities, if there are so many
-    if (!(logits[index] > -INFINITY)) out.push_back({logits[index], index});
+  for (int index = 0; index < count && int(out.size()) < wanted; ++index)  // impossible ones, if there are so many
+    if (!(logits[index] > -INFINITY)) out.push_back({-INFINITY, index});
   out.resize(wanted);
 }
 
@@ -128,7 +129,8 @@ static void top_candidates(const float* logits, int count, int wanted, std::vect
 static void shape_candidates(const DraftRow& row, const std::vector<Candidate>& from, float* probs) {
   const int count = int(from.size());
   const float temperature = std::max(row.temperature, 1.17549435e-38f);
-  for (int i = 0; i < count; ++i) {
+  probs[0] = 1.0f;  // also where its logit is infinite
+  for (int i = 1; i < count; ++i) {
     const float scaled = (from[i].logit - from[0].logit) / temperature;
     probs[i] = scaled > -87.0f ? std::exp(scaled) : 0.0f;
   }

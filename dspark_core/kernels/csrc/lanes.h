@@ -68,6 +68,7 @@ DSPARK_INLINE void store_bytes(int8_t* p, f32x16 whole) {
 DSPARK_INLINE f32x16 where_reached(f32x16 a, f32x16 b, f32x16 v) { return a >= b ? v : f32x16{}; }
 DSPARK_INLINE f32x16 zero_below(f32x16 a, f32x16 b, f32x16 v) { return a < b ? f32x16{} : v; }
 
+// maximum and minimum: b where either is no number.
 DSPARK_INLINE f32x16 maximum(f32x16 a, f32x16 b) {
   return (f32x16)_mm512_max_ps((__m512)a, (__m512)b);  // compilers compare and blend
 }
@@ -204,6 +205,7 @@ DSPARK_INLINE f32x16 zero_below(const f32x16& a, const f32x16& b, const f32x16& 
   return f32x16::of([&](int i) { return a.part[i] < b.part[i] ? f32_part{} : v.part[i]; });
 }
 
+// maximum and minimum: b where either is no number.
 DSPARK_INLINE f32x16 maximum(const f32x16& a, const f32x16& b) {
   return f32x16::of([&](int i) { return a.part[i] > b.part[i] ? a.part[i] : b.part[i]; });
 }

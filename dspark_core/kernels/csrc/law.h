@@ -74,13 +74,21 @@ class RowWeights {
   static constexpr int kBins = (127 << 3) + 1;  // eight to an octave of (0, 1], by a float's leading bits
 
   void exponentials(const float* logits, float temperature) {
-    const f32x16 most = splat(logits[most_likely(logits, vocab_)]), scale = splat(temperature);
+    const int likeliest = most_likely(logits, vocab_);
+    const f32x16 most = splat(logits[likeliest]), scale = splat(temperature);
     int i = 0;
-    for (; i + kLanes <= vocab_; i += kLanes) store(&weights_[i], exp((load<f32x16>(logits + i) - most) / scale));
-    if (i == vocab_) return;
-    f32x16 rest = splat(-INFINITY);
-    std::memcpy(&rest, logits + i, sizeof(float) * (vocab_ - i));
-    store(&weights_[i], exp((rest - most) / scale));
+    for (; i + kLanes <= vocab_; i += kLanes) store(&weights_[i], weight_of(load<f32x16>(logits + i), most, scale));
+    if (i < vocab_) {
+      f32x16 rest = splat(-INFINITY);
+      std::memcpy(&rest, logits + i, sizeof(float) * (vocab_ - i));
+      store(&weights_[i], weight_of(rest, most, scale));
+    }
+    weights_[likeliest] = 1.0f;  // it does already, unless no logit or an infinite one is the most
+  }
+
+  // In [0, 1]; nothing for what is no number.
+  static DSPARK_MEMBER f32x16 weight_of(const f32x16& logit, const f32x16& most, const f32x16& scale) {
+    return exp(maximum((logit - most) / scale, splat(-88.0f)));
   }
 
   void cut(float least) {
@@ -151,7 +159,7 @@ class RowWeights {
   static int bin_of(float weight) {  // 0: the heaviest
     uint32_t bits;
     std::memcpy(&bits, &weight, sizeof(bits));
-    return kBins - 1 - int(bits >> 20);
+    return std::max(kBins - 1 - int(bits >> 20), 0);  // whatever is weighed, no memory but the bins' is written
   }
 
   std::vector<float> weights_, heavy_, kept_;
