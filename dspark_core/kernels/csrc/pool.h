@@ -16,6 +16,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -93,7 +94,8 @@ class Pool {
     job->share(threads);
     if (threads > 1) {
       std::lock_guard<std::mutex> guard(mutex_);
-      while (int(started_) < threads - 1) start();
+      while (started_ < threads - 1 && start()) {
+      }
       job_ = job;
       helpers_ = threads - 1;
       generation_.fetch_add(1, std::memory_order_release);
@@ -112,9 +114,15 @@ class Pool {
   }
 
  private:
-  void start() {
-    const int index = started_++;
-    std::thread([this, index] { work(index); }).detach();
+  // False: the system gives no more threads, and those there are do the work.
+  bool start() {
+    try {
+      std::thread([this, index = started_] { work(index); }).detach();
+    } catch (const std::system_error&) {
+      return false;
+    }
+    ++started_;
+    return true;
   }
 
   void work(int index) {
