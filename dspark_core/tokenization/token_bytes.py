@@ -28,6 +28,10 @@ class TokenBytes(Protocol):
 
     def __call__(self, token: str) -> bytes: ...
 
+    def of_added(self, content: str) -> bytes:
+        """Of an added token that is text."""
+        ...
+
 
 class ByteLevelBytes:
     """GPT-2's alphabet: every byte is written as one printable character."""
@@ -42,6 +46,9 @@ class ByteLevelBytes:
             return bytes([self._bytes[character] for character in token])
         except KeyError:  # not of the alphabet as a whole: an added token, written as it is
             return token.encode()
+
+    def of_added(self, content: str) -> bytes:
+        return content.encode()
 
 
 class SentencePieceBytes:
@@ -59,6 +66,10 @@ class SentencePieceBytes:
             token = token.replace(old, new)
         match = _HEX_BYTE.fullmatch(token) if self._byte_fallback else None
         return bytes([int(match[1], 16)]) if match else token.encode()
+
+    def of_added(self, content: str) -> bytes:
+        """A piece like any other: Gemma's runs of spaces are added tokens."""
+        return self(content)
 
 
 def byte_alphabet() -> dict[int, str]:

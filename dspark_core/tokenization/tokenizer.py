@@ -62,7 +62,7 @@ class Tokenizer:
         self._backend = parts.backend
         self._token_bytes = token_bytes(parts.backend)
         added = parts.backend.get_added_tokens_decoder()
-        self._added = {token_id: token.content.encode() for token_id, token in added.items()}
+        self._added = {token_id: self._written(token) for token_id, token in added.items()}
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
         self._cache: dict[int, bytes] = {}
         self._template = (
@@ -173,6 +173,9 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """Of a token by itself, special ones as they are written; empty for ids of no token."""
         return self._added[token_id] if token_id in self._added else self._shown_bytes(token_id)
+
+    def _written(self, token: tokenizers.AddedToken) -> bytes:
+        return token.content.encode() if token.special else self._token_bytes.of_added(token.content)
 
     def _shown_bytes(self, token_id: int) -> bytes:
         shown = self._cache.get(token_id)

@@ -88,6 +88,30 @@ def test_sentence_piece_text_decodes_as_the_library_does(tmp_path, text) -> None
     assert "".join(pieces) == " " + text  # continues a prompt: the space belongs to the text
 
 
+# Without bytes that are no character by themselves, for which the library drops others around them.
+@settings(max_examples=100)
+@given(
+    text=st.text("ab é\n🙂", max_size=20),
+    ids=st.lists(st.sampled_from([*range(131), *range(259, 270)]), max_size=20),
+)
+def test_added_pieces_of_sentence_piece_are_text_like_others(tmp_path_factory, text, ids) -> None:
+    backend = sentence_piece()
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    pieces = ("▁▁", "▁▁▁▁", "\n\n", "<think>")  # as Gemma has them
+    backend.add_tokens([AddedToken(piece, special=False, normalized=False) for piece in pieces])
+    backend.add_special_tokens(["<▁>"])
+    tokenizer = load_tokenizer(write(tmp_path_factory.mktemp("model"), backend))
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode(ids) == backend.decode(ids)
+    spaces, special = backend.token_to_id("▁▁▁▁"), backend.token_to_id("<▁>")
+    assert tokenizer.token_bytes(spaces) == b"    "
+    assert tokenizer.token_bytes(special) == "<▁>".encode()  # as it is written
+    assert tokenizer.detokenizer(shown=[spaces, special]).push([spaces, special]) == "    <▁>"
+
+
 def test_added_tokens_are_shown_unless_special(tmp_path) -> None:
     tokenizer = load_tokenizer(write(tmp_path, byte_level()))
     ids = tokenizer.encode("<|im_start|><think>cat<|im_end|>")
