@@ -194,8 +194,12 @@ def _refuse_unsupported(metadata: Metadata, head_dim: int) -> None:
     for field in ("attention.sliding_window", "expert_count"):
         if metadata.get(field) not in (None, 0):
             raise metadata.error(field, "is not supported")
-    if metadata.get("rope.scaling.type") not in (None, "none"):
+    scaling = metadata.get("rope.scaling.type")
+    if scaling not in (None, "none"):
         raise metadata.error("rope.scaling.type", "is not supported; supported: 'none'")
+    for field in ("rope.scaling.factor", "rope.scale_linear"):
+        if scaling is None and metadata.get(field) not in (None, 0, 1):  # llama.cpp's default is linear
+            raise metadata.error(field, "is linear RoPE scaling, which is not supported")
 
 
 def _open(path: Path) -> GGUFReader:

@@ -103,12 +103,31 @@ def test_factors_must_cover_the_head(factors: np.ndarray, tmp_path: Path) -> Non
             lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN),
             "rope.scaling.type='yarn' is not supported",
         ),
+        (lambda w: w.add_rope_scaling_factor(4.0), "rope.scaling.factor=4.0 is linear RoPE scaling"),
+        (
+            lambda w: w.add_float32("llama.rope.scale_linear", 2.0),
+            "rope.scale_linear=2.0 is linear RoPE scaling",
+        ),
     ],
 )
 def test_unsupported_settings_are_named(add: Any, message: str, tmp_path: Path) -> None:
     model = llama()
     path = write_gguf(tmp_path / "m.gguf", model.config, gguf_tensors(model), extra=[add])
     assert f"{path}: {message}" in load_error(path)
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda w: w.add_rope_scaling_factor(1.0),
+        lambda w: w.add_float32("llama.rope.scale_linear", 0.0),
+        lambda w: (w.add_rope_scaling_type(gguf.RopeScalingType.NONE), w.add_rope_scaling_factor(4.0)),
+    ],
+)
+def test_a_factor_that_scales_nothing_is_no_obstacle(add: Any, tmp_path: Path) -> None:
+    model = llama()
+    path = write_gguf(tmp_path / "m.gguf", model.config, gguf_tensors(model), extra=[add])
+    assert GgufCheckpoint(path).config.rope_scaling is None
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
