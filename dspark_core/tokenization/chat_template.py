@@ -22,6 +22,16 @@ NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 ARGUMENTS_FIELD = "chat_template_kwargs"
 """What clients call them, as other engines' do."""
 _OWN = frozenset({"messages", "tools", "add_generation_prompt"})
+_REFUSALS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+)
+"""What templates raise over conversations they do not fit, deep ones included."""
 
 
 class _GenerationBlocks(Extension):
@@ -95,7 +105,7 @@ class ChatTemplate:
         }
         try:
             return self._template.render(variables)
-        except (TemplateError, TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
+        except _REFUSALS as error:
             raise InvalidRequestError(
                 f"messages do not fit the model's chat template: {error}", field="messages"
             ) from error

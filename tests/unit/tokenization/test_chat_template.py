@@ -5,11 +5,16 @@ import pytest
 from dspark_core.errors import CheckpointError, ConfigError, InvalidRequestError
 from dspark_core.tokenization.chat_template import ChatTemplate
 
+NESTED: list = []
+for _ in range(100_000):  # deeper than Python writes
+    NESTED = [NESTED]
+
 USER = [{"role": "user", "content": "<b>é & 'x'"}]
 
 
 def render(source: str, messages=USER) -> str:
-    return ChatTemplate(source, {"bos_token": "<s>"}, lambda: datetime(2026, 7, 4)).render(messages)
+    template = ChatTemplate(source, {"bos_token": "<s>"}, lambda: datetime(2026, 7, 4))
+    return template.render(messages, arguments={"nested": NESTED})
 
 
 @pytest.mark.parametrize(
@@ -37,6 +42,7 @@ def test_templates_see_what_they_expect(source, expected) -> None:
         "{{ messages[0].content + 1 }}",
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ messages.append(1) }}",
+        "{{ nested | tojson }}",
     ],
 )
 def test_what_a_template_cannot_render_is_the_callers_error(source) -> None:
