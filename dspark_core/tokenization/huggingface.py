@@ -79,12 +79,26 @@ def _eos_ids(
 def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
     path = directory / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several by name
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+    match config.get("chat_template"):
+        case None | str() as template:
+            return template
+        case [*entries] if all(map(_names_template, entries)):
+            return {entry["name"]: entry["template"] for entry in entries}.get("default")
+    raise CheckpointError(
+        f"{directory / 'tokenizer_config.json'}: chat_template must be text, or a list of objects with "
+        "name and template"
+    )
+
+
+def _names_template(entry: object) -> bool:
+    match entry:
+        case {"name": str(), "template": str()}:
+            return True
+    return False
 
 
 def _defaults(generation: Mapping[str, Any]) -> GenerationDefaults:

@@ -181,6 +181,25 @@ def test_unusable_files_are_named(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
+    "template",
+    [5, {"default": TEMPLATE}, [{"name": "default"}], [TEMPLATE], [{"name": "default", "template": 5}]],
+)
+def test_a_chat_template_that_is_none_is_refused_with_its_file(tmp_path, template) -> None:
+    write(tmp_path, byte_level(), tokenizer_config={"chat_template": template})
+    with pytest.raises(
+        CheckpointError, match=r"tokenizer_config\.json: chat_template must be text, or a list"
+    ):
+        load_tokenizer(tmp_path)
+
+
+def test_a_chat_template_that_is_no_text_is_refused_with_its_file(tmp_path) -> None:
+    write(tmp_path, byte_level())
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja cannot be read: 'utf-8'"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("decoder", "message"), [(decoders.WordPiece(), "WordPiece"), (None, "has no decoder")]
 )
 def test_a_decoder_that_cannot_stream_is_refused(tmp_path, decoder, message) -> None:
