@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dspark_core.errors import CheckpointError
@@ -23,6 +22,7 @@ from dspark_core.models.drafter_checkpoint import WEIGHTS_FILE, DrafterTensors, 
 from dspark_core.models.drafter_config import CONFIG_FILE
 from dspark_core.models.eagle3 import Eagle3Drafter
 from dspark_core.models.mtp import MtpDrafter
+from dspark_core.models.tensor_files import save_tensors
 from dspark_core.models.tensor_source import check_shapes
 
 _EMBED, _HEAD, _VOCAB = "embed_tokens.weight", "lm_head.weight", "draft_vocab_ids"
@@ -132,7 +132,7 @@ def save(
     if with_target_weights:
         state |= {_EMBED: drafter.embed_tokens.contiguous(), _HEAD: drafter.lm_head.contiguous()}
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(state, directory / WEIGHTS_FILE)
+    save_tensors(state, directory / WEIGHTS_FILE)
     dtype = str(drafter.norm.weight.dtype).removeprefix("torch.")
     text = json.dumps({**fields, "dtype": dtype}, indent=2)
     (directory / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dspark_core.errors import CheckpointError
 from dspark_core.models.config import AnyDrafterConfig, DecoderConfig, DrafterConfig
 from dspark_core.models.drafter_config import CONFIG_FILE, drafter_fields, read_drafter_config
 from dspark_core.models.dspark import DSparkDrafter, FeatureProjection, build_dspark_rotary
+from dspark_core.models.tensor_files import open_tensors, save_tensors
 from dspark_core.models.tensor_source import check_shapes
 
 WEIGHTS_FILE = "model.safetensors"
@@ -120,7 +120,7 @@ def save_drafter(directory: Path, drafter: DSparkDrafter, *, with_target_weights
     if with_target_weights:
         state |= {_EMBED: drafter.embed_tokens.contiguous(), _HEAD: drafter.lm_head.contiguous()}
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(state, directory / WEIGHTS_FILE)
+    save_tensors(state, directory / WEIGHTS_FILE)
     dtype = str(drafter.norm.weight.dtype).removeprefix("torch.")
     fields = drafter_fields(drafter.config) | {"dtype": dtype}
     (directory / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
@@ -154,7 +154,7 @@ class DrafterTensors:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            with safe_open(path, framework="pt") as file:
+            with open_tensors(path) as file:
                 names = list(file.keys())
                 self._shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
         except (SafetensorError, OSError) as error:
@@ -169,7 +169,7 @@ class DrafterTensors:
 
     def read(self, name: str) -> Tensor:
         try:
-            with safe_open(self._path, framework="pt") as file:
+            with open_tensors(self._path) as file:
                 tensor: Tensor = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self.describe(name)}: cannot be read: {error}") from error

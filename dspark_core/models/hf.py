@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dspark_core.errors import CheckpointError
@@ -15,6 +15,7 @@ from dspark_core.kernels.matrix import QuantizedRows
 from dspark_core.models.config import DecoderConfig, Family, RopeScaling
 from dspark_core.models.gemma_hf import gemma_decoder_config
 from dspark_core.models.metadata import Metadata, naming_file
+from dspark_core.models.tensor_files import open_tensors
 
 ARCHITECTURES = {
     "LlamaForCausalLM": Family.LLAMA,
@@ -144,7 +145,7 @@ class HfTensors:
 
     def read(self, name: str) -> Tensor:
         try:
-            with safe_open(self._files[name], framework="pt") as file:
+            with open_tensors(self._files[name]) as file:
                 tensor: Tensor = file.get_tensor(self._stored_names[name])
                 return tensor
         except (SafetensorError, OSError) as error:
@@ -154,7 +155,7 @@ class HfTensors:
         """The first values of the flattened tensor, without reading the others."""
         rows = -(-values // max(math.prod(self._shapes[name][1:]), 1))
         try:
-            with safe_open(self._files[name], framework="pt") as file:
+            with open_tensors(self._files[name]) as file:
                 start: Tensor = file.get_slice(self._stored_names[name])[:rows]
                 return start.flatten()[:values]
         except (SafetensorError, OSError) as error:
@@ -166,7 +167,7 @@ class HfTensors:
 
     def _add_file(self, path: Path) -> None:
         try:
-            with safe_open(path, framework="pt") as file:
+            with open_tensors(path) as file:
                 for stored in file.keys():  # noqa: SIM118 - not a dict
                     view = file.get_slice(stored)
                     self._add_tensor(path, stored, view.get_shape(), view.get_dtype())

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
 
 from dspark_core.algorithms.lookup_evidence import LookupEvidence
 from dspark_core.algorithms.ngram_table import NgramTable
 from dspark_core.errors import CheckpointError
+from dspark_core.models.tensor_files import open_tensors, save_arrays
 
 FORMAT = "dspark-ngrams-1"
 _ARRAYS = {"checks": np.uint16, "tokens": np.uint32, "levels": np.uint8, "rates": np.float32}
@@ -47,14 +47,14 @@ def save_ngrams(table: NgramTable, origin: NgramOrigin, path: Path) -> None:
         "answer_tokens": str(origin.answer_tokens),
     }
     partial = path.with_name(path.name + ".partial")
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, described)
+    save_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, described)
     partial.replace(path)
 
 
 def load_ngrams(path: Path) -> tuple[NgramTable, NgramOrigin]:
     """Raises CheckpointError naming the file and what is wrong with it."""
     try:
-        with safe_open(path, framework="numpy") as file:
+        with open_tensors(path, "numpy") as file:
             described = file.metadata() or {}
             if described.get("format") != FORMAT:
                 raise CheckpointError(

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dspark_core.errors import CheckpointError, ConfigError
 from dspark_core.models.drafter_checkpoint import WEIGHTS_FILE
 from dspark_core.models.drafter_config import CONFIG_FILE, read_any_config
+from dspark_core.models.tensor_files import open_tensors, save_tensors
 
 
 def average_checkpoints(output: Path, inputs: Sequence[Path]) -> None:
@@ -43,7 +43,7 @@ def average_checkpoints(output: Path, inputs: Sequence[Path]) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        save_file(mean, partial / WEIGHTS_FILE)
+        save_tensors(mean, partial / WEIGHTS_FILE)
         shutil.copyfile(inputs[0] / CONFIG_FILE, partial / CONFIG_FILE)
         partial.rename(output)
     except BaseException:
@@ -54,6 +54,7 @@ def average_checkpoints(output: Path, inputs: Sequence[Path]) -> None:
 def _read(directory: Path) -> dict[str, Tensor]:
     path = directory / WEIGHTS_FILE
     try:
-        return load_file(path)
+        with open_tensors(path) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error

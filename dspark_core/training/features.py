@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dspark_core.errors import CheckpointError
+from dspark_core.models.tensor_files import open_tensors, save_tensors
 
 _ROWS = ("token_ids", "taps", "final", "log_normalizers")
 
@@ -65,7 +65,7 @@ def write_shard(path: Path, sequences: Sequence[FeatureSequence]) -> None:
     }
     partial = path.with_suffix(".partial")
     try:
-        save_file(tensors, partial)
+        save_tensors(tensors, partial)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.rename(path)
@@ -99,7 +99,7 @@ def read_sequence(ref: SequenceRef) -> FeatureSequence:
     Raises CheckpointError naming the shard when they are not what was written.
     """
     try:
-        with safe_open(ref.shard, framework="pt") as file:
+        with open_tensors(ref.shard) as file:
             rows = {name: file.get_slice(name)[ref.start : ref.end] for name in _ROWS}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"shard {ref.shard} cannot be read: {error}") from error
@@ -130,13 +130,13 @@ def _checksum(rows: Mapping[str, Tensor]) -> int:
 
 
 def _has(shard: Path, name: str) -> bool:
-    with safe_open(shard, framework="pt") as file:
+    with open_tensors(shard) as file:
         return name in file.keys()  # noqa: SIM118 - not a mapping
 
 
 def _read(shard: Path, name: str) -> Tensor:
     try:
-        with safe_open(shard, framework="pt") as file:
+        with open_tensors(shard) as file:
             tensor: Tensor = file.get_tensor(name)
             return tensor
     except (SafetensorError, OSError) as error:

@@ -98,7 +98,7 @@ def test_a_table_of_ngrams_that_finds_no_room_is_told_in_words(
     def full(*_: object) -> None:
         raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr(ngram_file, "save_file", full)
+    monkeypatch.setattr(ngram_file, "save_arrays", full)
     answers = write_answers(tmp_path / "answers.jsonl", count=120)
     target = GOLDEN / "qwen3_tiny_target"
     command = ["data", "ngrams", "--answers", str(answers), "--out", str(tmp_path / "n.safetensors")]

@@ -297,10 +297,10 @@ def test_a_disk_that_fills_up_ends_the_run_in_words_and_leaves_no_half(
         raise SafetensorError("I/O error: No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(drafter_checkpoint, "save_file", full)
+        patched.setattr(drafter_checkpoint, "save_tensors", full)
         assert _train(config, *whole, "--resume") == EXIT_FAILURE
     assert "No space left on device; --resume goes on" in capsys.readouterr().err
-    monkeypatch.setattr(averaging, "save_file", full)
+    monkeypatch.setattr(averaging, "save_tensors", full)
     run = str(tmp_path / "run/drafter")
     assert main(["train", "average", str(tmp_path / "mean"), run, run]) == EXIT_FAILURE
     assert "No space left on device" in capsys.readouterr().err
