@@ -19,6 +19,7 @@ class Collector:
         self._samples: list[ChatSample] = []
         self._failed = 0
         self._refused = 0
+        self._gave_up = False
 
     def may_start(self) -> bool:
         """Takes one of the chats that may be started; False when there are none left."""
@@ -40,6 +41,11 @@ class Collector:
 
     def add_refusal(self) -> None:
         self._refused += 1
+
+    def give_up(self) -> bool:
+        """True for the first who does."""
+        first, self._gave_up = not self._gave_up, True
+        return first
 
     def outcomes(self) -> Outcomes:
         return Outcomes(samples=tuple(self._samples), failed=self._failed, refused=self._refused)

@@ -4,7 +4,7 @@
         --min-tokens-per-second 20
 
 Besides locust's own table (one row per measure, outside its total) it prints a report at the end and can
-write it as JSON. With locust's worker processes the verdict is the master's; --requests counts per worker.
+write it as JSON. With locust's worker processes the verdict is the master's.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+from gevent import GreenletExit
 from locust import HttpUser, constant, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.clients import ResponseContextManager
 from locust.env import Environment
 from locust.exception import StopUser
-from locust.runners import WorkerRunner
+from locust.runners import DistributedRunner, MasterRunner, WorkerRunner
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # locust adds only this file's folder
 
@@ -33,7 +34,8 @@ from loadtest.meter import ChatSample, measure
 from loadtest.sse import StreamError
 from loadtest.sse import events as sse_events
 
-CHAT = "/v1/chat/completions"
+CHAT, MODELS = "/v1/chat/completions", "/v1/models"
+GAVE_UP = "gave up"
 CONNECT_SECONDS, SILENCE_SECONDS = 10.0, 60.0
 MAX_RETRY_AFTER_SECONDS = 5.0
 
@@ -49,7 +51,24 @@ def add_options(parser: LocustArgumentParser) -> None:
 @events.init.add_listener
 def start(environment: Environment, **_: object) -> None:
     limit = environment.parsed_options.requests if environment.parsed_options else 0
+    runner = environment.runner
+    if limit and isinstance(runner, DistributedRunner):
+        sys.exit("--requests counts the chats of one process: give -t instead with --processes or --worker")
     collectors[environment] = Collector(limit)
+    if isinstance(runner, MasterRunner):
+        runner.register_message(GAVE_UP, lambda environment, msg: give_up(environment, msg.data["reason"]))
+
+
+def give_up(environment: Environment, reason: str) -> None:
+    """Ends the run, of all processes; told once, whatever number of users come to it."""
+    runner = environment.runner
+    if runner is not None and collectors[environment].give_up():
+        if isinstance(runner, WorkerRunner):
+            runner.send_message(GAVE_UP, {"reason": reason})
+        else:
+            print(reason, file=sys.stderr, flush=True)
+            environment.process_exit_code = 1
+            gevent.spawn(runner.quit)
 
 
 @events.report_to_master.add_listener
@@ -80,12 +99,18 @@ def conclude(environment: Environment, **_: object) -> None:
     seconds = ended - environment.stats.start_time
     outcomes = replace(collectors[environment].outcomes(), seconds=seconds)
     print("\n" + sla.render(outcomes, promise), flush=True)
-    if chosen.report_json:
-        Path(chosen.report_json).write_text(json.dumps(sla.report(outcomes, promise), indent=2) + "\n")
     if promise:
-        environment.process_exit_code = 0 if sla.judge(outcomes, promise).kept else 1
+        environment.process_exit_code = environment.process_exit_code or int(
+            not sla.judge(outcomes, promise).kept
+        )
     elif not outcomes.samples:
         environment.process_exit_code = 1
+    if chosen.report_json:
+        try:
+            Path(chosen.report_json).write_text(json.dumps(sla.report(outcomes, promise), indent=2) + "\n")
+        except OSError as error:  # a disk that filled up meanwhile, say
+            print(f"the report cannot be written: {error}", file=sys.stderr, flush=True)
+            environment.process_exit_code = 1
 
 
 class ChatUser(HttpUser):
@@ -161,9 +186,22 @@ class ChatUser(HttpUser):
         }
 
     def _first_model(self) -> str:
-        response = self.client.get("/v1/models", timeout=CONNECT_SECONDS)
-        response.raise_for_status()
+        response = self.client.get(MODELS, timeout=CONNECT_SECONDS)
+        if response.status_code != 200:
+            give_up(self.environment, _refusal(response))
+            raise GreenletExit  # of whatever else locust prints a traceback
         return str(response.json()["data"][0]["id"])
+
+
+def _refusal(response: ResponseContextManager) -> str:
+    if response.status_code == 0:
+        return f"the gateway cannot be asked for its models: {response.error}"
+    try:
+        said = response.json()["error"]["message"]
+    except (ValueError, LookupError, TypeError):  # no gateway of ours
+        said = response.text[:200]
+    hint = "; give --api-key" if response.status_code == 401 else ""
+    return f"the gateway refuses to tell its models, HTTP {response.status_code}: {said}{hint}"
 
 
 def _retry_after(response: ResponseContextManager) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 
@@ -54,10 +56,18 @@ def add_options(parser: Parser) -> None:
         "--requests",
         type=_count(0),
         default=0,
-        help="end the run after this many chats (default 0: no limit)",
+        help="end the run after this many chats (default 0: no limit); not with several processes",
     )
     parser.add_argument("--api-key", default="", help="sent as a bearer token", is_secret=True)
-    parser.add_argument("--report-json", default="", help="write the report to this file")
+    parser.add_argument("--report-json", type=_writable, default="", help="write the report to this file")
+
+
+def _writable(text: str) -> str:
+    """Asked before the run: after it, what was measured would be lost."""
+    path = Path(text)
+    if text and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
+        raise ArgumentTypeError(f"must be a file that can be written, got {text!r}")
+    return text
 
 
 def _number(valid: Callable[[float], bool], rule: str) -> Callable[[str], float]:

@@ -30,7 +30,10 @@ class _Handler(BaseHTTPRequestHandler):
     server: FakeGateway
 
     def do_GET(self) -> None:
-        self._whole(200, {"data": [{"id": "tiny-model"}]})
+        if self.server.behaviour == "keys":
+            self._whole(401, {"error": {"message": "missing API key"}})
+        else:
+            self._whole(200, {"data": [{"id": "tiny-model"}]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -36,6 +36,8 @@ def test_defaults_promise_nothing(parser):
         ("--max-tokens", "0", "must be >= 1, got 0"),
         ("--max-tokens", "1.5", "must be a whole number, got '1.5'"),
         ("--requests", "-1", "must be >= 0, got -1"),
+        ("--report-json", "nowhere/r.json", "must be a file that can be written, got 'nowhere/r.json'"),
+        ("--report-json", "/", "must be a file that can be written, got '/'"),
         ("--temperature", "2.1", r"must be in \[0, 2\], got 2.1"),
     ],
 )
