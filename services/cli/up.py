@@ -14,6 +14,7 @@ from typing import NoReturn, Protocol
 
 from rich.console import Console
 
+from dspark_core.errors import CheckpointError, ConfigError
 from services.cli.arguments import (
     add_engine_arguments,
     add_stack_arguments,
@@ -41,7 +42,7 @@ class Stack(Protocol):
     @property
     def computed_by(self) -> str | None: ...
     async def start(self) -> None: ...
-    async def wait(self) -> None: ...
+    async def wait(self) -> str: ...
     async def stop(self) -> None: ...
     def kill(self) -> None: ...
 
@@ -105,7 +106,7 @@ def _a_key(gateway: GatewayConfig) -> str | None:
 async def _serve(stack: Stack, options: StackOptions, demo: Callable[[], None] | None) -> int:
     console = Console(stderr=True)
     async with stop_signals() as (stopped, stop_now):
-        began, serving = time.monotonic(), False
+        began, serving, parting = time.monotonic(), False, "stopping"
         try:
             with console.status(f"Loading {options.target_model} and measuring its step rate ..."):
                 if not await finished_before(stack.start(), stopped):
@@ -117,15 +118,20 @@ async def _serve(stack: Stack, options: StackOptions, demo: Callable[[], None] |
             if demo is not None and not await finished_before(asyncio.to_thread(demo), stopped):
                 return 0
             console.print("serving; Ctrl-C stops")
-            serving = True
-            if await finished_before(stack.wait(), stopped):
-                console.print("[red]a service has ended, stopping the others[/red]")
+            serving, parting = True, "stopping: requests in flight may finish"
+            ended = asyncio.ensure_future(stack.wait())
+            if await finished_before(ended, stopped):
+                console.print(f"[red]{ended.result()}, stopping the others[/red]", highlight=False)
                 return 1
             return 0
+        except (ConfigError, CheckpointError):
+            parting = ""  # what cannot be started is the news
+            raise
         finally:
-            console.print("stopping: requests in flight may finish" if serving else "stopping")
-            ended = await finished_before(stack.stop(), stop_now)
-            if not ended or (stopped.is_set() and not serving):
+            if parting:
+                console.print(parting)
+            drained = await finished_before(stack.stop(), stop_now)
+            if not drained or (stopped.is_set() and not serving):
                 _leave(stack)
 
 

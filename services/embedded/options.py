@@ -12,7 +12,7 @@ from dspark_core.engine.devices import AUTO
 from dspark_core.engine.trace_writer import DEFAULT_MAX_MB, DEFAULT_SAMPLE, TraceOptions
 from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL
-from dspark_core.zoo_paths import DEFAULT_DRAFTER, NGRAMS_AUTO
+from dspark_core.zoo_paths import DEFAULT_DRAFTER, NGRAMS_AUTO, NO_NGRAMS
 from services.common.addresses import address_of, reachable_host
 from services.common.limits import MOST_KV_CACHE_MB, MOST_THREADS
 
@@ -50,7 +50,7 @@ class StackOptions:
     trace_max_mb: int = DEFAULT_MAX_MB
 
     def __post_init__(self) -> None:
-        """Raises ConfigError naming the flag: also for trace settings without a trace."""
+        """Raises ConfigError naming the flag: also for settings of a trace or a lookup that is off."""
         for flag, value, least, most in (
             ("--port", self.http_port, 0, 65535),
             ("--grpc-port", self.grpc_port, 0, 65535),
@@ -71,6 +71,9 @@ class StackOptions:
         ]
         if self.trace is None and unused:
             raise ConfigError(f"{' and '.join(unused)} needs --trace FILE: nothing is traced without")
+
+        if not self.lookup and self.ngrams not in (NGRAMS_AUTO, NO_NGRAMS):
+            raise ConfigError(f"--ngrams {self.ngrams} and --no-lookup exclude each other")
 
     @property
     def engine(self) -> EngineOptions:

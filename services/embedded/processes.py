@@ -71,7 +71,7 @@ class ServiceProcess:
             while not await _serving(stub):
                 if self.exit_code is not None:
                     raise UnavailableError(
-                        f"the {self.role} ended with exit code {self.exit_code}, see its log"
+                        f"the {self.role} ended before it was ready ({in_words(self.exit_code)}), see its log"
                     )
                 await asyncio.sleep(POLL_SECONDS)
 
@@ -130,10 +130,18 @@ class ProcessStack:
         except TimeoutError:
             raise UnavailableError(f"not all services were ready within {START_SECONDS:g} s") from None
 
-    async def wait(self) -> None:
-        """Returns when a process without which nothing is served has ended."""
-        essential = ("gateway", "verifier", "scheduler")
-        while all(self.processes[role].exit_code is None for role in essential):
+    async def wait(self) -> str:
+        """Returns when a process without which nothing is served has ended, and says which and how."""
+        running = dict(self.processes)
+        while True:
+            for role, process in tuple(running.items()):
+                if process.exit_code is None:
+                    continue
+                told = f"the {role} has ended ({in_words(process.exit_code)})"
+                if role != "drafter":
+                    return told
+                _log.warning("%s: rounds go on without its drafts, and nothing restarts it here", told)
+                del running[role]
             await asyncio.sleep(POLL_SECONDS)
 
     async def stop(self) -> None:
@@ -177,6 +185,10 @@ class ProcessStack:
         if options.threads is not None:
             environ["DSPARK_TORCH_THREADS"] = str(options.threads)
         return environ
+
+
+def in_words(exit_code: int) -> str:
+    return f"exit code {exit_code}" if exit_code >= 0 else f"killed by signal {-exit_code}"
 
 
 async def _serving(stub: health_pb2_grpc.HealthStub) -> bool:

@@ -114,11 +114,12 @@ class EmbeddedStack:
         await self._serve(gateway)
         self._ready = True
 
-    async def wait(self) -> None:
-        """Returns when the verifier is broken."""
+    async def wait(self) -> str:
+        """Returns when the verifier is broken, and says so."""
         if self._verifier is None:
             raise AssertionError("wait comes after start")
         await until_broken(self._verifier)
+        return "the verifier is broken"
 
     async def stop(self) -> None:
         """Refuses new requests, lets running ones finish within the drain time, frees everything."""

@@ -43,13 +43,19 @@ def test_a_taken_port_is_told_at_once(capsys, way, flag) -> None:
         assert main(["up", *way, *flags, "--target-model", "/nowhere"]) == 2
     shown = capsys.readouterr().err
     assert f"cannot listen on 127.0.0.1:{port}" in shown
-    assert "requests in flight" not in shown
+    assert "stopping" not in shown  # nothing had started
 
 
 def test_a_wrong_table_is_told_before_a_model_is_loaded(capsys) -> None:
     ports = ("--port", "0", "--grpc-port", "0")
     assert main(["up", *ports, "--ngrams", "nothing", "--target-model", "/nowhere"]) == 2
     assert "table of n-grams 'nothing' not found" in capsys.readouterr().err
+
+
+def test_a_table_without_lookup_is_refused(capsys) -> None:
+    assert main(["up", "--no-lookup", "--ngrams", "/nowhere"]) == 2
+    assert "--ngrams /nowhere and --no-lookup exclude each other" in capsys.readouterr().err
+    assert StackOptions(lookup=False, ngrams="none").ngrams == "none"
 
 
 def test_a_free_port_is_left_free() -> None:
