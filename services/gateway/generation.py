@@ -224,7 +224,7 @@ class _Record:
             return
         now = self._clock()
         if self._last_tokens is None:
-            self._metrics.first_token(now - self._arrival)
+            self._metrics.first_token(now - self._arrival, prompt_tokens=self._prompt_tokens)
             self._first = (now, delta.usage.completion_tokens)
         else:
             self._metrics.next_tokens(now - self._last_tokens, len(delta.token_ids))
@@ -249,7 +249,6 @@ class _Record:
         self._metrics.generation_ended(
             self.outcome,
             seconds=seconds,
-            prompt_tokens=self._prompt_tokens,
             completion_tokens=completion_tokens,
             stats=stats,
         )

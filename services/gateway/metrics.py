@@ -41,7 +41,12 @@ class GatewayMetrics:
             "Time between rounds of a request, divided by the tokens the later one committed",
             _INTER_TOKEN,
         )
-        self._duration = _histogram(registry, "generation_seconds", "From arrival to the end", _DURATION)
+        self._duration = _histogram(
+            registry,
+            "generation_seconds",
+            "From arrival to the end, of those that had a first token",
+            _DURATION,
+        )
         self._accepted_length = _histogram(
             registry,
             "accepted_length",
@@ -74,8 +79,10 @@ class GatewayMetrics:
     def http_request(self, route: str, code: int) -> None:
         self._http_requests.labels(route, str(code)).inc()
 
-    def first_token(self, seconds: float) -> None:
+    def first_token(self, seconds: float, *, prompt_tokens: int) -> None:
+        """The prompt counts now: nobody computed those of requests that were refused."""
         self._first_token.observe(seconds)
+        self._tokens.labels("prompt").inc(prompt_tokens)
 
     def next_tokens(self, seconds: float, tokens: int) -> None:
         self._inter_token.observe(seconds / max(tokens, 1))
@@ -85,13 +92,12 @@ class GatewayMetrics:
         outcome: str,
         *,
         seconds: float,
-        prompt_tokens: int,
         completion_tokens: int,
         stats: SpeculationStats | None,
     ) -> None:
         self._generations.labels(outcome).inc()
-        self._duration.observe(seconds)
-        self._tokens.labels("prompt").inc(prompt_tokens)
+        if completion_tokens:  # refusals take no time, and many would hide what answers take
+            self._duration.observe(seconds)
         self._tokens.labels("completion").inc(completion_tokens)
         if stats is not None and stats.rounds:
             self._accepted_length.observe(stats.accepted_length)

@@ -62,6 +62,5 @@ def _fill_gateway(metrics: GatewayMetrics) -> None:
     metrics.watch_queue(lambda: 0, lambda: 0)
     metrics.http_request("/", 200)
     metrics.promise("default", held=True)
-    metrics.generation_ended(
-        "stop", seconds=1.0, prompt_tokens=1, completion_tokens=1, stats=SpeculationStats(rounds=1)
-    )
+    metrics.first_token(1.0, prompt_tokens=1)
+    metrics.generation_ended("stop", seconds=1.0, completion_tokens=1, stats=SpeculationStats(rounds=1))

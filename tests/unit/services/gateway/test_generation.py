@@ -135,6 +135,7 @@ async def test_metrics_tell_tokens_times_and_speculation() -> None:
     assert setup.metric("tokens_total", kind="prompt") == 2
     assert setup.metric("tokens_total", kind="completion") == 8
     assert setup.metric("time_to_first_token_seconds_count") == 1
+    assert setup.metric("generation_seconds_count") == 1
     assert setup.metric("inter_token_seconds_count") == 2
     assert setup.metric("inter_token_seconds_sum") == pytest.approx(0.3 / 3 + 0.3 / 2)
     assert setup.metric("accepted_length_sum") == 3.0
@@ -149,6 +150,29 @@ async def test_the_error_of_a_failed_generation_is_counted_by_type() -> None:
         await setup.collect()
     assert setup.metric("generations_total", outcome="InvalidRequestError") == 1
     assert setup.admission.running == 0
+
+
+@pytest.mark.parametrize(
+    "error", [QueueFullError("a speed floor would break"), UnavailableError("none left")]
+)
+async def test_what_was_refused_counts_as_no_work(error) -> None:
+    setup = Setup(FakeBackend("ab"))
+    setup.backend.error = error
+    with pytest.raises(type(error)):
+        await setup.collect()
+    assert setup.metric("generations_total", outcome=type(error).__name__) == 1
+    assert not setup.metric("tokens_total", kind="prompt")
+    assert setup.metric("generation_seconds_count") == 0
+
+
+async def test_what_breaks_off_in_the_middle_counts(monkeypatch) -> None:
+    backend = FakeBackend()
+    monkeypatch.setattr(backend, "chunks", lambda _: [GenerateChunk(token_ids=(65,))])
+    setup = Setup(backend)
+    with pytest.raises(UnavailableError):
+        await setup.collect()
+    assert setup.metric("tokens_total", kind="prompt") == 2
+    assert setup.metric("generation_seconds_count") == 1
 
 
 @pytest.mark.parametrize(
