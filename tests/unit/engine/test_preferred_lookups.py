@@ -1,0 +1,81 @@
+"""A lone request that is left with what was looked up for it: the planner is not asked in every round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+from dspark_core.algorithms.draft_policy import DraftCandidate
+from dspark_core.engine.draft_turns import PREFERRED_ROUNDS, DraftTurns
+from dspark_core.engine.drafting import NO_DRAFTS
+from dspark_core.engine.planning import FullPlanSource
+from dspark_core.engine.protocols import DraftBlock
+from dspark_core.engine.sequence import SequenceState
+from dspark_core.records import DraftOrigin
+from tests.unit.engine.tiny import request
+
+
+class Asked(FullPlanSource):
+    """Prefers what was looked up where that promises a token, and counts the questions."""
+
+    def __init__(self) -> None:
+        self.questions = 0
+
+    def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
+        self.questions += 1
+        return tuple(sum(candidate.lookup_survival) < 1.0 for candidate in candidates)
+
+
+class Round:
+    """Rounds of some sequences for whom blocks of given confidences are looked up."""
+
+    def __init__(self) -> None:
+        self.planner, self.confidences, self.drafted = Asked(), (0.9, 0.9), 0
+        drafting = SimpleNamespace(block_size=4, apart=False, propose=self._propose)
+        self._turns = DraftTurns(self.planner, drafting, self)  # type: ignore[arg-type]
+
+    def propose(self, sequences: Sequence[SequenceState]) -> dict[str, DraftBlock]:
+        tokens = (7,) * len(self.confidences)
+        return {
+            one.sequence_id: DraftBlock(one.sequence_id, tokens, self.confidences, origin=DraftOrigin.LOOKUP)
+            for one in sequences
+            if tokens
+        }
+
+    def _propose(self, wanted: Sequence[SequenceState]) -> object:
+        self.drafted += len(wanted)
+        return NO_DRAFTS
+
+    def go(self, names: str, confidences: tuple[float, ...]) -> int:
+        """-> how often the planner was asked."""
+        before, self.confidences = self.planner.questions, confidences
+        members = [SequenceState(request(name, [1, 2]), order, 0, 99) for order, name in enumerate(names)]
+        taken, drafts = self._turns.take(members)
+        assert taken == members
+        assert set(drafts.blocks) == (set(names) if confidences else set())
+        return self.planner.questions - before
+
+
+def test_equal_promises_are_asked_about_once_in_some_rounds() -> None:
+    rounds = Round()
+    asked = [rounds.go("a", (0.9, 0.9 + 0.001 * n)) for n in range(3 * (PREFERRED_ROUNDS + 1))]
+    assert asked == [1, *(0,) * PREFERRED_ROUNDS] * 3
+    assert rounds.drafted == 0
+
+
+def test_what_promises_less_or_is_another_requests_is_asked_about_at_once() -> None:
+    rounds = Round()
+    assert rounds.go("a", (0.9, 0.9)) == 1
+    assert rounds.go("a", (0.9, 0.8)) == 1
+    assert rounds.go("a", (0.9, 0.8)) == 0
+    assert rounds.go("b", (0.9, 0.9)) == 1
+    assert rounds.go("b", ()) == 1
+    assert rounds.drafted == 1  # for whom nothing was looked up
+    assert rounds.go("b", (0.9, 0.9)) == 1
+
+
+def test_who_was_drafted_for_or_is_not_alone_is_asked_about_in_every_round() -> None:
+    rounds = Round()
+    assert [rounds.go("a", (0.4, 0.4)) for _ in range(3)] == [1, 1, 1]
+    assert rounds.drafted == 3
+    assert [rounds.go("ab", (0.9, 0.9)) for _ in range(3)] == [1, 1, 1]
