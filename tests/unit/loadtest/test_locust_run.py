@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ports import free_ports
 from tests.unit.loadtest.fake_gateway import serving
 
 LOCUSTFILE = Path(__file__).resolve().parents[3] / "loadtest" / "locustfile.py"
@@ -16,6 +17,9 @@ LOCUSTFILE = Path(__file__).resolve().parents[3] / "loadtest" / "locustfile.py"
 def locust(host: str, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     """Runs from another folder: the file must find its own modules."""
     usual = ["--headless", "-u", "2", "-r", "2", "-t", "30s", "--report-json", "report.json"]
+    # The default port may be another test's, or still that of the run before.
+    port = str(free_ports(1)[0])
+    usual += ["--master-bind-port", port, "--master-port", port]
     return subprocess.run(
         [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", host, *usual, *flags],
         cwd=folder,
@@ -113,7 +117,7 @@ def test_a_gateway_that_asks_for_a_key_ends_the_run_with_one_line(tmp_path, flag
     with serving("keys") as gateway:
         done = locust(gateway.url, tmp_path, *flags)
     assert done.returncode == 1, done.stdout
-    assert done.stdout.count("HTTP 401: missing API key; give --api-key") == 1
+    assert done.stdout.count("HTTP 401: missing API key; give --api-key") == 1, done.stdout
     assert "Traceback" not in done.stdout
 
 
