@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dspark_core.algorithms.prefix_scheduler import survival_from_confidence
 from dspark_core.engine.drafting import DraftFlight, Drafting, DraftRound
 from dspark_core.engine.lookup import LookupDrafting
 from dspark_core.engine.plan_inputs import draft_candidates
@@ -50,13 +51,13 @@ class _Preferred:
 
     @classmethod
     def of(cls, block: DraftBlock) -> _Preferred:
-        return cls(block.sequence_id, _promise(block.confidences))
+        return cls(block.sequence_id, sum(survival_from_confidence(block.confidences)))
 
     def covers(self, block: DraftBlock) -> bool:
         return (
             self.rounds_left > 0
             and block.sequence_id == self.sequence_id
-            and _promise(block.confidences) >= self.promise
+            and sum(survival_from_confidence(block.confidences)) >= self.promise
         )
 
 
@@ -221,12 +222,3 @@ class DraftTurns:
             hidden_seconds=max(one.hidden_seconds for one in rounds),
             primed=any(one.primed for one in rounds),
         )
-
-
-def _promise(confidences: Sequence[float]) -> float:
-    """Of a block, the tokens that are expected to stand."""
-    survival, expected = 1.0, 0.0
-    for confidence in confidences:
-        survival *= confidence
-        expected += survival
-    return expected
