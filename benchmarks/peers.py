@@ -54,7 +54,7 @@ def main() -> None:
 
 def _compare(arguments: argparse.Namespace, exported: Path) -> None:
     tokenizer = load_tokenizer(resolve_model_path(arguments.target_model))
-    texts = [row.messages[-1][1] for row in read_prompt_set(arguments.prompts).rows]
+    texts = [row.messages[-1].content for row in read_prompt_set(arguments.prompts).rows]
     prompts = questions(texts, lambda text: tokenizer.encode_chat([{"role": "user", "content": text}]))
     builds = _builds(arguments, exported)
     peers = _start(builds, arguments)

@@ -1,5 +1,4 @@
-"""Reads prompts: JSONL rows of the user's turns, the first of which is asked, of one `prompt`, or of a
-conversation's `messages`, up to the user's last."""
+"""Reads prompts: JSONL rows of conversations, as `message_rows` has them."""
 
 from __future__ import annotations
 
@@ -9,24 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dspark_core.errors import ConfigError
-from dspark_core.tokenization.texts import lone_surrogate
-
-_ROLES = ("system", "user", "assistant")
-_SHAPES = "'turns', 'prompt' or 'messages'"
+from dspark_core.tokenization.message_rows import Message, chat_of, messages_of, row_object
 
 
 @dataclass(frozen=True, slots=True)
 class PromptRow:
-    messages: tuple[tuple[str, str], ...]
-    """Role and content of each. The last is the user's."""
-
-    @classmethod
-    def of_user(cls, text: str) -> PromptRow:
-        return cls((("user", text),))
+    messages: tuple[Message, ...]
+    """The last is the user's."""
 
     def chat(self) -> list[dict[str, str]]:
-        """As chat templates take it."""
-        return [{"role": role, "content": content} for role, content in self.messages]
+        return chat_of(self.messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,45 +79,4 @@ def _read_row(line: str, where: str) -> PromptRow:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{where} is not valid JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ConfigError(f"{where} must be an object with {_SHAPES}, got {type(row).__name__}")
-    if "turns" in row:
-        turns = _sequence(row["turns"], f"{where}: 'turns'")
-        return PromptRow.of_user(_text(turns[0], f"{where}: the first of 'turns'"))
-    if "prompt" in row:
-        return PromptRow.of_user(_text(row["prompt"], f"{where}: 'prompt'"))
-    if "messages" in row:
-        return PromptRow(_conversation(_sequence(row["messages"], f"{where}: 'messages'"), where))
-    raise ConfigError(f"{where} has no {_SHAPES}; its fields are: {', '.join(row) or 'none'}")
-
-
-def _conversation(rows: list[object], where: str) -> tuple[tuple[str, str], ...]:
-    """Up to the last message of the user; what follows is not looked at, such as calls of tools."""
-    last = max((index for index, row in enumerate(rows) if _role(row) == "user"), default=None)
-    if last is None:
-        raise ConfigError(f"{where}: 'messages' holds no message of a user")
-    messages = []
-    for row in rows[: last + 1]:
-        if not isinstance(row, dict) or _role(row) not in _ROLES:
-            roles, got = ", ".join(_ROLES), json.dumps(row)[:80]
-            raise ConfigError(f"{where}: 'messages' must hold objects of role {roles}, got {got}")
-        messages.append((_role(row), _text(row.get("content"), f"{where}: 'messages': content")))
-    return tuple(messages)
-
-
-def _role(row: object) -> str:
-    return str(row.get("role")) if isinstance(row, dict) else ""
-
-
-def _sequence(value: object, where: str) -> list[object]:
-    if not isinstance(value, list) or not value:
-        raise ConfigError(f"{where} must be a non-empty list, got {json.dumps(value)[:80]}")
-    return value
-
-
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"{where} must be a non-empty text, got {json.dumps(value)[:80]}")
-    if (half := lone_surrogate(value)) is not None:
-        raise ConfigError(f"{where} holds {half}, which is no text")
-    return value
+    return PromptRow(messages_of(row_object(row, where), where))

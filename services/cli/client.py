@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from dspark_core.errors import ConfigError, DSparkError, UnavailableError
+from dspark_core.tokenization.texts import lone_surrogate
 from services.cli.loopback import is_loopback
 
 
@@ -92,11 +93,8 @@ def check_key(api_key: str | None) -> None:
 
 def check_text(name: str, text: str) -> None:
     """Raises ConfigError for bytes that were no UTF-8, which Python keeps as halves of surrogate pairs."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        found = text[error.start : error.end]
-        raise ConfigError(f"{name} must be UTF-8, but holds {found!r} at {error.start}") from None
+    if (half := lone_surrogate(text)) is not None:
+        raise ConfigError(f"{name} must be UTF-8, but holds {half}")
 
 
 def _base(url: str) -> str:

@@ -1,29 +1,18 @@
 """Training prompts: conversations up to the user's last message, one JSON line each.
 
-Rows come as `prompt` (one message), `turns` (user messages, of which the first is asked),
-`messages` (OpenAI's) or `conversations` (ShareGPT's); an answer at the end is dropped, because
-the target writes its own.
+Rows come as `message_rows` reads them; an answer at the end is dropped, because the target writes its own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dspark_core.errors import ConfigError
-from dspark_core.tokenization.texts import lone_surrogate
-
-_ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
-_SHAPES = "prompt, turns, messages or conversations"
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    role: str
-    content: str
+from dspark_core.tokenization.message_rows import Message, chat_of, messages_of, row_object
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +31,7 @@ class Prompt:
 
     def chat(self) -> list[dict[str, str]]:
         """As chat templates and OpenAI's API take it."""
-        return [{"role": message.role, "content": message.content} for message in self.messages]
+        return chat_of(self.messages)
 
     def line(self) -> str:
         row: dict[str, object] = {"id": self.prompt_id, "domain": self.domain, "source": self.source}
@@ -66,9 +55,8 @@ def read_prompts(path: Path) -> Iterator[Prompt]:
 
 def parse_prompt(row: object, where: str, *, source: str = "") -> Prompt:
     """Raises ConfigError, beginning with `where`, for a row without turns."""
-    if not isinstance(row, Mapping):
-        raise ConfigError(f"{where} must be an object with {_SHAPES}, got {type(row).__name__}")
-    messages = _messages(row, where)
+    row = row_object(row, where)
+    messages = messages_of(row, where)
     return Prompt(
         prompt_id=str(row.get("id") or _content_id(messages)),
         messages=messages,
@@ -88,55 +76,6 @@ def _parse_json(line: bytes, where: str) -> object:
         return json.loads(line)
     except ValueError as error:
         raise ConfigError(f"{where} is not valid JSON: {error}") from error
-
-
-def _messages(row: Mapping[str, object], where: str) -> tuple[Message, ...]:
-    if row.get("prompt") is not None:
-        return (Message("user", _text(row["prompt"], f"{where}: 'prompt'")),)
-    if row.get("turns") is not None:
-        turns = _sequence(row["turns"], f"{where}: 'turns'")
-        return (Message("user", _text(turns[0], f"{where}: the first of 'turns'")),)
-    for field in ("messages", "conversations"):
-        if row.get(field) is not None:
-            return _conversation(_sequence(row[field], f"{where}: {field!r}"), f"{where}: {field!r}")
-    raise ConfigError(f"{where} has no turns ({_SHAPES}); its fields are: {', '.join(row) or 'none'}")
-
-
-def _conversation(rows: Sequence[object], where: str) -> tuple[Message, ...]:
-    """Up to the last message of the user; what follows is not looked at, such as calls of tools."""
-    asked = [index for index, row in enumerate(rows) if _ROLES.get(_role(row)) == "user"]
-    messages = tuple(_message(row, where) for row in (rows[: asked[-1] + 1] if asked else rows))
-    if not asked:
-        raise ConfigError(f"{where} holds no message of a user")
-    return messages
-
-
-def _message(row: object, where: str) -> Message:
-    if not isinstance(row, Mapping):
-        raise ConfigError(f"{where} must hold objects, got {json.dumps(row)[:80]}")
-    role = _role(row)
-    if role not in _ROLES:
-        raise ConfigError(f"{where}: role must be one of {', '.join(_ROLES)}, got {role!r}")
-    return Message(_ROLES[role], _text(row.get("content", row.get("value")), f"{where}: content"))
-
-
-def _role(row: object) -> str:
-    """Empty for what is no message."""
-    return str(row.get("role", row.get("from"))) if isinstance(row, Mapping) else ""
-
-
-def _sequence(value: object, where: str) -> Sequence[object]:
-    if not isinstance(value, list) or not value:
-        raise ConfigError(f"{where} must be a non-empty list, got {json.dumps(value, default=str)[:80]}")
-    return value
-
-
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"{where} must be a non-empty text, got {json.dumps(value, default=str)[:80]}")
-    if (half := lone_surrogate(value)) is not None:
-        raise ConfigError(f"{where} holds {half}, which is no text")
-    return value
 
 
 def _content_id(messages: Sequence[Message]) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from dspark_core.errors import ConfigError
 from dspark_core.evaluation.prompt_sets import PromptRow, find_prompt_files, read_prompt_set
+from dspark_core.tokenization.message_rows import Message
 
 
 def write(path: Path, *rows: object) -> Path:
@@ -16,22 +17,26 @@ def write(path: Path, *rows: object) -> Path:
     return path
 
 
+def asked(text: str) -> PromptRow:
+    return PromptRow((Message("user", text),))
+
+
 def test_the_first_turn_of_each_row_is_read(tmp_path: Path) -> None:
     rows = [{"id": "a", "turns": ["one", "two"]}, "", {"turns": ["line\u2028kept whole"]}]
     lines = [row if row == "" else json.dumps(row, ensure_ascii=False) for row in rows]
     found = read_prompt_set(write(tmp_path / "chat.jsonl", *lines))
     assert found.name == "chat"
-    assert found.rows == (PromptRow.of_user("one"), PromptRow.of_user("line\u2028kept whole"))
+    assert found.rows == (asked("one"), asked("line\u2028kept whole"))
 
 
 def test_a_single_prompt_is_a_first_turn(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", {"id": "p", "prompt": "asked"}, {"prompt": "no", "turns": ["yes"]})
-    assert read_prompt_set(path).rows == (PromptRow.of_user("asked"), PromptRow.of_user("yes"))
+    assert read_prompt_set(path).rows == (asked("asked"), asked("yes"))
 
 
 def test_limit_takes_the_first_rows_and_reads_no_further(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", {"turns": ["one"]}, "not json")
-    assert read_prompt_set(path, limit=1).rows == (PromptRow.of_user("one"),)
+    assert read_prompt_set(path, limit=1).rows == (asked("one"),)
 
 
 def test_a_conversation_is_asked_up_to_the_users_last_message(tmp_path: Path) -> None:
@@ -51,18 +56,18 @@ def test_a_conversation_is_asked_up_to_the_users_last_message(tmp_path: Path) ->
     [
         (
             {"id": "q", "question": "x"},
-            "has no 'turns', 'prompt' or 'messages'; its fields are: id, question",
+            r"has no turns \(prompt, turns, messages or conversations\); its fields are: id, question",
         ),
         ({"turns": []}, "non-empty list"),
         ({"turns": "x"}, "non-empty list"),
         ({"turns": [3]}, "non-empty text, got 3"),
         ({"turns": [" "]}, "non-empty text"),
-        (["x"], "must be an object with 'turns', 'prompt' or 'messages', got list"),
+        (["x"], "must be an object with prompt, turns, messages or conversations, got list"),
         ("{", "not valid JSON"),
         ({"messages": [{"role": "assistant", "content": "Hello"}]}, "no message of a user"),
         (
             {"messages": [{"role": "tool"}, {"role": "user", "content": "Hi"}]},
-            "of role system, user, assistant",
+            "role must be one of human, gpt, user, assistant, system, got 'tool'",
         ),
         ({"messages": [{"role": "user", "content": None}]}, "content must be a non-empty text, got null"),
         ({"prompt": "half \ud83d"}, r"'prompt' holds the lone surrogate '\\ud83d' at character 5"),

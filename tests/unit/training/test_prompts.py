@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dspark_core.errors import ConfigError
+from dspark_core.tokenization.message_rows import Message
 from dspark_core.training.data.hub import read_dataset
 from dspark_core.training.data.prompt_filters import (
     RUN_WORDS,
@@ -18,7 +19,7 @@ from dspark_core.training.data.prompt_filters import (
     PromptFilter,
     Refusal,
 )
-from dspark_core.training.data.prompts import Message, Prompt, read_prompts, user_prompt
+from dspark_core.training.data.prompts import Prompt, read_prompts, user_prompt
 from dspark_core.training.data.sampling_mix import SamplingMix, parse_temperatures
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
