@@ -30,12 +30,15 @@ class AddedTokens:
 
     def spelt_in(self, text: str) -> bool:
         known = self._by_first
-        return any(
+        return bool(known) and any(
             first in known and text.startswith(known[first], place) for place, first in enumerate(text)
         )
 
 
-def grammar_source(grammar: Grammar, added_tokens: AddedTokens | None = None) -> str:
+_NONE_ADDED = AddedTokens()
+
+
+def grammar_source(grammar: Grammar, added_tokens: AddedTokens = _NONE_ADDED) -> str:
     """added_tokens: of the tokenizer whose tokens the output is made of.
 
     What must come next llguidance tokenizes as the tokenizer would, which where it spells an added token
@@ -44,26 +47,19 @@ def grammar_source(grammar: Grammar, added_tokens: AddedTokens | None = None) ->
 
     Raises InvalidRequestError for a schema that is no JSON.
     """
-    schema = _json(grammar.text) if grammar.kind is GrammarKind.JSON_SCHEMA else ""
-    if added_tokens is not None and added_tokens.spelt_in(_texts(grammar, schema)):
-        match grammar.kind:
-            case GrammarKind.JSON_SCHEMA:
-                return f"{_UNFORCED}start: %json {schema}"
-            case GrammarKind.REGEX:
-                return _UNFORCED + str(json.loads(_of_regex(grammar))["grammars"][0]["lark_grammar"])
-            case GrammarKind.LARK if not grammar.text.lstrip().startswith("%llguidance"):
-                return _UNFORCED + grammar.text
+    text = _json(grammar.text) if grammar.kind is GrammarKind.JSON_SCHEMA else grammar.text
+    unforced = added_tokens.spelt_in(_spelt(grammar.kind, text))
     match grammar.kind:
         case GrammarKind.JSON_SCHEMA:
-            return str(LLMatcher.grammar_from_json_schema(grammar.text))
+            schema = str(LLMatcher.grammar_from_json_schema(text))
+            return f"{_UNFORCED}start: %json {text}" if unforced else schema
         case GrammarKind.REGEX:
-            return _of_regex(grammar)
+            regex = str(LLMatcher.grammar_from_regex(text))
+            return f"{_UNFORCED}{json.loads(regex)['grammars'][0]['lark_grammar']}" if unforced else regex
         case GrammarKind.LARK:
-            return str(LLMatcher.grammar_from_lark(grammar.text))
-
-
-def _of_regex(grammar: Grammar) -> str:
-    return str(LLMatcher.grammar_from_regex(grammar.text))
+            has_settings = text.lstrip().startswith("%llguidance")
+            settings = _UNFORCED if unforced and not has_settings else ""
+            return str(LLMatcher.grammar_from_lark(settings + text))
 
 
 def _json(schema: str) -> str:
@@ -74,13 +70,10 @@ def _json(schema: str) -> str:
         raise InvalidRequestError(f"grammar: the schema is no JSON: {error}", field="grammar") from None
 
 
-def _texts(grammar: Grammar, schema: str) -> str:
+def _spelt(kind: GrammarKind, text: str) -> str:
     """All that the output may have to spell, and more; without the escapes of regular expressions."""
-    if grammar.kind is GrammarKind.LARK:
-        texts = "\n".join(_QUOTED.findall(grammar.text))
-    else:
-        texts = schema or grammar.text
-    return texts.replace("\\", "")
+    spelt = "\n".join(_QUOTED.findall(text)) if kind is GrammarKind.LARK else text
+    return spelt.replace("\\", "")
 
 
 class GrammarChecker:

@@ -136,7 +136,10 @@ def test_a_prompt_of_other_bytes_than_utf_8_is_refused(
 
 def test_a_message_of_other_bytes_than_utf_8_is_refused() -> None:
     client = GatewayClient("http://127.0.0.1:9")
-    with contextlib.closing(client), pytest.raises(ConfigError, match=r"message must be UTF-8.*dce9' at character 3"):
+    with (
+        contextlib.closing(client),
+        pytest.raises(ConfigError, match=r"message must be UTF-8.*dce9' at character 3"),
+    ):
         next(client.chat([{"role": "user", "content": "caf\udce9"}], model="m"))
 
 
