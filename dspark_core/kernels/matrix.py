@@ -32,6 +32,14 @@ class QuantizedRows:
                 f"{self.inputs} inputs need rows of {expected} bytes, got {self.blocks.shape[1]}"
             )
 
+    @property
+    def scales(self) -> Tensor:
+        """[outputs, groups, 1 or 2] float16, with which each block begins: the scale and, of Q4_1, the least
+        value."""
+        blocks = self.blocks.view(len(self.blocks), -1, _BLOCK_BYTES[self.format])
+        count = 2 if self.format is Format.Q4 else 1
+        return blocks[:, :, : 2 * count].contiguous().view(torch.float16)
+
 
 def supports(kind: Format, inputs: int, dtype: torch.dtype) -> bool:
     """Whether a matrix of this format can be multiplied with activations of this type."""

@@ -22,7 +22,7 @@ from dspark_core.models.config import AnyDrafterConfig, DecoderConfig, DrafterCo
 from dspark_core.models.drafter_config import CONFIG_FILE, drafter_fields, read_drafter_config
 from dspark_core.models.dspark import DSparkDrafter, FeatureProjection, build_dspark_rotary
 from dspark_core.models.tensor_files import open_tensors, save_tensors
-from dspark_core.models.tensor_source import check_shapes
+from dspark_core.models.tensor_source import check_shapes, checked_finite
 
 WEIGHTS_FILE = "model.safetensors"
 _EMBED, _HEAD, _VOCAB = "embed_tokens.weight", "lm_head.weight", "draft_vocab_ids"
@@ -175,7 +175,7 @@ class DrafterTensors:
             raise CheckpointError(f"{self.describe(name)}: cannot be read: {error}") from error
         if (name in _INTEGER_TENSORS) != (tensor.dtype in _INTEGER_DTYPES) or tensor.dtype is torch.bool:
             raise CheckpointError(f"{self.describe(name)}: dtype {tensor.dtype} is not supported")
-        return tensor
+        return checked_finite(self, name, tensor)
 
 
 def _blank(config: DrafterConfig) -> DSparkDrafter:

@@ -18,6 +18,7 @@ from dspark_core.kernels.matrix import QuantizedRows
 from dspark_core.models.config import DecoderConfig, Family, RopeScaling
 from dspark_core.models.layers import rope_frequencies
 from dspark_core.models.metadata import Metadata, naming_file
+from dspark_core.models.tensor_source import checked_finite
 
 ARCHITECTURES = {"llama": Family.LLAMA, "qwen3": Family.QWEN3}
 
@@ -70,7 +71,8 @@ class GgufCheckpoint:
         """float32; query and key rows in rotate-half order, which Llama files interleave."""
         stored = self._stored_names[name]
         values = self._ordered(stored, self._dequantize(self._tensors[stored]))
-        return torch.from_numpy(np.array(values, dtype=np.float32))  # a copy: the file is mapped
+        copied = torch.from_numpy(np.array(values, dtype=np.float32))  # the file is mapped
+        return checked_finite(self, name, copied)
 
     def read_quantized(self, name: str) -> QuantizedRows | None:
         stored = self._stored_names[name]
@@ -79,7 +81,9 @@ class GgufCheckpoint:
         if kind is None or len(tensor.shape) != 2:
             return None
         blocks = self._ordered(stored, tensor.data)
-        return QuantizedRows(kind, torch.from_numpy(np.array(blocks)), inputs=_shape(tensor)[1])
+        rows = QuantizedRows(kind, torch.from_numpy(np.array(blocks)), inputs=_shape(tensor)[1])
+        checked_finite(self, name, rows.scales)
+        return rows
 
     def _ordered(self, stored: str, values: np.ndarray) -> np.ndarray:
         """Rows as the decoder wants them: see `read`."""

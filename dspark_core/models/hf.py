@@ -16,6 +16,7 @@ from dspark_core.models.config import DecoderConfig, Family, RopeScaling
 from dspark_core.models.gemma_hf import gemma_decoder_config
 from dspark_core.models.metadata import Metadata, naming_file
 from dspark_core.models.tensor_files import open_tensors
+from dspark_core.models.tensor_source import checked_finite
 
 ARCHITECTURES = {
     "LlamaForCausalLM": Family.LLAMA,
@@ -147,9 +148,9 @@ class HfTensors:
         try:
             with open_tensors(self._files[name]) as file:
                 tensor: Tensor = file.get_tensor(self._stored_names[name])
-                return tensor
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self.describe(name)}: cannot be read: {error}") from error
+        return checked_finite(self, name, tensor)
 
     def read_start(self, name: str, values: int) -> Tensor:
         """The first values of the flattened tensor, without reading the others."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from dspark_core.errors import CheckpointError
@@ -24,7 +26,7 @@ class TensorSource(Protocol):
         ...
 
     def read(self, name: str) -> Tensor:
-        """Raises CheckpointError when the data cannot be read."""
+        """Raises CheckpointError when the data cannot be read or are no finite numbers."""
         ...
 
 
@@ -34,6 +36,15 @@ class WeightSource(TensorSource, Protocol):
     def read_quantized(self, name: str) -> QuantizedRows | None:
         """The matrix in the blocks the file holds, where the kernels compute with them; else None."""
         ...
+
+
+def checked_finite(source: TensorSource, name: str, values: Tensor) -> Tensor:
+    """`values` of the tensor: all of them, or the scales of its blocks. Raises CheckpointError where one is
+    infinite or no number, as of a damaged file: every answer would be made of noise, without any error."""
+    # A sum meets each of them in one pass over memory; no weights add up to more than float32 holds.
+    if values.is_floating_point() and not math.isfinite(values.sum(dtype=torch.float32)):
+        raise CheckpointError(f"{source.describe(name)}: holds values that are infinite or no numbers")
+    return values
 
 
 def check_shapes(

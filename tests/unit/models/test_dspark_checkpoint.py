@@ -170,6 +170,7 @@ def test_a_wrong_field_is_named_with_its_value(
         ({"embed_tokens.weight": torch.zeros(60, 16)}, ["embed_tokens.weight", "[60, 16]", "[50, 16]"]),
         ({"layers.2.mlp.up_proj.weight": torch.zeros(24, 16)}, ["layers.2.mlp.up_proj.weight", "unexpected"]),
         ({"norm.weight": torch.zeros(16, dtype=torch.int64)}, ["norm.weight", "int64"]),
+        ({"norm.weight": torch.tensor([1.0] * 15 + [torch.nan])}, ["norm.weight", "infinite or no numbers"]),
         ({"draft_vocab_ids": torch.arange(6) + 45}, ["draft_vocab_ids", "50"]),
         ({"draft_vocab_ids": torch.zeros(6, dtype=torch.int32)}, ["draft_vocab_ids", "repeat"]),
         ({"draft_vocab_ids": torch.zeros(6)}, ["draft_vocab_ids", "float32"]),

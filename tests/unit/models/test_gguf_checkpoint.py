@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType
+from gguf import GGMLQuantizationType, GGUFReader
 
 from dspark_core.errors import CheckpointError
 from dspark_core.models.gguf import GgufCheckpoint
@@ -159,6 +159,23 @@ def test_tensors_that_do_not_fit_are_named(changes: dict[str, Any], message: str
     tensors = {name: values for name, values in (gguf_tensors(model) | changes).items() if values is not None}
     path = write_gguf(tmp_path / "m.gguf", model.config, tensors)
     assert f"{path}: {message}" in load_error(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "kind", [GGMLQuantizationType.F32, GGMLQuantizationType.Q4_1, GGMLQuantizationType.Q8_0]
+)
+def test_weights_that_are_no_finite_numbers_are_named(kind: Any, dtype: torch.dtype, tmp_path: Path) -> None:
+    """In bfloat16 the kernels compute with quantised ones as they are: their scales tell."""
+    model = llama()
+    path = write_gguf(tmp_path / "m.gguf", model.config, gguf_tensors(model), matrices=kind)
+    tensor = next(t for t in GGUFReader(path).tensors if t.name == "blk.1.ffn_down.weight")
+    not_a_number = np.array([np.nan], np.float32 if kind is GGMLQuantizationType.F32 else np.float16)
+    damaged = bytearray(path.read_bytes())
+    damaged[tensor.data_offset : tensor.data_offset + not_a_number.nbytes] = not_a_number.tobytes()
+    path.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match=r"blk\.1\.ffn_down\.weight: holds values that are infinite"):
+        load_target(str(path), dtype)
 
 
 @pytest.mark.parametrize("keep", [0, 3, 40, 400, -2000])

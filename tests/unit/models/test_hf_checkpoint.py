@@ -44,6 +44,16 @@ def edit_tensors(directory: Path, **changes: Any) -> None:
     save_file({name: value for name, value in tensors.items() if value is not ...}, path)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_no_finite_numbers_are_named(directory: Path, value: float) -> None:
+    """As a damaged file has them: every answer would be noise, and no error would tell."""
+    name = "model.layers.1.mlp.up_proj.weight"
+    damaged = load_file(directory / "model.safetensors")[name].clone()
+    damaged[3, 7] = value
+    edit_tensors(directory, **{name: damaged})
+    assert f"{name}: holds values that are infinite or no numbers" in load_error(directory)
+
+
 @pytest.mark.parametrize("kind", ["rope_type", "type"])
 def test_rope_settings_of_older_configs_are_understood(directory: Path, kind: str) -> None:
     scaling = {name: value for name, value in LLAMA3_ROPE.items() if name not in ("rope_type", "rope_theta")}
