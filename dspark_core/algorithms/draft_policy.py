@@ -127,11 +127,13 @@ class _Sequence:
 
 @dataclass(slots=True)
 class DraftPolicy:
-    """Feed it every round by `learn`; `choose` is asked before each round."""
+    """Feed it every round by `learn`; `choose` is asked before a round, not necessarily before each."""
 
     _groups: dict[str, _Group] = field(default_factory=dict)
     _sequences: dict[str, _Sequence] = field(default_factory=dict)
     _round: int = 0
+    _unasked: int = 0
+    """Rounds that ended since the last choice."""
 
     def state(self, sequence_id: str) -> DraftState | None:
         """None: not known (any more)."""
@@ -154,11 +156,12 @@ class DraftPolicy:
     ) -> tuple[bool, ...]:
         """Whether to draft for each, this round. `price`: of drafter time to others, see `draft_price`."""
         members = [self._member(candidate) for candidate in candidates]
-        self._round += 1
+        elapsed, self._unasked = max(self._unasked, 1), 0
+        self._round += elapsed
         looked_up: Sequence[bool] = [bool(candidate.lookup_survival) for candidate in candidates]
         worthy: Sequence[bool] = (False,) * len(members)
         looks = any(candidate.draftable for candidate in candidates)
-        if looks and (self._round % LOOK_ROUNDS == 0 or not _rests(candidates, members)):
+        if looks and (self._round % LOOK_ROUNDS < elapsed or not _rests(candidates, members)):
             gains, verified = self._expected(members)
             looked_up = self._looked_up(candidates, members, gains, verified, round_time, price)
             if not all(looked_up):
@@ -170,11 +173,11 @@ class DraftPolicy:
         ]
         for name, count in Counter(paused).items():
             group = self._groups[name]
-            group.wait = max(group.wait - 1, 0)
+            group.wait = max(group.wait - elapsed, 0)
             share = 2 if group.hopeful else PROBED_SHARE
             group.probes_left = max(count // share, 1) if group.wait == 0 else 0
         for candidate, member, worth, free in zip(candidates, members, worthy, looked_up, strict=True):
-            member.asked = candidate.draftable and not free and self._advance(member, worth)
+            member.asked = candidate.draftable and not free and self._advance(member, worth, elapsed)
         return tuple([member.asked for member in members])
 
     def prospects(self, candidates: Sequence[DraftCandidate]) -> tuple[Floats, Floats]:
@@ -195,6 +198,7 @@ class DraftPolicy:
 
     def learn(self, requests: Sequence[RequestSurvival]) -> None:
         """What the drafts of a round brought; requests without a draft teach nothing."""
+        self._unasked += bool(requests)
         for request in requests:
             member = self._sequences.get(request.sequence_id)
             if member is None or not request.drafted:
@@ -291,16 +295,15 @@ class DraftPolicy:
         ).tolist()
         return better
 
-    def _advance(self, member: _Sequence, worth: bool) -> bool:
-        """One step of the state machine -> whether to draft."""
+    def _advance(self, member: _Sequence, worth: bool, elapsed: int) -> bool:
+        """One step of the state machine, so many rounds after the last -> whether to draft."""
         group = self._groups[member.group]
         if member.state is _DRAFTING:
             member.unworthy_rounds = 0 if worth else member.unworthy_rounds + 1
             if member.unworthy_rounds >= PATIENCE:
                 self._pause(member, group)
         elif member.state is _PAUSED:
-            if member.wait > 0:
-                member.wait -= 1
+            member.wait = max(member.wait - elapsed, 0)
             if not worth:
                 if member.wait > 0 or group.probes_left <= 0:
                     return False

@@ -15,8 +15,10 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+FIRST_ROUNDS = 32
+"""That look up before plain ones are tried for the first time: nothing is known yet."""
 KEPT_ROUNDS, MAX_KEPT_ROUNDS = 128, 1024
-"""Rounds in one way before the other is tried: at first, and at most, doubling while it is not better."""
+"""Rounds in one way until the other is tried: after a change, and at most, doubling while it is no better."""
 TRIED_ROUNDS = 6
 RECENT_ROUNDS = 64
 """Of the way that is kept, with which those of a trial are compared."""
@@ -47,7 +49,7 @@ class _Rounds:
     kept: bool = True
     """Whether the way that is kept is looking up."""
     trying: bool = False
-    left: int = KEPT_ROUNDS
+    left: int = FIRST_ROUNDS
     patience: int = KEPT_ROUNDS
     recent: deque[_Round] = field(default_factory=lambda: deque(maxlen=RECENT_ROUNDS))
     tried: list[_Round] = field(default_factory=list)

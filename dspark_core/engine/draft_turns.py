@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dspark_core.algorithms.prefix_scheduler import survival_from_confidence
@@ -25,9 +25,9 @@ FIRST_REST_ROUNDS, MAX_REST_ROUNDS = 256, 4096
 and at most, doubling."""
 ALL, IN_TURNS = 1, 2
 """Cohorts."""
-PREFERRED_ROUNDS = 4
-"""So many rounds in a row a lone request is left with looked-up tokens that promise as much as those that the
-planner preferred to a draft, without asking it: that took 2 % of a small model's round."""
+LEFT_ROUNDS = 4
+"""So many rounds in a row those whom the planner left without drafts are left so, without asking it, while
+they are the same and what is looked up for each promises as much: asking took 1 to 2 % of a small round."""
 
 
 @dataclass(slots=True, eq=False)
@@ -42,23 +42,23 @@ class _Asked:
 
 
 @dataclass(slots=True)
-class _Preferred:
-    """Looked-up tokens of a lone request that the planner left it with."""
+class _Left:
+    """Whom the planner left without drafts, all of them."""
 
-    sequence_id: str
-    promise: float
-    rounds_left: int = PREFERRED_ROUNDS
+    promises: dict[str, float]
+    """Of each one's looked-up tokens, by sequence id."""
+    rounds_left: int = LEFT_ROUNDS
 
-    @classmethod
-    def of(cls, block: DraftBlock) -> _Preferred:
-        return cls(block.sequence_id, sum(survival_from_confidence(block.confidences)))
-
-    def covers(self, block: DraftBlock) -> bool:
+    def covers(self, promises: Mapping[str, float]) -> bool:
         return (
             self.rounds_left > 0
-            and block.sequence_id == self.sequence_id
-            and sum(survival_from_confidence(block.confidences)) >= self.promise
+            and promises.keys() == self.promises.keys()
+            and all(promise >= self.promises[name] for name, promise in promises.items())
         )
+
+
+def _promise(block: DraftBlock | None) -> float:
+    return 0.0 if block is None else sum(survival_from_confidence(block.confidences))
 
 
 class DraftTurns:
@@ -83,7 +83,7 @@ class DraftTurns:
         """Of each sequence that decodes, while there are two."""
         self._turn = 0
         self._asked: list[_Asked] = []
-        self._preferred: _Preferred | None = None
+        self._left: _Left | None = None
         self.cohorts = ALL
 
     def take(self, decoding: Sequence[SequenceState]) -> tuple[list[SequenceState], DraftRound]:
@@ -179,13 +179,14 @@ class DraftTurns:
         lookups = self._lookup.propose(sequences) if self._lookup else {}
         if self._drafting is None or not sequences:
             return lookups, []
-        alone = lookups.get(sequences[0].sequence_id) if len(sequences) == 1 else None
-        if alone is not None and self._preferred is not None and self._preferred.covers(alone):
-            self._preferred.rounds_left -= 1
+        promises = {s.sequence_id: _promise(lookups.get(s.sequence_id)) for s in sequences}
+        if self._left is not None and self._left.covers(promises):
+            self._left.rounds_left -= 1
             return lookups, []
         candidates = draft_candidates(sequences, self._drafting.block_size, lookups)
         wanted = self._planner.wants_draft(candidates)
-        self._preferred = None if alone is None or any(wanted) else _Preferred.of(alone)
+        floors = any(s.request.min_tokens_per_second for s in sequences)
+        self._left = None if floors or any(wanted) else _Left(promises)
         return lookups, [s for s, wants in zip(sequences, wanted, strict=True) if wants]
 
     def _proposed(self, members: Sequence[SequenceState]) -> DraftRound:

@@ -118,7 +118,7 @@ class DraftSource(Protocol):
 class PlanSource(Protocol):
     """Chooses for whom to draft and how much to verify. In each round: `wants_draft`, `plan`, `report`; where
     two cohorts take turns, a round is one cohort's, and its `wants_draft` follows its round before. Not in
-    every round of a lone request that was left with looked-up tokens (`DraftTurns`)."""
+    every round of requests that were all left without drafts (`DraftTurns`)."""
 
     def cohorts(self, candidates: Sequence[DraftCandidate], given: int | None) -> int:
         """Whether rounds are of everybody (1) or of one of two cohorts (2) until it is asked again, about

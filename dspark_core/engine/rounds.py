@@ -234,14 +234,15 @@ class RoundLoop:
         """Scheduled draft prefixes, and the survival estimates they were planned from."""
         blocks = [drafts.blocks.get(s.sequence_id) or NO_BLOCK for s in decoding]
         survival = [self._survival(s, block) for s, block in zip(decoding, blocks, strict=True)]
-        shares = within_batch([len(row) for row in survival], self._draft_room(len(decoding)))
-        shares = within_pages(decoding, shares, self._manager)
-        survival = [row[:share] for row, share in zip(survival, shares, strict=True)]
+        if any(survival):
+            shares = within_batch([len(row) for row in survival], self._draft_room(len(decoding)))
+            shares = within_pages(decoding, shares, self._manager)
+            survival = [row[:share] for row, share in zip(survival, shares, strict=True)]
         origins = [block.origin for block in blocks]
         lengths = self._planner.plan(plan_requests(decoding, survival, origins)) if decoding else ()
         proposals = []
         for sequence, block, length in zip(decoding, blocks, lengths, strict=True):
-            if not sequence.reserve(self._manager, len(sequence.tokens) + length):
+            if length and not sequence.reserve(self._manager, len(sequence.tokens) + length):
                 raise AssertionError("a plan needs more pages than there were")
             proposals.append(Proposal(sequence, block, length))
         return proposals, survival
@@ -253,6 +254,8 @@ class RoundLoop:
 
     def _survival(self, sequence: SequenceState, block: DraftBlock) -> list[float]:
         count = len(block.token_ids)
+        if not count:
+            return []
         confidences = block.confidences or (UNKNOWN_CONFIDENCE,) * count
         limit = draft_limit(sequence, count)
         # Of others, how much is verified must not depend on the tokens themselves (the causal barrier).

@@ -97,6 +97,17 @@ def test_a_losing_request_is_paused_then_probed_ever_more_rarely():
     assert sum(drafted) <= PATIENCE + 1 + PROBE_ROUNDS * (len(starts) + 1)
 
 
+def test_rounds_that_nobody_asked_about_count_as_waiting():
+    policies = DraftPolicy(), DraftPolicy()
+    for policy in policies:
+        play(policy, 100, **POOR)
+        assert policy.state("a") is DraftState.PAUSED
+    for _ in range(100):
+        policies[1].learn([told("a", (), 0)])
+    waits = [play(policy, MAX_BACKOFF + 1, **POOR).index(True) for policy in policies]
+    assert waits[1] == max(waits[0] - 99, 0)
+
+
 def test_a_request_that_became_good_is_drafted_for_again_and_its_backoff_reset():
     policy = DraftPolicy()
     play(policy, 60, **POOR)

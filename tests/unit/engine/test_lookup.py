@@ -119,8 +119,8 @@ class Refusing(Reports):
 def test_what_is_never_verified_is_looked_up_rarely_until_it_is() -> None:
     planner = Refusing()
     loop = loop_of(planner)
-    for name, prompt in repetitive().items():
-        loop.submit(request(name, prompt, 200))
+    name, prompt = next(iter(repetitive().items()))  # of one alone: for several, times of rounds decide too
+    loop.submit(request(name, prompt, 200))
     for _ in range(80):
         loop.step()
     looked = [any(r.survival for r in report.requests) for report in planner.reports]

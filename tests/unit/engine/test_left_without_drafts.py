@@ -1,12 +1,13 @@
-"""A lone request that is left with what was looked up for it: the planner is not asked in every round."""
+"""Requests that are left without drafts, or with what was looked up, are not asked about in every round."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 from dspark_core.algorithms.draft_policy import DraftCandidate
-from dspark_core.engine.draft_turns import PREFERRED_ROUNDS, DraftTurns
+from dspark_core.engine.draft_turns import LEFT_ROUNDS, DraftTurns
 from dspark_core.engine.drafting import NO_DRAFTS
 from dspark_core.engine.planning import FullPlanSource
 from dspark_core.engine.protocols import DraftBlock
@@ -20,10 +21,12 @@ class Asked(FullPlanSource):
 
     def __init__(self) -> None:
         self.questions = 0
+        self.least = 1.0
+        """Tokens that have to be promised by what is looked up, or there is a draft."""
 
     def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
         self.questions += 1
-        return tuple(sum(candidate.lookup_survival) < 1.0 for candidate in candidates)
+        return tuple(sum(candidate.lookup_survival) < self.least for candidate in candidates)
 
 
 class Round:
@@ -46,10 +49,13 @@ class Round:
         self.drafted += len(wanted)
         return NO_DRAFTS
 
-    def go(self, names: str, confidences: tuple[float, ...]) -> int:
+    def go(self, names: str, confidences: tuple[float, ...], floor: float | None = None) -> int:
         """-> how often the planner was asked."""
         before, self.confidences = self.planner.questions, confidences
-        members = [SequenceState(request(name, [1, 2]), order, 0, 99) for order, name in enumerate(names)]
+        members = [
+            SequenceState(replace(request(name, [1, 2]), min_tokens_per_second=floor), order, 0, 99)
+            for order, name in enumerate(names)
+        ]
         taken, drafts = self._turns.take(members)
         assert taken == members
         assert set(drafts.blocks) == (set(names) if confidences else set())
@@ -58,8 +64,8 @@ class Round:
 
 def test_equal_promises_are_asked_about_once_in_some_rounds() -> None:
     rounds = Round()
-    asked = [rounds.go("a", (0.9, 0.9 + 0.001 * n)) for n in range(3 * (PREFERRED_ROUNDS + 1))]
-    assert asked == [1, *(0,) * PREFERRED_ROUNDS] * 3
+    asked = [rounds.go("a", (0.9, 0.9 + 0.001 * n)) for n in range(3 * (LEFT_ROUNDS + 1))]
+    assert asked == [1, *(0,) * LEFT_ROUNDS] * 3
     assert rounds.drafted == 0
 
 
@@ -74,8 +80,19 @@ def test_what_promises_less_or_is_another_requests_is_asked_about_at_once() -> N
     assert rounds.go("b", (0.9, 0.9)) == 1
 
 
-def test_who_was_drafted_for_or_is_not_alone_is_asked_about_in_every_round() -> None:
+def test_several_who_are_left_without_drafts_are_asked_about_once_in_some_rounds() -> None:
+    rounds = Round()
+    rounds.planner.least = 0.0
+    assert [rounds.go("ab", ()) for _ in range(2 * (LEFT_ROUNDS + 1))] == [1, *(0,) * LEFT_ROUNDS] * 2
+    assert rounds.go("ab", (0.9,)) == 1  # its turn
+    assert rounds.go("ab", (0.8,)) == 1  # for whom less was looked up
+    assert rounds.go("abc", (0.8,)) == 1
+    assert rounds.go("bc", (0.8,)) == 1
+    assert rounds.drafted == 0
+
+
+def test_who_was_drafted_for_or_was_promised_a_speed_is_asked_about_in_every_round() -> None:
     rounds = Round()
     assert [rounds.go("a", (0.4, 0.4)) for _ in range(3)] == [1, 1, 1]
     assert rounds.drafted == 3
-    assert [rounds.go("ab", (0.9, 0.9)) for _ in range(3)] == [1, 1, 1]
+    assert [rounds.go("ab", (0.9, 0.9), floor=9.0) for _ in range(3)] == [1, 1, 1]
