@@ -1,12 +1,13 @@
 """uvicorn's HTTP connection with bounds on what it does not bound: how long a request's head may take to
 arrive, how large it may be, and how long the rest of a body may take that nobody waits for any more.
-Bodies that are read have their own (`http_body.py`).
+Bodies that are read have their own (`http_body.py`). Offers to go on in another protocol are declined.
 """
 
 from __future__ import annotations
 
 import asyncio
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_TIMEOUT_SECONDS = 30.0
@@ -24,6 +25,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     _head_timer: asyncio.TimerHandle | None = None
     _in_body = False
     _rest_timer: asyncio.TimerHandle | None = None
+    _offered = False
+    """Another protocol, in the head that was read last."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -36,12 +39,40 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         began_before = self._in_head
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._read(data)
+        except httptools.HttpParserError:
+            message = "Invalid HTTP request received."
+            self.logger.warning(message)
+            self.send_400_response(message)
+            return
         if began_before and self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._head_ends()
                 self.send_400_response(f"The request's headers are larger than {MAX_HEAD_BYTES} bytes.")
+
+    def _read(self, data: bytes) -> None:
+        """A client that offers HTTP/2 (Java's does in every first request) or WebSockets goes on in HTTP/1.1
+        when the offer is passed over, as nothing else is spoken here. httptools takes what follows such a
+        head for the other protocol's, a body too: it is given the head once more, without the offer."""
+        rest = memoryview(data)
+        while rest:
+            try:
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as end_of_head:
+                if not self._offered:
+                    return
+                rest = rest[end_of_head.args[0] :]
+                self.parser.feed_data(self._head_without_offer())
+
+    def _head_without_offer(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join(lines) + b"\r\n\r\n"
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -50,10 +81,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_ends()
+        # httptools says the same of CONNECT, which offers nothing.
+        self._offered = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+        if self._offered:
+            return
         self._in_body = True
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
+        if self._offered:
+            return
         self._body_ends()
         super().on_message_complete()
 

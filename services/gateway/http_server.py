@@ -52,6 +52,7 @@ class HttpServer:
             self._answer,
             interface="asgi3",
             http=BoundedHttpProtocol,
+            ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -3,6 +3,8 @@
 import asyncio
 import json
 
+import pytest
+
 from services.gateway import http_protocol
 from tests.integration.gateway.conftest import MODEL, RunningGateway, Serve
 from tests.support.fake_generation import FakeBackend
@@ -79,4 +81,37 @@ async def test_a_part_of_a_next_request_does_not_cut_the_answer_before_it(serve:
     await asyncio.sleep(0.5)
     backend.release.set()
     assert b"[DONE]" in await until_closed(reader)  # and then it is too late for the next one
+    writer.close()
+
+
+@pytest.mark.parametrize("offer", [b"h2c", b"websocket"])
+@pytest.mark.parametrize("pieces", [1, 5])
+async def test_an_offer_of_another_protocol_is_passed_over(serve: Serve, offer, pieces) -> None:
+    """Java's client offers HTTP/2 in every first request, and its body comes behind the head as ever."""
+    reader, writer = await connect(await serve(FakeBackend("ok")))
+    body = json.dumps({"model": MODEL, "prompt": "x", "max_tokens": 2}).encode()
+    offered = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: %b\r\n"
+        b"HTTP2-Settings: AAEAAEAAAAIAAAAA\r\nContent-Type: application/json\r\n" % offer
+    )
+    framed = [
+        offered + b"Content-Length: %d\r\n\r\n%b" % (len(body), body),
+        offered + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body),
+        GET + b"Connection: close\r\n\r\n",
+    ]
+    sent = b"".join(framed)
+    length = -(-len(sent) // pieces)
+    for start in range(0, len(sent), length):
+        writer.write(sent[start : start + length])
+        await asyncio.sleep(0.02)
+    answers = await until_closed(reader)
+    assert answers.count(b"HTTP/1.1 200 OK") == 3
+    assert answers.count(b'"text":"ok"') == 2
+    writer.close()
+
+
+async def test_connect_is_no_offer(serve: Serve) -> None:
+    reader, writer = await connect(await serve(FakeBackend()))
+    writer.write(b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+    assert (await until_closed(reader)).startswith(b"HTTP/1.1 400 ")
     writer.close()
