@@ -62,8 +62,9 @@ class CompletionUseCase(Protocol[_Body]):
 def create_app(gateway: Gateway, *, ready: Callable[[], bool]) -> FastAPI:
     """ready: whether new requests can be served; `/readyz` says so too."""
     # The API is OpenAI's and documented there; FastAPI's own pages would load foreign scripts.
-    app = FastAPI(title="DSpark gateway", openapi_url=None)
-    install_error_handlers(app)
+    # No redirects: what is at https://api.example.org outside would be sent to http://api.example.org.
+    app = FastAPI(title="DSpark gateway", openapi_url=None, redirect_slashes=False)
+    install_error_handlers(app, (_CHAT, _COMPLETIONS, _MODELS))
     app.include_router(_openai_routes(gateway))
     app.include_router(_operator_routes(gateway, ready))
     if gateway.cors_origins:

@@ -164,15 +164,21 @@ def _shown(value: object) -> str:
     return shortened(repr(value), _MOST_SHOWN)
 
 
-def install_error_handlers(app: FastAPI) -> None:
+def install_error_handlers(app: FastAPI, api_paths: Sequence[str]) -> None:
+    """api_paths: what to call instead of a path that is not there."""
+
     async def project_error(_: Request, error: Exception) -> JSONResponse:
         return error_answer(error).response()
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         if not isinstance(error, HTTPException):
             raise TypeError(f"expected an HTTPException, got {error!r}")
-        message = f"{request.method} {request.url.path}: {error.detail}"
-        answer = ErrorAnswer(status=error.status_code, message=message, type="invalid_request_error")
+        message, code = f"{request.method} {request.url.path}: {error.detail}", None
+        if error.status_code == 404:  # mostly another API of OpenAI's, or a base URL without its /v1
+            message, code = f"{message}; served are {', '.join(api_paths)}", "unknown_url"
+        answer = ErrorAnswer(
+            status=error.status_code, message=message, type="invalid_request_error", code=code
+        )
         response = answer.response()
         response.headers.update(error.headers or {})  # 405 names what is allowed
         return response

@@ -213,13 +213,23 @@ async def test_a_request_past_its_deadline_is_a_timeout(serve: Serve) -> None:
     assert backend.running == 0
 
 
-async def test_unknown_paths_and_methods_answer_in_the_same_shape(serve: Serve) -> None:
+async def test_unknown_methods_answer_in_the_same_shape(serve: Serve) -> None:
     running = await serve(FakeBackend())
-    assert (await running.client.get("/v1/nothing")).json()["error"]["message"].startswith("GET /v1/nothing")
     wrong_method = await running.client.get("/v1/chat/completions")
     assert wrong_method.status_code == 405
     assert wrong_method.json()["error"]["type"] == "invalid_request_error"
     assert wrong_method.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/chat/completions", "/v1/chat/completions/"])
+async def test_a_path_that_is_not_there_is_told_from_those_that_are(serve: Serve, path) -> None:
+    response = await (await serve(FakeBackend())).client.post(path, json=CHAT)
+    assert response.status_code == 404
+    error = response.json()["error"]
+    assert error["message"] == (
+        f"POST {path}: Not Found; served are /v1/chat/completions, /v1/completions, /v1/models"
+    )
+    assert (error["code"], error["type"]) == ("unknown_url", "invalid_request_error")
 
 
 async def test_api_keys_are_asked_for_where_they_are_configured(serve: Serve) -> None:
