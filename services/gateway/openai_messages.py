@@ -49,6 +49,8 @@ class ChatMessageBody(BaseModel):
     reasoning_content: None = None
     parsed: Any = None
     """Of `openai`'s helpers: the content once more, as an object."""
+    provider_specific_fields: Any = None
+    """Of LiteLLM: what it found in the answer and has no place for, which is the empty refusal."""
 
     def to_record(self, place: str) -> ChatMessage:
         """Raises InvalidRequestError. place: of the message in the request's body."""

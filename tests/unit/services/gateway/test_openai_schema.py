@@ -59,6 +59,12 @@ def test_all_supported_chat_fields_arrive() -> None:
     )
 
 
+def test_what_clients_add_to_answers_they_send_back_says_nothing_new() -> None:
+    answer = {"role": "assistant", "content": "c"}
+    for added in ({"parsed": {"a": 1}}, {"provider_specific_fields": {"refusal": None}}):
+        assert chat(messages=[{**answer, **added}]).prompt == chat(messages=[answer]).prompt
+
+
 def test_fields_that_ask_for_nothing_are_accepted() -> None:
     request = chat(
         n=1,
