@@ -37,7 +37,7 @@ def run_process(service: str, run: Run, environ: Mapping[str, str] = os.environ)
     It leaves without the interpreter's own teardown. By then all is closed, flushed and sent; what is
     left to destroy are gRPC's and torch's threads, and waiting for those can hang (grpc/grpc#22365).
     """
-    faulthandler.register(STACKS_SIGNAL)
+    print_stacks_when_asked()
     if PARENT in environ:
         end_with_parent(int(environ[PARENT]))
     code = _run(service, run, environ)
@@ -46,6 +46,16 @@ def run_process(service: str, run: Run, environ: Mapping[str, str] = os.environ)
         with contextlib.suppress(OSError):  # whoever read it has gone
             stream.flush()
     os._exit(code)
+
+
+def print_stacks_when_asked() -> None:
+    """The main thread's stack at once, wherever it hangs; those of all when it next runs Python.
+
+    While others run Python their stacks cannot be read: frames that are freed meanwhile end the process with
+    a segmentation fault.
+    """
+    signal.signal(STACKS_SIGNAL, lambda *_: faulthandler.dump_traceback())
+    faulthandler.register(STACKS_SIGNAL, all_threads=False, chain=True)
 
 
 def end_with_parent(parent_pid: int) -> None:

@@ -1,9 +1,11 @@
 """How a service process ends: its exit code, what it says, and that nothing can hold it up."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -47,23 +49,64 @@ def test_anything_else_is_a_traceback_and_code_1() -> None:
     assert "RuntimeError: surprise" in result.stderr
 
 
-@pytest.fixture
-def hanging() -> Iterator[subprocess.Popen[str]]:
-    body = 'print("here", flush=True); await asyncio.Event().wait()'
+@contextlib.contextmanager
+def running(body: str) -> Iterator[subprocess.Popen[str]]:
+    """Once it has said that it is here."""
     process = subprocess.Popen(script(body), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    yield process
-    process.kill()
-    process.communicate()
+    limit = threading.Timer(30, process.kill)  # or what is waited for in vain is waited for for ever
+    limit.start()
+    try:
+        assert process.stdout
+        assert process.stdout.readline() == "here\n"
+        yield process
+    finally:
+        limit.cancel()
+        process.kill()
+        process.communicate()
 
 
-def test_a_process_that_hangs_tells_where(hanging: subprocess.Popen[str]) -> None:
-    assert hanging.stdout
-    assert hanging.stderr
-    assert hanging.stdout.readline() == "here\n"
-    hanging.send_signal(signal.SIGUSR1)
-    lines = iter(hanging.stderr.readline, "")
-    assert any("run_until_complete" in line for line in lines)
-    assert hanging.poll() is None
+def wait_for_stacks(process: subprocess.Popen[str]) -> None:
+    assert process.stderr
+    assert any("run_until_complete" in line for line in iter(process.stderr.readline, ""))
+
+
+def test_a_process_that_hangs_tells_where() -> None:
+    with running('print("here", flush=True); await asyncio.Event().wait()') as hanging:
+        hanging.send_signal(signal.SIGUSR1)
+        wait_for_stacks(hanging)
+        assert hanging.poll() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere another thread may get the signal")
+def test_a_main_thread_that_runs_no_python_tells_where_too() -> None:
+    sleep = "import ctypes; print('here', flush=True); ctypes.PyDLL(None).sleep(60)"  # and keeps the GIL
+    with running(sleep) as hanging:
+        hanging.send_signal(signal.SIGUSR1)
+        wait_for_stacks(hanging)
+
+
+BUSY = """
+    import random, sys
+    sys.setswitchinterval(1e-4)
+    def deep(n): return n if n == 0 else deep(n - 1) + 1
+    def work():
+        while True:
+            deep(random.randrange(400))
+            exec("def once(n): return n if n == 0 else once(n - 1) + 1\\nonce(60)", {{}})
+    for _ in range(2): threading.Thread(target=work, daemon=True).start()
+    print("here", flush=True)
+    while True:
+        await asyncio.sleep(0.001)
+        deep(50)
+"""
+
+
+def test_a_process_whose_threads_are_busy_survives_telling_where() -> None:
+    with running(BUSY.strip().format()) as busy:
+        for _ in range(200):
+            busy.send_signal(signal.SIGUSR1)
+            wait_for_stacks(busy)
+        assert busy.poll() is None
 
 
 CHILD = """
