@@ -13,6 +13,8 @@ from typing import Any
 
 import grpc.aio
 from dspark_proto.v1 import drafter_pb2, drafter_pb2_grpc
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, get_current_span
 
 from dspark_core.engine.context_draft_engine import ContextDraftEngine
 from dspark_core.engine.protocols import DraftBlock, DraftItem
@@ -102,7 +104,13 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
     async def _propose(
         self, items: Sequence[DraftItem], released: Sequence[str], session: _Session
     ) -> tuple[list[drafter_pb2.DraftBlock], float]:
-        with self._tracer.start_as_current_span("draft", attributes={"requests": len(items)}):
+        with self._tracer.start_as_current_span(
+            "draft",
+            # A trace of its own: a stream lasts for hours, and one that held all its passes would, too.
+            context=Context(),
+            links=[Link(get_current_span().get_span_context())],
+            attributes={"requests": len(items)},
+        ):
             # The executor's queue keeps what was cancelled: not with its features, which are large.
             given = [items]
             proposing = self._worker.submit(lambda: self._pass(given.pop(), released, session))

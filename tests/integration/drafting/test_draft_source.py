@@ -50,8 +50,10 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @asynccontextmanager
-async def drafter_server(engine: ContextDraftEngine, port: int = 0) -> AsyncIterator[GrpcServer]:
-    telemetry = Telemetry(service="drafter")
+async def drafter_server(
+    engine: ContextDraftEngine, port: int = 0, telemetry: Telemetry | None = None
+) -> AsyncIterator[GrpcServer]:
+    telemetry = telemetry or Telemetry(service="drafter")
     servicer = DrafterServicer(engine, telemetry, "drafter-of-the-test")
     server = GrpcServer(ServerOptions(port=port, host="127.0.0.1"), [servicer.register], telemetry)
     await server.start()
