@@ -33,9 +33,8 @@ from services.gateway.tiers import FLOOR_HEADER, Caller, floor_from_header
 _Body = TypeVar("_Body", bound=AnyCompletionBody)
 
 _CHAT, _COMPLETIONS, _MODELS = "/v1/chat/completions", "/v1/completions", "/v1/models"
-_ROUTES = frozenset(
-    {"/", "/healthz", "/readyz", "/health", "/version", "/metrics", _CHAT, _COMPLETIONS, _MODELS}
-)
+_PROBES = frozenset({"/healthz", "/readyz", "/health", "/metrics"})
+_ROUTES = _PROBES | {"/", "/version", _CHAT, _COMPLETIONS, _MODELS}
 _READ = ["GET", "HEAD"]
 
 # The page loads nothing from anywhere; its own script and style are inline.
@@ -76,7 +75,11 @@ def create_app(gateway: Gateway, *, ready: Callable[[], bool]) -> FastAPI:
             expose_headers=["X-Request-Id", "Retry-After"],
         )
     app.add_middleware(
-        ObserveRequests, tracer=gateway.telemetry.tracer, metrics=gateway.metrics, routes=_ROUTES
+        ObserveRequests,
+        tracer=gateway.telemetry.tracer,
+        metrics=gateway.metrics,
+        routes=_ROUTES,
+        probes=_PROBES,
     )
     return app
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace import NoOpTracer, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -14,13 +14,21 @@ _OTHER = "other"
 
 class ObserveRequests:
     def __init__(
-        self, app: ASGIApp, *, tracer: Tracer, metrics: GatewayMetrics, routes: frozenset[str]
+        self,
+        app: ASGIApp,
+        *,
+        tracer: Tracer,
+        metrics: GatewayMetrics,
+        routes: frozenset[str],
+        probes: frozenset[str],
     ) -> None:
-        """routes: paths that get a label of their own; the rest of the world's share one."""
+        """routes: paths that get a label of their own; the rest of the world's share one. probes: those of
+        them that machines ask every few seconds, as they do gRPC's health: counted, but not traced."""
         self._app = app
         self._tracer = tracer
         self._metrics = metrics
         self._routes = routes
+        self._probes = probes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -36,7 +44,8 @@ class ObserveRequests:
             await send(message)
 
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        with self._tracer.start_as_current_span(
+        tracer = NoOpTracer() if route in self._probes else self._tracer
+        with tracer.start_as_current_span(
             f"{scope['method']} {route}",
             context=_PROPAGATOR.extract(headers),
             kind=SpanKind.SERVER,

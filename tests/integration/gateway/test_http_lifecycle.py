@@ -209,6 +209,8 @@ async def test_spans_continue_the_callers_trace_and_tell_what_speculation_did(se
     running = await serve(FakeBackend("abc"), telemetry=Telemetry(service="gateway", provider=provider))
     trace_id = "0af7651916cd43dd8448eb211c80319c"
     headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
+    for probe in ("/healthz", "/readyz", "/health", "/metrics"):  # asked every few seconds, and by nobody
+        await running.client.get(probe)
     for stream in (False, True):
         response = await running.client.post(
             "/v1/chat/completions", json={**CHAT, "stream": stream}, headers=headers
