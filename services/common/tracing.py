@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -48,6 +49,7 @@ class TracingLayer:
 class _ClientTracing:
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
+        self._ends: set[asyncio.Task[None]] = set()
 
     def _start(self, details: grpc.aio.ClientCallDetails) -> tuple[Span, grpc.aio.ClientCallDetails]:
         method = _text(details.method)
@@ -73,8 +75,13 @@ class _ClientTracing:
         except BaseException:
             span.end()
             raise
-        call.add_done_callback(lambda _: span.end())
+        call.add_done_callback(lambda _: self._stream_ended(span, call))
         return call
+
+    def _stream_ended(self, span: Span, call: grpc.aio.Call) -> None:
+        task = asyncio.ensure_future(_tell_end(span, call, time.time_ns()))
+        self._ends.add(task)  # the loop alone would let it be collected
+        task.add_done_callback(self._ends.discard)
 
 
 class TracingUnaryUnary(_ClientTracing, grpc.aio.UnaryUnaryClientInterceptor):
@@ -120,7 +127,7 @@ class TracingStreamStream(_ClientTracing, grpc.aio.StreamStreamClientInterceptor
 
 
 def tracing_interceptors(tracer: Tracer) -> Sequence[grpc.aio.ClientInterceptor]:
-    """For a channel. A stream's client span ends with the stream; its status is the server span's."""
+    """For a channel. A stream's client span ends with the stream."""
     return (TracingUnaryUnary(tracer), TracingUnaryStream(tracer), TracingStreamStream(tracer))
 
 
@@ -133,6 +140,13 @@ def _end(span: Span, code: grpc.StatusCode) -> None:
     span.set_attribute("rpc.grpc.status_code", code.value[0])
     if code is not grpc.StatusCode.OK:
         span.set_status(Status(StatusCode.ERROR, code.name))
+
+
+async def _tell_end(span: Span, call: grpc.aio.Call, ended_at: int) -> None:
+    try:
+        _end(span, await call.code())  # a server that was lost has no span to tell it
+    finally:
+        span.end(ended_at)
 
 
 def _text(method: str | bytes) -> str:

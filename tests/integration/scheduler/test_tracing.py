@@ -75,8 +75,18 @@ async def test_streams_are_traced_with_their_status(client: VerifierClient, span
     outer, inner = _by_start(spans)
     assert inner.parent is not None
     assert inner.parent.span_id == outer.context.span_id
-    assert inner.status.status_code is StatusCode.ERROR
-    assert (inner.attributes or {})["rpc.grpc.status_code"] == 14
+    for span in (outer, inner):  # a server that is killed tells nothing
+        assert span.status.status_code is StatusCode.ERROR
+        assert (span.attributes or {})["rpc.grpc.status_code"] == 14
+
+
+async def test_streams_that_end_well_are_traced_as_such(client: VerifierClient, spans: InMemorySpanExporter):
+    request = GenerateRequest(request_id="fine", prompt_token_ids=(1,))
+    await exhaust(client.generate(request, deadline_seconds=10))
+    await eventually(lambda: len(spans.get_finished_spans()) == 2)
+    for span in spans.get_finished_spans():
+        assert span.status.status_code is StatusCode.UNSET
+        assert (span.attributes or {})["rpc.grpc.status_code"] == 0
 
 
 async def test_a_cancelled_stream_ends_its_spans(client: VerifierClient, spans: InMemorySpanExporter):
