@@ -82,5 +82,7 @@ def _otlp_exporter(env: Env) -> SpanExporter:
         raise ConfigError(f"OTEL_EXPORTER_OTLP_PROTOCOL must be grpc, got {protocol!r}")
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
+    from services.common.span_export import OutageTellingExporter
+
     endpoint = next((value for name in _ENDPOINTS if (value := env.optional_text(name))), None)
-    return OTLPSpanExporter(endpoint=endpoint)
+    return OutageTellingExporter(OTLPSpanExporter(endpoint=endpoint))

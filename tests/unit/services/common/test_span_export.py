@@ -1,0 +1,56 @@
+"""A collector that is gone for hours is told once, not with every batch."""
+
+import logging
+from collections.abc import Iterator, Sequence
+
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from services.common.span_export import OutageTellingExporter
+
+OTLP = logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter")
+
+
+class Collector(SpanExporter):
+    """Takes spans or not, and talks as OTLP's exporter does."""
+
+    gone = True
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        if not self.gone:
+            return SpanExportResult.SUCCESS
+        OTLP.warning("Transient error, retrying")
+        OTLP.error("Failed to export traces to collector:4317, error code: UNAVAILABLE")
+        return SpanExportResult.FAILURE
+
+
+@pytest.fixture
+def collector() -> Collector:
+    return Collector()
+
+
+@pytest.fixture
+def exporter(collector: Collector) -> Iterator[OutageTellingExporter]:
+    exporter = OutageTellingExporter(collector)
+    yield exporter
+    exporter.shutdown()
+
+
+def test_an_outage_is_told_at_its_beginning_and_at_its_end(
+    collector: Collector, exporter: OutageTellingExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    lost = "Failed to export traces to collector:4317, error code: UNAVAILABLE"
+    for gone in (True, True, True, False, False, True, True):
+        collector.gone = gone
+        assert (exporter.export([]) is SpanExportResult.SUCCESS) is not gone
+    assert caplog.messages == [lost, "the collector takes spans again", lost]
+
+
+def test_the_log_is_left_as_it_was_when_it_ends(
+    collector: Collector, exporter: OutageTellingExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    exporter.shutdown()
+    collector.export([])
+    assert len(caplog.messages) == 2
