@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _TRACER_NAME = "dspark"
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_TIMEOUTS = ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,7 @@ class Telemetry:
 
     @classmethod
     def from_env(cls, service: str, environ: Mapping[str, str]) -> Telemetry:
-        """Raises ConfigError for exporters and protocols that are not supported."""
+        """Raises ConfigError for exporters and protocols that are not supported, timeouts that are none."""
         return cls(service=service, provider=_provider_from_env(service, Env(environ)))
 
     @property
@@ -80,6 +81,8 @@ def _otlp_exporter(env: Env) -> SpanExporter:
     protocol = env.text("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", env.text("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"))
     if protocol != "grpc":
         raise ConfigError(f"OTEL_EXPORTER_OTLP_PROTOCOL must be grpc, got {protocol!r}")
+    for name in _TIMEOUTS:  # which the exporter reads itself, and ends in a ValueError that names nothing
+        env.number(name, 0.0, minimum=0)
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
     from services.common.span_export import OutageTellingExporter

@@ -129,7 +129,7 @@ class GatewayConfig:
                 ),
                 max_context_tokens=env.optional_integer("DSPARK_MAX_CONTEXT_TOKENS", minimum=2),
             ),
-            api_keys=_listed(env.text("DSPARK_API_KEYS", "")),
+            api_keys=_keys(env.optional_text("DSPARK_API_KEYS")),
             tiers=tiers_from_text(env.text("DSPARK_TIERS", "")),
             tool_format=tool_format_of(env.text("DSPARK_TOOL_FORMAT", "auto"), "DSPARK_TOOL_FORMAT"),
             chat_template_kwargs=env.json_object("DSPARK_CHAT_TEMPLATE_KWARGS"),
@@ -149,6 +149,13 @@ def tool_format_of(text: str, setting: str) -> ToolFormat | None:
 
 def _listed(text: str) -> tuple[str, ...]:
     return tuple(entry for part in text.split(",") if (entry := part.strip()))
+
+
+def _keys(text: str | None) -> tuple[str, ...]:
+    keys = _listed(text or "")
+    if text is not None and not keys:  # somebody meant to close the gateway: it must not be open
+        raise ConfigError(f"DSPARK_API_KEYS holds no key, only commas: {text!r}")
+    return keys
 
 
 def _origins(text: str) -> tuple[str, ...]:

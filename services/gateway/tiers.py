@@ -76,9 +76,13 @@ def tiers_from_text(text: str) -> Mapping[str, Tier]:
     """`gold:30,silver:10` -> tiers by name; `default` is that of callers without another one."""
     tiers: dict[str, Tier] = {}
     for part in filter(None, (piece.strip() for piece in text.split(","))):
-        name, _, floor = part.partition(":")
+        name, floor = (piece.strip() for piece in part.partition(":")[::2])
+        if name in tiers:
+            raise ConfigError(f"DSPARK_TIERS names tier {name!r} more than once")
         try:
-            tiers[name.strip()] = Tier(name=name.strip(), min_tokens_per_second=float(floor))
+            tiers[name] = Tier(name=name, min_tokens_per_second=float(floor))
+        except ConfigError as error:
+            raise ConfigError(f"DSPARK_TIERS: {error}") from None
         except ValueError:
             raise ConfigError(
                 f"DSPARK_TIERS must list tier:floor in tokens per second, got {part!r}"

@@ -14,20 +14,26 @@ _SCHEMES = ("redis", "rediss", "unix")
 
 
 def open_redis(url: str, *, timeout_seconds: float = 1.0) -> Redis:
-    """Connects on first use. Raises ConfigError for a URL of another kind."""
+    """Connects on first use. Raises ConfigError for a URL of another kind, and for one that is none."""
     scheme = url.partition("://")[0]
     if scheme not in _SCHEMES:
         # The whole URL may hold a password.
         raise ConfigError(f"REDIS_URL must start with redis://, rediss:// or unix://, got {scheme[:12]!r}")
     # No retries inside the client: a lost connection must reach the caller, which then knows
     # that Redis may have restarted empty and stores again what it holds.
-    return Redis.from_url(
-        url,
-        decode_responses=True,
-        socket_timeout=timeout_seconds,
-        socket_connect_timeout=timeout_seconds,
-        retry=Retry(NoBackoff(), 0),
-    )
+    try:
+        return Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_timeout=timeout_seconds,
+            socket_connect_timeout=timeout_seconds,
+            retry=Retry(NoBackoff(), 0),
+        )
+    except ValueError:  # it says what it could not read: of a password with a / in it, a part of that
+        raise ConfigError(
+            f"REDIS_URL cannot be read as {scheme}://user:password@host:port/number "
+            "(in a password / is %2F, # is %23, ? is %3F)"
+        ) from None
 
 
 def shown_redis_url(url: str) -> str:

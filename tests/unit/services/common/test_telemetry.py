@@ -49,6 +49,10 @@ def test_an_endpoint_alone_turns_otlp_on():
     [
         ({"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER"),
         ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, "http/json"),
+        (
+            {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_TIMEOUT": "10s"},
+            "OTEL_EXPORTER_OTLP_TIMEOUT must be a number, got '10s'",
+        ),
     ],
 )
 def test_unsupported_exporters_are_refused(environ: dict[str, str], named: str):

@@ -67,6 +67,7 @@ def test_a_served_name_hides_the_path() -> None:
         ("DSPARK_MAX_BODY_BYTES", "big"),
         ("DSPARK_REQUEST_TIMEOUT_SECONDS", "0"),
         ("DSPARK_MAX_CONTEXT_TOKENS", "0"),
+        ("DSPARK_API_KEYS", ","),
         ("DSPARK_CORS_ORIGINS", "chat.example.org"),
         ("DSPARK_CORS_ORIGINS", "https://chat.example.org/app"),
     ],

@@ -76,9 +76,11 @@ def test_without_keys_everyone_has_the_default_tier():
     assert ApiKeys((), tiers_from_text("default:5")).tier_of(None).min_tokens_per_second == 5.0
 
 
-@pytest.mark.parametrize("text", ["gold", "gold:", "gold:fast", "gold:-1", "Gold Tier:5", ":5"])
+@pytest.mark.parametrize(
+    "text", ["gold", "gold:", "gold:fast", "gold:-1", "Gold Tier:5", ":5", "gold:5,gold:6"]
+)
 def test_wrong_tiers_are_refused_at_start(text):
-    with pytest.raises(ConfigError, match=r"tier"):
+    with pytest.raises(ConfigError, match=r"DSPARK_TIERS.*tier"):
         tiers_from_text(text)
 
 

@@ -27,7 +27,16 @@ def test_times_must_be_positive(name: str):
         SchedulerConfig.from_env({name: "0"})
 
 
-def test_a_bad_redis_url_is_refused_without_showing_its_password():
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:secret@redis:6379",
+        "redis://user:secret@redis:port",
+        "redis://:secret/2@redis:6379",  # redis-py names what stands before the slash
+        "redis://user:secret@redis:6379?socket_timeout=secret",
+    ],
+)
+def test_a_bad_redis_url_is_refused_without_showing_its_password(url):
     with pytest.raises(ConfigError, match="REDIS_URL") as caught:
-        RedisRegistry("http://user:secret@redis:6379")
+        RedisRegistry(url)
     assert "secret" not in str(caught.value)
