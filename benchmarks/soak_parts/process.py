@@ -82,7 +82,7 @@ class Serving:
             objects=counts["objects"],
             free_kv_fraction=metrics["dspark_free_kv_fraction"],
             tokens_per_second=tokens_per_second,
-            preemptions=int(metrics["dspark_preemptions"]),
+            preemptions=int(metrics["dspark_preemptions_total"]),
         )
 
     async def _idle_metrics(self) -> dict[str, float]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from dspark_core.algorithms.draft_policy import DraftCandidate
 from dspark_core.algorithms.plan_request import PlanRequest
@@ -74,9 +76,9 @@ class VerifierMetrics:
         self._paused = Gauge(
             "dspark_undrafted_requests", "Requests not drafted for now: it would not pay.", registry=registry
         )
-        self._trace_dropped = Gauge(
-            "dspark_trace_dropped_records", "Round-trace records lost since start.", registry=registry
-        )
+        self._trace_dropped: Callable[[], int] = lambda: 0
+        lost = "dspark_trace_dropped_records", "Round-trace records lost."
+        registry.register(_ReadCounter(*lost, lambda: self._trace_dropped()))
 
     def observe_round(self, report: RoundReport) -> None:
         self._step.observe(report.step_seconds)
@@ -102,11 +104,14 @@ class VerifierMetrics:
             "dspark_running_requests": ("Requests sharing target passes.", lambda s: s.running_requests),
             "dspark_waiting_requests": ("Requests queued.", lambda s: s.waiting_requests),
             "dspark_free_kv_fraction": ("KV pages free or reclaimable.", lambda s: s.free_kv_fraction),
-            "dspark_preemptions": ("Requests preempted since start.", lambda s: s.preemptions),
         }
         for name, (text, read) in gauges.items():
             gauge = Gauge(name, text, registry=self._registry)
             gauge.set_function(lambda read=read: read(status()))  # type: ignore[misc]
+        preempted = _ReadCounter(
+            "dspark_preemptions", "Requests that gave their pages up.", lambda: status().preemptions
+        )
+        self._registry.register(preempted)
 
     def watch_planner(self, planner: LocalPlanSource) -> None:
         """Whether it knows the engine's speed, and how many requests it does not draft for."""
@@ -114,7 +119,17 @@ class VerifierMetrics:
         self._paused.set_function(lambda: planner.paused_requests)
 
     def watch_trace(self, dropped: Callable[[], int]) -> None:
-        self._trace_dropped.set_function(dropped)
+        self._trace_dropped = dropped
+
+
+class _ReadCounter(Collector):
+    """A count that others keep, read whenever metrics are scraped."""
+
+    def __init__(self, name: str, text: str, read: Callable[[], int]) -> None:
+        self._name, self._text, self._read = name, text, read
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(self._name, self._text, value=self._read())
 
 
 def _plans(registry: CollectorRegistry) -> Counter:

@@ -54,6 +54,13 @@ def test_expressions_ask_for_metrics_and_labels_that_exist(name):
         assert selected - SERIES[metric] - SCRAPE_LABELS == set(), (metric, selector)
 
 
+@pytest.mark.parametrize("name", EXPRESSIONS)
+def test_rates_are_taken_of_counters(name):
+    """A gauge that only grows is one to nobody who reads its type."""
+    asked = re.findall(r"(?:rate|increase)\((\w+)", EXPRESSIONS[name])
+    assert [metric for metric in asked if not metric.endswith(("_total", "_bucket", "_sum", "_count"))] == []
+
+
 def test_what_a_label_is_compared_with_is_what_services_write():
     """A selector on a value nobody writes never matches, and nothing else would tell."""
     text = "\n".join(EXPRESSIONS.values())
