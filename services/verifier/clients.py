@@ -64,7 +64,7 @@ class RemoteDraftSource:
         self._loop = asyncio.get_running_loop()
         self._generation = 0
         self._round = 0
-        self._requests: asyncio.Queue[drafter_pb2.DraftRequest] | None = None  # None: no stream
+        self._requests: asyncio.Queue[drafter_pb2.DraftRequest | None] | None = None  # None: no stream
         self._owed: deque[_Pending] = deque()  # oldest first; replies come in this order
         self._releases: list[str] = []
         self._connected = asyncio.Event()
@@ -160,7 +160,7 @@ class RemoteDraftSource:
 
     async def _stream(self) -> None:
         """One stream, from its opening to its end."""
-        requests: asyncio.Queue[drafter_pb2.DraftRequest] = asyncio.Queue()
+        requests: asyncio.Queue[drafter_pb2.DraftRequest | None] = asyncio.Queue()
         call = self._stub.Draft(_drain(requests), timeout=STREAM_SECONDS)
         watchdog = asyncio.create_task(self._watch(call))
         try:
@@ -178,6 +178,7 @@ class RemoteDraftSource:
         finally:
             watchdog.cancel()
             call.cancel()
+            requests.put_nowait(None)  # a call that broke goes on waiting for its next request
 
     async def _watch(self, call: grpc.aio.StreamStreamCall[Any, Any]) -> None:
         """Cancels a stream that owes a reply for too long: its drafter hangs."""
@@ -219,10 +220,11 @@ class RemoteDraftSource:
 
 
 async def _drain(
-    requests: asyncio.Queue[drafter_pb2.DraftRequest],
+    requests: asyncio.Queue[drafter_pb2.DraftRequest | None],
 ) -> AsyncIterator[drafter_pb2.DraftRequest]:
-    while True:
-        yield await requests.get()
+    """Until None."""
+    while (request := await requests.get()) is not None:
+        yield request
 
 
 def _fail(pending: _Pending, reason: str) -> None:

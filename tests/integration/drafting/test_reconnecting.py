@@ -74,3 +74,27 @@ async def test_good_streams_that_break_are_opened_again_at_once(monkeypatch: pyt
 
 async def test_streams_that_break_at_once_are_opened_ever_more_rarely() -> None:
     assert (await gaps(lasting_seconds=0.0))[-1] > 1.2
+
+
+def readers_of_requests() -> list[str]:
+    names = [getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()]
+    return [name for name in names if "request_iterator" in name]
+
+
+async def test_streams_that_broke_leave_no_reader_of_their_requests() -> None:
+    """Collected while it waits, each is an error in the log."""
+    engine: Any = Idle()
+    telemetry = Telemetry(service="drafter")
+    servicer = DrafterServicer(engine, telemetry)
+    server = GrpcServer(ServerOptions(port=0, host="127.0.0.1"), [servicer.register], telemetry)
+    await server.start()
+    async with open_channel(f"127.0.0.1:{server.port}") as channel:
+        source = clients.RemoteDraftSource(channel, GEOMETRY)
+        source.start()
+        await source.wait_connected()
+        await eventually(lambda: bool(readers_of_requests()))
+        await server.stop()
+        await eventually(lambda: not source.connected)
+        await eventually(lambda: not readers_of_requests())
+        await source.close()
+    servicer.close()
