@@ -6,17 +6,19 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from opentelemetry import trace
 
 from dspark_core.errors import (
+    ContextLengthError,
     DeadlineError,
     DSparkError,
     InvalidRequestError,
     QueueFullError,
     UnavailableError,
+    UnknownModelError,
 )
 from dspark_core.records import FinishReason, GenerateChunk
 from dspark_core.tokenization.tokenizer import Tokenizer
@@ -35,9 +37,8 @@ Clock = Callable[[], float]
 
 _log = logging.getLogger(__name__)
 
-_ORDINARY = frozenset(
-    {*(reason.value for reason in FinishReason), InvalidRequestError.__name__, QueueFullError.__name__}
-)
+_REFUSALS = (InvalidRequestError, ContextLengthError, UnknownModelError, QueueFullError)
+_ORDINARY = frozenset({*(reason.value for reason in FinishReason), *(kind.__name__ for kind in _REFUSALS)})
 """Outcomes that nobody needs to be woken for: finished, left or wrong by the client, refused as meant."""
 
 
@@ -85,15 +86,13 @@ class TextGenerator:
             DeadlineError: the request took longer than it may.
             What happens to one choice ends them all.
         """
-        if request.choices > self._max_choices:
-            raise InvalidRequestError(
-                f"n must be <= {self._max_choices}, this gateway's limit, got {request.choices}", field="n"
-            )
         arrival = self._clock()
-        tickets = self._admission.enter_all(request.choices)
+        with self._told_if_it_fails(request, arrival):
+            tickets = self._enter(request)
         work = ThreadWork()
         try:
-            prepared = await self._prepare(request, arrival, work)
+            with self._told_if_it_fails(request, arrival):
+                prepared = await self._prepare(request, arrival, work)
             choices = choices_of(prepared, request.choices)
             runs = [self._run(one, ticket, arrival) for one, ticket in zip(choices, tickets, strict=True)]
             async with closing(together(runs, len(prepared.request.prompt_token_ids))) as deltas:
@@ -103,6 +102,24 @@ class TextGenerator:
             # Kept as long as a thread works for them, or clients that leave could ask for any amount.
             work.when_done(lambda: _close_all(tickets))
 
+    def _enter(self, request: TextRequest) -> Sequence[Ticket]:
+        if request.choices > self._max_choices:
+            raise InvalidRequestError(
+                f"n must be <= {self._max_choices}, this gateway's limit, got {request.choices}", field="n"
+            )
+        return self._admission.enter_all(request.choices)
+
+    @contextlib.contextmanager
+    def _told_if_it_fails(self, request: TextRequest, arrival: float) -> Iterator[None]:
+        """Whoever looks for a request that never ran finds it where others are, too."""
+        try:
+            yield
+        except BaseException as error:
+            record = _Record(self._metrics, self._clock, arrival, request.request_id, request.tier)
+            record.outcome = _outcome_of(error)
+            record.close()
+            raise
+
     async def _prepare(self, request: TextRequest, arrival: float, work: ThreadWork) -> PreparedRequest:
         with Interruption() as limit, self._admission.ending(limit):
             limit.after(self._remaining(arrival), self._too_late())
@@ -111,21 +128,23 @@ class TextGenerator:
     async def _run(
         self, prepared: PreparedRequest, ticket: Ticket, arrival: float
     ) -> AsyncIterator[TimedDelta]:
-        record = _Record(self._metrics, self._clock, arrival, prepared)
+        record = _Record(
+            self._metrics, self._clock, arrival, prepared.request.request_id, prepared.tier, prepared
+        )
         try:
             await ticket.start(self._remaining(arrival))
             async with closing(self._generate(prepared, record, arrival)) as deltas:
                 async for timed in deltas:
                     yield timed
-        except (asyncio.CancelledError, GeneratorExit):
-            record.outcome = record.outcome or FinishReason.CANCELLED.value
-            raise
         except InvalidRequestError as error:
             told = _in_clients_words(error, prepared)
-            record.outcome = type(told).__name__
+            record.outcome = _outcome_of(told)
             raise told from None
+        except (asyncio.CancelledError, GeneratorExit) as left:
+            record.outcome = record.outcome or _outcome_of(left)
+            raise
         except Exception as error:
-            record.outcome = type(error).__name__
+            record.outcome = _outcome_of(error)
             raise
         finally:
             record.close()
@@ -181,6 +200,11 @@ def _in_clients_words(error: InvalidRequestError, prepared: PreparedRequest) -> 
     return error.about(prepared.floor_field)
 
 
+def _outcome_of(error: BaseException) -> str:
+    left = isinstance(error, (asyncio.CancelledError, GeneratorExit))
+    return FinishReason.CANCELLED.value if left else type(error).__name__
+
+
 def _close_all(tickets: Sequence[Ticket]) -> None:
     for ticket in tickets:
         ticket.close()
@@ -197,22 +221,30 @@ class _Record:
     """What one request contributes to metrics and to its span."""
 
     def __init__(
-        self, metrics: GatewayMetrics, clock: Clock, arrival: float, prepared: PreparedRequest
+        self,
+        metrics: GatewayMetrics,
+        clock: Clock,
+        arrival: float,
+        request_id: str,
+        tier: str,
+        prepared: PreparedRequest | None = None,
     ) -> None:
+        """prepared: None where it did not come so far."""
         self._metrics = metrics
         self._clock = clock
         self._arrival = arrival
-        self._request_id = prepared.request.request_id
-        self._prompt_tokens = len(prepared.request.prompt_token_ids)
-        self._floor = prepared.request.min_tokens_per_second
-        self._tier = prepared.tier
+        self._request_id = request_id
+        self._tier = tier
+        self._prompt_tokens = len(prepared.request.prompt_token_ids) if prepared else 0
+        self._floor = prepared.request.min_tokens_per_second if prepared else None
         self._first: tuple[float, int] | None = None  # when the first tokens came, and how many
         self._last_tokens: float | None = None
         self._delta: TextDelta | None = None
         # The span of the transport that called; its context must not be entered in a generator.
         # It tells of the first choice: one span cannot tell of several.
-        self._span = trace.get_current_span() if prepared.choice == 0 else trace.INVALID_SPAN
-        self._span.set_attribute("dspark.request_id", prepared.request.request_id)
+        first = prepared is None or prepared.choice == 0
+        self._span = trace.get_current_span() if first else trace.INVALID_SPAN
+        self._span.set_attribute("dspark.request_id", request_id)
         self._span.set_attribute("dspark.prompt_tokens", self._prompt_tokens)
         self.outcome = ""
 

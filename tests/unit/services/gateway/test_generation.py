@@ -7,7 +7,13 @@ from contextlib import aclosing
 import pytest
 from prometheus_client import CollectorRegistry
 
-from dspark_core.errors import DeadlineError, InvalidRequestError, QueueFullError, UnavailableError
+from dspark_core.errors import (
+    DeadlineError,
+    DSparkError,
+    InvalidRequestError,
+    QueueFullError,
+    UnavailableError,
+)
 from dspark_core.records import FinishReason, GenerateChunk, VerifierDescription
 from services.gateway.admission import Admission
 from services.gateway.generation import TextGenerator, TimedDelta
@@ -219,3 +225,51 @@ async def test_failures_stand_out_in_the_log_and_refusals_do_not(caplog, error, 
         await Setup(backend).collect()
     (line,) = [record for record in caplog.records if getattr(record, "request_id", None) == "r"]
     assert (line.levelno, line.outcome) == (level, type(error).__name__)
+
+
+def unknown_model(setup: Setup) -> TextRequest:
+    return TextRequest(request_id="r-1", model="another", prompt="secret question")
+
+
+def too_long(setup: Setup) -> TextRequest:
+    return TextRequest(request_id="r-1", model="m", prompt="secret question" * 1000)
+
+
+def too_many_choices(setup: Setup) -> TextRequest:
+    return TextRequest(request_id="r-1", model="m", prompt="secret question", choices=17)
+
+
+def draining(setup: Setup) -> TextRequest:
+    setup.admission.drain()
+    return TextRequest(request_id="r-1", model="m", prompt="secret question", tier="gold")
+
+
+def no_verifier(setup: Setup) -> TextRequest:
+    setup.backend.describe_error = UnavailableError("no verifier serves model 'm' now")
+    return TextRequest(request_id="r-1", model="m", prompt="secret question", tier="gold")
+
+
+@pytest.mark.parametrize(
+    ("ask", "outcome", "level"),
+    [
+        (unknown_model, "UnknownModelError", logging.INFO),
+        (too_long, "ContextLengthError", logging.INFO),
+        (too_many_choices, "InvalidRequestError", logging.INFO),
+        (draining, "DrainingError", logging.WARNING),
+        (no_verifier, "UnavailableError", logging.WARNING),
+    ],
+)
+async def test_a_request_that_never_ran_is_counted_and_leaves_its_line_too(
+    ask, outcome, level, caplog
+) -> None:
+    caplog.set_level(logging.INFO)
+    setup = Setup(FakeBackend("answer"))
+    request = ask(setup)
+    with pytest.raises(DSparkError) as caught:
+        await setup.collect(request)
+    assert type(caught.value).__name__ == outcome
+    (line,) = [record for record in caplog.records if "r-1" in record.getMessage()]
+    assert (line.levelno, line.outcome, line.tier) == (level, outcome, request.tier)
+    assert "secret" not in line.getMessage()
+    assert setup.metric("generations_total", outcome=outcome) == 1
+    assert not setup.metric("tokens_total", kind="prompt")
