@@ -30,8 +30,15 @@ class CurveBook:
         self._members: dict[ReplicaKind, OrderedDict[str, VerifierPace]] = {}
 
     def join(self, kind: ReplicaKind, replica_id: str, pace: VerifierPace) -> bool:
-        """A replica of this kind begins to report; True when it knew nothing and got the pooled curve."""
-        pooled = self.pooled(kind)
+        """A replica of this kind reports; True when it was not measured and got the pooled curve. It is
+        a member once it was: a few live steps of whatever shapes say nothing of other shapes."""
+        taken_over = False
+        if not pace.measured:
+            pooled = self.pooled(kind)
+            if pooled is None:
+                return False
+            pace.start_from(pooled)
+            taken_over = True
         if kind not in self._members and len(self._members) >= MAX_KINDS:
             self._members.pop(next(iter(self._members)))
         members: OrderedDict[str, VerifierPace] = self._members.setdefault(kind, OrderedDict())
@@ -39,10 +46,7 @@ class CurveBook:
         members.move_to_end(replica_id)
         if len(members) > MAX_MEMBERS:
             members.popitem(last=False)
-        if pace.model is not None or pooled is None:
-            return False
-        pace.start_from(pooled)
-        return True
+        return taken_over
 
     def leave(self, kind: ReplicaKind, replica_id: str) -> None:
         """A replica of this kind is one no more; what it told of the kind stays while it is all there is."""

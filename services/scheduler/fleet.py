@@ -71,8 +71,11 @@ class Fleet:
         planner = self.planner(report.replica_id)
         pace = planner.pace
         pace.adopt(report.profile)
-        if report.kind is not None:
-            self.curves.join(report.kind, report.replica_id, pace)
+        kind = report.kind
+        if kind is None and not pace.measured:  # another of its kind may have been profiled since
+            kind = self._kinds.get(report.replica_id)
+        if kind is not None:
+            self.curves.join(kind, report.replica_id, pace)
         if report.round == 0 or not planner.observe(report):
             return False
         self.loads.worked(report.replica_id)

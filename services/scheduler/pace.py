@@ -42,8 +42,13 @@ class VerifierPace:
         """The verifier measured its step times itself."""
         return bool(self._profile)
 
+    @property
+    def measured(self) -> bool:
+        """It, or another of its kind, was profiled; else all there is was learned from its own rounds."""
+        return self.model is not None and not self.model.verify.learned
+
     def start_from(self, model: StepTimeModel) -> None:
-        """What others of its kind know, for a verifier that knows nothing."""
+        """What others of its kind know, for a verifier that was not measured."""
         self.model = RoundTimeModel(model)
 
     def observe(self, report: RoundReport) -> None:

@@ -32,8 +32,9 @@ class VerifierPlanner:
         return True
 
     def missing_curve(self) -> tuple[StepTime, ...]:
-        """Step times for a verifier that was not profiled; empty: it was, or nobody knows them."""
-        if self.pace.profiled or self.pace.model is None:
+        """Step times for a verifier that was not profiled; empty: it was, or nobody of its kind was. What
+        its own rounds taught is not sent: it would take a round of any other shape to be as fast."""
+        if self.pace.profiled or self.pace.model is None or not self.pace.measured:
             return ()
         return self.pace.model.verify.step_times()
 

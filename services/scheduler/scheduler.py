@@ -157,7 +157,7 @@ class Scheduler:
                 self._metrics.capacity.observe(plan.draft_token_capacity)
                 self._metrics.report_lag.observe(self._clock() - received_at)
                 curve = self._fleet.planner(report.replica_id).missing_curve() if curve_is_due else ()
-                curve_is_due = False
+                curve_is_due = curve_is_due and not curve  # one of its kind may be profiled later
                 scaling = self._fleet.calibration.scaling(self._fleet.model_of(report.replica_id))
                 yield dataclasses.replace(
                     plan,

@@ -1,6 +1,8 @@
 """Step times of a kind: pooled so that no single replica decides, kept, and given to newcomers."""
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -87,26 +89,56 @@ async def test_curves_outlive_the_scheduler_and_only_changes_are_stored():
     assert pooled.seconds(32, 32) == pytest.approx(0.020 * 4.2)
 
 
+async def _reports(
+    name: str, profile: tuple[StepTime, ...] = (), rounds: tuple[int, ...] = (1, 2, 3)
+) -> AsyncIterator[RoundReport]:
+    for number in rounds:
+        yield RoundReport(
+            replica_id=name,
+            round=number,
+            requests=REQUESTS,
+            batch_tokens=1,
+            step_seconds=0.02,
+            kind=KIND if number == rounds[0] else None,
+            profile=profile if number == rounds[0] else (),
+        )
+
+
+async def _curves(
+    scheduler: Scheduler, name: str, profile: tuple[StepTime, ...] = ()
+) -> list[tuple[StepTime, ...]]:
+    return [plan.curve async for plan in scheduler.coordinate(_reports(name, profile)) if plan.curve]
+
+
 async def test_a_verifier_without_a_profile_is_sent_the_curve_once_per_stream():
     scheduler = Scheduler()
-
-    async def reports(name: str, profile: tuple[StepTime, ...]):
-        for number in (1, 2, 3):
-            yield RoundReport(
-                replica_id=name,
-                round=number,
-                requests=REQUESTS,
-                batch_tokens=1,
-                step_seconds=0.02,
-                kind=KIND if number == 1 else None,
-                profile=profile if number == 1 else (),
-            )
-
-    async def curves(name: str, profile: tuple[StepTime, ...] = ()) -> list[tuple[StepTime, ...]]:
-        return [plan.curve async for plan in scheduler.coordinate(reports(name, profile)) if plan.curve]
-
-    assert await curves("profiled", _profile(20.0)) == []
-    (curve,) = await curves("newcomer")
+    assert await _curves(scheduler, "profiled", _profile(20.0)) == []
+    (curve,) = await _curves(scheduler, "newcomer")
     assert [point.requests for point in curve] == [1, 8, 32]
-    (again,) = await curves("newcomer")  # it may have restarted
+    (again,) = await _curves(scheduler, "newcomer")  # it may have restarted
     assert again == curve
+
+
+async def test_few_rounds_of_its_own_are_no_curve_for_a_verifier_without_a_profile():
+    scheduler = Scheduler()
+    assert await _curves(scheduler, "alone") == []
+    assert await _curves(scheduler, "profiled", _profile(40.0)) == []
+    (curve,) = await _curves(scheduler, "alone")
+    assert [point.batch_tokens for point in curve] == [1, 8, 32]
+
+
+async def test_a_curve_reaches_who_was_there_before_in_the_stream_that_is_open():
+    scheduler, due = Scheduler(), asyncio.Queue[RoundReport]()
+
+    async def reports() -> AsyncIterator[RoundReport]:
+        while True:
+            yield await due.get()
+
+    plans, sent = scheduler.coordinate(reports()), []
+    async for report in _reports("early", rounds=(1, 2, 3, 4)):
+        if report.round == 3:
+            assert await _curves(scheduler, "late", _profile(40.0)) == []
+        due.put_nowait(report)
+        sent.append(len((await anext(plans)).curve))
+    assert sent == [0, 0, 3, 0]
+    await plans.aclose()
