@@ -8,7 +8,6 @@ without it and judged on it.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.zoo_paths import resolve_drafter_path
 from services.cli.answering import encode_prompts, run_with_progress
 from services.cli.arguments import add_stack_arguments, stack_options
+from services.cli.output_files import require_writable_folder
 from services.cli.template_arguments import template_arguments
 from services.embedded.options import StackOptions
 
@@ -112,12 +112,7 @@ def _outputs(arguments: argparse.Namespace, directory: Path) -> list[Path]:
             raise ConfigError(f"--out must be a file, got the directory {arguments.out}")
         paths.append(arguments.out)
     for folder in [path.parent for path in paths] + ([arguments.plots] if arguments.plots else []):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cannot write to {folder}: {error}") from error
-        if not os.access(folder, os.W_OK):
-            raise ConfigError(f"cannot write to {folder}: no permission")
+        require_writable_folder(folder)
     return paths
 
 

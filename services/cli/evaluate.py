@@ -38,7 +38,7 @@ from services.cli.eval_tables import (
     result_table,
     sweep_table,
 )
-from services.cli.output_files import require_writable, write_output
+from services.cli.output_files import require_writable, require_writable_folder, write_output
 from services.cli.template_arguments import template_arguments
 
 DRAFTER, SERVED, LOOKUP = "drafter", "served", "lookup"
@@ -150,10 +150,7 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         require_writable(arguments.out)
     if arguments.plots is not None:
-        try:
-            arguments.plots.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cannot write to {arguments.plots}: {error}") from error
+        require_writable_folder(arguments.plots)
 
 
 def _measure(arguments: argparse.Namespace, settings: EvalSettings, sets: Sequence[PromptSet]) -> EvalReport:

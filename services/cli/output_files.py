@@ -9,15 +9,29 @@ from pathlib import Path
 from dspark_core.errors import ConfigError, DSparkError
 
 
-def require_writable(path: Path) -> None:
+def require_writable(path: Path, option: str = "--out") -> None:
     """Makes the folder of a file to write. Raises ConfigError before the long work."""
     if path.is_dir():
-        raise ConfigError(f"--out must be a file, got the directory {path}")
+        raise ConfigError(f"{option} must be a file, got the directory {path}")
+    _make(path.parent)
+    _require_permission(path if path.exists() else path.parent)
+
+
+def require_writable_folder(folder: Path) -> None:
+    """Makes it. Raises ConfigError before the long work."""
+    _make(folder)
+    _require_permission(folder)
+
+
+def _make(folder: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"cannot write to {path.parent}: {error}") from error
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"cannot write to {folder}: {error}") from error
+
+
+def _require_permission(path: Path) -> None:
+    if not os.access(path, os.W_OK):
         raise ConfigError(f"cannot write to {path}: no permission")
 
 

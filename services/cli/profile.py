@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         require_matplotlib()
         if arguments.plot.suffix.lower() != ".png":
             raise ConfigError(f"--plot must end in .png, got {arguments.plot}")
+        require_writable(arguments.plot, "--plot")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     console = table_console()

@@ -32,7 +32,7 @@ from dspark_core.simulation.records import Summary
 from dspark_core.simulation.running import FrontierPoint, World, frontier, simulate, size_pools
 from dspark_core.simulation.scenario import HELP, Scenario
 from dspark_core.simulation.trace_reader import read_trace
-from services.cli.output_files import require_writable, write_output
+from services.cli.output_files import require_writable, require_writable_folder, write_output
 from services.cli.simulate_tables import frontier_table, pool_lines, summary_table
 from services.cli.simulation_inputs import DEFAULT_ROUND_TIME, read_mapping, read_round_time
 from services.cli.tables import table_console
@@ -108,6 +108,9 @@ def _check(arguments: argparse.Namespace) -> None:
         require_matplotlib()
         if arguments.frontier is None:
             raise ConfigError("--plots draws frontiers: say which loads with --frontier 1 2 4 8")
+        require_writable_folder(arguments.plots)
+    if arguments.size and arguments.frontier is not None:
+        raise ConfigError("--size finds pools for one load, --frontier sweeps loads: ask for one at a time")
     if arguments.frontier is not None and min(arguments.frontier) < 1:
         raise ConfigError(f"--frontier takes users per verifier >= 1, got {min(arguments.frontier)}")
 

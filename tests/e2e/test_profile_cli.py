@@ -32,6 +32,7 @@ def test_a_profile_is_measured_shown_written_and_drawn(tmp_path: Path, capsys) -
         (["--max-requests", "0"], "--max-requests must be >= 1, got 0"),
         (["--seconds", "0"], "budget_seconds of a profile must be > 0, got 0.0"),
         (["--plot", "here.pdf"], "--plot must end in .png, got here.pdf"),
+        (["--plot", "/dev/null/here.png"], "cannot write to /dev/null"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message, capsys) -> None:

@@ -106,3 +106,18 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(
         assert f"--out must be a file, got the directory {folder}" in capsys.readouterr().err
         assert main([*command, "--out", str(folder / "file" / "x.json")]) == EXIT_CONFIG
         assert f"cannot write to {folder / 'file'}" in capsys.readouterr().err
+
+
+def test_a_folder_for_plots_that_cannot_be_made_is_told_before_the_work(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(simulate, "read_round_time", lambda *_: pytest.fail("too late"))
+    (folder / "file").write_text("")
+    for plots in (folder / "file", folder / "file" / "plots"):
+        assert main(["simulate", *SMALL, "--frontier", "1", "--plots", str(plots)]) == EXIT_CONFIG
+        assert f"cannot write to {plots}" in capsys.readouterr().err
+
+
+def test_pools_for_one_load_and_a_sweep_over_loads_exclude_each_other(capsys) -> None:
+    assert main(["simulate", "--arrivals-per-second", "3", "--size", "--frontier", "4"]) == EXIT_CONFIG
+    assert "one at a time" in capsys.readouterr().err
