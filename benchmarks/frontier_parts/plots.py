@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.frontier_parts.claims import FrontierPoint
+from dspark_core.simulation.plots import scale_by_ratios
 
 FRONTIER_FILE = "frontier.png"
 VERIFY_FILE = "verify_length.png"
@@ -42,7 +43,7 @@ def _frontier(points: Sequence[FrontierPoint], scheduled: str, title: str) -> Fi
             fontsize="small",
         )
     axes.set(xlabel="tokens/s per user", ylabel="tokens/s, all users", title=title)
-    axes.set_xscale("log")
+    scale_by_ratios(axes)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="small")
     return figure
@@ -59,7 +60,7 @@ def _verify_length(points: Sequence[FrontierPoint], scheduled: str, title: str) 
     verified.set(ylabel="draft tokens verified per request and round", title=title)
     accepted.set(ylabel="accepted length (bonus token included)")
     for axes in (verified, accepted):
-        axes.set_xscale("log", base=2)
+        scale_by_ratios(axes, base=2)
         axes.set_xlabel("users at a time")
         axes.grid(alpha=0.3)
     accepted.legend(fontsize="small")

@@ -8,6 +8,7 @@ import numpy as np
 
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.errors import ConfigError
+from dspark_core.simulation.plots import scale_by_ratios
 
 
 def draw_profile(model: RoundTimeModel, path: Path) -> None:
@@ -39,7 +40,7 @@ def draw_profile(model: RoundTimeModel, path: Path) -> None:
             label=f"{requests} request{'s' if requests > 1 else ''}",
         )
     steps.set(title=f"target step, {model.verify.key}", xlabel="batch tokens", ylabel="ms")
-    steps.set_xscale("log", base=2)
+    scale_by_ratios(steps, base=2)
     steps.legend(fontsize="small")
     if model.draft.requests:
         drafts.plot(model.draft.requests, [1000 * s for s in model.draft.draft_seconds], marker="o")
