@@ -28,6 +28,13 @@ class RopeScaling:
     high_freq_factor: float
     original_max_positions: int
 
+    def __post_init__(self) -> None:
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ConfigError(
+                f"high_freq_factor must be above low_freq_factor={self.low_freq_factor}, "
+                f"got {self.high_freq_factor}"
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderConfig:

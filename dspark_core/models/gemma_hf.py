@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dspark_core.models.config import DecoderConfig, Family
 from dspark_core.models.gemma_config import AttentionKind, GemmaConfig, LayerType
 from dspark_core.models.metadata import Metadata, naming_file
+from dspark_core.models.rope_layouts import refuse_disagreement
 
 _ACTIVATION = "gelu_pytorch_tanh"
 _ROPE_TYPES = ("default", "linear", "proportional")
@@ -181,33 +182,43 @@ def _full_overrides(
 
 
 def _rope(metadata: Metadata, kind: LayerType, gemma4: bool) -> tuple[float, float, float]:
-    """Theta, factor and rotated fraction of one kind of layer, in the new layout or Gemma 3's old one."""
+    """Theta, factor and rotated fraction of one kind of layer."""
+    rope = _rope_settings(metadata, kind, gemma4)
+    type_field = "rope_type" if rope.get("rope_type") is not None else "type"
+    rope_type = rope.get(type_field)
+    if rope_type not in (None, *_ROPE_TYPES):
+        raise rope.error(type_field, f"is not supported; supported: {', '.join(_ROPE_TYPES)}")
+    proportional = rope_type == "proportional"
+    if rope_type == "linear" and rope.get("partial_rotary_factor") not in (None, 1.0):
+        raise rope.error("partial_rotary_factor", "is not supported where rope_type is 'linear'")
+    return (
+        rope.number("rope_theta", _DEFAULT_THETA[kind]),
+        rope.number("factor", 1.0) if proportional or rope_type == "linear" else 1.0,
+        rope.number("partial_rotary_factor", 1.0) if proportional else 1.0,
+    )
+
+
+def _rope_settings(metadata: Metadata, kind: LayerType, gemma4: bool) -> Metadata:
+    """Of one kind of layer, in the new layout or Gemma 3's old one."""
     full = kind is LayerType.FULL
     parameters, scaling = metadata.get("rope_parameters"), metadata.get("rope_scaling")
     for name, value in (("rope_parameters", parameters), ("rope_scaling", scaling)):
         if value is not None and not isinstance(value, dict):
             raise metadata.error(name, "must be an object")
+    # What the settings of a kind do not say themselves, the file may say of all.
+    values: dict[str, object] = {
+        "rope_theta": metadata.get("rope_theta" if full or gemma4 else "rope_local_base_freq")
+    }
+    field, own = "rope_scaling", scaling if full else None  # the old layout scales the full layers only
     if isinstance(parameters, dict):
-        field, values = f"rope_parameters[{kind.value!r}]", parameters.get(kind.value)
-    elif gemma4:
-        raise metadata.error("rope_parameters", "must be an object")
-    else:  # the old layout scales the full layers only
-        theta = metadata.get("rope_theta" if full else "rope_local_base_freq")
-        field, values = "rope_scaling", {"rope_theta": theta}
-        if full and isinstance(scaling, dict):
-            values |= scaling
-    rope = Metadata(f"{metadata.origin}: {field}", values or {})
-    type_field = "rope_type" if rope.get("rope_type") is not None else "type"
-    rope_type = rope.get(type_field)
-    if rope_type not in (None, *_ROPE_TYPES):
-        raise rope.error(type_field, f"is not supported; supported: {', '.join(_ROPE_TYPES)}")
-    scaled = rope_type in ("linear", "proportional")
-    proportional = rope_type == "proportional"
-    return (
-        rope.number("rope_theta", _DEFAULT_THETA[kind]),
-        rope.number("factor", 1.0) if scaled else 1.0,
-        rope.number("partial_rotary_factor", 1.0) if proportional else 1.0,
-    )
+        field, own = f"rope_parameters[{kind.value!r}]", parameters.get(kind.value)
+    if own is None and not gemma4:
+        own = {}
+    if not isinstance(own, dict):
+        raise metadata.error("rope_parameters", f"must be an object with one named {kind.value!r}")
+    if full and parameters is not None:
+        refuse_disagreement(metadata, own)
+    return Metadata(f"{metadata.origin}: {field}", values | own)
 
 
 def _rope_fields(kind: AttentionKind) -> dict[str, object]:

@@ -15,6 +15,7 @@ from dspark_core.kernels.matrix import QuantizedRows
 from dspark_core.models.config import DecoderConfig, Family, RopeScaling
 from dspark_core.models.gemma_hf import gemma_decoder_config
 from dspark_core.models.metadata import Metadata, naming_file
+from dspark_core.models.rope_layouts import refuse_disagreement
 from dspark_core.models.tensor_files import open_tensors
 from dspark_core.models.tensor_source import checked_finite
 
@@ -244,6 +245,8 @@ def _rope_fields(metadata: Metadata) -> Metadata:
     nested = metadata.get(field)
     if nested is not None and not isinstance(nested, dict):
         raise metadata.error(field, "must be an object")
+    if field == "rope_parameters" and nested is not None:
+        refuse_disagreement(metadata, nested)
     values |= nested or {}
     values.setdefault("partial_rotary_factor", metadata.get("partial_rotary_factor"))
     rope = Metadata(f"{metadata.origin}: {field}" if nested else metadata.origin, values)
@@ -259,11 +262,13 @@ def _rope_scaling(rope: Metadata, metadata: Metadata) -> RopeScaling | None:
         return None
     if kind != "llama3":
         raise rope.error(type_field, "is not supported; supported: 'default', 'llama3'")
+    original = "original_max_position_embeddings"
+    outer = metadata.get(original) is not None  # which is the one that counts, in `transformers` too
     return RopeScaling(
         factor=rope.number("factor"),
         low_freq_factor=rope.number("low_freq_factor"),
         high_freq_factor=rope.number("high_freq_factor"),
-        original_max_positions=rope.integer(
-            "original_max_position_embeddings", metadata.get("max_position_embeddings")
+        original_max_positions=(metadata if outer else rope).integer(
+            original, metadata.get("max_position_embeddings")
         ),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from tests.unit.models.gemma_tiny import FULL, GEMMAS, SLIDING, VOCAB, WINDOW, g
 from tests.unit.models.target_checkpoints import edit_json, save_hf
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
+PARTIAL = {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}
 
 
 def prompt_of(length: int, seed: int = 1) -> list[int]:
@@ -160,6 +161,30 @@ def test_gemma3s_old_rope_layout_is_the_same(tmp_path: Path) -> None:
     assert load_target(str(tmp_path), torch.float32, pack=False).config == written
 
 
+@pytest.mark.parametrize("scaling", [{"rope_type": "linear", "factor": 8.0}, {"type": "linear"}])
+def test_gemma3s_rope_layouts_may_stand_together_where_they_agree(
+    scaling: dict[str, object], tmp_path: Path
+) -> None:
+    written = load(gemma3(), tmp_path).config
+    edit_json(tmp_path / "config.json", rope_scaling=scaling)
+    assert load_target(str(tmp_path), torch.float32, pack=False).config == written
+    edit_json(tmp_path / "config.json", rope_scaling=scaling | {"factor": 2.0})
+    with pytest.raises(CheckpointError, match=r"rope_scaling=.* does not agree with rope_parameters"):
+        load_target(str(tmp_path), torch.float32)
+
+
+@pytest.mark.parametrize("make", [gemma3, gemma4])
+def test_a_theta_beside_the_layers_rope_is_theirs(make: Callable[[], Any], tmp_path: Path) -> None:
+    model, prompt = make(), prompt_of(5 * WINDOW)
+    save_hf(model, tmp_path)
+    kinds = {SLIDING: {"rope_type": "default"}, FULL: {"rope_type": "linear", "factor": 2.0}}
+    edit_json(tmp_path / "config.json", rope_parameters=kinds, rope_theta=5e4, rope_local_base_freq=7e3)
+    decoder = load_target(str(tmp_path), torch.float32, pack=False).decoder
+    (features,) = compute_packed(decoder, [Conversation(tuple(prompt), ())], (0,))
+    twin = type(model).from_pretrained(tmp_path, attn_implementation="eager").eval()
+    torch.testing.assert_close(decoder.logits(features.final), reference(twin, prompt)[1], **TOLERANCE)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -178,7 +203,11 @@ def test_gemma3s_old_rope_layout_is_the_same(tmp_path: Path) -> None:
         ("per_layer_config", {"1": {"head_dim": 8}}, "per_layer_config=.* is not supported"),
         ("per_layer_config", {"1": {"x": 8}, "3": {"x": 8}}, "per_layer_config=.* is not supported"),
         ("rope_parameters", None, "rope_parameters=None must be an object"),
-        ("rope_parameters", {FULL: {"rope_type": "yarn"}}, "rope_type='yarn' is not supported"),
+        ("rope_parameters", {SLIDING: {}, FULL: {"rope_type": "yarn"}}, "rope_type='yarn' is not supported"),
+        ("rope_parameters", {"rope_theta": 5e4}, "rope_parameters=.* with one named 'sliding_attention'"),
+        ("rope_parameters", {SLIDING: {}, FULL: 3}, "rope_parameters=.* with one named 'full_attention'"),
+        ("rope_parameters", {SLIDING: {}, FULL: PARTIAL}, "partial_rotary_factor=0.5 is not supported"),
+        ("rope_scaling", {"rope_type": "linear", "factor": 2.0}, "rope_scaling=.* does not agree"),
         ("hidden_size_per_layer_input", None, "hidden_size_per_layer_input is missing"),
         ("sliding_window", None, "sliding_window is missing"),
         ("num_key_value_heads", 3, "num_heads must be a multiple of num_kv_heads, got 4 and 3"),

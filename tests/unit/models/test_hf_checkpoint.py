@@ -76,6 +76,24 @@ def test_rope_settings_of_newer_configs_are_understood(directory: Path) -> None:
     assert (config.rope_theta, config.rope_scaling) == (77.0, None)
 
 
+@pytest.mark.parametrize("kind", ["rope_type", "type"])
+def test_both_layouts_of_rope_settings_may_stand_together_in_agreement(directory: Path, kind: str) -> None:
+    values = {name: value for name, value in LLAMA3_ROPE.items() if name not in ("rope_type", "rope_theta")}
+    scaling = values | {kind: "llama3"}
+    edit_json(directory / "config.json", rope_parameters=LLAMA3_ROPE, rope_scaling=scaling)
+    assert read_hf_config(directory).rope_scaling is not None
+    edit_json(directory / "config.json", rope_scaling=scaling | {"factor": 2.0})
+    assert "does not agree with rope_parameters" in load_error(directory)
+
+
+def test_original_positions_beside_the_rope_settings_count(directory: Path) -> None:
+    """As in `transformers`."""
+    edit_json(directory / "config.json", rope_parameters=LLAMA3_ROPE, original_max_position_embeddings=16)
+    scaling = read_hf_config(directory).rope_scaling
+    assert scaling is not None
+    assert scaling.original_max_positions == 16
+
+
 def test_absent_optional_fields_take_the_format_s_defaults(directory: Path) -> None:
     edit_json(directory / "config.json", num_key_value_heads=..., head_dim=..., rope_parameters=...)
     config = read_hf_config(directory)
@@ -121,7 +139,10 @@ def test_unused_sliding_window_of_qwen3_is_no_obstacle(tmp_path: Path) -> None:
         ("quantization_config", {"bits": 4}, "quantization_config=.* is not supported"),
         ("rope_parameters", {"rope_type": "yarn", "factor": 2.0}, "rope_type='yarn' is not supported"),
         ("rope_parameters", {"rope_type": "llama3"}, "rope_parameters: factor is missing"),
+        ("rope_parameters", LLAMA3_ROPE | {"low_freq_factor": 4.0}, "high_freq_factor must be above"),
         ("rope_parameters", 7, "rope_parameters=7 must be an object"),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}, "rope_scaling=.* does not agree with rope_p"),
+        ("rope_scaling", 7, "rope_scaling=7 must be an object"),
         ("rope_parameters", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported"),
         ("partial_rotary_factor", 0.5, "partial_rotary_factor=0.5 is not supported"),
         ("vocab_size", ..., "vocab_size is missing"),
