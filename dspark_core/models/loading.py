@@ -143,11 +143,25 @@ def _open_checkpoint(path: Path, *, layers: bool = True) -> tuple[DecoderConfig,
     """`layers`: whether they are to be computed here, and so have to be of a kind that can be."""
     if path.is_dir():
         config = read_hf_config(path, quantised=not layers)
-        return config, HfTensors(path, text_part=has_text_part(path), any_dtype=not layers)
+        tensors = HfTensors(path, text_part=has_text_part(path), any_dtype=not layers)
+        _refuse_another_head(config, tensors)
+        return config, tensors
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path}: give the directory that holds it and config.json")
     checkpoint = GgufCheckpoint(path)
     return checkpoint.config, checkpoint
+
+
+def _refuse_another_head(config: DecoderConfig, source: HfTensors) -> None:
+    """Of a tied model a file may hold the same matrix twice; one that was trained apart would be lost."""
+    head = "lm_head.weight"
+    if not config.tie_word_embeddings or head not in source.shapes:
+        return
+    if not torch.equal(source.read(head), source.read("embed_tokens.weight")):
+        raise CheckpointError(
+            f"{source.describe(head)}: is not the embedding, which tie_word_embeddings=True says it is: "
+            "set that to false, or leave the tensor out"
+        )
 
 
 def _stored_matrices(source: WeightSource, layout: Layout) -> dict[str, QuantizedRows]:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from dspark_core.errors import CheckpointError
 from dspark_core.models.config import RopeScaling
 from dspark_core.models.hf import read_hf_config
-from dspark_core.models.loading import load_target
+from dspark_core.models.loading import load_target, load_target_ends
 from tests.unit.models.target_checkpoints import LLAMA3_ROPE, edit_json, llama, qwen3, save_hf
 
 
@@ -109,10 +109,25 @@ def test_a_sharded_checkpoint_equals_a_single_file(directory: Path, tmp_path_fac
 
 
 def test_an_output_projection_repeated_in_a_tied_model_is_accepted(tmp_path: Path) -> None:
-    save_hf(llama(tie_word_embeddings=True), tmp_path)
-    edit_tensors(tmp_path, lm_head__weight=torch.zeros(96, 64))
+    model = save_hf_tied(tmp_path)
+    edit_tensors(tmp_path, lm_head__weight=model.lm_head.weight.detach().clone())
     decoder = load_target(str(tmp_path), torch.float32).decoder
     assert decoder.lm_head.weight is decoder.embed_tokens.weight
+
+
+@pytest.mark.parametrize("load", [load_target, load_target_ends])
+def test_another_output_projection_in_a_tied_model_is_refused(load: Any, tmp_path: Path) -> None:
+    """It was trained apart, and `transformers` computes with it."""
+    model = save_hf_tied(tmp_path)
+    edit_tensors(tmp_path, lm_head__weight=model.lm_head.weight.detach() * 1.01)
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight: .*tie_word_embeddings=True"):
+        load(str(tmp_path), torch.float32)
+
+
+def save_hf_tied(directory: Path) -> Any:
+    model = llama(tie_word_embeddings=True)
+    save_hf(model, directory)
+    return model
 
 
 def test_constants_of_old_exports_are_ignored(directory: Path) -> None:
