@@ -104,6 +104,8 @@ def only_source_layer(recipe: DrafterRecipe) -> int | None:
     """Raises ConfigError when the recipe asks for more than these drafters have."""
     if recipe.moe is not None:
         raise ConfigError(f"moe does not apply to {recipe.algorithm}, whose one layer is dense")
+    if recipe.context_window is not None:
+        raise ConfigError(f"window does not apply to {recipe.algorithm}, which reads the whole context")
     if len(recipe.source_layers) > 1:
         raise ConfigError(
             f"source_layers of {recipe.algorithm} must name one layer, got {list(recipe.source_layers)}"

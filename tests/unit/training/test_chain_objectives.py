@@ -239,3 +239,10 @@ def test_experts_are_refused(name: str) -> None:
     recipe = DrafterRecipe(algorithm=name, target_layer_ids=(1,), moe=moe)
     with pytest.raises(ConfigError, match=f"moe does not apply to {name}"):
         ALGORITHMS[name].build(recipe, LossConfig(), golden_target(), None)
+
+
+@ALGORITHM_NAMES
+def test_a_window_is_refused(name: str) -> None:
+    recipe = DrafterRecipe(algorithm=name, target_layer_ids=(1,), context_window=8)
+    with pytest.raises(ConfigError, match=f"window does not apply to {name}"):
+        ALGORITHMS[name].build(recipe, LossConfig(), golden_target(), None)
