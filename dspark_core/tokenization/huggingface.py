@@ -66,9 +66,11 @@ def _eos_ids(
     special_tokens: Mapping[str, str],
     generation: Mapping[str, Any],
 ) -> tuple[int, ...]:
-    declared = generation.get("eos_token_id")
-    if declared is None:
-        declared = _read_json(directory / "config.json").get("eos_token_id")
+    config = _read_json(directory / "config.json")
+    text = config.get("text_config")  # of a model of more than text, which may say it there alone
+    declared = None
+    for source in (generation, config, text if isinstance(text, Mapping) else {}):
+        declared = source.get("eos_token_id") if declared is None else declared
     ids = {declared} if isinstance(declared, int) else set(declared or ())
     own = backend.token_to_id(special_tokens["eos_token"]) if "eos_token" in special_tokens else None
     if own is not None:

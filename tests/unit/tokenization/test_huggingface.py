@@ -141,6 +141,11 @@ def test_settings_come_from_the_files_beside_the_tokenizer(tmp_path) -> None:
     assert (tokenizer.defaults.top_p, tokenizer.defaults.min_p) == (0.95, None)
 
 
+def test_the_text_part_of_a_larger_model_says_what_ends_an_answer(tmp_path) -> None:
+    write(tmp_path, byte_level(), config={"eos_token_id": None, "text_config": {"eos_token_id": [0, 2]}})
+    assert load_tokenizer(tmp_path).stop_token_ids == (0, 2)
+
+
 @pytest.mark.parametrize(
     "template", [TEMPLATE, [{"name": "tool_use", "template": "x"}, {"name": "default", "template": TEMPLATE}]]
 )
