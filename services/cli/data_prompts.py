@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
             if arguments.synthesise:
                 out.writelines(prompt.line() for prompt in _synthesised(arguments, tokenizer, chosen))
         if not chosen.kept:
-            raise ConfigError(f"no prompt is left of what was read ({_refusals(chosen)})")
+            raise ConfigError(f"no prompt is left of what was read{_refusals(chosen, '; ')}")
         partial.replace(arguments.out)
     finally:
         partial.unlink(missing_ok=True)
@@ -176,6 +176,6 @@ def _turn_tokens(arguments: argparse.Namespace) -> int:
     return min(most, SynthesisSettings().max_tokens)
 
 
-def _refusals(chosen: PromptFilter, lead: str = "") -> str:
+def _refusals(chosen: PromptFilter, lead: str) -> str:
     told: Sequence[str] = [f"{count} {reason.value}" for reason, count in chosen.refused.items()]
     return f"{lead}refused: {', '.join(told)}" if told else ""

@@ -129,6 +129,17 @@ def test_a_dataset_is_read_row_by_row(tmp_path: Path) -> None:
         list(read_dataset(str(tmp_path / "nothing")))
 
 
+def test_a_saved_dataset_is_read_by_its_own_splits(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    one, two = (datasets.Dataset.from_list([{"prompt": text}]) for text in ("Hi", "Bye"))
+    datasets.DatasetDict({"train_sft": one, "train_gen": two}).save_to_disk(tmp_path / "both")
+    two.save_to_disk(tmp_path / "one")
+    assert [p.text for p in read_dataset(str(tmp_path / "both"), split="train_sft")] == ["Hi"]
+    assert [p.text for p in read_dataset(str(tmp_path / "one"))] == ["Bye"]
+    with pytest.raises(ConfigError, match="has no split 'train'; its splits are: train_sft, train_gen"):
+        list(read_dataset(str(tmp_path / "both")))
+
+
 def test_a_missing_library_is_named(monkeypatch) -> None:
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.delitem(sys.modules, "datasets", raising=False)
