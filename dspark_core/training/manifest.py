@@ -109,6 +109,15 @@ def listed_shards(directory: Path) -> list[Path]:
     return shards
 
 
+def shards_present(directory: Path, manifest: Manifest) -> dict[str, ShardEntry]:
+    """The listed shards that need not be made again: there, and as long as they were."""
+    return {
+        name: entry
+        for name, entry in manifest.shards.items()
+        if _size_problem(directory / name, entry) is None
+    }
+
+
 def check_shards(directory: Path) -> Iterator[tuple[Path, ShardFault | None]]:
     """Reads every listed shard through and compares checksums, one after the other.
 

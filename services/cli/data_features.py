@@ -124,6 +124,8 @@ def run_check(arguments: argparse.Namespace) -> int:
     console.print(f"{total - damaged} of {planned} shards are whole", soft_wrap=True)
     if total < planned:
         console.print(f"{planned - total} are not written yet: run `dspark data features` again")
+    if damaged:
+        console.print("remove what is damaged and run the command that wrote it again; the rest is kept")
     return EXIT_DAMAGED if damaged else 0
 
 

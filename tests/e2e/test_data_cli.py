@@ -159,7 +159,11 @@ def test_prompts_answers_and_features_fit_together(
     content[-1] ^= 1
     shard.write_bytes(content)
     assert main(["data", "check", str(features)]) == 1
-    assert f"{shard} does not have the checksum" in capsys.readouterr().out
+    assert f"{shard} does not have the checksum" in (shown := capsys.readouterr().out)
+    assert "remove what is damaged" in shown
+    shard.unlink()
+    assert main(compute) == 0
+    assert main(["data", "check", str(features)]) == 0
 
 
 def test_a_table_of_ngrams_from_answers(target: Path, tmp_path: Path, capsys) -> None:

@@ -19,7 +19,14 @@ from dspark_core.models.decoder import Decoder
 from dspark_core.training.data.conversations import AnswerFile
 from dspark_core.training.data.prefill import compute_packed, plan_packs
 from dspark_core.training.features import FeatureSequence, write_shard
-from dspark_core.training.manifest import Manifest, ShardEntry, file_digest, read_manifest, write_manifest
+from dspark_core.training.manifest import (
+    Manifest,
+    ShardEntry,
+    file_digest,
+    read_manifest,
+    shards_present,
+    write_manifest,
+)
 from dspark_core.training.origin import FeatureOrigin
 
 DEFAULT_SHARD_TOKENS = 65_536
@@ -87,8 +94,7 @@ def plan_cache(
     existing = read_manifest(directory)
     if existing is not None:
         _require_same(existing, planned, directory)
-        kept = {name: entry for name, entry in existing.shards.items() if _is_whole(directory / name, entry)}
-        planned = replace(planned, shards=kept)
+        planned = replace(planned, shards=shards_present(directory, existing))
     elif directory.is_dir() and any(directory.glob("*.safetensors")):
         raise ConfigError(f"{directory} holds shards without a manifest: choose another directory")
     return CachePlan(directory=directory, manifest=planned, shards=shards)
@@ -185,10 +191,6 @@ def _plan_digest(shards: Sequence[ShardPlan]) -> str:
     out, and so changes the sums."""
     told = repr([(shard.numbers, shard.tokens) for shard in shards])
     return hashlib.sha256(told.encode()).hexdigest()
-
-
-def _is_whole(path: Path, entry: ShardEntry) -> bool:
-    return path.is_file() and path.stat().st_size == entry.bytes
 
 
 def _require_same(existing: Manifest, planned: Manifest, directory: Path) -> None:

@@ -20,7 +20,14 @@ from dspark_core.errors import ConfigError
 from dspark_core.models.decoder import Decoder
 from dspark_core.training.data.prefill import log_normalizers
 from dspark_core.training.features import FeatureSequence, write_shard
-from dspark_core.training.manifest import Manifest, ShardEntry, file_digest, read_manifest, write_manifest
+from dspark_core.training.manifest import (
+    Manifest,
+    ShardEntry,
+    file_digest,
+    read_manifest,
+    shards_present,
+    write_manifest,
+)
 from dspark_core.training.origin import FeatureOrigin
 
 
@@ -75,7 +82,7 @@ class RecordedShards:
         directory.mkdir(parents=True, exist_ok=True)
         existing = read_manifest(directory)
         if existing is not None:
-            self._manifest = replace(self._manifest, shards=existing.shards)
+            self._manifest = replace(self._manifest, shards=shards_present(directory, existing))
             if (existing.origin, existing.answers_sha256) != (origin, settings):
                 raise ConfigError(
                     f"--features {directory} holds those of other answers or layers: choose another"

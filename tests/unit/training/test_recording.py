@@ -88,6 +88,15 @@ def test_a_chunk_whose_shard_is_missing_is_generated_again(tmp_path: Path) -> No
     assert heard == []
 
 
+def test_a_listed_shard_that_is_gone_is_recorded_again(tmp_path: Path) -> None:
+    done = {one.prompt_id for one in recording(tmp_path).run(ASKED, lambda _: False)}  # type: ignore[union-attr]
+    shard = min(tmp_path.glob("*.safetensors"))
+    written = shard.read_bytes()
+    shard.unlink()
+    assert list(recording(tmp_path).run(ASKED, done.__contains__)) == []
+    assert shard.read_bytes() == written
+
+
 def test_states_of_other_answers_are_not_mixed_in(tmp_path: Path) -> None:
     answers = recording(tmp_path)
     list(answers.run(ASKED[:4], lambda _: False))
