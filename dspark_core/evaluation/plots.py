@@ -62,7 +62,7 @@ def _draw_positions(figure: Figure, report: EvalReport) -> None:
         axes.set_xlabel("draft position")
         axes.set_xticks(range(1, len(report.macro.accept_rate) + 1))
         axes.grid(alpha=0.3)
-    conditional.legend(fontsize="small")
+    _legend(figure, conditional)
 
 
 def _by_position(axes: Axes, values: Sequence[float | None], label: str, style: Style) -> None:
@@ -79,7 +79,12 @@ def _draw_sweep(figure: Figure, report: EvalReport) -> None:
         axes.set(title=title, xlabel="survival threshold")
         axes.grid(alpha=0.3)
     panels[0].set_ylim(0, 1.02)
-    panels[0].legend(fontsize="small")
+    _legend(figure, panels[0])
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Beside the panels: the names of nine sets would hide half of one."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
 
 
 def _sweep_lines(panels: Sequence[Axes], sweep: Sequence[SweepPoint], label: str, style: Style) -> None:

@@ -136,6 +136,18 @@ def test_plots_are_drawn(tmp_path: Path) -> None:
         assert path.read_bytes().startswith(PNG)
 
 
+def test_no_legend_hides_a_line(tmp_path: Path, monkeypatch) -> None:
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    drawn = []
+    monkeypatch.setattr(figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    draw_plots(report(), tmp_path)
+    for one in drawn:
+        one.draw_without_rendering()
+        [legend] = one.legends
+        panels = [axes.get_window_extent() for axes in one.axes]
+        assert not any(legend.get_window_extent().overlaps(panel) for panel in panels)
+
+
 def test_no_sweep_is_drawn_without_confidence(tmp_path: Path) -> None:
     assert [path.name for path in draw_plots(report(confident=False), tmp_path)] == [POSITIONS_FILE]
 
