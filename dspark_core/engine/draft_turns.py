@@ -25,7 +25,7 @@ FIRST_REST_ROUNDS, MAX_REST_ROUNDS = 256, 4096
 and at most, doubling."""
 ALL, IN_TURNS = 1, 2
 """Cohorts."""
-LEFT_ROUNDS = 4
+LEFT_ROUNDS = 16
 """So many rounds in a row those whom the planner left without drafts are left so, without asking it, while
 they are the same and what is looked up for each promises as much: asking took 1 to 2 % of a small round."""
 
@@ -123,6 +123,8 @@ class DraftTurns:
         for asked in self._asked:
             asked.lengths.pop(sequence_id, None)
         self._asked = [asked for asked in self._asked if asked.lengths]
+        if self._left is not None and sequence_id in self._left.promises:
+            self._left = None
 
     def _decide(self, decoding: Sequence[SequenceState]) -> None:
         given = self._wish if self._may_take_turns(decoding) else ALL

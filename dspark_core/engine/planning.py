@@ -23,9 +23,9 @@ UNPROFILED_MIN_SURVIVAL = 0.6
 """Without a profile a token is verified if it is likely to stand, and never more than a few: on most
 hardware the second and third token of a request cost less than this, on no hardware is it certain."""
 
-EAGER_ROUNDS, PLANNED_ROUNDS_PER_LESSON = 128, 3
+EAGER_ROUNDS, PLANNED_ROUNDS_PER_LESSON = 128, 6
 """After so many rounds with drafts times are learned from one in so many: it took 2 % of a round of one."""
-LESSON_SECONDS = 0.01
+LESSON_SECONDS = 0.02
 """Nor is it where rounds take this long together: a machine that slows down has few of them a second."""
 PLAIN_ROUNDS_PER_LESSON = 4
 """Rounds without drafts are alike and plan nothing: times are learned from one in so many of them, as

@@ -169,10 +169,11 @@ class RoundLoop:
             return []
         logits = self._engine.forward(runs)
         sampled = proposals + [Proposal(s) for s, n in prefills if n == s.uncomputed]
-        shaped = shaped_rows(sampled)
-        told = asked_rows(logits, shaped)
-        self._adjuster.apply(logits, shaped)
-        mask(logits, shaped)
+        told: Mapping[int, Tensor] = {}
+        if shaped := shaped_rows(sampled):
+            told = asked_rows(logits, shaped)
+            self._adjuster.apply(logits, shaped)
+            mask(logits, shaped)
         verdicts = self._acceptor.accept(logits, sampled)
         if self._lookup:
             self._lookup.learn(proposals, verdicts)

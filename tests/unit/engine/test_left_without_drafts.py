@@ -49,6 +49,9 @@ class Round:
         self.drafted += len(wanted)
         return NO_DRAFTS
 
+    def release(self, name: str) -> None:
+        self._turns.release(name)
+
     def go(self, names: str, confidences: tuple[float, ...], floor: float | None = None) -> int:
         """-> how often the planner was asked."""
         before, self.confidences = self.planner.questions, confidences
@@ -89,6 +92,13 @@ def test_several_who_are_left_without_drafts_are_asked_about_once_in_some_rounds
     assert rounds.go("abc", (0.8,)) == 1
     assert rounds.go("bc", (0.8,)) == 1
     assert rounds.drafted == 0
+
+
+def test_a_name_that_is_used_again_is_asked_about() -> None:
+    rounds = Round()
+    assert [rounds.go("a", (0.9, 0.9)) for _ in range(2)] == [1, 0]
+    rounds.release("a")
+    assert rounds.go("a", (0.9, 0.9)) == 1
 
 
 def test_who_was_drafted_for_or_was_promised_a_speed_is_asked_about_in_every_round() -> None:
