@@ -98,12 +98,12 @@ def main() -> int:
     parser.add_argument(
         "--kernels", choices=("on", "off"), default="on", help="off: slower steps, and drafting pays"
     )
-    parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
+    parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
     arguments = parser.parse_args()
     console = Console()
     result = asyncio.run(run(arguments, console))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     failed = bool(result["errors"]) or bool(result["prompts_answered_differently"])
     return 1 if failed and arguments.dtype == "float32" else 0
 

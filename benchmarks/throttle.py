@@ -187,7 +187,7 @@ async def run(arguments: argparse.Namespace, console: Console) -> dict[str, obje
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--turns", type=int, default=4, help="of both kinds, each on the other verifier")
+    parser.add_argument("--turns", type=int, default=4, help="of each kind, each on the other verifier")
     parser.add_argument("--factor", type=float, default=4.0, help="how much slower")
     parser.add_argument("--seconds", type=float, default=4.0, help="before, and from 2 s after on")
     parser.add_argument("--rest", type=float, default=6.0, help="between two, for times to be as before")
@@ -199,11 +199,11 @@ def main() -> int:
     parser.add_argument("--no-lookup", action="store_true", help="drafts from the drafter only")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--kernels", choices=("on", "off"), default="on")
-    parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
+    parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
     arguments = parser.parse_args()
     result = asyncio.run(run(arguments, Console()))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 1 if result["errors"] else 0
 
 

@@ -62,10 +62,12 @@ class LocalPlanSource:
         """What is known of this engine's speed now."""
         return self._round_time
 
-    def adopt(self, round_time: RoundTimeModel) -> None:
-        """Step times from elsewhere, for an engine that was not profiled; a measured one keeps its own."""
-        if self._round_time is None:
-            self._round_time = round_time
+    def adopt(self, round_time: RoundTimeModel) -> bool:
+        """Step times from elsewhere, for an engine that has none -> whether it had none."""
+        if self._round_time is not None:
+            return False
+        self._round_time = round_time
+        return True
 
     def cohorts(self, candidates: Sequence[DraftCandidate], given: int | None) -> int:
         self._beside_seconds = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -101,12 +101,13 @@ class Scenario:
             raise ConfigError("domains must have a share > 0 among them")
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Scenario:
-        """From YAML. Raises ConfigError naming an unknown field or one of the wrong kind."""
+    def of(cls, values: Mapping[str, Any], *, beside: Sequence[str] = ()) -> Scenario:
+        """From YAML, in whose file others may stand `beside`. Raises ConfigError naming an unknown field or one
+        of the wrong kind."""
         known = {one.name: one for one in dataclasses.fields(cls)}
         for name, value in values.items():
             if name not in known:
-                raise ConfigError(f"unknown scenario field {name!r}; known: {', '.join(known)}")
+                raise ConfigError(f"unknown scenario field {name!r}; known: {', '.join((*known, *beside))}")
             kind = known[name].type
             if kind == "int" and (not isinstance(value, int) or isinstance(value, bool)):
                 raise ConfigError(f"{name} must be a whole number, got {value!r}")

@@ -103,7 +103,7 @@ def listed_shards(directory: Path) -> list[Path]:
         shards = [directory / name for name in sorted(manifest.shards)]
         for shard in shards:
             if (problem := _size_problem(shard, manifest.shards[shard.name])) is not None:
-                raise CheckpointError(f"shard {shard} {problem}: run `dspark data features` again")
+                raise CheckpointError(f"shard {shard} {problem}: run the command that wrote it again")
     if not shards:
         raise ConfigError(f"feature directory {directory} holds no shards")
     return shards

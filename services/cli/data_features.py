@@ -123,7 +123,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     planned = manifest.planned_shards if manifest else total
     console.print(f"{total - damaged} of {planned} shards are whole", soft_wrap=True)
     if total < planned:
-        console.print(f"{planned - total} are not written yet: run `dspark data features` again")
+        console.print(f"{planned - total} are not written yet: run the command that writes them again")
     if damaged:
         console.print("remove what is damaged and run the command that wrote it again; the rest is kept")
     return EXIT_DAMAGED if damaged else 0

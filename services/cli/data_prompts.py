@@ -123,6 +123,8 @@ def _check(arguments: argparse.Namespace) -> None:
             f"--min-tokens must be below {_turn_tokens(arguments)}, where --synthesise ends turns, "
             f"got {arguments.min_tokens}"
         )
+    if arguments.out.resolve() in [path.resolve() for path in (*arguments.files, *arguments.exclude)]:
+        raise ConfigError(f"--out would replace {arguments.out}, which is read from")
     if arguments.dataset:
         require_datasets()
     require_writable(arguments.out)

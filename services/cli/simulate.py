@@ -186,7 +186,7 @@ def _scenario(arguments: argparse.Namespace, config: Mapping[str, Any]) -> Scena
             values[one.name] = _shares(given) if one.name == "domains" else given
     if not values.get("users") and not values.get("arrivals_per_second"):
         values["users"] = 16 * values.get("verifiers", Scenario(users=1).verifiers)
-    return Scenario.of(values)
+    return Scenario.of(values, beside=FILE_FIELDS)
 
 
 def _shares(texts: Sequence[str]) -> dict[str, float]:

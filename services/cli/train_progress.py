@@ -59,8 +59,9 @@ class ProgressView:
 
 def describe(progress: run_log.Progress) -> str:
     rate = 1 / max(progress.seconds_per_step, 1e-9)
+    confidence = f"confidence {progress.confidence:.3f}  " if progress.confidence else ""  # not of all kinds
     return (
         f"{rate:.2f} steps/s  {progress.positions_per_second:,.0f} positions/s  "
         f"ce {progress.cross_entropy:.3f}  l1 {progress.distance:.3f}  "
-        f"confidence {progress.confidence:.3f}  expected length {progress.expected_length:.2f}"
+        f"{confidence}expected length {progress.expected_length:.2f}"
     )

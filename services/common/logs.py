@@ -19,6 +19,8 @@ from services.common.env import Env
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_OMITTED = _STANDARD_FIELDS | {"color_message"}
+"""The last are uvicorn's messages once more, with codes for terminals."""
 
 
 def setup_logging(service: str, environ: Mapping[str, str] = os.environ) -> None:
@@ -54,7 +56,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        entry.update({key: value for key, value in vars(record).items() if key not in _STANDARD_FIELDS})
+        entry.update({key: value for key, value in vars(record).items() if key not in _OMITTED})
         span = trace.get_current_span().get_span_context()
         if span.is_valid:
             entry["trace_id"] = trace.format_trace_id(span.trace_id)

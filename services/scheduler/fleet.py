@@ -70,8 +70,8 @@ class Fleet:
             self.loads.told(report.replica_id, report.load)
         planner = self.planner(report.replica_id)
         pace = planner.pace
-        pace.adopt(report.profile)
         kind = report.kind
+        pace.adopt(report.profile, begins=kind is not None)
         if kind is None and not pace.measured:  # another of its kind may have been profiled since
             kind = self._kinds.get(report.replica_id)
         if kind is not None:

@@ -29,9 +29,11 @@ class VerifierPace:
         self._drafted_share = 0.0
         self._in_turns = False
 
-    def adopt(self, profile: tuple[StepTime, ...]) -> None:
+    def adopt(self, profile: tuple[StepTime, ...], *, begins: bool = False) -> None:
         """Starts from what was measured; a repeated profile changes nothing: what was learned on
-        top of it is better."""
+        top of it is better. `begins`: a stream, whose first report tells all that was measured."""
+        if begins and not profile:
+            self._profile = ()  # it may be another one at the address, which does not measure
         if not profile or profile == self._profile:
             return
         self._profile = profile

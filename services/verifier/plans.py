@@ -46,7 +46,7 @@ class LocalPlans(PlanSource, Protocol):
 
     draft_price: float
 
-    def adopt(self, round_time: RoundTimeModel) -> None: ...
+    def adopt(self, round_time: RoundTimeModel) -> bool: ...
 
 
 class CoordinatedPlanSource:
@@ -171,8 +171,8 @@ class CoordinatedPlanSource:
         if plan.based_on_round == 0:
             return  # the scheduler hears us and has nothing to plan
         self._scaling = scaling_of(plan)
-        if plan.curve:
-            self._local.adopt(adopted(plan.curve))
+        if plan.curve and self._local.adopt(adopted(plan.curve)):
+            _log.info("took over step times of replicas of its kind: %d points", len(plan.curve))
         self._plans.append(plan)
 
     async def _drain_reports(self) -> AsyncIterator[RoundReport]:

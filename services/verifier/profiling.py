@@ -81,7 +81,6 @@ def replica_kind(options: EngineOptions, engine: TargetEngine) -> ReplicaKind:
 
 def adopted(curve: Sequence[StepTime]) -> RoundTimeModel:
     """Step times that the scheduler sent."""
-    _log.info("step times of replicas of the same kind were taken over: %d points", len(curve))
     return RoundTimeModel(StepTimeModel.of_step_times(curve))
 
 

@@ -13,5 +13,6 @@ class FullPlans(FullPlanSource):
         self.draft_price = 0.0
         self.adopted: list[RoundTimeModel] = []
 
-    def adopt(self, round_time: RoundTimeModel) -> None:
+    def adopt(self, round_time: RoundTimeModel) -> bool:
         self.adopted.append(round_time)
+        return True

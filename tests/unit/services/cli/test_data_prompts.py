@@ -1,4 +1,4 @@
-"""`dspark data prompts --synthesise` as a user asks again."""
+"""`dspark data prompts`, where it must not lose what is there."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from services.cli import data_prompts
 from services.cli.main import main
+from services.common.exits import EXIT_CONFIG
 from tests.support.tiny_target import write_tiny_target
 
 
@@ -35,3 +36,13 @@ def test_asking_for_more_turns_goes_on_with_those_that_are_there(
     assert (len(few), len(many)) == (4, 40)
     assert many[:4] == few
     assert (tmp_path / "prompts.jsonl.turns.jsonl").read_text().startswith(journal)
+
+
+def test_its_own_sources_are_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "prompts.jsonl"
+    source.write_text('{"prompt": "Hi there"}\n')
+    (tmp_path / "folder").mkdir()
+    out = str(tmp_path / "folder" / ".." / "prompts.jsonl")
+    assert main(["data", "prompts", str(source), "--out", out]) == EXIT_CONFIG
+    assert f"--out would replace {out}, which is read from" in capsys.readouterr().err
+    assert source.read_text() == '{"prompt": "Hi there"}\n'

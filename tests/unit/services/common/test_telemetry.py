@@ -80,7 +80,7 @@ def test_json_lines_carry_extras_and_exceptions():
             "lost %d",
             (3,),
             sys.exc_info(),
-            extra={"request_id": "r-1"},
+            extra={"request_id": "r-1", "color_message": "lost \x1b[1m3"},
         )
     entry = json.loads(JsonFormatter("verifier").format(record))
     assert entry["message"] == "lost 3"

@@ -142,3 +142,11 @@ async def test_a_curve_reaches_who_was_there_before_in_the_stream_that_is_open()
         sent.append(len((await anext(plans)).curve))
     assert sent == [0, 0, 3, 0]
     await plans.aclose()
+
+
+async def test_who_starts_again_without_measuring_is_sent_the_curve_too():
+    """At the same address, as a pod's successor."""
+    scheduler = Scheduler()
+    assert await _curves(scheduler, "pod", _profile(20.0)) == []
+    (curve,) = await _curves(scheduler, "pod")
+    assert [point.batch_tokens for point in curve] == [1, 8, 32]
