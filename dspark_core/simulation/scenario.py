@@ -102,8 +102,8 @@ class Scenario:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], *, beside: Sequence[str] = ()) -> Scenario:
-        """From YAML, in whose file others may stand `beside`. Raises ConfigError naming an unknown field or one
-        of the wrong kind."""
+        """From YAML, in whose file others may stand `beside`. Raises ConfigError naming an unknown field or
+        one of the wrong kind."""
         known = {one.name: one for one in dataclasses.fields(cls)}
         for name, value in values.items():
             if name not in known:
