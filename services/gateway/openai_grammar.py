@@ -23,10 +23,13 @@ class JsonSchemaBody(BaseModel):
     """Without effect: the schema is always kept to."""
 
 
+FormatKind = Literal["text", "json_object", "json_schema"]
+
+
 class ResponseFormatBody(BaseModel):
     model_config = _STRICT
 
-    type: Literal["text", "json_object", "json_schema"]
+    type: FormatKind
     json_schema: JsonSchemaBody | None = None
 
     def to_grammar(self) -> Grammar | None:
@@ -36,10 +39,32 @@ class ResponseFormatBody(BaseModel):
             raise InvalidRequestError(
                 f"response_format of type {self.type!r} {needed} json_schema", field="response_format"
             )
-        if self.type == "text":
-            return None
-        schema = self.json_schema.schema_ if self.json_schema else None
-        return _json_grammar({"type": "object"} if schema is None else schema)
+        return _format_grammar(self.type, self.json_schema.schema_ if self.json_schema else None)
+
+
+class TextFormatBody(BaseModel):
+    """The same in the words of the Responses API."""
+
+    model_config = _STRICT
+
+    type: FormatKind
+    name: str | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+    """Without effect: the schema is always kept to."""
+
+    def to_grammar(self) -> Grammar | None:
+        """None: the answer may be anything. Raises InvalidRequestError."""
+        if (self.schema_ is not None) != (self.type == "json_schema"):
+            needed = "needs" if self.schema_ is None else "cannot have"
+            raise InvalidRequestError(
+                f"text.format of type {self.type!r} {needed} a schema", field="text.format"
+            )
+        return _format_grammar(self.type, self.schema_)
+
+
+FormatBody = ResponseFormatBody | TextFormatBody
 
 
 class StructuredOutputsBody(BaseModel):
@@ -70,6 +95,12 @@ class StructuredOutputsBody(BaseModel):
         if self.choice is not None:
             return Grammar(kind=GrammarKind.LARK, text=_choice(self.choice))
         return None if self.json_ is None else _json_grammar(self.json_)
+
+
+def _format_grammar(kind: FormatKind, schema: dict[str, Any] | None) -> Grammar | None:
+    if kind == "text":
+        return None
+    return _json_grammar({"type": "object"} if schema is None else schema)
 
 
 def _json_grammar(schema: dict[str, Any] | str) -> Grammar:

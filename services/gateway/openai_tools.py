@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
@@ -23,27 +23,37 @@ class FunctionBody(BaseModel):
     strict: bool | None = None
     """Whether calls keep to the schema where the model decides to call; what has to be a call does always."""
 
-
-class ToolBody(BaseModel):
-    model_config = _STRICT
-
-    type: Literal["function"]
-    function: FunctionBody
-
     def to_record(self, place: str) -> Tool:
-        """Raises InvalidRequestError. place: of the tool in the request's body."""
-        function = self.function
-        given = {} if function.parameters is None else {"parameters": function.parameters}
+        """Raises InvalidRequestError. place: in the request's body."""
+        given = {} if self.parameters is None else {"parameters": self.parameters}
         try:
             return Tool(
-                name=function.name,
-                description=function.description,
-                strict=bool(function.strict),
+                name=self.name,
+                description=self.description,
+                strict=bool(self.strict),
+                place=place,
                 **given,
             )
         except InvalidRequestError as error:
-            field = f"{place}.function.{error.field}"
-            raise InvalidRequestError(f"{place}.function: {error}", field=field) from None
+            raise InvalidRequestError(f"{place}: {error}", field=f"{place}.{error.field}") from None
+
+
+class _KindBody(BaseModel):
+    type: Literal["function"]
+
+
+class ToolBody(_KindBody):
+    model_config = _STRICT
+
+    function: FunctionBody
+
+    def to_record(self, place: str) -> Tool:
+        return self.function.to_record(f"{place}.function")
+
+
+# In this order of bases the kind comes first: what is no function is told that it is none.
+class FlatToolBody(FunctionBody, _KindBody):
+    """As the Responses API has it."""
 
 
 class _FunctionNameBody(BaseModel):
@@ -64,8 +74,26 @@ class ToolChoiceBody(BaseModel):
     type: Literal["none", "auto", "required", "function"]
     function: _FunctionNameBody | None = None
 
+    @property
+    def called(self) -> str | None:
+        return self.function.name if self.function else None
+
+
+class FlatToolChoiceBody(BaseModel):
+    """As the Responses API has it."""
+
+    model_config = _STRICT
+
+    type: Literal["none", "auto", "required", "function"]
+    name: str | None = None
+
+    @property
+    def called(self) -> str | None:
+        return self.name
+
 
 ToolChoice = Annotated[ToolChoiceBody, BeforeValidator(_choice_of_word)]
+FlatToolChoice = Annotated[FlatToolChoiceBody, BeforeValidator(_choice_of_word)]
 
 
 class _CalledFunctionBody(BaseModel):
@@ -92,12 +120,25 @@ class ToolCallBody(BaseModel):
         return ToolCall(call_id=self.id, name=self.function.name, arguments=self.function.arguments)
 
 
+class DeclaredTool(Protocol):
+    def to_record(self, place: str) -> Tool: ...
+
+
+class ChoiceOfTools(Protocol):
+    @property
+    def type(self) -> str: ...
+
+    @property
+    def called(self) -> str | None:
+        """The function that has to be."""
+
+
 def tool_use(
-    tools: Sequence[ToolBody] | None, choice: ToolChoiceBody | None, *, parallel: bool, eager: bool
+    tools: Sequence[DeclaredTool] | None, choice: ChoiceOfTools | None, *, parallel: bool, eager: bool
 ) -> ToolUse | None:
     """None: nothing may be called. Raises InvalidRequestError naming the field."""
     kind = choice.type if choice else "auto"
-    named = choice.function.name if choice and choice.function else None
+    named = choice.called if choice else None
     if (kind == "function") != (named is not None):
         needed = "needs" if named is None else "cannot have"
         raise InvalidRequestError(f"tool_choice of type {kind!r} {needed} a function", field="tool_choice")
@@ -116,8 +157,11 @@ def tool_use(
     return None if kind == "none" else use
 
 
-def refuse_other_shapes(use: ToolUse | None, given: Mapping[str, object | None]) -> None:
-    """given: fields that say what an answer has to be, where they ask for anything.
+def refuse_other_shapes(
+    use: ToolUse | None, given: Mapping[str, object | None], *, allowed: str = "response_format"
+) -> None:
+    """given: fields that say what an answer has to be, where they ask for anything. allowed: the one whose
+    answers are JSON.
 
     An answer that has to call cannot be something else as well; one that may call can be JSON instead.
     """
@@ -128,7 +172,5 @@ def refuse_other_shapes(use: ToolUse | None, given: Mapping[str, object | None])
             raise InvalidRequestError(
                 f"{field} cannot be combined with a tool_choice that demands a call", field=field
             )
-        if field != "response_format":
-            raise InvalidRequestError(
-                f"{field} cannot be combined with tools; response_format can", field=field
-            )
+        if field != allowed:
+            raise InvalidRequestError(f"{field} cannot be combined with tools; {allowed} can", field=field)

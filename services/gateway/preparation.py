@@ -103,7 +103,7 @@ class RequestPreparer:
     def _check_prompt(
         self, ids: Sequence[int], request: TextRequest, description: VerifierDescription
     ) -> None:
-        field = "messages" if isinstance(request.prompt, Conversation) else "prompt"
+        field = request.prompt.field if isinstance(request.prompt, Conversation) else "prompt"
         if not ids:
             raise InvalidRequestError(f"{field} must not be empty: it has no tokens", field=field)
         if len(ids) >= description.max_context_tokens:

@@ -44,7 +44,7 @@ class PromptEncoder:
             if token_ids is not None:
                 return token_ids
             # The template writes the BOS token itself, where the model wants one.
-            return await self._encode(text, "messages", limit, work, add_special_tokens=False)
+            return await self._encode(text, prompt.field, limit, work, add_special_tokens=False)
         return prompt
 
     def _rendered(
@@ -54,7 +54,7 @@ class PromptEncoder:
         text = self._tools.render(conversation, tools)
         if len(text) > LONG_CHARACTERS:
             return text, None
-        self._refuse_too_long(text, "messages", limit)
+        self._refuse_too_long(text, conversation.field, limit)
         return text, self._tokenizer.encode(text, add_special_tokens=False)
 
     async def _encode(

@@ -49,19 +49,21 @@ class Conversation:
     messages: tuple[ChatMessage, ...]
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     """More variables of the model's chat template."""
+    field: str = "messages"
+    """Where the client says it."""
 
     def __post_init__(self) -> None:
         if not self.messages:
-            raise InvalidRequestError("messages must hold at least one message, got []", field="messages")
-        check_message_count(len(self.messages))
+            raise InvalidRequestError(
+                f"{self.field} must hold at least one message, got []", field=self.field
+            )
+        check_message_count(len(self.messages), self.field)
 
 
-def check_message_count(count: int) -> None:
+def check_message_count(count: int, name: str = "messages") -> None:
     """Also for those who have messages yet to make: before that."""
     if count > MAX_MESSAGES:
-        raise InvalidRequestError(
-            f"messages must hold at most {MAX_MESSAGES} items, got {count}", field="messages"
-        )
+        raise InvalidRequestError(f"{name} must hold at most {MAX_MESSAGES} items, got {count}", field=name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,9 +66,9 @@ class ToolPreparer:
         try:
             await work.wait(self._grammars.check(grammar, "tools"))
         except InvalidRequestError:
-            for index, tool in tools.items():
+            for tool in tools.values():
                 schema = Grammar(kind=GrammarKind.JSON_SCHEMA, text=tool.schema)
-                await work.wait(self._grammars.check(schema, f"tools[{index}].function.parameters"))
+                await work.wait(self._grammars.check(schema, f"{tool.place}.parameters"))
             raise
         return grammar
 

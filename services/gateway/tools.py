@@ -27,6 +27,8 @@ class Tool:
     """A JSON schema of an object."""
     strict: bool = False
     """Its arguments keep to the schema also where nothing has to be called."""
+    place: str = field(default="tool", compare=False)
+    """Where the client declares it, in its words."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

@@ -1,0 +1,226 @@
+"""What a request's body has in every OpenAI API that is served here, and how it is checked.
+
+Types are checked here; ranges are checked where the values are used, the same for REST and gRPC.
+Fields that would change the answer but are not implemented are refused by name; unknown ones too,
+because a misspelt `max_tokens` must not be ignored. Lists are looked at up to their first wrong item
+only: a body can have a million of them.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast
+
+from dspark_core.errors import InvalidRequestError, require
+from dspark_core.output_rules import MAX_BIASED_TOKENS, Grammar, LogitAdjustments
+from dspark_core.records import MAX_SEED, SpeculationOptions, Verification
+from services.gateway.openai_grammar import FormatBody, StructuredOutputsBody
+from services.gateway.openai_tools import ChoiceOfTools, DeclaredTool, refuse_other_shapes, tool_use
+from services.gateway.requests import Conversation, TextRequest
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+def _one_or_more(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+class StreamOptions(BaseModel):
+    model_config = STRICT
+
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+    """Accepted and without effect: nothing is padded here."""
+
+
+class SpeculationBody(BaseModel):
+    """Our extension: how this request may be speculated on."""
+
+    model_config = STRICT
+
+    enabled: bool = True
+    verification: Literal["rejection", "coupled"] | None = None
+    max_draft_tokens: int | None = None
+    lookup: bool = True
+
+    def to_record(self) -> SpeculationOptions:
+        return SpeculationOptions(
+            enabled=self.enabled,
+            verification=Verification(self.verification) if self.verification else None,
+            max_draft_tokens=self.max_draft_tokens,
+            lookup=self.lookup,
+        )
+
+
+class GenerationBody(BaseModel):
+    """What all endpoints that generate take."""
+
+    model_config = STRICT
+    unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+    """Field -> values that ask for nothing."""
+    format_field: ClassVar[str] = "response_format"
+    """Where `format` is."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: Annotated[list[str] | None, FailFast(), BeforeValidator(_one_or_more)] = None
+    speculation: SpeculationBody | None = None
+    min_tokens_per_second: float | None = None
+    """Our extension: the speed floor of this request."""
+    ignore_eos: bool | None = None
+    """As in other engines: go on past the model's stop tokens."""
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    """As in other engines."""
+    logit_bias: dict[str, float] | None = None
+    """By token id, which JSON has as a text."""
+    min_tokens: int | None = None
+    """As in other engines: no stop token and no stop string before."""
+    structured_outputs: StructuredOutputsBody | None = None
+    """As in other engines: more kinds of what the answer has to be."""
+
+    # Accepted and without effect on the answer.
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+
+    @property
+    @abstractmethod
+    def format(self) -> FormatBody | None:
+        """What the answer has to be, as OpenAI says it."""
+
+    @property
+    def choices(self) -> int:
+        return 1
+
+    def refuse_unsupported(self) -> None:
+        """Raises InvalidRequestError naming the first field that asks for what is not there."""
+        for name, harmless in self.unsupported.items():
+            value = getattr(self, name)
+            if value is not None and value not in harmless:
+                hint = f"; leave it out or send {harmless[0]!r}" if harmless else ""
+                raise InvalidRequestError(f"{name} {value!r:.80} is not supported{hint}", field=name)
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequestError(
+                "stream_options may only be set when stream is true", field="stream_options"
+            )
+
+    def _request(
+        self,
+        request_id: str,
+        prompt: Conversation | str | tuple[int, ...],
+        max_tokens: int | None,
+        top_logprobs: int | None,
+    ) -> TextRequest:
+        self.refuse_unsupported()
+        grammar, field = self._grammar()
+        return TextRequest(
+            request_id=request_id,
+            model=self.model,
+            prompt=prompt,
+            max_tokens=max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            seed=_seed(self.seed),
+            stop=tuple(self.stop or ()),
+            speculation=self.speculation.to_record() if self.speculation else SpeculationOptions(),
+            min_tokens_per_second=self.min_tokens_per_second,
+            ignore_eos=bool(self.ignore_eos),
+            adjustments=LogitAdjustments(
+                logit_bias=_biases(self.logit_bias or {}),
+                repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+                presence_penalty=self.presence_penalty or 0.0,
+                frequency_penalty=self.frequency_penalty or 0.0,
+                min_tokens=self.min_tokens or 0,
+            ),
+            grammar=grammar,
+            grammar_field=field,
+            top_logprobs=top_logprobs,
+            choices=self.choices,
+        )
+
+    def _grammar(self) -> tuple[Grammar | None, str]:
+        """And the field that asks for it."""
+        asked = _grammar_of(self.format, self.format_field)
+        other = _grammar_of(self.structured_outputs, "structured_outputs")
+        if asked is not None and other is not None:
+            raise InvalidRequestError(
+                f"{self.format_field} and structured_outputs contradict each other: send one",
+                field="structured_outputs",
+            )
+        return (asked, self.format_field) if other is None else (other, "structured_outputs")
+
+
+class ConversationBody(GenerationBody):
+    """What endpoints take that go on with a conversation."""
+
+    parallel_tool_calls: bool | None = None
+    top_logprobs: int | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    """As in other engines: more variables of the model's chat template."""
+
+    def _next_turn(
+        self,
+        request_id: str,
+        conversation: Conversation,
+        max_tokens: int | None,
+        *,
+        logprobs: bool,
+        tools: Sequence[DeclaredTool] | None,
+        tool_choice: ChoiceOfTools | None,
+    ) -> TextRequest:
+        conversation = replace(conversation, template_arguments=self.chat_template_kwargs or {})
+        top_logprobs = (self.top_logprobs or 0) if logprobs else None
+        request = self._request(request_id, conversation, max_tokens, top_logprobs)
+        use = tool_use(
+            tools, tool_choice, parallel=self.parallel_tool_calls is not False, eager=bool(self.stream)
+        )
+        refuse_other_shapes(use, {request.grammar_field: request.grammar}, allowed=self.format_field)
+        return replace(request, tools=use)
+
+
+def _grammar_of(body: FormatBody | StructuredOutputsBody | None, field: str) -> Grammar | None:
+    try:
+        return body.to_grammar() if body else None
+    except InvalidRequestError as error:
+        if error.field != "grammar":  # the record's name for it
+            raise
+        raise error.about(field) from None
+
+
+def _seed(asked: int | None) -> int | None:
+    """OpenAI's have 64 bits and a sign, ours no sign: each negative one becomes one of its own."""
+    if asked is None:
+        return None
+    least = -MAX_SEED - 1
+    require(least <= asked <= MAX_SEED, "seed", asked, f"in [{least}, {MAX_SEED}]")
+    return asked if asked >= 0 else asked - least
+
+
+def _biases(asked: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
+    # As their record does, but before each of very many is looked at.
+    count = len(asked)
+    require(count <= MAX_BIASED_TOKENS, "logit_bias", f"{count} tokens", f"of <= {MAX_BIASED_TOKENS} tokens")
+    return tuple((_token_id(name), bias) for name, bias in asked.items())
+
+
+def _token_id(name: str) -> int:
+    if not (name.isascii() and name.isdecimal() and len(name) <= 10):
+        raise InvalidRequestError(f"logit_bias keys must be token ids, got {name!r:.40}", field="logit_bias")
+    return int(name)
