@@ -31,8 +31,8 @@ class AnswerFactory:
     new_id: Callable[[], str] = lambda: uuid.uuid4().hex
 
     def request_id(self, prefix: str) -> str:
-        """prefix: `chatcmpl` or `cmpl`."""
-        return f"{prefix}-{self.new_id()}"
+        """prefix: as each API of OpenAI's has its own."""
+        return f"{prefix}{self.new_id()}"
 
     def call_id(self) -> str:
         return f"call_{self.new_id()}"

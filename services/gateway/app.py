@@ -19,22 +19,27 @@ from services.gateway.gateway import Gateway
 from services.gateway.http_body import read_body
 from services.gateway.http_errors import error_answer, install_error_handlers
 from services.gateway.middleware import ObserveRequests
+from services.gateway.openai_fields import GenerationBody
 from services.gateway.openai_responses import ModelBody, ModelList
-from services.gateway.openai_schema import AnyCompletionBody
 from services.gateway.streaming import (
     KEEP_ALIVE_SECONDS,
     ClientGoneError,
+    Event,
     EventStreamResponse,
+    NamedEvent,
+    StreamEnd,
     after_first,
     until_disconnect,
 )
 from services.gateway.tiers import FLOOR_HEADER, Caller, floor_from_header
 
-_Body = TypeVar("_Body", bound=AnyCompletionBody)
+_Body = TypeVar("_Body", bound=GenerationBody)
 
-_CHAT, _COMPLETIONS, _MODELS = "/v1/chat/completions", "/v1/completions", "/v1/models"
+_CHAT, _COMPLETIONS, _RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+_MODELS = "/v1/models"
+_API = (_CHAT, _COMPLETIONS, _RESPONSES, _MODELS)
 _PROBES = frozenset({"/healthz", "/readyz", "/health", "/metrics"})
-_ROUTES = _PROBES | {"/", "/version", _CHAT, _COMPLETIONS, _MODELS}
+_ROUTES = _PROBES | {"/", "/version", *_API}
 _READ = ["GET", "HEAD"]
 
 # The page loads nothing from anywhere; its own script and style are inline.
@@ -45,7 +50,7 @@ _PAGE_POLICY = (
 
 
 class CompletionUseCase(Protocol[_Body]):
-    """Chat or plain completions."""
+    """Chat, plain completions or responses."""
 
     @property
     def id_prefix(self) -> str: ...
@@ -53,9 +58,12 @@ class CompletionUseCase(Protocol[_Body]):
     @property
     def body_type(self) -> type[_Body]: ...
 
+    @property
+    def stream_end(self) -> StreamEnd: ...
+
     def complete(self, body: _Body, request_id: str, caller: Caller) -> Coroutine[Any, Any, BaseModel]: ...
 
-    def stream(self, body: _Body, request_id: str, caller: Caller) -> AsyncIterator[BaseModel | str]: ...
+    def stream(self, body: _Body, request_id: str, caller: Caller) -> AsyncIterator[BaseModel | Event]: ...
 
 
 def create_app(gateway: Gateway, *, ready: Callable[[], bool]) -> FastAPI:
@@ -94,6 +102,10 @@ def _openai_routes(gateway: Gateway) -> APIRouter:
     @router.post(_COMPLETIONS)
     async def completions(request: Request) -> Response:
         return await _completion(gateway, gateway.completions, request)
+
+    @router.post(_RESPONSES)
+    async def responses(request: Request) -> Response:
+        return await _completion(gateway, gateway.responses, request)
 
     @router.api_route(_MODELS, methods=_READ)
     async def list_models(request: Request) -> ModelList:
@@ -150,7 +162,7 @@ async def _completion(gateway: Gateway, use_case: CompletionUseCase[_Body], requ
         if body.stream:
             payloads = _payloads(use_case.stream(body, request_id, caller))
             started = await after_first(payloads, request.receive, KEEP_ALIVE_SECONDS)
-            return EventStreamResponse(started, headers)
+            return EventStreamResponse(started, headers, use_case.stream_end)
         answer = await until_disconnect(request.receive, use_case.complete(body, request_id, caller))
         return Response(answer.model_dump_json(), headers=headers, media_type="application/json")
     except (ClientGoneError, ClientDisconnect):
@@ -161,7 +173,7 @@ async def _completion(gateway: Gateway, use_case: CompletionUseCase[_Body], requ
         return response
 
 
-async def _payloads(chunks: AsyncIterator[BaseModel | str]) -> AsyncIterator[str]:
+async def _payloads(chunks: AsyncIterator[BaseModel | Event]) -> AsyncIterator[Event]:
     async with closing(chunks):
         async for chunk in chunks:
-            yield chunk if isinstance(chunk, str) else chunk.model_dump_json(exclude_unset=True)
+            yield chunk if isinstance(chunk, str | NamedEvent) else chunk.model_dump_json(exclude_unset=True)

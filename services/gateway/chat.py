@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from dspark_core.tokenization.tokenizer import Tokenizer
-from services.common.streams import closing
 from services.gateway.answers import AnswerFactory, AnswerHead, Collected, collect
 from services.gateway.assembly import TextDelta, Usage
 from services.gateway.chunk_template import PLACE, ChunkTemplate
-from services.gateway.generation import TextGenerator, TimedDelta
+from services.gateway.generation import TimedDelta
 from services.gateway.openai_logprobs import ChatLogprobsBody, LogprobsWriter
 from services.gateway.openai_responses import (
     AnswerMessage,
@@ -28,22 +26,20 @@ from services.gateway.openai_responses import (
     reason_of,
 )
 from services.gateway.openai_schema import ChatCompletionBody
+from services.gateway.streaming import DONE_EVENT
 from services.gateway.tiers import Caller
 from services.gateway.tool_stream import CallDelta
+from services.gateway.use_case import UseCase
 
 
-class ChatCompletions:
+class ChatCompletions(UseCase):
     body_type = ChatCompletionBody
-    id_prefix = "chatcmpl"
-
-    def __init__(self, generator: TextGenerator, answers: AnswerFactory, tokenizer: Tokenizer) -> None:
-        self._generator = generator
-        self._answers = answers
-        self._tokenizer = tokenizer
+    id_prefix = "chatcmpl-"
+    stream_end = DONE_EVENT
 
     async def complete(self, body: ChatCompletionBody, request_id: str, caller: Caller) -> ChatCompletion:
         head = self._answers.head(request_id)
-        async with closing(self._generator.stream(caller.sends(body.to_request(request_id)))) as deltas:
+        async with self._deltas(body, request_id, caller) as deltas:
             answers = await collect(deltas)
         return ChatCompletion(
             **head,
@@ -69,7 +65,7 @@ class ChatCompletions:
         call_id = self._answers.call_id
         choices: dict[int, _Chunks] = {}
         usages: dict[int, Usage] = {}
-        async with closing(self._generator.stream(caller.sends(body.to_request(request_id)))) as deltas:
+        async with self._deltas(body, request_id, caller) as deltas:
             async for timed in deltas:
                 chunks = choices.get(timed.choice)
                 if chunks is None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from dspark_core.tokenization.tokenizer import Tokenizer
-from services.common.streams import closing
-from services.gateway.answers import AnswerFactory, AnswerHead, Collected, collect
+from services.gateway.answers import AnswerHead, Collected, collect
 from services.gateway.assembly import Usage
 from services.gateway.chunk_template import PLACE, ChunkTemplate
-from services.gateway.generation import TextGenerator, TimedDelta
+from services.gateway.generation import TimedDelta
 from services.gateway.openai_logprobs import CompletionLogprobsBody, LogprobsWriter
 from services.gateway.openai_responses import (
     Completion,
@@ -20,21 +18,19 @@ from services.gateway.openai_responses import (
     reason_of,
 )
 from services.gateway.openai_schema import CompletionBody
+from services.gateway.streaming import DONE_EVENT
 from services.gateway.tiers import Caller
+from services.gateway.use_case import UseCase
 
 
-class Completions:
+class Completions(UseCase):
     body_type = CompletionBody
-    id_prefix = "cmpl"
-
-    def __init__(self, generator: TextGenerator, answers: AnswerFactory, tokenizer: Tokenizer) -> None:
-        self._generator = generator
-        self._answers = answers
-        self._tokenizer = tokenizer
+    id_prefix = "cmpl-"
+    stream_end = DONE_EVENT
 
     async def complete(self, body: CompletionBody, request_id: str, caller: Caller) -> Completion:
         head = self._answers.head(request_id)
-        async with closing(self._generator.stream(caller.sends(body.to_request(request_id)))) as deltas:
+        async with self._deltas(body, request_id, caller) as deltas:
             answers = await collect(deltas)
         return Completion(
             **head,
@@ -58,7 +54,7 @@ class Completions:
         head = self._answers.head(request_id)
         choices: dict[int, _Chunks] = {}
         usages: dict[int, Usage] = {}
-        async with closing(self._generator.stream(caller.sends(body.to_request(request_id)))) as deltas:
+        async with self._deltas(body, request_id, caller) as deltas:
             async for timed in deltas:
                 chunks = choices.get(timed.choice)
                 if chunks is None:

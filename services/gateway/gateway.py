@@ -17,6 +17,7 @@ from services.gateway.generation import TextGenerator
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.openai_responses import ModelBody, ModelList
 from services.gateway.preparation import RequestPreparer
+from services.gateway.responses import Responses
 from services.gateway.served_model import ServedModel
 
 
@@ -44,6 +45,7 @@ class Gateway:
     model_name: str
     chat: ChatCompletions
     completions: Completions
+    responses: Responses
     models: Models
     generator: TextGenerator
     answers: AnswerFactory
@@ -78,6 +80,7 @@ def build_gateway(
         model_name=config.model_name,
         chat=ChatCompletions(generator, answers, tokenizer),
         completions=Completions(generator, answers, tokenizer),
+        responses=Responses(generator, answers, tokenizer),
         models=Models(model, answers),
         generator=generator,
         answers=answers,

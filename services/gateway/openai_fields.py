@@ -98,6 +98,10 @@ class GenerationBody(BaseModel):
     safety_identifier: Any = None
     prompt_cache_key: Any = None
 
+    @abstractmethod
+    def to_request(self, request_id: str) -> TextRequest:
+        """Raises InvalidRequestError naming the field."""
+
     @property
     @abstractmethod
     def format(self) -> FormatBody | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast
@@ -13,21 +13,27 @@ from services.gateway.openai_tools import ToolCallBody
 from services.gateway.requests import ChatMessage, ChatRole
 
 
-def _joined_text(value: object) -> object:
-    """Content may come as a list of parts; only text parts are served."""
-    if not isinstance(value, list):
-        return value
-    texts = []
-    for index, part in enumerate(value):
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise PydanticCustomError(
-                "content_part",
-                "part {index} must be of type 'text', got {kind}: images, audio and files are not supported",
-                {"index": index, "kind": repr(kind)},
-            )
-        texts.append(part["text"])
-    return "".join(texts)
+def joined_text(*kinds: str) -> Callable[[object], object]:
+    """Content may come as a list of parts; only text parts are served, which are of these types."""
+    known = " or ".join(map(repr, kinds))
+
+    def join(value: object) -> object:
+        if not isinstance(value, list):
+            return value
+        texts = []
+        for index, part in enumerate(value):
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            if kind not in kinds or not isinstance(part.get("text"), str):
+                raise PydanticCustomError(
+                    "content_part",
+                    "part {index} must be of type {known}, got {kind}: "
+                    "images, audio and files are not supported",
+                    {"index": index, "known": known, "kind": repr(kind)},
+                )
+            texts.append(part["text"])
+        return "".join(texts)
+
+    return join
 
 
 class ChatMessageBody(BaseModel):
@@ -37,7 +43,7 @@ class ChatMessageBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str | None, BeforeValidator(_joined_text)] = None
+    content: Annotated[str | None, BeforeValidator(joined_text("text"))] = None
     name: str | None = None
     tool_calls: Annotated[list[ToolCallBody] | None, FailFast()] = None
     tool_call_id: str | None = None

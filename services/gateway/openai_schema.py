@@ -79,7 +79,6 @@ class ChatCompletionBody(AnyCompletionBody, ConversationBody):
     web_search_options: Any = None
 
     def to_request(self, request_id: str) -> TextRequest:
-        """Raises InvalidRequestError naming the field."""
         asked = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(asked) > 1:
             raise InvalidRequestError(
@@ -118,7 +117,6 @@ class CompletionBody(AnyCompletionBody):
     best_of: Any = None
 
     def to_request(self, request_id: str) -> TextRequest:
-        """Raises InvalidRequestError naming the field."""
         if self.best_of is not None and self.best_of != self.choices:
             raise InvalidRequestError(
                 f"best_of {self.best_of!r:.80} is not supported; leave it out or send {self.choices}, as n",

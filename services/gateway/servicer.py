@@ -43,7 +43,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         caller = Caller(
             tier=tier, asked_floor=floor_from_header(_metadata(context).get(FLOOR_HEADER.lower()))
         )
-        request_id = self._gateway.answers.request_id("gen")
+        request_id = self._gateway.answers.request_id("gen-")
         asked = caller.sends(request_from_proto(request, request_id, self._gateway.model_name))
         async with closing(self._gateway.generator.stream(asked)) as deltas:
             async for timed in deltas:

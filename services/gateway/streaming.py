@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Coroutine, Mapping
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -14,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from services.common.interruption import Interruption
 from services.common.lifecycle import end
 from services.common.streams import closing, next_of
-from services.gateway.http_errors import error_answer
+from services.gateway.http_errors import ErrorAnswer, error_answer
 
 _T = TypeVar("_T")
 
@@ -57,16 +58,41 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
+class NamedEvent(NamedTuple):
+    """Where an API's events have names; those of others are their data alone."""
+
+    name: str
+    data: str
+
+
+Event = str | NamedEvent
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnd:
+    """The last event of an API's streams."""
+
+    done: Event | None
+    failed: Callable[[ErrorAnswer], Event]
+    """Instead of it."""
+
+
+DONE_EVENT = StreamEnd("[DONE]", lambda answer: json.dumps(answer.body()))
+
+
 class EventStreamResponse(Response):
-    """`data:` events from payloads, then `[DONE]`. An error becomes the last event instead."""
+    """Events, then the one that ends the stream. An error becomes the last event instead."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, payloads: AsyncIterator[str], headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, payloads: AsyncIterator[Event], headers: Mapping[str, str], end: StreamEnd = DONE_EVENT
+    ) -> None:
         """payloads: JSON texts; closed when the response ends, however it ends."""
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
         del self.headers["content-length"]
         self._payloads = payloads
+        self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with closing(self._payloads):
@@ -89,11 +115,12 @@ class EventStreamResponse(Response):
         try:
             async for payload in self._payloads:
                 await line.event(payload)
-            await line.event("[DONE]")
+            if self._end.done is not None:
+                await line.event(self._end.done)
         except ClientGoneError:
             raise
         except Exception as error:
-            await line.event(json.dumps(error_answer(error).body()))
+            await line.event(self._end.failed(error_answer(error)))
         finally:
             await end(beats)
 
@@ -107,9 +134,12 @@ class _Line:
         self._clock = asyncio.get_running_loop().time
         self._sent_at = self._clock()
 
-    async def event(self, payload: str) -> None:
+    async def event(self, event: Event) -> None:
+        name, payload = (
+            (f"event: {event.name}\n", event.data) if isinstance(event, NamedEvent) else ("", event)
+        )
         line = payload if payload.isascii() else payload.translate(_LINE_ENDS)
-        await self._write(f"data: {line}\n\n".encode())
+        await self._write(f"{name}data: {line}\n\n".encode())
 
     async def keep_alive(self) -> None:
         """Comments, which clients skip, until cancelled or the client is gone."""

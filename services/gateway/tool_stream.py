@@ -175,13 +175,13 @@ class CallStream:
         """-> whether it turned out to be no call."""
         if self._eager:
             self._tell_arguments()
-            whole = _object("".join(self._told)) is not None
+            whole = json_object("".join(self._told)) is not None
             self._broken = self._broken or not whole
         else:
             whole = True
             head, arguments = self._pending[: self._arguments_at + 1], self._pending[self._arguments_at :]
             match = self._head.fullmatch(head)
-            if match is None or _object(arguments) is None:
+            if match is None or json_object(arguments) is None:
                 self._no_call()
                 return True
             self._tell(match[1], arguments)
@@ -191,10 +191,10 @@ class CallStream:
 
     def _end_of_unknown(self) -> None:
         """A whole object that does not begin as calls mostly do."""
-        call = _object(self._pending) or {}
+        call = json_object(self._pending) or {}
         name, arguments = call.get("name"), call.get(self._syntax.arguments) or {}
         text = arguments if isinstance(arguments, str) else json.dumps(arguments)
-        if isinstance(name, str) and name in self._names and _object(text) is not None:
+        if isinstance(name, str) and name in self._names and json_object(text) is not None:
             self._tell(name, text)
             self._whole += 1
             self._end()
@@ -247,7 +247,7 @@ def _begun(mark: str, text: str) -> int:
     return next((size for size in range(len(mark) - 1, 0, -1) if text.endswith(mark[:size])), 0)
 
 
-def _object(text: str) -> dict[str, object] | None:
+def json_object(text: str) -> dict[str, object] | None:
     try:
         text.encode()  # JSON can name halves of characters, which cannot be sent
         value = json.loads(text)

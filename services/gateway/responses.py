@@ -1,0 +1,63 @@
+"""Responses: from a body of OpenAI's Responses API to its answer, whole or in events. Nothing is stored."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from services.gateway.answers import Collected, collect
+from services.gateway.generation import TimedDelta
+from services.gateway.http_errors import ErrorAnswer, error_answer
+from services.gateway.openai_logprobs import LogprobsWriter
+from services.gateway.responses_answer import ErrorEvent, EventBody, ResponseBody
+from services.gateway.responses_schema import ResponsesBody
+from services.gateway.responses_writer import ResponseWriter
+from services.gateway.streaming import NamedEvent, StreamEnd
+from services.gateway.tiers import Caller
+from services.gateway.use_case import UseCase
+
+
+def _sent(event: EventBody) -> NamedEvent:
+    return NamedEvent(event.type, event.model_dump_json())
+
+
+def _failed(answer: ErrorAnswer) -> NamedEvent:
+    """Where there is no response yet that could."""
+    return _sent(ErrorEvent.of(answer))
+
+
+class Responses(UseCase):
+    body_type = ResponsesBody
+    id_prefix = "resp_"
+    stream_end = StreamEnd(None, _failed)
+
+    async def complete(self, body: ResponsesBody, request_id: str, caller: Caller) -> ResponseBody:
+        writer = self._writer(body, request_id)
+        async with self._deltas(body, request_id, caller) as deltas:
+            (answer,) = await collect(deltas)
+        for _ in writer.add(_at_once(answer)):
+            pass  # nobody waits for events
+        return writer.response
+
+    async def stream(self, body: ResponsesBody, request_id: str, caller: Caller) -> AsyncIterator[NamedEvent]:
+        """Nothing is yielded before the first token, so that earlier errors can be answered as such."""
+        writer = self._writer(body, request_id)
+        async with self._deltas(body, request_id, caller) as deltas:
+            try:
+                async for timed in deltas:
+                    for event in writer.add(timed):
+                        yield _sent(event)
+            except Exception as error:
+                if not writer.begun:
+                    raise
+                for event in writer.fail(error_answer(error)):
+                    yield _sent(event)
+
+    def _writer(self, body: ResponsesBody, request_id: str) -> ResponseWriter:
+        response = ResponseBody.begun(self._answers.head(request_id), body)
+        return ResponseWriter(response, self._answers, LogprobsWriter(self._tokenizer))
+
+
+def _at_once(answer: Collected) -> TimedDelta:
+    delta = replace(answer.last.delta, text=answer.text, calls=answer.calls, logprobs=answer.logprobs)
+    return replace(answer.last, delta=delta)

@@ -1,0 +1,131 @@
+"""What a conversation is to OpenAI's Responses API: items, of which messages are one kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Discriminator, Tag
+
+from services.gateway.openai_fields import STRICT
+from services.gateway.openai_messages import joined_text
+from services.gateway.requests import ChatMessage, ChatRole
+from services.gateway.tools import ToolCall
+
+_Text = Annotated[str, BeforeValidator(joined_text("input_text", "output_text"))]
+
+
+class _ItemBody(BaseModel):
+    """Items of answers come back with what they are called there, which says nothing new."""
+
+    model_config = STRICT
+
+    id: Any = None
+    status: Any = None
+
+
+class MessageItem(_ItemBody):
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: _Text
+    phase: Any = None
+
+    def to_record(self) -> ChatMessage:
+        role = ChatRole.SYSTEM if self.role == "developer" else ChatRole(self.role)
+        return ChatMessage(role=role, content=self.content)
+
+
+class CallItem(_ItemBody):
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+    parsed_arguments: Any = None
+    """Of `openai`'s helpers: the arguments once more, as an object."""
+
+    def to_record(self) -> ChatMessage:
+        call = ToolCall(call_id=self.call_id, name=self.name, arguments=self.arguments)
+        return ChatMessage(role=ChatRole.ASSISTANT, content="", tool_calls=(call,))
+
+
+class CallOutputItem(_ItemBody):
+    type: Literal["function_call_output"]
+    call_id: str
+    output: _Text
+
+    def to_record(self) -> ChatMessage:
+        return ChatMessage(role=ChatRole.TOOL, content=self.output, tool_call_id=self.call_id)
+
+
+class ReasoningItem(BaseModel):
+    """Of other servers' answers. Models are not shown what they thought in turns before."""
+
+    type: Literal["reasoning"]
+
+    def to_record(self) -> None:
+        return None
+
+
+def without_nulls(value: object) -> object:
+    """Clients send all fields that they know of an object, most of them empty."""
+    if not isinstance(value, dict):
+        return value
+    return {name: field for name, field in value.items() if field is not None}
+
+
+def _tag(value: object) -> str:
+    """No identifier, so that what errors call the place is as clients know it."""
+    kind = value.get("type", "message") if isinstance(value, Mapping) else "message"
+    return f"<{kind}>"
+
+
+InputItem = Annotated[
+    Annotated[MessageItem, Tag("<message>")]
+    | Annotated[CallItem, Tag("<function_call>")]
+    | Annotated[CallOutputItem, Tag("<function_call_output>")]
+    | Annotated[ReasoningItem, Tag("<reasoning>")],
+    Discriminator(
+        _tag,
+        custom_error_type="input_item",
+        custom_error_message="must be of type message, function_call, function_call_output or reasoning "
+        "(nothing is stored here that an item could refer to)",
+    ),
+    BeforeValidator(without_nulls),
+]
+
+
+def input_items(value: object) -> object:
+    """A text is a message of the user."""
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
+def messages_of(items: Iterable[InputItem]) -> tuple[ChatMessage, ...]:
+    """What the assistant says and calls, one after the other, is one message: the prompt then has it as the
+    model wrote it."""
+    turns: list[list[ChatMessage]] = []
+    for item in items:
+        message = item.to_record()
+        if message is None:
+            continue
+        if turns and _goes_on(turns[-1], message):
+            turns[-1].append(message)
+        else:
+            turns.append([message])
+    return tuple(_one(turn) for turn in turns)
+
+
+def _goes_on(turn: Sequence[ChatMessage], message: ChatMessage) -> bool:
+    if message.role is not ChatRole.ASSISTANT or turn[0].role is not ChatRole.ASSISTANT:
+        return False
+    calls_before = len(turn) > 1 or turn[0].tool_calls  # texts alone are messages of their own
+    return bool(calls_before or message.tool_calls)
+
+
+def _one(turn: Sequence[ChatMessage]) -> ChatMessage:
+    if len(turn) == 1:
+        return turn[0]
+    return ChatMessage(
+        role=ChatRole.ASSISTANT,
+        content="".join(message.content for message in turn),
+        tool_calls=tuple(call for message in turn for call in message.tool_calls),
+    )

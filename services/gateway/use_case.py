@@ -1,0 +1,26 @@
+"""What chat, plain completions and responses have in common: a request in, what is generated for it out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+
+from dspark_core.tokenization.tokenizer import Tokenizer
+from services.common.streams import closing
+from services.gateway.answers import AnswerFactory
+from services.gateway.generation import TextGenerator, TimedDelta
+from services.gateway.openai_fields import GenerationBody
+from services.gateway.tiers import Caller
+
+
+class UseCase:
+    def __init__(self, generator: TextGenerator, answers: AnswerFactory, tokenizer: Tokenizer) -> None:
+        self._generator = generator
+        self._answers = answers
+        self._tokenizer = tokenizer
+
+    def _deltas(
+        self, body: GenerationBody, request_id: str, caller: Caller
+    ) -> AbstractAsyncContextManager[AsyncIterator[TimedDelta]]:
+        """Leaving it cancels what is not generated yet. Raises InvalidRequestError at once."""
+        return closing(self._generator.stream(caller.sends(body.to_request(request_id))))
