@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from dspark_core.records import (
@@ -16,7 +17,7 @@ from dspark_core.records import (
 from dspark_core.tokenization.tokenizer import Tokenizer
 from services.gateway.stop_strings import StopStrings
 from services.gateway.tool_preparation import CallReading
-from services.gateway.tool_stream import CallDelta, joined
+from services.gateway.tool_stream import CallDelta, Parsed, joined
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ class TextDelta:
     stats: SpeculationStats | None = None
     """So far; None when the backend has not told."""
     calls: tuple[CallDelta, ...] = ()
-    """Of tools; behind the text."""
+    """Of tools, each with its place in the text."""
     called: bool = False
     """The answer ends with a whole call."""
     logprobs: tuple[TokenWithLogprobs, ...] = ()
@@ -92,13 +93,13 @@ class TextAssembler:
             if logprobs is not None and shown:
                 self._logprobs.hold(TokenWithLogprobs(token_id, logprobs))
             self._logprobs.advance(len(text), len(certain))
-            pieces.append(self._without_calls(certain, found))
+            pieces.append(self._without_calls(certain, found, pieces))
             if self._ended:
                 break
         self._completion_tokens += used
         finish_reason = FinishReason.STOP if self._ended else chunk.finish_reason
         if finish_reason is not None:
-            pieces.append(self._rest(found))
+            pieces.append(self._rest(found, pieces))
         return TextDelta(
             text="".join(pieces),
             token_ids=chunk.token_ids[:used],
@@ -115,22 +116,19 @@ class TextAssembler:
         """Before its last token: by a stop string, or because no second call is wanted."""
         return self._stops.matched or (self._calls is not None and self._calls.done)
 
-    def _without_calls(self, text: str, found: list[CallDelta]) -> str:
+    def _without_calls(self, text: str, found: list[CallDelta], before: Sequence[str]) -> str:
+        """before: content that the delta has already."""
         if self._calls is None:
             return text
-        parsed = self._calls.push(text)
-        found += parsed.calls
-        return parsed.text
+        return _content(self._calls.push(text), found, before)
 
-    def _rest(self, found: list[CallDelta]) -> str:
+    def _rest(self, found: list[CallDelta], before: Sequence[str]) -> str:
         """What was held back."""
         held = "" if self._ended else self._stops.push(self._detokenizer.flush()) + self._stops.flush()
-        text = self._without_calls(held, found)
+        text = self._without_calls(held, found, before)
         if self._calls is None:
             return text
-        parsed = self._calls.flush()
-        found += parsed.calls
-        return text + parsed.text
+        return text + _content(self._calls.flush(), found, [*before, text])
 
     def _usage(self) -> Usage:
         return Usage(
@@ -138,6 +136,13 @@ class TextAssembler:
             completion_tokens=self._completion_tokens,
             cached_prompt_tokens=self._cached_prompt_tokens,
         )
+
+
+def _content(parsed: Parsed, found: list[CallDelta], before: Sequence[str]) -> str:
+    if parsed.calls:
+        length = sum(map(len, before))
+        found += [replace(call, text_before=length + call.text_before) for call in parsed.calls]
+    return parsed.text
 
 
 class _LogprobsOfText:

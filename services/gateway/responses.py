@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
-from services.gateway.answers import Collected, collect
-from services.gateway.generation import TimedDelta
 from services.gateway.http_errors import ErrorAnswer, error_answer
 from services.gateway.openai_logprobs import LogprobsWriter
 from services.gateway.responses_answer import ErrorEvent, EventBody, ResponseBody
@@ -34,9 +31,9 @@ class Responses(UseCase):
     async def complete(self, body: ResponsesBody, request_id: str, caller: Caller) -> ResponseBody:
         writer = self._writer(body, request_id)
         async with self._deltas(body, request_id, caller) as deltas:
-            (answer,) = await collect(deltas)
-        for _ in writer.add(_at_once(answer)):
-            pass  # nobody waits for events
+            async for timed in deltas:
+                for _ in writer.add(timed):
+                    pass  # nobody waits for events
         return writer.response
 
     async def stream(self, body: ResponsesBody, request_id: str, caller: Caller) -> AsyncIterator[NamedEvent]:
@@ -56,8 +53,3 @@ class Responses(UseCase):
     def _writer(self, body: ResponsesBody, request_id: str) -> ResponseWriter:
         response = ResponseBody.begun(self._answers.head(request_id), body)
         return ResponseWriter(response, self._answers, LogprobsWriter(self._tokenizer))
-
-
-def _at_once(answer: Collected) -> TimedDelta:
-    delta = replace(answer.last.delta, text=answer.text, calls=answer.calls, logprobs=answer.logprobs)
-    return replace(answer.last, delta=delta)

@@ -87,8 +87,8 @@ InputItem = Annotated[
     Discriminator(
         _tag,
         custom_error_type="input_item",
-        custom_error_message="must be of type message, function_call, function_call_output or reasoning "
-        "(nothing is stored here that an item could refer to)",
+        custom_error_message="must be of type message, function_call, function_call_output or reasoning; "
+        "nothing is stored here that an item_reference could name: clients send items with store false",
     ),
     BeforeValidator(without_nulls),
 ]

@@ -104,6 +104,11 @@ class ResponsesBody(ConversationBody):
             raise InvalidRequestError(
                 f"top_logprobs {self.top_logprobs} needs {_LOGPROBS!r} in include", field="top_logprobs"
             )
+        if self.includes_logprobs and self.tools:
+            raise InvalidRequestError(
+                f"include {_LOGPROBS!r} cannot be combined with tools: calls have no place for them",
+                field="include",
+            )
         messages = messages_of(self.input)
         if self.instructions is not None:
             messages = (ChatMessage(role=ChatRole.SYSTEM, content=self.instructions), *messages)

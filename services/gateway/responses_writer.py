@@ -69,14 +69,18 @@ class ResponseWriter:
             yield ResponseEvent(type="response.in_progress", response=self.response)
         delta = timed.delta
         self._held += delta.logprobs
-        if delta.text:
-            yield from self._text(delta.text)
+        told = 0
         for call in delta.calls:
+            yield from self._text(delta.text[told : call.text_before])
             yield from self._call(call)
+            told = call.text_before
+        yield from self._text(delta.text[told:])
         if delta.finish_reason is not None:
             yield from self._end(timed)
 
-    def _text(self, text: str) -> Iterator[EventBody]:
+    def _text(self, text: str, *, always: bool = False) -> Iterator[EventBody]:
+        if not text and not always:
+            return
         if not isinstance(self._open, _Message):
             yield from self._close()
             self._open = _Message(self._answers.new_id(), len(self._done))
@@ -85,7 +89,6 @@ class ResponseWriter:
         yield self._open.add(text, logprobs)
 
     def _call(self, call: CallDelta) -> Iterator[EventBody]:
-        self._held.clear()  # of the tokens that make up the call
         if call.name is not None:
             yield from self._close()
             self._open = _Call(self._answers, call.name, len(self._done))
@@ -96,16 +99,16 @@ class ResponseWriter:
     def _close(self, *, cut: bool = False) -> Iterator[EventBody]:
         if self._open is not None:
             # A call that breaks off is incomplete however the answer ends.
-            status: ItemStatus = "incomplete" if cut or not self._open.whole else "completed"
+            whole = self._open.whole if isinstance(self._open, _Call) else not cut
+            status: ItemStatus = "completed" if whole else "incomplete"
             yield from self._open.end(status)
             self._done.append(self._open.item(status))
             self._open = None
 
     def _end(self, timed: TimedDelta) -> Iterator[EventBody]:
         cut = timed.delta.finish_reason is FinishReason.LENGTH
-        told = isinstance(self._open, _Message) and bool(self._held)  # tokens without text
-        if told or (self._open is None and not self._done):  # or an empty answer
-            yield from self._text("")
+        if self._held or (self._open is None and not self._done):  # tokens without text, or an empty answer
+            yield from self._text("", always=True)
         yield from self._close(cut=cut)
         self.response = self.response.completed(self._done, timed.delta.usage, SpeculationStatsBody.of(timed))
         if cut:
@@ -114,8 +117,6 @@ class ResponseWriter:
 
 
 class _Message:
-    whole = True
-
     def __init__(self, name: str, index: int) -> None:
         self._id = f"msg_{name}"
         self._index = index

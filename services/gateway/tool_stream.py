@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from dspark_core.tokenization.tool_formats import CallSyntax
@@ -23,6 +23,8 @@ class CallDelta:
     name: str | None
     """Of the function, where a call begins; None: more of its arguments."""
     arguments: str = ""
+    text_before: int = field(default=0, compare=False)
+    """Characters of the content that comes with it which stand before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,14 +164,17 @@ class CallStream:
         if match and match[1] in self._names:
             self._place, self._arguments_at = _Place.ARGUMENTS, len(self._pending) - 1
             if self._eager:
-                self._calls.append(CallDelta(self._count, match[1]))
+                self._add(self._count, match[1])
                 self._count += 1
                 self._pending, self._told = self._pending[self._arguments_at :], []
 
     def _tell_arguments(self) -> None:
         self._told.append(self._pending)
-        self._calls.append(CallDelta(self._count - 1, None, self._pending))
+        self._add(self._count - 1, None, self._pending)
         self._pending = ""
+
+    def _add(self, index: int, name: str | None, arguments: str = "") -> None:
+        self._calls.append(CallDelta(index, name, arguments, sum(map(len, self._texts))))
 
     def _end_of_arguments(self) -> bool:
         """-> whether it turned out to be no call."""
@@ -202,7 +207,8 @@ class CallStream:
             self._no_call()
 
     def _tell(self, name: str, arguments: str) -> None:
-        self._calls += [CallDelta(self._count, name), CallDelta(self._count, None, arguments)]
+        self._add(self._count, name)
+        self._add(self._count, None, arguments)
         self._count += 1
 
     def _break_off(self, rest: str) -> str:
@@ -262,7 +268,7 @@ def joined(calls: Sequence[CallDelta]) -> tuple[CallDelta, ...]:
     for call in calls:
         last = one[-1] if one else None
         if last is not None and call.name is None and last.name is None and last.index == call.index:
-            one[-1] = CallDelta(call.index, None, last.arguments + call.arguments)
+            one[-1] = replace(last, arguments=last.arguments + call.arguments)
         elif call.name is not None or call.arguments:
             one.append(call)
     return tuple(one)

@@ -8,7 +8,15 @@ import pytest
 
 from dspark_core.errors import UnavailableError
 from services.gateway import streaming
-from services.gateway.streaming import ClientGoneError, EventStreamResponse, after_first, until_disconnect
+from services.gateway.streaming import (
+    ClientGoneError,
+    Event,
+    EventStreamResponse,
+    NamedEvent,
+    StreamEnd,
+    after_first,
+    until_disconnect,
+)
 
 
 class Connection:
@@ -31,12 +39,12 @@ class Connection:
 class Source:
     """Yields payloads, then ends, fails or waits for ever."""
 
-    def __init__(self, *payloads: str, then: Exception | str | None = None) -> None:
+    def __init__(self, *payloads: Event, then: Exception | str | None = None) -> None:
         self._payloads = payloads
         self._then = then
         self.closed = False
 
-    async def stream(self) -> AsyncIterator[str]:
+    async def stream(self) -> AsyncIterator[Event]:
         try:
             for payload in self._payloads:
                 yield payload
@@ -174,6 +182,14 @@ async def test_an_error_after_the_patience_is_an_event() -> None:
     await EventStreamResponse(stream, {})({}, connection.receive, connection.send)
     assert '"code": "no_verifier"' in connection.body
     assert "DONE" not in connection.body
+
+
+async def test_an_api_has_names_for_its_events_and_an_end_of_its_own() -> None:
+    end = StreamEnd(None, lambda answer: NamedEvent("error", str(answer.code)))
+    for then, last in ((None, ""), (UnavailableError("nobody"), "event: error\ndata: no_verifier\n\n")):
+        connection, source = Connection(), Source(NamedEvent("a.b", '"\x85é"'), then=then)
+        await EventStreamResponse(source.stream(), {}, end)({}, connection.receive, connection.send)
+        assert connection.body == 'event: a.b\ndata: "\\u0085é"\n\n' + last
 
 
 async def test_a_client_that_leaves_after_the_patience_still_cancels() -> None:

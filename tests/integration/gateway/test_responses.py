@@ -1,0 +1,306 @@
+"""The Responses API by the official client: what comes back, whole, in events and when it fails."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import BaseModel, TypeAdapter
+
+from dspark_core.errors import UnavailableError
+from dspark_core.records import SamplingParams, SpeculationOptions
+from services.gateway.tiers import Tier
+from tests.integration.gateway.conftest import MODEL, RunningGateway, Serve
+from tests.integration.gateway.test_tools import (
+    ARGUMENTS,
+    CALL,
+    SCHEMA,
+    TIME_CALL,
+    allows,
+    backend,
+    prompt_of,
+)
+from tests.support.byte_tokenizer import END, START
+from tests.support.fake_generation import FakeBackend
+from tests.support.polling import eventually
+
+ASK = {"model": MODEL, "input": "hi"}
+TEXT = "Grüße, 世界! 🙂 done"
+WEATHER = {"type": "function", "name": "weather", "description": "Tells it.", "parameters": SCHEMA}
+TOOLS = [WEATHER, {"type": "function", "name": "time"}]
+EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+
+
+async def whole(running: RunningGateway, **fields: Any) -> Response:
+    """As its official type has it, to the letter."""
+    answer = await running.client.post("/v1/responses", json={**ASK, **fields})
+    assert answer.status_code == 200, answer.text
+    return Response.model_validate_json(answer.text, strict=True)
+
+
+async def events(running: RunningGateway, **fields: Any) -> list[Any]:
+    """Likewise, and in the frame that they have on the wire."""
+    async with running.client.stream(
+        "POST", "/v1/responses", json={**ASK, "stream": True, **fields}
+    ) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.headers["x-request-id"].startswith("resp_")
+        text = (await answer.aread()).decode()
+    frames = [frame.split("\n") for frame in text.removesuffix("\n\n").split("\n\n")]
+    told = [EVENT.validate_json(data.removeprefix("data: "), strict=True) for _, data in frames]
+    assert [name for name, _ in frames] == [f"event: {event.type}" for event in told]
+    assert [event.sequence_number for event in told] == list(range(len(told)))
+    return told
+
+
+def without_ids(response: Response) -> list[dict[str, Any]]:
+    return [item.model_dump(exclude={"id", "call_id"}) for item in response.output]
+
+
+async def test_a_whole_answer_is_complete(serve: Serve) -> None:
+    fake = FakeBackend(TEXT)
+    running = await serve(fake)
+    answer = await whole(running, metadata={"a": "b"}, instructions="be brief", temperature=0.5, store=True)
+    assert answer.id.startswith("resp_")
+    assert (answer.object, answer.model, answer.status) == ("response", MODEL, "completed")
+    (message,) = answer.output
+    assert (message.role, message.status) == ("assistant", "completed")
+    assert message.id.startswith("msg_")
+    assert answer.output_text == TEXT
+    tokens = len(TEXT.encode()) + 1
+    prompt = (START, *b"system\nbe brief", END, START, *b"user\nhi", END, START, *b"assistant\n")
+    assert fake.requests[0].prompt_token_ids == prompt
+    assert (answer.usage.input_tokens, answer.usage.output_tokens) == (len(prompt), tokens)
+    assert answer.usage.total_tokens == len(prompt) + tokens
+    assert (answer.metadata, answer.instructions, answer.temperature) == ({"a": "b"}, "be brief", 0.5)
+    assert (answer.tools, answer.tool_choice, answer.parallel_tool_calls) == ([], "auto", True)
+    assert answer.model_extra["store"] is False
+    assert answer.model_extra["speculation"]["rounds"] == -(-tokens // 3)
+    assert answer.model_extra["system_fingerprint"].startswith("fp_")
+
+
+async def test_requests_are_told_by_their_id_and_counted(serve: Serve) -> None:
+    running = await serve(FakeBackend("ok"))
+    answer = await running.client.post("/v1/responses", json=ASK)
+    assert answer.headers["x-request-id"] == answer.json()["id"]
+    counted = 'dspark_gateway_http_requests_total{code="200",route="/v1/responses"}'
+    assert await running.metric(counted) == f"{counted} 1.0"
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 2, 100])
+async def test_a_stream_tells_of_every_step(serve: Serve, chunk_tokens) -> None:
+    running = await serve(FakeBackend(TEXT, chunk_tokens=chunk_tokens))
+    told = await events(running)
+    kinds = [event.type for event in told]
+    deltas = kinds.count("response.output_text.delta")
+    assert kinds == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+        *["response.output_text.delta"] * deltas,
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+    pieces = [event.delta for event in told if event.type == "response.output_text.delta"]
+    assert "".join(pieces) == TEXT == told[-4].text == told[-3].part.text
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert (told[0].response.status, told[0].response.output) == ("in_progress", [])
+    last = told[-1].response
+    assert last.output == [told[-2].item]
+    assert last.output_text == TEXT
+    assert last.usage.output_tokens == len(TEXT.encode()) + 1
+    assert last.model_extra["speculation"]["rounds"] > 0
+    assert {event.response.id for event in told if hasattr(event, "response")} == {last.id}
+    assert {event.item_id for event in told if hasattr(event, "item_id")} == {last.output[0].id}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_is_cut_off_is_incomplete(serve: Serve, stream) -> None:
+    running = await serve(FakeBackend("abcdef"))
+    fields = {"max_output_tokens": 4}
+    if stream:
+        last = (await events(running, **fields))[-1]
+        assert last.type == "response.incomplete"
+        answer = last.response
+    else:
+        answer = await whole(running, **fields)
+    assert (answer.status, answer.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert (answer.output_text, answer.output[0].status) == ("abcd", "incomplete")
+    assert answer.max_output_tokens == 4
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 4, 500])
+async def test_what_an_answer_consists_of_does_not_depend_on_its_pieces(serve: Serve, chunk_tokens) -> None:
+    said = f"I look.\n{CALL}\n{TIME_CALL}\nThen I tell."
+    running = await serve(backend(said, chunk_tokens=chunk_tokens))
+    told = await events(running, tools=TOOLS)
+    streamed, answer = told[-1].response, await whole(running, tools=TOOLS)
+    assert without_ids(streamed) == without_ids(answer)
+    first, weather, time, last = answer.output
+    assert (first.content[0].text, last.content[0].text) == ("I look.", "\nThen I tell.")
+    assert (weather.name, weather.arguments, weather.status) == ("weather", ARGUMENTS, "completed")
+    assert (time.name, time.arguments) == ("time", "{}")
+    assert weather.call_id.startswith("call_")
+    assert len({item.id for item in answer.output} | {weather.call_id, time.call_id}) == 6
+    assert [event.item for event in told if event.type == "response.output_item.done"] == streamed.output
+    fragments = {1: "", 2: ""}
+    for event in told:
+        if event.type == "response.function_call_arguments.delta":
+            fragments[event.output_index] += event.delta
+    assert fragments == {1: ARGUMENTS, 2: "{}"}
+    done = [event.arguments for event in told if event.type == "response.function_call_arguments.done"]
+    assert done == [ARGUMENTS, "{}"]
+
+
+async def test_a_call_that_breaks_off_is_an_incomplete_item(serve: Serve) -> None:
+    running = await serve(backend(f"I look. {CALL}"))
+    answer = (await events(running, tools=TOOLS, max_output_tokens=70))[-1].response
+    text, call = answer.output
+    assert (answer.status, text.status, call.status) == ("incomplete", "completed", "incomplete")
+    assert ARGUMENTS.startswith(call.arguments)
+
+
+async def test_an_empty_answer_is_an_empty_message(serve: Serve) -> None:
+    running = await serve(FakeBackend(""))
+    assert (await whole(running)).output[0].content[0].text == ""
+    assert (await events(running))[-1].response.output_text == ""
+
+
+async def test_the_conversation_goes_on_with_what_was_called(serve: Serve) -> None:
+    fake = backend(f"I look.\n{CALL}")
+    running = await serve(fake)
+    create = running.openai.responses.create
+    items: list[Any] = [{"role": "user", "content": "Weather in Paris?"}]
+    answer = await create(model=MODEL, input=items, tools=TOOLS)
+    items += answer.output
+    items.append({"type": "function_call_output", "call_id": answer.output[1].call_id, "output": "rain"})
+    await create(model=MODEL, input=items, tools=TOOLS)
+    await create(
+        model=MODEL, input=[json.loads(item.model_dump_json()) for item in answer.output], tools=TOOLS
+    )
+    first, second, _ = (prompt_of(request) for request in fake.requests)
+    # The prompt of the first turn begins that of the second: the prefix cache has it.
+    assert second == f"{first}I look.\n{CALL}user\n<tool_response>\nrain\n</tool_response>assistant\n"
+
+
+async def test_the_clients_helpers_read_answers(serve: Serve) -> None:
+    class Weather(BaseModel):
+        city: str
+
+    fake = FakeBackend('{"city": "x"}')
+    running = await serve(fake)
+    parsed = await running.openai.responses.parse(model=MODEL, input="hi", text_format=Weather)
+    assert parsed.output_parsed == Weather(city="x")
+    assert allows(fake.requests[0], '{"city": "x"}')
+    assert not allows(fake.requests[0], '{"town": "x"}')
+    assert parsed.text.format.name == "Weather"
+    async with running.openai.responses.stream(model=MODEL, input="hi", text_format=Weather) as stream:
+        kinds = [event.type async for event in stream]
+        assert (await stream.get_final_response()).output_parsed == Weather(city="x")
+    assert kinds[0] == "response.created"
+    again = [{"role": "user", "content": "hi"}, *parsed.output]
+    await running.openai.responses.create(model=MODEL, input=again)
+
+
+async def test_required_calls_are_parsed_by_the_clients_helpers(serve: Serve) -> None:
+    class Weather(BaseModel):
+        city: str
+
+    fake = backend(CALL)
+    running = await serve(fake)
+    tool = openai.pydantic_function_tool(Weather, name="weather")["function"]
+    fields = {"input": "hi", "tools": [{"type": "function", **tool}], "tool_choice": "required"}
+    async with running.openai.responses.stream(model=MODEL, **fields) as stream:
+        answer = await stream.get_final_response()
+    assert answer.output[0].parsed_arguments == {"city": "Páris"}
+    assert allows(fake.requests[0], CALL)
+    assert not allows(fake.requests[0], "Hello")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_logprobs_are_those_of_the_text(serve: Serve, stream) -> None:
+    running = await serve(FakeBackend("aé!"))
+    fields = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    if stream:
+        told = await events(running, **fields)
+        answer = told[-1].response
+        deltas = [event.logprobs for event in told if event.type == "response.output_text.delta"]
+        assert [entry.logprob for part in deltas for entry in part] == [
+            entry.logprob for entry in answer.output[0].content[0].logprobs
+        ]
+    else:
+        answer = await whole(running, **fields)
+    entries = answer.output[0].content[0].logprobs
+    assert b"".join(bytes(entry.bytes) for entry in entries).decode() == "aé!"
+    assert entries[0].logprob == -ord("a") / 100
+    assert [len(entry.top_logprobs) for entry in entries] == [2] * 4
+
+
+async def test_every_option_reaches_the_backend(serve: Serve) -> None:
+    fake = FakeBackend("abc")
+    running = await serve(
+        fake, api_keys=("k@gold",), tiers={"gold": Tier(name="gold", min_tokens_per_second=30.0)}
+    )
+    headers = {"Authorization": "Bearer k", "X-Min-Tokens-Per-Second": "12"}
+    body = {**ASK, "temperature": 0.3, "top_k": 5, "seed": 11, "speculation": {"enabled": False}}
+    answer = await running.client.post("/v1/responses", json=body, headers=headers)
+    assert answer.json()["speculation"]["min_tokens_per_second"] == 12.0
+    request = fake.requests[0]
+    assert request.sampling == SamplingParams(temperature=0.3, top_k=5, seed=11)
+    assert request.speculation == SpeculationOptions(enabled=False)
+    assert (request.tier, request.min_tokens_per_second) == ("gold", 12.0)
+    refused = await running.client.post("/v1/responses", json=body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_errors_before_the_first_token_are_those_of_chat(serve: Serve, stream) -> None:
+    fake = FakeBackend()
+    fake.error = UnavailableError("nobody")
+    running = await serve(fake)
+    create = running.openai.responses.create
+    with pytest.raises(openai.InternalServerError) as failed:
+        await create(model=MODEL, input="hi", stream=stream)
+    assert (failed.value.status_code, failed.value.code) == (503, "no_verifier")
+    for fields, code in (
+        ({"model": "gpt-9"}, "model_not_found"),
+        ({"input": "x" * 300}, "context_length_exceeded"),
+    ):
+        with pytest.raises(openai.APIStatusError) as refused:
+            await create(**{"model": MODEL, "input": "hi", "stream": stream, **fields})
+        assert (refused.value.code, refused.value.param) == (code, next(iter(fields)))
+
+
+async def test_an_error_in_the_middle_ends_the_stream_with_its_events(serve: Serve) -> None:
+    fake = FakeBackend("abcdef")
+    fake.error, fake.error_after_chunks = RuntimeError("secret path"), 1
+    running = await serve(fake)
+    told = await events(running)
+    error, failed = told[-2:]
+    assert (error.type, error.code) == ("error", "internal_error")
+    assert "secret" not in error.message
+    assert (failed.type, failed.response.status) == ("response.failed", "failed")
+    assert (failed.response.error.code, failed.response.error.message) == ("server_error", error.message)
+    assert (failed.response.output_text, failed.response.output[0].status) == ("abc", "incomplete")
+    stream = await running.openai.responses.create(model=MODEL, input="hi", stream=True)
+    with pytest.raises(openai.APIError, match="internal error, reference"):
+        [event async for event in stream]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_cancels_its_request(serve: Serve, stream) -> None:
+    fake = FakeBackend("abcdef")
+    fake.hold_after_chunks = 1
+    running = await serve(fake)
+    with pytest.raises(httpx.ReadTimeout):
+        await running.client.post("/v1/responses", json={**ASK, "stream": stream}, timeout=0.3)
+    await eventually(lambda: fake.running == 0)
+    assert fake.cancelled == 1
+    await eventually(lambda: running.gateway.admission.running == 0)
