@@ -71,7 +71,7 @@ def create_app(gateway: Gateway, *, ready: Callable[[], bool]) -> FastAPI:
     # The API is OpenAI's and documented there; FastAPI's own pages would load foreign scripts.
     # No redirects: what is at https://api.example.org outside would be sent to http://api.example.org.
     app = FastAPI(title="DSpark gateway", openapi_url=None, redirect_slashes=False)
-    install_error_handlers(app, (_CHAT, _COMPLETIONS, _MODELS))
+    install_error_handlers(app, _API)
     app.include_router(_openai_routes(gateway))
     app.include_router(_operator_routes(gateway, ready))
     if gateway.cors_origins:

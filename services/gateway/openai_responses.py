@@ -1,4 +1,4 @@
-"""Response bodies of the OpenAI API, and our `speculation` extension."""
+"""Answers of OpenAI's completion APIs, and our `speculation` extension."""
 
 from __future__ import annotations
 

@@ -221,13 +221,13 @@ async def test_unknown_methods_answer_in_the_same_shape(serve: Serve) -> None:
     assert wrong_method.headers["allow"] == "POST"
 
 
-@pytest.mark.parametrize("path", ["/v1/responses", "/chat/completions", "/v1/chat/completions/"])
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/chat/completions", "/v1/chat/completions/"])
 async def test_a_path_that_is_not_there_is_told_from_those_that_are(serve: Serve, path) -> None:
     response = await (await serve(FakeBackend())).client.post(path, json=CHAT)
     assert response.status_code == 404
     error = response.json()["error"]
     assert error["message"] == (
-        f"POST {path}: Not Found; served are /v1/chat/completions, /v1/completions, /v1/models"
+        f"POST {path}: Not Found; served are /v1/chat/completions, /v1/completions, /v1/responses, /v1/models"
     )
     assert (error["code"], error["type"]) == ("unknown_url", "invalid_request_error")
 
