@@ -13,6 +13,8 @@ from pydantic import BaseModel, TypeAdapter
 
 from dspark_core.errors import UnavailableError
 from dspark_core.records import SamplingParams, SpeculationOptions
+from services.gateway import app
+from services.gateway.config import GatewayLimits
 from services.gateway.tiers import Tier
 from tests.integration.gateway.conftest import MODEL, RunningGateway, Serve
 from tests.integration.gateway.test_tools import (
@@ -292,6 +294,15 @@ async def test_an_error_in_the_middle_ends_the_stream_with_its_events(serve: Ser
     stream = await running.openai.responses.create(model=MODEL, input="hi", stream=True)
     with pytest.raises(openai.APIError, match="internal error, reference"):
         [event async for event in stream]
+
+
+async def test_an_error_after_a_long_wait_is_an_event_before_any_other(serve: Serve, monkeypatch) -> None:
+    monkeypatch.setattr(app, "KEEP_ALIVE_SECONDS", 0.01)
+    fake = FakeBackend()
+    fake.hold_after_chunks = 0
+    running = await serve(fake, limits=GatewayLimits(request_timeout_seconds=0.2))
+    (error,) = await events(running)
+    assert (error.type, error.code, error.sequence_number) == ("error", "deadline_exceeded", 0)
 
 
 @pytest.mark.parametrize("stream", [False, True])

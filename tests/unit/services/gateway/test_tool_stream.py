@@ -245,3 +245,18 @@ def test_text_without_calls_is_content_as_it_is(text, eager) -> None:
 
 def test_the_format_is_a_function_of_the_template() -> None:
     assert tool_style(ChatTemplate("{{ messages }}", {})).syntax is HERMES
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_calls_are_told_at_their_place_in_the_text(eager, size) -> None:
+    text = f"I look. {CALL} Done. {CALL}"
+    stream = CallStream(HERMES, NAMES, eager=eager, parallel=True)
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    said = ""
+    places = []
+    for parsed in [*map(stream.push, pieces), stream.flush()]:
+        places += [len(said) + call.text_before for call in parsed.calls if call.name is not None]
+        said += parsed.text
+    assert said == "I look. Done."
+    assert places == [len("I look."), len(said)]
