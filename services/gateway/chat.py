@@ -44,7 +44,7 @@ class ChatCompletions(UseCase):
         return ChatCompletion(
             **head,
             choices=[self._choice(answer, body) for answer in answers],
-            usage=UsageBody.of([answer.last.delta.usage for answer in answers]),
+            usage=UsageBody.of([answer.last.delta.usage for answer in answers], len(answers)),
             speculation=SpeculationStatsBody.of(*(answer.last for answer in answers)),
         )
 
@@ -139,7 +139,7 @@ class _Chunks:
     def usage(self, usages: Sequence[Usage]) -> ChatCompletionChunk:
         """Of all choices."""
         chunk = self._answer([])
-        chunk.usage = UsageBody.of(usages)
+        chunk.usage = UsageBody.of(usages, len(usages))
         return chunk
 
     def _answer(self, choices: list[ChatChunkChoice]) -> ChatCompletionChunk:

@@ -18,9 +18,11 @@ from services.gateway.preparation import PreparedRequest
 _T = TypeVar("_T")
 
 
-def choices_of(prepared: PreparedRequest, count: int) -> list[PreparedRequest]:
-    """The first one is the request itself, so that it is answered as it would be alone."""
-    return [prepared, *(_choice(prepared, index) for index in range(1, count))]
+def choices_of(prepared: PreparedRequest, count: int, first: int = 0) -> list[PreparedRequest]:
+    """The first one, whose number is `first`, is the request itself, so that it is answered as it would be
+    alone."""
+    own = [prepared, *(_choice(prepared, index) for index in range(1, count))]
+    return [replace(one, choice=first + one.choice) for one in own] if first else own
 
 
 def _choice(prepared: PreparedRequest, index: int) -> PreparedRequest:
@@ -54,9 +56,9 @@ def together(streams: Sequence[AsyncIterator[_T]], prompt_tokens: int) -> AsyncI
     if len(streams) == 1:
         return streams[0]
     if prompt_tokens < BLOCK_TOKENS:
-        return _merged(streams)
+        return merged(streams)
     begun = asyncio.Event()
-    return _merged([_telling(streams[0], begun), *(_after(begun, stream) for stream in streams[1:])])
+    return merged([_telling(streams[0], begun), *(_after(begun, stream) for stream in streams[1:])])
 
 
 async def _telling(stream: AsyncIterator[_T], begun: asyncio.Event) -> AsyncIterator[_T]:
@@ -74,8 +76,9 @@ async def _after(begun: asyncio.Event, stream: AsyncIterator[_T]) -> AsyncIterat
             yield item
 
 
-async def _merged(streams: Sequence[AsyncIterator[_T]]) -> AsyncIterator[_T]:
-    """Each is asked for its next item when the one before has been taken: whoever reads slowly slows all."""
+async def merged(streams: Sequence[AsyncIterator[_T]]) -> AsyncIterator[_T]:
+    """Their items as they come. Each is asked for its next one when the one before has been taken: whoever
+    reads slowly slows all."""
     async with AsyncExitStack() as stack:
         for stream in streams:
             await stack.enter_async_context(closing(stream))

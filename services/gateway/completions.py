@@ -36,7 +36,7 @@ class Completions(UseCase):
             **head,
             object="text_completion",
             choices=[self._whole(answer, body) for answer in answers],
-            usage=UsageBody.of([answer.last.delta.usage for answer in answers]),
+            usage=UsageBody.of([answer.last.delta.usage for answer in answers], body.choices),
             speculation=SpeculationStatsBody.of(*(answer.last for answer in answers)),
         )
 
@@ -66,7 +66,7 @@ class Completions(UseCase):
                 if timed.delta.finish_reason is not None:
                     usages[timed.choice] = timed.delta.usage
         if body.includes_usage:
-            usage = UsageBody.of([usages[index] for index in sorted(usages)])
+            usage = UsageBody.of([usages[index] for index in sorted(usages)], body.choices)
             yield CompletionChunk(**head, object="text_completion", choices=[], usage=usage)
 
 

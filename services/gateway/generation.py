@@ -27,7 +27,7 @@ from services.common.streams import closing
 from services.gateway.admission import Admission, Ticket
 from services.gateway.assembly import TextAssembler, TextDelta
 from services.gateway.backend import GenerationBackend
-from services.gateway.choices import choices_of, together
+from services.gateway.choices import choices_of, merged, together
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.preparation import PreparedRequest, RequestPreparer
 from services.gateway.requests import DEFAULT_MAX_CHOICES, TextRequest
@@ -77,8 +77,9 @@ class TextGenerator:
         self._max_choices = max_choices
         self._clock = clock
 
-    async def stream(self, request: TextRequest) -> AsyncIterator[TimedDelta]:
+    async def stream(self, *requests: TextRequest) -> AsyncIterator[TimedDelta]:
         """Text as it is committed; the last delta of each choice has a finish reason. Close it to cancel.
+        `requests`: one for each prompt; the choices of a prompt follow those of the prompt before.
 
         Raises:
             InvalidRequestError: before anything is generated.
@@ -87,27 +88,34 @@ class TextGenerator:
             What happens to one choice ends them all.
         """
         arrival = self._clock()
-        with self._told_if_it_fails(request, arrival):
-            tickets = self._enter(request)
+        with self._told_if_it_fails(requests[0], arrival):
+            tickets = self._enter(requests)
         work = ThreadWork()
         try:
-            with self._told_if_it_fails(request, arrival):
-                prepared = await self._prepare(request, arrival, work)
-            choices = choices_of(prepared, request.choices)
-            runs = [self._run(one, ticket, arrival) for one, ticket in zip(choices, tickets, strict=True)]
-            async with closing(together(runs, len(prepared.request.prompt_token_ids))) as deltas:
+            streams, places = [], iter(tickets)
+            for place, request in enumerate(requests):
+                with self._told_if_it_fails(request, arrival):
+                    prepared = await self._prepare(request, arrival, work)
+                choices = choices_of(prepared, request.choices, first=place * request.choices)
+                runs = [self._run(one, next(places), arrival) for one in choices]
+                streams.append(together(runs, len(prepared.request.prompt_token_ids)))
+            async with closing(streams[0] if len(streams) == 1 else merged(streams)) as deltas:
                 async for timed in deltas:
                     yield timed
         finally:
             # Kept as long as a thread works for them, or clients that leave could ask for any amount.
             work.when_done(lambda: _close_all(tickets))
 
-    def _enter(self, request: TextRequest) -> Sequence[Ticket]:
-        if request.choices > self._max_choices:
-            raise InvalidRequestError(
-                f"n must be <= {self._max_choices}, this gateway's limit, got {request.choices}", field="n"
+    def _enter(self, requests: Sequence[TextRequest]) -> Sequence[Ticket]:
+        count = sum(request.choices for request in requests)
+        if count > self._max_choices:
+            field, told = (
+                ("n", "n") if len(requests) == 1 else ("prompt", f"{len(requests)} prompts, times n,")
             )
-        return self._admission.enter_all(request.choices)
+            raise InvalidRequestError(
+                f"{told} must be <= {self._max_choices}, this gateway's limit, got {count}", field=field
+            )
+        return self._admission.enter_all(count)
 
     @contextlib.contextmanager
     def _told_if_it_fails(self, request: TextRequest, arrival: float) -> Iterator[None]:

@@ -102,6 +102,10 @@ class GenerationBody(BaseModel):
     def to_request(self, request_id: str) -> TextRequest:
         """Raises InvalidRequestError naming the field."""
 
+    def to_requests(self, request_id: str) -> Sequence[TextRequest]:
+        """Of each prompt, where there may be several; the first has this id."""
+        return [self.to_request(request_id)]
+
     @property
     @abstractmethod
     def format(self) -> FormatBody | None:

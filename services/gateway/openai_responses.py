@@ -25,15 +25,17 @@ class UsageBody(BaseModel):
     prompt_tokens_details: PromptTokensDetails
 
     @classmethod
-    def of(cls, choices: Sequence[Usage]) -> UsageBody:
-        """Of all choices of one request, the first one first: their prompt counts once."""
-        first = choices[0]
+    def of(cls, choices: Sequence[Usage], per_prompt: int) -> UsageBody:
+        """Of all choices in their order, so many of each prompt: that counts once."""
+        firsts = choices[::per_prompt]
+        prompt_tokens = sum(usage.prompt_tokens for usage in firsts)
         completion_tokens = sum(usage.completion_tokens for usage in choices)
+        cached_tokens = sum(usage.cached_prompt_tokens for usage in firsts)
         return cls(
-            prompt_tokens=first.prompt_tokens,
+            prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
-            total_tokens=first.prompt_tokens + completion_tokens,
-            prompt_tokens_details=PromptTokensDetails(cached_tokens=first.cached_prompt_tokens),
+            total_tokens=prompt_tokens + completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=cached_tokens),
         )
 
 

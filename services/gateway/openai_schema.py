@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, FailFast, Field
@@ -13,26 +15,28 @@ from services.gateway.openai_fields import ConversationBody, GenerationBody
 from services.gateway.openai_grammar import ResponseFormatBody
 from services.gateway.openai_messages import ChatMessageBody
 from services.gateway.openai_tools import ToolBody, ToolChoice
-from services.gateway.requests import MAX_MESSAGES, Conversation, TextRequest
+from services.gateway.requests import MAX_MESSAGES, MAX_PROMPTS, Conversation, TextRequest
 
 
-def _single_prompt(value: object) -> object:
-    """Many tools send a list of prompts always; a list of one is that one."""
-    if isinstance(value, list) and value and isinstance(value[0], str | list):
-        if len(value) > 1:
-            raise PydanticCustomError(
-                "prompt_batch",
-                "must be one prompt, a string or a list of token ids, not {count}",
-                {"count": len(value)},
-            )
-        value = value[0]
-    if isinstance(value, list):
-        wrong = next((item for item in value if type(item) is not int), None)
-        if wrong is not None:
-            raise PydanticCustomError(
-                "token_id", "token ids must be integers, not {wrong}", {"wrong": repr(wrong)[:40]}
-            )
+def _prompts(value: object) -> object:
+    """One prompt, a text or token ids, is a list of one."""
+    if not isinstance(value, str | list):
+        return value
+    if isinstance(value, str) or not value or not isinstance(value[0], str | list):
+        value = [value]
+    for prompt in value:
+        _check_token_ids(prompt)
     return value
+
+
+def _check_token_ids(prompt: object) -> None:
+    if not isinstance(prompt, list):
+        return
+    wrong = next((item for item in prompt if type(item) is not int), None)
+    if wrong is not None:
+        raise PydanticCustomError(
+            "token_id", "token ids must be integers, not {wrong}", {"wrong": repr(wrong)[:40]}
+        )
 
 
 class AnyCompletionBody(GenerationBody):
@@ -110,22 +114,39 @@ class CompletionBody(AnyCompletionBody):
         "suffix": ("",),
     }
 
-    prompt: Annotated[str | list[int], BeforeValidator(_single_prompt)]
+    prompt: Annotated[
+        list[str | list[int]], FailFast(), Field(max_length=MAX_PROMPTS), BeforeValidator(_prompts)
+    ]
     logprobs: int | None = None
     echo: Any = None
     suffix: Any = None
     best_of: Any = None
 
     def to_request(self, request_id: str) -> TextRequest:
+        """Of the first prompt."""
         if self.best_of is not None and self.best_of != self.choices:
             raise InvalidRequestError(
                 f"best_of {self.best_of!r:.80} is not supported; leave it out or send {self.choices}, as n",
                 field="best_of",
             )
-        prompt = self.prompt if isinstance(self.prompt, str) else tuple(self.prompt)
         max_tokens = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_TOP_LOGPROBS:
             raise InvalidRequestError(
                 f"logprobs must be in [0, {MAX_TOP_LOGPROBS}], got {self.logprobs}", field="logprobs"
             )
-        return self._request(request_id, prompt, max_tokens, self.logprobs)
+        return self._request(request_id, _prompt(self.prompt[0]), max_tokens, self.logprobs)
+
+    def to_requests(self, request_id: str) -> Sequence[TextRequest]:
+        first = self.to_request(request_id)
+        others = enumerate(self.prompt[1:], start=1)
+        return [
+            first,
+            *(
+                replace(first, request_id=f"{request_id}.{place}", prompt=_prompt(prompt))
+                for place, prompt in others
+            ),
+        ]
+
+
+def _prompt(given: str | list[int]) -> str | tuple[int, ...]:
+    return given if isinstance(given, str) else tuple(given)

@@ -15,6 +15,7 @@ from services.gateway.tools import ToolCall, ToolUse
 DEFAULT_TIER_NAME = "default"
 DEFAULT_MAX_CHOICES = 16
 """Answers to one request."""
+MAX_PROMPTS = 1024
 MAX_MESSAGES = 4096
 """Each costs time of its own, be it as short as it can."""
 MAX_STOP_STRINGS = 4

@@ -23,4 +23,5 @@ class UseCase:
         self, body: GenerationBody, request_id: str, caller: Caller
     ) -> AbstractAsyncContextManager[AsyncIterator[TimedDelta]]:
         """Leaving it cancels what is not generated yet. Raises InvalidRequestError at once."""
-        return closing(self._generator.stream(caller.sends(body.to_request(request_id))))
+        requests = [caller.sends(request) for request in body.to_requests(request_id)]
+        return closing(self._generator.stream(*requests))

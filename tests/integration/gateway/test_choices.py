@@ -111,6 +111,43 @@ async def test_completions_too(serve: Serve, stream) -> None:
     assert offsets == [[*range(8)], [*range(9)]]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("prompts", [["a", "bc", "d"], [[5], [6, 7], [8]]])
+async def test_completions_of_several_prompts_number_their_answers_prompt_by_prompt(
+    serve: Serve, prompts, stream
+) -> None:
+    backend = FakeBackend("x")
+    running = await serve(backend)
+    fields = {"model": MODEL, "prompt": prompts, "n": 2, "seed": 9, "stream": stream}
+    if stream:
+        fields["stream_options"] = {"include_usage": True}
+        chunks = [chunk async for chunk in await running.openai.completions.create(**fields)]
+        ended = {choice.index for chunk in chunks for choice in chunk.choices if choice.finish_reason}
+        usage = chunks[-1].usage
+    else:
+        answer = await running.openai.completions.create(**fields)
+        assert [choice.index for choice in answer.choices] == [*range(6)]
+        ended, usage = {choice.index for choice in answer.choices}, answer.usage
+    assert ended == {*range(6)}
+    asked = sorted(backend.requests, key=lambda request: request.request_id)
+    assert len({request.request_id for request in asked}) == 6
+    first = asked[0].request_id
+    seeds = {request.request_id.removeprefix(first): request.sampling.seed for request in asked}
+    assert seeds == {"": 9, "-1": seeds["-1"], ".1": 9, ".1-1": seeds["-1"], ".2": 9, ".2-1": seeds["-1"]}
+    assert usage.prompt_tokens == sum(
+        len(request.prompt_token_ids) for request in asked if not request.request_id.endswith("-1")
+    )
+
+
+async def test_more_prompts_than_the_gateway_answers_are_refused(serve: Serve) -> None:
+    backend = FakeBackend()
+    running = await serve(backend, limits=GatewayLimits(max_choices=3))
+    with pytest.raises(openai.BadRequestError, match="2 prompts, times n, must be <= 3") as refused:
+        await running.openai.completions.create(model=MODEL, prompt=["a", "b"], n=2)
+    assert refused.value.param == "prompt"
+    assert backend.requests == []
+
+
 @pytest.mark.parametrize(
     "limits",
     [GatewayLimits(max_choices=2), GatewayLimits(max_running_requests=1, max_waiting_requests=1)],

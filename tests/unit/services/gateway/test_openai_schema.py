@@ -229,8 +229,9 @@ def test_a_refused_chat_body_names_field_and_value(fields, param, message) -> No
     [
         ({"prompt": ""}, "prompt", "must not be empty"),
         ({"prompt": []}, "prompt", "must not be empty"),
-        ({"prompt": ["a", "b"]}, "prompt", "one prompt"),
-        ({"prompt": [[1], [2]]}, "prompt", "one prompt"),
+        ({"prompt": ["a", 2]}, "prompt[1]", "string"),
+        ({"prompt": [[1], ["b"]]}, "prompt", "token ids must be integers, not 'b'"),
+        ({"prompt": ["a"] * 1025}, "prompt", "1024"),
         ({"prompt": [1, "a"]}, "prompt", "token ids must be integers, not 'a'"),
         ({"prompt": [1, True]}, "prompt", "token ids must be integers, not True"),
         ({"prompt": [["a"]]}, "prompt", "token ids must be integers, not 'a'"),
