@@ -8,6 +8,7 @@ from enum import Enum
 from dspark_core.errors import ConfigError
 from dspark_core.models.gemma_config import AttentionKind, GemmaConfig, LayerType
 from dspark_core.models.moe_config import MoeConfig
+from dspark_core.models.rope_scaling import AnyRopeScaling
 
 
 class Family(Enum):
@@ -17,23 +18,6 @@ class Family(Enum):
     QWEN3 = "qwen3"
     GEMMA3 = "gemma3"
     GEMMA4 = "gemma4"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RopeScaling:
-    """Llama-3 frequency scaling (`rope_type: llama3`)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_positions: int
-
-    def __post_init__(self) -> None:
-        if self.high_freq_factor <= self.low_freq_factor:
-            raise ConfigError(
-                f"high_freq_factor must be above low_freq_factor={self.low_freq_factor}, "
-                f"got {self.high_freq_factor}"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +35,7 @@ class DecoderConfig:
     rms_norm_eps: float
     rope_theta: float
     max_context_tokens: int
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: AnyRopeScaling | None = None
     tie_word_embeddings: bool = False
     qk_norm: bool = False
     """RMSNorm over each head of q and k before RoPE (Qwen3)."""

@@ -22,6 +22,7 @@ from dspark_core.models.gemma_hf import gemma_fields
 from dspark_core.models.hf import decoder_config, read_json
 from dspark_core.models.metadata import Metadata
 from dspark_core.models.moe_config import moe_fields, parse_moe
+from dspark_core.models.rope_layouts import rope_parameters
 
 CONFIG_FILE = "config.json"
 _ARCHITECTURES = {
@@ -208,15 +209,6 @@ def _single_layer(metadata: Metadata, architectures: Mapping[str, Family], kind:
 
 
 def _backbone_fields(config: DecoderConfig) -> dict[str, object]:
-    rope: dict[str, object] = {"rope_type": "default", "rope_theta": config.rope_theta}
-    if (scaling := config.rope_scaling) is not None:
-        rope |= {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_positions,
-        }
     fields: dict[str, object] = {
         "model_type": config.family.value,
         "vocab_size": config.vocab_size,
@@ -228,7 +220,7 @@ def _backbone_fields(config: DecoderConfig) -> dict[str, object]:
         "head_dim": config.head_dim,
         "rms_norm_eps": config.rms_norm_eps,
         "max_position_embeddings": config.max_context_tokens,
-        "rope_parameters": rope,
+        "rope_parameters": rope_parameters(config.rope_theta, config.rope_scaling),
         "tie_word_embeddings": config.tie_word_embeddings,
         "attention_bias": config.attention_bias,
     }

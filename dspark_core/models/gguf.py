@@ -15,15 +15,33 @@ from torch import Tensor
 from dspark_core.errors import CheckpointError
 from dspark_core.kernels.library import Format
 from dspark_core.kernels.matrix import QuantizedRows
-from dspark_core.models.config import DecoderConfig, Family, RopeScaling
+from dspark_core.models.config import DecoderConfig, Family
 from dspark_core.models.layers import rope_frequencies
 from dspark_core.models.metadata import Metadata, naming_file
+from dspark_core.models.rope_scaling import (
+    AnyRopeScaling,
+    LinearScaling,
+    RopeScaling,
+    YarnScaling,
+    reach,
+    yarn_attention_factor,
+)
 from dspark_core.models.tensor_source import checked_finite
 
 ARCHITECTURES = {"llama": Family.LLAMA, "qwen3": Family.QWEN3}
 
 _KERNEL_FORMATS = {GGMLQuantizationType.Q4_1: Format.Q4, GGMLQuantizationType.Q8_0: Format.Q8}
 _ROPE_FACTORS = "rope_freqs.weight"
+_SCALING = "rope.scaling."
+_SCALING_FIELDS = (
+    "type",
+    "factor",
+    "original_context_length",
+    "yarn_beta_fast",
+    "yarn_beta_slow",
+    "finetuned",
+)
+"""After `_SCALING`: those that are read, and `finetuned`, which nothing computes with."""
 _GLOBAL_NAMES = {
     "token_embd.weight": "embed_tokens.weight",
     "output_norm.weight": "norm.weight",
@@ -148,6 +166,7 @@ def _decoder_config(
     head_dim = metadata.integer("attention.key_length", hidden_size // num_heads)
     rope_theta = metadata.number("rope.freq_base", 10000.0)
     _refuse_unsupported(metadata, head_dim)
+    scaling = _rope_scaling(metadata, rope_factors, rope_theta, head_dim)
     return DecoderConfig(
         family=family,
         vocab_size=vocab_size,
@@ -159,15 +178,53 @@ def _decoder_config(
         head_dim=head_dim,
         rms_norm_eps=metadata.number("attention.layer_norm_rms_epsilon"),
         rope_theta=rope_theta,
-        max_context_tokens=metadata.integer("context_length"),
-        rope_scaling=_rope_scaling(rope_factors, rope_theta, head_dim, metadata.origin),
+        max_context_tokens=reach(scaling, metadata.integer("context_length")),
+        rope_scaling=scaling,
         tie_word_embeddings=tied,
         qk_norm=family is Family.QWEN3,
         attention_bias=attention_bias,
     )
 
 
-def _rope_scaling(factors: np.ndarray | None, theta: float, head_dim: int, origin: str) -> RopeScaling | None:
+def _rope_scaling(
+    metadata: Metadata, factors: np.ndarray | None, theta: float, head_dim: int
+) -> AnyRopeScaling | None:
+    named = _named_scaling(metadata)
+    recognised = _recognised_scaling(factors, theta, head_dim, metadata.origin)
+    if named is not None and recognised is not None:
+        raise CheckpointError(f"{metadata.origin}: {_ROPE_FACTORS} beside {_SCALING}factor is not supported")
+    return named or recognised
+
+
+def _named_scaling(metadata: Metadata) -> LinearScaling | YarnScaling | None:
+    """By the rules of llama.cpp, whose default is linear."""
+    kind = metadata.get(f"{_SCALING}type")
+    if kind not in (None, "none", "linear", "yarn"):
+        raise metadata.error(f"{_SCALING}type", "is not supported; supported: 'none', 'linear', 'yarn'")
+    for field in metadata.values:
+        if field.startswith(_SCALING) and field.removeprefix(_SCALING) not in _SCALING_FIELDS:
+            raise metadata.error(field, "is not supported")
+    field = f"{_SCALING}factor"
+    original = metadata.integer(f"{_SCALING}original_context_length", metadata.integer("context_length"))
+    if kind == "yarn":
+        factor = metadata.number(field)
+        return YarnScaling(
+            factor=factor,
+            original_max_positions=original,
+            attention_factor=yarn_attention_factor(factor),
+            beta_fast=metadata.number(f"{_SCALING}yarn_beta_fast", 32.0),
+            beta_slow=metadata.number(f"{_SCALING}yarn_beta_slow", 1.0),
+        )
+    if metadata.get(field) is None:
+        field = "rope.scale_linear"  # in older files
+    if kind == "none" or metadata.get(field) in (None, 0, 1):
+        return None
+    return LinearScaling(factor=metadata.number(field), original_max_positions=original)
+
+
+def _recognised_scaling(
+    factors: np.ndarray | None, theta: float, head_dim: int, origin: str
+) -> RopeScaling | None:
     """Recognises Llama-3 scaling, of which a file keeps only the resulting factors.
 
     Every published model uses the same frequency bounds, so those are tried; a file whose factors
@@ -198,12 +255,6 @@ def _refuse_unsupported(metadata: Metadata, head_dim: int) -> None:
     for field in ("attention.sliding_window", "expert_count"):
         if metadata.get(field) not in (None, 0):
             raise metadata.error(field, "is not supported")
-    scaling = metadata.get("rope.scaling.type")
-    if scaling not in (None, "none"):
-        raise metadata.error("rope.scaling.type", "is not supported; supported: 'none'")
-    for field in ("rope.scaling.factor", "rope.scale_linear"):
-        if scaling is None and metadata.get(field) not in (None, 0, 1):  # llama.cpp's default is linear
-            raise metadata.error(field, "is linear RoPE scaling, which is not supported")
 
 
 def _open(path: Path) -> GGUFReader:

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from dspark_core.errors import CheckpointError
 from dspark_core.kernels.matrix import QuantizedRows
-from dspark_core.models.config import DecoderConfig, Family, RopeScaling
+from dspark_core.models.config import DecoderConfig, Family
 from dspark_core.models.gemma_hf import gemma_decoder_config
 from dspark_core.models.metadata import Metadata, naming_file
-from dspark_core.models.rope_layouts import refuse_disagreement
+from dspark_core.models.rope_layouts import read_rope_scaling, refuse_disagreement
+from dspark_core.models.rope_scaling import reach
 from dspark_core.models.tensor_files import open_tensors
 from dspark_core.models.tensor_source import checked_finite
 
@@ -87,6 +88,7 @@ def decoder_config(metadata: Metadata, family: Family, *, quantised: bool = Fals
     hidden_size, num_heads = metadata.integer("hidden_size"), metadata.integer("num_attention_heads")
     rope = _rope_fields(metadata)
     with naming_file(metadata.origin):
+        scaling = read_rope_scaling(rope, metadata)
         return DecoderConfig(
             family=family,
             vocab_size=metadata.integer("vocab_size"),
@@ -100,8 +102,8 @@ def decoder_config(metadata: Metadata, family: Family, *, quantised: bool = Fals
             ),
             rms_norm_eps=metadata.number("rms_norm_eps", 1e-6),
             rope_theta=rope.number("rope_theta", 10000.0),
-            max_context_tokens=metadata.integer("max_position_embeddings"),
-            rope_scaling=_rope_scaling(rope, metadata),
+            max_context_tokens=reach(scaling, metadata.integer("max_position_embeddings")),
+            rope_scaling=scaling,
             tie_word_embeddings=metadata.flag("tie_word_embeddings", False),
             qk_norm=family is Family.QWEN3,
             attention_bias=metadata.flag("attention_bias", False),
@@ -253,22 +255,3 @@ def _rope_fields(metadata: Metadata) -> Metadata:
     if rope.get("partial_rotary_factor") not in (None, 1.0):
         raise rope.error("partial_rotary_factor", "is not supported; supported: 1.0")
     return rope
-
-
-def _rope_scaling(rope: Metadata, metadata: Metadata) -> RopeScaling | None:
-    type_field = "rope_type" if rope.get("rope_type") is not None else "type"
-    kind = rope.get(type_field)
-    if kind in (None, "default"):
-        return None
-    if kind != "llama3":
-        raise rope.error(type_field, "is not supported; supported: 'default', 'llama3'")
-    original = "original_max_position_embeddings"
-    outer = metadata.get(original) is not None  # which is the one that counts, in `transformers` too
-    return RopeScaling(
-        factor=rope.number("factor"),
-        low_freq_factor=rope.number("low_freq_factor"),
-        high_freq_factor=rope.number("high_freq_factor"),
-        original_max_positions=(metadata if outer else rope).integer(
-            original, metadata.get("max_position_embeddings")
-        ),
-    )

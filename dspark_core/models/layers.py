@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dspark_core.models.config import DecoderConfig, RopeScaling
+from dspark_core.models.config import DecoderConfig
 from dspark_core.models.gemma_config import AttentionKind
+from dspark_core.models.rope_scaling import AnyRopeScaling, LinearScaling, RopeScaling, YarnScaling
 
 
 class Attend(Protocol):
@@ -90,28 +91,49 @@ class RotaryEmbedding(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        scaling = config.rope_scaling
+        frequencies = rope_frequencies(config.head_dim, config.rope_theta, scaling)
         angles = torch.outer(torch.arange(config.max_context_tokens, dtype=torch.float32), frequencies)
         angles = torch.cat((angles, angles), dim=-1)  # [positions, head_dim]
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
+        length = scaling.attention_factor if isinstance(scaling, YarnScaling) else 1.0
+        self.register_buffer("cos", angles.cos() * length, persistent=False)
+        self.register_buffer("sin", angles.sin() * length, persistent=False)
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """positions [tokens] -> cos, sin [tokens, 1, head_dim]."""
         return self.cos[positions].to(dtype).unsqueeze(-2), self.sin[positions].to(dtype).unsqueeze(-2)
 
 
-def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> Tensor:
-    """Inverse frequencies [head_dim / 2]; Llama-3 scaling stretches the long wavelengths."""
+def rope_frequencies(head_dim: int, theta: float, scaling: AnyRopeScaling | None) -> Tensor:
+    """Inverse frequencies [head_dim / 2]."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    frequencies = 1.0 / (theta**exponents)
-    if scaling is None:
-        return frequencies
+    powers = theta**exponents
+    match scaling:
+        case RopeScaling():
+            return _llama3_frequencies(1.0 / powers, scaling)
+        case LinearScaling():
+            return 1.0 / powers / scaling.factor
+        case YarnScaling():
+            return _yarn_frequencies(powers, scaling, scaling.mixed_range(head_dim, theta))
+        case None:
+            return 1.0 / powers
+
+
+def _llama3_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """The long wavelengths are stretched."""
     wavelengths = 2 * math.pi / frequencies
     span = scaling.high_freq_factor - scaling.low_freq_factor
     smooth = (scaling.original_max_positions / wavelengths - scaling.low_freq_factor) / span
     smooth = smooth.clamp(0.0, 1.0)
     return frequencies * (smooth + (1.0 - smooth) / scaling.factor)
+
+
+def _yarn_frequencies(powers: Tensor, scaling: YarnScaling, mixed: tuple[float, float]) -> Tensor:
+    """Operation by operation as `transformers` computes them: far out, positions multiply a rounding."""
+    low, high = mixed
+    span = high - low or 0.001
+    kept = 1.0 - ((torch.arange(len(powers), dtype=torch.float32) - low) / span).clamp(0.0, 1.0)
+    return 1.0 / (scaling.factor * powers) * (1.0 - kept) + 1.0 / powers * kept
 
 
 class ComputedRotary(nn.Module):

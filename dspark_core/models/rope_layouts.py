@@ -1,10 +1,37 @@
-"""`config.json` says how RoPE scales in `rope_parameters` or, in older files, in `rope_scaling`."""
+"""`config.json` says how RoPE scales in `rope_parameters` or, in older files, in `rope_scaling`.
+
+Reading, for Llama and Qwen3, and writing, for their drafters; Gemma's have settings for each kind of layer.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from dspark_core.models.metadata import Metadata
+from dspark_core.models.rope_scaling import (
+    AnyRopeScaling,
+    LinearScaling,
+    RopeScaling,
+    YarnScaling,
+    yarn_attention_factor,
+)
+
+_ORIGINAL = "original_max_position_embeddings"
+_STRETCHED = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", _ORIGINAL)
+_KNOWN = {
+    "linear": _STRETCHED,
+    "yarn": (
+        *_STRETCHED,
+        "attention_factor",
+        "mscale",
+        "mscale_all_dim",
+        "beta_fast",
+        "beta_slow",
+        "truncate",
+        "finetuned",  # says how the weights came about; nothing computes with it
+    ),
+}
+"""Fields whose effect is known, where one that is not may change every logit."""
 
 
 def refuse_disagreement(metadata: Metadata, parameters: Mapping[str, object]) -> None:
@@ -21,6 +48,74 @@ def refuse_disagreement(metadata: Metadata, parameters: Mapping[str, object]) ->
     read = {"rope_type": "default"} | _named_alike(parameters)
     if not _named_alike(scaling).items() <= read.items():
         raise metadata.error("rope_scaling", "does not agree with rope_parameters: leave one of them out")
+
+
+def read_rope_scaling(rope: Metadata, metadata: Metadata) -> AnyRopeScaling | None:
+    """`rope`: the settings in either layout; `metadata`: the file around them. Raises CheckpointError and
+    ConfigError."""
+    type_field = "rope_type" if rope.get("rope_type") is not None else "type"
+    kind = rope.get(type_field)
+    if kind in (None, "default"):
+        return None
+    if kind not in ("linear", "llama3", "yarn"):
+        raise rope.error(type_field, "is not supported; supported: 'default', 'linear', 'llama3', 'yarn'")
+    known = _KNOWN.get(str(kind), rope.values)
+    for field, value in rope.values.items():
+        if value is not None and field not in known:
+            raise rope.error(field, f"is not supported where {type_field} is {kind!r}")
+    outer = metadata.get(_ORIGINAL) is not None  # which is the one that counts, in `transformers` too
+    original = (metadata if outer else rope).integer(_ORIGINAL, metadata.integer("max_position_embeddings"))
+    factor = rope.number("factor")
+    if kind == "linear":
+        return LinearScaling(factor=factor, original_max_positions=original)
+    if kind == "yarn":
+        return _read_yarn(rope, factor, original)
+    return RopeScaling(
+        factor=factor,
+        low_freq_factor=rope.number("low_freq_factor"),
+        high_freq_factor=rope.number("high_freq_factor"),
+        original_max_positions=original,
+    )
+
+
+def rope_parameters(theta: float, scaling: AnyRopeScaling | None) -> dict[str, object]:
+    """The inverse, in the newer layout."""
+    fields: dict[str, object] = {"rope_type": "default", "rope_theta": theta}
+    if scaling is None:
+        return fields
+    fields |= {"factor": scaling.factor, _ORIGINAL: scaling.original_max_positions}
+    match scaling:
+        case RopeScaling():
+            return fields | {
+                "rope_type": "llama3",
+                "low_freq_factor": scaling.low_freq_factor,
+                "high_freq_factor": scaling.high_freq_factor,
+            }
+        case LinearScaling():
+            return fields | {"rope_type": "linear"}
+        case YarnScaling():
+            return fields | {
+                "rope_type": "yarn",
+                "attention_factor": scaling.attention_factor,
+                "beta_fast": scaling.beta_fast,
+                "beta_slow": scaling.beta_slow,
+                "truncate": scaling.truncate,
+            }
+
+
+def _read_yarn(rope: Metadata, factor: float, original: int) -> YarnScaling:
+    """With the defaults of `transformers`, which passes over one of the two `mscale` alone."""
+    scales = ("mscale", "mscale_all_dim")
+    given = [rope.number(field) for field in scales if rope.get(field) is not None]
+    attention = yarn_attention_factor(factor, *(given if len(given) == len(scales) else ()))
+    return YarnScaling(
+        factor=factor,
+        original_max_positions=original,
+        attention_factor=rope.number("attention_factor", attention),
+        beta_fast=rope.number("beta_fast", 32.0),
+        beta_slow=rope.number("beta_slow", 1.0),
+        truncate=rope.flag("truncate", True),
+    )
 
 
 def _named_alike(fields: Mapping[str, object]) -> dict[str, object]:

@@ -23,6 +23,8 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+YARN_ROPE = LINEAR_ROPE | {"rope_type": "yarn", "original_max_position_embeddings": 32}
 SIZES: dict[str, Any] = {
     "vocab_size": 96,
     "hidden_size": 64,

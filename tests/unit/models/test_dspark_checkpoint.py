@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dspark_core.errors import CheckpointError, ConfigError
-from dspark_core.models.config import DrafterConfig, Family, MarkovHeadType, RopeScaling
+from dspark_core.models.config import DrafterConfig, Family, MarkovHeadType
 from dspark_core.models.drafter_checkpoint import (
     fingerprint,
     load_drafter,
@@ -21,6 +21,7 @@ from dspark_core.models.drafter_checkpoint import (
 )
 from dspark_core.models.drafter_config import read_drafter_config
 from dspark_core.models.dspark import DSparkDrafter
+from dspark_core.models.rope_scaling import LinearScaling, RopeScaling, YarnScaling
 from dspark_core.zoo_paths import resolve_drafter_path, shipped_drafters
 from tests.unit.models.dspark_tiny import BACKBONE, TARGET, tiny_config, tiny_drafter
 
@@ -38,6 +39,24 @@ CONFIGS = {
             qk_norm=True,
             rope_scaling=RopeScaling(
                 factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=32
+            ),
+        )
+    ),
+    "linear": tiny_config(
+        backbone=dataclasses.replace(
+            BACKBONE, rope_scaling=LinearScaling(factor=4.0, original_max_positions=16)
+        )
+    ),
+    "yarn": tiny_config(
+        backbone=dataclasses.replace(
+            BACKBONE,
+            rope_scaling=YarnScaling(
+                factor=2.0,
+                original_max_positions=32,
+                attention_factor=1.1,
+                beta_fast=16.0,
+                beta_slow=2.0,
+                truncate=False,
             ),
         )
     ),

@@ -15,7 +15,9 @@ from dspark_core.errors import CheckpointError
 from dspark_core.models.gguf import GgufCheckpoint
 from dspark_core.models.loading import load_target
 from tests.unit.models.target_checkpoints import (
+    LINEAR_ROPE,
     LLAMA3_ROPE,
+    YARN_ROPE,
     CausalAttend,
     gguf_tensors,
     llama,
@@ -74,6 +76,53 @@ def test_llama_3_frequency_factors_are_recognised(tmp_path: Path) -> None:
     assert logits_of(from_gguf.decoder).allclose(logits_of(from_hf.decoder), atol=1e-5)
 
 
+def scaled(kind: gguf.RopeScalingType | None) -> Any:
+    """As llama.cpp's converter writes it; None: as files before there were types."""
+
+    def add(writer: gguf.GGUFWriter) -> None:
+        if kind is None:
+            writer.add_float32(f"{writer.arch}.rope.scale_linear", 4.0)
+            return
+        writer.add_rope_scaling_type(kind)
+        writer.add_rope_scaling_factor(4.0)
+        if kind is gguf.RopeScalingType.YARN:
+            writer.add_rope_scaling_orig_ctx_len(32)
+            writer.add_rope_scaling_finetuned(True)
+            writer.add_rope_scaling_yarn_beta_fast(24.0)
+
+    return add
+
+
+@pytest.mark.parametrize(
+    ("rope", "kind"),
+    [
+        (LINEAR_ROPE, None),
+        (LINEAR_ROPE, gguf.RopeScalingType.LINEAR),
+        (YARN_ROPE | {"beta_fast": 24.0}, gguf.RopeScalingType.YARN),
+    ],
+)
+@pytest.mark.parametrize("build", [llama, qwen3])
+def test_stretched_positions_equal_those_of_the_hugging_face_twin(
+    build: Any, rope: Any, kind: gguf.RopeScalingType | None, tmp_path: Path
+) -> None:
+    model = build(rope_parameters=rope)
+    path = write_gguf(tmp_path / "twin.gguf", model.config, gguf_tensors(model), extra=[scaled(kind)])
+    from_gguf = load_target(str(path), torch.float32, pack=False)
+    from_hf = load_target(str(save_hf(model, tmp_path / "hf")), torch.float32, pack=False)
+    assert from_gguf.config.rope_scaling == from_hf.config.rope_scaling is not None
+    assert from_gguf.config.max_context_tokens == from_hf.config.max_context_tokens
+    assert logits_of(from_gguf.decoder).allclose(logits_of(from_hf.decoder), atol=1e-5)
+
+
+def test_frequency_factors_beside_a_scaling_are_refused(tmp_path: Path) -> None:
+    """llama.cpp computes with both."""
+    model = llama(rope_parameters=LLAMA3_FULL, head_dim=32)
+    tensors = gguf_tensors(model) | {"rope_freqs.weight": llama3_factors(32)}
+    add = [scaled(gguf.RopeScalingType.LINEAR)]
+    path = write_gguf(tmp_path / "both.gguf", model.config, tensors, extra=add)
+    assert f"{path}: rope_freqs.weight beside rope.scaling.factor is not supported" in load_error(path)
+
+
 def test_other_frequency_factors_are_refused(tmp_path: Path) -> None:
     model = llama()
     tensors = gguf_tensors(model) | {"rope_freqs.weight": np.linspace(1, 3, 8, dtype=np.float32)}
@@ -100,14 +149,16 @@ def test_factors_must_cover_the_head(factors: np.ndarray, tmp_path: Path) -> Non
         (lambda w: w.add_sliding_window(128), "attention.sliding_window=128 is not supported"),
         (lambda w: w.add_expert_count(8), "expert_count=8 is not supported"),
         (
-            lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN),
-            "rope.scaling.type='yarn' is not supported",
+            lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE),
+            "rope.scaling.type='longrope' is not supported; supported: 'none', 'linear', 'yarn'",
         ),
-        (lambda w: w.add_rope_scaling_factor(4.0), "rope.scaling.factor=4.0 is linear RoPE scaling"),
+        (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), "rope.scaling.factor is missing"),
         (
-            lambda w: w.add_float32("llama.rope.scale_linear", 2.0),
-            "rope.scale_linear=2.0 is linear RoPE scaling",
+            lambda w: w.add_rope_scaling_yarn_attn_factor(1.5),
+            "rope.scaling.yarn_attn_factor=1.5 is not supported",
         ),
+        (lambda w: w.add_rope_scaling_alpha(1000.0), "rope.scaling.alpha=1000.0 is not supported"),
+        (lambda w: w.add_rope_scaling_factor(0.5), "the factor of RoPE scaling must be at least 1, got 0.5"),
     ],
 )
 def test_unsupported_settings_are_named(add: Any, message: str, tmp_path: Path) -> None:

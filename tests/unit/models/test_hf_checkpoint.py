@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dspark_core.errors import CheckpointError
-from dspark_core.models.config import RopeScaling
 from dspark_core.models.hf import read_hf_config
 from dspark_core.models.loading import load_target, load_target_ends
+from dspark_core.models.rope_scaling import RopeScaling
 from tests.unit.models.target_checkpoints import LLAMA3_ROPE, edit_json, llama, qwen3, save_hf
 
 
@@ -152,7 +152,8 @@ def test_unused_sliding_window_of_qwen3_is_no_obstacle(tmp_path: Path) -> None:
         ("sliding_window", 4096, "sliding_window=4096 is not supported"),
         ("layer_types", ["full_attention", "sliding_attention"], "layer_types=.* is not supported"),
         ("quantization_config", {"bits": 4}, "quantization_config=.* is not supported"),
-        ("rope_parameters", {"rope_type": "yarn", "factor": 2.0}, "rope_type='yarn' is not supported"),
+        ("rope_parameters", {"rope_type": "dynamic", "factor": 2.0}, "rope_type='dynamic' is not supported"),
+        ("rope_parameters", {"rope_type": "longrope"}, "rope_type='longrope' is not supported"),
         ("rope_parameters", {"rope_type": "llama3"}, "rope_parameters: factor is missing"),
         ("rope_parameters", LLAMA3_ROPE | {"low_freq_factor": 4.0}, "high_freq_factor must be above"),
         ("rope_parameters", 7, "rope_parameters=7 must be an object"),
