@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dspark_core.models.loading import load_target
+from dspark_core.models.rope_layouts import rope_parameters
 from dspark_core.models.weight_layout import weight_layout
 
 
@@ -25,7 +26,7 @@ def as_transformers(path: str, dtype: torch.dtype) -> LlamaForCausalLM:
             num_key_value_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             rms_norm_eps=config.rms_norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            rope_parameters=rope_parameters(config.rope_theta, config.rope_scaling),
             max_position_embeddings=config.max_context_tokens,
             tie_word_embeddings=config.tie_word_embeddings,
         )
