@@ -66,7 +66,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 if not self._offered:
                     return
                 rest = rest[end_of_head.args[0] :]
-                self.parser.feed_data(self._head_without_offer())
+                head = self._head_without_offer()
+                self.parser = _new_parser(self)  # the old one skips what follows the last of a connection
+                self.parser.feed_data(head)
 
     def _head_without_offer(self) -> bytes:
         version = self.parser.get_http_version().encode()
@@ -129,3 +131,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _close(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()
+
+
+def _new_parser(protocol: HttpToolsProtocol) -> httptools.HttpRequestParser:
+    """As uvicorn makes them."""
+    parser = httptools.HttpRequestParser(protocol)
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser

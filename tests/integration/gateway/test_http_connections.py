@@ -110,6 +110,19 @@ async def test_an_offer_of_another_protocol_is_passed_over(serve: Serve, offer, 
     writer.close()
 
 
+@pytest.mark.parametrize("head", [b"HTTP/1.0\r\n", b"HTTP/1.1\r\nConnection: close\r\n"])
+async def test_an_offer_in_the_last_request_of_a_connection_is_passed_over(serve: Serve, head) -> None:
+    reader, writer = await connect(await serve(FakeBackend("ok")))
+    body = json.dumps({"model": MODEL, "prompt": "x", "max_tokens": 2}).encode()
+    offer = b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: %d\r\n\r\n" % len(body)
+    writer.write(b"POST /v1/completions " + head + b"Host: x\r\n" + offer + body + GET + b"\r\n")
+    answers = await until_closed(reader)
+    assert answers.startswith(b"HTTP/1.1 200 ")
+    assert b'"text":"ok"' in answers
+    assert answers.count(b"HTTP/1.1") == 1  # what is sent after the last is not answered, offer or no offer
+    writer.close()
+
+
 async def test_connect_is_no_offer(serve: Serve) -> None:
     reader, writer = await connect(await serve(FakeBackend()))
     writer.write(b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
