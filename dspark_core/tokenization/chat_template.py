@@ -107,7 +107,7 @@ class ChatTemplate:
             return self._template.render(variables)
         except _REFUSALS as error:
             raise InvalidRequestError(
-                f"messages do not fit the model's chat template: {error}", field="messages"
+                f"messages must fit the model's chat template: {error}", field="messages"
             ) from error
 
     def _refuse_own(self, arguments: Mapping[str, Any]) -> None:

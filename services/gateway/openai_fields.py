@@ -133,6 +133,7 @@ class GenerationBody(BaseModel):
         prompt: Conversation | str | tuple[int, ...],
         max_tokens: int | None,
         top_logprobs: int | None,
+        plain_field: str = "prompt",
     ) -> TextRequest:
         self.refuse_unsupported()
         grammar, field = self._grammar()
@@ -140,6 +141,7 @@ class GenerationBody(BaseModel):
             request_id=request_id,
             model=self.model,
             prompt=prompt,
+            plain_field=plain_field,
             max_tokens=max_tokens,
             temperature=self.temperature,
             top_p=self.top_p,

@@ -134,7 +134,9 @@ class CompletionBody(AnyCompletionBody):
             raise InvalidRequestError(
                 f"logprobs must be in [0, {MAX_TOP_LOGPROBS}], got {self.logprobs}", field="logprobs"
             )
-        return self._request(request_id, _prompt(self.prompt[0]), max_tokens, self.logprobs)
+        return self._request(
+            request_id, _prompt(self.prompt[0]), max_tokens, self.logprobs, self._field_of(0)
+        )
 
     def to_requests(self, request_id: str) -> Sequence[TextRequest]:
         first = self.to_request(request_id)
@@ -142,10 +144,18 @@ class CompletionBody(AnyCompletionBody):
         return [
             first,
             *(
-                replace(first, request_id=f"{request_id}.{place}", prompt=_prompt(prompt))
+                replace(
+                    first,
+                    request_id=f"{request_id}.{place}",
+                    prompt=_prompt(prompt),
+                    plain_field=self._field_of(place),
+                )
                 for place, prompt in others
             ),
         ]
+
+    def _field_of(self, place: int) -> str:
+        return f"prompt[{place}]" if len(self.prompt) > 1 else "prompt"
 
 
 def _prompt(given: str | list[int]) -> str | tuple[int, ...]:

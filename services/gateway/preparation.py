@@ -14,7 +14,7 @@ from dspark_core.tokenization.grammar_sources import GrammarChecker
 from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.tokenization.tool_formats import ToolFormat
 from services.gateway.prompt_encoding import PromptEncoder
-from services.gateway.requests import DEFAULT_TIER_NAME, Conversation, TextRequest
+from services.gateway.requests import DEFAULT_TIER_NAME, TextRequest
 from services.gateway.served_model import ServedModel, too_long
 from services.gateway.thread_work import ThreadWork
 from services.gateway.tool_preparation import CallReading, ToolPreparer
@@ -103,7 +103,7 @@ class RequestPreparer:
     def _check_prompt(
         self, ids: Sequence[int], request: TextRequest, description: VerifierDescription
     ) -> None:
-        field = request.prompt.field if isinstance(request.prompt, Conversation) else "prompt"
+        field = request.prompt_field
         if not ids:
             raise InvalidRequestError(f"{field} must not be empty: it has no tokens", field=field)
         if len(ids) >= description.max_context_tokens:

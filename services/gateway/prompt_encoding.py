@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from dspark_core.errors import InvalidRequestError
 from dspark_core.tokenization.tokenizer import Tokenizer
 from services.gateway.requests import Conversation, TextRequest
 from services.gateway.served_model import too_long
@@ -33,9 +34,9 @@ class PromptEncoder:
     async def encode(self, request: TextRequest, limit: int, work: ThreadWork) -> tuple[int, ...]:
         """Raises ContextLengthError for a text that cannot fit, before it is encoded, and
         InvalidRequestError when the chat template refuses."""
-        prompt = request.prompt
+        prompt, field = request.prompt, request.prompt_field
         if isinstance(prompt, str):
-            return await self._encode(prompt, "prompt", limit, work, add_special_tokens=True)
+            return await self._encode(prompt, field, limit, work, add_special_tokens=True)
         if isinstance(prompt, Conversation):
             size = sum(len(message.content) for message in prompt.messages)
             text, token_ids = await self._run(
@@ -44,14 +45,19 @@ class PromptEncoder:
             if token_ids is not None:
                 return token_ids
             # The template writes the BOS token itself, where the model wants one.
-            return await self._encode(text, prompt.field, limit, work, add_special_tokens=False)
+            return await self._encode(text, field, limit, work, add_special_tokens=False)
         return prompt
 
     def _rendered(
         self, conversation: Conversation, tools: ToolUse | None, limit: int
     ) -> tuple[str, tuple[int, ...] | None]:
         """Its text, and the tokens if it is short: most conversations go through one thread once."""
-        text = self._tools.render(conversation, tools)
+        try:
+            text = self._tools.render(conversation, tools)
+        except InvalidRequestError as error:
+            if error.field != "messages":  # the template's name for it
+                raise
+            raise error.about(conversation.field) from None
         if len(text) > LONG_CHARACTERS:
             return text, None
         self._refuse_too_long(text, conversation.field, limit)

@@ -75,6 +75,8 @@ class TextRequest:
     model: str
     prompt: Conversation | str | tuple[int, ...]
     """A conversation, plain text, or token ids."""
+    plain_field: str = "prompt"
+    """Where the client says what is no conversation."""
     max_tokens: int | None = None
     """None: up to the context limit."""
     temperature: float | None = None
@@ -114,7 +116,8 @@ class TextRequest:
                 f"min_tokens must be <= max_tokens ({self.max_tokens}), got {least}", field="min_tokens"
             )
         if self.prompt in ("", ()):
-            raise InvalidRequestError(f"prompt must not be empty, got {self.prompt!r}", field="prompt")
+            field = self.plain_field
+            raise InvalidRequestError(f"{field} must not be empty, got {self.prompt!r}", field=field)
         if len(self.stop) > MAX_STOP_STRINGS:
             raise InvalidRequestError(
                 f"stop must hold at most {MAX_STOP_STRINGS} strings, got {len(self.stop)}", field="stop"
@@ -126,6 +129,11 @@ class TextRequest:
                     f"got {_shortened(text)} with {len(text)}",
                     field="stop",
                 )
+
+    @property
+    def prompt_field(self) -> str:
+        """Where the client says its prompt."""
+        return self.prompt.field if isinstance(self.prompt, Conversation) else self.plain_field
 
 
 def _shortened(text: str) -> str:

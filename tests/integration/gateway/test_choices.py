@@ -212,3 +212,17 @@ async def test_a_client_that_leaves_cancels_every_choice(serve: Serve, hold_afte
     await eventually(lambda: backend.running == 0)
     assert backend.cancelled == began
     await eventually(lambda: running.gateway.admission.running + running.gateway.admission.waiting == 0)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("x" * 300, r"prompt\[2\] has (at least )?\d+ tokens"),
+        ([999], r"prompt\[2\] token ids must be in .* got 999"),
+    ],
+)
+async def test_of_several_prompts_the_one_that_is_wrong_is_named(serve: Serve, prompt, message) -> None:
+    running = await serve(FakeBackend("yes"))
+    with pytest.raises(openai.BadRequestError, match=message) as refused:
+        await running.openai.completions.create(model=MODEL, prompt=["a", "b", prompt])
+    assert refused.value.param == "prompt[2]"

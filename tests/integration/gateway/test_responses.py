@@ -315,3 +315,11 @@ async def test_a_client_that_leaves_cancels_its_request(serve: Serve, stream) ->
     await eventually(lambda: fake.running == 0)
     assert fake.cancelled == 1
     await eventually(lambda: running.gateway.admission.running == 0)
+
+
+async def test_a_conversation_that_the_template_refuses_is_told_by_its_name_here(serve: Serve) -> None:
+    running = await serve(FakeBackend(), chat_template="{{ raise_exception('roles must alternate') }}")
+    answer = await running.client.post("/v1/responses", json=ASK)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "input"
+    assert answer.json()["error"]["message"].startswith("input must fit the model's chat template: roles")

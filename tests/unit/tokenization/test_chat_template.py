@@ -46,7 +46,7 @@ def test_templates_see_what_they_expect(source, expected) -> None:
     ],
 )
 def test_what_a_template_cannot_render_is_the_callers_error(source) -> None:
-    with pytest.raises(InvalidRequestError, match="messages do not fit") as caught:
+    with pytest.raises(InvalidRequestError, match="messages must fit") as caught:
         render(source)
     assert caught.value.field == "messages"
 

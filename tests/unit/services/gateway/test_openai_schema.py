@@ -26,7 +26,7 @@ def completion(**fields: object) -> TextRequest:
 
 def parse(body_type, text: str) -> TextRequest:
     try:
-        return body_type.model_validate_json(text).to_request("id")
+        return body_type.model_validate_json(text).to_requests("id")[0]
     except ValidationError as error:
         raise invalid_body(error) from error
 
@@ -230,6 +230,8 @@ def test_a_refused_chat_body_names_field_and_value(fields, param, message) -> No
         ({"prompt": ""}, "prompt", "must not be empty"),
         ({"prompt": []}, "prompt", "must not be empty"),
         ({"prompt": ["a", 2]}, "prompt[1]", "string"),
+        ({"prompt": ["", "a"]}, "prompt[0]", "prompt[0] must not be empty"),
+        ({"prompt": ["a", [1], []]}, "prompt[2]", "prompt[2] must not be empty"),
         ({"prompt": [[1], ["b"]]}, "prompt", "token ids must be integers, not 'b'"),
         ({"prompt": ["a"] * 1025}, "prompt", "1024"),
         ({"prompt": [1, "a"]}, "prompt", "token ids must be integers, not 'a'"),
