@@ -12,6 +12,9 @@ from torch import Tensor
 from dspark_core.errors import CheckpointError
 from dspark_core.kernels.matrix import QuantizedRows
 
+_SUMMED_VALUES = 2**18
+"""At a time: of 16-bit values PyTorch sums a copy in float32, which of all would be twice the tensor."""
+
 
 class TensorSource(Protocol):
     """Named tensors whose shapes are known before their data is read."""
@@ -42,7 +45,8 @@ def checked_finite(source: TensorSource, name: str, values: Tensor) -> Tensor:
     """`values` of the tensor: all of them, or the scales of its blocks. Raises CheckpointError where one is
     infinite or no number, as of a damaged file: every answer would be made of noise, without any error."""
     # A sum meets each of them in one pass over memory; no weights add up to more than float32 holds.
-    if values.is_floating_point() and not math.isfinite(values.sum(dtype=torch.float32)):
+    parts = torch.split(values.flatten(), _SUMMED_VALUES) if values.is_floating_point() else ()
+    if not all(math.isfinite(part.sum(dtype=torch.float32)) for part in parts):
         raise CheckpointError(f"{source.describe(name)}: holds values that are infinite or no numbers")
     return values
 
