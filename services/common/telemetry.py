@@ -35,7 +35,7 @@ class Telemetry:
 
     @classmethod
     def from_env(cls, service: str, environ: Mapping[str, str]) -> Telemetry:
-        """Raises ConfigError for exporters and protocols that are not supported, timeouts that are none."""
+        """Raises ConfigError for exporters and protocols that are not supported, settings that are wrong."""
         return cls(service=service, provider=_provider_from_env(service, Env(environ)))
 
     @property
@@ -81,11 +81,15 @@ def _otlp_exporter(env: Env) -> SpanExporter:
     protocol = env.text("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", env.text("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"))
     if protocol != "grpc":
         raise ConfigError(f"OTEL_EXPORTER_OTLP_PROTOCOL must be grpc, got {protocol!r}")
-    for name in _TIMEOUTS:  # which the exporter reads itself, and ends in a ValueError that names nothing
+    for name in _TIMEOUTS:  # which the exporter reads itself, and says of a wrong one what it is, not whose
         env.number(name, 0.0, minimum=0)
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
     from services.common.span_export import OutageTellingExporter
 
     endpoint = next((value for name in _ENDPOINTS if (value := env.optional_text(name))), None)
-    return OutageTellingExporter(OTLPSpanExporter(endpoint=endpoint))
+    try:
+        exporter = OTLPSpanExporter(endpoint=endpoint)
+    except Exception as error:  # it reads more of the environment, and has errors of its own for that
+        raise ConfigError(f"OTEL_EXPORTER_OTLP_* cannot be read: {error}") from error
+    return OutageTellingExporter(exporter)

@@ -60,6 +60,21 @@ def test_unsupported_exporters_are_refused(environ: dict[str, str], named: str):
         Telemetry.from_env("gateway", environ)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip", "OTEL_EXPORTER_OTLP_.*zip"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "", "OTEL_EXPORTER_OTLP_.*''"),
+    ],
+)
+def test_what_the_exporter_cannot_read_itself_is_a_wrong_setting(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+):
+    monkeypatch.setenv(name, value)  # it looks at the process' own
+    with pytest.raises(ConfigError, match=told):
+        Telemetry.from_env("gateway", {"OTEL_TRACES_EXPORTER": "otlp", name: value})
+
+
 def test_services_in_one_process_do_not_share_metrics():
     one, other = Telemetry(service="a"), Telemetry(service="b")
     Counter("dspark_things", "things", registry=one.registry).inc()
