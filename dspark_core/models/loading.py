@@ -154,10 +154,11 @@ def _open_checkpoint(path: Path, *, layers: bool = True) -> tuple[DecoderConfig,
 
 def _refuse_another_head(config: DecoderConfig, source: HfTensors) -> None:
     """Of a tied model a file may hold the same matrix twice; one that was trained apart would be lost."""
-    head = "lm_head.weight"
-    if not config.tie_word_embeddings or head not in source.shapes:
+    head, embedding = "lm_head.weight", "embed_tokens.weight"
+    # A missing embedding is told with whatever else is missing.
+    if not config.tie_word_embeddings or not {head, embedding} <= source.shapes.keys():
         return
-    if not torch.equal(source.read(head), source.read("embed_tokens.weight")):
+    if not torch.equal(source.read(head), source.read(embedding)):
         raise CheckpointError(
             f"{source.describe(head)}: is not the embedding, which tie_word_embeddings=True says it is: "
             "set that to false, or leave the tensor out"

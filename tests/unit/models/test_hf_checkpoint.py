@@ -124,6 +124,13 @@ def test_another_output_projection_in_a_tied_model_is_refused(load: Any, tmp_pat
         load(str(tmp_path), torch.float32)
 
 
+def test_a_tied_model_without_its_embedding_misses_it(tmp_path: Path) -> None:
+    model = save_hf_tied(tmp_path)
+    embedding = {"model__embed_tokens__weight": ..., "lm_head__weight": model.lm_head.weight.detach().clone()}
+    edit_tensors(tmp_path, **embedding)
+    assert "model.embed_tokens.weight: missing tensor" in load_error(tmp_path)
+
+
 def save_hf_tied(directory: Path) -> Any:
     model = llama(tie_word_embeddings=True)
     save_hf(model, directory)
