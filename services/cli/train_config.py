@@ -12,6 +12,8 @@ from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.models.moe_config import Balance
 
+ONE_LAYER_ALGORITHMS = ("eagle3", "mtp1")
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,7 +59,8 @@ class DrafterSection(Section):
     algorithm: str = "dspark"
     start_from: str | None = None
     """A drafter to go on training, by directory or shipped name; None: a new one."""
-    layers: int = Field(default=2, ge=1)
+    layers: int | None = Field(default=None, ge=1)
+    """None: two, or one where the algorithm has no more."""
     source_layers: list[int] = []
     """Target layers the draft layers start as copies of; empty: random layers."""
     tap_layers: list[int] | None = None
@@ -72,6 +75,18 @@ class DrafterSection(Section):
     always_tokens: list[int] = []
     """Members of the draft vocabulary however rare they are."""
     moe: MoeSection | None = None
+
+    @property
+    def num_layers(self) -> int:
+        if self.layers is not None:
+            return self.layers
+        return 1 if self.algorithm in ONE_LAYER_ALGORITHMS else 2
+
+    @model_validator(mode="after")
+    def _no_more_layers(self) -> DrafterSection:
+        if self.algorithm in ONE_LAYER_ALGORITHMS and self.num_layers != 1:
+            raise ValueError(f"layers must be 1 or left out for {self.algorithm}, got {self.layers}")
+        return self
 
 
 class LossSection(Section):
