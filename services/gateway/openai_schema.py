@@ -21,7 +21,7 @@ from services.gateway.requests import MAX_MESSAGES, MAX_PROMPTS, Conversation, T
 def _prompts(value: object) -> object:
     """One prompt, a text or token ids, is a list of one."""
     if not isinstance(value, str | list):
-        return value
+        raise PydanticCustomError("prompt", "must be a text, a list of token ids or a list of either")
     if isinstance(value, str) or not value or not isinstance(value[0], str | list):
         value = [value]
     for prompt in value:
