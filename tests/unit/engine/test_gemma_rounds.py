@@ -9,11 +9,7 @@ import pytest
 import torch
 
 from dspark_core.engine.batch import Run, attention_groups, build_batch
-from dspark_core.engine.building import EngineOptions, build_drafter, build_target
-from dspark_core.engine.draft_engine import LocalDraftSource
-from dspark_core.engine.drafting import Drafting
-from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.rounds import BatchLimits, RoundLoop
+from dspark_core.engine.rounds import RoundLoop
 from dspark_core.models.config import DrafterConfig, Eagle3Config, MtpConfig, draft_backbone
 from dspark_core.models.drafter_checkpoint import save_drafter
 from dspark_core.models.eagle3_checkpoint import save_eagle3
@@ -25,6 +21,7 @@ from dspark_core.training.data.prefill import compute_packed
 from dspark_core.training.initial import new_drafter
 from dspark_core.training.objectives.eagle3 import new_eagle3
 from dspark_core.training.objectives.mtp1 import new_mtp
+from tests.unit.engine.checkpoint_loops import loop_of
 from tests.unit.engine.tiny import request, run
 from tests.unit.models.gemma_tiny import GEMMAS, VOCAB, WINDOW
 from tests.unit.models.target_checkpoints import save_hf
@@ -71,23 +68,6 @@ def eagle3_config(target: LoadedTarget) -> Eagle3Config:
         num_target_layers=target.config.num_layers,
         target_layer_ids=(-1, 1, 3),
         block_size=3,
-    )
-
-
-def loop_of(directory: Path, drafter: str | None, **limits: int) -> RoundLoop:
-    path = None if drafter is None else str(directory / drafter)
-    options = EngineOptions(target_model=str(directory), drafter=path, dtype="float32", kv_cache_bytes=2**22)
-    engine = build_target(options).engine
-    drafting = None
-    if drafter is not None:
-        source = LocalDraftSource(build_drafter(options, generator=torch.Generator().manual_seed(0)))
-        drafting = Drafting(source, engine, deadline_seconds=5.0)
-    return RoundLoop(
-        engine,
-        FullPlanSource(),
-        drafting=drafting,
-        limits=BatchLimits(**limits),
-        generator=torch.Generator().manual_seed(0),
     )
 
 

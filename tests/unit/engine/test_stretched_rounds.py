@@ -9,11 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dspark_core.engine.building import EngineOptions, build_drafter, build_target
-from dspark_core.engine.draft_engine import LocalDraftSource
-from dspark_core.engine.drafting import Drafting
-from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.rounds import BatchLimits, RoundLoop
+from dspark_core.engine.rounds import RoundLoop
 from dspark_core.models.drafter_config import read_any_config
 from dspark_core.models.loading import load_target
 from dspark_core.records import SamplingParams
@@ -24,6 +20,7 @@ from dspark_core.training.objectives.dspark import build_dspark
 from dspark_core.training.objectives.eagle3 import build_eagle3
 from dspark_core.training.objectives.mtp1 import build_mtp1
 from dspark_core.training.recipe import DrafterRecipe, LossConfig
+from tests.unit.engine.checkpoint_loops import loop_of
 from tests.unit.engine.tiny import request, run
 from tests.unit.models.target_checkpoints import LINEAR_ROPE, SIZES, YARN_ROPE, llama, qwen3, save_hf
 
@@ -91,25 +88,6 @@ def train(directory: Path, algorithm: str, answers: dict[str, list[int]]) -> Non
         objective.backward(sequences, generators, lambda sums: sums)
         optimizer.step()
     objective.save(directory / algorithm)
-
-
-def loop_of(directory: Path, drafter: str | None, *, native: bool = True, **limits: int) -> RoundLoop:
-    path = None if drafter is None else str(directory / drafter)
-    options = EngineOptions(
-        target_model=str(directory), drafter=path, dtype="float32", kv_cache_bytes=2**22, native=native
-    )
-    engine = build_target(options).engine
-    drafting = None
-    if drafter is not None:
-        source = LocalDraftSource(build_drafter(options, generator=torch.Generator().manual_seed(0)))
-        drafting = Drafting(source, engine, deadline_seconds=5.0)
-    return RoundLoop(
-        engine,
-        FullPlanSource(),
-        drafting=drafting,
-        limits=BatchLimits(**limits),
-        generator=torch.Generator().manual_seed(0),
-    )
 
 
 def generated(loop: RoundLoop, **sampling: Any) -> dict[str, list[int]]:
