@@ -97,6 +97,8 @@ class GenerationBody(BaseModel):
     service_tier: Any = None
     safety_identifier: Any = None
     prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+    prompt_cache_options: Any = None
 
     @abstractmethod
     def to_request(self, request_id: str) -> TextRequest:

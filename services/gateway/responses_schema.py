@@ -75,8 +75,6 @@ class ResponsesBody(ConversationBody):
     # Accepted and without effect on the answer.
     max_tool_calls: Any = None
     """Of tools that a server calls itself."""
-    prompt_cache_retention: Any = None
-    prompt_cache_options: Any = None
 
     @property
     def format(self) -> TextFormatBody | None:

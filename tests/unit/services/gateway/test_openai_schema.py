@@ -80,6 +80,7 @@ def test_fields_that_ask_for_nothing_are_accepted() -> None:
         response_format={"type": "text"},
         user="u",
         metadata={"a": "b"},
+        prompt_cache_retention="24h",
         stop=None,
         stream_options=None,
     )
