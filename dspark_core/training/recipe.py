@@ -17,7 +17,8 @@ class DrafterRecipe:
     """A name of `objectives.registry`."""
     target_layer_ids: tuple[int, ...]
     """Tapped target layers, as in the feature shards; -1 is the embedding output."""
-    num_layers: int = 2
+    num_layers: int | None = None
+    """None: one for each source layer, or as many as the algorithm mostly has."""
     source_layers: tuple[int, ...] = ()
     """Target layer each draft layer starts as a copy of; empty: random layers."""
     block_size: int = 7
@@ -33,9 +34,10 @@ class DrafterRecipe:
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "block_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
-        if self.source_layers and len(self.source_layers) != self.num_layers:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be >= 1, got {value}")
+        if self.source_layers and self.num_layers not in (None, len(self.source_layers)):
             raise ConfigError(
                 f"source_layers must name num_layers={self.num_layers} layers, got {list(self.source_layers)}"
             )

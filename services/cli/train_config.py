@@ -12,8 +12,6 @@ from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.models.moe_config import Balance
 
-ONE_LAYER_ALGORITHMS = ("eagle3", "mtp1")
-
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,7 +58,7 @@ class DrafterSection(Section):
     start_from: str | None = None
     """A drafter to go on training, by directory or shipped name; None: a new one."""
     layers: int | None = Field(default=None, ge=1)
-    """None: two, or one where the algorithm has no more."""
+    """None: one for each source layer, or as many as the algorithm mostly has."""
     source_layers: list[int] = []
     """Target layers the draft layers start as copies of; empty: random layers."""
     tap_layers: list[int] | None = None
@@ -75,18 +73,6 @@ class DrafterSection(Section):
     always_tokens: list[int] = []
     """Members of the draft vocabulary however rare they are."""
     moe: MoeSection | None = None
-
-    @property
-    def num_layers(self) -> int:
-        if self.layers is not None:
-            return self.layers
-        return 1 if self.algorithm in ONE_LAYER_ALGORITHMS else 2
-
-    @model_validator(mode="after")
-    def _no_more_layers(self) -> DrafterSection:
-        if self.algorithm in ONE_LAYER_ALGORITHMS and self.num_layers != 1:
-            raise ValueError(f"layers must be 1 or left out for {self.algorithm}, got {self.layers}")
-        return self
 
 
 class LossSection(Section):

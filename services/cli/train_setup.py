@@ -216,7 +216,7 @@ def drafter_recipe(config: TrainConfig, source: SequenceSource, target: LoadedTa
     recipe = DrafterRecipe(
         algorithm=given.algorithm,
         target_layer_ids=tuple(taps or default_tap_layers(target.config.num_layers)),
-        num_layers=given.num_layers,
+        num_layers=given.layers,
         source_layers=tuple(given.source_layers),
         block_size=given.block_size,
         mask_token_id=given.mask_token,

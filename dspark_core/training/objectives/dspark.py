@@ -26,12 +26,15 @@ from dspark_core.training.positions import DrawnPositions, draw_positions
 from dspark_core.training.recipe import DrafterRecipe, LossConfig
 from dspark_core.training.vocabulary_loss import VocabularyLoss, VocabularyRows
 
+LAYERS = 2
+"""Of a draft block's backbone, where nothing else is asked for."""
+
 
 def build_dspark(
     recipe: DrafterRecipe, losses: LossConfig, target: LoadedTarget, draft_vocab_ids: Tensor | None
 ) -> DSparkObjective:
     config = DrafterConfig(
-        backbone=draft_backbone(target.config, recipe.num_layers),
+        backbone=draft_backbone(target.config, recipe.num_layers or len(recipe.source_layers) or LAYERS),
         num_target_layers=target.config.num_layers,
         target_layer_ids=recipe.target_layer_ids,
         block_size=recipe.block_size,

@@ -31,8 +31,7 @@ STEP_DECAY_LOSS = 4.4814
 def build_eagle3(
     recipe: DrafterRecipe, losses: LossConfig, target: LoadedTarget, draft_vocab_ids: Tensor | None
 ) -> Eagle3Objective:
-    """Always one layer, whatever `num_layers` says. Raises ConfigError for more source layers
-    and for experts."""
+    """Raises ConfigError for more than one layer, and for experts."""
     config = Eagle3Config(
         backbone=draft_backbone(target.config, 1),
         num_target_layers=target.config.num_layers,
@@ -110,6 +109,8 @@ def only_source_layer(recipe: DrafterRecipe) -> int | None:
         raise ConfigError(
             f"source_layers of {recipe.algorithm} must name one layer, got {list(recipe.source_layers)}"
         )
+    if recipe.num_layers not in (None, 1):
+        raise ConfigError(f"layers of {recipe.algorithm} must be 1 or left out, got {recipe.num_layers}")
     return recipe.source_layers[0] if recipe.source_layers else None
 
 

@@ -29,9 +29,8 @@ ALL_POSITIONS = 2**31 - 1
 def build_mtp1(
     recipe: DrafterRecipe, losses: LossConfig, target: LoadedTarget, draft_vocab_ids: Tensor | None
 ) -> MtpObjective:
-    """One layer and one draft token, whatever `num_layers` and `block_size` say; the input is the
-    final hidden state, whatever `target_layer_ids` says. Raises ConfigError for more source layers
-    and for experts."""
+    """One draft token, whatever `block_size` says; the input is the final hidden state, whatever
+    `target_layer_ids` says. Raises ConfigError for more than one layer, and for experts."""
     config = MtpConfig(
         backbone=draft_backbone(target.config, 1),
         num_target_layers=target.config.num_layers,

@@ -242,6 +242,13 @@ def test_experts_are_refused(name: str) -> None:
 
 
 @ALGORITHM_NAMES
+def test_more_than_one_layer_is_refused(name: str) -> None:
+    recipe = DrafterRecipe(algorithm=name, target_layer_ids=(1,), num_layers=3)
+    with pytest.raises(ConfigError, match=f"layers of {name} must be 1 or left out, got 3"):
+        ALGORITHMS[name].build(recipe, LossConfig(), golden_target(), None)
+
+
+@ALGORITHM_NAMES
 def test_a_window_is_refused(name: str) -> None:
     recipe = DrafterRecipe(algorithm=name, target_layer_ids=(1,), context_window=8)
     with pytest.raises(ConfigError, match=f"window does not apply to {name}"):

@@ -315,14 +315,6 @@ def test_a_run_without_a_checkpoint_leaves_no_vocabulary_behind(config: Path, tm
     assert json.loads((tmp_path / "run/drafter/config.json").read_text())["draft_vocab_size"] == 128
 
 
-@pytest.mark.parametrize("algorithm", ["eagle3", "mtp1"])
-def test_drafters_of_one_layer_have_no_more(config: Path, algorithm: str) -> None:
-    chosen = [f"drafter.algorithm={algorithm}", "drafter.layers=null"]
-    assert read_config(config, chosen).drafter.num_layers == 1
-    with pytest.raises(ConfigError, match=f"drafter: layers must be 1 or left out for {algorithm}, got 3"):
-        read_config(config, [*chosen, "drafter.layers=3"])
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
