@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from opentelemetry.trace import NoOpTracer, Tracer
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from dspark_core.errors import ConfigError
 from services.common.env import Env
@@ -24,12 +24,27 @@ if TYPE_CHECKING:
 _TRACER_NAME = "dspark"
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _TIMEOUTS = ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT")
+_SAMPLERS = (
+    "parentbased_always_on",
+    "parentbased_always_off",
+    "parentbased_traceidratio",
+    "always_on",
+    "always_off",
+    "traceidratio",
+)
+
+
+def process_registry() -> CollectorRegistry:
+    """A registry with the standard `process_*` metrics: memory, processor time, open files, start."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    return registry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Telemetry:
     service: str
-    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    registry: CollectorRegistry = field(default_factory=process_registry)
     provider: TracerProvider | None = None
     """None: tracing is off."""
 
@@ -57,6 +72,7 @@ def _provider_from_env(service: str, env: Env) -> TracerProvider | None:
     exporter_name = _exporter_name(env)
     if exporter_name == "none":
         return None
+    _refuse_unknown_sampler(env)
     from opentelemetry.sdk.resources import SERVICE_NAME, Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SimpleSpanProcessor
@@ -75,6 +91,15 @@ def _exporter_name(env: Env) -> str:
         return "none"
     configured = any(env.optional_text(name) for name in _ENDPOINTS)
     return env.choice("OTEL_TRACES_EXPORTER", "otlp" if configured else "none", ("otlp", "console", "none"))
+
+
+def _refuse_unknown_sampler(env: Env) -> None:
+    """The SDK, which reads these itself, would warn of a wrong one once and then trace everything."""
+    sampler = env.text("OTEL_TRACES_SAMPLER", _SAMPLERS[0])
+    if sampler.lower() not in _SAMPLERS:
+        raise ConfigError(f"OTEL_TRACES_SAMPLER must be one of {', '.join(_SAMPLERS)}, got {sampler!r}")
+    if sampler.lower().endswith("traceidratio"):
+        env.number("OTEL_TRACES_SAMPLER_ARG", 1.0, minimum=0, maximum=1)
 
 
 def _otlp_exporter(env: Env) -> SpanExporter:

@@ -53,6 +53,15 @@ def test_an_endpoint_alone_turns_otlp_on():
             {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_TIMEOUT": "10s"},
             "OTEL_EXPORTER_OTLP_TIMEOUT must be a number, got '10s'",
         ),
+        ({"OTEL_TRACES_EXPORTER": "console", "OTEL_TRACES_SAMPLER": "ratio"}, "OTEL_TRACES_SAMPLER.*'ratio'"),
+        (
+            {
+                "OTEL_TRACES_EXPORTER": "console",
+                "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+                "OTEL_TRACES_SAMPLER_ARG": "10%",
+            },
+            "OTEL_TRACES_SAMPLER_ARG must be a number, got '10%'",
+        ),
     ],
 )
 def test_unsupported_exporters_are_refused(environ: dict[str, str], named: str):
@@ -81,6 +90,12 @@ def test_services_in_one_process_do_not_share_metrics():
     Counter("dspark_things", "things", registry=other.registry)
     assert one.registry.get_sample_value("dspark_things_total") == 1
     assert other.registry.get_sample_value("dspark_things_total") == 0
+
+
+def test_metrics_tell_of_the_process():
+    registry = Telemetry(service="a").registry
+    assert (registry.get_sample_value("process_resident_memory_bytes") or 0) > 1e6
+    assert (registry.get_sample_value("process_open_fds") or 0) > 0
 
 
 def test_json_lines_carry_extras_and_exceptions():
