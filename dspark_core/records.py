@@ -322,12 +322,15 @@ class VerifierLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaKind:
-    """Replicas of one kind share step times."""
+    """What step times are of; replicas of one kind share them."""
 
     model: str
     engine: str
     hardware: str
     dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.model} ({self.dtype}, {self.engine}) on {self.hardware}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from dspark_core.engine.drafting import Drafting
 from dspark_core.engine.lookup import LookupDrafting
 from dspark_core.engine.lookup_building import find_table
 from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.profile_file import profile_key
+from dspark_core.engine.profile_file import replica_kind
 from dspark_core.engine.profiler import ProfileSettings, profile_step_time
 from dspark_core.engine.protocols import DraftBlock, DraftSource, PlanSource
 from dspark_core.engine.rounds import RoundLoop
@@ -122,8 +122,8 @@ def profile_round_time(
     """As a verifier does at its start, with more time for it."""
     counts = tuple(count for count in PROFILED_REQUESTS if count <= max_requests)
     settings = ProfileSettings(requests=counts, budget_seconds=PROFILE_SECONDS)
-    key = profile_key(options.target_model, options.dtype, target.engine, options.weights)
-    step = profile_step_time(target.engine, settings, key=key, clock=clock)
+    kind = replica_kind(options, target.engine)
+    step = profile_step_time(target.engine, settings, key=kind, clock=clock)
     return RoundTimeModel(step, profile_draft_time(source, target.engine, counts, clock=clock))
 
 

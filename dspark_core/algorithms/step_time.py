@@ -19,7 +19,7 @@ import numpy.typing as npt
 from dspark_core.algorithms.step_shift import APART, NO_HISTORY, SURPRISING, StepHistory, TakenStep
 from dspark_core.algorithms.step_surface import Floats, StepPoint, StepSurface
 from dspark_core.errors import ConfigError
-from dspark_core.records import StepTime
+from dspark_core.records import ReplicaKind, StepTime
 
 SCALE_RATE = 0.1
 """Share of a live step's surprise that moves the model as a whole: a machine grew slower or faster."""
@@ -39,19 +39,7 @@ MAX_SURPRISE = 2.0
 NEW_POINT_RATIO = 1.25
 """A learned model takes a step as a new point when no point lies within this ratio of it."""
 MAX_POINTS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class ProfileKey:
-    """What a model of step time is of; replicas with equal keys may share it."""
-
-    model: str = ""
-    engine: str = ""
-    hardware: str = ""
-    dtype: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.model} ({self.dtype}, {self.engine}) on {self.hardware}"
+UNKNOWN_KIND = ReplicaKind(model="", engine="", hardware="", dtype="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +47,7 @@ class StepTimeModel:
     """Measured points and what live steps taught since. Immutable: `observed` returns another one."""
 
     points: tuple[StepPoint, ...]
-    key: ProfileKey = ProfileKey()
+    key: ReplicaKind = UNKNOWN_KIND
     learned: bool = False
     """The points are live steps, not a profile: new ones are added as they come."""
     scale: float = 1.0
@@ -107,7 +95,7 @@ class StepTimeModel:
         batch_tokens: int,
         context_tokens: int,
         seconds: float,
-        key: ProfileKey = ProfileKey(),
+        key: ReplicaKind = UNKNOWN_KIND,
     ) -> StepTimeModel:
         """A model that starts from one live step, where nothing was profiled."""
         return cls((StepPoint(requests, batch_tokens, context_tokens, seconds),), key, learned=True)
@@ -268,7 +256,7 @@ class StepTimeModel:
         fields = {name: key.get(name, "") for name in ("model", "engine", "hardware", "dtype")}
         return cls(
             tuple(_point(row) for row in _list(data, "points")),
-            ProfileKey(**fields),
+            ReplicaKind(**fields),
             learned=bool(data.get("learned", False)),
             scale=_number(data.get("scale", 1.0), "scale"),
             token_factor=_number(data.get("token_factor", 1.0), "token_factor"),

@@ -10,19 +10,24 @@ from pathlib import Path
 import torch
 
 from dspark_core.algorithms.round_time import RoundTimeModel
-from dspark_core.algorithms.step_time import ProfileKey
+from dspark_core.engine.building import EngineOptions
 from dspark_core.engine.devices import describe_device
 from dspark_core.engine.target_engine import TargetEngine
 from dspark_core.errors import ConfigError
+from dspark_core.records import ReplicaKind
 
 
-def profile_key(model: str, dtype: str, engine: TargetEngine, weights: str) -> ProfileKey:
-    """Of this engine in this process. `weights`: as in `EngineOptions`.
+def replica_kind(options: EngineOptions, engine: TargetEngine) -> ReplicaKind:
+    """Of an engine of these options in this process.
 
     Steps through native kernels take a fraction of PyTorch's, and weights change them as much.
     """
-    way = f"{engine.computed_by}, {weights} weights"
-    return ProfileKey(model=model, engine=way, hardware=hardware_name(engine.device), dtype=dtype)
+    return ReplicaKind(
+        model=options.target_model,
+        engine=f"{engine.computed_by}, {options.weights} weights",
+        hardware=hardware_name(engine.device),
+        dtype=options.dtype,
+    )
 
 
 def hardware_name(device: torch.device) -> str:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from dspark_core.algorithms.step_surface import StepPoint
-from dspark_core.algorithms.step_time import ProfileKey, StepTimeModel, lower_quartile
+from dspark_core.algorithms.step_time import UNKNOWN_KIND, StepTimeModel, lower_quartile
 from dspark_core.engine.profile_passes import ProfilePasses
 from dspark_core.engine.target_engine import TargetEngine
 from dspark_core.errors import ConfigError
+from dspark_core.records import ReplicaKind
 
 MIN_JUMP = 0.1
 """A rise between neighbours smaller than this share is not searched for a stair."""
@@ -87,7 +88,7 @@ def profile_step_time(
     engine: TargetEngine,
     settings: ProfileSettings | None = None,
     *,
-    key: ProfileKey | None = None,
+    key: ReplicaKind = UNKNOWN_KIND,
     clock: Callable[[], float] = time.perf_counter,
     on_point: Callable[[StepPoint], None] = lambda _: None,
 ) -> StepTimeModel:
@@ -103,7 +104,7 @@ def profile_step_time(
     bench.measure_grid()
     bench.repeat()
     bench.search_stairs()
-    return StepTimeModel(bench.points(), key or ProfileKey())
+    return StepTimeModel(bench.points(), key)
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ from dspark_core.engine.building import BuiltTarget, build_drafter, build_target
 from dspark_core.engine.draft_engine import LocalDraftSource
 from dspark_core.engine.draft_profiler import DEFAULT_REQUESTS, profile_draft_time
 from dspark_core.engine.lookup import BLOCK_TOKENS
-from dspark_core.engine.profile_file import profile_key, write_profile
+from dspark_core.engine.profile_file import replica_kind, write_profile
 from dspark_core.engine.profiler import ProfileSettings, profile_step_time, request_counts
 from dspark_core.errors import ConfigError
 from dspark_core.evaluation.plots import require_matplotlib
@@ -107,8 +107,8 @@ def _step_time(
                 f"{1000 * point.seconds:.1f} ms",
             )
 
-        key = profile_key(options.target_model, options.dtype, target.engine, options.weights)
-        return profile_step_time(target.engine, settings, key=key, on_point=on_point)
+        kind = replica_kind(options.engine, target.engine)
+        return profile_step_time(target.engine, settings, key=kind, on_point=on_point)
 
 
 def _draft_time(

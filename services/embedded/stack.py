@@ -41,7 +41,7 @@ from services.scheduler.scheduler import Scheduler
 from services.verifier.config import DEFAULT_STEP_MS
 from services.verifier.load import LoadMeter
 from services.verifier.plans import CoordinatedPlanSource
-from services.verifier.profiling import ProfileOptions, profile_points, replica_kind
+from services.verifier.profiling import ProfileOptions, profile_points
 from services.verifier.service import (
     ProfiledTarget,
     build_verifier,
@@ -178,7 +178,7 @@ class EmbeddedStack:
             profile_points(profiled.round_time),
             replica_id=REPLICA_ID,
             load=load.take,
-            kind=replica_kind(self._options.engine, profiled.target.engine),
+            kind=profiled.kind,
         )
 
     def _open_trace(self) -> TraceWriter | None:

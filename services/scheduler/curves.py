@@ -13,7 +13,7 @@ from dataclasses import astuple
 from statistics import median
 
 from dspark_core.algorithms.step_surface import StepPoint
-from dspark_core.algorithms.step_time import ProfileKey, StepTimeModel
+from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.records import ReplicaKind
 from services.scheduler.documents import DocumentStore, SavedDocuments
 from services.scheduler.pace import VerifierPace
@@ -60,7 +60,7 @@ class CurveBook:
         """The median of the members; what was stored while there are none; None: an unknown kind."""
         paces = list(self._members[kind].values()) if kind in self._members else []
         models = [pace.model.verify for pace in paces if pace.model is not None]
-        return _median(models, _key(kind)) if models else self._stored.get(kind)
+        return _median(models, kind) if models else self._stored.get(kind)
 
     async def load(self) -> None:
         """Takes over what an earlier leader stored; a store that is down leaves the book as it is."""
@@ -91,7 +91,7 @@ class CurveBook:
             self._stored.popitem(last=False)
 
 
-def _median(models: Sequence[StepTimeModel], key: ProfileKey) -> StepTimeModel:
+def _median(models: Sequence[StepTimeModel], kind: ReplicaKind) -> StepTimeModel:
     """At the points of the member that has most of them."""
     widest = max(models, key=lambda model: len(model.points))
     points = tuple(
@@ -105,11 +105,7 @@ def _median(models: Sequence[StepTimeModel], key: ProfileKey) -> StepTimeModel:
         )
         for point in widest.points
     )
-    return StepTimeModel(points, key)
-
-
-def _key(kind: ReplicaKind) -> ProfileKey:
-    return ProfileKey(model=kind.model, engine=kind.engine, hardware=kind.hardware, dtype=kind.dtype)
+    return StepTimeModel(points, kind)
 
 
 def _kind_to_text(kind: ReplicaKind) -> str:

@@ -28,7 +28,7 @@ from services.verifier.config import VerifierServiceConfig
 from services.verifier.load import LoadMeter
 from services.verifier.metrics import profile_problem
 from services.verifier.plans import CoordinatedPlanSource
-from services.verifier.profiling import ProfileOptions, profile_points, replica_kind
+from services.verifier.profiling import ProfileOptions, profile_points
 from services.verifier.service import (
     ProfiledTarget,
     build_verifier,
@@ -116,7 +116,7 @@ async def _start_verifier(
             profile_points(profiled.round_time),
             replica_id=config.replica_id,
             load=load.take,
-            kind=replica_kind(config.engine, profiled.target.engine),
+            kind=profiled.kind,
             on_connected=found,
         )
     trace = _open_trace(config)

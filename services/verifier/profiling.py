@@ -9,9 +9,8 @@ from pathlib import Path
 
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_time import StepTimeModel
-from dspark_core.engine.building import EngineOptions
 from dspark_core.engine.lookup import BLOCK_TOKENS
-from dspark_core.engine.profile_file import profile_key, read_profile, write_profile
+from dspark_core.engine.profile_file import read_profile, write_profile
 from dspark_core.engine.profiler import ProfileSettings, profile_step_time, request_counts
 from dspark_core.engine.target_engine import TargetEngine
 from dspark_core.records import ReplicaKind, StepTime
@@ -37,9 +36,7 @@ class ProfileOptions:
     """Whether drafts are looked up too, in longer blocks than a drafter's."""
 
 
-def start_profile(
-    engine: TargetEngine, model: str, dtype: str, options: ProfileOptions, *, weights: str = "stored"
-) -> RoundTimeModel | None:
+def start_profile(engine: TargetEngine, kind: ReplicaKind, options: ProfileOptions) -> RoundTimeModel | None:
     """None when it is off. Raises ConfigError for a file that is no profile or cannot be written."""
     if options.source == OFF:
         _log.warning(
@@ -48,21 +45,20 @@ def start_profile(
         )
         return None
     path = None if options.source == MEASURE else Path(options.source)
-    key = profile_key(model, dtype, engine, weights)
     if path is not None and path.exists():
         stored = read_profile(path)
-        if stored.verify.key == key:
-            _log.info("step times of %s read from %s", key, path)
+        if stored.verify.key == kind:
+            _log.info("step times of %s read from %s", kind, path)
             return stored
-        _log.warning("%s holds step times of %s; this is %s: measuring anew", path, stored.verify.key, key)
+        _log.warning("%s holds step times of %s; this is %s: measuring anew", path, stored.verify.key, kind)
     settings = ProfileSettings(
         requests=request_counts(options.max_requests),
         max_batch_tokens=options.max_batch_tokens,
         lookup_tokens=1 + BLOCK_TOKENS if options.lookup else None,
         budget_seconds=START_SECONDS,
     )
-    measured = RoundTimeModel(profile_step_time(engine, settings, key=key))
-    _log.info("step time of %s: %s", key, _summary(measured))
+    measured = RoundTimeModel(profile_step_time(engine, settings, key=kind))
+    _log.info("step time of %s: %s", kind, _summary(measured))
     if path is not None:
         write_profile(path, measured)
     return measured
@@ -71,12 +67,6 @@ def start_profile(
 def profile_points(round_time: RoundTimeModel | None) -> tuple[StepTime, ...]:
     """The measured points as they are told to the scheduler; empty: there are none."""
     return () if round_time is None else round_time.verify.step_times()
-
-
-def replica_kind(options: EngineOptions, engine: TargetEngine) -> ReplicaKind:
-    """Whose step times this verifier may share."""
-    key = profile_key(options.target_model, options.dtype, engine, options.weights)
-    return ReplicaKind(model=key.model, engine=key.engine, hardware=key.hardware, dtype=key.dtype)
 
 
 def adopted(curve: Sequence[StepTime]) -> RoundTimeModel:

@@ -19,12 +19,13 @@ from dspark_core.engine.drafting import Drafting
 from dspark_core.engine.grammars import GrammarCompiler, read_tokenizer
 from dspark_core.engine.lookup import LookupDrafting
 from dspark_core.engine.planning import LocalPlanSource
+from dspark_core.engine.profile_file import replica_kind
 from dspark_core.engine.protocols import DraftSource, PlanSource
 from dspark_core.engine.rounds import RoundLoop
 from dspark_core.engine.trace_writer import TraceWriter
 from dspark_core.engine.tracing import TracingPlanSource
 from dspark_core.engine.verifier import Verifier
-from dspark_core.records import Replica, Role, VerifierDescription
+from dspark_core.records import Replica, ReplicaKind, Role, VerifierDescription
 from services.verifier.metrics import ObservedPlanSource, VerifierMetrics
 from services.verifier.plans import LOCAL_PLANNER, CoordinatedPlanSource
 from services.verifier.profiling import ProfileOptions, start_profile
@@ -40,6 +41,8 @@ class ProfiledTarget:
     """A loaded target and how fast it is here."""
 
     target: BuiltTarget
+    kind: ReplicaKind
+    """Whose step times this verifier may share."""
     round_time: RoundTimeModel | None
     """None: not profiled; draft and network time are learned while serving."""
 
@@ -50,14 +53,9 @@ def load_profiled_target(options: EngineOptions, profile: ProfileOptions | None 
     profile = profile or ProfileOptions()
     target = build_target(options)
     target.engine.prepare(profile.max_requests)
-    round_time = start_profile(
-        target.engine,
-        options.target_model,
-        options.dtype,
-        profile,
-        weights=options.weights,
-    )
-    return ProfiledTarget(target=target, round_time=round_time)
+    kind = replica_kind(options, target.engine)
+    round_time = start_profile(target.engine, kind, profile)
+    return ProfiledTarget(target=target, kind=kind, round_time=round_time)
 
 
 def describe(options: EngineOptions, profiled: ProfiledTarget) -> VerifierDescription:

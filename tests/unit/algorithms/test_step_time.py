@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
 from dspark_core.algorithms.step_surface import StepPoint
-from dspark_core.algorithms.step_time import MAX_POINTS, ProfileKey, StepTimeModel, monotone
+from dspark_core.algorithms.step_time import MAX_POINTS, StepTimeModel, monotone
 from dspark_core.errors import ConfigError
+from dspark_core.records import ReplicaKind
 
 CURVE = StepTimeModel.of_curve((1, 5, 9), (0.010, 0.010, 0.018))
-KEY = ProfileKey("m", "native", "cpu, 2 threads", "bfloat16")
+KEY = ReplicaKind(model="m", engine="native", hardware="cpu, 2 threads", dtype="bfloat16")
 GRID = [(r, r * t) for r in (1, 4, 16) for t in (1, 2, 8)]
 
 

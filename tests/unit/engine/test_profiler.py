@@ -13,13 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
-from dspark_core.algorithms.step_time import ProfileKey, StepTimeModel
+from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.engine.batch import Run
+from dspark_core.engine.building import EngineOptions
 from dspark_core.engine.draft_profiler import NEW_FEATURES, profile_draft_time
-from dspark_core.engine.profile_file import profile_key, read_profile, write_profile
+from dspark_core.engine.profile_file import read_profile, replica_kind, write_profile
 from dspark_core.engine.profiler import ProfileSettings, profile_step_time
 from dspark_core.errors import ConfigError
+from dspark_core.records import ReplicaKind
 from tests.unit.engine.tiny import ScriptedDrafts, tiny_engine
+
+KIND = ReplicaKind(model="tiny", engine="native", hardware="cpu", dtype="float32")
 
 
 class Clocked:
@@ -124,8 +128,13 @@ def test_a_real_engine_is_profiled_within_its_context() -> None:
     seen = []
     engine = tiny_engine(num_pages=12)  # 44 positions: fewer than the usual context
     settings = ProfileSettings(requests=(1, 2), repeats=2, budget_seconds=5.0)
-    model = profile_step_time(engine, settings, key=ProfileKey("tiny"), on_point=seen.append)
-    assert model.key.model == "tiny"
+    model = profile_step_time(
+        engine,
+        settings,
+        key=ReplicaKind(model="tiny", engine="native", hardware="cpu", dtype="float32"),
+        on_point=seen.append,
+    )
+    assert model.key == KIND
     assert len(seen) >= 8
     assert all(point.context_tokens + point.batch_tokens <= 44 * point.requests for point in model.points)
     assert model.seconds(2, 8) > 0
@@ -204,12 +213,13 @@ def test_a_file_that_is_no_profile_is_refused_by_name(tmp_path, text, message) -
 
 def test_keys_name_model_hardware_dtype_weights_and_what_computes() -> None:
     engine = tiny_engine()
-    key = profile_key("smollm2", "bfloat16", engine, "stored")
+    options = EngineOptions(target_model="smollm2", drafter=None, dtype="bfloat16")
+    key = replica_kind(options, engine)
     assert (key.model, key.dtype) == ("smollm2", "bfloat16")
     assert key.hardware
     assert engine.computed_by in key.engine
-    assert key == profile_key("smollm2", "bfloat16", engine, "stored")
-    assert key != profile_key("smollm2", "bfloat16", engine, "int8")
+    assert key == replica_kind(options, engine)
+    assert key != replica_kind(replace(options, weights="int8"), engine)
 
 
 def busy(seed: int) -> Callable[[int, int, int], float]:
