@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import track
 
 from dspark_core.engine.building import BuiltTarget
 from dspark_core.errors import ConfigError
@@ -243,14 +244,23 @@ class _Work:
     @contextmanager
     def _log(self, described: Mapping[str, object]) -> Iterator[AnswerLog]:
         with AnswerLog(self._arguments.out, {**described, **self._sampling()}) as log:
-            for prompt in self._prompts:
-                if prompt.prompt_id in log.done:
-                    found = encode(prompt, self._tokenizer, sys.maxsize)
-                    log.require_same_prompt(
-                        prompt.prompt_id, found.token_ids if isinstance(found, Encoded) else ()
-                    )
+            self._require_same_prompts(log)
             self._begun = True
             yield log
+
+    def _require_same_prompts(self, log: AnswerLog) -> None:
+        answered = [prompt for prompt in self._prompts if prompt.prompt_id in log.done]
+        console = Console(stderr=True)
+        for prompt in track(
+            answered,
+            "comparing answered prompts",
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        ):
+            found = encode(prompt, self._tokenizer, sys.maxsize)
+            token_ids = found.token_ids if isinstance(found, Encoded) else ()
+            log.require_same_prompt(prompt.prompt_id, token_ids)
 
     def _sampling(self) -> dict[str, object]:
         mix = self._settings.mix
