@@ -1,8 +1,8 @@
-"""Target features on disk: what drafter training reads instead of running the target again.
+"""Target features on disk, which drafter training reads instead of running the target again.
 
-A shard is one safetensors file holding whole sequences back to back. For every token it keeps the
-tapped hidden states (the drafter's input), the final hidden state and the log-normaliser of the
-full vocabulary (together the target distribution, d + 1 values instead of V).
+A shard is one safetensors file of whole sequences stored back to back. For every token it keeps the
+tapped hidden states (the drafter's input), the final hidden state and the log-normaliser over the
+full vocabulary; the last two give the target's distribution in d + 1 values instead of V.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ROWS = ("token_ids", "taps", "final", "log_normalizers")
 
 @dataclass(frozen=True, slots=True)
 class FeatureSequence:
-    """One conversation with the target's view of it; row i belongs to token i."""
+    """One conversation with the target's features; row i belongs to token i."""
 
     token_ids: Tensor  # [tokens] int64
     answer_start: int
@@ -40,21 +40,19 @@ class FeatureSequence:
 
 @dataclass(frozen=True, slots=True)
 class SequenceRef:
-    """Where a sequence lies."""
+    """Location of a sequence: tokens [start, end) of a shard."""
 
     shard: Path
     start: int
     end: int
     answer_start: int
     checksum: int | None = None
-    """CRC-32 of the sequence's rows; None: written before there were any."""
+    """CRC-32 of the sequence's rows; None: the shard predates checksums."""
 
 
 def write_shard(path: Path, sequences: Sequence[FeatureSequence]) -> None:
-    """Appears under its name once it is complete and on disk, so that training may read as shards come.
-
-    Raises CheckpointError naming the shard when it cannot be written.
-    """
+    """Write atomically: the file gets its name once it is complete and on disk, so training may already
+    read the directory. Raises CheckpointError naming the shard when it cannot be written."""
     rows = [_stored(sequence) for sequence in sequences]
     lengths = torch.tensor([0] + [len(sequence) for sequence in sequences])
     tensors = {name: torch.cat([row[name] for row in rows]) for name in _ROWS}
@@ -74,7 +72,7 @@ def write_shard(path: Path, sequences: Sequence[FeatureSequence]) -> None:
 
 
 def list_sequences(shard: Path) -> list[SequenceRef]:
-    """Raises CheckpointError when the file is no shard."""
+    """Raises CheckpointError when the file is not a shard."""
     offsets = _read(shard, "offsets").tolist()
     answer_starts = _read(shard, "answer_starts").tolist()
     checksums: list[int | None] = [None] * len(answer_starts)
@@ -96,7 +94,7 @@ def read_token_ids(shard: Path) -> Tensor:
 def read_sequence(ref: SequenceRef) -> FeatureSequence:
     """Reads only this sequence's rows.
 
-    Raises CheckpointError naming the shard when they are not what was written.
+    Raises CheckpointError naming the shard when they cannot be read or their checksum is wrong.
     """
     try:
         with open_tensors(ref.shard) as file:

@@ -1,8 +1,7 @@
 """Packs draft blocks of several sequences into one batch without padding (paper, training section).
 
-Anchors are drawn at random where the anchor and the next token are both answer tokens. Of each
-sequence only the context that some anchor can see is kept, and every block is addressed by
-token-level indices into the packed context.
+Anchors are drawn at random where the anchor and the next token are both answer tokens. Only the context
+that some anchor of a sequence can see is kept; blocks address it by token-level indices.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class PackedBatch:
 
 
 def draw_anchors(sequence: FeatureSequence, count: int, generator: torch.Generator) -> Tensor:
-    """Up to `count` different anchor positions, ascending; empty when the answer is too short."""
+    """Up to `count` distinct anchor positions, ascending; empty when the answer is too short."""
     candidates = len(sequence) - 1 - sequence.answer_start  # the last token has none after it
     if candidates <= 0:
         return torch.empty(0, dtype=torch.long)

@@ -1,7 +1,7 @@
-"""One training run in one folder: steps, checkpoints, validation, early stopping, and going on.
+"""One training run in one folder: steps, checkpoints, validation, early stopping, and resuming.
 
-The folder holds `checkpoints/` (to resume from), `drafter/` (the newest export), `best/` (that of the
-longest accepted length, when there is validation) and `log.jsonl`.
+The folder holds `checkpoints/` (to resume from), `drafter/` (the newest export), `best/` (the export with
+the longest accepted length, if the run validates) and `log.jsonl`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class RunSettings:
     output: Path
     checkpoint_every: int = 200
     keep: int = 2
-    """Checkpoints on disk."""
+    """Number of checkpoints kept on disk."""
     log_every: int = 20
     validate_every: int = 200
     patience: int | None = None
-    """Validations without a new best after which the run ends; None: it never ends early."""
+    """End the run after this many validations without a new best; None: never end early."""
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep", "log_every", "validate_every", "patience"):
@@ -45,14 +45,14 @@ class RunSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """What a run remembers besides its weights."""
+    """State of a run besides the trainer's."""
 
     best_length: float = 0.0
     best_step: int | None = None
     stale: int = 0
-    """Validations since the best."""
+    """Validations since the best one."""
     validation_due: bool = False
-    """This step's export and validation are yet to be done."""
+    """The current step still has to be exported and validated."""
 
 
 class TrainingRun:
@@ -65,14 +65,14 @@ class TrainingRun:
         validates: bool | None = None,
         drafter: Mapping[str, object] | None = None,
     ) -> None:
-        """Only the first worker needs `validate` and is listened to; `validates` tells the others
-        whether the first does. `drafter`: what the weights mean beyond their shapes, as plain values;
-        states that say otherwise are not gone on from."""
+        """Only the first worker needs `validate` and calls listeners; `validates` tells the others whether
+        the first validates. `drafter`: what the weights mean beyond their shapes, as plain values;
+        `resume` refuses a checkpoint with other values."""
         self.trainer, self.settings = trainer, settings
         self._drafter = dict(drafter or {})
         self.state = RunState()
         self.stop = threading.Event()
-        """Set by others: the run saves its state after the present step and ends."""
+        """Set by the caller: the run finishes the current step, saves its state and ends."""
         self._validate = validate
         self._validates = validate is not None if validates is None else validates
         self._listeners: list[Listener] = []
@@ -81,7 +81,7 @@ class TrainingRun:
         self._pending: list[StepReport] = []
 
     def resume(self) -> bool:
-        """Goes on from the newest checkpoint, if there is one. Raises ConfigError when it is of another
+        """Restore the newest checkpoint, if there is one. Raises ConfigError when it belongs to another
         drafter."""
         latest = self._checkpoints.latest()
         if latest is None:
@@ -105,17 +105,17 @@ class TrainingRun:
 
     @property
     def finished(self) -> bool:
-        """False: there is something to go on with."""
+        """False: steps, or a validation that is due, remain."""
         return self._at_end() and not self.state.validation_due
 
     def run(self) -> RunState:
-        """To the last step, to the end of patience, or until `stop` is set."""
+        """Run to the last step, until patience runs out, or until `stop` is set."""
         if self.state.validation_due and self._ends_here():
             return self.state
         seconds, started = 0.0, time.perf_counter()
         for report in self.trainer.run():
             self._pending.append(report)
-            seconds += time.perf_counter() - started  # without validation and checkpoints
+            seconds += time.perf_counter() - started  # excludes validation and checkpoints
             for listener in self._listeners:
                 listener.stepped(report)
             last = report.step == self.trainer.config.steps
@@ -130,10 +130,10 @@ class TrainingRun:
         return self.state
 
     def _ends_here(self) -> bool:
-        """Does what is due after a step, and saves -> whether the run ends with it."""
+        """Export, validate and save as due after a step -> whether the run ends here."""
         due = self.state.validation_due
         if due:
-            self._save()  # first: an error or an impatient user must not cost what was trained
+            self._save()  # before validating: an error or interrupt there must not lose training progress
             self._export()
             if not self._validates:
                 self.state = replace(self.state, validation_due=False)
@@ -151,7 +151,7 @@ class TrainingRun:
             listener.progressed(progress)
 
     def _save(self) -> None:
-        """Unless it is on disk as it is."""
+        """Save a checkpoint unless the current state is already on disk."""
         present = (self.trainer.step, self.state)
         if present == self._saved:
             return
@@ -164,7 +164,7 @@ class TrainingRun:
     def _export(self) -> None:
         newest = self.settings.output / NEWEST
         partial = newest.with_suffix(".partial")
-        if self.trainer.workers.is_first:  # another worker might clear what the first writes already
+        if self.trainer.workers.is_first:  # others might delete what the first is already writing
             shutil.rmtree(partial, ignore_errors=True)
         self.trainer.export(partial)
         if self.trainer.workers.is_first:
@@ -193,19 +193,19 @@ class TrainingRun:
             _replace_directory(partial, self.settings.output / BEST)
 
     def _at_end(self) -> bool:
-        """Of the steps or of patience."""
+        """Whether the steps are done or patience has run out."""
         patience = self.settings.patience
         out_of_patience = patience is not None and self.state.stale >= patience
         return self.trainer.step == self.trainer.config.steps or out_of_patience
 
     def _asked_to_stop(self) -> bool:
-        """Whether any worker was asked; all must agree or they would wait for each other."""
+        """Whether any worker was asked; all must agree, or the collectives would deadlock."""
         workers = self.trainer.workers
         return bool(workers.total(torch.tensor(float(self.stop.is_set()))) > 0)
 
 
 def _replace_directory(new: Path, old: Path) -> None:
-    """Readers find the old or the new content, and for an instant neither; never a part."""
+    """Readers see the old content, the new, or for an instant neither; never a partial one."""
     gone = old.with_suffix(".old")
     shutil.rmtree(gone, ignore_errors=True)
     if old.exists():

@@ -1,8 +1,8 @@
 """Where a trainer's feature sequences come from: a cache on disk, or a live target (`stream`).
 
-A trainer numbers the sequences of a source 0, 1, ... and says which of them each step takes
-(`sequence_plan`). A source yields them step by step and may work ahead, so what a step gets must
-be a function of its numbers alone: a run resumed at a later step then sees the same bytes.
+The trainer numbers the sequences of a source 0, 1, ... and decides which of them each step takes
+(`sequence_plan`). A source yields them step by step and may work ahead. A step's sequences must depend on
+its numbers alone, so that a run resumed at a later step sees the same bytes.
 """
 
 from __future__ import annotations
@@ -33,33 +33,33 @@ MIN_ANSWER_TOKENS = 2
 class SequenceSource(Protocol):
     @property
     def origin(self) -> FeatureOrigin | None:
-        """None: shards without a manifest, of which nobody knows."""
+        """None: unknown, for shards without a manifest."""
         ...
 
     def __len__(self) -> int:
-        """Sequences long enough to train on."""
+        """Number of sequences long enough to train on."""
         ...
 
     def batches(self, plan: Iterable[Sequence[int]]) -> Iterator[list[FeatureSequence]]:
-        """The sequences of each step of the plan, in its order; `plan` may be endless.
+        """The sequences of each step, in the order of `plan`, which may be endless.
 
-        Close the iterator (or drop it) to stop work done ahead. Raises CheckpointError naming the
-        file for what cannot be read.
+        Close or drop the iterator to stop the work ahead. Raises CheckpointError naming a file that
+        cannot be read.
         """
         ...
 
     def token_counts(self, vocab_size: int) -> Tensor:
-        """How often each token occurs in all sequences, [vocab_size] int64."""
+        """Occurrences of each token over all sequences, [vocab_size] int64."""
         ...
 
 
 def sequence_plan(
     count: int, per_step: int, *, seed: int, start_step: int = 0, rank: int = 0, world_size: int = 1
 ) -> Iterator[list[int]]:
-    """Which sequences each step takes, from `start_step` on, for ever.
+    """Endless plan: the sequences this rank takes in each step from `start_step` on.
 
-    Every epoch visits all `count` sequences in an order of its own. Steps run on across epochs.
-    Of a step's `per_step` sequences each rank takes its equal share.
+    Every epoch visits all `count` sequences in its own random order; a step may span two epochs.
+    A step's `per_step` sequences are divided equally among the ranks.
     """
     if count < 1 or per_step < 1:
         raise ConfigError(f"count and per_step must be >= 1, got {count} and {per_step}")
@@ -79,18 +79,18 @@ def sequence_plan(
 
 
 def mix_seed(seed: int, number: int) -> int:
-    """A generator seed that differs between seeds and between numbers."""
+    """A generator seed that depends on both `seed` and `number`."""
     return (seed * 1_000_003 + number) % 2**62
 
 
 class CachedSource:
-    """Feature shards on disk; each sequence is read when its step comes."""
+    """Feature shards on disk; each sequence is read when its step needs it."""
 
     def __init__(self, shards: Sequence[Path], *, tap_layers: Sequence[int] | None = None) -> None:
-        """`tap_layers`: which of the cached layers to give, in this order; None: all.
+        """`tap_layers`: which of the cached layers to return, in this order; None: all.
 
-        Raises ConfigError for shards of different targets or without the layers, CheckpointError
-        for one that is missing, cut short or no shard.
+        Raises ConfigError when shards differ in their targets or lack a layer, CheckpointError when
+        a shard is missing, truncated or not a shard.
         """
         self._shards = list(shards)
         self._origin = _common_origin(self._shards)
@@ -109,7 +109,7 @@ class CachedSource:
 
     @classmethod
     def open(cls, directories: Sequence[Path], *, tap_layers: Sequence[int] | None = None) -> CachedSource:
-        """All shards of the directories, in the order of their names."""
+        """All shards of the directories, sorted by name within each."""
         shards = [shard for directory in directories for shard in listed_shards(directory)]
         return cls(shards, tap_layers=tap_layers)
 

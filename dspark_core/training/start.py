@@ -1,4 +1,4 @@
-"""Going on from a trained drafter: its weights and draft vocabulary in the place of a fresh start."""
+"""Starts training from a saved drafter's weights and draft vocabulary instead of fresh ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dspark_core.models.drafter_kinds import AnyDrafter, load_any_drafter
 from dspark_core.models.loading import LoadedTarget
 
 _FREE = frozenset({"block_size", "context_window"})
-"""What may change, since no weight depends on it."""
+"""Fields that may change, since no weight depends on them."""
 
 
 class SavedStart:
@@ -24,8 +24,8 @@ class SavedStart:
         self._drafter: AnyDrafter = load_any_drafter(directory, target.decoder, target.config, torch.float32)
 
     def draft_vocab_ids(self, wanted: int | None) -> Tensor | None:
-        """Target token ids of its draft vocabulary [n], None: all. Raises ConfigError when `wanted`, if
-        given, is another size."""
+        """Target token ids of the saved draft vocabulary [n]; None: all. Raises ConfigError when `wanted`
+        is given and differs from its size."""
         ids = self._drafter.draft_vocab_ids
         size = self._drafter.config.backbone.vocab_size if ids is None else len(ids)
         if wanted is not None and wanted != size:
@@ -36,8 +36,7 @@ class SavedStart:
         return None if ids is None else ids.clone()
 
     def copy_to(self, module: nn.Module) -> None:
-        """Raises ConfigError naming what differs when `module` is another kind of drafter, or has another
-        geometry or other taps."""
+        """Raises ConfigError, naming what differs, when `module` has another type, geometry or tap layers."""
         saved = self._drafter
         if not isinstance(module, type(saved)):
             raise ConfigError(
@@ -55,7 +54,7 @@ class SavedStart:
 
 
 def _flat(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any dataclass
-    """Fields by name, those of the backbone after a dot."""
+    """Fields by name; the backbone's are prefixed with `backbone.`."""
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     backbone = fields.pop("backbone")
     inner = {field.name: getattr(backbone, field.name) for field in dataclasses.fields(backbone)}

@@ -1,8 +1,7 @@
 """Features computed on the fly by a live target: training without a cache on disk.
 
-A worker thread runs the target ahead of the trainer, at most `ahead` steps. The sequences of one
-step are computed together and with nothing else, so that a step's features are the same bytes in
-a resumed run, whatever the dtype.
+A worker thread runs the target at most `ahead` steps ahead of the trainer. A step's sequences are
+never batched with those of other steps, so a resumed run computes the same bytes in any dtype.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from dspark_core.training.features import FeatureSequence
 from dspark_core.training.origin import FeatureOrigin
 
 _POLL_SECONDS = 0.1
-"""How soon the worker notices that nobody wants its work any more."""
+"""How soon the worker notices that it should stop."""
 _COUNTED_AT_A_TIME = 256
 
 
 class FeatureStream:
-    """A `SequenceSource` whose sequences exist only from the pass to the step."""
+    """A `SequenceSource` whose sequences exist only from the target's pass until their training step."""
 
     def __init__(
         self,
@@ -39,7 +38,7 @@ class FeatureStream:
         ahead: int = 2,
         pack_tokens: int = 2048,
     ) -> None:
-        """Taps `origin.tap_layers`. `ahead`: steps held in memory besides the one being computed."""
+        """`ahead`: steps held in memory besides the one being computed."""
         for name, value in (("ahead", ahead), ("pack_tokens", pack_tokens)):
             if value < 1:
                 raise ConfigError(f"{name} must be >= 1, got {value}")
@@ -89,7 +88,7 @@ class FeatureStream:
             for numbers in plan:
                 if not _offer(results, _Result(self._compute(numbers)), stopping):
                     return
-        except Exception as error:  # told to the trainer, in its own thread
+        except Exception as error:  # re-raised in the trainer's thread
             _offer(results, _Result(None, error), stopping)
         else:
             _offer(results, _Result(None), stopping)
@@ -105,14 +104,14 @@ class FeatureStream:
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """One step's sequences; None: there are no more, because of `error` if there is one."""
+    """One step's sequences; None: the end of the plan, or of the work because of `error`."""
 
     sequences: list[FeatureSequence] | None
     error: Exception | None = None
 
 
 def _offer(results: queue.Queue[_Result], result: _Result, stopping: threading.Event) -> bool:
-    """Waits for room; False once nobody is waiting for results."""
+    """Wait for room in the queue; False once the consumer has stopped."""
     while not stopping.is_set():
         try:
             results.put(result, timeout=_POLL_SECONDS)
@@ -134,5 +133,5 @@ def _token_counts(one: Conversation, vocab_size: int) -> Tensor:
 
 
 def _as_cached(sequence: FeatureSequence) -> FeatureSequence:
-    """In the precision a cache would have stored."""
+    """In the precision a feature cache stores."""
     return replace(sequence, taps=sequence.taps.to(torch.bfloat16), final=sequence.final.to(torch.bfloat16))

@@ -1,7 +1,7 @@
-"""Optimises the module of an objective: data order, gradients, rates and the state to resume from.
+"""Trains the module of an objective: data order, gradients, learning rates and resumable state.
 
-Data order and every random draw are functions of the seed, the step and the sequence, so that a
-resumed run repeats what the first would do, and several workers do what one would.
+Data order and every random draw are functions of the seed, the step and the sequence, so a resumed
+run repeats an uninterrupted one, and several workers do what one would.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from dspark_core.training.workers import ALONE, Workers
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """Means over one step's positions, on all workers."""
+    """Means over one step's positions, across all workers."""
 
     step: int
     cross_entropy: float
     distance: float
     confidence: float
     acceptance: tuple[float, ...]
-    """By block position, under teacher forcing."""
+    """Acceptance rate per block position, under teacher forcing."""
     learning_rate: float
     gradient_norm: float
     positions: int = 0
-    """Whose losses were computed."""
+    """Number of positions whose losses were computed."""
 
     @classmethod
     def of(cls, sums: ObjectiveReport, step: int, rate: float, norm: float) -> StepReport:
@@ -50,7 +50,7 @@ class StepReport:
 
     @property
     def expected_length(self) -> float:
-        """Accepted length of a round whose positions accept independently; a quick guide."""
+        """Rough accepted length per round, assuming that positions accept independently."""
         survival, length = 1.0, 1.0
         for rate in self.acceptance:
             survival *= rate
@@ -68,7 +68,7 @@ class Trainer:
         workers: Workers = ALONE,
         device: torch.device | str = "cpu",
     ) -> None:
-        """The objective's module, in float32, is moved to `device` and trained there in place."""
+        """Moves the objective's float32 module to `device` and trains it in place."""
         if config.sequences_per_step % workers.size:
             raise ConfigError(
                 f"sequences_per_step must be a multiple of the {workers.size} workers, "
@@ -89,12 +89,12 @@ class Trainer:
 
     @property
     def parameters(self) -> int:
-        """Trained values."""
+        """Number of trainable values."""
         return sum(master.numel() for master in self._weights.masters)
 
     @property
     def state_bytes(self) -> int:
-        """Of one state on disk: float32 masters, average, and one moment (Muon) or two (AdamW)."""
+        """Size of one saved state: float32 masters, average, and one moment (Muon) or two (AdamW)."""
         copies = 1 if self._averages is None else 2
         moments: list[int] = [
             (2 if isinstance(optimizer, torch.optim.AdamW) else 1) * parameter.numel()
@@ -105,7 +105,7 @@ class Trainer:
         return 4 * (copies * self.parameters + sum(moments))
 
     def run(self) -> Iterator[StepReport]:
-        """Trains to the last step, reporting after each."""
+        """Train to the last step, yielding a report after each."""
         plan = sequence_plan(
             len(self._source),
             self.config.sequences_per_step,
@@ -132,7 +132,10 @@ class Trainer:
         return StepReport.of(sums, self.step, share * self.config.learning_rate, norm)
 
     def state(self) -> dict[str, Any]:
-        """Everything `restore` needs to go on exactly here, on any number of workers. All must call."""
+        """Everything `restore` needs to continue exactly here, on any number of workers.
+
+        Collective: every worker must call it.
+        """
         whole = self._weights.whole
         averages = self._averages
         return {
@@ -143,7 +146,7 @@ class Trainer:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Raises CheckpointError when the state is of another drafter."""
+        """Raises CheckpointError when the state belongs to another drafter."""
         self._check_fits(state["masters"], len(state["optimizers"]))
         masters = self._weights.masters
         with torch.no_grad():
@@ -157,12 +160,12 @@ class Trainer:
             peaks = [group["peak_lr"] for group in optimizer.param_groups]
             optimizer.load_state_dict(self._sharded_state(optimizer, saved))
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["peak_lr"] = peak  # of this run's configuration, not of the one that saved
+                group["peak_lr"] = peak  # this run's configuration, not the saved one's
         self.step = state["step"]
         self._weights.publish()
 
     def export(self, directory: Path) -> None:
-        """Writes the drafter's checkpoint, of the averaged weights where there are. All must call."""
+        """Write the drafter's checkpoint, from the averaged weights if they are kept. Collective."""
         with self._averaged():
             if self.workers.is_first:
                 self.objective.save(directory)
@@ -201,7 +204,7 @@ class Trainer:
                 group["lr"] = group["peak_lr"] * share
             optimizer.step()
         if self._averages is not None and self.config.ema_decay is not None:
-            # While few steps are done the average is of those few, not of the start.
+            # A smaller decay early on keeps the initial weights from dominating the average.
             decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self._averages, [m.detach() for m in masters], 1 - decay)
         self._weights.publish()
@@ -239,7 +242,7 @@ def _weights(module: nn.Module, dtype: torch.dtype, workers: Workers) -> Weights
 
 
 def _batches(source: SequenceSource, plan: Iterator[list[int]]) -> Generator[list[FeatureSequence]]:
-    """A generator whatever the source returns, so that closing it closes the source's."""
+    """Always a generator, whatever the source returns, so that closing it closes the source's iterator."""
     yield from source.batches(plan)
 
 

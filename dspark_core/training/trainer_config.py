@@ -1,4 +1,4 @@
-"""What the trainer does with an objective's gradients."""
+"""Settings of the trainer: steps, learning rates, clipping, averaging and precision."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from dspark_core.errors import ConfigError
 class TrainerConfig:
     steps: int
     sequences_per_step: int = 8
-    """Over all workers."""
+    """Total over all workers."""
     learning_rate: float = 6e-4
     matrix_learning_rate: float | None = None
-    """Of the layers' and the projection's matrices, which Muon then optimises; None: AdamW for all."""
+    """Learning rate of the layers' and the projection's matrices under Muon; None: AdamW for all."""
     warmup_fraction: float = 0.04
     decay_fraction: float = 0.96
-    """Last part of the steps, over which the rate falls to zero along a cosine; 1 - warm-up: all."""
+    """Final fraction of the steps, with cosine decay to zero; 1 - warmup_fraction: no plateau."""
     clip_norm: float = 1.0
     ema_decay: float | None = None
-    """Of the average of the weights that is exported in their place; None: no average."""
+    """Decay of the moving average of the weights, which is exported instead of them; None: no average."""
     bf16: bool = True
-    """Weights and activations in bfloat16; float32 masters either way."""
+    """Weights and activations in bfloat16; masters are float32 either way."""
     seed: int = 0
 
     def __post_init__(self) -> None:

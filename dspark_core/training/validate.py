@@ -1,9 +1,9 @@
 """`python -m dspark_core.training.validate`: accepted length of a drafter at temperature 0.
 
-Greedy speculative decoding commits exactly the target's greedy answer, whatever is drafted. Given
-that answer with its features (shards of `dspark data features`, answers generated at temperature 0), a replay
-of the rounds therefore needs no target: each round drafts a block at its anchor, and what matches
-the answer is accepted.
+Greedy speculative decoding commits exactly the target's greedy answer, whatever is drafted. Given that
+answer and its features (shards of `dspark data features` over answers generated at temperature 0), the
+rounds can be replayed without running the target: each round drafts a block at its anchor and accepts the
+prefix that matches the answer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dspark_core.zoo_paths import DEFAULT_DRAFTER, resolve_drafter_path
 
 @dataclass(slots=True)
 class Acceptance:
-    """Counts over rounds; position k is counted when every position before it was accepted."""
+    """Counts over rounds; position k counts as proposed when every position before it was accepted."""
 
     block_size: int
     rounds: int = 0
@@ -36,7 +36,7 @@ class Acceptance:
     proposed: list[int] = field(init=False)
     accepted: list[int] = field(init=False)
     predicted: list[float] = field(init=False)
-    """Sums of the confidence head's probabilities over the proposed positions."""
+    """Sums of the predicted confidences over the proposed positions."""
 
     def __post_init__(self) -> None:
         self.proposed, self.accepted = [0] * self.block_size, [0] * self.block_size
@@ -48,9 +48,9 @@ class Acceptance:
         return self.committed / self.rounds if self.rounds else 0.0
 
     def add(self, matches: Sequence[bool], confidences: Sequence[float] | None) -> int:
-        """One round. `matches[k]`: draft token k is the answer's; as long as the answer goes on.
+        """Count one round -> number of accepted draft tokens.
 
-        Returns the committed tokens.
+        `matches[k]`: whether draft token k equals the answer's; shorter than a block at the answer's end.
         """
         length = next((k for k, match in enumerate(matches) if not match), len(matches))
         for k in range(min(length + 1, len(matches))):
@@ -77,7 +77,7 @@ class Acceptance:
 def replay_greedy_rounds(
     drafter: DSparkDrafter, sequences: Sequence[FeatureSequence], batch_size: int = 64
 ) -> Acceptance:
-    """Decodes every answer speculatively; sequences of a batch take their rounds together."""
+    """Replay every answer; the sequences of a batch take their rounds together."""
     total = Acceptance(drafter.config.block_size)
     for start in range(0, len(sequences), batch_size):
         _replay(drafter, sequences[start : start + batch_size], total)

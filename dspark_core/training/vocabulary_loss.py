@@ -1,9 +1,9 @@
 """Cross-entropy and L1 distance over the vocabulary, with their gradients, in one pass.
 
-Autograd would keep a dozen float32 tensors of [rows, vocabulary] and visit memory for each. Here the
-logits of a slice of rows exist twice, in the model's own dtype, in buffers that live as long as the
-objective; all float32 work happens on a few rows at a time, which stay in the processor's cache, and
-leaves the gradient where the logits were. The tests hold it against the definition in plain autograd.
+Autograd would keep a dozen float32 tensors of [rows, vocabulary] and go through memory for each. Here
+only the draft and target logits of one slice of rows exist, in the model's dtype, in buffers reused across
+steps. All float32 work is done on a few rows at a time, which stay in the CPU's cache, and overwrites the
+logits with their gradient. The tests compare it with the definition in plain autograd.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 _CHUNK_VALUES = 2**18
-"""Float32 values of one buffer on a CPU: 1 MiB, so that a few of them fit a core's cache."""
+"""Float32 values per buffer on a CPU: 1 MiB, so that a few buffers fit in a core's cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,12 +25,12 @@ class VocabularyRows:
 
     target_hidden: Tensor  # [rows, d], after the target's final norm
     log_normalizers: Tensor  # [rows] float32, over the target's full vocabulary
-    labels: Tensor  # [rows] draft vocabulary indices; whatever where cross_entropy_scale is zero
-    cross_entropy_scale: Tensor  # [rows] what the total counts a row's cross-entropy with
+    labels: Tensor  # [rows] draft vocabulary indices; ignored where cross_entropy_scale is zero
+    cross_entropy_scale: Tensor  # [rows] factor of a row's cross-entropy in the total
     distance_scale: Tensor  # [rows]
     soft_labels: bool = False
-    """Cross-entropy against the target's distribution, as far as it lies in the draft vocabulary,
-    instead of the labels."""
+    """Cross-entropy against the part of the target's distribution inside the draft vocabulary, instead
+    of the labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ class VocabularyLosses:
 
 class VocabularyLoss:
     def __init__(self, slice_rows: int, softcap: float | None = None) -> None:
-        """slice_rows: rows whose logits exist at a time; softcap: c of `c tanh(logits / c)`, which
-        the target applies to its logits and the drafter to its own before any bias; None: neither."""
+        """slice_rows: rows whose logits exist at a time; softcap: c in `c tanh(logits / c)`, applied to
+        the target's logits, and to the drafter's before the Markov bias; None: no cap."""
         self.slice_rows = slice_rows
         self.softcap = softcap
         self._buffers: dict[str, Tensor] = {}
@@ -72,7 +72,7 @@ class VocabularyLoss:
         return VocabularyLosses(total, cross_entropy, distance)
 
     def buffer(self, name: str, shape: tuple[int, int], like: Tensor) -> Tensor:
-        """[rows, columns], kept between calls: fresh pages cost more than the arithmetic on them."""
+        """[rows, columns], reused between calls: faulting in fresh pages costs more than the arithmetic."""
         rows, columns = shape
         kept = self._buffers.get(name)
         fits = kept is not None and kept.shape[0] >= rows and kept.shape[1] == columns
@@ -82,7 +82,7 @@ class VocabularyLoss:
 
 
 class _Function(torch.autograd.Function):
-    """Computes the gradients going forward, while the logits exist."""
+    """Computes the gradients in the forward pass, while the logits exist."""
 
     @staticmethod
     def forward(
@@ -139,7 +139,7 @@ class _Gradients:
     hidden: Tensor
     latent: Tensor | None
     bias_weight: Tensor | None
-    """Float32: it is a sum over slices."""
+    """Float32, because it accumulates over slices."""
 
     @classmethod
     def zeros(cls, hidden: Tensor, latent: Tensor | None, bias_weight: Tensor | None) -> _Gradients:
@@ -160,11 +160,11 @@ class _Gradients:
 def _chunk(
     workspace: VocabularyLoss, logits: Tensor, target: Tensor, rows: VocabularyRows, at: slice
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and distance of a few rows; their logits become the gradients of the total.
+    """Cross-entropy and distance of a few rows; overwrites `logits` with the gradient of the total.
 
     With p the draft's distribution, q the target's, s = sign(p - q) and scales a and b:
     d(a nll + b |p - q|) / d logits = p (a + b (s - sum p s)) - a onehot(label);
-    with soft labels a sum(q) stands before the s, and q in the place of the label.
+    with soft labels, the first a becomes a sum(q), and onehot(label) becomes q.
     """
     shape = (logits.shape[0], logits.shape[1])
     draft, other, signed = (workspace.buffer(name, shape, rows.log_normalizers) for name in ("p", "q", "ps"))
@@ -200,7 +200,7 @@ def _chunk(
 
 
 def _cap(logits: Tensor, cap: float, slope: Tensor | None = None) -> Tensor | None:
-    """Caps them in place; their derivative goes to `slope`."""
+    """Soft-cap the logits in place; writes the derivative to `slope`."""
     logits.div_(cap).tanh_()
     if slope is not None:
         torch.mul(logits, logits, out=slope).neg_().add_(1.0)
