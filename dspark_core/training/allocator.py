@@ -1,4 +1,4 @@
-"""Keeps freed memory in the process, for loops that allocate the same large tensors again and again."""
+"""Keeps freed memory in the process, for loops that allocate the same large tensors repeatedly."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import platform
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20
-"""glibc accepts no more."""
+"""The largest value glibc accepts."""
 _KEPT_BYTES = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """With glibc, tensors below 32 MiB reuse pages; by default each is mapped, and faulted in, anew.
+    """Make glibc reuse the pages of tensors below 32 MiB; by default it maps and faults in each anew.
 
-    False where the C library is another one: nothing changes then.
+    False, with no effect, under another C library.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -1,4 +1,4 @@
-"""The mean of several checkpoints of one drafter, which is often better than any of them."""
+"""Averages several checkpoints of one drafter; the mean is often better than any of them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from dspark_core.models.tensor_files import open_tensors, save_tensors
 
 
 def average_checkpoints(output: Path, inputs: Sequence[Path]) -> None:
-    """Writes `output` in the inputs' own dtype, whole or not at all.
+    """Write `output` atomically, in the inputs' dtype.
 
-    Raises ConfigError or CheckpointError naming the directory that does not fit the first.
+    Raises ConfigError or CheckpointError naming the directory that does not match the first.
     """
     if len(inputs) < 2:
         raise ConfigError(f"averaging needs at least two checkpoints, got {len(inputs)}")

@@ -1,4 +1,4 @@
-"""Attention of packed draft blocks, differentiable: context before the anchor, and the block itself."""
+"""Differentiable attention of packed draft blocks over the context before the anchor and the block itself."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def packed_hidden(drafter: DSparkDrafter, batch: PackedBatch) -> Tensor:
 class PackedBlockAttention:
     """`Attend` for a packed batch.
 
-    Scores against the context are one matrix product per sequence (blocks of a sequence share
-    it); scores inside the blocks are one batched product. A softmax over both joins them.
+    Per sequence, one matrix product scores all its blocks against their shared context, and one
+    batched product scores each block against itself. A single softmax spans both.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class PackedBlockAttention:
         return out.permute(1, 2, 0, 3, 4).reshape(-1, kv_heads * groups, head_dim)
 
     def _hidden_context(self, tokens: slice, anchors: slice, window: int | None) -> Tensor:
-        """[anchors, 1, context] bool: what a block must not see."""
+        """[anchors, 1, context] bool: context positions a block must not see."""
         positions = self._batch.positions[tokens]
         at = self._batch.anchor_positions[anchors][:, None]
         hidden = positions >= at
@@ -64,10 +64,10 @@ class PackedBlockAttention:
 def attend_with_context(
     q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, hidden: Tensor
 ) -> Tensor:
-    """One sequence: q (scaled) attends to the shared context and to its anchor's own keys.
+    """Within one sequence, q (already scaled) attends to the shared context and its anchor's own keys.
 
     q [kv, anchors, rows, hd]; k, v [kv, anchors, own, hd], own may be 0; keys, values
-    [kv, context, hd]; hidden [anchors, 1, context] bool, what an anchor must not see -> like q.
+    [kv, context, hd]; hidden [anchors, 1, context] bool, positions to mask out -> like q.
     """
     kv, anchors, rows, head_dim = q.shape
     outer = torch.bmm(q.reshape(kv, -1, head_dim), keys.transpose(1, 2)).view(kv, anchors, rows, -1)

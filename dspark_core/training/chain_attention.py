@@ -1,7 +1,8 @@
-"""Attention of packed draft chains, differentiable: the context up to an anchor, then the chain's steps.
+"""Differentiable attention of packed draft chains: the context up to an anchor, then the chain's own steps.
 
-A chain drafts token after token from one anchor. Its first step sits in the context (the pair of
-the last feature and the anchor); each later step sees that context, itself and the steps between.
+A chain drafts token by token from one anchor. Its first step is the last entry of the context (the
+pair of the last feature and the anchor); each later step sees the context, the later steps before it
+and itself.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ class ChainAttention:
     """`Attend`, called once per step with one row per anchor of the packed batch."""
 
     def __init__(self, batch: PackedBatch, keys: Tensor, values: Tensor) -> None:
-        """keys, values [tokens, kv_heads, head_dim] of the context pairs; the pair of position i
-        holds the token at i + 1."""
+        """keys, values [tokens, kv_heads, head_dim] of the context pairs; pair i joins the feature at
+        position i with the token at i + 1."""
         self._batch = batch
         self._keys, self._values = keys, values
         self._own_keys: list[Tensor] = []  # per later step [kv, anchors, 1, hd]

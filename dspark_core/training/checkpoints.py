@@ -1,4 +1,4 @@
-"""States of a run on disk, to resume from: written whole or not at all, the last few kept."""
+"""Checkpoints to resume a run from: written atomically, with only the latest few kept."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _NAME = re.compile(r"step-(\d{8})\.pt")
 
 class Checkpoints:
     def __init__(self, directory: Path, keep: int) -> None:
-        """keep: how many of the latest stay."""
+        """keep: number of latest checkpoints to keep."""
         if keep < 1:
             raise ConfigError(f"keep must be >= 1, got {keep}")
         self._directory = directory
         self._keep = keep
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """A process killed here leaves the states of before. Raises OSError naming the file."""
+        """Being killed here leaves the earlier checkpoints intact. Raises OSError naming the file."""
         self._directory.mkdir(parents=True, exist_ok=True)
         path = self._directory / f"step-{step:08d}.pt"
         partial = path.with_suffix(".partial")
@@ -34,7 +34,7 @@ class Checkpoints:
                 file.flush()
                 os.fsync(file.fileno())
             partial.rename(path)
-        except (OSError, RuntimeError) as error:  # torch has its own for a disk that fills up
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError on a full disk
             partial.unlink(missing_ok=True)
             raise OSError(f"{path} cannot be written: {error}") from error
         for old in self._paths()[: -self._keep]:
@@ -57,5 +57,5 @@ class Checkpoints:
             path.unlink()
 
     def _paths(self) -> list[Path]:
-        """In the order of their steps."""
+        """Sorted by step."""
         return sorted(path for path in self._directory.glob("step-*.pt") if _NAME.fullmatch(path.name))

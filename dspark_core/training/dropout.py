@@ -1,4 +1,4 @@
-"""Dropout from generators of its own, so that a resumed run, or one on more workers, drops the same."""
+"""Dropout drawn per sequence, so that a resumed run, on any number of workers, drops the same values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 def drop_spans(
     x: Tensor, spans: Sequence[slice], rate: float, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """x [rows, ...]; the rows of each span are dropped by the generator of its sequence."""
+    """x [rows, ...]; `generators[i]` draws the dropout mask of `spans[i]`."""
     if rate == 0:
         return x
     masks = [
@@ -22,7 +22,7 @@ def drop_spans(
 
 
 def _kept(count: int, rate: float, generator: torch.Generator) -> Tensor:
-    """[count] bool. One 64-bit draw decides four values: drawing is what dropout costs on a CPU."""
+    """[count] bool. Each 64-bit draw decides four values, because drawing dominates dropout on a CPU."""
     draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
     threshold = round(rate * 2**16) - 2**15
     return draws.view(torch.int16)[:count] >= threshold

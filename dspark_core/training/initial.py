@@ -1,4 +1,4 @@
-"""Where a drafter starts from: its draft vocabulary, and weights borrowed from the target."""
+"""Initial state of a drafter: its draft vocabulary, and weights copied from the target."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _PRIOR_WEIGHT = 0.3
 def choose_draft_vocab(counts: Tensor, size: int, always: Sequence[int] = ()) -> Tensor:
     """The `size` most frequent token ids, `always` among them, ascending [size].
 
-    counts [vocab]: how often each token occurs in the training data. Most tokens occur rarely or
-    never in a small data set. BPE numbers tokens by how early they were merged, so Zipf's law over
-    ids stands in for the counts that are missing. Raises ConfigError naming what does not fit.
+    counts [vocab]: occurrences of each token in the training data. In a small data set most tokens
+    occur rarely or never. BPE numbers tokens in the order of their merges, so Zipf's law over ids
+    serves as a prior. Raises ConfigError naming the value that is out of range.
     """
     vocab_size = len(counts)
     if not len(set(always)) <= size <= vocab_size:
@@ -51,7 +51,8 @@ def new_drafter(
     """A float32 drafter over the target's frozen embedding and LM head.
 
     `source_layers` names the target layer each draft layer is copied from; empty: random layers.
-    The Markov bias starts at zero, over previous-token rows that already tell tokens apart.
+    The Markov bias starts at zero: `markov_w2` is zero, while the rows of `markov_w1` are projected
+    token embeddings and so already distinguish the previous tokens.
     """
     embed = decoder.embed_tokens.weight.detach().float()
     head = decoder.lm_head.weight.detach().float()
@@ -77,8 +78,10 @@ def new_drafter(
 
 
 def target_layer_state(decoder: Decoder, index: int) -> dict[str, Tensor]:
-    """State of one target layer under the names of a draft layer. Raises ConfigError for a layer
-    that has no readable weights, or not the shape of a draft layer."""
+    """State of one target layer under the names of a draft layer.
+
+    Raises ConfigError for a layer without readable weights, or (Gemma) without full attention.
+    """
     gemma = decoder.config.gemma
     if gemma is not None and index < len(gemma.layer_types):
         full = [i for i in range(gemma.num_own_layers) if gemma.layer_types[i] is LayerType.FULL]
@@ -107,7 +110,7 @@ def _split(value: Tensor, parts: Sequence[SourceTensor], prefix: str) -> list[tu
 
 
 def start_projection_at_last_tap(fc: nn.Linear) -> None:
-    """Features begin as the deepest tapped state alone, which is nearest to the prediction."""
+    """Features start close to the deepest tapped state, which is nearest to the prediction."""
     weight = fc.weight
     size = weight.shape[0]
     weight.mul_(0.1)

@@ -1,7 +1,7 @@
-"""Terms that every objective's losses share: sums beside their weights, and block positions' weights.
+"""Parts shared by all objectives' losses: weighted sums with their denominators, and position weights.
 
-Sums and weights stay apart so that a batch can be computed in slices, or on several workers, and
-still be averaged as one.
+Numerators and denominators stay separate so that slices of a batch, or several workers, can be
+averaged as one batch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 OUTSIDE_DRAFT_VOCAB = -1
-"""Label of a token that the drafter cannot draw."""
+"""Label of a token outside the draft vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +21,10 @@ class LossTerm:
     denominator: Tensor  # scalar
 
     def mean(self) -> Tensor:
-        """Zero when nothing was counted."""
+        """Zero when the denominator is zero."""
         return self.numerator / self.denominator.clamp_min(1e-9)
 
 
 def position_weights(block_size: int, decay: float) -> Tensor:
-    """w_k = exp(-(k-1)/decay), [block]: a token only matters when all before it were accepted."""
+    """w_k = exp(-(k-1)/decay), [block]: a draft token only matters if all tokens before it were accepted."""
     return torch.exp(-torch.arange(block_size, dtype=torch.float32) / decay)

@@ -1,6 +1,6 @@
 """`manifest.json` of a feature cache: what its shards were computed from, and their checksums.
 
-A directory without one holds shards whose origin nobody recorded; they are still read.
+Shards in a directory without a manifest have no recorded origin, but can still be read.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class ShardEntry:
 class Manifest:
     origin: FeatureOrigin
     answers_sha256: str
-    """Of the file of answers; shards of another file must not be mixed in."""
+    """Digest of the answer file; shards of different answers must not be mixed."""
     planned_shards: int
-    """How many there are once the cache is complete."""
+    """Number of shards of the complete cache."""
     shards: Mapping[str, ShardEntry]
     """By file name."""
     plan_sha256: str | None = None
-    """Of which conversations are in which shard; None where `answers_sha256` says that too."""
+    """Digest of which conversations are in which shard; None where `answers_sha256` already implies it."""
 
     @property
     def complete(self) -> bool:
@@ -51,7 +51,7 @@ class ShardFault:
 
 
 def read_manifest(directory: Path) -> Manifest | None:
-    """None when there is none. Raises CheckpointError naming the file when it is damaged."""
+    """None if there is no manifest. Raises CheckpointError naming the file when it is damaged."""
     path = directory / MANIFEST_FILE
     if not path.exists():
         return None
@@ -71,7 +71,7 @@ def read_manifest(directory: Path) -> Manifest | None:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Replaces the old one at once: a reader sees the one or the other."""
+    """Replace the manifest atomically: readers see the old one or the new one."""
     values = {
         "origin": manifest.origin.fields(),
         "answers_sha256": manifest.answers_sha256,
@@ -88,7 +88,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def listed_shards(directory: Path) -> list[Path]:
-    """The shards of a directory by name: those the manifest lists, or all when there is none.
+    """The shards of a directory, sorted by name: those in the manifest, or all if there is none.
 
     Raises:
         ConfigError: there is no such directory, or it holds no shard.
@@ -110,7 +110,7 @@ def listed_shards(directory: Path) -> list[Path]:
 
 
 def shards_present(directory: Path, manifest: Manifest) -> dict[str, ShardEntry]:
-    """The listed shards that need not be made again: there, and as long as they were."""
+    """The listed shards that exist with their listed size and so need not be computed again."""
     return {
         name: entry
         for name, entry in manifest.shards.items()
@@ -119,7 +119,7 @@ def shards_present(directory: Path, manifest: Manifest) -> dict[str, ShardEntry]
 
 
 def check_shards(directory: Path) -> Iterator[tuple[Path, ShardFault | None]]:
-    """Reads every listed shard through and compares checksums, one after the other.
+    """Verify the checksum of each listed shard, lazily, one by one.
 
     Raises ConfigError when there is no manifest to check against.
     """

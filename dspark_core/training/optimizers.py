@@ -1,4 +1,4 @@
-"""Optimisers of the masters, and the learning rate over the steps."""
+"""Optimisers of the master weights, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def build_optimizers(
     matrix_prefixes: tuple[str, ...],
     config: TrainerConfig,
 ) -> list[torch.optim.Optimizer]:
-    """AdamW; with a matrix learning rate, Muon for the inner matrices. Groups hold their `peak_lr`."""
+    """AdamW; with a matrix learning rate, Muon for the inner matrices. Each group stores its `peak_lr`."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, master in zip(names, masters, strict=True):
@@ -35,7 +35,7 @@ def build_optimizers(
 
 
 def rate_share(config: TrainerConfig, step: int) -> float:
-    """Share of the peak rate: linear warm-up, a plateau if the fractions leave one, cosine to zero."""
+    """Share of the peak rate: linear warm-up, a plateau if the fractions leave room, cosine to zero."""
     warmup, decay = config.warmup_fraction * config.steps, config.decay_fraction * config.steps
     share = min(1.0, (step + 1) / max(warmup, 1.0))
     remaining = config.steps - step

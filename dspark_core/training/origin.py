@@ -1,4 +1,4 @@
-"""What training features were computed from, and refusals when a drafter does not fit them."""
+"""What training features were computed from, and the checks that a drafter fits them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from dspark_core.models.loading import LoadedTarget
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureOrigin:
-    """Stored beside cached features; two caches may be mixed only when these agree."""
+    """Stored with cached features; two caches may be mixed only when all fields agree."""
 
     target: str
-    """File or directory name, for people."""
+    """File or directory name, for display."""
     fingerprint: str
-    """Of the target's weights, as `LoadedTarget.fingerprint`."""
+    """`LoadedTarget.fingerprint`: identifies the target's weights."""
     vocab_size: int
     hidden_size: int
     tap_layers: tuple[int, ...]
-    """Order of the tapped states in a row; -1 is the embedding output."""
+    """Tapped layers in the order of their states in a row; -1 is the embedding output."""
     dtype: str
-    """What the target computed in; rows are stored in bfloat16 whatever it was."""
+    """Compute dtype of the target; rows are always stored in bfloat16."""
     chat_template: str
-    """Digest of the template the conversations were rendered with; empty: the target has none."""
+    """Digest of the template that rendered the conversations; empty: the target has none."""
 
     def fields(self) -> dict[str, object]:
         return asdict(self)
@@ -56,7 +56,7 @@ class FeatureOrigin:
 def describe_target(
     loaded: LoadedTarget, dtype: str, tap_layers: Sequence[int], chat_template: str | None
 ) -> FeatureOrigin:
-    """Raises ConfigError for a layer the target does not have."""
+    """Raises ConfigError for a tap layer the target does not have."""
     check_tap_layers(tap_layers, loaded.config.num_layers)
     return FeatureOrigin(
         target=loaded.path.name,
@@ -70,7 +70,7 @@ def describe_target(
 
 
 def default_tap_layers(num_layers: int, count: int = 5) -> tuple[int, ...]:
-    """Evenly spaced from the second layer to the third last: 1, 9, 17, 25, 33 of Qwen3-4B's 36."""
+    """Evenly spaced from the second to the third-last layer: 1, 9, 17, 25, 33 of Qwen3-4B's 36."""
     first = min(1, num_layers - 1)
     last = max(first, num_layers - 3)
     step = (last - first) / max(count - 1, 1)
@@ -82,7 +82,7 @@ def template_digest(template: str | None) -> str:
 
 
 def require_target(origin: FeatureOrigin, *, fingerprint: str, vocab_size: int, where: str) -> None:
-    """Raises ConfigError, with both values, when features are not of this target."""
+    """Raises ConfigError, with both values, when the features come from another target."""
     if origin.vocab_size != vocab_size:
         raise ConfigError(
             f"{where} holds features of a target with vocab_size {origin.vocab_size} "
@@ -96,7 +96,7 @@ def require_target(origin: FeatureOrigin, *, fingerprint: str, vocab_size: int, 
 
 
 def tap_columns(have: Sequence[int], want: Sequence[int], hidden_size: int, where: str) -> list[slice]:
-    """Which columns of a stored row hold the wanted layers, in the wanted order.
+    """Columns of a stored row that hold the wanted layers, in the wanted order.
 
     Raises ConfigError naming both lists when a layer was not tapped.
     """

@@ -1,4 +1,4 @@
-"""Which block positions of a packed batch a step computes losses at, and what they weigh."""
+"""Samples the block positions of a packed batch that get losses in a step, and their weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class DrawnPositions:
 def draw_positions(
     batch: PackedBatch, config: LossConfig, generators: Sequence[torch.Generator]
 ) -> DrawnPositions:
-    """The counted positions; of those that weigh less than `config.sample_below`, a sample.
+    """The counted positions; those with weight below `config.sample_below` are subsampled.
 
     `generators[i]` serves the i-th span of the batch.
     """

@@ -1,4 +1,4 @@
-"""What is trained and by which losses, as values; reading them from files is the caller's work."""
+"""Drafter geometry and loss settings as values; reading them from files is left to the caller."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class DrafterRecipe:
     target_layer_ids: tuple[int, ...]
     """Tapped target layers, as in the feature shards; -1 is the embedding output."""
     num_layers: int | None = None
-    """None: one for each source layer, or as many as the algorithm mostly has."""
+    """None: one per source layer, or the algorithm's default."""
     source_layers: tuple[int, ...] = ()
     """Target layer each draft layer starts as a copy of; empty: random layers."""
     block_size: int = 7
@@ -30,7 +30,7 @@ class DrafterRecipe:
     context_window: int | None = None
     draft_vocab_size: int | None = None
     moe: MoeConfig | None = None
-    """Experts in the place of the draft layers' dense MLPs (dspark and dflash)."""
+    """Experts instead of the draft layers' dense MLPs (dspark and dflash only)."""
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "block_size"):
@@ -45,22 +45,21 @@ class DrafterRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossConfig:
-    """How positions are drawn and what they weigh."""
+    """How positions are sampled and weighted, and the weights of the losses."""
 
     anchors_per_sequence: int = 48
     loss_decay: float = 4.0
-    """Block positions over which the weight falls to 1/e: w_k = exp(-(k-1)/loss_decay)."""
+    """Block positions over which the weight decays to 1/e: w_k = exp(-(k-1)/loss_decay)."""
     cross_entropy_weight: float = 0.1
     distance_weight: float = 0.9
     confidence_weight: float = 1.0
     tap_dropout: float = 0.0
-    """Of the target's hidden states, for data that must be repeated."""
+    """Dropout of the target's hidden states, for data that is repeated over many epochs."""
     hidden_dropout: float = 0.0
-    """Of the drafter's final hidden states."""
+    """Dropout of the drafter's final hidden states."""
     sample_below: float = 0.0
-    """Positions whose weight w_k is less than this are drawn with probability w_k / sample_below, and
-    weigh sample_below when drawn: the same loss on average, without the work on what hardly counts.
-    0: every position."""
+    """Positions with weight w_k below this are sampled with probability w_k / sample_below and then weighted
+    sample_below: the same expected loss with less work on positions that hardly count. 0: every position."""
     slice_anchors: int = 64
     """Blocks whose vocabulary-sized tensors exist at a time."""
 

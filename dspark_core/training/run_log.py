@@ -1,4 +1,4 @@
-"""What a run tells about itself: JSON lines, TensorBoard, and whoever else listens."""
+"""Reports of a training run: JSON lines, TensorBoard, and the interface of other listeners."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dspark_core.training.trainer import StepReport
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Means over the steps since the last one told."""
+    """Means over the steps since the last report."""
 
     step: int
     cross_entropy: float
@@ -63,8 +63,8 @@ class Listener(Protocol):
 
 class JsonLog:
     def __init__(self, path: Path, start_step: int, *, validation_due: bool = False) -> None:
-        """Rows that a run resumed after `start_step` repeats are dropped; `validation_due`: that step's
-        validation among them."""
+        """Drops rows that a run resumed after `start_step` will write again; with `validation_due`, also
+        that step's validation."""
         self._path = path
         validated_step = start_step - 1 if validation_due else start_step
         kept = [
@@ -94,7 +94,7 @@ class JsonLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Its whole rows; a last one that was cut short by a kill is left out."""
+    """All complete rows; skips a last one that was cut off when the process was killed."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -1,7 +1,7 @@
 """Accepted length of a drafter in training, by speculative decoding with the real engines.
 
-Greedy, whole draft blocks verified, calibration left out: the same prompts give the same number.
-Prompts are token ids; reading and rendering them is the caller's work.
+Decoding is greedy, verifies whole draft blocks and skips calibration, so the same prompts give the same
+result. Prompts are token ids; reading and rendering them is left to the caller.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from dspark_core.models.loading import LoadedTarget
 from dspark_core.records import GenerateRequest, RoundReport, SamplingParams
 
 _DRAFT_DEADLINE_SECONDS = 600.0
-"""A late draft would be counted as a bad one."""
+"""Long, because a late draft would count as a rejected one."""
 _PREFILL_CHUNK_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationReport:
     accepted_length: float
-    """Committed tokens per round, the target's own included."""
+    """Committed tokens per round, the bonus token included."""
     rounds: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationSettings:
     max_tokens: int = 64
-    """No round begins once an answer has this many tokens; the last round counts whole."""
+    """An answer gets no further round once it has this many tokens; its last round counts in full."""
     concurrency: int = 16
     dtype: str = "bfloat16"
     kv_cache_bytes: int = 2**29
@@ -82,7 +82,7 @@ class SpeculativeValidator:
         self._settings = settings
 
     def __call__(self, drafter: Path) -> ValidationReport:
-        """Answers all prompts with the checkpoint in the directory `drafter`."""
+        """Answer all prompts with the checkpoint in the directory `drafter`."""
         settings = self._settings
         options = replace(self._options, drafter=str(drafter))
         target = build_target(options, self._target)
@@ -101,7 +101,7 @@ class SpeculativeValidator:
         )
 
     def _answer(self, loop: RoundLoop, plan: _ReportedPlan, block_size: int) -> list[int]:
-        """-> committed tokens of every round; prefill, whose token no draft could save, is none."""
+        """-> committed tokens of every round. Prefill, whose token no draft could save, is not a round."""
         committed: list[int] = []
         waiting = deque(enumerate(self._prompts))
         lengths: dict[str, int] = {}
@@ -125,7 +125,7 @@ class SpeculativeValidator:
         return GenerateRequest(
             request_id=request_id,
             prompt_token_ids=prompt,
-            # With less, the last rounds would draft shortened blocks.
+            # A lower limit would shorten the draft blocks of the last rounds.
             max_tokens=self._settings.max_tokens + block_size,
             sampling=SamplingParams(temperature=0.0),
             stop_token_ids=self._stop_token_ids,
@@ -133,7 +133,7 @@ class SpeculativeValidator:
 
 
 class _ReportedPlan(FullPlanSource):
-    """Verifies whole blocks and tells which requests took part in the latest round."""
+    """Verifies whole blocks and records which requests took part in the latest round."""
 
     def __init__(self) -> None:
         self.latest: frozenset[str] = frozenset()

@@ -1,8 +1,8 @@
-"""Float32 masters that the optimiser updates, and the module's weights that follow them.
+"""Float32 master weights that the optimiser updates, and the module's weights that follow them.
 
-Alone, masters are plain copies. On several workers they are sharded (FSDP2), and with them the
-optimiser's state and the average: every worker keeps the module whole in its compute dtype only,
-sums its gradients into its shard, and gathers the others' updates.
+With one worker, masters are plain copies. With several, masters, optimiser state and average are sharded
+(FSDP2): every worker keeps the whole module in the compute dtype only, reduces the gradients into its
+shard of the masters, and gathers the updated shards of the others.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ class Weights(Protocol):
         ...
 
     def collect_gradients(self) -> None:
-        """Moves the module's gradients, summed over workers, to the masters."""
+        """Move the module's gradients, summed over workers, to the masters."""
         ...
 
     def publish(self) -> None:
-        """Gives the module the masters' values."""
+        """Copy the masters' values into the module."""
         ...
 
     def whole(self, part: Tensor) -> Tensor:
-        """A tensor that is laid out like a master, complete. Every worker must call."""
+        """Gather a tensor that is sharded like a master. Collective: every worker must call it."""
         ...
 
     def part(self, whole: Tensor, master: nn.Parameter) -> Tensor:
-        """The inverse of `whole`."""
+        """Inverse of `whole`: this worker's shard."""
         ...
 
 
 class LocalWeights:
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
-        """Turns the float32 module into `dtype`."""
+        """Casts the float32 module to `dtype` in place."""
         self._module = module
         self.masters = [nn.Parameter(p.detach().clone().float()) for p in module.parameters()]
         _cast(module, dtype)
@@ -76,7 +76,7 @@ class ShardedWeights:
         self._mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
         policy = MixedPrecisionPolicy(param_dtype=dtype)
         self._sharded = fully_shard(store, mesh=self._mesh, mp_policy=policy, reshard_after_forward=False)
-        self._store = store  # the same object, as the list it still is
+        self._store = store  # same object as _sharded, typed as the list it still is
         self.masters = list(store.parameters())
         _cast(module, dtype)
 
@@ -109,8 +109,8 @@ class ShardedWeights:
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """All but the frequencies of rotations: positions multiply what rounding takes from them, and whoever
-    loads the checkpoint has them in float32."""
+    """Cast everything but rotary frequencies: positions would multiply their rounding error, and inference
+    computes them in float32."""
     frequencies = {m: m.frequencies for m in module.modules() if isinstance(m, ComputedRotary)}
     module.to(dtype)
     for rotary, values in frequencies.items():
@@ -118,6 +118,6 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _taken_gradient(parameter: nn.Parameter) -> Tensor:
-    """In float32; zero where the objective did not use the parameter."""
+    """Take the gradient off the parameter, in float32; zeros where the objective did not use it."""
     gradient, parameter.grad = parameter.grad, None
     return torch.zeros_like(parameter, dtype=torch.float32) if gradient is None else gradient.float()

@@ -1,4 +1,4 @@
-"""The processes that train together: one by default, or those torchrun started."""
+"""The processes that train together: a single one by default, or those torchrun started."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Workers:
 
     @property
     def is_first(self) -> bool:
-        """Writes files and talks to people."""
+        """The worker that writes files and reports to the user."""
         return self.rank == 0
 
     def total(self, values: Tensor) -> Tensor:
-        """Summed over all workers, who must all call."""
+        """Sum over all workers. Collective: every worker must call it."""
         if self.size == 1:
             return values
         summed = values.clone()
@@ -39,7 +39,7 @@ ALONE = Workers()
 
 @contextmanager
 def started_by_torchrun(device: torch.device) -> Iterator[Workers]:
-    """The workers of this process group, or one worker when torchrun did not start this process."""
+    """Join the process group; a single worker when torchrun did not start this process."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ALONE
@@ -52,7 +52,7 @@ def started_by_torchrun(device: torch.device) -> Iterator[Workers]:
 
 
 def own_device(name: str) -> torch.device:
-    """`cuda` becomes this worker's own GPU."""
+    """The named device; plain `cuda` becomes this worker's own GPU."""
     device = torch.device(name)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -1,1 +1,1 @@
-"""The data stage: prompts, answers by the target, and the target's features of both."""
+"""The data stage: prompts, the target's answers, and the target's features of both."""

@@ -1,4 +1,4 @@
-"""The growing file of answers: one JSON line each, safe against being killed at any moment."""
+"""Append-only file of answers, one JSON line each; survives being killed at any moment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SETTINGS_SUFFIX = ".settings.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One conversation with where it came from; what drafters are trained on."""
+    """One training conversation and where it came from."""
 
     prompt_id: str
     domain: str
@@ -44,14 +44,14 @@ class Answer:
 
 
 class AnswerLog:
-    """Appends answers; knows which prompts already have one. One process at a time.
+    """Appends answers and knows which prompts already have one. Locked to one process at a time.
 
-    The settings the answers were generated with lie beside the file: going on with others would
-    mix two data sets, and is refused.
+    The generation settings are stored beside the file; resuming with different ones would mix two data
+    sets and is refused.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, object]) -> None:
-        """Repairs a last line that was cut off. Raises ConfigError, naming file and line or setting."""
+        """Drops a truncated last line. Raises ConfigError naming the file and the line or setting."""
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ class AnswerLog:
         return self._asked.keys()
 
     def require_same_prompt(self, prompt_id: str, prompt_ids: tuple[int, ...]) -> None:
-        """Raises ConfigError when the answer that is there is to another prompt of that id."""
+        """Raises ConfigError when the existing answer under this id is to another prompt."""
         if self._asked.get(prompt_id, hash(prompt_ids)) != hash(prompt_ids):
             raise ConfigError(
                 f"{self.path} answers another prompt with id {prompt_id!r}: give prompts that changed other "
@@ -89,7 +89,7 @@ class AnswerLog:
             )
 
     def append(self, answer: Answer) -> None:
-        """In the file, whole, when this returns."""
+        """The whole line is in the file when this returns."""
         content = answer.line().encode()
         while content:
             content = content[os.write(self._file, content) :]
@@ -116,7 +116,7 @@ class AnswerLog:
             raise ConfigError(f"{self.path} was begun with other settings ({told}): choose another file")
 
     def _repair(self) -> dict[str, int]:
-        """Cuts an unfinished last line off -> ids of the answers there, with their prompts' hashes."""
+        """Cut off an unfinished last line -> hashes of the prompts by answer id."""
         asked: dict[str, int] = {}
         end = 0
         with self.path.open("rb") as lines:
@@ -134,7 +134,7 @@ class AnswerLog:
 
 
 def read_settings(answers: Path) -> dict[str, object] | None:
-    """What the answers were generated with; None: they come from elsewhere."""
+    """Settings the answers were generated with; None: they were not written by an AnswerLog."""
     path = answers.with_name(answers.name + SETTINGS_SUFFIX)
     if not path.exists():
         return None

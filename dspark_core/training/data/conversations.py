@@ -1,4 +1,4 @@
-"""Answers as token ids: the JSONL file between generation and features."""
+"""Conversations as token ids: the JSONL file between generation and features."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ class Conversation:
 
 
 class Conversations(Protocol):
-    """Numbered conversations, told by the batch: some are cheaper to make together."""
+    """Numbered conversations, fetched in batches because some sources produce them cheaper together."""
 
     def __len__(self) -> int: ...
 
     def get(self, numbers: Sequence[int]) -> list[Conversation]:
-        """A function of the numbers alone, in their order."""
+        """The conversations in the order of `numbers`; must depend on the numbers alone."""
         ...
 
 
 class AnswerFile:
-    """Random access to a JSONL file of conversations; only where each line lies is kept in memory."""
+    """Random access to a JSONL file of conversations; only offsets and lengths are kept in memory."""
 
     def __init__(self, path: Path, *, max_tokens: int | None = None, min_answer_tokens: int = 1) -> None:
-        """Leaves out conversations longer than `max_tokens` and answers shorter than the least.
+        """Skips conversations longer than `max_tokens` or with answers shorter than `min_answer_tokens`.
 
-        Raises ConfigError naming file and line, also when none is left.
+        Raises ConfigError naming file and line, or the file when no conversation remains.
         """
         self.path = path
         self.too_long = 0
@@ -65,7 +65,7 @@ class AnswerFile:
 
     @property
     def lengths(self) -> Sequence[int]:
-        """Tokens of each conversation."""
+        """Length of each conversation in tokens."""
         return self._lengths
 
     def get(self, numbers: Sequence[int]) -> list[Conversation]:
@@ -86,7 +86,7 @@ def read_conversations(path: Path) -> Iterator[Conversation]:
 
 
 def _positions(path: Path) -> Iterator[tuple[int, Conversation]]:
-    """Each conversation with the byte its line begins at."""
+    """Each conversation with the byte offset of its line."""
     start = 0
     try:
         with path.open("rb") as lines:

@@ -1,7 +1,7 @@
-"""Fills a directory with feature shards; what a run leaves unfinished the next one completes.
+"""Fills a directory with feature shards, resuming where an interrupted run stopped.
 
-Which conversations form a shard, and which of them share a pass, follows from the answers and the
-settings alone: an interrupted cache ends up with the same bytes as an uninterrupted one.
+The answers and settings alone determine which conversations form a shard and which of them share a pass,
+so an interrupted cache ends up with the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ _BYTES_PER_SHARD = 512
 class ShardPlan:
     name: str
     numbers: range
-    """Conversations of the answer file, consecutive."""
+    """Consecutive conversations of the answer file."""
     tokens: int
     bytes: int
-    """Expected size; within a fraction of a percent."""
+    """Expected size, accurate to a fraction of a percent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachePlan:
-    """What a complete cache consists of, and what is still missing."""
+    """All shards of the complete cache, and which of them are still missing."""
 
     directory: Path
     manifest: Manifest
@@ -72,7 +72,7 @@ class CachePlan:
 
 
 def bytes_per_token(origin: FeatureOrigin) -> int:
-    """Taps, final state, token id and log-normaliser; nothing of vocabulary size."""
+    """Taps, final state, token id and log-normaliser; nothing is of vocabulary size."""
     values = (len(origin.tap_layers) + 1) * origin.hidden_size
     return values * _STORED.itemsize + 2 * torch.int32.itemsize
 
@@ -80,7 +80,7 @@ def bytes_per_token(origin: FeatureOrigin) -> int:
 def plan_cache(
     directory: Path, answers: AnswerFile, origin: FeatureOrigin, shard_tokens: int = DEFAULT_SHARD_TOKENS
 ) -> CachePlan:
-    """Writes nothing. Raises ConfigError when the directory holds the cache of something else."""
+    """Writes nothing. Raises ConfigError when the directory holds a different cache."""
     if shard_tokens < 1:
         raise ConfigError(f"shard_tokens must be >= 1, got {shard_tokens}")
     shards = tuple(_plan_shards(answers.lengths, bytes_per_token(origin), shard_tokens))
@@ -111,7 +111,7 @@ def require_space(plan: CachePlan, free_bytes: int | None = None) -> None:
 
 
 def free_on_disk(directory: Path) -> int:
-    """Bytes free where the directory lies, or would."""
+    """Free bytes on the disk of the directory, which need not exist yet."""
     existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free
 
@@ -128,10 +128,10 @@ def fill_cache(
     pack_tokens: int = DEFAULT_PACK_TOKENS,
     on_tokens: Callable[[int], None] = lambda _: None,
 ) -> Manifest:
-    """Computes and writes the missing shards -> the complete manifest.
+    """Compute and write the missing shards -> the complete manifest.
 
-    `on_tokens` hears how many tokens each pass took. Raises ConfigError before the first byte when
-    the disk is too small.
+    `on_tokens` is called with the number of tokens of each pass. Raises ConfigError before writing
+    anything when the disk is too small.
     """
     require_space(plan)
     plan.directory.mkdir(parents=True, exist_ok=True)
@@ -170,7 +170,7 @@ def _compute(
 
 
 def _plan_shards(lengths: Sequence[int], token_bytes: int, shard_tokens: int) -> Iterator[ShardPlan]:
-    """Consecutive conversations until a shard has its tokens; the last one takes what is left."""
+    """Fill each shard with consecutive conversations up to `shard_tokens`; the last takes the rest."""
     start, tokens, count = 0, 0, 0
     for number, length in enumerate(lengths, start=1):
         tokens += length
@@ -187,8 +187,8 @@ def _plan_shards(lengths: Sequence[int], token_bytes: int, shard_tokens: int) ->
 
 
 def _plan_digest(shards: Sequence[ShardPlan]) -> str:
-    """Tells which conversations of one file are in which shard: a lower bound on their length leaves some
-    out, and so changes the sums."""
+    """Digest of which conversations are in which shard. The token sums are part of it because a lower length
+    limit selects other conversations under the same numbers."""
     told = repr([(shard.numbers, shard.tokens) for shard in shards])
     return hashlib.sha256(told.encode()).hexdigest()
 

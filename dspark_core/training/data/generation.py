@@ -1,8 +1,7 @@
 """Generates many sequences with the target in this process: continuous batching, no drafting.
 
-Every job is seeded, so its tokens are drawn with noise of its own. Rounding may still depend on
-what shares a pass (below float32 it does), so a caller that wants the same tokens again gives the
-same jobs in the same order to a fresh run.
+Every job is seeded and so draws its tokens with its own noise. Rounding may still depend on what shares a
+pass (below float32 it does), so reproducing tokens takes the same jobs in the same order in a fresh run.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Job:
 class Generated:
     key: str
     token_ids: tuple[int, ...]
-    """A stop token, where there is one, is the last."""
+    """Includes the stop token, if there is one, as the last."""
     finish: FinishReason
 
 
@@ -53,9 +52,9 @@ class BatchGenerator:
         concurrency: int = DEFAULT_CONCURRENCY,
         on_end: Callable[[SequenceState], None] | None = None,
     ) -> None:
-        """`concurrency`: sequences decoded together; a new one begins whenever one ends.
+        """`concurrency`: sequences decoded together; a new one starts whenever one ends.
 
-        `on_end` hears of each while the engine still holds its states.
+        `on_end` is called for each sequence while the engine still holds its states.
         """
         if concurrency < 1:
             raise ConfigError(f"concurrency must be >= 1, got {concurrency}")
@@ -72,11 +71,11 @@ class BatchGenerator:
 
     @property
     def max_prompt_tokens(self) -> int:
-        """Leaves room for one token of an answer."""
+        """Leaves room for one answer token."""
         return self._engine.max_context_tokens - 1
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Generated | Failure]:
-        """In the order they end. A prompt the target cannot take is a failure, not an error."""
+        """Yields results in the order they finish; a prompt the target cannot take yields a Failure."""
         loop = RoundLoop(self._engine, FullPlanSource(), limits=self._limits, on_end=self._on_end)
         waiting = iter(jobs)
         tokens: dict[str, list[int]] = {}
@@ -109,7 +108,7 @@ class BatchGenerator:
 
 
 def _ended(loop: RoundLoop, tokens: dict[str, list[int]]) -> Iterator[Generated]:
-    """One round -> what ended with it, which is then forgotten."""
+    """Run one round -> the sequences that ended, which are removed from `tokens`."""
     for output in loop.step():
         tokens[output.request_id].extend(output.chunk.token_ids)
         if output.chunk.finish_reason is not None:

@@ -12,11 +12,11 @@ from dspark_core.errors import ConfigError
 from dspark_core.training.data.prompts import Prompt, parse_prompt
 
 SAVED_MARKS = ("dataset_dict.json", "state.json")
-"""What `save_to_disk` leaves in a folder of several splits, and of one."""
+"""Files by which a `save_to_disk` folder of several splits, or of one, is recognised."""
 
 
 def require_datasets() -> None:
-    """Raises ConfigError, before anything else is loaded."""
+    """Raises ConfigError when the library is missing; call it before loading anything else."""
     if importlib.util.find_spec("datasets") is None:
         raise ConfigError("--dataset needs the package datasets: pip install 'dspark[data]'")
 
@@ -29,11 +29,11 @@ def read_dataset(
     column: str | None = None,
     limit: int | None = None,
 ) -> Iterator[Prompt]:
-    """Rows are streamed, not downloaded whole. `name` may be a local directory, of files or one that
-    the library saved a dataset to.
+    """Streams the rows instead of downloading the whole dataset. `name` may also be a local directory of data
+    files, or one written by `save_to_disk`.
 
-    `column` holds one message; None: rows look like those of prompt files. Raises ConfigError when
-    the library, the dataset or the network is missing, naming the dataset, and the row that is wrong.
+    `column` holds one message; None: rows look like those of prompt files. Raises ConfigError when the
+    library, the dataset or the network is missing, or naming the row that is malformed.
     """
     require_datasets()
     try:
@@ -47,7 +47,7 @@ def read_dataset(
                 raise ConfigError(f"{where} has no {column!r}; its fields are: {', '.join(row)}")
     except (ConfigError, GeneratorExit):
         raise
-    except Exception as error:  # the library lets whatever its many readers and clients raise through
+    except Exception as error:  # the library passes on whatever its many readers and clients raise
         raise ConfigError(
             f"dataset {name!r} (split {split!r}) cannot be read: {type(error).__name__}: {error}; "
             "is the name right, and the network there?"
@@ -61,8 +61,8 @@ def _rows(name: str, subset: str | None, split: str) -> Iterable[dict[str, Any]]
     if subset or not any((Path(name) / mark).is_file() for mark in SAVED_MARKS):
         rows = load_dataset(name, subset, split=split, streaming=True)
         return rows
-    # Of what was saved, load_dataset guesses the splits by names it knows, or refuses it. This maps
-    # the files into memory, it does not read them whole.
+    # load_dataset guesses the splits of a save_to_disk folder from known names, or refuses it.
+    # load_from_disk memory-maps the files rather than reading them whole.
     saved = load_from_disk(name)
     if not isinstance(saved, Dataset) and split not in saved:
         raise ConfigError(f"dataset {name} has no split {split!r}; its splits are: {', '.join(saved)}")

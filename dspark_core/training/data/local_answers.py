@@ -1,8 +1,8 @@
-"""Answers of the target in this process, resumable to the same bytes.
+"""Answers prompts with the target in this process; a resumed run produces the same bytes.
 
-Prompts are answered chunk by chunk, and a chunk is always generated whole by a fresh run: what an
-answer's rounding depends on is then the same in every run. A resumed run generates the chunk it
-was killed in again and writes only what is missing.
+Prompts are answered in chunks. A chunk is always generated whole by a fresh generator run, so that
+everything an answer's rounding depends on is the same in every run. A resumed run regenerates the chunk
+it was killed in and writes only the missing answers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Encoded:
 
 
 def encode(prompt: Prompt, tokenizer: Tokenizer, max_prompt_tokens: int) -> Encoded | Failure:
-    """A failure when the chat template refuses the conversation, or it does not fit the context."""
+    """A Failure when the chat template rejects the conversation or the prompt is too long."""
     try:
         token_ids = tokenizer.encode_chat(prompt.chat())
     except InvalidRequestError as error:
@@ -59,7 +59,7 @@ class LocalAnswers:
         settings: AnswerSettings,
         shards: RecordedShards | None = None,
     ) -> None:
-        """`shards`: where the features go that were recorded on the way, a shard for each chunk."""
+        """`shards`: where features recorded during generation are written, one shard per chunk."""
         self._generator = generator
         self._tokenizer = tokenizer
         self._settings = settings
@@ -71,7 +71,7 @@ class LocalAnswers:
         done: Callable[[str], bool],
         on_generated: Callable[[int], None] = lambda _: None,
     ) -> Iterator[Answer | Failure]:
-        """What is not `done` yet; `on_generated` hears the tokens of each sequence that ended."""
+        """Answers to the prompts not yet `done`; `on_generated` gets the token count of each finished one."""
         size = self._settings.chunk_prompts
         for number, start in enumerate(range(0, len(prompts), size)):
             results = [self._encode(prompt) for prompt in prompts[start : start + size]]

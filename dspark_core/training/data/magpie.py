@@ -1,8 +1,8 @@
-"""Prompts the target writes itself (Magpie, arXiv 2406.08464): no dataset, and no licence but its own.
+"""Prompts the target writes itself (Magpie, arXiv 2406.08464): no dataset, and no licence but the target's.
 
-An aligned model that is given its chat template up to where a user's words would begin goes on
-with the words of a user. Turns are written chunk by chunk, each by a fresh run with noise of its
-own, and kept in a journal: a killed run loses at most a chunk, and the next goes on with the same turns.
+An aligned model that is given its chat template up to where the user's words would begin continues with a
+plausible user turn. Turns are generated in chunks, each by a fresh run with its own noise, and kept in a
+journal: a killed run loses at most one chunk, and the next run continues with the same turns.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dspark_core.training.data.prompts import Prompt, user_prompt
 
 SOURCE = "self-synthesised"
 FRUITLESS_CHUNKS = 8
-"""One after the other without a turn to keep: no more will come."""
+"""Give up after this many consecutive chunks without a turn to keep."""
 _MARK = "USER-CONTENT"
 
 
@@ -31,9 +31,9 @@ class SynthesisSettings:
     temperature: float = 1.0
     top_p: float = 0.95
     max_tokens: int = 256
-    """A turn that does not end by then is dropped."""
+    """A turn that does not end within this limit is dropped."""
     chunk_turns: int = 2048
-    """Attempts a run makes together before it writes the journal."""
+    """Attempts per chunk; the journal is written after each chunk."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -54,7 +54,10 @@ class Synthesiser:
         settings: SynthesisSettings,
         on_generated: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`on_generated` hears the tokens of each turn that ended. Raises ConfigError."""
+        """`on_generated` gets the token count of each finished turn.
+
+        Raises ConfigError when the chat template has no usable user header.
+        """
         self._generator = generator
         self._tokenizer = tokenizer
         self._settings = settings
@@ -62,7 +65,7 @@ class Synthesiser:
         self._on_generated = on_generated
 
     def chunk(self, number: int) -> list[str]:
-        """The turns of one chunk in the order of their attempts; a function of the settings."""
+        """The turns of one chunk in the order of their attempts; depends only on number and settings."""
         size = self._settings.chunk_turns
         found: dict[str, str] = {}
         keys = [str(attempt) for attempt in range(number * size, (number + 1) * size)]
@@ -79,10 +82,10 @@ class Synthesiser:
 
 
 class TurnJournal:
-    """Chunks of turns already written, one JSON line each below a line of settings."""
+    """Chunks of turns already generated: a line of settings, then one JSON line per chunk."""
 
     def __init__(self, path: Path, settings: SynthesisSettings, fingerprint: str) -> None:
-        """Raises ConfigError when the file was begun with other settings or by another target."""
+        """Raises ConfigError when the file is damaged or was begun with other settings or another target."""
         self._path = path
         self._head = json.dumps({"target": fingerprint, **asdict(settings)})
         self.chunks: list[list[str]] = []
@@ -103,7 +106,7 @@ class TurnJournal:
         self.chunks.append(chunk)
 
     def _whole_lines(self) -> list[str]:
-        """Without a last one that was cut off."""
+        """The complete lines, without a truncated last one."""
         if not self._path.exists():
             return []
         try:
@@ -127,8 +130,8 @@ class TurnJournal:
 
 
 def begun_chunk_turns(path: Path) -> int | None:
-    """Of the journal there, whose chunks keep their size whatever is asked for later; None: there is none
-    that says."""
+    """`chunk_turns` of an existing journal, which takes precedence over later settings; None: no journal with
+    that field."""
     try:
         with path.open(encoding="utf-8") as lines:
             return int(json.loads(lines.readline())["chunk_turns"])
@@ -137,9 +140,9 @@ def begun_chunk_turns(path: Path) -> int | None:
 
 
 def synthesise(synthesiser: Synthesiser, journal: TurnJournal, chosen: PromptFilter) -> Iterator[Prompt]:
-    """Those user turns that `chosen` keeps, without end: of the journal's, then of new ones.
+    """Endless stream of the user turns that `chosen` keeps, from the journal first, then newly generated.
 
-    Raises ConfigError once chunk after chunk has none.
+    Raises ConfigError when consecutive chunks yield none.
     """
     number = fruitless = 0
     while True:
@@ -164,7 +167,8 @@ def synthesise(synthesiser: Synthesiser, journal: TurnJournal, chosen: PromptFil
 
 
 def user_header(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The chat template up to where the user's content begins, in tokens. Raises ConfigError."""
+    """Tokens of the chat template up to where the user's content begins. Raises ConfigError if there are
+    none."""
     if not tokenizer.has_chat_template:
         raise ConfigError("--synthesise needs a target with a chat template; this one has none")
     text = tokenizer.render_chat([{"role": "user", "content": _MARK}])

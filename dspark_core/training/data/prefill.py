@@ -1,6 +1,6 @@
 """Runs the target over whole conversations, many in one pass without padding.
 
-The matrices see all tokens of a pass at once; attention sees one conversation at a time.
+Linear layers process all tokens of a pass together; attention runs per conversation.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from dspark_core.training.data.conversations import Conversation
 from dspark_core.training.features import FeatureSequence
 
 _HEAD_ROWS = 256
-"""Rows whose vocabulary-sized logits exist at a time, to be summed up at once."""
+"""Rows whose vocabulary-sized logits exist at a time."""
 _CACHED_ROWS = 8
-"""Rows summed up at a time on a CPU: what they need stays in its cache."""
+"""Rows normalised at a time on a CPU, so that their float32 logits stay in cache."""
 
 
 @torch.no_grad()
 def compute_packed(
     decoder: Decoder, conversations: Sequence[Conversation], layers: Sequence[int]
 ) -> list[FeatureSequence]:
-    """One pass over all of them. Raises ConfigError for a token outside the vocabulary."""
+    """Runs one pass over all conversations. Raises ConfigError for a token outside the vocabulary."""
     device = decoder.embed_tokens.weight.device
     rows = [torch.tensor(one.prompt_ids + one.answer_ids) for one in conversations]
     lengths = [len(row) for row in rows]
@@ -46,14 +46,14 @@ def compute_packed(
         strict=True,
     )
     return [
-        # Copies: a view would keep the whole pass alive for as long as one sequence is.
+        # Clones, because a view of one sequence would keep the whole pass in memory.
         FeatureSequence(row, len(one.prompt_ids), taps.cpu().clone(), final.cpu().clone(), logs.cpu().clone())
         for one, row, taps, final, logs in parts
     ]
 
 
 def plan_packs(lengths: Sequence[int], pack_tokens: int) -> Iterator[list[int]]:
-    """Consecutive indices whose lengths sum to at most `pack_tokens`; a longer one goes alone."""
+    """Groups of consecutive indices whose lengths sum to at most `pack_tokens`; longer ones go alone."""
     pack: list[int] = []
     tokens = 0
     for index, length in enumerate(lengths):
@@ -67,10 +67,10 @@ def plan_packs(lengths: Sequence[int], pack_tokens: int) -> Iterator[list[int]]:
 
 
 class PackedCausalAttention:
-    """`Attend` over whole sequences that lie one after the other; nothing is cached."""
+    """`Attend` over whole sequences stored back to back; nothing is cached."""
 
     def __init__(self, lengths: Sequence[int], windows: Sequence[int | None]) -> None:
-        """`windows` by layer: positions a token sees, its own included; None: all before it."""
+        """`windows` per layer: number of positions a token sees, its own included; None: no limit."""
         self._lengths = list(lengths)
         self._windows = windows
 
@@ -94,7 +94,7 @@ class PackedCausalAttention:
 
 
 def _answer_rows(conversations: Sequence[Conversation]) -> Tensor:
-    """Flat rows whose distribution a draft can be trained on: from each prompt's last token on."""
+    """Flattened rows that predict an answer token, plus each last row: from each prompt's last token on."""
     rows, start = [], 0
     for one in conversations:
         rows.append(torch.arange(start + len(one.prompt_ids) - 1, start + len(one)))
@@ -103,7 +103,7 @@ def _answer_rows(conversations: Sequence[Conversation]) -> Tensor:
 
 
 def log_normalizers(decoder: Decoder, hidden: Tensor, rows: Tensor) -> Tensor:
-    """[tokens] float32: zero but for `rows`."""
+    """Log-normalisers of `rows`, zero elsewhere, [tokens] float32."""
     out = torch.zeros(len(hidden), device=hidden.device)
     at_once = _HEAD_ROWS if hidden.is_cuda else _CACHED_ROWS
     for some in torch.split(rows, _HEAD_ROWS):
@@ -113,7 +113,7 @@ def log_normalizers(decoder: Decoder, hidden: Tensor, rows: Tensor) -> Tensor:
 
 
 def _log_sum_exp(logits: Tensor) -> Tensor:
-    """[rows, vocab] -> [rows], through `log_softmax`: one fused pass, ten times `logsumexp`'s speed here."""
+    """[rows, vocab] -> [rows]; `log_softmax` is one fused pass, ten times as fast as `logsumexp` here."""
     return logits[:, 0] - F.log_softmax(logits, dim=-1)[:, 0]
 
 

@@ -1,4 +1,4 @@
-"""Which prompts are worth answering: no repetition, no benchmark, neither too short nor too long."""
+"""Filters training prompts: drops duplicates, benchmark overlap, and too short or too long prompts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dspark_core.errors import ConfigError
 from dspark_core.training.data.prompts import Prompt
 
 RUN_WORDS = 13
-"""A prompt that shares this many consecutive words with a benchmark is taken to be of it."""
+"""A prompt that shares this many consecutive words with a benchmark counts as contaminated."""
 
 _WORD = re.compile(r"\w+")
 
@@ -25,7 +25,7 @@ class Refusal(Enum):
 
 
 class Exclusions:
-    """Texts no training prompt may share `RUN_WORDS` words with; shorter texts may not be repeated whole."""
+    """Texts no prompt may share `RUN_WORDS` consecutive words with; shorter texts must not match whole."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._runs: set[int] = set()
@@ -43,7 +43,7 @@ class Exclusions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LengthLimits:
-    """In tokens of the target."""
+    """Limits in the target's tokens."""
 
     min_tokens: int = 4
     max_tokens: int = 1024
@@ -58,7 +58,7 @@ class LengthLimits:
 
 @dataclass(slots=True)
 class PromptFilter:
-    """Keeps the first of equal prompts; counts what it refuses and why."""
+    """Keeps the first of equal prompts; counts refused prompts by reason."""
 
     count_tokens: Callable[[str], int]
     limits: LengthLimits = LengthLimits()
@@ -69,7 +69,7 @@ class PromptFilter:
     _ids: set[str] = field(default_factory=set)
 
     def keep(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
-        """Those that stay, with ids that are unique."""
+        """The kept prompts, with unique ids."""
         for prompt in prompts:
             refusal = self._judge(prompt.text)
             if refusal is not None:
@@ -97,7 +97,7 @@ class PromptFilter:
         return Refusal.EXCLUDED if self.exclusions.match(text) else None
 
     def _free_id(self, prompt: Prompt) -> str:
-        """Files may number their rows alike."""
+        """A unique id, since different files may number their rows alike."""
         number = 2
         while (candidate := f"{prompt.prompt_id}-{number}") in self._ids:
             number += 1

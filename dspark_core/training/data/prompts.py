@@ -1,6 +1,6 @@
 """Training prompts: conversations up to the user's last message, one JSON line each.
 
-Rows come as `message_rows` reads them; an answer at the end is dropped, because the target writes its own.
+`message_rows` defines the row format. A final answer is dropped, because the target writes its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dspark_core.tokenization.message_rows import Message, chat_of, messages_of,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """What the target is asked. `messages` ends with the user's."""
+    """A conversation for the target to answer; the last of `messages` is the user's."""
 
     prompt_id: str
     messages: tuple[Message, ...]
@@ -30,7 +30,7 @@ class Prompt:
         return "\n".join(message.content for message in self.messages)
 
     def chat(self) -> list[dict[str, str]]:
-        """As chat templates and OpenAI's API take it."""
+        """Messages in the format of chat templates and OpenAI's API."""
         return chat_of(self.messages)
 
     def line(self) -> str:
@@ -45,7 +45,7 @@ class Prompt:
 def read_prompts(path: Path) -> Iterator[Prompt]:
     """Empty lines are skipped. Raises ConfigError naming file and line."""
     try:
-        with path.open("rb") as lines:  # bytes: only a line feed ends a line of JSON
+        with path.open("rb") as lines:  # bytes, because only a line feed ends a line of JSON
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield parse_prompt(_parse_json(line, f"{path}:{number}"), f"{path}:{number}")
@@ -54,7 +54,7 @@ def read_prompts(path: Path) -> Iterator[Prompt]:
 
 
 def parse_prompt(row: object, where: str, *, source: str = "") -> Prompt:
-    """Raises ConfigError, beginning with `where`, for a row without turns."""
+    """Raises ConfigError, beginning with `where`, for a row without messages."""
     row = row_object(row, where)
     messages = messages_of(row, where)
     return Prompt(
@@ -66,7 +66,7 @@ def parse_prompt(row: object, where: str, *, source: str = "") -> Prompt:
 
 
 def user_prompt(text: str, *, domain: str, source: str) -> Prompt:
-    """One user message, with an id that follows from it."""
+    """One user message, with an id derived from its content."""
     messages = (Message("user", text),)
     return Prompt(prompt_id=_content_id(messages), messages=messages, domain=domain, source=source)
 

@@ -1,7 +1,7 @@
-"""Features written down while the target generates: it has had every state it will be asked for.
+"""Records features while the target generates, since it computes every needed state anyway.
 
-Computing them again (`prefill`) takes another pass over prompt and answer, about as long as the
-answer took. Here only the LM head runs once more, for the log-normalisers.
+Recomputing them (`prefill`) takes another pass over prompt and answer, about as long as generating
+the answer. Here only the LM head runs again, for the log-normalisers.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from dspark_core.training.origin import FeatureOrigin
 
 
 def recorded_layers(tap_layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
-    """What the engine must keep: the taps, and the final state, which is layer `num_layers`."""
+    """Layers the engine must keep: the taps, and layer `num_layers`, the final state."""
     return (*tap_layers, num_layers)
 
 
 class FeatureRecorder:
-    """`on_end` of a generator over an engine that keeps `recorded_layers`."""
+    """`on_end` callback of a generator whose engine keeps `recorded_layers`."""
 
     def __init__(self, engine: TargetEngine, decoder: Decoder) -> None:
         self._engine = engine
@@ -47,7 +47,7 @@ class FeatureRecorder:
     def __call__(self, sequence: SequenceState) -> None:
         prompt = len(sequence.request.prompt_token_ids)
         states = self._engine.read_features(sequence.pages, 0, len(sequence.tokens) - 1)
-        # The last token was never computed. Nothing is trained on what would follow it.
+        # The last token was never run through the target; nothing is trained on its successor.
         states = F.pad(states, (0, 0, 0, 1))
         size = self._decoder.config.hidden_size
         taps, final = states[:, :-size], states[:, -size:]
@@ -60,7 +60,7 @@ class FeatureRecorder:
         )
 
     def take(self, keys: Sequence[str]) -> list[FeatureSequence]:
-        """What was recorded under the keys, in their order, and is forgotten now."""
+        """Remove and return the sequences recorded under the keys, in their order."""
         return [self._recorded.pop(key) for key in keys if key in self._recorded]
 
     @torch.inference_mode()
@@ -69,13 +69,13 @@ class FeatureRecorder:
 
 
 class RecordedShards:
-    """One shard for each chunk of prompts, listed in the directory's manifest once it is whole."""
+    """One shard per chunk of prompts, listed in the directory's manifest once it is complete."""
 
     def __init__(
         self, directory: Path, recorder: FeatureRecorder, origin: FeatureOrigin, settings: str, chunks: int
     ) -> None:
-        """`settings`: digest of what the answers follow from; takes the place of the answers' own,
-        which are not known yet. Raises ConfigError when the directory holds something else."""
+        """`settings`: digest of everything that determines the answers, used instead of the answer file's
+        digest, which is not known yet. Raises ConfigError when the directory holds something else."""
         self._directory = directory
         self._recorder = recorder
         self._manifest = Manifest(origin=origin, answers_sha256=settings, planned_shards=chunks, shards={})
@@ -96,7 +96,7 @@ class RecordedShards:
         return _name(chunk) in self._manifest.shards
 
     def write(self, chunk: int, keys: Sequence[str]) -> None:
-        """The recorded sequences of a chunk, in the order of the keys."""
+        """Write the recorded sequences of a chunk, in the order of the keys."""
         sequences = self._recorder.take(keys)
         if not sequences:
             return

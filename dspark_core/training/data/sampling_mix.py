@@ -1,4 +1,4 @@
-"""Which sampling each prompt is answered with: a mixture of temperatures, settled by the prompt's id."""
+"""Sampling parameters per prompt: a mixture of temperatures, determined by the prompt's id."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SamplingMix:
             raise ConfigError(str(error)) from error
 
     def sampling_of(self, key: str) -> SamplingParams:
-        """A function of the mixture and the key alone, wherever and in whatever order it is asked."""
+        """Depends only on the mixture and the key, not on the order of calls."""
         return SamplingParams(
             temperature=self._temperature(key),
             top_p=self.top_p,
@@ -65,6 +65,6 @@ def parse_temperatures(text: str) -> tuple[tuple[float, float], ...]:
 
 
 def _draw(seed: int, purpose: str, key: str) -> int:
-    """In [0, MAX_SEED), as good as random."""
+    """Pseudo-random integer in [0, MAX_SEED)."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{key}".encode()).digest()
     return int.from_bytes(digest[:8]) % MAX_SEED

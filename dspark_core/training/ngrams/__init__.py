@@ -1,1 +1,1 @@
-"""Tables of n-grams from the target's answers, for drafts that need no draft model."""
+"""N-gram tables built from the target's answers, for drafting without a draft model."""

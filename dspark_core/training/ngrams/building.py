@@ -1,4 +1,4 @@
-"""From answers to a table: what was counted, without the entries that say nothing new."""
+"""Builds an n-gram table from answers, without the entries that shorter contexts already imply."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dspark_core.training.ngrams.counting import NgramCounts, answer_tokens
 from dspark_core.training.ngrams.evidence import Trial, try_table
 
 SAME_LEVELS = 12
-"""An entry that names the token of its shorter context, at a level no further away, is left out."""
+"""An entry is redundant if its shorter context predicts the same token at a level within this distance."""
 LEAST_HELD_OUT, MOST_HELD_OUT = 10, 600
-"""Answers by which the table is judged."""
+"""Bounds on the number of answers held out to evaluate the table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class NgramOptions:
     order: int = 4
     """Longest context, in tokens."""
     min_count: int = 2
-    """Contexts of three tokens and more that were seen less often are left out."""
+    """Contexts of three or more tokens that were seen less often are left out."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError naming the flag."""
@@ -41,10 +41,10 @@ def build_table(
     options: NgramOptions,
     evidence: LookupEvidence | None = None,
 ) -> NgramTable:
-    """`evidence`: how often such a table's tokens stand; None: what is supposed before measuring."""
+    """`evidence`: measured acceptance of such a table's tokens; None: prior rates."""
     counts = NgramCounts(answer_tokens(conversations, options.order), vocab_size)
     keys, tokens, levels = [], [], []
-    # Of every shorter context what the table would say of it.
+    # Per shorter context, the token and level the table would return for it.
     said, said_level = np.array([-1]), np.array([0])
     for length, contexts in enumerate(counts.contexts, start=1):
         level = levels_of(contexts.probabilities)
@@ -64,15 +64,15 @@ def build_table(
 class TrainedTable:
     table: NgramTable
     trial: Trial
-    """Of a table of nine tenths of the answers on the rest."""
+    """Trial on the held-out answers of a table built from the others."""
 
 
 def train_table(
     conversations: Sequence[Conversation], vocab_size: int, options: NgramOptions | None = None
 ) -> TrainedTable:
-    """A table of all answers, whose evidence is that of nine tenths of them, judged by the rest.
+    """A table of all answers, with the evidence of a table built without the held-out ones.
 
-    Raises ConfigError for fewer answers than can be judged by.
+    Raises ConfigError for too few answers to hold some out.
     """
     options = options or NgramOptions()
     if len(conversations) < LEAST_HELD_OUT * 10:

@@ -1,7 +1,8 @@
-"""Counts contexts and what followed them, and interpolates: the arithmetic of n-gram models.
+"""Interpolated n-gram model: counts contexts and the tokens that follow them.
 
 p_n(w | context) = max(c(w) - D, 0) / c + D u / c p_{n-1}(w | shorter context): absolute discounting
-(Ney, Essen and Kneser, 1994), u the number of different tokens that followed. p_0 are token shares.
+(Ney, Essen and Kneser, 1994), where u is the number of distinct following tokens and p_0 the share of
+each token.
 """
 
 from __future__ import annotations
@@ -23,25 +24,25 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class AnswerTokens:
-    """Every answer token with the tokens before it."""
+    """Every answer token with its preceding tokens."""
 
     windows: npt.NDArray[np.int32]
-    """[tokens, order + 1]: the last `order` tokens before each, and itself."""
+    """[tokens, order + 1]: the `order` tokens before each answer token, then the token itself."""
     before: Ints
-    """[tokens] how many of those there are: an answer's first token follows its prompt's last ones."""
+    """[tokens] how many of the preceding tokens exist, the prompt's included; the rest is padding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """The different contexts of one length, in no particular order."""
+    """The distinct contexts of one length, in no particular order."""
 
     keys: Words
     counts: Ints
     tokens: Ints
-    """The likeliest after each, the lowest among equals."""
+    """The most likely next token of each; the lowest id among equals."""
     probabilities: Floats
     shorter: Ints
-    """Of each the context without its oldest token, as a place among the shorter ones."""
+    """Index of each context without its oldest token among the contexts one token shorter."""
 
 
 def answer_tokens(conversations: Sequence[Conversation], order: int) -> AnswerTokens:
@@ -55,7 +56,7 @@ def answer_tokens(conversations: Sequence[Conversation], order: int) -> AnswerTo
 
 
 class NgramCounts:
-    """Contexts of 1, 2, ... tokens of some answers, by `contexts`."""
+    """`contexts[n - 1]`: the contexts of n tokens in the answers."""
 
     def __init__(self, answers: AnswerTokens, vocab_size: int) -> None:
         self._next = answers.windows[:, -1].astype(np.int64)
@@ -70,8 +71,7 @@ class NgramCounts:
         best = int(shares.argmax())
         empty = np.zeros(1, dtype=np.int64)
         found = [Contexts(np.zeros(1, dtype=np.uint64), empty, empty + best, shares[best : best + 1], empty)]
-        # Of every answer token: which context of the length before this one precedes it, and how
-        # likely it was after that.
+        # Per answer token: the index of its context one token shorter, and its probability after that.
         place, likely = np.zeros(len(self._next), dtype=np.int64), shares[self._next]
         for length in range(1, order + 1):
             rows = np.flatnonzero(self._before >= length)
@@ -87,8 +87,8 @@ class NgramCounts:
     def _of_length(
         self, keys: Words, rows: Ints, shorter: Ints, lower: Floats, known: Contexts
     ) -> tuple[Contexts, Ints, Floats]:
-        """keys, rows, shorter, lower: of each occurrence its context, its place among the answer tokens,
-        its shorter context and the probability there -> contexts, and place and probability of each."""
+        """Per occurrence: keys, its context; rows, its index among the answer tokens; shorter, its shorter
+        context; lower, the probability there -> contexts; each occurrence's context and probability."""
         different, firsts, places, counts = np.unique(
             keys, return_index=True, return_inverse=True, return_counts=True
         )
@@ -100,13 +100,13 @@ class NgramCounts:
         )
         context, token = pairs // self._vocab_size, pairs % self._vocab_size
         followers = np.bincount(context, minlength=len(different))
-        left = DISCOUNT * followers / counts  # what discounting leaves to shorter contexts
+        left = DISCOUNT * followers / counts  # mass that discounting leaves to shorter contexts
         likely = np.maximum(pair_counts - DISCOUNT, 0.0) / counts[context]
         likely += left[context] * lower[pair_firsts]
         ranked = np.lexsort((token, -likely, context))
         best = ranked[np.unique(context[ranked], return_index=True)[1]]
         tokens, probabilities = token[best], likely[best]
-        # What was never seen after a context may still be likeliest, by the shorter one.
+        # A token never seen after a context may still be the most likely, through the shorter context.
         inherited = left * known.probabilities[shorter[firsts]]
         unseen = inherited > probabilities
         tokens = np.where(unseen, known.tokens[shorter[firsts]], tokens)

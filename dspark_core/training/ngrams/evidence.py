@@ -1,4 +1,4 @@
-"""How often a table's tokens stand beside matches in the text, on answers it has not seen."""
+"""Measures how often tokens from a table and from matches in the text are right, on held-out answers."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from dspark_core.training.data.conversations import Conversation
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What a table is worth on answers it was not made of."""
+    """Accuracy of a table on answers it was not built from."""
 
     evidence: LookupEvidence
     tokens: int
     table: float
-    """Share of the tokens that the table names, whatever the text's own match says."""
+    """Share of tokens that the table predicts correctly, regardless of the match in the text."""
     match: float
-    """Share that the match names."""
+    """Share of tokens that the match predicts correctly."""
     either: float
 
 
 def try_table(table: NgramTable, conversations: Sequence[Conversation]) -> Trial:
-    """Looks both sources up before every answer token but the first."""
+    """Looks up both sources before every answer token but the first."""
     stood, judged = np.zeros(CLASS_SHAPE), np.zeros(CLASS_SHAPE)
     tokens = by_table = by_match = by_either = 0
     for conversation in conversations:
@@ -58,7 +58,7 @@ def try_table(table: NgramTable, conversations: Sequence[Conversation]) -> Trial
 
 
 def _supports(of_match: int | None, of_table: int | None) -> list[tuple[Support, int]]:
-    """What is proposed, and by whom."""
+    """The distinct proposals, each with its source; one entry when both agree."""
     if of_match is not None and of_match == of_table:
         return [(Support.BOTH, of_match)]
     proposed = ((Support.MATCH, of_match), (Support.TABLE, of_table))

@@ -1,1 +1,1 @@
-"""What can be trained: one objective per drafting algorithm, behind one protocol."""
+"""One training objective per drafting algorithm, behind a common protocol."""

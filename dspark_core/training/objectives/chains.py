@@ -1,7 +1,7 @@
-"""What the objectives of Eagle3 and MTP-1 share: chains of draft steps from anchors, packed.
+"""Shared by the Eagle3 and MTP-1 objectives: packed chains of draft steps from anchors.
 
-Context entries are pairs of a target feature and the token after it. All pairs of a sequence are
-computed once; the chains of its anchors read them through one attention mask.
+Context entries are pairs of a target feature and the token after it. The pairs of a sequence are
+computed once and shared by the chains of all its anchors, each masked to its own context.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class PairedBatch:
 
     @property
     def first_rows(self) -> Tensor:
-        """[anchors] where each anchor's own pair, the last it sees, lies in the context."""
+        """[anchors] row of each anchor's own pair, the last it sees, in the packed context."""
         rows = [
             self.packed.anchor_positions[span.anchors] - 1 + span.tokens.start for span in self.packed.spans
         ]
@@ -56,7 +56,7 @@ class PairedBatch:
 class ChainObjective(ABC):
     matrix_prefixes: tuple[str, ...] = ("layer.", "projection.")
     soft_labels: bool
-    """Cross-entropy against the target's distribution instead of the token that followed."""
+    """Cross-entropy against the target's distribution instead of the next token."""
 
     def __init__(self, drafter: Eagle3Drafter | MtpDrafter, config: LossConfig) -> None:
         self._drafter = drafter
@@ -73,7 +73,7 @@ class ChainObjective(ABC):
     def backward(
         self, sequences: Sequence[FeatureSequence], generators: Sequence[torch.Generator], total: Total
     ) -> ObjectiveReport:
-        """Gradients of the batch's mean loss, vocabulary-sized work done slice by slice."""
+        """See `Objective.backward`; vocabulary-sized work is done slice by slice."""
         config = self._config
         anchors = [
             draw_anchors(sequence, config.anchors_per_sequence, generator)
@@ -95,11 +95,11 @@ class ChainObjective(ABC):
 
     @abstractmethod
     def save(self, directory: Path) -> None:
-        """Writes the module's present weights as a checkpoint that the engine loads."""
+        """Write the module's current weights as a checkpoint that the engine loads."""
 
     @abstractmethod
     def inputs(self, sequence: FeatureSequence) -> FeatureSequence:
-        """The sequence with what the projection reads in the place of its taps."""
+        """The sequence with the projection's input as its taps."""
 
     @abstractmethod
     def chains(self, batch: PairedBatch, taps: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class ChainObjective(ABC):
     def _losses(
         self, packed: PackedBatch, positions: DrawnPositions, hidden: Tensor, total: Total
     ) -> tuple[Tensor, ObjectiveReport]:
-        """hidden [anchors, steps, d] -> this worker's part of the mean loss, and the sums."""
+        """hidden [anchors, steps, d] -> this worker's share of the mean loss, and its sums."""
         config, at, weights = self._config, positions.index, positions.weights
         labels = packed.labels.flatten()[at]
         if self._draft_index is not None:

@@ -1,4 +1,4 @@
-"""DSpark's training objective (paper, training section), and DFlash's: the same without heads."""
+"""DSpark's training objective (paper, training section), and DFlash's: the same without the two heads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dspark_core.training.recipe import DrafterRecipe, LossConfig
 from dspark_core.training.vocabulary_loss import VocabularyLoss, VocabularyRows
 
 LAYERS = 2
-"""Of a draft block's backbone, where nothing else is asked for."""
+"""Default number of backbone layers."""
 
 
 def build_dspark(
@@ -100,7 +100,7 @@ class DSparkObjective:
     def _losses(
         self, batch: PackedBatch, positions: DrawnPositions, hidden: Tensor, total: Total
     ) -> tuple[Tensor, ObjectiveReport]:
-        """hidden [anchors, block, d] -> this worker's part of the mean loss, and the sums."""
+        """hidden [anchors, block, d] -> this worker's share of the mean loss, and its sums."""
         drafter, config, at = self.module, self._config, positions.index
         weights = positions.weights
         labels = batch.labels.flatten()[at]

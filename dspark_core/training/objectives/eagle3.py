@@ -1,8 +1,8 @@
 """Eagle3's training-time test (arXiv 2503.01840): the drafter is unrolled on its own hidden states.
 
-Step 1 reads the target's feature before the anchor, every later step the hidden state of the step
-before, as in inference; the tokens are those that truly followed. Each step is trained against the
-target's distribution, later ones with less weight: `exp(-1/loss_decay)` per step, 0.8 by default.
+Step 1 reads the target's feature before the anchor, every later step the previous step's hidden state, as
+in inference; the tokens are teacher-forced. Each step is trained against the target's distribution, with
+weights that decay by `exp(-1/loss_decay)` per step, 0.8 by default.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from dspark_core.training.objectives.chains import ChainObjective, PairedBatch
 from dspark_core.training.recipe import DrafterRecipe, LossConfig
 
 STEP_DECAY_LOSS = 4.4814
-"""`loss_decay` that weighs each step 0.8 of the one before, as DeepSpec does."""
+"""`loss_decay` that weights each step 0.8 times the one before, as DeepSpec does."""
 
 
 def build_eagle3(
     recipe: DrafterRecipe, losses: LossConfig, target: LoadedTarget, draft_vocab_ids: Tensor | None
 ) -> Eagle3Objective:
-    """Raises ConfigError for more than one layer, and for experts."""
+    """Raises ConfigError for more than one layer, experts or a context window."""
     config = Eagle3Config(
         backbone=draft_backbone(target.config, 1),
         num_target_layers=target.config.num_layers,
@@ -82,7 +82,7 @@ def new_eagle3(
 ) -> Eagle3Drafter:
     """A float32 drafter over the target's frozen embedding and LM head.
 
-    With a source layer, q, k and v start as that layer's over the hidden half of their input.
+    With a source layer, q, k and v start as that layer's on the hidden half of their input.
     """
     decoder = target.decoder
     embed, head = decoder.embed_tokens.weight.detach().float(), decoder.lm_head.weight.detach().float()
@@ -100,7 +100,7 @@ def new_eagle3(
 
 
 def only_source_layer(recipe: DrafterRecipe) -> int | None:
-    """Raises ConfigError when the recipe asks for more than these drafters have."""
+    """Raises ConfigError when the recipe asks for something these drafters do not have."""
     if recipe.moe is not None:
         raise ConfigError(f"moe does not apply to {recipe.algorithm}, whose one layer is dense")
     if recipe.context_window is not None:

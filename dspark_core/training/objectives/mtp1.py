@@ -1,7 +1,7 @@
 """MTP-1's objective (DeepSeek-V3, arXiv 2412.19437, section 2.2): cross-entropy of the token after next.
 
-Every answer position is trained on unless `anchors_per_sequence` is smaller. `distance_weight` adds
-the L1 distance to the target's distribution, which is what acceptance depends on.
+Trains on every answer position unless `anchors_per_sequence` limits them. `distance_weight` adds the L1
+distance to the target's distribution, which determines acceptance.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ from dspark_core.training.objectives.eagle3 import only_source_layer
 from dspark_core.training.recipe import DrafterRecipe, LossConfig
 
 ALL_POSITIONS = 2**31 - 1
-"""`anchors_per_sequence` of whoever trains on every answer position."""
+"""`anchors_per_sequence` that trains on every answer position."""
 
 
 def build_mtp1(
     recipe: DrafterRecipe, losses: LossConfig, target: LoadedTarget, draft_vocab_ids: Tensor | None
 ) -> MtpObjective:
-    """One draft token, whatever `block_size` says; the input is the final hidden state, whatever
-    `target_layer_ids` says. Raises ConfigError for more than one layer, and for experts."""
+    """Ignores `block_size` (one draft token) and `target_layer_ids` (the input is the final hidden state).
+
+    Raises ConfigError for more than one layer, experts or a context window.
+    """
     config = MtpConfig(
         backbone=draft_backbone(target.config, 1),
         num_target_layers=target.config.num_layers,
@@ -71,7 +73,7 @@ def new_mtp(
 ) -> MtpDrafter:
     """A float32 drafter over the target's frozen embedding and LM head.
 
-    Its layer starts as the source layer, if there is one, and its input as the hidden state alone.
+    Its layer starts as the source layer, if there is one, with nearly the plain hidden state as input.
     """
     decoder = target.decoder
     embed, head = decoder.embed_tokens.weight.detach().float(), decoder.lm_head.weight.detach().float()

@@ -1,8 +1,8 @@
-"""What the trainer asks of a drafting algorithm: gradients of a batch, and a checkpoint.
+"""What the trainer needs from a drafting algorithm: gradients of a batch, and a checkpoint.
 
-The trainer knows optimisers, schedules and checkpoints, and no drafter. An objective owns the module
-that is trained and turns sequences of target features into gradients. It draws its random numbers from
-the generators it is given, one per sequence, so that a batch means the same on any number of workers.
+The trainer knows about optimisers, schedules and checkpoints, but not about drafters. An objective owns the
+trained module and turns sequences of target features into gradients. It draws random numbers only from the
+generators it is given, one per sequence, so that a batch is the same on any number of workers.
 """
 
 from __future__ import annotations
@@ -20,48 +20,47 @@ from dspark_core.training.losses import LossTerm
 from dspark_core.training.vocabulary_loss import VocabularyLosses
 
 Total = Callable[[Tensor], Tensor]
-"""Sums a tensor over all workers; the identity when there is one."""
+"""Sums a tensor over all workers; the identity for a single one."""
 
 
 class Objective(Protocol):
     @property
     def module(self) -> nn.Module:
-        """Its parameters are trained. The trainer owns their dtype, device and gradients."""
+        """The module to train. The trainer owns its parameters' dtype, device and gradients."""
         ...
 
     @property
     def block_size(self) -> int:
-        """Draft positions that reports tell apart."""
+        """Number of draft positions in reports."""
         ...
 
     @property
     def matrix_prefixes(self) -> tuple[str, ...]:
-        """Parameter names that start so and have two dimensions may be optimised by Muon."""
+        """Name prefixes of the parameters that Muon may optimise if they are two-dimensional."""
         ...
 
     def backward(
         self, sequences: Sequence[FeatureSequence], generators: Sequence[torch.Generator], total: Total
     ) -> ObjectiveReport:
-        """Adds to the parameters' gradients this worker's part of the global batch's mean loss.
+        """Accumulate the gradient of this worker's share of the global batch's mean loss -> its sums.
 
-        Every denominator goes through `total`, so that the workers' gradients only need adding up.
-        `generators[i]` (CPU) serves `sequences[i]` alone. Every sequence has two answer tokens or more.
-        Returns this worker's sums.
+        Every denominator goes through `total`, so that the workers' gradients only need to be summed.
+        `generators[i]` (CPU) serves `sequences[i]` alone. Every sequence has at least two answer tokens.
         """
         ...
 
     def save(self, directory: Path) -> None:
-        """Writes the module's present weights as a checkpoint that the engine loads."""
+        """Write the module's current weights as a checkpoint that the engine loads."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectiveReport:
-    """Sums over the positions of a batch; those of slices and of workers can be added."""
+    """Sums over the positions of a batch; sums of slices and of workers can be added."""
 
     cross_entropy: LossTerm
     distance: LossTerm
-    """L1 between draft and target distribution."""
+    """L1 distance between draft and target distributions."""
     confidence: LossTerm
     """Zero over zero without a confidence head."""
     accepted: Tensor  # [block] sums of the acceptance probability, teacher-forced
@@ -77,8 +76,8 @@ class ObjectiveReport:
         positions: Tensor,
         block_size: int,
     ) -> ObjectiveReport:
-        """All tensors [rows]: the confidence loss, the weights (those of labels outside the draft
-        vocabulary zeroed in `inside`), and each row's position in its block."""
+        """All tensors [rows]: confidence loss, weights, `inside` (weights for the cross-entropy, usually
+        zero for labels outside the draft vocabulary), and each row's position in its block."""
         none = weights.new_zeros(())
         accepted, counted = weights.new_zeros((2, block_size)).index_add(
             1, positions, torch.stack((losses.acceptance, torch.ones_like(weights)))
@@ -97,7 +96,7 @@ class ObjectiveReport:
         return ObjectiveReport.unflatten(self.flatten() + other.flatten())
 
     def flatten(self) -> Tensor:
-        """All sums, [6 + 2 * block] float64; `unflatten` is the inverse."""
+        """All sums, [6 + 2 * block] float64; inverse of `unflatten`."""
         terms = (self.cross_entropy, self.distance, self.confidence)
         scalars = torch.stack([x.double() for term in terms for x in (term.numerator, term.denominator)])
         return torch.cat((scalars, self.accepted.double(), self.counted.double()))

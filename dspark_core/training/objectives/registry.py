@@ -1,4 +1,4 @@
-"""Algorithm names and how their objectives are built. A new algorithm is one entry here."""
+"""Drafting algorithms by name, with the builders of their objectives. A new algorithm is one entry here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Builder = Callable[[DrafterRecipe, LossConfig, LoadedTarget, Tensor | None], Obj
 class Algorithm:
     build: Builder
     losses: LossConfig
-    """The algorithm's own defaults, as its paper has them."""
+    """The algorithm's default losses, as in its paper."""
 
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -55,7 +55,7 @@ ALGORITHMS: dict[str, Algorithm] = {
 
 
 def algorithm(name: str) -> Algorithm:
-    """Raises ConfigError naming what there is."""
+    """Raises ConfigError listing the known names."""
     found = ALGORITHMS.get(name)
     if found is None:
         raise ConfigError(f"algorithm must be one of {', '.join(sorted(ALGORITHMS))}, got {name!r}")
