@@ -1,1 +1,1 @@
-"""Measures drafters by real speculative decoding: accepted length, acceptance, confidence, thresholds."""
+"""Evaluates drafters by real speculative decoding: accepted length, acceptance, confidence, thresholds."""

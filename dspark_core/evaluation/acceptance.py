@@ -9,24 +9,24 @@ from dspark_core.evaluation.round_table import RoundTable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PositionAcceptance:
-    """Draft position k; rates are None where no round tells."""
+    """Draft position k; rates are None where no round provides data."""
 
     position: int
     tried: int
-    """Rounds that verified this position and accepted all before it."""
+    """Rounds that verified this position and accepted all positions before it."""
     accept_rate: float | None
-    """Accepted, of the tried: the paper's accept_rate@k."""
+    """Accepted share of `tried`: the paper's accept_rate@k."""
     verified: int
-    """Rounds that verified this position, whatever came before it."""
+    """Rounds that verified this position, whether or not they accepted those before it."""
     survival: float | None
-    """Accepted with all before it, of the verified."""
+    """Share of `verified` that accepted this position and all before it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acceptance:
     rounds: int
     undrafted_rounds: int
-    """Rounds without a draft; they commit one token each and count in all means."""
+    """Rounds without a draft; they commit one token each and are included in all means."""
     drafted_tokens: int
     verified_tokens: int
     accepted_tokens: int
@@ -36,9 +36,9 @@ class Acceptance:
     verify_length: float | None
     """Verified draft tokens per round."""
     verify_rate: float | None
-    """Verified of the drafted tokens."""
+    """Verified share of the drafted tokens."""
     acceptance_rate: float | None
-    """Accepted of the verified tokens."""
+    """Accepted share of the verified tokens."""
     positions: tuple[PositionAcceptance, ...]
 
 

@@ -1,4 +1,4 @@
-"""Fits a drafter's calibration to recorded rounds, and judges it on rounds of other prompts."""
+"""Fits a drafter's confidence calibration to recorded rounds and evaluates it on held-out prompts."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundLogits:
-    """Rounds as the fit reads them."""
+    """Rounds in the form that calibration takes."""
 
     logits: Floats  # [rounds, block]
     accepted: NDArray[np.int64]  # [rounds]
-    proposed: NDArray[np.int64]  # [rounds], those after a stop token not counted
+    proposed: NDArray[np.int64]  # [rounds], without those after an accepted stop token
 
     def survival(self, scaling: ConfidenceScaling | None) -> tuple[tuple[Floats, Floats], ...]:
-        """Per position, over the n rounds that proposed it: estimates [n] and outcomes [n]."""
+        """Per position, over the n rounds that proposed it: predicted [n] and observed [n] survival."""
         return survival_by_position(self.logits, self.accepted, self.proposed, scaling)
 
     def quality(self, scaling: ConfidenceScaling | None) -> tuple[PositionQuality, ...]:
@@ -42,14 +42,14 @@ class RoundLogits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """Survival on one half of the prompts, by position, without and with the calibration."""
+    """Quality of predicted survival on one half of the prompts, by position, before and after calibration."""
 
     before: tuple[PositionQuality, ...]
     after: tuple[PositionQuality, ...]
 
     @property
     def mean_ece(self) -> tuple[float, float]:
-        """Before and after, over the positions that any round proposed."""
+        """Mean ECE before and after calibration, over the positions that any round proposed."""
         return _mean_ece(self.before), _mean_ece(self.after)
 
 
@@ -57,14 +57,14 @@ class Judgement:
 class CalibrationStudy:
     calibration: Calibration
     fitted: Judgement
-    """On the half the scaling was fitted to."""
+    """On the half that the scaling was fitted to."""
     held_out: Judgement
     held_out_rounds: RoundLogits
     """For reliability diagrams."""
 
 
 def split_prompts(prompts: Sequence[EvalPrompt]) -> tuple[list[EvalPrompt], list[EvalPrompt]]:
-    """Every other prompt for the fit, the rest held out: both halves hold all prompt sets."""
+    """Alternate prompts between fit and held-out halves, so that both cover all prompt sets."""
     if len(prompts) < 2:
         raise ConfigError(f"calibration needs at least 2 prompts, half of them held out, got {len(prompts)}")
     return list(prompts[0::2]), list(prompts[1::2])
@@ -73,7 +73,7 @@ def split_prompts(prompts: Sequence[EvalPrompt]) -> tuple[list[EvalPrompt], list
 def study_calibration(
     fit: Sequence[AnsweredPrompt], held_out: Sequence[AnsweredPrompt], block_size: int
 ) -> CalibrationStudy:
-    """A scaling from one half, judged on both. Raises ConfigError where there is nothing to fit."""
+    """Fit a scaling on one half and evaluate it on both. Raises ConfigError if no round has drafts."""
     rounds = _rounds_of(fit, block_size)
     unseen = _rounds_of(held_out, block_size)
     if not len(rounds.logits):
@@ -88,10 +88,10 @@ def study_calibration(
 
 
 def round_logits(table: RoundTable, block_size: int) -> RoundLogits:
-    """Rounds of a drafter with a confidence head whose confidences were not calibrated yet.
+    """Rounds of a drafter with a confidence head whose confidences are not calibrated yet.
 
-    Confidences come back from survival; beyond a survival of 0 nothing can be told, and nothing
-    depends on it.
+    Confidences are recovered from survival, as ratios of successive values. Past a survival of 0 they cannot
+    be, but nothing depends on them there.
     """
     usable = table.verified > 0
     survival = np.full((int(usable.sum()), block_size), np.nan)
@@ -101,7 +101,7 @@ def round_logits(table: RoundTable, block_size: int) -> RoundLogits:
     return RoundLogits(
         logits=confidence_logits(confidences),
         accepted=table.accepted[usable],
-        # Drafts after an accepted stop token were never put to the test.
+        # Draft tokens after an accepted stop token have no outcome.
         proposed=np.where(table.stopped, table.accepted, table.verified)[usable],
     )
 

@@ -1,4 +1,4 @@
-"""Sets accepted lengths of several evaluations side by side, with gains over the first."""
+"""Compares the accepted lengths of several evaluations, with gains over the first."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from dspark_core.evaluation.report import FORMAT
 PROTOCOL = ("max_tokens", "temperature", "top_p", "top_k", "verification", "limit", "target_model")
 """Arguments that must agree for accepted lengths to be comparable."""
 ADDED_SINCE = {"chat_template_kwargs": "{}"}
-"""More of them, and their values in results that are older."""
+"""Further such arguments, with the values that older results imply."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalResult:
-    """What a comparison needs of a written evaluation."""
+    """The parts of an evaluation result that a comparison needs."""
 
     label: str
     accepted_lengths: dict[str, float | None]
-    """By set."""
+    """By prompt set."""
     arguments: dict[str, object]
 
 
@@ -31,9 +31,9 @@ class EvalResult:
 class ComparedSet:
     name: str
     accepted_lengths: tuple[float | None, ...]
-    """By result; None where it did not run this set."""
+    """Per result; None where it has no value for this set."""
     gains: tuple[float | None, ...]
-    """Relative to the first result: 0.2 is 20 % longer. None where either is missing."""
+    """Relative to the first result: 0.2 means 20 % longer. None where either is missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,17 +41,17 @@ class Comparison:
     labels: tuple[str, ...]
     sets: tuple[ComparedSet, ...]
     macro: ComparedSet | None
-    """Mean over the sets that all results have; None when there is none."""
+    """Mean over the sets that all results share; None if there are none."""
     macro_sets: int
     differing_arguments: tuple[str, ...]
-    """Names from `PROTOCOL` whose values are not the same everywhere."""
+    """Names from `PROTOCOL` and `ADDED_SINCE` whose values differ between results."""
 
 
 def read_results(paths: Sequence[Path]) -> tuple[EvalResult, ...]:
-    """Labels are file names, or whole paths where two names are the same.
+    """Labels are file names, or full paths where file names collide.
 
     Raises:
-        ConfigError: a file cannot be read or is no result of `dspark eval`; names it.
+        ConfigError: names a file that cannot be read or is not a result of `dspark eval`.
     """
     stems = [path.stem for path in paths]
     return tuple(
@@ -75,7 +75,7 @@ def _read_result(path: Path, label: str) -> EvalResult:
 
 
 def compare(results: Sequence[EvalResult]) -> Comparison:
-    """results: at least one; sets come in the order in which results first name them."""
+    """results: at least one; sets are in order of first appearance."""
     names = list(dict.fromkeys(name for result in results for name in result.accepted_lengths))
     sets = tuple(_compared(name, [result.accepted_lengths.get(name) for result in results]) for name in names)
     shared = [one for one in sets if None not in one.accepted_lengths]

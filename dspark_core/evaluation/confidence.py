@@ -1,4 +1,4 @@
-"""How well predicted survival fits what happened: calibration error, ranking, Brier score."""
+"""Measures how well predicted survival matches outcomes: calibration error, AUC, Brier score."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dspark_core.evaluation.round_table import RoundTable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PositionConfidence:
-    """Draft position k: predicted survival a_k against whether tokens 1..k all stood."""
+    """Draft position k: predicted survival a_k against whether tokens 1..k were all accepted."""
 
     position: int
     rounds: int
@@ -20,12 +20,12 @@ class PositionConfidence:
     observed: float
     ece: float
     auc: float | None
-    """None when every outcome was the same."""
+    """None when all outcomes are the same."""
     brier: float
 
 
 def measure_confidence(table: RoundTable) -> tuple[PositionConfidence, ...]:
-    """Positions for which there is a prediction with a known outcome, in order."""
+    """The positions that have a prediction with a known outcome, in order."""
     measured = []
     for position in range(1, table.positions + 1):
         column = table.survival[:, position - 1]

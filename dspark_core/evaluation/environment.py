@@ -1,4 +1,4 @@
-"""What an evaluation ran on; written into its result."""
+"""Describes the machine and software an evaluation ran on, for its result file."""
 
 from __future__ import annotations
 

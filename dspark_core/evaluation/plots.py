@@ -1,4 +1,4 @@
-"""Draws acceptance by position and the threshold sweep. Loads matplotlib only when asked to draw."""
+"""Plots acceptance by position and the threshold sweep. Loads matplotlib only when asked to draw."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _SET: Style = {"linewidth": 1.0, "marker": ".", "alpha": 0.8}
 
 
 def require_matplotlib() -> None:
-    """Raises ConfigError, so that a long run does not end in one."""
+    """Raises ConfigError if it is missing; call it before a long run rather than after."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("plots need matplotlib: pip install 'dspark[eval]'")
 
 
 def draw_plots(report: EvalReport, directory: Path) -> list[Path]:
-    """Writes PNGs -> their paths; no sweep is drawn for drafters without a confidence head."""
+    """Write PNG files -> their paths; drafters without a confidence head get no sweep plot."""
     require_matplotlib()
     from matplotlib.figure import Figure  # draws to files only: no display, no global state
 
@@ -83,7 +83,7 @@ def _draw_sweep(figure: Figure, report: EvalReport) -> None:
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """Beside the panels: the names of nine sets would hide half of one."""
+    """Placed beside the panels, because the names of nine sets would cover half of one."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
 
 
@@ -95,6 +95,6 @@ def _sweep_lines(panels: Sequence[Axes], sweep: Sequence[SweepPoint], label: str
 
 
 def _line(axes: Axes, points: Sequence[tuple[float, float | None]], label: str, style: Style) -> None:
-    """Leaves out points without a value."""
+    """Skips points without a value."""
     known = [(x, y) for x, y in points if y is not None]
     axes.plot([x for x, _ in known], [y for _, y in known], label=label, **style)

@@ -1,4 +1,4 @@
-"""Reads prompts: JSONL rows of conversations, as `message_rows` has them."""
+"""Reads evaluation prompts: JSONL rows of conversations in the formats of `message_rows`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dspark_core.tokenization.message_rows import Message, chat_of, messages_of,
 @dataclass(frozen=True, slots=True)
 class PromptRow:
     messages: tuple[Message, ...]
-    """The last is the user's."""
+    """Ends with the user's message."""
 
     def chat(self) -> list[dict[str, str]]:
         return chat_of(self.messages)
@@ -23,15 +23,15 @@ class PromptRow:
 @dataclass(frozen=True, slots=True)
 class PromptSet:
     name: str
-    """The file's name without its ending."""
+    """File name without its extension."""
     rows: tuple[PromptRow, ...]
 
 
 def find_prompt_files(paths: Sequence[Path]) -> list[Path]:
-    """Files as given, directories as their *.jsonl sorted by name.
+    """Files as given, directories expanded to their *.jsonl files sorted by name.
 
     Raises:
-        ConfigError: a path does not exist, a directory holds no JSONL, or two files have one name.
+        ConfigError: a path does not exist, a directory holds no JSONL, or two files have the same name.
     """
     files: list[Path] = []
     for path in paths:
@@ -56,11 +56,11 @@ def read_prompt_set(path: Path, limit: int | None = None) -> PromptSet:
     """The first `limit` rows of a file; empty lines do not count.
 
     Raises:
-        ConfigError: a row has no such field or no text, or none is left; names file and line.
+        ConfigError: names the file and the malformed line, or the file without rows.
     """
     rows: list[PromptRow] = []
     try:
-        # Not splitlines(): JSON texts may hold U+2028 and others that it takes for line ends.
+        # Not splitlines(): JSON strings may contain U+2028 and other characters that it splits at.
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8: {error}") from error

@@ -1,4 +1,4 @@
-"""Sees what every round of a round loop did, without changing it."""
+"""Observes every round of a round loop without changing it."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class RecordingPlan(FullPlanSource):
         self._report = report
 
     def take_report(self) -> RoundReport | None:
-        """Of the round since the last call; None when there was none."""
+        """Report of the round since the last call; None if there was none."""
         report, self._report = self._report, None
         return report
 
 
 _FREE = RoundTimeModel(StepTimeModel.of_curve((1,), (1.0,)))
-"""Every round takes as long as any other."""
+"""Round times under which drafting and verifying cost nothing: every round takes equally long."""
 
 
 class ServedPlan(RecordingPlan):
-    """Drafts for whom the drafter promises more than what was looked up, as planners do where neither
-    drafting nor verifying takes time."""
+    """Asks the drafter where it is expected to yield more accepted tokens than lookup, as the served policy
+    does when neither drafting nor verifying takes time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,10 +51,10 @@ class ServedPlan(RecordingPlan):
 
 
 class RecordingDrafts:
-    """A `DraftSource` that remembers whose block of the latest round came with confidences.
+    """A `DraftSource` that remembers which blocks of the latest round came with confidences.
 
-    Reports do not tell: the round loop plans drafts without confidences by an assumed one.
-    Releasing changes nothing, as a round releases what ends in it before anyone could ask.
+    Reports do not show this, because the round loop assumes a confidence for drafts without one. Releasing a
+    sequence does not forget it: a round releases sequences that end before the caller can ask about them.
     """
 
     def __init__(self, source: DraftSource) -> None:
@@ -67,7 +67,7 @@ class RecordingDrafts:
 
     @property
     def apart(self) -> bool:
-        """Nothing is begun before its round: what is remembered is of the latest."""
+        """False: drafting never starts ahead of its round, so what is remembered belongs to the latest."""
         return False
 
     @property
@@ -97,7 +97,7 @@ class RecordingDrafts:
 
 
 def draft_round(told: RequestSurvival, output: RoundOutput, *, confident: bool) -> DraftRound:
-    """One request's round, from the loop's report and what it committed."""
+    """One request's round, from the loop's report and output."""
     committed = len(output.chunk.token_ids)
     stopped = output.chunk.finish_reason is FinishReason.STOP and committed <= told.accepted
     return DraftRound(

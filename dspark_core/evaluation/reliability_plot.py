@@ -1,4 +1,4 @@
-"""Draws reliability diagrams: predicted survival against the share that survived, by draft position."""
+"""Plots reliability diagrams: predicted against observed survival, by draft position."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COLUMNS = 4
 
 
 def draw_reliability(study: CalibrationStudy, directory: Path) -> Path:
-    """Writes one PNG over the held-out rounds -> its path. Raises ConfigError without matplotlib."""
+    """Write one PNG file for the held-out rounds -> its path. Raises ConfigError without matplotlib."""
     require_matplotlib()
     from matplotlib.figure import Figure  # draws to files only: no display, no global state
 

@@ -16,7 +16,7 @@ from dspark_core.evaluation.runner import EvalRun
 from dspark_core.evaluation.threshold_sweep import SweepPoint, sweep_thresholds
 
 FORMAT = "dspark-eval-1"
-"""Changes when a field changes its meaning."""
+"""Changes whenever the meaning of a field changes."""
 
 _Item = TypeVar("_Item")
 
@@ -25,27 +25,27 @@ _Item = TypeVar("_Item")
 class SetReport:
     name: str
     prompts: int
-    """Answered ones."""
+    """Number of answered prompts."""
     too_long_prompts: int
-    """Skipped: they leave no room in the context."""
+    """Number of prompts skipped because they leave no room in the context."""
     generated_tokens: int
     acceptance: Acceptance
     confidence: tuple[PositionConfidence, ...]
     """Empty for drafters without a confidence head."""
     mean_ece: float | None
-    """Over positions."""
+    """Mean expected calibration error over positions."""
     sweep: tuple[SweepPoint, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MacroReport:
-    """Every set counts the same; sets without a value are left out of its mean."""
+    """Unweighted means over sets; a set without a value is left out of that mean."""
 
     accepted_length: float | None
     verify_length: float | None
     acceptance_rate: float | None
     accept_rate: tuple[float | None, ...]
-    """By position, from the first."""
+    """By position, starting at the first."""
     survival: tuple[float | None, ...]
     ece: tuple[float | None, ...]
     mean_ece: float | None
@@ -57,12 +57,12 @@ class EvalReport:
     arguments: dict[str, object]
     environment: dict[str, object]
     seconds: float
-    """Generating, loading not included."""
+    """Time to generate, without loading."""
     sets: tuple[SetReport, ...]
     macro: MacroReport
 
     def document(self) -> dict[str, object]:
-        """For JSON."""
+        """As a JSON-serialisable dict."""
         return {"format": FORMAT, **dataclasses.asdict(self)}
 
 

@@ -1,4 +1,4 @@
-"""What happened in rounds of speculative decoding: one record per round, and all as arrays."""
+"""Outcomes of rounds of speculative decoding: as one record per round, and as arrays."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ class DraftRound:
     """One round of one request; `accepted <= verified <= drafted`."""
 
     drafted: int
-    """Draft tokens that could have been verified."""
+    """Draft tokens available for verification."""
     verified: int
     accepted: int
-    """Verified tokens that stood, up to a stop token."""
+    """Accepted draft tokens, up to and including a stop token."""
     committed: int
-    """Tokens the round added, the bonus token included."""
+    """Tokens the round committed, the bonus token included."""
     stopped: bool = False
-    """A stop token inside the accepted prefix ended the round: what follows it was never put to the test."""
+    """A stop token in the accepted prefix ended the round, so the draft tokens after it have no outcome."""
     survival: tuple[float, ...] = ()
     """Predicted a_1..a_drafted; empty without a confidence head."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundTable:
-    """Rounds as columns. Draft position k (from 1) is column k-1 of the two-dimensional ones."""
+    """Rounds as columns; draft position k (from 1) is column k-1 of `survival`."""
 
     drafted: NDArray[np.int64]  # [rounds]
     verified: NDArray[np.int64]  # [rounds]
     accepted: NDArray[np.int64]  # [rounds]
     committed: NDArray[np.int64]  # [rounds]
     stopped: NDArray[np.bool_]  # [rounds]
-    survival: NDArray[np.float64]  # [rounds, positions], NaN where nothing was predicted
+    survival: NDArray[np.float64]  # [rounds, positions], NaN where there is no prediction
 
     @classmethod
     def from_rounds(cls, rounds: Sequence[DraftRound]) -> RoundTable:
@@ -58,7 +58,7 @@ class RoundTable:
 
     @property
     def positions(self) -> int:
-        """The longest draft."""
+        """Length of the longest draft."""
         return int(self.survival.shape[1])
 
     @property
@@ -66,10 +66,10 @@ class RoundTable:
         return bool(np.isfinite(self.survival).any())
 
     def known(self, position: int) -> NDArray[np.bool_]:
-        """[rounds]: it is known whether draft tokens 1..position all stood."""
+        """[rounds]: whether it is known if draft tokens 1..position would all be accepted."""
         unseen = self.stopped & (self.accepted < position)
         return (self.verified >= position) & ~unseen
 
     def survived(self, position: int) -> NDArray[np.bool_]:
-        """[rounds]: draft tokens 1..position all stood."""
+        """[rounds]: whether draft tokens 1..position were all accepted."""
         return self.accepted >= position

@@ -1,6 +1,6 @@
-"""Answers prompts by speculative decoding, many at a time, and keeps every round.
+"""Answers prompts by speculative decoding, many at a time, and records every round.
 
-Below tokenizers and files: prompts are token ids. The draft block is always verified whole.
+Draft blocks are always verified whole. Prompts are token ids; tokenizers and files are left to the caller.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from dspark_core.records import (
 )
 
 DRAFT_DEADLINE_SECONDS = 600.0
-"""A late draft would be counted as a bad one; there is no user to keep waiting."""
+"""Long, because a late draft would count as a rejected one, and no user is waiting."""
 
 PREFILL_CHUNK_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalSettings:
-    """How answers are generated. Defaults are the paper's protocol but for the length."""
+    """How answers are generated. Defaults follow the paper's protocol, except for the length."""
 
     max_tokens: int = 256
-    """No round begins once an answer has this many tokens; the last round counts whole."""
+    """An answer gets no further round once it has this many tokens; its last round counts in full."""
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     verification: Verification = Verification.REJECTION
     seed: int = 0
     concurrency: int = 16
-    """Answers generated together."""
+    """Number of answers generated together."""
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "concurrency"):
@@ -56,11 +56,11 @@ class EvalSettings:
             raise ConfigError(f"seed must be in [0, {MAX_SEED // 2}], got {self.seed}")
         try:
             self.sampling_of(0)
-        except InvalidRequestError as error:  # says what is wrong with temperature, top_p or top_k
+        except InvalidRequestError as error:  # its message names temperature, top_p or top_k
             raise ConfigError(str(error)) from error
 
     def sampling_of(self, row: int) -> SamplingParams:
-        """Of the prompt in row `row` of its file: under coupled verification noise of its own."""
+        """Sampling of the prompt in row `row` of its set; with coupled verification, a seed per row."""
         coupled = self.verification is Verification.COUPLED
         return SamplingParams(
             temperature=self.temperature,
@@ -74,7 +74,7 @@ class EvalSettings:
 class EvalPrompt:
     set_name: str
     row: int
-    """Counted from 0 within its set."""
+    """Index within its set, from 0."""
     token_ids: tuple[int, ...]
 
     @property
@@ -86,17 +86,17 @@ class EvalPrompt:
 class AnsweredPrompt:
     prompt: EvalPrompt
     rounds: tuple[DraftRound, ...]
-    """After prefill, whose token none of them counts."""
+    """Rounds after prefill; none of them counts the token of prefill."""
     token_ids: tuple[int, ...]
-    """The answer: the prefill's token and what the rounds committed."""
+    """The answer: the token of prefill and the tokens committed by the rounds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalRun:
     answered: tuple[AnsweredPrompt, ...]
-    """In the order they ended."""
+    """In order of completion."""
     too_long: tuple[EvalPrompt, ...]
-    """Prompts that leave no room in the context; they were skipped."""
+    """Prompts skipped because they leave no room in the context."""
 
 
 @dataclass(slots=True)
@@ -107,9 +107,9 @@ class _Running:
 
 
 def draft_generator(seed: int) -> torch.Generator:
-    """For the drafter of a run with this seed.
+    """Random generator of the drafter in a run with this seed.
 
-    Not the acceptor's stream: accepting with the numbers a draft was drawn with is not lossless.
+    Differs from the acceptor's: accepting with the random numbers a draft was drawn with is not lossless.
     """
     return torch.Generator().manual_seed(MAX_SEED - seed)
 
@@ -124,15 +124,15 @@ class EvalRunner:
         lookup: LookupDrafting | None = None,
         stop_token_ids: tuple[int, ...] = (),
     ) -> None:
-        """`source`: None measures what is looked up alone. `lookup`: where it promises more than the drafter,
-        its drafts are taken; None: the drafter's alone."""
+        """`source`: None evaluates lookup alone. `lookup`: its drafts are used where they promise more than
+        the drafter's; None evaluates the drafter alone."""
         self._settings = settings
         self._stop_token_ids = stop_token_ids
         self._longest_draft = max(source.geometry.block_size if source else 0, BLOCK_TOKENS if lookup else 0)
         self._plan = RecordingPlan() if source is None or lookup is None else ServedPlan()
         drafts = None if source is None else RecordingDrafts(source)
         self._judged = drafts if lookup is None else None
-        """Whose confidences are held against what happened: not those of some rounds only."""
+        """Source of the confidences to evaluate; None with lookup, where only some rounds have them."""
         self._loop = RoundLoop(
             engine,
             self._plan,
@@ -146,7 +146,7 @@ class EvalRunner:
     def run(
         self, prompts: Sequence[EvalPrompt], on_ended: Callable[[EvalPrompt], None] = lambda _: None
     ) -> EvalRun:
-        """Answers all prompts; `on_ended` hears of each, also of skipped ones."""
+        """Answer all prompts; `on_ended` is called for each, skipped ones included."""
         waiting = deque(prompts)
         answered: list[AnsweredPrompt] = []
         too_long: list[EvalPrompt] = []
@@ -170,7 +170,7 @@ class EvalRunner:
         request = GenerateRequest(
             request_id=prompt.request_id,
             prompt_token_ids=prompt.token_ids,
-            # With less, the last rounds would draft shortened blocks and accepted length suffer.
+            # A lower limit would shorten the draft blocks of the last rounds, and so the accepted length.
             max_tokens=self._settings.max_tokens + self._longest_draft,
             sampling=self._settings.sampling_of(prompt.row),
             stop_token_ids=self._stop_token_ids,
@@ -184,7 +184,7 @@ class EvalRunner:
         return True
 
     def _step(self) -> list[_Running]:
-        """One round -> the answers that ended with it."""
+        """Run one round -> the answers that ended with it."""
         outputs = self._loop.step()
         report = self._plan.take_report()
         told = {one.sequence_id: one for one in report.requests} if report else {}
@@ -205,7 +205,7 @@ class EvalRunner:
 
 
 def _limits(concurrency: int, longest_draft: int) -> BatchLimits:
-    """Room for every whole draft and for prefill beside them; all prompts in the loop may be waiting."""
+    """Room for every whole draft plus a prefill chunk; all prompts in the loop may be waiting."""
     return BatchLimits(
         max_running=concurrency,
         max_waiting=concurrency,

@@ -1,7 +1,7 @@
-"""What verifying only likely survivors would have cost and saved, computed from recorded rounds.
+"""Estimates, from recorded rounds, the effect of verifying only tokens above a survival threshold.
 
-A draft position is verified while its predicted survival a_k is at least the threshold. Rounds
-stay where they were: with shorter prefixes a real run would place its anchors differently.
+A draft position is verified while its predicted survival a_k is at least the threshold. Rounds keep their
+recorded anchors, although a real run with shorter prefixes would place them differently.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class SweepPoint:
     verify_length: float
     """Verified draft tokens per round."""
     acceptance_rate: float | None
-    """Accepted of the verified tokens; None where none were verified."""
+    """Accepted share of the verified tokens; None if none were verified."""
     accepted_length: float
 
 
@@ -36,12 +36,12 @@ def sweep_thresholds(table: RoundTable, thresholds: Sequence[float] = THRESHOLDS
 
 
 def _point(table: RoundTable, threshold: float) -> SweepPoint:
-    # Survival never rises along a block, so that the positions above the threshold are a prefix;
-    # the running minimum keeps it one whatever a source reports. NaN compares false.
+    # Survival never rises along a block, so the positions above the threshold form a prefix; the running
+    # minimum ensures this whatever a source reports. NaN compares false.
     above = np.minimum.accumulate(table.survival, axis=1) >= threshold
     lengths = np.minimum(above.sum(axis=1), table.verified)
     accepted = np.minimum(table.accepted, lengths)
-    # The target's own token follows a prefix cut short, unless a stop token came before.
+    # The bonus token follows a shortened prefix, unless a stop token ended the round earlier.
     committed = np.minimum(table.committed, lengths + 1)
     return SweepPoint(
         threshold=threshold,

@@ -1,1 +1,1 @@
-"""Replays recorded rounds and simulates clusters, with the planners that serve."""
+"""Replays recorded rounds and simulates clusters, with the same planners as the services."""

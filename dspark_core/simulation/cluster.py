@@ -1,10 +1,10 @@
-"""Discrete events of a cluster: verifiers run rounds, drafters serve them in turn, requests come and go.
+"""Discrete-event simulation of a cluster: verifiers run rounds, drafters serve them first come, first served.
 
-One event per round of a verifier: what the last round committed is applied, requests are admitted,
-and the next round is drafted, planned and timed. In turns of two cohorts a round is drafted for when the
-cohort's round before ends. Plans come from the planners that serve; times from
-the measured model; what is accepted from recorded rounds. Left out: faults, preemption, the queues
-of the gateway, and the network but for the path to the drafter.
+Each event is a round of one verifier: it commits the previous round's tokens, admits requests, then drafts,
+plans and times the next round. With two cohorts, drafts are requested when the cohort's previous round ends.
+Plans come from the same planners as in production, times from the measured model, accepted tokens from
+recorded rounds. Not modelled: faults, preemption, the gateway's queues, and any network but the path to the
+drafter.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class _Verifier:
     prefilling: deque[int] = field(default_factory=deque)
     waiting: deque[int] = field(default_factory=deque)
     prefilled: list[int] = field(default_factory=list)
-    """Requests whose prefill the round under way completes."""
+    """Requests whose prefill the current round completes."""
     turn: int = 0
-    """Of which cohort the round under way is."""
+    """Index of the cohort of the current round."""
     busy: bool = False
 
     @property
@@ -53,7 +53,7 @@ class _Verifier:
         return sum(cohort.size for cohort in self.cohorts) + len(self.prefilling)
 
     def next_cohort(self) -> Cohort:
-        """The other one, if it has requests."""
+        """Switch to the other cohort if it has requests -> the cohort of the next round."""
         other = (self.turn + 1) % len(self.cohorts)
         if len(self.cohorts[other].active):
             self.turn = other
@@ -61,7 +61,7 @@ class _Verifier:
 
 
 class Cluster:
-    """Runs once: `run` -> the ledger of all requests."""
+    """One simulation; `run` can be called once."""
 
     def __init__(
         self,
@@ -95,18 +95,18 @@ class Cluster:
         self._coupled = np.full(scenario.max_running, scenario.coupled)
         longest = recorded.longest if self._looks_up else recorded.block_size
         self._tables = TimeTables(round_time, longest, scenario.prefill_chunk_tokens)
-        self._loads = np.array([v.slowdown for v in self._verifiers]) * 1e-9  # ties go to the fast ones
+        self._loads = np.array([v.slowdown for v in self._verifiers]) * 1e-9  # ties go to fast verifiers
         self._drafter_free = np.zeros(scenario.drafters or scenario.verifiers)
         self._events: list[tuple[float, int]] = []
         self._prefill_left = population.prompt_tokens.tolist()
         self._next = 0
         self._ended = 0
-        # A head of its own accepts by its own chance; one draw per recorded row, alike for all.
+        # An MTP-1 head has its own acceptance rate: one draw per recorded row, shared by all requests.
         marks = np.random.default_rng(scenario.seed + 1).random(len(recorded.accepted))
         self._mtp1_stands = marks < scenario.mtp1_accept if scenario.mtp1_accept else recorded.accepted >= 1
 
     def run(self, on_ended: Callable[[int], None] = lambda _: None) -> Ledger:
-        """`on_ended` hears now and then how many requests have ended."""
+        """`on_ended` gets the number of ended requests every PROGRESS_ROUNDS rounds and at the end."""
         scenario, rounds = self._scenario, 0
         for _ in range(min(scenario.users, scenario.requests)):
             self._arrive(0.0)
@@ -128,7 +128,7 @@ class Cluster:
         return self._ledger
 
     def _arrive(self, now: float) -> None:
-        """The next request, at the verifier with the least load for its speed."""
+        """Send the next request to the verifier with the lowest load relative to its speed."""
         request, self._next = self._next, self._next + 1
         verifier = self._verifiers[int(self._loads.argmin())]
         self._ledger.arrived[request] = now
@@ -150,7 +150,7 @@ class Cluster:
             fresh = np.array(verifier.prefilled, dtype=np.int64)
             self._ledger.first_token[fresh] = now
             active.join(fresh)
-            for request in active.drop_ended():  # those of one token
+            for request in active.drop_ended():  # one-token answers
                 self._end(verifier, request, now)
             verifier.prefilled = []
         if len(verifier.cohorts) > 1:
@@ -181,8 +181,8 @@ class Cluster:
         asked, cohort.asked = cohort.asked or self._ask(verifier, cohort, now), None
         batch, wait = self._batch(cohort.active, asked), asked.wait(now)
         loop = self._loop_seconds(decoding)
-        # The planner does not know of prefill, as the served one does not. Of several cohorts each has its
-        # round once in so many, which is what floors feel.
+        # As in production, the planner does not know about prefill. With several cohorts, each has only every
+        # n-th round, so the floors see n times the round's time.
         steps = self._tables.step(decoding, batch.context_tokens)
         turns = sum(len(one.active) > 0 for one in verifier.cohorts)
         lengths = cohort.planner.plan(batch, turns * (steps[: batch.survival.size + 1] + (wait + loop)))
@@ -204,7 +204,7 @@ class Cluster:
         self._schedule(verifier, now, wait, step, loop)
 
     def _allowance(self, verifier: _Verifier, decode_tokens: int, batch: PlanBatch) -> int:
-        """Prompt tokens that may join a round, by the pacer that serves."""
+        """Prompt tokens that may join a round, according to the production pacer."""
         most = self._scenario.prefill_chunk_tokens
         if verifier.pacer is None or not verifier.prefilling:
             return most
@@ -219,7 +219,7 @@ class Cluster:
         heapq.heappush(self._events, (now + seconds, verifier.index))
 
     def _prefill(self, verifier: _Verifier, most: int) -> tuple[int, int]:
-        """Takes at most so many tokens of prompts, first come first -> requests and tokens in the pass."""
+        """Take at most `most` prompt tokens in FIFO order -> requests and tokens in the pass."""
         budget, runs = most, 0
         while verifier.prefilling and budget > 0:
             request = verifier.prefilling[0]
@@ -232,10 +232,10 @@ class Cluster:
         return runs, most - budget
 
     def _ask(self, verifier: _Verifier, cohort: Cohort, now: float) -> Asked:
-        """Looks up, and asks the drafter for whom the planner wants it to draft."""
+        """Look up drafts, and ask the drafter for those requests the planner chooses."""
         active = cohort.active
         rows = active.rows()
-        # The bonus token always follows: the last token of an answer needs no draft.
+        # A round always commits a bonus token, so the last token of an answer needs no draft.
         most = active.left - 1
         lookups = None
         if self._looks_up:
@@ -255,9 +255,9 @@ class Cluster:
         )
 
     def _batch(self, active: Decoding, asked: Asked) -> PlanBatch:
-        """What the planner sees."""
+        """The planner's input."""
         count = len(active)
-        # Not told whose tokens were looked up: the planner is given the seconds, drafting included.
+        # `looked_up` is left at zero: the seconds given to the planner already include drafting.
         return PlanBatch(
             survival=self._survival(asked),
             floors=active.floors,
@@ -267,7 +267,7 @@ class Cluster:
         )
 
     def _survival(self, asked: Asked) -> Floats:
-        """The drafter's tokens where it drafted, looked-up ones elsewhere -> [requests, longest]."""
+        """Survival of drafted tokens, of looked-up ones where nobody drafted [requests, longest]."""
         rows, drafted, lookups = asked.rows, asked.drafted, asked.lookups
         if drafted is None:
             return np.full((len(rows), 1), -1.0) if lookups is None else lookups
@@ -282,7 +282,7 @@ class Cluster:
         return survival
 
     def _stood(self, rows: Ints, drafted: Bools | None) -> Ints:
-        """Draft tokens of each request that would be accepted were all of them verified."""
+        """Draft tokens of each request that would be accepted if all were verified."""
         looked_up: Ints = self._recorded.looked_up_accepted.take(rows)
         if drafted is None:
             return looked_up
@@ -290,7 +290,7 @@ class Cluster:
         return np.where(drafted, stood.take(rows), looked_up)
 
     def _draft_seconds(self, verifier: _Verifier, now: float, drafted: int) -> float:
-        """Seconds until the drafts are there: network, the drafter's queue, drafting."""
+        """Seconds until the drafts arrive: network, the drafter's queue, drafting."""
         seconds = self._tables.draft(drafted)
         if self._mtp1:
             seconds *= self._scenario.mtp1_draft_share
@@ -303,6 +303,6 @@ class Cluster:
 
 
 def _at_most(survival: Floats, most: Ints) -> Floats:
-    """Rows cut to so many tokens [requests]; changes what it is given."""
+    """Cut each row to `most` [requests] tokens, in place."""
     np.copyto(survival, -1.0, where=np.arange(survival.shape[1]) >= most[:, None])
     return survival

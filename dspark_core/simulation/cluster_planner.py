@@ -1,4 +1,5 @@
-"""The scheduler's planner on paper: delayed capacities, floors first, drafts where they pay, at a price."""
+"""Array version of the scheduler's planner: delayed capacities, floors first, drafts where they pay their
+price."""
 
 from __future__ import annotations
 
@@ -16,19 +17,19 @@ from dspark_core.algorithms.step_surface import Floats
 from dspark_core.simulation.planners import REFRESH_ROUNDS, Delayed, RoundOutcome, RoundView
 
 JUDGE_RATE = 0.2
-"""Weight of the newest round in what drafts are thought to bring."""
+"""Weight of the newest round in the moving averages of what drafts bring."""
 PROBE_ROUNDS = 32
-"""Whoever is not drafted for gets a draft again after so many rounds, to see how it fares."""
+"""Every so many rounds, all requests are drafted for, to measure those that otherwise are not."""
 
 
 class Pool:
-    """What the verifiers of one cluster share: knowledge of requests, and a price for each drafter.
+    """State shared by the verifiers of one cluster: statistics of requests, and a price for each drafter.
 
-    Called with a verifier's round times, in the order of the verifiers, it makes that one's planner.
+    Call it with each verifier's round times, in the order of the verifiers, to make its planner.
     """
 
     def __init__(self, drafters: int, *, priced: bool) -> None:
-        """`drafters`: shared by verifiers in turn; 0: one each, which has no price."""
+        """`drafters`: assigned to verifiers round-robin; 0: one per verifier, which has no price."""
         self._drafters = drafters
         self._priced = priced and drafters > 0
         self._made = 0
@@ -52,7 +53,7 @@ class Pool:
 
 
 class _Market:
-    """The verifiers of one drafter; prices are made anew when all have spoken."""
+    """Demands of one drafter's verifiers; prices are recomputed after as many reports as verifiers."""
 
     def __init__(self) -> None:
         self._demands: dict[int, DraftDemand] = {}
@@ -70,7 +71,7 @@ class _Market:
 
 
 class ClusterPlanner(Delayed):
-    """Of one verifier."""
+    """Planner of one verifier."""
 
     looks_up: ClassVar[bool] = True
 
@@ -83,27 +84,27 @@ class ClusterPlanner(Delayed):
         self._ids: Ints = np.zeros(0, dtype=np.int64)
         self._drafted = 0
         self._chosen: Bools | None = None
-        """For whom was drafted this round; None: everybody."""
+        """Requests drafted for this round; None: all."""
         self._price = 0.0
         self._since_choice = REFRESH_ROUNDS
         self._since_probe = 0
         self._unknown = True
-        """No draft was seen yet: everybody is drafted for."""
+        """No draft was seen yet, so all requests are drafted for."""
         self._gain, self._verified = 1.0, 1.0
         self._transit = 0.0
-        """Mean seconds on the way to the drafter and in its queue."""
+        """Moving average of the seconds on the network and in the drafter's queue."""
         self._known_times = replace(round_time, network_seconds=self._transit)
         self._used = 0.0
-        """Share of the drafter's time it had lately."""
+        """Moving average of this verifier's share of the drafter's time."""
         self._way: float | None = None
-        """The least of those: without a queue."""
+        """Minimum transit seconds seen: the network without a queue."""
 
     def drafted(self, view: RoundView) -> Bools | None:
         self._chosen = self._choice(view)
         return self._chosen
 
     def _choice(self, view: RoundView) -> Bools | None:
-        if view.ids is not self._ids:  # somebody came or went
+        if view.ids is not self._ids:  # requests joined or left
             self._pool.make_room(view.ids)
         self._ids = view.ids
         if self._unknown:
@@ -149,7 +150,7 @@ class ClusterPlanner(Delayed):
             self._way = transit if self._way is None else min(self._way, transit)
 
     def _judge(self, gains: Floats, verified: Ints, ids: Ints) -> None:
-        """One round alone says little."""
+        """Update the moving averages; a single round alone says little."""
         self._gain += JUDGE_RATE * (float(gains.mean()) - self._gain)
         self._verified += JUDGE_RATE * (float(verified.mean()) - self._verified)
         for known, news, mean in (
@@ -160,14 +161,14 @@ class ClusterPlanner(Delayed):
             known[ids] = before + JUDGE_RATE * (news - before)
 
     def _floor_needs(self, view: RoundView) -> Bools:
-        """Whose floor rounds without drafts do not hold, as the policy that serves asks."""
+        """Requests whose floor plain rounds would break; the criterion of the production policy."""
         count = len(view.ids)
         plain = self._round_time.seconds(count, count, int(view.context_tokens.sum()))
         needs: Bools = view.floors * plain > 1.0
         return needs
 
     def _expected(self, view: RoundView) -> tuple[Floats, Floats]:
-        """Draft tokens of the drafter that each may expect to be accepted, and verified."""
+        """Expected accepted and verified tokens per request if the drafter drafts for it."""
         gains, verified = self._pool.gains[view.ids], self._pool.verified[view.ids]
         unknown = np.isnan(gains)
         gains[unknown], verified[unknown] = self._gain, self._verified
@@ -196,7 +197,7 @@ class ClusterPlanner(Delayed):
         self._pool.chosen[view.ids] = worth_drafting(gains, verified, self._times(), context, self._price)
 
     def _times(self) -> RoundTimeModel:
-        """With the way to the drafter as it was lately."""
+        """Round times with the recent mean transit to the drafter."""
         if self._known_times.network_seconds != self._transit:
             self._known_times = replace(self._round_time, network_seconds=self._transit)
         return self._known_times

@@ -1,7 +1,8 @@
-"""The requests that share the rounds of a verifier: all that decode, or one of two cohorts that take turns.
+"""The requests that share the rounds of a verifier: all decoding ones, or one of two cohorts that take turns.
 
-As `DraftTurns` of the engine: drafts are asked for when a cohort's round ends, awaited when its next begins.
-One thing is simpler: who changes cohorts sits out a round, where the engine takes it along without a draft.
+Like the engine's `DraftTurns`, it requests drafts when a cohort's round ends and waits for them when its next
+round begins. One simplification: a request that changes cohorts may sit out a round, whereas the engine
+includes it without a draft.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from dspark_core.simulation.population import Population
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What a round of some requests is drafted from, one entry per request."""
+    """The drafts requested for a cohort's next round, one entry per request."""
 
     rows: Ints
-    """The recorded rows that they go through."""
+    """Recorded row that each request is at."""
     most: Ints
-    """Draft tokens that each could use."""
+    """Maximum number of draft tokens that each could use."""
     lookups: Floats | None
     drafted: Bools | None
-    """Who is drafted for; None: nobody."""
+    """Which requests the drafter drafts for; None: none."""
     at: float
     seconds: float
-    """From `at` until the drafts are there: network, the drafter's queue, drafting."""
+    """From `at` until the drafts arrive: network, the drafter's queue, drafting."""
 
     def wait(self, now: float) -> float:
         return max(self.seconds - (now - self.at), 0.0)
@@ -43,18 +44,18 @@ class Cohort:
     planner: RoundPlanner
     active: Decoding
     committed: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    """By its newest round, for each of `active`."""
+    """Tokens the newest round commits for each of `active`."""
     asked: Asked | None = None
-    """For its next round; the requests stay the same until then."""
+    """Drafts for the next round; the requests stay the same until then."""
     coming: list[Ints] = field(default_factory=list)
-    """Requests of the other cohort, that join when the next round is over."""
+    """Requests from the other cohort that join after the next round."""
 
     @property
     def size(self) -> int:
         return len(self.active) + sum(len(columns[0]) for columns in self.coming)
 
     def receive(self) -> None:
-        """Those that were to come, once the round is over."""
+        """Let the requests in `coming` join; call once the round is over."""
         for columns in self.coming:
             self.active.put(columns)
         self.coming.clear()
@@ -63,15 +64,17 @@ class Cohort:
 def new_cohorts(
     count: int, factory: PlannerFactory, round_time: RoundTimeModel, people: Population
 ) -> tuple[Cohort, ...]:
-    """Of one verifier. What serves knows all of them; the other planners have nothing to tell each other."""
+    """The cohorts of one verifier. Served planners share one plan source; other planners stay independent."""
     first = factory(round_time)
     others = (first.partner() if isinstance(first, Served) else factory(round_time) for _ in range(1, count))
     return tuple(Cohort(planner, Decoding(people)) for planner in (first, *others))
 
 
 def even_out(fuller: Cohort, other: Cohort) -> None:
-    """The latest of the one whose round is over, for whom nothing is asked yet, go to the other while that is
-    smaller by two or more."""
+    """Move the newest requests of `fuller` to `other` until their sizes differ by at most one.
+
+    Call when the round of `fuller` has ended and its next drafts are not requested yet.
+    """
     surplus = (fuller.size - other.size) // 2
     if surplus <= 0:
         return

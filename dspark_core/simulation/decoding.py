@@ -1,7 +1,7 @@
-"""The requests that one verifier decodes, as columns that change when a request comes or ends.
+"""The requests that one verifier decodes, as columns rebuilt whenever requests join or end.
 
-A round reads and writes ten numbers of each. Gathered from arrays of all requests of the simulation, they
-took longer than planning the round.
+A round reads and writes ten numbers per request. Gathering them from arrays over all requests of the
+simulation took longer than planning the round.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _COLUMNS = 9
 
 
 class Decoding:
-    """Each column is [requests], in the order in which they came."""
+    """Each column is [requests], in the order they joined."""
 
     ids: Ints
     left: Ints
-    """Tokens of the answer that are not committed yet."""
+    """Answer tokens not committed yet."""
     context: Ints
     rounds: Ints
-    """So far."""
+    """Rounds so far."""
     granted: Ints
     """Draft tokens verified so far."""
     floors: Floats
@@ -36,7 +36,7 @@ class Decoding:
         return len(self.ids)
 
     def rows(self) -> Ints:
-        """The recorded row that each goes through now."""
+        """The recorded row that each request is at."""
         rows: Ints = self._first_row + self._place % self._row_count
         return rows
 
@@ -45,13 +45,13 @@ class Decoding:
         self.context += committed
 
     def advance(self, committed: Ints, lengths: Ints) -> None:
-        """One round further: so many tokens are committed when it ends, and were verified."""
+        """Advance one round, which verified `lengths` draft tokens and commits `committed` when it ends."""
         self._place += committed if self._all_by_token else np.where(self._by_token, committed, 1)
         self.rounds += 1
         self.granted += lengths
 
     def drop_ended(self) -> list[int]:
-        """Who has its whole answer, and goes."""
+        """Remove the requests whose answer is complete -> their ids."""
         if np.count_nonzero(self.left) == len(self):
             return []
         ended: list[int] = self.ids[self.left == 0].tolist()
@@ -59,7 +59,7 @@ class Decoding:
         return ended
 
     def join(self, fresh: Ints) -> None:
-        """Requests that have their prompt and their first token."""
+        """Add requests that have finished prefill and have their first token."""
         people = self._people
         joining = np.zeros((_COLUMNS, len(fresh)), dtype=np.int64)
         columns = (
@@ -75,13 +75,13 @@ class Decoding:
         self._adopt(np.concatenate((self._table, joining), axis=1))
 
     def take_last(self, count: int) -> Ints:
-        """Columns of the latest so many, who go."""
+        """Remove the newest `count` requests -> their columns."""
         going = self._table[:, -count:].copy()
         self._adopt(self._table[:, :-count].copy())
         return going
 
     def put(self, columns: Ints) -> None:
-        """Requests that `take_last` took of others."""
+        """Add requests that `take_last` removed elsewhere."""
         self._adopt(np.concatenate((self._table, columns), axis=1))
 
     def _adopt(self, table: Ints) -> None:

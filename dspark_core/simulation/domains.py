@@ -1,10 +1,10 @@
-"""How drafts fare in a domain: recorded places of answers, kept together by the request they came from.
+"""Recorded draft outcomes by domain, grouped by the request they came from.
 
-A simulated request follows one recorded request, so that its confidences and its luck belong together
-and stay as (un)even over its life as they were. Recorded by tokens there is a row for every place of the
-answer, and a round that commits three goes on three rows further: what it meets there is what it would
-have met. A trace only has the rounds that were, and is followed round by round; where less than the whole
-draft was verified it does not say what the rest was worth, which is drawn once, from the confidences.
+A simulated request follows one recorded request, so that its confidences match its outcomes and vary over
+its life as recorded. Recordings by token have a row for every position of the answer: a round that commits
+three tokens advances three rows, to what a real round would have met there. A trace only holds the rounds
+that took place and is followed round by round; where only part of a draft was verified, the outcome of the
+rest is drawn once, from the confidences.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ DEFAULTS = Path(__file__).parent / "data" / "smollm2-135m-instruct.json"
 
 @dataclass(frozen=True, slots=True)
 class RecordedRequest:
-    """Rows of one request in order: predicted survival and draft tokens that truly stood."""
+    """Rows of one request in order: predicted survival and the number of draft tokens accepted."""
 
     survival: tuple[tuple[float, ...], ...]
     accepted: tuple[int, ...]
     looked_up: tuple[tuple[float, ...], ...] = ()
-    """Survival of the tokens looked up there, () where nothing was found; no rows: nothing was looked up."""
+    """Survival of the tokens looked up at each row, () where none were found; no rows: lookup was off."""
     looked_up_accepted: tuple[int, ...] = ()
     by_token: bool = False
-    """A row for every token of the answer but the last, rather than for every round."""
+    """One row per answer token except the last, rather than one per round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ class DomainRounds:
     """All rows of all domains as columns; a request's rows are contiguous."""
 
     names: tuple[str, ...]
-    survival: NDArray[np.float64]  # [rows, block]; negative behind a shorter draft
-    accepted: NDArray[np.int64]  # [rows]: had the whole draft been verified
+    survival: NDArray[np.float64]  # [rows, block]; negative past the end of a shorter draft
+    accepted: NDArray[np.int64]  # [rows]: if the whole draft were verified
     looked_up: NDArray[np.float64]  # [rows, longest]; as survival
     looked_up_accepted: NDArray[np.int64]  # [rows]
     request_start: NDArray[np.int64]  # [requests]
@@ -60,11 +60,11 @@ class DomainRounds:
 
     @property
     def longest(self) -> int:
-        """Draft tokens of a request in a round, whoever they are from."""
+        """Maximum draft tokens per request and round, from drafter or lookup."""
         return max(self.block_size, int(self.looked_up.shape[1]))
 
     def accepted_length(self, name: str, length: int | None = None) -> float:
-        """Mean tokens of a round in a domain, `length` tokens of the drafter verified (None: all)."""
+        """Mean committed tokens per round in a domain with `length` drafter tokens verified (None: all)."""
         limit = self.block_size if length is None else length
         rounds = [
             1 + min(accepted, limit)
@@ -74,15 +74,15 @@ class DomainRounds:
         return sum(rounds) / len(rounds)
 
     def answer_tokens(self) -> NDArray[np.int64]:
-        """As long as the recorded answers were -> [requests]."""
+        """Lengths of the recorded answers [requests]."""
         ends = self.request_start + self.request_rows
         spans = zip(self.request_start, ends, strict=True)
-        stood = 1 + self.accepted + self.looked_up_accepted  # a round has one of the two
+        stood = 1 + self.accepted + self.looked_up_accepted  # in traced rows, one of the two is zero
         by_rounds = np.array([1 + int(stood[start:end].sum()) for start, end in spans])
         return np.where(self.request_by_token, 1 + self.request_rows, by_rounds)
 
     def _rounds(self, request: int, limit: int) -> list[int]:
-        """Accepted draft tokens of the rounds that a request would have had."""
+        """Accepted draft tokens per round, for the rounds the request would have taken."""
         start, rows = int(self.request_start[request]), int(self.request_rows[request])
         accepted: list[int] = self.accepted[start : start + rows].tolist()
         if not self.request_by_token[request]:
@@ -119,7 +119,7 @@ def stack_domains(domains: Mapping[str, Sequence[RecordedRequest]]) -> DomainRou
 
 
 def _padded(rows: Sequence[Sequence[float]], at_least: int) -> NDArray[np.float64]:
-    """[rows, longest], negative behind the shorter ones."""
+    """[rows, longest], padded with negative values."""
     padded = np.full((len(rows), max([at_least, *map(len, rows)])), -1.0)
     for index, row in enumerate(rows):
         padded[index, : len(row)] = row
@@ -127,7 +127,7 @@ def _padded(rows: Sequence[Sequence[float]], at_least: int) -> NDArray[np.float6
 
 
 def domain_of_trace(trace: Trace) -> tuple[RecordedRequest, ...]:
-    """The traced rounds by request; those without a draft say nothing and are left out."""
+    """The traced rounds by request, without those that had no draft."""
     rng = np.random.default_rng(0)
     rounds: dict[str, list[TracedRequest]] = {}
     for one in trace.rounds:
@@ -138,7 +138,7 @@ def domain_of_trace(trace: Trace) -> tuple[RecordedRequest, ...]:
 
 
 def _followed(told: Sequence[TracedRequest], rng: np.random.Generator) -> RecordedRequest:
-    """A round was drafted for by one of the two: what the other would have said there nobody knows."""
+    """Each round's draft came from either drafter or lookup; what the other would have drafted is unknown."""
     stood = [uncensored(one.survival, one.verified, one.accepted, rng) for one in told]
     return RecordedRequest(
         survival=tuple(() if one.looked_up else one.survival for one in told),
@@ -151,11 +151,11 @@ def _followed(told: Sequence[TracedRequest], rng: np.random.Generator) -> Record
 
 
 def uncensored(survival: Sequence[float], verified: int, accepted: int, rng: np.random.Generator) -> int:
-    """Draft tokens that would have stood had all been verified; drawn where that was not seen."""
+    """Draft tokens that would be accepted if all were verified; drawn at random where not observed."""
     if accepted < verified or verified == len(survival):
         return accepted
     reached = survival[verified - 1] if verified else 1.0
-    # One uniform decides them all: token k stands with the rest iff it lies below a_k / a_verified.
+    # One uniform draw u decides all positions: token k is accepted iff u < a_k / a_verified.
     mark = rng.random() * reached
     return verified + sum(value > mark for value in survival[verified:])
 
@@ -215,7 +215,7 @@ def _check(
 def domains_document(
     domains: Mapping[str, Sequence[RecordedRequest]], source: Mapping[str, object]
 ) -> dict[str, object]:
-    """For JSON, of requests that were recorded by token; `read_domains` is its inverse up to rounding."""
+    """JSON document of requests recorded by token; `read_domains` is the inverse up to rounding."""
     return {
         "format": FORMAT,
         "source": dict(source),

@@ -1,8 +1,8 @@
-"""Corrects profiled round times by rounds that were served.
+"""Corrects profiled round times with measurements from served rounds.
 
-A profile times bare passes for a few seconds; a served round also plans, accepts and samples, on a
-machine that may have become busier. The profile keeps its shape; each of its points is moved by what
-rounds of about its kind took against it.
+A profile times bare passes for a few seconds. A served round also plans, accepts and samples, on a machine
+that may have become busier. Each profile point is scaled by the ratio of measured to profiled time of
+similar rounds, so the profile keeps its shape.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
 from dspark_core.algorithms.step_surface import StepPoint
 
 MIN_ROUNDS = 3
-"""Rounds of a kind that say something about it."""
+"""Minimum number of similar rounds for a correction."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,13 +30,13 @@ class ServedRound:
     context_tokens: int
     step_seconds: float
     drafted: int
-    """Requests drafted for."""
+    """Number of requests drafted for."""
     draft_seconds: float
     loop_seconds: float = 0.0
 
 
 def corrected(round_time: RoundTimeModel, rounds: Iterable[ServedRound]) -> RoundTimeModel:
-    """Unchanged where too few rounds of any kind were served."""
+    """Parts of the model without MIN_ROUNDS rounds of any one kind stay unchanged."""
     rounds = tuple(rounds)
     steps: dict[tuple[int, int], list[float]] = {}
     drafts: dict[int, list[float]] = {}
@@ -67,7 +67,7 @@ def corrected(round_time: RoundTimeModel, rounds: Iterable[ServedRound]) -> Roun
 
 
 def _loop(rounds: Sequence[ServedRound]) -> LoopTimeModel | None:
-    """A line through the medians by how many requests a round had; level with one number of them."""
+    """Line fitted to the median loop times by request count; constant if there is only one count."""
     by_requests: dict[int, list[float]] = {}
     for one in rounds:
         if one.loop_seconds > 0:
@@ -85,13 +85,13 @@ def _loop(rounds: Sequence[ServedRound]) -> LoopTimeModel | None:
 
 
 def _moved(point: StepPoint, ratios: Mapping[int, Mapping[float, float]]) -> StepPoint:
-    """By the ratio at its tokens per request, mixed between the nearest served request counts."""
+    """Scaled by the ratio at its tokens per request, interpolated between served request counts."""
     per_request = point.batch_tokens / point.requests
     rows = {requests: _between(row, per_request) for requests, row in ratios.items()}
     return replace(point, seconds=point.seconds * _between(rows, point.requests))
 
 
 def _between(known: Mapping[int, float] | Mapping[float, float], at: float) -> float:
-    """Linear between keys, level beyond them."""
+    """Linear interpolation between keys, constant beyond them."""
     keys = sorted(known)
     return float(np.interp(at, keys, [known[key] for key in keys]))  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""The planners of replay and simulation by their names."""
+"""The planners of replay and simulation by name."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ NAMES = (
 
 
 def planner_factory(name: str, drafters: int = 0, *, cohorts: int = 1) -> PlannerFactory:
-    """Makes the planners of one cluster, called for each verifier in turn. `drafters`: how many they share;
-    0: each has one of its own. Raises ConfigError for a name that is not one of NAMES, or a bad number in it,
-    or one that plans for no such `cohorts`.
+    """Factory of the planners of one cluster; call it once per verifier, in order.
+
+    `drafters`: how many the verifiers share; 0: each has its own. Raises ConfigError for an unknown name,
+    a bad number in it, or a planner that does not support `cohorts`.
     """
     kind, _, argument = name.partition(":")
     match kind:
@@ -71,7 +72,7 @@ def planner_factory(name: str, drafters: int = 0, *, cohorts: int = 1) -> Planne
 
 def _whole(text: str, name: str) -> int:
     length = int(text) if text.isdecimal() else 0
-    if length < 1:  # without drafts a planner is none, which does not pay for drafting either
+    if length < 1:  # for length 0 there is `none`, which also saves the drafting
         raise ConfigError(f"planner {name!r} needs a whole number >= 1 behind the colon, as in fixed:4")
     return length
 

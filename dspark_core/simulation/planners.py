@@ -1,7 +1,7 @@
-"""The planners over arrays of one round: what replay and simulation both run.
+"""Planners over arrays of one round, used by both replay and simulation.
 
-Nothing here decides: lengths come from the functions of `dspark_core.algorithms` that serve, and
-`dspark` is the verifier's own plan source. A planner belongs to one verifier: some remember rounds.
+Thin adapters: verify lengths come from the production functions in `dspark_core.algorithms`, and `dspark`
+is the verifier's own plan source. Each verifier needs its own planner, because some remember rounds.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from dspark_core.engine.planning import LocalPlanSource
 from dspark_core.records import DraftOrigin, RequestSurvival, RoundReport
 
 PLAN_AGE_ROUNDS = 2
-"""A capacity is that of the round this many rounds ago (paper, section 5.2)."""
+"""A round uses the capacity computed this many rounds earlier (paper, section 5.2)."""
 REFRESH_ROUNDS = 4
-"""A capacity and the choice whom to draft for are computed anew every so many rounds."""
+"""Rounds between recomputations of the capacity and of the choice of requests to draft for."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoundView:
-    """Who decodes in the round that is about to be drafted, one entry per request."""
+    """Requests that decode in the round about to be drafted, one entry each."""
 
     ids: Ints
     context_tokens: Ints
     floors: Floats
     """Tokens per second; 0: none."""
     draftable: Bools
-    """Whether the drafter has something to say, and that could be used: at least two tokens are left."""
+    """Whether the drafter has a draft that could be used: at least two answer tokens are left."""
     looked_up: Floats | None = None
-    """Survival of what was looked up [requests, longest], negative where there is nothing; it is what whoever
-    is not drafted for has. None: nothing is."""
+    """Survival of looked-up tokens [requests, longest], negative where there are none; used by requests that
+    are not drafted for. None: lookup is off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +58,24 @@ class RoundOutcome:
 
 
 class RoundPlanner(Protocol):
-    """In each round: `drafted`, `plan`, `learn`."""
+    """Called once per round, in this order: `drafted`, `plan`, `learn`."""
 
     looks_up: ClassVar[bool]
-    """Whether requests look up what they are not drafted for."""
+    """Whether requests that are not drafted for use lookup."""
 
     def drafted(self, view: RoundView) -> Bools | None:
-        """For whom to draft this round -> [requests]; None: for everyone."""
+        """Which requests to draft for this round [requests]; None: all."""
         ...
 
     def plan(self, batch: PlanBatch, seconds: Floats) -> Ints:
-        """Verify lengths [requests]; `seconds[n]` of this round with n draft tokens verified."""
+        """Verify lengths [requests]; `seconds[n]`: time of this round with n draft tokens verified."""
         ...
 
     def learn(self, outcome: RoundOutcome) -> None: ...
 
 
 class _Forgetful:
-    """Drafts for everyone and learns nothing."""
+    """Drafts for all requests and learns nothing."""
 
     looks_up: ClassVar[bool] = False
 
@@ -124,17 +124,17 @@ class Algorithm1(_Forgetful):
 
 
 class FreeSearch(_Forgetful):
-    """Coupled verification's search over the whole round; biased under rejection sampling."""
+    """The search over the whole round used with coupled verification; biased under rejection sampling."""
 
     def plan(self, batch: PlanBatch, seconds: Floats) -> Ints:
         return search(batch, seconds)
 
 
 class Delayed(_Forgetful):
-    """A capacity from rounds that are over, spent on this round's best tokens (section 5.2).
+    """Spends a capacity computed from earlier rounds on this round's best tokens (section 5.2).
 
-    With floors in the batch, what they need comes first. While no round is old enough it follows
-    Algorithm 1, as a verifier does.
+    Speed floors are served first. Until a round is old enough it follows Algorithm 1, as a verifier
+    does.
     """
 
     def __init__(self) -> None:
@@ -144,14 +144,14 @@ class Delayed(_Forgetful):
 
     def plan(self, batch: PlanBatch, seconds: Floats) -> Ints:
         if not np.count_nonzero(batch.survival[:, :1] >= 0.0):
-            return np.zeros(batch.requests, dtype=np.int64)  # a round that can teach nothing
+            return np.zeros(batch.requests, dtype=np.int64)  # nothing to learn from this round
         usable = self._young[0] if len(self._young) == PLAN_AGE_ROUNDS else None
         ranking = rank(batch)
         if usable is None:
             lengths = ranking.lengths(admit_while_rising(ranking, float(batch.requests), seconds))
         else:
             lengths = delayed_scheduler.spend(batch, usable, seconds, ranking)
-        # From here on only later rounds are concerned.
+        # The lengths are settled; what follows affects only later rounds.
         if self._round % REFRESH_ROUNDS == 0 or self._capacity is None:
             self._capacity = delayed_scheduler.capacity(batch, seconds, ranking)
         self._young.append(self._capacity)
@@ -160,7 +160,7 @@ class Delayed(_Forgetful):
 
 
 class Served:
-    """The plan source of the verifier itself, with its policy of whom to draft for."""
+    """The verifier's own plan source, including its policy of which requests to draft for."""
 
     looks_up: ClassVar[bool] = True
 
@@ -174,7 +174,7 @@ class Served:
         self._rounds = 0
 
     def partner(self) -> Served:
-        """Of the other cohort of the verifier; both have one plan source."""
+        """Planner of the verifier's other cohort; both share one plan source."""
         other = copy.copy(self)
         self._partner, other._partner = other, self
         return other
@@ -252,7 +252,7 @@ class Served:
 
 
 def _tuples(view: RoundView) -> list[tuple[float, ...]]:
-    """What was looked up for each request."""
+    """Survival of the looked-up tokens of each request."""
     if view.looked_up is None:
         return [()] * len(view.ids)
     return [tuple(row[row >= 0.0].tolist()) for row in view.looked_up]

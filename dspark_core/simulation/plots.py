@@ -1,4 +1,4 @@
-"""Frontiers and verify lengths of simulated planners. Loads matplotlib only when asked to draw."""
+"""Plots frontiers and verify lengths of simulated planners. Loads matplotlib only when asked to draw."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 FRONTIER_FILE = "frontier.png"
 VERIFY_FILE = "verify_length.png"
 MAX_DECADES = 3
-"""An axis over more has no room for figures between powers of ten."""
+"""Wider axes have no room for labels between powers of ten."""
 
 
 def require_matplotlib() -> None:
-    """Raises ConfigError, so that a long run does not end in one."""
+    """Raises ConfigError if it is missing; call it before a long run rather than after."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("plots need matplotlib: pip install 'dspark[simulate]'")
 
 
 def scale_by_ratios(axes: Axes, base: int = 10) -> None:
-    """A logarithmic x axis with 20, 30 and 64 beside its ticks, for which matplotlib writes powers."""
+    """Logarithmic x axis with plain tick labels such as 20, 30 and 64 instead of matplotlib's powers."""
     from matplotlib.ticker import LogFormatter
 
     axes.set_xscale("log", base=base)
@@ -38,7 +38,7 @@ def scale_by_ratios(axes: Axes, base: int = 10) -> None:
 def draw_frontier(
     frontiers: Mapping[str, Sequence[FrontierPoint]], directory: Path, title: str
 ) -> list[Path]:
-    """Writes PNGs -> their paths."""
+    """Write PNG files -> their paths."""
     require_matplotlib()
     from matplotlib.figure import Figure  # draws to files only: no display, no global state
 

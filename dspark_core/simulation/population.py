@@ -1,4 +1,4 @@
-"""The requests of a simulation, drawn once from the seed: every planner meets the same ones."""
+"""The requests of a simulation, drawn once from the seed, so that every planner gets the same ones."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class Population:
     floor: Floats
     """Tokens per second; 0: none."""
     first_row: Ints
-    """Index into the recorded rows of the request it follows."""
+    """First recorded row of the request that it follows."""
     rows: Ints
-    """How many rows that one has; it is followed in a circle."""
+    """Number of recorded rows of that request; they are followed cyclically."""
     by_token: Bools
-    """A row is a token further, rather than a round."""
+    """Rows are one token apart, rather than one round."""
     phase: Ints
-    """Where in the circle it begins."""
+    """Row within the cycle where it begins."""
     domain: Ints
 
 
 def draw_population(scenario: Scenario, recorded: DomainRounds) -> Population:
     """Raises ConfigError when the scenario names a domain that was not recorded."""
-    # A stream for each quantity: changing one leaves the others as they were.
+    # A random stream per quantity, so that changing one leaves the others unchanged.
     streams = np.random.default_rng(scenario.seed).spawn(6)
     count = scenario.requests
     followed = _followed(scenario, recorded, streams[0])
@@ -68,7 +68,7 @@ def _lengths(scenario: Scenario, mean: float, rng: np.random.Generator) -> Ints:
 
 
 def _followed(scenario: Scenario, recorded: DomainRounds, rng: np.random.Generator) -> Ints:
-    """Recorded requests, drawn by domain share and within a domain by their rows."""
+    """Recorded request each one follows, drawn by domain share and, within a domain, by number of rows."""
     shares = dict(scenario.domains) or dict.fromkeys(recorded.names, 1.0)
     unknown = sorted(set(shares) - set(recorded.names))
     if unknown:

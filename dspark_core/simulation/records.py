@@ -1,4 +1,4 @@
-"""What a simulation keeps while it runs, and the figures made of it."""
+"""What a simulation records while it runs, and the summary computed from it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dspark_core.simulation.population import Population
 from dspark_core.simulation.scenario import Scenario
 
 FLOOR_TOLERANCE = 0.01
-"""A request this share below its floor is not counted: one round more or less at its end."""
+"""Shortfall below a floor that is tolerated, because one round more or less at the end makes that much."""
 PERCENTILES = (5, 50, 95)
 
 
@@ -32,13 +32,13 @@ class Ledger:
         self._draft_queue = 0.0
         self._draft_calls = 0
         self._busy = 0.0
-        # Verify length by how many decode together: [max_running + 1].
+        # Indexed by the number of requests decoding together: [max_running + 1].
         self._verified_by_load = np.zeros(scenario.max_running + 1, dtype=np.int64)
         self._rounds_by_load = np.zeros(scenario.max_running + 1, dtype=np.int64)
 
     def decoded(self, decoding: int, tokens: int, accepted: int, wait: float, draft_seconds: float) -> None:
-        """A round in which so many requests decoded and so many draft tokens were verified. It waited for its
-        drafts, which took `draft_seconds` from when they were asked for."""
+        """Record a round: requests decoding, draft tokens verified and accepted, the round's wait for drafts,
+        and `draft_seconds` from requesting the drafts to their arrival."""
         self._request_rounds += decoding
         self._verified += tokens
         self._accepted += accepted
@@ -48,7 +48,7 @@ class Ledger:
         self._rounds_by_load[decoding] += 1
 
     def busy(self, seconds: float) -> None:
-        """Of any round."""
+        """Record the time of any round, including those with prefill only."""
         self._rounds += 1
         self._busy += seconds
 
@@ -91,7 +91,7 @@ class Ledger:
         )
 
     def _steady_rate(self) -> float:
-        """Tokens per second between a tenth and nine tenths of the ends: neither fill nor drain."""
+        """Tokens per second between the first and last tenth of completions, without ramp-up and drain."""
         order = np.argsort(self.ended)
         low, high = len(order) // 10, len(order) - 1 - len(order) // 10
         span = float(self.ended[order[high]] - self.ended[order[low]])
@@ -113,10 +113,10 @@ class Summary:
     requests: int
     tokens: int
     seconds: float
-    """Simulated, from the first arrival to the last end."""
+    """Simulated time from the first arrival to the last completion."""
     tokens_per_second: float
     steady_tokens_per_second: float
-    """Without filling up at the start and running dry at the end."""
+    """Without the ramp-up at the start and the drain at the end."""
     user_speed: tuple[float, ...]
     """Tokens per second of a request after its first token, at PERCENTILES."""
     time_to_first_token: tuple[float, ...]
@@ -127,20 +127,20 @@ class Summary:
     verify_length_by_load: tuple[tuple[int, float], ...]
     """(requests decoding together, verify length)"""
     promised: int
-    """Requests with a floor that could be judged."""
+    """Requests with a floor and a measurable speed."""
     floors_broken: int
     verifier_utilisation: float
     drafter_utilisation: float
     draft_queue_seconds: float
-    """Mean wait for a drafter that serves others."""
+    """Mean wait for a drafter busy with other verifiers."""
     draft_queue_share: float
-    """Of the time from asking for drafts until they are there."""
+    """Share of queueing in the time from requesting drafts to their arrival."""
     draft_wait_share: float
-    """Of the rounds' time."""
+    """Share of the rounds' time spent waiting for drafts."""
 
 
 def _percentiles(values: NDArray[np.float64]) -> tuple[float, ...]:
-    """Zeros when no request could be judged: all answers of one token."""
+    """Zeros when there are no finite values, as when all answers have one token."""
     known = values[np.isfinite(values)]
     if not len(known):
         return (0.0,) * len(PERCENTILES)

@@ -1,10 +1,10 @@
-"""Plans recorded rounds again, with other planners, and says what that would have brought.
+"""Replans recorded rounds with other planners and estimates the result.
 
-Round by round each planner gets the recorded survival of every request and the measured round times
-(scaled to what the recorded round really took), and answers with verify lengths. Tokens are counted
-twice: as survival promises, and as the recorded outcomes tell. An outcome is known where the recorded
-round verified at least as far, or rejected a token before; else survival fills in the rest. What it
-cannot know: with other lengths the following rounds would have begun elsewhere.
+Round by round, the planner gets the recorded survival of every request and the measured round times (scaled
+to what the recorded round actually took), and returns verify lengths. Committed tokens are counted twice:
+as predicted by survival, and by recorded outcomes. An outcome is known if the recorded round verified at
+least as far or rejected an earlier token; otherwise survival fills in the rest. Not captured: with other
+lengths, the following rounds would have started at other anchors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dspark_core.simulation.planners import RoundOutcome, RoundPlanner, RoundVie
 
 RECORDED = "recorded"
 MAX_SLOWDOWN = 3.0
-"""A recorded round that took longer than this against the model is held to be a stall."""
+"""Limit on the ratio of recorded to modelled step time; anything beyond counts as a stall."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,24 +33,24 @@ class ReplayResult:
     rounds: int
     request_rounds: int
     verified: int
-    """Draft tokens."""
+    """Draft tokens verified."""
     verify_length: float
-    """Per request and round."""
+    """Draft tokens verified per request and round."""
     expected_tokens: float
-    """Committed, by survival."""
+    """Committed tokens, as predicted by survival."""
     outcome_tokens: float
-    """Committed, by recorded outcomes where known."""
+    """Committed tokens, by recorded outcomes where known."""
     undrafted_share: float
-    """Of the request rounds: recorded without a draft, so that no planner could verify anything."""
+    """Share of request rounds recorded without a draft, where no planner could verify anything."""
     known_share: float
-    """Of the request rounds: their outcome under this planner is known."""
+    """Share of request rounds whose outcome under this planner is known."""
     seconds: float
     expected_tokens_per_second: float
     outcome_tokens_per_second: float
     unmet_floors: int
-    """Request rounds whose floor the plan does not hold by survival."""
+    """Request rounds whose floor the plan misses, as predicted by survival."""
     same_share: float
-    """Of the request rounds: planned as recorded."""
+    """Share of request rounds planned as recorded."""
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ def replay(
     planner: str,
     on_round: Callable[[], None] = lambda: None,
 ) -> ReplayResult:
-    """Of one verifier's rounds in order. `planner`: a planner's name, or RECORDED for what was done.
+    """Replay the rounds of one verifier in order. `planner`: a name, or RECORDED for the recorded lengths.
 
     Raises ConfigError for an unknown planner.
     """
@@ -108,15 +108,15 @@ def _replay_round(
     told = one.requests
     recorded = np.array([request.verified for request in told], dtype=np.int64)
     batch = _batch(one, planner, sums.ids)
-    # Prefill shares the pass: its tokens shift where on the curve the drafts come to lie.
+    # Prefill tokens share the pass and so shift the drafts along the step-time curve.
     count, base = len(told), one.prefill_tokens
     table = round_time.verify.table(
         count, np.arange(count + base, count + base + batch.survival.size + 1), one.context_tokens
     )
     slowdown = one.step_seconds / float(table[min(int(recorded.sum()), len(table) - 1)])
     drafted = int((batch.survival[:, :1] >= 0.0).sum()) - batch.looked_up
-    # Whoever drafts pays what the round paid; whoever does not pays nothing. Everybody pays the loop, which
-    # is not recorded after a rest.
+    # A planner that drafts pays the recorded draft time, one that does not pays none. All pay the loop time,
+    # which is not recorded for the first round after an idle period.
     wait = one.draft_seconds if drafted else 0.0
     loop = one.loop_seconds or round_time.loop.seconds(count)
     steps = table * min(max(slowdown, 1.0 / MAX_SLOWDOWN), MAX_SLOWDOWN)
@@ -171,7 +171,7 @@ def _batch(one: TracedRound, planner: RoundPlanner | None, known: dict[str, int]
 
 
 def _outcomes(told: Sequence[TracedRequest], lengths: Ints) -> tuple[Floats, Bools]:
-    """Accepted draft tokens at these lengths [requests] float, and whether that is known [requests]."""
+    """Accepted draft tokens at these lengths [requests] float, and whether they are known [requests]."""
     accepted = np.zeros(len(told))
     known = np.ones(len(told), dtype=np.bool_)
     for index, (request, length) in enumerate(zip(told, lengths.tolist(), strict=True)):

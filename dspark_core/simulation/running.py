@@ -1,4 +1,4 @@
-"""Runs scenarios: one per planner, a frontier over loads, the smallest pools that keep a promise."""
+"""Runs scenarios: a single simulation, a frontier over loads, and the smallest pools that keep the SLA."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from dspark_core.simulation.scenario import Scenario
 
 MTP1 = "mtp1"
 MAX_BROKEN_SHARE = 0.05
-"""Of the requests with a floor: what a pool that is large enough may break."""
+"""Share of the requests with a floor that a large enough pool may break."""
 MAX_FIRST_TOKEN_SECONDS = 2.0
-"""95 % of the requests must have begun by then."""
+"""Limit on the 95th percentile of the time to first token."""
 MAX_DRAFT_QUEUE_SHARE = 0.1
-"""Of the wait for drafts: what may be spent behind other verifiers."""
+"""Limit on the share of the wait for drafts that is spent queueing behind other verifiers."""
 MAX_LOAD = 0.95
-"""Of the tokens per second that full verifiers make: what may arrive."""
+"""Limit on arriving tokens per second, as a share of what full verifiers produce."""
 SIZING_REQUESTS_PER_SLOT = 8
 SIZING_SECONDS = 60.0
-"""Of arrivals, at least."""
+"""Minimum length of the simulated arrivals."""
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What does not change between runs."""
+    """Inputs shared by all runs."""
 
     recorded: DomainRounds
     round_time: RoundTimeModel
@@ -73,7 +73,7 @@ def frontier(
     users_per_verifier: Sequence[int],
     on_point: Callable[[], None] = lambda: None,
 ) -> dict[str, tuple[FrontierPoint, ...]]:
-    """Closed loop at several loads: tokens per second of all against those of a user."""
+    """Closed loop at several loads: total tokens per second against tokens per second per user."""
     found: dict[str, tuple[FrontierPoint, ...]] = {}
     for planner in planners:
         points = []
@@ -88,9 +88,9 @@ def frontier(
 def size_pools(
     world: World, scenario: Scenario, planner: str, on_try: Callable[[int, int], None] = lambda *_: None
 ) -> PoolSize:
-    """The fewest verifiers that keep the floors and answer soon, then the fewest drafters for those.
+    """The fewest verifiers that keep floors and time to first token, then the fewest drafters for those.
 
-    For open arrivals. Raises ConfigError when 4096 verifiers are not enough.
+    Needs open-loop arrivals. Raises ConfigError without them, or when 4096 verifiers are not enough.
     """
     if not scenario.arrivals_per_second:
         raise ConfigError("sizing needs arrivals_per_second: users of a closed loop wait as long as it takes")
@@ -100,7 +100,7 @@ def size_pools(
         summary = simulate(world, sized, planner)
         if not _keeps_promises(summary) or summary.draft_queue_share > draft_queue_share:
             return False
-        # A queue that grows slowly breaks no promise yet.
+        # A slowly growing queue would pass the check above, so also require spare capacity.
         full = simulate(world, _with_users(sized, sized.max_running), planner)
         arriving = sized.arrivals_per_second * summary.tokens / summary.requests
         return arriving <= MAX_LOAD * full.steady_tokens_per_second
@@ -120,7 +120,7 @@ def size_pools(
 
 
 def _with_users(scenario: Scenario, users: int) -> Scenario:
-    """A closed loop of so many users of each verifier, for long enough to see what they get."""
+    """Closed loop of `users` per verifier, with enough requests to measure their speed."""
     return dataclasses.replace(
         scenario,
         users=users * scenario.verifiers,
@@ -131,7 +131,7 @@ def _with_users(scenario: Scenario, users: int) -> Scenario:
 
 
 def _sized(scenario: Scenario, verifiers: int, drafters: int) -> Scenario:
-    """With requests enough to fill these pools several times over, were they too small."""
+    """With these pools, and enough requests to overflow them several times if they are too small."""
     slots = verifiers * scenario.max_running
     arriving = math.ceil(SIZING_SECONDS * scenario.arrivals_per_second)
     requests = max(scenario.requests, arriving, SIZING_REQUESTS_PER_SLOT * slots)
@@ -144,7 +144,7 @@ def _keeps_promises(summary: Summary) -> bool:
 
 
 def _fewest(enough: Callable[[int], bool], limit: int) -> int | None:
-    """The smallest count up to `limit` for which `enough` holds, which it does for all beyond it."""
+    """The smallest count up to `limit` for which `enough` holds; `enough` must be monotonic."""
     high = 1
     while not enough(high):
         if high >= limit:

@@ -1,4 +1,4 @@
-"""What is simulated: pools, network, traffic, promises. Validated here, named as in `sim.yaml`."""
+"""Scenario of a simulation: pools, network, traffic, floors. Field names are those of `sim.yaml`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dspark_core.records import MAX_COHORTS
 _T = TypeVar("_T")
 
 HELP = "help"
-"""Key of a field's metadata: what it means, in a line."""
+"""Metadata key of a field's one-line description."""
 
 
 def _said(default: _T, text: str) -> _T:
@@ -23,7 +23,7 @@ def _said(default: _T, text: str) -> _T:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """Defaults describe a small cluster of the demo model. What a field says is the help of its flag."""
+    """Defaults describe a small cluster of the demo model. Field descriptions double as flag help texts."""
 
     verifiers: int = _said(4, "verifiers of the cluster")
     drafters: int = _said(0, "shared by all verifiers; 0: each verifier has one of its own")
@@ -102,8 +102,8 @@ class Scenario:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], *, beside: Sequence[str] = ()) -> Scenario:
-        """From YAML, in whose file others may stand `beside`. Raises ConfigError naming an unknown field or
-        one of the wrong kind."""
+        """From YAML values; `beside`: other keys of the file, for error messages. Raises ConfigError naming
+        an unknown field or one of the wrong type."""
         known = {one.name: one for one in dataclasses.fields(cls)}
         for name, value in values.items():
             if name not in known:

@@ -1,4 +1,4 @@
-"""Round times looked up instead of interpolated: what a simulation of millions of rounds needs."""
+"""Tabulated round times: a simulation of millions of rounds cannot afford to interpolate each."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_surface import Floats
 
 CONTEXT_STEP = 64
-"""Contexts per request are rounded to this many tokens."""
+"""Context per request is rounded to a multiple of this many tokens."""
 
 
 class TimeTables:
-    """`RoundTimeModel` by (requests, context), each table made once."""
+    """`RoundTimeModel` tabulated by (requests, context); each table is computed once."""
 
     def __init__(
         self, model: RoundTimeModel, max_draft_tokens_per_request: int, prefill_tokens: int = 0
@@ -24,7 +24,8 @@ class TimeTables:
         self._drafts: dict[int, float] = {}
 
     def step(self, requests: int, context_tokens: int) -> Floats:
-        """Seconds of a target pass by tokens beyond one per request: [requests * block + prefill + 1]."""
+        """Seconds of a target pass by number of tokens beyond one per request:
+        [requests * block + prefill + 1]."""
         mean = context_tokens // max(requests, 1)
         bucket = (mean + CONTEXT_STEP // 2) // CONTEXT_STEP
         key = (requests, bucket)
@@ -37,7 +38,7 @@ class TimeTables:
         return table
 
     def draft(self, requests: int) -> float:
-        """Seconds at the drafter, without the network."""
+        """Seconds of drafting, without the network."""
         seconds = self._drafts.get(requests)
         if seconds is None:
             seconds = self._drafts[requests] = self.model.draft.seconds(requests)

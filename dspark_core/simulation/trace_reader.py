@@ -1,4 +1,4 @@
-"""Reads round traces. A bad line names file and line; a last line cut short by a kill is skipped."""
+"""Reads round traces. Errors name file and line; a last line truncated by a kill is skipped."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from dspark_core.errors import ConfigError
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
     rounds: tuple[TracedRound, ...]
-    """Those that decoded something, in the order of the files."""
+    """Rounds that decoded something, in the order of the files."""
     prefill_rounds: int
-    """Rounds of prefill alone: nothing was planned in them."""
+    """Number of prefill-only rounds, in which nothing was planned."""
     curves: Mapping[str, Mapping[str, object]]
     """Step-time documents by version, the newest last."""
     models: tuple[str, ...]
     cut_lines: int
-    """Last lines of files that a kill cut short."""
+    """Number of truncated last lines."""
 
 
 def read_trace(paths: Sequence[Path]) -> Trace:
-    """Raises ConfigError naming file and line, or that there is no round."""
+    """Raises ConfigError naming file and line, or if there is no decoding round."""
     rounds: list[TracedRound] = []
     curves: dict[str, Mapping[str, object]] = {}
     models: dict[str, None] = {}
@@ -55,7 +55,7 @@ def read_trace(paths: Sequence[Path]) -> Trace:
 
 
 def _records(path: Path) -> Iterator[TraceRecord | None]:
-    """None stands for a last line without its end."""
+    """None stands for a truncated last line."""
     headed = False
     try:
         with path.open(encoding="utf-8", newline="\n") as file:

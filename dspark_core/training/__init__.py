@@ -1,1 +1,1 @@
-"""DeepSpec's stages for drafters: data, features, losses, the training loop."""
+"""Trains drafters in DeepSpec's stages: data, features, losses, the training loop."""

@@ -81,8 +81,8 @@ class TrainingRun:
         self._pending: list[StepReport] = []
 
     def resume(self) -> bool:
-        """Restore the newest checkpoint, if there is one. Raises ConfigError when it belongs to another
-        drafter."""
+        """Restore the newest checkpoint, if there is one. Raises CheckpointError when it cannot be used,
+        ConfigError when it was saved with other `drafter` values."""
         latest = self._checkpoints.latest()
         if latest is None:
             return False

@@ -33,7 +33,7 @@ def read_dataset(
     files, or one written by `save_to_disk`.
 
     `column` holds one message; None: rows look like those of prompt files. Raises ConfigError when the
-    library, the dataset or the network is missing, or naming the row that is malformed.
+    library, the dataset or the network is missing, and for a malformed row, which it names.
     """
     require_datasets()
     try:
