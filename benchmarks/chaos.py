@@ -1,11 +1,11 @@
-"""Do users notice when parts of a cluster are lost? Random faults under mixed requests.
+"""Tests whether users notice when parts of a cluster are lost: random faults under mixed requests.
 
     python -m benchmarks.chaos [--minutes 10] [--concurrency 8] [--seed 0]
 
-Redis, two schedulers, two pairs of drafter and verifier and a gateway, as processes of this machine. The
-users of `benchmarks.soak` ask without pause while one part after the other is killed (-9), halted
-(SIGSTOP) or restarted. Greedy and seeded answers must stay what they were, no request may fail, and when
-all is over every KV page must be free. Exit status 1 otherwise.
+Runs Redis, two schedulers, two pairs of drafter and verifier, and a gateway as processes on this machine. The
+users of `benchmarks.soak` send requests without pause while one part after another is killed (-9), halted
+(SIGSTOP) or restarted. Greedy and seeded answers must not change, no request may fail, and in the end every
+KV page must be free. Exits with status 1 otherwise.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from benchmarks.environment import describe_arguments, describe_machine
 from benchmarks.soak_parts.load import Load
 
 PERIOD_SECONDS = 20.0
-"""Between moments at which nobody asks."""
+"""Length of a period of load; all users finish their requests at its end."""
 QUIET_SECONDS = 30.0
-"""For pages to be freed once the last answer has ended."""
+"""Time limit for pages to be freed after the last answer."""
 
 
 def main() -> int:
@@ -102,7 +102,7 @@ async def _chaos(arguments: argparse.Namespace, console: Console) -> dict[str, o
 
 
 async def _held_pages(cluster: Cluster) -> dict[str, float]:
-    """Free share by verifier, of those that do not get all of their pages back in time."""
+    """Free share of the KV pages of each verifier that has not freed all of them in time."""
     ends = time.monotonic() + QUIET_SECONDS
     while True:
         held = {name: free for name, free in (await cluster.free_kv_fractions()).items() if free < 1.0}

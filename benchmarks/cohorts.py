@@ -1,11 +1,11 @@
-"""Two cohorts in turns against rounds of everybody, by load and by how far away the drafter is.
+"""Two cohorts that take turns against rounds of all requests, by load and by round trip to the drafter.
 
     python -m benchmarks.cohorts [--users 2 4 8 16] [--round-trip-ms 0 5 20] [--minutes 6]
 
-The target computes in this process on one thread, the drafter in its own on another core, behind a relay
-that holds up what goes there and back. Closed loop, every answer's end starts the next prompt; methods
-follow one another in slices on the same running requests. `fixed`: everybody is drafted for and so many
-tokens verified. `scheduled`: for whom that pays, without and with the choice of taking turns.
+The target runs in this process on one thread, the drafter in another process on another core, behind a relay
+that delays traffic both ways. Closed loop: every finished answer starts the next prompt. Methods alternate in
+slices on the same running requests. `fixed`: drafts for all requests and verifies a fixed number of tokens.
+`scheduled`: drafts and verifies where it pays, without and with the choice of taking turns.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from dspark_core.zoo_paths import DEFAULT_DRAFTER
 PLAIN, FIXED, FIXED_TURNS = "plain", "fixed", "fixed, in turns"
 SCHEDULED, CHOSEN = "scheduled", "scheduled, turns if faster"
 OVERHEAD = 1.5
-"""What loading and unmeasured rounds take beside the slices."""
+"""Ratio of total time to slice time: loading and unmeasured rounds."""
 
 
 class Turns:
-    """A planner that is told how many cohorts there are, or chooses."""
+    """Wraps a planner to fix the number of cohorts; None lets it choose."""
 
     def __init__(self, inner: PlanSource, cohorts: int | None) -> None:
         self._inner = inner
@@ -101,7 +101,7 @@ def main() -> None:
 def _measure(
     arguments: argparse.Namespace, loop: LoadedLoop, far: FarDrafter
 ) -> dict[tuple[float, int], dict[str, list[SliceResult]]]:
-    """By round trip, users and method."""
+    """Slices by (round trip, users) and method."""
     if loop.round_time is None:
         raise AssertionError("the loop is profiled")
     cells = len(arguments.round_trip_ms) * len(arguments.users) * arguments.repetitions

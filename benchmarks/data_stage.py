@@ -1,6 +1,6 @@
 """Tokens per second of the data stage: `python -m benchmarks.data_stage --threads 1`.
 
-Prints wall-clock rates and rates per second of CPU time; the latter tell more on a busy machine.
+Prints rates per second of wall-clock time and of CPU time; on a busy machine, the latter are more reliable.
 """
 
 from __future__ import annotations

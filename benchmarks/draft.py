@@ -2,10 +2,10 @@
 
     python -m benchmarks.draft [--batches 1 8 32] [--rows 8 64 128] [--seconds 1.0]
 
-Contexts, features and logits are the target's own, over answers it generates first, because the
-cost of sampling depends on how peaked a distribution is. Every figure is the median of calls
-repeated for --seconds; a draft pass appends the features of two tokens to each context, as a
-round does. `parts` are the steps of a greedy pass, called one by one.
+Contexts, features and logits come from the target, over answers it generates first, because the cost of
+sampling depends on how peaked a distribution is. Every figure is the median of calls repeated for --seconds.
+Like a round, a draft pass appends the features of two tokens to each context. `parts` are the steps of a
+greedy pass, timed one by one.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ SETTINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A prompt with the target's own greedy answer, and what the target computed for it."""
+    """A prompt with the target's greedy answer, features and logits."""
 
     tokens: list[int]
     prompt_length: int
@@ -145,7 +145,7 @@ def _answers(target: BuiltTarget, model: str) -> list[Answer]:
 
 def _forward(target: BuiltTarget, prompt: list[int], answer: list[int]) -> Answer:
     tokens = [*prompt, *answer]
-    # Nothing else runs on this engine any more: any pages will do.
+    # Nothing else runs on this engine any more, so any pages will do.
     pages = list(range(1, 2 + len(tokens) // target.engine.page_tokens))
     logits = target.engine.forward([Run(tokens, 0, pages, len(tokens))]).clone()
     return Answer(tokens, len(prompt), target.engine.read_features(pages, 0, len(tokens)), logits)
@@ -176,7 +176,7 @@ def _item(answer: Answer, sequence_id: str, start: int, anchor: int, setting: Se
 def _rounds(
     engine: ContextDraftEngine, answers: Sequence[Answer], batch: int, setting: Setting
 ) -> Iterator[list[DraftItem]]:
-    """Items of one round after the other; contexts are primed before, and again at an answer's end."""
+    """Endless rounds of items; contexts are primed first, and again at the end of an answer."""
     chosen = [answers[index % len(answers)] for index in range(batch)]
     names = [f"{setting.name}-{index}" for index in range(batch)]
     while True:
@@ -205,7 +205,7 @@ def _draft_times(
 def _part_times(
     drafter: DSparkDrafter, answers: Sequence[Answer], batch: int, measure: Stopwatch
 ) -> dict[str, float]:
-    """Each called again and again on its own: what it reads then lies in the cache."""
+    """Each part is timed on its own, repeatedly, so its data is already in the CPU's caches."""
     window, room = drafter.config.context_window, block_room(drafter)
     context = DraftContext(num_pages=64 * batch, page_tokens=16, window=window, room=room)
     layers = block_layers(drafter, context)
@@ -234,7 +234,7 @@ def _part_times(
 def _accept_times(
     engine: ContextDraftEngine, answers: Sequence[Answer], rows: int, measure: Stopwatch
 ) -> dict[str, float]:
-    """`rows` target rows: each sequence verifies a whole block."""
+    """Acceptance over about `rows` target rows, where each sequence verifies a whole block."""
     block = engine.geometry.block_size
     times = {}
     for setting in SETTINGS:
@@ -251,7 +251,7 @@ def _accept_times(
             ]
         )
         acceptor = Acceptor(torch.Generator().manual_seed(0))
-        # The engine hands out fresh logits every round, and the acceptor may write into them.
+        # The acceptor may overwrite its logits, which the engine computes anew every round.
         copies = [logits.clone() for _ in range(3)]
         copying = measure(lambda: copies[0].copy_(logits))  # noqa: B023
         total = measure(lambda: acceptor.accept(copies[0].copy_(logits), proposals))  # noqa: B023

@@ -1,8 +1,8 @@
 """Verifiers that share fewer and fewer drafters, with and without a price on the drafters' time.
 
-Simulated (`dspark simulate`'s cluster), on a paper machine for which drafting pays: a target step of 20 ms
-that is level up to 128 tokens, a draft pass of 4 ms and 0.1 ms for each further request. How drafts fare is
-what was recorded of the shipped drafter (docs/simulation.md).
+Simulated with the cluster of `dspark simulate`, on a hypothetical machine where drafting pays: a target step
+takes 20 ms up to 128 tokens, a draft pass 4 ms plus 0.1 ms per further request. Draft outcomes are those
+recorded with the shipped drafter (docs/simulation.md).
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""Step times of the target engine against what the machine allows, and where a round's time goes.
+"""Step times of the target engine compared with the machine's limits, and where a round's time goes.
 
     python -m benchmarks.engine [--threads 1 2] [--kernels native torch] [--weights stored full int8]
 
-Every shape (requests x tokens each, over a context each) is measured interleaved with the others;
-the table gives medians. The floor is the larger of bytes over measured bandwidth and operations
-over the measured rate of PyTorch's own matrix product. Logits are computed for every token, as
-verification needs them.
+The shapes (requests x tokens per request, over a context each) are measured interleaved; the table gives
+medians. The floor is the larger of bytes over measured bandwidth and operations over the measured rate of
+PyTorch's own matrix product. Logits are computed for every token, as verification needs them.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ def _shapes(arguments: argparse.Namespace) -> list[Shape]:
 
 
 def _variants(arguments: argparse.Namespace) -> list[tuple[str, str]]:
-    """PyTorch's operators know full weights only."""
+    """Combinations of kernels and weights; PyTorch's operators only support full weights."""
     variants = [("native", weights) for weights in arguments.weights if "native" in arguments.kernels]
     return variants + ([("torch", "full")] if "torch" in arguments.kernels else [])
 

@@ -1,4 +1,4 @@
-"""What a figure was measured on: what an evaluation records, and what matters for speed besides."""
+"""Describes the machine of a measurement: what an evaluation records, plus what affects speed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def describe_machine() -> dict[str, object]:
 def describe_arguments(
     arguments: argparse.Namespace, *, without: Collection[str] = ("out",)
 ) -> dict[str, str]:
-    """What a benchmark was called with. Of files their names only: where they lay says nothing."""
+    """The arguments of a benchmark. Files are reduced to their names, since their location is irrelevant."""
     return {name: _plain(value) for name, value in vars(arguments).items() if name not in without}
 
 

@@ -1,10 +1,10 @@
-"""What losing the scheduler costs, and what a slow verifier changes: two verifiers, one drafter.
+"""The cost of losing the scheduler, and the effect of a slow verifier: two verifiers, one drafter.
 
-`python -m benchmarks.failover` starts the real services as processes and streams greedy requests
-through the gateway. It measures tokens per second with the scheduler and after killing it (-9), in
-turns; then slows the busier verifier down and counts who is sent requests and how much is verified
-there, before and from two seconds after. Answers to the same prompt must be the same throughout:
-in float32 they are compared token for token.
+`python -m benchmarks.failover` starts the real services as processes and streams greedy requests through
+the gateway. It alternates between measuring tokens per second with the scheduler and after killing it (-9).
+Then it slows the busier verifier down, and compares the requests sent to each verifier and their verify
+lengths before and from two seconds after. Answers to the same prompt must stay the same throughout, token
+for token; this is enforced in float32.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from benchmarks.failover_parts.windows import Window, watch
 
 REACTION_SECONDS = 2.0
 RETURN_SECONDS = 3.0
-"""Until everybody has found a new scheduler."""
+"""Time until all services have found the new scheduler."""
 
 
 async def measure_kill(cluster: Cluster, load: Load, seconds: float, repeats: int) -> KillResult:
-    """With and without in turns, so that a machine that drifts does so for both."""
+    """Alternate between with and without, so that drift of the machine affects both."""
     present = [await watch(cluster, load, seconds)]
     absent: list[Window] = []
     for _ in range(repeats):

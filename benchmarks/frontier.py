@@ -1,16 +1,15 @@
-"""Aggregate against per-user speed, by load, for each way of speculating: the paper's figures 7 and 8.
+"""Total against per-user throughput, by load, for each way of speculating: the paper's figures 7 and 8.
 
     python -m benchmarks.frontier [--minutes 12] [--mtp1 NAME] [--quick] [--fresh]
 
-Closed loop: at each concurrency that many requests always run, each answer's end starting the next prompt.
-Methods take turns, slice by slice and in rotating order; medians are taken over slices. Every finished
-visit of a concurrency is on disk: a run that is stopped goes on where it was when started again with the
-same arguments by the same commit on the same processor; `--stop-after SECONDS` stops by itself (exit status
-3 while something is left), for a machine that cannot be had for long at a time. With `--mtp1 none` the
-block drafter's first token alone ("gamma 1") stands in for MTP-1, and is named so. `--clock cpu` tells
-times by the processor time of the process: with one thread that of an idle machine, on one that is not. The
-scheduled method is what `dspark up` serves with: drafts of the drafter or from what a request's own text
-repeats, whichever pays.
+Closed loop: each concurrency level keeps that many requests running, and every finished answer starts the
+next prompt. Methods alternate slice by slice in rotating order; medians are taken over slices. Every
+finished visit of a concurrency is saved, so an interrupted run resumes when started again with the same
+arguments, commit and processor; `--stop-after SECONDS` stops by itself (exit status 3 while visits remain),
+for machines that are available only for short periods. With `--mtp1 none`, the block drafter's first token
+alone ("gamma 1") stands in for MTP-1 and is labelled so. `--clock cpu` measures the process's CPU time,
+which with one thread gives the times of an idle machine even on a busy one. The scheduled method is what
+`dspark up` serves with: drafts from the drafter or from lookup, whichever pays.
 """
 
 from __future__ import annotations
@@ -51,14 +50,14 @@ SHIPPED_MTP1 = "smollm2-135m-instruct-mtp1"
 FULL = (1, 2, 4, 8, 16, 32, 64)
 QUICK = (1, 4, 16)
 UNFINISHED = 3
-"""Exit status while visits are left."""
+"""Exit status while visits remain."""
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 OVERHEAD = 1.35
-"""What loading, prefill, warm-up and slices of few slow rounds take on top of the slices' own time."""
+"""Ratio of total time to slice time: loading, prefill, warm-up, and slices prolonged by slow rounds."""
 
 
 class Stack:
-    """Loaded once; methods by the loop they run on."""
+    """The engines, loaded once, with the methods that run on each loop."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         options = _options(arguments, arguments.drafter)
@@ -92,7 +91,7 @@ class Stack:
         return [method.name for _, methods in self.loops for method in methods]
 
     def visit(self, concurrency: int, turn: int, seconds: float) -> Iterator[SliceResult]:
-        """One slice of every method, in an order that rotates with the turn."""
+        """Run one slice of every method, in an order that rotates with the turn."""
         order = [(loop, method) for loop, methods in self.loops for method in methods]
         shift = turn % len(order)
         for loop, method in order[shift:] + order[:shift]:
@@ -127,7 +126,7 @@ def main() -> int:
 def _measure(
     arguments: argparse.Namespace, places: Sequence[tuple[int, int]], console: Console
 ) -> list[Visit]:
-    """The visits that fitted into the time."""
+    """The visits that fit into the time limit."""
     started = time.monotonic()
     stack = Stack(arguments)
     all_visits = arguments.repetitions * len(arguments.concurrency)
@@ -154,7 +153,7 @@ def _measure(
 
 
 def _visits_file(arguments: argparse.Namespace) -> Path:
-    """Named by what was asked, so that another question starts anew."""
+    """Named by a digest of the arguments, so that other arguments start over."""
     names = (
         *("target_model", "drafter", "mtp1", "dtype", "gamma", "threshold", "max_tokens", "temperature"),
         *("threads", "prompts", "minutes", "clock", "kv_cache_mb"),
@@ -165,7 +164,7 @@ def _visits_file(arguments: argparse.Namespace) -> Path:
 
 
 def _resume(arguments: argparse.Namespace) -> list[Visit]:
-    """What is left to use of an earlier run with the same arguments."""
+    """Usable visits of an earlier run with the same arguments."""
     file = _visits_file(arguments)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     if arguments.fresh:
@@ -243,7 +242,7 @@ def _options(arguments: argparse.Namespace, drafter: str) -> EngineOptions:
 
 
 def _fill_in(arguments: argparse.Namespace) -> None:
-    """Fills in what was not said."""
+    """Fill in the defaults that depend on other arguments."""
     arguments.concurrency = arguments.concurrency or list(QUICK if arguments.quick else FULL)
     arguments.repetitions = arguments.repetitions or (1 if arguments.quick else 3)
     arguments.figures = arguments.figures or arguments.out.parent / "figures"

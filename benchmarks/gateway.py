@@ -1,10 +1,10 @@
-"""What the gateway costs for each token that it streams.
+"""CPU time the gateway needs per streamed token.
 
     python -m benchmarks.gateway [--streams 1 16 64] [--tokens 400] [--repeats 5]
 
-A process of its own holds the gateway as `dspark up` builds it, scheduler included, and a verifier that
-has its tokens ready. Clients read event streams from another process. What counts is the gateway's
-processor time; that of requests and of ending them is shared out among their tokens.
+The gateway runs in its own process as `dspark up` builds it, with the scheduler and a scripted verifier that
+yields tokens without delay. Clients read event streams from another process. The figure is the CPU time of
+the gateway's process per token, including the share for starting and ending requests.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ READ_BYTES = 65536
 class Row:
     streams: int
     microseconds_per_token: float
-    """Of processor time, the median of the repeats."""
+    """CPU time, median over the repeats."""
     tokens_per_second: float
 
 
@@ -79,7 +79,7 @@ def _measure(pipe: Connection, port: int, streams: int, tokens: int, repeats: in
         pipe.send("usage")
         return float(pipe.recv())
 
-    asyncio.run(_read_all(port, streams, tokens))  # the first pays for what is loaded then
+    asyncio.run(_read_all(port, streams, tokens))  # warm-up: the first run loads lazily
     costs, rates = [], []
     for _ in range(repeats):
         cost, seconds = _timed(usage, lambda: asyncio.run(_read_all(port, streams, tokens)))
@@ -89,7 +89,7 @@ def _measure(pipe: Connection, port: int, streams: int, tokens: int, repeats: in
 
 
 def _timed(usage: Callable[[], float], work: Callable[[], object]) -> tuple[float, float]:
-    """Processor seconds of the server and seconds that `work` took."""
+    """-> CPU seconds of the server, and wall-clock seconds of `work`."""
     before, started = usage(), time.perf_counter()
     work()
     seconds = time.perf_counter() - started
@@ -101,7 +101,7 @@ async def _read_all(port: int, streams: int, tokens: int) -> None:
 
 
 async def _read_one(port: int, tokens: int) -> None:
-    """Raises RuntimeError when the stream did not end as it should."""
+    """Raises RuntimeError when the stream ends early or without [DONE]."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     asked = {"model": DEFAULT_MODEL, "messages": [{"role": "user", "content": "Hello"}], "stream": True}
     body = json.dumps({**asked, "max_tokens": tokens, "ignore_eos": True}).encode()

@@ -1,11 +1,11 @@
-"""What a GPU gives: step times, shares of the roofline, graphs against launches, attention, draft passes.
+"""GPU performance: step times, shares of the roofline, graphs against launches, attention, draft passes.
 
     python -m benchmarks.gpu                      # under four minutes, nothing to download
     python -m benchmarks.gpu --models qwen3-4b --seconds 60
 
-Models of two well-known shapes with random weights are made on the device; SmolLM2 and its drafter are
-measured too where their package is installed. Parts that no longer fit the time, or the device's memory, are
-left out and named; what was measured is on disk after each part.
+Models of two well-known shapes are created on the device with random weights; SmolLM2 and its drafter are
+measured too if their package is installed. Parts that do not fit the time or the device's memory are skipped
+and listed; results are written to disk after each part.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ DRAFTS = (1, 4, 16, 32, 64)
 DRAFT_CONTEXT = 512
 DRAFT_TOKENS = 64 * 1024
 SERVED_BYTES = 2 * 2**30
-"""Of SmolLM2 with its drafter and both caches."""
+"""Memory needed by SmolLM2 with its drafter and both caches."""
 SPARE_BYTES = 2 * 2**30
-"""For graphs, logits and what libraries keep."""
+"""Memory left free for graphs, logits and libraries."""
 
 
 def main() -> int:
@@ -95,12 +95,12 @@ def _settings(device: torch.device) -> GpuSettings:
 
 
 class Bench:
-    """Measures part after part while time is left."""
+    """Measures one part after another until the time is up."""
 
     def __init__(
         self, arguments: argparse.Namespace, device: torch.device, settings: Callable[[], GpuSettings]
     ) -> None:
-        """`settings`: of one engine, whose graphs end with it."""
+        """`settings` creates the settings of one engine, so that its graphs are freed with it."""
         self._arguments = arguments
         self._device, self._settings = device, settings
         self._launched = replace(settings(), recorder=None)
@@ -228,7 +228,7 @@ class Bench:
 
     @staticmethod
     def _free() -> None:
-        """What nobody holds any more, cycles too, so that the driver counts it as free."""
+        """Release unreferenced memory, including cycles, so that the driver reports it as free."""
         gc.collect()
         torch.cuda.empty_cache()
 

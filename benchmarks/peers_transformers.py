@@ -1,4 +1,4 @@
-"""`transformers` generating from the very weights our engine runs: the plain peer."""
+"""`transformers` on the same weights as our engine: the plain baseline."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def as_transformers(path: str, dtype: torch.dtype) -> LlamaForCausalLM:
                 parameters[name][start : start + part.rows].reshape(part.shape).clone()
             )
             start += part.rows
-    module: torch.nn.Module = twin  # whose methods transformers wraps in types of its own
+    module: torch.nn.Module = twin  # transformers wraps its methods in its own types
     module.to(dtype).eval()
     missing, unexpected = twin.load_state_dict(state, strict=False)
     if unexpected or set(missing) - {"lm_head.weight"}:
@@ -50,7 +50,7 @@ def as_transformers(path: str, dtype: torch.dtype) -> LlamaForCausalLM:
 
 
 def generate(model: LlamaForCausalLM, prompt: tuple[int, ...], max_tokens: int) -> tuple[list[int], float]:
-    """Greedy tokens after the prompt, and seconds."""
+    """-> greedy tokens after the prompt, and seconds."""
     ids = torch.tensor([prompt])
     started = time.perf_counter()
     with torch.inference_mode():

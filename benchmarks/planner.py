@@ -1,8 +1,8 @@
-"""Time to plan one round, by requests and kind of batch, from request records and from arrays.
+"""Time to plan one round, by number of requests and kind of batch, from request records and from arrays.
 
     python -m benchmarks.planner [--out benchmarks/results/planner.json]
 
-Survival is random (conditional confidences uniform in 0.3 to 1), step times are jagged. Medians.
+Survival is random (confidences uniform in 0.3 to 1), step times are jagged. Figures are medians.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def with_floors(requests: list[PlanRequest], floor: float, *, every: int) -> lis
 
 
 def drafted_policy(requests: list[PlanRequest]) -> tuple[DraftPolicy, list[DraftCandidate]]:
-    """A policy that knows every request from one round."""
+    """A policy that has seen one round of every request."""
     policy = DraftPolicy()
     candidates = [DraftCandidate(sequence_id=r.sequence_id, context_tokens=CONTEXT) for r in requests]
     policy.choose(candidates, stepped_times())

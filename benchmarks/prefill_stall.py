@@ -1,10 +1,10 @@
-"""How long running streams wait for their next token while a long prompt arrives.
+"""How long running streams wait for their next token while a long prompt is prefilled.
 
     python -m benchmarks.prefill_stall [--streams 8] [--prompt-tokens 2000] [--budgets-ms 100 50 25]
 
-Streams decode without speculation; when all are running a prompt is submitted, and every time between
-two tokens of a stream is kept until the prompt's first token. Settings take turns; times are pooled
-over the repeats. The first row is without a budget: `prefill_chunk_tokens` alone decides.
+Streams decode without speculation. Once all are running, a prompt is submitted, and every time between two
+tokens of a stream is recorded until the prompt's first token. Settings are interleaved; times are pooled over
+the repeats. The first row has no budget: only `prefill_chunk_tokens` limits prefill.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ WARM_UP_ROUNDS = 10
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One prompt's arrival: times between tokens of the running streams, and of the prompt itself."""
+    """One prompt's arrival: inter-token times of the streams, and the prompt's time to first token."""
 
     gaps: list[float]
     quiet_gaps: list[float]
-    """Before the prompt came."""
+    """Inter-token times before the prompt arrived."""
     first_token_seconds: float
 
 
@@ -104,14 +104,14 @@ def _arrival(
 
 
 def _timed_round(loop: RoundLoop) -> tuple[float, set[str]]:
-    """Every running stream gets one token per round, so a round is the time between two tokens."""
+    """-> seconds of a round, which is the time between two tokens of a stream, and the requests answered."""
     started = time.perf_counter()
     outputs = loop.step()
     return time.perf_counter() - started, {output.request_id for output in outputs}
 
 
 def _request(name: str, tokens: int, seed: int, *, max_tokens: int) -> GenerateRequest:
-    """A prompt that shares no prefix with another."""
+    """A request with a random prompt, so that no two share a prefix."""
     drawn = np.random.default_rng(seed).integers(100, 40000, tokens)
     return GenerateRequest(
         request_id=name,

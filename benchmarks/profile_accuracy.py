@@ -1,9 +1,9 @@
-"""Served steps against passes as the profile times them, in turns, so that a busy machine slows both.
+"""Compares served steps with passes timed as in a profile, interleaved so that a busy machine slows both.
 
     python -m benchmarks.profile_accuracy [--seconds 6]
 
-The third column repeats the pass with all requests on one set of pages, which stays in the processor's
-cache. Passes overwrite pages of running answers: times are real, texts are not. Medians.
+"shared pages" repeats the pass with all requests on one set of pages, which stays in the CPU's cache. The
+passes overwrite pages of running answers, so times are real but texts are not. Figures are medians.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main() -> None:
 def _turns(
     loop: LoadedLoop, passes: ProfilePasses, users: int, length: int, seconds: float
 ) -> tuple[list[float], list[float], list[float]]:
-    """Seconds of served steps, passes over shared pages and passes over own pages."""
+    """-> seconds of served steps, of passes over shared pages and of passes over own pages."""
     method = Method("fixed", FixedLengthPlanSource(length))
     served: list[float] = []
     shared: list[float] = []

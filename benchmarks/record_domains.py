@@ -1,10 +1,10 @@
-"""Records how drafts fare by domain, for `dspark simulate`.
+"""Records draft outcomes by domain, for `dspark simulate`.
 
     python -m benchmarks.record_domains chat=alpaca.jsonl math=gsm8k.jsonl code=humaneval.jsonl --out FILE
 
-Each file is a domain: its first --limit prompts are answered greedily, one token a round, and at every
-place of an answer it is kept what the drafter and what lookup would have drafted there, how surely,
-and how much of it stood.
+Each file is a domain. Its first --limit prompts are answered greedily, one token a round. At every position
+of an answer it records what the drafter and lookup would have drafted, with which confidence, and how much
+of it would have been accepted.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from dspark_core.zoo_paths import DEFAULT_DRAFTER, NGRAMS_AUTO
 from services.cli.answering import encode_prompts
 
 Draft = tuple[tuple[int, ...], tuple[float, ...]]
-"""Tokens, and c_1, c_2, ...: how likely each stands if those before do."""
+"""Tokens, and their confidences c_1, c_2, ... (probability of acceptance given that earlier ones are)."""
 
 
 @dataclass(slots=True)
@@ -54,18 +54,18 @@ class Answer:
     prompt: EvalPrompt
     token_ids: list[int] = field(default_factory=list)
     drafts: list[Draft] = field(default_factory=list)
-    """By place: behind the answer's first token, its second, and so on."""
+    """By position: after the answer's first token, its second, and so on."""
 
 
 class VerifyNothing(FullPlanSource):
-    """Drafts for everybody at every place."""
+    """Drafts for every request in every round and verifies nothing."""
 
     def plan(self, requests: Sequence[PlanRequest], capacity: int | None = None) -> tuple[int, ...]:
         return (0,) * len(requests)
 
 
 class WholeBlocks(RecordingDrafts):
-    """Always asks for whole blocks, and keeps those of the latest round."""
+    """Always requests whole blocks, and keeps those of the latest round."""
 
     def __init__(self, source: DraftSource) -> None:
         super().__init__(source)
@@ -93,7 +93,7 @@ def main() -> None:
         drafting=Drafting(source, target.engine, deadline_seconds=DRAFT_DEADLINE_SECONDS),
         limits=BatchLimits(max_running=arguments.concurrency, max_waiting=len(prompts)),
     )
-    # So many more that it is known of every block that is kept how much of it stood.
+    # `longest` extra tokens, so that the outcome of every recorded block is known.
     answers = answer(loop, source, prompts, arguments.max_tokens + longest, tokenizer.stop_token_ids)
     table = find_table(arguments.ngrams, options.target_model, target.loaded) or empty_table()
     domains = {
@@ -141,7 +141,7 @@ def answer(
 
 
 def recorded(answered: Answer, table: NgramTable, max_tokens: int) -> RecordedRequest:
-    """The places of the first `max_tokens` tokens, of those that were answered."""
+    """Rows for the positions within the first `max_tokens` tokens of the answer."""
     tokens = answered.token_ids
     places = min(len(tokens), max_tokens) - 1
     drafted = list(_fates(answered.drafts[:places], tokens))
@@ -156,7 +156,7 @@ def recorded(answered: Answer, table: NgramTable, max_tokens: int) -> RecordedRe
 
 
 def _lookups(prompt: Sequence[int], answered: Sequence[int], table: NgramTable) -> Iterator[Draft]:
-    """What would have been looked up behind each token of an answer."""
+    """What lookup would have drafted after each token of an answer."""
     index, text = SuffixIndex(), list(prompt)
     for token_id in answered:
         text.append(token_id)
@@ -166,7 +166,7 @@ def _lookups(prompt: Sequence[int], answered: Sequence[int], table: NgramTable) 
 def _fates(
     drafts: Sequence[Draft] | Iterator[Draft], tokens: Sequence[int]
 ) -> Iterator[tuple[tuple[float, ...], int]]:
-    """Survival of each place's draft, and how many of its tokens are what the answer went on with."""
+    """Per position: survival of its draft, and how many of its tokens match the answer's continuation."""
     for place, (drafted, confidences) in enumerate(drafts):
         following = tokens[place + 1 :]
         stood = 0

@@ -3,12 +3,12 @@
     python -m benchmarks.record_domains prompts=loadtest/prompts.jsonl --limit 20 --out /tmp/domains.json
     python -m benchmarks.simulation_accuracy --domains-file /tmp/domains.json
 
-The engine is profiled, then measured in a closed loop at each concurrency, in several turns. The
-simulator gets the recorded domains and one of two sets of round times: the profile alone, or the
-profile corrected by the rounds of the first turn, which also say what the round loop takes. It is judged
-by the other turns. Record the domains from the same prompts: what is tested is the simulator, not whether
-other prompts are alike. `--clock cpu` tells all times, the measured ones too, by the processor time of the
-process: with one thread the same as by the wall on an idle machine, and what a busy one allows to compare.
+The engine is profiled, then measured in a closed loop at each concurrency, in several turns. The simulator
+gets the recorded domains and one of two sets of round times: the profile alone, or the profile corrected by
+the rounds of the first turn, which also give the time of the round loop. It is evaluated against the other
+turns. Record the domains from the same prompts, because this tests the simulator, not whether other prompts
+are similar. `--clock cpu` measures all times as the process's CPU time, which with one thread equals wall
+time on an idle machine and stays comparable on a busy one.
 """
 
 from __future__ import annotations
@@ -45,26 +45,26 @@ from services.verifier.config import DEFAULT_STEP_MS
 
 Cell = tuple[str, int]
 SIMULATED_PER_USER = 20
-"""Requests simulated for each user of the closed loop."""
+"""Simulated requests per user of the closed loop."""
 MIN_SIMULATED = 200
-"""Or one user's few would be what they happen to be."""
+"""Minimum number of simulated requests; fewer would be too noisy for a single user."""
 STEP_SECONDS = DEFAULT_STEP_MS / 1000
-"""Prompts are paced as `dspark up` does it."""
+"""Prefill is paced as in `dspark up`."""
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """What the closed loop asks, on average."""
+    """Mean traffic of the closed loop."""
 
     prompt_tokens: float
-    """That are not in the prefix cache: prompts come again."""
+    """Tokens not in the prefix cache, since prompts repeat."""
     answer_tokens: float
     max_tokens: int
 
     @classmethod
     def of(cls, prompts: Sequence[Sequence[int]], recorded: DomainRounds, max_tokens: int) -> Traffic:
-        """Answers are as long as the recorded ones of these prompts."""
+        """Takes answer lengths from the recorded answers to these prompts."""
         new = [len(prompt) - PAGE_TOKENS * (-(-len(prompt) // PAGE_TOKENS) - 1) for prompt in prompts]
         return cls(
             prompt_tokens=statistics.fmean(new),
@@ -94,7 +94,7 @@ def main() -> None:
         temperature=0.0,
         stop_token_ids=tokenizer.stop_token_ids,
     )
-    assert loop.round_time is not None  # it was asked to be profiled
+    assert loop.round_time is not None  # profiled by default
     console.print("profiled")
     loop.warm_prompts()
     methods = {
@@ -126,7 +126,7 @@ def main() -> None:
 def _measure(
     arguments: argparse.Namespace, loop: LoadedLoop, methods: Mapping[str, Method], console: Console
 ) -> tuple[dict[Cell, list[SliceResult]], list[ServedRound]]:
-    """Slices of all turns but the first, whose rounds come back one by one."""
+    """Slices of all turns but the first, and the decode-only rounds of the first turn."""
     measured: dict[Cell, list[SliceResult]] = {}
     served: list[ServedRound] = []
     for turn in range(1 + arguments.turns):

@@ -1,15 +1,15 @@
-"""Tokens per second of one stream: speculation on, with the drafter alone, with lookup alone, with the
-request's own text alone, off, and `transformers` on the same weights.
+"""Tokens per second of one stream: with speculation, with the drafter alone, with lookup alone, with the
+request's own text alone, without speculation, and with `transformers` on the same weights.
 
     python -m benchmarks.single_stream [--prompts FILE.jsonl] [--count 6] [--max-tokens 128]
                                        [--temperature 0.2 --top-p 0.9]
 
-Batch 1, all interleaved prompt by prompt so that a busy machine slows all alike; `transformers`
-takes part where decoding is greedy (the default). Sampled requests are not seeded: how much a
-draft saves depends on what is drawn, so give such runs more prompts.
-Every run generates exactly --max-tokens tokens, or what a --schema leaves of them; speed is that of the
-tokens after the first, since only the first of ours computes the prompt and the others find it cached.
-Medians over prompts and rounds.
+Batch size 1. The modes are interleaved prompt by prompt, so that a busy machine slows all alike;
+`transformers` takes part only in greedy decoding (the default). Sampled requests are not seeded, and how
+much a draft saves depends on what is drawn, so give such runs more prompts.
+Every run generates exactly --max-tokens tokens, or fewer if a --schema ends the answer. Speed excludes the
+first token, since only the first mode computes the prompt and later ones find it cached. Results are
+medians over prompts and rounds.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ PROMPTS = (
 )
 
 Generate = Callable[[tuple[int, ...], int], tuple[list[int], float]]
-"""Greedy tokens after a prompt, so many, and seconds."""
+"""(prompt, token count) -> greedy tokens, and seconds."""
 
 ON, OFF = "speculation on", "speculation off"
 DRAFTER_ALONE, LOOKUP_ALONE, OWN_TEXT_ALONE = "drafter alone", "lookup alone", "own text alone"
@@ -77,7 +77,7 @@ MODES = {
 
 @dataclass(slots=True)
 class Runs:
-    """One way of generating."""
+    """Measurements of one mode."""
 
     tokens_per_second: list[float] = field(default_factory=list)
     accepted_lengths: list[float] = field(default_factory=list)
@@ -107,7 +107,7 @@ class Ours:
             lookup=build_lookup(ngrams, options.target_model, target.facts),
             grammars=grammars,
         )
-        # Each way learns from its own rounds only what pays.
+        # Each mode has its own planner, which learns only from that mode's rounds.
         self._alone = {
             DRAFTER_ALONE: RoundLoop(
                 target.engine,
@@ -127,7 +127,7 @@ class Ours:
         self._requests = 0
 
     def run(self, prompt: tuple[int, ...], max_tokens: int, mode: str) -> tuple[list[int], float, float]:
-        """Tokens, seconds after the first, accepted length; `mode` is a key of `MODES`."""
+        """-> tokens, seconds after the first, accepted length; `mode` is a key of `MODES`."""
         self._requests += 1
         loop = self._alone.get(mode, self._loop)
         started: float | None = None
@@ -207,7 +207,7 @@ def _measure(
     max_tokens: int,
     rounds: int,
 ) -> dict[str, Runs]:
-    """Without a twin `transformers` is left out."""
+    """Measure all modes; without a twin, `transformers` is left out."""
     results = {name: Runs() for name in MODES}
     if twin is not None:
         results["transformers"] = Runs()
@@ -246,7 +246,7 @@ def _summary(runs: Runs) -> dict[str, float]:
 
 
 def _ratios(results: dict[str, Runs]) -> dict[str, float]:
-    """Medians of per-run ratios: neighbours in time are compared, not distant minutes."""
+    """Medians of per-run ratios, so that only runs close in time are compared."""
     pairs = {
         "on over off": (ON, OFF),
         "drafter alone over off": (DRAFTER_ALONE, OFF),

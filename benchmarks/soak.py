@@ -1,15 +1,15 @@
-"""Does serving for long keep its memory, files and answers? The embedded stack under mixed requests.
+"""Tests the embedded stack under long mixed load: no leaks of memory or files, and stable answers.
 
     python -m benchmarks.soak [--minutes 30] [--concurrency 16]
 
-Greedy, seeded and sampled requests, streams and whole answers, stop strings, long prompts, clients that
-leave in the middle and requests that are wrong, from so many users without pause. Once a period all
-users are let finish and the idle process is sampled: resident memory, open files, tasks, threads, KV
-pages that should all be free. Greedy and seeded answers must stay what they were the first time. Exit
-status 1 when something grows beyond its bound, an answer changes or a request fails.
+Users send greedy, seeded and sampled requests without pause: streamed or whole answers, stop strings, long
+prompts, clients that disconnect midway, and invalid requests. Once per period all users finish, and the idle
+process is sampled: resident memory, open files, tasks, threads, and KV pages, which should all be free.
+Greedy and seeded answers must stay the same. Exits with status 1 when something grows beyond its bound, an
+answer changes or a request fails.
 
-The KV cache is small by default, so that it is in use to the last page within a minute: memory that was
-reserved and is touched late would look like growth.
+The KV cache is small by default, so that all its pages are used within a minute: reserved memory that is
+first touched later would look like growth.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""What a verifier that slows down is given: how many requests, and how much of each draft it verifies.
+"""How the scheduler treats a verifier that slows down: its share of requests, and how much it verifies.
 
 `python -m benchmarks.throttle` starts the real services as processes (a scheduler, a drafter, two verifiers,
-a gateway), long streams that stay where they are, and short requests beside them that the scheduler spreads.
-Then one verifier's target is slowed down, with the streams on it going on, and its traced rounds are counted
-before and in each second after. Ways of being slow, in turns: `clock`, every pass takes FACTOR times as long;
-`cores`, each draft token does, and what a pass of single tokens takes stays, as when cores are taken away
-from a machine whose memory is as fast as before; `both`, each draft token FACTOR times and the rest the root
-of it.
+a gateway), long streams that stay on their verifier, and short requests that the scheduler distributes. Then
+it slows one verifier's target down while its streams continue, and evaluates its traced rounds before and in
+each second after. The kinds of slowdown take turns: `clock`, every pass takes FACTOR times as long; `cores`,
+each draft token takes FACTOR times as long while the time of a plain pass stays, as when a machine loses
+cores but no memory bandwidth; `both`, each draft token takes FACTOR times as long and the rest sqrt(FACTOR)
+times.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ TEXTS = (
     "Mercury, Venus, Earth, Mars, Jupiter, Saturn, Uranus and Neptune go round the Sun at their own pace.",
 )
 COPYING = tuple(f"Copy this text ten times, word for word, one copy a line: {text}" for text in TEXTS)
-"""Prompts whose answers repeat them, mostly: what is looked up is then worth verifying, not all of it."""
+"""Prompts whose answers mostly repeat them, so that verifying some looked-up tokens pays, but not all."""
 SETTLE_SECONDS = 4.0
-"""Until streams that began are all being decoded."""
+"""Time until all started streams are decoding."""
 
 
 class Trial:
-    """One verifier at a time is slowed down; spans of time are kept by kind, verifier and window."""
+    """Slows down one verifier at a time and keeps time spans by kind, verifier and window."""
 
     def __init__(self, cluster: Cluster, folder: Path, arguments: argparse.Namespace) -> None:
         self._cluster = cluster
@@ -51,11 +51,11 @@ class Trial:
         self._arguments = arguments
         self.spans: dict[tuple[str, int, str], list[tuple[float, float]]] = defaultdict(list)
         self.requests: dict[tuple[str, str], list[float]] = defaultdict(list)
-        """Shares of the short requests that the slow verifier was sent."""
+        """Share of the short requests sent to the slow verifier, per run."""
         self.errors: list[str] = []
 
     async def run(self, kind: str, slow: int) -> None:
-        """Streams that stay, a stretch at full speed, one of being slow."""
+        """Start the streams, then measure at full speed and while `slow` is slowed down."""
         address, options = self._cluster.gateway_address, self._arguments
         long = Load(
             address,
@@ -96,7 +96,7 @@ class Trial:
             self.requests[kind, window].append(sent[slow] / sum(sent))
 
     def found(self) -> dict[str, dict[str, dict[str, float]]]:
-        """By kind and window, of all tries together."""
+        """Results by kind and window, over all runs."""
         rounds = [traced_rounds(self._folder / f"trace-{index}") for index in range(2)]
         result: dict[str, dict[str, dict[str, float]]] = {}
         for kind in KINDS:
@@ -110,7 +110,7 @@ class Trial:
 
 
 def _merged(parts: Sequence[Stretch]) -> dict[str, float]:
-    """Of both verifiers, weighted by how much each has."""
+    """Means over both verifiers, weighted by their rounds and requests."""
     rounds = sum(part.rounds for part in parts)
     told = sum(part.rounds * part.requests for part in parts)
     merged = {"rounds": float(rounds), "requests": told / max(rounds, 1)}

@@ -1,10 +1,11 @@
-"""What holding a target's weights otherwise costs in closeness and gives in time.
+"""Compares ways of storing a target's weights: how close outputs stay to float32, and how fast steps are.
 
     python -m benchmarks.weights [--choices stored stored-a8 full] [--prompts 24] [--threads 2]
 
-Answers are the greedy ones of the same weights in float32. Each choice is shown the same texts: how often it
-would have said the same next token, its mean divergence from float32 (KL, nats a token) and what the answer
-costs it (nats a token). Steps are timed in turns, 200 positions before each request; medians.
+Texts are the greedy answers of the same weights in float32. On these, each choice is scored by how often its
+next token is the same, its mean KL divergence from float32 (nats per token) and its cross-entropy on the
+answer (nats per token). Steps are timed interleaved, with a context of 200 positions per request; figures are
+medians.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def _pages(engine: TargetEngine, positions: int) -> range:
 
 
 def _greedy(engine: TargetEngine, prompt: list[int], max_tokens: int, stops: set[int]) -> list[int]:
-    """The prompt and its answer."""
+    """-> the prompt followed by its answer."""
     pages, ids, start = _pages(engine, len(prompt) + max_tokens), list(prompt), 0
     while len(ids) < len(prompt) + max_tokens:
         logits = engine.forward([Run(ids[start:], start, pages, 1)])
@@ -95,7 +96,7 @@ def _greedy(engine: TargetEngine, prompt: list[int], max_tokens: int, stops: set
 
 
 def _logits(engine: TargetEngine, ids: list[int], prompt_tokens: int) -> Tensor:
-    """[answer tokens, vocabulary], each before its token."""
+    """[answer tokens, vocabulary]: the logits that predict each answer token."""
     rows = len(ids) - prompt_tokens
     pages = _pages(engine, len(ids))
     return engine.forward([Run(ids[:-1], 0, pages, rows)]).float().clone()
@@ -117,7 +118,7 @@ def _closeness(
 
 
 def _timed(engines: dict[str, TargetEngine], repeats: int) -> dict[str, dict[str, float]]:
-    """By "requests x tokens" and choice."""
+    """Milliseconds by "requests x tokens" and choice."""
     seconds = measure_in_turns(engines, SHAPES, repeats=repeats)
     return {
         str(shape): {choice: 1e3 * median(times[shape]) for choice, times in seconds.items()}

@@ -1,1 +1,1 @@
-"""Load test of a running gateway: streamed chats, what users saw, and whether a speed promise held."""
+"""Load test of a running gateway: streams chats, measures what users see and judges a speed promise."""

@@ -1,4 +1,4 @@
-"""Gathers the outcomes of a run, here or from locust's worker processes."""
+"""Collects the outcomes of a run, in this process or from locust's worker processes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from loadtest.sla import Outcomes
 
 
 class Collector:
-    """Needs no lock: locust's users are greenlets of one thread and none yields inside these methods."""
+    """Needs no lock: locust's users are greenlets of one thread, and these methods never yield."""
 
     def __init__(self, limit: int = 0) -> None:
-        """`limit`: chats that may be started; 0: any number."""
+        """`limit`: number of chats that may be started; 0: no limit."""
         self._limit = limit
         self._started = 0
         self._samples: list[ChatSample] = []
@@ -22,7 +22,7 @@ class Collector:
         self._gave_up = False
 
     def may_start(self) -> bool:
-        """Takes one of the chats that may be started; False when there are none left."""
+        """Claim a chat; False once the limit is reached."""
         if self._limit and self._started >= self._limit:
             return False
         self._started += 1
@@ -30,7 +30,7 @@ class Collector:
 
     @property
     def finished(self) -> bool:
-        """Every chat that may be started has ended."""
+        """All chats up to the limit have ended."""
         return bool(self._limit) and len(self._samples) + self._failed + self._refused >= self._limit
 
     def add(self, sample: ChatSample) -> None:
@@ -43,7 +43,7 @@ class Collector:
         self._refused += 1
 
     def give_up(self) -> bool:
-        """True for the first who does."""
+        """True for the first caller only."""
         first, self._gave_up = not self._gave_up, True
         return first
 
@@ -51,7 +51,7 @@ class Collector:
         return Outcomes(samples=tuple(self._samples), failed=self._failed, refused=self._refused)
 
     def drain(self) -> dict[str, Any]:
-        """What was collected since the last call, as plain values that locust can send to its master."""
+        """Outcomes since the last call, as plain values that locust can send to its master."""
         sent = {
             "samples": [asdict(s) for s in self._samples],
             "failed": self._failed,

@@ -26,7 +26,7 @@ from locust.env import Environment
 from locust.exception import StopUser
 from locust.runners import DistributedRunner, MasterRunner, WorkerRunner
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # locust adds only this file's folder
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # locust only adds this file's directory
 
 from loadtest import options, prompts, sla
 from loadtest.collector import Collector
@@ -60,7 +60,7 @@ def start(environment: Environment, **_: object) -> None:
 
 
 def give_up(environment: Environment, reason: str) -> None:
-    """Ends the run, of all processes; told once, whatever number of users come to it."""
+    """End the run in all processes; the reason is printed once, however many users give up."""
     runner = environment.runner
     if runner is not None and collectors[environment].give_up():
         if isinstance(runner, WorkerRunner):
@@ -108,7 +108,7 @@ def conclude(environment: Environment, **_: object) -> None:
     if chosen.report_json:
         try:
             Path(chosen.report_json).write_text(json.dumps(sla.report(outcomes, promise), indent=2) + "\n")
-        except OSError as error:  # a disk that filled up meanwhile, say
+        except OSError as error:  # for example, the disk has filled up meanwhile
             print(f"the report cannot be written: {error}", file=sys.stderr, flush=True)
             environment.process_exit_code = 1
 
@@ -162,7 +162,7 @@ class ChatUser(HttpUser):
         self._log(sample)
 
     def _log(self, sample: ChatSample) -> None:
-        """Rows of their own: fired as requests, they would count into locust's total."""
+        """Log as separate rows: fired as requests, they would be added to locust's total."""
         measures = {
             "time to first token [ms]": sample.first_token_seconds * 1000,
             "tokens/s per user": sample.tokens_per_second,
@@ -189,7 +189,7 @@ class ChatUser(HttpUser):
         response = self.client.get(MODELS, timeout=CONNECT_SECONDS)
         if response.status_code != 200:
             give_up(self.environment, _refusal(response))
-            raise GreenletExit  # of whatever else locust prints a traceback
+            raise GreenletExit  # locust prints a traceback for any other exception
         return str(response.json()["data"][0]["id"])
 
 
@@ -198,7 +198,7 @@ def _refusal(response: ResponseContextManager) -> str:
         return f"the gateway cannot be asked for its models: {response.error}"
     try:
         said = response.json()["error"]["message"]
-    except (ValueError, LookupError, TypeError):  # no gateway of ours
+    except (ValueError, LookupError, TypeError):  # not a DSpark gateway
         said = response.text[:200]
     hint = "; give --api-key" if response.status_code == 401 else ""
     return f"the gateway refuses to tell its models, HTTP {response.status_code}: {said}{hint}"

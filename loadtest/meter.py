@@ -1,4 +1,4 @@
-"""Measures one streamed chat from its chunks and the times they arrived."""
+"""Measures one streamed chat from its chunks and their arrival times."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class ChatSample:
     total_seconds: float
     completion_tokens: int
     tokens_per_second: float | None
-    """Speed of reading: tokens after the first over the time after the first; None below 2 tokens."""
+    """Reading speed: tokens after the first divided by the time after it; None below 2 tokens."""
     accepted_length: float | None
     """Mean tokens committed per verification round; None: the server did not speculate."""
 
 
 def measure(chunks: Iterable[dict[str, object]], clock: Callable[[], float], started: float) -> ChatSample:
-    """Consumes a stream. `clock` and `started` are seconds of the same clock.
+    """Consumes a stream. `started` is a reading of `clock`, in seconds.
 
-    Tokens are counted by the server (`usage`): a chunk holds as many as one round committed.
+    The token count is the server's (`usage`), since a chunk holds all tokens a round committed.
     """
     first = last = None
     usage: dict[str, object] | None = None

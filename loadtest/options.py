@@ -1,4 +1,4 @@
-"""The load test's own command-line options, beside locust's."""
+"""The load test's own command-line options, in addition to locust's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Protocol
 
 
 class Parser(Protocol):
-    """What of argparse is used; locust's parser is a subclass with options of its own."""
+    """The part of argparse used here; locust's parser is a subclass with extra options."""
 
     def add_argument(self, *flags: str, **options: object) -> object: ...
 
@@ -63,7 +63,7 @@ def add_options(parser: Parser) -> None:
 
 
 def _writable(text: str) -> str:
-    """Asked before the run: after it, what was measured would be lost."""
+    """Checked before the run, because failing afterwards would lose the measurements."""
     path = Path(text)
     if text and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
         raise ArgumentTypeError(f"must be a file that can be written, got {text!r}")

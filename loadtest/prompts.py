@@ -9,7 +9,7 @@ PROMPTS = Path(__file__).with_name("prompts.jsonl")
 
 
 def load(path: Path = PROMPTS) -> tuple[str, ...]:
-    """One prompt a line, `{"kind": ..., "prompt": ...}`; an error names the file and line."""
+    """One prompt per line, `{"kind": ..., "prompt": ...}`; errors name the file and line."""
     prompts = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:

@@ -1,4 +1,4 @@
-"""Judges a run: percentiles of what users saw, and whether the promised speed was kept."""
+"""Evaluates a run: percentiles of what users saw, and whether the promised speed was kept."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from loadtest.meter import ChatSample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promise:
-    """At least `share` of all chats read at `min_tokens_per_second` or faster, and begin in time."""
+    """At least `share` of all chats stream at `min_tokens_per_second` or faster and start in time."""
 
     min_tokens_per_second: float = 0.0
     share: float = 0.95
     max_first_token_ms: float | None = None
-    """None: nothing is promised of the first token."""
+    """None: no promise about the first token."""
 
     def __post_init__(self) -> None:
         if not self.min_tokens_per_second >= 0:
@@ -27,7 +27,7 @@ class Promise:
             raise ValueError(f"share must be in (0, 1], got {self.share}")
 
     def judges(self, sample: ChatSample) -> bool:
-        """A chat of one token has no speed, but a first token."""
+        """A one-token chat has no speed, but does have a time to first token."""
         return sample.tokens_per_second is not None or self.max_first_token_ms is not None
 
     def kept_for(self, sample: ChatSample) -> bool:
@@ -48,16 +48,16 @@ class Outcomes:
     samples: tuple[ChatSample, ...] = ()
     failed: int = 0
     refused: int = 0
-    """Answered 429: admission control protecting the promise made to others."""
+    """Chats answered with 429, by which admission control protects the promise to others."""
     seconds: float = 0.0
-    """From the start of the run to its last answer; 0: not known."""
+    """From the start of the run to its last answer; 0: unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     kept: bool
     share: float
-    """Of judged chats, those fast enough."""
+    """Share of the judged chats that kept the promise."""
     judged: int
     reason: str
 
@@ -72,7 +72,7 @@ def percentile(values: Sequence[float], fraction: float) -> float:
 
 
 def judge(outcomes: Outcomes, promise: Promise) -> Verdict:
-    """A failed chat breaks the promise; a refused one, or one too short to have a speed, is not judged."""
+    """A failed chat breaks the promise; refused chats, and ones too short to have a speed, are not judged."""
     samples = [sample for sample in outcomes.samples if promise.judges(sample)]
     judged = len(samples) + outcomes.failed
     if not judged:
@@ -84,7 +84,7 @@ def judge(outcomes: Outcomes, promise: Promise) -> Verdict:
 
 
 def summarise(outcomes: Outcomes) -> dict[str, object]:
-    """Values for the report: counts, and p50/p95/p99 of each measure. Slow is the bad end of each."""
+    """Counts, and percentiles of each measure towards its slow end (p95 of a time, p05 of a speed)."""
     samples = outcomes.samples
     speeds = [s.tokens_per_second for s in samples if s.tokens_per_second is not None]
     accepted = [s.accepted_length for s in samples if s.accepted_length is not None]

@@ -11,7 +11,7 @@ class StreamError(Exception):
 
 
 def events(lines: Iterable[str]) -> Iterator[dict[str, object]]:
-    """Yields each chunk; fails when the stream ends without [DONE], so a cut stream is never a success."""
+    """Yields each chunk; raises StreamError if the stream ends without [DONE], so truncation is an error."""
     for line in lines:
         if not line.startswith("data:"):  # blank separators, comments, `event:` fields
             continue

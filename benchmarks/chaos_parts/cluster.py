@@ -1,4 +1,4 @@
-"""Redis, two schedulers, two pairs of drafter and verifier, a gateway: processes that may be lost."""
+"""A cluster of killable processes: Redis, two schedulers, two drafter-verifier pairs and a gateway."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAIRS = 2
 
 
 class Part:
-    """A process that can be killed, halted and started again under the same address."""
+    """A process that can be killed, halted and restarted at the same address."""
 
     def __init__(self, name: str, role: str, environ: Mapping[str, str], port: int) -> None:
         self.name = name
@@ -34,7 +34,7 @@ class Part:
         return self._process is not None and self._process.exit_code is None
 
     async def start(self) -> None:
-        """Returns when it serves."""
+        """Returns once it is serving."""
         self._process = ServiceProcess(self._role, self._environ, self.port)
         await self._process.wait_serving(START_SECONDS)
 
@@ -67,7 +67,7 @@ class RedisPart(Part):
         return self._server is not None and self._server.poll() is None
 
     async def start(self) -> None:
-        """An empty one: what was in it is lost."""
+        """Starts empty; earlier contents are lost."""
         command = [
             self._executable,
             "--port",
@@ -94,7 +94,7 @@ class RedisPart(Part):
             self._server.send_signal(number)
 
     async def stop(self) -> None:
-        self.kill()  # there is nothing to save; the directory goes with this object
+        self.kill()  # nothing to save; the directory is removed with this object
 
 
 class Cluster:
@@ -138,7 +138,7 @@ class Cluster:
         return f"http://{LOOPBACK}:{self._http}"
 
     async def start(self) -> None:
-        """One after the other: verifiers profiled at once would measure each other."""
+        """Start one part after another, because concurrent profiles would disturb each other."""
         for part in self.parts.values():
             await part.start()
 
@@ -153,7 +153,7 @@ class Cluster:
         return name
 
     async def free_kv_fractions(self) -> dict[str, float]:
-        """By verifier; nobody served: 1."""
+        """Free share of the KV pages by verifier; 1 when idle, -1 if the metric is missing."""
         async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
             texts = {
                 name: (await client.get(f"http://{LOOPBACK}:{port}/metrics")).text
@@ -166,7 +166,7 @@ class Cluster:
 
 
 def _sample(metrics: str, name: str) -> float:
-    """Raises LookupError where there is no such metric."""
+    """Raises LookupError if there is no such metric."""
     found = re.search(rf"^{name}(?:{{.*}})? (\S+)$", metrics, flags=re.MULTILINE)
     if found is None:
         raise LookupError(f"a verifier exposes no {name}")

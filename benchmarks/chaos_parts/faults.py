@@ -1,4 +1,4 @@
-"""What happens to a cluster: parts that are killed or halted and come back, drawn from a seed."""
+"""Inflicts faults on a cluster, drawn from a seed: parts are killed, halted or restarted, and come back."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from benchmarks.chaos_parts.cluster import Cluster
 
 class Fault(Enum):
     KILLED = "killed"
-    """SIGKILL, and started again a while later."""
+    """SIGKILL, started again a while later."""
     HALTED = "halted"
-    """SIGSTOP for a while: it holds its connections and answers nothing."""
+    """SIGSTOP for a while: it keeps its connections but does not answer."""
     RESTARTED = "restarted"
-    """SIGTERM as a rollout does, and started again."""
+    """SIGTERM as in a rollout, then started again."""
 
 
 WEIGHTS = {Fault.KILLED: 0.4, Fault.HALTED: 0.4, Fault.RESTARTED: 0.2}
 TARGETS = ("redis", "scheduler-0", "scheduler-1", "drafter-0", "drafter-1", "verifier-0", "verifier-1")
-"""Not the gateway, to which clients are connected."""
+"""All parts but the gateway, to which clients are connected."""
 
 
 @dataclass(slots=True)
 class Faults:
-    """One at a time, so that a verifier is always left; `run` ends with every part back."""
+    """One fault at a time, so that a verifier always remains; `run` returns with every part back."""
 
     cluster: Cluster
     targets: Sequence[str]

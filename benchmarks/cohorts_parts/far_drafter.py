@@ -1,4 +1,4 @@
-"""A drafter in a process of its own, as far away as wanted: what goes there and back is held up."""
+"""A drafter in its own process behind a relay that delays traffic to simulate network distance."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 
 
 class Delay:
-    """A TCP relay that hands on everything `seconds` after it came."""
+    """A TCP relay that forwards everything `seconds` after it arrived."""
 
     def __init__(self, port: int) -> None:
         self.seconds = 0.0
@@ -28,7 +28,7 @@ class Delay:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def listen(self) -> int:
-        """-> the port to call instead."""
+        """-> the port to connect to instead."""
         server = await asyncio.start_server(self._serve, LOOPBACK, 0)
         return int(server.sockets[0].getsockname()[1])
 
@@ -57,7 +57,7 @@ class Delay:
 
 
 class FarDrafter:
-    """Starts the process, and keeps the verifier's end of the stream on a thread of its own."""
+    """Starts the process, and runs the verifier's end of the stream on its own thread."""
 
     def __init__(self, geometry: DraftGeometry, environ: Mapping[str, str]) -> None:
         (port,) = free_ports(1)

@@ -1,1 +1,1 @@
-"""What `benchmarks.engine` is made of: the machine's floors, step times, a round taken apart."""
+"""Parts of `benchmarks.engine`: the machine's floors, step times, and the breakdown of a round."""

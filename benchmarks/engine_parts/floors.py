@@ -1,4 +1,4 @@
-"""What the machine allows: bytes and operations per second, measured, and a step's floor from them."""
+"""Measures the machine's bytes and operations per second, and derives the floor of a step from them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from dspark_core.models.config import DecoderConfig
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     bytes_per_second: float
-    """Reading memory that is in no cache."""
+    """Rate of reading memory that is not in any cache."""
     operations_per_second: float
-    """Of a large product by PyTorch's own operator, in the engine's dtype or in float32 where that is faster:
-    without instructions for bfloat16 it takes a hundred times as long."""
+    """Rate of a large matrix product by PyTorch, in the engine's dtype or, if faster, in float32: without
+    bfloat16 instructions, bfloat16 takes a hundred times as long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What a step must at least do."""
+    """Minimum work of a step."""
 
     weight_bytes: int
     cache_bytes: int
@@ -36,7 +36,7 @@ class Work:
 
 
 def measure_machine(dtype: torch.dtype, *, repeats: int = 7) -> Machine:
-    # Far beyond any cache, and on huge pages, as weights are: reading is a fifth to a third slower without.
+    # Far larger than any cache, and on huge pages like the weights: without, reading is 20 to 33 % slower.
     memory = huge_zeros(384 * 2**20).view(torch.float32).fill_(1.0)
     reading = _best(lambda: memory.sum(), repeats)
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
@@ -48,7 +48,7 @@ def measure_machine(dtype: torch.dtype, *, repeats: int = 7) -> Machine:
 def work_of_step(
     config: DecoderConfig, weight_bytes: int, *, tokens: int, logit_rows: int, context_tokens: int, item: int
 ) -> Work:
-    """`context_tokens`: positions attended to, over all requests; `item`: bytes of a cached value."""
+    """`context_tokens`: positions attended to, summed over requests; `item`: bytes per cached value."""
     size = config.head_dim * (config.num_heads + 2 * config.num_kv_heads)
     per_layer = config.hidden_size * (
         size + config.num_heads * config.head_dim + 3 * config.intermediate_size

@@ -1,4 +1,4 @@
-"""Takes rounds of the round loop apart: milliseconds in the target pass, acceptance and the rest."""
+"""Breaks down rounds of the round loop: milliseconds in the target pass, acceptance and the rest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROMPT_TOKENS = 128
 
 
 class _TimedPlans(FullPlanSource):
-    """Notes what the loop itself says a pass and its acceptance took."""
+    """Records the loop's own measurement of a pass plus acceptance."""
 
     def __init__(self) -> None:
         self.step_seconds = 0.0
@@ -56,7 +56,7 @@ def measure_rounds(engine: TargetEngine, *, requests: int, rounds: int) -> dict[
         started = time.perf_counter()
         outputs = loop.step()
         whole = time.perf_counter() - started
-        if len(outputs) == requests:  # not while prompts are still being read
+        if len(outputs) == requests:  # not during prefill
             samples.append((whole, inside[0], plans.step_seconds - inside[0]))
     engine.forward = forward  # type: ignore[method-assign]
     whole, passed, accepted = (statistics.median(column) * 1e3 for column in zip(*samples, strict=True))

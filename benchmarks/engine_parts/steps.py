@@ -36,7 +36,7 @@ def pages_needed(shapes: Sequence[Shape], page_tokens: int) -> int:
 def measure_steps(
     engine: TargetEngine, shapes: Sequence[Shape], *, repeats: int, advance: Callable[[], None]
 ) -> dict[Shape, list[float]]:
-    """Seconds of every repeat. Shapes are interleaved, so that a slow moment slows them alike."""
+    """Seconds of every repeat. Shapes are interleaved, so that a slow moment affects all alike."""
     return measure_in_turns({"": engine}, shapes, repeats=repeats, advance=advance)[""]
 
 
@@ -47,8 +47,8 @@ def measure_in_turns(
     repeats: int,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[Shape, list[float]]]:
-    """The same of several engines, shape by shape one after the other. The second of two equal steps is
-    timed: in rounds a step follows one of its kind, and caches hold what that has left there."""
+    """Like `measure_steps` for several engines, which take turns on each shape. The second of two equal steps
+    is timed, because in serving a step follows a similar one and finds its data in the caches."""
     batches = {(name, shape): _runs(engine, shape) for shape in shapes for name, engine in engines.items()}
     seconds: dict[str, dict[Shape, list[float]]] = {name: {shape: [] for shape in shapes} for name in engines}
     for repeat in range(repeats + 1):
@@ -56,7 +56,7 @@ def measure_in_turns(
             engines[name].forward(runs)
             started = time.perf_counter()
             engines[name].forward(runs)
-            if repeat:  # the first pays for memory and caches
+            if repeat:  # the first one allocates memory and warms caches
                 seconds[name][shape].append(time.perf_counter() - started)
             advance()
     return seconds
@@ -67,7 +67,7 @@ def median(seconds: Sequence[float]) -> float:
 
 
 def _runs(engine: TargetEngine, shape: Shape) -> list[Run]:
-    """Each request has pages of its own, so that contexts are really read."""
+    """Each request has its own pages, so that every context is actually read."""
     per_request = -(-(shape.context + shape.tokens) // engine.page_tokens)
     return [
         Run(

@@ -1,1 +1,1 @@
-"""Parts of the failover benchmark: the processes, the load, what is measured."""
+"""Parts of the failover benchmark: the processes, the load and the measurements."""

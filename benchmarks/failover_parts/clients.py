@@ -1,4 +1,4 @@
-"""Streaming requests against a gateway, and what came of them: tokens over time, answers by prompt."""
+"""Streams requests to a gateway and records the results: tokens over time, answers by prompt."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ REQUEST_SECONDS = 120.0
 
 @dataclass(slots=True)
 class Load:
-    """Requests, `concurrency` at a time, each prompt in turn, until stopped."""
+    """Sends `concurrency` requests at a time, cycling through the prompts, until stopped."""
 
     address: str
     concurrency: int
     max_tokens: int
     temperature: float = 0.0
     ignore_eos: bool = False
-    """Every answer has `max_tokens`."""
+    """Every answer has `max_tokens` tokens."""
     prompts: tuple[str, ...] = PROMPTS
     answers: defaultdict[str, list[tuple[int, ...]]] = field(default_factory=lambda: defaultdict(list))
     errors: list[str] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Load:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def tokens_per_second(self, seconds: float) -> float:
-        """Over the next so many seconds."""
+        """Measure over the next `seconds`."""
         started = time.monotonic()
         await asyncio.sleep(seconds)
         ended = time.monotonic()
@@ -63,7 +63,7 @@ class Load:
 
     @property
     def differing(self) -> list[str]:
-        """Prompts that were answered in more than one way."""
+        """Prompts that got different answers."""
         return [prompt for prompt, answers in self.answers.items() if len(set(answers)) > 1]
 
     async def _worker(self, prompts: Any) -> None:  # noqa: ANN401 - an endless iterator of strings

@@ -17,7 +17,7 @@ from services.embedded.processes import LOOPBACK, START_SECONDS, ServiceProcess,
 
 STOP_SECONDS = 10.0
 THROTTLE_SECONDS = 0.04
-"""A period of a throttled process: it runs for a part of each."""
+"""Length of a throttling period; a throttled process runs for a part of each."""
 _GENERATE = '"/dspark.v1.VerifierService/Generate"'
 
 
@@ -30,21 +30,21 @@ class ClusterOptions:
     kernels: str = "on"
     """"off": PyTorch's operators instead of the native kernels."""
     verifier_module: str = ""
-    """What verifiers run instead of their own main."""
+    """Module that verifiers run instead of their own main."""
     verifier_environ: Mapping[str, str] = field(default_factory=dict)
-    """For verifiers; `{index}` in a value stands for the verifier's number."""
+    """Extra environment of verifiers; `{index}` in a value stands for the verifier's number."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerifierCounts:
-    """Totals since a verifier's start, as it exposes them."""
+    """A verifier's metrics: totals since its start."""
 
     requests: float
-    """Arrived."""
+    """Requests received."""
     rounds: float
-    """Rounds times requests."""
+    """Rounds summed over requests."""
     verified: float
-    """Draft tokens put through the target."""
+    """Draft tokens verified."""
 
     def since(self, before: VerifierCounts) -> VerifierCounts:
         return VerifierCounts(
@@ -70,7 +70,7 @@ class Cluster:
         return f"{LOOPBACK}:{self._ports[2]}"
 
     async def start(self) -> None:
-        """Returns when the gateway and every verifier serve."""
+        """Returns once the gateway and every verifier are serving."""
         _, drafter, gateway, http, *others = self._ports
         await self.start_scheduler()
         self._spawn("drafter", drafter)
@@ -83,7 +83,7 @@ class Cluster:
             for name, value in self._options.verifier_environ.items():
                 own[name] = value.format(index=len(self.verifiers))
             self.verifiers.append(self._spawn("verifier", port, own, self._options.verifier_module))
-            # One after the other: profiled at once they would measure each other.
+            # One after another, because concurrent profiles would disturb each other.
             await self.verifiers[-1].wait_serving(START_SECONDS)
         await self._spawn("gateway", gateway, {"DSPARK_HTTP_PORT": str(http)}).wait_serving(START_SECONDS)
 
@@ -101,7 +101,7 @@ class Cluster:
             await process.stop(STOP_SECONDS)
 
     async def counts(self) -> list[VerifierCounts]:
-        """Of every verifier now."""
+        """Current counts of every verifier."""
         ports = self._ports[5::2]
         async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
             texts = [(await client.get(f"http://{LOOPBACK}:{port}/metrics")).text for port in ports]
@@ -117,8 +117,8 @@ class Cluster:
 
     @contextmanager
     def throttled(self, index: int, share: float) -> Iterator[None]:
-        """One verifier runs for `share` of the time only. It is stopped in between rather than crowded
-        out by other processes, which would slow down the rest of this small cluster as well."""
+        """Let one verifier run for only `share` of the time. It is paused with signals, because competing
+        processes would slow down the rest of this small cluster as well."""
         ended = threading.Event()
         verifier = self.verifiers[index]
         thread = threading.Thread(target=_throttle, args=(verifier.pid, share, ended), daemon=True)
@@ -130,7 +130,7 @@ class Cluster:
             thread.join()
 
     def processor_seconds(self) -> dict[str, float]:
-        """Used so far by each process that runs, by role; verifiers are numbered."""
+        """CPU seconds used so far by each running process, by role; verifiers are numbered."""
         used: dict[str, float] = {}
         for process in self._processes:
             number = f"-{self.verifiers.index(process)}" if process in self.verifiers else ""
@@ -160,7 +160,7 @@ class Cluster:
 
 
 def _throttle(pid: int, share: float, ended: threading.Event) -> None:
-    """Lets a process run for `share` of each period until `ended`, then freely."""
+    """Let a process run for `share` of each period until `ended` is set, then freely."""
     stopped = False
     while not ended.wait(THROTTLE_SECONDS * (1.0 - share if stopped else share)):
         stopped = not stopped
@@ -174,6 +174,6 @@ def _processor_seconds(pid: int) -> float:
 
 
 def _total(text: str, name: str, label: str = "") -> float:
-    """Sum over a metric's samples, or those with a label value."""
+    """Sum over a metric's samples whose labels contain `label`."""
     samples = re.findall(rf"^{name}((?:{{.*}})?) (\S+)$", text, flags=re.MULTILINE)
     return sum(float(value) for labels, value in samples if label in labels)

@@ -1,4 +1,4 @@
-"""What the failover benchmark found, and its tables."""
+"""Results of the failover benchmark and their tables."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from benchmarks.failover_parts.windows import Window
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KillResult:
     present: tuple[Window, ...]
-    """With a scheduler: before, between and after the others."""
+    """Windows with a scheduler: before, between and after those without."""
     absent: tuple[Window, ...]
-    """Each from the moment of the kill."""
+    """Windows without a scheduler, each starting at the kill."""
 
     @property
     def loss(self) -> float:
-        """Share of throughput that is lost without a scheduler: means over all windows."""
+        """Share of throughput lost without a scheduler, from means over all windows."""
         return 1.0 - _rate(self.absent) / _rate(self.present)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThrottleResult:
     verifier: int
-    """The one that is slowed down: the busier one before."""
+    """The verifier slowed down, which was the busier one before."""
     before: Window
     after: Window
 

@@ -1,4 +1,4 @@
-"""A stretch of time under load: tokens per second, and what each verifier did of it."""
+"""Measurements over a window of time under load: tokens per second, and each verifier's share."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from benchmarks.failover_parts.cluster import Cluster
 class Window:
     tokens_per_second: float
     requests: tuple[float, ...]
-    """Sent to each verifier."""
+    """Requests sent to each verifier."""
     verify_lengths: tuple[float, ...]
     """Mean draft tokens verified per request and round, at each verifier."""
     processor_share: dict[str, float]
-    """Of one core, by process."""
+    """CPU use by process, in cores."""
 
     @property
     def busiest(self) -> int:

@@ -1,1 +1,1 @@
-"""The parts of `benchmarks.frontier`: the measured stack, its claims, its figures."""
+"""Parts of `benchmarks.frontier`: the measured stack, the claims and the figures."""

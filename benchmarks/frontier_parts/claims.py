@@ -1,7 +1,7 @@
-"""What a frontier says: medians over slices, interpolation between loads, the claims checked.
+"""Evaluates frontiers: medians over slices, interpolation between loads, and checks of the paper's claims.
 
-Pure functions of slices. A frontier point is what users saw at one load: tokens per second of each
-user against tokens per second of all.
+Pure functions of slices. A frontier point is one load: tokens per second per user against tokens per second
+of all users.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from itertools import pairwise
 from benchmarks.frontier_parts.stack import SliceResult
 
 TOLERANCE = 0.03
-"""The scheduled frontier may be this much below the best static one."""
+"""How far the scheduled frontier may be below the best static one."""
 MIN_LIGHT_LOAD_LENGTH = 0.5
-"""Draft tokens per request and round at the lightest load, below which there is nothing to fall."""
+"""Minimum verify length at the lightest load; a smaller one cannot show a decrease with load."""
 MODERATE_SHARE = 0.6
-"""The moderate floor, as a share of MTP-1's speed when it serves one user alone."""
+"""The moderate floor, as a share of MTP-1's fastest speed per user."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class FrontierPoint:
     method: str
     concurrency: int
     tokens_per_second: float
-    """All users together; median over slices."""
+    """Of all users together; median over slices."""
     tokens_per_second_per_user: float
     tokens_per_second_range: tuple[float, float]
     verify_length: float
@@ -40,7 +40,7 @@ class Claim:
     target: str
     measured: str
     holds: bool | None
-    """None: could not be judged."""
+    """None: not enough data to judge."""
 
 
 def summarise(slices: Sequence[SliceResult]) -> tuple[FrontierPoint, ...]:
@@ -74,13 +74,13 @@ class Frontier:
 
     @property
     def fastest_user(self) -> float:
-        """Tokens per second a user can have at all."""
+        """Highest tokens per second per user at any load."""
         return max((point.tokens_per_second_per_user for point in self.points), default=0.0)
 
     def throughput_at(self, floor: float) -> float | None:
-        """Most tokens per second with every user at `floor` or faster; None: no load allows that.
+        """Highest total tokens per second with every user at `floor` or faster; None: no load allows that.
 
-        Linear between measured loads.
+        Interpolates linearly between measured loads.
         """
         pairs = [(p.tokens_per_second_per_user, p.tokens_per_second) for p in self.points]
         found = [total for speed, total in pairs if speed >= floor]
@@ -91,7 +91,7 @@ class Frontier:
         return max(found, default=None)
 
     def speed_at(self, throughput: float) -> float | None:
-        """Most tokens per second of a user while all together get at least `throughput`."""
+        """Highest tokens per second per user while all together reach `throughput`; None: none does."""
         pairs = [(p.tokens_per_second, p.tokens_per_second_per_user) for p in self.points]
         found = [speed for total, speed in pairs if total >= throughput]
         for (total, speed), (next_total, next_speed) in pairwise(pairs):
@@ -114,7 +114,7 @@ def check_claims(
     moderate_floor: float | None = None,
     strict_floor: float | None = None,
 ) -> tuple[Claim, ...]:
-    """`statics`: every method that does not look at load; `baseline`: MTP-1 or what stands in for it."""
+    """`statics`: the methods that ignore load; `baseline`: MTP-1 or its stand-in."""
     ours, theirs = frontier_of(points, scheduled), frontier_of(points, baseline)
     floor = moderate_floor or MODERATE_SHARE * theirs.fastest_user
     return (
@@ -148,7 +148,7 @@ def _never_below(points: Sequence[FrontierPoint], ours: Frontier, statics: Seque
 
 def _falls_with_load(ours: Frontier) -> Claim:
     lengths = [point.verify_length for point in ours.points]
-    # A tenth of a token is measuring noise; who hardly ever speculates does not adapt to load.
+    # A tenth of a token is measurement noise. A planner that hardly ever speculates does not adapt to load.
     falls = all(later <= earlier + 0.1 for earlier, later in pairwise(lengths))
     falls = falls and bool(lengths) and lengths[0] >= MIN_LIGHT_LOAD_LENGTH
     return Claim(

@@ -1,4 +1,4 @@
-"""Verify lengths that do not look at load: the baselines scheduling is measured against."""
+"""Planners whose verify lengths ignore load: the baselines that scheduling is compared with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dspark_core.records import RoundReport
 
 
 class FixedLengthPlanSource:
-    """The first `length` draft tokens of everyone, always; with 0 nobody is drafted for."""
+    """Always verifies the first `length` draft tokens of every request; 0: never drafts."""
 
     def __init__(self, length: int) -> None:
         self._length = length
@@ -25,11 +25,11 @@ class FixedLengthPlanSource:
         return tuple(min(self._length, len(request.survival)) for request in requests)
 
     def report(self, report: RoundReport) -> None:
-        """Fixed is fixed."""
+        """Nothing to adapt."""
 
 
 class ThresholdPlanSource:
-    """Draft tokens whose survival is at least `threshold`."""
+    """Verifies draft tokens whose survival is at least `threshold`."""
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
@@ -44,4 +44,4 @@ class ThresholdPlanSource:
         return tuple(sum(value >= self._threshold for value in request.survival) for request in requests)
 
     def report(self, report: RoundReport) -> None:
-        """Confidence is all it looks at."""
+        """Nothing to adapt: only confidence matters."""

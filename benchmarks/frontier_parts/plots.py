@@ -1,4 +1,4 @@
-"""The paper's figures 7 and 8 from measured points."""
+"""Draws the paper's figures 7 and 8 from measured points."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VERIFY_FILE = "verify_length.png"
 
 
 def draw(points: Sequence[FrontierPoint], scheduled: str, directory: Path, title: str) -> list[Path]:
-    """Writes both figures -> their paths."""
+    """Write both figures -> their paths."""
     directory.mkdir(parents=True, exist_ok=True)
     written = [directory / FRONTIER_FILE, directory / VERIFY_FILE]
     _frontier(points, scheduled, title).savefig(written[0], dpi=120)

@@ -1,8 +1,8 @@
-"""The engine under closed-loop load, with the way of speculating switched between rounds.
+"""The engine under closed-loop load, with the method of speculation switched between slices.
 
-Small batches are begun anew for every slice, with the same prompts: what one answer is like weighs on
-all methods alike. Large ones are shared: the methods take turns on the same running batch, which
-averages over prompts by itself and would take long to prefill again.
+Small batches restart for every slice with the same prompts, so that single answers affect all methods
+alike. Large batches are shared: methods take turns on the same running batch, which averages over prompts
+anyway and would take long to prefill again.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from dspark_core.zoo_paths import NGRAMS_AUTO
 DRAFT_DEADLINE_SECONDS = 600.0
 WARM_UP_ROUNDS = 2
 RESTARTED_USERS = 8
-"""Batches up to this size are begun anew for every slice."""
+"""Batches up to this size restart for every slice."""
 PROFILED_REQUESTS = (1, 2, 4, 8, 16, 32, 64)
 PROFILE_SECONDS = 8.0
 MAX_FILL_ROUNDS = 200
-"""Prefill takes a few; short answers may keep ending and beginning, which is a steady state too."""
+"""Prefill takes a few rounds. With short answers, some may always be in prefill; that is a steady state."""
 MIN_ROUNDS = 6
-"""Rounds a slice lasts at least, however slow they are."""
+"""Minimum rounds per slice, however slow they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Method:
     name: str
     plans: PlanSource
     lookup: bool = False
-    """Whether drafts also come from what a request's own text repeats, as in serving."""
+    """Whether drafts also come from lookup, as in serving."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,24 +61,24 @@ class SliceResult:
     seconds: float
     rounds: int
     tokens: int
-    """Committed, prefill's included."""
+    """Committed tokens, including those of prefill."""
     request_rounds: int
     drafted: int
     verified: int
     accepted: int
     batch_tokens: int
-    """All rounds together, prefill included."""
+    """Sum over all rounds, prefill included."""
     step_seconds: float
     draft_seconds: float
-    """Waited for drafts."""
+    """Time spent waiting for drafts."""
     loop_seconds: float = 0.0
     hidden_draft_seconds: float = 0.0
     turns: int = 0
-    """Rounds of one of two cohorts."""
+    """Rounds in which two cohorts took turns."""
 
 
 class SwitchedPlans:
-    """`PlanSource` of the method whose turn it is; keeps the reports of its rounds."""
+    """Delegates to the `PlanSource` of the current method and keeps the reports of its rounds."""
 
     def __init__(self) -> None:
         self.current: PlanSource = FullPlanSource()
@@ -99,7 +99,7 @@ class SwitchedPlans:
 
 
 class SwitchedLookup(LookupDrafting):
-    """Proposes only while the method whose turn it is wants that; of other rounds it learns nothing."""
+    """Proposes only while the current method uses lookup, and learns nothing from other rounds."""
 
     def __init__(self, table: NgramTable | None) -> None:
         super().__init__(table)
@@ -119,7 +119,7 @@ def profile_round_time(
     max_requests: int,
     clock: Callable[[], float],
 ) -> RoundTimeModel:
-    """As a verifier does at its start, with more time for it."""
+    """Profile as a verifier does at startup, with a larger time budget."""
     counts = tuple(count for count in PROFILED_REQUESTS if count <= max_requests)
     settings = ProfileSettings(requests=counts, budget_seconds=PROFILE_SECONDS)
     kind = replica_kind(options, target.engine)
@@ -128,7 +128,7 @@ def profile_round_time(
 
 
 class LoadedLoop:
-    """A round loop that always runs the same number of requests."""
+    """A round loop that keeps a constant number of requests running."""
 
     def __init__(
         self,
@@ -147,14 +147,14 @@ class LoadedLoop:
         source: DraftSource | None = None,
         warm_up_rounds: int = WARM_UP_ROUNDS,
     ) -> None:
-        """`profiled`: with measured round times, which only planners that look at time need. `clock`:
-        what all times are told by. `source`: whose drafts; None: a drafter's in this process."""
+        """`profiled`: measure round times, which only time-aware planners need. `clock`: used for all times.
+        `source`: source of the drafts; None: a drafter in this process."""
         self._clock = clock
         self._warm_up_rounds = warm_up_rounds
         if source is None:
             generator = torch.Generator().manual_seed(seed + 1)
             source = LocalDraftSource(build_drafter(options, target.loaded, generator=generator))
-        # Before the loop: a profile writes into pages that are not its own.
+        # Before the loop, because profiling overwrites pages it has not allocated.
         self.round_time = (
             profile_round_time(target, source, options, max_running, clock) if profiled else None
         )
@@ -185,7 +185,7 @@ class LoadedLoop:
         self._stop_token_ids = stop_token_ids
 
     def warm_prompts(self) -> None:
-        """Puts every prompt into the prefix cache: whose turn is first must not pay for it alone."""
+        """Put every prompt into the prefix cache, so that the first method does not pay for prefill alone."""
         self.plans.current = FullPlanSource()
         for index, prompt in enumerate(self._prompts):
             name = f"warm {index}"
@@ -199,16 +199,16 @@ class LoadedLoop:
         self.plans.reports.clear()
 
     def hold(self, concurrency: int, turn: int) -> None:
-        """Brings the number of requests to this, and all of them past prefill."""
+        """Bring the number of running requests to `concurrency`, all of them past prefill."""
         if len(self._running) == concurrency > RESTARTED_USERS:
-            return  # it runs on
+            return  # keep the running batch
         if concurrency <= RESTARTED_USERS:
             self._cancel(0)
-            # Turns ask different prompts, methods within a turn the same.
+            # Each turn uses different prompts, the methods within a turn the same ones.
             self._next_prompt = turn * RESTARTED_USERS
         self._cancel(concurrency)
         for index in range(len(self._running), concurrency):
-            # Many lengths, or all would end together and start together again.
+            # Spread the lengths; otherwise all requests would end and restart together.
             share = 1.0 if concurrency <= RESTARTED_USERS else (index + 1) / concurrency
             self._submit(max(8, round(self._max_tokens * share)))
         self.plans.current, self._lookup.enabled = FullPlanSource(), False
@@ -223,7 +223,7 @@ class LoadedLoop:
         self.plans.reports.clear()
 
     def run_slice(self, method: Method, concurrency: int, turn: int, seconds: float) -> SliceResult:
-        """Some unmeasured rounds, then at least `seconds` and MIN_ROUNDS of measured ones."""
+        """Run some unmeasured rounds, then measured ones for at least `seconds` and MIN_ROUNDS rounds."""
         self.hold(concurrency, turn)
         self.plans.current, self._lookup.enabled = method.plans, method.lookup
         for _ in range(self._warm_up_rounds):
@@ -253,7 +253,7 @@ class LoadedLoop:
         )
 
     def _step(self) -> int:
-        """One round -> tokens committed; an answer that ends is followed by the next prompt's."""
+        """Run one round -> tokens committed. Every finished answer is replaced by the next prompt."""
         tokens = 0
         for output in self._loop.step():
             tokens += len(output.chunk.token_ids)

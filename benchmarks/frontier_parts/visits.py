@@ -1,4 +1,4 @@
-"""Finished visits of a concurrency on disk, so that a run that was stopped goes on."""
+"""Stores finished visits of a concurrency on disk, so that an interrupted run can resume."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 from benchmarks.frontier_parts.stack import SliceResult
 
 SAME = ("commit", "processor")
-"""Of the environment: what figures must have in common to stand in one table."""
+"""Environment fields that must agree for figures to be comparable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Visit:
     turn: int
     environment: Mapping[str, object]
-    """Where and of what it was measured."""
+    """Machine and commit it was measured on."""
     slices: tuple[SliceResult, ...]
-    """One of every method."""
+    """One slice per method."""
 
     @property
     def place(self) -> tuple[int, int]:
@@ -34,7 +34,7 @@ def keep(file: Path, visit: Visit) -> None:
 
 
 def read_kept(file: Path, environment: Mapping[str, object]) -> list[Visit]:
-    """Those that this commit measured on this processor; a line cut short is measured again."""
+    """Visits measured by this commit on this processor; a truncated line is dropped and measured again."""
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     whole = [line for line in text.split("\n")[:-1] if line]
     file.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")

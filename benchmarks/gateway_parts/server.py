@@ -1,4 +1,4 @@
-"""The gateway as `dspark up` builds it, before a verifier that has its tokens ready."""
+"""The gateway as `dspark up` builds it, in front of a verifier that yields tokens without delay."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TEXT = "A gateway takes a token, finds out which letters it stands for and sends
 
 
 class ScriptedVerifier:
-    """Gives every stream a token whenever it has its turn."""
+    """Yields one token per stream each time the event loop schedules it."""
 
     def __init__(self, token_ids: Sequence[int], vocab_size: int) -> None:
         self._token_ids = token_ids
@@ -57,7 +57,7 @@ class ScriptedVerifier:
 
 
 def serve(pipe: Pipe) -> None:
-    """Tells its port, then the processor time it has used whenever it is asked, until it is told to end."""
+    """Send the port, then answer each "usage" message with the CPU time used, until another message."""
     asyncio.run(_serve(pipe))
 
 

@@ -1,4 +1,4 @@
-"""One layer's attention by its variants, over the same pages."""
+"""Times variants of one layer's attention over the same pages."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def attention_row(
     *,
     repeats: int,
 ) -> dict[str, object]:
-    """Microseconds of writing keys and values and attending, and bytes per second of the best.
+    """Microseconds to write keys and values and attend, per variant, and bytes per second of the best.
 
-    Beside the variants: gathered pages and PyTorch's own attention, as `TorchPasses` does it.
+    Adds the variant "gathered": gathered pages with PyTorch's own attention, as in `TorchPasses`.
     """
     each = -(-(shape.context + shape.tokens) // PAGE)
     runs = [

@@ -1,4 +1,4 @@
-"""Targets and drafters of well-known shapes with random weights, made on the device: nothing to download."""
+"""Targets and drafters of well-known shapes with random weights, created on the device without a download."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def random_decoder(config: DecoderConfig, dtype: torch.dtype, device: torch.devi
 
 
 def random_drafter(decoder: Decoder) -> DSparkDrafter:
-    """Five layers, a vanilla Markov head and a confidence head, as the paper's."""
+    """Five layers, a vanilla Markov head and a confidence head, as in the paper."""
     config = drafter_config(decoder.config)
     embedding, head = decoder.embed_tokens.weight, decoder.lm_head.weight
     with torch.device("meta"):
@@ -96,7 +96,7 @@ def drafter_config(target: DecoderConfig) -> DrafterConfig:
 def engine_of(
     decoder: Decoder, drafter: DSparkDrafter | None, gpu: GpuSettings | None, *, kv_tokens: int
 ) -> TargetEngine:
-    """With the drafter's projection, if there is one, and pages for `kv_tokens` positions."""
+    """A target engine with the drafter's projection, if any, and pages for `kv_tokens` positions."""
     projection = None
     if drafter is not None:
         projection = ContextProjection(
@@ -112,7 +112,7 @@ def engine_of(
 
 @torch.no_grad()
 def _fill(module: nn.Module) -> None:
-    """Matrices small enough for finite numbers, vectors one: speed does not depend on what they are."""
+    """Matrices small enough to keep results finite, vectors all ones; speed does not depend on values."""
     generator = torch.Generator(next(module.parameters()).device).manual_seed(0)
     for parameter in module.parameters():
         if parameter.dim() > 1:

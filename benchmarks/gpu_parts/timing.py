@@ -1,4 +1,4 @@
-"""Seconds of work on a device, as whoever waits for its result sees them."""
+"""Times work on a device from launch to result."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def synchronize(device: torch.device) -> None:
 def interleaved(
     actions: Mapping[str, Callable[[], object]], device: torch.device, *, repeats: int
 ) -> dict[str, float]:
-    """Medians by name. One after the other in each repeat, so that a slow moment slows all alike; the
-    first two repeats compile and record."""
+    """Median seconds by name. Each repeat runs every action once, so that a slow moment slows all alike; the
+    first two repeats, which compile and record, are not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for repeat in range(repeats + 2):
         for name, action in actions.items():
@@ -34,7 +34,7 @@ def interleaved(
 def machine_rates(
     device: torch.device, dtype: torch.dtype, *, megabytes: int, size: int
 ) -> tuple[float, float]:
-    """Bytes read per second and operations per second of a large product, both measured."""
+    """Measured bytes read per second, and operations per second of a large matrix product."""
     memory = torch.ones(megabytes * 2**20 // 4, dtype=torch.float32, device=device)
     a = torch.randn(size, size, device=device).to(dtype)
     times = interleaved({"read": memory.sum, "product": lambda: a @ a}, device, repeats=10)

@@ -1,1 +1,1 @@
-"""What `benchmarks.peers` measures and compares, one module an engine."""
+"""The engines that `benchmarks.peers` compares, one module each."""

@@ -1,4 +1,4 @@
-"""How each engine is built, called in its own process: nothing of an engine is imported before."""
+"""Builders of the engines, called in each engine's process, which imports only what it needs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.peers_parts.contract import Peer
 
-if TYPE_CHECKING:  # another environment may lack what the engine needs
+if TYPE_CHECKING:  # another environment may lack our engine's dependencies
     from dspark_core.engine.building import EngineOptions
 
 

@@ -1,4 +1,4 @@
-"""What every engine of the comparison is asked for, and what it answers."""
+"""The interface of the compared engines: what they are asked for and what they return."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Prompts answered greedily, `max_tokens` each: stop tokens do not end an answer."""
+    """Prompts to answer greedily with `max_tokens` tokens each; stop tokens do not end an answer."""
 
     prompts: tuple[tuple[int, ...], ...]
     max_tokens: int
     users: int
-    """So many prompts at once: who has an answer asks for the next one."""
+    """Number of concurrent prompts; a user who gets an answer asks for the next one."""
 
     def waves(self) -> Iterator[range]:
-        """Places of prompts that are answered together where answers begin and end together."""
+        """Indices of the prompts in each batch, for engines whose batches start and end together."""
         for start in range(0, len(self.prompts), self.users):
             yield range(start, min(start + self.users, len(self.prompts)))
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Times of each answer are from when it was asked for."""
+    """Times of an answer count from when it was requested."""
 
     tokens: tuple[tuple[int, ...], ...]
     first_token_seconds: tuple[float, ...]
     answer_seconds: tuple[float, ...]
     seconds: float
-    """Of the whole trial."""
+    """Duration of the whole trial."""
     accepted_length: float = 1.0
 
     @property
@@ -53,7 +53,7 @@ class Peer(Protocol):
 
 
 class Stopwatch:
-    """Collects tokens of several answers and when they came."""
+    """Collects the tokens of several answers and their arrival times."""
 
     def __init__(self, trial: Trial, now: float) -> None:
         count = len(trial.prompts)
@@ -83,16 +83,16 @@ class Stopwatch:
 
 
 class Users:
-    """Asks an engine that takes requests at any time."""
+    """Simulates the users of an engine that accepts requests at any time."""
 
     def __init__(self, trial: Trial, ask: Callable[[int], None]) -> None:
-        """`ask` submits the prompt of that place."""
+        """`ask` submits the prompt with the given index."""
         self._ask, self._waiting = ask, iter(range(len(trial.prompts)))
         for _ in range(trial.users):
             self.next()
 
     def next(self) -> None:
-        """An answer has ended."""
+        """An answer has ended: submit the next prompt, if any."""
         for index in self._waiting:
             self._ask(index)
             return

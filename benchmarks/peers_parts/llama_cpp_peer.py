@@ -1,6 +1,6 @@
-"""llama.cpp through `llama-cpp-python`, on the GGUF file itself: its own quantised kernels.
+"""llama.cpp through `llama-cpp-python`, on the GGUF file itself with its own quantised kernels.
 
-Several prompts are decoded in one batch with a sequence id each, as llama.cpp's server does.
+Several prompts are decoded in one batch, one sequence id each, as llama.cpp's server does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BATCH_TOKENS = 512
 
 class LlamaCppPeer:
     def __init__(self, path: Path, *, threads: int, max_requests: int, context_tokens: int) -> None:
-        """`context_tokens`: longest prompt and answer together, for each request."""
+        """`context_tokens`: maximum length of prompt and answer together, per request."""
         llama_cpp.llama_log_set(_QUIET, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         self._model = llama_cpp.llama_model_load_from_file(
@@ -94,4 +94,4 @@ class LlamaCppPeer:
 
 @llama_cpp.llama_log_callback
 def _QUIET(level: int, text: bytes, data: object) -> None:  # noqa: N802
-    """llama.cpp tells much while it loads."""
+    """llama.cpp logs a lot while loading."""

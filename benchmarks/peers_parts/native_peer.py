@@ -22,7 +22,7 @@ from dspark_core.zoo_paths import NGRAMS_AUTO
 
 class NativePeer:
     def __init__(self, options: EngineOptions, *, max_requests: int) -> None:
-        """Speculates where the options name a drafter, as `dspark up` does: looked-up drafts too."""
+        """Speculates if the options name a drafter; then, as in `dspark up`, also by lookup."""
         self._speculate = options.drafter is not None
         target = build_target(options)
         drafting, lookup = None, None

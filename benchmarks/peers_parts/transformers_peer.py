@@ -1,4 +1,4 @@
-"""Hugging Face `transformers` on the same weights: plain, or with prompt lookup at batch 1."""
+"""Hugging Face `transformers` on the same weights: plain, or with prompt lookup at batch size 1."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TransformersPeer:
 
     @torch.inference_mode()
     def _answer(self, trial: Trial, wave: range, watch: Stopwatch) -> None:
-        """One padded batch, which is how `generate` takes several prompts."""
+        """Answer a wave as one padded batch, the only way `generate` takes several prompts."""
         prompts = [trial.prompts[index] for index in wave]
         if self._prompt_lookup and len(prompts) > 1:
             raise ValueError("prompt lookup takes one prompt at a time")
@@ -39,7 +39,7 @@ class TransformersPeer:
         passed: list[float] = []
         for index in wave:
             watch.ask(index, time.perf_counter())
-        # By the pass itself: what processes logits is also called for tokens that were looked up, before it.
+        # Time the forward pass itself; logits processors also run earlier, for looked-up tokens.
         hook = self._model.register_forward_hook(lambda *_: passed.append(time.perf_counter()))
         try:
             out = self._model.generate(

@@ -13,8 +13,8 @@ KV_CACHE_GIB = 1
 
 class VllmPeer:
     def __init__(self, directory: Path, *, threads: int, max_requests: int, context_tokens: int) -> None:
-        """`directory`: a Hugging Face model; `context_tokens`: longest prompt and answer together."""
-        # The engine stays in this process, which is stopped while others are measured.
+        """`directory`: a Hugging Face model; `context_tokens`: maximum prompt and answer together."""
+        # Keep the engine in this process, which is paused while other engines are measured.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(KV_CACHE_GIB)
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0" if threads == 1 else f"0-{threads - 1}"
@@ -27,7 +27,7 @@ class VllmPeer:
             dtype="bfloat16",
             max_model_len=context_tokens,
             max_num_seqs=max_requests,
-            enable_prefix_caching=True,  # as ours
+            enable_prefix_caching=True,  # like ours
             disable_log_stats=True,
         ).llm_engine
 
@@ -54,7 +54,7 @@ class VllmPeer:
             outputs = self._engine.step()
             now = time.perf_counter()
             for output in outputs:
-                # Internal ids carry a suffix behind the one given.
+                # Internal ids are the given id plus a suffix.
                 watch.add(int(output.request_id.split("-")[0]), output.outputs[0].token_ids, now)
                 if output.finished:
                     users.next()

@@ -1,4 +1,4 @@
-"""One engine in a process of its own: its memory can be told, and it is stopped while others run."""
+"""Runs one engine in its own process, so that its memory can be measured and it can be paused."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ ROOT = Path(__file__).parents[2]
 
 
 class PeerFailedError(Exception):
-    """An engine that could not be built or run; the message is its own."""
+    """An engine could not be built or run; the message is the engine's."""
 
 
 class PeerProcess:
     def __init__(self, build: Build, threads: int, python: Path | None = None) -> None:
         """`build` is called in the new process and must be picklable. Raises PeerFailedError.
 
-        `python`: the interpreter of another environment, for engines that want other versions of what
-        we use; it must be able to import this package.
+        `python`: interpreter of another environment, for engines that need other versions of our
+        dependencies; it must be able to import this package.
         """
         self._connection, theirs = multiprocessing.Pipe()
         try:
@@ -50,7 +50,7 @@ class PeerProcess:
 
     @property
     def resident_bytes(self) -> int:
-        """Of the process now, shared pages included."""
+        """Current resident memory of the process, shared pages included."""
         status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii")
         line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
         return int(line.split()[1]) * 1024
@@ -73,7 +73,7 @@ class PeerProcess:
             self._process.wait()
 
     def _pause(self) -> None:
-        """Stops it: threads that spin while they wait for work would slow the engine measured next."""
+        """Stop the process, because threads that spin while idle would slow the next engine measured."""
         self._signal(signal.SIGSTOP)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -111,7 +111,7 @@ def _serve(connection: Connection, threads: int) -> None:
             connection.send(peer.run(connection.recv()))
     except EOFError:
         return
-    except Exception as error:  # told to the parent, which goes on without this engine
+    except Exception as error:  # reported to the parent, which continues without this engine
         connection.send(f"{type(error).__name__}: {error}")
 
 

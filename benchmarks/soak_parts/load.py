@@ -1,4 +1,4 @@
-"""Users that ask without pause, and what came of it: tokens, answers that should agree, what failed."""
+"""Users that send requests without pause; records tokens, differing answers and failures."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Load:
     asked: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
     compared: int = 0
-    """Answers that could be held against an earlier one."""
+    """Answers that were compared with an earlier one."""
     differing: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     failures: int = 0
     _first: dict[str, str] = field(default_factory=dict)
 
     async def run(self, seconds: float) -> None:
-        """All users for so long; returns when the last answer has ended."""
+        """Run all users for `seconds`; returns when the last answer has ended."""
         ends = time.monotonic() + seconds
         self.seed += 1
         async with (
@@ -71,7 +71,7 @@ class Load:
             self._compare(ask.repeats, text)
 
     def _refused(self, ask: Ask, response: httpx.Response) -> bool:
-        """Bad requests must be refused as such, all others answered."""
+        """Whether there is no answer to read; bad requests must get a 4xx status, all others 200."""
         if ask.kind is Kind.BAD:
             if not 400 <= response.status_code < 500:
                 self._failed(f"a bad request was answered with {response.status_code}")
@@ -82,7 +82,7 @@ class Load:
         return False
 
     async def _read_events(self, response: httpx.Response, ask: Ask) -> str | None:
-        """The text; None when the client left before its end."""
+        """The text; None when the client left early or the stream reported an error."""
         parts: list[str] = []
         events = 0
         if ask.cancel_after_events == 0:
@@ -96,7 +96,7 @@ class Load:
                 return None
             parts += [choice["delta"].get("content") or "" for choice in event.get("choices", ())]
             events += 1
-            self.tokens += 1  # about: an event holds what one round committed
+            self.tokens += 1  # approximate: an event holds all tokens a round committed
             if events == ask.cancel_after_events:
                 return None
         return "".join(parts)

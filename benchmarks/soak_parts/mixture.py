@@ -1,4 +1,4 @@
-"""What a soak asks: every kind of request users send, the rude ones included, drawn from a seed."""
+"""Draws the requests of a soak test from a seed: every kind that users send, including abusive ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROMPTS = (
     "What does a compiler do?",
 )
 SEEDS = 4
-"""Seeds per prompt: few, so that each pair comes again many times."""
+"""Seeds per prompt; few, so that each pair repeats many times."""
 LONG_PROMPT_WORDS = 700
 PATH = "/v1/chat/completions"
 
@@ -60,9 +60,9 @@ class Ask:
     kind: Kind
     body: Mapping[str, Any] = field(repr=False)
     cancel_after_events: int | None = None
-    """The client leaves after so many events of the stream; 0: as soon as the request was sent."""
+    """The client disconnects after this many stream events; 0: once the response starts."""
     repeats: str | None = None
-    """Requests with the same value must be answered alike."""
+    """Requests with the same value must get the same answer."""
 
     @property
     def streams(self) -> bool:

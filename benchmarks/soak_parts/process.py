@@ -1,4 +1,4 @@
-"""Starts the serving process and samples it when nobody is being served."""
+"""Starts the serving process and samples it while it is idle."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 START_SECONDS = 180.0
 SETTLE_SECONDS = 30.0
-"""How long cancelled requests may take to be gone."""
+"""Time limit for cancelled requests to end."""
 STOP_SECONDS = 40.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """Of the serving process, idle."""
+    """State of the idle serving process."""
 
     minute: float
     rss_mb: float
@@ -28,10 +28,10 @@ class Sample:
     tasks: int
     threads: int
     objects: int
-    """Tracked by Python's collector."""
+    """Objects tracked by Python's garbage collector."""
     free_kv_fraction: float
     tokens_per_second: float
-    """In the time before."""
+    """Over the preceding period."""
     preemptions: int
 
 
@@ -42,7 +42,7 @@ class Serving:
 
     @classmethod
     async def start(cls, *, dtype: str, kv_cache_mb: int, threads: int) -> Serving:
-        """Raises RuntimeError when it does not come up."""
+        """Raises RuntimeError when the process ends before it serves."""
         options = ["--dtype", dtype, "--kv-cache-mb", str(kv_cache_mb), "--threads", str(threads)]
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "benchmarks.soak_parts.serving", *options),
@@ -56,7 +56,7 @@ class Serving:
         return cls(process, line.decode().strip())
 
     async def stop(self) -> int:
-        """Its exit status."""
+        """-> its exit status."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:
@@ -71,7 +71,7 @@ class Serving:
 
     async def sample(self, minute: float, tokens_per_second: float) -> Sample:
         metrics = await self._idle_metrics()
-        counts = await self._counts()  # also gives back what is only kept
+        counts = await self._counts()  # also frees garbage and cached memory
         root = Path(f"/proc/{self.process.pid}")
         return Sample(
             minute=minute,
@@ -98,7 +98,7 @@ class Serving:
                 if time.monotonic() > ends:
                     break
                 await asyncio.sleep(0.2)
-        await asyncio.sleep(0.5)  # connections of clients that left close
+        await asyncio.sleep(0.5)  # let connections of departed clients close
         return found
 
     async def _counts(self) -> dict[str, int]:

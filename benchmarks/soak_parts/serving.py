@@ -1,7 +1,7 @@
-"""The embedded stack in a process of its own, which says on request what only it can know.
+"""Runs the embedded stack in its own process and reports that process's internal counts on request.
 
-Writes the URL as its first line when it serves. Every line it reads is answered with a line of JSON;
-the end of the input ends it.
+Prints its URL as the first line once it serves. Answers every input line with a line of JSON and exits at the
+end of the input.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ async def serve(options: StackOptions) -> None:
     print(stack.url, flush=True)
     try:
         while await asyncio.to_thread(sys.stdin.readline):
-            # What only waits for the collector is no leak, nor what the allocator keeps for the next peak.
+            # Uncollected garbage and memory cached by the allocator are not leaks.
             gc.collect()
             _trim()
             counts = {
@@ -39,7 +39,7 @@ async def serve(options: StackOptions) -> None:
 
 
 def _trim() -> None:
-    """Gives free memory back to the system, where the C library can (glibc)."""
+    """Return free memory to the system, if the C library supports it (glibc)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

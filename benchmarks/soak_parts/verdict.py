@@ -1,4 +1,4 @@
-"""Whether a soak's samples grow. Pure functions of samples."""
+"""Judges whether a soak test's samples grow. Pure functions of samples."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from dataclasses import dataclass
 from benchmarks.soak_parts.process import Sample
 
 WARM_SHARE = 0.25
-"""Of the samples, at first: caches and the allocator's arenas fill."""
+"""Share of initial samples to ignore, while caches and the allocator's arenas fill."""
 MIN_JUDGED = 4
 KV_EPSILON = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What the last third may have over the first, warm-up left out."""
+    """Allowed growth from the first to the last third of the samples after warm-up."""
 
     rss_mb: float = 24.0
     open_files: float = 2.0
     tasks: float = 2.0
     threads: float = 1.0
     objects: float = 20_000.0
-    """Some memories fill up for hours before they forget: of the last 4,096 requests the choice for whom
-    to draft keeps three objects each."""
+    """Some bounded histories fill up for hours: the policy of which requests to draft for keeps three objects
+    for each of the last 4,096 requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,5 +64,5 @@ def growth(samples: Sequence[Sample], bounds: Bounds) -> tuple[Growth, ...]:
 
 
 def held_pages(samples: Sequence[Sample]) -> list[float]:
-    """Minutes at which KV pages were held though nobody was served."""
+    """Minutes at which KV pages were in use although the process was idle."""
     return [sample.minute for sample in samples if sample.free_kv_fraction < 1.0 - KV_EPSILON]

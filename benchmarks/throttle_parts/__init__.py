@@ -1,1 +1,1 @@
-"""Parts of the throttle benchmark: a verifier that can be slowed down, what its rounds verify."""
+"""Parts of the throttle benchmark: a verifier that can be slowed down, and the analysis of its rounds."""

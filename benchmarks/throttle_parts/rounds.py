@@ -1,4 +1,4 @@
-"""What a verifier verified over time, read from its trace."""
+"""Reads a verifier's rounds from its trace and summarises them over spans of time."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from dspark_core.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stretch:
-    """Rounds of one verifier within some seconds, of one or several tries together."""
+    """Summary of one verifier's rounds within some spans of time."""
 
     rounds: int
     requests: float
-    """Mean of a round."""
+    """Mean requests per round."""
     verify_length: float
-    """Mean draft tokens of a request and round."""
+    """Mean draft tokens verified per request and round."""
     offered_length: float
-    """Of those there were drafts of, whether verified or not."""
+    """Mean draft tokens per request and round, whether verified or not."""
     drafted_share: float
-    """Of the requests' rounds, those the drafter was asked for."""
+    """Share of request rounds with a draft from the drafter."""
     step_seconds: float
-    """Mean."""
+    """Mean over rounds."""
 
 
 def traced_rounds(path: Path) -> list[TracedRound]:
-    """Complete lines only: the last may be being written."""
+    """Skips lines that cannot be decoded, since the last one may still be being written."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -41,7 +41,7 @@ def traced_rounds(path: Path) -> list[TracedRound]:
 
 
 def stretch(rounds: Sequence[TracedRound], spans: Iterable[tuple[float, float]]) -> Stretch:
-    """`spans`: unix seconds from and to. Rounds that hold no prompt's chunk are counted."""
+    """`spans`: (start, end) in Unix seconds. Only rounds without prefill count."""
     spans = list(spans)
     within = [
         one

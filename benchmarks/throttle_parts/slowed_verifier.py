@@ -1,7 +1,7 @@
-"""The verifier service with a target that can be told to be slower, as a throttled machine is.
+"""The verifier service with a target that can be slowed down, as on a throttled machine.
 
 `python -m benchmarks.throttle_parts.slowed_verifier`; the file that `THROTTLE_FILE` names holds `KIND FACTOR`
-or nothing. It is profiled at full speed. A slow pass sleeps, so it takes nothing from the other processes.
+or nothing. It is profiled at full speed. A slow pass sleeps, so it does not disturb the other processes.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from services.verifier.service import ProfiledTarget, load_profiled_target
 THROTTLE_FILE = "DSPARK_BENCHMARK_THROTTLE_FILE"
 CLOCK, CORES, BOTH = "clock", "cores", "both"
 KINDS = (CLOCK, CORES, BOTH)
-"""`clock`: every pass takes FACTOR times as long. `cores`: each token beyond the first of a request takes
-FACTOR times its share of a pass; reading the weights, of which a pass of single tokens mostly consists, does
-not. `both`: those tokens FACTOR times, and the rest the root of it."""
+"""`clock`: every pass takes FACTOR times as long. `cores`: each token beyond a request's first takes FACTOR
+times its share of a pass, while reading the weights, which dominates a plain pass, is as fast as before.
+`both`: those tokens take FACTOR times as long, and the rest sqrt(FACTOR) times."""
 
 
 class SlowedTarget:
@@ -53,7 +53,7 @@ class SlowedTarget:
 
 
 def more(kind: str, factor: float, added: float) -> float:
-    """Of a pass's time on top; `added`: share of its tokens that are not the first of a request."""
+    """Extra time as a share of a pass; `added`: share of its tokens that are not the first of a request."""
     rest = {CLOCK: factor, CORES: 1.0, BOTH: math.sqrt(factor)}[kind]
     return added * factor + (1.0 - added) * rest - 1.0
 

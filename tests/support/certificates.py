@@ -1,4 +1,4 @@
-"""Authorities and certificates of their own, as files."""
+"""Test certificates and the authorities that issue them, as files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.common.tls import DEFAULT_NAME, Tls
 
 
 def write_tls(directory: Path, authority: trustme.CA | None = None, name: str = DEFAULT_NAME) -> Tls:
-    """A certificate for `name`, of a new authority unless one is given."""
+    """A certificate for `name`, issued by a new authority unless one is given."""
     authority = authority or trustme.CA()
     issued = authority.issue_cert(name)
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A deterministic generation backend: says what it is told to, and tells what became of it."""
+"""A deterministic generation backend: answers as configured and records its requests and their fate."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -15,7 +15,7 @@ from tests.support.byte_tokenizer import END, VOCAB
 
 
 class FakeBackend:
-    """Tokens are bytes; `answer` gives the text for a request, the end token follows it."""
+    """Tokens are bytes; `answer` gives the text for a request, followed by the end token."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class FakeBackend:
 
 
 def _logprobs(token_ids: list[int], top: int) -> tuple[TokenLogprobs, ...]:
-    """The likeliest are the token itself and those after it."""
+    """The most likely tokens are the token itself and the ids after it."""
     return tuple(
         TokenLogprobs(-token_id / 100, tuple((token_id + n, -(token_id + n) / 100) for n in range(top)))
         for token_id in token_ids

@@ -1,4 +1,4 @@
-"""A verifier servicer that fails, hangs or counts, as the request id tells it to."""
+"""A verifier servicer that fails, hangs or floods, depending on the request id."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -36,7 +36,7 @@ class FaultyVerifier(verifier_pb2_grpc.VerifierServiceServicer):
         return verifier_pb2.DescribeVerifierResponse(model="m")
 
     async def Generate(self, request, context) -> AsyncIterator[verifier_pb2.GenerateChunk]:  # noqa: N802
-        """One chunk, then: an error by name, "wait" for `release`, a "strange" answer, or a "flood"."""
+        """One chunk, then by request id: an error of ERRORS, "wait" for `release`, "strange" or "flood"."""
         self.running += 1
         try:
             yield verifier_pb2.GenerateChunk(token_ids=[1])

@@ -1,4 +1,4 @@
-"""Plans of whole blocks, for what sends plans around them."""
+"""A fake local planner of whole blocks, for tests of the code that wraps it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dspark_core.engine.planning import FullPlanSource
 
 
 class FullPlans(FullPlanSource):
-    """`FullPlanSource` that keeps what it is told of times and prices."""
+    """`FullPlanSource` that records the round times it adopts and the draft price."""
 
     def __init__(self) -> None:
         self.draft_price = 0.0

@@ -1,4 +1,4 @@
-"""A GPU engine's parts for a CPU: plain PyTorch for the kernels, calling again for a graph's replay."""
+"""A GPU engine's parts on a CPU: plain PyTorch instead of kernels, recomputation instead of graph replay."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.reference_attention import attend_runs
 
 
 class PlainKernels:
-    """Also of tensors that pretend to be on a GPU: a kernel may look at values, the host may not."""
+    """Also accepts `OnGpu` tensors and reads their values, which a kernel may do but the host may not."""
 
     def __init__(self, tile: int = 2) -> None:
         self._tile = tile
@@ -36,7 +36,7 @@ class PlainKernels:
 
 
 def check_tiles(where) -> None:
-    """Every query of every run is in exactly one tile: what the real kernel goes by."""
+    """Assert that every query of every run is in exactly one tile, as the real kernel requires."""
     runs = read(where.runs).tolist()
     asked = []
     for run, first in read(where.tiles).tolist():
@@ -45,7 +45,7 @@ def check_tiles(where) -> None:
 
 
 class CallAgain:
-    """A recorder whose replays compute anew, into the first outputs."""
+    """A recorder whose replays recompute into the recorded outputs."""
 
     def __init__(self) -> None:
         self.records = self.replays = 0
@@ -54,7 +54,7 @@ class CallAgain:
         self.records += 1
         outputs = compute()
         for output in outputs:
-            output.fill_(-1)  # nothing may be taken from the recording itself
+            output.fill_(-1)  # results of the recording itself must not be used
 
         def replay() -> None:
             self.replays += 1
@@ -65,7 +65,7 @@ class CallAgain:
 
 
 class KeepsNothing:
-    """A recorder that, as a graph does, keeps no way to compute again."""
+    """A recorder that, like a CUDA graph, does not keep the Python function alive."""
 
     def record(self, compute):
         return Recording(lambda: None, compute())

@@ -1,4 +1,4 @@
-"""A real kube-apiserver over its etcd, from the binaries that KUBEBUILDER_ASSETS names."""
+"""A real kube-apiserver with its etcd, from the binaries in the folder that KUBEBUILDER_ASSETS names."""
 
 import os
 import ssl
@@ -19,7 +19,7 @@ TOKEN = "lease-test"
 
 @contextmanager
 def kube_apiserver(folder: Path):
-    """Yields the path of a kubeconfig. Everybody may do everything there."""
+    """Yields the path of a kubeconfig with full rights."""
     assets = os.environ.get("KUBEBUILDER_ASSETS")
     if not assets or not (Path(assets) / "kube-apiserver").is_file():
         pytest.skip("KUBEBUILDER_ASSETS does not name a folder with etcd and kube-apiserver")

@@ -1,4 +1,4 @@
-"""The part of a Kubernetes API server that leases need, over HTTP: versions, conflicts, rights, silence."""
+"""A fake Kubernetes API server for leases, over HTTP: versions, conflicts, missing rights and hanging."""
 
 import json
 import threading
@@ -14,13 +14,13 @@ VERBS = {"GET": "get", "POST": "create", "PUT": "update"}
 
 
 class KubernetesApi:
-    """Answers as the real one does for `coordination.k8s.io/v1` leases of the namespaces it has."""
+    """Answers like the real one for `coordination.k8s.io/v1` leases in its namespaces."""
 
     def __init__(self, *namespaces: str) -> None:
         self.namespaces = set(namespaces)
         self.leases: dict[tuple[str, str], dict[str, Any]] = {}
         self.denied: set[str] = set()
-        """Verbs the caller has no right to."""
+        """Verbs that are answered with 403."""
         self.calls: Counter[str] = Counter()
         self.answering = threading.Event()
         self.answering.set()
@@ -63,7 +63,7 @@ class KubernetesApi:
         self._thread.start()
 
     def stop(self) -> None:
-        """May be called again."""
+        """May be called more than once."""
         self.answering.set()
         self._server.shutdown()
         self._server.server_close()
@@ -118,7 +118,7 @@ class KubernetesApi:
     def _store(self, key: tuple[str, str], body: dict[str, Any], created: str) -> dict[str, Any]:
         self._version += 1
         metadata = body["metadata"] | {"resourceVersion": str(self._version), "creationTimestamp": created}
-        # MicroTime is read in this one form alone.
+        # The real server accepts MicroTime only in this format.
         datetime.strptime(body["spec"]["renewTime"].replace("Z", "+00:00"), "%Y-%m-%dT%H:%M:%S.%f%z")
         self.leases[key] = {**body, "metadata": metadata}
         return self.leases[key]

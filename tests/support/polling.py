@@ -1,4 +1,4 @@
-"""Waits for a condition with a deadline, so that no test sleeps for a guessed time."""
+"""Waits for conditions with a deadline, so that no test sleeps for a guessed time."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Ports for processes that have to be told theirs."""
+"""Free ports for processes that must be given a fixed one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 
 
 def free_ports(count: int) -> list[int]:
-    """None that the system gives to whoever asks for any: tests beside this one do, before these are used."""
+    """From below the ephemeral range, so that no parallel test is assigned one of them before it is used."""
     ports: dict[int, None] = {}
     while len(ports) < count:
         port = random.randrange(20_000, 32_000)

@@ -1,8 +1,8 @@
-"""A CUDA device whose tensors lie in a CPU's memory: real values, and the mistakes a CPU forgives are caught.
+"""A fake CUDA device with tensors in CPU memory: computes real values and catches mistakes a CPU forgives.
 
-Operators on tensors of two devices fail, as do those that would wait for the GPU (reading a value back,
-shapes that depend on values), unless a test allows a number of such reads. What a GPU rounds differently
-it cannot show, nor anything about time.
+Operators on tensors of two devices fail, as do those that would synchronise with the GPU (reading a value
+back, data-dependent shapes), unless a test allows a number of reads. It reproduces neither a GPU's rounding
+nor its timing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CUDA = torch.device("cuda", 0)
 
 
 class OnGpu(Tensor):
-    """A CPU's tensor that says it is on `cuda:0`; so is whatever is computed from it."""
+    """A CPU tensor that claims to be on `cuda:0`, as does whatever is computed from it."""
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -40,7 +40,7 @@ class ReadBackError(AssertionError):
 
 
 class TwoDevicesError(AssertionError):
-    """An operator got tensors of a CPU and of the GPU."""
+    """An operator got tensors on both the CPU and the GPU."""
 
 
 @dataclass
@@ -73,7 +73,7 @@ class PretendCuda(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _moved(self, func, args, kwargs) -> Any:
-        """`.to` with a device, as on a machine that has it; None: a change of dtype alone."""
+        """`.to` with a device, as on a machine that has it; None: only the dtype changes."""
         values = [*args[1:], kwargs.get("device")]
         devices = [v for v in values if isinstance(v, (torch.device, str)) and v is not None]
         dtypes = [v for v in (*args[1:], kwargs.get("dtype")) if isinstance(v, torch.dtype)]
@@ -120,12 +120,12 @@ def on_gpu(value: Tensor) -> Tensor:
 
 
 def read(value: Tensor) -> Tensor:
-    """For a test's own eyes, without its being counted."""
+    """The tensor's values for the test itself; not counted as a read."""
     return _plain(value)
 
 
 def move_module(module: nn.Module) -> nn.Module:
-    """All parameters and buffers, tied ones staying tied."""
+    """Move all parameters and buffers; tied ones stay tied."""
     moved: dict[int, Tensor] = {}
     for part in module.modules():
         for table in (part._parameters, part._buffers):

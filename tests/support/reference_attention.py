@@ -1,4 +1,4 @@
-"""Paged attention of ragged runs, run by run in plain PyTorch: what the GPU's kernels must give."""
+"""Paged attention of ragged runs in plain PyTorch, run by run: the reference for the GPU kernels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def attend_runs(q, keys, values, where, window: int | None = None) -> Tensor:
-    """As `paged_attention`; rows of no run are zero, and lengths are read as no kernel would."""
+    """Like `paged_attention`, but reads run lengths on the host; rows outside all runs are zero."""
     out = torch.zeros_like(q)
     group, page = q.shape[1] // keys.shape[1], where.page_tokens
     table = where.pages
@@ -29,5 +29,5 @@ def attend_runs(q, keys, values, where, window: int | None = None) -> Tensor:
 
 
 def store_runs(k, v, keys, values, slots) -> None:
-    """As `store_keys_values`."""
+    """Like `store_keys_values`."""
     keys[slots], values[slots] = k, v

@@ -1,4 +1,4 @@
-"""A scheduler as a process of its own, ready when the block begins and gone when it ends."""
+"""A scheduler in its own process, started on entry to the block and killed on exit."""
 
 import asyncio
 import os

@@ -12,8 +12,8 @@ from typing import Any
 
 @dataclass
 class Script:
-    """`answer` is given the request's body and how often its prompt was asked before. Bytes that it gives
-    are sent as if they were compressed."""
+    """`answer` gets the request body and how often its prompt was asked before. A `bytes` answer is sent
+    with a gzip header."""
 
     answer: Callable[[dict[str, Any], int], tuple[int, object]]
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -29,7 +29,7 @@ def completion(text: object, finish: object = "stop") -> dict[str, object]:
 
 @contextmanager
 def scripted_openai(script: Script) -> Iterator[str]:
-    """-> its address."""
+    """Yields the server's address."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -63,7 +63,7 @@ def scripted_openai(script: Script) -> Iterator[str]:
                 self.end_headers()
                 self.wfile.write(data)
             except ConnectionError:
-                pass  # the client did not wait for it
+                pass  # the client has gone
 
         def log_message(self, *_: object) -> None:
             pass

@@ -1,4 +1,4 @@
-"""A verifier on real gRPC that says one text, two bytes a round, from wherever its prompt stands."""
+"""A verifier on real gRPC that generates one fixed text, two bytes a round, continuing from its prompt."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -14,7 +14,7 @@ from services.common.telemetry import Telemetry
 from tests.support.byte_tokenizer import END, VOCAB
 
 MARKER = tuple(b"assistant\n")
-"""Ends every chat prompt; what follows it was committed before."""
+"""Ends every chat prompt; tokens after it were committed earlier."""
 
 
 class ScriptedVerifier(verifier_pb2_grpc.VerifierServiceServicer):
@@ -83,6 +83,6 @@ class ScriptedVerifier(verifier_pb2_grpc.VerifierServiceServicer):
 
 
 def _committed(prompt: tuple[int, ...]) -> int:
-    """Tokens after the marker."""
+    """Number of tokens after the marker."""
     ends = (end for end in range(len(prompt), 0, -1) if prompt[:end][-len(MARKER) :] == MARKER)
     return len(prompt) - next(ends, len(prompt))

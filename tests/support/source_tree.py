@@ -14,7 +14,7 @@ GENERATED = "proto/gen/"
 @dataclass(frozen=True)
 class Source:
     path: str
-    """Relative to the repository's root."""
+    """Relative to the repository root."""
     text: str
 
     @cached_property
@@ -36,7 +36,7 @@ class Source:
                 yield from (f"{package}.{alias.name}" for alias in node.names)
 
     def functions(self) -> Iterator[tuple[str, int]]:
-        """Names with their length in lines, decorators not counted."""
+        """Names with their length in lines, without decorators."""
         for node in ast.walk(self.tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1
@@ -44,7 +44,7 @@ class Source:
     def _package(self, node: ast.ImportFrom) -> str:
         if node.level == 0:
             return node.module or ""
-        # One dot is the module's own package: the module itself where it is an __init__.
+        # One dot means the module's package, which is the module itself for an __init__.
         parts = self.module.split(".")
         up = node.level - 1 if self.path.endswith("__init__.py") else node.level
         base = parts[: len(parts) - up]
@@ -52,7 +52,7 @@ class Source:
 
 
 def tracked_sources(*folders: str) -> list[Source]:
-    """Python files git knows and that still exist, below the folders or everywhere."""
+    """Python files that git tracks and that still exist, under the given folders or everywhere."""
     names = subprocess.run(
         ["git", "ls-files", "-z", "--", *(f"{folder}/*.py" for folder in folders or ("**",))],
         cwd=ROOT,

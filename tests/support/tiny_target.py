@@ -1,4 +1,4 @@
-"""A target directory as small as they come: the golden fixtures' weights with a tokenizer of bytes."""
+"""A minimal target directory: the golden fixture's weights with a byte tokenizer."""
 
 import json
 import shutil

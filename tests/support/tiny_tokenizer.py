@@ -1,4 +1,4 @@
-"""A byte-level tokenizer as small as the tiny target's vocabulary: most tokens are characters of JSON."""
+"""A byte-level tokenizer for the tiny target's small vocabulary: most tokens are characters of JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MERGES = [("a", "b"), ("n", "a"), ("m", "e"), ("na", "me"), ('"', ":"), ("t", "
 
 
 def tiny_tokenizer() -> Tokenizer:
-    """61 tokens, the last of which ends a text."""
+    """61 tokens, the last of which is the end token."""
     vocabulary = {character: index for index, character in enumerate(_CHARACTERS)}
     for pair in _MERGES:
         vocabulary["".join(pair)] = len(vocabulary)
