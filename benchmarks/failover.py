@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.environment import describe_machine
+from benchmarks.environment import describe_arguments, describe_machine
 from benchmarks.failover_parts.clients import Load
 from benchmarks.failover_parts.cluster import Cluster, ClusterOptions
 from benchmarks.failover_parts.results import KillResult, ThrottleResult, tables
@@ -76,7 +76,7 @@ async def run(arguments: argparse.Namespace, console: Console) -> dict[str, obje
         console.print(f"[red]a request failed: {error}[/red]")
     return {
         "environment": describe_machine(),
-        "options": {key: value for key, value in vars(arguments).items() if key != "output"},
+        "arguments": describe_arguments(arguments),
         "kill": kill and {**asdict(kill), "loss": kill.loss},
         "throttle": throttle and {**asdict(throttle), **throttle.summary()},
         "answers": sum(map(len, load.answers.values())),

@@ -24,7 +24,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.environment import describe_machine
+from benchmarks.environment import describe_arguments, describe_machine
 from benchmarks.failover_parts.clients import Load
 from benchmarks.failover_parts.cluster import Cluster, ClusterOptions
 from benchmarks.throttle_parts.rounds import Stretch, stretch, traced_rounds
@@ -179,7 +179,7 @@ async def run(arguments: argparse.Namespace, console: Console) -> dict[str, obje
         console.print(table(kind, arguments.factor, found[kind]))
     return {
         "environment": describe_machine(),
-        "options": {key: value for key, value in vars(arguments).items() if key != "output"},
+        "arguments": describe_arguments(arguments),
         "found": found,
         "errors": trial.errors,
     }

@@ -153,16 +153,13 @@ class Cluster:
         return name
 
     async def free_kv_fractions(self) -> dict[str, float]:
-        """Free share of the KV pages by verifier; 1 when idle, -1 if the metric is missing."""
+        """Free share of the KV pages by verifier; 1 when idle. Raises LookupError if one does not tell."""
         async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
             texts = {
                 name: (await client.get(f"http://{LOOPBACK}:{port}/metrics")).text
                 for name, port in self._metrics.items()
             }
-        pattern = re.compile(r"^dspark_free_kv_fraction(?:{.*})? (\S+)$", re.MULTILINE)
-        return {
-            name: float(found[1]) if (found := pattern.search(text)) else -1.0 for name, text in texts.items()
-        }
+        return {name: _sample(text, "dspark_free_kv_fraction") for name, text in texts.items()}
 
 
 def _sample(metrics: str, name: str) -> float:
