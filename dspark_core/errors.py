@@ -1,6 +1,6 @@
 """The one error tree; `services.common` maps each type to a gRPC status and an HTTP code.
 
-Messages name the bad field and its value: they are shown to users as they are.
+Messages name the bad field and its value, because users see them verbatim.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ class InvalidRequestError(DSparkError):
         self.field = field
 
     def about(self, field: str) -> Self:
-        """The same in the words of who knows its field by another name. A message begins with its field, or
-        names none: what it says behind stays as it is."""
+        """The same error for a caller that knows the field by another name.
+
+        A leading field name in the message is replaced; otherwise `field` is prepended.
+        """
         said = str(self)
         if self.field and said.startswith((f"{self.field} ", f"{self.field}:")):
             return type(self)(field + said.removeprefix(self.field), field=field)
@@ -53,11 +55,11 @@ class UnavailableError(DSparkError):
 
 
 class DrainingError(UnavailableError):
-    """The service that was asked is about to end and takes nothing new; another one may."""
+    """The service is shutting down and accepts no new work; another replica may."""
 
 
 class NotLeaderError(UnavailableError):
-    """This scheduler is a standby; the leader, when it is known, is at `leader_address`."""
+    """This scheduler is a standby; `leader_address` is the leader's address, if known."""
 
     def __init__(self, message: str, *, leader_address: str = "") -> None:
         super().__init__(message)
@@ -81,6 +83,6 @@ class CheckpointError(ConfigError):
 
 
 def require(condition: bool, name: str, value: object, rule: str) -> None:
-    """Raises InvalidRequestError that names the field, the rule and the value."""
+    """Raises InvalidRequestError naming the field, the rule and the value unless `condition` holds."""
     if not condition:
         raise InvalidRequestError(f"{name} must be {rule}, got {value}", field=name)

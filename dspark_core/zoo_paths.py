@@ -1,4 +1,4 @@
-"""Where drafters and tables of n-grams lie on disk, by name; no torch, so every service can ask."""
+"""Finds drafters and n-gram tables on disk by name. No torch, so every service can use it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ DEFAULT_DRAFTER = "smollm2-135m-instruct-dspark"
 """Drafter of the demo model, shipped with this package."""
 
 NGRAMS_AUTO, NO_NGRAMS = "auto", "none"
-"""The table shipped for the target's name, if there is one; and none at all."""
+"""The table shipped for the target's name, if any; no table."""
 _NGRAMS_SUFFIX, _NGRAMS_FILE = "-ngrams", "ngrams.safetensors"
 
 _ZOO = Path(__file__).parent / "zoo"
 
 
 def resolve_drafter_path(name: str = DEFAULT_DRAFTER) -> Path:
-    """A checkpoint directory, by path or by the name of a shipped drafter.
+    """A checkpoint directory, given by path or by the name of a shipped drafter.
 
     Raises:
-        ConfigError: nothing lies there; the message lists the shipped drafters.
+        ConfigError: neither exists; the message lists the shipped drafters.
     """
     shipped = shipped_drafters()
     if name.lower() in shipped:
@@ -38,9 +38,9 @@ def shipped_drafters() -> tuple[str, ...]:
 
 
 def resolve_ngrams_path(name: str, target_model: str) -> Path | None:
-    """A file, by path, by the name of a shipped table, or by `auto`; None where there is none to use.
+    """A table's file, given by path, by the name of a shipped table, or by `auto`; None: use no table.
 
-    Raises ConfigError for a name under which nothing lies; the message lists the shipped tables.
+    Raises ConfigError for an unknown name; the message lists the shipped tables.
     """
     if name == NO_NGRAMS:
         return None

@@ -1,9 +1,9 @@
-"""Sequential scaling of a drafter's confidences, so that survival estimates can be trusted.
+"""Sequential scaling of a drafter's confidences, to make survival estimates reliable.
 
-The confidence head says c_k, the chance that draft token k is accepted given that all before it
-were; survival a_k = c_1 ... c_k is what verify lengths are planned from. An error in c_1 is in every
-a_k, so positions are fitted to the products, left to right (paper, calibration). Besides the paper's
-temperature a position may get a bias: a temperature cannot repair a head that hopes too much on
+The confidence head outputs c_k, the probability that draft token k is accepted given that all before it
+were; verify lengths are planned from the survival a_k = c_1 ... c_k. An error in c_1 affects every
+a_k, so positions are fitted to the products, left to right (paper, calibration). In addition to the paper's
+temperature a position may get a bias, because a temperature cannot correct a head that is overconfident on
 both sides of one half. No torch here, so the scheduler image stays small.
 """
 
@@ -29,9 +29,9 @@ from dspark_core.errors import ConfigError
 Integers = NDArray[np.int64]
 
 MAX_LOGIT = 20.0
-"""What stands for a confidence of exactly 0 or 1: float32 cannot tell it from a larger one."""
+"""Logit that stands for a confidence of exactly 0 or 1; float32 cannot tell it from a larger one."""
 
-# Bounded, because at a very high temperature every estimate is the same: well calibrated, and useless.
+# Bounded: a very high temperature makes all estimates equal, which is well calibrated but useless.
 _TEMPERATURES = tuple(1.02**step for step in sorted(range(-80, 81), key=abs))
 _MAX_BIAS = 6.0
 _BISECTIONS = 30
@@ -39,19 +39,19 @@ _BISECTIONS = 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PositionQuality:
-    """Survival estimates of one draft position against whether its token survived."""
+    """How survival estimates at one draft position compare with what actually survived."""
 
     rounds: int
-    """That proposed the position."""
+    """Rounds that proposed this position."""
     ece: float
     auc: float | None
-    """None when every token survived, or none."""
+    """None when every token survived, or none did."""
     brier: float
 
 
 @dataclass(frozen=True, slots=True)
 class ConfidenceScaling:
-    """What makes a probability of a confidence logit: sigmoid(logit / temperature + bias), by position."""
+    """Maps confidence logits to probabilities: sigmoid(logit / temperature + bias), per position."""
 
     temperatures: tuple[float, ...]
     biases: tuple[float, ...]
@@ -79,15 +79,15 @@ class ConfidenceScaling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """The scaling of a drafter's confidence head, and what it did to the calibration error.
+    """The scaling of a drafter's confidence head, and its effect on the calibration error.
 
-    Every tuple has one value per draft position. The errors are of survival, without the scaling
-    (before) and with it (after).
+    Every tuple has one value per draft position. Errors are those of survival, without (before) and
+    with (after) the scaling.
     """
 
     scaling: ConfidenceScaling
     rounds: tuple[int, ...]
-    """Fitted to so many."""
+    """Rounds each position was fitted to."""
     ece_before: tuple[float, ...]
     ece_after: tuple[float, ...]
 
@@ -101,14 +101,14 @@ class Calibration:
                 )
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-able; `from_dict` is its inverse."""
+        """JSON-compatible; inverse of `from_dict`."""
         rows = {**asdict(self.scaling), **asdict(self)}
         del rows["scaling"]
         return {name: list(values) for name, values in rows.items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> Calibration:
-        """Ignores fields it does not know. Raises ConfigError naming a field that is wrong."""
+        """Ignores unknown fields. Raises ConfigError naming an invalid one."""
         rounds = _numbers(data, "rounds")
         if not all(value.is_integer() and value >= 0 for value in rounds):
             raise ConfigError(f"rounds must be whole numbers, got {list(rounds)}")
@@ -133,21 +133,21 @@ def confidence_logits(confidences: ArrayLike) -> Floats:
 
 
 def sigmoid(logits: ArrayLike) -> Floats:
-    """Elementwise; log-sum-exp form: no overflow, and small probabilities keep their precision."""
+    """Elementwise, in log-sum-exp form: no overflow, and small probabilities keep their precision."""
     return np.asarray(np.exp(-np.logaddexp(0.0, -np.asarray(logits, dtype=np.float64))), dtype=np.float64)
 
 
 def fit_sequential_scaling(
     logits: ArrayLike, accepted: ArrayLike, proposed: ArrayLike, *, bins: int = DEFAULT_BINS
 ) -> ConfidenceScaling:
-    """The temperature and bias of each position that minimise the ECE of survival, those before it fixed.
+    """Per position, the temperature and bias that minimise the ECE of survival given earlier positions.
 
-    Tried are the temperatures of a grid, each without a bias and with the bias that makes the mean
-    survival right. logits: confidence logits [rounds, block]; accepted and proposed: draft tokens
-    [rounds]. Position k counts in rounds that proposed it, survived where accepted >= k; what lies
-    beyond `proposed` is not read. It must not have been chosen by looking at the block (verify
+    Searches a grid of temperatures, each without a bias and with the bias that matches the mean
+    survival. logits: confidence logits [rounds, block]; accepted and proposed: draft tokens
+    [rounds]. Position k counts in rounds that proposed it, and survived if accepted >= k; logits
+    beyond `proposed` are not read. `proposed` must not depend on the block's content (verify
     everything, as `FullPlanSource` does), or the fit is biased. A position that no round proposed
-    is left as it is. Raises ValueError for shapes that do not fit each other, or values out of range.
+    is left unscaled. Raises ValueError for mismatched shapes or values out of range.
     """
     values, lengths, limits = _rounds(logits, accepted, proposed)
     survival = np.ones(len(values))
@@ -171,7 +171,7 @@ def position_quality(
     *,
     bins: int = DEFAULT_BINS,
 ) -> tuple[PositionQuality, ...]:
-    """Survival with the given scaling (None: as the head says) by position; arguments as for the fit."""
+    """Quality of survival with the given scaling (None: unscaled) by position; arguments as for the fit."""
     return tuple(
         PositionQuality(
             rounds=len(predicted),
@@ -203,7 +203,7 @@ def survival_by_position(
 def calibrate(
     logits: ArrayLike, accepted: ArrayLike, proposed: ArrayLike, *, bins: int = DEFAULT_BINS
 ) -> Calibration:
-    """Fits the scaling, and measures on the same rounds what it improves."""
+    """Fits the scaling and measures its improvement on the same rounds."""
     scaling = fit_sequential_scaling(logits, accepted, proposed, bins=bins)
     before = position_quality(logits, accepted, proposed, bins=bins)
     after = position_quality(logits, accepted, proposed, scaling, bins=bins)
@@ -216,9 +216,9 @@ def calibrate(
 
 
 def _best_scaling(column: Floats, before: Floats, outcomes: Floats, bins: int) -> tuple[float, float]:
-    """Of equally good ones that with a temperature nearest to 1, without a bias if it can be.
+    """Among equally good candidates: no bias if possible, then the temperature nearest to 1.
 
-    column: logits [n]; before: survival up to the position before [n].
+    column: logits [n]; before: survival up to the previous position [n].
     """
     best, lowest = (1.0, 0.0), math.inf
     for candidate in _candidates(column, before, outcomes):
@@ -231,7 +231,7 @@ def _best_scaling(column: Floats, before: Floats, outcomes: Floats, bins: int) -
 
 
 def _candidates(column: Floats, before: Floats, outcomes: Floats) -> Iterator[tuple[float, float]]:
-    """Temperatures of the grid without a bias, then each with the one that makes the mean right."""
+    """Grid temperatures without a bias, then each with the bias that matches the mean."""
     yield from ((temperature, 0.0) for temperature in _TEMPERATURES)
     if len(column):
         for temperature in _TEMPERATURES:
@@ -239,18 +239,18 @@ def _candidates(column: Floats, before: Floats, outcomes: Floats) -> Iterator[tu
 
 
 def _mean_matching_bias(scaled: Floats, before: Floats, outcomes: Floats) -> float:
-    """The bias within [-_MAX_BIAS, _MAX_BIAS] whose mean survival comes nearest that of the outcomes."""
+    """The bias within [-_MAX_BIAS, _MAX_BIAS] whose mean survival is closest to the mean outcome."""
     wanted, low, high = float(outcomes.mean()), -_MAX_BIAS, _MAX_BIAS
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        # Written out: twice as fast as the careful form, and only the mean counts here.
+        # Spelled out: twice as fast as the stable form, and only the mean matters here.
         mean = float((before / (1.0 + np.exp(-np.clip(scaled + middle, -60.0, 60.0)))).mean())
         low, high = (middle, high) if mean < wanted else (low, middle)
     return (low + high) / 2
 
 
 def _rounds(logits: ArrayLike, accepted: ArrayLike, proposed: ArrayLike) -> tuple[Floats, Integers, Integers]:
-    """Checked; logits beyond `proposed` become 0."""
+    """Validated arrays, with logits beyond `proposed` set to 0."""
     values = np.asarray(logits, dtype=np.float64)
     lengths, limits = np.asarray(accepted, dtype=np.int64), np.asarray(proposed, dtype=np.int64)
     if values.ndim != 2 or lengths.shape != values.shape[:1] or limits.shape != lengths.shape:

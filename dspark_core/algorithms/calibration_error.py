@@ -1,4 +1,4 @@
-"""How well probabilities fit outcomes: calibration error, ranking and Brier score. No torch here."""
+"""How well probabilities match outcomes: calibration error, ranking and Brier score. No torch here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEFAULT_BINS = 10
 
 @dataclass(frozen=True, slots=True)
 class ReliabilityBin:
-    """Predictions next to each other in size; all bins of a diagram hold about as many."""
+    """A range of neighbouring predictions; all bins of a diagram have about the same count."""
 
     count: int
     mean_predicted: float
@@ -24,9 +24,9 @@ class ReliabilityBin:
 def reliability_bins(
     predicted: ArrayLike, observed: ArrayLike, bins: int = DEFAULT_BINS
 ) -> tuple[ReliabilityBin, ...]:
-    """The reliability diagram of probabilities [n] against outcomes [n] in {0, 1}, lowest first.
+    """The reliability diagram of probabilities [n] against outcomes [n] in {0, 1}, lowest bin first.
 
-    Bins as for `expected_calibration_error`; empty ones are left out.
+    Binned as in `expected_calibration_error`; empty bins are omitted.
     """
     counts, sums, hits = _bin_sums(*_pair(predicted, observed), bins)
     return tuple(
@@ -40,8 +40,8 @@ def expected_calibration_error(predicted: ArrayLike, observed: ArrayLike, bins: 
     """Mean |predicted - observed| over bins of equal mass, weighted by their counts; 0.0 without data.
 
     predicted: probabilities [n]; observed: outcomes [n], 0 or 1. Equal predictions share a bin, so
-    the order of the data does not matter. Bins of equal width would hold nearly all late positions,
-    where survival is low, in one. Raises ValueError for other values, or for lengths that differ.
+    the order of the data does not matter. Bins of equal width would put nearly all late positions, whose
+    survival is low, into one. Raises ValueError for other values or differing lengths.
     """
     probabilities, outcomes = _pair(predicted, observed)
     if not len(probabilities):
@@ -51,7 +51,7 @@ def expected_calibration_error(predicted: ArrayLike, observed: ArrayLike, bins: 
 
 
 def area_under_roc(predicted: ArrayLike, observed: ArrayLike) -> float | None:
-    """Chance that a positive ranks above a negative, ties counting half; None with one class only."""
+    """Probability that a positive ranks above a negative, ties counting half; None with one class only."""
     probabilities, outcomes = _pair(predicted, observed)
     positives = int(outcomes.sum())
     negatives = len(outcomes) - positives
@@ -91,7 +91,7 @@ def require_within(probabilities: Floats, name: str) -> None:
 
 
 def _bin_sums(probabilities: Floats, outcomes: Floats, bins: int) -> tuple[NDArray[np.intp], Floats, Floats]:
-    """Per bin: how many, the sum of predictions, the sum of outcomes."""
+    """Per bin: count, sum of predictions, sum of outcomes."""
     if bins < 1:
         raise ValueError(f"bins must be >= 1, got {bins}")
     _, group, counts = np.unique(probabilities, return_inverse=True, return_counts=True)

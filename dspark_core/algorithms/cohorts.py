@@ -1,7 +1,7 @@
-"""Whether two cohorts of requests take turns: while the target computes one, the other is drafted for.
+"""Decides whether two cohorts of requests take turns: one is drafted for while the target verifies the other.
 
-Drafting and the network then cost only what a pass of the other cohort does not hide. The price is that a
-pass holds half of the requests: where weights are what takes time, two such passes take twice as long.
+The target pass of the other cohort then hides drafting and network time. The price is that each
+pass holds half of the requests: where a pass is bound by reading weights, two passes take twice as long.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dspark_core.records import MAX_COHORTS
 
 COHORTS = MAX_COHORTS
 LEAST_GAIN = 0.05
-"""What turns have to promise over rounds of everybody: times are known to a few percent, and changing costs
-a round in which drafts are waited for."""
+"""Minimum relative gain of turns over common rounds: times are known to a few percent, and switching costs a
+round that waits for its drafts."""
 
 
 def worth_turns(
@@ -28,10 +28,10 @@ def worth_turns(
     context_tokens: int = 0,
     price: float = 0.0,
 ) -> float | None:
-    """Seconds of the other cohort's pass where turns commit more tokens per second; None: they do not.
+    """Seconds of the other cohort's pass if turns commit more tokens per second; None: they do not.
 
-    gains, verified [requests] and `price` as for `worth_drafting`. Either way it is drafted for whom that
-    pays. The cohorts are taken to be every second request, in the order in which they gain by drafts.
+    gains, verified [requests] and `price` as for `worth_drafting`, which chooses the requests to draft for
+    either way. The cohorts are assumed to be every second request in drafting order.
     """
     if len(gains) < COHORTS or not gains.any():
         return None
@@ -57,7 +57,7 @@ def worth_turns(
 def cycle_seconds(
     round_time: RoundTimeModel, requests: int, batch_tokens: int, context_tokens: int = 0, drafted: int = 0
 ) -> float:
-    """Until each of so many requests has had its round, in turns; of all of them: tokens, context, drafts."""
+    """Time until each request has had its round, in turns. The counts are totals over both cohorts."""
     members, tokens, context, drafts = (
         -(-value // COHORTS) for value in (requests, batch_tokens, context_tokens, drafted)
     )
@@ -68,10 +68,10 @@ def cycle_seconds(
 
 @dataclass(frozen=True, slots=True)
 class _Drafted:
-    """A round that drafts for whom it pays."""
+    """A round that drafts for those requests for which it pays."""
 
     tokens: float
-    """Less what the drafter's time is worth to others."""
+    """Less the value of the drafter's time to other verifiers."""
     drafted: int
     pass_seconds: float
     wait_seconds: float

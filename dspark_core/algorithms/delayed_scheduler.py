@@ -1,9 +1,9 @@
-"""The asynchronous scheduler (paper, section 5.2): a capacity from rounds that are over.
+"""The asynchronous scheduler (paper, section 5.2): takes a capacity from past rounds and spends it.
 
-Searching past a drop is only harmless when it does not see the round it plans. So the number of
-draft tokens to verify comes from a round at least two rounds old, by a search over the whole jagged
-curve, and this round spends it on its own best tokens. A token's rank depends on itself and on
-tokens drawn before it, never on what follows from it.
+Searching past a drop in throughput is safe only if the search does not see the round being planned. So the
+number of draft tokens to verify comes from a round at least two rounds old, by a search over the whole jagged
+curve, and the current round spends it on its best tokens. A token's rank depends on itself and on
+tokens drawn before it, never on later ones.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from dspark_core.errors import InvalidRequestError
 
 
 def capacity(batch: PlanBatch, seconds: Floats, ranking: Ranking | None = None) -> int:
-    """Draft tokens in the best plan of a round that is over; floors are part of it. `ranking`: of the batch,
-    where it is known already."""
+    """Draft tokens in the best plan of a past round, speed floors included. `ranking`: that of `batch`, if
+    already computed."""
     if batch.has_floors:
         return int(search(batch, seconds, ranking=ranking).sum())
     return best_count(ranking or rank(batch), float(batch.requests), seconds)
 
 
 def spend(batch: PlanBatch, tokens: int, seconds: Floats, ranking: Ranking | None = None) -> Ints:
-    """Lengths [requests] of this round, at most `tokens` in all: what floors need, then the best others.
+    """Verify lengths [requests] of this round, at most `tokens` in total: speed floors first, then the best.
 
-    `seconds[n]` of the round with n draft tokens; its length bounds the plan. Floors are judged at the
-    seconds of a round with `tokens`, known beforehand as they are. The rest is not spent where a floor
-    that holds would break, which happens when some were out of reach at those seconds.
+    `seconds[n]` is the round's time with n draft tokens; its length bounds the plan. Floors are judged at the
+    time of a round with `tokens`, which is known in advance. The rest is not spent where it would break a
+    floor that holds, which can happen if some floors were out of reach at that time.
     """
     if tokens < 0:
         raise InvalidRequestError(f"capacity must be >= 0, got {tokens}", field="capacity")

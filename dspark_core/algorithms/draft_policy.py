@@ -1,15 +1,15 @@
-"""Stops drafting for requests it does not pay for, and tries them again later.
+"""Stops drafting for requests for which it does not pay, and tries them again later.
 
-What a request gains by drafts is estimated from rounds that are over, so the decision can bias no
+A request's gain from drafts is estimated from past rounds only, so the decision cannot bias the
 output. A request is in one of three states:
 
     DRAFTING --not worth it for PATIENCE rounds--> PAUSED
     PAUSED   --worth it again, or waited `backoff` rounds--> PROBING
     PROBING  --PROBE_ROUNDS drafts later--> DRAFTING if worth it, else PAUSED with twice the backoff
 
-Requests of one group (the same kind of sampling) resemble each other: a new one starts from what is
-known of its group, paused while the group waits and as a probe once it has waited, or every short answer
-would pay to find out. Only who finds a group unknown starts by drafting.
+Requests of one group (the same kind of sampling) behave alike, so a new request starts from its group's
+estimate: paused while the group is waiting, as a probe once it has waited. Otherwise every short answer would
+pay for finding out again. Only the first request of an unknown group starts by drafting.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ PROBE_ROUNDS = 2
 FIRST_BACKOFF = 16
 MAX_BACKOFF = 256
 RATE = 0.15
-"""Weight of a request's newest round in what it is thought to gain."""
+"""Weight of the newest round in a request's estimated gain."""
 GROUP_RATE = 0.02
 TRUST_MEMORY = 0.95
-"""What of the comparison of promised and accepted tokens is kept with each drafted round."""
+"""Decay per drafted round of the promised and accepted token counts that trust is computed from."""
 TRUST_PRIOR = 2.0
 """Tokens, both promised and accepted, that a group starts with."""
 PROBED_SHARE = 8
-"""When a group has waited, one in so many of its paused requests is tried, and one at least: a draft costs
-more the more are drafted for, and the more are tried the likelier is one that is worth it by luck alone."""
+"""When a group has waited, one in this many of its paused requests is probed, at least one. Drafts for more
+requests cost more, and with more probes one is likelier to look worthwhile by luck."""
 LEAST_GAIN = 0.05
-"""What drafts have to promise a request that is alone. Less is lost in what step times do not tell: a sampled
-row costs more to decide than the greedy one that was profiled."""
+"""Minimum relative gain for a request that runs alone. It covers costs that step times miss: deciding
+a sampled row costs more than the greedy one that was profiled."""
 LOOK_ROUNDS = 5
-"""While everybody is paused, whether someone would be worth a draft again is computed every so many rounds:
-what rounds gain does not change without drafts, and what they cost changes slowly. In the others whoever has
-looked-up tokens is left with them. Odd, or of two cohorts that take turns one would never be looked at."""
+"""While all requests are paused, whether any is worth a draft again is computed once in this many rounds:
+without drafts the estimated gains do not change, and costs change slowly. In the rounds between, requests
+that have looked-up tokens use them. Odd, or one of two alternating cohorts would never be evaluated."""
 UNKNOWN_GAIN, UNKNOWN_VERIFIED = 1.0, 2.0
-"""What a draft is thought to bring and verify while none was seen, against looked-up tokens."""
+"""Assumed gain and verified tokens of a draft, compared with looked-up tokens, before any was observed."""
 MAX_REMEMBERED = 4096
-"""Sequences; those asked about least recently are forgotten."""
+"""Number of sequences remembered; the least recently used are forgotten."""
 
 
 class DraftState(Enum):
@@ -60,24 +60,24 @@ class DraftState(Enum):
     PROBING = "probing"
 
 
-# Asked of every request every round: looking a member up in its enum takes longer than comparing it.
+# Compared for every request in every round: an enum attribute lookup costs more than the comparison.
 _DRAFTING, _PAUSED, _PROBING = DraftState.DRAFTING, DraftState.PAUSED, DraftState.PROBING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftCandidate:
-    """A request that is about to be drafted for, or not."""
+    """A request for which the policy decides whether to draft."""
 
     sequence_id: str
     group: str = ""
-    """Requests of one group are expected to gain alike; for example how they are sampled. Groups are
-    never forgotten: there must be few."""
+    """Requests of one group, e.g. sampled the same way, are expected to gain alike. Groups are never
+    forgotten, so there must be few."""
     draftable: bool = True
-    """False: it takes part in the round, but may not use a draft."""
+    """False: it takes part in the round but must not use a draft."""
     floor_tokens_per_second: float | None = None
     context_tokens: int = 0
     lookup_survival: tuple[float, ...] = ()
-    """a_1, a_2, ... of tokens that were looked up for it, at no cost; empty: none."""
+    """Survival a_1, a_2, ... of tokens looked up for it, which cost nothing to draft; empty: none."""
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ class _Yield:
     """Running means over drafted rounds."""
 
     promised: float
-    """Accepted draft tokens by their survival."""
+    """Expected accepted draft tokens, i.e. the sum of their survival."""
     verified: float
 
     def learn(self, promised: float, verified: float, rate: float) -> None:
@@ -98,14 +98,14 @@ class _Group:
     means: _Yield | None = None
     accepted: float = 0.0
     promised: float = 0.0
-    """Draft tokens accepted and promised, fading: their ratio corrects promises."""
+    """Decayed counts of draft tokens accepted and promised; their ratio corrects later promises."""
     backoff: int = FIRST_BACKOFF
     wait: int = 0
-    """Rounds until a paused request of this group may be probed; they count while there is one."""
+    """Rounds until a paused request of this group may be probed; counts down while there is one."""
     probes_left: int = 0
-    """How many more may be probed for having waited, this round."""
+    """Paused requests that may still be probed this round for having waited."""
     hopeful: bool = False
-    """The last probe found a request worth its drafts: the others are tried soon, half of them at a time."""
+    """The last probe found drafts worthwhile, so the others are probed soon, half of them at a time."""
 
     @property
     def trust(self) -> float:
@@ -122,27 +122,27 @@ class _Sequence:
     wait: int = 0
     probes_left: int = 0
     asked: bool = False
-    """Whether it was to be drafted for when that was decided last."""
+    """Whether the last decision was to draft for it."""
 
 
 @dataclass(slots=True)
 class DraftPolicy:
-    """Feed it every round by `learn`; `choose` is asked before a round, not necessarily before each."""
+    """Every round goes to `learn`; `choose` is called before a round, though not necessarily before each."""
 
     _groups: dict[str, _Group] = field(default_factory=dict)
     _sequences: dict[str, _Sequence] = field(default_factory=dict)
     _round: int = 0
     _unasked: int = 0
-    """Rounds that ended since the last choice."""
+    """Rounds finished since the last choice."""
 
     def state(self, sequence_id: str) -> DraftState | None:
-        """None: not known (any more)."""
+        """None: unknown or forgotten."""
         known = self._sequences.get(sequence_id)
         return None if known is None else known.state
 
     def steady(self, requests: Sequence[RequestSurvival]) -> bool:
-        """Whether all that were drafted for are so round by round, rather than as a probe after a pause, and
-        none was asked for and got nothing: the drafter was still taking in its context, beside the others."""
+        """Whether the drafter's pass was a steady one: no drafted request was a probe after a pause, and none
+        was asked for in vain because the drafter was still catching up on its context."""
         known = [(request, self._sequences.get(request.sequence_id)) for request in requests]
         return not any(
             member is None or member.state is not _DRAFTING
@@ -154,7 +154,7 @@ class DraftPolicy:
     def choose(
         self, candidates: Sequence[DraftCandidate], round_time: RoundTimeModel, price: float = 0.0
     ) -> tuple[bool, ...]:
-        """Whether to draft for each, this round. `price`: of drafter time to others, see `draft_price`."""
+        """Whether to draft for each candidate this round. `price`: see `draft_price`."""
         members = [self._member(candidate) for candidate in candidates]
         elapsed, self._unasked = max(self._unasked, 1), 0
         self._round += elapsed
@@ -181,8 +181,8 @@ class DraftPolicy:
         return tuple([member.asked for member in members])
 
     def prospects(self, candidates: Sequence[DraftCandidate]) -> tuple[Floats, Floats]:
-        """Draft tokens that each may expect to be accepted, and verified, if drafted for -> two [candidates].
-        Of whom nothing is known, what is assumed of the unknown; 0 for those who may not use a draft."""
+        """Expected accepted and verified draft tokens of each candidate if drafted for -> two [candidates].
+        Unknown requests get the assumed values; those that must not use a draft get 0."""
         means = [self._means(candidate) for candidate in candidates]
         usable = np.array([candidate.draftable for candidate in candidates], dtype=np.float64)
         return usable * [gain for gain, _ in means], usable * [verified for _, verified in means]
@@ -197,7 +197,7 @@ class DraftPolicy:
         return means.promised * group.trust, means.verified
 
     def learn(self, requests: Sequence[RequestSurvival]) -> None:
-        """What the drafts of a round brought; requests without a draft teach nothing."""
+        """Learns from the drafts of a finished round; requests without a draft are ignored."""
         self._unasked += bool(requests)
         for request in requests:
             member = self._sequences.get(request.sequence_id)
@@ -220,11 +220,11 @@ class DraftPolicy:
             group = self._groups.setdefault(candidate.group, _Group())
             means = None if group.means is None else _Yield(group.means.promised, group.means.verified)
             known = _Sequence(candidate.group, means, backoff=group.backoff)
-            if group.wait > 0:  # others of its kind are waiting: it waits with them
+            if group.wait > 0:  # its group is waiting, so it waits too
                 known.state, known.wait = DraftState.PAUSED, group.wait
             elif means is not None:
                 known.state, known.probes_left = DraftState.PROBING, PROBE_ROUNDS
-        self._sequences[candidate.sequence_id] = known  # last: asked about most recently
+        self._sequences[candidate.sequence_id] = known  # reinserted last, as most recently used
         if len(self._sequences) > MAX_REMEMBERED:
             del self._sequences[next(iter(self._sequences))]
         return known
@@ -238,7 +238,7 @@ class DraftPolicy:
         round_time: RoundTimeModel,
         price: float,
     ) -> Sequence[bool]:
-        """Of everyone, as if all were to be decided anew; what is not known is worth finding out."""
+        """Evaluates all requests afresh, whatever their state; unknown ones are worth trying."""
         unknown = [member.means is None for member in members]
         context = sum([candidate.context_tokens for candidate in candidates])
         worthy: Sequence[bool]
@@ -253,14 +253,14 @@ class DraftPolicy:
             )
             worthy = chosen.tolist()
         plain = round_time.seconds(max(len(members), 1), max(len(members), 1), context)
-        # A floor that rounds without drafts do not hold is worth a draft too.
+        # A draft is also worthwhile for a speed floor that plain rounds miss.
         return [
             new or worth or (candidate.floor_tokens_per_second or 0.0) * plain > 1.0
             for candidate, new, worth in zip(candidates, unknown, worthy, strict=True)
         ]
 
     def _expected(self, members: Sequence[_Sequence]) -> tuple[list[float], list[float]]:
-        """Draft tokens that each may expect to be accepted, and verified; 0 where nothing is known."""
+        """Expected accepted and verified draft tokens of each member; 0 if unknown."""
         gains = [m.means.promised * self._groups[m.group].trust if m.means else 0.0 for m in members]
         verified = [member.means.verified if member.means else 0.0 for member in members]
         return gains, verified
@@ -274,7 +274,7 @@ class DraftPolicy:
         round_time: RoundTimeModel,
         price: float,
     ) -> Sequence[bool]:
-        """Who has looked-up tokens that are worth more than a draft; it leaves the state as it is."""
+        """Which requests have looked-up tokens worth more than a draft; does not change the state."""
         lookups = [candidate.lookup_survival for candidate in candidates]
         if not any(lookups):
             return (False,) * len(candidates)
@@ -296,7 +296,7 @@ class DraftPolicy:
         return better
 
     def _advance(self, member: _Sequence, worth: bool, elapsed: int) -> bool:
-        """One step of the state machine, so many rounds after the last -> whether to draft."""
+        """One step of the state machine, `elapsed` rounds after the last -> whether to draft."""
         group = self._groups[member.group]
         if member.state is _DRAFTING:
             member.unworthy_rounds = 0 if worth else member.unworthy_rounds + 1
@@ -308,7 +308,7 @@ class DraftPolicy:
                 if member.wait > 0 or group.probes_left <= 0:
                     return False
                 group.probes_left -= 1
-                # The others wait for what this one finds.
+                # The rest of the group waits for the outcome of this probe.
                 group.wait = PROBE_ROUNDS + 1 if group.hopeful else group.backoff
             member.state, member.probes_left = _PROBING, PROBE_ROUNDS
         if member.state is _PROBING:
@@ -332,6 +332,6 @@ class DraftPolicy:
 
 
 def _rests(candidates: Sequence[DraftCandidate], members: Sequence[_Sequence]) -> bool:
-    """Whether nothing but waiting goes on: all are paused, and none was promised a speed."""
+    """Whether all requests are paused and none has a speed floor."""
     paused = all(member.state is _PAUSED for member in members)
     return paused and not any(candidate.floor_tokens_per_second for candidate in candidates)

@@ -1,14 +1,14 @@
-"""What a second of a shared drafter's time is worth, in tokens.
+"""Prices a second of a shared drafter's time, in tokens.
 
-Verifiers that share a drafter wait behind each other, and none of them sees what its drafts cost the
-others. So each is told a price: it drafts for the set of requests that maximises
+Verifiers that share a drafter queue behind each other, and none sees what its drafts cost the
+others. So each gets a price, and drafts for the set of requests that maximises
 
     (tokens - price * drafter seconds) / round seconds
 
-and whoever gains little for the drafter's time stops first. Prices come from direct filling: every
-verifier's rate of tokens over its use of the drafter is made concave, the steepest pieces of all are
-taken first while they fit, and how full the drafter should be is itself chosen by the tokens that all
-rounds commit, queueing counted in. Estimates of rounds that are over go in, so nothing is biased.
+so the verifiers that gain least per drafter second stop first. Prices are found by greedy filling: each
+verifier's token rate as a function of its drafter use is made concave, and the steepest pieces of all
+verifiers are taken first while they fit. The fill level of the drafter is itself chosen to maximise the
+tokens committed in all rounds, queueing included. Only past rounds are used, so nothing is biased.
 """
 
 from __future__ import annotations
@@ -24,55 +24,55 @@ from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_surface import Floats
 
 FILLINGS = tuple(step / 20 for step in range(1, 20, 2))
-"""Shares of the drafter's time that are tried as the most to hand out."""
+"""Candidate fill levels: the maximum share of the drafter's time to hand out."""
 MARGIN = 0.05
-"""A verifier's price is at least so far from where it would choose otherwise: its own estimates differ a
-little from those the price was made of."""
+"""Minimum relative distance of a verifier's price from the one at which its choice would change: its own
+estimates differ slightly from those used for pricing."""
 STICKINESS = 0.15
-"""A verifier that drafts now keeps its place unless another gains so much more: changing costs rounds."""
+"""A verifier that drafts already keeps its place unless another gains this much more: switching is costly."""
 REGULARITY = (0.05, 2.0)
-"""Bounds of what was measured over what is modelled: rounds of one length fall into step and hardly queue."""
+"""Bounds on measured over modelled queueing: rounds of equal length fall into step and hardly queue."""
 LEEWAY = 0.1
-"""What a verifier asks for may be so much more than what was handed out to it."""
+"""Relative excess of a verifier's demand over its share that is tolerated."""
 FRESH_SECONDS = 2.0
 HALF_LIFE_SECONDS = 2.0
-"""A price holds so long, then halves in each such time."""
+"""A price is valid for FRESH_SECONDS, then halves every HALF_LIFE_SECONDS."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftDemand:
-    """What one verifier would ask of the drafter, and what that would bring."""
+    """What one verifier would ask of the drafter, and the benefit."""
 
     gains: Floats
-    """[requests] tokens of a round beyond the bonus token, when the request is drafted for."""
+    """[requests] tokens per round beyond the bonus token if the request is drafted for."""
     verified: Floats
-    """[requests] draft tokens it then verifies."""
+    """[requests] draft tokens verified in that case."""
     round_time: RoundTimeModel
-    """`draft` is the drafter's own time, `network_seconds` the way without any queue."""
+    """`draft` is the drafter's own time; `network_seconds` excludes queueing."""
     context_tokens: int = 0
     queue_seconds: float = 0.0
-    """What its drafts waited behind others lately, and it reckons with."""
+    """Recent wait of its drafts behind others', which it plans with."""
     drafting: bool = False
-    """It drafts now."""
+    """Whether it currently drafts."""
     used: float = 0.0
-    """Share of the drafter's time it had lately."""
+    """Share of the drafter's time it used recently."""
 
 
 @dataclass(frozen=True, slots=True)
 class DraftPrices:
     price: float
-    """Tokens per second of drafter time, where demand meets capacity; 0: there is enough for all."""
+    """Tokens per second of drafter time at which demand meets capacity; 0: capacity suffices for all."""
     of: tuple[float, ...]
-    """Each verifier's own: near `price`, on the side from which it chooses what was handed out."""
+    """Per verifier: a price near `price` at which it chooses what was handed out to it."""
     load: float
-    """Share of the drafter's time that is then used."""
+    """Resulting utilisation of the drafter."""
     tokens_per_second: float
-    """Expected of all verifiers."""
+    """Expected total over all verifiers."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Curve:
-    """A verifier's rounds by how many are drafted for, the best first: [requests + 1] each, no queue."""
+    """A verifier's rounds by number of requests drafted for, best first: [requests + 1] each, no queueing."""
 
     tokens: Floats
     seconds: Floats
@@ -98,7 +98,7 @@ class _Curve:
         )
 
     def offer(self, wait_seconds: float) -> _Offer:
-        """With so much of a queue before each of its drafts."""
+        """Concave hull of rate over load if each draft waits `wait_seconds` in the queue."""
         seconds = self.seconds + wait_seconds
         seconds[0] -= wait_seconds
         rates, loads = self.tokens / seconds, self.drafter_seconds / seconds
@@ -115,7 +115,7 @@ class _Curve:
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
-    """Corners of one verifier's concave rate over load, from (0, plain rate) on."""
+    """Corners of one verifier's concave rate over load, starting at (0, plain rate)."""
 
     loads: Floats
     rates: Floats
@@ -128,9 +128,9 @@ class _Offer:
 
 
 def draft_prices(demands: Sequence[DraftDemand], fillings: Sequence[float] = FILLINGS) -> DraftPrices:
-    """For the verifiers that share one drafter. `fillings`, ascending: the most of its time to hand out."""
+    """Prices for verifiers that share one drafter. `fillings`, ascending: candidate fill levels."""
     curves = [_Curve.of(demand) for demand in demands]
-    if len(demands) < 2:  # nobody waits behind himself
+    if len(demands) < 2:  # no other verifier to queue behind
         offers = [curve.offer(0.0) for curve in curves]
         return _prices(demands, curves, offers, _handed_out(offers, math.inf))
     offers, best, regularity = [], None, _queue_regularity(demands)
@@ -141,13 +141,13 @@ def draft_prices(demands: Sequence[DraftDemand], fillings: Sequence[float] = FIL
         if best is None or found.tokens_per_second > best.tokens_per_second:
             offers, best = tried, found
         if found.price == 0.0:
-            break  # fuller than this it does not get
+            break  # demand is satisfied: a higher fill level changes nothing
     assert best is not None
     return _prices(demands, curves, offers, best)
 
 
 def faded(price: float, age_seconds: float) -> float:
-    """Of a price that nobody renewed: what is left is the wait for drafts that the verifier measures."""
+    """Decays a price that was not renewed; the verifier's own measured draft wait takes over."""
     late = max(age_seconds - FRESH_SECONDS, 0.0)
     return float(price * 0.5 ** (late / HALF_LIFE_SECONDS))
 
@@ -155,14 +155,14 @@ def faded(price: float, age_seconds: float) -> float:
 @dataclass(frozen=True, slots=True)
 class _HandedOut:
     taken: tuple[int, ...]
-    """Pieces of each verifier's offer."""
+    """Number of pieces taken from each verifier's offer."""
     price: float
     load: float
     tokens_per_second: float
 
 
 def _handed_out(offers: Sequence[_Offer], capacity: float) -> _HandedOut:
-    """Steepest pieces first; the first that does not fit makes the price."""
+    """Takes the steepest pieces first; the first one that does not fit sets the price."""
     pieces = sorted(
         (-slope * (1.0 + STICKINESS * offer.drafting), which, index)
         for which, offer in enumerate(offers)
@@ -194,8 +194,8 @@ def _prices(
 
 
 def _own_price(offer: _Offer, load: float, price: float) -> float:
-    """One at which the verifier, as it sees things, asks for the `load` or a little less, as near `price` as
-    can be."""
+    """A price at which the verifier, by its own estimates, asks for `load` or slightly less; as near `price`
+    as possible."""
     slopes = offer.slopes
     taken = int(np.searchsorted(offer.loads, load * (1.0 + LEEWAY), side="right")) - 1
     refused = float(slopes[taken]) if taken < len(slopes) else 0.0
@@ -207,15 +207,15 @@ def _own_price(offer: _Offer, load: float, price: float) -> float:
 
 
 def _queue_seconds(demands: Sequence[DraftDemand], filling: float) -> float:
-    """Mean wait behind the others' drafts while so much of the drafter's time is used: calls of nearly
-    fixed length that come at random, none of them the verifier's own."""
+    """Mean wait behind other verifiers' drafts at this utilisation: calls of nearly constant length at random
+    times, none of them the verifier's own."""
     mean = sum(demand.round_time.draft.seconds(len(demand.gains)) for demand in demands) / len(demands)
     others = filling * (len(demands) - 1) / len(demands)
     return mean * others / (2.0 * (1.0 - others))
 
 
 def _queue_regularity(demands: Sequence[DraftDemand]) -> float:
-    """The queue that was measured over the one modelled for as much use; 1: nobody used the drafter."""
+    """Measured over modelled queueing at the same utilisation; 1: the drafter was not used."""
     used = sum(demand.used for demand in demands)
     modelled = _queue_seconds(demands, min(used, FILLINGS[-1]))
     if modelled <= 0.0:

@@ -1,6 +1,6 @@
-"""For whom to draft at all: drafting costs time whether its tokens are verified or not.
+"""Chooses the requests to draft for: drafting costs time whether or not its tokens are verified.
 
-Tokens that were looked up cost none, so for them less has to be expected.
+Looked-up tokens cost nothing to draft, so they pay at lower expected gains.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dspark_core.algorithms.step_surface import Floats
 
 
 def drafting_order(gains: Floats, verified: Ints | Floats) -> Ints:
-    """Requests by gain per verified token, the best first."""
+    """Requests by gain per verified token, best first."""
     order: Ints = (-gains / np.maximum(verified, 1.0)).argsort(kind="stable")
     return order
 
@@ -27,15 +27,15 @@ def worth_drafting(
     context_tokens: int = 0,
     price: float = 0.0,
 ) -> Bools:
-    """For whom to draft, for the most tokens per second of later rounds -> [requests].
+    """The requests to draft for that maximise tokens per second of later rounds -> mask [requests].
 
-    gains [requests]: tokens a round commits beyond the bonus token when the request is drafted for;
-    verified [requests]: how many draft tokens it then verifies. Tried are the first of the order of gain
-    per verified token, from nobody to everybody. Where all verify as many that holds the best set; else one
-    that is not tried may be better, with the shipped step times by 0.02 % in the mean of 1,500 random
-    rounds of few requests, and by 6.5 % in the worst. Uses T_draft, so apply it to later rounds only: this
-    round's drafts are paid for. `price`: tokens that a second of the drafter's time is worth to others who
-    share it, see `draft_price`.
+    gains [requests]: tokens a round commits beyond the bonus token if the request is drafted for;
+    verified [requests]: draft tokens verified in that case. Tries the prefixes of the drafting order,
+    from nobody to everybody. If all verify equally many, that finds the optimum; otherwise another
+    set may be better: with the shipped step times by 0.02 % on average over 1,500 random
+    rounds of few requests, and by 6.5 % at worst. Uses T_draft, so apply it to later rounds only: this
+    round's drafts are paid for already. `price`: tokens that a second of the shared drafter's time is worth
+    to other verifiers, see `draft_price`.
     """
     count = len(gains)
     if count == 0:
@@ -64,11 +64,10 @@ def better_looked_up(
 ) -> Bools:
     """Whether looked-up tokens are expected to serve a request better than the drafter -> [requests].
 
-    lookups: survival a_1, a_2, ... of each request's looked-up tokens, empty without, or an array
-    [requests, longest] that is negative where there is none; gains and verified [requests] as for
-    `worth_drafting`. Compares tokens per second of a request's share of
-    the round: an equal part of a round without drafts, an equal part of drafting for everybody, and
-    what its own draft tokens add.
+    lookups: survival a_1, a_2, ... of each request's looked-up tokens, or an array [requests, longest]
+    padded with negative values; gains and verified [requests] as for `worth_drafting`. Compares tokens
+    per second over a request's share of the round: an equal part of a round without drafts, an
+    equal part of drafting for everybody, and the time its own draft tokens add.
     """
     count = len(lookups)
     rows = cut_off(lookups) if isinstance(lookups, np.ndarray) else survival_matrix(lookups)
@@ -77,7 +76,7 @@ def better_looked_up(
     added = round_time.verify.table(count, count + np.arange(rows.shape[1] + 1), context_tokens)
     share = (added[0] + round_time.loop.seconds(count)) / count
     added = added - added[0]
-    # Position by position, [longest, requests]: many short rows would take several times as long.
+    # Transposed to [longest, requests]: accumulating along many short rows is several times slower.
     tokens = 1.0 + np.add.accumulate(np.maximum(rows.T, 0.0, order="C"), axis=0)
     looked_up = (tokens / (share + added[1:, None])).max(axis=0)
     drafting = round_time.overhead_seconds(count) / count

@@ -1,7 +1,7 @@
-"""A draft block without a draft model: tokens from the text's own match and from a table of n-grams.
+"""Builds a draft block without a draft model, from matches in the sequence's own text and an n-gram table.
 
-Token by token the likelier of the two is taken. While the match is followed it grows; once the table
-overrules it, what else followed the match has no say any more. The reference of the native chain,
+Each token comes from the source that is more likely right. Following the match extends it; once the table
+overrules it, the rest of the match is ignored. Reference implementation of the native chain in
 `kernels/csrc/lookup.h`.
 """
 
@@ -14,13 +14,13 @@ from dspark_core.algorithms.ngram_table import NgramTable
 from dspark_core.algorithms.suffix_match import MAX_MATCH, SuffixMatch
 
 LEAST_SURVIVAL = 0.04
-"""A block ends before a token that is less likely to stand than this."""
+"""A block ends before the first token whose survival is below this."""
 
 
 def lookup_chain(
     table: NgramTable, tokens: Sequence[int], match: SuffixMatch | None, most: int
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """At most `most` tokens after `tokens`, and c_1, c_2, ...: how likely each stands if those before do."""
+    """At most `most` tokens following `tokens`, and their conditional probabilities of acceptance c_1, ..."""
     rates = table.evidence.rates
     tail = list(tokens[-table.order :])
     followed, agreed = (match.token_ids, match.length) if match else ((), 0)

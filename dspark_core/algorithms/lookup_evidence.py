@@ -1,10 +1,10 @@
-"""How often a looked-up token stands, by what speaks for it.
+"""Acceptance rates of looked-up tokens, by the evidence for them.
 
-Two sources propose the next token: what followed an earlier occurrence of the text's own end
-(`suffix_match`), the better the longer the match, and the target's table of n-grams
-(`ngram_table`), the better the higher its level. Where both say the same, it stands more often than
-either promises; where they differ, a long match is nearly always right, and so is a sure table
-beside a match of one token. One number for each of those cases, measured on answers.
+Two sources propose the next token: the continuation of an earlier occurrence of the sequence's current
+suffix (`suffix_match`), more reliable the longer the match, and the target's n-gram table
+(`ngram_table`), more reliable the higher its level. Where both agree, the token is accepted more often than
+either predicts; where they differ, a long match is nearly always right, and so is a confident table
+against a match of one token. Each of these cases has one rate, measured on answers.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ import numpy.typing as npt
 from dspark_core.algorithms.suffix_match import MAX_MATCH
 
 MATCH_STEPS = (1, 2, 3, 4, 5, 8, 12, 16)
-"""Matches of 5 to 7 tokens are one class, and so on; class 0 is no match."""
+"""Lower bounds of the match classes: 5 to 7 tokens are one class, and so on; class 0 is no match."""
 LEVEL_CLASSES = 16
-"""Of the table's 256 levels; class 16 is no entry."""
+"""Classes of the table's 256 levels; class 16 is no entry."""
 CLASS_SHAPE = (3, 1 + len(MATCH_STEPS), LEVEL_CLASSES + 1)
 MATCH_CLASSES = tuple(sum(step <= length for step in MATCH_STEPS) for length in range(MAX_MATCH + 1))
-"""By length of the match."""
+"""Match class by match length."""
 PRIOR_WEIGHT = 6.0
-"""Tokens of each class that what was supposed counts for beside measured ones."""
+"""Weight of the prior rate of a class, in tokens."""
 PRIOR_RATES = (0.24, 0.5, 0.64, 0.7, 0.73, 0.75, 0.78, 0.8, 0.85, 0.88, 0.9, 0.91, 0.92, 0.92, 0.93, 0.94)
-"""Of matches of 1, 2, ... tokens alone: measured on greedy answers to the benchmarks of docs/results.md."""
+"""Rates of matches of 1, 2, ... tokens alone, measured on greedy answers (benchmarks of docs/results.md)."""
 
 
 class Support(IntEnum):
-    """What speaks for a token."""
+    """The source or sources that propose a token."""
 
     MATCH = 0
-    """The text's own match, and the table has nothing or another token."""
+    """The match; the table has no entry or proposes another token."""
     TABLE = 1
-    """The table, and the match has nothing or another token."""
+    """The table; there is no match, or it proposes another token."""
     BOTH = 2
 
 
 @dataclass(frozen=True, slots=True)
 class LookupEvidence:
-    """`rates` [support, match class, level class] float32: the share of such tokens that stood."""
+    """`rates` [support, match class, level class] float32: the share of such tokens that was accepted."""
 
     rates: npt.NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        """Raises ValueError for another shape or numbers outside (0, 1)."""
+        """Raises ValueError for another shape or dtype, or rates outside (0, 1)."""
         if self.rates.shape != CLASS_SHAPE or self.rates.dtype != np.float32:
             raise ValueError(
                 f"rates must be float32 {CLASS_SHAPE}, got {self.rates.dtype} {self.rates.shape}"
@@ -61,10 +61,9 @@ def level_class(level: int | None) -> int:
 
 
 def prior_rates() -> npt.NDArray[np.float32]:
-    """Before anything was measured: sources that err independently, and matches that overrule.
+    """Rates before any measurement: sources err independently, and matches overrule the table.
 
-    A table's token beside a longer match that says otherwise is worth half as much for each token of
-    the match.
+    A table token that contradicts a match is worth half as much for each token of the match's length.
     """
     matched = np.array([PRIOR_RATES[step - 1] for step in MATCH_STEPS])
     depth = (np.arange(LEVEL_CLASSES) + 0.5) / LEVEL_CLASSES
@@ -80,7 +79,7 @@ def prior_rates() -> npt.NDArray[np.float32]:
 def measured_rates(
     stood: npt.NDArray[np.float64], judged: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float32]:
-    """stood, judged [support, match class, level class] -> rates."""
+    """Counts accepted and judged, each [support, match class, level class] -> rates."""
     return _as_rates((stood + PRIOR_WEIGHT * prior_rates()) / (judged + PRIOR_WEIGHT))
 
 

@@ -1,7 +1,7 @@
-"""How likely looked-up tokens stand, given what was promised of earlier ones and what became of them.
+"""Corrects the predicted acceptance of looked-up tokens by how such predictions fared recently.
 
-What is promised was measured on answers of many kinds; how a request is sampled, and what is asked,
-moves it. So promises are corrected by how wrong promises like them were of late.
+Predictions were measured on answers of many kinds, while the sampling settings and the prompt shift the
+actual rates. So each prediction is corrected by the recent error of predictions of similar size.
 """
 
 from __future__ import annotations
@@ -10,30 +10,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 CLASSES = 10
-"""Promises of [0, 0.1), [0.1, 0.2), ... are corrected apart."""
+"""Predictions in [0, 0.1), [0.1, 0.2), ... are corrected separately."""
 PRIOR_WEIGHT = 4.0
-"""Tokens of whose promises nothing is doubted, to begin with."""
+"""Weight of the initial assumption that predictions are right, in tokens."""
 MEMORY = 0.995
-"""What is kept with each token judged in its class: the last two hundred matter."""
+"""Decay per token judged in a class: about the last two hundred count."""
 LEAST, MOST = 0.01, 0.99
 
 
 @dataclass(slots=True)
 class LookupSurvival:
-    """Of requests that are sampled alike. Feed every verified block to `learn`."""
+    """For requests that are sampled alike. Every verified block goes to `learn`."""
 
     _surprise: list[float] = field(default_factory=lambda: [0.0] * CLASSES)
-    """Accepted less promised."""
+    """Accepted minus predicted, decayed."""
     _judged: list[float] = field(default_factory=lambda: [0.0] * CLASSES)
     _shifts: list[float] = field(default_factory=lambda: [0.0] * CLASSES)
 
     def confidences(self, promised: Sequence[float]) -> tuple[float, ...]:
-        """c_1, c_2, ... of a block of which so much is `promised`, token by token."""
+        """Corrected c_1, c_2, ... of a block whose predictions are `promised`."""
         shifts = self._shifts
         return tuple([min(max(p + shifts[_class_of(p)], LEAST), MOST) for p in promised])
 
     def learn(self, promised: Sequence[float], verified: int, accepted: int) -> None:
-        """The first `accepted` of `verified` tokens stood; those after the first loss were not judged."""
+        """Learns from one block; tokens after the first rejected one were not judged."""
         for place, promise in enumerate(promised[: min(accepted + 1, verified)]):
             known = _class_of(promise)
             self._surprise[known] = MEMORY * self._surprise[known] + (place < accepted) - promise

@@ -1,11 +1,11 @@
-"""Whether looking drafts up pays in rounds of several requests, by what rounds with and without it gave.
+"""Decides from measured rounds whether lookup pays when several requests run together.
 
-Step times tell what tokens cost in a pass. They do not tell what finding, planning and accepting them costs
-around it, nor, where every round verifies some, what a plain round would take by now. So both ways are timed:
-the better one is kept, the other tried now and then. Rounds that are over decide, so no output is biased.
+Step times give the cost of tokens in a pass, but not the cost of finding, planning and accepting them
+around it, nor, while every round verifies some, what a plain round would take now. So both ways are timed:
+the better one is kept and the other tried occasionally. Only past rounds decide, so no output is biased.
 
-Machines and loads change, so a trial is compared with rounds shortly before it, of about as many requests.
-What is remembered of it is a ratio, which is the same on a faster machine.
+Machines and loads change, so a trial is compared with rounds shortly before it that had about as many
+requests, and only the ratio is remembered, which does not depend on the speed of the machine.
 """
 
 from __future__ import annotations
@@ -16,38 +16,39 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 FIRST_ROUNDS = 32
-"""That look up before plain ones are tried for the first time: nothing is known yet."""
+"""Initial rounds with lookup before plain ones are tried for the first time."""
 KEPT_ROUNDS, MAX_KEPT_ROUNDS = 128, 1024
-"""Rounds in one way until the other is tried: after a change, and at most, doubling while it is no better."""
+"""Rounds spent in the kept way between trials: right after a change, and at most. The number doubles while
+the other way is no better."""
 TRIED_ROUNDS = 6
 RECENT_ROUNDS = 64
-"""Of the way that is kept, with which those of a trial are compared."""
+"""Recent rounds of the kept way that a trial is compared with."""
 ALIKE = 1 / 16
-"""By how much of them requests may be more or fewer, or their number makes the difference."""
+"""Maximum relative difference in request count between rounds that are compared."""
 LEAST_ALIKE = 4
-"""Recent rounds of as many requests as a tried one, or nobody knows what it would have given."""
+"""Minimum number of comparable recent rounds per tried round."""
 TRIALS = 4
-"""That are remembered, about: six rounds are better or worse by chance."""
+"""Effective number of trials averaged: a single one of six rounds may be better or worse by chance."""
 MOST_TOLD = 0.3
-"""By one trial, as a logarithm: the machine may have done something else meanwhile."""
+"""Bound on the log ratio a single trial may contribute: the machine may have been disturbed meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Round:
     requests: int
     tokens_per_second: float
-    """Of a request."""
+    """Per request."""
 
 
 @dataclass(slots=True)
 class _Rounds:
-    """Of about as many requests, within a factor of two."""
+    """Statistics of rounds whose request counts are within a factor of two."""
 
     gain: float = 0.0
-    """By looking up, the logarithm of a ratio."""
+    """Log of the speed ratio of lookup to plain rounds."""
     trials: int = 0
     kept: bool = True
-    """Whether the way that is kept is looking up."""
+    """Whether the kept way is lookup."""
     trying: bool = False
     left: int = FIRST_ROUNDS
     patience: int = KEPT_ROUNDS
@@ -56,7 +57,7 @@ class _Rounds:
 
     @property
     def looks(self) -> bool:
-        """Of the two ways the one to go now."""
+        """Whether the current round should use lookup."""
         return self.kept is not self.trying
 
     def add(self, one: _Round, looked: bool) -> None:
@@ -82,27 +83,27 @@ class _Rounds:
         if self.kept is not (self.gain > 0.0):
             self.kept, self.patience = not self.kept, KEPT_ROUNDS
             self.recent.clear()
-        elif told > 0.0:  # by chance, or it has become better
+        elif told > 0.0:  # by chance, or the other way has improved
             self.patience = KEPT_ROUNDS
         else:
             self.patience = min(2 * self.patience, MAX_KEPT_ROUNDS)
 
 
 class LookupWorth:
-    """Ask `looks` before a round and tell `learn` of it afterwards."""
+    """Ask `looks` before a round and report the round to `learn` afterwards."""
 
     def __init__(self) -> None:
         self._by_size: dict[int, _Rounds] = {}
 
     def looks(self, requests: int) -> bool:
-        """A request that is alone gains the most and is always looked up for."""
+        """Always true for a single request, which gains the most."""
         if requests < 2:
             return True
         return self._of(requests).looks
 
     def learn(self, requests: int, looked: bool, tokens: int, seconds: float) -> None:
-        """A round of so many requests committed `tokens` in `seconds`, all told. `looked`: which way it went,
-        which where cohorts take turns was decided a round before."""
+        """A round of `requests` committed `tokens` in `seconds`, in total. `looked`: whether it used lookup,
+        which is decided a round ahead where cohorts take turns."""
         if requests >= 2 and seconds > 0.0:
             self._of(requests).add(_Round(requests, tokens / requests / seconds), looked)
 
@@ -111,7 +112,7 @@ class LookupWorth:
 
 
 def _log_ratio(tried: Sequence[_Round], recent: Collection[_Round]) -> float | None:
-    """What the tried rounds gave over what recent ones did; None: too few of them are alike."""
+    """Mean speed of the tried rounds over comparable recent ones; None: too few are comparable."""
     ratios = []
     for one in tried:
         most = ALIKE * one.requests
