@@ -1,8 +1,8 @@
-"""What a round takes besides drafting and its target pass: so much a round, and so much a request.
+"""Time of a round outside drafting and the target pass: a constant per round plus a constant per request.
 
-Committing and delivering tokens, admitting requests, choosing whom to draft for, and whatever else
-the process does in between. It is the same however much is verified, so every planner pays it; the
-dearer it is, the more a round should bring.
+Covers committing and delivering tokens, admitting requests, choosing whom to draft for, and whatever else
+the process does in between. It does not depend on the verify lengths, so every plan pays it; the
+larger it is, the more a round should bring.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from dataclasses import dataclass
 from dspark_core.errors import ConfigError
 
 RATE = 0.05
-"""Weight of the newest round."""
+"""Weight of the newest round in the estimate."""
 MAX_SURPRISE = 2.0
-"""How far one round may be from the expectation: a stall says little about the next round."""
+"""Bound on how far one round may deviate from the expectation: a stall says little about the next round."""
 TYPICAL_REQUESTS = 8
-"""At which a round's own part and that of its requests learn alike."""
+"""Number of requests at which the per-round and per-request parts learn at the same rate."""
 FLOOR_SECONDS = 5e-5
-"""Below this a round counts as taking this long, when it is told how surprising one is."""
+"""Minimum expected duration assumed when bounding the deviation."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoopTimeModel:
     round_seconds: float = 0.0
     request_seconds: float = 0.0
-    """For each request of the round, on top."""
+    """Added for each request of the round."""
 
     def __post_init__(self) -> None:
         for name in ("round_seconds", "request_seconds"):
@@ -38,7 +38,7 @@ class LoopTimeModel:
         return self.round_seconds + self.request_seconds * requests
 
     def observed(self, requests: int, seconds: float) -> LoopTimeModel:
-        """After one more round. The step goes where it explains most for the number of requests."""
+        """Updates on one more round, moving both parts by their share in explaining the deviation."""
         if requests < 0 or not (math.isfinite(seconds) and seconds >= 0):
             raise ConfigError(
                 f"an observed loop needs requests and seconds >= 0, got {requests} and {seconds}"
@@ -55,4 +55,4 @@ class LoopTimeModel:
 
 
 NO_LOOP = LoopTimeModel()
-"""Where nothing is known of it."""
+"""For use where the loop time is unknown."""

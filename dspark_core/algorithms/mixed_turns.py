@@ -1,7 +1,7 @@
-"""Plans rounds of both kinds of requests, none of which was promised a speed, on one ranking.
+"""Plans mixed rounds without speed floors on a single ranking.
 
-Requests that may look ahead and those that may not are planned in turns (see `planner`). Of each kind a plan
-takes its best tokens, so a plan is two counts, and its tokens are two running sums, made once.
+Requests that may look ahead and those that may not are planned alternately (see `planner`). A plan takes the
+best tokens of each kind, so it is just two counts, and its expected tokens are two prefix sums computed once.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from dspark_core.algorithms.step_surface import Floats
 
 
 def take_turns(batch: PlanBatch, seconds: Floats) -> Ints:
-    """Verify lengths [requests]; `seconds[n]` of the round with n draft tokens.
+    """Verify lengths [requests]; `seconds[n]` is the time of a round with n draft tokens.
 
-    Algorithm 1 over everybody says how many tokens of the careful requests, which may not look ahead, are
-    admitted; a search how many of the free ones go best with those. A stair that the free ones climbed may
-    hold more of the careful ones, and the other way round, so both go on from there.
+    Algorithm 1 over all requests decides how many tokens of the careful requests, which may not look ahead,
+    are admitted; a search decides how many tokens of the free ones go best with those. Where the free tokens
+    have climbed a stair of the step time, it may hold more careful tokens, and vice versa, so both steps are
+    repeated once from there.
     """
     ranking, alone = rank(batch), float(batch.requests)
     requests = ranking.requests
@@ -38,6 +39,6 @@ def take_turns(batch: PlanBatch, seconds: Floats) -> Ints:
 
 
 def _throughput(tokens: Floats, seconds: Floats) -> Floats:
-    """Of as many counts as both know."""
+    """Over the counts that both arrays cover."""
     known = min(len(tokens), len(seconds))
     return tokens[:known] / seconds[:known]

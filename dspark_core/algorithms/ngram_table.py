@@ -1,9 +1,9 @@
-"""Which token most often follows the last few: a table of the target's own words.
+"""Predicts the most likely next token from the last few, by an n-gram table of the target's own answers.
 
-Contexts of one to `order` tokens lie in one open-addressing hash table; each names its likeliest
-next token and how likely that is. The longest known context decides (backing off, as n-gram models
-do), and since probabilities were interpolated when the table was made, nothing is added up here.
-Drafts from a fixed store of text are REST's (arXiv 2311.08252). Values only, no torch.
+Contexts of one to `order` tokens share one open-addressing hash table; each entry holds the most likely
+next token and how likely it is. The longest known context decides (backing off, as in n-gram models);
+probabilities were interpolated when the table was built, so lookup does no arithmetic.
+Drafting from a fixed text store is due to REST (arXiv 2311.08252). Values only, no torch.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from dspark_core.algorithms.lookup_evidence import LookupEvidence, prior_rates
 
 MAX_ORDER = 8
 LEVELS = 256
-"""Probabilities are stored as one of so many levels, finer towards 1, see `levels_of`."""
+"""Probabilities are quantised to this many levels, finer towards 1; see `levels_of`."""
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _SALT, _FIRST, _SECOND = 0x9E37_79B9_7F4A_7C15, 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
-"""Of splitmix64, with which a context is hashed token by token."""
+"""Constants of splitmix64, which hashes a context token by token."""
 
 Words = npt.NDArray[np.uint64]
 
@@ -34,15 +34,15 @@ class NgramTable:
     order: int
     """Longest context, in tokens."""
     checks: npt.NDArray[np.uint16]
-    """Of a context's hash what tells it from others in neighbouring slots: one lookup in some ten
-    thousand finds a stranger's entry, which costs a draft token at worst."""
+    """Hash bits that distinguish a context from those in neighbouring slots. About one lookup in ten
+    thousand matches a wrong entry, which costs at worst a rejected draft token."""
     tokens: npt.NDArray[np.uint32]
     levels: npt.NDArray[np.uint8]
     evidence: LookupEvidence
-    """How often its tokens stand, by themselves and beside a match in a request's own text."""
+    """Acceptance rates of its tokens, alone and next to a match in the request's own text."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for parts that do not fit."""
+        """Raises ValueError for inconsistent parts."""
         slots = len(self.checks)
         if not 1 <= self.order <= MAX_ORDER:
             raise ValueError(f"order must be in [1, {MAX_ORDER}], got {self.order}")
@@ -59,7 +59,7 @@ class NgramTable:
         return int(np.count_nonzero(self.checks))
 
     def find(self, tail: Sequence[int]) -> tuple[int, int] | None:
-        """The likeliest token after `tail` and its level; None where not even its last token is known."""
+        """The most likely token after `tail` and its level; None if not even the last token is known."""
         for length in range(min(self.order, len(tail)), 0, -1):
             found = self._entry(tail[len(tail) - length :])
             if found is not None:
@@ -78,7 +78,7 @@ class NgramTable:
 
 
 def empty_table() -> NgramTable:
-    """That knows nothing: blocks are then of texts' own matches, by what is supposed of those."""
+    """A table without entries: blocks then come from matches in the text only, with their prior rates."""
     return NgramTable(
         1,
         np.zeros(1, dtype=np.uint16),
@@ -89,7 +89,7 @@ def empty_table() -> NgramTable:
 
 
 def context_key(context: Sequence[int]) -> int:
-    """64 bits of a context's tokens, the oldest first, and of their number."""
+    """64-bit hash of a context's length and tokens, oldest token first."""
     key = len(context)
     for token in context:
         key = _mixed((key * _SALT + token + 1) & _MASK)
@@ -108,7 +108,7 @@ def context_keys(contexts: npt.NDArray[np.integer[Any]]) -> Words:
 
 
 def levels_of(probabilities: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
-    """Levels 0 to 255 in even steps of 1 - sqrt(1 - p): 0.99 and 0.999 differ by 17, 0.1 and 0.11 by 1."""
+    """Levels 0 to 255 at even steps of 1 - sqrt(1 - p): 0.99 and 0.999 differ by 17, 0.1 and 0.11 by 1."""
     depth = 1.0 - np.sqrt(1.0 - np.clip(probabilities, 0.0, 1.0))
     levels: npt.NDArray[np.uint8] = np.rint(depth * (LEVELS - 1)).astype(np.uint8)
     return levels
@@ -117,16 +117,16 @@ def levels_of(probabilities: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.ui
 def build_slots(
     keys: Words, tokens: npt.NDArray[np.integer[Any]], levels: npt.NDArray[np.uint8], load: float = 0.8
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
-    """checks, tokens and levels [slots] of these entries, whose share `load` < 1 of the slots is taken.
+    """checks, tokens and levels [slots] of a table of these entries, filled to the share `load` < 1.
 
-    Where two contexts have one check in one neighbourhood, one of them hides the other.
+    If two contexts have the same check and probe the same slots, one hides the other.
     """
     slots = int(len(keys) / load) + 2
     wanted = ((keys >> np.uint64(32)) * np.uint64(slots) >> np.uint64(32)).astype(np.int64)
     place = np.full(slots, -1, dtype=np.int64)
     waiting = np.arange(len(keys))
     while len(waiting):
-        # Of those that want one empty slot the first gets it; the others want the next one.
+        # The first contender for an empty slot gets it; the others move on to the next slot.
         contenders = waiting[place[wanted[waiting]] < 0]
         _, firsts = np.unique(wanted[contenders], return_index=True)
         winners = contenders[firsts]

@@ -1,8 +1,8 @@
-"""The requests of a round as arrays, and their draft tokens best first.
+"""The requests of a round as arrays, and their draft tokens ranked best first.
 
-Best first is: by survival, then position, then the request that was granted fewer tokens
-before, then index. Ranks compare survival as float32, the precision it travels in; a prefix always
-comes before what it is a prefix of.
+Tokens are ordered by survival, then position, then by which request was granted fewer tokens
+so far, then index. Survival is compared as float32, the precision it is transmitted in; a prefix always
+ranks before its extensions.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _FALLING = np.uint32(0x7FFFFFFF)
 _HALF = np.uint32(16)
 
 
-@dataclass(frozen=True)  # without slots, for what is worked out once where it is asked for
+@dataclass(frozen=True)  # no slots, because of the cached properties
 class PlanBatch:
-    survival: Floats  # [requests, block], never rising in a row; negative where there is no token
+    survival: Floats  # [requests, block], non-increasing in a row; negative where there is no token
     floors: Floats  # [requests] tokens per second, 0: none
     granted: Floats  # [requests]
     coupled: Bools  # [requests]
     context_tokens: int
-    """Of all requests together."""
+    """Total over all requests."""
     looked_up: int = 0
-    """How many requests' tokens cost no drafting time."""
+    """Number of requests whose tokens were looked up and so cost no drafting time."""
 
     @property
     def requests(self) -> int:
@@ -50,13 +50,12 @@ class PlanBatch:
 
     @cached_property
     def columns(self) -> Floats:
-        """`survival`, position by position: what is done along short rows takes several times as long
-        -> [block, requests]."""
+        """`survival` transposed [block, requests]: numpy is several times slower along short rows."""
         return np.ascontiguousarray(self.survival.T)
 
     @cached_property
     def by_length(self) -> Floats:
-        """Tokens that a request commits in expectation with each length, the bonus token included
+        """Expected committed tokens of each request by verify length, bonus token included
         -> [1 + block, requests]."""
         tokens = np.zeros((1 + self.survival.shape[1], self.requests))
         np.maximum(self.columns, 0.0, out=tokens[1:])
@@ -77,7 +76,7 @@ class PlanBatch:
 
 
 def survival_matrix(rows: Sequence[Sequence[float]]) -> Floats:
-    """Ragged rows -> [rows, longest]; rising or impossible values are cut off where they begin."""
+    """Ragged rows -> [rows, longest]; each row is cut off at its first rising or invalid value."""
     lengths = set(map(len, rows))
     longest = max(lengths, default=0)
     values: list[float] = []
@@ -95,37 +94,36 @@ def survival_matrix(rows: Sequence[Sequence[float]]) -> Floats:
 
 
 def cut_off(matrix: Floats) -> Floats:
-    """Rows without what rises or is impossible, and what is behind it."""
+    """Replaces the first rising or invalid value of each row, and all after it, by -1."""
     lowest: Floats = np.minimum.accumulate(np.minimum(matrix, 1.0), axis=1)  # NaN spreads to the right
     return np.where(lowest >= 0.0, lowest, _ABSENT)
 
 
 def running_sums(values: Ints | Floats) -> Floats:
-    """Of none, the first, the first two, ... -> [len(values) + 1]."""
+    """Prefix sums, starting with 0 -> [len(values) + 1]."""
     sums = np.zeros(len(values) + 1)
     np.add.accumulate(values, out=sums[1:])
     return sums
 
 
 def accumulated(operation: np.ufunc, rows: Floats | Bools) -> None:
-    """`operation.accumulate` along the first axis, in place; in a third of its time for few long rows."""
+    """`operation.accumulate` along the first axis, in place; three times as fast for few long rows."""
     for before, row in pairwise(rows):
         operation(before, row, out=row)
 
 
 def _falls(flat: Floats, length: int) -> bool:
-    """Whether nothing has to be cut off of rows of so many values, which is told in a quarter of the time
-    that cutting takes."""
+    """Whether no row of `length` values needs cutting off, a check four times as fast as the cutting."""
     if not flat.size:
         return True
     falls = flat[1:] <= flat[:-1]  # False with NaN
-    falls[length - 1 :: length] = True  # from a row to the next
+    falls[length - 1 :: length] = True  # row boundaries
     return bool(falls.all() and flat[::length].max() <= 1.0 and flat.min() >= 0.0)
 
 
 def _floats(values: Sequence[float]) -> Floats:
-    """[len(values)]; packed, which takes two thirds of the time of `np.fromiter` and half of `np.array`'s."""
-    return np.frombuffer(bytearray(struct.pack(f"{len(values)}d", *values)))  # which may be written to
+    """[len(values)]; packing takes two thirds of the time of `np.fromiter` and half of `np.array`'s."""
+    return np.frombuffer(bytearray(struct.pack(f"{len(values)}d", *values)))  # bytearray: writable
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,22 +132,22 @@ class Ranking:
 
     places: Ints  # [tokens] position * requests + the request's place in `order`
     values: Floats  # [tokens] survival
-    order: Ints  # [requests] those granted fewer tokens first
+    order: Ints  # [requests] by tokens granted so far, fewest first
     block: int
-    """The most tokens of one request."""
+    """Maximum number of tokens per request."""
 
     @property
     def requests(self) -> Ints:
-        """Whose each token is -> [tokens]."""
+        """The request of each token -> [tokens]."""
         return self.order.take(self.places % len(self.order))
 
     @property
     def positions(self) -> Ints:
-        """Of each token among those of its own request, from 0 on -> [tokens]."""
+        """The position of each token in its request's block, from 0 -> [tokens]."""
         return self.places // len(self.order)
 
     def lengths(self, count: int) -> Ints:
-        """Tokens of each request among the first `count` -> [requests]."""
+        """Number of tokens of each request among the first `count` -> [requests]."""
         whose = self.order.take(self.places[:count] % len(self.order))
         return np.bincount(whose, minlength=len(self.order))
 
@@ -157,19 +155,19 @@ class Ranking:
         return Ranking(self.places[:count], self.values[:count], self.order, self.block)
 
     def beyond(self, used: Ints) -> Ranking:
-        """Without the first `used[r]` tokens of each request r."""
+        """The ranking without the first `used[r]` tokens of each request r."""
         beyond = np.arange(self.block)[:, None] >= used.take(self.order)
         kept = beyond.ravel().take(self.places).nonzero()[0]
         return Ranking(self.places.take(kept), self.values.take(kept), self.order, self.block)
 
 
 def rank(batch: PlanBatch) -> Ranking:
-    """Every draft token of the batch."""
+    """Ranks every draft token of the batch."""
     order = batch.granted.argsort(kind="stable")
     values = batch.columns.take(order, axis=1).ravel()
-    # As integers that rise as float32 values fall; what is negative, an absent token, comes last.
+    # Map to integers that rise as float32 values fall; negative values, absent tokens, come last.
     bits = values.astype(np.float32).view(np.uint32) ^ _FALLING
-    # By the lower halves, then by the upper ones: sorts of 16 bits are radix sorts, stable and fast.
+    # Two passes, by the lower then the upper half: sorts of 16 bits are radix sorts, stable and fast.
     places = bits.astype(np.uint16).argsort(kind="stable")
     places = places.take((bits >> _HALF).astype(np.uint16).take(places).argsort(kind="stable"))
     places = places[: np.count_nonzero(bits <= _FALLING)]

@@ -1,4 +1,4 @@
-"""What planners plan for. Values only; no numpy, no torch."""
+"""Planner input for one request. Values only; no numpy, no torch."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class PlanRequest:
 
     sequence_id: str = ""
     survival: Sequence[float] = ()
-    """a_1, a_2, ...: probability that the token and all before it are accepted; never rises."""
+    """a_1, a_2, ...: probability that the token and all before it are accepted; non-increasing."""
     floor_tokens_per_second: float | None = None
-    """None: no speed was promised."""
+    """None: no speed floor."""
     context_tokens: int = 0
     coupled: bool = False
-    """Accepted iff equal to the target's own sample: no choice of length can bias the output, so
-    planning may look at the whole round. Greedy requests too."""
+    """Tokens are accepted iff equal to the target's own choice, so no verify length can bias the output and
+    planning may look at the whole round. Also set for greedy requests."""
     origin: DraftOrigin = DraftOrigin.DRAFTER
-    """Whose tokens these are: only the drafter's cost drafting time."""
+    """Only the drafter's tokens cost drafting time."""
     granted: float = 0.0
-    """Draft tokens verified for it per round so far; of equal tokens, the request with fewer goes first."""
+    """Draft tokens verified for it per round so far; on ties the request with fewer goes first."""
 
     def __post_init__(self) -> None:
         floor = self.floor_tokens_per_second

@@ -1,11 +1,11 @@
-"""Finds the best plan of all, step times jagged as they may be, under speed floors.
+"""Finds the optimal plan under speed floors, whatever the shape of the step times.
 
-It looks at the whole round, so it plans only requests whose lengths cannot bias their output
-(coupled and greedy acceptance), and rounds that are over (`delayed_scheduler`). For a given number
+It looks at the whole round, so it may plan only requests whose lengths cannot bias their output
+(coupled and greedy acceptance) and past rounds (`delayed_scheduler`). For a given number
 of draft tokens the best choice is greedy: what the floors need, then the tokens most likely to
-survive; so it is enough to try every number. A floor that its request cannot reach with any length,
-not even alone, is left out. Where the others cannot all hold they are relaxed by one common factor,
-the least that is needed.
+survive; so it suffices to try every number. A floor that its request cannot reach with any length,
+even alone, is ignored. If the others cannot all hold, they are relaxed by the smallest common factor
+that suffices.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from dspark_core.algorithms.speed_floor import TOLERANCE, expected_tokens
 from dspark_core.algorithms.step_surface import Floats
 
 ROUNDING = 1e-12
-"""Relative: what sums of the same numbers in another order may differ by."""
+"""Relative error allowed for sums of the same numbers in a different order."""
 BOUND_ROUNDING = 1e-10
-"""The same, of what is added and taken away again. The larger, the more is looked at in vain."""
+"""The same for sums with cancellation. A larger value causes more groups to be examined in vain."""
 
 
 def search(
@@ -32,8 +32,9 @@ def search(
 ) -> Ints:
     """The best lengths of the `free` requests while the others keep `fixed` -> lengths [requests].
 
-    Without the two all are free. Maximises tokens per second; of equal plans the one with fewer
-    tokens. `seconds[n]` of the round with n draft tokens in all; `ranking` of what is free, if known already.
+    If either is None, all requests are free. Maximises tokens per second; among equal plans takes the one
+    with fewer tokens. `seconds[n]`: time of a round with n draft tokens in total; `ranking`: that of the free
+    tokens, if already computed.
     """
     if fixed is None or free is None:
         held, free = np.zeros(batch.requests, dtype=np.int64), np.ones(batch.requests, dtype=np.bool_)
@@ -54,10 +55,10 @@ def _of_free(batch: PlanBatch, free: Bools) -> Ranking:
 
 
 class _Floors:
-    """How many tokens each floor needs, for every count of draft tokens in the round.
+    """How many tokens the floors need, for every number of draft tokens in the round.
 
-    A length holds its request's floor in rounds up to some seconds. All of these limits in order tell what
-    any count needs: as many tokens as there are limits below the seconds of a round of that count.
+    Each length holds its request's floor in rounds up to some duration, its limit. With all limits
+    sorted, the tokens needed in a round are the number of limits below its duration.
     """
 
     def __init__(self, batch: PlanBatch, kept: Floats, seconds: Floats, free: Bools) -> None:
@@ -69,7 +70,7 @@ class _Floors:
         expected, promised = batch.by_length, batch.floors * (1.0 - TOLERANCE)
         if len(members) < batch.requests:
             expected, promised = expected.take(members, axis=1), promised.take(members)
-        # The shortest a round may get from each count on: the best a request can do with a length.
+        # Minimum over rounds with at least as many tokens: the best case for a request at a given length.
         shortest = _least_from_each(seconds, len(expected))
         fastest = np.maximum.reduce(expected[: len(shortest)] / shortest[:, None])
         limits = expected / promised
@@ -80,7 +81,7 @@ class _Floors:
         last = limits[-1].min(initial=np.inf)
         longest = np.inf if everybody else _given_seconds(batch, kept, free, float(seconds[0]))
         self._ordered = np.sort(self._limits, axis=None)
-        # Relaxed by a factor, a count holds the floors while no more limits lie below than it has tokens.
+        # Relaxed by a factor, a count is feasible while no more limits lie below it than it has tokens.
         reached = np.full(len(seconds), np.inf)
         reached[: self._ordered.size] = self._ordered[: len(seconds)]
         possible = seconds <= longest
@@ -88,15 +89,15 @@ class _Floors:
         self._relaxed = relaxed = seconds * min(1.0, factor * (1.0 - ROUNDING))
         feasible = possible & (relaxed <= last) & (reached >= relaxed)
         self.counts: Ints = feasible.nonzero()[0]
-        """Of draft tokens, that all floors can do with."""
+        """Draft token counts with which all floors can hold."""
 
     def needs(self) -> Ints:
-        """How many tokens the floors need in rounds of each of the `counts` -> [counts]."""
+        """Tokens that the floors need in a round of each of the `counts` -> [counts]."""
         sums: Ints = self._ordered.searchsorted(self._relaxed.take(self.counts), side="left")
         return sums
 
     def needed_values(self, batch: PlanBatch, most: int) -> Floats:
-        """Of the tokens that floors need, those of the shortest rounds first -> [most]"""
+        """Survival of the tokens that floors need, those with the smallest limits first -> [most]."""
         limits = self._limits[:-1].ravel()
         values: Floats = batch.columns.take(self._members, axis=1)
         return values.ravel().take(limits.argsort(kind="stable")[:most])
@@ -109,15 +110,15 @@ class _Floors:
 
 
 def _given_seconds(batch: PlanBatch, kept: Floats, free: Bools, shortest: float) -> float:
-    """How long a round may get for requests with given lengths: floors that hold must go on to; others cannot
-    be helped here."""
+    """Longest round in which the floors of requests with fixed lengths go on holding. Floors that do not hold
+    in the shortest round are ignored."""
     given = (batch.floors * ~free).nonzero()[0]
     held = kept.take(given) / batch.floors.take(given) / (1.0 - TOLERANCE)
     return float(held[held >= shortest].min(initial=np.inf))
 
 
 def _least_from_each(seconds: Floats, count: int) -> Floats:
-    """The least of the seconds from each of the first `count` on -> [count], or as many as there are."""
+    """Suffix minima of `seconds` at the first `count` indices -> [count], or fewer if it is shorter."""
     least = seconds[:count].copy()
     least[-1:] = np.minimum(least[-1:], seconds[count:].min(initial=np.inf))
     backwards: Floats = np.minimum.accumulate(least[::-1])
@@ -125,14 +126,14 @@ def _least_from_each(seconds: Floats, count: int) -> Floats:
 
 
 def _best_under(batch: PlanBatch, floors: _Floors, total: float, ranking: Ranking | None) -> Ints:
-    """The best feasible count, its mandatory tokens and the best others -> lengths [requests].
+    """The best feasible count, with its mandatory tokens and the best others -> lengths [requests].
 
-    More seconds need more tokens of every floor, so counts whose needs have equal sums have equal needs:
-    each of these groups is one pass over the other tokens. Few groups need one, as none is better than its
-    bound: a count's best tokens without floors to begin with, and less with every group that was looked at.
+    A longer round needs more tokens for every floor, so counts whose needs have equal sums have equal needs:
+    each such group takes one pass over the other tokens. Groups whose bound is below the best are skipped; a
+    bound starts as the throughput without floors and tightens with every group that is examined.
     """
     counts, sums = floors.counts, floors.needs()
-    if counts.size == 1 and counts[0] == sums[0]:  # as where floors are relaxed: none is left to choose
+    if counts.size == 1 and counts[0] == sums[0]:  # e.g. with relaxed floors: nothing left to choose
         return floors.needed(int(counts[0]))
     ranking = ranking or _of_free(batch, floors.free)
     seconds = floors.seconds.take(counts)
@@ -166,10 +167,10 @@ def _best_under(batch: PlanBatch, floors: _Floors, total: float, ranking: Rankin
 
 
 def _worth(values: Floats, needed: Floats, least: float, counts: Ints, sums: Ints) -> Floats:
-    """No plan's draft tokens are worth more, with so many in all and so many of the `needed` -> [counts].
+    """Upper bound on the survival sum of any plan with `counts` tokens, `sums` of them needed -> [counts].
 
-    Each token counts `least`, whichever it is, and what it is worth beyond that; the needed ones that are
-    worth less take it away. A tight bound where `least` is the worth of the last token that is not needed.
+    Every token counts as `least` plus its excess over it, less the deficit of needed tokens that are
+    worth less. The bound is tight if `least` is the value of the last token that is not needed.
     """
     beyond = float(np.maximum(values - least, 0.0).sum())
     return beyond + counts * least - running_sums(np.maximum(least - needed, 0.0)).take(sums)

@@ -1,10 +1,10 @@
-"""Plans one round: floors first, then expected tokens per second of round time.
+"""Plans one round: speed floors first, then expected tokens per second of round time.
 
 A pure function of the requests, the times and a capacity. Requests that may look ahead (coupled,
-greedy) get the best lengths there are, whatever the shape of the step times. The others keep the
-causal barrier: Algorithm 1 with early stopping, or a capacity from rounds that are over. In a mixed
-batch both are planned in turns: the second kind never learns what the first saw of *its* tokens,
-because what is planned for the first depends on the second's admitted tokens alone.
+greedy) get optimal lengths whatever the shape of the step times. The others keep the causal barrier:
+Algorithm 1 with early stopping, or a capacity from past rounds. A mixed batch plans the two kinds in
+turns. No information about tokens not yet admitted leaks to the second kind, because what is planned for
+the first depends only on which of the second's tokens were admitted.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def plan_lengths(
 ) -> tuple[int, ...]:
     """Verify lengths for this round, in the order of the requests.
 
-    `capacity`: draft tokens to verify in all, from rounds that are over (`capacity_of`); None:
-    Algorithm 1. It may not depend on this round's draft tokens.
+    `capacity`: total draft tokens to verify, taken from past rounds (`capacity_of`); None:
+    Algorithm 1. It must not depend on this round's draft tokens.
     """
     if len(requests) == 1 and decides_alone(requests[0]):
         return (length_alone(requests[0], round_time),)
@@ -44,14 +44,15 @@ def plan_lengths(
 def plan_batch(
     batch: PlanBatch, round_time: RoundTimeModel, *, capacity: int | None = None
 ) -> tuple[int, ...]:
-    """`plan_lengths` of requests that are arrays already."""
+    """`plan_lengths` of a batch that is already in array form."""
     if batch.requests == 0:
         return ()
     return tuple(_lengths(batch, _seconds(batch, round_time), capacity).tolist())
 
 
 def capacity_of(requests: Sequence[PlanRequest], round_time: RoundTimeModel) -> int:
-    """The capacity a round that is over would have used best; for `plan_lengths` two rounds later or more."""
+    """The capacity that would have been best for a past round; for `plan_lengths` at least two rounds
+    later."""
     batch = PlanBatch.of(requests)
     if batch.requests == 0:
         return 0
@@ -59,7 +60,7 @@ def capacity_of(requests: Sequence[PlanRequest], round_time: RoundTimeModel) -> 
 
 
 def _seconds(batch: PlanBatch, round_time: RoundTimeModel) -> Floats:
-    """Of rounds with 0, 1, ... draft tokens; drafts are paid for, for whom the drafter made one."""
+    """Times of rounds with 0, 1, ... draft tokens, including drafting for requests the drafter served."""
     tokens = int(np.count_nonzero(batch.survival >= 0.0))
     drafted = int(np.count_nonzero(batch.survival[:, 0] >= 0.0)) - batch.looked_up if tokens else 0
     return round_time.table(batch.requests, tokens, batch.context_tokens, drafted)
@@ -80,7 +81,7 @@ def _early(batch: PlanBatch, seconds: Floats) -> Ints:
         return admit_within_floors(batch, start, everyone, seconds)
     ranking = rank(batch)
     admitted = admit_within_floors(batch, start, everyone, seconds, ranking=ranking)
-    # A stair that coupled tokens climbed may hold more of the others, and the other way round.
+    # A stair climbed for coupled tokens may have room for more of the others, and vice versa.
     free = _free(batch, ranking)
     lengths = search(batch, seconds, admitted, batch.coupled, free)
     more = admit_within_floors(batch, lengths, ~batch.coupled, seconds, ranking=ranking)
@@ -89,7 +90,7 @@ def _early(batch: PlanBatch, seconds: Floats) -> Ints:
 
 def _algorithm_1(batch: PlanBatch, seconds: Floats) -> Ints:
     nothing, expected = np.zeros(batch.requests, dtype=np.int64), float(batch.requests)
-    # To look at everybody's first token takes a fifth of the time of ranking them all.
+    # Checking only the first tokens takes a fifth of the time of ranking all.
     if batch.survival.shape[1] == 0 or not one_more_pays(batch.survival[:, 0], expected, seconds):
         return nothing
     ranking = rank(batch)
@@ -105,5 +106,5 @@ def _delayed(batch: PlanBatch, seconds: Floats, capacity: int) -> Ints:
 
 
 def _free(batch: PlanBatch, ranking: Ranking) -> Ranking:
-    """Of the tokens of the coupled requests alone."""
+    """The ranking restricted to coupled requests."""
     return ranking.beyond(np.where(batch.coupled, 0, ranking.block))

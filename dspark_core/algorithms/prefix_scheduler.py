@@ -3,10 +3,10 @@
 Survival a_j of a draft token is the estimated probability that it and all before it are accepted.
 Tokens are admitted best first (see `plan_batch`), so every plan is made of prefixes.
 
-Lossless rejection sampling needs more: whether a token is verified must not depend on that token,
-and the confidence after it already does. So stop at the first admission that does not pay, here, or
-spend a capacity found from earlier rounds (`delayed_scheduler`); never search past a drop within one
-round. Requests whose acceptance is no matter of chance are free of this (`plan_search.search`).
+Lossless rejection sampling requires that whether a token is verified does not depend on that token, and
+the confidence after it already does. So either stop at the first admission that does not pay, as here,
+or spend a capacity found from earlier rounds (`delayed_scheduler`); never search past a drop within one
+round. Coupled and greedy requests are exempt (`plan_search.search`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from dspark_core.algorithms.step_surface import Floats
 from dspark_core.errors import InvalidRequestError
 
 AT_FIRST = 256
-"""Tokens that are looked at before all of them: most rounds stop at fewer, and sums of all take long."""
+"""Tokens considered before all of them are: most rounds stop earlier, and full prefix sums are slow."""
 
 
 def admit_while_rising(ranking: Ranking, expected: float, seconds: Floats) -> int:
-    """Algorithm 1 -> how many of the best tokens to admit.
+    """Algorithm 1 -> the number of best tokens to admit.
 
-    `expected`: tokens of the round without them; `seconds[n]`: of the round with n of them,
-    at least one entry; it may be shorter than the ranking, which then bounds the answer.
+    `expected`: tokens of the round without drafts; `seconds[n]`: its time with n of them,
+    at least one entry. `seconds` may be shorter than the ranking and then bounds the answer.
     """
     for most in (AT_FIRST, len(seconds)):
         count = rising(_throughput(ranking, expected, seconds[: most + 1]))
@@ -37,15 +37,15 @@ def admit_while_rising(ranking: Ranking, expected: float, seconds: Floats) -> in
 
 
 def rising(throughput: Floats) -> int:
-    """How many times it rises until it does not; of at least one value."""
+    """Number of consecutive rises at the start; needs at least one value."""
     rises = throughput[1:] > throughput[:-1]
     return len(rises) if rises.all() else int(rises.argmin())
 
 
 def one_more_pays(following: Floats, expected: float, seconds: Floats) -> bool:
-    """Whether the likeliest of the tokens that are next raises throughput; Algorithm 1 ends if not.
+    """Whether the most likely of the next tokens raises throughput; Algorithm 1 ends if not.
 
-    `following`: survival of each request's next token; the rest as above.
+    `following`: survival of each request's next token; the rest as in `admit_while_rising`.
     """
     if len(seconds) < 2:
         return False
@@ -54,9 +54,9 @@ def one_more_pays(following: Floats, expected: float, seconds: Floats) -> bool:
 
 
 def following_values(batch: PlanBatch, lengths: Ints, candidates: Bools) -> Floats:
-    """Survival of the token after each request's `lengths` -> [requests]; 0 or less without one.
+    """Survival of the token after each request's `lengths` -> [requests]; 0 or less if there is none.
 
-    `candidates` [requests] may have more tokens.
+    Only `candidates` [requests] may have more tokens.
     """
     block = batch.survival.shape[1]
     following = np.zeros(batch.requests)
@@ -66,16 +66,16 @@ def following_values(batch: PlanBatch, lengths: Ints, candidates: Bools) -> Floa
 
 
 def best_count(ranking: Ranking, expected: float, seconds: Floats) -> int:
-    """The count with the highest throughput of all, the smallest such; arguments as above.
+    """The smallest count with the highest throughput; arguments as in `admit_while_rising`.
 
-    For step times that rise in stairs, where stopping early gives up too soon. It looks ahead: only
-    for requests that may, or for rounds that are over.
+    For step times that rise in stairs, where early stopping gives up too soon. It looks ahead, so it is
+    only for requests that may, or for past rounds.
     """
     return int(_throughput(ranking, expected, seconds).argmax())
 
 
 def _throughput(ranking: Ranking, expected: float, seconds: Floats) -> Floats:
-    """With none of the tokens, one of them, ... -> [tokens + 1], or as many as there are seconds."""
+    """With none of the tokens, one, ... -> [tokens + 1], or as many as there are seconds."""
     tokens = running_sums(ranking.values[: len(seconds) - 1])
     tokens += expected
     tokens /= seconds[: len(tokens)]

@@ -23,7 +23,7 @@ from dspark_core.algorithms.transfer import to_device
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """A round's outcome: request r commits its first `accepted[r]` draft tokens and the next token."""
+    """A round's outcome: request r commits its first `accepted[r]` draft tokens and then the next token."""
 
     accepted: Tensor  # [requests] int64
     next_token_ids: Tensor  # [requests] int64
@@ -37,20 +37,20 @@ def accept_rejection(
     lengths: Tensor,
     generator: torch.Generator,
 ) -> Acceptance:
-    """Keeps draft token x with probability min(1, p(x) / q(x)); the first one lost is replaced by a
-    draw from max(p - q, 0) normalised, and after a whole accepted prefix the bonus is drawn from p.
+    """Keeps draft token x with probability min(1, p(x) / q(x)). The first rejected one is replaced by a
+    draw from normalised max(p - q, 0); after a fully accepted prefix the bonus token is drawn from p.
 
-    What is committed is then distributed as the target's own sampling, provided x was drawn from q
+    Committed tokens are then distributed as the target's own samples, provided x was drawn from q
     and lengths do not depend on the tokens they admit. A token with q(x) = 0 is never accepted.
 
     Args:
-        target: p of each row, laid out as the module says: [rows, vocab] or laws yet to be evaluated.
-        draft_ids: [drafts] the verified draft tokens, requests' tokens contiguous.
-        draft_q_ids: [drafts, k] the tokens q gives probability to; entries of probability 0 may pad.
+        target: p of each row in the module's layout: [rows, vocab], or laws evaluated on demand.
+        draft_ids: [drafts] the verified draft tokens, grouped by request.
+        draft_q_ids: [drafts, k] support of q; may be padded by entries of probability 0.
         draft_q_probs: [drafts, k] their probabilities, which sum to 1.
         lengths: [requests] int64, sum is drafts; 0 draws a token from p.
-        generator: takes one uniform a draft and one a request, on its own device: a CPU's gives every
-            device the same ones.
+        generator: draws one uniform per draft and one per request on its own device; a CPU generator gives
+            every device the same numbers.
     """
     laws = KnownLaws(target) if isinstance(target, Tensor) else target
     request = _request_of_draft(laws.num_rows, draft_ids, lengths)
@@ -67,8 +67,8 @@ def accept_rejection(
 def longest_equal_prefix(own_tokens: Tensor, draft_ids: Tensor, lengths: Tensor) -> Acceptance:
     """Accepts draft tokens while they equal the target's own; the next token is the target's.
 
-    For greedy decoding `own_tokens` [rows] are the argmax, in coupled mode the samples drawn with
-    the noise that the drafter used too; draft_ids [drafts]; lengths [requests] int64.
+    `own_tokens` [rows] are the argmax for greedy decoding, or the samples drawn with the shared
+    noise in coupled mode; draft_ids [drafts]; lengths [requests] int64.
     """
     if own_tokens.device.type == "cpu":
         found = equal_prefixes(own_tokens.tolist(), draft_ids.tolist(), lengths.tolist())
@@ -85,9 +85,9 @@ def longest_equal_prefix(own_tokens: Tensor, draft_ids: Tensor, lengths: Tensor)
 def equal_prefixes(
     own_tokens: Sequence[int], draft_ids: Sequence[int], lengths: Sequence[int]
 ) -> list[tuple[int, int]]:
-    """`longest_equal_prefix` on numbers -> of each request accepted drafts and the next token.
+    """`longest_equal_prefix` on Python numbers -> (accepted drafts, next token) of each request.
 
-    For some tokens a request several times as fast as operators are; on a GPU it would wait for it.
+    Several times as fast as tensor operators for a few tokens per request; on a GPU it would force a sync.
     """
     _check_rows(len(own_tokens), len(draft_ids), len(lengths))
     found, row = [], 0
@@ -102,9 +102,9 @@ def equal_prefixes(
 
 
 def draw_uniforms(like: Tensor, generator: torch.Generator) -> Tensor:
-    """One for each of `like` in [0, 1), on its device.
+    """Uniforms in [0, 1), one per element of `like`, on its device.
 
-    float64, so that probabilities below 2^-24 are not rounded to never or always.
+    float64, so that acceptance probabilities below 2^-24 are not rounded to 0 or 1.
     """
     drawn = torch.rand(like.shape[0], dtype=torch.float64, device=generator.device, generator=generator)
     return to_device(drawn, like.device)
@@ -116,7 +116,7 @@ def _check_rows(rows: int, drafts: int, requests: int) -> None:
 
 
 def _request_of_draft(rows: int, draft_ids: Tensor, lengths: Tensor) -> Tensor:
-    """Index of the request each draft token belongs to [drafts]; its row is draft index + request."""
+    """Index of the request that each draft token belongs to [drafts]; its row is draft index + request."""
     drafts, requests = draft_ids.shape[0], lengths.shape[0]
     _check_rows(rows, drafts, requests)
     return torch.repeat_interleave(torch.arange(requests, device=lengths.device), lengths, output_size=drafts)
@@ -128,7 +128,7 @@ def _first_rows(lengths: Tensor) -> Tensor:
 
 
 def _leading_true(kept: Tensor, request: Tensor, lengths: Tensor) -> Tensor:
-    """Number of draft tokens of each request before its first that is not kept [requests]."""
+    """Number of each request's draft tokens before the first one not kept [requests]."""
     first_draft = lengths.cumsum(0) - lengths
     position = torch.arange(kept.shape[0], device=kept.device) - first_draft[request]
     end = torch.where(kept, lengths[request], position)
@@ -142,7 +142,7 @@ def _next_token_weights(
     lengths: Tensor,
     accepted: Tensor,
 ) -> Tensor:
-    """Unnormalised law of the token after each accepted prefix [requests, vocab]."""
+    """Unnormalised distribution of the token after each accepted prefix [requests, vocab]."""
     weights = laws.of_rows(_first_rows(lengths) + accepted)
     if weights.is_cuda:
         return residual_weights(weights, draft_q_ids, draft_q_probs, lengths, accepted)
@@ -152,7 +152,7 @@ def _next_token_weights(
     draft = (lengths.cumsum(0) - lengths + accepted)[rejected]
     p = weights[rejected]
     residual = p.scatter_add(1, draft_q_ids[draft], -draft_q_probs[draft].to(p.dtype)).clamp_(min=0.0)
-    # p = q leaves nothing, but then nothing is rejected; only rounding could lead here.
+    # The residual is empty only if p = q, where nothing is rejected; rounding alone could lead here.
     empty = residual.sum(dim=-1, keepdim=True) <= 0
     weights[rejected] = torch.where(empty, p, residual)
     return weights
@@ -163,7 +163,7 @@ def residual_weights(
 ) -> Tensor:
     """p of each request's next row [requests, vocab] -> max(p - q, 0) where a draft was rejected, else p.
 
-    For a GPU: every row takes the same way, so that which were rejected need not be read back.
+    For a GPU: all rows take the same path, so no rejection flags need to be read back.
     """
     if not len(draft_q_ids):
         return weights
@@ -171,6 +171,6 @@ def residual_weights(
     draft = torch.where(rejected, lengths.cumsum(0) - lengths + accepted, 0)
     q = draft_q_probs[draft].to(weights.dtype)
     residual = weights.scatter_add(1, draft_q_ids[draft], -q).clamp_(min=0.0)
-    # As above: p = q leaves nothing.
+    # As above: the residual is empty only if p = q.
     usable = rejected & (residual.sum(dim=-1) > 0)
     return torch.where(usable.unsqueeze(-1), residual, weights)

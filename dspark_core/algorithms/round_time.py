@@ -1,8 +1,9 @@
-"""How long a round takes: drafting, the network, one target step.
+"""Models how long a round takes: drafting, network, one target step, and the loop around it.
 
-`T_draft(requests drafted) + T_network + T_verify(requests, batch tokens, context tokens) + T_loop(requests)`
-is what planners divide expected tokens by. A round that drafts nothing pays neither of the first two, and one
-whose drafts were made during another cohort's pass only what that did not hide.
+Planners divide expected tokens by
+`T_draft(requests drafted) + T_network + T_verify(requests, batch tokens, context tokens) + T_loop(requests)`.
+A round without drafts pays neither of the first two, and one whose drafts were made during another
+cohort's pass pays only the part that the pass did not hide.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.errors import ConfigError
 
 RATE = 0.1
-"""Weight of the newest round in what drafting and the network are thought to cost."""
+"""Weight of the newest round in the drafting and network estimates."""
 MAX_SURPRISE = 2.0
-"""How far one round may be from the expectation."""
+"""Bound on the factor by which one round may deviate from the expectation."""
 
 
 @dataclass(frozen=True, slots=True)
 class DraftTimeModel:
-    """Seconds to draft a block for so many requests at once; linear between points."""
+    """Seconds to draft blocks for a number of requests at once; linear between points."""
 
     requests: tuple[int, ...] = ()
-    """Strictly increasing; empty: unknown, taken for free until `observed`."""
+    """Strictly increasing; empty: unknown, assumed free until `observed`."""
     draft_seconds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -47,7 +48,8 @@ class DraftTimeModel:
             _check_seconds(seconds, "draft_seconds")
 
     def seconds(self, requests: int) -> float:
-        """0 for no requests; level below the first point, at the last slope beyond the last."""
+        """0 for no requests; constant below the first point, extrapolated at the last slope beyond the
+        last."""
         known, seconds = self.requests, self.draft_seconds
         if requests < 1 or not known:
             return 0.0
@@ -63,7 +65,7 @@ class DraftTimeModel:
         return (1.0 - share) * seconds[right - 1] + share * seconds[right]
 
     def table(self, requests: Floats) -> Floats:
-        """`seconds` of many ascending request counts >= 1."""
+        """`seconds` of ascending request counts >= 1."""
         if not self.requests:
             return np.zeros(len(requests))
         last, inside = self.requests[-1], np.interp(requests, self.requests, self.draft_seconds)
@@ -74,7 +76,7 @@ class DraftTimeModel:
         return table
 
     def observed(self, requests: int, seconds: float) -> DraftTimeModel:
-        """Keeps its shape and follows the drafter's speed as a whole; starts from a first round."""
+        """Scales the whole curve towards the observation; an empty model starts with this point."""
         if requests < 1:
             raise ConfigError(f"requests of an observed draft must be >= 1, got {requests}")
         _check_seconds(seconds, "seconds of an observed draft")
@@ -93,10 +95,11 @@ class RoundTimeModel:
     verify: StepTimeModel
     draft: DraftTimeModel = DraftTimeModel()
     network_seconds: float = 0.0
-    """Per round, between verifier and drafter, both ways."""
+    """Round trip between verifier and drafter, per round."""
     loop: LoopTimeModel = NO_LOOP
     beside_seconds: float | None = None
-    """Another cohort's pass, during which drafts are made; None: the round waits for all of its own."""
+    """Duration of the other cohort's pass, during which drafts are made; None: the round waits for its
+    own."""
 
     def __post_init__(self) -> None:
         _check_seconds(self.network_seconds, "network_seconds")
@@ -104,19 +107,19 @@ class RoundTimeModel:
             _check_seconds(self.beside_seconds, "beside_seconds")
 
     def overhead_seconds(self, drafted: int) -> float:
-        """What a round pays before its target step when so many requests are drafted for."""
+        """Time before the target step of a round that drafts for `drafted` requests."""
         if drafted <= 0:
             return 0.0
         drafting = self.draft.seconds(drafted)
         whole = drafting + self.network_seconds
         if self.beside_seconds is None:
             return whole
-        # Drafts are asked for when the round before ends. Both cohorts wait, so each waits for half of what
-        # its own pass and the other's leave; and a drafter has both cohorts to draft for.
+        # Drafts are requested when the previous round ends. Each cohort waits for half of what the two passes
+        # do not hide, and one drafter has to serve both cohorts.
         return max(0.5 * (whole - self.beside_seconds), drafting - self.beside_seconds, 0.0)
 
     def overhead_table(self, max_drafted: int) -> Floats:
-        """`overhead_seconds` of 0, 1, ... `max_drafted` -> [max_drafted + 1]."""
+        """`overhead_seconds` for 0, 1, ... `max_drafted` -> [max_drafted + 1]."""
         drafting = self.draft.table(np.arange(max_drafted + 1, dtype=np.float64))
         seconds = drafting + self.network_seconds
         if self.beside_seconds is not None:
@@ -148,9 +151,9 @@ class RoundTimeModel:
     def observed_draft(
         self, drafted: int, wait_seconds: float, compute_seconds: float | None = None
     ) -> RoundTimeModel:
-        """`compute_seconds` as the drafter tells it; the rest of the wait is the network's.
+        """`compute_seconds` as reported by the drafter; the rest of the wait is attributed to the network.
 
-        Without it, what the network was known to take is subtracted and the rest is drafting.
+        Without it, the known network time is subtracted and the rest counts as drafting.
         """
         if compute_seconds is None:
             compute = max(wait_seconds - self.network_seconds, 0.0)
@@ -160,7 +163,7 @@ class RoundTimeModel:
         return replace(self, draft=self.draft.observed(drafted, compute_seconds), network_seconds=network)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` is its inverse."""
+        """JSON-compatible; inverse of `from_dict`."""
         return {
             "verify": self.verify.to_dict(),
             "draft": {
@@ -176,7 +179,7 @@ class RoundTimeModel:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RoundTimeModel:
-        """Also of a bare step-time model or an old curve. Raises `ConfigError`."""
+        """Also accepts a bare step-time model or a legacy curve. Raises `ConfigError`."""
         if "verify" not in data:
             return cls(StepTimeModel.from_dict(data))
         draft = data.get("draft", {})

@@ -1,9 +1,9 @@
 """Shapes target distributions (temperature, top-k, top-p, min-p) and draws tokens from them.
 
-A row's distribution is handled as weights: exp of the scaled logits, the most likely token's being
-1. Every truncation is a threshold on them: a token stays when its weight reaches the row's
-threshold. Equal logits therefore stay or go together, and a row's result depends neither on the
-order in which a sort happens to leave ties nor on the other rows of the batch.
+A row's distribution is represented by weights: exp of the scaled logits, with the most likely token's
+equal to 1. Every truncation is a threshold on them: a token stays if its weight reaches the row's
+threshold. Equal logits are therefore kept or dropped together, and a row's result depends neither on
+how a sort orders ties nor on the other rows of the batch.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from dspark_core.algorithms.transfer import to_device
 from dspark_core.records import SamplingParams
 
 _LEAST_LOGIT = -87.0
-"""Relative to the most likely token's, scaled; what is less likely by more never is drawn."""
+"""Scaled, relative to the most likely token's; tokens below it are never drawn."""
 _LEAST_WEIGHT = 1.7e-38
-"""Just above exp of that."""
+"""Just above exp(_LEAST_LOGIT)."""
 _TINY = torch.finfo(torch.float32).tiny
 _BINS = (127 << 3) + 1
-"""Eight to an octave of the weights in (0, 1], by the leading bits of a float32."""
+"""Eight bins per octave of the weights in (0, 1], by the leading bits of a float32."""
 _BLOCK_ELEMENTS = 1 << 18
-"""Weights evaluated at a time on a CPU: what is made of them stays in its cache meanwhile."""
+"""Weights evaluated at a time on a CPU, so that intermediate results stay in its cache."""
 _DEVICE_BLOCK_ELEMENTS = 1 << 24
-"""The same on a GPU, where sorting them takes several times their memory."""
+"""The same on a GPU, where sorting takes several times their memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingRows:
     """Sampling parameters of each row of a batch of logits.
 
-    The flags repeat on the host what the tensors hold, so that asking costs no device transfer.
+    The flags duplicate on the host what the tensors hold, so that testing them needs no device transfer.
     """
 
     temperature: Tensor  # [rows] float32
@@ -77,11 +77,11 @@ class SamplingRows:
 
     @property
     def plain(self) -> bool:
-        """Whether every row's distribution is the softmax of its logits: PyTorch has that fused."""
+        """Whether every row's distribution is the softmax of its logits, which PyTorch has fused."""
         return not (self.any_temperature or self.any_top_k or self.any_top_p or self.any_min_p)
 
     def __getitem__(self, rows: slice | Tensor) -> SamplingRows:
-        """Some of the rows; the flags stay those of all."""
+        """A subset of the rows; the flags remain those of all rows."""
         return replace(
             self,
             temperature=self.temperature[rows],
@@ -92,16 +92,16 @@ class SamplingRows:
 
 
 def greedy_tokens(logits: Tensor) -> Tensor:
-    """logits [rows, vocab] -> most likely token ids [rows] int64, the lowest id among equals."""
+    """logits [rows, vocab] -> most likely token ids [rows] int64, the lowest id on ties."""
     return logits.argmax(dim=-1)
 
 
 def target_probabilities(logits: Tensor, rows: SamplingRows) -> Tensor:
     """logits [rows, vocab] -> the distribution to draw from [rows, vocab] float32.
 
-    Temperature, then top-k, then top-p, then min-p, each over what the previous left; tokens equal
+    Applies temperature, top-k, top-p, min-p in this order, each to the result of the one before. Tokens equal
     to the last one kept are kept too, and the most likely token always is. Rows of temperature 0
-    come out as a uniform choice among the most likely tokens; use `greedy_tokens` for them.
+    yield a uniform choice among the most likely tokens; use `greedy_tokens` for them.
     """
     weights = target_weights(logits, rows)
     return weights.div_(weights.sum(dim=-1, keepdim=True))
@@ -110,10 +110,10 @@ def target_probabilities(logits: Tensor, rows: SamplingRows) -> Tensor:
 def target_weights(logits: Tensor, rows: SamplingRows) -> Tensor:
     """`target_probabilities` before normalisation: the most likely token of each row weighs 1."""
     logits = logits.float()
-    weights = logits - logits.amax(dim=-1, keepdim=True)  # the maximum is 0 whatever the temperature
+    weights = logits - logits.amax(dim=-1, keepdim=True)  # the maximum becomes 0 at any temperature
     if rows.any_temperature:
         weights.div_(rows.temperature.clamp(min=_TINY).unsqueeze(-1))
-    # Subnormal results and infinite arguments cost a processor up to ten times the time.
+    # Subnormal results and infinite arguments are up to ten times slower on a CPU.
     torch.threshold_(weights.clamp_(min=_LEAST_LOGIT).exp_(), _LEAST_WEIGHT, 0.0)
     if weights.is_cuda and (rows.any_top_k or rows.any_top_p):
         _truncate(weights, sorted_thresholds(weights, rows.top_k, rows.top_p))
@@ -128,20 +128,20 @@ def target_weights(logits: Tensor, rows: SamplingRows) -> Tensor:
 
 
 def target_weight_blocks(logits: Tensor, rows: SamplingRows) -> Iterator[tuple[slice, Tensor]]:
-    """`target_weights` of consecutive rows, block by block: (which rows, their weights)."""
+    """`target_weights` of consecutive row blocks: (row slice, weights)."""
     for span in _row_blocks(logits):
         yield span, target_weights(logits[span], rows[span])
 
 
 def _row_blocks(logits: Tensor) -> Iterator[slice]:
-    """Consecutive rows of [rows, vocab] to evaluate together."""
+    """Slices of consecutive rows of [rows, vocab] to evaluate together."""
     count, vocab = logits.shape
     block = max(1, (_DEVICE_BLOCK_ELEMENTS if logits.is_cuda else _BLOCK_ELEMENTS) // vocab)
     return (slice(start, start + block) for start in range(0, count, block))
 
 
 class TargetLaws:
-    """The distributions of rows of logits, evaluated in full only where that is asked for."""
+    """The distributions of rows of logits, evaluated only as far as requested."""
 
     def __init__(self, logits: Tensor, rows: SamplingRows) -> None:
         """logits [rows, vocab]"""
@@ -152,7 +152,7 @@ class TargetLaws:
     def of_tokens(self, index: Tensor, token_ids: Tensor) -> Tensor:
         """Probability of a token in a row: index [n] of rows, token_ids [n] -> [n] float64.
 
-        Other rows are not evaluated: a bonus token's law is asked for once, and whole.
+        Evaluates only these rows; a bonus token's row is requested separately, as a whole.
         """
         found = torch.empty(len(index), dtype=torch.float64, device=self._logits.device)
         if not len(index):
@@ -169,14 +169,14 @@ class TargetLaws:
         return found
 
     def of_rows(self, index: Tensor) -> Tensor:
-        """Whole distributions: index [n] of rows -> [n, vocab] float32."""
+        """Full distributions: index [n] of rows -> [n, vocab] float32."""
         if self._rows.plain:
             return torch.softmax(self._logits[index].float(), dim=-1)
         return target_probabilities(self._logits[index], self._rows[index])
 
 
 class KnownLaws:
-    """As `TargetLaws`, of probabilities at hand."""
+    """`TargetLaws` of precomputed probabilities."""
 
     def __init__(self, probabilities: Tensor) -> None:
         """probabilities [rows, vocab]"""
@@ -191,7 +191,7 @@ class KnownLaws:
 
 
 def draw_tokens(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Draws one index of each row in proportion to its weights, by inverting the cumulative sum.
+    """Draws one index per row in proportion to the weights, by inverting the cumulative sum.
 
     weights [rows, n] non-negative, need not sum to 1; uniforms [rows] in [0, 1) -> [rows] int64.
     An index of weight 0 is never drawn.
@@ -199,19 +199,19 @@ def draw_tokens(weights: Tensor, uniforms: Tensor) -> Tensor:
     cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
     wanted = uniforms.double().unsqueeze(-1) * cumulative[:, -1:]
     drawn = torch.searchsorted(cumulative, wanted, right=True).clamp_(max=weights.shape[-1] - 1)
-    # A parallel sum (CUDA) may round differently from one index to the next and so leave a sliver
-    # to a weight of zero, as does a uniform that was rounded up to 1.
+    # A parallel sum (CUDA) may round differently from one index to the next and so leave a sliver of
+    # probability to a zero weight; so does a uniform rounded up to 1.
     impossible = weights.gather(-1, drawn) <= 0
     if weights.device.type == "cpu" and not impossible.any():
-        return drawn.squeeze(-1)  # a GPU would be waited for
+        return drawn.squeeze(-1)  # on a GPU the check would force a sync
     return torch.where(impossible, weights.argmax(dim=-1, keepdim=True), drawn).squeeze(-1)
 
 
 def sorted_thresholds(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Least weight of each row that top-k and then top-p leave [rows]; 0 where both are off.
+    """Smallest weight per row that top-k and then top-p keep [rows]; 0 where both are off.
 
-    For a GPU: what it does depends on no value, so that nothing has to be read back, where
-    `_top_k_thresholds` and `_top_p_thresholds` look at as little as they can.
+    For a GPU: its control flow depends on no value, so nothing is read back. On a CPU
+    `_top_k_thresholds` and `_top_p_thresholds` do less work instead.
     """
     ordered = weights.sort(dim=-1, descending=True).values
     vocab = weights.shape[-1]
@@ -228,7 +228,7 @@ def sorted_thresholds(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
 
 
 def _truncate(weights: Tensor, least: Tensor) -> None:
-    """Clears, in place, the weights of each row that do not reach `least` [rows]."""
+    """Zeroes in place the weights of each row below `least` [rows]."""
     weights.mul_(weights >= least.unsqueeze(-1))
 
 
@@ -244,16 +244,16 @@ def _top_k_thresholds(weights: Tensor, top_k: Tensor) -> Tensor:
 
 
 def _top_p_thresholds(weights: Tensor, top_p: Tensor) -> Tensor:
-    """Least weight of each row's nucleus, the smallest set of most likely tokens that holds top-p
+    """Smallest weight of each row's nucleus, the smallest set of most likely tokens that holds top-p
     of the mass; 0 where top-p is off.
 
-    Tokens lighter than the n-th part of (1 - top-p) of the mass weigh less than that share all
-    together: a nucleus does without them. The others are put into bins of similar weight, and only
-    the bin in which the nucleus ends is sorted.
+    Tokens lighter than (1 - top-p) of the mass divided by the vocabulary size weigh less than that share
+    together, so the nucleus does without them. The others are put into bins of similar weight, and only the
+    bin in which the nucleus ends is sorted.
     """
     count, vocab = weights.shape
     mass = weights.sum(dim=-1, dtype=torch.float64)
-    # Half of it: sums are rounded. Where top-p is off, nothing is a candidate.
+    # Half of that, to allow for rounded sums. Where top-p is off, nothing is a candidate.
     floor = torch.where(top_p < 1.0, 0.5 * (1.0 - top_p) * mass / vocab, torch.inf).float()
     row, token = (weights >= floor.clamp(min=_TINY).unsqueeze(-1)).nonzero(as_tuple=True)
     heavy = weights[row, token]
@@ -271,7 +271,7 @@ def _top_p_thresholds(weights: Tensor, top_p: Tensor) -> Tensor:
 
 
 def _rectangle(values: Tensor, row: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """values [n] in order of their rows [n] -> [rows, most in a row], zeros behind, and their counts."""
+    """values [n] grouped by their rows [n] -> [rows, longest], zero-padded, and the row lengths."""
     counts = row.bincount(minlength=rows)
     place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
     out = values.new_zeros((rows, max(1, int(counts.max()))))

@@ -1,7 +1,7 @@
-"""What planners decide in rounds of one request, on numbers.
+"""Planner decisions for rounds of a single request, in scalar arithmetic.
 
-Such rounds are the shortest there are, and every array of one element takes longer than what it
-decides. The rules are those of `plan_search` and `drafting_choice`, to which tests hold these.
+These are the shortest rounds, and numpy calls on arrays of one element take longer than the decision
+itself. The rules are those of `plan_search` and `drafting_choice`; tests hold the two to each other.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dspark_core.records import DraftOrigin
 
 
 def decides_alone(request: PlanRequest) -> bool:
-    """Whether `length_alone` is for it: the best length there is, and no floor to hold."""
+    """Whether `length_alone` applies: the request may look ahead and has no speed floor."""
     return request.coupled and request.floor_tokens_per_second is None
 
 
 def length_alone(request: PlanRequest, round_time: RoundTimeModel) -> int:
-    """The verify length with most tokens per second; of equal ones the shortest."""
+    """The verify length with the most tokens per second; the shortest on ties."""
     drafted = int(request.origin is not DraftOrigin.LOOKUP)
     context = request.context_tokens
     best, best_rate = 0, 1.0 / round_time.seconds(1, 1, context, drafted)
@@ -39,7 +39,7 @@ def worth_drafting_alone(
     *,
     least_gain: float = 0.0,
 ) -> bool:
-    """`worth_drafting` of one request; `least_gain`: over plain decoding, as a share of its speed."""
+    """`worth_drafting` for one request; `least_gain`: required relative gain over plain decoding."""
     plain = (1.0 + least_gain) / round_time.seconds(1, 1, context_tokens)
     paid = price * round_time.draft.seconds(1)
     return (1.0 + gain - paid) / round_time.seconds(1, 1.0 + verified, context_tokens, 1) > plain
@@ -53,17 +53,17 @@ def better_looked_up_alone(
     context_tokens: int = 0,
     price: float = 0.0,
 ) -> bool:
-    """`better_looked_up` of one request."""
+    """`better_looked_up` for one request."""
     expected = list(_expected_tokens(lookup))
     if not expected:
         return False
     paid = price * round_time.draft.seconds(1)
-    # What a draft verifies is compared within the lengths that were looked up.
+    # The draft's verify length is capped at the looked-up length, as in `better_looked_up`.
     longest = min(verified, float(len(expected)))
     step = round_time.seconds(1, 1.0 + longest, context_tokens)
     drafted = (1.0 + gain - paid) / (step + round_time.overhead_seconds(1))
     other = max(drafted, 1.0 / round_time.seconds(1, 1, context_tokens))
-    # Mostly one of the first lengths is, and each one costs.
+    # Lazy: usually one of the first lengths qualifies, and each one costs.
     return any(
         tokens / round_time.seconds(1, 1 + length, context_tokens) > other
         for length, tokens in enumerate(expected, start=1)
@@ -71,7 +71,7 @@ def better_looked_up_alone(
 
 
 def _expected_tokens(survival: Sequence[float]) -> Iterator[float]:
-    """Of 1, 2, ... draft tokens, the bonus token included; survival is cut off where it is impossible."""
+    """Expected tokens with 1, 2, ... drafts, bonus token included; stops at the first invalid survival."""
     expected, lowest = 1.0, 1.0
     for given in survival:
         lowest = min(lowest, given)

@@ -1,8 +1,8 @@
-"""Speed floors: a request's expected tokens per round over the round's seconds is at least its floor.
+"""Speed floors: a request's expected tokens per round, over the round's seconds, must reach its floor.
 
-Floors come first, throughput after. Everything here decides token by token and looks at no token
-before it decides on it, so it may plan rejection sampling. `plan_search` knows floors too, for
-requests that may look ahead.
+Floors come first, throughput after. Everything here decides token by token without looking at later
+tokens, so it may plan rejection sampling. `plan_search` handles floors for requests that may
+look ahead.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from dspark_core.algorithms.prefix_scheduler import admit_while_rising, followin
 from dspark_core.algorithms.step_surface import Floats
 
 TOLERANCE = 1e-9
-"""Relative: a floor that holds exactly must not fail by rounding."""
+"""Relative: a floor that holds exactly must not fail because of rounding."""
 RANKED = 1e-6
-"""Relative: survival that differs by less may rank as equal."""
+"""Relative: survivals that differ by less may rank as equal."""
 
 
 def expected_tokens(batch: PlanBatch, lengths: Ints) -> Floats:
-    """Tokens each request commits in expectation, the bonus token included -> [requests]."""
+    """Expected committed tokens of each request, bonus token included -> [requests]."""
     tokens: Floats = batch.by_length[np.minimum(lengths, batch.survival.shape[1]), np.arange(batch.requests)]
     return tokens
 
@@ -34,18 +34,18 @@ def unmet_floors(batch: PlanBatch, lengths: Ints, seconds: float) -> tuple[int, 
 
 
 def admit_floors(batch: PlanBatch, seconds: Floats, judged_at: float = 0.0) -> Ints:
-    """Tokens that floors need -> lengths [requests]; `seconds[n]` of the round with n draft tokens.
+    """Tokens that floors need -> lengths [requests]; `seconds[n]`: time of a round with n draft tokens.
 
-    The request that is furthest behind goes first. It stops when its floor holds, when its tokens
-    end, when one more would not make it any faster, or when its floor is out of reach (`_reach`).
-    `judged_at`: seconds the round is known beforehand to take at least, tokens of others included.
+    The request furthest behind its floor goes first. It stops when its floor holds, when it has no more
+    tokens, when one more would not make it faster, or when its floor is out of reach (`_reach`).
+    `judged_at`: minimum duration of the round known in advance, including other requests' tokens.
     """
     lengths = np.zeros(batch.requests, dtype=np.int64)
     members = batch.floors.nonzero()[0]
     if not members.size or batch.survival.shape[1] == 0:
         return lengths
     if 1.0 / (batch.floors.max() * (1.0 - TOLERANCE)) >= max(seconds[0], judged_at):
-        return lengths  # not even the furthest behind is
+        return lengths  # even the highest floor holds
     needs = _Needs.of(batch, members[batch.granted[members].argsort(kind="stable")])
     asked_for = members.size * batch.survival.shape[1]
     times = np.maximum(seconds[: asked_for + 1], judged_at)
@@ -56,18 +56,18 @@ def admit_floors(batch: PlanBatch, seconds: Floats, judged_at: float = 0.0) -> I
 
 @dataclass(frozen=True, slots=True)
 class _Needs:
-    """Of every token of requests with floors, [block, members]: what is done along short rows takes several
-    times as long."""
+    """Per token of requests with floors, [block, members]; numpy is several times slower along short
+    rows."""
 
     members: Ints
-    """[members] of equal urgency the first goes first."""
+    """[members] requests; on equal urgency the first goes first."""
     present: Bools
     holds: Floats
-    """In a round of so many seconds the floor holds without the token;"""
+    """Round duration up to which the floor holds without the token."""
     reaches: Floats
-    """of more than so many it is out of reach with all that follow."""
+    """Round duration above which the floor is out of reach even with all later tokens."""
     gains: Floats
-    """How many times as many tokens the request has with the token."""
+    """Ratio of the request's expected tokens with and without the token."""
 
     @classmethod
     def of(cls, batch: PlanBatch, members: Ints) -> _Needs:
@@ -83,27 +83,27 @@ class _Needs:
         )
 
     def at(self, seconds: float, most: int) -> Ints:
-        """Tokens of each member, at most so many, in a round that takes so long however many there are."""
+        """Tokens of each member, at most `most`, if the round's duration does not depend on their number."""
         goes_on = self.present & (self.holds < seconds) & (self.gains > 1.0) & (self.reaches >= seconds)
         accumulated(np.logical_and, goes_on)
         lengths: Ints = goes_on.sum(axis=0)
-        if lengths.sum() > most:  # the order decides only where there is no room for all
+        if lengths.sum() > most:  # the order matters only if not all fit
             lengths = np.bincount(self.in_order(goes_on)[:most] // len(goes_on), minlength=len(self.members))
         return lengths
 
     def in_order(self, tokens: Bools) -> Ints:
-        """Some of the tokens, who is furthest behind first -> [tokens] member * block + position."""
+        """The chosen tokens, furthest behind first -> [tokens] member * block + position."""
         chosen = tokens.T.ravel().nonzero()[0]
         return chosen.take(self.holds.T.ravel().take(chosen).argsort(kind="stable"))
 
 
 def _in_turn(needs: _Needs, times: Floats) -> Ints:
-    """Token by token, as each makes the round longer for all -> lengths [members]."""
-    # Who holds in the longest round is not behind in any.
+    """Decides token by token, as each one lengthens the round for all -> lengths [members]."""
+    # A token whose floor holds in the longest round is never needed.
     order = needs.in_order(needs.present & (needs.holds < times.max()))
     holds, reaches, gains = (one.T.ravel().take(order) for one in (needs.holds, needs.reaches, needs.gains))
     members, longer = order // len(needs.holds), times[1:] / times[:-1]
-    # Until one is refused, as many were granted as came before.
+    # Until the first refusal, the number granted equals the index.
     likely = min(len(order), len(longer))
     behind, reached = holds[:likely] < times[:likely], reaches[:likely] >= times[:likely]
     granted = behind & reached & (gains[:likely] > longer[:likely])
@@ -118,26 +118,26 @@ def _in_turn(needs: _Needs, times: Floats) -> Ints:
 def _one_by_one(
     waiting: Iterator[tuple[int, float, float, float]], times: Floats, longer: Floats, members: int
 ) -> Ints:
-    """For each token its member, and what it `holds`, `reaches` and `gains` -> lengths [members]."""
+    """`waiting`: for each token its member, `holds`, `reaches` and `gains` -> lengths [members]."""
     granted, stopped = [0] * members, [False] * members
     for now, ratio in zip(times[:-1].tolist(), longer.tolist(), strict=True):
         for member, holds, reaches, gains in waiting:
             if stopped[member]:
                 continue
             if holds >= now:
-                return np.array(granted)  # the furthest behind is not behind
+                return np.array(granted)  # even the furthest behind holds its floor
             if gains > ratio and reaches >= now:
                 granted[member] += 1
                 break
             stopped[member] = True
         else:
-            break  # no token is left
+            break  # no tokens left
     return np.array(granted)
 
 
 def _reach(survival: Floats, present: Bools) -> Floats:
-    """Of every token, what it and all after it bring if each is as likely, given the one before it, as
-    the likeliest so far -> [block, members]. What follows the token is not looked at but for its number.
+    """Expected tokens from each token on if each later one is as likely, given the one before it, as
+    the likeliest so far -> [block, members]. Only the number of later tokens is used, not their values.
     """
     likeliest = np.zeros_like(survival)
     likeliest[0] = survival[0]
@@ -145,7 +145,7 @@ def _reach(survival: Floats, present: Bools) -> Floats:
     accumulated(np.maximum, likeliest)
     np.minimum(likeliest, 1.0, out=likeliest)
     series, whole = np.ones_like(survival), bool(present.all())
-    for more in range(1, len(survival)):  # one token more for all that have as many left
+    for more in range(1, len(survival)):  # adds one term for every token that many others follow
         longer = likeliest[:-more] * series[:-more]
         longer += 1.0
         if whole:
@@ -165,9 +165,10 @@ def admit_within_floors(
     most: int | None = None,
     ranking: Ranking | None = None,
 ) -> Ints:
-    """Goes on from `lengths`, best tokens of `candidates` [requests] first, and stops where a floor that
-    holds would break. Also where one more token would not raise throughput (Algorithm 1), unless it is
-    told how many draft tokens the round shall have at `most`. `ranking`: of the batch, where it is known.
+    """Extends `lengths` by the best tokens of `candidates` [requests], stopping before a floor that
+    holds would break. Without `most` it also stops when one more token does not raise throughput
+    (Algorithm 1); otherwise the round is filled up to `most` draft tokens. `ranking`: that of the batch, if
+    already computed.
     """
     used = int(lengths.sum())
     remaining = seconds[used:]
@@ -190,24 +191,24 @@ def admit_within_floors(
 def _before_a_floor_breaks(
     batch: PlanBatch, lengths: Ints, expected: Floats, ranking: Ranking, seconds: Floats
 ) -> int:
-    """How many tokens of the ranking can be added to `lengths`, which give each request what is `expected`
-    [requests]; `seconds[n]` of the round with n of them.
+    """How many tokens of the ranking can be added to `lengths`; `expected` [requests] is what those
+    lengths commit, `seconds[n]` the time of a round with n more tokens.
 
-    A floor allows a round so many seconds, and more from each token of its own on. Up to the first
-    round that is too long all were allowed, so that is where the running maximum passes an allowance.
+    A floor allows a certain round duration, which grows with each token of its own request. All rounds before
+    the first that is too long were allowed, so that is where the running maximum exceeds an allowance.
     """
     count, block = len(ranking.values), batch.survival.shape[1]
     if not count:
         return 0
     longest = np.maximum.accumulate(seconds[: count + 1])
     holding = (batch.floors > 0) & (expected >= batch.floors * seconds[0] * (1.0 - TOLERANCE))
-    # Those that hold in the longest of the rounds, without more tokens, break in none.
+    # Floors that hold in the longest round without more tokens break in none.
     members = (holding & (expected < batch.floors * longest[-1])).nonzero()[0]
     if not members.size:
         return count
     allowed = batch.by_length.take(members, axis=1) / batch.floors.take(members) * (1.0 + TOLERANCE)
     passed = longest.searchsorted(allowed, side="right")  # [1 + block, members]
-    # With how many tokens of the ranking a length ends, as the next is added.
+    # The count at which a length ends because the request's next token is added.
     until = np.full((1 + block, len(lengths)), count + 1)
     until[ranking.positions, ranking.requests] = np.arange(1, count + 1)
     breaks = passed < until.take(members, axis=1)
@@ -216,13 +217,13 @@ def _before_a_floor_breaks(
 
 
 def _one_breaks_a_floor(batch: PlanBatch, following: Floats, expected: Floats, seconds: Floats) -> bool:
-    """Whether one more token does, which is told without ranking them all. `following` [requests]: what
-    each request's next token is worth; the rest as above."""
+    """Whether one more token breaks a floor, without ranking all tokens. `following` [requests]: survival of
+    each request's next token; the rest as above."""
     now, then = float(seconds[0]), float(seconds[:2].max())
     holding = expected >= batch.floors * now * (1.0 - TOLERANCE)
     holding &= expected * (1.0 + TOLERANCE) < batch.floors * then * (1.0 - TOLERANCE)
     breaking = holding.nonzero()[0]
     if breaking.size != 1:
         return breaking.size > 1
-    # Unless the token is its own, which it is not if another's is likelier.
+    # Unless that token is its own, which it is not if another's is likelier.
     return float(following.max()) > float(following[breaking[0]]) * (1.0 + RANKED)

@@ -1,9 +1,10 @@
-"""Tells from a few steps how a machine changed: slower as a whole, or for each token that is added.
+"""Detects from a few steps how a machine changed: slower overall, or only per added token.
 
-A throttled processor is slower at everything. One that lost cores, or shares them, reads weights as fast as
-before and computes slower, so that a step of single tokens takes what it did and every draft token more: to
-plan by a slower machine is wrong then, as it changes nothing about how much to verify. The two look alike as
-long as all steps hold as much; steps with and without draft tokens tell them apart.
+A throttled processor is slower at everything. One that lost or shares cores reads weights as fast as before
+but computes slower, so a step of single tokens takes as long as before while every draft token costs more.
+Planning with a slower machine overall would then be wrong, because it does not change how much to
+verify. The two are indistinguishable while all steps hold the same; steps with and without draft tokens
+tell them apart.
 """
 
 from __future__ import annotations
@@ -15,35 +16,35 @@ from typing import Final
 
 KEPT_STEPS = 16
 CHANGE_STEPS = 4
-"""So many in a row of one kind, with added tokens or without, all much too slow or all much too fast: the
-machine is another one. Stalls seldom come like this."""
+"""The machine has changed if this many steps in a row of one kind, with added tokens or without, are all much
+too slow or all much too fast. Stalls rarely look like this."""
 FEW_STEPS = 3
-"""Medians of so many are believed: one of them may be a stall."""
+"""Minimum number of steps for a median, so that a single stall does not count."""
 SETTLED_STEPS = 8
-"""After a change, until which steps are gathered to tell what it was."""
+"""Number of steps after a change that are collected to tell its kind."""
 SURPRISING = math.log(1.4)
-"""What is less is left to the slower learning of points and scale."""
+"""Smaller deviations are left to the slower learning of points and scale."""
 APART = 0.25
-"""By how much steps must differ in what they hold to be compared, in parts of a step of single tokens."""
+"""Minimum `added` of steps that count as holding more than single tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class TakenStep:
     added: float
-    """By the profile, what its draft tokens add to a step of the same requests, in parts of that."""
+    """Profiled extra time of its draft tokens, relative to the same requests without them."""
     taken: float
-    """What it took, in parts of such a step."""
+    """Measured time, relative to the profiled time of the same requests without draft tokens."""
     surprise: float
-    """Log ratio to what was expected of it."""
+    """Log ratio of measured to expected time."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepHistory:
-    """The latest steps, or those since the machine changed; immutable."""
+    """The latest steps, or those since the machine last changed; immutable."""
 
     steps: tuple[TakenStep, ...] = ()
     changed: bool = False
-    """The steps begin with a change."""
+    """Whether the steps start with a change."""
 
     def after(self, step: TakenStep) -> StepHistory:
         steps = (*self.steps[1 - KEPT_STEPS :], step)
@@ -58,15 +59,15 @@ class StepHistory:
 
     @property
     def ambiguous(self) -> bool:
-        """The machine changed a moment ago, and steps of single tokens would tell how."""
+        """The machine just changed, and steps of single tokens are needed to tell how."""
         if not self.changed or len(self.steps) >= SETTLED_STEPS:
             return False
         low, high = self._kinds()
         return len(low) < FEW_STEPS <= len(high)
 
     def shift(self) -> tuple[float, float | None] | None:
-        """How many times as slow as profiled since it changed, as a whole, and beyond that for added tokens
-        (None: nothing was added). None: it did not change, or how cannot be told."""
+        """(overall slowdown relative to the profile, further slowdown of added tokens or None if no step had
+        any) since the last change; None: no change, or its kind is still unknown."""
         if not self.changed:
             return None
         low, high = self._kinds()
@@ -81,7 +82,7 @@ class StepHistory:
         return (whole, slope / whole) if whole > 0.0 else None
 
     def _kinds(self) -> tuple[list[TakenStep], list[TakenStep]]:
-        """The latest that hold single tokens or hardly more, and those that hold much more."""
+        """The latest steps with few or no added tokens, and the latest with many."""
         latest = FEW_STEPS + 2
         low = [step for step in self.steps if step.added < APART / 2]
         return low[-latest:], [step for step in self.steps if step.added >= APART][-latest:]

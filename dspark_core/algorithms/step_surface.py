@@ -1,9 +1,9 @@
-"""Interpolates scattered step-time points: rows of equal request count, and what context adds.
+"""Interpolates scattered step-time points: rows of equal request count, plus the cost of context.
 
-Within a row step time is linear between points. Between rows it is mixed at the *same batch
-tokens*, so that a staircase (padded token buckets, tile sizes) stays where it is; a row that does
-not reach there goes on in parallel to its neighbour, which makes the surface exact wherever the
-truth is linear. Context adds its measured cost per token read and per token attended to.
+Within a row, step time is linear between points. Between rows it is mixed at the *same batch
+tokens*, so that a staircase (padded token buckets, tile sizes) stays in place; a row that does
+not reach there is continued parallel to its neighbour, which makes the surface exact wherever the
+truth is linear. Context adds its fitted cost per token read and per token attended to.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class StepPoint:
 
     requests: int
     batch_tokens: int
-    """Of all requests: anchors, drafts."""
+    """Total over all requests: anchors and draft tokens."""
     context_tokens: int
-    """Tokens already in the cache, summed over the requests."""
+    """Tokens already cached, summed over the requests."""
     seconds: float
 
     def __post_init__(self) -> None:
@@ -59,7 +59,7 @@ class _Row:
         self.first, self.last = self.token_list[0], self.token_list[-1]
 
     def at(self, tokens: Floats, point_seconds: Floats) -> Floats:
-        """Level below the first point, at the last slope (never downwards) beyond the last."""
+        """Constant below the first point, extrapolated at the last slope (never negative) beyond the last."""
         seconds = point_seconds.take(self._index_array)
         inside: Floats = np.interp(tokens, self.tokens, seconds)
         if len(seconds) > 1 and tokens.size and tokens[-1] > self.last:
@@ -68,7 +68,7 @@ class _Row:
         return inside
 
     def one(self, tokens: float, measured: Sequence[float], corrections: Sequence[float]) -> float:
-        """`at` of one batch size, on numbers."""
+        """`at` for one batch size, in scalar arithmetic."""
         if tokens <= self.first or len(self.indices) == 1:
             return _corrected(self.indices[0], measured, corrections)
         right = min(bisect_left(self.token_list, tokens), len(self.indices) - 1)
@@ -81,7 +81,7 @@ class _Row:
         return before + slope * (tokens - left_tokens)
 
     def shares(self, tokens: int) -> list[tuple[int, float]]:
-        """Points that speak for a batch size, with their weights."""
+        """Points that determine the time at a batch size, with their weights."""
         if tokens <= self.first:
             return [(self.indices[0], 1.0)]
         if tokens >= self.last:
@@ -93,7 +93,7 @@ class _Row:
 
 
 class StepSurface:
-    """Geometry of the points; their corrections are given with each call, as they change each round."""
+    """Geometry of the points. Corrections are passed with each call, as they change every round."""
 
     def __init__(self, points: Sequence[StepPoint]) -> None:
         if not points:
@@ -113,7 +113,7 @@ class StepSurface:
     def seconds(
         self, requests: int, tokens: Floats, context_tokens: int, corrections: Sequence[float] = ()
     ) -> Floats:
-        """At ascending batch tokens [n] -> seconds [n]."""
+        """Seconds at ascending batch tokens [n] -> [n]."""
         measured = self._measured
         if corrections:
             measured = measured * np.exp(corrections)
@@ -122,14 +122,14 @@ class StepSurface:
         if extra == 0 or (self.per_context_token == 0 and self.per_attended_token == 0):
             return base
         cost = extra * (self.per_context_token + self.per_attended_token / requests * tokens)
-        # Far below the reference context the fit must not reach zero or less.
+        # Far below the reference context the fit must not approach zero.
         return np.maximum(base + cost, 0.25 * base)
 
     def at(
         self, requests: int, tokens: float, context_tokens: int, corrections: Sequence[float] = ()
     ) -> float:
-        """`seconds` of one step, on numbers where its row was measured: arrays of one take several times
-        as long, and rounds of one request ask for little else."""
+        """`seconds` of one step, in scalar arithmetic if its row was measured: numpy on single elements is
+        several times slower, and rounds of one request use little else."""
         low, high, _ = self._between(requests)
         if low is not high:
             given = np.array([tokens], dtype=np.float64)
@@ -140,7 +140,7 @@ class StepSurface:
         return max(base + cost, 0.25 * base)
 
     def shares(self, requests: int, tokens: int) -> list[tuple[int, float]]:
-        """Points that speak for a step, with weights that sum to one."""
+        """Points that determine a step's time, with weights that sum to one."""
         low, high, weight = self._between(requests)
         if low is high:
             return low.shares(tokens)
@@ -150,7 +150,7 @@ class StepSurface:
         ]
 
     def _base(self, requests: int, tokens: Floats, measured: Floats) -> Floats:
-        """At the reference context."""
+        """Seconds at the reference context."""
         low, high, weight = self._between(requests)
         if low is high:
             return low.at(tokens, measured)
@@ -164,13 +164,13 @@ class StepSurface:
             edge = np.array([float(low.last)])
             parallel = measured[low.indices[-1]] + at_high - high.at(edge, measured)
             below = np.where(tokens > low.last, parallel, at_low)
-        if weight > 1:  # beyond the last row, where more requests are never taken to be cheaper
+        if weight > 1:  # beyond the last row, where more requests are never assumed to be cheaper
             return below + weight * np.maximum(above - below, 0.0)
         mixed: Floats = (1.0 - weight) * below + weight * above
         return mixed
 
     def _between(self, requests: int) -> tuple[_Row, _Row, float]:
-        """The rows around a request count and the share of the second; above 1 beyond the last."""
+        """The rows around a request count and the weight of the second; above 1 beyond the last row."""
         rows = self._rows
         if len(rows) == 1 or requests <= rows[0].requests:
             return rows[0], rows[0], 0.0
@@ -181,7 +181,7 @@ class StepSurface:
         return low, high, (requests - low.requests) / (high.requests - low.requests)
 
     def _extra_context(self, requests: int, context_tokens: int) -> float:
-        """Context beyond that of the rows; 0 where context was never varied in a profile."""
+        """Context in excess of the rows' reference; 0 if the profile never varied the context."""
         if self.context_per_request is None:
             return 0.0
         return context_tokens - self.context_per_request * requests
@@ -205,7 +205,7 @@ def _corrected(index: int, measured: Sequence[float], corrections: Sequence[floa
 
 
 def _reference_context(points: Sequence[StepPoint]) -> float | None:
-    """Context per request of most points; None when no value has half of them (live steps do not)."""
+    """The context per request of most points; None if no value covers half of them (as in live steps)."""
     (most, count), *_ = Counter(point.context_tokens / point.requests for point in points).most_common(1)
     return most if 2 * count >= len(points) and (count > 1 or len(points) == 1) else None
 
@@ -220,7 +220,7 @@ def _refuse_duplicates(rows: Mapping[int, Sequence[tuple[int, StepPoint]]]) -> N
 
 
 def _non_negative_fit(factors: Floats, targets: Floats) -> tuple[float, float]:
-    """Least squares with two factors [n, 2], neither below zero."""
+    """Least squares with two non-negative coefficients; factors [n, 2]."""
     both, *_ = np.linalg.lstsq(factors, targets, rcond=None)
     if both[0] >= 0 and both[1] >= 0:
         return float(both[0]), float(both[1])

@@ -1,9 +1,9 @@
-"""How long a target step takes as a function of what it holds: requests, batch tokens, context tokens.
+"""Models how long a target step takes as a function of requests, batch tokens and context tokens.
 
-The paper's SPS(B) knows the batch tokens only; 64 tokens of one request and 64 requests of one token
-each differ by far more than scheduling can win. Measured points say what hardware does, staircases
-included; `observed` follows live steps. A model with points of one request count is the paper's
-curve, and is what an old curve document becomes. No torch here, so the scheduler's image stays small.
+The paper's SPS(B) depends on batch tokens only, but 64 tokens of one request and 64 requests of one token
+each differ by far more than scheduling can win. Measured points capture the hardware's behaviour,
+staircases included; `observed` follows live steps. A model whose points share one request count is the
+paper's curve, and legacy curve documents load as such. No torch here, so the scheduler's image stays small.
 """
 
 from __future__ import annotations
@@ -22,46 +22,47 @@ from dspark_core.errors import ConfigError
 from dspark_core.records import ReplicaKind, StepTime
 
 SCALE_RATE = 0.1
-"""Share of a live step's surprise that moves the model as a whole: a machine grew slower or faster."""
+"""Share of a live step's surprise that scales the whole model, as when the machine got slower or faster."""
 POINT_RATE = 0.03
-"""Share of a step's surprise, beyond that of the steps before it, that moves the points next to it:
-the profile was wrong there. What all steps share is the scale's."""
+"""Minimum share of a step's surprise, beyond the running mean, that moves the points next to it: the profile
+was wrong there. What all steps have in common is left to the scale."""
 POINT_DOUBT = 8.0
-"""Steps that a point's profile counts for: live ones near it move it by 1 / (8 + how many there were), until
-that is less than `POINT_RATE`."""
+"""Weight of a point's profile in steps: the n-th live step near it moves it by 1 / (8 + n), until that drops
+below `POINT_RATE`."""
 POINT_LEAK = 0.002
-"""What a point forgets of both with each step elsewhere, or one no plan visits again stayed dear for ever."""
+"""Decay of point corrections and counts per step, so that a point no plan visits does not stay dear
+forever."""
 TOKEN_FACTOR_SECONDS = 1.5
-"""With this time constant of steps that hold none it is forgotten that added tokens are dear or cheap."""
+"""Time constant, in time of steps without added tokens, with which `token_factor` returns to 1."""
 LEAST_TOKEN_FACTOR, MAX_TOKEN_FACTOR = 0.25, 16.0
 MAX_SURPRISE = 2.0
-"""How far one step may be from what was expected: a stall says little about the next step."""
+"""Bound on the factor by which one step may deviate: a stall says little about the next step."""
 NEW_POINT_RATIO = 1.25
-"""A learned model takes a step as a new point when no point lies within this ratio of it."""
+"""A learned model adds a step as a new point if no existing point lies within this ratio."""
 MAX_POINTS = 256
 UNKNOWN_KIND = ReplicaKind(model="", engine="", hardware="", dtype="")
 
 
 @dataclass(frozen=True, slots=True)
 class StepTimeModel:
-    """Measured points and what live steps taught since. Immutable: `observed` returns another one."""
+    """Measured points and what live steps added. Immutable: `observed` returns a new model."""
 
     points: tuple[StepPoint, ...]
     key: ReplicaKind = UNKNOWN_KIND
     learned: bool = False
-    """The points are live steps, not a profile: new ones are added as they come."""
+    """The points are live steps rather than a profile, and new ones are added as they come."""
     scale: float = 1.0
-    """How much slower than its points the machine runs now."""
+    """Current slowdown of the machine relative to the points."""
     corrections: tuple[float, ...] = ()
-    """Log ratio of each point to its measurement; empty: none."""
+    """Log ratio of each point's current value to its measurement; empty: none."""
     drift: float = 0.0
-    """Running mean of the log surprise of live steps: what the scale has yet to follow."""
+    """Running mean of the log surprise of live steps that the scale has not yet followed."""
     steps: int = 0
-    """Live steps so far."""
+    """Number of live steps so far."""
     seen: tuple[float, ...] = ()
-    """Of each point the live steps next to it, fading; empty: none."""
+    """Per point, the decayed number of live steps next to it; empty: none."""
     token_factor: float = 1.0
-    """How many times as much as by the points each token adds now to those of one for every request."""
+    """Current factor on the time that tokens beyond one per request add."""
     history: StepHistory = NO_HISTORY
     surface: StepSurface = field(init=False, repr=False, compare=False)
 
@@ -79,7 +80,7 @@ class StepTimeModel:
 
     @classmethod
     def of_curve(cls, batch_tokens: Sequence[int], step_seconds: Sequence[float]) -> StepTimeModel:
-        """The paper's one-dimensional SPS(B): neither requests nor context matter."""
+        """The paper's one-dimensional SPS(B): requests and context do not matter."""
         if len(batch_tokens) != len(step_seconds):
             raise ConfigError(
                 f"step_seconds must have one value for each of {len(batch_tokens)} batch_tokens, "
@@ -97,16 +98,16 @@ class StepTimeModel:
         seconds: float,
         key: ReplicaKind = UNKNOWN_KIND,
     ) -> StepTimeModel:
-        """A model that starts from one live step, where nothing was profiled."""
+        """A model that starts from one live step, for use without a profile."""
         return cls((StepPoint(requests, batch_tokens, context_tokens, seconds),), key, learned=True)
 
     @classmethod
     def of_step_times(cls, told: Iterable[StepTime]) -> StepTimeModel:
-        """From the points of a model elsewhere, as `step_times` gives them."""
+        """From another model's points, as returned by `step_times`."""
         return cls(tuple(StepPoint(t.requests, t.batch_tokens, t.context_tokens, t.seconds) for t in told))
 
     def step_times(self) -> tuple[StepTime, ...]:
-        """The measured points, for the wire."""
+        """The measured points, in wire form."""
         return tuple(
             StepTime(
                 requests=point.requests,
@@ -139,13 +140,13 @@ class StepTimeModel:
     def observed(
         self, requests: int, batch_tokens: int, context_tokens: int, seconds: float
     ) -> StepTimeModel:
-        """After one more timed step. One outlier (a stall, a cold cache) moves it by a bounded share."""
-        point = StepPoint(requests, batch_tokens, context_tokens, seconds)  # refuses impossible values
+        """Updates on one more timed step. An outlier (a stall, a cold cache) has a bounded effect."""
+        point = StepPoint(requests, batch_tokens, context_tokens, seconds)  # validates the values
         expected = self.seconds(requests, batch_tokens, context_tokens)
         surprise = math.log(min(max(seconds / expected, 1.0 / MAX_SURPRISE), MAX_SURPRISE))
         if self.learned and len(self.points) < MAX_POINTS and not self._has_near(point):
             return self._with_point(replace(point, seconds=expected / self.scale * math.exp(surprise)))
-        # What steps share is the machine's, not the fault of the points they met; the first ones tell most.
+        # What steps have in common is the machine's doing, not the points'; the first steps tell most.
         shared = self.drift + max(SCALE_RATE, 1.0 / (1.0 + self.steps)) * (surprise - self.drift)
         kept = 1.0 if self.learned else 1.0 - POINT_LEAK
         nothing = (0.0,) * len(self.points)
@@ -157,10 +158,10 @@ class StepTimeModel:
             seen[index] += share
         followed = SCALE_RATE * surprise
         scale = self.scale * math.exp(followed)
-        # What was cut off at the bound is there again in the next step, however far the scale moved.
+        # A surprise cut off at the bound will recur in the next step, however far the scale moved.
         drift = shared if abs(surprise) >= math.log(MAX_SURPRISE) else shared - followed
         history = self.history
-        if not self.learned:  # whose points are not sure enough to compare steps of different ones
+        if not self.learned:  # learned points are too uncertain to compare steps across them
             surprised = math.log(seconds / expected)
             history = history.after(self._taken(requests, batch_tokens, context_tokens, seconds, surprised))
         return self._moved(scale, tuple(corrections), drift, tuple(seen), history)._shifted(seconds)
@@ -173,11 +174,11 @@ class StepTimeModel:
         return TakenStep(added=max(profiled / plain - 1.0, 0.0), taken=seconds / plain, surprise=surprise)
 
     def _shifted(self, seconds: float) -> StepTimeModel:
-        """Where the latest steps agree that the machine is another one, it is taken to be that at once. The
-        newest took so many seconds."""
+        """Adopts a change of the machine at once if the latest steps agree on it, and decays `token_factor`.
+        `seconds`: duration of the newest step."""
         factor = self.token_factor
         if factor != 1.0 and self.history.steps and self.history.steps[-1].added < APART:
-            # Or what is not verified again stayed dear for ever.
+            # Otherwise tokens that are no longer verified would stay dear forever.
             factor **= math.exp(-seconds / TOKEN_FACTOR_SECONDS)
         shift = self.history.shift()
         if shift is not None:
@@ -205,7 +206,7 @@ class StepTimeModel:
         )
 
     def _with(self, **changes: object) -> StepTimeModel:
-        """Shares the surface, which a round should not pay for building again."""
+        """A modified copy that shares the surface, which is too expensive to rebuild every round."""
         other = object.__new__(StepTimeModel)
         for name in _FIELDS:
             object.__setattr__(other, name, changes.get(name, getattr(self, name)))
@@ -223,7 +224,7 @@ class StepTimeModel:
         return replace(self, points=(*self.points, point), corrections=corrections, seen=seen)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` is its inverse."""
+        """JSON-compatible; inverse of `from_dict`."""
         key = self.key
         return {
             "key": {
@@ -241,9 +242,9 @@ class StepTimeModel:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> StepTimeModel:
-        """Also of the older `{"batch_tokens": [...], "step_seconds": [...]}`.
+        """Also accepts the legacy `{"batch_tokens": [...], "step_seconds": [...]}`.
 
-        Raises `ConfigError` naming the field that is missing or wrong.
+        Raises `ConfigError` naming the missing or invalid field.
         """
         if "points" not in data and "batch_tokens" in data:
             return cls.of_curve(
@@ -268,13 +269,13 @@ _FIELDS = tuple(one.name for one in fields(StepTimeModel))
 
 
 def lower_quartile(seconds: Sequence[float]) -> float:
-    """What a step takes, of times measured for it: other work only adds to one, and one may be lucky."""
+    """A step's time from repeated measurements: other work only adds to it, and the minimum may be luck."""
     return sorted(seconds)[len(seconds) // 4]
 
 
 def monotone(seconds: Iterable[float]) -> tuple[float, ...]:
-    """The nearest values (least squares) that never fall: measuring noise is no reason to think a
-    larger batch faster, and a dip would stop or mislead a planner."""
+    """Isotonic regression (least squares): noise is no reason to believe a larger batch is faster, and a dip
+    would stop or mislead a planner."""
     pools: list[tuple[float, int]] = []  # mean, points; adjacent violators are merged
     for value in seconds:
         mean, count = value, 1

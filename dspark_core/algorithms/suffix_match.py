@@ -1,7 +1,7 @@
-"""Finds where the end of a text occurred before in it, and what followed there.
+"""Finds earlier occurrences of the end of a text within it, and what followed there.
 
-Prompt lookup (Saxena, 2023; "LLMA", arXiv 2304.04487): answers repeat their prompt and themselves, and
-what followed the last time is a draft that costs no model pass. Values only, no torch.
+Prompt lookup (Saxena, 2023; "LLMA", arXiv 2304.04487): answers repeat their prompt and themselves, so
+what followed last time is a draft that costs no model pass. Values only, no torch.
 """
 
 from __future__ import annotations
@@ -10,33 +10,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MAX_MATCH = 16
-"""Longer matches are not told apart."""
+"""Longer matches are not distinguished."""
 REMEMBERED = 8
-"""Latest places kept of each pair of tokens: the longest match among them is taken."""
+"""Latest positions kept per token pair; the longest match among them is used."""
 
 
 @dataclass(frozen=True, slots=True)
 class SuffixMatch:
-    """`token_ids` followed the last time the text's final `length` tokens occurred."""
+    """`token_ids` followed the matched occurrence of the text's final `length` tokens."""
 
     length: int
     token_ids: tuple[int, ...]
 
 
 class SuffixIndex:
-    """Places of every token and every pair of tokens in one growing text."""
+    """Positions of every token and token pair in one growing text."""
 
     def __init__(self) -> None:
         self._singles: dict[int, int] = {}
         self._pairs: dict[tuple[int, int], list[int]] = {}
         self._indexed = 1
-        """Ends below this are known: an end is the place of the token that follows."""
+        """Ends below this are indexed; an end is the position of the token that follows."""
 
     def longest(self, tokens: Sequence[int], most: int) -> SuffixMatch | None:
-        """The longest match of the end of `tokens`, the latest of equals, and at most `most` tokens
-        after it. `tokens` must begin with what it was in the last call. None: the last token is new.
+        """The longest match of the end of `tokens`, the latest on ties, with up to `most` tokens after it.
+        `tokens` must extend those of the previous call. None: the last token is new.
 
-        A match may overlap the end; what follows it then repeats with the distance between the two.
+        A match may overlap the end; its continuation then repeats with the period of the overlap.
         """
         self._index(tokens)
         if most < 1 or not tokens:
@@ -50,7 +50,7 @@ class SuffixIndex:
         return SuffixMatch(length, (tuple(following) * repeats)[:most])
 
     def _index(self, tokens: Sequence[int]) -> None:
-        """Everything before the final token: where the text ends is no earlier place."""
+        """Indexes all but the final token: the end of the text is not an earlier occurrence."""
         for end in range(self._indexed, len(tokens)):
             self._singles[tokens[end - 1]] = end
             if end > 1:
@@ -61,7 +61,7 @@ class SuffixIndex:
         self._indexed = max(self._indexed, len(tokens))
 
     def _best(self, tokens: Sequence[int]) -> tuple[int | None, int]:
-        """Where the longest match ends, and its length."""
+        """End position of the longest match, and its length."""
         places = self._pairs.get((tokens[-2], tokens[-1])) if len(tokens) > 1 else None
         if places is None:
             return self._singles.get(tokens[-1]), 1
@@ -74,7 +74,7 @@ class SuffixIndex:
 
 
 def _common_suffix(tokens: Sequence[int], end: int) -> int:
-    """How many tokens before `end` equal the final ones, of at most `MAX_MATCH`."""
+    """Number of tokens before `end` that equal the final ones, at most `MAX_MATCH`."""
     last, common = len(tokens), 0
     most = min(MAX_MATCH, end)
     while common < most and tokens[end - 1 - common] == tokens[last - 1 - common]:

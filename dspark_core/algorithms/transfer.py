@@ -1,4 +1,4 @@
-"""Host values to the device that computes with them, without waiting for it."""
+"""Copies host values to a device without waiting for it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """`values` themselves where they are there already.
+    """`values` on `device`; the same tensor if it is there already.
 
-    A copy from pageable memory would wait for everything the device has been given to do; one from pinned
-    memory is one more thing in its queue.
+    A copy from pageable memory would wait for all work queued on the device; one from pinned
+    memory is just queued.
     """
     if values.device.type != "cpu" or device.type == "cpu":
         return values.to(device)
