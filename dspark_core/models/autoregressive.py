@@ -1,5 +1,5 @@
-"""What Eagle3 and MTP-1 drafters share: the target's embedding and LM head, and how the output of their one
-layer becomes tokens."""
+"""Common base of Eagle3 and MTP-1 drafters: the target's embedding and LM head, and the step from the single
+layer's output to tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class AutoregressiveDrafter(nn.Module):
     lm_head: Tensor
     draft_vocab_ids: Tensor | None
     norm: RMSNorm
-    """Before the LM head. Made by the drafter's kind, in the order in which it keeps its parameters."""
+    """Before the LM head. Created by the subclass, to keep the order of its parameters."""
 
     def __init__(
         self,
@@ -37,12 +37,12 @@ class AutoregressiveDrafter(nn.Module):
         self._packed_head: PackedLinear | None = None
 
     def pack(self) -> None:
-        """Makes inference on a CPU faster; the linear layers' weights are no parameters afterwards."""
+        """Speeds up inference on a CPU; the linear layers' weights are no longer parameters afterwards."""
         pack_linears(self)
         self._packed_head = pack_weight(self.lm_head)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [tokens, d], as the layer returned it -> [tokens, draft vocab]."""
+        """hidden [tokens, d], the layer's output -> [tokens, draft vocab]."""
         normed, cap = self.norm(hidden), self.config.backbone.final_logit_softcap
         if self._packed_head is not None:
             return soft_cap(self._packed_head(normed), cap)

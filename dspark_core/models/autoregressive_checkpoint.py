@@ -1,7 +1,7 @@
-"""What the checkpoints of Eagle3 and MTP-1 drafters share: a module, its tensors in one file, and a
-reduced draft vocabulary. A `Format` says what differs.
+"""Common code for checkpoints of Eagle3 and MTP-1 drafters: a module, its tensors in one file, and an
+optional reduced draft vocabulary. A `Format` describes the differences.
 
-As with DSpark, `embed_tokens` and `lm_head` may be absent: the target has them.
+As with DSpark, `embed_tokens` and `lm_head` may be absent, since the target has them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dspark_core.models.tensor_source import check_shapes
 
 _EMBED, _HEAD, _VOCAB = "embed_tokens.weight", "lm_head.weight", "draft_vocab_ids"
 _OFFSETS, _MASK = "d2t", "t2d"
-"""EAGLE-3's maps: what to add to a draft index for its target id; which target ids can be drafted."""
+"""EAGLE-3's maps: offset from a draft index to its target id; mask of target ids that can be drafted."""
 
 Drafter = TypeVar("Drafter", Eagle3Drafter, MtpDrafter)
 
@@ -36,11 +36,11 @@ Drafter = TypeVar("Drafter", Eagle3Drafter, MtpDrafter)
 class Format:
     algorithm: str
     file_prefixes: Mapping[str, str]
-    """What the file calls the modules' tensors."""
+    """Maps module name prefixes to those in the file."""
     projection: str
     """The one tensor a verifier needs, by its name in the file."""
     eagle_vocab_maps: bool
-    """Whether a reduced draft vocabulary is written as EAGLE-3's `d2t` and `t2d`; both are read."""
+    """Whether a reduced draft vocabulary is written as EAGLE-3's `d2t` and `t2d`; either form can be read."""
 
     def file_name(self, module_name: str) -> str:
         for ours, theirs in self.file_prefixes.items():
@@ -51,7 +51,7 @@ class Format:
 
 @dataclass(frozen=True, slots=True)
 class TargetWeights:
-    """What a drafter shares with its target."""
+    """Weights that a drafter shares with its target."""
 
     embed_tokens: Tensor  # [vocab, d]
     lm_head: Tensor  # [vocab, d]
@@ -67,9 +67,9 @@ def blank_weights(config: AutoregressiveConfig) -> tuple[Tensor, Tensor, Tensor 
 def fill(
     drafter: Drafter, directory: Path, target: TargetWeights, dtype: torch.dtype, layout: Format
 ) -> Drafter:
-    """Gives a module on the meta device the weights of a checkpoint; frozen, in evaluation mode.
+    """Loads a checkpoint into a module on the meta device; frozen, in evaluation mode.
 
-    Raises CheckpointError: the file cannot be read or does not fit the module.
+    Raises CheckpointError if the file cannot be read or does not fit the module.
     """
     config, tensors = drafter.config, DrafterTensors(directory / WEIGHTS_FILE)
     expected = {
@@ -102,7 +102,7 @@ def fill(
 
 
 def fill_projection(projection: nn.Module, directory: Path, dtype: torch.dtype, layout: Format) -> None:
-    """What a verifier needs of a drafter; the other tensors are not read. Raises CheckpointError."""
+    """Loads only the projection, as needed by a verifier. Raises CheckpointError."""
     tensors = DrafterTensors(directory / WEIGHTS_FILE)
     (name, weight), *others = projection.state_dict().items()
     assert not others, "a projection is one tensor"
@@ -139,7 +139,7 @@ def save(
 
 
 def fingerprint(directory: Path, config: AutoregressiveConfig, layout: Format) -> str:
-    """Ties a drafter to the projection a verifier applies for it: geometry and projection weights."""
+    """Identifies the projection a verifier must apply for a drafter: geometry and projection weights."""
     tensors = DrafterTensors(directory / WEIGHTS_FILE)
     if layout.projection not in tensors.shapes:
         raise CheckpointError(f"{tensors.describe(layout.projection)}: missing tensor")

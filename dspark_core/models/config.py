@@ -12,7 +12,7 @@ from dspark_core.models.rope_scaling import AnyRopeScaling
 
 
 class Family(Enum):
-    """Decoder families; what differs between them is a field of `DecoderConfig`, not a class."""
+    """Decoder families. They differ in fields of `DecoderConfig`, not in classes."""
 
     LLAMA = "llama"
     QWEN3 = "qwen3"
@@ -41,7 +41,7 @@ class DecoderConfig:
     """RMSNorm over each head of q and k before RoPE (Qwen3)."""
     attention_bias: bool = False
     gemma: GemmaConfig | None = field(default=None, repr=False)
-    """None: no Gemma. Not in `repr`, which names the geometry of stored features of other families."""
+    """None: not a Gemma model. Excluded from `repr`, which identifies the geometry of stored features."""
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -55,22 +55,22 @@ class DecoderConfig:
 
     @property
     def embedding_scale(self) -> float:
-        """What a token's embedding is multiplied by."""
+        """Factor applied to token embeddings."""
         return 1.0 if self.gemma is None else self.hidden_size**0.5
 
     @property
     def final_logit_softcap(self) -> float | None:
-        """c of `c tanh(logits / c)`; None: logits are what the output projection gives."""
+        """c of `c tanh(logits / c)`; None: logits are not capped."""
         return None if self.gemma is None else self.gemma.final_logit_softcap
 
     @property
     def num_cached_layers(self) -> int:
-        """Layers with keys and values of their own: the first ones."""
+        """Number of leading layers that have their own keys and values."""
         return self.num_layers if self.gemma is None else self.gemma.num_own_layers
 
     @property
     def kv_values_per_token(self) -> int:
-        """Numbers in the keys and values of one position, over all layers."""
+        """Number of key and value elements per position, over all layers."""
         kinds = [self.attention_kind(layer) for layer in range(self.num_cached_layers)]
         return sum(2 * kind.num_kv_heads * kind.head_dim for kind in kinds)
 
@@ -101,10 +101,10 @@ class DecoderConfig:
 
 
 def draft_backbone(target: DecoderConfig, num_layers: int) -> DecoderConfig:
-    """`num_layers` layers of the target's kind for a drafter.
+    """The target's configuration with `num_layers` layers, for a drafter.
 
-    Of Gemma's they are full-attention layers with keys and values of their own and no per-layer
-    inputs, as in DeepSpec: the drafter's own window says how far they look.
+    For Gemma these are full-attention layers with their own keys and values and no per-layer
+    inputs, as in DeepSpec; the drafter's own window limits their reach.
     """
     gemma = target.gemma
     if gemma is not None:
@@ -129,7 +129,7 @@ class MarkovHeadType(Enum):
 class DrafterConfig:
     """A DSpark drafter (DFlash: `markov_rank == 0`, no confidence head), as DeepSpec writes it.
 
-    Beyond DeepSpec's fields: `context_window`, `draft_vocab_size` and expert layers.
+    Fields beyond DeepSpec's: `context_window`, `draft_vocab_size` and the expert layers.
     """
 
     backbone: DecoderConfig
@@ -149,22 +149,22 @@ class DrafterConfig:
     draft_vocab_size: int | None = None
     """Size of the reduced draft vocabulary; None: the target's."""
     moe: MoeConfig | None = None
-    """Experts in the place of every layer's dense MLP; None: dense."""
+    """Expert layers that replace every dense MLP; None: dense."""
 
     @property
     def tap_size(self) -> int:
-        """Values per token in the concatenated target hidden states."""
+        """Elements per token of the concatenated target hidden states."""
         return len(self.target_layer_ids) * self.backbone.hidden_size
 
     @property
     def output_size(self) -> int:
-        """Tokens the drafter chooses from."""
+        """Size of the vocabulary the drafter predicts over."""
         return self.backbone.vocab_size if self.draft_vocab_size is None else self.draft_vocab_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Eagle3Config:
-    """An Eagle3 drafter, as DeepSpec writes it: one layer that drafts token after token."""
+    """An Eagle3 drafter as DeepSpec writes it: one layer that drafts autoregressively."""
 
     backbone: DecoderConfig
     """The drafter's own layer, of the target's kind."""
@@ -172,24 +172,24 @@ class Eagle3Config:
     target_layer_ids: tuple[int, ...]
     """Layers whose outputs are the context features; -1 is the embedding output."""
     block_size: int
-    """Draft tokens per block: DeepSpec's `ttt_length`, the steps it was trained to take."""
+    """Draft tokens per block: DeepSpec's `ttt_length`, the number of steps used in training."""
     draft_vocab_size: int | None = None
     """Size of the reduced draft vocabulary; None: the target's."""
 
     @property
     def tap_size(self) -> int:
-        """Values per token in the concatenated target hidden states."""
+        """Elements per token of the concatenated target hidden states."""
         return len(self.target_layer_ids) * self.backbone.hidden_size
 
     @property
     def output_size(self) -> int:
-        """Tokens the drafter chooses from."""
+        """Size of the vocabulary the drafter predicts over."""
         return self.backbone.vocab_size if self.draft_vocab_size is None else self.draft_vocab_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MtpConfig:
-    """DeepSeek-V3's multi-token prediction with one module: one layer that drafts one token."""
+    """DeepSeek-V3's multi-token prediction with a single module: one layer that drafts one token."""
 
     backbone: DecoderConfig
     """The module's own layer, of the target's kind."""
@@ -199,7 +199,7 @@ class MtpConfig:
 
     @property
     def target_layer_ids(self) -> tuple[int, ...]:
-        """The one tap: the target's final hidden state, after its final norm."""
+        """A single tap: the target's final hidden state, after its final norm."""
         return (self.num_target_layers,)
 
     @property
@@ -209,7 +209,7 @@ class MtpConfig:
 
     @property
     def output_size(self) -> int:
-        """Tokens the drafter chooses from."""
+        """Size of the vocabulary the drafter predicts over."""
         return self.backbone.vocab_size if self.draft_vocab_size is None else self.draft_vocab_size
 
 

@@ -1,9 +1,9 @@
-"""The target: a decoder over a flattened ragged batch. Llama and Qwen3 here; `gemma` adds its own.
+"""The target: a decoder over a flattened ragged batch. Llama and Qwen3 here; `gemma` extends it.
 
-It knows positions, not sequences: which tokens see which context is decided by `Attend`, which
-also owns the cache. Query, key and value weights form one matrix, as do gate and up, because a
-step over a few tokens is bound by reading weights and by the number of calls that do it;
-`weight_layout` says which checkpoint tensors a parameter is made of.
+It deals with positions, not sequences: `Attend` decides which tokens see which context, and
+owns the cache. Query, key and value weights form one matrix, as do gate and up, because a
+step over a few tokens is bound by reading weights and by the number of kernel calls;
+`weight_layout` maps checkpoint tensors to parameters.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ class Decoder(nn.Module):
         self.tie_weights()
 
     def build_rotary(self, device: torch.device | str | None = None) -> None:
-        """Computes RoPE's constants, which no checkpoint holds and no dtype but float32 is good for."""
+        """Computes the RoPE constants, which are in no checkpoint and must be float32."""
         self.rotary = RotaryEmbedding(self.config).to(device)
 
     def tie_weights(self) -> None:
-        """Makes the output projection the embedding where the configuration says so."""
+        """Ties the output projection to the embedding if the configuration asks for it."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
     def pack(self, plan: PackingPlan | None = None) -> None:
-        """Makes inference on a CPU faster; the layers' weights are no parameters afterwards.
+        """Speeds up inference on a CPU; the layers' weights are no longer parameters afterwards.
 
-        The embedding and `lm_head` keep theirs: drafters and training share them.
+        The embedding and `lm_head` stay parameters, as drafters and training share them.
         """
         plan = plan or PackingPlan()
         pack_linears(self.layers, plan, "layers.")
@@ -73,12 +73,12 @@ class Decoder(nn.Module):
 
     @property
     def packed_head(self) -> PackedLinear | None:
-        """The output projection, once packed."""
+        """The output projection, if packed."""
         return self._packed_head
 
     @property
     def packed_bytes(self) -> int:
-        """What a step reads of the weights: every matrix, in the form it is held in."""
+        """Bytes of weights a step reads: every matrix in its stored form."""
         values = sum(p.numel() for p in self.layers.parameters() if p.dim() > 1)
         packed = [m for m in (*self.layers.modules(), self._packed_head) if isinstance(m, PackedLinear)]
         head = 0 if self._packed_head is not None else self.lm_head.weight.numel()
@@ -89,8 +89,8 @@ class Decoder(nn.Module):
     ) -> DecoderOutput:
         """token_ids, positions [tokens] int64.
 
-        Tap i is the output of layer i before the final norm, -1 the embedding output, and
-        num_layers the final hidden state, after the norm.
+        Tap i is the output of layer i before the final norm, -1 is the embedding output, and
+        num_layers is the final hidden state, after the norm.
         """
         check_tap_layers(tap_layers, self.config.num_layers)
         x = embed(token_ids, self.embed_tokens.weight, self.config.embedding_scale)
@@ -119,7 +119,7 @@ class Decoder(nn.Module):
     def _layer_outputs(
         self, token_ids: Tensor, positions: Tensor, x: Tensor, attend: Attend
     ) -> Iterator[Tensor]:
-        """x [tokens, hidden], the embeddings -> what each layer makes of it."""
+        """x [tokens, hidden], the embeddings -> the output of each layer in turn."""
         cos, sin = self.rotary(positions, x.dtype)
         for layer in self.layers:
             x = layer(x, cos, sin, attend)
@@ -135,7 +135,7 @@ class DecoderLayer(nn.Module):
         self.mlp = FusedMLP(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        # Out of place: a tap may still hold x.
+        # Out of place, because a tap may still hold x.
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
@@ -153,7 +153,7 @@ class FusedAttention(nn.Module):
         qkv_size = sum(self._splits) * config.head_dim
         self.qkv_proj = nn.Linear(config.hidden_size, qkv_size, bias=config.attention_bias)
         self.o_proj = nn.Linear(heads_size, config.hidden_size, bias=config.attention_bias)
-        # One row per head, so that the norms of q and k are a single operation.
+        # One row per head, so that the norms of q and k run as one operation.
         norm_weight = torch.ones(self._rotated_heads, config.head_dim) if config.qk_norm else None
         self.qk_norm = None if norm_weight is None else nn.Parameter(norm_weight)
 
@@ -188,7 +188,7 @@ class FusedMLP(nn.Module):
 
 
 def check_tap_layers(tap_layers: Sequence[int], num_layers: int) -> None:
-    """Raises ConfigError for a layer the decoder does not have."""
+    """Raises ConfigError for a layer that the decoder does not have."""
     for layer in tap_layers:
         if not -1 <= layer <= num_layers:
             raise ConfigError(f"tap layer {layer} is not in [-1, {num_layers}] of the target")

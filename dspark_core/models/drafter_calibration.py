@@ -1,4 +1,4 @@
-"""`calibration.json` beside a drafter's weights: the scaling of its confidence head."""
+"""`calibration.json` next to a drafter's weights: the scaling of its confidence head."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ CALIBRATION_FILE = "calibration.json"
 def read_calibration(
     directory: Path, *, fingerprint: str, block_size: int, confidence_head: bool
 ) -> Calibration | None:
-    """What belongs to the checkpoint in this directory; None when it was never calibrated.
+    """The calibration of the checkpoint in this directory; None if it was never calibrated.
 
-    Raises CheckpointError naming the file and the field: values of no use, a calibration for
-    another block size, of a drafter with another fingerprint, or of one without confidences.
+    Raises CheckpointError naming the file and the field: invalid values, another block size or
+    fingerprint, or a drafter without a confidence head.
     """
     path = directory / CALIBRATION_FILE
     if not path.exists():
@@ -44,7 +44,7 @@ def read_calibration(
 
 
 def write_calibration(path: Path, calibration: Calibration, *, fingerprint: str) -> None:
-    """All or nothing: a reader never sees half a file. Raises OSError."""
+    """Atomic: a reader never sees a partial file. Raises OSError."""
     text = json.dumps({"fingerprint": fingerprint, **calibration.to_dict()}, indent=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")

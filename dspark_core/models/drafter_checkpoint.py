@@ -1,6 +1,6 @@
 """Drafter checkpoints on disk: `config.json` + `model.safetensors`, as DeepSpec writes them.
 
-Two things go beyond that format: `embed_tokens` and `lm_head` may be absent (they are frozen and
+Two extensions of that format: `embed_tokens` and `lm_head` may be absent (they are frozen and
 the target has them), and `draft_vocab_ids` maps a reduced draft vocabulary to target token ids.
 """
 
@@ -31,7 +31,7 @@ _PROJECTION_PREFIX = "projection."
 _ZERO_IF_ABSENT = ("markov_head.gate_proj.bias", "markov_head.joint_proj.bias")
 _INTEGER_DTYPES = (torch.int32, torch.int64)
 _INTEGER_TENSORS = (_VOCAB, "d2t")
-"""Maps of a reduced draft vocabulary: ours, and EAGLE-3's."""
+"""Maps of a reduced draft vocabulary: this project's and EAGLE-3's."""
 
 Config = TypeVar("Config", bound=AnyDrafterConfig)
 
@@ -45,7 +45,7 @@ def load_drafter(
 ) -> DSparkDrafter:
     """A frozen drafter in evaluation mode.
 
-    `target_embed` and `target_lm_head` [vocab, d] are shared where the file has none of its own.
+    `target_embed` and `target_lm_head` [vocab, d] are shared unless the file has its own.
 
     Raises:
         CheckpointError: a file cannot be read, or does not fit its configuration or the target.
@@ -81,7 +81,7 @@ def load_drafter(
 
 
 def load_projection(directory: Path, target_config: DecoderConfig, dtype: torch.dtype) -> FeatureProjection:
-    """What a verifier needs of a drafter; the other tensors are not read. Raises CheckpointError."""
+    """Loads only the projection, as needed by a verifier. Raises CheckpointError."""
     config = read_drafter_config(directory)
     check_fits_target(directory, config, target_config)
     tensors = DrafterTensors(directory / WEIGHTS_FILE)
@@ -93,7 +93,7 @@ def load_projection(directory: Path, target_config: DecoderConfig, dtype: torch.
 
 
 def fingerprint(directory: Path) -> str:
-    """Ties a drafter to the projection a verifier applies for it: geometry and projection weights."""
+    """Identifies the projection a verifier must apply for a drafter: geometry and projection weights."""
     config = read_drafter_config(directory)
     tensors = DrafterTensors(directory / WEIGHTS_FILE)
     geometry = {
@@ -127,7 +127,7 @@ def save_drafter(directory: Path, drafter: DSparkDrafter, *, with_target_weights
 
 
 def check_fits_target(directory: Path, config: AnyDrafterConfig, target: DecoderConfig) -> None:
-    """Raises CheckpointError naming the field and both values where drafter and target differ."""
+    """Raises CheckpointError naming the field and both values if drafter and target differ."""
     pairs = {
         "num_target_layers": (config.num_target_layers, target.num_layers),
         "vocab_size": (config.backbone.vocab_size, target.vocab_size),
@@ -141,15 +141,15 @@ def check_fits_target(directory: Path, config: AnyDrafterConfig, target: Decoder
 
 
 def reaching_as_far(config: Config, target: DecoderConfig) -> Config:
-    """Positions are the target's: a checkpoint may say less, having been trained on short texts, and past its
-    table of rotations a GPU's process fails for good."""
+    """Extends the maximum context to the target's: a checkpoint trained on short texts may state less, and an
+    index past the RoPE tables is a fatal error on a GPU."""
     longest = max(config.backbone.max_context_tokens, target.max_context_tokens)
     backbone = dataclasses.replace(config.backbone, max_context_tokens=longest)
     return dataclasses.replace(config, backbone=backbone)
 
 
 class DrafterTensors:
-    """`TensorSource` over one safetensors file: float tensors, and integer vocabulary maps."""
+    """`TensorSource` over one safetensors file: float tensors and integer vocabulary maps."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -194,7 +194,7 @@ def _frozen_shapes(config: DrafterConfig) -> dict[str, tuple[int, ...]]:
 
 
 def checked_vocab_ids(tensors: DrafterTensors, ids: Tensor, config: AnyDrafterConfig) -> Tensor:
-    """ids [draft vocab] -> the same as int64. Raises CheckpointError for ids that no vocabulary has."""
+    """ids [draft vocab] -> the same as int64. Raises CheckpointError for ids out of range or repeated."""
     vocab = config.backbone.vocab_size
     if int(ids.min()) < 0 or int(ids.max()) >= vocab:
         raise CheckpointError(f"{tensors.describe(_VOCAB)}: ids must be in [0, vocab_size={vocab})")

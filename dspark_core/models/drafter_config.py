@@ -1,5 +1,5 @@
-"""`config.json` of a drafter, in the format DeepSpec writes: the target's text configuration with
-the drafter's own layer count, plus the drafter's fields. Reading and writing; no tensors here.
+"""Reads and writes a drafter's `config.json` in DeepSpec's format: the target's text configuration with
+the drafter's own layer count, plus the drafter's fields. No tensors here.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def read_mtp_config(directory: Path) -> MtpConfig:
 
 
 def read_any_config(directory: Path) -> AnyDrafterConfig:
-    """Of whichever drafter the directory holds. Raises CheckpointError."""
+    """Reads the configuration of any kind of drafter. Raises CheckpointError."""
     metadata = _read(directory)
     supported = _ARCHITECTURES | _EAGLE3_ARCHITECTURES | _MTP_ARCHITECTURES
     architecture = _architecture(metadata, supported, "a supported drafter")
@@ -73,7 +73,7 @@ def read_any_config(directory: Path) -> AnyDrafterConfig:
 
 
 def parse_eagle3_config(metadata: Metadata) -> Eagle3Config:
-    """Raises CheckpointError; more than one layer is refused."""
+    """Raises CheckpointError, also for more than one layer."""
     config = Eagle3Config(
         backbone=_single_layer(metadata, _EAGLE3_ARCHITECTURES, "an Eagle3 drafter"),
         num_target_layers=metadata.integer("num_target_layers"),
@@ -86,7 +86,7 @@ def parse_eagle3_config(metadata: Metadata) -> Eagle3Config:
 
 
 def parse_mtp_config(metadata: Metadata) -> MtpConfig:
-    """Raises CheckpointError; more than one module is refused."""
+    """Raises CheckpointError, also for more than one module."""
     backbone = _single_layer(metadata, _MTP_ARCHITECTURES, "an MTP drafter")
     if metadata.integer("num_nextn_predict_layers", 1) != 1:
         raise metadata.error("num_nextn_predict_layers", "must be 1: one module drafts one token")
@@ -132,7 +132,7 @@ def parse_drafter_config(metadata: Metadata) -> DrafterConfig:
 
 
 def drafter_fields(config: DrafterConfig) -> dict[str, object]:
-    """The inverse of `parse_drafter_config`: what `config.json` holds."""
+    """Inverse of `parse_drafter_config`: the fields of `config.json`."""
     fields: dict[str, object] = {
         "architectures": [_name_of(config.backbone.family, _ARCHITECTURES)],
         **_backbone_fields(config.backbone),
@@ -155,7 +155,7 @@ def drafter_fields(config: DrafterConfig) -> dict[str, object]:
 
 
 def eagle3_fields(config: Eagle3Config) -> dict[str, object]:
-    """The inverse of `parse_eagle3_config`: what `config.json` holds."""
+    """Inverse of `parse_eagle3_config`: the fields of `config.json`."""
     return {
         "architectures": [_name_of(config.backbone.family, _EAGLE3_ARCHITECTURES)],
         **_autoregressive_fields(config),
@@ -165,7 +165,7 @@ def eagle3_fields(config: Eagle3Config) -> dict[str, object]:
 
 
 def mtp_fields(config: MtpConfig) -> dict[str, object]:
-    """The inverse of `parse_mtp_config`: what `config.json` holds."""
+    """Inverse of `parse_mtp_config`: the fields of `config.json`."""
     return {
         "architectures": [_name_of(config.backbone.family, _MTP_ARCHITECTURES)],
         **_autoregressive_fields(config),
@@ -189,7 +189,7 @@ def _name_of(family: Family, architectures: Mapping[str, Family]) -> str:
 
 
 def _backbone(metadata: Metadata, family: Family) -> DecoderConfig:
-    """Draft layers are alike: what Gemma's targets may have beyond that is refused."""
+    """Draft layers are uniform; Gemma features that would make them differ are refused."""
     backbone = decoder_config(metadata, family)
     if backbone.gemma is not None:
         if any(kind is not LayerType.FULL for kind in backbone.gemma.layer_types):
@@ -203,7 +203,7 @@ def _backbone(metadata: Metadata, family: Family) -> DecoderConfig:
 def _single_layer(metadata: Metadata, architectures: Mapping[str, Family], kind: str) -> DecoderConfig:
     backbone = _backbone(metadata, architectures[_architecture(metadata, architectures, kind)])
     if backbone.num_layers != 1:
-        # A second layer's context would depend on the first one's attention.
+        # The context of a second layer would depend on the first layer's attention.
         raise metadata.error("num_hidden_layers", f"must be 1 in {kind}")
     return backbone
 

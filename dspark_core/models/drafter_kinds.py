@@ -1,4 +1,4 @@
-"""Which code loads a drafter's checkpoint: the one place that tells the kinds of drafter apart."""
+"""Selects the code that loads a drafter's checkpoint; the only place that distinguishes kinds of drafters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AnyProjection = FeatureProjection | Eagle3Projection | MtpProjection
 def load_any_drafter(
     directory: Path, decoder: Decoder, target_config: DecoderConfig, dtype: torch.dtype
 ) -> AnyDrafter:
-    """A frozen drafter of whichever kind, over the target's embedding and LM head.
+    """A frozen drafter of any kind, over the target's embedding and LM head.
 
     Raises CheckpointError.
     """
@@ -37,7 +37,7 @@ def load_any_drafter(
 
 
 def load_any_projection(directory: Path, target_config: DecoderConfig, dtype: torch.dtype) -> AnyProjection:
-    """What a verifier needs of a drafter of whichever kind. Raises CheckpointError."""
+    """The projection of a drafter of any kind, as needed by a verifier. Raises CheckpointError."""
     config = read_any_config(directory)
     if isinstance(config, Eagle3Config):
         return load_eagle3_projection(directory, target_config, dtype)
@@ -47,7 +47,7 @@ def load_any_projection(directory: Path, target_config: DecoderConfig, dtype: to
 
 
 def fingerprint_of(directory: Path, config: AnyDrafterConfig) -> str:
-    """Ties a drafter to the projection a verifier applies for it. Raises CheckpointError."""
+    """Identifies the projection a verifier must apply for a drafter. Raises CheckpointError."""
     if isinstance(config, Eagle3Config):
         return eagle3_fingerprint(directory, config)
     if isinstance(config, MtpConfig):

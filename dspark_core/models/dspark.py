@@ -1,8 +1,8 @@
 """The DSpark drafter: a block-parallel backbone over context features, then sequential heads.
 
-Paper, section 3. DFlash is the same model without heads. Attention is injected, as in
+Paper, section 3. DFlash is the same model without the heads. Attention is injected, as in
 `layers.py`: inference reads paged context keys and values, training gathers a window. The
-projection of the target's hidden states is a module of its own, because the verifier applies it.
+projection of the target's hidden states is a separate module, because the verifier applies it.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def greedy_sampler(position: int, logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class DraftTokens:
-    """What one pass over the block positions drew. A sampler that has more to tell keeps it."""
+    """Tokens drawn in one pass over the block positions. A sampler keeps further outputs itself."""
 
     token_ids: Tensor  # [requests, block] target token ids
     confidence_logits: Tensor | None  # [requests, block]; None: no confidence head
 
 
 class FeatureProjection(nn.Module):
-    """`H_ctx = RMSNorm(W_c [H(l1); ...; H(lm)])`: target hidden states to context features."""
+    """`H_ctx = RMSNorm(W_c [H(l1); ...; H(lm)])`: from target hidden states to context features."""
 
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class FeatureProjection(nn.Module):
     def forward(self, taps: Tensor) -> Tensor:
         """taps [tokens, m * d], in the order of `target_layer_ids` -> features [tokens, d]."""
         if self._normed is None:
-            self._normed = NormedProduct.of(self.fc, self.hidden_norm)  # packed meanwhile
+            self._normed = NormedProduct.of(self.fc, self.hidden_norm)  # None until `fc` is packed
         if self._normed is not None:
             return self._normed(taps)
         features: Tensor = self.hidden_norm(self.fc(taps))
@@ -71,7 +71,7 @@ class FeatureProjection(nn.Module):
 
 
 class DraftLayer(nn.Module):
-    """A decoder layer whose keys and values also come from the context features."""
+    """A decoder layer that also attends to keys and values computed from context features."""
 
     def __init__(self, config: DecoderConfig, moe: MoeConfig | None = None) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class DraftLayer(nn.Module):
         self.post_attention_layernorm = build_norm(config)
 
     def forward(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """x [tokens, d] of the blocks -> the same shape."""
+        """x [tokens, d], flattened blocks -> the same shape."""
         x = x + self._attended(layer, x, cos, sin, attend)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
@@ -95,7 +95,7 @@ class DraftLayer(nn.Module):
 
 
 class GemmaDraftLayer(DraftLayer):
-    """With a norm on either side of both sublayers, and the target's factor on what comes out."""
+    """Has norms before and after both sublayers, and the target's output scale."""
 
     layer_scalar: Tensor | None
 
@@ -104,11 +104,11 @@ class GemmaDraftLayer(DraftLayer):
         self.pre_feedforward_layernorm = build_norm(config)
         self.post_feedforward_layernorm = build_norm(config)
         scaled = config.gemma is not None and config.gemma.layer_scalar
-        # Not trained, as in DeepSpec: one of the norms could undo it.
+        # Not trained, as in DeepSpec: one of the norms could cancel it.
         self.register_buffer("layer_scalar", torch.ones(1) if scaled else None)
 
     def forward(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """x [tokens, d] of the blocks -> the same shape."""
+        """x [tokens, d], flattened blocks -> the same shape."""
         x = x + self.post_attention_layernorm(self._attended(layer, x, cos, sin, attend))
         x = x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
         return x if self.layer_scalar is None else x * self.layer_scalar
@@ -121,7 +121,7 @@ def build_draft_layer(config: DecoderConfig, moe: MoeConfig | None = None) -> Dr
 
 
 class DSparkDrafter(nn.Module):
-    """Embedding and LM head are the target's: frozen buffers, shared with it where possible."""
+    """Embedding and LM head belong to the target: frozen buffers, shared with it where possible."""
 
     embed_tokens: Tensor
     lm_head: Tensor
@@ -150,17 +150,17 @@ class DSparkDrafter(nn.Module):
         self.confidence_head = ConfidenceHead(config) if config.confidence_head else None
         self.rotary = build_dspark_rotary(config)
         self.native_layers: NativeStack | None = None
-        """After `pack`, where the kernels compute the layers."""
+        """Set by `pack` if the native kernels compute the layers."""
         self._packed_head: PackedLinear | None = None
         self.confidence_weights: Tensor | None = None
-        """After `pack`: the confidence head's, exactly, for the kernels."""
+        """Set by `pack`: the confidence head's weights in full precision, for the kernels."""
 
     def pack(self, *, byte_products: bool = False) -> None:
-        """Makes inference on a CPU faster; the linear layers' weights are no parameters afterwards.
+        """Speeds up inference on a CPU; the linear layers' weights are no longer parameters afterwards.
 
         `byte_products` as in `PackingPlan`.
 
-        With `native_layers` the layers exist in the kernels' form only: `block_hidden` and
+        With `native_layers` the layers exist only in the kernels' form: `block_hidden` and
         `context_keys_values` then raise RuntimeError.
         """
         backbone = self.config.backbone
@@ -183,7 +183,7 @@ class DSparkDrafter(nn.Module):
     def context_keys_values(self, features: Tensor, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
         """features [tokens, d], positions [tokens] -> per layer k, v [tokens, kv_heads, head_dim].
 
-        Every layer reads the same features, so keys and values of a position never change.
+        Every layer reads the same features, so the keys and values of a position never change.
         """
         cos, sin = self.rotary(positions, features.dtype)
         return [layer.self_attn.keys_values(features, cos, sin) for layer in self._draft_layers()]
@@ -193,10 +193,10 @@ class DSparkDrafter(nn.Module):
     ) -> Tensor:
         """anchor_ids, anchor_positions [requests] -> normed hidden states [requests, block, d].
 
-        `block`: positions of it to compute; None: all.
+        `block`: number of block positions to compute; None: all.
 
-        `attend` sees all blocks flattened, [requests * block, heads, head_dim]; it lets each block
-        attend to its context before the anchor and, in both directions, to itself.
+        `attend` receives all blocks flattened, [requests * block, heads, head_dim]; each block
+        attends to its context before the anchor and, bidirectionally, to itself.
         """
         block = block or self.config.block_size
         ids = anchor_ids.new_full((len(anchor_ids), block), self.config.mask_token_id)
@@ -210,14 +210,14 @@ class DSparkDrafter(nn.Module):
         return hidden.view(len(anchor_ids), block, -1)
 
     def base_logits(self, hidden: Tensor) -> Tensor:
-        """hidden [..., d] -> U, logits over the draft vocabulary before any sequential bias."""
+        """hidden [..., d] -> U, logits over the draft vocabulary before the sequential bias."""
         cap = self.config.backbone.final_logit_softcap
         if self._packed_head is not None:
             return soft_cap(self._packed_head(hidden), cap)
         return soft_cap(F.linear(hidden, self.lm_head), cap)
 
     def float_logits(self, hidden: Tensor) -> Tensor:
-        """`base_logits` in float32, for drawing: an argmax of bfloat16 takes five times as long."""
+        """`base_logits` in float32, for drawing: an argmax over bfloat16 takes five times as long."""
         if self._packed_head is not None and self._packed_head.native is not None:
             logits = self._packed_head.native.multiply(hidden, torch.float32)
             return soft_cap(logits, self.config.backbone.final_logit_softcap)
@@ -225,13 +225,13 @@ class DSparkDrafter(nn.Module):
 
     @property
     def native_head(self) -> NativeMatrix | None:
-        """After `pack`: what `float_logits` are a product with and nothing else."""
+        """Set by `pack`: the matrix of `float_logits`, if they are a plain product with it."""
         if self._packed_head is None or self.config.backbone.final_logit_softcap is not None:
             return None
         return self._packed_head.native
 
     def draw(self, anchor_ids: Tensor, hidden: Tensor, sampler: Sampler) -> DraftTokens:
-        """Fills the blocks left to right: each token biases the logits of the next."""
+        """Draws the blocks left to right; each token biases the logits of the next."""
         base = self.float_logits(hidden)  # [requests, block, draft vocab]
         head = self.markov_head
         state = head.initial_state(len(anchor_ids)) if head is not None else None
@@ -246,7 +246,7 @@ class DSparkDrafter(nn.Module):
         return DraftTokens(drawn[:, 1:], self.confidence_logits(hidden, drawn[:, :-1]))
 
     def confidence_logits(self, hidden: Tensor, previous_ids: Tensor) -> Tensor | None:
-        """[requests, block] when the token before position k is `previous_ids[:, k]`; None: no head."""
+        """[requests, block], where the token before position k is `previous_ids[:, k]`; None: no head."""
         if self.confidence_head is None:
             return None
         embedded = self.markov_head.embed(previous_ids) if self.markov_head is not None else None
@@ -264,5 +264,5 @@ class DSparkDrafter(nn.Module):
 
 
 def build_dspark_rotary(config: DrafterConfig) -> Rotary:
-    """A block longer than the context: the last block reaches past it."""
+    """RoPE for the context plus one block, since the last block may extend past the context."""
     return build_rotary(config.backbone, config.block_size)

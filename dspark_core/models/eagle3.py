@@ -1,8 +1,8 @@
-"""The Eagle3 drafter: one decoder layer that drafts token after token from the target's features.
+"""The Eagle3 drafter: one decoder layer that drafts autoregressively from the target's features.
 
-The baseline of the paper's evaluation, in the form DeepSpec trains. The layer reads pairs: the
+The baseline of the paper's evaluation, in the form DeepSpec trains. The layer's input pairs the
 feature of position i with the embedding of token i + 1, at RoPE position i. Past the anchor the
-target has no features yet, so the layer's own output stands in for them.
+target has no features yet, so the layer's own output takes their place.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dspark_core.models.own_confidence import own_confidence_logits
 
 
 class Eagle3Projection(nn.Module):
-    """`fc [H(l1); ...; H(lm)]`: target hidden states to context features. The layer norms them."""
+    """`fc [H(l1); ...; H(lm)]`: from target hidden states to context features. The layer norms them."""
 
     def __init__(self, config: Eagle3Config) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Eagle3Projection(nn.Module):
 
 
 class Eagle3Layer(nn.Module):
-    """A decoder layer whose queries, keys and values read a token beside a hidden state."""
+    """A decoder layer whose queries, keys and values are computed from a token and a hidden state."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Eagle3Layer(nn.Module):
         self.post_attention_layernorm = build_norm(config)
 
     def pairs(self, embedded: Tensor, hidden: Tensor) -> Tensor:
-        """embedded, hidden [tokens, d] -> what q, k and v are made of [tokens, 2 * d]."""
+        """embedded, hidden [tokens, d] -> input of q, k and v [tokens, 2 * d]."""
         return torch.cat((self.input_layernorm(embedded), self.hidden_norm(hidden)), dim=-1)
 
     def forward(self, embedded: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
@@ -68,7 +68,7 @@ class Eagle3Layer(nn.Module):
 
 
 class GemmaEagle3Layer(Eagle3Layer):
-    """With a norm on either side of both sublayers, as in `GemmaDraftLayer`."""
+    """Has norms before and after both sublayers, as in `GemmaDraftLayer`."""
 
     layer_scalar: Tensor | None
 
@@ -106,15 +106,16 @@ class Eagle3Drafter(AutoregressiveDrafter):
         self.rotary = build_eagle3_rotary(config)
 
     def embedded(self, token_ids: Tensor) -> Tensor:
-        """token_ids [...] -> [..., d], as the target embeds them."""
+        """token_ids [...] -> [..., d], embedded as in the target."""
         return embed(token_ids, self.embed_tokens, self.config.backbone.embedding_scale)
 
     def context_keys_values(
         self, features: Tensor, next_ids: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """features [tokens, d] of `positions` [tokens], each with the token that follows it.
+        """features [tokens, d] at `positions` [tokens], each with the token that follows it
+        -> k, v [tokens, kv_heads, head_dim].
 
-        -> k, v [tokens, kv_heads, head_dim]; with a single layer those of a position never change.
+        With a single layer, the keys and values of a position never change.
         """
         cos, sin = self.rotary(positions, features.dtype)
         pairs = self.layer.pairs(self.embedded(next_ids), features)
@@ -124,10 +125,10 @@ class Eagle3Drafter(AutoregressiveDrafter):
     def draw(
         self, anchor_ids: Tensor, features: Tensor, positions: Tensor, attend: Attend, sampler: Sampler
     ) -> DraftTokens:
-        """Drafts a block from the features [requests, d] of the `positions` before the anchors.
+        """Drafts a block from the features [requests, d] at `positions`, just before the anchors.
 
-        `attend` is called once per step with one query, key and value of each request; it lets the
-        step see the context before `positions`, itself, and the steps before it.
+        `attend` is called once per step with one query, key and value per request; each step
+        sees the context before `positions`, itself, and the steps before it.
         """
         hidden, previous = features, anchor_ids
         tokens, confidences = [], []
@@ -142,5 +143,5 @@ class Eagle3Drafter(AutoregressiveDrafter):
 
 
 def build_eagle3_rotary(config: Eagle3Config) -> Rotary:
-    """A block longer than the context: the last block reaches past it."""
+    """RoPE for the context plus one block, since the last block may extend past the context."""
     return build_rotary(config.backbone, config.block_size)

@@ -1,6 +1,6 @@
 """Eagle3 checkpoints on disk: `config.json` + `model.safetensors`, as DeepSpec writes them.
 
-Beyond that format, `draft_vocab_size` with EAGLE-3's own `d2t` and `t2d` reduces the vocabulary.
+Extension of that format: a vocabulary reduced by `draft_vocab_size` and EAGLE-3's own `d2t` and `t2d`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def load_eagle3(
 ) -> Eagle3Drafter:
     """A frozen drafter in evaluation mode.
 
-    `target_embed` and `target_lm_head` [vocab, d] are shared where the file has none of its own.
+    `target_embed` and `target_lm_head` [vocab, d] are shared unless the file has its own.
 
     Raises:
         CheckpointError: a file cannot be read, or does not fit its configuration or the target.
@@ -51,7 +51,7 @@ def load_eagle3(
 def load_eagle3_projection(
     directory: Path, target_config: DecoderConfig, dtype: torch.dtype
 ) -> Eagle3Projection:
-    """What a verifier needs of a drafter; the other tensors are not read. Raises CheckpointError."""
+    """Loads only the projection, as needed by a verifier. Raises CheckpointError."""
     config = read_eagle3_config(directory)
     check_fits_target(directory, config, target_config)
     projection = Eagle3Projection(config)
@@ -66,5 +66,5 @@ def save_eagle3(directory: Path, drafter: Eagle3Drafter, *, with_target_weights:
 
 
 def eagle3_fingerprint(directory: Path, config: Eagle3Config) -> str:
-    """Ties a drafter to the projection a verifier applies for it: geometry and projection weights."""
+    """Identifies the projection a verifier must apply for a drafter: geometry and projection weights."""
     return checkpoint.fingerprint(directory, config, _FORMAT)

@@ -1,8 +1,8 @@
-"""Gemma 3 and 4 text decoders: where they differ from `decoder` in more than a number.
+"""Gemma 3 and 4 text decoders: where they differ structurally from `decoder`.
 
-Each sublayer sits between two norms, layers are of two kinds with their own RoPE, and the last
-ones may attend to keys and values of earlier ones. `Attend` is then called with the number of the
-layer that owns the keys and values, so that a cache has no entries for the others.
+Each sublayer sits between two norms, layers come in two kinds with separate RoPE, and the last
+ones may attend to keys and values of earlier layers. `Attend` is then called with the index of the
+layer that owns the keys and values, so a cache needs no entries for the others.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 def build_decoder(config: DecoderConfig) -> Decoder:
-    """The decoder a configuration describes, with random weights."""
+    """The decoder described by a configuration, with random weights."""
     return Decoder(config) if config.gemma is None else GemmaDecoder(config)
 
 
@@ -90,8 +90,8 @@ class GemmaLayer(nn.Module):
         stored: dict[int, KeysValues],
         layer_input: Tensor | None,
     ) -> Tensor:
-        """x [tokens, hidden]; `stored`: keys and values of this pass that later layers share, by the
-        layer that owns them; layer_input [tokens, per-layer size]."""
+        """x [tokens, hidden]; `stored`: keys and values of this pass that later layers share, by
+        owning layer; layer_input [tokens, per-layer size]."""
         attended = self.self_attn(self.input_layernorm(x), rotation, attend, stored)
         x = x + self.post_attention_layernorm(attended)
         x = x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
@@ -102,7 +102,7 @@ class GemmaLayer(nn.Module):
 
 
 class GemmaAttention(nn.Module):
-    """Queries, keys and values from one matrix, as far as the layer has them."""
+    """Queries and, where the layer has its own, keys and values from a single matrix."""
 
     def __init__(self, config: DecoderConfig, index: int) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class GemmaAttention(nn.Module):
             rows += kv_heads
         self.qkv_proj = nn.Linear(config.hidden_size, rows * size, bias=config.attention_bias)
         self.o_proj = nn.Linear(heads * size, config.hidden_size, bias=config.attention_bias)
-        # One row per head, so that the norms of q and k are a single operation.
+        # One row per head, so that the norms of q and k run as one operation.
         self.qk_norm = nn.Parameter(torch.ones(self._rotated_heads, size))
 
     def forward(self, x: Tensor, rotation: Rotation, attend: Attend, stored: dict[int, KeysValues]) -> Tensor:
@@ -141,7 +141,7 @@ class GemmaAttention(nn.Module):
         return out
 
     def _values(self, qkv: Tensor) -> Tensor:
-        """Without a projection of their own, values are what the keys are made of."""
+        """Without a projection of their own, values equal the keys before norm and RoPE."""
         v = qkv[:, self._heads if self._kind.values_are_keys else self._rotated_heads :]
         if self._gemma.value_norm:
             v = F.rms_norm(v, (self._kind.head_dim,), None, self._eps)
@@ -157,7 +157,7 @@ class GemmaAttention(nn.Module):
 
 
 class PerLayerInputs(nn.Module):
-    """What every token brings to every layer: rows of a table of its own, and its embedding projected."""
+    """Per-token inputs of every layer: rows of a separate table plus the projected embedding."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()

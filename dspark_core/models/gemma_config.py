@@ -1,4 +1,4 @@
-"""What Gemma decoders have beyond Llama's: two kinds of layers, more norms, soft-capped logits.
+"""Configuration of Gemma decoders beyond Llama's: two kinds of layers, more norms, soft-capped logits.
 
 Values only; `gemma_hf` reads and writes them under Hugging Face's names.
 """
@@ -18,44 +18,44 @@ class LayerType(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionKind:
-    """What may differ between the attention layers of one decoder."""
+    """Properties that may differ between the attention layers of one decoder."""
 
     num_kv_heads: int
     head_dim: int
     rope_theta: float
     rope_factor: float = 1.0
-    """Every frequency is divided by it (`rope_type: linear`, and Gemma 4's `proportional`)."""
+    """Divisor of every frequency (`rope_type: linear`, and Gemma 4's `proportional`)."""
     rotated_fraction: float = 1.0
-    """Share of the head that RoPE turns, the fast frequencies first; the rest has no position."""
+    """Share of the head that RoPE rotates, fast frequencies first; the rest carries no position."""
     window: int | None = None
-    """Positions a token sees, its own included; None: all before it."""
+    """Positions a token attends to, including its own; None: all preceding."""
     values_are_keys: bool = False
-    """There is no value projection: values are the keys before their norm and RoPE."""
+    """No value projection: values are the keys before norm and RoPE."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GemmaConfig:
-    """Beside a `DecoderConfig`, whose own geometry is that of the full-attention layers."""
+    """Complements a `DecoderConfig`, whose own geometry is that of the full-attention layers."""
 
     layer_types: tuple[LayerType, ...]
     sliding: AttentionKind
     full: AttentionKind
     attention_scale: float
-    """What scores are multiplied by before the softmax."""
+    """Factor applied to scores before the softmax."""
     shifted_norms: bool = False
-    """Norm weights are stored less one (Gemma 3)."""
+    """Norm weights are stored minus one (Gemma 3)."""
     value_norm: bool = False
     """RMSNorm without weights over each head of v (Gemma 4)."""
     layer_scalar: bool = False
-    """Each layer's output is multiplied by a number of its own (Gemma 4)."""
+    """Each layer's output is multiplied by its own scalar (Gemma 4)."""
     final_logit_softcap: float | None = None
     """c tanh(logits / c)"""
     num_kv_shared_layers: int = 0
-    """Last layers that attend to the keys and values of the last layer of their type before them."""
+    """Number of last layers that attend to the keys and values of the last earlier layer of their type."""
     wide_shared_mlp: bool = False
     """The MLPs of those layers are twice as wide."""
     per_layer_input_size: int = 0
-    """Values per token and layer that a second embedding table feeds into the layers; 0: none."""
+    """Elements per token and layer from a second embedding table; 0: none."""
     per_layer_vocab_size: int = 0
 
     def __post_init__(self) -> None:
@@ -75,14 +75,14 @@ class GemmaConfig:
 
     @property
     def num_own_layers(self) -> int:
-        """Layers with keys and values of their own; the others come after them."""
+        """Number of layers with their own keys and values; those that share come after them."""
         return len(self.layer_types) - self.num_kv_shared_layers
 
     def kind(self, layer: int) -> AttentionKind:
         return self.sliding if self.layer_types[layer] is LayerType.SLIDING else self.full
 
     def kv_source(self, layer: int) -> int:
-        """The layer whose keys and values `layer` attends to: itself, unless it shares."""
+        """The layer whose keys and values `layer` attends to: itself, unless it shares them."""
         if layer < self.num_own_layers:
             return layer
         wanted = self.layer_types[layer]

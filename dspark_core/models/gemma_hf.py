@@ -1,4 +1,4 @@
-"""`config.json` of Gemma 3 and 4 text decoders: reading, and writing for drafters of their kind."""
+"""Reads `config.json` of Gemma 3 and 4 text decoders, and writes it for drafters of their kind."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _GEMMA3_DEFAULTS: Mapping[str, object] = {
     "query_pre_attn_scalar": 256,
     "max_position_embeddings": 131_072,
 }
-"""Published files name only what differs from these."""
+"""Defaults for fields that published files omit."""
 
 
 def gemma_decoder_config(metadata: Metadata, family: Family) -> DecoderConfig:
-    """Raises CheckpointError: a field is missing or wrong, or asks for what the decoder does not do."""
+    """Raises CheckpointError for a missing or invalid field, or an unsupported feature."""
     gemma4 = family is Family.GEMMA4
     if not gemma4:
         given = {field: value for field, value in metadata.values.items() if value is not None}
@@ -72,7 +72,7 @@ def gemma_decoder_config(metadata: Metadata, family: Family) -> DecoderConfig:
 
 
 def gemma_fields(config: DecoderConfig, gemma: GemmaConfig) -> dict[str, object]:
-    """The inverse, for a drafter's layers: what differs from the fields of every family."""
+    """Inverse for a drafter's layers: the fields that differ from the common ones of all families."""
     fields: dict[str, object] = {
         "model_type": f"{config.family.value}_text",
         "hidden_activation": _ACTIVATION,
@@ -106,7 +106,7 @@ def _refuse_unsupported(metadata: Metadata) -> None:
         raise metadata.error("enable_moe_block", "is not supported: expert layers are not computed")
     if metadata.get("attn_logit_softcapping") is not None:
         raise metadata.error("attn_logit_softcapping", "is not supported")
-    # "vision" is about image tokens, which a text decoder has none of.
+    # "vision" concerns image tokens, which a text decoder does not have.
     if metadata.get("use_bidirectional_attention") not in (None, False, "vision"):
         raise metadata.error("use_bidirectional_attention", "is not supported: decoding is causal")
 
@@ -115,7 +115,7 @@ def _layer_types(metadata: Metadata, gemma4: bool) -> tuple[LayerType, ...]:
     num_layers = metadata.integer("num_hidden_layers")
     names = metadata.get("layer_types")
     if names is None:
-        # Every n-th layer is a full one; Gemma 4's last is always.
+        # Every n-th layer uses full attention; in Gemma 4 the last one always does.
         period = metadata.integer("sliding_window_pattern", 6)
         full = {i for i in range(num_layers) if (i + 1) % period == 0 or (gemma4 and i == num_layers - 1)}
         return tuple(LayerType.FULL if i in full else LayerType.SLIDING for i in range(num_layers))
@@ -161,7 +161,7 @@ def _kinds(
 def _full_overrides(
     metadata: Metadata, layer_types: tuple[LayerType, ...], values_are_keys: bool
 ) -> Metadata:
-    """`head_dim` and `num_key_value_heads` of the full layers, in either layout of the file."""
+    """`head_dim` and `num_key_value_heads` of the full-attention layers, in either layout of the file."""
     per_layer = metadata.get("per_layer_config")
     if per_layer is None:
         values: dict[str, object] = {
@@ -199,13 +199,13 @@ def _rope(metadata: Metadata, kind: LayerType, gemma4: bool) -> tuple[float, flo
 
 
 def _rope_settings(metadata: Metadata, kind: LayerType, gemma4: bool) -> Metadata:
-    """Of one kind of layer, in the new layout or Gemma 3's old one."""
+    """RoPE settings of one kind of layer, in the new layout or Gemma 3's old one."""
     full = kind is LayerType.FULL
     parameters, scaling = metadata.get("rope_parameters"), metadata.get("rope_scaling")
     for name, value in (("rope_parameters", parameters), ("rope_scaling", scaling)):
         if value is not None and not isinstance(value, dict):
             raise metadata.error(name, "must be an object")
-    # What the settings of a kind do not say themselves, the file may say of all.
+    # Top-level settings are the fallback for what a kind does not set itself.
     values: dict[str, object] = {
         "rope_theta": metadata.get("rope_theta" if full or gemma4 else "rope_local_base_freq")
     }

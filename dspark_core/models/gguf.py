@@ -1,4 +1,4 @@
-"""GGUF files through the `gguf` library; quantised tensors are expanded as they are read."""
+"""Reads GGUF files through the `gguf` library; quantised tensors are dequantised on reading."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _SCALING_FIELDS = (
     "yarn_beta_slow",
     "finetuned",
 )
-"""After `_SCALING`: those that are read, and `finetuned`, which nothing computes with."""
+"""Supported fields after `_SCALING`, and `finetuned`, which has no effect."""
 _GLOBAL_NAMES = {
     "token_embd.weight": "embed_tokens.weight",
     "output_norm.weight": "norm.weight",
@@ -86,10 +86,10 @@ class GgufCheckpoint:
         return f"{self._path}: {self._stored_names.get(name) or _stored_name(name)}"
 
     def read(self, name: str) -> Tensor:
-        """float32; query and key rows in rotate-half order, which Llama files interleave."""
+        """float32; query and key rows in rotate-half order, whereas Llama files interleave them."""
         stored = self._stored_names[name]
         values = self._ordered(stored, self._dequantize(self._tensors[stored]))
-        copied = torch.from_numpy(np.array(values, dtype=np.float32))  # the file is mapped
+        copied = torch.from_numpy(np.array(values, dtype=np.float32))  # the file is memory-mapped
         return checked_finite(self, name, copied)
 
     def read_quantized(self, name: str) -> QuantizedRows | None:
@@ -104,7 +104,7 @@ class GgufCheckpoint:
         return rows
 
     def _ordered(self, stored: str, values: np.ndarray) -> np.ndarray:
-        """Rows as the decoder wants them: see `read`."""
+        """Rows in the decoder's order; see `read`."""
         permuted = _PERMUTED.fullmatch(stored)
         if permuted is None or self.config.family is not Family.LLAMA:
             return values
@@ -147,7 +147,7 @@ class GgufCheckpoint:
 
 
 def deinterleave(values: np.ndarray, num_heads: int) -> np.ndarray:
-    """Rows [heads * head_dim, ...] from rotated pairs side by side to one half after the other."""
+    """Rows [heads * head_dim, ...] from interleaved rotation pairs to rotate-half order."""
     pairs = values.reshape(num_heads, -1, 2, *values.shape[1:])
     return pairs.swapaxes(1, 2).reshape(values.shape)
 
@@ -197,7 +197,7 @@ def _rope_scaling(
 
 
 def _named_scaling(metadata: Metadata) -> LinearScaling | YarnScaling | None:
-    """By the rules of llama.cpp, whose default is linear."""
+    """Follows llama.cpp, whose default is linear scaling."""
     kind = metadata.get(f"{_SCALING}type")
     if kind not in (None, "none", "linear", "yarn"):
         raise metadata.error(f"{_SCALING}type", "is not supported; supported: 'none', 'linear', 'yarn'")
@@ -227,8 +227,8 @@ def _recognised_scaling(
 ) -> RopeScaling | None:
     """Recognises Llama-3 scaling, of which a file keeps only the resulting factors.
 
-    Every published model uses the same frequency bounds, so those are tried; a file whose factors
-    they do not reproduce is refused.
+    Every published model uses the same frequency bounds, so only those are tried; a file whose
+    factors they do not reproduce is refused.
     """
     if factors is None:
         return None
@@ -260,13 +260,13 @@ def _refuse_unsupported(metadata: Metadata, head_dim: int) -> None:
 def _open(path: Path) -> GGUFReader:
     try:
         return GGUFReader(path)
-    # A damaged file fails anywhere in the library's parser.
+    # A damaged file may fail anywhere in the library's parser.
     except (OSError, ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
         raise CheckpointError(f"{path}: cannot be read as GGUF: {error}") from error
 
 
 def _metadata(reader: GGUFReader, prefix: str) -> dict[str, object]:
-    """Fields of the architecture, without its prefix; arrays (the tokenizer's) are left alone."""
+    """The architecture's fields, without its prefix; the tokenizer's arrays are skipped."""
     return {key.removeprefix(prefix): _field(reader, key) for key in reader.fields if key.startswith(prefix)}
 
 
@@ -276,7 +276,7 @@ def _field(reader: GGUFReader, key: str) -> object:
 
 
 def _model_name(stored: str) -> str:
-    """Hugging Face name of a tensor; one that has none keeps its own and is found unexpected later."""
+    """Hugging Face name of a tensor; an unknown one keeps its name and is reported as unexpected later."""
     layer = _LAYER_TENSOR.fullmatch(stored)
     if layer and layer[2] in _LAYER_NAMES:
         return f"layers.{layer[1]}.{_LAYER_NAMES[layer[2]]}.{layer[3]}"
@@ -284,7 +284,7 @@ def _model_name(stored: str) -> str:
 
 
 def _stored_name(name: str) -> str:
-    """The name a tensor would have in a file: `_model_name` backwards, for messages."""
+    """The name a tensor would have in a file, for messages; inverse of `_model_name`."""
     layer = re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", name)
     names = {ours: stored for stored, ours in (_LAYER_NAMES if layer else _GLOBAL_NAMES).items()}
     if layer:

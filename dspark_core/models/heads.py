@@ -1,7 +1,7 @@
-"""Sequential heads of a DSpark drafter (paper, section 3): Markov biases and the confidence head.
+"""Sequential heads of a DSpark drafter (paper, section 3): Markov heads and the confidence head.
 
 A Markov head turns the token before a block position into a bias on that position's base logits;
-which of the three kinds it is only changes the low-rank vector that is projected to the vocabulary.
+its three kinds differ only in the low-rank vector that is projected to the vocabulary.
 Drawing tokens is left to the drafter and its sampler.
 """
 
@@ -31,7 +31,7 @@ class MarkovHead(nn.Module):
         return rows
 
     def initial_state(self, rows: int) -> Tensor:
-        """What the first position starts from: s_0 = 0, [rows, rank]."""
+        """Initial state s_0 = 0, [rows, rank]."""
         return self.markov_w1.weight.new_zeros((rows, self.rank))
 
     def step(self, embedded: Tensor, hidden: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,7 @@ class MarkovHead(nn.Module):
         return bias, state
 
     def block_latents(self, embedded: Tensor, hidden: Tensor) -> Tensor:
-        """What `markov_w2` projects to the vocabulary, [rows, block, rank]."""
+        """The vectors that `markov_w2` projects to the vocabulary, [rows, block, rank]."""
         state = self.initial_state(len(embedded))
         latents = []
         for position in range(embedded.shape[1]):
@@ -55,7 +55,7 @@ class MarkovHead(nn.Module):
 
 
 class GatedMarkovHead(MarkovHead):
-    """`W2( sigmoid(gate_proj [h_k ; W1[x]]) * W1[x] )`: the hidden state may silence the bias."""
+    """`W2( sigmoid(gate_proj [h_k ; W1[x]]) * W1[x] )`: the hidden state can suppress the bias."""
 
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__(config)
@@ -67,7 +67,7 @@ class GatedMarkovHead(MarkovHead):
 
 
 class RnnMarkovHead(MarkovHead):
-    """A gated recurrence over the block, so that a bias depends on every token drawn so far."""
+    """A gated recurrence over the block, so that each bias depends on all tokens drawn so far."""
 
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__(config)
@@ -82,7 +82,7 @@ class RnnMarkovHead(MarkovHead):
 
 
 class ConfidenceHead(nn.Module):
-    """Logit of the probability that position k survives, given that all before it did."""
+    """Logit of the probability that position k is accepted, given that all before it were."""
 
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__()
@@ -100,13 +100,13 @@ class ConfidenceHead(nn.Module):
         return logits.squeeze(-1)
 
     def flat_weights(self) -> Tensor:
-        """[d, then rank or nothing, and one] float32: the weights and the bias."""
+        """[d + 1] or [d + rank + 1] float32: the weights, then the bias."""
         weight, bias = self.proj.weight, self.proj.bias
         return torch.cat((weight.detach().flatten(), bias.detach())).float()
 
 
 def build_markov_head(config: DrafterConfig) -> MarkovHead | None:
-    """The head `config` asks for; None for DFlash (`markov_rank == 0`)."""
+    """The configured head; None for DFlash (`markov_rank == 0`)."""
     if config.markov_rank == 0:
         return None
     kinds = {

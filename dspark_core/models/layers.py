@@ -1,7 +1,7 @@
 """Building blocks shared by target decoders and drafters.
 
-Attention itself is not here: a layer hands rotated q, k, v to an `Attend` callable, which owns
-the cache. The same module therefore serves paged inference, plain testing and packed training.
+Attention itself is not here: a layer passes rotated q, k, v to an `Attend` callable, which owns
+the cache. The same modules therefore serve paged inference, simple tests and packed training.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dspark_core.models.rope_scaling import AnyRopeScaling, LinearScaling, RopeS
 
 
 class Attend(Protocol):
-    """Attention over whatever context the caller keeps for `layer`."""
+    """Attention over the context that the caller keeps for `layer`."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim] -> like q."""
@@ -38,7 +38,7 @@ class RMSNorm(nn.Module):
 
 
 class ShiftedRMSNorm(RMSNorm):
-    """The weight is stored less one, which would be lost to rounding if it were added beforehand."""
+    """RMSNorm whose weight is stored minus one; adding it in advance would lose precision to rounding."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__(size, eps)
@@ -61,30 +61,30 @@ class PlainNorm(nn.Module):
 
 
 def build_norm(config: DecoderConfig, size: int | None = None) -> RMSNorm:
-    """The decoder's kind of norm over `size` values; None: the hidden size."""
+    """The decoder's kind of norm over `size` elements; None: the hidden size."""
     shifted = config.gemma is not None and config.gemma.shifted_norms
     kind = ShiftedRMSNorm if shifted else RMSNorm
     return kind(config.hidden_size if size is None else size, config.rms_norm_eps)
 
 
 def embed(token_ids: Tensor, weight: Tensor, scale: float) -> Tensor:
-    """token_ids [...] -> [..., d] rows of weight [vocab, d], times a scale rounded to their dtype."""
+    """token_ids [...] -> [..., d] rows of weight [vocab, d], times `scale` rounded to their dtype."""
     rows = F.embedding(token_ids, weight)
     return rows if scale == 1.0 else rows * rows.new_full((), scale)
 
 
 def soft_cap(logits: Tensor, cap: float | None) -> Tensor:
-    """`cap tanh(logits / cap)`; None: the logits as they are."""
+    """`cap tanh(logits / cap)`; None: returns the logits unchanged."""
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def activate(config: DecoderConfig, gate: Tensor) -> Tensor:
-    """The MLP's non-linearity."""
+    """The MLP's activation function."""
     return F.silu(gate) if config.gemma is None else F.gelu(gate, approximate="tanh")
 
 
 class RotaryEmbedding(nn.Module):
-    """cos and sin tables by absolute position, in float32, rotate-half layout."""
+    """cos and sin tables by absolute position, float32, rotate-half layout."""
 
     cos: Tensor
     sin: Tensor
@@ -120,7 +120,7 @@ def rope_frequencies(head_dim: int, theta: float, scaling: AnyRopeScaling | None
 
 
 def _llama3_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
-    """The long wavelengths are stretched."""
+    """Stretches the long wavelengths."""
     wavelengths = 2 * math.pi / frequencies
     span = scaling.high_freq_factor - scaling.low_freq_factor
     smooth = (scaling.original_max_positions / wavelengths - scaling.low_freq_factor) / span
@@ -129,7 +129,7 @@ def _llama3_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
 
 
 def _yarn_frequencies(powers: Tensor, scaling: YarnScaling, mixed: tuple[float, float]) -> Tensor:
-    """Operation by operation as `transformers` computes them: far out, positions multiply a rounding."""
+    """Follows the order of operations in `transformers`: large positions amplify rounding differences."""
     low, high = mixed
     span = high - low or 0.001
     kept = 1.0 - ((torch.arange(len(powers), dtype=torch.float32) - low) / span).clamp(0.0, 1.0)
@@ -137,8 +137,8 @@ def _yarn_frequencies(powers: Tensor, scaling: YarnScaling, mixed: tuple[float, 
 
 
 class ComputedRotary(nn.Module):
-    """cos and sin computed when they are needed: tables of a long context with large heads, one per
-    kind of layer, would take as much memory as a small model."""
+    """cos and sin computed on demand: tables for a long context and large heads, one per kind of
+    layer, would take as much memory as a small model."""
 
     frequencies: Tensor
 
@@ -159,7 +159,7 @@ Rotary = RotaryEmbedding | ComputedRotary
 
 
 def build_rotary(config: DecoderConfig, extra_positions: int = 0) -> Rotary:
-    """Of a decoder whose layers are alike, for its context and `extra_positions` past it."""
+    """RoPE of a decoder with uniform layers, for its context plus `extra_positions`."""
     if config.gemma is not None:
         return ComputedRotary(config.gemma.full)
     positions = config.max_context_tokens + extra_positions
@@ -173,7 +173,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
-    """SwiGLU; Gemma's gate is a GELU."""
+    """SwiGLU, or GELU gating for Gemma."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class AttentionProjections(nn.Module):
     """q, k, v and output projections with optional per-head norms; RoPE is applied here."""
 
     def __init__(self, config: DecoderConfig, input_size: int | None = None) -> None:
-        """`input_size`: values per token that q, k and v are made of; None: the hidden size."""
+        """`input_size`: input elements per token of q, k and v; None: the hidden size."""
         super().__init__()
         input_size = config.hidden_size if input_size is None else input_size
         self.num_heads, self.num_kv_heads, self.head_dim = (
@@ -226,5 +226,5 @@ class AttentionProjections(nn.Module):
 
 
 def query_scale(config: DecoderConfig, head_dim: int) -> float:
-    """What q is multiplied by, since `Attend` always divides scores by sqrt(head_dim)."""
+    """Factor applied to q; `Attend` always divides scores by sqrt(head_dim)."""
     return 1.0 if config.gemma is None else config.gemma.attention_scale * head_dim**0.5
