@@ -1,1 +1,1 @@
-"""Native CPU kernels: C++ sources, compiled once per machine, called through ctypes. Optional."""
+"""Optional native CPU kernels: C++ sources, compiled once per machine and called through ctypes."""

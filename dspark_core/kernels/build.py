@@ -1,8 +1,8 @@
-"""Compiles the kernels for the processor at hand and keeps the result.
+"""Compiles the kernels for the local processor and caches the result.
 
-A C++17 compiler is all it takes, for a few seconds, once: the library lies in a cache directory
-under a name made of sources, compiler and processor. Without a compiler nothing fails; callers get
-the reason and go on with PyTorch's own operators.
+Needs only a C++17 compiler, for a few seconds, once: the library is cached under a key of sources,
+compiler and processor. Without a compiler nothing fails; callers get the reason and fall back to
+PyTorch's own operators.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _log = logging.getLogger(__name__)
 SOURCES = Path(__file__).with_name("csrc")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-w")
 NATIVE_FLAGS = (("-march=native",), ("-mcpu=native",), ())
-"""Tried in this order: what x86 and Arm compilers call the processor at hand, then neither."""
+"""Tried in this order: the x86 and the Arm flag for the local processor, then none."""
 COMPILE_TIMEOUT_SECONDS = 400.0
-"""Some seconds are the rule; zig builds its C++ library first, minutes on a loaded machine."""
+"""Compilation usually takes seconds; zig builds its C++ library first, which takes minutes under load."""
 
 
 class KernelsUnavailableError(Exception):
-    """Why there are no native kernels here; the message is fit for a user."""
+    """Why native kernels are unavailable here; the message is suitable for users."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildSettings:
-    """Where to compile and with what."""
+    """Where and with which compiler to build."""
 
     cache_directory: Path
     compiler: tuple[str, ...]
@@ -47,7 +47,7 @@ class BuildSettings:
     def from_env(cls, environ: Mapping[str, str]) -> BuildSettings:
         """`DSPARK_CACHE_DIR` or the user's cache; `CXX` or the first compiler found.
 
-        Raises KernelsUnavailableError without a compiler, or when `DSPARK_KERNELS` is "off".
+        Raises KernelsUnavailableError without a compiler, or if `DSPARK_KERNELS` is "off".
         """
         if environ.get("DSPARK_KERNELS") == "off":
             raise KernelsUnavailableError("switched off by DSPARK_KERNELS=off")
@@ -55,9 +55,9 @@ class BuildSettings:
 
 
 def build_library(settings: BuildSettings) -> Path:
-    """The compiled library, from the cache when it is there.
+    """The compiled library, from the cache if present.
 
-    Raises KernelsUnavailableError when it cannot be compiled; never leaves a partial file.
+    Raises KernelsUnavailableError if it cannot be compiled; never leaves a partial file.
     """
     target = settings.cache_directory / f"kernels-{_key(settings)}.so"
     if target.is_file():
@@ -89,7 +89,7 @@ def _compile(settings: BuildSettings, target: Path) -> None:
 
 
 def compile_library(compiler: tuple[str, ...], arguments: tuple[str, ...], output: Path) -> str | None:
-    """Compiles for the processor that `arguments` name. Why that failed, or None."""
+    """Compiles for the processor given by `arguments`. Returns the error, or None on success."""
     command = [*compiler, *FLAGS, *arguments, str(SOURCES / "kernels.cpp"), "-o", str(output)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_SECONDS)
@@ -139,13 +139,13 @@ def _run_for_output(command: list[str]) -> str:
 
 
 def processor_flags() -> frozenset[str]:
-    """What the processor can do, in the names of Linux; empty where that is not to be had."""
+    """The processor's feature flags by their Linux names; empty if unknown."""
     name, _, flags = _processor().partition(":")
     return frozenset(flags.split()) if name.strip() in ("flags", "Features") else frozenset()
 
 
 def _processor() -> str:
-    """What the processor can do: a library compiled for another one might not run here."""
+    """The processor's feature line: a library compiled for another processor might not run here."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith(("flags", "Features")):
@@ -157,8 +157,8 @@ def _processor() -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One compilation at a time; a holder is bounded by the compiler's own time limit."""
-    import fcntl  # not everywhere; where it is missing, so is the rest of this
+    """Serialises compilation across processes; the compiler timeout bounds the wait."""
+    import fcntl  # POSIX only, as is everything else here
 
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -166,7 +166,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def default_settings() -> BuildSettings:
-    """Of this process's environment. Raises KernelsUnavailableError."""
+    """Settings from this process's environment. Raises KernelsUnavailableError."""
     if os.name != "posix":
         raise KernelsUnavailableError(f"not supported on {platform.system()}")
     return BuildSettings.from_env(os.environ)

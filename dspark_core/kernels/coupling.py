@@ -30,7 +30,7 @@ class _CoupledRowsStruct(ctypes.Structure):
 def sample_coupled(
     kernels: Kernels, logits: Tensor, params: Sequence[SamplingParams], seeds: Tensor, positions: Tensor
 ) -> Tensor:
-    """logits [rows, vocab] float32, params of each row, temperatures above 0; seeds, positions [rows]
+    """logits [rows, vocab] float32; params of each row, temperatures above 0; seeds, positions [rows]
     int64 -> tokens [rows]."""
     rows, vocab = logits.shape
     if logits.dtype is not torch.float32:

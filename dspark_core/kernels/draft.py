@@ -1,4 +1,4 @@
-"""What follows the layers of a draft pass as one call: head, Markov biases, choices and confidences."""
+"""Everything after the layers of a draft pass in one call: head, Markov biases, draws and confidences."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class DraftMode(IntEnum):
 
 
 class DraftRowStruct(ctypes.Structure):
-    """One request; `draft.h` says what the fields mean."""
+    """One request; the fields are documented in `draft.h`."""
 
     _fields_ = (
         ("top_p", c_double),
@@ -66,7 +66,7 @@ class _DraftDrawStruct(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class DrawnBlocks:
-    """What was drawn and, unless every row is greedy, from what; rows that are greedy hold nothing."""
+    """The drawn tokens and, unless all rows are greedy, their proposals; those of greedy rows are zeros."""
 
     token_ids: Tensor  # [rows, block] int64 target token ids
     proposal_ids: Tensor | None  # [rows, block, candidates] int64
@@ -87,10 +87,10 @@ class MarkovDraw:
         head: NativeMatrix | None = None,
         confidence: Tensor | None = None,
     ) -> None:
-        """w1 [vocab, rank]; w2 [draft vocab, rank]; target_ids [draft vocab] int64, None: the same.
+        """w1 [vocab, rank]; w2 [draft vocab, rank]; target_ids [draft vocab] int64, None: identity.
 
-        head [draft vocab, hidden]; None: logits are given. confidence: float32 weights of a hidden state,
-        of a row of `w1` if the head looks at that too, and a bias; None: no confidences.
+        head [draft vocab, hidden]; None: callers pass logits. confidence: float32 weights for the hidden
+        state, then for a row of `w1` if the head uses it, then the bias; None: no confidences.
         """
         self._draw = struct_function(kernels, "dspark_draft_draw", _DraftDrawStruct)
         self._w1 = w1.detach().contiguous()
@@ -110,10 +110,10 @@ class MarkovDraw:
         *,
         logits: Tensor | None = None,
     ) -> DrawnBlocks:
-        """hidden [rows, block, d], of the dtype of `w1`; anchors [rows] int64; uniforms [rows, block]
-        float64; candidates: the most likely tokens a draw is made from.
+        """hidden [rows, block, d] of the dtype of `w1`; anchors [rows] int64; uniforms [rows, block]
+        float64; candidates: number of most likely tokens that draws are restricted to.
 
-        logits [rows, block, draft vocab] float32, written over: those before biases; None: the head's.
+        logits [rows, block, draft vocab] float32, before biases, overwritten; None: computed by the head.
         """
         count, block, size = hidden.shape
         vocab = self._w2.out_features
@@ -161,7 +161,7 @@ class MarkovDraw:
     def _check(
         self, hidden: Tensor, anchors: Tensor, rows: Sequence[DraftRowStruct], logits: Tensor | None
     ) -> None:
-        """Raises ValueError: memory that is not there would be read."""
+        """Raises ValueError for shapes with which the kernel would read out of bounds."""
         count, block, size = hidden.shape
         if (len(rows), len(anchors)) != (count, count):
             raise ValueError(f"{len(rows)} rows and {len(anchors)} anchors do not fit {count} hidden states")

@@ -9,7 +9,7 @@ from dspark_core.kernels.library import Kernels
 
 
 def most_likely(kernels: Kernels, logits: Tensor) -> Tensor:
-    """logits [rows, vocab] float32 on the CPU -> token ids [rows] int64, the lowest among equals."""
+    """logits [rows, vocab] float32 on the CPU -> token ids [rows] int64, the lowest id on ties."""
     if logits.dtype is not torch.float32:
         raise ValueError(f"logits must be float32, got {logits.dtype}")
     rows, vocab = logits.shape

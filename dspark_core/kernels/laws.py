@@ -1,4 +1,4 @@
-"""Sampling parameters of target rows as the kernels take them (`law.h`)."""
+"""Sampling parameters of target rows in the kernels' form (`law.h`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ctypes import c_double, c_float, c_int32
 from dspark_core.records import SamplingParams
 
 _MOST = 2**31 - 1
-"""Of what `top_k` holds; more than any vocabulary."""
+"""Maximum of `top_k`'s type; more than any vocabulary."""
 
 
 class LawStruct(ctypes.Structure):
@@ -22,7 +22,7 @@ class LawStruct(ctypes.Structure):
 
 
 def law_array(params: Sequence[SamplingParams]) -> ctypes.Array[LawStruct]:
-    """One for each of `params`; keep it while its address is used."""
+    """One entry per element of `params`; must be kept alive while its address is in use."""
     return (LawStruct * len(params))(
         *[LawStruct(p.top_p, p.temperature, p.min_p, min(p.top_k, _MOST)) for p in params]
     )

@@ -1,4 +1,4 @@
-"""The compiled kernels as a Python object: records that mirror the C structures, and the calls."""
+"""The compiled kernels as a Python object: ctypes mirrors of the C structures, and the calls."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ MAX_HEAD_DIM = 256
 
 
 class Format(IntEnum):
-    """How a packed matrix holds its weights; `matrix.h` has the layouts."""
+    """Weight format of a packed matrix; `matrix.h` documents the layouts."""
 
     FLOAT32 = 0
     BFLOAT16 = 1
     Q4 = 2
     Q8 = 3
     I8 = 4
-    """Q8's weights; rounds activations to 8 bits too."""
+    """Q8's weights, with activations also rounded to 8 bits."""
     I4 = 5
-    """Q4's weights; rounds activations to 8 bits too."""
+    """Q4's weights, with activations also rounded to 8 bits."""
 
 
 class MatrixStruct(ctypes.Structure):
@@ -143,10 +143,10 @@ _SIGNATURES = {
 
 
 class Kernels:
-    """The library's functions, typed. Calls release the interpreter lock."""
+    """The library's typed functions. Calls release the GIL."""
 
     def __init__(self, path: Path) -> None:
-        """Raises KernelsUnavailableError for a file that is not this project's library."""
+        """Raises KernelsUnavailableError if the file is not this project's library."""
         try:
             self.functions = ctypes.CDLL(str(path))
             for name, (result, arguments) in _SIGNATURES.items():
@@ -166,7 +166,7 @@ class Kernels:
 
     @property
     def byte_products(self) -> bool:
-        """Whether it multiplies 8-bit integers by instructions made for that."""
+        """Whether it has dedicated instructions for 8-bit integer products."""
         return bool(self.functions.dspark_byte_products())
 
 
@@ -174,7 +174,7 @@ class Kernels:
 def struct_function(
     kernels: Kernels, name: str, struct: type[ctypes.Structure]
 ) -> Callable[[CArgObject], None]:
-    """One that takes the address of such a record (`ctypes.byref`) and returns nothing."""
+    """A function that takes a pointer to such a struct (`ctypes.byref`) and returns nothing."""
     function = getattr(kernels.functions, name)
     function.restype, function.argtypes = None, (POINTER(struct),)
     return cast("Callable[[CArgObject], None]", function)
@@ -182,13 +182,13 @@ def struct_function(
 
 @functools.cache
 def load_kernels() -> Kernels:
-    """Compiles them first where that has not been done; raises KernelsUnavailableError.
+    """Loads the kernels, compiling them if necessary; raises KernelsUnavailableError.
 
-    With `DSPARK_PREBUILT_KERNELS`, a directory, nothing is compiled: the best library there is taken. With
-    `DSPARK_AMX=off` the library leaves the processor's matrix unit alone.
-    ConfigError for a switch that is neither on nor off: a slow start must not hide a misspelling.
+    If `DSPARK_PREBUILT_KERNELS` names a directory, nothing is compiled and the best library in it is used.
+    With `DSPARK_AMX=off` the library does not use AMX.
+    Raises ConfigError for a switch that is neither on nor off, as a slow start must not hide a typo.
     """
-    _switched_on("DSPARK_AMX")  # the library reads it itself
+    _switched_on("DSPARK_AMX")  # only validated here; the library reads it itself
     wanted, prebuilt = _switched_on("DSPARK_KERNELS"), os.environ.get("DSPARK_PREBUILT_KERNELS")
     if prebuilt and wanted:
         return Kernels(find_prebuilt(Path(prebuilt)))
@@ -204,7 +204,7 @@ def _switched_on(name: str) -> bool:
 
 @functools.cache
 def native_kernels() -> Kernels | None:
-    """The kernels, or None after saying why not, once."""
+    """The kernels, or None after logging the reason once."""
     try:
         kernels = load_kernels()
     except KernelsUnavailableError as error:
@@ -215,7 +215,7 @@ def native_kernels() -> Kernels | None:
 
 
 def kernels_for(logits: Tensor) -> Kernels | None:
-    """The kernels if these are rows they take: some, of float32 and on a CPU."""
+    """The kernels if they support these rows: non-empty, float32, on a CPU."""
     if logits.device.type != "cpu" or logits.dtype is not torch.float32 or not len(logits):
         return None
     return native_kernels()

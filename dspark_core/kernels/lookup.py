@@ -41,22 +41,22 @@ class _LookupBlocksStruct(ctypes.Structure):
 
 
 Chain = tuple[tuple[int, ...], tuple[float, ...]]
-"""Tokens and their confidences, as of `lookup_chain`."""
+"""Tokens and their confidences, as returned by `lookup_chain`."""
 
 
 class NativeText:
-    """A growing text that the kernels have indexed."""
+    """A growing text indexed by the kernels."""
 
     def __init__(self, kernels: Kernels) -> None:
         functions = kernels.functions
         self.address: int = functions.dspark_text_create()
         self.known = 0
-        """Tokens it was told of."""
+        """Number of tokens indexed so far."""
         self.free = weakref.finalize(self, functions.dspark_text_destroy, self.address)
 
 
 class NativeLookup:
-    """Blocks from texts and a table of n-grams, computed by the kernels; for one thread at a time."""
+    """Blocks from texts and an n-gram table, computed by the kernels; not thread-safe."""
 
     def __init__(
         self,
@@ -77,9 +77,9 @@ class NativeLookup:
     def chains(
         self, texts: Sequence[NativeText], tokens: Sequence[Sequence[int]], wanted: Sequence[int]
     ) -> list[Chain]:
-        """`lookup_chain` of each text and its longest match, at most so many tokens.
+        """`lookup_chain` of each text with its longest match, up to `wanted` tokens each.
 
-        `tokens`: all of each text's; they must begin with what they were in the last call.
+        `tokens`: all tokens of each text, which must extend those of the previous call.
         """
         added = [whole[text.known :] for text, whole in zip(texts, tokens, strict=True)]
         total = sum(map(len, added))
@@ -105,7 +105,7 @@ class NativeLookup:
 
 
 class _Buffers:
-    """What calls read and write, used again by the next: in short rounds making it took most of a call."""
+    """Input and output buffers, reused across calls: allocating them dominated calls in short rounds."""
 
     def __init__(self, table: _NgramTableStruct, blocks: int, most: int, room: int) -> None:
         self.blocks, self.most, self.room = blocks, most, room

@@ -12,7 +12,7 @@ from dspark_core.kernels.library import Format, Kernels, MatrixStruct
 from dspark_core.kernels.memory import Arena
 
 GROUP = 32
-"""Inputs that share a scale in the quantised formats."""
+"""Number of inputs that share a scale in the quantised formats."""
 
 _BLOCK_BYTES = {Format.Q4: 20, Format.Q8: 34}
 
@@ -34,15 +34,14 @@ class QuantizedRows:
 
     @property
     def scales(self) -> Tensor:
-        """[outputs, groups, 1 or 2] float16, with which each block begins: the scale and, of Q4_1, the least
-        value."""
+        """[outputs, groups, 1 or 2] float16, at the start of each block: scale and, for Q4_1, minimum."""
         blocks = self.blocks.view(len(self.blocks), -1, _BLOCK_BYTES[self.format])
         count = 2 if self.format is Format.Q4 else 1
         return blocks[:, :, : 2 * count].contiguous().view(torch.float16)
 
 
 def supports(kind: Format, inputs: int, dtype: torch.dtype) -> bool:
-    """Whether a matrix of this format can be multiplied with activations of this type."""
+    """Whether a matrix of this format can be multiplied by activations of this dtype."""
     if kind is Format.FLOAT32:
         return dtype is torch.float32
     if dtype is not torch.bfloat16:
@@ -51,7 +50,7 @@ def supports(kind: Format, inputs: int, dtype: torch.dtype) -> bool:
 
 
 class NativeMatrix:
-    """Results of a row of activations are the same bits whatever rows share the call."""
+    """A row's results are bitwise independent of the other rows in the call."""
 
     def __init__(
         self,
@@ -65,7 +64,7 @@ class NativeMatrix:
     ) -> None:
         """`source` [outputs, inputs]. `paired`: its upper half gates its lower half (SwiGLU).
 
-        A float source is quantised here when `kind` is Q8 or I8; four bits are only kept, never made.
+        A float source is quantised if `kind` is Q8 or I8; 4-bit weights are only taken as stored.
         """
         self._kernels = kernels
         raw = isinstance(source, QuantizedRows)
@@ -111,9 +110,9 @@ class NativeMatrix:
         return out
 
     def normed(self, x: Tensor, norm: Tensor, eps: float) -> Tensor:
-        """RMSNorm of `multiply`: x [..., in_features] -> [..., out_features] of its dtype.
+        """RMSNorm of `multiply`: x [..., in_features] -> [..., out_features] in x's dtype.
 
-        norm [out_features] float32 weights.
+        norm [out_features] float32: the norm's weights.
         """
         rows = x.numel() // self.in_features
         out = torch.empty((*x.shape[:-1], self.out_features), dtype=x.dtype)
@@ -134,7 +133,7 @@ class NativeMatrix:
         return out
 
     def dequantize(self, first: int = 0, rows: int | None = None) -> Tensor:
-        """Rows [first, first + rows) as float32: exactly what `multiply` computes with."""
+        """Rows [first, first + rows) as float32: the exact values that `multiply` uses."""
         count = self.out_features - first if rows is None else rows
         out = torch.empty((count, self.in_features))
         self._kernels.functions.dspark_unpack(ctypes.byref(self.struct), first, count, out.data_ptr())

@@ -1,7 +1,7 @@
-"""Libraries compiled ahead for kinds of processors, for machines that will have no compiler.
+"""Libraries compiled ahead of time for several processor levels, for machines without a compiler.
 
-An image is built on one machine and runs on others: it carries a library per kind of processor, and
-each start takes the best that the processor at hand can run.
+An image is built on one machine and runs on others: it carries one library per processor level, and
+each start picks the best one that the local processor can run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A kind of processor: what the compiler calls it, and what /proc/cpuinfo must list."""
+    """A processor level: its compiler flags and the features /proc/cpuinfo must list."""
 
     name: str
     arguments: tuple[str, ...]
@@ -43,7 +43,7 @@ OTHER_LEVELS = (Level("baseline", (), ()),)
 
 
 def levels(machine: str) -> tuple[Level, ...]:
-    """Those to compile for on a machine of this architecture, best first."""
+    """Levels to compile for on a machine of this architecture, best first."""
     return X86_LEVELS if machine in ("x86_64", "AMD64") else OTHER_LEVELS
 
 
@@ -54,7 +54,7 @@ def prebuild(
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
     for level in levels(platform.machine()):
-        # The C++ library goes in: the machine that runs it may have another one, or none.
+        # Links the C++ library statically: the target machine may have another version, or none.
         arguments = (*level.arguments, "-static-libstdc++", "-static-libgcc")
         target = _path(directory, level)
         failure = compile_library(settings.compiler, arguments, target)
@@ -68,9 +68,9 @@ def prebuild(
 def find_prebuilt(
     directory: Path, *, machine: str | None = None, flags: frozenset[str] | None = None
 ) -> Path:
-    """The best library in `directory` that a processor with these flags (default: this one) can run.
+    """The best library in `directory` for a processor with these flags (default: the local one).
 
-    Raises KernelsUnavailableError when there is none.
+    Raises KernelsUnavailableError if none fits.
     """
     have = processor_flags() if flags is None else flags
     known = levels(machine or platform.machine())

@@ -43,18 +43,18 @@ def accept_rejection(
     lengths: Sequence[int],
     uniforms: Tensor,
 ) -> list[tuple[int, int]]:
-    """The reference's verdicts on rows given as logits -> of each request accepted drafts and next token.
+    """Same result as the reference, from logits -> (accepted drafts, next token) of each request.
 
-    Numbers that are few come and go as such: for one request, operators would take longer than the rows.
+    Short arguments are Python sequences: for one request, tensor operators would take longer than the rows.
 
     Args:
         logits: [drafts + requests, vocab] float32.
-        params: of each request, temperatures above 0.
+        params: one per request, temperatures above 0.
         draft_ids: [drafts] in [0, vocab).
         draft_q_ids: [drafts, k] int64 in [0, vocab).
         draft_q_probs: [drafts, k] float32.
         lengths: [requests], sum is drafts.
-        uniforms: [drafts + requests] float64 in [0, 1), the drafts' first.
+        uniforms: [drafts + requests] float64 in [0, 1), drafts first.
     """
     requests, drafts = len(lengths), len(draft_ids)
     _check(logits, drafts, len(params), lengths, draft_q_ids, draft_q_probs, uniforms)
@@ -94,7 +94,7 @@ def _check(
     q_probs: Tensor,
     uniforms: Tensor,
 ) -> None:
-    """Raises ValueError: memory that is not there would be read."""
+    """Raises ValueError for shapes with which the kernel would read out of bounds."""
     rows, requests = len(logits), len(lengths)
     if (rows, len(uniforms), laws, sum(lengths)) != (drafts + requests, rows, requests, drafts):
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Memory for the results of many calls, handed out again when nothing refers to them any more.
+"""Result buffers that are reused once nothing refers to them any more.
 
-Fresh memory costs a page fault and the zeroing of 4 KB for every 1,024 values: at 49,152 logits a
-row that was a twentieth of a step of 8 tokens.
+Fresh memory costs a page fault and zeroing of 4 KB per 1,024 values, which for rows of 49,152 logits was
+a twentieth of a step of 8 tokens.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 from dspark_core.kernels.memory import huge_zeros
 
 _IDLE_REFERENCES = 3
-"""To a buffer: the list's, the loop variable's, and the argument's of `getrefcount`."""
+"""References to an unused buffer: the list, the loop variable, and the argument of `getrefcount`."""
 
 
 class ReusedRows:
     def __init__(self, *, most_bytes: int = 64 * 2**20, buffers: int = 4) -> None:
-        """`most_bytes`: of all buffers together; larger results get memory of their own."""
+        """`most_bytes`: total over all buffers; results too large for a buffer get fresh memory."""
         self._most_values = most_bytes // buffers // 4
         self._most_buffers = buffers
         self._buffers: list[np.ndarray] = []
@@ -33,7 +33,7 @@ class ReusedRows:
         for buffer in self._buffers:
             if len(buffer) >= count and sys.getrefcount(buffer) == _IDLE_REFERENCES:
                 return _rows_of(buffer, rows, columns)
-        # Growing by doubling: a batch that grows row by row must not replace a buffer each time.
+        # Sizes are powers of two, so that a batch growing row by row does not replace a buffer each time.
         size = min(self._most_values, 1 << (count - 1).bit_length())
         new = huge_zeros(4 * size).view(torch.float32).numpy()
         self._buffers = [new, *self._buffers][: self._most_buffers]
@@ -41,5 +41,5 @@ class ReusedRows:
 
 
 def _rows_of(buffer: np.ndarray, rows: int, columns: int) -> Tensor:
-    """Refers to the buffer for as long as any tensor made of it lives."""
+    """A tensor that keeps the buffer referenced for as long as it or any view of it lives."""
     return torch.from_numpy(buffer[: rows * columns]).view(rows, columns)

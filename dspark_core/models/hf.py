@@ -1,4 +1,4 @@
-"""Hugging Face model directories: `config.json` beside safetensors, sharded or not."""
+"""Hugging Face model directories: `config.json` plus safetensors files, sharded or not."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ _FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 _PREFIX = "model."
 _TEXT_CONFIG = "text_config"
 _TEXT_PREFIXES = ("model.language_model.", "language_model.model.")
-"""Of the text decoder's tensors in checkpoints that hold more than text, newest layout first."""
+"""Prefixes of the text decoder's tensors in multimodal checkpoints, newest layout first."""
 
 
 def read_hf_config(directory: Path, *, quantised: bool = False) -> DecoderConfig:
-    """Of the text decoder. Raises CheckpointError for what it cannot compute.
+    """Configuration of the text decoder. Raises CheckpointError for what it does not support.
 
-    `quantised`: whether whoever computes it takes quantised weights too.
+    `quantised`: whether the caller's engine also handles quantised weights.
     """
     path = directory / "config.json"
     metadata = Metadata(str(path), read_json(path))
@@ -66,17 +66,17 @@ def _text_part(metadata: Metadata) -> Metadata:
         return metadata
     if not isinstance(values, dict):
         raise metadata.error(_TEXT_CONFIG, "must be an object")
-    # What is said of the whole model holds for its text part.
+    # Settings of the whole model also apply to its text part.
     shared = ("quantization_config", "tie_word_embeddings")
     outer = {field: metadata.get(field) for field in shared if metadata.get(field) is not None}
     return Metadata(f"{metadata.origin}: {_TEXT_CONFIG}", {**values, **outer})
 
 
 def decoder_config(metadata: Metadata, family: Family, *, quantised: bool = False) -> DecoderConfig:
-    """The decoder's geometry from `config.json` fields, old or new layout of the RoPE settings.
+    """The decoder's geometry from `config.json` fields, in the old or new layout of the RoPE settings.
 
     Raises:
-        CheckpointError: a field is missing or wrong, or asks for what the decoder does not do.
+        CheckpointError: a field is missing, invalid, or asks for an unsupported feature.
     """
     if metadata.get("quantization_config") is not None and not quantised:
         raise metadata.error(
@@ -111,11 +111,11 @@ def decoder_config(metadata: Metadata, family: Family, *, quantised: bool = Fals
 
 
 class HfTensors:
-    """`TensorSource` over the safetensors files of a directory; reads headers only until asked."""
+    """`TensorSource` over the safetensors files of a directory; reads only headers up front."""
 
     def __init__(self, directory: Path, *, text_part: bool = False, any_dtype: bool = False) -> None:
-        """`text_part`: the directory holds more than a text decoder; the rest is left alone.
-        `any_dtype`: tensors that hold no floats are left alone too, not refused."""
+        """`text_part`: the directory holds more than a text decoder; other tensors are ignored.
+        `any_dtype`: non-float tensors are ignored rather than refused."""
         self._directory = directory
         self._text_part = text_part
         self._any_dtype = any_dtype
@@ -156,7 +156,7 @@ class HfTensors:
         return checked_finite(self, name, tensor)
 
     def read_start(self, name: str, values: int) -> Tensor:
-        """The first values of the flattened tensor, without reading the others."""
+        """The first values of the flattened tensor, without reading the rest."""
         rows = -(-values // max(math.prod(self._shapes[name][1:]), 1))
         try:
             with open_tensors(self._files[name]) as file:
@@ -166,7 +166,7 @@ class HfTensors:
             raise CheckpointError(f"{self.describe(name)}: cannot be read: {error}") from error
 
     def read_quantized(self, name: str) -> QuantizedRows | None:
-        """None: safetensors files hold floats."""
+        """Always None: safetensors files hold floats."""
         return None
 
     def _add_file(self, path: Path) -> None:
@@ -181,7 +181,7 @@ class HfTensors:
     def _add_tensor(self, path: Path, stored: str, shape: list[int], dtype: str) -> None:
         name = self._name(stored)
         if name is None or stored.endswith("rotary_emb.inv_freq"):
-            return  # old exports carry this constant
+            return  # old exports contain this constant
         if dtype not in _FLOAT_DTYPES:
             if self._any_dtype:
                 return
@@ -193,7 +193,7 @@ class HfTensors:
         self._shapes[name], self._files[name], self._stored_names[name] = tuple(shape), path, stored
 
     def _name(self, stored: str) -> str | None:
-        """None: no part of the text decoder."""
+        """None: not part of the text decoder."""
         if not self._text_part:
             return stored.removeprefix(_PREFIX)
         for prefix in _TEXT_PREFIXES:
@@ -235,13 +235,13 @@ def _refuse_unsupported(metadata: Metadata) -> None:
         not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types)
     ):
         raise metadata.error("layer_types", "is not supported; supported: 'full_attention' throughout")
-    # Qwen3 writes a window it does not use, and says so in use_sliding_window.
+    # Qwen3 writes a window even if use_sliding_window says it is unused.
     if metadata.get("use_sliding_window") is None and metadata.get("sliding_window") is not None:
         raise metadata.error("sliding_window", "is not supported")
 
 
 def _rope_fields(metadata: Metadata) -> Metadata:
-    """The RoPE settings of either layout: `rope_parameters`, or `rope_theta` and `rope_scaling`."""
+    """The RoPE settings from either layout: `rope_parameters`, or `rope_theta` and `rope_scaling`."""
     values: dict[str, object] = {"rope_theta": metadata.get("rope_theta")}
     field = "rope_parameters" if metadata.get("rope_parameters") is not None else "rope_scaling"
     nested = metadata.get(field)

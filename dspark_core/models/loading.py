@@ -1,4 +1,4 @@
-"""Loads a target model from a GGUF file or a Hugging Face directory, checking every tensor."""
+"""Loads a target model from a GGUF file or a Hugging Face directory, validating every tensor."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from dspark_core.models.tensor_source import WeightSource, check_shapes
 from dspark_core.models.weight_layout import Layout, SourceTensor, unused_tensors, weight_layout
 
 _FINGERPRINT_VALUES = 64
-"""Values of each tensor that go into the fingerprint."""
+"""Number of values of each tensor that enter the fingerprint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetFacts:
-    """What is known of a target without its weights."""
+    """What is known about a target without loading its weights."""
 
     config: DecoderConfig
     path: Path
     fingerprint: str
-    """Equal for equal weights of the same format, whatever dtype or device they are loaded to."""
+    """Equal for equal weights in the same format, regardless of the dtype or device they are loaded to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +51,13 @@ def load_target(
     weights: WeightChoice = WeightChoice.STORED,
     native: bool = True,
 ) -> LoadedTarget:
-    """`path` is a file, a directory, or the demo model's name; `pack` as in `Decoder.pack`, on a CPU.
+    """`path` is a file, a directory, or the demo model's name; `pack` as in `Decoder.pack`, on a CPU only.
 
-    `weights` and `native` say how to pack.
+    `weights` and `native` control the packing.
 
     Raises:
-        ConfigError: nothing lies at `path`, or not what `weights` are for.
-        CheckpointError: the file, the tensor and both shapes are named where they apply.
+        ConfigError: `path` does not exist, or does not hold what `weights` requires.
+        CheckpointError: names the file, the tensor and both shapes where they apply.
     """
     resolved = resolve_model_path(path)
     config, source = _open_checkpoint(resolved)
@@ -74,8 +74,8 @@ def load_target(
 
 
 def load_target_ends(path: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> LoadedTarget:
-    """Embedding and output projection, which is what a drafter shares with its target: a decoder without
-    layers. Layers may be quantised in any way. Raises as `load_target`."""
+    """Loads only the embedding and output projection, which a drafter shares with its target, as a decoder
+    without layers. Layers may be quantised in any way. Raises as `load_target`."""
     resolved = resolve_model_path(path)
     config, source = _open_checkpoint(resolved, layers=False)
     ends = draft_backbone(config, 0)
@@ -92,7 +92,7 @@ def _shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
 
 
 def _filled(decoder: Decoder, layout: Layout, source: WeightSource) -> str:
-    """Reads every parameter; the fingerprint of what was read."""
+    """Reads every parameter; returns the fingerprint of the values read."""
     fingerprint = _geometry_digest(decoder.config)
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
@@ -111,8 +111,7 @@ def _geometry_digest(config: DecoderConfig) -> hashlib._Hash:
 
 
 def read_target_facts(path: str) -> TargetFacts:
-    """Of a Hugging Face directory that something else loads; matrices that are stored quantised have no say
-    in the fingerprint.
+    """Facts of a Hugging Face directory that another engine loads; quantised matrices are not fingerprinted.
 
     Raises ConfigError and CheckpointError as `load_target`.
     """
@@ -140,7 +139,7 @@ def _in_parameter_order(config: DecoderConfig) -> Iterator[tuple[SourceTensor, .
 
 
 def _open_checkpoint(path: Path, *, layers: bool = True) -> tuple[DecoderConfig, WeightSource]:
-    """`layers`: whether they are to be computed here, and so have to be of a kind that can be."""
+    """`layers`: whether layers are computed here and so must be of a supported kind."""
     if path.is_dir():
         config = read_hf_config(path, quantised=not layers)
         tensors = HfTensors(path, text_part=has_text_part(path), any_dtype=not layers)
@@ -153,9 +152,9 @@ def _open_checkpoint(path: Path, *, layers: bool = True) -> tuple[DecoderConfig,
 
 
 def _refuse_another_head(config: DecoderConfig, source: HfTensors) -> None:
-    """Of a tied model a file may hold the same matrix twice; one that was trained apart would be lost."""
+    """Refuses a tied model with a separate output projection: a copy is fine, other weights would be lost."""
     head, embedding = "lm_head.weight", "embed_tokens.weight"
-    # A missing embedding is told with whatever else is missing.
+    # A missing embedding is reported later, with other missing tensors.
     if not config.tie_word_embeddings or not {head, embedding} <= source.shapes.keys():
         return
     if not torch.equal(source.read(head), source.read(embedding)):
@@ -166,7 +165,7 @@ def _refuse_another_head(config: DecoderConfig, source: HfTensors) -> None:
 
 
 def _stored_matrices(source: WeightSource, layout: Layout) -> dict[str, QuantizedRows]:
-    """Parameters whose every part the file holds in the same kind of blocks."""
+    """Parameters whose parts are all stored in the same quantised format."""
     found = {}
     for name, parts in layout.items():
         matrices = [source.read_quantized(part.name) for part in parts]
@@ -178,7 +177,7 @@ def _stored_matrices(source: WeightSource, layout: Layout) -> dict[str, Quantize
 
 
 def _empty_decoder(config: DecoderConfig, dtype: torch.dtype, device: torch.device | str) -> Decoder:
-    """Uninitialised weights: drawing random ones first would take longer than reading the file."""
+    """Leaves weights uninitialised: random initialisation takes longer than reading the file."""
     with torch.device("meta"):
         decoder = build_decoder(config)
     decoder = decoder.to(dtype).to_empty(device=device)
@@ -188,7 +187,7 @@ def _empty_decoder(config: DecoderConfig, dtype: torch.dtype, device: torch.devi
 
 
 def _row_ranges(parts: tuple[SourceTensor, ...], parameter: Tensor) -> Iterator[tuple[SourceTensor, Tensor]]:
-    """Each source with the rows of the parameter it fills, which lie one below the other."""
+    """Each source with the rows of the parameter it fills; sources are stacked from the top."""
     start = 0
     for part in parts:
         yield part, parameter.narrow(0, start, part.rows)

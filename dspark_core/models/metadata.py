@@ -14,14 +14,14 @@ _MISSING = object()
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """Fields of one file. An absent or null field takes the default; without one it is an error."""
+    """Fields of one file. An absent or null field takes the default, or is an error if there is none."""
 
     origin: str
-    """The file, as messages name it."""
+    """The file, as named in messages."""
     values: Mapping[str, object]
 
     def get(self, field: str) -> object:
-        """The raw value, None when absent."""
+        """The raw value; None if absent."""
         return self.values.get(field)
 
     def integer(self, field: str, default: object = _MISSING) -> int:

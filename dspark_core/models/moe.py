@@ -1,7 +1,7 @@
 """Mixture-of-experts feed-forward layers for draft backbones, as in DeepSeek-V3 (arXiv 2412.19437, 2.1.2).
 
-Affinities are sigmoids; a token's gates are those of its chosen experts, normalised to one. The
-choice, not the gates, also counts a bias per expert, which training moves to balance their loads.
+Affinities are sigmoids; a token's gates are those of its chosen experts, normalised to sum to one. The
+choice, but not the gates, includes a bias per expert, which training adjusts to balance their loads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dspark_core.models.moe_config import Balance, MoeConfig
 
 
 class Router(nn.Module):
-    """Chooses in float32: a choice must not depend on the dtype's rounding of close affinities."""
+    """Routes in float32, so that the choice does not depend on how a dtype rounds close affinities."""
 
     def __init__(self, config: MoeConfig, hidden_size: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Router(nn.Module):
 
 
 class MoeMLP(nn.Module):
-    """Takes the place of a dense `MLP`."""
+    """Drop-in replacement for a dense `MLP`."""
 
     def __init__(self, backbone: DecoderConfig, config: MoeConfig) -> None:
         super().__init__()
@@ -61,13 +61,13 @@ class MoeMLP(nn.Module):
         gates = gates.to(x.dtype)
         for index, expert in enumerate(self.experts):
             tokens, slots = (chosen == index).nonzero(as_tuple=True)
-            # In training even an expert without tokens is run: its gradient is zero, not absent.
+            # In training, experts without tokens run too, so that their gradient is zero rather than None.
             if len(tokens) or self.training:
                 out = out.index_add(0, tokens, expert(x[tokens]) * gates[tokens, slots, None])
         return out
 
     def take_balance_loss(self) -> Tensor | None:
-        """Of the last forward pass in training, once; a scalar whose gradient evens the loads out."""
+        """Balance loss of the last training forward pass, a scalar; returned once."""
         loss, self._balance_loss = self._balance_loss, None
         return loss
 
@@ -79,17 +79,17 @@ class MoeMLP(nn.Module):
             over = torch.sign(load - 1 / experts)
             return self.config.balance_weight * (self.gate.e_score_correction_bias.float() * over).sum()
         share = (affinities / affinities.sum(dim=-1, keepdim=True)).mean(dim=0)
-        unmoved = 0.0 * self.gate.e_score_correction_bias.float().sum()  # it has a gradient of zero
+        unmoved = 0.0 * self.gate.e_score_correction_bias.float().sum()  # gives the bias a zero gradient
         return self.config.balance_weight * experts * (load * share).sum() + unmoved
 
 
 def take_balance_loss(module: nn.Module) -> Tensor | None:
-    """Sum over all expert layers under `module` since it was last taken; None without any."""
+    """Sum over all expert layers under `module` since last taken; None if there are none."""
     losses = [layer.take_balance_loss() for layer in module.modules() if isinstance(layer, MoeMLP)]
     found = [loss for loss in losses if loss is not None]
     return torch.stack(found).sum() if found else None
 
 
 def expert_loads(chosen: Tensor, num_experts: int) -> Tensor:
-    """chosen [tokens, k] -> share of the assignments each expert got [experts]."""
+    """chosen [tokens, k] -> share of the assignments that went to each expert [experts]."""
     return torch.bincount(chosen.flatten(), minlength=num_experts) / chosen.numel()

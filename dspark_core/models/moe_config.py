@@ -10,29 +10,29 @@ from dspark_core.models.metadata import Metadata, naming_file
 
 
 class Balance(Enum):
-    """How training keeps the experts' loads alike."""
+    """How training balances the experts' loads."""
 
     BIAS = "bias"
-    """A bias per expert, for the choice alone, moves against its load (arXiv 2408.15664)."""
+    """A per-expert bias, used only for routing, moves against the expert's load (arXiv 2408.15664)."""
     AUXILIARY_LOSS = "auxiliary_loss"
     """A loss on load times affinity (Switch Transformers, arXiv 2101.03961)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoeConfig:
-    """Every token goes through the shared experts and the `experts_per_token` it scores highest."""
+    """Every token passes through the shared experts and its `experts_per_token` highest-scoring ones."""
 
     num_experts: int
-    """Routed experts."""
+    """Number of routed experts."""
     experts_per_token: int
     expert_size: int
     """Intermediate size of one expert."""
     num_shared_experts: int = 1
     routed_scale: float = 1.0
-    """What the routed experts' sum, whose gates add up to one, is multiplied by."""
+    """Factor on the routed experts' sum, whose gates add up to one."""
     balance: Balance = Balance.BIAS
     balance_weight: float = 1e-3
-    """Of the auxiliary loss; of the bias's gradient, whose scale the optimiser takes out again."""
+    """Weight of the auxiliary loss, or of the bias's gradient, whose scale the optimiser normalises away."""
 
     def __post_init__(self) -> None:
         for name in ("num_experts", "experts_per_token", "expert_size"):
@@ -75,7 +75,7 @@ def parse_moe(metadata: Metadata) -> MoeConfig | None:
 
 
 def moe_fields(config: MoeConfig) -> dict[str, object]:
-    """The inverse of `parse_moe`."""
+    """Inverse of `parse_moe`."""
     return {
         "n_routed_experts": config.num_experts,
         "num_experts_per_tok": config.experts_per_token,

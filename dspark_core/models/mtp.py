@@ -1,8 +1,8 @@
 """The MTP-1 drafter: DeepSeek-V3's multi-token-prediction module, which drafts one token per round.
 
-DeepSeek-V3 (arXiv 2412.19437, section 2.2) and the baseline of the paper's production results. The
-module reads pairs: the target's final hidden state of position i with the embedding of token i + 1.
-`eh_proj [enorm(embedding) ; hnorm(hidden)]` goes through one decoder layer, causal over the pairs,
+DeepSeek-V3 (arXiv 2412.19437, section 2.2); the baseline of the paper's production results. The module's
+input pairs the target's final hidden state of position i with the embedding of token i + 1.
+`eh_proj [enorm(embedding) ; hnorm(hidden)]` passes through one decoder layer, causal over the pairs,
 whose output predicts token i + 2. Embedding and LM head are the target's.
 """
 
@@ -19,7 +19,7 @@ from dspark_core.models.own_confidence import own_confidence_logits
 
 
 class MtpProjection(nn.Module):
-    """`hnorm(h)`: the target's final hidden state to the context feature."""
+    """`hnorm(h)`: from the target's final hidden state to the context feature."""
 
     def __init__(self, config: MtpConfig) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class MtpDrafter(AutoregressiveDrafter):
         self.rotary = build_mtp_rotary(config)
 
     def combine(self, features: Tensor, next_ids: Tensor) -> Tensor:
-        """features [tokens, d], each with the token after it [tokens] -> the layer's input [tokens, d]."""
+        """features [tokens, d] and the tokens after them [tokens] -> the layer's input [tokens, d]."""
         scale = self.config.backbone.embedding_scale
         embedded = self.enorm(embed(next_ids, self.embed_tokens, scale))
         combined: Tensor = self.eh_proj(torch.cat((embedded, features), dim=-1))
@@ -62,9 +62,10 @@ class MtpDrafter(AutoregressiveDrafter):
     def context_keys_values(
         self, features: Tensor, next_ids: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """features [tokens, d] of `positions` [tokens], each with the token that follows it.
+        """features [tokens, d] at `positions` [tokens], each with the token that follows it
+        -> k, v [tokens, kv_heads, head_dim].
 
-        -> k, v [tokens, kv_heads, head_dim]; with a single layer those of a position never change.
+        With a single layer, the keys and values of a position never change.
         """
         cos, sin = self.rotary(positions, features.dtype)
         combined = self.layer.input_layernorm(self.combine(features, next_ids))
@@ -74,10 +75,10 @@ class MtpDrafter(AutoregressiveDrafter):
     def draw(
         self, anchor_ids: Tensor, features: Tensor, positions: Tensor, attend: Attend, sampler: Sampler
     ) -> DraftTokens:
-        """Drafts one token from the features [requests, d] of the `positions` before the anchors.
+        """Drafts one token from the features [requests, d] at `positions`, just before the anchors.
 
-        `attend` is called once with one query, key and value of each request; it lets the request
-        see the context before `positions`, and itself.
+        `attend` is called once with one query, key and value per request, which sees the context
+        before `positions` and itself.
         """
         cos, sin = self.rotary(positions, features.dtype)
         logits = self.logits(self.layer(0, self.combine(features, anchor_ids), cos, sin, attend))
@@ -86,5 +87,5 @@ class MtpDrafter(AutoregressiveDrafter):
 
 
 def build_mtp_rotary(config: MtpConfig) -> Rotary:
-    """Of the target's length: a pair sits at the position of its hidden state."""
+    """RoPE for the context plus one block; a pair sits at the position of its hidden state."""
     return build_rotary(config.backbone, config.block_size)

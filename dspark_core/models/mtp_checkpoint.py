@@ -1,5 +1,5 @@
-"""MTP-1 checkpoints on disk: `config.json` + `model.safetensors`, laid out as DeepSpec's drafters are
-and with DeepSeek-V3's names (`enorm`, `hnorm`, `eh_proj`) for what is the module's own.
+"""MTP-1 checkpoints on disk: `config.json` + `model.safetensors` in the layout of DeepSpec's drafters,
+with DeepSeek-V3's names (`enorm`, `hnorm`, `eh_proj`) for the module's own tensors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def load_mtp(
 ) -> MtpDrafter:
     """A frozen drafter in evaluation mode.
 
-    `target_embed` and `target_lm_head` [vocab, d] are shared where the file has none of its own.
+    `target_embed` and `target_lm_head` [vocab, d] are shared unless the file has its own.
 
     Raises:
         CheckpointError: a file cannot be read, or does not fit its configuration or the target.
@@ -48,7 +48,7 @@ def load_mtp(
 
 
 def load_mtp_projection(directory: Path, target_config: DecoderConfig, dtype: torch.dtype) -> MtpProjection:
-    """What a verifier needs of a drafter; the other tensors are not read. Raises CheckpointError."""
+    """Loads only the projection, as needed by a verifier. Raises CheckpointError."""
     config = read_mtp_config(directory)
     check_fits_target(directory, config, target_config)
     projection = MtpProjection(config)
@@ -63,5 +63,5 @@ def save_mtp(directory: Path, drafter: MtpDrafter, *, with_target_weights: bool 
 
 
 def mtp_fingerprint(directory: Path, config: MtpConfig) -> str:
-    """Ties a drafter to the projection a verifier applies for it: geometry and projection weights."""
+    """Identifies the projection a verifier must apply for a drafter: geometry and projection weights."""
     return checkpoint.fingerprint(directory, config, _FORMAT)

@@ -1,4 +1,4 @@
-"""A packed decoder as one native call per step: no Python, and no gathered cache, in between."""
+"""Runs a packed decoder as one native call per step, without Python or a gathered cache in between."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dspark_core.models.packing import PackedLinear
 
 
 def native_decoder(decoder: Decoder) -> NativeStack | None:
-    """Shares the packed weights of a `Decoder`, which must not change while it lives.
+    """Shares the packed weights of a `Decoder`, which must not change during its lifetime.
 
-    None where the kernels are missing, or do not compute this model or hold all its matrices.
+    None if there are no kernels, they do not support the model, or it has matrices they do not hold.
     """
     kernels = native_kernels()
     config = decoder.config

@@ -1,4 +1,4 @@
-"""The layers of a DSpark drafter as one native call per pass, and one per append to its contexts."""
+"""Runs the layers of a DSpark drafter as one native call per pass, and one per append to its contexts."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def native_draft_layers(
     *,
     byte_products: bool = False,
 ) -> NativeStack | None:
-    """Packs plain layers, which it only reads; None where the kernels do not compute them.
+    """Packs plain layers without modifying them; None if the kernels do not support them.
 
-    Everything they support is decided here: family, CPU, dtype, and the very modules a layer is
-    made of, so that whatever is added to one goes through PyTorch until the kernels know it.
+    Support is decided entirely here: family, CPU, dtype, and the exact module types of a layer, so
+    any addition to a layer goes through PyTorch until the kernels support it.
     `byte_products` as in `PackingPlan`.
     """
     kernels = native_kernels()

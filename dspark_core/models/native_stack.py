@@ -1,6 +1,6 @@
-"""Layers that the kernels compute in one call: weights, caches and batches of a native stack.
+"""Layers computed by the kernels in one call: weights, caches and batches of a native stack.
 
-A target's decoder (`native_decoder`) and a drafter's blocks (`native_draft`) are both such stacks.
+Both a target's decoder (`native_decoder`) and a drafter's blocks (`native_draft`) are such stacks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dspark_core.models.config import DecoderConfig, Family
 from dspark_core.models.layers import RotaryEmbedding
 
 FAMILIES = (Family.LLAMA, Family.QWEN3)
-"""What `decoder.h` computes; others go through PyTorch."""
+"""Families that `decoder.h` supports; others go through PyTorch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,12 @@ class NativeBatch:
     """A flattened ragged batch. All tensors are contiguous and on the CPU."""
 
     token_ids: Tensor  # [tokens] int64
-    runs: Tensor  # [runs, 4] int32: first row, tokens, first position, offset of its pages
-    pages: Tensor  # int32, the runs' page tables one after the other
+    runs: Tensor  # [runs, 4] int32: first row, tokens, first position, offset of its page table
+    pages: Tensor  # int32, concatenated page tables of the runs
     logit_rows: Tensor  # [rows] int64
-    slots: Tensor | None = None  # [runs] int32: of each run's first token; None: its position
+    slots: Tensor | None = None  # [runs] int32: cache slot of each run's first token; None: its position
     two_way: bool = False
-    """A run's tokens see each other both ways, and all their sequence holds before the run's slot."""
+    """Tokens of a run attend to each other bidirectionally, and to all of their sequence before its slot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +59,20 @@ class StackLayer:
 
 @dataclass(frozen=True, slots=True)
 class StackWeights:
-    """All a stack computes with; what fits as it is is shared, not copied."""
+    """Everything a stack computes with; tensors are shared rather than copied where possible."""
 
     config: DecoderConfig
     layers: Sequence[StackLayer]
     embedding: Tensor  # [vocab, hidden]; its dtype is that of activations, keys and values
     final_norm: Tensor  # [hidden]
     rotary: RotaryEmbedding
-    head: NativeMatrix | None  # None: there are no logits
+    head: NativeMatrix | None  # None: no logits
 
 
 class NativeStack:
-    """Weights handed over must not change afterwards.
+    """Weights passed in must not change afterwards.
 
-    A token's results are the same bits whatever else is in the batch.
+    A token's results are bitwise independent of the rest of the batch.
     """
 
     def __init__(self, kernels: Kernels, weights: StackWeights) -> None:
@@ -82,7 +82,7 @@ class NativeStack:
         self.num_logits = 0 if head is None else head.out_features
         self._kernels = kernels
         self._results = ReusedRows()
-        self._kept: list[Tensor | NativeMatrix] = [] if head is None else [head]  # pointed into
+        self._kept: list[Tensor | NativeMatrix] = [] if head is None else [head]  # keeps pointers valid
         layers = (LayerStruct * config.num_layers)(*(self._layer(layer) for layer in weights.layers))
         shape = DecoderShapeStruct(
             layers=config.num_layers,
@@ -121,9 +121,9 @@ class NativeStack:
     def forward(
         self, batch: NativeBatch, cache: NativeCache, tap_layers: tuple[int, ...] = ()
     ) -> tuple[Tensor, Tensor]:
-        """Writes the batch's keys and values, and returns
+        """Writes the batch's keys and values to the cache.
 
-        float32 logits [logit_rows, vocab] and taps [tokens, m * hidden], in the order of tap_layers.
+        Returns float32 logits [logit_rows, vocab] and taps [tokens, m * hidden], in the order of tap_layers.
         """
         tokens, rows = batch.token_ids.shape[0], batch.logit_rows.shape[0]
         logits = self._results.take(rows, self.num_logits)
@@ -138,9 +138,9 @@ class NativeStack:
         return logits, taps
 
     def append(self, features: Tensor, batch: NativeBatch, cache: NativeCache) -> None:
-        """Writes the keys and values that every layer makes of features [tokens, hidden].
+        """Writes the keys and values that every layer computes from features [tokens, hidden].
 
-        The batch's token ids and logit rows are not looked at.
+        The batch's token ids and logit rows are ignored.
         """
         struct = _batch_struct(batch, cache, features.shape[0])
         struct.features = features.data_ptr()
@@ -157,7 +157,7 @@ class NativeStack:
         )
 
     def _pointer(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
-        """Of a copy in `dtype` that lives as long as this object."""
+        """Address of a copy in `dtype` that lives as long as this object."""
         kept = tensor.detach().to(dtype).contiguous()
         self._kept.append(kept)
         return kept.data_ptr()

@@ -1,4 +1,4 @@
-"""Tables of n-grams on disk: one safetensors file, whose metadata says of which target they are."""
+"""N-gram tables on disk: one safetensors file whose metadata identifies the target."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _ARRAYS = {"checks": np.uint16, "tokens": np.uint32, "levels": np.uint8, "rates"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NgramOrigin:
-    """Whose words a table holds."""
+    """The target and data a table was built from."""
 
     target: str
-    """File or directory name, for people."""
+    """File or directory name, for humans."""
     fingerprint: str
-    """Of the target's weights, as `LoadedTarget.fingerprint`."""
+    """Fingerprint of the target's weights, as in `LoadedTarget.fingerprint`."""
     vocab_size: int
     answer_tokens: int
 
 
 def save_ngrams(table: NgramTable, origin: NgramOrigin, path: Path) -> None:
-    """Tokens take two bytes where the vocabulary allows it."""
+    """Stores tokens in two bytes if the vocabulary allows it."""
     narrow = origin.vocab_size <= 2**16
     arrays = {
         "checks": table.checks,
@@ -52,7 +52,7 @@ def save_ngrams(table: NgramTable, origin: NgramOrigin, path: Path) -> None:
 
 
 def load_ngrams(path: Path) -> tuple[NgramTable, NgramOrigin]:
-    """Raises CheckpointError naming the file and what is wrong with it."""
+    """Raises CheckpointError naming the file and the problem."""
     try:
         with open_tensors(path, "numpy") as file:
             described = file.metadata() or {}

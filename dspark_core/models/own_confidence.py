@@ -1,8 +1,8 @@
-"""Confidence of a drafter without a confidence head: the probability it gives its likeliest token.
+"""Confidence of a drafter without a confidence head: the probability of its most likely token.
 
 EAGLE-2 (arXiv 2406.16858) finds that a draft model's own probability is close to its
-acceptance rate. The likeliest token's probability is used even when another was drawn: how much is
-verified must not depend on the drawn token itself (paper, section 5.2).
+acceptance rate. The most likely token is used even if another one was drawn, because the verify length
+must not depend on the drawn token itself (paper, section 5.2).
 """
 
 from __future__ import annotations

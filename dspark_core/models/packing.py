@@ -1,8 +1,8 @@
 """Linear layers in a blocked weight layout, for inference on a CPU.
 
 A decode step is bound by reading weights, and the plain row-major layout is read at about half
-the speed of a blocked one. Our own kernels are taken where they are to be had (`dspark_core.kernels`);
-oneDNN's layout otherwise, which PyTorch offers only through the operators that TorchInductor
+the speed of a blocked one. The native kernels (`dspark_core.kernels`) are used where available, else
+oneDNN's layout, which PyTorch exposes only through the operators that TorchInductor
 emits, hence the names with an underscore.
 """
 
@@ -21,29 +21,29 @@ from dspark_core.kernels.memory import Arena
 from dspark_core.models.layers import RMSNorm
 
 _ROWS_HINT = 8
-"""Rows per call oneDNN's layout is chosen for: a small verification step. A hint of one row makes
-float32 slower, and its results depend on how many rows share a call."""
+"""Rows per call that oneDNN's layout is optimised for: a small verification step. With a hint of one row,
+float32 is slower and results depend on how many rows share a call."""
 
 
 _ROUNDING_ACTIVATIONS = {Format.Q4: Format.I4, Format.Q8: Format.I8}
 
 
 class WeightChoice(Enum):
-    """What a target's matrices are held in."""
+    """The format in which a target's matrices are held."""
 
     STORED = "stored"
-    """As the checkpoint has them: quantised blocks stay quantised where that is exact, else as FULL."""
+    """As in the checkpoint: quantised blocks stay quantised where that is exact; otherwise as FULL."""
     FULL = "full"
-    """Expanded to the engine's dtype."""
+    """Dequantised to the engine's dtype."""
     STORED_A8 = "stored-a8"
-    """As STORED, but multiplied with activations rounded to 8 bits, with a scale per row and 32 inputs: what
-    other engines do with such files, and another model, if a very close one."""
+    """As STORED, but with activations rounded to 8 bits, with a scale per row and 32 inputs, as other engines
+    do for such files. This computes a slightly different model."""
     INT8 = "int8"
-    """Rounded to 8 bits with a scale per 32 inputs: another model, if a close one."""
+    """Rounded to 8 bits with a scale per 32 inputs. This computes a slightly different model."""
 
     @property
     def exact(self) -> bool:
-        """Whether no rounding is added to the checkpoint's and the dtype's own."""
+        """Whether no rounding is added to that of the checkpoint and the dtype."""
         return self in (WeightChoice.STORED, WeightChoice.FULL)
 
     @property
@@ -60,15 +60,15 @@ class PackingPlan:
     stored: Mapping[str, QuantizedRows] = field(default_factory=dict)
     """Quantised weights by parameter name."""
     native: bool = True
-    """False: never our own kernels."""
+    """False: never use the native kernels."""
     byte_products: bool = False
-    """Weights and activations in 8 bits where the machine multiplies those faster: for drafters, whose
-    rounding errors cost speed at most. Never for a target, which has `STORED_A8`."""
+    """Use 8-bit weights and activations if the machine multiplies those faster. For drafters only, where
+    rounding errors cost at most speed; targets have `STORED_A8`."""
     arena: Arena = field(default_factory=Arena)
 
 
 class PackedLinear(nn.Module):
-    """Forward only: it has no gradients, no `weight`, and stays on the CPU."""
+    """Inference only: no gradients, no `weight`, CPU only."""
 
     def __init__(
         self,
@@ -78,20 +78,20 @@ class PackedLinear(nn.Module):
         stored: QuantizedRows | None = None,
         paired: bool = False,
     ) -> None:
-        """`stored`: the weight as the file has it; `paired` as in `NativeMatrix`."""
+        """`stored`: the weight as stored in the file; `paired` as in `NativeMatrix`."""
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self._dtype = linear.weight.dtype
         self._bias = None if linear.bias is None else linear.bias.detach()
         self._weight: Tensor | None = None
         self.native = _native_matrix(linear, plan or PackingPlan(), stored, paired)
-        """None: oneDNN computes it."""
+        """None: computed by oneDNN."""
         if self.native is None:
             self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS_HINT)
 
     @property
     def num_bytes(self) -> int:
-        """Of the weight."""
+        """Size of the packed weight."""
         if self.native is not None:
             return self.native.num_bytes
         return self.in_features * self.out_features * self._dtype.itemsize
@@ -105,7 +105,7 @@ class PackedLinear(nn.Module):
 
 
 class NormedProduct:
-    """`norm(linear(x))` in one native call: operators take longer than the product of a few rows does."""
+    """`norm(linear(x))` in one native call: operator overhead exceeds the time of a product of a few rows."""
 
     def __init__(self, matrix: NativeMatrix, norm: RMSNorm) -> None:
         self._matrix = matrix
@@ -114,7 +114,7 @@ class NormedProduct:
 
     @classmethod
     def of(cls, linear: nn.Module, norm: nn.Module) -> NormedProduct | None:
-        """None where `linear` is not packed for the kernels or `norm` is another than RMSNorm."""
+        """None if `linear` is not packed for the kernels or `norm` is not a plain RMSNorm."""
         if type(norm) is not RMSNorm or not isinstance(linear, PackedLinear) or linear.native is None:
             return None
         return cls(linear.native, norm)
@@ -147,12 +147,12 @@ def _native_matrix(
 
 
 def multiplies_bytes(kernels: Kernels, inputs: int, dtype: torch.dtype) -> bool:
-    """Whether `PackingPlan.byte_products` holds for matrices of this kind here."""
+    """Whether `PackingPlan.byte_products` applies to matrices of this kind on this machine."""
     return kernels.byte_products and supports(Format.I8, inputs, dtype)
 
 
 def can_pack(weight: Tensor, plan: PackingPlan) -> bool:
-    """Whether there is a layout for the weight's device and dtype here, as the plan wants it."""
+    """Whether a packed layout exists for the weight's device and dtype under this plan."""
     if weight.device.type != "cpu":
         return False
     if plan.native and native_kernels() is not None and _plain_format(weight) is not None:
@@ -172,7 +172,7 @@ def _plain_format(weight: Tensor) -> Format | None:
 
 
 def pack_weight(weight: Tensor, plan: PackingPlan | None = None) -> PackedLinear | None:
-    """A layer of a bare weight [outputs, inputs]; None where no layout is to be had."""
+    """A layer from a bare weight [outputs, inputs]; None if no packed layout is available."""
     plan = plan or PackingPlan()
     if not can_pack(weight, plan):
         return None
@@ -182,9 +182,9 @@ def pack_weight(weight: Tensor, plan: PackingPlan | None = None) -> PackedLinear
 
 
 def pack_linears(module: nn.Module, plan: PackingPlan | None = None, prefix: str = "") -> None:
-    """Replaces every plain linear layer under `module`, so that its row-major weight is freed.
+    """Replaces every plain linear layer under `module`, which frees its row-major weight.
 
-    `prefix`: the module's own name in `plan.stored`, with a dot at the end.
+    `prefix`: the module's own name in `plan.stored`, with a trailing dot.
     """
     plan = plan or PackingPlan()
     for name, child in module.named_children():

@@ -1,6 +1,6 @@
-"""`config.json` says how RoPE scales in `rope_parameters` or, in older files, in `rope_scaling`.
+"""RoPE scaling in `config.json`: `rope_parameters` or, in older files, `rope_scaling`.
 
-Reading, for Llama and Qwen3, and writing, for their drafters; Gemma's have settings for each kind of layer.
+Reads it for Llama and Qwen3 and writes it for their drafters; Gemma has separate settings per kind of layer.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _KNOWN = {
         "beta_fast",
         "beta_slow",
         "truncate",
-        "finetuned",  # says how the weights came about; nothing computes with it
+        "finetuned",  # records how the weights were made; has no effect
     ),
 }
-"""Fields whose effect is known, where one that is not may change every logit."""
+"""Fields whose effect is known; an unknown one might change every logit."""
 
 
 def refuse_disagreement(metadata: Metadata, parameters: Mapping[str, object]) -> None:
-    """`parameters`: those of `rope_parameters` that `rope_scaling` stands for, where a file has both.
+    """Refuses a file whose `rope_scaling` contradicts `parameters`, the matching part of `rope_parameters`.
 
-    Model cards tell users to add `rope_scaling` for long contexts; beside the newer field it would be
-    passed over, or pass it over, without a word. Raises CheckpointError.
+    Model cards tell users to add `rope_scaling` for long contexts; next to the newer field one of the two
+    would be ignored silently. Raises CheckpointError.
     """
     scaling = metadata.get("rope_scaling")
     if scaling is None:
@@ -51,7 +51,7 @@ def refuse_disagreement(metadata: Metadata, parameters: Mapping[str, object]) ->
 
 
 def read_rope_scaling(rope: Metadata, metadata: Metadata) -> AnyRopeScaling | None:
-    """`rope`: the settings in either layout; `metadata`: the file around them. Raises CheckpointError and
+    """`rope`: the settings in either layout; `metadata`: the enclosing file. Raises CheckpointError and
     ConfigError."""
     type_field = "rope_type" if rope.get("rope_type") is not None else "type"
     kind = rope.get(type_field)
@@ -63,7 +63,7 @@ def read_rope_scaling(rope: Metadata, metadata: Metadata) -> AnyRopeScaling | No
     for field, value in rope.values.items():
         if value is not None and field not in known:
             raise rope.error(field, f"is not supported where {type_field} is {kind!r}")
-    outer = metadata.get(_ORIGINAL) is not None  # which is the one that counts, in `transformers` too
+    outer = metadata.get(_ORIGINAL) is not None  # takes precedence, as in `transformers`
     original = (metadata if outer else rope).integer(_ORIGINAL, metadata.integer("max_position_embeddings"))
     factor = rope.number("factor")
     if kind == "linear":
@@ -79,7 +79,7 @@ def read_rope_scaling(rope: Metadata, metadata: Metadata) -> AnyRopeScaling | No
 
 
 def rope_parameters(theta: float, scaling: AnyRopeScaling | None) -> dict[str, object]:
-    """The inverse, in the newer layout."""
+    """Inverse of `read_rope_scaling`, in the newer layout."""
     fields: dict[str, object] = {"rope_type": "default", "rope_theta": theta}
     if scaling is None:
         return fields
@@ -104,7 +104,7 @@ def rope_parameters(theta: float, scaling: AnyRopeScaling | None) -> dict[str, o
 
 
 def _read_yarn(rope: Metadata, factor: float, original: int) -> YarnScaling:
-    """With the defaults of `transformers`, which passes over one of the two `mscale` alone."""
+    """Uses the defaults of `transformers`, which ignores either of the two `mscale` fields alone."""
     scales = ("mscale", "mscale_all_dim")
     given = [rope.number(field) for field in scales if rope.get(field) is not None]
     attention = yarn_attention_factor(factor, *(given if len(given) == len(scales) else ()))
@@ -119,5 +119,5 @@ def _read_yarn(rope: Metadata, factor: float, original: int) -> YarnScaling:
 
 
 def _named_alike(fields: Mapping[str, object]) -> dict[str, object]:
-    """With the type under its newer name."""
+    """The fields with the type under its newer name."""
     return {"rope_type" if name == "type" else name: value for name, value in fields.items()}

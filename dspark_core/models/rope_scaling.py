@@ -1,4 +1,4 @@
-"""How RoPE is stretched past the positions a model was first trained on. Values only: `layers` computes
+"""RoPE scaling beyond the positions a model was originally trained on. Values only: `layers` computes
 the frequencies, `rope_layouts` and `gguf` read them from files.
 """
 
@@ -14,7 +14,7 @@ from dspark_core.errors import ConfigError
 class RopeScaling:
     """Llama-3 frequency scaling (`rope_type: llama3`).
 
-    Its name is part of what names the geometry of stored features.
+    Its class name is part of the identity of stored features' geometry.
     """
 
     factor: float
@@ -32,11 +32,11 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearScaling:
-    """Every frequency divided by the factor (`rope_type: linear`)."""
+    """Divides every frequency by the factor (`rope_type: linear`)."""
 
     factor: float
     original_max_positions: int
-    """Has no part in the frequencies: it says how far the scaled ones reach."""
+    """Does not affect the frequencies, only how far the scaled ones reach."""
 
     def __post_init__(self) -> None:
         _check_factor(self.factor)
@@ -44,19 +44,19 @@ class LinearScaling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class YarnScaling:
-    """YaRN (`rope_type: yarn`): fast frequencies stay, slow ones are divided by the factor, those between
-    are mixed, and the rotation lengthens what it turns."""
+    """YaRN (`rope_type: yarn`): fast frequencies are kept, slow ones divided by the factor, those in
+    between interpolated, and rotated vectors scaled by `attention_factor`."""
 
     factor: float
     original_max_positions: int
     attention_factor: float
-    """What cosines and sines are multiplied by."""
+    """Factor applied to cosines and sines."""
     beta_fast: float = 32.0
-    """Turns within the original positions from which on a frequency stays."""
+    """Frequencies with at least this many turns within the original positions are kept."""
     beta_slow: float = 1.0
-    """Turns up to which it is divided."""
+    """Frequencies with at most this many turns are divided by the factor."""
     truncate: bool = True
-    """Whether the bounds of the mixed frequencies are widened to whole ones."""
+    """Whether the bounds of the interpolated range are widened to whole indices."""
 
     def __post_init__(self) -> None:
         _check_factor(self.factor)
@@ -64,7 +64,7 @@ class YarnScaling:
             raise ConfigError(f"beta_fast must be at least beta_slow={self.beta_slow}, got {self.beta_fast}")
 
     def mixed_range(self, head_dim: int, theta: float) -> tuple[float, float]:
-        """Bounds of the mixed frequencies, by their index."""
+        """Bounds of the interpolated frequencies, by index."""
         low = self._index_of(self.beta_fast, head_dim, theta)
         high = self._index_of(self.beta_slow, head_dim, theta)
         if self.truncate:
@@ -72,7 +72,7 @@ class YarnScaling:
         return max(low, 0), min(high, head_dim - 1)
 
     def _index_of(self, turns: float, head_dim: int, theta: float) -> float:
-        """Of the frequency that turns so often within the original positions."""
+        """Index of the frequency that makes `turns` turns within the original positions."""
         wavelength = self.original_max_positions / (turns * 2 * math.pi)
         return head_dim * math.log(wavelength) / (2 * math.log(theta))
 
@@ -81,14 +81,14 @@ AnyRopeScaling = RopeScaling | LinearScaling | YarnScaling
 
 
 def yarn_attention_factor(factor: float, mscale: float = 1.0, mscale_all_dim: float | None = None) -> float:
-    """What YaRN's authors found to keep attention as sharp as it was, over what `mscale_all_dim` undoes."""
+    """YaRN's attention temperature for `mscale`, divided by that for `mscale_all_dim` if given."""
     over = 1.0 if mscale_all_dim is None else 0.1 * mscale_all_dim * math.log(factor) + 1.0
     return (0.1 * mscale * math.log(factor) + 1.0) / over
 
 
 def reach(scaling: AnyRopeScaling | None, max_positions: int) -> int:
-    """Positions of a context, where the file says `max_positions`. Files that `linear` or `yarn` stretch may
-    still say what they had before, as model cards leave it: the factor counts, as in vLLM."""
+    """Maximum context length, where the file states `max_positions`. Files with `linear` or `yarn` scaling
+    may still state the original length, as model cards suggest; then the factor decides, as in vLLM."""
     if isinstance(scaling, LinearScaling | YarnScaling):
         return int(scaling.factor * scaling.original_max_positions)
     return max_positions

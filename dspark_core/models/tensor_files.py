@@ -1,4 +1,4 @@
-"""Files of safetensors, written for whoever may read them and opened with the reason when that fails."""
+"""Reads and writes safetensors files with normal file permissions and informative errors."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def save_arrays(arrays: Mapping[str, np.ndarray], path: Path, metadata: Mapping[
 
 
 def open_tensors(path: Path, framework: str = "pt") -> safe_open:
-    """Raises SafetensorError or OSError. safe_open says of files that may not be read that there are none."""
+    """Raises SafetensorError or OSError. Opened first, as safe_open reports unreadable files as missing."""
     with path.open("rb"):
         return safe_open(path, framework=framework)
 
 
 def _mode_of_new_files(path: Path) -> int:
-    """What umask and folder give a file beside `path`: safetensors keeps its own to their owner, but services
-    run as others. Tried out, as a process cannot read its umask without changing it for all threads."""
+    """Mode that umask and folder give a new file next to `path`: safetensors makes its files readable by their
+    owner only, but services run as other users. Tries it, as reading the umask resets it for all threads."""
     trial = path.with_name(path.name + ".mode")
     trial.touch()
     try:

@@ -1,4 +1,4 @@
-"""What a checkpoint file offers a loader, whatever its format."""
+"""Interface of checkpoint files to a loader, independent of format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dspark_core.errors import CheckpointError
 from dspark_core.kernels.matrix import QuantizedRows
 
 _SUMMED_VALUES = 2**18
-"""At a time: of 16-bit values PyTorch sums a copy in float32, which of all would be twice the tensor."""
+"""Values summed at a time: PyTorch sums 16-bit values via a float32 copy, here twice the tensor's size."""
 
 
 class TensorSource(Protocol):
@@ -21,30 +21,30 @@ class TensorSource(Protocol):
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """By Hugging Face name, without the `model.` prefix."""
+        """Shapes by Hugging Face name, without the `model.` prefix."""
         ...
 
     def describe(self, name: str) -> str:
-        """The file, and the name the tensor has in it; for messages."""
+        """The file and the tensor's name in it, for messages."""
         ...
 
     def read(self, name: str) -> Tensor:
-        """Raises CheckpointError when the data cannot be read or are no finite numbers."""
+        """Raises CheckpointError if the data cannot be read or is not finite."""
         ...
 
 
 class WeightSource(TensorSource, Protocol):
-    """A target's checkpoint, whose matrices may be quantised."""
+    """A target's checkpoint, with possibly quantised matrices."""
 
     def read_quantized(self, name: str) -> QuantizedRows | None:
-        """The matrix in the blocks the file holds, where the kernels compute with them; else None."""
+        """The matrix in the file's quantised blocks if the kernels support them, else None."""
         ...
 
 
 def checked_finite(source: TensorSource, name: str, values: Tensor) -> Tensor:
-    """`values` of the tensor: all of them, or the scales of its blocks. Raises CheckpointError where one is
-    infinite or no number, as of a damaged file: every answer would be made of noise, without any error."""
-    # A sum meets each of them in one pass over memory; no weights add up to more than float32 holds.
+    """Returns `values`, all values of the tensor or the scales of its blocks. Raises CheckpointError if any
+    is not finite, as in a damaged file, which would otherwise yield garbage without any error."""
+    # A sum covers all values in one pass over memory; no weights add up to more than float32 holds.
     parts = torch.split(values.flatten(), _SUMMED_VALUES) if values.is_floating_point() else ()
     if not all(math.isfinite(part.sum(dtype=torch.float32)) for part in parts):
         raise CheckpointError(f"{source.describe(name)}: holds values that are infinite or no numbers")

@@ -1,4 +1,4 @@
-"""Which checkpoint tensors, by their Hugging Face names, make up each parameter of a `Decoder`."""
+"""Maps each parameter of a `Decoder` to its checkpoint tensors, by their Hugging Face names."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dspark_core.models.gemma_config import GemmaConfig
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """One tensor of the checkpoint and the rows it fills."""
+    """One checkpoint tensor and the rows it fills."""
 
     name: str
     shape: tuple[int, ...]
     repeat_heads: int | None = None
-    """A per-head vector that is written once for each of this many heads."""
+    """If set, a per-head vector that is repeated for this many heads."""
 
     @property
     def rows(self) -> int:
@@ -23,11 +23,11 @@ class SourceTensor:
 
 
 Layout = dict[str, tuple[SourceTensor, ...]]
-"""Parameter name -> its sources, top rows first."""
+"""Parameter name -> its sources, from the top row down."""
 
 
 def weight_layout(config: DecoderConfig) -> Layout:
-    """Of the whole decoder. A tied output projection has no entry."""
+    """Layout of the whole decoder. A tied output projection has no entry."""
     hidden = config.hidden_size
     embedding = (config.vocab_size, hidden)
     layout = {"embed_tokens.weight": _single("embed_tokens.weight", embedding)}
@@ -42,7 +42,7 @@ def weight_layout(config: DecoderConfig) -> Layout:
 
 
 def unused_tensors(config: DecoderConfig) -> tuple[str, ...]:
-    """What a checkpoint may hold and the decoder has no use for."""
+    """Tensors that a checkpoint may contain but the decoder does not use."""
     # Exports of tied models may hold the same matrix twice.
     unused = ["lm_head.weight"] if config.tie_word_embeddings else []
     for layer in range(config.num_cached_layers, config.num_layers):
