@@ -1,1 +1,1 @@
-"""Kernels for GPUs, in Triton: loaded only where a CUDA device computes, or by tests of the kernels."""
+"""Triton kernels for GPUs; imported only with a CUDA device, or by the kernels' tests."""

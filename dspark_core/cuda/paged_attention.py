@@ -1,11 +1,11 @@
-"""Attention of ragged runs over a paged cache: nothing is padded, nothing gathered, no value read back.
+"""Attention of ragged runs over a paged cache: no padding, no gathering, no host synchronisation.
 
-A run is some consecutive positions of one sequence: an anchor with its drafts, a chunk of a prompt, a
-draft block. It is cut into tiles of queries; the query heads that share a key/value head are rows of the
-same tile, so that keys and values are read once for all of them. Where tiles are few, each sequence's
-context is split among several programs, whose parts a second kernel combines.
+A run is a range of consecutive positions of one sequence: an anchor with its drafts, a prompt chunk, or a
+draft block. It is cut into tiles of queries; query heads that share a key/value head are rows of the
+same tile, so that keys and values are read once for all of them. If there are few tiles, each sequence's
+context is split among several programs, and a second kernel combines their partial results.
 
-Grids depend on shapes alone, never on lengths, so that a CUDA graph holds for any lengths.
+Grids depend on shapes only, never on lengths, so a CUDA graph stays valid for any lengths.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ _LOG2_E = 1.4426950408889634
 
 
 class RaggedRuns(Protocol):
-    """Where the runs of a batch are. int64 on the device."""
+    """Where the runs of a batch are. All tensors are int64 and on the device."""
 
     @property
     def runs(self) -> Tensor:
-        """[runs, 4]: first row, queries, slot of the first one in its sequence, offset of its pages"""
+        """[runs, 4]: first row, queries, slot of the first one in its sequence, offset of its page table"""
         ...
 
     @property
     def tiles(self) -> Tensor:
-        """[tiles, 2]: run, first query; one past the run's queries does nothing"""
+        """[tiles, 2]: run, first query; a tile that starts past the run's queries does nothing"""
         ...
 
     @property
     def pages(self) -> Tensor:
-        """The runs' page tables one after the other."""
+        """Concatenated page tables of the runs."""
         ...
 
     @property
@@ -60,7 +60,7 @@ class RaggedRuns(Protocol):
 
     @property
     def two_way(self) -> bool:
-        """A run's queries see each other both ways, and not only what comes before."""
+        """Whether a run's queries attend to each other bidirectionally instead of causally."""
         ...
 
 
@@ -75,8 +75,8 @@ def paged_attention(
 ) -> Tensor:
     """q [tokens, heads, head_dim]; keys, values [slots, kv_heads, head_dim] -> like q.
 
-    `window`: positions a token sees, its own included; None: all before it. `shared_bytes`: of a block on the
-    GPU, that of which the tiles were cut for. Rows that belong to no run come out undefined.
+    `window`: positions a token attends to, including its own; None: all preceding. `shared_bytes`: shared
+    memory per block for which the tiles were cut. Rows that belong to no run are undefined.
     """
     tokens, heads, head_dim = q.shape
     kv_heads, tiles = keys.shape[1], where.tiles.shape[0]
@@ -151,7 +151,7 @@ def store_keys_values(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots:
 
 
 class TritonKernels:
-    """The functions above as the engine asks for them."""
+    """The functions above, as the interface the engine uses."""
 
     def __init__(self, tuning: Tuning = TUNING, shared_bytes: int = SMALLEST_SHARED_BYTES) -> None:
         self._tuning = tuning
@@ -159,7 +159,7 @@ class TritonKernels:
 
     @classmethod
     def on(cls, device: torch.device, tuning: Tuning = TUNING) -> TritonKernels:
-        """With tiles as large as the device has room for."""
+        """Uses tiles as large as the device's shared memory allows."""
         return cls(tuning, shared_bytes_of(device))
 
     def tile_queries(self, longest_run: int, *, group: int, head_dim: int, value_bytes: int) -> int:
@@ -184,7 +184,7 @@ class TritonKernels:
 
 
 def _launching_on(tensor: Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device, whatever its tensors are on."""
+    """Triton launches on the current device, regardless of where its tensors are."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
@@ -216,7 +216,7 @@ def _attend(
     TWO_WAY: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """One tile, one key/value head, one part of the context."""
+    """Computes one tile of queries for one key/value head over one part of the context."""
     tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     run = runs + tl.load(tiles + 2 * tile) * 4
     first_query = tl.load(tiles + 2 * tile + 1)
@@ -238,7 +238,7 @@ def _attend(
     out = out / safe_total[:, None]
     cell = (split.to(tl.int64) * tokens + token) * (tl.num_programs(1) * GROUP) + head
     place = cell[:, None] * HEAD_DIM + columns[None, :]
-    if SPLIT:  # what saw nothing has no part, and writes none
+    if SPLIT:  # rows that attend to nothing in this part write no result
         row_mask = row_mask & (total > 0)[:, None]
     tl.store(partial + place, out.to(partial.dtype.element_ty), row_mask)
     if SPLIT:
@@ -265,9 +265,9 @@ def _softmax_sums(
     WINDOW: tl.constexpr,
     TWO_WAY: tl.constexpr,
 ):
-    """Over slots [begin, past): weighted values, the highest score and the weights' sum of each row.
+    """Over slots [begin, past), per row: weighted values, the highest score and the sum of the weights.
 
-    Online: weights are relative to the highest score so far. `table`: the sequence's pages.
+    Online softmax: weights are relative to the highest score so far. `table`: the sequence's pages.
     """
     columns = tl.arange(0, BLOCK_D)
     inside = columns < HEAD_DIM
@@ -305,7 +305,7 @@ def _part(
     WINDOW: tl.constexpr,
     TWO_WAY: tl.constexpr,
 ):
-    """Slots [begin, past) of its sequence that one program of a tile looks at."""
+    """Slots [begin, past) of its sequence that one program of a tile processes."""
     past = start + count
     if not TWO_WAY:
         past = start + tl.minimum(first_query + TILE, count)
@@ -341,7 +341,7 @@ def _combine(
     MOST: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """The parts of one token's head, weighted by their shares of the softmax's sum."""
+    """Combines the partial results of one token's head, weighted by their shares of the softmax sum."""
     token, head = tl.program_id(0), tl.program_id(1)
     heads = tl.num_programs(1)
     columns = tl.arange(0, BLOCK_D)
@@ -382,7 +382,7 @@ def _store(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One token's keys and values to its slot."""
+    """Stores one token's keys and values in its slot."""
     token = tl.program_id(0)
     head, column = tl.arange(0, BLOCK_H)[:, None], tl.arange(0, BLOCK_D)[None, :]
     inside = (head < HEADS) & (column < HEAD_DIM)

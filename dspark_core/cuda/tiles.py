@@ -1,7 +1,7 @@
-"""How attention is cut into tiles, by what a GPU has room for. Numbers only: no kernel, no triton.
+"""Chooses attention tile sizes that fit a GPU. Numbers only: no kernel, no triton.
 
 A program keeps its tile's queries and the keys and values it works on in shared memory, of which an L4 or a
-GeForce has less than half of what an H100 has. What does not fit there cannot be launched.
+GeForce has less than half of what an H100 has. A kernel that exceeds it cannot be launched.
 """
 
 from __future__ import annotations
@@ -12,33 +12,32 @@ from functools import cache
 import torch
 
 MAX_SPLITS = 64
-"""With eight key/value heads, what one sequence needs to give a large GPU work."""
+"""Enough for one sequence with eight key/value heads to occupy a large GPU."""
 COMBINED_AT_A_TIME = 16
-"""Parts of a row that are added up together: of all, the largest heads spill registers."""
+"""Partial results added at a time: with all at once, the largest heads spill registers."""
 LEAST_ROWS = 16
-"""Of a tensor core's product."""
+"""Minimum rows of a tensor core product."""
 SMALLEST_SHARED_BYTES = 99 * 1024
-"""Of a block, on the GPUs since Ampere that have least of it."""
+"""Shared memory per block of the GPUs since Ampere that have the least."""
 _WARPS_BYTES = 64 * 128 * 2
-"""Of a tile's queries, from which on four warps have too few registers."""
+"""Size of a tile's queries from which four warps have too few registers."""
 SPARE_BYTES = 4096
-"""Compilers differ in what they add."""
+"""Margin for shared memory added by the compiler, which varies between versions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """Sizes that change speed and nothing else. Chosen by reasoning; `benchmarks.gpu` tries others."""
+    """Sizes that affect only speed. Chosen by reasoning; `benchmarks.gpu` tries others."""
 
     max_rows: int = 64
-    """Of a tile: its queries times the heads of a group. Half of it in float32; fewer where they do not fit
-    the shared memory."""
+    """Queries times heads of a group, per tile. Halved for float32; reduced to fit shared memory."""
     programs_wanted: int = 512
-    """About four to a multiprocessor of a large GPU; fewer leave it idle."""
+    """About four per multiprocessor of a large GPU; with fewer it is partly idle."""
     stage_bytes: int = 1 << 14
-    """Of keys loaded at a time by eight warps, half of it in float32: more, or as many by four, spill
-    registers."""
+    """Bytes of keys loaded at a time by eight warps, half as many for float32. More, or as many by four
+    warps, spill registers."""
     stages: int = 2
-    """Fewer where not even the fewest rows fit with so many."""
+    """Reduced if even the fewest rows do not fit with this many."""
 
 
 TUNING = Tuning()
@@ -46,20 +45,20 @@ TUNING = Tuning()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tile:
-    """What a kernel is compiled for."""
+    """Compile-time parameters of a kernel."""
 
     rows: int
     head_size: int
-    """Values of a row: those of a head, filled up."""
+    """Elements per row: the head size, padded to a power of two."""
     keys: int
-    """Worked on at a time."""
+    """Keys processed at a time."""
     warps: int
     stages: int
 
     def shared_bytes(self, value_bytes: int) -> int:
-        """As Triton 3.9 lays them out: queries, keys and values of the loads that are under way, weights.
+        """Layout of Triton 3.9: queries, keys and values of the loads in flight, weights.
 
-        For Hopper's own products it takes twice the keys and values, and there is more than twice the room.
+        Hopper's own products need twice the keys and values, but Hopper has more than twice the room.
         """
         row = self.head_size * value_bytes
         loads = max(1, 2 * (self.stages - 1)) * self.keys * row
@@ -68,7 +67,7 @@ class Tile:
 
 @cache
 def tile_of(rows: int, head_dim: int, value_bytes: int, shared_bytes: int, tuning: Tuning = TUNING) -> Tile:
-    """For so many rows, with as many stages as fit."""
+    """The tile for a number of rows, with as many stages as fit."""
     for stages in range(tuning.stages, 1, -1):
         tile = _tile(rows, head_dim, value_bytes, stages, tuning)
         if _fits(tile, value_bytes, shared_bytes):
@@ -85,33 +84,33 @@ def tile_queries(
     shared_bytes: int = SMALLEST_SHARED_BYTES,
     tuning: Tuning = TUNING,
 ) -> int:
-    """Queries of a tile: a power of two, as many as its rows allow, the memory holds and a run needs."""
+    """Queries per tile: a power of two, limited by `max_rows`, shared memory and the longest run."""
     rows_of_one = power_of_two(group)
     most = _most_rows(rows_of_one, head_dim, value_bytes, shared_bytes, tuning) // rows_of_one
     return max(1, min(power_of_two(longest_run), most))
 
 
 def num_splits(tiles: int, kv_heads: int, tuning: Tuning = TUNING) -> int:
-    """Programs that share a tile's context: a power of two."""
+    """Number of programs that share a tile's context: a power of two."""
     wanted = tuning.programs_wanted // max(1, tiles * kv_heads)
     return max(1, min(MAX_SPLITS, 1 << max(0, wanted.bit_length() - 1)))
 
 
 def shared_bytes_of(device: torch.device) -> int:
-    """What a block may have. PyTorch tells since 2.7; with an older one, as on the smallest GPUs."""
+    """Shared memory available per block. PyTorch reports it since 2.7; otherwise assumes the smallest."""
     properties = torch.cuda.get_device_properties(device)
     return int(getattr(properties, "shared_memory_per_block_optin", SMALLEST_SHARED_BYTES))
 
 
 def power_of_two(number: int) -> int:
-    """The smallest that is no less."""
+    """The smallest power of two >= `number`."""
     return 1 << (number - 1).bit_length()
 
 
 @cache
 def _most_rows(rows_of_one: int, head_dim: int, value_bytes: int, shared_bytes: int, tuning: Tuning) -> int:
-    """Rows are given up before stages: with one, nothing is loaded while products are computed. Where
-    nothing fits, the fewest: the launch then says what is missing."""
+    """Reduces rows before stages: with a single stage, nothing is loaded during products. If nothing fits,
+    returns the minimum, and the launch reports what is missing."""
     least = max(LEAST_ROWS, rows_of_one)
     for stages in range(tuning.stages, 0, -1):
         rows = tuning.max_rows // _width(value_bytes)
@@ -123,7 +122,7 @@ def _most_rows(rows_of_one: int, head_dim: int, value_bytes: int, shared_bytes: 
 
 
 def _width(value_bytes: int) -> int:
-    """Of operands, in bfloat16's: those of float32, which no tensor core multiplies, lie in registers."""
+    """Operand width relative to bfloat16: tensor cores do not multiply float32, so operands use registers."""
     return max(1, value_bytes // 2)
 
 

@@ -34,7 +34,7 @@ def open_tensors(path: Path, framework: str = "pt") -> safe_open:
 
 
 def _mode_of_new_files(path: Path) -> int:
-    """Mode that umask and folder give a new file next to `path`: safetensors makes its files readable by their
+    """Mode that umask and folder give a new file next to `path`: safetensors makes files readable by their
     owner only, but services run as other users. Tries it, as reading the umask resets it for all threads."""
     trial = path.with_name(path.name + ".mode")
     trial.touch()

@@ -1,1 +1,1 @@
-"""Text to token ids and back: tokenizers of checkpoints, chat templates, streaming detokenisation."""
+"""Text to token ids and back: checkpoint tokenizers, chat templates, streaming detokenisation."""

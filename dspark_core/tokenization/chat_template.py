@@ -1,6 +1,6 @@
 """Renders a conversation into the prompt its model was trained on.
 
-Templates come with checkpoints, so they run in jinja's sandbox and see nothing but messages and tools.
+Templates come from checkpoints, so they run in Jinja's sandbox and see only messages and tools.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dspark_core.errors import CheckpointError, ConfigError, InvalidRequestError
 
 NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 ARGUMENTS_FIELD = "chat_template_kwargs"
-"""What clients call them, as other engines' do."""
+"""The request field for template arguments, named as in other engines."""
 _OWN = frozenset({"messages", "tools", "add_generation_prompt"})
 _REFUSALS = (
     TemplateError,
@@ -31,13 +31,13 @@ _REFUSALS = (
     LookupError,
     RecursionError,
 )
-"""What templates raise over conversations they do not fit, deep ones included."""
+"""Exceptions that templates raise for conversations they do not fit, such as deeply nested ones."""
 
 
 class _GenerationBlocks(Extension):
-    """`{% generation %}` marks what a model is trained on; rendering just passes the content through."""
+    """`{% generation %}` marks text that is trained on; rendering passes its content through."""
 
-    tags = {"generation"}  # noqa: RUF012 - jinja's own declaration
+    tags = {"generation"}  # noqa: RUF012 - declared by jinja
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
@@ -52,12 +52,12 @@ class ChatTemplate:
         now: Callable[[], datetime] = datetime.now,
         arguments: Mapping[str, Any] = NO_ARGUMENTS,
     ) -> None:
-        """special_tokens: names as templates use them, `bos_token` and so on, with their text. arguments:
-        more variables, such as Qwen3's `enable_thinking`, unless a conversation has its own.
+        """special_tokens: text by the name templates use, such as `bos_token`. arguments: further
+        variables, such as Qwen3's `enable_thinking`; those of a conversation take precedence.
 
         Raises:
-            CheckpointError: the template is not valid jinja.
-            ConfigError: an argument has the name of what every template is given.
+            CheckpointError: the template is not valid Jinja.
+            ConfigError: an argument has the name of a variable that every template gets.
         """
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True,
@@ -87,12 +87,13 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         arguments: Mapping[str, Any] = NO_ARGUMENTS,
     ) -> str:
-        """messages: `role` and `content` each; `tool_calls`, whose arguments are no text, of those that have
-        them. tools: as in OpenAI's API. arguments: more variables, before those given at construction.
+        """messages: each with `role` and `content`, and optionally `tool_calls` with arguments as objects
+        rather than text. tools: as in OpenAI's API. arguments: further variables, which override those given
+        at construction.
 
         Raises:
-            InvalidRequestError: the template refuses this conversation, or an argument has the name of what
-                every template is given.
+            InvalidRequestError: the template refuses the conversation, or an argument has the name of a
+                variable that every template gets.
         """
         self._refuse_own(arguments)
         variables = {
@@ -130,7 +131,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter escapes for HTML, which would change the prompt. Named as in `transformers`."""
+    """Jinja's own filter escapes for HTML, which would alter the prompt. Same name as in `transformers`."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

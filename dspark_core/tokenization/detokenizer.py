@@ -1,4 +1,4 @@
-"""Turns a stream of token ids into text without ever showing half a character."""
+"""Turns a stream of token ids into text without ever emitting a partial character."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from collections.abc import Callable, Iterable
 
 
 class IncrementalDetokenizer:
-    """Text of the tokens so far, in pieces; the pieces joined equal decoding everything at once.
+    """Decodes tokens piece by piece; the concatenated pieces equal decoding everything at once.
 
-    A character whose bytes are spread over several tokens is held back until it is complete. Bytes
-    that can never become one are shown as U+FFFD. Cost is linear in the new tokens alone.
+    A character whose bytes span several tokens is held back until it is complete. Bytes
+    that can never form a character are shown as U+FFFD. The cost is linear in the new tokens.
     """
 
     def __init__(self, bytes_of: Callable[[int], bytes], *, strip_leading_space: bool = False) -> None:
-        """bytes_of: the bytes a token id stands for, empty for those that are not shown."""
+        """bytes_of: the bytes of a token id; empty for tokens that are not shown."""
         self._bytes_of = bytes_of
         self._strip = strip_leading_space
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._characters = 0
 
     def push(self, token_ids: Iterable[int]) -> str:
-        """The text these tokens complete; may be empty."""
+        """The text completed by these tokens; may be empty."""
         return self._shown(self._decoder.decode(b"".join(map(self._bytes_of, token_ids))))
 
     def flush(self) -> str:
-        """What is still held back, once no token follows: an incomplete character as U+FFFD."""
+        """The text still held back when no more tokens follow: an incomplete character as U+FFFD."""
         return self._shown(self._decoder.decode(b"", True))
 
     def place(self, token_id: int) -> int:
-        """Where in the text this token will begin if it is pushed next, in characters.
+        """Character offset at which this token would begin if pushed next.
 
-        That is the place of the character that its first byte belongs to: all tokens of one that is spread
-        over several have the place where it begins.
+        It is the offset of the character that the token's first byte belongs to; all tokens of a character
+        that spans several have the same offset.
         """
         held_back, _ = self._decoder.getstate()
         first = self._bytes_of(token_id)[:1]
@@ -48,7 +48,7 @@ class IncrementalDetokenizer:
 
 
 def _goes_on(held_back: bytes, first: bytes) -> bool:
-    """Whether the byte is the next of an incomplete character; if not, that one will be U+FFFD."""
+    """Whether the byte continues the incomplete character; if not, that one becomes U+FFFD."""
     try:
         codecs.utf_8_decode(held_back + first, "strict", False)
     except UnicodeDecodeError:

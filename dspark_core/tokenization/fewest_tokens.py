@@ -1,4 +1,4 @@
-"""A lower bound on the tokens of a text, for refusing what cannot fit before it is encoded."""
+"""A lower bound on a text's token count, to refuse oversized text before encoding it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import tokenizers
 from dspark_core.tokenization.token_bytes import ByteLevelBytes, byte_alphabet, token_bytes
 
 _NFC_SHORTENS = 4
-"""No text gets shorter by a larger factor: U+1FBE, U+0308 and U+0341 become U+0390, 7 bytes 2."""
+"""Largest factor by which NFC shortens a text: U+1FBE, U+0308 and U+0341 (7 bytes) become U+0390 (2)."""
 _KEEPING = ("Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")
-"""What may become of the places at which a text is split; where they are removed, text is lost."""
+"""Split behaviours that keep the delimiters; the others lose text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FewestTokens:
-    """What a text has at least, told in a hundredth of the time that encoding it takes."""
+    """Lower bound on a text's tokens, computed in a hundredth of the time that encoding takes."""
 
     longest_token_bytes: int
-    """No token stands for more of a text."""
+    """Maximum number of bytes of text per token."""
     unknown_bytes: bytes = b""
-    """Of which there may be any number in a text, and no token."""
+    """Bytes that may occur in a text any number of times without a token."""
 
     def of(self, text: str) -> int:
         known = len(text.encode().translate(None, self.unknown_bytes))
@@ -32,19 +32,19 @@ class FewestTokens:
 
 
 def fewest_tokens(backend: tokenizers.Tokenizer) -> FewestTokens | None:
-    """None: texts may become shorter without bound. Only what is known to keep a text is counted on, or texts
-    that fit would be refused."""
+    """None: texts may shrink without bound. Relies only on steps known to keep the text, as otherwise texts
+    that fit might be refused."""
     shortens, added = _shortening(_state(backend.normalizer)), backend.get_added_tokens_decoder().values()
     if shortens is None or backend.truncation is not None or not _keeps_all(_state(backend.pre_tokenizer)):
         return None
-    if any(token.lstrip or token.rstrip for token in added):  # they swallow the space around them
+    if any(token.lstrip or token.rstrip for token in added):  # they absorb adjacent spaces
         return None
     vocabulary = backend.get_vocab(with_added_tokens=False)
     byte_level = isinstance(token_bytes(backend), ByteLevelBytes)
     unknown = _unknown_bytes(backend, vocabulary, byte_level=byte_level)
     if unknown is None or (unknown and shortens > 1):
         return None
-    # In the alphabet of bytes each is one character; elsewhere marks of spaces may be just that in the text.
+    # In a byte alphabet each byte is one character; elsewhere the text itself may contain space marks.
     own = (len(token if byte_level else token.encode()) for token in vocabulary)
     longest = max(1, *own, *(len(token.content.encode()) for token in added))
     return FewestTokens(longest_token_bytes=shortens * longest, unknown_bytes=unknown)
@@ -53,7 +53,7 @@ def fewest_tokens(backend: tokenizers.Tokenizer) -> FewestTokens | None:
 def _unknown_bytes(
     backend: tokenizers.Tokenizer, vocabulary: Mapping[str, int], *, byte_level: bool
 ) -> bytes | None:
-    """Those that are dropped, or become one unknown token however many they are; None: cannot be said."""
+    """Bytes that are dropped or merged into one unknown token; None: cannot be determined."""
     if not isinstance(backend.model, tokenizers.models.BPE):
         return None
     if byte_level:
@@ -71,7 +71,7 @@ def _state(
 
 
 def _shortening(normalizer: Mapping[str, Any] | None) -> int | None:
-    """The factor by which texts may get shorter, in bytes; None: any."""
+    """The factor by which texts may shrink, in bytes; None: unbounded."""
     match normalizer:
         case None | {"type": "Prepend"}:
             return 1

@@ -1,4 +1,4 @@
-"""Builds the tokenizer a GGUF file describes in its metadata (byte-level BPE, `gpt2` models)."""
+"""Builds the tokenizer that a GGUF file's metadata describes (byte-level BPE, `gpt2` models)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dspark_core.tokenization.tokenizer import GenerationDefaults, TokenizerPart
 
 _CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 
-# Words, numbers of up to {digits} digits, punctuation and whitespace, as Llama 3 and Qwen2 split.
+# Words, digits as given by the %s, punctuation and whitespace, as split by Llama 3 and Qwen2.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -26,7 +26,7 @@ def _gpt2() -> pre_tokenizers.PreTokenizer:
 
 
 def _smollm() -> pre_tokenizers.PreTokenizer:
-    # Splitting digits first also takes the space before a number away from it, as in training.
+    # Splitting digits first also separates a number from the space before it, as in training.
     return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2()])
 
 
@@ -49,7 +49,7 @@ _PRE_TOKENIZERS: Mapping[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
 
 
 def read_gguf(path: Path) -> TokenizerParts:
-    """Raises CheckpointError for files that cannot be read and tokenizers that are not supported."""
+    """Raises CheckpointError for an unreadable file or an unsupported tokenizer."""
     metadata = _read_metadata(path)
     try:
         return _parts(metadata)
@@ -60,8 +60,8 @@ def read_gguf(path: Path) -> TokenizerParts:
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
-    """Everything about the tokenizer, copied out of the file's memory map, which is closed again."""
-    from gguf import GGUFReader  # takes a while to import, and HF directories never need it
+    """The tokenizer's metadata, copied so that the file's memory map can be closed."""
+    from gguf import GGUFReader  # slow to import, and not needed for HF directories
 
     try:
         reader = GGUFReader(path)
@@ -98,10 +98,10 @@ def _backend(metadata: Mapping[str, Any], tokens: Sequence[str]) -> tokenizers.T
         raise CheckpointError(f"tokenizer.ggml.pre {name!r} is not supported, only {known}")
     vocabulary = {token: index for index, token in enumerate(tokens)}
     merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
-    # Llama 3's vocabulary holds whole words that its merges cannot reach.
+    # Llama 3's vocabulary contains whole words that its merges cannot produce.
     try:
         bpe = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=name == "llama-bpe")
-    except Exception as error:  # the library raises plain Exception, for a merge out of vocabulary, say
+    except Exception as error:  # the library raises plain Exception, e.g. for a merge out of vocabulary
         raise CheckpointError(f"tokenizer.ggml.tokens and merges do not fit: {error}") from error
     backend = tokenizers.Tokenizer(bpe)
     if name == "qwen2":

@@ -1,4 +1,4 @@
-"""Grammars of requests in the notation of llguidance, which parses them, and whether it can."""
+"""Translates request grammars to llguidance's notation, and checks that it can parse them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dspark_core.output_rules import Grammar, GrammarKind
 from dspark_core.tokenization.deep_threads import deep_thread
 
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|/(?:[^/\\\n]|\\.)+/')
-"""In Lark's notation: texts, those of JSON in it included, and regular expressions. Outside of them tokens
-are named."""
+"""Matches strings, including those of embedded JSON, and regular expressions in Lark's notation. Anything
+outside them only names tokens."""
 _UNFORCED = '%llguidance {"no_forcing": true}\n'
 
 
 class AddedTokens:
-    """The texts of a tokenizer's added tokens, which are found wherever they are spelt."""
+    """The texts of a tokenizer's added tokens, which match wherever they occur in text."""
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         by_first: dict[str, list[str]] = {}
@@ -39,13 +39,13 @@ _NONE_ADDED = AddedTokens()
 
 
 def grammar_source(grammar: Grammar, added_tokens: AddedTokens = _NONE_ADDED) -> str:
-    """added_tokens: of the tokenizer whose tokens the output is made of.
+    """added_tokens: those of the tokenizer that the output is made of.
 
-    What must come next llguidance tokenizes as the tokenizer would, which where it spells an added token
-    gives that token. It allows nothing else then, and refuses it when it comes, as to it such tokens are no
-    text. Of such grammars nothing is taken to be forced.
+    llguidance tokenizes forced text as the tokenizer would, which yields an added token where the text spells
+    one. It then allows only that token but rejects it when it comes, because it does not count added tokens
+    as text. Forcing is therefore disabled for such grammars.
 
-    Raises InvalidRequestError for a schema that is no JSON.
+    Raises InvalidRequestError for a schema that is not JSON.
     """
     text = _json(grammar.text) if grammar.kind is GrammarKind.JSON_SCHEMA else grammar.text
     unforced = added_tokens.spelt_in(_spelt(grammar.kind, text))
@@ -63,7 +63,7 @@ def grammar_source(grammar: Grammar, added_tokens: AddedTokens = _NONE_ADDED) ->
 
 
 def _json(schema: str) -> str:
-    """The same, without escapes that are not needed."""
+    """The same schema without unnecessary escapes."""
     try:
         return json.dumps(json.loads(schema), ensure_ascii=False)
     except (ValueError, RecursionError) as error:
@@ -71,19 +71,19 @@ def _json(schema: str) -> str:
 
 
 def _spelt(kind: GrammarKind, text: str) -> str:
-    """All that the output may have to spell, and more; without the escapes of regular expressions."""
+    """A superset of the text the output may have to spell, without escapes of regular expressions."""
     spelt = "\n".join(_QUOTED.findall(text)) if kind is GrammarKind.LARK else text
     return spelt.replace("\\", "")
 
 
 class GrammarChecker:
-    """Threads may share it."""
+    """Checks grammars without a tokenizer; thread-safe."""
 
     def __init__(self) -> None:
         self._thread = deep_thread("grammar-check")
 
     def check(self, grammar: Grammar, field: str) -> Future[None]:
-        """Fails with InvalidRequestError that names `field`, for what is no grammar with any tokenizer."""
+        """Fails with InvalidRequestError naming `field` for a grammar that no tokenizer could use."""
         return self._thread.submit(_check, grammar, field)
 
 
@@ -100,8 +100,8 @@ _MOST_SHOWN = 120
 
 
 def first_line(text: str) -> str:
-    """Of what llguidance says. Of a regular expression that is none the first line says no more than that:
-    what it is and what is wrong with it stand in others."""
+    """First line of an llguidance message. For an invalid regular expression that line says nothing else, so
+    the expression and the reason are added from later lines."""
     lines = text.strip().splitlines() or [""]
     said = lines[0]
     reason = next((line for line in lines[1:] if line.startswith("error: ")), None)

@@ -16,13 +16,13 @@ _SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def read_directory(directory: Path) -> TokenizerParts:
-    """Raises CheckpointError naming the file that is missing or cannot be read."""
+    """Raises CheckpointError naming the file that is missing or unreadable."""
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(f"no tokenizer: {path} does not exist")
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception for whatever it cannot parse
+    except Exception as error:  # the library raises plain Exception for anything it cannot parse
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     backend.no_truncation()
     backend.no_padding()
@@ -39,7 +39,7 @@ def read_directory(directory: Path) -> TokenizerParts:
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
-    """An absent file is empty: all but tokenizer.json are optional."""
+    """An absent file counts as empty: all but tokenizer.json are optional."""
     if not path.is_file():
         return {}
     try:
@@ -54,7 +54,7 @@ def _read_json(path: Path) -> Mapping[str, Any]:
 def _special_tokens(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name in _SPECIAL_NAMES:
         token = config.get(name)
-        if isinstance(token, Mapping):  # an AddedToken written out
+        if isinstance(token, Mapping):  # a serialised AddedToken
             token = token.get("content")
         if isinstance(token, str):
             yield name, token
@@ -67,7 +67,7 @@ def _eos_ids(
     generation: Mapping[str, Any],
 ) -> tuple[int, ...]:
     config = _read_json(directory / "config.json")
-    text = config.get("text_config")  # of a model of more than text, which may say it there alone
+    text = config.get("text_config")  # multimodal models may declare it only there
     declared = None
     for source in (generation, config, text if isinstance(text, Mapping) else {}):
         declared = source.get("eos_token_id") if declared is None else declared

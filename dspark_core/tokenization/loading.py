@@ -1,4 +1,4 @@
-"""Loads a model's tokenizer from wherever the model lies."""
+"""Loads a model's tokenizer from the model's files."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dspark_core.tokenization.tokenizer import Tokenizer
 
 
 def load_tokenizer(path: Path, template_arguments: Mapping[str, Any] = NO_ARGUMENTS) -> Tokenizer:
-    """path: a GGUF file or a Hugging Face directory. template_arguments: of every conversation, see
+    """path: a GGUF file or a Hugging Face directory. template_arguments: for every conversation, see
     `ChatTemplate`.
 
     Raises:
-        CheckpointError: there is no tokenizer, or not one that is supported.
-        ConfigError: arguments that no template may be given.
+        CheckpointError: no tokenizer, or an unsupported one.
+        ConfigError: an argument that no template may get.
     """
     if path.is_dir():
         return Tokenizer(read_directory(path), template_arguments)

@@ -1,7 +1,7 @@
-"""Conversations in rows of JSON, as training and evaluation read them, up to the user's last message.
+"""Conversations in JSON rows, as read by training and evaluation, up to the user's last message.
 
-A row has `prompt` (one message), `turns` (user messages, of which the first is asked), `messages` (OpenAI's)
-or `conversations` (ShareGPT's). What follows the user's last message is not looked at: calls of tools, say.
+A row has `prompt` (one message), `turns` (user messages, of which the first is used), `messages` (OpenAI)
+or `conversations` (ShareGPT). Anything after the user's last message, such as tool calls, is ignored.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ class Message:
 
 
 def chat_of(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """As chat templates and OpenAI's API take it."""
+    """The form expected by chat templates and OpenAI's API."""
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
 def row_object(row: object, where: str) -> Mapping[str, object]:
-    """Raises ConfigError that begins with `where`."""
+    """Raises ConfigError prefixed with `where`."""
     if not isinstance(row, Mapping):
         raise ConfigError(f"{where} must be an object with {_SHAPES}, got {type(row).__name__}")
     return row
 
 
 def messages_of(row: Mapping[str, object], where: str) -> tuple[Message, ...]:
-    """The last is the user's. Raises ConfigError that begins with `where`."""
+    """The messages, ending with the user's last one. Raises ConfigError prefixed with `where`."""
     if row.get("turns") is not None:
         turns = required_list(row["turns"], f"{where}: 'turns'")
         return (Message("user", required_text(turns[0], f"{where}: the first of 'turns'")),)
@@ -67,5 +67,5 @@ def _message(row: object, where: str) -> Message:
 
 
 def _role(row: object) -> str:
-    """Empty for what is no message."""
+    """Empty if the row is not a message."""
     return str(row.get("role", row.get("from"))) if isinstance(row, Mapping) else ""

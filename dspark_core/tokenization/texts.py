@@ -1,4 +1,4 @@
-"""Values of JSON rows that have to be texts, or lists of what is there."""
+"""Validates values of JSON rows that must be non-empty texts or lists."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dspark_core.errors import ConfigError
 
 
 def lone_surrogate(text: str) -> str | None:
-    """Half of a surrogate pair, which JSON can spell and tokenizers do not take: the first one and where it
-    is; None: it is text."""
+    """Describes the first lone surrogate, which JSON can express but tokenizers reject; None: valid text."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -18,7 +17,7 @@ def lone_surrogate(text: str) -> str | None:
 
 
 def required_text(value: object, where: str) -> str:
-    """Raises ConfigError that begins with `where`."""
+    """Raises ConfigError prefixed with `where`."""
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(f"{where} must be a non-empty text, got {_shown(value)}")
     if (half := lone_surrogate(value)) is not None:
@@ -27,7 +26,7 @@ def required_text(value: object, where: str) -> str:
 
 
 def required_list(value: object, where: str) -> list[object]:
-    """Raises ConfigError that begins with `where`."""
+    """Raises ConfigError prefixed with `where`."""
     if not isinstance(value, list) or not value:
         raise ConfigError(f"{where} must be a non-empty list, got {_shown(value)}")
     return value

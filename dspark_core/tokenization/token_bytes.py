@@ -1,6 +1,6 @@
-"""The bytes each token stands for, derived from a tokenizer's own decoder settings.
+"""The bytes of each token, derived from the tokenizer's own decoder settings.
 
-Knowing bytes per token is what makes streaming detokenisation linear: no window of earlier tokens
+With known bytes per token, streaming detokenisation is linear: no window of earlier tokens
 has to be decoded again to find out what a new one adds.
 """
 
@@ -19,22 +19,22 @@ _HEX_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class TokenBytes(Protocol):
-    """What tokens contribute to a byte stream that is UTF-8 as a whole."""
+    """Contribution of tokens to a byte stream that is UTF-8 as a whole."""
 
     @property
     def strip_leading_space(self) -> bool:
-        """The tokenizer puts a space before every text; decoding a whole text removes it again."""
+        """Whether the tokenizer prepends a space to every text, which decoding removes again."""
         ...
 
     def __call__(self, token: str) -> bytes: ...
 
     def of_added(self, content: str) -> bytes:
-        """Of an added token that is text."""
+        """Bytes of an added token that is text."""
         ...
 
 
 class ByteLevelBytes:
-    """GPT-2's alphabet: every byte is written as one printable character."""
+    """GPT-2's alphabet: every byte is represented by one printable character."""
 
     strip_leading_space = False
 
@@ -44,7 +44,7 @@ class ByteLevelBytes:
     def __call__(self, token: str) -> bytes:
         try:
             return bytes([self._bytes[character] for character in token])
-        except KeyError:  # not of the alphabet as a whole: an added token, written as it is
+        except KeyError:  # outside the alphabet: an added token, stored as plain text
             return token.encode()
 
     def of_added(self, content: str) -> bytes:
@@ -68,12 +68,12 @@ class SentencePieceBytes:
         return bytes([int(match[1], 16)]) if match else token.encode()
 
     def of_added(self, content: str) -> bytes:
-        """A piece like any other: Gemma's runs of spaces are added tokens."""
+        """Treated as an ordinary piece: Gemma's runs of spaces are added tokens."""
         return self(content)
 
 
 def byte_alphabet() -> dict[int, str]:
-    """GPT-2's map from byte to character: printable Latin-1 is itself, the rest starts at U+0100."""
+    """GPT-2's byte-to-character map: printable Latin-1 maps to itself, the rest to U+0100 and up."""
     ranges = (("!", "~"), ("¡", "¬"), ("®", "ÿ"))
     printable = {byte for first, last in ranges for byte in range(ord(first), ord(last) + 1)}
     alphabet = {byte: chr(byte) for byte in sorted(printable)}
@@ -83,10 +83,10 @@ def byte_alphabet() -> dict[int, str]:
 
 
 def token_bytes(backend: tokenizers.Tokenizer) -> TokenBytes:
-    """Reads the decoder of a tokenizer.
+    """Derives the byte mapping from a tokenizer's decoder.
 
     Raises:
-        CheckpointError: the decoder does something that cannot be undone token by token.
+        CheckpointError: the decoder cannot be applied token by token.
     """
     state = json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else None
     steps = _flatten(state)
@@ -116,7 +116,7 @@ def _sentence_piece(steps: Sequence[Mapping[str, Any]]) -> SentencePieceBytes:
             case {"type": "ByteFallback"}:
                 byte_fallback = True
             case {"type": "Fuse"}:
-                pass  # joins the pieces, as we do
+                pass  # joins the pieces, which callers do anyway
             case {"type": "Strip", "content": " ", "start": 0 | 1, "stop": 0}:
                 strip = step["start"] == 1
             case _:

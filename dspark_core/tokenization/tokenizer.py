@@ -1,4 +1,4 @@
-"""One model's tokenizer: text to ids, ids to text, conversations to prompts."""
+"""A model's tokenizer: text to ids, ids to text, conversations to prompts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dspark_core.tokenization.fewest_tokens import FewestTokens, fewest_tokens
 from dspark_core.tokenization.token_bytes import token_bytes
 from dspark_core.tokenization.tool_formats import ToolFormat, ToolStyle, tool_style
 
-# How chat formats end a turn. One of these stops generation when the model's own template writes it,
-# even where the checkpoint names only its end-of-text token.
+# End-of-turn markers of chat formats. Those that the model's own template contains stop generation, even
+# if the checkpoint declares only its end-of-text token.
 _END_OF_TURN = (
     "<|im_end|>",
     "<|eot_id|>",
@@ -28,12 +28,12 @@ _END_OF_TURN = (
 )
 
 _SHORT_CHARACTERS = 2048
-"""Encoded in a few milliseconds; the way of longer texts would cost more than it saves."""
+"""Texts up to this length encode in a few milliseconds; releasing the GIL would cost more than it saves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationDefaults:
-    """Sampling its authors recommend for a model; None: they say nothing."""
+    """Sampling parameters recommended by a model's authors; None: no recommendation."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -43,22 +43,22 @@ class GenerationDefaults:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerParts:
-    """What a checkpoint says about its tokenizer, whichever format it came in."""
+    """A checkpoint's tokenizer, independent of its file format."""
 
     backend: tokenizers.Tokenizer
     special_tokens: Mapping[str, str] = field(default_factory=dict)
-    """Text by the name chat templates use: bos_token, eos_token, pad_token, unk_token."""
+    """Text by the name used in chat templates: bos_token, eos_token, pad_token, unk_token."""
     eos_token_ids: tuple[int, ...] = ()
     chat_template: str | None = None
     defaults: GenerationDefaults = GenerationDefaults()
 
 
 class Tokenizer:
-    """Immutable after construction; threads may share it."""
+    """Immutable after construction; thread-safe."""
 
     def __init__(self, parts: TokenizerParts, template_arguments: Mapping[str, Any] = NO_ARGUMENTS) -> None:
-        """template_arguments: see `ChatTemplate`. Raises CheckpointError for a decoder or a chat template
-        that cannot be used, ConfigError for arguments that cannot."""
+        """template_arguments: see `ChatTemplate`. Raises CheckpointError for an unsupported decoder or chat
+        template, ConfigError for invalid arguments."""
         self._backend = parts.backend
         self._token_bytes = token_bytes(parts.backend)
         added = parts.backend.get_added_tokens_decoder()
@@ -75,12 +75,12 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Ids this tokenizer can decode; a model's own vocabulary may be padded beyond it."""
+        """Number of ids this tokenizer can decode; a model's own vocabulary may be padded beyond it."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
-        """End of text and end of turn."""
+        """Tokens that end a text or a turn."""
         return self._stop_token_ids
 
     @property
@@ -89,7 +89,7 @@ class Tokenizer:
 
     @property
     def document(self) -> str:
-        """As `tokenizers` writes it."""
+        """The JSON form of `tokenizers`."""
         return str(self._backend.to_str())
 
     @property
@@ -98,26 +98,26 @@ class Tokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        """Its jinja source."""
+        """The template's Jinja source."""
         return self._template.source if self._template else None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
-        """Special tokens written out in the text become their ids.
+        """Special tokens spelled out in the text become their ids.
 
-        add_special_tokens: put what the model expects at the start (a BOS token, say) there.
+        add_special_tokens: adds those that the model expects, such as a leading BOS token.
         """
         if len(text) <= _SHORT_CHARACTERS:
             return tuple(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
-        # Only batches are encoded without Python's lock: whatever else this process does goes on meanwhile.
+        # Only batch encoding releases the GIL, so that other threads go on meanwhile.
         (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return tuple(encoding.ids)
 
     def fewest_tokens(self) -> FewestTokens | None:
-        """None: texts may become shorter without bound. Looks at the whole vocabulary: ask once."""
+        """None: texts may shrink without bound. Scans the whole vocabulary; call it once."""
         return fewest_tokens(self._backend)
 
     def tool_style(self, asked: ToolFormat | None = None) -> ToolStyle:
-        """See `tool_formats.tool_style`. Renders the template a few times: ask once."""
+        """See `tool_formats.tool_style`. Renders the template several times; call it once."""
         return tool_style(self._template, asked)
 
     def render_chat(
@@ -128,7 +128,7 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         arguments: Mapping[str, Any] = NO_ARGUMENTS,
     ) -> str:
-        """Raises InvalidRequestError when the model has no template or the template refuses."""
+        """Raises InvalidRequestError if there is no template or it refuses the conversation."""
         if self._template is None:
             raise InvalidRequestError(
                 "messages cannot be used: this model has no chat template; use plain completions",
@@ -139,18 +139,18 @@ class Tokenizer:
         )
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-        """The prompt after which the model writes the assistant's next message."""
-        # The template writes the BOS token itself, where the model wants one.
+        """The prompt that the assistant's next message continues."""
+        # The template itself writes the BOS token if the model needs one.
         return self.encode(self.render_chat(messages), add_special_tokens=False)
 
     def decode(self, token_ids: Iterable[int]) -> str:
-        """The whole text of a sequence, special tokens left out."""
+        """The full text of a sequence, without special tokens."""
         detokenizer = self.detokenizer(at_start=True)
         return detokenizer.push(token_ids) + detokenizer.flush()
 
     def detokenizer(self, *, at_start: bool = False, shown: Collection[int] = ()) -> IncrementalDetokenizer:
-        """For one stream of ids. `at_start`: they begin a text instead of continuing a prompt.
-        shown: added tokens to be written out, special ones too."""
+        """A detokenizer for one stream of ids. `at_start`: they begin a text rather than continue a prompt.
+        shown: added tokens to write out, including special ones."""
         strip = at_start and self._token_bytes.strip_leading_space
         if not shown:
             return IncrementalDetokenizer(self._shown_bytes, strip_leading_space=strip)
@@ -162,16 +162,16 @@ class Tokenizer:
 
     @property
     def shown_added_token_ids(self) -> tuple[int, ...]:
-        """Added tokens that are text to readers, such as the marks around thoughts; rising."""
+        """Added tokens that readers see as text, such as thought delimiters, in ascending order."""
         return tuple(sorted(self._added.keys() - self._special))
 
     def added_token_id(self, text: str) -> int | None:
-        """Of the text that is one token by itself, wherever it stands; None: it is not."""
+        """The id of the added token with exactly this text; None: there is none."""
         token_id = self._backend.token_to_id(text)
         return token_id if token_id in self._added else None
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Of a token by itself, special ones as they are written; empty for ids of no token."""
+        """Bytes of a single token, with special ones spelled out; empty for an unknown id."""
         return self._added[token_id] if token_id in self._added else self._shown_bytes(token_id)
 
     def _written(self, token: tokenizers.AddedToken) -> bytes:

@@ -1,6 +1,6 @@
-"""How models write calls of tools, and which way a chat template has its model write them.
+"""Formats in which models write tool calls, and detection of the one a chat template uses.
 
-No names of models here: a template is shown a conversation with a call, and what it makes of it says.
+No model names are needed: a conversation with a call is rendered, and the output reveals the format.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from dspark_core.tokenization.chat_template import ChatTemplate
 
 class ToolFormat(Enum):
     HERMES = "hermes"
-    """JSON between tags, as Hermes and Qwen write it; as many calls as are wanted."""
+    """JSON between tags, as in Hermes and Qwen; any number of calls."""
     LLAMA3_JSON = "llama3_json"
-    """JSON that is the whole answer, as Llama 3 writes it."""
+    """The whole answer is JSON, as in Llama 3."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallSyntax:
     format: ToolFormat
     begin: str
-    """Before a call, and after it:"""
+    """Text before a call."""
     end: str
     arguments: str
-    """The name of a call's arguments."""
+    """Key of the call's arguments."""
     bare: bool
-    """Whether a call may begin without `begin`, where the answer does."""
+    """Whether a call may start without `begin` if the answer starts with it."""
 
     def written(self, name: str, arguments: str) -> str:
-        """The call as its model writes it. arguments: JSON."""
+        """The call as its model would write it. arguments: JSON."""
         call = f'{{"name": {json.dumps(name)}, "{self.arguments}": {arguments}}}'
         return call if self.bare else f"{self.begin}\n{call}\n{self.end}"
 
@@ -52,20 +52,20 @@ _SYNTAX = {
 
 @dataclass(frozen=True, slots=True)
 class ToolStyle:
-    """What a template does about tools."""
+    """How a template handles tools."""
 
     syntax: CallSyntax
     native: bool
-    """It tells the model of tools itself; else conversations have to (`tool_prompts.py`)."""
+    """Whether it describes tools to the model itself; otherwise the conversation must (`tool_prompts.py`)."""
     has_system: bool = True
-    """It takes a message of the system."""
+    """Whether it accepts a system message."""
 
 
 def tool_style(template: ChatTemplate | None, asked: ToolFormat | None = None) -> ToolStyle:
-    """asked: a format to use whatever the template shows; None: the template's.
+    """asked: a format to use regardless of the template; None: the template's own.
 
-    A template that tells of tools, but writes calls in none of the formats, is not asked to: its model would
-    answer with calls that nobody here understands.
+    A template that describes tools but writes calls in none of the known formats is not used for that,
+    because its model would answer with calls that cannot be parsed here.
     """
     written = _format_of(template) if template else None
     native = template is not None and _tells_of_tools(template)
@@ -85,7 +85,7 @@ _TOOL = {
         "parameters": {"type": "object", "properties": {"value": {"type": "string"}}},
     },
 }
-# Some templates want ids of nine letters and digits.
+# Some templates require ids of nine letters and digits.
 _CALL = {"id": "call00001", "type": "function", "function": {"name": _NAME, "arguments": {"value": "?"}}}
 _CALLING = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
 
@@ -101,8 +101,8 @@ def _takes_system(template: ChatTemplate) -> bool:
 
 
 def _format_of(template: ChatTemplate) -> ToolFormat | None:
-    """Of the calls that it writes; None: it writes none, or in another format."""
-    # Some templates want a call to be answered, others know no role for that.
+    """The format in which the template writes calls; None: none, or an unknown format."""
+    # Some templates require that a call is answered, others have no role for the answer.
     text = _rendered(template, [_USER, _CALLING]) + _rendered(template, [_USER, _CALLING, _RESULT])
     for syntax in _SYNTAX.values():
         begin = r"\{" if syntax.bare else rf"{re.escape(syntax.begin)}\s*\{{"
@@ -114,7 +114,7 @@ def _format_of(template: ChatTemplate) -> ToolFormat | None:
 
 
 def _json_at(text: str, start: int) -> Mapping[str, Any]:
-    """The JSON object that begins there; empty: none does."""
+    """The JSON object at `start`; empty if there is none."""
     try:
         value, _ = json.JSONDecoder().raw_decode(text, start)
     except ValueError:
@@ -125,7 +125,7 @@ def _json_at(text: str, start: int) -> Mapping[str, Any]:
 def _rendered(
     template: ChatTemplate, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
 ) -> str:
-    """Empty where the template refuses."""
+    """Empty if the template refuses."""
     try:
         return template.render(messages, tools=tools)
     except InvalidRequestError:

@@ -1,4 +1,4 @@
-"""Conversations with tools for templates that know nothing of tools: told in words, in plain messages."""
+"""Expresses conversations with tools in plain messages, for templates without tool support."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _RESULT, _RESULT_END = "<tool_response>", "</tool_response>"
 
 
 def told(messages: Sequence[Message], tools: Sequence[Message], style: ToolStyle) -> list[dict[str, Any]]:
-    """The conversation with what the template does not say itself, in roles that every template has."""
+    """The conversation, with what the template cannot express spelled out in universally supported roles."""
     plain: list[dict[str, Any]] = []
     for message in messages:
         if message["role"] == "tool":
             result = f"{_RESULT}\n{message['content']}\n{_RESULT_END}"
             if plain and plain[-1].get("results"):
-                # Results of one answer's calls are one turn: many templates want turns to alternate.
+                # Results of one answer's calls form one turn, as many templates require alternating turns.
                 plain[-1]["content"] += f"\n{result}"
             else:
                 plain.append({"role": "user", "content": result, "results": True})
@@ -40,7 +40,7 @@ def _content(message: Message, syntax: CallSyntax) -> str:
 
 
 def _json(arguments: object) -> str:
-    """Text is what a model wrote that is no JSON: it stays as it was."""
+    """Arguments given as text are what a model wrote and is not JSON; they stay unchanged."""
     return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
@@ -58,7 +58,7 @@ def _introduction(tools: Sequence[Message], syntax: CallSyntax) -> str:
 
 
 def _introduced(messages: list[dict[str, Any]], text: str, style: ToolStyle) -> list[dict[str, Any]]:
-    """In front of all else: in the system's message, or in the first one where there can be none."""
+    """Puts `text` first: in the system message, or in the first message if there can be none."""
     first = messages[0]
     if style.has_system and first["role"] != "system":
         return [{"role": "system", "content": text}, *messages]

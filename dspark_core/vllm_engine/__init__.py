@@ -1,1 +1,1 @@
-"""vLLM as what computes the target: its model, kernels and cache, our rounds (docs/vllm.md)."""
+"""vLLM as the target engine: its model, kernels and cache under this project's rounds (docs/vllm.md)."""

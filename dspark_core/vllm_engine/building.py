@@ -1,4 +1,4 @@
-"""Starts vLLM's workers on a model and makes a target engine of them."""
+"""Starts vLLM's workers on a model and builds a target engine from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dspark_core.errors import ConfigError
 from dspark_core.models.loading import TargetFacts
 from dspark_core.vllm_engine.passes import VllmPasses
 
-# Read when vLLM is imported: the model runner that `worker.py` is written against, no calls home, no prose.
+# Read when vLLM is imported: the model runner that `worker.py` is written for, no telemetry, few logs.
 os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -33,8 +33,8 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from dspark_core.vllm_engine.worker import PROPOSER, WORKER
 
 
-class _Core(EngineCore):  # type: ignore[misc]  # vLLM is in an environment of its own
-    """vLLM's start of workers and their cache, without its scheduler."""
+class _Core(EngineCore):  # type: ignore[misc]  # vLLM lives in a separate environment
+    """vLLM's start-up of workers and cache, without its scheduler."""
 
     def __init__(self, config: VllmConfig, executor: Executor) -> None:
         self.vllm_config = config
@@ -51,7 +51,7 @@ def build_vllm_engine(
     projection: ContextProjection | None,
     geometry: DraftGeometry | None,
 ) -> TargetEngine:
-    """Loads the model, compiles and records what vLLM compiles and records. Raises ConfigError."""
+    """Loads the model, compiles it and captures graphs as vLLM does. Raises ConfigError."""
     block_size = 0 if geometry is None else geometry.block_size
     config = _configuration(options, facts, max(block_size, BLOCK_TOKENS))
     executor = Executor.get_class(config)(config)
@@ -89,7 +89,7 @@ def build_vllm_engine(
 def _started(
     config: VllmConfig, executor: Executor, projection: ContextProjection | None
 ) -> tuple[KVCacheConfig, int]:
-    """The workers' cache, and positions of a page."""
+    """The workers' cache, and the number of positions per page."""
     if projection is not None:
         for reason in executor.collective_rpc("dspark_tap", args=(projection.target_layer_ids,)):
             if reason is not None:
@@ -105,13 +105,13 @@ def _configuration(options: EngineOptions, facts: TargetFacts, most_drafts: int)
         "dtype": options.dtype,
         "max_model_len": options.max_context_tokens or facts.config.max_context_tokens,
         "max_num_seqs": options.max_running,
-        "max_num_batched_tokens": max(options.max_batch_tokens, CHUNK_TOKENS),  # a profile's passes too
+        "max_num_batched_tokens": max(options.max_batch_tokens, CHUNK_TOKENS),  # includes profiling passes
         "kv_cache_memory_bytes": options.kv_cache_bytes,
-        "enable_prefix_caching": False,  # ours
+        "enable_prefix_caching": False,  # done by this project's cache
         "async_scheduling": False,
         "disable_hybrid_kv_cache_manager": True,  # one page table for all layers
         "disable_log_stats": True,
-        "pipeline_parallel_size": 1,  # tried: the last stage did not find the first one's hidden states
+        "pipeline_parallel_size": 1,  # tried: the last stage did not get the first one's hidden states
         "data_parallel_size": 1,
         "speculative_config": {
             "method": "custom_class",

@@ -1,4 +1,4 @@
-"""Target passes by vLLM's workers."""
+"""Target passes computed by vLLM's workers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dspark_core.vllm_engine.sharing import SharedReader, SharedRows
 from dspark_core.vllm_engine.steps import SequenceTracker
 
 PASS_SECONDS = 600.0
-"""Workers in other processes that have not answered by then will not; a verifier waits no longer either."""
+"""Timeout after which workers in other processes are considered lost; equal to the verifier's stall limit."""
 
 
 class Workers(Protocol):
-    """What is used of vLLM's executor."""
+    """The part of vLLM's executor that is used."""
 
     def collective_rpc(
         self, method: str, *, timeout: float | None = None, args: tuple[Any, ...] = ()
@@ -36,8 +36,8 @@ class VllmPasses:
         taps: TapWriter | None,
         elsewhere: bool = False,
     ) -> None:
-        """`workers`: of vLLM `version`, ready; `max_runs`: how many sequences a pass may hold; `elsewhere`:
-        the workers are other processes."""
+        """`workers`: running, of vLLM `version`; `max_runs`: maximum number of sequences per pass;
+        `elsewhere`: whether the workers are separate processes."""
         self._workers = workers
         self._version = version
         self._device = device
@@ -51,12 +51,12 @@ class VllmPasses:
         return computed_on(f"vLLM {self._version}", self._device)
 
     def forward(self, runs: Sequence[Run], batch: RaggedBatch) -> Tensor:
-        """Raises ValueError for more runs than the workers have rows for."""
+        """Raises ValueError if there are more runs than the workers have rows."""
         if len(runs) > self._max_runs:
             raise ValueError(f"a pass may hold {self._max_runs} runs, got {len(runs)}")
         step = self._tracker.step(runs, taps=self._taps is not None, shared=self._shared is not None)
         if self._shared is not None and self._device.type == "cuda":
-            # Whatever still reads the buffers that the workers are about to write over.
+            # Finish all reads of the shared buffers that the workers are about to overwrite.
             torch.cuda.current_stream(self._device).synchronize()
         try:
             answers = self._workers.collective_rpc("dspark_step", timeout=PASS_SECONDS, args=(step,))
@@ -66,7 +66,7 @@ class VllmPasses:
         output = next(answer for answer in answers if answer is not None)
         if self._taps is not None:
             taps = self._result(output.taps)
-            # Features may be projected later, when the workers have long written something else there.
+            # Features may be projected later, after the workers have overwritten the shared buffer.
             self._taps.write(batch.slots.to(self._device), taps.clone() if self._shared else taps)
         return self._result(output.logits).float()
 

@@ -1,8 +1,8 @@
-"""Tensors from a worker process to ours without copying them through a pipe.
+"""Passes tensors from a worker process to this one without copying them through a pipe.
 
-A pass of 64 requests leaves tens of megabytes of logits. The worker keeps one buffer for each kind of result
-and writes over it; what travels is a handle, once, and shapes. Handles are PyTorch's: shared memory on a
-processor, CUDA's inter-process handles on a GPU.
+A pass of 64 requests produces tens of megabytes of logits. The worker keeps and overwrites one buffer per
+kind of result; only shapes and, once, a handle are sent. Handles are PyTorch's: shared memory on a
+CPU, CUDA IPC handles on a GPU.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ import torch
 from torch import Tensor, multiprocessing
 
 SPARE = 1.5
-"""How much larger than its first contents a buffer is made: every new one is mapped anew."""
+"""Size of a new buffer relative to its first contents, because every new buffer must be mapped again."""
 
 
 @dataclass(frozen=True, slots=True)
 class SharedRows:
-    """A tensor in a buffer of the worker; good until its next pass."""
+    """A tensor in a buffer of the worker; valid until its next pass."""
 
     name: str
     version: int
     shape: tuple[int, ...]
     handle: bytes | None
-    """Of the buffer, when it is new to the reader."""
+    """Handle of the buffer if it is new to the reader."""
 
 
 class SharedWriter:
-    """In the worker."""
+    """Runs in the worker."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
 
     def publish(self, name: str, rows: Tensor) -> SharedRows:
-        """Complete when the caller has waited for the device."""
+        """The data is complete once the caller has synchronised with the device."""
         buffer, handle = self._buffers.get(name), None
         if buffer is None or buffer.dtype is not rows.dtype or len(buffer) < rows.numel():
             buffer = rows.new_empty(int(rows.numel() * SPARE) + 1)
@@ -49,13 +49,13 @@ class SharedWriter:
 
 
 class SharedReader:
-    """In the process that asked."""
+    """Runs in the requesting process."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, tuple[int, Tensor]] = {}
 
     def read(self, rows: SharedRows) -> Tensor:
-        """A view. Raises ValueError for a buffer whose handle never came."""
+        """Returns a view. Raises ValueError for a buffer whose handle was never received."""
         if rows.handle is not None:
             self._buffers[rows.name] = rows.version, pickle.loads(rows.handle)
         version, buffer = self._buffers.get(rows.name, (None, torch.empty(0)))
@@ -65,7 +65,7 @@ class SharedReader:
 
 
 def _handle(buffer: Tensor) -> bytes:
-    """By a name where it is shared memory: open files would need a connection of multiprocessing's own."""
+    """By name for shared memory, since file descriptors would need a separate multiprocessing connection."""
     if buffer.is_cuda:
         return bytes(ForkingPickler.dumps(buffer))
     strategy = multiprocessing.get_sharing_strategy()  # type: ignore[no-untyped-call]

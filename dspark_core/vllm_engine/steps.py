@@ -1,8 +1,8 @@
-"""What vLLM's workers are told of one pass, and who is known to them from the pass before.
+"""Describes passes to vLLM's workers, and tracks which sequences they know from the pass before.
 
-Workers keep a row for every request they serve and expect to hear only what is new about it. Our runs say
-everything anew: token ids, first position, page table. The tracker tells the one from the other. A sequence
-that is not in a pass is forgotten, so that nobody has to say when one has ended.
+Workers keep a row per request and expect only changes to it, whereas runs always state
+everything: token ids, first position, page table. The tracker computes the difference. A sequence
+that is not in a pass is forgotten, so its end need not be announced.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from dspark_core.engine.batch import Run
 
 @dataclass(frozen=True, slots=True)
 class SequenceStep:
-    """One run, as its worker row has to change for it."""
+    """One run, as the change to its worker row."""
 
     key: str
     fresh: bool
-    """Unknown to the workers: `pages` are all of its pages; else those to append."""
+    """Whether it is unknown to the workers: `pages` are then all of its pages, otherwise those to append."""
     start: int
     token_ids: list[int]
-    """Of positions [start, start + len): an anchor, or a chunk of a prompt."""
+    """Tokens at positions [start, start + len): an anchor, or a prompt chunk."""
     draft_ids: list[int]
-    """Behind them, to be verified."""
+    """The draft tokens after them, to be verified."""
     pages: list[int]
 
     @property
@@ -37,22 +37,22 @@ class SequenceStep:
 class WorkerStep:
     sequences: list[SequenceStep]
     ended: list[str]
-    """Keys that workers may forget."""
+    """Keys of sequences that workers can forget."""
     logit_rows: list[int]
-    """Of each sequence, how many of its last 1 + drafts rows are wanted: all, one or none."""
+    """Per sequence, how many of its last 1 + drafts rows need logits: all, one or none."""
     taps: bool
-    """Whether the tapped states are wanted."""
+    """Whether tapped hidden states are needed."""
     shared: bool
-    """Whether results go through shared buffers: the workers are other processes."""
+    """Whether results go through shared buffers, because the workers are separate processes."""
 
 
 @dataclass(slots=True)
 class _Known:
     key: str
     begin: int
-    """First position at which the row may be written again."""
+    """First position from which the row may be rewritten."""
     end: int
-    """Positions before it were computed or are computed by the pass that is told of them."""
+    """Positions before it are computed, counting the pass that is being described."""
     pages: list[int]
 
 
@@ -62,7 +62,7 @@ class SequenceTracker:
         self._count = itertools.count()
 
     def step(self, runs: Sequence[Run], *, taps: bool, shared: bool = False) -> WorkerStep:
-        """Runs without a `sequence_id` are strangers in every pass."""
+        """Runs without a `sequence_id` count as new in every pass."""
         known: dict[str, _Known] = {}
         sequences, ended = [], []
         for index, run in enumerate(runs):
@@ -78,7 +78,7 @@ class SequenceTracker:
         return WorkerStep(sequences, ended, [run.logit_rows for run in runs], taps, shared)
 
     def forget(self) -> None:
-        """After a pass that failed, when nobody knows what the workers still hold: all are told anew."""
+        """Makes all sequences new after a failed pass, when the workers' state is unknown."""
         for one in self._known.values():
             one.begin = one.end + 1
 
@@ -102,6 +102,6 @@ class SequenceTracker:
 
 
 def _goes_on(before: _Known, run: Run) -> bool:
-    """Whether the run continues what the workers hold: behind their row's beginning, without a gap, and in
+    """Whether the run continues what the workers hold: at or after the row's `begin`, without a gap, and in
     the same pages."""
     return before.begin <= run.start <= before.end and list(run.pages[: len(before.pages)]) == before.pages

@@ -1,8 +1,8 @@
-"""What runs inside vLLM's workers: passes over what we scheduled, up to the logits.
+"""Runs inside vLLM's workers: computes passes that this project scheduled, up to the logits.
 
-vLLM's own scheduler, sampler and rejection rule are left out. The worker is told of a pass in the words
-vLLM's scheduler would use, computes it as ever (its kernels, graphs and tensor parallel groups),
-and is stopped before it samples: acceptance is ours. Written against the model runner of vLLM 0.32 that its
+vLLM's own scheduler, sampler and rejection rule are bypassed. The worker gets a pass in the form that
+vLLM's scheduler would use, computes it as usual (kernels, graphs and tensor parallel groups),
+and stops before sampling, as acceptance happens elsewhere. Written for the model runner of vLLM 0.32 that its
 configuration calls V1.
 """
 
@@ -27,7 +27,7 @@ WORKER = f"{__name__}.StepWorker"
 
 
 class NoProposer:
-    """Stands where vLLM wants a drafter of its own before it computes logits of drafts; never asked."""
+    """Placeholder for the drafter vLLM requires before it computes logits of drafts; never called."""
 
     def __init__(self, config: object) -> None: ...
 
@@ -39,27 +39,27 @@ class NoProposer:
 
 class StepOutput(NamedTuple):
     logits: Tensor | SharedRows
-    """[rows wanted, vocab], in the order of the step."""
+    """[requested rows, vocab], in the order of the step."""
     taps: Tensor | SharedRows | None
-    """[tokens, m * hidden], in the order of the step; None: not wanted."""
+    """[tokens, m * hidden], in the order of the step; None: not requested."""
 
 
 class StepWorker:
-    """Mixed into vLLM's worker class; every name of it begins with `dspark`."""
+    """Mixed into vLLM's worker class, so all of its own names start with `dspark`."""
 
     model_runner: GPUModelRunner
     execute_model: Any
 
     def dspark_tap(self, layers: tuple[int, ...]) -> str | None:
-        """From the next pass on the outputs of these layers (-1: the embedding) are handed out.
+        """Makes later passes return the outputs of these layers (-1: the embedding).
 
-        Before the cache is made. Returns why that cannot be, or None.
+        Must be called before the cache is created. Returns why it is impossible, or None.
         """
         model = self.model_runner.get_model()
         if not hasattr(model, "set_aux_hidden_state_layers"):
             return f"{type(model).__name__} hands out no hidden states"
-        # vLLM counts what goes into a layer, so that the last one's output has a number of its own, and hands
-        # states out from the first layer to the last.
+        # vLLM numbers layer inputs, so the last layer's output has its own number, and returns states in
+        # ascending order of layers.
         model.set_aux_hidden_state_layers(tuple(layer + 1 for layer in layers))
         ascending = sorted(set(layers))
         self.dspark_places = [ascending.index(layer) for layer in layers]
@@ -67,9 +67,9 @@ class StepWorker:
         return None
 
     def dspark_step(self, step: WorkerStep) -> StepOutput | None:
-        """None where another worker has the result."""
+        """None if another worker has the result."""
         runner = self.model_runner
-        runner.execute_model_state = None  # of a pass that failed on its way here
+        runner.execute_model_state = None  # may be left over from a failed pass
         for one in step.sequences:
             if not one.fresh:
                 _rewrite_row(runner, one)
@@ -99,7 +99,7 @@ class StepWorker:
 
 
 def _rewrite_row(runner: GPUModelRunner, one: SequenceStep) -> None:
-    """The tokens that a known sequence goes on with; what lies before them is computed and never read."""
+    """Sets the tokens with which a known sequence continues; earlier ones are computed and not read again."""
     request = runner.requests[one.key]
     end = one.start + len(one.token_ids)
     held = request.output_token_ids
@@ -151,13 +151,13 @@ def _new_request(one: SequenceStep) -> NewRequestData:
 
 
 def _order(keys: Sequence[str], step: WorkerStep) -> list[int]:
-    """Which sequence of the step each row of the worker's batch is."""
+    """The index in the step of each row of the worker's batch."""
     place = {one.key: index for index, one in enumerate(step.sequences)}
     return [place[key] for key in keys]
 
 
 def _logits(logits: Tensor, step: WorkerStep, order: Sequence[int]) -> Tensor:
-    """The worker has 1 + drafts rows of every sequence, in an order of its own."""
+    """Reorders the worker's 1 + drafts rows per sequence, which are in its own order."""
     counts = np.array([1 + len(one.draft_ids) for one in step.sequences])
     return _pick(logits, counts, np.array(step.logit_rows), order)
 
@@ -169,7 +169,7 @@ def _taps(states: Sequence[Tensor], step: WorkerStep, order: Sequence[int]) -> T
 
 
 def _pick(rows: Tensor, counts: np.ndarray, wanted: np.ndarray, order: Sequence[int]) -> Tensor:
-    """The last `wanted[i]` of the `counts[i]` rows of each sequence, which lie in `order`, by sequence."""
+    """The last `wanted[i]` of the `counts[i]` rows of each sequence i. `rows` are in `order`, results by i."""
     if np.array_equal(wanted, counts) and list(order) == list(range(len(order))):
         return rows
     ends = np.empty_like(counts)
