@@ -70,7 +70,7 @@ class _Floors:
         expected, promised = batch.by_length, batch.floors * (1.0 - TOLERANCE)
         if len(members) < batch.requests:
             expected, promised = expected.take(members, axis=1), promised.take(members)
-        # Minimum over rounds with at least as many tokens: the best case for a request at a given length.
+        # Shortest round with at least as many tokens: the best case for a request at a given length.
         shortest = _least_from_each(seconds, len(expected))
         fastest = np.maximum.reduce(expected[: len(shortest)] / shortest[:, None])
         limits = expected / promised

@@ -169,7 +169,7 @@ def _taps(states: Sequence[Tensor], step: WorkerStep, order: Sequence[int]) -> T
 
 
 def _pick(rows: Tensor, counts: np.ndarray, wanted: np.ndarray, order: Sequence[int]) -> Tensor:
-    """The last `wanted[i]` of the `counts[i]` rows of each sequence i. `rows` are in `order`, results by i."""
+    """The last `wanted[i]` of the `counts[i]` rows of each sequence. `rows` are in `order`, results by i."""
     if np.array_equal(wanted, counts) and list(order) == list(range(len(order))):
         return rows
     ends = np.empty_like(counts)

@@ -1,6 +1,6 @@
-// What products by some formats read of activations besides themselves, by row and group of 32 inputs.
+// Values derived from activations that products in some formats need, per row and group of 32 inputs.
 //
-// It is made once, where the activations are made, and not by every thread of every product.
+// They are computed once, when the activations are produced, rather than by every thread of every product.
 #pragma once
 
 #include "matrix.h"
@@ -9,13 +9,13 @@ namespace dspark {
 
 constexpr int kBlockRows = 4;
 
-// One group of four rows, rounded to 8 bits. Rows lie together so that a tile reaches all of them from one
-// address; what it wants of a row is at a fixed distance.
+// One group of four rows, rounded to 8 bits. The rows are adjacent so that a tile addresses all of them from
+// one pointer, with each row's values at a fixed offset.
 struct CodedGroup {
   int8_t codes[kBlockRows][kGroup];
   float steps[kBlockRows];
-  float sums[kBlockRows];       // of the codes: what a minimum of the weights is multiplied with
-  int32_t offsets[kBlockRows];  // -128 times the sums: weights of I8 are stored plus 128
+  float sums[kBlockRows];       // of the codes; multiplied by the weights' minimum
+  int32_t offsets[kBlockRows];  // -128 times the sums, because I8 weights are stored plus 128
 
   uint32_t quad(int row, int input) const {
     uint32_t four;
@@ -29,13 +29,13 @@ struct GroupValues {
   const CodedGroup* coded;  // [rows / 4, groups] I4, I8
   size_t groups;
 
-  GroupValues from_row(int row) const {  // a multiple of four
+  GroupValues from_row(int row) const {  // row must be a multiple of four
     return {sums ? sums + row * groups : nullptr, coded ? coded + row / kBlockRows * groups : nullptr, groups};
   }
 };
 
 DSPARK_INLINE float group_sum(const uint16_t* x) {
-  return sum(dot_pair(f32x16{}, load_pairs(x), 0x3f803f80u));  // both of each pair times one
+  return sum(dot_pair(f32x16{}, load_pairs(x), 0x3f803f80u));  // multiplies both elements of each pair by one
 }
 
 static void code_group(const uint16_t* x, CodedGroup& out, int row) {
@@ -50,10 +50,10 @@ static void code_group(const uint16_t* x, CodedGroup& out, int row) {
   out.offsets[row] = -128 * int32_t(out.sums[row]);
 }
 
-// Memory for the values of some rows, kept between passes.
+// Group values of some rows; the memory is reused between passes.
 class GroupBuffer {
  public:
-  // Values for `matrix` of rows with k inputs each; of a format that needs none, none.
+  // Makes room for `rows` rows as inputs of `matrix`; nothing for formats that need no group values.
   void size_for(const Matrix& matrix, int rows) {
     const size_t groups = matrix.k / kGroup;
     if (matrix.format == kQ4) grow(sums_, rows * groups);
@@ -77,7 +77,7 @@ class GroupBuffer {
 
   void prepare(const Matrix& matrix, const uint16_t* x, int row) { prepare(matrix, x, row, 0, matrix.k / kGroup); }
 
-  // Of float32 nothing is ever needed.
+  // float32 products need no group values.
   void prepare(const Matrix&, const float*, int, int, int) {}
   void prepare(const Matrix&, const float*, int) {}
 

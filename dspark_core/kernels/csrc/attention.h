@@ -1,10 +1,10 @@
 // Paged attention over runs of queries, read in place through page tables.
 //
 // A page holds, per layer and key/value head, tiles of 16 tokens: keys with tokens in the lanes
-// (one load serves 16 scores), values with head dimensions in the lanes. Pages of one head lie one
-// behind the other, so that a context on consecutive pages is read as one stream. A query's result depends
-// on its own context alone: contexts are cut into chunks at fixed places, chunks are merged in order,
-// whoever computed them, and what lies beyond a query's position adds exact zeros.
+// (one load serves 16 scores), values with head dimensions in the lanes. The pages of one head are
+// contiguous, so that a context on consecutive pages is read as one stream. A query's result depends
+// only on its own context: contexts are cut into chunks at fixed positions, chunks are merged in order
+// no matter which thread computed them, and anything beyond a query's position adds exact zeros.
 #pragma once
 
 #include <array>
@@ -16,7 +16,7 @@
 namespace dspark {
 
 constexpr int kChunkTiles = 8;
-constexpr int kChunk = kChunkTiles * kLanes;  // tokens of one softmax
+constexpr int kChunk = kChunkTiles * kLanes;  // tokens that share one softmax
 constexpr int kMaxHeadDim = 256;
 
 struct CacheShape {
@@ -54,7 +54,7 @@ struct QueryRows {
   int count;
   const T* q[kRows];      // [head_dim]
   T* out[kRows];          // [head_dim]
-  int position[kRows];    // sees positions up to and including its own
+  int position[kRows];    // last position attended to, inclusive
 
   int last() const { return *std::max_element(position, position + count); }
 };
@@ -75,7 +75,7 @@ struct Context {
     const int per_page = shape.tiles();
     return index / per_page * shape.page_tokens + index % per_page * kLanes;
   }
-  int width(int index) const {  // tokens in a tile: pages may not be multiples of 16
+  int width(int index) const {  // tokens in a tile; page sizes may not be multiples of 16
     return std::min(kLanes, shape.page_tokens - index % shape.tiles() * kLanes);
   }
   int tiles_for(int positions) const {
@@ -85,7 +85,7 @@ struct Context {
   int chunks_for(int positions) const { return (tiles_for(positions) + kChunkTiles - 1) / kChunkTiles; }
 };
 
-// What one row has of a part of its context: the sum of values, by weights relative to the largest score.
+// A row's result over part of its context: the weighted sum of values, weights relative to the largest score.
 struct Partial {
   float largest, total;
   alignas(64) float values[kMaxHeadDim];
@@ -96,10 +96,10 @@ struct Partial {
     std::memset(values, 0, sizeof(float) * dims);
   }
 
-  // As if this had been computed over both parts. Not inlined: all callers must round alike.
+  // Equivalent to computing over both parts. Not inlined, so that all callers round alike.
   __attribute__((noinline)) void merge(const Partial& part, int dims) {
     const float peak = std::max(largest, part.largest);
-    if (peak == -INFINITY) return;  // neither sees anything
+    if (peak == -INFINITY) return;  // nothing visible in either part
     const float lesser = exp(splat(std::min(largest, part.largest) - peak))[0];
     const float kept = largest == peak ? 1.0f : lesser, added = largest == peak ? lesser : 1.0f;
     for (int d = 0; d < dims; d += kLanes)
@@ -186,9 +186,9 @@ static float largest_score(const float* s, int count) {
 }
 
 DSPARK_INLINE f32x16 weight_of(const float*, f32x16 x) { return exp(x); }
-DSPARK_INLINE f32x16 weight_of(const uint16_t*, f32x16 x) { return rough_exp(x); }  // rounded far coarser anyway
+DSPARK_INLINE f32x16 weight_of(const uint16_t*, f32x16 x) { return rough_exp(x); }  // bfloat16 is coarser
 
-// Scores of one row become weights, relative to the largest of what is scaled. Their sum.
+// Turns one row's scores into weights relative to `largest`, the largest scaled score. Returns their sum.
 template <class T>
 static float soften(const float* s, T* weights, int count, float scale, float largest) {
   if (largest == -INFINITY) {  // nothing visible in this chunk
@@ -209,11 +209,11 @@ DSPARK_INLINE void prefetch_tile(const T* tile, size_t values) {
   for (size_t i = 0; i < values; i += 64 / sizeof(T)) __builtin_prefetch(tile + i, 0, kCache);
 }
 
-constexpr int kKeysAhead = 2;       // tiles, into the first cache
-constexpr int kElsewhereAhead = 4;  // tiles that do not follow in memory, into the second
+constexpr int kKeysAhead = 2;       // tiles, into the L1 cache
+constexpr int kElsewhereAhead = 4;  // tiles that are not contiguous, into the L2 cache
 
-// Of tile `i` of a chunk. Rows that share a context compute too long for the processor to read far enough ahead
-// itself: it waited for keys and values more than it computed. Values are wanted after the whole chunk's softmax.
+// For tile `i` of a chunk. Rows that share a context compute for so long that hardware prefetching falls
+// short: they waited longer for keys and values than they computed. Values are used after the softmax.
 template <class T>
 DSPARK_INLINE void prefetch_ahead(const Context<T>& context, int begin, int i, int count, int tiles) {
   const size_t values = context.shape.tile_values(), at = context.tile(begin + i);
@@ -226,7 +226,7 @@ DSPARK_INLINE void prefetch_ahead(const Context<T>& context, int begin, int i, i
   prefetch_tile<2>(context.values + later, values);
 }
 
-// parts [R]: what the rows have of one chunk of their context.
+// parts [R]: the rows' results over one chunk of their context.
 template <int R, class T>
 static void attend_rows(const QueryRows<T>& rows, const Context<T>& context, int chunk, Partial* parts) {
   alignas(64) float s[R * kChunk];
@@ -267,7 +267,7 @@ static void attend_chunk(const QueryRows<T>& rows, const Context<T>& context, in
   by_count[rows.count - 1](rows, context, chunk, parts);
 }
 
-// The whole context, chunk by chunk: `chunk_of(index)` has the parts [count] of one.
+// The whole context, chunk by chunk; `chunk_of(index)` returns the parts [count] of a chunk.
 template <class T, class F>
 static void attend(const QueryRows<T>& rows, const Context<T>& context, F&& chunk_of) {
   const int dims = context.shape.padded_dim(), chunks = context.chunks_for(rows.last() + 1);

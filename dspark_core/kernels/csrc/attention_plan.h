@@ -1,8 +1,8 @@
-// How the attention of a pass is shared out among threads.
+// Distributes the attention of a pass over threads.
 //
-// By rows of runs and by key/value heads; where that leaves threads too little to share, as with one
-// long context, by chunks of the context too. Whoever finishes a task's last part merges all of them,
-// so that no thread waits for another, and in the order of the context, so that results are the same.
+// Work is split by rows of runs and by key/value heads and, if that yields too few tasks, as with one
+// long context, also by chunks of the context. The thread that finishes a task's last part merges all
+// parts, so no thread waits for another, and merges in context order, so results do not vary.
 #pragma once
 
 #include <atomic>
@@ -13,15 +13,15 @@
 namespace dspark {
 
 struct AttentionTask {
-  int32_t run, first, rows;  // (query, head) rows [first, first + rows) of the run and a key/value head
-  int32_t chunks;            // of the context they see
+  int32_t run, first, rows;  // (query, head) rows [first, first + rows) of the run, for any key/value head
+  int32_t chunks;            // of the context they attend to
 };
 
 struct AttentionItem {
   int32_t task, kv_head, first, end;  // chunks [first, end)
 };
 
-// Kept between passes for their memory.
+// Kept between passes to reuse memory.
 struct AttentionBuffers {
   std::vector<AttentionTask> tasks;
   std::vector<AttentionItem> items;
@@ -31,7 +31,7 @@ struct AttentionBuffers {
 
 class AttentionPlan {
  public:
-  // `buffers.tasks` are what there is to do.
+  // `buffers.tasks` must hold the tasks of the pass.
   AttentionPlan(AttentionBuffers& buffers, int kv_heads, int layers, int threads)
       : tasks_(buffers.tasks.data()), kv_heads_(kv_heads), num_tasks_(int(buffers.tasks.size())) {
     buffers.first_chunk.clear();
@@ -59,7 +59,7 @@ class AttentionPlan {
   const AttentionItem& item(int index) const { return items_[index]; }
   const AttentionTask& task(const AttentionItem& item) const { return tasks_[item.task]; }
 
-  // Whether the rows' results are written now: whoever does a task's last part writes them.
+  // Returns whether the rows' results were written, which the thread completing a task's last part does.
   template <class T>
   bool attend(const AttentionItem& item, int layer, const QueryRows<T>& rows, const Context<T>& context) const {
     if (!split_) {
@@ -80,7 +80,7 @@ class AttentionPlan {
   }
 
  private:
-  static constexpr int kFewPerThread = 4;    // tasks: more than that share themselves out well enough
+  static constexpr int kFewPerThread = 4;    // tasks; with more, splitting contexts is not needed
   static constexpr int kItemsPerThread = 8;  // when split
   static constexpr size_t kMostBytes = 16 << 20;
 

@@ -1,8 +1,8 @@
-// Draws by the exponential race of coupled noise: argmin of E / p over a row's tokens.
+// Draws by the exponential race with coupled noise: argmin of E / p over a row's tokens.
 //
-// E of a token is -log u, u a hash of (seed, position, token). `dspark_core.algorithms.coupling` is
-// the reference, and says why. Every token that could win is evaluated exactly; the others are left
-// out on the hash alone, by E >= 1 - u, or before it, as E is never less than 2^-53.
+// E of a token is -log u, where u is a hash of (seed, position, token); see the reference,
+// `dspark_core.algorithms.coupling`. Every token that could win is evaluated exactly. Others are excluded
+// by their hash alone, since E >= 1 - u, or even before hashing, since E is never less than 2^-53.
 #pragma once
 
 #include "law.h"
@@ -20,12 +20,12 @@ DSPARK_INLINE u64x8 mix(u64x8 x) {
   return x ^ (x >> 31);
 }
 
-// Of words -> u, too small by 2^-53.
+// Hash words -> u, too small by 2^-53.
 DSPARK_INLINE f64x8 uniform_of(u64x8 words) {
   return (f64x8)((words >> 12) | 0x3FF0000000000000ull) - 1.0;
 }
 
-// Which lanes of a are at least those of b.
+// Mask of lanes in which a >= b.
 DSPARK_INLINE unsigned lanes_at_least(f64x8 a, f64x8 b) {
 #ifdef DSPARK_AVX512_BF16
   return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_GE_OQ);
@@ -50,15 +50,15 @@ struct Race {
 static int64_t race_winner(const float* weights, int vocab, uint64_t key) {
   Race race{INFINITY, vocab - 1};
   const int likeliest = most_likely(weights, vocab);
-  race.enter(key, likeliest, weights[likeliest]);  // bounds what may still win
+  race.enter(key, likeliest, weights[likeliest]);  // bounds what can still win
   u64x8 words;
   for (int i = 0; i < kWords; ++i) words[i] = key + uint64_t(i) * kWeyl;
   int first = 0;
   for (; first + kWords <= vocab; first += kWords, words += kWords * kWeyl) {
     const f64x8 weight = __builtin_convertvector(load<f32x8>(weights + first), f64x8);
-    const f64x8 limit = weight * race.least;  // of noise that may win
+    const f64x8 limit = weight * race.least;  // noise below it could win
     if (!lanes_at_least(limit, f64x8{} + kLeastNoise)) continue;
-    // Slack for rounding: candidates too many cost a logarithm each, one too few would be wrong.
+    // Allows for rounding: an extra candidate costs one logarithm, a missing one would be an error.
     unsigned lanes = lanes_at_least(limit * (1.0 + 1e-9) + 1e-15, 1.0 - uniform_of(mix(words)));
     for (; lanes; lanes &= lanes - 1) {
       const int token = first + __builtin_ctz(lanes);
@@ -73,7 +73,7 @@ struct CoupledRows {
   const float* logits;       // [rows, vocab]
   const Law* laws;           // [rows]
   const int64_t* seeds;      // [rows]
-  const int64_t* positions;  // [rows] absolute, of the tokens drawn
+  const int64_t* positions;  // [rows] absolute positions of the tokens drawn
   int64_t* tokens;           // out [rows]
   int32_t rows, vocab, threads;
 };

@@ -1,10 +1,10 @@
-// A whole stack of layers in one call, Llama's or Qwen3's, over a flattened ragged batch.
+// A whole stack of Llama or Qwen3 layers in one call, over a flattened ragged batch.
 //
-// A target's runs are causal. A drafter's are blocks: their tokens see all of what their sequence
-// holds and, both ways, each other; their keys and values lie behind what is held, where the next
-// ones overwrite them. What a drafter holds is made of features, by `append`.
+// A target's runs are causal. A drafter's runs are blocks: their tokens attend to the whole context
+// held for their sequence and, bidirectionally, to each other. A block's keys and values are stored
+// after that context, where the next ones overwrite them. `append` adds context, computed from features.
 //
-// Activations between matrices are of type T (bfloat16 or float32); the residual stream, norms,
+// Activations between matrices have type T (bfloat16 or float32); the residual stream, norms,
 // rotations and softmax are float32.
 #pragma once
 
@@ -27,13 +27,13 @@ struct DecoderShape {
 
 struct Layer {
   const float* input_norm;      // [hidden]
-  const float* attention_norm;  // after attention [hidden]
+  const float* attention_norm;  // norm after attention [hidden]
   const float* qk_norm;         // [heads + kv_heads, head_dim] or null
   Matrix qkv, output, gate_up, down;
 };
 
 struct Run {
-  int32_t row, count, start, page_offset;  // first token row, tokens, first position, in `pages`
+  int32_t row, count, start, page_offset;  // first token row, tokens, first position, offset into `pages`
 };
 
 struct Batch {
@@ -41,15 +41,15 @@ struct Batch {
   const Run* runs;
   const int32_t* pages;
   const int64_t* logit_rows;
-  const int32_t* taps;  // layers whose outputs are kept; -1: the embedding, layers: after the final norm
+  const int32_t* taps;  // layers whose outputs to keep; -1: the embedding, `layers`: after the final norm
   void* keys;
   void* values;
   void* tapped;   // [tokens, num_taps * hidden] of type T
   float* logits;  // [num_logit_rows, vocab]
   int32_t tokens, num_runs, num_logit_rows, num_taps, num_pages, page_tokens, threads;
   int32_t two_way;       // runs are blocks
-  const int32_t* slots;  // [num_runs] of a run's first token in its pages; null: its position
-  const void* features;  // [tokens, hidden] of type T: they only append keys and values; null: a pass
+  const int32_t* slots;  // [num_runs] cache slot of a run's first token; null: its position
+  const void* features;  // [tokens, hidden] of type T: only append their keys and values; null: a pass
 };
 
 constexpr int kRowsPerChunk = 8;
@@ -141,7 +141,7 @@ class Pass {
     normed_groups_.size_for(s_.head, b_.num_logit_rows);
   }
 
-  // Every layer reads the same features; queries are left out as far as whole panels hold them.
+  // Every layer reads the same features; query columns are skipped as far as they fill whole panels.
   void append(Job& job) const {
     const int skipped = q_size_ / kPanel;
     for (int layer = 0; layer < s_.layers; ++layer) {
@@ -183,7 +183,7 @@ class Pass {
              StoreSink<float, true>{layer.down, residual_, size_t(s_.hidden)});
   }
 
-  // `groups` were prepared when `x` was made.
+  // `groups` must have been prepared when `x` was produced.
   Product<T> product(const Matrix& matrix, const T* x, int rows, GroupBuffer& groups) const {
     return {matrix, x, size_t(matrix.k), rows, b_.threads, groups.values(matrix)};
   }
@@ -219,7 +219,7 @@ class Pass {
     rms_norm(x, weight, s_.eps, s_.hidden, out);
   }
 
-  // One row of `normed_`, as `matrix` wants it.
+  // Writes one row of `normed_`, with the group values that `matrix` needs.
   void normalize_for(const Matrix& matrix, const float* x, const float* weight, int row) const {
     T* out = normed_ + size_t(row) * s_.hidden;
     normalize(x, weight, out);
@@ -228,7 +228,7 @@ class Pass {
 
   int slot(int run) const { return b_.slots ? b_.slots[run] : b_.runs[run].start; }
 
-  // q and k of one row: optional norms, rotation; q to its buffer, k and v to the cache.
+  // q and k of one row: optional norms, rotation. Writes q to its buffer, k and v to the cache.
   void rotate(int row, int index, int first_head = 0) const {
     const Run& run = b_.runs[run_of_row_[row]];
     const int position = run.start + row - run.row, dim = s_.head_dim;
@@ -303,7 +303,7 @@ class Pass {
     }
   }
 
-  // The last position that a query of a run sees.
+  // The last position that a query of a run attends to.
   int last_seen(int run, int query) const { return slot(run) + (b_.two_way ? b_.runs[run].count - 1 : query); }
 
   Context<T> context_of(int run, int kv_head, int layer) const {
@@ -338,7 +338,7 @@ class Pass {
   const std::vector<Layer>& layers_;
   const Batch b_;
   const CacheShape cache_;
-  const std::vector<int32_t> taps_;  // a late helper may look after the caller's array is gone
+  const std::vector<int32_t> taps_;  // a copy: a late helper may read it after the caller's array is gone
   const int group_;
   GroupBuffer &normed_groups_, &attended_groups_, &inner_groups_;
   const AttentionPlan attention_;

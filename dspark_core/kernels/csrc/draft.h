@@ -1,8 +1,8 @@
-// What follows the layers of a draft pass: the head, then per position Markov bias, choice and confidence.
+// Everything after the layers of a draft pass: the head, then per position Markov bias, draw and confidence.
 //
-// Per position one product with W2, then every row picks its token: the most likely one, or a draw
-// from its top candidates as the request's sampling parameters shape them. What is drawn and from
-// what follows `dspark_core.engine.draft_sampling`, its reference.
+// Each position takes one product with W2, after which every row picks its token: the most likely one, or a
+// draw from its top candidates under the request's sampling parameters. Proposals and draws follow the
+// reference, `dspark_core.engine.draft_sampling`.
 #pragma once
 
 #include <functional>
@@ -15,22 +15,22 @@ enum DraftMode : int32_t { kGreedy = 0, kUniform = 1, kCoupled = 2 };
 
 struct DraftRow {
   double top_p;      // 1: off
-  int64_t seed;      // of coupled noise
-  int64_t position;  // absolute, of the block's first token
+  int64_t seed;      // for coupled noise
+  int64_t position;  // absolute position of the block's first token
   float temperature, min_p;
   int32_t top_k;  // 0: off
   int32_t mode;
 };
 
 struct DraftDraw {
-  Matrix head;                // [draft vocab, hidden]; without data `logits` are given
+  Matrix head;                // [draft vocab, hidden]; without data, `logits` are inputs
   Matrix w2;                  // [draft vocab, rank]
-  const void* w1;             // [vocab, rank], bfloat16 or float32 as the flag says
-  const void* hidden;         // [rows, block, hidden] of the same type; for the head and for confidences
+  const void* w1;             // [vocab, rank], bfloat16 or float32 according to the flag
+  const void* hidden;         // [rows, block, hidden] of the same type; for the head and confidences
   float* logits;              // [rows, block, draft vocab]; the Markov biases are added in place
-  const float* confidence;    // [hidden, then rank or nothing] and a bias, or null: no confidence head
+  const float* confidence;    // weights [hidden] or [hidden + rank], then a bias; null: no confidence head
   const int64_t* anchors;     // [rows]
-  const int64_t* target_ids;  // [draft vocab] or null: the same
+  const int64_t* target_ids;  // [draft vocab] or null: identity
   const DraftRow* rows;
   const double* uniforms;  // [rows, block] for kUniform
   int64_t* tokens;         // out [rows, block] target ids
@@ -43,7 +43,7 @@ struct DraftDraw {
 struct Candidate {
   float logit;
   int32_t index;
-  bool operator<(const Candidate& other) const {  // the more likely one first, then the lower index
+  bool operator<(const Candidate& other) const {  // more likely first, then lower index
     return logit != other.logit ? logit > other.logit : index < other.index;
   }
 };
@@ -65,7 +65,7 @@ DSPARK_INLINE double exponential_noise(uint64_t key, int64_t token) {
   return -std::log((double(bits >> 12) + 0.5) * 0x1p-52);
 }
 
-// Calls `found(index)` for the values above `least`, which it may raise.
+// Calls `found(index)` for values above `least`, which the callback may raise.
 template <class F>
 DSPARK_INLINE void for_values_above(const float* x, int count, float& least, F&& found) {
   int i = 0;
@@ -79,7 +79,7 @@ DSPARK_INLINE void for_values_above(const float* x, int count, float& least, F&&
     if (x[i] > least) found(i);
 }
 
-// The lowest index among equals; what is no number is passed over.
+// The lowest index on ties; NaN is ignored.
 static int most_likely(const float* logits, int count) {
   f32x16 best = splat(-INFINITY);
   int i = 0;
@@ -91,7 +91,7 @@ static int most_likely(const float* logits, int count) {
   return 0;
 }
 
-// A bound that at least `wanted` values reach: the maxima of disjoint parts are values themselves.
+// A lower bound that at least `wanted` values exceed: maxima of disjoint parts are themselves values.
 static float lower_bound_of_top(const float* x, int count, int wanted) {
   constexpr int kParts = 16;
   const int vectors = count / kLanes / kParts;
@@ -106,7 +106,7 @@ static float lower_bound_of_top(const float* x, int count, int wanted) {
   return std::nextafter(maxima[wanted - 1], -INFINITY);
 }
 
-// The `wanted` most likely of the logits, best first; what is no number is impossible.
+// The `wanted` most likely logits, best first; NaN counts as impossible.
 static void top_candidates(const float* logits, int count, int wanted, std::vector<Candidate>& out) {
   const size_t limit = size_t(wanted) * 8;
   float least = lower_bound_of_top(logits, count, wanted);
@@ -120,16 +120,16 @@ static void top_candidates(const float* logits, int count, int wanted, std::vect
     least = out.back().logit;
   });
   std::sort(out.begin(), out.end());
-  for (int index = 0; index < count && int(out.size()) < wanted; ++index)  // impossible ones, if there are so many
+  for (int index = 0; index < count && int(out.size()) < wanted; ++index)  // fill up with impossible ones
     if (!(logits[index] > -INFINITY)) out.push_back({-INFINITY, index});
   out.resize(wanted);
 }
 
-// Candidates, best first -> their probabilities under the row's parameters; ties go together.
+// Candidates, best first -> their probabilities under the row's parameters; ties are kept or cut together.
 static void shape_candidates(const DraftRow& row, const std::vector<Candidate>& from, float* probs) {
   const int count = int(from.size());
   const float temperature = std::max(row.temperature, 1.17549435e-38f);
-  probs[0] = 1.0f;  // also where its logit is infinite
+  probs[0] = 1.0f;  // even if its logit is infinite
   for (int i = 1; i < count; ++i) {
     const float scaled = (from[i].logit - from[0].logit) / temperature;
     probs[i] = scaled > -87.0f ? std::exp(scaled) : 0.0f;
@@ -209,7 +209,7 @@ class DrawPass {
     embed(row, token);
   }
 
-  // While the row's embedding is still that of the token before.
+  // Must run while the row's embedding is that of the previous token.
   float confidence(int row, size_t at) const {
     const float* weights = d_.confidence;
     float result = dot(static_cast<const T*>(d_.hidden) + at * d_.hidden_size, weights, d_.hidden_size);

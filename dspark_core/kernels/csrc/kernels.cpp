@@ -1,4 +1,4 @@
-// The C interface that Python calls through ctypes. One translation unit: it compiles in seconds
+// The C interface that Python calls through ctypes. A single translation unit: it compiles in seconds
 // and needs nothing but a C++17 compiler.
 
 #include "coupling.h"
@@ -15,7 +15,7 @@ template <class T, class O>
 void run_linear(const Matrix& matrix, const void* x, int rows, void* out, int threads) {
   const Product<T> product{matrix, static_cast<const T*>(x), size_t(matrix.k), rows, threads};
   const StoreSink<O, false> sink{matrix, static_cast<O*>(out), size_t(matrix.n)};
-  auto copy = std::make_shared<Matrix>(matrix);  // a late helper may look at it after the return
+  auto copy = std::make_shared<Matrix>(matrix);  // a late helper may read it after this function returns
   auto job = std::make_shared<Job>(1, [=](Job& j) {
     const Product<T> own{*copy, product.x, product.stride, product.rows, product.threads};
     multiply(j, 0, own, StoreSink<O, false>{*copy, sink.out, sink.stride});
@@ -59,7 +59,7 @@ const char* dspark_instructions() {
 #endif
 }
 
-// Whether bytes are multiplied by instructions of their own: I8 pays only then.
+// Whether there are dedicated instructions for products of bytes; I8 pays off only with them.
 int32_t dspark_byte_products() {
 #ifdef DSPARK_AVX512_VNNI
   return 1;
@@ -78,7 +78,7 @@ void dspark_unpack(const Matrix* m, int64_t first, int64_t rows, float* out) {
   for (int64_t row = 0; row < rows; ++row) unpack_row(*m, int(first + row), out + row * m->k);
 }
 
-// x and out are bfloat16 or float32 as the flags say; float32 inputs need a float32 matrix.
+// x and out are bfloat16 or float32 according to the flags; float32 inputs need a float32 matrix.
 void dspark_linear(const Matrix* m, const void* x, int32_t x_bfloat16, int32_t rows, void* out,
                    int32_t out_bfloat16, int32_t threads) {
   if (!x_bfloat16)
@@ -89,7 +89,7 @@ void dspark_linear(const Matrix* m, const void* x, int32_t x_bfloat16, int32_t r
     run_linear<uint16_t, float>(*m, x, rows, out, threads);
 }
 
-// logits [rows, vocab] -> the most likely of each row, the lowest index among equals.
+// logits [rows, vocab] -> the most likely index of each row, the lowest on ties.
 void dspark_most_likely(const float* logits, int32_t rows, int32_t vocab, int64_t* out, int32_t threads) {
   auto job = std::make_shared<Job>(1, [=](Job& j) {
     j.phase(0, rows, [&](int row) { out[row] = most_likely(logits + size_t(row) * vocab, vocab); });
@@ -97,8 +97,8 @@ void dspark_most_likely(const float* logits, int32_t rows, int32_t vocab, int64_
   Pool::instance().run(job, std::min(threads, rows / 4 + 1));
 }
 
-// out [rows, n] = RMSNorm(x m): x and out are of one type, as the flag says; product [rows, n] holds what
-// is normed.
+// out [rows, n] = RMSNorm(x m). The flag gives the type of both x and out; product [rows, n] is scratch for
+// the result before the norm.
 void dspark_normed_linear(const Matrix* m, const void* x, int32_t bfloat16, int32_t rows, float* product,
                           const float* norm, float eps, void* out, int32_t threads) {
   if (bfloat16)

@@ -1,9 +1,9 @@
-// Sixteen lanes of 32 bits, whatever the processor's registers hold. Everything here works lane by lane in a
+// Sixteen 32-bit lanes, regardless of the processor's register width. All operations are lane-wise, in a
 // fixed order.
 //
-// Compilers take vectors as wide as a register into registers, and keep wider ones in memory: products of
-// 16 lanes took ten times as long on a processor with registers of 8. So where there are none of 16, a value
-// is an array of parts that fit.
+// Compilers keep vectors in registers only if they fit one, and wider ones in memory: products of
+// 16 lanes were ten times slower on a processor with 8-lane registers. Without 16-lane registers, a value
+// is therefore an array of parts that fit.
 #pragma once
 
 #include <cstdint>
@@ -64,13 +64,13 @@ DSPARK_INLINE void store_bytes(int8_t* p, f32x16 whole) {
   store(p, __builtin_convertvector(__builtin_convertvector(whole, i32x16), i8x16));
 }
 
-// Lane by lane: v where a reaches b, else 0; and 0 where a is below b, else v. They differ for what is no number.
+// Per lane: v if a >= b, else 0; and 0 if a < b, else v. They differ for NaN.
 DSPARK_INLINE f32x16 where_reached(f32x16 a, f32x16 b, f32x16 v) { return a >= b ? v : f32x16{}; }
 DSPARK_INLINE f32x16 zero_below(f32x16 a, f32x16 b, f32x16 v) { return a < b ? f32x16{} : v; }
 
-// maximum and minimum: b where either is no number.
+// maximum and minimum return b if either is NaN.
 DSPARK_INLINE f32x16 maximum(f32x16 a, f32x16 b) {
-  return (f32x16)_mm512_max_ps((__m512)a, (__m512)b);  // compilers compare and blend
+  return (f32x16)_mm512_max_ps((__m512)a, (__m512)b);  // compilers would compare and blend instead
 }
 DSPARK_INLINE f32x16 minimum(f32x16 a, f32x16 b) { return (f32x16)_mm512_min_ps((__m512)a, (__m512)b); }
 
@@ -133,7 +133,7 @@ struct Lanes {
   }
 };
 
-// Part by part: copied as a whole, values would be memory again.
+// Copies part by part: copying the whole struct would force it into memory.
 template <class V>
 struct Memory {
   static DSPARK_MEMBER V load(const void* p) {
@@ -205,7 +205,7 @@ DSPARK_INLINE f32x16 zero_below(const f32x16& a, const f32x16& b, const f32x16& 
   return f32x16::of([&](int i) { return a.part[i] < b.part[i] ? f32_part{} : v.part[i]; });
 }
 
-// maximum and minimum: b where either is no number.
+// maximum and minimum return b if either is NaN.
 DSPARK_INLINE f32x16 maximum(const f32x16& a, const f32x16& b) {
   return f32x16::of([&](int i) { return a.part[i] > b.part[i] ? a.part[i] : b.part[i]; });
 }

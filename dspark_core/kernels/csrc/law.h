@@ -1,7 +1,7 @@
-// A target row's law: the weights that a request's sampling parameters leave it, and draws from them.
+// A target row's distribution: its weights under a request's sampling parameters, and draws from them.
 //
-// `dspark_core.algorithms.sampling` is the reference, and says what each parameter keeps. Logits are read
-// once and everything else stays in the cache of the thread that decides the row.
+// `dspark_core.algorithms.sampling` is the reference and defines what each parameter keeps. Logits are read
+// once; everything else stays in the cache of the thread that processes the row.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@ namespace dspark {
 
 struct Law {
   double top_p;       // 1: off
-  float temperature;  // more than 0
+  float temperature;  // above 0
   float min_p;        // 0: off
   int32_t top_k;      // 0: off
 };
@@ -24,7 +24,7 @@ constexpr float kLeastNormal = 1.17549435e-38f;
 
 class RowWeights {
  public:
-  // The most likely token of logits [vocab] weighs 1; what the law cuts off weighs nothing.
+  // The most likely token of logits [vocab] gets weight 1; tokens that the parameters exclude get 0.
   void shape(const float* logits, int vocab, const Law& law) {
     weights_.resize((vocab + kLanes - 1) / kLanes * kLanes);
     vocab_ = vocab;
@@ -41,7 +41,7 @@ class RowWeights {
 
   double probability(int64_t token) const { return double(weights_[token]) / total_; }
 
-  // max(p - q, 0), for q of `count` tokens that differ; false, and unchanged, where that leaves nothing.
+  // max(p - q, 0), for q over `count` distinct tokens; false, leaving p unchanged, if the result is empty.
   bool subtract(const int64_t* tokens, const float* probabilities, int count) {
     kept_.resize(count);
     for (int i = 0; i < count; ++i) {
@@ -56,7 +56,7 @@ class RowWeights {
     return false;
   }
 
-  // By inverting the cumulative sum; uniform in [0, 1). What weighs nothing is never drawn.
+  // Inverts the cumulative sum; uniform in [0, 1). Tokens of weight 0 are never drawn.
   int64_t draw(double uniform) const {
     const double wanted = uniform * total_;
     double held = 0.0;
@@ -64,14 +64,14 @@ class RowWeights {
     while (block + 1 < sums_.size() && held + sums_[block] <= wanted) held += sums_[block++];
     for (int i = int(block) * kBlock; i < vocab_; ++i)
       if (weights_[i] > 0.0f && (held += weights_[i]) > wanted) return i;
-    int last = vocab_ - 1;  // for a sliver that rounding left behind the last weight
+    int last = vocab_ - 1;  // rounding left a sliver beyond the last weight
     while (last > 0 && !(weights_[last] > 0.0f)) --last;
     return last;
   }
 
  private:
   static constexpr int kBlock = 1024;
-  static constexpr int kBins = (127 << 3) + 1;  // eight to an octave of (0, 1], by a float's leading bits
+  static constexpr int kBins = (127 << 3) + 1;  // eight per octave of (0, 1], by a float's leading bits
 
   void exponentials(const float* logits, float temperature) {
     const int likeliest = most_likely(logits, vocab_);
@@ -83,10 +83,10 @@ class RowWeights {
       std::memcpy(&rest, logits + i, sizeof(float) * (vocab_ - i));
       store(&weights_[i], weight_of(rest, most, scale));
     }
-    weights_[likeliest] = 1.0f;  // it does already, unless no logit or an infinite one is the most
+    weights_[likeliest] = 1.0f;  // already so, unless the largest logit is infinite or all are NaN
   }
 
-  // In [0, 1]; nothing for what is no number.
+  // In [0, 1]; 0 for NaN.
   static DSPARK_MEMBER f32x16 weight_of(const f32x16& logit, const f32x16& most, const f32x16& scale) {
     return exp(maximum((logit - most) / scale, splat(-88.0f)));
   }
@@ -105,7 +105,7 @@ class RowWeights {
       total_ += sums_.emplace_back(sum_from(first, std::min(first + kBlock, weights_.size()), 0.0f));
   }
 
-  // Of the weights from one index to another that reach `least`.
+  // Sum of the weights in [first, end) that are at least `least`.
   double sum_from(size_t first, size_t end, float least) const {
     f64x8 low{}, high{};
     for (size_t i = first; i < end; i += kLanes) {
@@ -131,12 +131,12 @@ class RowWeights {
     return heavy_[k - 1];
   }
 
-  // Least weight of the smallest set of most likely tokens that holds top_p of what reaches `least`.
-  // Tokens lighter than the floor weigh less than 1 - top_p together, so a nucleus does without them;
-  // of the others only the bin in which it ends is sorted.
+  // Smallest weight of the nucleus: the smallest set of most likely tokens that holds top_p of the mass at
+  // or above `least`. Tokens below the floor weigh less than 1 - top_p together, so the nucleus does without
+  // them; of the others, only the bin in which it ends is sorted.
   float nucleus_least(double top_p, float least) {
     const double mass = sum_from(0, weights_.size(), least);
-    const float floor = float(0.5 * (1.0 - top_p) * mass / vocab_);  // half of it: sums are rounded
+    const float floor = float(0.5 * (1.0 - top_p) * mass / vocab_);  // half, to allow for rounded sums
     collect(std::max({floor, least, kLeastNormal}));
     bins_.assign(kBins, 0.0);
     for (float weight : heavy_) bins_[bin_of(weight)] += weight;
@@ -159,7 +159,7 @@ class RowWeights {
   static int bin_of(float weight) {  // 0: the heaviest
     uint32_t bits;
     std::memcpy(&bits, &weight, sizeof(bits));
-    return std::max(kBins - 1 - int(bits >> 20), 0);  // whatever is weighed, no memory but the bins' is written
+    return std::max(kBins - 1 - int(bits >> 20), 0);  // clamped, so that no weight writes outside the bins
   }
 
   std::vector<float> weights_, heavy_, kept_;
@@ -168,7 +168,7 @@ class RowWeights {
   int vocab_ = 0;
 };
 
-// Reused: a row's weights are some 200 KB.
+// Reused, as a row's weights take about 200 KB.
 static RowWeights& row_weights() {
   thread_local RowWeights weights;
   return weights;

@@ -1,4 +1,4 @@
-// Linear layers as phases of a job: which tiles there are, and what becomes of their results.
+// Linear layers as phases of a job: how a product is split into tiles, and sinks for the results.
 #pragma once
 
 #include "pool.h"
@@ -6,13 +6,13 @@
 
 namespace dspark {
 
-// Results of one tile on their way out: rows [row, row + count), vectors 2p and 2p + 1.
+// Results of one tile, passed to a sink: rows [row, row + count), vectors 2p and 2p + 1.
 struct TileResult {
   int row, count, panel;
   const float* values;  // [count, 32]
 };
 
-// What threads of one phase share.
+// State shared by the threads of one phase.
 template <class T>
 struct Product {
   const Matrix& matrix;
@@ -20,9 +20,9 @@ struct Product {
   size_t stride;
   int rows;
   int threads;
-  GroupValues by_group{};  // of x; empty: not made yet
+  GroupValues by_group{};  // of x; empty: not prepared yet
 
-  // Of a paired matrix an even number: two panels make a group of what they give.
+  // Even for a paired matrix, where two panels produce one group of outputs.
   int panels_per_chunk() const {
     const int panels = std::max(1, matrix.panels() / (threads * 8));
     return matrix.paired ? panels + panels % 2 : panels;
@@ -33,7 +33,7 @@ struct Product {
   }
 };
 
-// For rows that come without: made by every thread for itself, when it first takes part in a product.
+// For rows without prepared values: each thread prepares its own when it first takes part in a product.
 template <class T>
 static GroupValues prepared_here(const Product<T>& p) {
   thread_local GroupBuffer buffer;
@@ -42,7 +42,7 @@ static GroupValues prepared_here(const Product<T>& p) {
   return buffer.values(p.matrix);
 }
 
-// Rows are spread evenly, by fours, over as few tiles as hold them.
+// Distributes rows evenly, in fours, over as few tiles as possible.
 template <class T, class Sink>
 static void multiply_panel(const Product<T>& p, const GroupValues& by_group, int panel, MatrixUnit& unit, Sink&& sink) {
   const bool by_unit = MatrixUnit::takes(p.matrix);
@@ -62,7 +62,7 @@ static void multiply_panel(const Product<T>& p, const GroupValues& by_group, int
   }
 }
 
-// One phase of `job`: every tile of the product goes to `sink`.
+// One phase of `job`: passes every tile of the product to `sink`.
 template <class T, class Sink>
 static void multiply(Job& job, int phase, const Product<T>& p, Sink&& sink) {
   GroupValues values = p.by_group;
@@ -105,8 +105,8 @@ struct StoreSink {
   }
 };
 
-// out [rows, stride] = silu(gate) * up, for a paired matrix; and what `next` needs of it, once the second of
-// two panels completes a group.
+// out [rows, stride] = silu(gate) * up, for a paired matrix. Also prepares the group values that `next`
+// needs, once the second of two panels completes a group.
 template <class T>
 struct SiluSink {
   const Matrix& matrix;

@@ -1,7 +1,7 @@
-// Draft blocks from matches in requests' own texts and from a table of n-grams, one after the other.
+// Draft blocks from matches in requests' own texts and an n-gram table, processed one after the other.
 //
-// `dspark_core.algorithms.suffix_match` and `lookup_chain` are the references, and say why. A block is
-// some tens of lookups of one cache line each, which no thread but the caller's is woken for.
+// `dspark_core.algorithms.suffix_match` and `lookup_chain` are the references. A block takes
+// some tens of lookups of one cache line each, too little to wake other threads for.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@ namespace dspark {
 constexpr int kLevelClasses = 16, kMatchClasses = 9, kLongestMatch = 16, kMaxOrder = 8;
 constexpr int kMatch = 0, kTable = 1, kBoth = 2;
 constexpr double kLeastSurvival = 0.04;
-// By length of the match; 0 is none.
+// By match length; 0 is no match.
 constexpr uint8_t kMatchClass[kLongestMatch + 1] = {0, 1, 2, 3, 4, 5, 5, 5, 6, 6, 6, 6, 7, 7, 7, 7, 8};
 
 struct NgramTable {
@@ -61,22 +61,22 @@ struct NgramTable {
 };
 
 struct Match {
-  int agreed, count;  // tokens that agree; tokens that followed
+  int agreed, count;  // tokens that match; tokens that follow
 };
 
-// One growing text, and where its tokens and pairs of tokens were.
+// One growing text, indexed by positions of its tokens and token pairs.
 class Text {
  public:
   void extend(const int32_t* tokens, int count) { tokens_.insert(tokens_.end(), tokens, tokens + count); }
 
-  // The text's last tokens, at most `order`, at the end of `tail` -> how many there are.
+  // Copies the text's last tokens, at most `order`, to the end of `tail` -> their number.
   int tail(int order, int32_t* tail) const {
     const int known = std::min(order, int(tokens_.size()));
     std::copy(tokens_.end() - known, tokens_.end(), tail + order - known);
     return known;
   }
 
-  // What followed the longest match of the end, `most` tokens of it.
+  // Up to `most` tokens that follow the longest match of the text's end.
   Match longest(int most, int32_t* followed) {
     index();
     const int size = int(tokens_.size());
@@ -92,7 +92,7 @@ class Text {
     int32_t ends[kRemembered], count;
   };
 
-  // Everything before the final token: where the text ends is no earlier place.
+  // Indexes all but the final token: the end of the text is not an earlier occurrence.
   void index() {
     for (const int size = int(tokens_.size()); indexed_ < size; ++indexed_) {
       singles_[tokens_[indexed_ - 1]] = indexed_;
@@ -110,7 +110,7 @@ class Text {
     return uint64_t(uint32_t(tokens_[end - 2])) << 32 | uint32_t(tokens_[end - 1]);
   }
 
-  // Where the longest match ends, the latest of equals, or -1.
+  // Where the longest match ends, the latest on ties; -1 if there is none.
   int best(int* agreed) const {
     const int size = int(tokens_.size());
     const auto pair = size > 1 ? pairs_.find(pair_before(size)) : pairs_.end();
@@ -137,22 +137,22 @@ class Text {
   std::vector<int32_t> tokens_;
   std::unordered_map<int32_t, int32_t> singles_;
   std::unordered_map<uint64_t, Places> pairs_;
-  int indexed_ = 1;  // ends below this are known: an end is the place of the token that follows
+  int indexed_ = 1;  // ends below it are indexed; an end is the position of the token that follows
 };
 
 struct LookupBlocks {
   const NgramTable* table;
   Text* const* texts;     // [blocks]
   const int32_t* added;   // [blocks] new tokens of each text
-  const int32_t* tokens;  // [sum of `added`] of one text after the other
-  const int32_t* wanted;  // [blocks] at most so many tokens
+  const int32_t* tokens;  // [sum of `added`], concatenated by text
+  const int32_t* wanted;  // [blocks] maximum number of tokens
   int32_t* drafted;       // out [blocks, most]
   float* confidences;     // out [blocks, most]
   int32_t* counts;        // out [blocks]
   int32_t blocks, most;
 };
 
-// The block of `text` -> how many tokens it has. `followed` [wanted] is for what followed the match.
+// Drafts the block of `text` -> its number of tokens. `followed` [wanted] is scratch.
 static int lookup_chain(const NgramTable& table, Text& text, int wanted, int32_t* followed, int32_t* out,
                         float* confidences) {
   const Match match = text.longest(wanted, followed);

@@ -14,14 +14,14 @@ enum Format : int32_t { kFloat32 = 0, kBfloat16 = 1, kQ4 = 2, kQ8 = 3, kI8 = 4, 
 constexpr int kVectors = 2;                     // per panel
 constexpr int kPanel = kVectors * kLanes;       // columns
 constexpr int kGroup = 32;                      // inputs that share a scale
-// Bytes per group of a panel, in whole cache lines that the tiles read one after the other: where
-// two vectors had blocks of their own, the processor did not see a stream.
+// Bytes per group of a panel, in whole cache lines that the tiles read in sequence: with a separate block
+// per vector, the hardware prefetcher did not recognise a stream.
 constexpr int kQ4Scales = 4 * 128, kQ4Block = kQ4Scales + 2 * 64;  // nibbles, then scales and minima
 constexpr int kQ8Scales = 16 * 64, kQ8Block = kQ8Scales + 64;      // int8 values, then scales
 
-// Q4 and Q8 keep activations as they are and so are exact in their weights. I4 and I8 hold the same weights
-// but round activations to 8 bits, by rows and groups, and multiply integers: for drafters, whose mistakes
-// cost speed and no more, and for a target that was asked to be so.
+// Q4 and Q8 leave activations unrounded and so are exact in their weights. I4 and I8 hold the same weights
+// but round activations to 8 bits, per row and group, and multiply integers. They are for drafters, whose
+// errors only cost speed, and for targets if explicitly requested.
 //
 // `data` layouts, per panel (n padded with zeros):
 //   float32   [k][32]
@@ -40,14 +40,14 @@ struct Matrix {
   int panels() const { return (padded() + kPanel - 1) / kPanel; }
   int padded() const { return paired ? 2 * kLanes * ((n / 2 + kLanes - 1) / kLanes) : n; }
 
-  // Output column at which vector `v` starts, and how many of its lanes are real.
+  // First output column of vector `v`, and how many of its lanes are used.
   int column(int v) const { return paired ? (v % 2) * (n / 2) + kLanes * (v / 2) : kLanes * v; }
   int width(int v) const {
     const int end = paired ? (v % 2 ? n : n / 2) : n;
     return std::max(0, std::min(kLanes, end - column(v)));
   }
 
-  // The outputs from one panel on; not of a paired matrix.
+  // The outputs starting at a panel; not for paired matrices.
   Matrix from_panel(int first) const {
     const int columns = first * kPanel;
     return {data + first * panel_bytes(), bias ? bias + columns : nullptr, n - columns, k, format, 0};
@@ -67,7 +67,7 @@ struct Matrix {
   }
 };
 
-DSPARK_INLINE uint16_t float_to_half(float x) {  // to nearest even; finite values in range
+DSPARK_INLINE uint16_t float_to_half(float x) {  // rounds to nearest even; for finite values in range
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
   const uint32_t sign = (bits >> 16) & 0x8000u;
@@ -105,19 +105,19 @@ static void pack_float_row(const Matrix& m, Lane at, const float* row) {
   }
 }
 
-// Where a panel holds input k of a column's group: a byte of the block, and how far its nibble is shifted.
+// Position of input k of a column's group within a panel's block: the byte, and the shift of its nibble.
 struct NibblePlace {
   int byte, shift;
 };
 
 static NibblePlace nibble_place(const Matrix& m, int column, int k) {
   if (m.format == kI4) return {k / 8 * 128 + 4 * column + k % 4, k % 8 / 4 * 4};
-  const int pair = k / 2, word = pair / 4 * 64 + 2 * column + k % 2;  // of 16 bits, four nibbles each
+  const int pair = k / 2, word = pair / 4 * 64 + 2 * column + k % 2;  // 16-bit words of four nibbles
   return {2 * word + pair % 4 / 2, pair % 2 * 4};
 }
 
 static void pack_nibbles(const Matrix& m, uint8_t* block, int column, const uint8_t* source) {
-  // GGUF Q4_1: scale, minimum, then 16 bytes whose low nibbles are inputs 0..15, high ones 16..31.
+  // GGUF Q4_1: scale, minimum, then 16 bytes; low nibbles are inputs 0..15, high nibbles 16..31.
   std::memcpy(block + kQ4Scales + 2 * column, source, 2);
   std::memcpy(block + kQ4Scales + 64 + 2 * column, source + 2, 2);
   for (int k = 0; k < kGroup; ++k) {
@@ -154,7 +154,7 @@ static void quantize_group(const Matrix& m, uint8_t* block, int column, const fl
   pack_byte_group(m, block, column, scale, codes);
 }
 
-// `raw`: rows of GGUF blocks (Q4_1, Q8_0); else rows of floats. `data` holds zeros.
+// `raw`: source rows are GGUF blocks (Q4_1, Q8_0); otherwise floats. `data` must be zeroed.
 static void pack(const Matrix& m, const void* source, bool raw, uint8_t* data) {
   const int groups = m.k / kGroup;
   for (int row = 0; row < m.n; ++row) {
@@ -180,7 +180,7 @@ static void pack(const Matrix& m, const void* source, bool raw, uint8_t* data) {
   }
 }
 
-// One row as float32: what the tiles compute with, exactly.
+// One row as float32: the exact values that the tiles use.
 static void unpack_row(const Matrix& m, int row, float* out) {
   const Lane at = lane_of(m, const_cast<uint8_t*>(m.data), row);
   for (int k = 0; k < m.k; ++k) {

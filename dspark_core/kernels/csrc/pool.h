@@ -1,12 +1,12 @@
 // Threads that share the phases of one job.
 //
-// Work is claimed chunk by chunk, and a phase ends when its chunks are done, not when every thread
-// has arrived: on a busy machine a thread that is not running holds nobody up. What a chunk
-// computes never depends on who computes it, so neither do results.
+// Work is claimed chunk by chunk, and a phase ends when all its chunks are done rather than when every thread
+// has arrived: on a busy machine, a thread that is not scheduled holds up nobody. A chunk's result
+// never depends on the thread that computes it, so overall results do not either.
 //
-// A thread claims its own part of a phase in order, and only then what others have left of theirs:
-// consecutive chunks are consecutive in memory, and a processor reads ahead only where one of its
-// threads reads on. Two threads that took every other chunk of small matrices were slower than one.
+// A thread claims its own part of a phase in order, and only then what is left of the others' parts:
+// consecutive chunks are contiguous in memory, and hardware prefetching needs each thread to read
+// sequentially. Two threads that took alternate chunks of small matrices were slower than one.
 #pragma once
 
 #include <algorithm>
@@ -24,7 +24,7 @@
 
 namespace dspark {
 
-// The number of the calling thread within a job: 0 is who runs it, helpers count from 1.
+// Number of the calling thread within a job: 0 for the caller, helpers count from 1.
 inline thread_local int thread_number = 0;
 
 class Job {
@@ -33,7 +33,7 @@ class Job {
 
   Job(int phases, Script script) : phases_(phases), script_(std::move(script)) {}
 
-  // Before it is run: how many threads may take part.
+  // Sets how many threads may take part; must precede run().
   void share(int threads) {
     threads_ = std::max(threads, 1);
     stride_ = (size_t(threads_) + 1 + kLine - 1) / kLine * kLine;
@@ -42,7 +42,7 @@ class Job {
 
   void run() { script_(*this); }
 
-  // Returns when all chunks of phase `index` are done, by whomever.
+  // Returns when all chunks of phase `index` are done, by any thread.
   template <class F>
   void phase(int index, int chunks, F&& work) {
     std::atomic<int>& done = counters_[index * stride_];
@@ -65,7 +65,7 @@ class Job {
   }
 
  private:
-  static constexpr size_t kLine = 64 / sizeof(int);  // phases share no cache line
+  static constexpr size_t kLine = 64 / sizeof(int);  // avoids false sharing between phases
 
   int first_of(int part, int chunks) const { return int(int64_t(chunks) * part / threads_); }
 
@@ -79,7 +79,7 @@ class Job {
   const Script script_;
   int threads_ = 1;
   size_t stride_ = 0;
-  std::vector<std::atomic<int>> counters_;  // of each phase: chunks done, then those claimed of each part
+  std::vector<std::atomic<int>> counters_;  // per phase: chunks done, then chunks claimed of each part
 };
 
 class Pool {
@@ -108,13 +108,13 @@ class Pool {
     }
   }
 
-  // Returns when no helper is inside a job any more; for freeing what jobs refer to.
+  // Returns when no helper is inside a job; call before freeing what jobs refer to.
   void quiesce() {
     while (inside_.load(std::memory_order_acquire) > 0) sched_yield();
   }
 
  private:
-  // False: the system gives no more threads, and those there are do the work.
+  // False if the system grants no more threads; the existing ones then do the work.
   bool start() {
     try {
       std::thread([this, index = started_] { work(index); }).detach();
@@ -129,7 +129,7 @@ class Pool {
     thread_number = index + 1;
     uint64_t seen = 0;
     for (;;) {
-      // Steps follow each other closely: look for the next one briefly before going to sleep.
+      // Steps follow each other closely, so poll briefly for the next one before sleeping.
       for (int spins = 0; spins < 64 && generation_.load(std::memory_order_acquire) == seen; ++spins)
         sched_yield();
       std::shared_ptr<Job> job;

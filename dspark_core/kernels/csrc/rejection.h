@@ -1,7 +1,6 @@
 // Speculative rejection sampling of target rows; `dspark_core.algorithms.rejection` is the reference.
 //
-// A request's rows are decided one after the other, and those behind the first token that does not
-// stand are not looked at.
+// A request's rows are processed in order; those after its first rejected token are not evaluated.
 #pragma once
 
 #include "law.h"
@@ -9,11 +8,11 @@
 namespace dspark {
 
 struct RejectionRows {
-  const float* logits;             // [drafts + requests, vocab], laid out as the reference says
+  const float* logits;             // [drafts + requests, vocab], laid out as in the reference
   const Law* laws;                 // [requests]
   const int64_t* lengths;          // [requests] draft tokens to verify
   const int64_t* draft_ids;        // [drafts]
-  const int64_t* q_ids;            // [drafts, candidates] which q gives probability to
+  const int64_t* q_ids;            // [drafts, candidates] support of q
   const float* q_probs;            // [drafts, candidates]
   const double* draft_uniforms;    // [drafts]
   const double* request_uniforms;  // [requests]
@@ -47,7 +46,7 @@ static void decide(const RejectionRows& r, int request, int64_t draft) {
 extern "C" void dspark_accept_rejection(const dspark::RejectionRows* rows) {
   using namespace dspark;
   const RejectionRows r = *rows;
-  std::vector<int64_t> first(r.requests);  // draft of each request
+  std::vector<int64_t> first(r.requests);  // first draft of each request
   for (int i = 1; i < r.requests; ++i) first[i] = first[i - 1] + r.lengths[i - 1];
   auto job = std::make_shared<Job>(1, [r, first](Job& j) {
     j.phase(0, r.requests, [&](int request) { decide(r, request, first[request]); });

@@ -1,4 +1,4 @@
-// Arithmetic on sixteen lanes: bfloat16, halves, products of pairs and quads, exponentials.
+// Arithmetic on sixteen lanes: bfloat16, half precision, products of pairs and quads, exponentials.
 #pragma once
 
 #include "lanes.h"
@@ -12,14 +12,14 @@ DSPARK_INLINE float bf16_to_float(uint16_t h) {
   return x;
 }
 
-DSPARK_INLINE uint16_t float_to_bf16(float x) {  // to nearest, ties to even
+DSPARK_INLINE uint16_t float_to_bf16(float x) {  // rounds to nearest, ties to even
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return uint16_t((bits >> 16) | 0x40u);
   return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-// IEEE half, without infinities: block scales of quantised weights are finite.
+// IEEE half without infinities, as block scales of quantised weights are finite.
 DSPARK_INLINE f32x16 load_half(const uint16_t* p) {
 #ifdef DSPARK_AVX512_BF16
   return (f32x16)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -38,7 +38,7 @@ DSPARK_INLINE float half_to_float(uint16_t h) {
   return h & 0x8000u ? -x : x;
 }
 
-// Sixteen pairs of weights, as they are multiplied: of bfloat16 where the processor does so, else as floats.
+// Sixteen pairs of weights as they are multiplied: in bfloat16 if the processor supports it, else as floats.
 #ifdef DSPARK_AVX512_BF16
 typedef u32x16 Pairs;
 DSPARK_INLINE Pairs as_pairs(u32x16 bf16) { return bf16; }
@@ -52,7 +52,7 @@ DSPARK_INLINE Pairs as_pairs(const u32x16& bf16) { return {as_float(bf16 << 16),
 
 DSPARK_INLINE Pairs load_pairs(const void* p) { return as_pairs(load<u32x16>(p)); }
 
-// Sixteen results of the sum of two products: acc + w0 * x0 + w1 * x1, of a pair x of bfloat16.
+// Per lane: acc + w0 * x0 + w1 * x1, where x holds a pair of bfloat16.
 DSPARK_INLINE f32x16 dot_pair(f32x16 acc, Pairs w, uint32_t x) {
 #if defined(DSPARK_AVX512_BF16)
   return (f32x16)_mm512_dpbf16_ps((__m512)acc, (__m512bh)w, (__m512bh)_mm512_set1_epi32(int(x)));
@@ -71,7 +71,7 @@ DSPARK_INLINE f32x16 dot_pair(f32x16 acc, Pairs w, uint32_t x) {
 #endif
 }
 
-// Sixteen results of acc + the sum of four products of unsigned bytes of w and signed ones of x.
+// Per lane: acc + the sum of four products of unsigned bytes of w and signed bytes of x.
 DSPARK_INLINE i32x16 dot_quad(i32x16 acc, u32x16 w, uint32_t x) {
 #ifdef DSPARK_AVX512_VNNI
   return (i32x16)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(int(x)));
@@ -143,9 +143,9 @@ DSPARK_INLINE float maximum(f32x16 v) {
 #endif
 }
 
-constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer
+constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to an integer
 
-// p times 2 to the n, in the exponent; `shifted` is n + kRound. Exactly 0 where x is below -87.
+// p * 2^n via the exponent bits, where `shifted` is n + kRound. Exactly 0 for x below -87.
 DSPARK_INLINE f32x16 scaled_by_two_to(f32x16 p, f32x16 shifted, f32x16 x) {
   return zero_below(x, splat(-87.0f), as_float(as_bits(p) + (as_bits(shifted) << 23)));
 }
@@ -167,7 +167,7 @@ DSPARK_INLINE f32x16 exp(f32x16 x) {
   return scaled_by_two_to(p, shifted, x);
 }
 
-// The same to about 4e-5, of what is not above 0.
+// exp to about 4e-5 relative, for x <= 0.
 DSPARK_INLINE f32x16 rough_exp(f32x16 x) {
   const f32x16 clamped = maximum(x, splat(-87.0f));
   const f32x16 shifted = clamped * 1.44269504f + kRound;

@@ -1,9 +1,9 @@
-// The processor's matrix unit (AMX): eight registers of up to 16 rows of 64 bytes, and products of two of them.
+// Intel's matrix unit (AMX): eight tile registers of up to 16 rows of 64 bytes, and products of two of them.
 //
-// Its instructions are written as assembly, since the compilers' own wrappers do not say that they read and
-// write memory: GCC 12 drops the stores that a load of a tile, or of the configuration, comes for.
-// With DSPARK_AMX_EMULATED the same programs run on any processor, by loops that do what Intel's manual says
-// the instructions do: that is how they are tested, and what a processor that has them is checked against.
+// The instructions are written in assembly, because the compilers' intrinsics do not declare their memory
+// accesses: GCC 12 drops stores that a later tile or configuration load depends on.
+// With DSPARK_AMX_EMULATED, the same programs run on any processor, through loops that follow Intel's manual.
+// These serve for tests, and as the reference that a processor with AMX is checked against.
 #pragma once
 
 #include <algorithm>
@@ -29,10 +29,10 @@ namespace dspark {
 
 constexpr int kTileRows = 16, kTileBytes = 64;
 
-// What `ldtilecfg` reads.
+// Operand of `ldtilecfg`.
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t bytes[16] = {};  // of a row, by tile
+  uint16_t bytes[16] = {};  // bytes per row of each tile
   uint8_t rows[16] = {};
 
   void set(int tile, int tile_rows, int row_bytes) {
@@ -41,7 +41,7 @@ struct alignas(64) TileConfig {
   }
 };
 
-// Instructions as functions of tile numbers. `Emulated` is what they mean.
+// Instructions as functions of tile numbers. `Emulated` defines their meaning.
 struct Emulated {
   struct State {
     TileConfig config;
@@ -98,7 +98,7 @@ struct Emulated {
     return x;
   }
 
-  // What the processor demands of the three, or it ends the program.
+  // Constraints on the three tiles; a processor raises a fault if they are violated.
   template <int C, int A, int B>
   static void check() {
     const TileConfig& c = state().config;
@@ -107,7 +107,7 @@ struct Emulated {
     if (!fit) std::abort();
   }
 
-  // C += A B of bfloat16: the products of even and of odd inputs are summed apart, then both are added.
+  // C += A B in bfloat16: products of even and odd inputs are summed separately, then both sums are added.
   template <int C, int A, int B>
   static void dot_bf16() {
     check<C, A, B>();
@@ -124,7 +124,7 @@ struct Emulated {
     }
   }
 
-  // C += A B of signed and of unsigned bytes.
+  // C += A B of signed (A) and unsigned (B) bytes.
   template <int C, int A, int B>
   static void dot_bytes() {
     check<C, A, B>();
@@ -174,7 +174,7 @@ struct Tiles {
   }
 };
 
-// Linux gives the registers' memory to processes that ask for it, and says no where signal stacks are too small.
+// Linux grants the tile registers on request, and refuses if signal stacks are too small.
 inline bool unit_permitted() {
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
@@ -182,7 +182,7 @@ inline bool unit_permitted() {
 
 #endif
 
-// One product of each kind, of numbers that look random.
+// One product of each kind, on pseudo-random numbers.
 struct UnitSample {
   static constexpr int kRows = 7;
   float halves[kRows][kTileRows];
@@ -192,7 +192,7 @@ struct UnitSample {
   void compute() {
     alignas(64) uint8_t a[kRows][kTileBytes], b[kTileRows][kTileBytes];
     uint32_t bits = 12345;
-    const auto next = [&](int i) {  // every pair is a bfloat16 of 0.1 to 0.5, or minus that
+    const auto next = [&](int i) {  // every pair is a bfloat16 of magnitude 0.1 to 0.5
       bits = bits * 1664525u + 1013904223u;
       return uint8_t(i % 2 ? 0x3e | bits >> 31 << 7 : bits >> 16);
     };
@@ -225,11 +225,11 @@ struct UnitSample {
   }
 };
 
-// Whether the unit does what is expected of it, found out by a process of its own: what it cannot do would end it.
+// Whether the unit works as expected. Tested in a child process, which an unsupported instruction would kill.
 inline bool unit_computes() {
   UnitSample expected;
   expected.compute<Emulated>();
-  const long child = syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);  // not `fork`: nobody's handlers are to run
+  const long child = syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);  // not `fork`, which would run atfork handlers
   if (child == 0) {
     alarm(10);
     UnitSample found;
@@ -243,7 +243,7 @@ inline bool unit_computes() {
   return child > 0 && ended == child && status == 0;
 }
 
-// Decided once: results of one process must not depend on when they are computed.
+// Decided once, so that results do not depend on when they are computed within a process.
 inline bool unit_at_hand() {
   static const bool at_hand = [] {
     const char* wish = std::getenv("DSPARK_AMX");

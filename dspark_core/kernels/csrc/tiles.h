@@ -1,15 +1,15 @@
 // Tiles: up to 12 rows of activations times one panel of 32 columns.
 //
-// Every result is accumulated over the inputs in one order that does not depend on how many rows
-// share the tile. A token's values are therefore the same bits in any batch, which is what makes
-// speculative decoding exact beyond rounding.
+// Every result is accumulated over the inputs in an order that does not depend on how many rows
+// share the tile. A token's values are therefore bitwise identical in any batch, which makes
+// speculative decoding exact to the last bit.
 #pragma once
 
 #include "activations.h"
 
 namespace dspark {
 
-// Rows of a tile, as many as the registers take, and its instances by their number.
+// Maximum rows per tile, limited by the registers, and the instances by row count.
 #if defined(__AVX512F__)
 constexpr int kRows = 12;
 #define DSPARK_BY_ROWS(name) \
@@ -28,7 +28,7 @@ struct Rows {
   GroupValues by_group;
 };
 
-// Vectors of a panel that one pass over it computes; the panel is in the cache for the next pass.
+// Vectors of a panel computed in one pass over it; the panel stays in the cache for the next pass.
 template <int R>
 constexpr int at_once() {
   return kWholeRegisters || R == 1 ? kVectors : 1;
@@ -83,7 +83,7 @@ static void tile_bfloat16(const Rows<uint16_t>& x, const Matrix& m, const uint8_
   }
 }
 
-// Nibble `s` of each 16-bit word.
+// Nibble `s` of each 16-bit word, as pairs.
 DSPARK_INLINE Pairs nibbles(u32x16 words, int s) {
 #ifdef DSPARK_AVX512_BF16
   const __m512i table = _mm512_broadcast_i64x4(_mm256_setr_epi16(
@@ -95,7 +95,7 @@ DSPARK_INLINE Pairs nibbles(u32x16 words, int s) {
 #endif
 }
 
-// Sixteen pairs of int8.
+// Sixteen pairs from int8 values.
 DSPARK_INLINE Pairs bytes(const uint8_t* p) {
 #ifdef DSPARK_AVX512_BF16
   const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
@@ -107,9 +107,9 @@ DSPARK_INLINE Pairs bytes(const uint8_t* p) {
 #endif
 }
 
-// Products of two rows and more keep a core too busy to run far ahead of itself, and asking for the next
-// lines by hand keeps the memory busy. They are asked into the second cache: the first would lose what it
-// holds before it is used. One row reads as fast as the processor's own prefetching follows.
+// With two or more rows, products keep a core too busy to run far ahead, so explicit prefetches of the next
+// lines keep the memory busy. They target L2, because L1 would evict lines before they are
+// used. With a single row, hardware prefetching keeps up.
 template <int R>
 DSPARK_INLINE void prefetch_group(const uint8_t* block, int bytes) {
   constexpr int kGroupsAhead = 12;
@@ -129,7 +129,7 @@ static void tile_q4(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* pan
       f32x16 acc[R][V] = {};
       const uint16_t* inputs = x.data + g * kGroup;
       prefetch_group<R>(block, kQ4Block);
-      _Pragma("GCC unroll 1") for (int j = 0; j < 4; ++j) {  // unrolled further, registers would not do
+      _Pragma("GCC unroll 1") for (int j = 0; j < 4; ++j) {  // unrolling further would spill registers
         u32x16 words[V];
         DSPARK_UNROLL for (int v = 0; v < V; ++v) words[v] = load<u32x16>(block + 128 * j + 64 * (first + v));
         DSPARK_UNROLL for (int s = 0; s < 4; ++s) {
@@ -182,7 +182,7 @@ static void tile_q8(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* pan
   }
 }
 
-// Products of bytes, by groups: integers, exactly, before anything is scaled.
+// Products of bytes, exact integers within a group, before scaling.
 template <int R>
 static void tile_i8(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* block, float* out) {
   const size_t groups = x.by_group.groups;
@@ -245,10 +245,10 @@ static void tile_i4(const Rows<uint16_t>& x, const Matrix& m, const uint8_t* blo
 template <class T>
 using Tile = void (*)(const Rows<T>&, const Matrix&, const uint8_t*, float*);
 
-// Unpacking needs registers too: taller tiles of quantised weights would spill.
+// Unpacking needs registers too, so taller tiles of quantised weights would spill.
 DSPARK_INLINE int tallest_tile(const Matrix& m) { return m.format == kQ4 || m.format == kQ8 ? std::min(8, kRows) : kRows; }
 
-// The format must suit the activations: float32 with float32, the others with bfloat16.
+// The format must match the activations: float32 with float32, all others with bfloat16.
 static Tile<float> tile_for(const Matrix&, const float*, int rows) {
   static const Tile<float> tiles[kRows] = DSPARK_BY_ROWS(tile_float32);
   return tiles[rows - 1];

@@ -1,7 +1,7 @@
-// Products by the matrix unit: up to 32 rows of activations times one panel of 32 columns.
+// Products on the matrix unit: up to 32 rows of activations times one panel of 32 columns.
 //
-// A row's results do not depend on how many rows share the product, here as in `tiles.h`; but the unit sums in
-// another order than vectors do. So it computes every row of a matrix or none.
+// As in `tiles.h`, a row's results do not depend on how many rows share the product. But the unit sums in
+// a different order than vector instructions, so it computes either all rows of a matrix or none.
 #pragma once
 
 #include "tile_unit.h"
@@ -21,12 +21,12 @@ class MatrixUnit {
 
 #else
 
-// What `MatrixUnit` makes of formats with groups. `unpack` gives the weights of a group as the unit reads them:
-// [pairs or quads of inputs][32 columns]. `Scales` are those of half a panel, which `add` the products of row r's
-// group g, once they are summed, to the row's total.
+// How `MatrixUnit` handles formats with groups. `unpack` returns a group's weights as the unit reads them,
+// [pairs or quads of inputs][32 columns]. `Scales` holds those of half a panel; its `add` adds the summed
+// products of row r and group g to the row's total.
 using GroupRows = Rows<uint16_t>;
 
-// Of half a panel: scales and, with four bits, minima.
+// Scales of half a panel and, for four bits, minima.
 struct ByteScales {
   f32x16 scale;
 
@@ -134,12 +134,13 @@ class MatrixUnit {
   MatrixUnit(const MatrixUnit&) = delete;
 
   ~MatrixUnit() {
-    if (rows_) Tiles::release();  // the system saves less of a thread that holds no tiles
+    if (rows_) Tiles::release();  // context switches are cheaper for threads that hold no tiles
   }
 
   void multiply(const Rows<float>&, int, const Matrix&, const uint8_t*, float*) {}
 
-  // out [rows, 32]. Not inlined: one copy of it is enough. One object serves one thread, for as long as nothing else on it uses the unit.
+  // out [rows, 32]. Not inlined, as one copy is enough. An object belongs to one thread, and nothing else on
+  // that thread may use the unit meanwhile.
   __attribute__((noinline)) void multiply(const GroupRows& x, int rows, const Matrix& m, const uint8_t* panel,
                                           float* out) {
     configure(rows, m.rounds_activations());
@@ -154,11 +155,11 @@ class MatrixUnit {
 
  private:
   static constexpr size_t kPanelRow = kPanel * 4;              // bytes: a pair or quad of all columns, or sums of a row
-  static constexpr size_t kUnpacked = kGroup / 2 * kPanelRow;  // a group as bfloat16
-  static constexpr int kAhead = 4;                             // groups of weights that are asked for early
+  static constexpr size_t kUnpacked = kGroup / 2 * kPanelRow;  // a group in bfloat16
+  static constexpr int kAhead = 4;                             // groups of weights prefetched
 
-  // Sums are tiles 0 and 1 of the first 16 rows, by halves of the panel, and 2 and 3 of the others; activations 4
-  // and 5, weights 6 and 7. Where there are no other rows, 2, 3 and 5 are for a second group of the first ones.
+  // Tiles 0 and 1 hold the sums of the first 16 rows, one per half of the panel, 2 and 3 those of the
+  // others; 4 and 5 activations, 6 and 7 weights. Without other rows, 2, 3 and 5 serve a second group.
   void configure(int rows, bool bytes) {
     if (rows == rows_ && bytes == bytes_) return;
     rows_ = rows;
@@ -210,7 +211,7 @@ class MatrixUnit {
     for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(from + line, 0, 2);
   }
 
-  // Summed in tiles from the first input to the last; the panel holds weights as the unit reads them.
+  // Sums in tiles over all inputs in order; the panel already holds weights as the unit reads them.
   static void bfloat16(const GroupRows& x, int rows, const Matrix& m, const uint8_t* panel, float* out) {
     const auto add = [rows](const uint16_t* inputs, size_t stride, const uint8_t* weights) {
       load_weights(weights);
@@ -223,7 +224,7 @@ class MatrixUnit {
       prefetch(panel + kAhead * kUnpacked, kUnpacked);
       add(x.data + g * kGroup, x.stride, panel);
     }
-    if (rest) {  // filled up with zeros
+    if (rest) {  // padded with zeros
       alignas(64) uint16_t inputs[kMostRows * kGroup] = {};
       alignas(64) uint8_t weights[kUnpacked] = {};
       for (int r = 0; r < rows; ++r) std::memcpy(inputs + r * kGroup, x.data + r * x.stride + whole * kGroup, 2 * rest);
@@ -234,7 +235,7 @@ class MatrixUnit {
     if (rows > kTileRows) store_sums<2>(out + kTileRows * kPanel);
   }
 
-  // Activations of one group.
+  // The activations of one group.
   template <class F>
   struct Inputs {
     alignas(64) int8_t codes[F::kBytes ? kMostRows * kGroup : 1];
@@ -242,7 +243,7 @@ class MatrixUnit {
     size_t stride;
 
     Inputs(const GroupRows& x, int rows, int g) {
-      if constexpr (F::kBytes) {  // four rows lie together, the next four elsewhere
+      if constexpr (F::kBytes) {  // groups of four rows are contiguous, but not adjacent to each other
         for (int r = 0; r < rows; r += kBlockRows)
           std::memcpy(codes + r * kGroup, x.by_group.coded[r / kBlockRows * x.by_group.groups + g].codes, kBlockRows * kGroup);
         first = codes;
@@ -256,7 +257,7 @@ class MatrixUnit {
     const void* from(int row) const { return static_cast<const uint8_t*>(first) + row * stride; }
   };
 
-  // Adds the products of one group, or of two with 16 rows of sums each, to the totals.
+  // Adds the products of one group, or of two groups with 16 rows of sums each, to the totals.
   template <class F, int kCount>
   static void add_products(const GroupRows& x, int rows, const uint8_t* block, int g, const float* sums, float* out) {
     for (int v = 0; v < kVectors; ++v, sums += kLanes, out += kLanes) {
@@ -273,7 +274,7 @@ class MatrixUnit {
   template <class F>
   static void by_groups(const GroupRows& x, int rows, const Matrix& m, const uint8_t* panel, float* out) {
     alignas(64) uint8_t unpacked[2][kUnpacked];
-    alignas(64) float sums[kMostRows * kPanel];  // of the first 16 rows, then of others or of the second group
+    alignas(64) float sums[kMostRows * kPanel];  // of the first 16 rows, then of others or a second group
     float* const second_sums = sums + kTileRows * kPanel;
     const bool tall = rows > kTileRows;
     const int groups = m.k / kGroup;
