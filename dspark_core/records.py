@@ -215,8 +215,7 @@ class SpeculationStats:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Log-probabilities of one output token under the raw target: temperature 1, nothing adjusted or
-    truncated."""
+    """Log-probabilities of one output token under the target at temperature 1, not adjusted or truncated."""
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
@@ -405,8 +404,7 @@ class RoundReport:
     drafter_primed: bool = False
     """The drafter caught up on missed context, so `draft_seconds` does not reflect a steady pass."""
     hidden_draft_seconds: float = 0.0
-    """The part of `draft_seconds` hidden behind the target pass of the other cohort; the round waited for the
-    rest."""
+    """The part of `draft_seconds` hidden behind the other cohort's pass; the round waited for the rest."""
     cohorts: int = 1
     """2: `requests` holds about half of the decoding requests; the other half runs in the next round."""
 

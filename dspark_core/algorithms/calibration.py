@@ -4,7 +4,7 @@ The confidence head outputs c_k, the probability that draft token k is accepted 
 were; verify lengths are planned from the survival a_k = c_1 ... c_k. An error in c_1 affects every
 a_k, so positions are fitted to the products, left to right (paper, calibration). In addition to the paper's
 temperature a position may get a bias, because a temperature cannot correct a head that is overconfident on
-both sides of one half. No torch here, so the scheduler image stays small.
+both sides of 1/2. No torch here, so the scheduler image stays small.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class _Floors:
         last = limits[-1].min(initial=np.inf)
         longest = np.inf if everybody else _given_seconds(batch, kept, free, float(seconds[0]))
         self._ordered = np.sort(self._limits, axis=None)
-        # Relaxed by a factor, a count is feasible while no more limits lie below it than it has tokens.
+        # With relaxed floors, a count is feasible if at most that many limits lie below its round's duration.
         reached = np.full(len(seconds), np.inf)
         reached[: self._ordered.size] = self._ordered[: len(seconds)]
         possible = seconds <= longest

@@ -51,8 +51,7 @@ def plan_batch(
 
 
 def capacity_of(requests: Sequence[PlanRequest], round_time: RoundTimeModel) -> int:
-    """The capacity that would have been best for a past round; for `plan_lengths` at least two rounds
-    later."""
+    """The best capacity for a past round, to be used by `plan_lengths` at least two rounds later."""
     batch = PlanBatch.of(requests)
     if batch.requests == 0:
         return 0

@@ -48,8 +48,7 @@ class DraftTimeModel:
             _check_seconds(seconds, "draft_seconds")
 
     def seconds(self, requests: int) -> float:
-        """0 for no requests; constant below the first point, extrapolated at the last slope beyond the
-        last."""
+        """0 for no requests; constant below the first point, at the last slope beyond the last."""
         known, seconds = self.requests, self.draft_seconds
         if requests < 1 or not known:
             return 0.0
@@ -98,8 +97,7 @@ class RoundTimeModel:
     """Round trip between verifier and drafter, per round."""
     loop: LoopTimeModel = NO_LOOP
     beside_seconds: float | None = None
-    """Duration of the other cohort's pass, during which drafts are made; None: the round waits for its
-    own."""
+    """Duration of the other cohort's pass, which hides drafting; None: nothing hides it."""
 
     def __post_init__(self) -> None:
         _check_seconds(self.network_seconds, "network_seconds")

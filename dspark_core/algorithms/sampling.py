@@ -247,9 +247,9 @@ def _top_p_thresholds(weights: Tensor, top_p: Tensor) -> Tensor:
     """Smallest weight of each row's nucleus, the smallest set of most likely tokens that holds top-p
     of the mass; 0 where top-p is off.
 
-    Tokens lighter than (1 - top-p) of the mass divided by the vocabulary size weigh less than that share
-    together, so the nucleus does without them. The others are put into bins of similar weight, and only the
-    bin in which the nucleus ends is sorted.
+    Tokens lighter than (1 - top-p) * mass / vocab weigh less than (1 - top-p) of the mass together, so the
+    nucleus does without them. The others are put into bins of similar weight, and only the bin in which
+    the nucleus ends is sorted.
     """
     count, vocab = weights.shape
     mass = weights.sum(dim=-1, dtype=torch.float64)

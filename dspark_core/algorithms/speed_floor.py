@@ -56,8 +56,7 @@ def admit_floors(batch: PlanBatch, seconds: Floats, judged_at: float = 0.0) -> I
 
 @dataclass(frozen=True, slots=True)
 class _Needs:
-    """Per token of requests with floors, [block, members]; numpy is several times slower along short
-    rows."""
+    """Values per token of requests with floors, [block, members]: short rows would be much slower."""
 
     members: Ints
     """[members] requests; on equal urgency the first goes first."""

@@ -30,8 +30,7 @@ POINT_DOUBT = 8.0
 """Weight of a point's profile in steps: the n-th live step near it moves it by 1 / (8 + n), until that drops
 below `POINT_RATE`."""
 POINT_LEAK = 0.002
-"""Decay of point corrections and counts per step, so that a point no plan visits does not stay dear
-forever."""
+"""Decay of point corrections and counts per step, so that points no plan visits do not stay slow forever."""
 TOKEN_FACTOR_SECONDS = 1.5
 """Time constant, in time of steps without added tokens, with which `token_factor` returns to 1."""
 LEAST_TOKEN_FACTOR, MAX_TOKEN_FACTOR = 0.25, 16.0
@@ -178,7 +177,7 @@ class StepTimeModel:
         `seconds`: duration of the newest step."""
         factor = self.token_factor
         if factor != 1.0 and self.history.steps and self.history.steps[-1].added < APART:
-            # Otherwise tokens that are no longer verified would stay dear forever.
+            # Otherwise tokens that are no longer verified would stay expensive forever.
             factor **= math.exp(-seconds / TOKEN_FACTOR_SECONDS)
         shift = self.history.shift()
         if shift is not None:

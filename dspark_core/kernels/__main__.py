@@ -1,8 +1,8 @@
 """`python -m dspark_core.kernels`: compiles the kernels now, so that no start has to wait for it.
 
-Says what there is and ends with 0 either way: without a compiler PyTorch computes. With `--prebuild
-DIRECTORY` it compiles for each kind of processor instead, and fails when that cannot be done; that
-takes the standard library alone, since the image that compiles has no torch.
+Prints the result and exits with 0 even without a compiler, since PyTorch is the fallback. With `--prebuild
+DIRECTORY` it compiles for each supported kind of processor instead, and fails if it cannot; this needs
+only the standard library, since the image that compiles has no torch.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class NativeBatch:
     logit_rows: Tensor  # [rows] int64
     slots: Tensor | None = None  # [runs] int32: cache slot of each run's first token; None: its position
     two_way: bool = False
-    """Tokens of a run attend to each other bidirectionally, and to all of their sequence before its slot."""
+    """Tokens of a run attend to each other bidirectionally, and to all cached before the run's slot."""
 
 
 @dataclass(frozen=True, slots=True)

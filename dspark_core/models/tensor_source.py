@@ -13,7 +13,7 @@ from dspark_core.errors import CheckpointError
 from dspark_core.kernels.matrix import QuantizedRows
 
 _SUMMED_VALUES = 2**18
-"""Values summed at a time: PyTorch sums 16-bit values via a float32 copy, here twice the tensor's size."""
+"""Values summed at a time: PyTorch sums 16-bit values via a float32 copy, twice the size of its input."""
 
 
 class TensorSource(Protocol):

@@ -12,7 +12,7 @@ import tokenizers
 from dspark_core.tokenization.token_bytes import ByteLevelBytes, byte_alphabet, token_bytes
 
 _NFC_SHORTENS = 4
-"""Largest factor by which NFC shortens a text: U+1FBE, U+0308 and U+0341 (7 bytes) become U+0390 (2)."""
+"""Bound on the factor by which NFC shortens a text: U+1FBE, U+0308 and U+0341 (7 bytes) become U+0390 (2)."""
 _KEEPING = ("Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")
 """Split behaviours that keep the delimiters; the others lose text."""
 

@@ -32,7 +32,7 @@ class CallSyntax:
     arguments: str
     """Key of the call's arguments."""
     bare: bool
-    """Whether a call may start without `begin` if the answer starts with it."""
+    """Whether a call at the very start of the answer may omit `begin`."""
 
     def written(self, name: str, arguments: str) -> str:
         """The call as its model would write it. arguments: JSON."""
