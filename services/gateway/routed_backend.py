@@ -139,7 +139,10 @@ class RoutedBackend:
         self._view.started(replica.replica_id)
 
         async def alive() -> bool:
-            return await self._better_here(verifier, {*failed, replica.replica_id})
+            if await self._better_here(verifier, {*failed, replica.replica_id}):
+                return True
+            self._pool.leave(replica.address, verifier)  # or whoever is sent there next waits as long
+            return False
 
         try:
             async with (

@@ -1,10 +1,10 @@
-"""Clients of verifiers by address: opened on first use, closed when their replica is gone."""
+"""Clients of verifiers by address: opened on first use, closed when their replica is gone or has hung."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import grpc.aio
@@ -50,33 +50,55 @@ class LocalConnection:
         """Nothing is open."""
 
 
+@dataclass(slots=True, eq=False)
+class _Open:
+    connection: Connection
+    users: int = 0
+
+
 class VerifierPool:
     def __init__(self, connect: Callable[[str], Connection]) -> None:
         self._connect = connect
-        self._connections: dict[str, Connection] = {}
-        self._users: Counter[str] = Counter()
+        self._open: dict[str, _Open] = {}
+        self._left: set[_Open] = set()
+        """Of verifiers that hung, until the last of their users has gone."""
 
     @asynccontextmanager
     async def use(self, address: str) -> AsyncIterator[VerifierApi]:
         """A client that stays open at least until the block ends."""
-        connection = self._connections.get(address)
-        if connection is None:
-            connection = self._connections[address] = self._connect(address)
-        self._users[address] += 1
+        opened = self._open.get(address)
+        if opened is None:
+            opened = self._open[address] = _Open(self._connect(address))
+        opened.users += 1
         try:
-            yield connection.verifier
+            yield opened.connection.verifier
         finally:
-            self._users[address] -= 1
+            opened.users -= 1
+            if opened in self._left and not opened.users:
+                self._left.discard(opened)
+                await opened.connection.close()
+
+    def leave(self, address: str, verifier: VerifierApi) -> None:
+        """Has whoever comes next connect anew: what `use` gave does not answer.
+
+        A connection that the network has forgotten looks open for most of a minute. Each stream that is still
+        on it finds out for itself.
+        """
+        opened = self._open.get(address)
+        if opened is not None and opened.connection.verifier is verifier:
+            self._left.add(self._open.pop(address))
 
     async def retain(self, addresses: Collection[str]) -> None:
         """Closes every other connection that nobody uses."""
-        gone = [a for a in self._connections if a not in addresses and not self._users[a]]
+        gone = [a for a, opened in self._open.items() if a not in addresses and not opened.users]
         async with AsyncExitStack() as closed:
             # All are let go of before any is closed: whoever comes meanwhile has to open a new one.
             for address in gone:
-                self._users.pop(address, None)
-                closed.push_async_callback(self._connections.pop(address).close)
+                closed.push_async_callback(self._open.pop(address).connection.close)
 
     async def close(self) -> None:
-        self._users.clear()
-        await self.retain(())
+        async with AsyncExitStack() as closed:
+            for opened in (*self._open.values(), *self._left):
+                closed.push_async_callback(opened.connection.close)
+            self._open.clear()
+            self._left.clear()

@@ -380,6 +380,8 @@ async def test_a_stream_leaves_a_verifier_that_hangs(after) -> None:
     assert tokens(chunks) == EXPECTED
     assert len(cluster["b"].requests[0].prompt_token_ids) == 1 + 2 * after
     assert cluster["a"].cancelled == 1
+    assert cluster.connections["a"].closed  # the next request must not wait for an answer over it
+    assert not cluster.connections["b"].closed
 
 
 async def test_a_stream_stays_with_a_verifier_that_is_only_slow() -> None:

@@ -79,3 +79,30 @@ async def test_one_that_cannot_be_closed_does_not_keep_others_open() -> None:
     with pytest.raises(OSError, match="broken"):
         await setup.pool.retain(())
     assert all(one.closed for one in made)
+
+
+async def test_a_connection_that_was_left_stays_open_for_its_users_alone() -> None:
+    setup = Setup()
+    async with setup.pool.use("a") as hangs:
+        hangs.go_on.set()
+        async with setup.pool.use("a") as streams:
+            assert streams is hangs
+            setup.pool.leave("a", hangs)
+            async with setup.pool.use("a") as fresh:
+                assert fresh is not hangs
+            setup.pool.leave("a", streams)  # the next one to notice: the new connection is not meant
+        await setup.pool.retain(("a",))
+        assert not hangs.closing
+    assert hangs.closed
+    assert not fresh.closing
+    async with setup.pool.use("a") as again:
+        assert again is fresh
+
+
+async def test_a_pool_that_closes_closes_connections_that_were_left() -> None:
+    setup = Setup()
+    async with setup.pool.use("a") as hangs:
+        setup.pool.leave("a", hangs)
+        hangs.go_on.set()
+        await setup.pool.close()
+        assert hangs.closed
