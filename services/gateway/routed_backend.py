@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 import time
@@ -36,7 +37,7 @@ from services.gateway.verifier_pool import VerifierPool
 
 _log = logging.getLogger(__name__)
 
-# A request goes to this many verifiers at most: one that takes them all down must end.
+# A request goes to verifiers this many times at most: one that takes them all down must end.
 MAX_ATTEMPTS = 3
 # After the scheduler failed to answer, requests route by the last view this long before it is asked again.
 SCHEDULER_PAUSE_SECONDS = 1.0
@@ -85,8 +86,8 @@ class RoutedBackend:
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
         replay = Replay(request, seed=self._rng.randrange(MAX_SEED + 1))
         deadline = self._clock() + self._deadline_seconds
-        failed: dict[str, DSparkError] = {}
-        while True:
+        failed: dict[str, DSparkError] = {}  # the newest last
+        for attempt in itertools.count(1):
             replica = await self._next_replica(request, failed)
             try:
                 async with closing(self._attempt(replica, replay, deadline, failed)) as chunks:
@@ -96,6 +97,7 @@ class RoutedBackend:
             except (UnavailableError, QueueFullError) as error:
                 if replay.finished:
                     return
+                failed.pop(replica.replica_id, None)
                 failed[replica.replica_id] = error
                 if isinstance(error, UnavailableError):
                     self._view.suspect(replica.replica_id)
@@ -103,11 +105,13 @@ class RoutedBackend:
                 if last is not None:
                     yield last
                     return
-                if len(failed) >= MAX_ATTEMPTS:
-                    raise
                 _log.warning(
                     "request %s leaves verifier %s: %s", request.request_id, replica.replica_id, error
                 )
+                if attempt >= MAX_ATTEMPTS:
+                    if isinstance(error, QueueFullError):
+                        raise
+                    raise self._nobody_left(attempt) from error
 
     async def keep_view(self, interval_seconds: float = 2.0) -> None:
         """Refreshes the view until cancelled; a scheduler that is down leaves it as it is."""
@@ -200,7 +204,12 @@ class RoutedBackend:
             for error in failed.values():
                 if isinstance(error, QueueFullError):
                     raise error from None
-            raise
+            # A rollout takes one after the other, a network breaks connections to all of them: who was lost
+            # may be back. Not the newest, where there was one before it.
+            known = self._view.choose(tuple(failed)[1:][-1:]) if failed else None
+            if known is None:
+                raise
+            return known
 
     async def _assign(self, request: AssignRequest) -> Replica:
         """The scheduler's choice; its last known replicas when it has none or does not answer."""
@@ -216,11 +225,13 @@ class RoutedBackend:
             self._ask_scheduler_at = self._clock() + SCHEDULER_PAUSE_SECONDS
             return known
         if replica.replica_id in failed:
-            raise UnavailableError(
-                f"no verifier for model {self._model!r} is left after {len(failed)} failed"
-            )
+            raise self._nobody_left(len(failed))
         if request.prompt_tokens:  # else it was only asked what it serves
             self._view.chosen(replica)
         else:
             self._view.add(replica)
         return replica
+
+    def _nobody_left(self, failures: int) -> UnavailableError:
+        """Without the addresses that gRPC names, which are not for clients."""
+        return UnavailableError(f"no verifier for model {self._model!r} is left after {failures} failed")

@@ -228,9 +228,30 @@ async def test_attempts_are_bounded() -> None:
     cluster = Cluster("a", "b", "c", "d")
     for verifier in cluster.verifiers.values():
         verifier.error = UnavailableError("killed")
-    with pytest.raises(UnavailableError, match="killed"):
+    with pytest.raises(UnavailableError, match="no verifier for model 'm' is left after 3 failed"):
         await cluster.run()
     assert [len(verifier.requests) for verifier in cluster.verifiers.values()] == [1, 1, 1, 0]
+
+
+class LostOnce(FakeVerifier):
+    """And back at once, as after a restart, or where only its connection broke."""
+
+    async def generate(
+        self, request: GenerateRequest, *, deadline_seconds: float
+    ) -> AsyncIterator[GenerateChunk]:
+        self.error = UnavailableError("connection reset") if not self.requests else None
+        self.fails_after = 1
+        async for chunk in super().generate(request, deadline_seconds=deadline_seconds):
+            yield chunk
+
+
+@pytest.mark.parametrize("names", ["a", "ab"])
+async def test_a_stream_returns_to_a_verifier_that_is_back_when_no_other_is_left(names) -> None:
+    cluster = Cluster(*names)
+    for name in names:
+        cluster.verifiers[name] = cluster.connections[name].verifier = LostOnce()
+    assert tokens(await cluster.run()) == EXPECTED
+    assert [len(cluster[name].requests) for name in names] == [2, 1][: len(names)]
 
 
 async def test_a_full_verifier_is_passed_over_and_named_when_nobody_is_left() -> None:
