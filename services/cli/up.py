@@ -28,6 +28,7 @@ from services.cli.template_arguments import template_arguments
 from services.common.addresses import address_of
 from services.common.lifecycle import finished_before, stop_signals
 from services.common.logs import setup_logging
+from services.common.process import allow_open_files
 from services.common.telemetry import Telemetry
 from services.embedded.options import StackOptions
 from services.embedded.processes import ProcessStack
@@ -73,6 +74,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     setup_logging("dspark", {"DSPARK_LOG_LEVEL": "WARNING", **os.environ})
+    allow_open_files()
     asked = {} if arguments.tool_format is None else {"DSPARK_TOOL_FORMAT": arguments.tool_format}
     if template_arguments(arguments):
         asked["DSPARK_CHAT_TEMPLATE_KWARGS"] = arguments.chat_template_kwargs

@@ -8,6 +8,7 @@ import ctypes
 import faulthandler
 import logging
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -22,6 +23,8 @@ from services.common.logs import setup_logging
 
 STACKS_SIGNAL = signal.SIGUSR1
 """A service that gets it prints the Python stacks of its threads to stderr and goes on."""
+
+OPEN_FILES = 65_536
 
 PARENT = "_DSPARK_PARENT_PID"
 """Set for a service that shall end with the process that started it, to that one's id."""
@@ -38,6 +41,7 @@ def run_process(service: str, run: Run, environ: Mapping[str, str] = os.environ)
     left to destroy are gRPC's and torch's threads, and waiting for those can hang (grpc/grpc#22365).
     """
     print_stacks_when_asked()
+    allow_open_files()
     if PARENT in environ:
         end_with_parent(int(environ[PARENT]))
     code = _run(service, run, environ)
@@ -56,6 +60,16 @@ def print_stacks_when_asked() -> None:
     """
     signal.signal(STACKS_SIGNAL, lambda *_: faulthandler.dump_traceback())
     faulthandler.register(STACKS_SIGNAL, all_threads=False, chain=True)
+
+
+def allow_open_files() -> None:
+    """Systems give a process 1,024 at first and let it ask for more. A gateway takes on more requests than
+    that, each over a connection of its own."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    asked = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < asked:
+        with contextlib.suppress(OSError, ValueError):  # some systems have a lower limit of another name
+            resource.setrlimit(resource.RLIMIT_NOFILE, (asked, hard))
 
 
 def end_with_parent(parent_pid: int) -> None:

@@ -19,6 +19,8 @@ from services.gateway.http_protocol import BoundedHttpProtocol
 _log = logging.getLogger(__name__)
 
 _KEEP_ALIVE_SECONDS = 30
+_BACKLOG = 1024
+"""Connections that the system holds until they are accepted."""
 _POLL_SECONDS = 0.05
 
 
@@ -59,6 +61,9 @@ class HttpServer:
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=1,
+            # asyncio accepts so many at a time, and where the process may open no more files logs as many
+            # tracebacks every second: megabytes of them.
+            backlog=1,
         )
         self._server = _Uvicorn(config)
         self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name="http")
@@ -67,6 +72,7 @@ class HttpServer:
                 self._task.result()
                 raise ConfigError(f"the HTTP server on {self._host}:{self._port} ended at once")
             await asyncio.sleep(0.005)  # uvicorn has no event for it
+        listener.listen(_BACKLOG)  # asyncio has set it to the number above
         return self._port
 
     async def linger(self, seconds: float) -> None:
@@ -121,7 +127,7 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen(1024)
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise ConfigError(f"cannot listen on {address_of(host, port)}: {error}") from error

@@ -2,12 +2,16 @@
 
 import asyncio
 import json
+import os
+import resource
+import socket
 
 import pytest
 
 from services.gateway import http_protocol
 from tests.integration.gateway.conftest import MODEL, RunningGateway, Serve
 from tests.support.fake_generation import FakeBackend
+from tests.support.polling import eventually
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
 
@@ -128,3 +132,27 @@ async def test_connect_is_no_offer(serve: Serve) -> None:
     writer.write(b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
     assert (await until_closed(reader)).startswith(b"HTTP/1.1 400 ")
     writer.close()
+
+
+async def test_a_process_without_files_left_says_so_once_a_second_and_serves_when_it_has_some(
+    serve: Serve, caplog
+) -> None:
+    running = await serve(FakeBackend())
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as client:
+        client.setblocking(False)
+        free = os.dup(client.fileno())
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        try:
+            await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", running.http.port))
+            await eventually(lambda: bool(caplog.records))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert [one.getMessage().splitlines()[0] for one in caplog.records] == [
+            "socket.accept() out of system resource"
+        ]
+        reader, writer = await asyncio.open_connection(sock=client)
+        writer.write(GET + b"Connection: close\r\n\r\n")
+        assert (await until_closed(reader)).startswith(b"HTTP/1.1 200 ")
+        writer.close()

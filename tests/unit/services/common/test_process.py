@@ -49,6 +49,12 @@ def test_anything_else_is_a_traceback_and_code_1() -> None:
     assert "RuntimeError: surprise" in result.stderr
 
 
+def test_a_process_asks_for_the_open_files_it_may_have() -> None:
+    body = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    limited = ["bash", "-c", 'ulimit -Sn 500 && ulimit -Hn 4000 && exec "$@"', "bash", *script(body)]
+    assert subprocess.run(limited, capture_output=True, text=True, timeout=60).stdout == "4000\n"
+
+
 @contextlib.contextmanager
 def running(body: str) -> Iterator[subprocess.Popen[str]]:
     """Once it has said that it is here."""
