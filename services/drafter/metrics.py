@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -42,7 +42,10 @@ class DrafterMetrics:
         self._seconds.observe(time.perf_counter() - started)
         self._requests.observe(requests)
 
-    def observe(self, blocks: Sequence[DraftBlock], num_sequences: int) -> None:
+    def watch_sequences(self, held: Callable[[], int]) -> None:
+        """Read whenever metrics are scraped: streams that end free theirs without a pass after it."""
+        self._sequences.set_function(held)
+
+    def observe(self, blocks: Sequence[DraftBlock]) -> None:
         self._tokens.inc(sum(len(block.token_ids) for block in blocks))
         self._unprimed.inc(sum(block.needs_context for block in blocks))
-        self._sequences.set(num_sequences)

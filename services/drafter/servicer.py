@@ -41,6 +41,7 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         self._drafter_id = drafter_id
         self._tracer = telemetry.tracer
         self._metrics = DrafterMetrics(telemetry.registry)
+        self._metrics.watch_sequences(lambda: engine.num_sequences)
         # One worker: passes of different verifiers follow each other, and the engine sees one thread.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="draft")
         self._streams = itertools.count()
@@ -136,7 +137,7 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
             self._engine.release(released)
             with self._metrics.timed_pass(len(items)):
                 blocks = self._engine.propose(items)
-            self._metrics.observe(blocks, self._engine.num_sequences)
+            self._metrics.observe(blocks)
             # Here, as it may wait for a GPU: on the event loop, everybody would, and for the next pass too.
             sent = convert.draft_blocks_to_proto([session.disown(block) for block in blocks])
             return sent, time.perf_counter() - began

@@ -226,12 +226,18 @@ async def test_a_restarted_drafter_is_reconnected_and_primed_again(engine: Conte
 
 async def test_the_end_of_a_stream_frees_its_sequences() -> None:
     engine = build_drafter(OPTIONS)
-    async with drafter_server(engine) as server:
+    telemetry = Telemetry(service="drafter")
+
+    def told() -> float | None:
+        return telemetry.registry.get_sample_value("dspark_primed_sequences")
+
+    async with drafter_server(engine, telemetry=telemetry) as server:
         async with connected(server.port, engine) as source:
             await source.wait_connected()
             await propose(source, [item("gone-1", 0, 3), item("gone-2", 0, 4)])
-            assert engine.num_sequences == 2
+            assert (engine.num_sequences, told()) == (2, 2)
         await eventually(lambda: engine.num_sequences == 0)
+        assert told() == 0
 
 
 class Slow:
