@@ -130,6 +130,8 @@ class Election:
             # This task must live as long as the scheduler: without it nobody would ever take over.
             _log.exception("unexpected error while holding the leader lock")
             return
+        if not (self._reached or starting):
+            _log.info("the leader lock can be reached")
         self._reached = True
         if (before.leading, before.term) != (self._now.leading, self._now.term):
             role = "leader" if self._now.leading else "standby"

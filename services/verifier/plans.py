@@ -154,6 +154,8 @@ class CoordinatedPlanSource:
                     async for plan in plans:
                         if not connected:
                             self._on_connected()
+                        if complained:
+                            _log.info("plans from the scheduler are back")
                         connected, complained = True, False
                         self._take(plan)
             except DSparkError as error:

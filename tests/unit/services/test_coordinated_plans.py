@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+import logging
 from collections.abc import AsyncIterable, AsyncIterator
 
 import pytest
@@ -184,6 +185,26 @@ async def test_a_price_reaches_the_choice_whom_to_draft_for_and_fades_without_ne
     assert price() == 120.0
     clock.advance(HALF_LIFE_SECONDS)
     assert price() == pytest.approx(60.0)
+    await plans.close()
+
+
+async def test_that_plans_stop_and_that_they_are_back_is_each_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    scheduler = ScriptedScheduler()
+    scheduler.away = True
+    plans = CoordinatedPlanSource(scheduler, FullPlans(), CURVE)
+    plans.start()
+    await eventually(lambda: bool(caplog.records))
+    scheduler.away = False
+    for number in (1, 2):
+        plans.report(report(number))
+    await eventually(lambda: plans.newest_round == 2)
+    assert [one.getMessage() for one in caplog.records] == [
+        "no plans from the scheduler, planning locally: no scheduler",
+        "plans from the scheduler are back",
+    ]
     await plans.close()
 
 

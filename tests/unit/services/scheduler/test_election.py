@@ -1,6 +1,7 @@
 """Who leads as the lock comes and goes, and what a scheduler does that does not."""
 
 import asyncio
+import logging
 
 import pytest
 
@@ -61,6 +62,24 @@ async def test_a_lock_that_cannot_be_reached_changes_nothing():
     await election.stop()
     assert [one.leading for one in seen] == [False, True]
     assert lock.released == 1
+
+
+async def test_a_lock_that_is_lost_and_back_is_told_where_nothing_changes_too(caplog):
+    caplog.set_level(logging.INFO)
+    lock = ScriptedLock(STANDBY)
+    election, _ = await _changes(lock)
+    await election.start()
+    lock.now = None
+    await eventually(lambda: "cannot be reached" in caplog.text)
+    lock.now = STANDBY
+    held = lock.held
+    await eventually(lambda: lock.held > held + 2)
+    await election.stop()
+    assert [one.getMessage() for one in caplog.records] == [
+        "now standby (term 7)",
+        "the leader lock cannot be reached, nothing changes: redis does not answer",
+        "the leader lock can be reached",
+    ]
 
 
 async def test_a_standby_that_stops_releases_nothing():
