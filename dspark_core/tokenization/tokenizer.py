@@ -13,16 +13,20 @@ from dspark_core.tokenization.chat_template import NO_ARGUMENTS, ChatTemplate
 from dspark_core.tokenization.detokenizer import IncrementalDetokenizer
 from dspark_core.tokenization.fewest_tokens import FewestTokens, fewest_tokens
 from dspark_core.tokenization.token_bytes import token_bytes
-from dspark_core.tokenization.tool_formats import ToolFormat, ToolStyle, tool_style
+from dspark_core.tokenization.tool_formats import ToolFormat
+from dspark_core.tokenization.tool_style import ToolStyle, tool_style
 
-# End-of-turn markers of chat formats. Those that the model's own template contains stop generation, even
-# if the checkpoint declares only its end-of-text token.
+# How chat formats end a turn. One of these stops generation when the model's own template writes it,
+# even where the checkpoint names only its end-of-text token. So does the beginning of what a called tool
+# returned, where that continues the turn: it is not for the model to write.
 _END_OF_TURN = (
     "<|im_end|>",
     "<|eot_id|>",
     "<|eom_id|>",
     "<|end|>",
     "<end_of_turn>",
+    "<turn|>",
+    "<|tool_response>",
     "<|end_of_text|>",
     "<|endoftext|>",
 )
@@ -117,7 +121,7 @@ class Tokenizer:
         return fewest_tokens(self._backend)
 
     def tool_style(self, asked: ToolFormat | None = None) -> ToolStyle:
-        """See `tool_formats.tool_style`. Renders the template several times; call it once."""
+        """See `tool_style.tool_style`. Renders the template a few times: ask once."""
         return tool_style(self._template, asked)
 
     def render_chat(

@@ -1,26 +1,32 @@
-"""Formats in which models write tool calls, and detection of the one a chat template uses.
-
-No model names are needed: a conversation with a call is rendered, and the output reveals the format.
-"""
+"""How models write calls of tools."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
-
-from dspark_core.errors import InvalidRequestError
-from dspark_core.tokenization.chat_template import ChatTemplate
 
 
 class ToolFormat(Enum):
     HERMES = "hermes"
     """JSON between tags, as in Hermes and Qwen; any number of calls."""
     LLAMA3_JSON = "llama3_json"
-    """The whole answer is JSON, as in Llama 3."""
+    """JSON that is the whole answer, as Llama 3 writes it."""
+    MISTRAL = "mistral"
+    """A mark, the name and the arguments as JSON for each call, as Mistral's models write it since 2025."""
+    MISTRAL_LIST = "mistral_list"
+    """A mark and one list of JSON with all calls, as those before wrote it."""
+    GEMMA4 = "gemma4"
+    """`call:name{key:value}` between marks, texts between marks of their own, as Gemma 4 writes it."""
+
+
+class CallShape(Enum):
+    """What a call is between its marks."""
+
+    JSON = "an object with name and arguments"
+    NAMED = "the name, then the arguments as JSON"
+    BARE_KEYS = "the name, then an object whose keys are not quoted and whose texts are in marks"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,104 +35,93 @@ class CallSyntax:
     begin: str
     """Text before a call."""
     end: str
-    arguments: str
-    """Key of the call's arguments."""
-    bare: bool
-    """Whether a call at the very start of the answer may omit `begin`."""
+    shape: CallShape = CallShape.JSON
+    opening: str = ""
+    """What models write between `begin` and the call, and between the call and `end`:"""
+    closing: str = ""
+    between: str = ""
+    """Between calls that share their `begin` and `end`; empty: each has its own."""
+    arguments: str = "arguments"
+    """The name of a call's arguments."""
+    bare: bool = False
+    """Whether a call may begin without `begin`, where the answer does."""
+    id_mark: str = ""
+    """Of a named call: before an id that follows its name, and before its arguments; empty: it has none."""
+    arguments_mark: str = ""
+    quote: str = ""
+    """Around texts, where they are in marks."""
+
+    @property
+    def marks(self) -> frozenset[str]:
+        """Those of them that may be tokens."""
+        marks = (self.begin, self.end, self.id_mark, self.arguments_mark, self.quote)
+        return frozenset(mark for mark in marks if mark)
 
     def written(self, name: str, arguments: str) -> str:
-        """The call as its model would write it. arguments: JSON."""
-        call = f'{{"name": {json.dumps(name)}, "{self.arguments}": {arguments}}}'
-        return call if self.bare else f"{self.begin}\n{call}\n{self.end}"
+        """The call as its model writes it. arguments: JSON."""
+        call = self._call(name, arguments)
+        return call if self.bare else f"{self.begin}{self.opening}{call}{self.closing}{self.end}"
+
+    def _call(self, name: str, arguments: str) -> str:
+        match self.shape:
+            case CallShape.JSON:
+                return f'{{"name": {json.dumps(name)}, "{self.arguments}": {arguments}}}'
+            case CallShape.NAMED:
+                call_id = f"{self.id_mark}call00000" if self.id_mark else ""
+                return f"{name}{call_id}{self.arguments_mark}{arguments}"
+            case CallShape.BARE_KEYS:
+                return f"call:{name}{self._bare_keys(arguments)}"
+
+    def _bare_keys(self, arguments: str) -> str:
+        """What is no JSON stays as it is."""
+        try:
+            return _with_bare_keys(json.loads(arguments), self.quote)
+        except ValueError:
+            return arguments
 
 
-_SYNTAX = {
-    ToolFormat.HERMES: CallSyntax(
-        format=ToolFormat.HERMES, begin="<tool_call>", end="</tool_call>", arguments="arguments", bare=False
-    ),
-    ToolFormat.LLAMA3_JSON: CallSyntax(
-        format=ToolFormat.LLAMA3_JSON, begin="<|python_tag|>", end="", arguments="parameters", bare=True
-    ),
+def _with_bare_keys(value: object, quote: str) -> str:
+    if isinstance(value, str):
+        return f"{quote}{value}{quote}"
+    if isinstance(value, list):
+        return f"[{','.join(_with_bare_keys(one, quote) for one in value)}]"
+    if isinstance(value, dict):
+        pairs = (f"{_key(name, quote)}:{_with_bare_keys(one, quote)}" for name, one in value.items())
+        return f"{{{','.join(pairs)}}}"
+    return json.dumps(value)
+
+
+BARE_KEY = re.compile(r'[^\s:,{}\[\]<>"]+')
+"""Of an object whose keys are not quoted: what is one without quotes."""
+
+
+def _key(name: str, quote: str) -> str:
+    return name if BARE_KEY.fullmatch(name) else f"{quote}{name}{quote}"
+
+
+SYNTAX = {
+    syntax.format: syntax
+    for syntax in (
+        CallSyntax(
+            format=ToolFormat.HERMES, begin="<tool_call>", end="</tool_call>", opening="\n", closing="\n"
+        ),
+        CallSyntax(
+            format=ToolFormat.LLAMA3_JSON, begin="<|python_tag|>", end="", arguments="parameters", bare=True
+        ),
+        CallSyntax(
+            format=ToolFormat.MISTRAL,
+            begin="[TOOL_CALLS]",
+            end="",
+            shape=CallShape.NAMED,
+            arguments_mark="[ARGS]",
+        ),
+        CallSyntax(format=ToolFormat.MISTRAL_LIST, begin="[TOOL_CALLS]", end="]", opening="[", between=", "),
+        CallSyntax(
+            format=ToolFormat.GEMMA4,
+            begin="<|tool_call>",
+            end="<tool_call|>",
+            shape=CallShape.BARE_KEYS,
+            quote='<|"|>',
+        ),
+    )
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ToolStyle:
-    """How a template handles tools."""
-
-    syntax: CallSyntax
-    native: bool
-    """Whether it describes tools to the model itself; otherwise the conversation must (`tool_prompts.py`)."""
-    has_system: bool = True
-    """Whether it accepts a system message."""
-
-
-def tool_style(template: ChatTemplate | None, asked: ToolFormat | None = None) -> ToolStyle:
-    """asked: a format to use regardless of the template; None: the template's own.
-
-    A template that describes tools but writes calls in none of the known formats is not used for that,
-    because its model would answer with calls that cannot be parsed here.
-    """
-    written = _format_of(template) if template else None
-    native = template is not None and _tells_of_tools(template)
-    if asked is None:
-        native = native and written is not None
-    syntax = _SYNTAX[asked or written or ToolFormat.HERMES]
-    return ToolStyle(syntax, native, has_system=template is None or _takes_system(template))
-
-
-_NAME, _SYSTEM = "probe_of_tools", "probe-of-the-system"
-_USER = {"role": "user", "content": "?"}
-_TOOL = {
-    "type": "function",
-    "function": {
-        "name": _NAME,
-        "description": "?",
-        "parameters": {"type": "object", "properties": {"value": {"type": "string"}}},
-    },
-}
-# Some templates require ids of nine letters and digits.
-_CALL = {"id": "call00001", "type": "function", "function": {"name": _NAME, "arguments": {"value": "?"}}}
-_CALLING = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
-
-_RESULT = {"role": "tool", "tool_call_id": "call00001", "name": _NAME, "content": "?"}
-
-
-def _tells_of_tools(template: ChatTemplate) -> bool:
-    return _NAME in _rendered(template, [_USER], [_TOOL])
-
-
-def _takes_system(template: ChatTemplate) -> bool:
-    return _SYSTEM in _rendered(template, [{"role": "system", "content": _SYSTEM}, _USER])
-
-
-def _format_of(template: ChatTemplate) -> ToolFormat | None:
-    """The format in which the template writes calls; None: none, or an unknown format."""
-    # Some templates require that a call is answered, others have no role for the answer.
-    text = _rendered(template, [_USER, _CALLING]) + _rendered(template, [_USER, _CALLING, _RESULT])
-    for syntax in _SYNTAX.values():
-        begin = r"\{" if syntax.bare else rf"{re.escape(syntax.begin)}\s*\{{"
-        for match in re.finditer(begin, text):
-            call = _json_at(text, match.end() - 1)
-            if call.get("name") == _NAME and syntax.arguments in call:
-                return syntax.format
-    return None
-
-
-def _json_at(text: str, start: int) -> Mapping[str, Any]:
-    """The JSON object at `start`; empty if there is none."""
-    try:
-        value, _ = json.JSONDecoder().raw_decode(text, start)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _rendered(
-    template: ChatTemplate, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
-) -> str:
-    """Empty if the template refuses."""
-    try:
-        return template.render(messages, tools=tools)
-    except InvalidRequestError:
-        return ""

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dspark_core.tokenization.tool_formats import CallSyntax, ToolStyle
+from dspark_core.tokenization.tool_formats import CallSyntax
+from dspark_core.tokenization.tool_style import ToolStyle
 
 Message = Mapping[str, Any]
 

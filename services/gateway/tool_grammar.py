@@ -7,12 +7,16 @@ from collections.abc import Callable, Sequence
 
 from dspark_core.errors import InvalidRequestError
 from dspark_core.output_rules import Grammar, GrammarKind
-from dspark_core.tokenization.tool_formats import CallSyntax
+from dspark_core.tokenization.tool_formats import CallShape, CallSyntax
+from services.gateway.bare_key_grammar import Texts, rules_of, rules_of_any
 from services.gateway.tools import Tool
 
 MAX_CALLS = 8
 """Of one answer that has to call: a small model may find no end."""
 
+
+TokenIds = Callable[[str], int | None]
+"""The id of a text that is one added token of the model's; None: it is not."""
 
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """As models are shown calls. A small one that may choose finds no end of spaces; and what there is no choice
@@ -24,19 +28,31 @@ def call_grammar(
     tools: Sequence[Tool],
     *,
     several: bool,
-    is_token: Callable[[str], bool],
+    token_id: TokenIds,
+    in_text: Sequence[int] = (),
     or_else: str | None = None,
 ) -> Grammar:
-    """is_token: whether a text is one added token of the model's. or_else: a JSON schema that the answer may
-    keep to instead. Raises InvalidRequestError when they are too large together."""
-    choices = " | ".join(f"tool{index}" for index in range(len(tools)))
+    """in_text: added tokens that may stand in texts. or_else: a JSON schema that the answer may keep to
+    instead. Raises InvalidRequestError when they are too large together, or where a schema cannot be kept
+    to."""
+    notation = _Notation(syntax, token_id)
     start = "calls" if or_else is None else "calls | answer"
-    lines = [f"start: {start}", *_calls(syntax, choices, several, is_token)]
-    for index, tool in enumerate(tools):
-        if syntax.bare and or_else is not None:
-            lines.append(f"tool{index}: %json {_as_schema(syntax, tool)}")
-        else:
-            lines += _called(syntax, index, tool, tool.schema)
+    choices = _choices(tools)
+    if syntax.bare:
+        calls = [f"calls: {choices}"]
+    elif syntax.between:
+        more = f" ({json.dumps(syntax.between)} one){{0,{MAX_CALLS - 1}}}" if several else ""
+        calls = [f"calls: {notation.begin} {notation.around(f'one{more}')}", f"one: {choices}"]
+    else:
+        # Marks that stand alone follow each other at once, those on lines of their own on the next.
+        space = f"{json.dumps(syntax.opening)} " if syntax.opening.isspace() else ""
+        more = f" ({space}call){{0,{MAX_CALLS - 1}}}" if several else ""
+        calls = [f"calls: call{more}", f"call: {notation.begin} {notation.around(f'({choices})')}"]
+    lines = [f"start: {start}", *calls]
+    if syntax.bare and or_else is not None:
+        lines += [f"tool{index}: %json {_as_schema(syntax, tool)}" for index, tool in enumerate(tools)]
+    else:
+        lines += _called(notation, tools, in_text, strict=True)
     if or_else is not None:
         lines.append(f"answer: %json {or_else}")
     return _of_tools(lines)
@@ -47,44 +63,118 @@ def strict_grammar(
     tools: Sequence[Tool],
     *,
     several: bool,
-    is_token: Callable[[str], bool],
+    token_id: TokenIds,
     in_text: Sequence[int] = (),
 ) -> Grammar:
-    """Of an answer that may be any text, with calls in it that keep to the schemas of strict tools.
-
-    in_text: added tokens that may stand in the text; the rest as of `call_grammar`.
-    """
-    choices = " | ".join(f"tool{index}" for index in range(len(tools)))
+    """Of an answer that may be any text, with calls in it of these tools and of no others, which keep to the
+    schemas of strict ones. The rest as of `call_grammar`."""
+    notation = _Notation(syntax, token_id)
+    choices = _choices(tools)
     # To the parser added tokens are no text, which ends before each.
-    other = [f"other: <[{','.join(map(str, in_text))}]>"] if in_text else []
-    lines = [*other, r"TEXT: /(.|\n)*/"]
+    other = [f"other: {_tokens(in_text)}"] if in_text else []
+    lines = [*other, _ANY_TEXT]
     if syntax.bare:  # a call is the whole answer, and known by its brace
         lines += [
             f"start: {choices} | SAID" + (" (other TEXT)*" if other else ""),
             r"SAID: /([^{](.|\n)*)?/",
         ]
     else:
-        begin, end = (mark if is_token(mark) else json.dumps(mark) for mark in (syntax.begin, syntax.end))
         said = "(TEXT other)* " if other else ""
+        more = f" ({json.dumps(syntax.between)} one)*" if syntax.between and several else ""
         lines += [
             f"start: ({said}call)* {said}TEXT" if several else f"start: {said}(call | TEXT)",
-            f'call: begin "\\n" ({choices}) "\\n" {end}',
+            f"call: begin {notation.around(f'one{more}')}",
+            f"one: {choices}",
             # A mark that is text has to end its lexeme as soon as it is there, or it could go on as text.
-            f"begin: TEXT {begin}" if is_token(syntax.begin) else f"begin[lazy]: TEXT {begin}",
+            f"begin: TEXT {notation.begin}"
+            if notation.is_token(syntax.begin)
+            else f"begin[lazy]: TEXT {notation.begin}",
         ]
-    for index, tool in enumerate(tools):
-        lines += _called(syntax, index, tool, tool.schema if tool.strict else _ANY_ARGUMENTS)
-    return _of_tools(lines)
+    return _of_tools([*lines, *_called(notation, tools, in_text, strict=False)])
 
 
+_ANY_TEXT = r"TEXT: /(.|\n)*/"
 _ANY_ARGUMENTS = '{"type": "object"}'
 
 
-def _called(syntax: CallSyntax, index: int, tool: Tool, schema: str) -> tuple[str, str]:
-    head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "{syntax.arguments}": ')
-    # The schema has a rule of its own, and with it a root that its references mean.
-    spaced = json.dumps({**json.loads(schema), "x-guidance": _SPACING}, ensure_ascii=False)
-    return f'tool{index}: {head} arguments{index} "}}"', f"arguments{index}: %json {spaced}"
+class _Notation:
+    """Marks as the grammar names them. An added token is no text to the parser: it is named by its id."""
+
+    def __init__(self, syntax: CallSyntax, token_id: TokenIds) -> None:
+        self.syntax = syntax
+        self._token_id = token_id
+
+    def is_token(self, text: str) -> bool:
+        return self._token_id(text) is not None
+
+    def mark(self, text: str) -> str:
+        token_id = self._token_id(text)
+        return json.dumps(text) if token_id is None else _tokens([token_id])
+
+    @property
+    def begin(self) -> str:
+        return self.mark(self.syntax.begin)
+
+    def around(self, calls: str) -> str:
+        """calls: a rule. -> with all that stands around it but `begin`."""
+        texts = (json.dumps(text) if text else "" for text in (self.syntax.opening, self.syntax.closing))
+        opening, closing = texts
+        end = self.mark(self.syntax.end) if self.syntax.end else ""
+        return " ".join(part for part in (opening, calls, closing, end) if part)
+
+    @property
+    def before_arguments(self) -> str:
+        """Of a named call, behind its name."""
+        syntax = self.syntax
+        call_id = f" {self.mark(syntax.id_mark)} /[a-zA-Z0-9]{{9}}/" if syntax.id_mark else ""
+        return call_id + (f" {self.mark(syntax.arguments_mark)}" if syntax.arguments_mark else "")
+
+
+def _tokens(token_ids: Sequence[int]) -> str:
+    """Models may have thousands of added tokens, most of them side by side."""
+    ranges: list[list[int]] = []
+    for token_id in sorted(token_ids):
+        if ranges and ranges[-1][1] == token_id - 1:
+            ranges[-1][1] = token_id
+        else:
+            ranges.append([token_id, token_id])
+    return f"<[{','.join(str(a) if a == b else f'{a}-{b}' for a, b in ranges)}]>"
+
+
+def _choices(tools: Sequence[Tool]) -> str:
+    return " | ".join(f"tool{index}" for index in range(len(tools)))
+
+
+def _called(notation: _Notation, tools: Sequence[Tool], in_text: Sequence[int], *, strict: bool) -> list[str]:
+    """The rules of the tools. strict: all of them are."""
+    if notation.syntax.shape is CallShape.BARE_KEYS:
+        return _called_with_bare_keys(notation, tools, in_text, strict=strict)
+    lines = []
+    for index, tool in enumerate(tools):
+        # The schema has a rule of its own, and with it a root that its references mean.
+        schema = json.loads(tool.schema if strict or tool.strict else _ANY_ARGUMENTS)
+        spaced = json.dumps({**schema, "x-guidance": _SPACING}, ensure_ascii=False)
+        if notation.syntax.shape is CallShape.NAMED:
+            call = f"{json.dumps(tool.name)}{notation.before_arguments} arguments{index}"
+        else:
+            head = f'{{"name": {json.dumps(tool.name)}, "{notation.syntax.arguments}": '
+            call = f'{json.dumps(head)} arguments{index} "}}"'
+        lines += [f"tool{index}: {call}", f"arguments{index}: %json {spaced}"]
+    return lines
+
+
+def _called_with_bare_keys(
+    notation: _Notation, tools: Sequence[Tool], in_text: Sequence[int], *, strict: bool
+) -> list[str]:
+    quote = notation.syntax.quote
+    words = f"(WORDS {_tokens(in_text)})* WORDS" if in_text else "WORDS"
+    texts = Texts(notation.mark(quote), "words", notation.is_token(quote))
+    lines = [f"words: {words}", _ANY_TEXT.replace("TEXT", "WORDS"), *rules_of_any(texts)]
+    for index, tool in enumerate(tools):
+        lines.append(f"tool{index}: {json.dumps(f'call:{tool.name}')} arguments{index}")
+        schema = json.loads(tool.schema if strict or tool.strict else _ANY_ARGUMENTS)
+        lines += rules_of(f"arguments{index}", schema, texts, f"{tool.place}.parameters")
+    return lines
 
 
 def _of_tools(lines: Sequence[str]) -> Grammar:
@@ -117,14 +207,3 @@ def _moved(schema: object, place: str) -> object:
     if isinstance(reference, str) and reference.startswith("#"):
         moved["$ref"] = f"#{place}{reference[1:]}"
     return moved
-
-
-def _calls(
-    syntax: CallSyntax, choices: str, several: bool, is_token: Callable[[str], bool]
-) -> tuple[str, ...]:
-    if syntax.bare:
-        return (f"calls: {choices}",)
-    # An added token is no text to the parser: it is named, as it stands in the vocabulary.
-    begin, end = (mark if is_token(mark) else json.dumps(mark) for mark in (syntax.begin, syntax.end))
-    more = f' ("\\n" call){{0,{MAX_CALLS - 1}}}' if several else ""
-    return (f"calls: call{more}", f'call: {begin} "\\n" ({choices}) "\\n" {end}')

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from dspark_core.errors import InvalidRequestError
 from dspark_core.output_rules import Grammar, GrammarKind
 from dspark_core.tokenization.grammar_sources import GrammarChecker
 from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.tokenization.tool_formats import CallSyntax, ToolFormat
+from dspark_core.tokenization.tool_messages import fitted
 from dspark_core.tokenization.tool_prompts import told
 from services.gateway.requests import ChatRole, Conversation
 from services.gateway.thread_work import ThreadWork
-from services.gateway.tool_grammar import call_grammar, strict_grammar
+from services.gateway.tool_grammar import TokenIds, call_grammar, strict_grammar
 from services.gateway.tool_stream import CallStream
 from services.gateway.tools import Tool, ToolUse
 
@@ -35,6 +36,13 @@ class CallReading:
         return CallStream(self.syntax, self.names, eager=self.eager, parallel=self.parallel)
 
 
+class _Tokens(TypedDict):
+    """What grammars of calls need to know of the model's."""
+
+    token_id: TokenIds
+    in_text: Sequence[int]
+
+
 class ToolPreparer:
     def __init__(
         self, tokenizer: Tokenizer, grammars: GrammarChecker, asked: ToolFormat | None = None
@@ -43,6 +51,10 @@ class ToolPreparer:
         self._tokenizer = tokenizer
         self._style = tokenizer.tool_style(asked)
         self._grammars = grammars
+        marks = (tokenizer.added_token_id(mark) for mark in self._style.syntax.marks)
+        self._mark_ids = frozenset(mark for mark in marks if mark is not None)
+        in_text = [one for one in tokenizer.shown_added_token_ids if one not in self._mark_ids]
+        self._tokens = _Tokens(token_id=tokenizer.added_token_id, in_text=in_text)
 
     def render(self, conversation: Conversation, use: ToolUse | None) -> str:
         """The prompt's text. Raises InvalidRequestError when the template refuses."""
@@ -50,6 +62,7 @@ class ToolPreparer:
         tools = [tool.declared for tool in use.tools] if use else []
         plain = not tools and all(message.plain for message in conversation.messages)
         if self._style.native or plain:
+            messages = fitted(messages, self._style)
             return self._tokenizer.render_chat(messages, tools=tools or None, arguments=arguments)
         return self._tokenizer.render_chat(told(messages, tools, self._style), arguments=arguments)
 
@@ -78,24 +91,17 @@ class ToolPreparer:
         syntax, several = self._style.syntax, use.parallel and use.only is None
         if use.forced or otherwise is not None:
             answer = None if otherwise is None else otherwise.text
-            return call_grammar(syntax, tools, several=several, is_token=self._is_token, or_else=answer)
+            return call_grammar(syntax, tools, several=several, or_else=answer, **self._tokens)
         if any(tool.strict for tool in tools):
-            marks = {self._tokenizer.added_token_id(mark) for mark in (syntax.begin, syntax.end)}
-            in_text = [one for one in self._tokenizer.shown_added_token_ids if one not in marks]
-            return strict_grammar(syntax, tools, several=several, is_token=self._is_token, in_text=in_text)
+            return strict_grammar(syntax, tools, several=several, **self._tokens)
         return None
-
-    def _is_token(self, text: str) -> bool:
-        return self._tokenizer.added_token_id(text) is not None
 
     def reading(self, use: ToolUse, grammar: Grammar | None) -> CallReading:
         """grammar: of the answer; it bounds the calls itself."""
-        syntax = self._style.syntax
-        marks = (self._tokenizer.added_token_id(mark) for mark in (syntax.begin, syntax.end))
         return CallReading(
-            syntax=syntax,
+            syntax=self._style.syntax,
             names=frozenset(tool.name for tool in use.tools),
-            shown_token_ids=frozenset(mark for mark in marks if mark is not None),
+            shown_token_ids=self._mark_ids,
             eager=use.eager or bool(use.forced),
             parallel=use.parallel or grammar is not None,
         )

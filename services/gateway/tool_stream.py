@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from dspark_core.tokenization.tool_formats import CallSyntax
+from services.gateway.call_translation import Translation, suffix_that_begins, translation
 from services.gateway.json_scan import JsonScan
 
 
@@ -54,9 +55,12 @@ class CallStream:
         self._place = _Place.TEXT
         self._pending = ""
         """Text that nothing has been decided about; of a call that is not known to be one, all of it."""
+        self._json = ""
+        """What the pending text of a call is in JSON."""
         self._space = ""
         """Before the call that may have begun."""
         self._scan = JsonScan()
+        self._translation: Translation = translation(syntax, first=True)
         self._arguments_at = 0
         self._bare = syntax.bare
         self._count = self._whole = 0
@@ -121,30 +125,38 @@ class CallStream:
             content = text[:start].rstrip()
             self._texts.append(content)
             return self._begin(text[len(content) : start], text[start + len(begin) :], mark=begin)
-        content = text[: len(text) - _begun(begin, text)].rstrip()
+        content = text[: len(text) - suffix_that_begins(begin, text)].rstrip()
         self._texts.append(content)
         self._pending = text[len(content) :]
         return ""
 
-    def _begin(self, space: str, rest: str, mark: str = "") -> str:
+    def _begin(self, space: str, rest: str, mark: str = "", *, first: bool = True) -> str:
+        """first: no call before it shares its mark."""
         # Where calls need no mark it is a control token, which is no text.
         self._space = space if self._syntax.bare else space + mark
         self._place, self._scan, self._bare = _Place.HEAD, JsonScan(), False
+        self._translation, self._json = translation(self._syntax, first=first), ""
         return rest
 
     def _go_on_with_call(self, text: str) -> str:
         for place, character in enumerate(text):
-            if not self._scan.push(character):
+            written = self._translation.push(character)
+            if written is None:
                 return self._break_off(text[place:])
             self._pending += character
-            if self._take(character):
-                return text[place + 1 :]
+            for one in written:
+                if not self._scan.push(one):
+                    self._pending = self._pending[:-1]
+                    return self._break_off(text[place:])
+                self._json += one
+                if self._take(one):
+                    return text[place + 1 :]
         if self._eager and self._place is _Place.ARGUMENTS:
             self._tell_arguments()
         return ""
 
     def _take(self, character: str) -> bool:
-        """Looks at the last character of the pending text -> whether the call ends with it, or is none."""
+        """Looks at the last character of a call's JSON -> whether the call ends with it, or is none."""
         depth = self._scan.depth
         if self._place is _Place.HEAD:
             if character == "{" and depth == 2:
@@ -160,18 +172,18 @@ class CallStream:
         return False
 
     def _look_at_head(self) -> None:
-        match = self._head.fullmatch(self._pending)
+        match = self._head.fullmatch(self._json)
         if match and match[1] in self._names:
-            self._place, self._arguments_at = _Place.ARGUMENTS, len(self._pending) - 1
+            self._place, self._arguments_at = _Place.ARGUMENTS, len(self._json) - 1
             if self._eager:
                 self._add(self._count, match[1])
                 self._count += 1
-                self._pending, self._told = self._pending[self._arguments_at :], []
+                self._json, self._told = self._json[self._arguments_at :], []
 
     def _tell_arguments(self) -> None:
-        self._told.append(self._pending)
-        self._add(self._count - 1, None, self._pending)
-        self._pending = ""
+        self._told.append(self._json)
+        self._add(self._count - 1, None, self._json)
+        self._pending = self._json = ""
 
     def _add(self, index: int, name: str | None, arguments: str = "") -> None:
         self._calls.append(CallDelta(index, name, arguments, sum(map(len, self._texts))))
@@ -184,7 +196,7 @@ class CallStream:
             self._broken = self._broken or not whole
         else:
             whole = True
-            head, arguments = self._pending[: self._arguments_at + 1], self._pending[self._arguments_at :]
+            head, arguments = self._json[: self._arguments_at + 1], self._json[self._arguments_at :]
             match = self._head.fullmatch(head)
             if match is None or json_object(arguments) is None:
                 self._no_call()
@@ -196,7 +208,7 @@ class CallStream:
 
     def _end_of_unknown(self) -> None:
         """A whole object that does not begin as calls mostly do."""
-        call = json_object(self._pending) or {}
+        call = json_object(self._json) or {}
         name, arguments = call.get("name"), call.get(self._syntax.arguments) or {}
         text = arguments if isinstance(arguments, str) else json.dumps(arguments)
         if isinstance(name, str) and name in self._names and json_object(text) is not None:
@@ -236,21 +248,19 @@ class CallStream:
     def _look_for_end(self, text: str) -> str:
         text = self._pending + text
         self._pending = ""
-        end, stripped = self._syntax.end, text.lstrip()
+        end, between, stripped = self._syntax.end, self._syntax.between.strip(), text.lstrip()
         if end.startswith(stripped) and stripped != end:
             self._pending = text
             return ""
+        if between and stripped.startswith(between):
+            space = text[: len(text) - len(stripped)]
+            return self._begin(space + between, stripped[len(between) :], first=False)
         self._place, self._bare = _Place.TEXT, self._syntax.bare
         return stripped[len(end) :] if end and stripped.startswith(end) else text
 
 
 _BETWEEN = " \t\r\n;"
 """Between calls without marks."""
-
-
-def _begun(mark: str, text: str) -> int:
-    """Length of the longest beginning of `mark` that ends the text."""
-    return next((size for size in range(len(mark) - 1, 0, -1) if text.endswith(mark[:size])), 0)
 
 
 def json_object(text: str) -> dict[str, object] | None:

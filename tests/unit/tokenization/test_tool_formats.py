@@ -7,8 +7,11 @@ import json
 import pytest
 
 from dspark_core.tokenization.chat_template import ChatTemplate
-from dspark_core.tokenization.tool_formats import ToolFormat, ToolStyle, tool_style
+from dspark_core.tokenization.tool_formats import ToolFormat
+from dspark_core.tokenization.tool_messages import fitted
 from dspark_core.tokenization.tool_prompts import told
+from dspark_core.tokenization.tool_style import ToolStyle, tool_style
+from tests.support.tool_templates import GEMMA, GEMMA_FIRST, MISTRAL, MISTRAL_IDS, MISTRAL_LIST
 
 PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 
@@ -67,6 +70,11 @@ NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system'
         (QWEN, ToolFormat.HERMES, True, True),
         (LLAMA, ToolFormat.LLAMA3_JSON, True, True),
         (WHOLE_CALLS, ToolFormat.HERMES, True, True),
+        (MISTRAL_LIST, ToolFormat.MISTRAL_LIST, True, True),
+        (MISTRAL_IDS, ToolFormat.MISTRAL, True, True),
+        (MISTRAL, ToolFormat.MISTRAL, True, True),
+        (GEMMA, ToolFormat.GEMMA4, True, True),
+        (GEMMA_FIRST, ToolFormat.GEMMA4, True, True),
         (OTHER, ToolFormat.HERMES, False, True),  # its own format is not understood
     ],
 )
@@ -91,6 +99,85 @@ def test_a_format_may_be_asked_for() -> None:
 )
 def test_calls_are_written_as_models_write_them(format_, written) -> None:
     assert tool_style(None, format_).syntax.written("f", '{"a": 1}') == written
+
+
+@pytest.mark.parametrize(
+    ("source", "written"),
+    [
+        (MISTRAL_LIST, '[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}}]'),
+        (MISTRAL_IDS, '[TOOL_CALLS]f[CALL_ID]call00000[ARGS]{"a": 1}'),
+        (MISTRAL, '[TOOL_CALLS]f[ARGS]{"a": 1}'),
+        (MISTRAL.replace("[ARGS]", ""), '[TOOL_CALLS]f{"a": 1}'),
+        (GEMMA, "<|tool_call>call:f{a:1}<tool_call|>"),
+    ],
+)
+def test_details_of_a_format_are_those_of_the_template(source, written) -> None:
+    assert style(source).syntax.written("f", '{"a": 1}') == written
+
+
+def test_calls_with_bare_keys_quote_what_needs_it() -> None:
+    arguments = {"a": ['x"', None, True, 1.5, {"b c": {}}], "": "é"}
+    written = tool_style(None, ToolFormat.GEMMA4).syntax.written("f", json.dumps(arguments))
+    assert written == (
+        '<|tool_call>call:f{a:[<|"|>x"<|"|>,null,true,1.5,{<|"|>b c<|"|>:{}}],'
+        '<|"|><|"|>:<|"|>é<|"|>}<tool_call|>'
+    )
+    assert tool_style(None, ToolFormat.GEMMA4).syntax.written("f", "{...}") == (
+        "<|tool_call>call:f{...}<tool_call|>"
+    )
+
+
+ANSWERED = [
+    {"role": "user", "content": "go"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {"id": f"call_{'0' * 30}{index}", "function": {"name": name, "arguments": {"a": "é"}}}
+            for index, name in enumerate("fg")
+        ],
+    },
+    {"role": "tool", "content": "1", "tool_call_id": f"call_{'0' * 30}0", "name": "f"},
+    {"role": "tool", "content": "2", "tool_call_id": f"call_{'0' * 30}1", "name": "g"},
+    {"role": "user", "content": "on"},
+]
+
+
+def rendered(source: str) -> str:
+    return ChatTemplate(source, {}).render(fitted(ANSWERED, style(source)))
+
+
+def test_ids_are_short_where_a_template_takes_no_others() -> None:
+    calls, *_ = fitted(ANSWERED, style(MISTRAL_LIST))[1:2]
+    first, second = (call["id"] for call in calls["tool_calls"])
+    assert (len(first), len(second), first != second) == (9, 9, True)
+    assert rendered(MISTRAL_LIST) == (
+        f'[INST]go[/INST][TOOL_CALLS] [{{"name": "f", "arguments": {{"a": "é"}}, "id": "{first}"}}, '
+        f'{{"name": "g", "arguments": {{"a": "é"}}, "id": "{second}"}}]</s>'
+        f'[TOOL_RESULTS] {{"content": 1, "call_id": "{first}"}}'
+        f'[TOOL_RESULTS] {{"content": 2, "call_id": "{second}"}}[INST]on[/INST]'
+    )
+    for source in (MISTRAL, QWEN, LLAMA, GEMMA, PLAIN):
+        assert fitted(ANSWERED, style(source)) == ANSWERED
+    kept = [{"role": "tool", "content": "1", "tool_call_id": "a1B2c3D4e"}]
+    assert fitted(kept, style(MISTRAL_IDS)) == kept
+
+
+def test_results_are_a_part_of_the_calls_where_a_template_has_them_there() -> None:
+    calls = '<|tool_call>call:f{a:<|"|>é<|"|>}<tool_call|><|tool_call>call:g{a:<|"|>é<|"|>}<tool_call|>'
+    results = "".join(
+        f'<|tool_response>response:{name}{{value:<|"|>{text}<|"|>}}<tool_response|>'
+        for name, text in (("f", "1"), ("g", "2"))
+    )
+    assert rendered(GEMMA_FIRST) == (
+        f"<|turn>usergo<turn|><|turn>assistant{calls}{results}<turn|><|turn>useron<turn|>"
+    )
+    assert rendered(GEMMA) == (
+        f"<|turn>usergo<turn|>{calls}<|turn>assistant<turn|>{results}<|turn>useron<turn|>"
+    )
+    assert not style(GEMMA).results_in_calls
+    assert ANSWERED[2]["role"] == "tool"
+    assert "tool_responses" not in ANSWERED[1]
 
 
 def call(arguments: object) -> dict[str, object]:

@@ -63,6 +63,37 @@ async def test_marks_that_are_tokens_are_found_and_demanded_as_such(special) -> 
     assert matcher.is_accepting()
 
 
+SYNTAXES = {
+    ToolFormat.MISTRAL: ("[TOOL_CALLS]", "[ARGS]"),
+    ToolFormat.MISTRAL_LIST: ("[TOOL_CALLS]",),
+    ToolFormat.GEMMA4: ("<|tool_call>", "<tool_call|>", '<|"|>'),
+}
+
+
+@pytest.mark.parametrize("format_", SYNTAXES)
+@pytest.mark.parametrize("special", [False, True])
+async def test_formats_whose_marks_are_tokens(format_: ToolFormat, special) -> None:
+    model = tokenizer("<think>", "</think>", *SYNTAXES[format_], special=special)
+    preparer = ToolPreparer(model, GrammarChecker(), format_)
+    syntax = preparer.reading(USE, None).syntax
+    call = syntax.written("add", ARGUMENTS)
+    called = (CallDelta(0, "add"), CallDelta(0, None, ARGUMENTS))
+    assert read(preparer, model, f"So: {call}") == ("So:", called)
+    tokens = LLTokenizer(model.document, n_vocab=model.vocab_size, eos_token=[END])
+    wrong = syntax.written("add", '{"a": "x"}')
+    for use, fine, refused in (
+        (REQUIRED, (call,), ("So:", f"So: {call}", wrong)),
+        (STRICT, ("So.", call, f"So: {call}"), (wrong, syntax.begin, f"{call}{wrong}")),
+    ):
+        grammar = await preparer.grammar(use, None, ThreadWork())
+        for text in (*fine, *refused):
+            matcher = LLMatcher(tokens, grammar_source(grammar), log_level=0)
+            assert not matcher.is_error(), matcher.get_error()
+            token_ids = list(model.encode(text, add_special_tokens=False))
+            whole = matcher.try_consume_tokens(token_ids) == len(token_ids) and matcher.is_accepting()
+            assert whole is (text in fine), text
+
+
 STRICT = ToolUse(tools=(Tool(name="add", parameters=SCHEMA, strict=True),))
 THOUGHT = "<think>\nHm, <tool_call?\n</think>\n"
 

@@ -5,17 +5,24 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dspark_core.tokenization.chat_template import ChatTemplate
-from dspark_core.tokenization.tool_formats import CallSyntax, ToolFormat, tool_style
+from dspark_core.tokenization.tool_formats import SYNTAX, CallShape, CallSyntax, ToolFormat
+from dspark_core.tokenization.tool_style import tool_style
 from services.gateway.tool_stream import CallDelta, CallStream, Parsed
 
 HERMES = tool_style(None, ToolFormat.HERMES).syntax
 LLAMA = tool_style(None, ToolFormat.LLAMA3_JSON).syntax
+MISTRAL = SYNTAX[ToolFormat.MISTRAL]
+MISTRAL_WITH_IDS = replace(MISTRAL, id_mark="[CALL_ID]")
+MISTRAL_LIST = SYNTAX[ToolFormat.MISTRAL_LIST]
+GEMMA = SYNTAX[ToolFormat.GEMMA4]
+ALL = (*SYNTAX.values(), MISTRAL_WITH_IDS)
 NAMES = frozenset({"weather", "add"})
 
 PARIS = '{"city": "Paris"}'
@@ -108,6 +115,96 @@ def test_hermes(text, content, calls, eager) -> None:
 def test_llama3_json(text, content, calls, eager) -> None:
     for pieces in ([text], list(text)):
         assert read(pieces, LLAMA, eager=eager) == (content, calls, bool(calls))
+
+
+NAMED = f"[TOOL_CALLS]weather[ARGS]{PARIS}"
+LISTED = f'{{"name": "weather", "arguments": {PARIS}}}'
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize(
+    ("syntax", "text", "content", "calls"),
+    [
+        (MISTRAL, NAMED, "", [("weather", PARIS)]),
+        (MISTRAL, f"I look. {NAMED}{NAMED}", "I look.", [("weather", PARIS)] * 2),
+        (MISTRAL, f"[TOOL_CALLS] weather {PARIS}\n", "", [("weather", PARIS)]),  # as models before 2025-10
+        (MISTRAL, "[TOOL_CALLS]add[ARGS]{}", "", [("add", "{}")]),
+        (MISTRAL, f"{NAMED} So.", " So.", [("weather", PARIS)]),
+        (MISTRAL, NAMED.replace("weather", "sing"), NAMED.replace("weather", "sing"), []),
+        (MISTRAL, f"[TOOL_CALLS][{LISTED}]", f"[TOOL_CALLS][{LISTED}]", []),
+        (MISTRAL, "[TOOL_CALLS]weather[ARGS]", "[TOOL_CALLS]weather[ARGS]", []),
+        (MISTRAL, f"[TOOL_CALLS]{'a' * 200}{{}}", f"[TOOL_CALLS]{'a' * 200}{{}}", []),
+        (MISTRAL_WITH_IDS, NAMED.replace("[A", "[CALL_ID]a1b2c3d4e[A"), "", [("weather", PARIS)]),
+        (MISTRAL_WITH_IDS, NAMED, "", [("weather", PARIS)]),
+        (MISTRAL_LIST, f"[TOOL_CALLS][{LISTED}]", "", [("weather", PARIS)]),
+        (MISTRAL_LIST, f"Hm. [TOOL_CALLS] [{LISTED}, {LISTED}]", "Hm.", [("weather", PARIS)] * 2),
+        (MISTRAL_LIST, f"[TOOL_CALLS]{LISTED}", "", [("weather", PARIS)]),  # without the list
+        (MISTRAL_LIST, f"[TOOL_CALLS][{LISTED}", "", [("weather", PARIS)]),
+        (MISTRAL_LIST, f"[TOOL_CALLS][{LISTED}] Done.", " Done.", [("weather", PARIS)]),
+        (MISTRAL_LIST, f"[TOOL_CALLS][{LISTED}, 3]", ", 3]", [("weather", PARIS)]),
+        (
+            MISTRAL_LIST,
+            f'[TOOL_CALLS][{LISTED[:-1]}, "id": "call00001"}}]',
+            "",
+            [("weather", PARIS)],
+        ),
+        (MISTRAL_LIST, "[TOOL_CALLS] [1]", "[TOOL_CALLS] [1]", []),
+        (GEMMA, '<|tool_call>call:weather{city:<|"|>Paris<|"|>}<tool_call|>', "", [("weather", PARIS)]),
+        (
+            GEMMA,
+            "So: <|tool_call>call:add{}<tool_call|><|tool_call>call:add{a:1,b:[-2.5,{c:true}]}<tool_call|>",
+            "So:",
+            [("add", "{}"), ("add", '{"a": 1, "b": [-2.5, {"c": true}]}')],
+        ),
+        (
+            GEMMA,
+            '<|tool_call>call:add{a:<|"|>}, "{\\n\n<|"<|"|>,b:<|"|><|"|>}<tool_call|>',
+            "",
+            [("add", '{"a": "}, \\"{\\\\n\\n<|\\"", "b": ""}')],
+        ),
+        (
+            GEMMA,
+            '<|tool_call> call:add{ <|"|>a b<|"|> : "x, \\"y" , b: None, c:[ ], d:Paris}<tool_call|>',
+            "",
+            [("add", '{"a b": "x, \\"y", "b": null, "c": [], "d": "Paris"}')],
+        ),
+        (GEMMA, "<|tool_call>call:sing{a:1}<tool_call|>", "<|tool_call>call:sing{a:1}<tool_call|>", []),
+        (GEMMA, "<|tool_call>weather{}<tool_call|>", "<|tool_call>weather{}<tool_call|>", []),
+        (GEMMA, f"<|tool_call>{LISTED}<tool_call|>", f"<|tool_call>{LISTED}<tool_call|>", []),
+    ],
+)
+def test_other_formats(syntax, text, content, calls, eager) -> None:
+    for pieces in ([text], list(text)):
+        assert read(pieces, syntax, eager=eager) == (content, calls, bool(calls))
+
+
+@pytest.mark.parametrize(
+    "arguments", ["{a:1,}", "{a}", "{a:}", "{a:1]", "{a:[1}", "{:1", '{a:<|"|>x', "{a:1", "{{}}", "{a:,}"]
+)
+def test_calls_of_gemma_that_break_off_are_content(arguments) -> None:
+    text = f"Look: <|tool_call>call:add{arguments}"
+    for pieces in ([text], list(text)):
+        assert read(pieces, GEMMA) == (text, [], False)
+        content, ((name, told),), called = read(pieces, GEMMA, eager=True)
+        assert (content[:5], name, called) == ("Look:", "add", False)
+        with pytest.raises(ValueError, match=r".+"):
+            json.loads(told)
+
+
+def test_fragments_of_gemma_are_json_as_it_comes() -> None:
+    stream = CallStream(GEMMA, NAMES, eager=True, parallel=True)
+    pieces = ("<|tool_call>call:wea", "ther{ci", 'ty:<|"|>Pa', 'r\n<|"', "|>,days:1", "2}<tool", "_call|>")
+    told = [stream.push(piece) for piece in pieces]
+    assert [[call.name or call.arguments for call in one.calls] for one in told] == [
+        [],
+        ["weather", "{"],
+        ['"city": "Pa'],
+        ["r\\n"],
+        ['", "days": '],
+        ["12}"],
+        [],
+    ]
+    assert not any(one.text for one in (*told, stream.flush()))
 
 
 @pytest.mark.parametrize(
@@ -210,15 +307,20 @@ PLACES = st.lists(st.integers(0, 400), max_size=12)
 
 @given(CALLS, st.text("ab<tool_cal> {\n", max_size=20), PLACES, st.booleans())
 def test_calls_and_content_are_found_wherever_the_text_is_cut(calls, before, places, eager) -> None:
-    for syntax in (HERMES, LLAMA):
+    for syntax in ALL:
         content = f"x{before}".rstrip()
-        mark = "\n" if syntax is HERMES else "\n<|python_tag|>"
-        written = ("\n" if syntax is HERMES else ";").join(syntax.written(*call) for call in calls)
+        mark = "\n<|python_tag|>" if syntax is LLAMA else "\n"
+        written = (";" if syntax is LLAMA else "\n").join(syntax.written(*call) for call in calls)
         text = content + mark + written
-        assert read(cut(text, places), syntax, eager=eager) == (content, calls, True)
+        found, told, called = read(cut(text, places), syntax, eager=eager)
+        assert (found, called) == (content, True)
+        assert [(name, json.loads(one)) for name, one in told] == [(n, json.loads(a)) for n, a in calls]
+        if syntax.shape is not CallShape.BARE_KEYS:
+            assert told == calls
 
 
 _MARKS = ["<tool_call>", "</tool_call>", "<|python_tag|>", "<tool", "<"]
+_MARKS += ["[TOOL_CALLS]", "[ARGS]", "add", "<|tool_call>", "<tool_call|>", "call:add{a:", '<|"|>']
 _HEADS = ['{"name": "add", "arguments": ', '{"name": "add", "parameters": ']
 _JSON = ['{"a": 1}', *'{}[],:;"\\x \n']
 TANGLE = st.lists(st.sampled_from([*_MARKS, *_HEADS, *_JSON]), max_size=14).map("".join)
@@ -227,7 +329,7 @@ TANGLE = st.lists(st.sampled_from([*_MARKS, *_HEADS, *_JSON]), max_size=14).map(
 @given(TANGLE, PLACES, st.booleans(), st.booleans())
 @example("{}", [1], False, True)
 def test_any_text_reads_the_same_however_it_is_cut(text, places, eager, parallel) -> None:
-    for syntax in (HERMES, LLAMA):
+    for syntax in ALL:
         whole = read([text], syntax, eager=eager, parallel=parallel)
         assert read(cut(text, places), syntax, eager=eager, parallel=parallel) == whole
         assert read(list(text), syntax, eager=eager, parallel=parallel) == whole
@@ -235,9 +337,10 @@ def test_any_text_reads_the_same_however_it_is_cut(text, places, eager, parallel
 
 @given(TANGLE, st.booleans())
 def test_text_without_calls_is_content_as_it_is(text, eager) -> None:
-    content, calls, _ = read([text], eager=eager)
-    if not calls:
-        assert content == text
+    for syntax in ALL:
+        content, calls, _ = read([text], syntax, eager=eager)
+        if not calls and syntax is not LLAMA:
+            assert content == text
     content, calls, _ = read([text], LLAMA, eager=eager)
     if not calls and "<|python_tag|>" not in text:  # which is no text
         assert content == text

@@ -1,0 +1,196 @@
+"""Turns calls of tools, as models write them, into JSON with `name` and arguments, character by character."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Protocol
+
+from dspark_core.tokenization.tool_formats import CallShape, CallSyntax
+from services.gateway.json_scan import JsonScan
+
+_MOST_BEFORE_ARGUMENTS = 160
+"""Characters: a name, and an id."""
+_NAME = "[a-zA-Z0-9_-]{1,64}"
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
+_WORDS = {"true": "true", "false": "false", "null": "null", "True": "true", "False": "false", "None": "null"}
+
+
+class Translation(Protocol):
+    """Of one call."""
+
+    def push(self, character: str) -> str | None:
+        """-> the JSON that it adds, if any; None: it cannot be there."""
+
+
+def translation(syntax: CallSyntax, *, first: bool) -> Translation:
+    """first: no call before it shares its `begin`."""
+    match syntax.shape:
+        case CallShape.JSON:
+            return _Json(syntax.opening.strip() if first else "")
+        case CallShape.NAMED:
+            return _NamedJson(syntax)
+        case CallShape.BARE_KEYS:
+            return _BareKeys(syntax)
+
+
+def suffix_that_begins(mark: str, text: str) -> int:
+    """Length of the longest beginning of `mark` that ends the text."""
+    return next((size for size in range(len(mark) - 1, 0, -1) if text.endswith(mark[:size])), 0)
+
+
+class _Json:
+    """Is JSON already; behind the opening of a list, which small models forget."""
+
+    def __init__(self, opening: str) -> None:
+        self._opening = opening
+
+    def push(self, character: str) -> str:
+        if self._opening and not character.isspace():
+            opening, self._opening = self._opening, ""
+            return "" if character == opening else character
+        return character
+
+
+class _NamedJson:
+    def __init__(self, syntax: CallSyntax) -> None:
+        call_id = rf"(?:{re.escape(syntax.id_mark)}\s*\w*\s*)?" if syntax.id_mark else ""
+        mark = f"(?:{re.escape(syntax.arguments_mark)})?" if syntax.arguments_mark else ""
+        self._before_arguments = re.compile(rf"\s*({_NAME})\s*{call_id}{mark}\s*")
+        self._head = ""
+        self._arguments: JsonScan | None = None
+
+    def push(self, character: str) -> str | None:
+        if self._arguments is None:
+            return self._push_before_arguments(character)
+        if not self._arguments.push(character):
+            return None
+        return character if self._arguments.depth else character + "}"
+
+    def _push_before_arguments(self, character: str) -> str | None:
+        if character != "{":
+            self._head += character
+            return "" if len(self._head) <= _MOST_BEFORE_ARGUMENTS else None
+        match = self._before_arguments.fullmatch(self._head)
+        if match is None:
+            return None
+        self._arguments = JsonScan()
+        self._arguments.push(character)
+        return _head_of(match[1]) + character
+
+
+class _BareKeys:
+    """`call:name{key:value}`: keys as they are, texts between marks and without escapes."""
+
+    def __init__(self, syntax: CallSyntax) -> None:
+        self._quote = syntax.quote
+        self._held = ""
+        """Of a name, key or value that is not known yet, or of a mark that may end a text."""
+        self._closing: list[str] = []
+        """Of the objects and lists that are open."""
+        self._next: Callable[[str], str | None] = self._in_name
+        self._escaped = False
+
+    def push(self, character: str) -> str | None:
+        return self._next(character)
+
+    def _in_name(self, character: str) -> str | None:
+        if character != "{":
+            self._held += character
+            return "" if len(self._held) <= _MOST_BEFORE_ARGUMENTS else None
+        match = re.fullmatch(rf"\s*call:\s*({_NAME})\s*", self._held)
+        return _head_of(match[1]) + self._opened("{") if match else None
+
+    def _opened(self, bracket: str) -> str:
+        self._closing.append("}" if bracket == "{" else "]")
+        self._held, self._next = "", self._at_beginning
+        return bracket
+
+    def _at_beginning(self, character: str) -> str | None:
+        """Of an object or a list, which may end there."""
+        if character == self._closing[-1]:
+            return self._closed()
+        return self._before_one(character)
+
+    def _before_one(self, character: str) -> str | None:
+        if character.isspace():
+            return ""
+        self._next = self._in_key if self._closing[-1] == "}" else self._before_value
+        return self._next(character)
+
+    def _in_key(self, character: str) -> str | None:
+        quoted = self._held.startswith(self._quote) and self._held.count(self._quote) < 2
+        if quoted or character not in ":,{}[]":
+            self._held += character
+            return ""
+        if character != ":":
+            return None
+        key = self._held.strip().removeprefix(self._quote).removesuffix(self._quote)
+        self._held, self._next = "", self._before_value
+        return f"{_text(key)}: "
+
+    def _before_value(self, character: str) -> str | None:
+        if character.isspace():
+            return ""
+        if character in "{[":
+            return self._opened(character)
+        self._next = self._in_json_text if character == '"' else self._in_value
+        return character if character == '"' else self._in_value(character)
+
+    def _in_value(self, character: str) -> str | None:
+        if character in ",}]":
+            word = self._held.strip()
+            self._held = ""
+            written = self._after_value(character)
+            return None if not word or written is None else _word(word) + written
+        self._held += character
+        if self._held != self._quote:
+            return ""
+        self._held, self._next = "", self._in_text
+        return '"'
+
+    def _in_text(self, character: str) -> str:
+        self._held += character
+        if self._held.endswith(self._quote):
+            text = self._held.removesuffix(self._quote)
+            self._held, self._next = "", self._after_value
+            return f'{_text(text)[1:-1]}"'
+        held = suffix_that_begins(self._quote, self._held)
+        certain = self._held[: len(self._held) - held]
+        self._held = self._held[len(certain) :]
+        return _text(certain)[1:-1]
+
+    def _in_json_text(self, character: str) -> str:
+        """Of a model that forgets its marks, or had to."""
+        if character == '"' and not self._escaped:
+            self._next = self._after_value
+        self._escaped = character == "\\" and not self._escaped
+        return character
+
+    def _after_value(self, character: str) -> str | None:
+        if character.isspace():
+            self._next = self._after_value
+            return ""
+        if character == ",":
+            self._next = self._before_one
+            return ", "
+        return self._closed() if character == self._closing[-1] else None
+
+    def _closed(self) -> str:
+        bracket = self._closing.pop()
+        self._next = self._after_value
+        return bracket if self._closing else bracket + "}"
+
+
+def _head_of(name: str) -> str:
+    return f'{{"name": "{name}", "arguments": '
+
+
+def _text(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _word(word: str) -> str:
+    """Neither a number nor a word that JSON has: a text whose marks were forgotten."""
+    return _WORDS.get(word) or (word if _NUMBER.fullmatch(word) else _text(word))
