@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -11,6 +12,14 @@ from dspark_core.errors import InvalidRequestError
 from services.gateway.tools import Tool, ToolCall, ToolUse, check_tool_count
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """Tools that may be called, though the model is told of others as well."""
+
+    required: bool
+    names: frozenset[str]
 
 
 class FunctionBody(BaseModel):
@@ -66,17 +75,33 @@ def _choice_of_word(value: object) -> object:
     return {"type": value} if isinstance(value, str) and value != "function" else value
 
 
+class _AllowedToolsBody(BaseModel):
+    model_config = _STRICT
+
+    mode: Literal["auto", "required"]
+    tools: list[ToolBody]
+    """Their names matter, whatever else is said of them."""
+
+
 class ToolChoiceBody(BaseModel):
-    """A word, or the function to call."""
+    """A word, the function to call, or those that may be called."""
 
     model_config = _STRICT
 
-    type: Literal["none", "auto", "required", "function"]
+    type: Literal["none", "auto", "required", "function", "allowed_tools"]
     function: _FunctionNameBody | None = None
+    allowed_tools: _AllowedToolsBody | None = None
 
     @property
     def called(self) -> str | None:
         return self.function.name if self.function else None
+
+    @property
+    def allowed(self) -> Allowed | None:
+        allowed = self.allowed_tools
+        return allowed and Allowed(
+            allowed.mode == "required", frozenset(tool.function.name for tool in allowed.tools)
+        )
 
 
 class FlatToolChoiceBody(BaseModel):
@@ -84,12 +109,20 @@ class FlatToolChoiceBody(BaseModel):
 
     model_config = _STRICT
 
-    type: Literal["none", "auto", "required", "function"]
+    type: Literal["none", "auto", "required", "function", "allowed_tools"]
     name: str | None = None
+    mode: Literal["auto", "required"] | None = None
+    tools: list[FlatToolBody] | None = None
 
     @property
     def called(self) -> str | None:
         return self.name
+
+    @property
+    def allowed(self) -> Allowed | None:
+        if self.mode is None or self.tools is None:
+            return None
+        return Allowed(self.mode == "required", frozenset(tool.name for tool in self.tools))
 
 
 ToolChoice = Annotated[ToolChoiceBody, BeforeValidator(_choice_of_word)]
@@ -132,6 +165,10 @@ class ChoiceOfTools(Protocol):
     def called(self) -> str | None:
         """The function that has to be."""
 
+    @property
+    def allowed(self) -> Allowed | None:
+        """Those that may be."""
+
 
 def tool_use(
     tools: Sequence[DeclaredTool] | None, choice: ChoiceOfTools | None, *, parallel: bool, eager: bool
@@ -139,22 +176,29 @@ def tool_use(
     """None: nothing may be called. Raises InvalidRequestError naming the field."""
     kind = choice.type if choice else "auto"
     named = choice.called if choice else None
-    if (kind == "function") != (named is not None):
-        needed = "needs" if named is None else "cannot have"
-        raise InvalidRequestError(f"tool_choice of type {kind!r} {needed} a function", field="tool_choice")
+    allowed = choice.allowed if choice else None
+    _check_choice(kind, "function", "a function", given=named is not None)
+    _check_choice(kind, "allowed_tools", "a mode and tools", given=allowed is not None)
     if not tools:
-        if kind in ("required", "function"):
+        if kind in ("required", "function", "allowed_tools"):
             raise InvalidRequestError(f"tool_choice {kind!r} needs tools", field="tool_choice")
         return None
     check_tool_count(len(tools))
     use = ToolUse(
         tools=tuple(tool.to_record(f"tools[{index}]") for index, tool in enumerate(tools)),
-        required=kind == "required",
+        required=kind == "required" or (allowed is not None and allowed.required),
         only=named,
+        allowed=allowed and allowed.names,
         parallel=parallel,
         eager=eager,
     )
     return None if kind == "none" else use
+
+
+def _check_choice(kind: str, wanted: str, what: str, *, given: bool) -> None:
+    if (kind == wanted) != given:
+        needed = "cannot have" if given else "needs"
+        raise InvalidRequestError(f"tool_choice of type {kind!r} {needed} {what}", field="tool_choice")
 
 
 def refuse_other_shapes(

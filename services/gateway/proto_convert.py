@@ -180,6 +180,8 @@ def _choice(message: gateway_pb2.GatewayGenerateRequest) -> ToolChoiceBody:
             f"tool_choice must be one of {', '.join(_CHOICES.values())}, got {message.tool_choice}",
             field="tool_choice",
         )
+    if message.allowed_tools:
+        return _allowed(message, kind)
     if not message.HasField("called_tool"):
         return ToolChoiceBody.model_validate({"type": kind})
     if kind != "auto":
@@ -187,6 +189,16 @@ def _choice(message: gateway_pb2.GatewayGenerateRequest) -> ToolChoiceBody:
             f"called_tool cannot be combined with tool_choice {kind!r}", field="called_tool"
         )
     return ToolChoiceBody.model_validate({"type": "function", "function": {"name": message.called_tool}})
+
+
+def _allowed(message: gateway_pb2.GatewayGenerateRequest, kind: str) -> ToolChoiceBody:
+    other = "called_tool" if message.HasField("called_tool") else f"tool_choice {kind!r}"
+    if kind == "none" or message.HasField("called_tool"):
+        raise InvalidRequestError(f"allowed_tools cannot be combined with {other}", field="allowed_tools")
+    tools = [{"type": "function", "function": {"name": name}} for name in message.allowed_tools]
+    return ToolChoiceBody.model_validate(
+        {"type": "allowed_tools", "allowed_tools": {"mode": kind, "tools": tools}}
+    )
 
 
 def _json_object(text: str, field: str) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class ResponseBody(BaseModel):
     parallel_tool_calls: bool
     temperature: float | None
     text: dict[str, Any]
-    tool_choice: str | FlatToolChoiceBody
+    tool_choice: str | dict[str, Any]
     tools: list[FlatToolBody]
     top_logprobs: int
     top_p: float | None
@@ -120,7 +120,6 @@ class ResponseBody(BaseModel):
 
     @classmethod
     def begun(cls, head: AnswerHead, body: ResponsesBody) -> ResponseBody:
-        choice = body.tool_choice
         text = (
             {"type": "text"}
             if body.format is None
@@ -137,7 +136,7 @@ class ResponseBody(BaseModel):
             parallel_tool_calls=body.parallel_tool_calls is not False,
             temperature=body.temperature,
             text={"format": text},
-            tool_choice="auto" if choice is None else choice.type if choice.called is None else choice,
+            tool_choice=_choice(body.tool_choice),
             tools=body.tools or [],
             top_logprobs=body.top_logprobs or 0,
             top_p=body.top_p,
@@ -220,3 +219,11 @@ class ErrorEvent(EventBody):
     @classmethod
     def of(cls, answer: ErrorAnswer) -> ErrorEvent:
         return cls(code=answer.code, message=answer.message, param=answer.param, **answer.body())
+
+
+def _choice(choice: FlatToolChoiceBody | None) -> str | dict[str, Any]:
+    """As it was asked for; words stay words."""
+    if choice is None:
+        return "auto"
+    asked = choice.model_dump(exclude_none=True)
+    return choice.type if asked == {"type": choice.type} else asked

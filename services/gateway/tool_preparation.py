@@ -18,7 +18,7 @@ from services.gateway.requests import ChatRole, Conversation
 from services.gateway.thread_work import ThreadWork
 from services.gateway.tool_grammar import TokenIds, call_grammar, strict_grammar
 from services.gateway.tool_stream import CallStream
-from services.gateway.tools import Tool, ToolUse
+from services.gateway.tools import ToolUse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,27 +72,27 @@ class ToolPreparer:
 
         Raises InvalidRequestError naming the tool whose schema is none.
         """
-        tools = use.forced or dict(enumerate(use.tools))
-        grammar = self._grammar(use, tuple(tools.values()), otherwise)
+        grammar = self._grammar(use, otherwise)
         if grammar is None:
             return None
         try:
             await work.wait(self._grammars.check(grammar, "tools"))
         except InvalidRequestError:
-            for tool in tools.values():
+            for tool in use.callable.values():
                 schema = Grammar(kind=GrammarKind.JSON_SCHEMA, text=tool.schema)
                 await work.wait(self._grammars.check(schema, f"{tool.place}.parameters"))
             raise
         return grammar
 
-    def _grammar(self, use: ToolUse, tools: tuple[Tool, ...], otherwise: Grammar | None) -> Grammar | None:
+    def _grammar(self, use: ToolUse, otherwise: Grammar | None) -> Grammar | None:
         if otherwise is not None and otherwise.kind is not GrammarKind.JSON_SCHEMA:
             raise AssertionError("only JSON schemas go together with tools")
-        syntax, several = self._style.syntax, use.parallel and use.only is None
+        syntax, tools = self._style.syntax, tuple(use.callable.values())
+        several = use.parallel and use.only is None
         if use.forced or otherwise is not None:
             answer = None if otherwise is None else otherwise.text
             return call_grammar(syntax, tools, several=several, or_else=answer, **self._tokens)
-        if any(tool.strict for tool in tools):
+        if use.bounded:
             return strict_grammar(syntax, tools, several=several, **self._tokens)
         return None
 
@@ -100,7 +100,7 @@ class ToolPreparer:
         """grammar: of the answer; it bounds the calls itself."""
         return CallReading(
             syntax=self._style.syntax,
-            names=frozenset(tool.name for tool in use.tools),
+            names=frozenset(tool.name for tool in use.callable.values()),
             shown_token_ids=self._mark_ids,
             eager=use.eager or bool(use.forced),
             parallel=use.parallel or grammar is not None,

@@ -76,6 +76,8 @@ class ToolUse:
     """The answer is calls and nothing else."""
     only: str | None = None
     """The one to call, once."""
+    allowed: frozenset[str] | None = None
+    """Those that may be called, though the model is told of all; None: all."""
     parallel: bool = True
     """The answer may call several times."""
     eager: bool = False
@@ -92,17 +94,34 @@ class ToolUse:
             raise InvalidRequestError(
                 f"tool_choice names {self.only!r:.80}, which is none of the tools", field="tool_choice"
             )
+        if self.allowed is not None:
+            self._check_allowed(self.allowed)
+
+    def _check_allowed(self, allowed: frozenset[str]) -> None:
+        if not allowed:
+            raise InvalidRequestError("tool_choice must allow at least one tool, got []", field="tool_choice")
+        for name in sorted(allowed - {tool.name for tool in self.tools}):
+            raise InvalidRequestError(
+                f"tool_choice allows {name!r:.80}, which is none of the tools", field="tool_choice"
+            )
+
+    @property
+    def callable(self) -> Mapping[int, Tool]:
+        """Those that may be called, by their place."""
+        return {index: tool for index, tool in enumerate(self.tools) if self._may_be_called(tool.name)}
+
+    def _may_be_called(self, name: str) -> bool:
+        return (self.only is None or name == self.only) and (self.allowed is None or name in self.allowed)
 
     @property
     def forced(self) -> Mapping[int, Tool]:
         """Those of which one has to be called, by their place; empty: none has to."""
-        if self.only is None and not self.required:
-            return {}
-        return {
-            index: tool
-            for index, tool in enumerate(self.tools)
-            if self.only is None or tool.name == self.only
-        }
+        return self.callable if self.required or self.only is not None else {}
+
+    @property
+    def bounded(self) -> bool:
+        """What is called has to be looked after though nothing has to be."""
+        return len(self.callable) < len(self.tools) or any(tool.strict for tool in self.callable.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,9 +55,15 @@ async def test_a_conversation_with_calls_and_their_results_becomes_the_prompt(se
 
 
 @pytest.mark.parametrize(
-    "fields", [{"tool_choice": gateway_pb2.TOOL_CHOICE_REQUIRED}, {"called_tool": "weather"}]
+    "fields",
+    [
+        {"tool_choice": gateway_pb2.TOOL_CHOICE_REQUIRED},
+        {"called_tool": "weather"},
+        {"allowed_tools": ["weather"]},
+        {"allowed_tools": ["weather"], "tool_choice": gateway_pb2.TOOL_CHOICE_REQUIRED},
+    ],
 )
-async def test_a_call_that_is_demanded_is_a_grammar(serve: Serve, fields: dict) -> None:
+async def test_a_call_that_is_demanded_or_of_few_is_a_grammar(serve: Serve, fields: dict) -> None:
     answers = backend(CALL)
     chunks = await generate(await serve(answers), chat(ASK, tools=TOOLS, **fields))
     assert answers.requests[0].grammar.kind is GrammarKind.LARK
@@ -108,6 +114,21 @@ async def test_template_variables_reach_the_template(serve: Serve) -> None:
         ({"tools": [gateway_pb2.Tool(name="f", parameters="{")]}, "tools[0].function.parameters", "be JSON"),
         ({"tools": [WEATHER, WEATHER]}, "tools", "'weather' twice"),
         ({"tools": [WEATHER], "called_tool": "other"}, "tool_choice", "none of the tools"),
+        ({"tools": [WEATHER], "allowed_tools": ["other"]}, "tool_choice", "none of the tools"),
+        (
+            {"tools": [WEATHER], "allowed_tools": ["weather"], "called_tool": "weather"},
+            "allowed_tools",
+            "called_tool",
+        ),
+        (
+            {
+                "tools": [WEATHER],
+                "allowed_tools": ["weather"],
+                "tool_choice": gateway_pb2.TOOL_CHOICE_NONE,
+            },
+            "allowed_tools",
+            "'none'",
+        ),
         ({"tool_choice": gateway_pb2.TOOL_CHOICE_REQUIRED}, "tool_choice", "needs tools"),
         ({"tools": [WEATHER], "tool_choice": 9}, "tool_choice", "got 9"),
         (

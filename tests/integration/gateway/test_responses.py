@@ -226,6 +226,23 @@ async def test_required_calls_are_parsed_by_the_clients_helpers(serve: Serve) ->
     assert not allows(fake.requests[0], "Hello")
 
 
+async def test_only_allowed_tools_are_called_and_the_answer_says_which(serve: Serve) -> None:
+    fake = backend(CALL)
+    running = await serve(fake)
+    tools = [{"type": "function", "name": name, "parameters": {}} for name in ("weather", "time")]
+    allowed = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "weather"}]}
+    fields = {"input": "hi", "tools": tools, "tool_choice": allowed}
+    answer = await running.openai.responses.create(model=MODEL, **fields)
+    assert answer.output[0].name == "weather"
+    assert answer.tool_choice.model_dump() == allowed
+    assert allows(fake.requests[0], "Hello")
+    assert not allows(fake.requests[0], CALL.replace("weather", "time"))
+    named = await running.openai.responses.create(
+        model=MODEL, **{**fields, "tool_choice": {"type": "function", "name": "weather"}}
+    )
+    assert named.tool_choice.model_dump() == {"type": "function", "name": "weather"}
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_logprobs_are_those_of_the_text(serve: Serve, stream) -> None:
     running = await serve(FakeBackend("aé!"))

@@ -334,9 +334,60 @@ async def test_strict_calls_without_marks_are_the_whole_answer(serve: Serve) -> 
     assert not allows(request, "{ }")
 
 
+def only(mode: str, *names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+@pytest.mark.parametrize("tool_format", [None, ToolFormat.LLAMA3_JSON])
+async def test_tools_that_are_not_allowed_are_told_of_and_not_called(serve: Serve, tool_format) -> None:
+    call = CALL if tool_format is None else BARE
+    time_call = TIME_CALL if tool_format is None else '{"name": "time", "parameters": {}}'
+    request = await grammar_of(serve, call, tool_choice=only("auto", "weather"), tool_format=tool_format)
+    assert '"name": "time"' in prompt_of(request)
+    assert allows(request, "Sunny.")
+    assert allows(request, call)
+    assert allows(request, call.replace("city", "town"))  # it is not strict
+    assert not allows(request, time_call)
+    required = await grammar_of(serve, call, tool_choice=only("required", "weather"), tool_format=tool_format)
+    assert allows(required, call)
+    for text in ("Sunny.", time_call, call.replace("city", "town")):
+        assert not allows(required, text), text
+    every = await grammar_of(
+        serve, call, tool_choice=only("auto", "weather", "time"), tool_format=tool_format
+    )
+    assert every.grammar is None
+
+
+async def test_allowed_calls_may_keep_to_a_format_or_end_with_one(serve: Serve) -> None:
+    shape = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "boolean"}}}
+    choice = only("auto", "weather")
+    request = await grammar_of(
+        serve, CALL, tool_choice=choice, response_format=shape, parallel_tool_calls=False
+    )
+    assert allows(request, "true")
+    assert allows(request, CALL)
+    assert not allows(request, TIME_CALL)
+    assert not allows(request, f"{CALL}\n{CALL}")
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
+        ({"tool_choice": only("auto", "weather")}, "tool_choice", "needs tools"),
+        ({"tools": TOOLS, "tool_choice": only("auto")}, "tool_choice", "at least one tool"),
+        ({"tools": TOOLS, "tool_choice": only("auto", "sing")}, "tool_choice", "'sing', which is none"),
+        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools"}}, "tool_choice", "needs a mode and tools"),
+        (
+            {"tools": TOOLS, "tool_choice": {**only("auto", "time"), "type": "auto"}},
+            "tool_choice",
+            "cannot have a mode and tools",
+        ),
+        (
+            {"tools": TOOLS, "tool_choice": only("never", "time")},
+            "tool_choice.allowed_tools.mode",
+            "'auto' or 'required'",
+        ),
         (
             {
                 "tools": [

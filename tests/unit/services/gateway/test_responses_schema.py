@@ -159,6 +159,10 @@ def test_tools_arrive() -> None:
     assert list(named.tools.forced) == [1]
     assert list(respond(tools=[WEATHER], tool_choice="required").tools.forced) == [0]
     assert respond(tools=[WEATHER], tool_choice="none").tools is None
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "time"}]}
+    assert list(respond(tools=[WEATHER, TIME], tool_choice=allowed).tools.forced) == [1]
+    may = respond(tools=[WEATHER, TIME], tool_choice={**allowed, "mode": "auto"}).tools
+    assert (list(may.callable), may.forced, may.bounded) == ([1], {}, True)
 
 
 def test_logprobs_are_included_on_request() -> None:
@@ -199,7 +203,7 @@ def test_logprobs_are_included_on_request() -> None:
         ({"tool_choice": "required"}, "tool_choice", "needs tools"),
         (
             {"tools": [TIME], "tool_choice": {"type": "allowed_tools", "tools": []}},
-            "tool_choice.type",
+            "tool_choice",
             "allowed",
         ),
         ({"tools": [TIME], "tool_choice": {"type": "function"}}, "tool_choice", "needs a function"),
