@@ -76,6 +76,12 @@ class Batcher:
                 return
             self.running.append(self.waiting.popleft())
 
+    def share_prefixes(self) -> None:
+        """What a prompt begins with may have been read for another one that came with it."""
+        for sequence in self.running:
+            if not sequence.decoding:
+                sequence.share_prefix(self._manager)
+
     def secure(self, sequence: SequenceState, length: int) -> bool:
         """Pages for positions [0, length), preempting later arrivals if that is what it takes.
 

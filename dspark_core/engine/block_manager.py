@@ -90,15 +90,24 @@ class BlockManager:
         pages: list[int] = []
         content_id = _ROOT
         for start in range(0, len(token_ids) - self.page_tokens, self.page_tokens):
-            page = self._page_of.get((content_id, tuple(token_ids[start : start + self.page_tokens])))
+            page = self.match_page(content_id, tuple(token_ids[start : start + self.page_tokens]))
             if page is None:
                 break
             pages.append(page)
             content_id = self._content_id_of[page]
-        for page in pages:
+        return CachedPrefix(tuple(pages), content_id)
+
+    def match_page(self, parent_content_id: int, token_ids: tuple[int, ...]) -> int | None:
+        """Takes a reference on the page with these tokens behind that content; None: nobody published one."""
+        page = self._page_of.get((parent_content_id, token_ids))
+        if page is not None:
             self._references[page] += 1
             self._idle.pop(page, None)
-        return CachedPrefix(tuple(pages), content_id)
+        return page
+
+    def content_id_of(self, page: int) -> int:
+        """Of a published page."""
+        return self._content_id_of[page]
 
     def publish(self, page: int, parent_content_id: int, token_ids: tuple[int, ...]) -> int:
         """Offers a full page of committed tokens for sharing; returns its content id.

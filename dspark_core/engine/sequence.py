@@ -91,6 +91,34 @@ class SequenceState:
         if not self.generated:
             self.cached_prompt_tokens = self.computed
 
+    def share_prefix(self, manager: BlockManager) -> None:
+        """Takes pages that others have published meanwhile in place of its own, which it has yet to fill.
+
+        One token is left to compute, as of `attach_prefix`.
+        """
+        while (key := self.next_page_key(manager)) is not None:
+            page = manager.match_page(*key)
+            if page is None:
+                return
+            manager.release([self.pages[self.published_pages]])
+            self.pages[self.published_pages] = page
+            self.content_id = manager.content_id_of(page)
+            self.published_pages += 1
+            shared = self.published_pages * manager.page_tokens - self.computed
+            self.computed += shared
+            if not self.generated:
+                self.cached_prompt_tokens += shared
+
+    def next_page_key(self, manager: BlockManager) -> tuple[int, tuple[int, ...]] | None:
+        """What the page that it fills next will be published as, unless that holds its last token."""
+        start = self.published_pages * manager.page_tokens
+        end = start + manager.page_tokens
+        return None if end >= len(self.tokens) else (self.content_id, tuple(self.tokens[start:end]))
+
+    def fills_page(self, count: int, manager: BlockManager) -> bool:
+        """Whether it does with so many tokens more."""
+        return self.computed + count >= (self.published_pages + 1) * manager.page_tokens
+
     def reserve(self, manager: BlockManager, length: int) -> bool:
         """Makes sure pages cover positions [0, length); False, and no change, when they cannot."""
         missing = manager.pages_for(length) - len(self.pages)
