@@ -99,9 +99,9 @@ class ToolChoiceBody(BaseModel):
     @property
     def allowed(self) -> Allowed | None:
         allowed = self.allowed_tools
-        return allowed and Allowed(
-            allowed.mode == "required", frozenset(tool.function.name for tool in allowed.tools)
-        )
+        if allowed is None:
+            return None
+        return Allowed(allowed.mode == "required", frozenset(tool.function.name for tool in allowed.tools))
 
 
 class FlatToolChoiceBody(BaseModel):
@@ -188,7 +188,7 @@ def tool_use(
         tools=tuple(tool.to_record(f"tools[{index}]") for index, tool in enumerate(tools)),
         required=kind == "required" or (allowed is not None and allowed.required),
         only=named,
-        allowed=allowed and allowed.names,
+        allowed=None if allowed is None else allowed.names,
         parallel=parallel,
         eager=eager,
     )
