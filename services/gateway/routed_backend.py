@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import random
 import time
@@ -37,8 +36,10 @@ from services.gateway.verifier_pool import VerifierPool
 
 _log = logging.getLogger(__name__)
 
-# A request goes to verifiers this many times at most: one that takes them all down must end.
+# A request may lose this many verifiers in a row: one that takes them all down must end.
 MAX_ATTEMPTS = 3
+# A verifier that served a request this long was not lost because of it: a rollout restarts all, one by one.
+STEADY_SECONDS = 30.0
 # After the scheduler failed to answer, requests route by the last view this long before it is asked again.
 SCHEDULER_PAUSE_SECONDS = 1.0
 
@@ -87,8 +88,10 @@ class RoutedBackend:
         replay = Replay(request, seed=self._rng.randrange(MAX_SEED + 1))
         deadline = self._clock() + self._deadline_seconds
         failed: dict[str, DSparkError] = {}  # the newest last
-        for attempt in itertools.count(1):
+        lost = 0  # in a row
+        while True:
             replica = await self._next_replica(request, failed)
+            began = self._clock()
             try:
                 async with closing(self._attempt(replica, replay, deadline, failed)) as chunks:
                     async for chunk in chunks:
@@ -108,10 +111,11 @@ class RoutedBackend:
                 _log.warning(
                     "request %s leaves verifier %s: %s", request.request_id, replica.replica_id, error
                 )
-                if attempt >= MAX_ATTEMPTS:
+                lost = lost + 1 if self._clock() - began < STEADY_SECONDS else 1
+                if lost >= MAX_ATTEMPTS:
                     if isinstance(error, QueueFullError):
                         raise
-                    raise self._nobody_left(attempt) from error
+                    raise self._nobody_left(lost) from error
 
     async def keep_view(self, interval_seconds: float = 2.0) -> None:
         """Refreshes the view until cancelled; a scheduler that is down leaves it as it is."""

@@ -1,7 +1,7 @@
 """Routing and failover with verifiers that die on command."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 
 import pytest
@@ -43,6 +43,8 @@ class FakeVerifier:
         self.error: Exception | None = None
         self.fails_after = 0
         """Chunks before `error`."""
+        self.serves: Callable[[], None] = lambda: None
+        """Called before each chunk."""
         self.gives_up = False
         self.hides_finish = False
         self.pauses_after: int | None = None
@@ -71,6 +73,7 @@ class FakeVerifier:
             while finish is None:
                 if self.error is not None and sent == self.fails_after:
                     raise self.error
+                self.serves()
                 if sent == self.pauses_after:
                     await self.resume.wait()
                 tokens = [next_token(at) for at in (position, position + 1) if at <= 12]
@@ -130,7 +133,7 @@ class FakeConnection:
 
 
 class Cluster:
-    def __init__(self, *names: str) -> None:
+    def __init__(self, *names: str, deadline_seconds: float = 10.0) -> None:
         self.verifiers = {name: FakeVerifier() for name in names}
         self.connections = {name: FakeConnection(verifier) for name, verifier in self.verifiers.items()}
         self.scheduler = FakeScheduler(names)
@@ -139,7 +142,7 @@ class Cluster:
             model="m",
             scheduler=self.scheduler,
             pool=VerifierPool(self.connections.__getitem__),
-            deadline_seconds=10.0,
+            deadline_seconds=deadline_seconds,
             silence_seconds=0.01,
             answer_seconds=0.05,
             clock=self.clock,
@@ -231,6 +234,17 @@ async def test_attempts_are_bounded() -> None:
     with pytest.raises(UnavailableError, match="no verifier for model 'm' is left after 3 failed"):
         await cluster.run()
     assert [len(verifier.requests) for verifier in cluster.verifiers.values()] == [1, 1, 1, 0]
+
+
+async def test_a_stream_outlives_a_rollout_of_more_verifiers_than_it_may_lose_in_a_row() -> None:
+    names = "abcde"
+    cluster = Cluster(*names, deadline_seconds=600.0)
+    for verifier in cluster.verifiers.values():
+        verifier.serves = lambda: cluster.clock.advance(31.0)
+    for name in names[:4]:
+        cluster[name].error, cluster[name].fails_after = UnavailableError("shutting down"), 1
+    assert tokens(await cluster.run()) == EXPECTED
+    assert [len(cluster[name].requests) for name in names] == [1] * 5
 
 
 class LostOnce(FakeVerifier):
