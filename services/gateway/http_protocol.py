@@ -1,5 +1,6 @@
 """uvicorn's HTTP connection with bounds on what it does not bound: how long a request's head may take to
-arrive, how large it may be, and how long the rest of a body may take that nobody waits for any more.
+arrive, how large it may be, how much may stand around a body's chunks and behind the last one, and how long
+the rest of a body may take that nobody waits for any more.
 Bodies that are read have their own (`http_body.py`). Offers to go on in another protocol are declined.
 """
 
@@ -16,14 +17,19 @@ REST_SECONDS = 5.0
 """From an answer to the end of its request's body, which nobody reads any more. The connection is not closed
 at once: a client that still sends would lose the answer with it."""
 MAX_HEAD_BYTES = 65536
-"""Of request line and headers. A head is looked at after every read, so it may be larger by one of those."""
+"""Of request line and headers, and of what a body has that is no content: sizes and extensions of chunks,
+and headers behind the last one, which are kept like the others. They are looked at after every read, so they
+may be larger by one of those."""
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
     _in_head = False
     _head_bytes = 0
+    """Received of a head, or since the last content of a body."""
     _head_timer: asyncio.TimerHandle | None = None
     _in_body = False
+    _content_came = False
+    """Of a body, in what is being read."""
     _rest_timer: asyncio.TimerHandle | None = None
     _offered = False
     """Another protocol, in the head that was read last."""
@@ -38,7 +44,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        began_before = self._in_head
+        in_head, in_body = self._in_head, self._in_body
+        self._content_came = False
         self._unset_keepalive_if_required()
         try:
             self._read(data)
@@ -47,7 +54,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.logger.warning(message)
             self.send_400_response(message)
             return
-        if began_before and self._in_head:
+        if (in_head and self._in_head) or (in_body and self._in_body and not self._content_came):
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._head_ends()
@@ -87,8 +94,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._offered = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
         if self._offered:
             return
-        self._in_body = True
+        self._in_body, self._head_bytes = True, 0
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._content_came, self._head_bytes = True, 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self._offered:

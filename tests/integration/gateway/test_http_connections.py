@@ -56,6 +56,38 @@ async def test_headers_without_end_are_refused(serve: Serve) -> None:
     writer.close()
 
 
+@pytest.mark.parametrize(
+    "begun", [b"0\r\nX-Long: ", b"0\r\n", b"5;"], ids=["trailer", "trailers", "extension"]
+)
+async def test_what_stands_around_chunks_without_end_is_refused(serve: Serve, begun) -> None:
+    reader, writer = await connect(await serve(FakeBackend()))
+    body = json.dumps({"model": MODEL, "prompt": "x", "max_tokens": 2})
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    writer.write(f"{head}{len(body):x}\r\n{body}\r\n".encode() + begun)
+    piece = b"a: b\r\n" * 2731 if begun == b"0\r\n" else b"a" * 16386
+    for _ in range(4):
+        await asyncio.sleep(0.02)
+        writer.write(piece)
+    answer = await until_closed(reader)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"larger than 65536 bytes" in answer
+    writer.close()
+
+
+async def test_a_body_of_many_small_chunks_with_a_trailer_is_read(serve: Serve) -> None:
+    reader, writer = await connect(await serve(FakeBackend()))
+    body = json.dumps({"model": MODEL, "prompt": "x", "max_tokens": 2}) + " " * 4000
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for start in range(0, len(body), 40):  # more around them than may stand around one
+        chunks = "".join(f"1;x={'a' * 30}\r\n{one}\r\n" for one in body[start : start + 40])
+        writer.write(chunks.encode())
+        await writer.drain()
+    writer.write(b"0\r\nX-Sum: 1\r\n\r\n")
+    async with asyncio.timeout(5):
+        assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+
+
 async def test_what_arrives_in_pieces_and_in_time_is_answered(serve: Serve, monkeypatch) -> None:
     """Two requests on one connection, whose pauses together are longer than one head may take."""
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_SECONDS", 0.4)
