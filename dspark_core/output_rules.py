@@ -12,6 +12,11 @@ LEAST_PENALTY = 0.01
 """Minimum `repetition_penalty`: it scales negative logits, and a smaller one could revive a banned token."""
 
 
+def check_bias_count(count: int) -> None:
+    """Also for those who have pairs yet to make: before that."""
+    require(count <= MAX_BIASED_TOKENS, "logit_bias", f"{count} tokens", f"of <= {MAX_BIASED_TOKENS} tokens")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitAdjustments:
     """Adjustments of the target's logits before any token is drawn, greedily or not.
@@ -33,9 +38,7 @@ class LogitAdjustments:
 
     def __post_init__(self) -> None:
         count, ids = len(self.logit_bias), {token_id for token_id, _ in self.logit_bias}
-        require(
-            count <= MAX_BIASED_TOKENS, "logit_bias", f"{count} tokens", f"of <= {MAX_BIASED_TOKENS} tokens"
-        )
+        check_bias_count(count)
         require(len(ids) == count, "logit_bias", f"{count - len(ids)} repeated", "of each token once")
         for token_id, bias in self.logit_bias:
             require(token_id >= 0, "logit_bias", f"token id {token_id}", "of token ids >= 0")

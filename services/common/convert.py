@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from dspark_proto.v1 import common_pb2, verifier_pb2
 
 from dspark_core.errors import InvalidRequestError
-from dspark_core.output_rules import NO_ADJUSTMENTS, Grammar, GrammarKind, LogitAdjustments
+from dspark_core.output_rules import NO_ADJUSTMENTS, Grammar, GrammarKind, LogitAdjustments, check_bias_count
 from dspark_core.records import (
     FinishReason,
     GenerateChunk,
@@ -97,6 +97,7 @@ def adjustments_to_proto(value: LogitAdjustments) -> common_pb2.LogitAdjustments
 
 
 def adjustments_from_proto(message: common_pb2.LogitAdjustments) -> LogitAdjustments:
+    check_bias_count(len(message.logit_bias))
     penalty = message.repetition_penalty if message.HasField("repetition_penalty") else 1.0
     return LogitAdjustments(
         logit_bias=tuple((entry.token_id, entry.bias) for entry in message.logit_bias),

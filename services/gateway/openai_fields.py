@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast
 
 from dspark_core.errors import InvalidRequestError, require
-from dspark_core.output_rules import MAX_BIASED_TOKENS, Grammar, LogitAdjustments
+from dspark_core.output_rules import Grammar, LogitAdjustments, check_bias_count
 from dspark_core.records import MAX_SEED, SpeculationOptions, Verification
 from services.gateway.openai_grammar import FormatBody, StructuredOutputsBody
 from services.gateway.openai_tools import ChoiceOfTools, DeclaredTool, refuse_other_shapes, tool_use
@@ -226,9 +226,7 @@ def _seed(asked: int | None) -> int | None:
 
 
 def _biases(asked: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
-    # As their record does, but before each of very many is looked at.
-    count = len(asked)
-    require(count <= MAX_BIASED_TOKENS, "logit_bias", f"{count} tokens", f"of <= {MAX_BIASED_TOKENS} tokens")
+    check_bias_count(len(asked))
     return tuple((_token_id(name), bias) for name, bias in asked.items())
 
 

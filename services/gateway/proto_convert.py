@@ -28,7 +28,14 @@ from services.gateway.openai_tools import (
     refuse_other_shapes,
     tool_use,
 )
-from services.gateway.requests import ChatMessage, ChatRole, Conversation, TextRequest, check_message_count
+from services.gateway.requests import (
+    ChatMessage,
+    ChatRole,
+    Conversation,
+    TextRequest,
+    check_call_count,
+    check_message_count,
+)
 from services.gateway.tool_stream import CallDelta
 from services.gateway.tools import ToolUse, check_tool_count
 
@@ -105,6 +112,7 @@ def _prompt(message: gateway_pb2.GatewayGenerateRequest) -> Conversation | str:
                 raise InvalidRequestError(f"{field} needs messages, got prompt", field=field)
         return message.prompt
     check_message_count(len(message.messages))
+    check_call_count(sum(len(entry.tool_calls) for entry in message.messages))
     entries = enumerate(message.messages)
     arguments = _json_object(message.chat_template_kwargs, "chat_template_kwargs")
     return Conversation(

@@ -59,12 +59,21 @@ class Conversation:
                 f"{self.field} must hold at least one message, got []", field=self.field
             )
         check_message_count(len(self.messages), self.field)
+        check_call_count(sum(len(message.tool_calls) for message in self.messages), self.field)
 
 
 def check_message_count(count: int, name: str = "messages") -> None:
     """Also for those who have messages yet to make: before that."""
     if count > MAX_MESSAGES:
         raise InvalidRequestError(f"{name} must hold at most {MAX_MESSAGES} items, got {count}", field=name)
+
+
+def check_call_count(count: int, name: str = "messages") -> None:
+    """Of tools, in all messages together. As above."""
+    if count > MAX_MESSAGES:
+        raise InvalidRequestError(
+            f"{name} must hold at most {MAX_MESSAGES} calls of tools, got {count}", field=name
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,13 +1,15 @@
 """Requests with very many small things, right or wrong: refused before there is work for each of them."""
 
 import json
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 from dspark_proto.v1 import gateway_pb2
 from pydantic import ValidationError
 
 from dspark_core.errors import InvalidRequestError
+from services.common.convert import adjustments_from_proto
 from services.gateway import openai_tools, proto_convert
 from services.gateway.http_errors import invalid_body
 from services.gateway.openai_schema import ChatCompletionBody
@@ -125,3 +127,29 @@ def test_biases_are_counted_before_they_are_read() -> None:
         ChatCompletionBody.model_validate(body).to_request("id")
     assert caught.value.field == "logit_bias"
     assert str(caught.value) == "logit_bias must be of <= 1024 tokens, got 2000 tokens"
+
+
+def test_calls_of_tools_are_bounded_in_number_over_all_messages(monkeypatch) -> None:
+    called = {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "add", "arguments": ""}}]}
+    body = {"model": "m", "messages": [USER, *[{**called, "tool_calls": called["tool_calls"] * 41}] * 100]}
+    with pytest.raises(InvalidRequestError, match="at most 4096 calls of tools, got 4100") as caught:
+        ChatCompletionBody.model_validate(body).to_request("id")
+    assert caught.value.field == "messages"
+
+    def never(*_: object) -> None:
+        raise AssertionError("built before their number was looked at")
+
+    monkeypatch.setattr(proto_convert.ToolCallBody, "model_validate", never)
+    one = gateway_pb2.ChatMessage(role="assistant", tool_calls=[gateway_pb2.ToolCall()] * 41)
+    with pytest.raises(InvalidRequestError, match="at most 4096 calls of tools, got 4100") as caught:
+        proto_convert.request_from_proto(gateway_pb2.GatewayGenerateRequest(messages=[one] * 100), "id", "m")
+    assert caught.value.field == "messages"
+
+
+def test_biases_by_grpc_are_counted_before_they_are_read() -> None:
+    class Unread(list[object]):
+        def __iter__(self) -> NoReturn:
+            raise AssertionError("read before their number was looked at")
+
+    with pytest.raises(InvalidRequestError, match="logit_bias must be of <= 1024 tokens, got 1025 tokens"):
+        adjustments_from_proto(SimpleNamespace(logit_bias=Unread([None] * 1025)))
