@@ -68,6 +68,10 @@ def tensor_from_proto(message: common_pb2.Tensor, field: str) -> Tensor:
             f"{field}.dtype must be one of {sorted(_DTYPES)}, got {message.dtype}", field=field
         )
     shape = tuple(message.shape)
+    if len(shape) != 2:  # of more, sizes multiply beyond what PyTorch can hold, also where one of them is 0
+        raise InvalidRequestError(
+            f"{field}.shape must be [rows, feature_size], got {list(shape)!s:.80}", field=field
+        )
     expected = math.prod(shape) * dtype.itemsize
     if len(message.data) != expected:
         raise InvalidRequestError(

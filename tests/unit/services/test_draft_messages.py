@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from dspark_proto.v1 import common_pb2
 
 from dspark_core.engine.protocols import DraftBlock, DraftItem, SparseDistribution
+from dspark_core.errors import InvalidRequestError
 from dspark_core.records import SamplingParams, Verification
-from services.drafter.convert import draft_blocks_to_proto, draft_item_from_proto
+from services.drafter.convert import draft_blocks_to_proto, draft_item_from_proto, tensor_from_proto
 from services.verifier.convert import draft_items_to_proto
 from tests.support.gpu_parts import generator
 from tests.support.pretend_cuda import on_gpu, pretend_cuda
@@ -70,3 +72,10 @@ def test_nothing_to_send_is_no_read() -> None:
     with pretend_cuda():
         assert draft_items_to_proto([]) == []
         assert draft_blocks_to_proto([DraftBlock("greedy", (1,), (0.5,))])[0].token_ids == [1]
+
+
+@pytest.mark.parametrize("shape", [[], [4], [2, 2, 6], [2**31, 2**31, 2**31, 0]])
+def test_features_that_are_no_matrix_are_refused(shape) -> None:
+    message = common_pb2.Tensor(dtype=common_pb2.DTYPE_FLOAT32, shape=shape)
+    with pytest.raises(InvalidRequestError, match=r"features\.shape must be \[rows, feature_size\], got \["):
+        tensor_from_proto(message, "features")
