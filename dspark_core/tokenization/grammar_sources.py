@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from concurrent.futures import Future
 
 from llguidance import LLMatcher
 
 from dspark_core.errors import InvalidRequestError
 from dspark_core.output_rules import Grammar, GrammarKind
-from dspark_core.tokenization.deep_threads import deep_thread
 
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|/(?:[^/\\\n]|\\.)+/')
 """Matches strings, including those of embedded JSON, and regular expressions in Lark's notation. Anything
@@ -76,24 +74,13 @@ def _spelt(kind: GrammarKind, text: str) -> str:
     return spelt.replace("\\", "")
 
 
-class GrammarChecker:
-    """Checks grammars without a tokenizer; thread-safe."""
-
-    def __init__(self) -> None:
-        self._thread = deep_thread("grammar-check")
-
-    def check(self, grammar: Grammar, field: str) -> Future[None]:
-        """Fails with InvalidRequestError naming `field` for a grammar that no tokenizer could use."""
-        return self._thread.submit(_check, grammar, field)
-
-
-def _check(grammar: Grammar, field: str) -> None:
+def problem_of(grammar: Grammar) -> str | None:
+    """Why it is no grammar with any tokenizer; None: it is one."""
     try:
         problem = str(LLMatcher.validate_grammar(grammar_source(grammar)))
     except InvalidRequestError as error:
-        raise error.about(field) from None
-    if problem:
-        raise InvalidRequestError(f"{field}: {first_line(problem)}", field=field)
+        return str(error).removeprefix("grammar: ")
+    return first_line(problem) if problem else None
 
 
 _MOST_SHOWN = 120

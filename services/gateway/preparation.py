@@ -10,7 +10,7 @@ from typing import TypeVar
 from dspark_core.errors import InvalidRequestError
 from dspark_core.output_rules import LogitAdjustments
 from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions, VerifierDescription
-from dspark_core.tokenization.grammar_sources import GrammarChecker
+from dspark_core.tokenization.grammar_checking import GrammarChecker
 from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.tokenization.tool_formats import ToolFormat
 from services.gateway.prompt_encoding import PromptEncoder

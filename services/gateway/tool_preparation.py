@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 from dspark_core.errors import InvalidRequestError
 from dspark_core.output_rules import Grammar, GrammarKind
-from dspark_core.tokenization.grammar_sources import GrammarChecker
+from dspark_core.tokenization.grammar_checking import GrammarChecker
 from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.tokenization.tool_formats import CallSyntax, ToolFormat
 from dspark_core.tokenization.tool_messages import fitted

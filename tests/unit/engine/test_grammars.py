@@ -413,7 +413,7 @@ import json
 from dspark_core.engine.grammars import GrammarCompiler, TokenizerDocument
 from dspark_core.output_rules import Grammar, GrammarKind, MAX_GRAMMAR_CHARACTERS
 from dspark_core.records import GenerateRequest
-from dspark_core.tokenization.grammar_sources import GrammarChecker
+from dspark_core.tokenization.grammar_checking import GrammarChecker
 from tests.support.tiny_tokenizer import END, tiny_tokenizer
 
 rules = "start: r0\\n" + "".join(f"r{i}: r{i + 1}\\n" for i in range(4500)) + 'r4500: "a"'

@@ -11,7 +11,8 @@ from tokenizers import AddedToken
 
 from dspark_core.output_rules import Grammar, GrammarKind
 from dspark_core.records import FinishReason, GenerateChunk, GenerateRequest
-from dspark_core.tokenization.grammar_sources import GrammarChecker, grammar_source
+from dspark_core.tokenization.grammar_checking import GrammarChecker
+from dspark_core.tokenization.grammar_sources import grammar_source
 from dspark_core.tokenization.tokenizer import Tokenizer, TokenizerParts
 from dspark_core.tokenization.tool_formats import ToolFormat
 from services.common.lifecycle import end
