@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,12 @@ from dspark_core.tokenization.grammar_sources import AddedTokens, first_line, gr
 from dspark_core.tokenization.loading import load_tokenizer
 
 _log = logging.getLogger(__name__)
+
+CALL_SECONDS = 0.010
+"""Processor time that each question to a grammar may take on average; most take some 50 us."""
+SPARE_SECONDS = 2.0
+"""Processor time beyond that. A sequence whose grammar has used it up fails: all others of its batch wait for
+each answer, and a grammar of a few hundred bytes can take 0.1 s for every token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +53,39 @@ def read_tokenizer(path: Path) -> TokenizerDocument:
     return TokenizerDocument(tokenizer.document, tokenizer.stop_token_ids)
 
 
+class _Budget:
+    """Processor time of one sequence's grammar, copies included."""
+
+    def __init__(self) -> None:
+        self._spare = SPARE_SECONDS
+
+    @property
+    def used_up(self) -> bool:
+        return self._spare < 0.0
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        started = time.thread_time()
+        yield
+        spent = time.thread_time() - started
+        self._spare = min(self._spare + CALL_SECONDS - spent, SPARE_SECONDS)
+
+
 class SequenceGrammar:
     """How far one sequence's output has come."""
 
     def __init__(
-        self, matcher: llguidance.LLMatcher, vocab_size: int, end_token_ids: tuple[int, ...] = ()
+        self,
+        matcher: llguidance.LLMatcher,
+        vocab_size: int,
+        end_token_ids: tuple[int, ...] = (),
+        budget: _Budget | None = None,
     ) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
         self._end_token_ids = end_token_ids
         self._failure: str | None = None
+        self._budget = budget or _Budget()
 
     @property
     def end_token_ids(self) -> tuple[int, ...]:
@@ -69,7 +100,11 @@ class SequenceGrammar:
     @property
     def problem(self) -> str | None:
         """Why it cannot go on: some grammars grow beyond what llguidance follows. None: it can."""
-        return first_line(self._matcher.get_error()) if self._matcher.is_error() else self._failure
+        if self._matcher.is_error():
+            return first_line(self._matcher.get_error())
+        if self._failure is None and self._budget.used_up:
+            return "too complex: finding the tokens that may follow takes too long"
+        return self._failure
 
     def fail(self, problem: str) -> None:
         """It turned out that it cannot go on."""
@@ -78,24 +113,29 @@ class SequenceGrammar:
     def ahead(self) -> SequenceGrammar:
         """To go on with, by tokens that may not stand, and to forget. Copying takes two microseconds; taking
         tokens back is not possible with every grammar."""
-        return SequenceGrammar(self._matcher.deep_copy(), self._vocab_size, self._end_token_ids)
+        copied = self._matcher.deep_copy()
+        return SequenceGrammar(copied, self._vocab_size, self._end_token_ids, self._budget)
 
     def take(self, token_ids: Sequence[int]) -> int:
         """Goes on by as many of the tokens as may follow -> how many."""
-        return int(self._matcher.try_consume_tokens(list(token_ids)))
+        with self._budget.call():
+            return int(self._matcher.try_consume_tokens(list(token_ids)))
 
     def allowed(self) -> npt.NDArray[np.uint8]:
         """What may come next, 1 or 0 by token id -> [vocab]."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        with self._budget.call():
+            bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         return np.unpackbits(bits, count=self._vocab_size, bitorder="little")
 
     def forced(self) -> tuple[int, ...]:
         """Tokens of what must come next, as the tokenizer writes it; mostly none."""
-        return tuple(self._matcher.compute_ff_tokens())
+        with self._budget.call():
+            return tuple(self._matcher.compute_ff_tokens())
 
     def valid(self, token_ids: Sequence[int]) -> int:
         """How many of the tokens may follow, one after the other."""
-        return int(self._matcher.validate_tokens(list(token_ids)))
+        with self._budget.call():
+            return int(self._matcher.validate_tokens(list(token_ids)))
 
 
 class GrammarCompiler:

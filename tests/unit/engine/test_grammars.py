@@ -15,6 +15,7 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
+from dspark_core.engine import grammars
 from dspark_core.engine.grammars import GrammarCompiler, SequenceGrammar, TokenizerDocument
 from dspark_core.engine.lookup import LookupDrafting
 from dspark_core.engine.planning import FullPlanSource
@@ -29,6 +30,7 @@ from tests.unit.engine.tiny import (
     VOCAB,
     ScriptedDrafts,
     make_loop,
+    naive_greedy,
     naive_logits,
     prompts,
     request,
@@ -333,6 +335,27 @@ def test_a_grammar_that_cannot_be_followed_fails_its_own_request_alone(error_rat
     assert isinstance(error, InvalidRequestError)
     assert "items" in str(error)
     assert {one.request_id: tokens[one.request_id] for one in others} == expected
+    assert loop.free_kv_fraction == 1.0
+
+
+@pytest.mark.parametrize("error_rate", [0.0, 1.0])
+def test_a_grammar_that_takes_too_long_fails_its_own_request_alone(monkeypatch, error_rate: float) -> None:
+    slow, other = asking(GRAMMARS["open"])[0], dataclasses.replace(asking(GRAMMARS["open"])[1], grammar=None)
+    expected = naive_greedy(tiny_decoder(), other.prompt_token_ids, other.max_tokens)
+    monkeypatch.setattr(grammars, "CALL_SECONDS", -0.5)  # as if each call took half a second longer
+    loop = loop_of({other.request_id: expected}, error_rate)
+    loop.submit(slow)
+    loop.submit(other)
+    tokens: list[int] = []
+    errors = []
+    while loop.has_work:
+        for output in loop.step():
+            if output.request_id == other.request_id:
+                tokens.extend(output.chunk.token_ids)
+            elif output.error is not None:
+                errors.append(str(output.error))
+    assert errors == ["grammar: too complex: finding the tokens that may follow takes too long"]
+    assert tokens == expected
     assert loop.free_kv_fraction == 1.0
 
 
