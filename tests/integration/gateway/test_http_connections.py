@@ -1,6 +1,7 @@
 """Connections that do not behave, over real HTTP: none stays open for ever, none fills the memory."""
 
 import asyncio
+import contextlib
 import json
 import os
 import resource
@@ -40,7 +41,8 @@ async def test_headers_that_trickle_in_are_not_waited_for(serve: Serve, monkeypa
     while not closed.done():  # a byte now and then, as slow clients are told from dead ones
         writer.write(b"a")
         await asyncio.sleep(0.02)
-    assert await closed == b""
+    with contextlib.suppress(ConnectionResetError):  # a byte that met the closed connection
+        assert await closed == b""
     writer.close()
 
 
