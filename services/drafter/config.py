@@ -23,7 +23,7 @@ class DrafterServiceConfig:
     server: ServerOptions
     torch_threads: int | None
     scheduler_address: str | None
-    """None: not registered anywhere; verifiers reach it by address."""
+    """None: the drafter does not register; verifiers know its address."""
     advertise_address: str
     replica_id: str
 

@@ -1,4 +1,4 @@
-"""Draft requests from protobuf, draft blocks to protobuf."""
+"""Converts draft items from protobuf and draft blocks to protobuf."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def draft_item_from_proto(message: drafter_pb2.DraftItem) -> DraftItem:
 
 
 def draft_blocks_to_proto(values: Sequence[DraftBlock]) -> list[drafter_pb2.DraftBlock]:
-    """Those of a message together, so that a GPU is waited for once."""
+    """Converts all blocks of a message together, so that a GPU is synchronised only once."""
     laws = iter(_on_the_host([value.distribution for value in values if value.distribution is not None]))
     return [
         drafter_pb2.DraftBlock(
@@ -83,7 +83,8 @@ def tensor_from_proto(message: common_pb2.Tensor, field: str) -> Tensor:
 
 
 def _on_the_host(laws: Sequence[SparseDistribution]) -> Sequence[SparseDistribution]:
-    """Themselves on a CPU; else copies, all of them fetched at once, probabilities by the bits of doubles."""
+    """Copies distributions to the host in one transfer, for which probabilities travel as the bits of doubles
+    among the token ids. On a CPU returns them as they are."""
     if all(law.token_ids.device.type == "cpu" for law in laws):
         return laws
     ids = [law.token_ids.flatten() for law in laws]

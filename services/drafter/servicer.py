@@ -1,4 +1,4 @@
-"""gRPC face of the drafter: one stream per verifier, whose end frees everything it primed."""
+"""Serves the drafter over gRPC: one stream per verifier, whose end frees all context primed on it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from services.drafter.metrics import DrafterMetrics
 _log = logging.getLogger(__name__)
 
 MAX_CONSECUTIVE_FAILURES = 3
-"""Passes that may fail in a row before the drafter calls itself broken: a GPU's process does not recover from
-some errors."""
+"""After this many failed passes in a row the drafter counts as broken: a process cannot recover from some GPU
+errors."""
 STALL_SECONDS = 30.0
-"""A pass that lasts longer will not end: a device that hangs. Verifiers have given its stream up by then."""
+"""A longer pass counts as hung. Verifiers have given up their streams by then."""
 LOOK_SECONDS = 1.0
-"""How often is looked whether a pass hangs."""
+"""Interval between checks whether the drafter is broken."""
 
 
 class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
@@ -41,8 +41,7 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         self._drafter_id = drafter_id
         self._tracer = telemetry.tracer
         self._metrics = DrafterMetrics(telemetry.registry)
-        self._metrics.watch_sequences(lambda: engine.num_sequences)
-        # One worker: passes of different verifiers follow each other, and the engine sees one thread.
+        # One worker: passes for different verifiers run one after another, and the engine sees one thread.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="draft")
         self._streams = itertools.count()
         self._draining = asyncio.Event()
@@ -81,24 +80,24 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
 
     @property
     def problem(self) -> str | None:
-        """Why no more drafts can be expected; None: none. It stays, whatever passes do after."""
+        """Why no more drafts can be expected, or None. Once set it stays, even if later passes succeed."""
         began, now = self._pass_began, time.perf_counter()
         if self._problem is None and began is not None and now - began > STALL_SECONDS:
             self._problem = f"a pass has not ended for {now - began:.0f} s"
         return self._problem
 
     async def until_broken(self) -> None:
-        """Returns when no more drafts can be expected: the process should end, so that another one starts."""
+        """Returns when no more drafts can be expected; the process should then exit to be restarted."""
         while self.problem is None:
             await asyncio.sleep(LOOK_SECONDS)
         _log.critical("the drafter is broken: %s", self.problem)
 
     async def drain(self) -> None:
-        """Ends the streams after their current round: verifiers go on with another replica."""
+        """Ends the streams after their current round; verifiers go on with another replica."""
         self._draining.set()
 
     def close(self) -> None:
-        """Leaves a pass that still runs behind: it may never end."""
+        """Does not wait for a running pass, which may never end."""
         self._closed = True
         self._worker.shutdown(wait=False, cancel_futures=True)
 
@@ -107,18 +106,18 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
     ) -> tuple[list[drafter_pb2.DraftBlock], float]:
         with self._tracer.start_as_current_span(
             "draft",
-            # A trace of its own: a stream lasts for hours, and one that held all its passes would, too.
+            # A trace per pass: a stream lasts for hours, and so would a trace of all its passes.
             context=Context(),
             links=[Link(get_current_span().get_span_context())],
             attributes={"requests": len(items)},
         ):
-            # The executor's queue keeps what was cancelled: not with its features, which are large.
+            # A cancelled job stays in the executor's queue; its items, whose features are large, must not.
             given = [items]
             proposing = self._worker.submit(lambda: self._pass(given.pop(), released, session))
             proposing.add_done_callback(lambda _: given.clear())
             try:
                 proposed = await asyncio.wrap_future(proposing)
-            except DSparkError:  # what was asked for is wrong, not who drafts
+            except DSparkError:  # the request is at fault, not the drafter
                 raise
             except Exception:
                 self._failures += 1
@@ -131,14 +130,15 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
     def _pass(
         self, items: Sequence[DraftItem], released: Sequence[str], session: _Session
     ) -> tuple[list[drafter_pb2.DraftBlock], float]:
-        """Blocks, and the seconds that others cannot use."""
+        """Returns the blocks and the seconds for which they kept the drafter busy."""
         self._pass_began = began = time.perf_counter()
         try:
             self._engine.release(released)
             with self._metrics.timed_pass(len(items)):
                 blocks = self._engine.propose(items)
-            self._metrics.observe(blocks)
-            # Here, as it may wait for a GPU: on the event loop, everybody would, and for the next pass too.
+            self._metrics.observe(blocks, self._engine.num_sequences)
+            # Convert on this thread: it may wait for the GPU. On the event loop it would hold up every
+            # stream, and also wait for the next pass.
             sent = convert.draft_blocks_to_proto([session.disown(block) for block in blocks])
             return sent, time.perf_counter() - began
         finally:
@@ -146,7 +146,7 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
 
 
 class _Session:
-    """Keeps sequence ids of different verifiers apart, and knows which ones a stream brought."""
+    """Keeps sequence ids of different streams apart and tracks those that this stream introduced."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix

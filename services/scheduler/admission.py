@@ -1,7 +1,7 @@
-"""Lets requests in while every speed floor holds; the others wait in a bounded queue of their tier.
+"""Admits requests while every speed floor holds; the others wait in a bounded queue of their tier.
 
-One event loop only. Whether floors hold is the fleet's to say; `pump` asks again when something was heard
-of a verifier.
+For use on one event loop. The fleet decides whether floors hold; `pump` retries waiting requests after
+news from a verifier.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from services.scheduler.metrics import SchedulerMetrics
 
 DEFAULT_TIER = "default"
 MAX_TIERS = 64
-"""Tiers are the gateways' configuration; more than this is a mistake, and each has its metrics."""
+"""Tiers come from the gateways' configuration and each has its own metrics; more than this is a mistake."""
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 60.0
 _SMOOTHING = 0.2
 PUMP_SHARE = 0.1
-"""Of the time may go into asking again after reports: each asks all verifiers, and all of them report."""
+"""Largest share of time spent on retries after reports. Each retry evaluates every verifier, and every
+verifier reports, so the cost would grow with the square of their number."""
 
 
 @dataclass(slots=True)
@@ -31,7 +32,7 @@ class _Waiter:
     blocks: bool
 
     def ahead_of(self, request: AssignRequest) -> bool:
-        """Whether that one has to wait until this has had its turn."""
+        """Whether `request` must wait until this one is admitted."""
         return self.blocks and self.request.model == request.model
 
 
@@ -45,9 +46,13 @@ class FloorAdmission:
         max_waiting: int,
         clock: Callable[[], float],
     ) -> None:
-        """`assign`: None while a floor would break. `within_reach`: whether the request's own floor holds
-        anywhere; one that needs luck waits for an idle verifier, and nobody waits behind it. `max_waiting`:
-        requests in a tier's queue."""
+        """
+        Args:
+            assign: Returns None while the request would break a floor.
+            within_reach: Whether any verifier can hold the request's own floor. If none can, the request
+                waits for an idle verifier and does not block those behind it.
+            max_waiting: Requests per tier that may wait.
+        """
         self._assign = assign
         self._within_reach = within_reach
         self._metrics = metrics
@@ -60,11 +65,12 @@ class FloorAdmission:
         self._admitted_at: float | None = None
 
     async def admit(self, request: AssignRequest) -> Replica:
-        """The verifier to serve the request, at once or after a wait, first come first served in a tier.
+        """Returns the verifier that shall serve the request, if need be after a wait; first come, first
+        served within a tier.
 
         Raises:
-            QueueFullError: the queue is full, or the wait was in vain; it says when to come back.
-            UnavailableError, InvalidRequestError: waiting would not help.
+            QueueFullError: The queue is full or the wait timed out; carries a retry hint.
+            UnavailableError, InvalidRequestError: Waiting would not help.
         """
         tier = self._tier(request)
         queue = self._queues.setdefault(tier, deque())
@@ -80,7 +86,7 @@ class FloorAdmission:
         return replica
 
     def pump_soon(self) -> None:
-        """`pump`, as soon as its share of the time allows."""
+        """Calls `pump` as soon as PUMP_SHARE allows."""
         if self._pumping is not None or not any(self._queues.values()):
             return
         if (wait_seconds := self._pump_at - self._clock()) > 0:
@@ -89,8 +95,8 @@ class FloorAdmission:
             self.pump()
 
     def pump(self) -> None:
-        """Tries the first of every tier and model, and those behind it as long as they fit. Tiers take turns:
-        whoever was let in last is tried last."""
+        """Admits waiting requests in order, per tier and model, until one does not fit. Tiers take turns; the
+        one admitted last is tried last."""
         if self._pumping is not None:
             self._pumping.cancel()
             self._pumping = None
@@ -106,7 +112,7 @@ class FloorAdmission:
         self._pump_at = ended + (ended - began) * (1 / PUMP_SHARE - 1)
 
     def _let_in(self, queue: deque[_Waiter]) -> Iterator[_Waiter]:
-        """Those who fit, one at a time, and takes them and who is answered already out of the queue."""
+        """Admits and yields one waiter at a time; removes it, and any already answered, from the queue."""
         refused: set[tuple[str, bool]] = set()
         for waiter in tuple(queue):
             model = waiter.request.model
@@ -122,7 +128,7 @@ class FloorAdmission:
                 refused.add((model, waiter.blocks))
 
     def fail(self, error: DSparkError) -> None:
-        """Answers everybody who waits with an error."""
+        """Fails every waiting request with `error`."""
         for queue in self._queues.values():
             for waiter in queue:
                 if not waiter.answer.done():
@@ -179,7 +185,7 @@ class FloorAdmission:
         self._admitted_at = now
 
     def _retry_seconds(self, waiting: int) -> float:
-        """When one more would have had its turn, at the pace at which others had theirs."""
+        """When one more waiter would be admitted, at the recent rate of admissions."""
         expected = (waiting + 1) * (self._interval or 0.0)
         return min(max(expected, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
 

@@ -1,9 +1,9 @@
-"""Refits confidences online, pooled over all verifiers of a model: outcomes by position say whether
-survival can still be trusted (paper, sequential temperature scaling).
+"""Refits confidences online from the outcomes at each draft position, pooled over all verifiers of a model
+(paper, sequential temperature scaling).
 
-Rounds are those that were served, so their verify lengths were chosen by the confidences that are
-judged here. Estimates are conditional on those confidences, which leaves the fit nearly unbiased; a
-held-out half decides whether it is used at all.
+Only served rounds are observed, and their verify lengths were chosen by the very confidences under test.
+Estimates are conditional on those confidences, which leaves the fit nearly unbiased; a held-out half decides
+whether it is used at all.
 """
 
 from __future__ import annotations
@@ -29,26 +29,27 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 WINDOW_ROUNDS = 4096
-"""Requests times rounds that are remembered for a model, the newest."""
+"""Outcomes kept per model, the newest; one outcome is one request in one round."""
 MIN_ROUNDS = 512
-"""Fewer say nothing."""
+"""New outcomes needed before a model is examined."""
 MIN_GAIN = 0.005
-"""A scaling is used when it lowers the error on held-out rounds by at least this."""
+"""A scaling is used if it lowers the error on held-out rounds by at least this."""
 DRIFT_ERROR = 0.10
-"""Confidences whose error exceeds this do not fit the traffic any more: an alarm."""
+"""Above this error, confidences are reported as no longer fitting the traffic."""
 MAX_MODELS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationState:
-    """What the last look at a model's rounds said."""
+    """Result of the latest examination of a model's rounds."""
 
     error: float
-    """Mean calibration error of survival over positions, as drafters tell it, on held-out rounds."""
+    """Mean calibration error of survival over positions, with the drafter's own confidences, on held-out
+    rounds."""
     scaled_error: float
-    """With the scaling that was fitted to the others."""
+    """The same with the scaling fitted to the other rounds."""
     scaling: ConfidenceScaling | None = None
-    """None: drafters' own confidences are as good."""
+    """None: no better than the drafter's own confidences."""
 
     @property
     def drifted(self) -> bool:
@@ -63,14 +64,14 @@ class _Window:
 
 
 class CalibrationBook:
-    """By model. What was found is stored; the rounds it was found in are not, they come again."""
+    """Outcomes and results by model. Only results are stored: new outcomes arrive soon enough."""
 
     def __init__(self, store: DocumentStore) -> None:
         self._saved = SavedDocuments(store, "calibrations")
         self._windows: OrderedDict[str, _Window] = OrderedDict()
 
     def observe(self, model: str, requests: Sequence[RequestSurvival]) -> None:
-        """Outcomes of one round of a verifier that serves the model."""
+        """Adds the outcomes of one round of a verifier that serves the model."""
         window = self._window(model)
         judged = [request for request in requests if request.verify_length and request.drafted]
         window.rounds.extend(judged)
@@ -81,7 +82,7 @@ class CalibrationBook:
         return window.state.scaling if window and window.state else None
 
     def due(self) -> list[tuple[str, tuple[RequestSurvival, ...]]]:
-        """Models with enough new rounds since the last look, and their rounds; for `examine`."""
+        """Models with enough new outcomes since they were last due, with all their outcomes for `examine`."""
         found = []
         for model, window in self._windows.items():
             if window.fresh >= MIN_ROUNDS:
@@ -97,18 +98,18 @@ class CalibrationBook:
         return {model: window.state for model, window in self._windows.items() if window.state}
 
     async def load(self) -> None:
-        """Takes over what an earlier leader found; a store that is down leaves the book as it is."""
+        """Takes over an earlier leader's results; leaves the book as it is if the store is down."""
         await self._saved.load(self._take)
 
     def _take(self, model: str, document: str) -> None:
         self._window(model).state = _state_from_text(document)
 
     def forget_saved(self) -> None:
-        """The store may have lost everything: the next `save` writes all that is known."""
+        """Makes the next `save` write everything: the store may have lost its content."""
         self._saved.forget()
 
     async def save(self, term: int) -> None:
-        """Stores what changed since the last time. Never fails."""
+        """Stores what changed since the last call. Never fails."""
         await self._saved.save({model: _state_to_text(state) for model, state in self.states().items()}, term)
 
     async def close(self) -> None:
@@ -129,7 +130,7 @@ def _state_to_text(state: CalibrationState) -> str:
 
 
 def _state_from_text(text: str) -> CalibrationState:
-    """Raises ConfigError, ValueError, TypeError or KeyError for a document that is none."""
+    """Raises ConfigError, ValueError, TypeError or KeyError for a malformed document."""
     document = json.loads(text)
     scaling = document["scaling"]
     return CalibrationState(
@@ -144,7 +145,7 @@ def _state_from_text(text: str) -> CalibrationState:
 
 
 def examine(requests: Sequence[RequestSurvival]) -> CalibrationState:
-    """Fits on every other round and judges on the rest. Takes a good part of a second."""
+    """Fits on every other outcome and evaluates on the rest. Takes a large part of a second."""
     block = max(len(request.survival) for request in requests)
     survival = np.zeros((len(requests), block))
     for row, request in enumerate(requests):
@@ -162,7 +163,7 @@ def examine(requests: Sequence[RequestSurvival]) -> CalibrationState:
 
 
 def conditional_confidences(survival: Floats) -> Floats:
-    """a_1, a_2, ... [requests, block] -> c_k = a_k / a_(k-1); 0 where nothing survived before."""
+    """Survival a_k [requests, block] -> confidences c_k = a_k / a_(k-1), 0 where a_(k-1) is 0."""
     before = np.concatenate((np.ones((len(survival), 1)), survival[:, :-1]), axis=1)
     quotient = np.divide(survival, before, out=np.zeros_like(survival), where=before > 0.0)
     confidences: Floats = np.clip(quotient, 0.0, 1.0)
@@ -172,7 +173,7 @@ def conditional_confidences(survival: Floats) -> Floats:
 def _error(
     logits: Floats, accepted: Integers, verified: Integers, scaling: ConfidenceScaling | None
 ) -> float:
-    """Mean over positions, each by its number of rounds."""
+    """Mean calibration error over positions, weighted by their numbers of rounds."""
     quality = position_quality(logits, accepted, verified, scaling)
     rounds = sum(position.rounds for position in quality)
     return sum(position.ece * position.rounds for position in quality) / rounds if rounds else 0.0

@@ -26,12 +26,12 @@ class LeaderElection(Enum):
     """How several schedulers agree on which of them leads."""
 
     AUTO = "auto"
-    """By Redis where there is one, else off."""
+    """Redis if configured, else off."""
     REDIS = "redis"
     LEASE = "lease"
-    """By a Lease of Kubernetes."""
+    """A Kubernetes Lease."""
     OFF = "off"
-    """This one is alone."""
+    """This scheduler is the only one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,22 +40,22 @@ class SchedulerConfig:
 
     server: ServerOptions
     lease_seconds: float = _LEASE_SECONDS
-    """A replica that has not renewed for this long is forgotten."""
+    """A replica that has not renewed its lease for this long is forgotten."""
     sync_seconds: float = _SYNC_SECONDS
     """How often the registry is read for other schedulers' replicas."""
     max_waiting_requests: int = _MAX_WAITING
-    """Requests of one tier that may wait until speed floors allow them; further ones get
+    """Requests per tier that may wait until speed floors allow them; further ones fail with
     RESOURCE_EXHAUSTED."""
     lock_seconds: float = _LOCK_SECONDS
     """A leader that has not renewed its lock for this long is replaced."""
     leader_election: LeaderElection = LeaderElection.AUTO
     leader_lease_name: str = _LEASE_NAME
     leader_lease_namespace: str | None = None
-    """None: the pod's own."""
+    """None: the pod's or the kubeconfig's current one."""
     advertise_address: str = ""
-    """Where clients of a standby are sent when this scheduler leads; empty: they find it themselves."""
+    """Address to which standbys redirect clients while this scheduler leads; empty: clients must find it."""
     redis_url: str | None = None
-    """None: replicas are kept in memory and register again after a restart."""
+    """None: replicas are kept in memory and have to register again after a restart."""
 
     def __post_init__(self) -> None:
         for name in ("lease_seconds", "sync_seconds", "lock_seconds"):
@@ -81,8 +81,7 @@ class SchedulerConfig:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> SchedulerConfig:
-        """DSPARK_LEASE_SECONDS, DSPARK_SYNC_SECONDS, REDIS_URL, those of the election, and those of
-        `ServerOptions`."""
+        """Reads the variables below and those of `ServerOptions`."""
         env = Env(environ)
         return cls(
             server=ServerOptions.from_env(env, port=PORT, metrics_port=METRICS_PORT),

@@ -1,7 +1,7 @@
-"""Step times of every kind of replica, pooled over its members and kept for the next one.
+"""Step times of every kind of replica, pooled over the replicas of that kind and stored for later ones.
 
-A kind is (model, engine, hardware, dtype). A pooled model has the median time of the members at each
-point, so that one throttled or misprofiled replica does not speak for its kind.
+A kind is (model, engine, hardware, dtype). A pooled model has the members' median time at each point, so one
+throttled or misprofiled replica does not distort it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from services.scheduler.pace import VerifierPace
 
 MAX_KINDS = 256
 MAX_MEMBERS = 64
-"""Of a kind: more would not move a median."""
+"""Per kind: more would hardly move the median."""
 
 
 class CurveBook:
@@ -30,8 +30,9 @@ class CurveBook:
         self._members: dict[ReplicaKind, OrderedDict[str, VerifierPace]] = {}
 
     def join(self, kind: ReplicaKind, replica_id: str, pace: VerifierPace) -> bool:
-        """A replica of this kind reports; True when it was not measured and got the pooled curve. It is
-        a member once it was: a few live steps of whatever shapes say nothing of other shapes."""
+        """Makes a reporting replica a member of its kind; returns True if it took over the pooled curve,
+        having no measured one. With neither it does not join: a few live steps of arbitrary shapes say
+        nothing about other shapes."""
         taken_over = False
         if not pace.measured:
             pooled = self.pooled(kind)
@@ -49,7 +50,8 @@ class CurveBook:
         return taken_over
 
     def leave(self, kind: ReplicaKind, replica_id: str) -> None:
-        """A replica of this kind is one no more; what it told of the kind stays while it is all there is."""
+        """Removes a replica that is no longer of this kind. If it was the last member, the pooled curve is
+        kept."""
         members = self._members.get(kind, OrderedDict())
         pooled = self.pooled(kind)
         members.pop(replica_id, None)
@@ -57,24 +59,24 @@ class CurveBook:
             self._keep(kind, pooled)
 
     def pooled(self, kind: ReplicaKind) -> StepTimeModel | None:
-        """The median of the members; what was stored while there are none; None: an unknown kind."""
+        """The members' median, or the stored curve while there are no members; None for an unknown kind."""
         paces = list(self._members[kind].values()) if kind in self._members else []
         models = [pace.model.verify for pace in paces if pace.model is not None]
         return _median(models, kind) if models else self._stored.get(kind)
 
     async def load(self) -> None:
-        """Takes over what an earlier leader stored; a store that is down leaves the book as it is."""
+        """Takes over an earlier leader's curves; leaves the book as it is if the store is down."""
         await self._saved.load(self._take)
 
     def _take(self, name: str, document: str) -> None:
         self._keep(_kind_from_text(name), StepTimeModel.from_dict(json.loads(document)))
 
     def forget_saved(self) -> None:
-        """The store may have lost everything: the next `save` writes all that is known."""
+        """Makes the next `save` write everything: the store may have lost its content."""
         self._saved.forget()
 
     async def save(self, term: int) -> None:
-        """Stores what changed since the last time. Never fails."""
+        """Stores what changed since the last call. Never fails."""
         for kind in self._members:
             if (pooled := self.pooled(kind)) is not None:
                 self._keep(kind, pooled)
@@ -92,7 +94,7 @@ class CurveBook:
 
 
 def _median(models: Sequence[StepTimeModel], kind: ReplicaKind) -> StepTimeModel:
-    """At the points of the member that has most of them."""
+    """Median times at the points of the model that has the most."""
     widest = max(models, key=lambda model: len(model.points))
     points = tuple(
         StepPoint(

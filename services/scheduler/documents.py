@@ -1,4 +1,4 @@
-"""What the scheduler keeps beyond its life: documents by name, written by the leader alone."""
+"""What outlives a scheduler: named documents, written only by the leader."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class DocumentStore(Protocol):
     async def load(self) -> dict[str, str]: ...
 
     async def save(self, documents: dict[str, str], term: int) -> bool:
-        """False, and nothing is stored, where another term is the leader's: one that was replaced must not
+        """Returns False and stores nothing if `term` is not the leader's: a replaced leader must not
         write."""
         ...
 
@@ -25,13 +25,12 @@ class DocumentStore(Protocol):
 
 
 class MemoryDocumentStore:
-    """Forgets with the process; what is stored is in memory anyway."""
+    """Stores nothing: what would be stored is in the scheduler's memory anyway."""
 
     async def load(self) -> dict[str, str]:
         return {}
 
     async def save(self, documents: dict[str, str], term: int) -> bool:
-        """There is nothing to keep them in."""
         return True
 
     async def close(self) -> None:
@@ -39,24 +38,24 @@ class MemoryDocumentStore:
 
 
 class SavedDocuments:
-    """A store and what of it is known to be there: only what changed is written."""
+    """Tracks what a store is known to hold, so that only changes are written."""
 
     def __init__(self, store: DocumentStore, what: str) -> None:
-        """what: documents of the store are, for the log."""
+        """`what` names the documents in log messages."""
         self._store = store
         self._what = what
         self._saved: dict[str, str] = {}
         self._refused = False
 
     async def load(self, take: Callable[[str, str], None]) -> None:
-        """Has what an earlier leader stored taken over, by name and text; `take` may raise what reading a
-        text that is none raises. A store that is down has nothing to take over."""
+        """Passes name and text of each stored document to `take`; one that it cannot parse is skipped. Does
+        nothing if the store is down."""
         try:
             documents = await self._store.load()
         except UnavailableError as error:
             _log.warning("stored %s were not read: %s", self._what, error)
             return
-        self.forget()  # others may have saved since, and a new leader's save shuts out the one before
+        self.forget()  # others may have saved since, and a new leader's first save fences off the old one
         for name, document in documents.items():
             try:
                 take(name, document)
@@ -64,16 +63,16 @@ class SavedDocuments:
                 _log.warning("skipping stored %s of %s: %r", self._what, name, error)
 
     def forget(self) -> None:
-        """The store may have lost everything: the next `save` writes all that it is given."""
+        """Makes the next `save` write everything it is given: the store may have lost its content."""
         self._saved = {}
 
     def forget_one(self, name: str) -> None:
-        """It is kept no more; when it is again, it is written again."""
+        """Makes the next `save` that includes this document write it."""
         self._saved.pop(name, None)
 
     async def save(self, documents: dict[str, str], term: int) -> None:
-        """Stores what changed since the last time. Never fails."""
-        saved = self._saved  # if it is forgotten meanwhile, what is written now may be lost, too
+        """Stores what changed since the last call. Never fails."""
+        saved = self._saved  # `forget` may replace it meanwhile: what is written now may be lost, too
         changed = {name: text for name, text in documents.items() if saved.get(name) != text}
         if not changed:
             return
@@ -88,7 +87,7 @@ class SavedDocuments:
         else:
             if not self._refused:
                 _log.warning("%s were not stored: term %d is not the leader's", self._what, term)
-            self.forget()  # others write meanwhile
+            self.forget()  # another scheduler writes now
         self._refused = not stored
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Prices of drafters' time, from what the verifiers that share each drafter report of their rounds."""
+"""Prices each drafter's time from the round reports of the verifiers that share it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.records import RoundReport
 
 RATE = 0.15
-"""Weight of a request's newest drafted round in what its drafts are thought to bring."""
+"""Weight of the newest drafted round in a request's expected yield."""
 WAY_RATE = 0.01
-"""How fast the least time on the way to the drafter is forgotten."""
+"""Rate at which the smallest transport time seen is forgotten."""
 TRUST_MEMORY = 0.95
 TRUST_PRIOR = 2.0
-"""As of a verifier's own policy: promised tokens are corrected by accepted ones."""
+"""As in a verifier's own policy: expected tokens are corrected by the ratio of accepted to expected ones."""
 REPRICE_SECONDS = 0.25
-"""Prices are made anew at most so often,"""
+"""Shortest interval between price updates."""
 REPRICE_SHARE = 0.05
-"""and in no more than this share of the scheduler's time."""
+"""Largest share of the scheduler's time that price updates may take."""
 FORGET_SECONDS = 5.0
-"""A verifier that reported nothing for so long asks for nothing."""
+"""A verifier without reports for this long counts as demanding nothing."""
 MAX_VERIFIERS = 1024
 OnPrice = Callable[[str, float | None], None]
 
@@ -41,12 +41,13 @@ class _Yield:
 
 @dataclass(slots=True)
 class _Member:
-    """One verifier, as the market knows it."""
+    """What the market knows about one verifier."""
 
     drafter_id: str = ""
     requests: tuple[str, ...] = ()
-    """Of its newest round, or of the newest of each cohort where two take turns."""
+    """Sequence ids of its newest round, or of each cohort's newest round where two take turns."""
     newest: tuple[str, ...] = ()
+    """Sequence ids of its newest round alone."""
     yields: dict[str, _Yield] = field(default_factory=dict)
     mean: _Yield | None = None
     accepted: float = 0.0
@@ -87,7 +88,7 @@ class _Member:
             self.way_seconds = min(way, known_way + WAY_RATE * (way - known_way))
 
     def demand(self) -> DraftDemand | None:
-        """None: too little is known."""
+        """None while too little is known."""
         if self.model is None or self.mean is None or not self.requests:
             return None
         known = [self.yields.get(name, self.mean) for name in self.requests]
@@ -104,7 +105,7 @@ class _Member:
 
 
 class DraftMarket:
-    """`on_price` hears of each drafter's price as it is made; None: nobody asks for it any more."""
+    """Calls `on_price` with each drafter's new price, or None once no verifier demands the drafter."""
 
     def __init__(self, clock: Callable[[], float], on_price: OnPrice = lambda drafter, price: None) -> None:
         self._clock = clock
@@ -114,8 +115,8 @@ class DraftMarket:
         self._priced: set[str] = set()
 
     def observe(self, report: RoundReport, model: RoundTimeModel | None) -> None:
-        """Of a round; `model`: what is known of the verifier's times after it. A round without drafts
-        leaves the verifier with the drafter it had."""
+        """Learns from a round report; `model` holds the verifier's times, this round included. In a round
+        without drafts the verifier is assumed to keep its drafter."""
         member = self._members.setdefault(report.replica_id, _Member())
         self._members.move_to_end(report.replica_id)
         if len(self._members) > MAX_VERIFIERS:
@@ -125,11 +126,11 @@ class DraftMarket:
         member.learn(report)
 
     def forget(self, replica_id: str) -> None:
-        """Another verifier has this id now."""
+        """Drops what is known: the id now belongs to another verifier."""
         self._members.pop(replica_id, None)
 
     def price(self, replica_id: str) -> float:
-        """Tokens per second of drafter time; 0 where nobody else wants it."""
+        """The verifier's price in tokens per second of drafter time; 0 if nobody competes for it."""
         member = self._members.get(replica_id)
         if member is None or not member.drafter_id:
             return 0.0
@@ -137,8 +138,8 @@ class DraftMarket:
         return member.price
 
     def refresh(self) -> None:
-        """Makes prices anew when they are due; now and then also while nobody asks for one, or those of
-        drafters that went away with all who used them would stay."""
+        """Updates prices if due. Must also be called while nobody asks for a price, so that the prices of
+        drafters that vanished together with their verifiers are dropped."""
         now = self._clock()
         if now >= self._due_at:
             self._reprice(now)

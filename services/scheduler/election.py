@@ -1,7 +1,7 @@
-"""Which of several schedulers leads: a lock with a time limit, renewed while its holder lives.
+"""Elects one of several schedulers as leader: a lock that expires, renewed while its holder lives.
 
-Every term of leadership has a number that only grows. Plans carry it, so that a leader which was
-cut off and does not know yet that it was replaced is not listened to.
+Every term of leadership has a number, and numbers only grow. Plans carry the term, so that verifiers ignore a
+leader that was cut off and does not yet know that it was replaced.
 """
 
 from __future__ import annotations
@@ -24,28 +24,32 @@ class Leadership:
     """Who leads now."""
 
     leading: bool
-    """This process does."""
+    """Whether this process leads."""
     term: int = 0
+    """0: the lock was never reached."""
     leader_address: str = ""
-    """`host:port` of the leader's gRPC server; empty: it did not tell."""
+    """`host:port` of the leader's gRPC server; empty if it advertises none."""
 
 
 class LeaderLock(Protocol):
     async def hold(self) -> Leadership:
-        """Takes the lock if it is free, renews it if it is ours. UnavailableError: nobody can tell.
-        ConfigError: this process has no right to it."""
+        """Takes the lock if it is free, renews it if it is ours.
+
+        Raises UnavailableError if the lock cannot be reached, ConfigError if this process is not permitted
+        to use it.
+        """
         ...
 
     async def release(self) -> None:
-        """Lets the standby take over at once. UnavailableError: it will have to wait."""
+        """Lets a standby take over at once; after an UnavailableError it waits until the lock expires."""
         ...
 
     async def close(self) -> None: ...
 
 
 class SoleLeader:
-    """For a scheduler that is alone: it always leads, by a term that is newer than those before its start, of
-    whatever lock."""
+    """For a scheduler without others: it always leads. Its term is its start time, so it is newer than every
+    earlier term, of whichever kind of lock."""
 
     def __init__(self) -> None:
         self._term = time.time_ns() // 1000
@@ -54,7 +58,7 @@ class SoleLeader:
         return Leadership(leading=True, term=self._term)
 
     async def release(self) -> None:
-        """There is nobody to release it to."""
+        """There is no standby."""
 
     async def close(self) -> None:
         """Nothing is open."""
@@ -68,11 +72,11 @@ class Election:
         renew_seconds: float,
         on_change: Callable[[Leadership], Awaitable[None]],
     ) -> None:
-        """`on_change` is awaited whenever leading begins or ends; it must not fail."""
+        """`on_change` is awaited whenever leadership or the term changes; what it raises is only logged."""
         self._lock = lock
         self._renew_seconds = renew_seconds
         self._on_change = on_change
-        # While the lock was never reached nobody can be asked, and serving beats refusing.
+        # Until the lock is first reached nobody knows who leads, and serving beats refusing.
         self._now = Leadership(leading=True)
         self._reached = False
         self._task: asyncio.Task[None] | None = None
@@ -90,12 +94,12 @@ class Election:
             )
 
     async def start(self) -> None:
-        """Raises ConfigError when the lock refuses this process: it would never know who leads."""
+        """Raises ConfigError if the lock refuses this process, which would then never know who leads."""
         await self._hold(starting=True)
         self._task = asyncio.create_task(self._run(), name="election")
 
     async def stop(self) -> None:
-        """Gives leadership up, so that a standby need not wait for the lock to run out."""
+        """Gives up leadership, so that a standby need not wait for the lock to expire."""
         if self._task is not None:
             await end(self._task)
             self._task = None
@@ -118,8 +122,8 @@ class Election:
         except (UnavailableError, ConfigError) as error:
             if starting and isinstance(error, ConfigError):
                 raise
-            # Mostly nobody else can take the lock either: whoever led goes on. Where only this one is cut
-            # off, two lead until it is back, whose terms tell them apart.
+            # Usually nobody else can take the lock either, so the leader carries on. If only this process is
+            # cut off, two lead until it is back; their terms tell them apart.
             if starting:
                 _log.warning("the leader lock was not reached yet, leading until it tells: %s", error)
             elif self._reached:
@@ -127,7 +131,7 @@ class Election:
             self._reached = False
             return
         except Exception:
-            # This task must live as long as the scheduler: without it nobody would ever take over.
+            # This task must not end before the scheduler does: without it nobody would take over.
             _log.exception("unexpected error while holding the leader lock")
             return
         if not (self._reached or starting):

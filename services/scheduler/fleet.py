@@ -1,4 +1,4 @@
-"""The verifiers as routing sees them: leases, loads, pace and prefixes, and who takes a request."""
+"""The verifiers as routing sees them: leases, loads, pace and prefixes. Chooses who serves a request."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from services.scheduler.state import ClusterState
 # A planner outlives its verifier's stream and lease, so that a reconnect keeps what was learned.
 _MAX_PLANNERS = 1024
 IMPOSSIBLE = 2.0
-"""A floor this many times above the speed of a lone request is refused, not queued: no draft that is
-accepted a little more often will hold it. A slowdown makes no floor impossible: it ends, and that is not
-seen while nobody is let in."""
+"""A floor above this multiple of a lone request's speed is refused, not queued: slightly better acceptance
+will not reach it. The speed is taken without current slowdowns: they end, which would go unnoticed while
+nobody is admitted."""
 
 
 class Fleet:
@@ -62,7 +62,7 @@ class Fleet:
         return planner
 
     def observe(self, report: RoundReport) -> bool:
-        """Learns from a report; False when there is nothing in it to plan from."""
+        """Learns from a report; returns False if there is nothing in it to plan from."""
         if report.kind is not None:
             self._told_kind(report.replica_id, report.kind)
         self.state.heard(report.replica_id)
@@ -72,7 +72,7 @@ class Fleet:
         pace = planner.pace
         kind = report.kind
         pace.adopt(report.profile, begins=kind is not None)
-        if kind is None and not pace.measured:  # another of its kind may have been profiled since
+        if kind is None and not pace.measured:  # another replica of its kind may have been profiled since
             kind = self._kinds.get(report.replica_id)
         if kind is not None:
             self.curves.join(kind, report.replica_id, pace)
@@ -84,8 +84,8 @@ class Fleet:
         return True
 
     def _told_kind(self, replica_id: str, kind: ReplicaKind) -> None:
-        """Ids are addresses, and those are used again: a replica of another kind is another replica, of
-        which nothing is known, and whose times are not those of the kind before."""
+        """Forgets what was learned if the kind changed. Ids are addresses, which get reused: a different kind
+        means a different replica, about which nothing is known."""
         before = self._kinds.get(replica_id)
         if before is not None and before != kind:
             self.state.heard_of_another(replica_id)
@@ -95,16 +95,18 @@ class Fleet:
         self._kinds[replica_id] = kind
 
     def model_of(self, replica_id: str) -> str:
-        """What a replica serves, as it reported; empty: it did not."""
+        """The model a replica reported to serve; empty if it reported none."""
         kind = self._kinds.get(replica_id)
         return kind.model if kind else ""
 
     def assign(self, request: AssignRequest) -> Replica | None:
-        """The verifier with the least expected time for the request; see `routing`.
+        """Picks the verifier with the least expected time for the request; see `routing`.
 
-        None while no verifier could take it without breaking a speed floor. UnavailableError says
-        which of the reasons it is: no such model, all excluded, all draining. InvalidRequestError:
-        the request's own floor is beyond what any verifier gives to a single request.
+        Returns None while no verifier can take it without breaking a speed floor.
+
+        Raises:
+            UnavailableError: No verifier serves the model, or all are excluded or draining; says which.
+            InvalidRequestError: The request's own floor is beyond what any verifier gives a lone request.
         """
         candidates = self.candidates(request)
         floor = request.min_tokens_per_second
@@ -119,13 +121,13 @@ class Fleet:
         return chosen
 
     def within_reach(self, request: AssignRequest) -> bool:
-        """Whether any verifier of the model gives a lone request its floor."""
+        """Whether any verifier of the model could hold the request's floor if it ran alone."""
         floor = request.min_tokens_per_second
         verifiers = (one for one in self.state.replicas(Role.VERIFIER) if one.model == request.model)
         return not floor or any(floor <= self._reach(one.replica_id) for one in verifiers)
 
     def floor_concurrency(self) -> dict[str, int]:
-        """Per verifier with promises to keep: the most requests at which all of them hold."""
+        """For each verifier with speed floors, the largest number of requests at which all of them hold."""
         return {
             replica.replica_id: most
             for replica in self.state.replicas(Role.VERIFIER)
@@ -133,8 +135,8 @@ class Fleet:
         }
 
     def candidates(self, request: AssignRequest) -> list[Candidate]:
-        """Verifiers that can take the request; those whose stream broke or whose rounds do not end only when
-        no other is left."""
+        """Verifiers that can take the request. Those with a broken stream or a hanging round are included
+        only if there are no others."""
         usable = self._usable(request.model, frozenset(request.exclude_replica_ids))
         present = [replica for replica in usable if self._is_present(replica.replica_id)]
         matched = self.prefixes.matched_tokens(request.prefix_hashes)

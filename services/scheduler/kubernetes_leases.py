@@ -1,6 +1,6 @@
 """One Lease at a Kubernetes API server. The client's calls block, so they run in threads, with deadlines.
 
-Imported only where a Lease is asked for: the client is an optional dependency (`dspark[kubernetes]`).
+Imported only if a Lease is configured: the client is an optional dependency (`dspark[kubernetes]`).
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ ADDRESS_ANNOTATION = "dspark-advertise-address"
 _NAMESPACE_FILE = Path(SERVICE_TOKEN_FILENAME).with_name("namespace")
 _THREADS = 2
 _GRACE_SECONDS = 0.5
-"""A name server that hangs is not within the client's own time limit."""
+"""Added to the client's own timeout, which does not cover a hanging DNS lookup."""
 
 
 class KubernetesLeases:
-    """`Leases` by way of `kubernetes.client`."""
+    """`Leases` on top of `kubernetes.client`."""
 
     def __init__(
         self, configuration: client.Configuration, *, name: str, namespace: str, timeout_seconds: float = 1.0
     ) -> None:
-        configuration.retries = False  # the caller asks again soon, and a refused connection is news
+        configuration.retries = False  # the caller retries soon, and must learn of a refused connection
         self._api_client = client.ApiClient(configuration)
         self._api = client.CoordinationV1Api(self._api_client)
         self._name = name
@@ -53,7 +53,7 @@ class KubernetesLeases:
     def from_env(
         cls, environ: Mapping[str, str], *, name: str, namespace: str | None, timeout_seconds: float
     ) -> KubernetesLeases:
-        """In a pod the API server and rights come from its service account, elsewhere from KUBECONFIG.
+        """Takes API server and credentials from the pod's service account, outside a pod from KUBECONFIG.
         `namespace` None: the pod's or the current context's."""
         configuration = client.Configuration()
         kubeconfig = environ.get("KUBECONFIG") or None
@@ -127,7 +127,7 @@ class KubernetesLeases:
 
     def _to_api(self, lease: Lease) -> client.V1Lease:
         now = datetime.now(UTC)
-        # The API reads no time without its fraction.
+        # The API rejects a time without fractional seconds.
         now = now.replace(microsecond=max(1, now.microsecond))
         return client.V1Lease(
             metadata=client.V1ObjectMeta(
@@ -166,7 +166,7 @@ def _translated(error: client.ApiException, verb: str, where: str) -> Exception:
         )
     if error.status == 401:
         return ConfigError(f"this scheduler may not {verb} {where}: the API server does not accept its token")
-    # 404 of an update: it was deleted. 410 is no answer to these calls, only to watches.
+    # 404 for an update: it was deleted. 410 is returned only to watches, not to these calls.
     if error.status == 409 or (error.status == 404 and verb == "update"):
         return LeaseConflictError(f"{where} was changed by somebody else")
     if error.status == 404:

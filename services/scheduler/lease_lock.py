@@ -1,8 +1,8 @@
 """The leader lock as a Kubernetes Lease (coordination.k8s.io/v1), for schedulers without Redis.
 
-Every write names the version it has seen, so of two that want the lease one is told of a conflict. How long
-a holder has been silent is judged by this process's own clock alone, from when the lease was last seen to
-change: clocks of different nodes are never compared.
+Every write names the version it is based on, so of two concurrent writers one gets a conflict. How long the
+holder has been silent is measured on this process's own clock, since the lease was last seen to change;
+clocks of different nodes are never compared.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from dspark_core.errors import DSparkError
 from services.scheduler.election import Leadership
 
 ATTEMPTS = 3
-"""Looks at the lease within one `hold`; after so many conflicts another one has it."""
+"""Tries within one `hold`; after this many conflicts another scheduler has the lease."""
 
 
 class LeaseConflictError(DSparkError):
-    """Somebody else wrote the lease meanwhile, created it first or deleted it."""
+    """Another client wrote the lease meanwhile, created it first or deleted it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,31 +33,32 @@ class Lease:
     duration_seconds: int
     transitions: int
     renewals: str = ""
-    """When it was renewed, as the holder wrote it: only ever compared for equality."""
+    """The holder's renewal time as it wrote it; only compared for equality."""
     created_seconds: int = 0
-    """The API server's time, by which a lease that was deleted and made anew has a later term."""
+    """Creation time by the API server's clock, so that a lease deleted and created again has a later term."""
     version: str = ""
 
     @property
     def term(self) -> int:
-        """Of leadership; only grows, as transitions do and creation times do. Microseconds, as Redis' are."""
+        """Term of leadership. It only grows, as transitions and creation times do; on the same scale as Redis
+        terms, microseconds."""
         return self.created_seconds * 1_000_000 + self.transitions
 
 
 class Leases(Protocol):
-    """One named Lease. All raise UnavailableError when the API server does not answer in time, and
-    ConfigError when it refuses."""
+    """One named Lease. All methods raise UnavailableError if the API server does not answer in time, and
+    ConfigError if it refuses."""
 
     async def get(self) -> Lease | None:
-        """None: there is none."""
+        """None if it does not exist."""
         ...
 
     async def create(self, lease: Lease) -> Lease:
-        """LeaseConflictError: there is one."""
+        """Raises LeaseConflictError if it exists."""
         ...
 
     async def replace(self, lease: Lease) -> Lease:
-        """LeaseConflictError: it is not at `lease.version` any more."""
+        """Raises LeaseConflictError if it is no longer at `lease.version`."""
         ...
 
     async def close(self) -> None: ...
@@ -75,7 +76,8 @@ class KubernetesLeaderLock:
         lock_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """holder must be unique to the process. Leases count whole seconds: lock_seconds is rounded up."""
+        """`holder` must be unique to the process. `lock_seconds` is rounded up to whole seconds, as a Lease
+        requires."""
         self._leases = leases
         self._mine = Lease(
             holder=holder, address=address, duration_seconds=max(1, math.ceil(lock_seconds)), transitions=0
@@ -90,7 +92,7 @@ class KubernetesLeaderLock:
             lease = self._held or await self._look()
             try:
                 if lease is None:
-                    # Renewed at once below: a missing right to update shows now and not when it matters.
+                    # Renew it at once: a missing permission to update then shows now, not when it matters.
                     self._written(await self._leases.create(self._succeeding(self._seen)))
                     continue
                 if lease.holder == self._mine.holder:
@@ -115,7 +117,7 @@ class KubernetesLeaderLock:
                 await self._leases.replace(replace(lease, holder="", address="", duration_seconds=1))
                 return
             except LeaseConflictError:
-                lease = await self._leases.get()  # a renewal that was cut off may have arrived
+                lease = await self._leases.get()  # a renewal without an answer may have arrived
 
     async def close(self) -> None:
         await self._leases.close()
@@ -138,7 +140,7 @@ class KubernetesLeaderLock:
 
 
 def _renewed(before: Lease, after: Lease) -> bool:
-    """Labels that somebody edits change the version too, and are no sign of the holder's life."""
+    """Ignores the version: an edited label changes it too, and is no sign of life from the holder."""
     return replace(before, version="") != replace(after, version="")
 
 

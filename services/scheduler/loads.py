@@ -1,4 +1,4 @@
-"""How many requests each verifier has: what it told last, and what was sent to it since.
+"""How many requests each verifier has: its last reported load plus what was assigned to it since.
 
 Pure values and an injected clock.
 """
@@ -13,24 +13,25 @@ from dataclasses import dataclass, field
 from dspark_core.records import Replica, VerifierLoad
 
 PENDING_SECONDS = 2.0
-"""A request that was assigned and never arrived (its client left) counts for so long."""
+"""How long a request counts that was assigned but never arrived, for example because its client left."""
 MAX_ENTRIES = 4096
-"""Beyond so many, entries of replicas that are gone are dropped."""
+"""Above this number, entries of replicas that are gone are dropped."""
 SILENCE_SECONDS = 1.0
 SILENT_ROUNDS = 4.0
-"""A verifier with requests that ends no round for so long, and so many times what its longest take, hangs."""
+"""A verifier with running requests hangs if it completes no round for both SILENCE_SECONDS and SILENT_ROUNDS
+times the longest expected round."""
 
 
 @dataclass(slots=True)
 class _Entry:
     load: VerifierLoad | None = None
     busy_since: float = 0.0
-    """When it first told that requests run, since it told that none do."""
+    """Start of the current period in which it reports running requests."""
     worked_at: float | None = None
-    """When it last told of a round."""
+    """When it last reported a round."""
     lost: bool = False
     pending: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Requests on their way: when they were assigned, and their floors."""
+    """Assigned requests that have not arrived yet: id -> (time of assignment, speed floor)."""
 
 
 class LoadBook:
@@ -39,7 +40,8 @@ class LoadBook:
         self._entries: defaultdict[str, _Entry] = defaultdict(_Entry)
 
     def registered(self, replica: Replica) -> None:
-        """A renewal: proof of life, and the only word of a replica that sends no reports."""
+        """Takes a registration or renewal as a sign of life. It is the only source of load figures for a
+        replica that sends no reports."""
         if len(self._entries) >= MAX_ENTRIES:
             self._drop_gone()
         entry = self._entries[replica.replica_id]
@@ -56,11 +58,11 @@ class LoadBook:
             entry.pending.pop(request_id, None)
 
     def worked(self, replica_id: str) -> None:
-        """A round of it was reported."""
+        """Notes that it reported a round."""
         self._entries[replica_id].worked_at = self._clock()
 
     def idle_seconds(self, replica_id: str) -> float:
-        """How long its speed has not been seen."""
+        """Time since its last reported round, 0 if it never reported one."""
         entry = self._entries.get(replica_id)
         if entry is None or entry.worked_at is None:
             return 0.0
@@ -70,12 +72,12 @@ class LoadBook:
         self._entries[replica_id].pending[request_id] = (self._clock(), floor)
 
     def disconnected(self, replica_id: str) -> None:
-        """Its stream broke: until it is heard of again it is taken only when no other is left."""
+        """Marks a verifier whose stream broke as lost until it is heard from again."""
         entry = self._entries[replica_id]
         entry.load, entry.lost = None, True
 
     def _drop_gone(self) -> None:
-        """Replicas that left without a word leave an entry; those still here write theirs again."""
+        """Drops entries without a load, as replicas that vanished leave behind; live ones are re-created."""
         for replica_id in [key for key, entry in self._entries.items() if entry.load is None]:
             del self._entries[replica_id]
 
@@ -90,15 +92,15 @@ class LoadBook:
         return replica.draining or (load is not None and load.draining)
 
     def requests(self, replica: Replica) -> int:
-        """Running, waiting and on their way."""
+        """Running, waiting and assigned but not yet arrived."""
         entry = self._entries.get(replica.replica_id)
         load = entry.load if entry else None
         told = load or replica
         return told.running_requests + told.waiting_requests + self._pending(replica.replica_id)
 
     def highest_floor(self, replica_id: str, reach: float = math.inf) -> float:
-        """Tokens per second promised to the most demanding of its requests, of those within `reach`; 0.0: to
-        none."""
+        """The highest speed floor (tokens per second) among its requests that does not exceed `reach`; 0.0 if
+        there is none."""
         entry = self._entries.get(replica_id)
         if entry is None:
             return 0.0
@@ -110,13 +112,13 @@ class LoadBook:
         return (self._load(replica.replica_id) or replica).free_kv_fraction
 
     def max_running(self, replica_id: str) -> int:
-        """0: not known."""
+        """0 if unknown."""
         load = self._load(replica_id)
         return load.max_running_requests if load else 0
 
     def hangs(self, replica_id: str, longest_round_seconds: float) -> bool:
-        """Whether a verifier with requests ends no round. Its loads do not count: they are told beside the
-        rounds, also where a device does not come back."""
+        """Whether a verifier with running requests completes no round. Load reports prove nothing: they are
+        sent independently of rounds, even while the device hangs."""
         entry = self._entries.get(replica_id)
         if entry is None or entry.load is None or not entry.load.running_requests:
             return False

@@ -1,4 +1,4 @@
-"""The leader lock a configuration asks for."""
+"""Builds the configured leader lock."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _MAX_TIMEOUT_SECONDS = 1.0
 
 
 def leader_lock(config: SchedulerConfig, environ: Mapping[str, str]) -> LeaderLock:
-    """Raises ConfigError when what it needs is not there."""
+    """Raises ConfigError if the lock's requirements are not met."""
     holder = uuid.uuid4().hex
     if config.elected_by is LeaderElection.REDIS:
-        assert config.redis_url is not None  # the configuration was checked
+        assert config.redis_url is not None  # checked by SchedulerConfig
         return RedisLeaderLock(
             config.redis_url,
             holder=holder,
@@ -36,7 +36,7 @@ def _lease_lock(config: SchedulerConfig, environ: Mapping[str, str], holder: str
         raise ConfigError(
             "DSPARK_LEADER_ELECTION=lease needs the Kubernetes client: pip install 'dspark[kubernetes]'"
         )
-    # Half a second to import, and needed nowhere else.
+    # Takes half a second to import and is needed only here.
     from services.scheduler.kubernetes_leases import KubernetesLeases
 
     leases = KubernetesLeases.from_env(

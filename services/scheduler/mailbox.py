@@ -1,4 +1,4 @@
-"""A slot that holds the newest item only: a slow consumer skips what was overtaken."""
+"""A slot that holds only the newest item: a slow consumer skips items that were superseded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Mailbox(Generic[T]):
         self._changed = asyncio.Event()
 
     def put(self, item: T) -> bool:
-        """True when an item that nobody took was replaced."""
+        """Returns True if it replaced an item that was not taken."""
         replaced = self._item is not None
         self._item = item
         self._changed.set()

@@ -14,7 +14,7 @@ _LAG_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
 
 class CalibrationMetrics:
-    """How well confidences fit the outcomes, by model."""
+    """How well each model's confidences fit the outcomes."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._error = Gauge(
@@ -108,7 +108,7 @@ class SchedulerMetrics:
             self._replicas.labels(role.value).set(count[role])
 
     def set_leading(self, leading: bool) -> None:
-        """Who leads no more does not go on telling what it knew as the leader: it would stand still."""
+        """Also drops what was published as the leader when leading ends: it would go stale."""
         self._leading.set(leading)
         if not leading:
             self.calibration.clear()
@@ -121,11 +121,11 @@ class SchedulerMetrics:
         self._waiting.labels(tier).set(waiting)
 
     def watch_floors(self, read: Callable[[], float]) -> None:
-        """Computed when scraped."""
+        """`read` is called at every scrape."""
         self._floor_concurrency.set_function(read)
 
     def set_draft_price(self, drafter: str, price: float | None) -> None:
-        """None: the drafter has none any more. Drafters are named by addresses, which come and go."""
+        """None removes the drafter's series: drafters are named by their addresses, which come and go."""
         if price is None:
             self._draft_price.remove(drafter)
         else:

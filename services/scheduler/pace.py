@@ -1,4 +1,4 @@
-"""What a verifier's rounds say about its speed: round time at any load, tokens a request gets of one."""
+"""A verifier's speed as its rounds show it: round time at any load, and tokens per request and round."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dspark_core.records import RoundReport, StepTime
 SMOOTHING = 0.1
 """Weight of the newest round in running means."""
 FORGET_SECONDS = 5.0
-"""A slowdown of a verifier that does nothing is forgotten with this time constant."""
+"""Time constant with which an idle verifier's slowdown is forgotten."""
 PREFILL_TOKENS = 256
-"""Prompts are costed by passes of this size."""
+"""Prefill time is estimated in passes of this size."""
 
 
 class VerifierPace:
-    """Starts knowing nothing; `profile` and `observe` teach it."""
+    """Starts without a curve and learns from `adopt`, `start_from` and `observe`."""
 
     def __init__(self) -> None:
         self.model: RoundTimeModel | None = None
@@ -30,10 +30,10 @@ class VerifierPace:
         self._in_turns = False
 
     def adopt(self, profile: tuple[StepTime, ...], *, begins: bool = False) -> None:
-        """Starts from what was measured; a repeated profile changes nothing: what was learned on
-        top of it is better. `begins`: a stream, whose first report tells all that was measured."""
+        """Starts over from a measured profile. A repeated one is ignored, since what was learned on top of it
+        is better. `begins`: this is a stream's first report, which carries the whole profile."""
         if begins and not profile:
-            self._profile = ()  # it may be another one at the address, which does not measure
+            self._profile = ()  # another verifier, without a profile, may have taken the address
         if not profile or profile == self._profile:
             return
         self._profile = profile
@@ -41,22 +41,22 @@ class VerifierPace:
 
     @property
     def profiled(self) -> bool:
-        """The verifier measured its step times itself."""
+        """Whether the verifier measured its step times itself."""
         return bool(self._profile)
 
     @property
     def measured(self) -> bool:
-        """It, or another of its kind, was profiled; else all there is was learned from its own rounds."""
+        """Whether the curve stems from a profile, its own or its kind's, not just from its own rounds."""
         return self.model is not None and not self.model.verify.learned
 
     def start_from(self, model: StepTimeModel) -> None:
-        """What others of its kind know, for a verifier that was not measured."""
+        """Gives a verifier without a profile the curve of its kind."""
         self.model = RoundTimeModel(model)
 
     def observe(self, report: RoundReport) -> None:
         requests = len(report.requests)
         decoded = sum(1 + request.verify_length for request in report.requests)
-        # A prompt's chunk in the step makes it another kind of step.
+        # Steps that include a prefill chunk are of another kind.
         if requests and report.batch_tokens == decoded and report.step_seconds > 0:
             point = (requests, decoded, report.context_tokens, report.step_seconds)
             if self.model is None:
@@ -82,11 +82,11 @@ class VerifierPace:
 
     @property
     def accepted_length(self) -> float:
-        """Tokens a request gets of a round, the bonus token included."""
+        """Tokens a request gains per round, bonus token included."""
         return self._accepted_length
 
     def round_seconds(self, requests: int) -> float | None:
-        """Until so many requests like those seen have all had a round; None: no curve."""
+        """Time until `requests` requests like those seen have each had a round; None without a curve."""
         if self.model is None:
             return None
         of_all = (
@@ -99,26 +99,26 @@ class VerifierPace:
         return cycle_seconds(self.model, *of_all) if in_turns else self.model.seconds(*of_all)
 
     def relaxation(self, idle_seconds: float) -> float:
-        """What to multiply round times by that were last seen so long ago.
+        """Factor, at most 1, for round times last observed `idle_seconds` ago.
 
-        A slowdown is forgotten: a verifier that gets no requests cannot show that it is over.
+        It forgets a slowdown, because a verifier without requests cannot show that the slowdown is over.
         """
         if self.model is None or self.model.verify.scale <= 1.0:
             return 1.0
         return float(self.model.verify.scale ** (math.exp(-idle_seconds / FORGET_SECONDS) - 1.0))
 
     def tokens_per_second(self, requests: int) -> float | None:
-        """What each of so many requests gets; None: no curve."""
+        """Per request, with `requests` running; None without a curve."""
         seconds = self.round_seconds(requests)
         return None if seconds is None else self._accepted_length / seconds
 
     def undisturbed_tokens_per_second(self) -> float | None:
-        """What a lone request gets where nothing slows the verifier down; None: no curve."""
+        """Of a lone request while nothing slows the verifier down; None without a curve."""
         alone = self.tokens_per_second(1)
         return None if alone is None else alone / self.relaxation(math.inf)
 
     def prefill_seconds(self, tokens: int) -> float:
-        """Of so many prompt tokens; 0.0 without a curve."""
+        """For `tokens` prompt tokens; 0.0 without a curve."""
         if self.model is None or tokens <= 0:
             return 0.0
         chunk = min(tokens, PREFILL_TOKENS)

@@ -1,7 +1,7 @@
-"""Plans for one verifier: its newest report, and the pace of its rounds.
+"""Plans for one verifier, from its newest report and the pace of its rounds.
 
-The capacity of the asynchronous scheduler (paper, section 5.2). A plan is computed from a round
-that has ended and the verifier applies it to a later one, which keeps rejection sampling lossless.
+Computes the capacity of the asynchronous scheduler (paper, section 5.2). A plan is computed from a completed
+round and applied to a later one, which keeps rejection sampling lossless.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class VerifierPlanner:
         self._latest: RoundReport | None = None
 
     def begin_stream(self) -> None:
-        """A verifier that restarted counts its rounds from the beginning; its pace stays."""
+        """Accepts any round number next, as a restarted verifier counts anew; keeps the pace."""
         self._latest = None
 
     def observe(self, report: RoundReport) -> bool:
-        """Learns from a report; False when it is no newer than what is known, and was ignored."""
+        """Learns from a report; returns False and ignores it if it is no newer than the last one."""
         if self._latest is not None and report.round <= self._latest.round:
             return False
         self._latest = report
@@ -32,23 +32,23 @@ class VerifierPlanner:
         return True
 
     def missing_curve(self) -> tuple[StepTime, ...]:
-        """Step times for a verifier that was not profiled; empty: it was, or nobody of its kind was. What
-        its own rounds taught is not sent: it would take a round of any other shape to be as fast."""
+        """Its kind's step times for a verifier without a profile; empty if it has one or its kind has none.
+        A curve learned from its own rounds is not sent: it says nothing about rounds of other shapes."""
         if self.pace.profiled or self.pace.model is None or not self.pace.measured:
             return ()
         return self.pace.model.verify.step_times()
 
     def plan(self) -> VerifyPlan | None:
-        """The capacity that would have maximised the newest round's throughput.
+        """The draft token capacity that would have maximised the newest round's throughput.
 
-        None while there is nothing to plan from: no report, no timed step, or no drafts in the
-        round. Zero would be wrong there, it would stop the drafts that could show otherwise.
+        None while there is nothing to plan from: no report, no timed step, or no drafts in the round. A
+        capacity of zero would be wrong then: it would prevent the drafts that could prove it wrong.
         """
         report, model = self._latest, self.pace.model
         if report is None or model is None or not any(request.survival for request in report.requests):
             return None
         context = report.context_tokens // len(report.requests)
-        if report.cohorts > 1:  # the round before was another cohort's, while these were drafted for
+        if report.cohorts > 1:  # these were drafted for while the target computed another cohort
             model = replace(model, beside_seconds=report.step_seconds)
         requests = [
             PlanRequest(

@@ -1,4 +1,4 @@
-"""Remembers which verifiers were sent which prompt prefixes, by hash; bounded, least recent out."""
+"""Remembers by hash which verifiers were sent which prompt prefixes; bounded, evicts the least recent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PrefixTable:
         return len(self._replicas)
 
     def record(self, hashes: Sequence[int], replica_id: str) -> None:
-        """A request with these prefixes was sent there."""
+        """Notes that a request with these prefixes was sent to the replica."""
         for key in hashes:
             others = (known for known in self._replicas.get(key, ()) if known != replica_id)
             self._replicas[key] = (replica_id, *others)[:REPLICAS_PER_PREFIX]
@@ -29,7 +29,7 @@ class PrefixTable:
             self._replicas.popitem(last=False)
 
     def matched_tokens(self, hashes: Sequence[int]) -> dict[str, int]:
-        """Prompt tokens each verifier has seen before, as far as is remembered."""
+        """Leading prompt tokens that each verifier has seen before, as far as remembered."""
         matched: dict[str, int] = {}
         for blocks, key in enumerate(hashes, start=1):
             known = self._replicas.get(key, ())

@@ -1,4 +1,4 @@
-"""Documents in a Redis hash, written by the leading scheduler alone."""
+"""Documents in a Redis hash, written only by the leading scheduler."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from services.scheduler.redis_store import open_redis, redis_unavailable
 
 CURVES_KEY = "dspark:curves"
 CALIBRATION_KEY = "dspark:calibration"
-# KEYS[1] lock, KEYS[2] the hash; ARGV term, then field and value in turns. The check and the write are
-# one step, so that a leader that was replaced meanwhile writes nothing.
+# KEYS: lock, hash. ARGV: term, then alternating fields and values. Check and write are one atomic step, so a
+# leader that was replaced meanwhile writes nothing.
 _SAVE = """
 local held = redis.call('GET', KEYS[1])
 if not held or cjson.decode(held).term ~= ARGV[1] then return 0 end
@@ -19,10 +19,10 @@ for i = 2, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
 return 1
 """
 GUARD_SECONDS = 60
-"""A term that wrote nothing for so long keeps older ones out no more: it may have been of a clock that was
-ahead, and whoever leads since could never write again."""
-# The same when leaders are elected elsewhere: KEYS[1] holds the newest term that wrote, and an older one is
-# refused. Term 0 is of a scheduler that is alone.
+"""A term that wrote nothing for this long no longer excludes older ones: if it came from a clock that was
+ahead, later leaders could otherwise never write again."""
+# For leaders elected elsewhere: KEYS[1] holds the newest term that wrote; older terms are refused. Term 0, of
+# a leader that has not reached its lock yet, is not checked.
 _SAVE_BY_TERM = f"""
 local newest = redis.call('GET', KEYS[1])
 if ARGV[1] ~= '0' then
@@ -36,8 +36,8 @@ return 1
 
 class RedisDocumentStore:
     def __init__(self, url: str, key: str, *, locked: bool = True) -> None:
-        """`key`: of the hash. `locked`: the leader is elected by the lock in the same Redis. Raises
-        ConfigError for a URL that is none."""
+        """`key` names the hash. `locked`: leaders are elected by the lock in the same Redis. Raises
+        ConfigError for an invalid URL."""
         self._key = key
         self._script, self._guard = (_SAVE, LEADER_KEY) if locked else (_SAVE_BY_TERM, f"{key}:term")
         self._redis: Redis = open_redis(url)
@@ -47,7 +47,7 @@ class RedisDocumentStore:
             try:
                 found = await self._redis.hgetall(self._key)
             except exceptions.ConnectionError:
-                # It was lost since the last call, seconds or hours ago; leaders read once, when they begin.
+                # The idle connection may have been lost since the last call, and a leader loads only once.
                 found = await self._redis.hgetall(self._key)
         except (exceptions.RedisError, OSError) as error:
             raise redis_unavailable(error) from error

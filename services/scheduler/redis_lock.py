@@ -1,4 +1,4 @@
-"""The leader lock in Redis: one key with a time limit, taken and renewed by a script."""
+"""The leader lock in Redis: one key with an expiry, taken and renewed by a script."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from services.scheduler.election import Leadership
 from services.scheduler.redis_store import open_redis, redis_unavailable
 
 LEADER_KEY = "dspark:leader"
-# KEYS[1] lock; ARGV holder, address, time limit in ms. Terms are Redis' time, so that they grow even
-# over a Redis that restarts empty.
+# KEYS: lock. ARGV: holder, address, expiry in ms. A term is Redis' time in microseconds, so terms keep
+# growing even if Redis restarts empty.
 _HOLD = """
 local held = redis.call('GET', KEYS[1])
 if held then
@@ -35,7 +35,7 @@ if held and cjson.decode(held).holder == ARGV[1] then redis.call('DEL', KEYS[1])
 
 class RedisLeaderLock:
     def __init__(self, url: str, *, holder: str, address: str, lock_seconds: float) -> None:
-        """`holder` must be unique to the process. Raises ConfigError for a URL that is none."""
+        """`holder` must be unique to the process. Raises ConfigError for an invalid URL."""
         self._redis: Redis = open_redis(url, timeout_seconds=min(1.0, lock_seconds / 2))
         self._holder = holder
         self._address = address

@@ -1,4 +1,4 @@
-"""Opens Redis the way every store here needs it: short timeouts, no hidden retries."""
+"""Opens Redis the way the scheduler's stores need it: short timeouts, no hidden retries."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _SCHEMES = ("redis", "rediss", "unix")
 
 
 def open_redis(url: str, *, timeout_seconds: float = 1.0) -> Redis:
-    """Connects on first use. Raises ConfigError for a URL of another kind, and for one that is none."""
+    """Connects on first use. Raises ConfigError for an invalid URL or another scheme."""
     scheme = url.partition("://")[0]
     if scheme not in _SCHEMES:
-        # The whole URL may hold a password.
+        # Quote only the beginning: the URL may contain a password.
         raise ConfigError(f"REDIS_URL must start with redis://, rediss:// or unix://, got {scheme[:12]!r}")
     # No retries inside the client: a lost connection must reach the caller, which then knows
     # that Redis may have restarted empty and stores again what it holds.
@@ -29,7 +29,7 @@ def open_redis(url: str, *, timeout_seconds: float = 1.0) -> Redis:
             socket_connect_timeout=timeout_seconds,
             retry=Retry(NoBackoff(), 0),
         )
-    except ValueError:  # it says what it could not read: of a password with a / in it, a part of that
+    except ValueError:  # its message quotes what it could not parse, perhaps part of a password
         raise ConfigError(
             f"REDIS_URL cannot be read as {scheme}://user:password@host:port/number "
             "(in a password / is %2F, # is %23, ? is %3F)"
@@ -37,11 +37,11 @@ def open_redis(url: str, *, timeout_seconds: float = 1.0) -> Redis:
 
 
 def shown_redis_url(url: str) -> str:
-    """Without user and password, which are not for logs and screens."""
+    """The URL without user and password, for logs and screens."""
     try:
         parts = urlsplit(url)
         place = parts.path if parts.scheme == "unix" else parts.netloc.rpartition("@")[2] + parts.path
-    except ValueError:  # as of an IPv6 address without its second bracket
+    except ValueError:  # for example an unclosed bracket of an IPv6 address
         return "a URL that cannot be read"
     return f"{parts.scheme}://{place}"
 

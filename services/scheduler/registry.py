@@ -1,6 +1,6 @@
 """Where the scheduler keeps registered replicas: in memory, or in Redis so that they outlive it.
 
-A registry stores leases and nothing more; who is chosen for what is the scheduler's business.
+A registry only stores leases; choosing replicas is left to the scheduler.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ _log = logging.getLogger(__name__)
 
 
 class Registry(Protocol):
+    """All methods raise UnavailableError while the store is down."""
+
     async def put(self, replica: Replica, lease_seconds: float) -> None:
-        """Stores or renews; gone by itself after the lease. UnavailableError: the store is down."""
+        """Stores or renews a replica, which expires after the lease."""
         ...
 
     async def remove(self, replica_id: str) -> None:
-        """Unknown ids are ignored. UnavailableError: the store is down."""
+        """Ignores unknown ids."""
         ...
 
     async def replicas(self) -> tuple[Replica, ...]:
-        """Every replica with a running lease, by id. UnavailableError: the store is down."""
+        """Every replica with a running lease, ordered by id."""
         ...
 
     async def close(self) -> None: ...
@@ -60,8 +62,8 @@ class MemoryRegistry:
 
 _INDEX = "dspark:replicas"
 _KEY = "dspark:replica:"
-# The index only hints at keys whose own TTL decides. Entries this long past their lease are dropped;
-# the margin keeps clock skew between schedulers from dropping a live one.
+# The index is only a hint: the TTL of each key decides. Index entries are dropped this long after their lease
+# ended; the margin keeps clock skew between schedulers from dropping a live one.
 _INDEX_SLACK_SECONDS = 3600.0
 
 
@@ -110,7 +112,7 @@ def replica_to_json(replica: Replica) -> str:
 
 
 def replica_from_json(text: str) -> Replica:
-    """Ignores fields it does not know: during an upgrade newer schedulers write to the same Redis.
+    """Ignores unknown fields: during an upgrade newer schedulers write to the same Redis.
 
     Raises InvalidRequestError for anything that is not a replica.
     """
@@ -123,7 +125,7 @@ def replica_from_json(text: str) -> Replica:
 
 
 def _readable(texts: Iterable[str]) -> Iterator[Replica]:
-    """One broken record must not hide the others."""
+    """Skips broken records, so that they do not hide the others."""
     for text in texts:
         try:
             yield replica_from_json(text)

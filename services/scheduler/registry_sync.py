@@ -1,4 +1,4 @@
-"""Keeps the scheduler's state and the registry in step, and rides out a registry that is gone."""
+"""Keeps the scheduler's state and the registry in sync, and bridges times when the registry is down."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _log = logging.getLogger(__name__)
 
 
 class RegistrySync:
-    """Writes through while the registry is up; reads it every `interval_seconds`.
+    """Writes through while the registry is up, and reads it every `interval_seconds`.
 
-    While it is down nothing is forgotten but expired leases of our own, and writes do not even
-    try. When it is back, own leases are stored again first: it may have restarted empty. `on_back`
-    then hears of it: whatever else was stored there may be gone, too.
+    While it is down, only this scheduler's own expired leases are forgotten, and writes are not attempted.
+    When it is back, own leases are written first, since it may have restarted empty; then `on_back` is
+    called, since everything else stored there may be gone, too.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class RegistrySync:
         self._interval_seconds = interval_seconds
         self._on_back = on_back
         self._up = True
-        # Replicas that left here, and whether the registry was told. A listing asked for before the
-        # registry knew must not bring them back; the first one asked for after it settles them.
+        # Replicas that left, and whether they were removed from the registry. A listing requested before the
+        # removal must not bring them back; an entry is dropped after the first listing requested later.
         self._left: dict[str, bool] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -66,13 +66,13 @@ class RegistrySync:
                 self._went_down(error)
 
     async def renew(self, replica: Replica) -> None:
-        """As `put`, for a replica that does not ask for it itself and may leave meanwhile."""
+        """Like `put`, but not requested by the replica, which may leave meanwhile."""
         if not self._up:
             return
         try:
             await self._registry.put(replica, self._lease_seconds)
             if not self._state.is_registered(replica.replica_id):
-                # Which of the two the registry did last is not known: it must not come back by this one.
+                # It is unknown which write came last: remove it again, lest this one bring it back.
                 self._left[replica.replica_id] = False
                 await self._tell_left(replica.replica_id)
         except UnavailableError as error:
@@ -93,7 +93,7 @@ class RegistrySync:
             try:
                 await self._exchange()
             except Exception:
-                # This task must live as long as the scheduler: without it other schedulers' replicas
+                # This task must not end before the scheduler does: without it other schedulers' replicas
                 # would never be seen again.
                 _log.exception("unexpected error while reading the registry")
 
@@ -121,7 +121,7 @@ class RegistrySync:
 
     async def _tell_left(self, replica_id: str) -> None:
         await self._registry.remove(replica_id)
-        if replica_id in self._left:  # else it registered again meanwhile
+        if replica_id in self._left:  # otherwise it registered again meanwhile
             self._left[replica_id] = True
 
     def _went_down(self, error: UnavailableError) -> None:

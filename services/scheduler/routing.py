@@ -1,4 +1,4 @@
-"""Which verifier takes a request: the least expected time for it, prefill that its cache saves included.
+"""Chooses the verifier with the least expected time for a request, given the prefill its cache saves.
 
 Pure: candidates in, a choice out.
 """
@@ -13,9 +13,9 @@ from dspark_core.records import Replica
 from services.scheduler.pace import VerifierPace
 
 HORIZON_ROUNDS = 64
-"""A request is costed over so many rounds: how long it will really be is not known."""
+"""Rounds assumed per request, whose real length is unknown."""
 FLOOR_MARGIN = 1.05
-"""A floor counts as held only with so much to spare: expectations are means."""
+"""A floor counts as held only if the expected speed exceeds it by this factor: expectations are means."""
 MAX_CONCURRENCY = 1024
 
 
@@ -23,24 +23,24 @@ MAX_CONCURRENCY = 1024
 class Candidate:
     replica: Replica
     requests: int
-    """Running, waiting and on their way."""
+    """Running, waiting and assigned but not yet arrived."""
     max_running: int = 0
-    """0: not known, no bound."""
+    """0: unknown, no bound."""
     free_kv_fraction: float = 1.0
     pace: VerifierPace
     matched_tokens: int = 0
     """Prompt tokens its prefix cache probably holds."""
     idle_seconds: float = 0.0
-    """How long its speed has not been seen."""
+    """Time since its last reported round."""
     highest_floor: float = 0.0
-    """Tokens per second promised to the most demanding of its requests, of those within reach; 0: to none."""
+    """Highest speed floor (tokens per second) among its requests, of those within reach; 0 if none."""
 
     def holds(self, floor: float) -> bool:
-        """Whether every floor, the new request's included, still holds with one request more.
+        """Whether every floor, including the new request's, still holds with one more request.
 
-        An idle verifier takes any: nothing here would be faster. So does one without a curve. Floors that
-        even a lone request would not get keep nobody out: a single request, or a verifier that became slow,
-        would otherwise close it to all others.
+        A verifier that is idle or has no curve takes any request. Floors of running requests that even a
+        lone request would not reach are disregarded: otherwise a single such request, or a slowdown, would
+        close the verifier to all others.
         """
         seconds = self.round_seconds()
         if seconds is None or self.requests == 0:
@@ -51,7 +51,7 @@ class Candidate:
         return not highest or self.pace.accepted_length / seconds >= FLOOR_MARGIN * highest
 
     def floor_concurrency(self) -> int | None:
-        """The largest number of requests at which its floors hold; None: no floors or no curve."""
+        """The largest number of requests at which its floors hold; None without floors or curve."""
         if not self.highest_floor or self.pace.round_seconds(1) is None:
             return None
         needed = FLOOR_MARGIN * self.highest_floor
@@ -60,7 +60,7 @@ class Candidate:
         return next(fast, 1)
 
     def round_seconds(self) -> float | None:
-        """With the new request; None without a curve."""
+        """Round time with the new request; None without a curve."""
         seconds = self.pace.round_seconds(self.requests + 1)
         if seconds is not None and self.requests == 0:
             seconds *= self.pace.relaxation(self.idle_seconds)
@@ -73,20 +73,20 @@ class Candidate:
             return None
         rounds = float(HORIZON_ROUNDS)
         if self.max_running:
-            # Who is beyond the batch waits until that share of it has ended.
+            # Requests in excess of the batch wait until as many running ones have ended.
             rounds *= 1.0 + max(0, self.requests + 1 - self.max_running) / self.max_running
         return rounds * seconds + self.pace.prefill_seconds(prompt_tokens - self.matched_tokens)
 
 
 def reach_of(pace: VerifierPace, idle_seconds: float) -> float:
-    """The highest floor that holds for a lone request; without a curve any may."""
+    """The highest floor that holds for a lone request; infinite without a curve."""
     alone = pace.tokens_per_second(1)
     return math.inf if alone is None else alone / pace.relaxation(idle_seconds) / FLOOR_MARGIN
 
 
 def choose(candidates: Sequence[Candidate], prompt_tokens: int) -> Candidate:
-    """`candidates` must not be empty. Verifiers without a curve compare by their number of requests
-    at the mean pace of those with one; among equals the most free cache, then the first id."""
+    """Chooses one of `candidates`, which must not be empty. A verifier without a curve is given the others'
+    mean time per request; ties go to the most free KV cache, then to the first id."""
     known = [c.seconds_for(prompt_tokens) for c in candidates]
     pairs = zip(candidates, known, strict=True)
     paces = [seconds / (c.requests + 1) for c, seconds in pairs if seconds is not None]

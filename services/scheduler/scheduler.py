@@ -1,8 +1,8 @@
-"""The scheduler itself: registration, routing and plans, in records and without a network.
+"""The scheduler itself: registration, routing and plans, on records and without a network.
 
-It fits `services.common.protocols.SchedulerApi`, so the embedded default uses it in process and
-the servicer puts it on gRPC. What it knows is in memory; the registry is a copy that survives a
-restart and is shared with other schedulers. No call waits for a registry that is known to be down.
+It implements `services.common.protocols.SchedulerApi`: the embedded default uses it in process, the
+servicer serves it over gRPC. Its state is in memory; the registry is a copy that survives restarts and
+is shared with other schedulers. No call waits for a registry that is known to be down.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from services.scheduler.registry_sync import RegistrySync
 _log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 0.5
-"""A verifier whose reports need no plan is told this often that they are heard."""
+"""How often a verifier gets a heartbeat while its reports give nothing to plan."""
 HEARTBEAT = VerifyPlan(based_on_round=0, draft_token_capacity=0)
 
 
@@ -81,8 +81,8 @@ class Scheduler:
         self._draining = False
 
     async def start(self) -> None:
-        """Loads what the registry knows; without a registry it starts empty. Raises ConfigError when this
-        scheduler has no right to the lock."""
+        """Loads the registry's replicas and the stored documents, or starts empty if they are unavailable.
+        Raises ConfigError if this scheduler is not permitted to take the lock."""
         await self._sync.start()
         await self._election.start()
         self._metrics.set_leading(self._election.now.leading)
@@ -90,7 +90,7 @@ class Scheduler:
         self._maintaining = asyncio.create_task(self._maintain(), name="maintain")
 
     async def drain(self) -> None:
-        """Ends the Coordinate streams; verifiers then plan for themselves."""
+        """Ends the Coordinate streams; verifiers then plan locally."""
         self._draining = True
         for mailbox in self._mailboxes:
             mailbox.close()
@@ -130,8 +130,8 @@ class Scheduler:
         return chosen
 
     async def coordinate(self, reports: AsyncIterable[RoundReport]) -> AsyncGenerator[VerifyPlan, None]:
-        """Every report teaches the verifier's curve; only the newest waiting one is planned. While
-        there is nothing to plan, plans that are based on round 0 say that reports are heard."""
+        """Learns from every report, but plans only from the newest pending one. While there is nothing to
+        plan from, heartbeats (plans with based_on_round 0) show that reports arrive."""
         self._election.require_leading()
         mailbox: Mailbox[tuple[RoundReport, float]] = Mailbox()
         self._mailboxes.add(mailbox)
@@ -157,7 +157,7 @@ class Scheduler:
                 self._metrics.capacity.observe(plan.draft_token_capacity)
                 self._metrics.report_lag.observe(self._clock() - received_at)
                 curve = self._fleet.planner(report.replica_id).missing_curve() if curve_is_due else ()
-                curve_is_due = curve_is_due and not curve  # one of its kind may be profiled later
+                curve_is_due = curve_is_due and not curve  # a replica of its kind may be profiled later
                 scaling = self._fleet.calibration.scaling(self._fleet.model_of(report.replica_id))
                 yield dataclasses.replace(
                     plan,
@@ -174,7 +174,7 @@ class Scheduler:
             await end(reader)
 
     def _plan(self, report: RoundReport) -> VerifyPlan | None:
-        """None: there is nothing to plan from, as in a report of loads alone."""
+        """None if there is nothing to plan from, for example in a report that carries only the load."""
         if report.round == 0:
             return None
         plan = self._fleet.planner(report.replica_id).plan()
@@ -183,11 +183,11 @@ class Scheduler:
         return plan
 
     async def listen(self, reports: AsyncIterable[RoundReport]) -> None:
-        """Learns from a verifier that plans for itself; returns when its reports end."""
+        """Learns from a verifier that plans locally; returns when its reports end."""
         await self._read(reports, None)
 
     async def _maintain(self) -> None:
-        """Looks at how well confidences fit the outcomes; stores that and step times."""
+        """Periodically refits confidences, refreshes draft prices and stores what was learned."""
         while not self._draining:
             await asyncio.sleep(self._maintain_seconds)
             for step in (self.examine_calibration, self._refresh_prices, self._save):
@@ -196,8 +196,8 @@ class Scheduler:
                 try:
                     await step()
                 except Exception:
-                    # This task must live as long as the scheduler, and what failed must not keep the
-                    # others from their turn: nothing would be stored for the next leader.
+                    # A failing step must end neither this task nor the other steps: nothing would be
+                    # stored for the next leader.
                     _log.exception("unexpected error in maintenance")
 
     async def examine_calibration(self) -> None:
@@ -221,12 +221,12 @@ class Scheduler:
                 )
 
     def _begin_loading(self) -> asyncio.Task[None]:
-        """Beside the election: a store that hangs would take longer than the lock lasts without a renewal."""
+        """Loads in a task of its own: waiting for a hanging store would let the leader lock expire."""
         self._loading = asyncio.create_task(self._load(), name="load")
         return self._loading
 
     async def _load(self) -> None:
-        """What earlier leaders learned."""
+        """Loads what earlier leaders learned."""
         try:
             await self._fleet.curves.load()
             await self._fleet.calibration.load()
@@ -236,7 +236,7 @@ class Scheduler:
             self._show_calibration(model, state)
 
     def _show_calibration(self, model: str, state: CalibrationState) -> None:
-        if self._election.now.leading:  # it may have ended while this was found
+        if self._election.now.leading:  # leadership may have ended meanwhile
             self._metrics.calibration.show(model, state)
 
     def _show_price(self, drafter: str, price: float | None) -> None:
@@ -261,7 +261,7 @@ class Scheduler:
         if now.leading:
             self._begin_loading()
         else:
-            # Streams end and waiting requests are answered: both then find the leader.
+            # Their clients then look for the new leader.
             for mailbox in self._mailboxes:
                 mailbox.close()
             self._admission.fail(
@@ -271,7 +271,7 @@ class Scheduler:
     async def _read(
         self, reports: AsyncIterable[RoundReport], mailbox: Mailbox[tuple[RoundReport, float]] | None
     ) -> None:
-        """Learns from every report; `mailbox` gets those to plan from."""
+        """Learns from every report and puts those to plan from into `mailbox`."""
         replica_id: str | None = None
         try:
             async for report in reports:
@@ -302,7 +302,7 @@ class Scheduler:
                 mailbox.close()
 
     async def _renew(self, replica_id: str) -> None:
-        """A report keeps a lease alive here; now and then its copy in the registry as well. A verifier's own
-        renewals may be refused for long: by requests that wait and use up the calls."""
+        """Renews the registry's copy of a lease, when due, on behalf of a verifier that reports. Its own
+        renewals may be refused for long while waiting requests use up the server's concurrent calls."""
         if (due := self._fleet.state.due_for_registry(replica_id)) is not None:
             await self._sync.renew(due)

@@ -1,4 +1,4 @@
-"""The scheduler on gRPC: converts, calls, converts back."""
+"""Serves the scheduler over gRPC: converts, calls, converts back."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Which replicas the scheduler knows.
 
-Pure values and an injected clock. Two sources: replicas that renew their lease here, and a view of
-those that other schedulers sharing the registry hold. Own leases win, they are the fresher word.
-A lease begins by registering alone; reports keep it alive, too.
+Pure values and an injected clock. There are two sources: replicas that renew their lease here, and a view
+of those that other schedulers hold in the shared registry. Own leases win because they are fresher. Only
+registering starts a lease; reports also extend it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Lease:
     replica: Replica
     expires_at: float
     stored_at: float
-    """When the registry was last given it."""
+    """When it was last written to the registry."""
     kept_by_reports: bool = True
 
 
@@ -34,21 +34,21 @@ class ClusterState:
         self._leases[replica.replica_id] = Lease(replica, now + self._lease_seconds, now)
 
     def heard(self, replica_id: str) -> None:
-        """A report came: extends the lease of a registered replica. One that left, or was forgotten,
-        has to register again."""
+        """Extends the lease of a registered replica that sent a report. One that left or expired has to
+        register again."""
         lease = self._running(replica_id)
         if lease is not None and lease.kept_by_reports:
             self._leases[replica_id] = replace(lease, expires_at=self._clock() + self._lease_seconds)
 
     def heard_of_another(self, replica_id: str) -> None:
-        """A report showed that this id is another replica's now: what is registered may be the one
-        before, so reports keep it no more until it registers again."""
+        """Notes that the id now belongs to another replica, as a report showed. The lease may be the previous
+        replica's, so reports no longer extend it until the id registers again."""
         if (lease := self._running(replica_id)) is not None:
             self._leases[replica_id] = replace(lease, kept_by_reports=False)
 
     def due_for_registry(self, replica_id: str) -> Replica | None:
-        """A registered replica whose copy in the registry has lived half its lease: nothing but reports
-        keeps it alive. Whoever asks stores it; None until then."""
+        """The replica if half its lease has passed since it was written to the registry: only reports keep
+        it alive. The caller must then write it. None if not due."""
         lease, now = self._running(replica_id), self._clock()
         if lease is None or not lease.kept_by_reports or now - lease.stored_at < self._lease_seconds / 2:
             return None
@@ -56,7 +56,7 @@ class ClusterState:
         return lease.replica
 
     def is_registered(self, replica_id: str) -> bool:
-        """It has a running lease here."""
+        """Whether it has a running lease here."""
         return self._running(replica_id) is not None
 
     def deregister(self, replica_id: str) -> None:
@@ -65,11 +65,11 @@ class ClusterState:
         self._shared.pop(replica_id, None)
 
     def replace_shared(self, replicas: Iterable[Replica]) -> None:
-        """What the registry lists now. Kept as it is while the registry cannot be read."""
+        """Sets what the registry lists. The view stays while the registry cannot be read."""
         self._shared = {replica.replica_id: replica for replica in replicas}
 
     def leases(self) -> tuple[tuple[Replica, float], ...]:
-        """Replicas that registered here, with the seconds left of their leases; drops expired ones."""
+        """Replicas registered here with the seconds left of their leases; drops expired ones."""
         now = self._clock()
         for replica_id in [key for key, lease in self._leases.items() if lease.expires_at <= now]:
             # The shared view may still show it; if another scheduler holds it, the next view will.
@@ -77,7 +77,7 @@ class ClusterState:
         return tuple((lease.replica, lease.expires_at - now) for lease in self._leases.values())
 
     def replicas(self, role: Role | None = None) -> tuple[Replica, ...]:
-        """Every known replica of a role, or of all, by id."""
+        """All known replicas, or those of one role, ordered by id."""
         known = self._shared | {replica.replica_id: replica for replica, _ in self.leases()}
         return tuple(
             known[replica_id]

@@ -1,8 +1,8 @@
-"""`DraftSource` over gRPC: one stream to a drafter, kept open, reopened when it breaks.
+"""`DraftSource` over gRPC: one stream to a drafter, kept open and reopened when it breaks.
 
-Lives on an asyncio loop and is called from the round thread. Whenever the stream is not up, or a
-reply was cancelled that is still owed, proposals fail at once, so that a lost drafter never holds up a round
-twice. Two rounds may be under way: while the target computes one cohort, the other is drafted for.
+Lives on an asyncio loop and is called from the round thread. Two rounds may be in flight: one cohort is
+drafted for while the target computes the other. While the stream is down or two replies are outstanding,
+proposals fail at once, so a lost drafter does not hold up every round.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ _log = logging.getLogger(__name__)
 FIRST_BACKOFF_SECONDS = 0.1
 MAX_BACKOFF_SECONDS = 2.0
 STEADY_SECONDS = 2.0
-"""A stream that lasted this long was a good one, however it ended: at the age servers give connections, each
-ends in an error. Nothing has to be backed off from."""
+"""A stream that lasted this long resets the backoff, however it ended: servers limit the age of connections,
+and every stream that reaches it ends in an error."""
 STALL_SECONDS = 5.0
-"""A stream that owes a reply for this long is given up and reopened."""
+"""A stream is given up and reopened when a reply is outstanding for this long."""
 STREAM_SECONDS = 24 * 3600.0
 MAX_PENDING_RELEASES = 10_000
 MAX_ROUNDS = 2
-"""Under way at once."""
+"""Rounds in flight at once."""
 MOST_FEATURE_BYTES = MAX_MESSAGE_BYTES * 63 // 64
-"""Of a round: gRPC ends the stream, and so frees what everybody has primed, over a message that is too large.
-The rest of the limit is for what comes with the features. `Drafting` sends half as much at most."""
+"""Limit per round: on an oversized message gRPC ends the stream, which frees the context of every sequence.
+The remaining 1/64 is for the other fields. `Drafting` sends at most half as much."""
 
 
 @dataclass(slots=True)
 class _Pending:
-    """A round whose reply is owed."""
+    """A round whose reply is outstanding."""
 
     round: int
     sequence_ids: tuple[str, ...]
@@ -57,7 +57,7 @@ class RemoteDraftSource:
     def __init__(
         self, channel: grpc.aio.Channel, geometry: DraftGeometry, *, stall_seconds: float = STALL_SECONDS
     ) -> None:
-        """`geometry` is that of the checkpoint whose projection this verifier applies."""
+        """`geometry` belongs to the checkpoint whose projection this verifier applies."""
         self._stub: Any = drafter_pb2_grpc.DrafterServiceStub(channel)
         self._geometry = geometry
         self._stall_seconds = stall_seconds
@@ -119,7 +119,7 @@ class RemoteDraftSource:
         return pending.future
 
     def release(self, sequence_ids: Sequence[str]) -> None:
-        """Sent with the next request; a broken stream has released everything already."""
+        """Sent with the next request. Without a stream there is nothing to release: its end freed it all."""
         if self.connected and len(self._releases) < MAX_PENDING_RELEASES:
             self._releases.extend(sequence_ids)
 
@@ -141,7 +141,7 @@ class RemoteDraftSource:
                 await self._stream()
             except (DSparkError, grpc.aio.AioRpcError) as error:
                 self._complain(error)
-            except Exception:  # or nothing would be drafted for the rest of this process's life
+            except Exception:  # keep the loop alive: without it this process would never draft again
                 _log.exception("the stream to the drafter failed")
             finally:
                 self._disconnected()
@@ -159,7 +159,7 @@ class RemoteDraftSource:
             raise CheckpointError(f"the drafter serves {served}, this verifier projects for {self._geometry}")
 
     async def _stream(self) -> None:
-        """One stream, from its opening to its end."""
+        """Runs one stream from opening to end."""
         requests: asyncio.Queue[drafter_pb2.DraftRequest | None] = asyncio.Queue()
         call = self._stub.Draft(_drain(requests), timeout=STREAM_SECONDS)
         watchdog = asyncio.create_task(self._watch(call))
@@ -172,16 +172,16 @@ class RemoteDraftSource:
             async for response in call:
                 self._receive(response)
         except asyncio.CancelledError:
-            if watchdog.done():  # the call was cancelled by it, not this task by its owner
+            if watchdog.done():  # it cancelled the call; this task was not cancelled by its owner
                 raise DraftUnavailableError(f"no reply for {self._stall_seconds:g} s") from None
             raise
         finally:
             watchdog.cancel()
             call.cancel()
-            requests.put_nowait(None)  # a call that broke goes on waiting for its next request
+            requests.put_nowait(None)  # even a broken call keeps waiting for its next request
 
     async def _watch(self, call: grpc.aio.StreamStreamCall[Any, Any]) -> None:
-        """Cancels a stream that owes a reply for too long: its drafter hangs."""
+        """Cancels a stream whose reply is overdue: its drafter hangs."""
         while True:
             oldest = self._owed[0] if self._owed else None
             await asyncio.sleep(self._stall_seconds)
@@ -211,7 +211,7 @@ class RemoteDraftSource:
             _fail(self._owed.popleft(), "the drafter's stream ended")
 
     def _complain(self, error: Exception) -> None:
-        """Once per outage: reconnecting every second or two must not fill the log."""
+        """Logs once per outage: reconnecting every second or two must not fill the log."""
         if isinstance(error, grpc.aio.AioRpcError):
             error = from_rpc_error(error)
         if not self._complained:
@@ -222,7 +222,7 @@ class RemoteDraftSource:
 async def _drain(
     requests: asyncio.Queue[drafter_pb2.DraftRequest | None],
 ) -> AsyncIterator[drafter_pb2.DraftRequest]:
-    """Until None."""
+    """Yields requests until None."""
     while (request := await requests.get()) is not None:
         yield request
 

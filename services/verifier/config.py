@@ -26,7 +26,7 @@ from services.verifier.profiling import MEASURE, ProfileOptions
 PORT = 50053
 METRICS_PORT = 9053
 DEFAULT_STEP_MS = 100.0
-"""A stream that shares a verifier with arriving prompts still gets about ten tokens a second."""
+"""Running requests still get about ten tokens per second while prompts of others are prefilled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,22 +36,22 @@ class VerifierServiceConfig:
     server: ServerOptions
     torch_threads: int | None
     drafter_address: str | None
-    """None: plain decoding, whatever checkpoint is configured."""
+    """None: no drafter, whatever checkpoint is configured."""
     draft_deadline_seconds: float
-    """How long a round may wait for drafts before it goes on without."""
+    """How long a round waits for drafts before it goes on without them."""
     scheduler_address: str | None
     advertise_address: str
     replica_id: str
     lookup: bool = True
-    """Whether drafts may come from requests' own text too, and from `ngrams`."""
+    """Whether drafts may also be looked up in a request's own text and in `ngrams`."""
     ngrams: str = NGRAMS_AUTO
-    """Table of the target's words, as `resolve_ngrams_path` takes it."""
+    """N-gram table of the target's output, in the form that `resolve_ngrams_path` takes."""
     cohorts: int | None = None
-    """1, or 2 that take turns, one being drafted for while the other is verified; None: what is faster by the
-    measured times."""
+    """1, or 2: cohorts take turns, one being drafted for while the other is verified. None: whichever is
+    faster by the measured times."""
     profile: ProfileOptions = field(default_factory=ProfileOptions)
     trace: TraceOptions | None = None
-    """None: rounds leave no trace."""
+    """None: rounds are not traced."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> VerifierServiceConfig:

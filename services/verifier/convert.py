@@ -26,7 +26,7 @@ def geometry_from_proto(message: drafter_pb2.DescribeDrafterResponse) -> DraftGe
 
 
 def draft_items_to_proto(values: Sequence[DraftItem]) -> list[drafter_pb2.DraftItem]:
-    """Those of a message together, so that a GPU is waited for once."""
+    """Converts all items of a message together, so that a GPU is synchronised only once."""
     features = _on_the_host([value.features for value in values])
     return [
         drafter_pb2.DraftItem(
@@ -44,7 +44,7 @@ def draft_items_to_proto(values: Sequence[DraftItem]) -> list[drafter_pb2.DraftI
 
 
 def draft_block_from_proto(message: drafter_pb2.DraftBlock, geometry: DraftGeometry) -> DraftBlock:
-    """Raises DraftUnavailableError for a block that does not fit what the drafter said it serves."""
+    """Raises DraftUnavailableError for a block that contradicts the drafter's description."""
     token_ids = tuple(message.token_ids)
     confidences = tuple(message.confidences)
     _check(len(token_ids) <= geometry.block_size, f"{len(token_ids)} draft tokens in a block")
@@ -61,7 +61,7 @@ def draft_block_from_proto(message: drafter_pb2.DraftBlock, geometry: DraftGeome
 
 
 def tensor_to_proto(value: Tensor) -> common_pb2.Tensor:
-    """Of a tensor on the host."""
+    """`value` must be in host memory."""
     return common_pb2.Tensor(
         dtype=_DTYPES[value.dtype],
         shape=value.shape,
@@ -70,7 +70,7 @@ def tensor_to_proto(value: Tensor) -> common_pb2.Tensor:
 
 
 def _on_the_host(parts: Sequence[Tensor]) -> Sequence[Tensor]:
-    """parts [.., size] of one device: themselves on a CPU, else all of them in one copy."""
+    """Copies parts [.., size] of one device to the host in one transfer; returns CPU tensors as they are."""
     if all(part.device.type == "cpu" for part in parts):
         return parts
     return torch.split(torch.cat(list(parts)).cpu(), [len(part) for part in parts])

@@ -1,6 +1,6 @@
-"""How busy this verifier is, for the scheduler: levels, and which requests have arrived.
+"""How busy this verifier is, for the scheduler: load levels and which requests have arrived.
 
-A request that is told as arrived is one of those that run or wait: the scheduler counts it no more itself.
+Arrived requests are included in the running and waiting ones, so the scheduler stops counting them itself.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dspark_core.engine.verifier import VerifierStatus
 from dspark_core.records import GenerateRequest, VerifierLoad
 
 MAX_NEW_REQUESTS = 256
-"""More arrivals between two reports are left out; they count as on their way for a little longer."""
+"""Arrivals reported at once; the scheduler counts any beyond as not yet arrived for a little longer."""
 MAX_FLOORS = 64
-"""Requests may each ask for another; the highest are told."""
+"""Distinct speed floors reported, the highest."""
 
 
 class LoadMeter:
-    """Arrivals are told from the event loop, loads are taken there too."""
+    """For use on the event loop only."""
 
     def __init__(self, max_running: int, *, draining: Callable[[], bool] = lambda: False) -> None:
         self._max_running = max_running
@@ -33,7 +33,7 @@ class LoadMeter:
 
     @contextmanager
     def serving(self, request: GenerateRequest) -> Iterator[None]:
-        """Around a request's whole stay."""
+        """Entered for as long as the request is being served."""
         self._arrived.append(request.request_id)
         floor = request.min_tokens_per_second or 0.0
         self._floors[floor] += 1
@@ -45,7 +45,7 @@ class LoadMeter:
                 del self._floors[floor]
 
     def take(self) -> VerifierLoad | None:
-        """The load now; arrivals are told once. None before there is a verifier to watch."""
+        """The current load; each arrival is reported once. None before `watch`."""
         if self._status is None:
             return None
         status = self._status()

@@ -1,4 +1,4 @@
-"""Prometheus metrics of the round loop, taken from what rounds report."""
+"""Prometheus metrics of the round loop, derived from round reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dspark_core.engine.verifier import VerifierStatus
 from dspark_core.records import DraftOrigin, RoundReport
 
 _STEP_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
-# Narrow below the deadline of half a second: by them the alert tells waits until it from shorter ones.
+# Fine below the default deadline of 0.5 s: the alert must tell waits that reached it from shorter ones.
 _DRAFT_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.45, 0.5, 1.0)
 
 
@@ -114,7 +114,7 @@ class VerifierMetrics:
         self._registry.register(preempted)
 
     def watch_planner(self, planner: LocalPlanSource) -> None:
-        """Whether it knows the engine's speed, and how many requests it does not draft for."""
+        """Exports whether it knows the engine's speed and how many requests it does not draft for."""
         self._profiled.set_function(lambda: float(planner.round_time is not None))
         self._paused.set_function(lambda: planner.paused_requests)
 
@@ -123,7 +123,7 @@ class VerifierMetrics:
 
 
 class _ReadCounter(Collector):
-    """A count that others keep, read whenever metrics are scraped."""
+    """A counter whose value is kept elsewhere and read at every scrape."""
 
     def __init__(self, name: str, text: str, read: Callable[[], int]) -> None:
         self._name, self._text, self._read = name, text, read
@@ -143,7 +143,7 @@ class ObservedPlanSource:
     """A `PlanSource` whose plans and reports are also counted."""
 
     def __init__(self, inner: PlanSource, metrics: VerifierMetrics, planner_name: Callable[[], str]) -> None:
-        """`planner_name` of the plan just made."""
+        """`planner_name` names the planner that made the latest plan."""
         self._inner = inner
         self._metrics = metrics
         self._planner_name = planner_name
@@ -165,7 +165,7 @@ class ObservedPlanSource:
 
 
 def profile_problem(planner: LocalPlanSource) -> str | None:
-    """The health of a verifier's step times, as the metric tells it."""
+    """What is wrong with the verifier's step times, or None; agrees with the metric."""
     if planner.round_time is None:
         return "not profiled: only the first, likely draft tokens are verified"
     return None

@@ -1,4 +1,4 @@
-"""`PlanSource` that follows the scheduler while its plans are fresh, and plans locally otherwise."""
+"""A `PlanSource` that follows the scheduler while its plans are fresh, and plans locally otherwise."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ MAX_PLAN_AGE_ROUNDS = 8
 MAX_QUEUED_REPORTS = 16
 RECONNECT_SECONDS = 0.25
 LOAD_SECONDS = 0.1
-"""While no round ends, a load that changed is told within this."""
+"""While no round ends, a changed load is reported within this time."""
 KEEPALIVE_SECONDS = 1.0
-"""And one that did not, within this."""
+"""While no round ends, an unchanged load is reported within this time."""
 LOCAL_PLANNER, SCHEDULER_PLANNER = "local", "scheduler"
-"""Names of who made a plan, in metrics and traces."""
+"""Names of planners in metrics and traces."""
 
 
 class LocalPlans(PlanSource, Protocol):
-    """What plans while no plans come, and by whose times and price it does."""
+    """The local planner, which can be given a draft price and step times."""
 
     draft_price: float
 
@@ -64,10 +64,14 @@ class CoordinatedPlanSource:
         on_connected: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`profile` is what this verifier measured at start; the scheduler refines it. `load` is
-        asked for whenever a report is sent, and in between, on the event loop. `kind`: of replicas whose step
-        times `local` may adopt. `on_connected` is called when a scheduler begins to answer: it may be a new
-        leader, which knows nobody yet."""
+        """
+        Args:
+            profile: What this verifier measured at start; the scheduler refines it.
+            load: Called on the event loop for every report and in between.
+            kind: Replicas of this kind share step times that `local` may adopt.
+            on_connected: Called when a scheduler begins to answer, since it may be a new leader that knows
+                no replica yet.
+        """
         self._scheduler = scheduler
         self._local = local
         self._profile = tuple(profile)
@@ -76,7 +80,8 @@ class CoordinatedPlanSource:
         self._kind = kind
         self._on_connected = on_connected
         self._clock = clock
-        self._price = (0.0, clock())  # and when it came; replaced as a whole, read by the round thread
+        # (price, time of arrival); replaced as a whole by the loop, read by the round thread.
+        self._price = (0.0, clock())
         self._loop = asyncio.get_running_loop()
         self._reports: asyncio.Queue[RoundReport] = asyncio.Queue(MAX_QUEUED_REPORTS)
         # Newest last; replaced as a whole by the loop, read by the round thread.
@@ -85,7 +90,7 @@ class CoordinatedPlanSource:
         self._scaling: ConfidenceScaling | None = None
         self._task: asyncio.Task[None] | None = None
         self.last_planner = LOCAL_PLANNER
-        """Who made the newest plan."""
+        """Name of the planner that made the newest plan."""
 
     def start(self) -> None:
         if self._task is None:
@@ -98,7 +103,7 @@ class CoordinatedPlanSource:
 
     @property
     def newest_round(self) -> int:
-        """The round the newest plan is based on; 0 while there is none."""
+        """The round on which the newest plan is based; 0 while there is none."""
         return self._plans[-1].based_on_round if self._plans else 0
 
     def cohorts(self, candidates: Sequence[DraftCandidate], given: int | None) -> int:
@@ -110,7 +115,8 @@ class CoordinatedPlanSource:
         return self._local.wants_draft(candidates)
 
     def _charge_newest(self) -> None:
-        """The price comes from rounds that are over, as all that is weighed with it."""
+        """Gives the local planner the current price. Like everything weighed against it, the price comes from
+        completed rounds only."""
         price, told_at = self._price
         self._local.draft_price = faded(price, self._clock() - told_at)
 
@@ -130,7 +136,7 @@ class CoordinatedPlanSource:
             self._loop.call_soon_threadsafe(self._enqueue, report)
 
     def _usable_plan(self) -> VerifyPlan | None:
-        """The newest plan neither too young nor too old for the round now being planned."""
+        """The newest plan that is old enough for the round being planned; None if even that is too old."""
         now = self._round + 1
         for plan in reversed(tuple(self._plans)):
             age = now - plan.based_on_round
@@ -142,7 +148,7 @@ class CoordinatedPlanSource:
         if self._task is None:
             return
         if self._reports.full():
-            self._reports.get_nowait()  # the scheduler cares for the newest
+            self._reports.get_nowait()  # the scheduler cares most about the newest
         self._reports.put_nowait(report)
 
     async def _run(self) -> None:
@@ -163,7 +169,7 @@ class CoordinatedPlanSource:
                     _log.warning("no plans from the scheduler, planning locally: %s", error)
                 complained = True
             except Exception:
-                # This task must live as long as the verifier: nothing else would ever ask again.
+                # This task must not end before the verifier does: nothing else would reconnect.
                 _log.exception("unexpected error while following the scheduler")
             self._plans.clear()
             await asyncio.sleep(RECONNECT_SECONDS)
@@ -171,14 +177,14 @@ class CoordinatedPlanSource:
     def _take(self, plan: VerifyPlan) -> None:
         self._price = (plan.draft_price, self._clock())
         if plan.based_on_round == 0:
-            return  # the scheduler hears us and has nothing to plan
+            return  # a heartbeat: the scheduler has nothing to plan
         self._scaling = scaling_of(plan)
         if plan.curve and self._local.adopt(adopted(plan.curve)):
             _log.info("took over step times of replicas of its kind: %d points", len(plan.curve))
         self._plans.append(plan)
 
     async def _drain_reports(self) -> AsyncIterator[RoundReport]:
-        """Rounds as they come, each with the load of the moment; without rounds, changes of load."""
+        """Yields round reports, each with the current load; between rounds, load changes and keepalives."""
         profile, kind, told, told_at = self._profile, self._kind, None, 0.0
         while True:
             report = await self._next_report()
@@ -192,7 +198,7 @@ class CoordinatedPlanSource:
             profile, kind = (), None
 
     async def _next_report(self) -> RoundReport | None:
-        """None when no round ended within the interval in which loads are looked at."""
+        """None if no round ends within LOAD_SECONDS."""
         try:
             async with asyncio.timeout(LOAD_SECONDS):
                 return await self._reports.get()

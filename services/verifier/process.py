@@ -1,4 +1,4 @@
-"""One verifier process: the engine's round loop, its links to a drafter and a scheduler, its gRPC server."""
+"""One verifier process: the round loop, its links to a drafter and a scheduler, and its gRPC server."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class VerifierProcess:
         self._registration: RegistrationLoop | None = None
 
     async def run(self) -> None:
-        """Until told to end, or until rounds keep failing: DSparkError then."""
+        """Runs until told to stop. Raises DSparkError if the verifier breaks."""
         async with AsyncExitStack() as stack:
             scheduler = self._link_to_scheduler(stack)
             drafts = await self._connect_drafter(stack)
@@ -116,7 +116,7 @@ class VerifierProcess:
         )
 
     def _leader_found(self) -> None:
-        """The stream of plans meets a new leader first; registering there need not wait for its turn."""
+        """Registers at once: the plan stream reaches a new leader before the next renewal is due."""
         if self._registration is not None:
             self._registration.renew_soon()
 

@@ -1,4 +1,4 @@
-"""Gets a verifier its step times at start: measured, read from a file, or knowingly left out."""
+"""Obtains a verifier's step times at start: measured, read from a file, or deliberately skipped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dspark_core.records import ReplicaKind, StepTime
 _log = logging.getLogger(__name__)
 
 START_SECONDS = 6.0
-"""What measuring may add to a start."""
+"""Time that measuring may add to a start."""
 MEASURE = "measure"
 OFF = "off"
 
@@ -26,18 +26,18 @@ OFF = "off"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileOptions:
     source: str = MEASURE
-    """"measure" at every start, "off", or a file: read when it is of this model, dtype and hardware,
-    measured and written otherwise."""
+    """"measure" at every start, "off", or a file: read if it matches this kind of replica, otherwise measured
+    and written."""
     max_requests: int = 32
-    """Requests that may share a step."""
+    """Most requests per step."""
     max_batch_tokens: int = 512
-    """Tokens that a step may have."""
+    """Most tokens per step."""
     lookup: bool = False
-    """Whether drafts are looked up too, in longer blocks than a drafter's."""
+    """Whether drafts may also be looked up, in blocks longer than a drafter's."""
 
 
 def start_profile(engine: TargetEngine, kind: ReplicaKind, options: ProfileOptions) -> RoundTimeModel | None:
-    """None when it is off. Raises ConfigError for a file that is no profile or cannot be written."""
+    """None if profiling is off. Raises ConfigError for a file that is no profile or cannot be written."""
     if options.source == OFF:
         _log.warning(
             "this verifier was not profiled and does not know how long its steps take: it verifies "
@@ -65,12 +65,12 @@ def start_profile(engine: TargetEngine, kind: ReplicaKind, options: ProfileOptio
 
 
 def profile_points(round_time: RoundTimeModel | None) -> tuple[StepTime, ...]:
-    """The measured points as they are told to the scheduler; empty: there are none."""
+    """The measured points in the form sent to the scheduler; empty without a profile."""
     return () if round_time is None else round_time.verify.step_times()
 
 
 def adopted(curve: Sequence[StepTime]) -> RoundTimeModel:
-    """Step times that the scheduler sent."""
+    """The model of step times sent by the scheduler."""
     return RoundTimeModel(StepTimeModel.of_step_times(curve))
 
 

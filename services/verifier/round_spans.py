@@ -1,7 +1,7 @@
-"""The rounds of a request as children of its span: what drafting and verifying took, what came of it.
+"""Traces a request's rounds as children of its span: the time drafting and verifying took, and the outcome.
 
-Made after the fact, from the figures that every chunk carries. The number of spans is bounded: the first
-rounds have their own, later ones share theirs, twice as many rounds each time.
+Spans are created after the fact from the statistics that every chunk carries. Their number stays small: the
+first rounds have spans of their own, later ones share spans, each covering twice as many rounds as the last.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from opentelemetry.trace import Span, Tracer, get_current_span, set_span_in_cont
 from dspark_core.records import GenerateChunk, SpeculationStats
 
 SINGLE_ROUNDS = 16
-"""Rounds with spans of their own. A request of n rounds has at most 2 * (17 + log2(n)) spans of rounds."""
+"""Rounds with spans of their own. A request of n rounds has at most 2 * (17 + log2(n)) round spans."""
 
 
 async def with_round_spans(
     chunks: AsyncIterator[GenerateChunk], tracer: Tracer, clock: Callable[[], int] = time.time_ns
 ) -> AsyncGenerator[GenerateChunk, None]:
-    """The chunks as they are. Spans are children of the one that is current when the first is asked for."""
+    """Passes the chunks through. The parent is the span that is current when the first chunk is requested."""
     parent = get_current_span()
     spans = RoundSpans(parent, tracer, clock) if parent.is_recording() else None
     try:
@@ -42,11 +42,11 @@ class RoundSpans:
         self._arrived_at = clock()
         self._first_token_came = False
         self._told = SpeculationStats()
-        """Up to where there are spans."""
+        """Statistics up to the last round covered by a span."""
         self._seen = self._told
         self._seen_at = self._arrived_at
         self._began_at: int | None = None
-        """When the first round without a span began."""
+        """When the first round not yet covered by a span began."""
         self._made = 0
 
     def saw(self, chunk: GenerateChunk) -> None:
@@ -67,7 +67,7 @@ class RoundSpans:
             self._tell()
 
     def end(self) -> None:
-        """Rounds that fill no window have spans too."""
+        """Creates spans for the rounds of an incomplete window."""
         if self._began_at is not None:
             self._tell()
 

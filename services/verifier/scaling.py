@@ -1,4 +1,4 @@
-"""Applies the scheduler's online calibration to the survival of requests that are planned."""
+"""Applies the scheduler's online calibration to the survival of the requests to plan."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAX_EXPONENT = 700.0
 
 
 def scaling_of(plan: VerifyPlan) -> ConfidenceScaling | None:
-    """None: the plan brings none, or one that cannot be used."""
+    """None if the plan carries no scaling or an invalid one."""
     if not plan.temperatures:
         return None
     try:
@@ -27,7 +27,7 @@ def scaling_of(plan: VerifyPlan) -> ConfidenceScaling | None:
 def scaled(requests: Sequence[PlanRequest], scaling: ConfidenceScaling | None) -> Sequence[PlanRequest]:
     """Survival a_k = c_1 ... c_k with every c_k rescaled; positions beyond the scaling keep their c_k.
 
-    The scaling comes from rounds that are over, so lengths still do not depend on this round's tokens.
+    The scaling was fitted to completed rounds, so verify lengths still do not depend on this round's tokens.
     """
     if scaling is None:
         return requests
@@ -40,7 +40,7 @@ def scaled(requests: Sequence[PlanRequest], scaling: ConfidenceScaling | None) -
 
 
 def _scaled_row(survival: Sequence[float], scaling: ConfidenceScaling) -> tuple[float, ...]:
-    # Plain floats: a round has a few hundred of these, and arrays of one would cost more.
+    # Plain floats: a round has a few hundred of them, and numpy's cost per short array would be higher.
     rescaled: list[float] = []
     before, product = 1.0, 1.0
     for position, value in enumerate(survival):

@@ -1,6 +1,6 @@
 """Assembles a verifier from a config: engine, profile, draft source, planner, round thread.
 
-Used by the verifier's own main and by the embedded default, which passes a local draft source.
+Used by the verifier process and by the embedded default, which passes a local draft source.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from services.verifier.profiling import ProfileOptions, start_profile
 _log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
-"""How often a verifier is looked at, whether it is broken."""
+"""Interval between checks whether the verifier is broken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfiledTarget:
-    """A loaded target and how fast it is here."""
+    """A loaded target and its speed on this machine."""
 
     target: BuiltTarget
     kind: ReplicaKind
-    """Whose step times this verifier may share."""
+    """Replicas of this kind share step times."""
     round_time: RoundTimeModel | None
-    """None: not profiled; draft and network time are learned while serving."""
+    """None: not profiled. Draft and network times are learned while serving."""
 
 
 def load_profiled_target(options: EngineOptions, profile: ProfileOptions | None = None) -> ProfiledTarget:
-    """Blocking: loads weights, prepares steps as serving will ask for them, then measures their times for a
-    few seconds."""
+    """Loads the weights, prepares the steps that serving will need and measures their times. Blocks, the
+    measurement alone for a few seconds."""
     profile = profile or ProfileOptions()
     target = build_target(options)
     target.engine.prepare(profile.max_requests)
@@ -67,7 +67,7 @@ def describe(options: EngineOptions, profiled: ProfiledTarget) -> VerifierDescri
 
 
 def local_plans(profiled: ProfiledTarget, draft_time: DraftTimeModel | None = None) -> LocalPlanSource:
-    """`draft_time`: measured; None: to be learned."""
+    """`draft_time` None: it is learned while serving."""
     round_time = profiled.round_time
     if round_time is not None and draft_time is not None:
         round_time = replace(round_time, draft=draft_time)
@@ -88,8 +88,8 @@ def build_verifier(
     lookup: LookupDrafting | None = None,
     cohorts: int | None = None,
 ) -> Verifier:
-    """`coordinated`: around `local`; None: the scheduler is not asked. `lookup`: drafts without a drafter;
-    None: none of those. `cohorts`: see `RoundLoop`.
+    """`coordinated` wraps `local`; None: plan without a scheduler. `lookup` None: no looked-up drafts.
+    `cohorts`: see `RoundLoop`.
     """
     engine = profiled.target.engine
     observed = VerifierMetrics(metrics)
@@ -134,7 +134,7 @@ def build_verifier(
 def replica(
     verifier: Verifier, *, replica_id: str, address: str, model: str, draining: bool = False
 ) -> Replica:
-    """How the scheduler should see this verifier now."""
+    """This verifier's current registration with the scheduler."""
     status = verifier.status
     return Replica(
         replica_id=replica_id,
@@ -149,7 +149,7 @@ def replica(
 
 
 async def until_broken(verifier: Verifier) -> None:
-    """Returns when no more rounds can be expected: its process should end, so that another one starts."""
+    """Returns when no more rounds can be expected; the process should then exit to be restarted."""
     while (problem := verifier.status.problem) is None:
         await asyncio.sleep(LOOK_SECONDS)
     _log.critical("the verifier is broken: %s", problem)

@@ -1,4 +1,4 @@
-"""The verifier for callers in its process, and its gRPC face."""
+"""Serves the verifier to callers in its own process and over gRPC."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from services.verifier.round_spans import with_round_spans
 
 
 class LocalVerifier:
-    """`VerifierApi` without a network."""
+    """A `VerifierApi` without a network."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class LocalVerifier:
         serving: Callable[[GenerateRequest], AbstractContextManager[None]] = lambda request: nullcontext(),
         tracer: Tracer | None = None,
     ) -> None:
-        """`serving` is entered around every request; `tracer` gets spans of its rounds."""
+        """`serving` is entered around every request; `tracer` receives spans of its rounds."""
         self._verifier = verifier
         self._description = description
         self._serving = serving
@@ -50,7 +50,7 @@ class LocalVerifier:
 
 
 class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
-    """A `LocalVerifier` for others to call."""
+    """Serves a `LocalVerifier` over gRPC."""
 
     def __init__(self, verifier: LocalVerifier) -> None:
         self._verifier = verifier
@@ -67,7 +67,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         self, request: verifier_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[verifier_pb2.GenerateChunk]:
         asked = convert.generate_request_from_proto(request)
-        # gRPC cancels the call at its deadline. That closes this generator, which frees the request's pages.
+        # At its deadline gRPC cancels the call, which closes this generator and frees the request's pages.
         async with aclosing(self._verifier.generate(asked, deadline_seconds=math.inf)) as chunks:
             async for chunk in chunks:
                 yield convert.generate_chunk_to_proto(chunk)
