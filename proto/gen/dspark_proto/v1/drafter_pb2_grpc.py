@@ -50,16 +50,17 @@ class DrafterServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Describe(self, request, context):
-        """What this drafter serves; a verifier refuses one whose fingerprint is not its own projection's.
+        """What this drafter serves. A verifier refuses a drafter whose description does not match its own
+        checkpoint.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Draft(self, request_iterator, context):
-        """One request and one response per round. Drafter state (context keys and values of every
-        sequence named on the stream) belongs to the stream and is freed when it ends: there is
-        no rollback, and a verifier that reconnects re-primes its sequences.
+        """One request and one response per round. Drafter state (context keys and values of every sequence named
+        on the stream) belongs to the stream and is freed when the stream ends. There is no rollback; a verifier
+        that reconnects re-primes its sequences.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

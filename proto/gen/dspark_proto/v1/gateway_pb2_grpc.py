@@ -56,8 +56,9 @@ class GatewayServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Generate(self, request, context):
-        """Streams the answers to one request. INVALID_ARGUMENT names the field and value; NOT_FOUND: unknown
-        model; RESOURCE_EXHAUSTED: the queue is full; UNAVAILABLE: no verifier.
+        """Streams the answers to one request.
+        INVALID_ARGUMENT: names the field and value. NOT_FOUND: unknown model. RESOURCE_EXHAUSTED: the queue is
+        full. UNAVAILABLE: no verifier.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -65,7 +65,7 @@ class SchedulerServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Register(self, request, context):
-        """Registers a replica or renews it. A replica whose lease runs out is forgotten.
+        """Registers a replica or renews its lease. A replica whose lease expires is forgotten.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,19 +84,19 @@ class SchedulerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Assign(self, request, context):
-        """Chooses the verifier that should serve a request: least expected round time, prefix affinity
-        weighed in. A request that would break a speed floor, its own or a running request's, waits for
-        up to wait_seconds in a bounded queue of its tier.
-        UNAVAILABLE: no healthy verifier is registered for the model. RESOURCE_EXHAUSTED, with a retry
-        hint: the queue is full, or the wait was in vain. INVALID_ARGUMENT: nothing here is that fast.
+        """Chooses the verifier with the least expected time for a request, given its prefix cache. A request that
+        would break a speed floor, its own or a running request's, waits up to wait_seconds in its tier's bounded
+        queue.
+        UNAVAILABLE: no verifier of the model can take the request. RESOURCE_EXHAUSTED, with a retry hint: the
+        queue is full or the wait timed out. INVALID_ARGUMENT: no verifier is fast enough for the request's floor.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Coordinate(self, request_iterator, context):
-        """A verifier's control loop: a report per round up, plans down. Plans are advice: a verifier
-        without a fresh plan uses its local planner, so this stream is never on the critical path.
+        """A verifier's control loop: one report per round up, plans down. Plans are advice: a verifier without a
+        fresh plan uses its local planner, so this stream is never on the critical path.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
