@@ -1,8 +1,8 @@
-"""For how many draft tokens of each sequence a round has room, in its batch and in the cache.
+"""How many draft tokens of each sequence fit a round, in its batch and in the KV cache.
 
-Known before anything is planned, from the lengths of blocks alone. What is cut off a plan instead depends on
-how many tokens of others were planned for, that on a request's own tokens, and so whether a token is verified
-on what it is (the causal barrier).
+Determined before planning, from block lengths alone. Cutting a finished plan instead would make it depend on
+the other requests' verify lengths, and these on the request's own tokens, whether a token is verified: its
+verification would depend on the token itself (the causal barrier).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dspark_core.engine.sequence import SequenceState
 
 
 def within_batch(wanted: Sequence[int], room: int) -> Sequence[int]:
-    """Of the draft tokens `wanted` by each at most `room` together, as even as can be; the first ones get
-    what is left over."""
+    """Grants at most `room` of the `wanted` draft tokens, distributed as evenly as possible; the remainder
+    goes to the first sequences."""
     if sum(wanted) <= room:
         return wanted
     left, level = max(room, 0), 0
@@ -37,8 +37,8 @@ def within_batch(wanted: Sequence[int], room: int) -> Sequence[int]:
 def within_pages(
     sequences: Sequence[SequenceState], wanted: Sequence[int], manager: BlockManager
 ) -> Sequence[int]:
-    """Of the draft tokens `wanted` by each those that pages are at hand for, together; the first ones come
-    first. Every sequence holds its anchor's page already: drafts never preempt anyone."""
+    """Grants the `wanted` draft tokens for which pages are available, first come, first served. Every
+    sequence already holds its anchor's page; drafts never preempt anyone."""
     spare, shares = manager.available_pages, []
     for sequence, length in zip(sequences, wanted, strict=True):
         held, end = len(sequence.pages), len(sequence.tokens)

@@ -1,7 +1,7 @@
-"""Who takes part in a round and with which drafts: everybody, or two cohorts in turns.
+"""Chooses which sequences take part in a round, all or one of two cohorts in turns, and gets their drafts.
 
-In turns, a cohort is drafted for while the target computes the other, which takes a drafter of its own. Its
-drafts are asked for as soon as its round is over and awaited when its next one begins.
+In turns, one cohort is drafted for while the target computes the other, which requires a drafter that runs
+apart from the target. Drafts are requested when a cohort's round ends and awaited when its next begins.
 """
 
 from __future__ import annotations
@@ -19,34 +19,35 @@ from dspark_core.engine.protocols import DraftBlock, PlanSource
 from dspark_core.engine.sequence import SequenceState
 
 DECISION_ROUNDS = 16
-"""So long a decision for or against turns holds: changing leaves a cohort without hidden drafts."""
+"""Rounds for which a decision for or against turns holds: switching leaves a cohort without hidden drafts."""
 FIRST_REST_ROUNDS, MAX_REST_ROUNDS = 256, 4096
-"""Turns in which nobody was drafted for had nothing to hide, and are not tried again for so long: at first,
-and at most, doubling."""
+"""Rounds without turns after turns that hid nothing because nobody was drafted for: at first and at most,
+doubling in between."""
 ALL, IN_TURNS = 1, 2
-"""Cohorts."""
+"""Numbers of cohorts."""
 LEFT_ROUNDS = 16
-"""So many rounds in a row those whom the planner left without drafts are left so, without asking it, while
-they are the same and what is looked up for each promises as much: asking took 1 to 2 % of a small round."""
+"""After the planner left all sequences of a round without drafts, it is not asked for up to this many rounds,
+as long as the sequences stay the same and their looked-up tokens promise no less: asking took 1 to 2 % of a
+small round."""
 
 
 @dataclass(slots=True, eq=False)
 class _Asked:
-    """What will be there for sequences whose round is not yet."""
+    """Drafts requested ahead of a cohort's round."""
 
     lengths: dict[str, int]
-    """Tokens of each of the cohort: with another one, what was drafted does not follow them any more."""
+    """Token count of each sequence at the request; once it differs, the drafts no longer continue it."""
     lookups: dict[str, DraftBlock]
     flight: DraftFlight | None
-    """None: nobody is drafted for."""
+    """None if nobody is drafted for."""
 
 
 @dataclass(slots=True)
 class _Left:
-    """Whom the planner left without drafts, all of them."""
+    """A set of sequences that the planner left entirely without drafts."""
 
     promises: dict[str, float]
-    """Of each one's looked-up tokens, by sequence id."""
+    """Expected accepted looked-up tokens by sequence id."""
     rounds_left: int = LEFT_ROUNDS
 
     def covers(self, promises: Mapping[str, float]) -> bool:
@@ -69,7 +70,8 @@ class DraftTurns:
         lookup: LookupDrafting | None,
         cohorts: int | None = None,
     ) -> None:
-        """`cohorts`: 1 or 2, where the drafter computes apart from the target; None: the planner decides."""
+        """`cohorts`: 1 or 2; 2 applies only if the drafter runs apart from the target. None: the planner
+        decides."""
         self._planner = planner
         self._drafting = drafting
         self._lookup = lookup
@@ -77,31 +79,32 @@ class DraftTurns:
         self._given: int | None = ALL
         self._rounds_left = 0
         self._undrafted_rounds = 0
-        """Of those in turns, in a row."""
+        """Consecutive rounds in turns without anyone drafted for."""
         self._rest, self._next_rest = 0, FIRST_REST_ROUNDS
         self._cohort: dict[str, int] = {}
-        """Of each sequence that decodes, while there are two."""
+        """Cohort of each decoding sequence while cohorts take turns."""
         self._turn = 0
         self._asked: list[_Asked] = []
         self._left: _Left | None = None
         self.cohorts = ALL
 
     def take(self, decoding: Sequence[SequenceState]) -> tuple[list[SequenceState], DraftRound]:
-        """Those of `decoding` whose round it is, and their drafts."""
+        """Returns the sequences of `decoding` that take part in this round, and their drafts."""
         self._decide(decoding)
         members = list(decoding)
         if self.cohorts == IN_TURNS:
             self._assign(decoding)
             self._turn = 1 - self._turn
             members = self._members(decoding)
-            if not members:  # all of the cohort have ended
+            if not members:  # the whole cohort has ended
                 self._turn = 1 - self._turn
                 members = self._members(decoding)
         drafts = self._landed(members) if self._asked else None
         return members, self._proposed(members) if drafts is None else drafts
 
     def end(self, running: Sequence[SequenceState]) -> None:
-        """The round is over, `running` are left: who had it is drafted for while the others have theirs."""
+        """Ends a round after which `running` remain: requests drafts for its cohort, to be made during the
+        other cohort's round."""
         if self.cohorts == ALL:
             return
         decoding = sorted((s for s in running if s.decoding), key=lambda s: s.order)
@@ -139,7 +142,7 @@ class DraftTurns:
             self._cohort.clear()
 
     def _may_take_turns(self, decoding: Sequence[SequenceState]) -> bool:
-        """Not while the drafter is lost, and not soon after turns that had nothing to hide."""
+        """Not while the drafter is unavailable, nor soon after turns that hid nothing."""
         if self._drafting is None or not self._drafting.apart or len(decoding) < IN_TURNS:
             return False
         if self._wish is None and self._undrafted_rounds >= DECISION_ROUNDS:
@@ -149,7 +152,7 @@ class DraftTurns:
         return self._drafting.available and self._rest == 0
 
     def _assign(self, decoding: Sequence[SequenceState]) -> None:
-        """Newcomers to the smaller cohort, or to the one whose round it was last."""
+        """Puts new sequences into the smaller cohort; if equal, into the one whose turn it is."""
         self._cohort = {s.sequence_id: self._cohort[s.sequence_id] for s in decoding if self._known(s)}
         sizes = Counter(self._cohort.values())
         for sequence in decoding:
@@ -160,8 +163,8 @@ class DraftTurns:
                 sizes[cohort] += 1
 
     def _even_out(self) -> None:
-        """The latest of those who have just had their round, for whom nothing is drafted yet, go to the other
-        cohort while that is smaller by two or more."""
+        """Moves the newest sequences of the cohort that just had its round, for which nothing is drafted yet,
+        to the other cohort while that is smaller by two or more."""
         sizes = Counter(self._cohort.values())
         surplus = (sizes[self._turn] - sizes[1 - self._turn]) // IN_TURNS
         mine = [name for name, cohort in self._cohort.items() if cohort == self._turn]
@@ -177,7 +180,7 @@ class DraftTurns:
     def _wanted(
         self, sequences: Sequence[SequenceState]
     ) -> tuple[dict[str, DraftBlock], list[SequenceState]]:
-        """What was looked up, and for whom the planner wants drafts all the same."""
+        """Looked-up blocks, and the sequences for which the planner wants drafts nevertheless."""
         lookups = self._lookup.propose(sequences) if self._lookup else {}
         if self._drafting is None or not sequences:
             return lookups, []
@@ -192,7 +195,7 @@ class DraftTurns:
         return lookups, [s for s, wants in zip(sequences, wanted, strict=True) if wants]
 
     def _proposed(self, members: Sequence[SequenceState]) -> DraftRound:
-        """Asked for now and awaited."""
+        """Requests drafts now and waits for them."""
         lookups, wanted = self._wanted(members)
         if self._drafting is None or not wanted:
             return DraftRound(lookups, 0.0)
@@ -200,7 +203,7 @@ class DraftTurns:
         return dataclasses.replace(drafts, blocks={**lookups, **drafts.blocks})
 
     def _landed(self, members: Sequence[SequenceState]) -> DraftRound | None:
-        """What was asked for before; None: nothing, for any of them. Who joined since goes without."""
+        """Collects drafts requested earlier, or None; sequences that joined since go without."""
         names = {sequence.sequence_id for sequence in members}
         due = [asked for asked in self._asked if not names.isdisjoint(asked.lengths)]
         if not due:

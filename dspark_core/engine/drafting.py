@@ -1,4 +1,4 @@
-"""What to ask the drafter for: which sequences, which features, and how replies are checked."""
+"""Asks the drafter for drafts: chooses sequences and features to send, and checks the replies."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from dspark_core.records import SamplingParams, Verification
 _log = logging.getLogger(__name__)
 
 PRIMED_POSITIONS, LEAST_PRIMED_POSITIONS = 2048, 64
-"""Of context that the drafter has missed, all sequences of a round together, at most: everybody waits while
-it takes them in, which must be done well before the deadline (0.2 s where one takes 0.1 ms). The rest follows
-in the rounds after. Where a drafter is too slow for so many, half as many are tried, and so on down to the
-least: a late round costs a backoff, in which more may be missed than the round has brought."""
+"""Limit on positions primed per round, over all sequences. The whole round waits for the drafter to take them
+in, which must end well before the deadline (0.2 s at 0.1 ms each); the rest follows in later rounds. If the
+drafter is too slow the limit is halved, down to the second value: a late round costs a backoff, during which
+more context may be missed than the round delivered."""
 FEATURE_BYTES = 32 * 2**20
-"""Of features in one round: half of what a message may hold (`services/common/limits.py`), as what else is in
-it is small. A message that is larger ends the stream of everybody."""
+"""Limit on features per round, half of a message's limit (`services/common/limits.py`); its other fields are
+small. A message that is too large ends the stream for every sequence."""
 WIDEST_VALUE_BYTES = 4
-"""Of a feature's value, float32, until some were seen."""
+"""Assumed size of a feature value, float32, until features have been read."""
 FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 30.0
-"""How long no drafts are asked for after some came late: at first, and at most, doubling. A drafter that is
-always late so costs one deadline in half a minute."""
+"""How long no drafts are requested after a late reply: at first and at most, doubling in between. A drafter
+that is always late thus costs one deadline every half minute."""
 
 _PRIMING = SamplingParams(temperature=0.0)
-"""What is drafted from an unfinished context is of no use: the cheapest."""
+"""Drafts from an incomplete context are discarded, so they use the cheapest sampling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,11 @@ class DraftRound:
     blocks: dict[str, DraftBlock]
     seconds: float
     primed: bool = False
-    """The drafter took in context it had missed while nobody asked it, which takes longer."""
+    """The drafter also took in context it had missed, which takes longer."""
     hidden_seconds: float = 0.0
-    """What drafting took beyond `seconds`, while the target computed others."""
+    """Drafting time in addition to `seconds`, hidden behind the target's work for other requests."""
     compute_seconds: float = 0.0
-    """Of both, the drafter's own pass; 0: it did not tell."""
+    """Part of both that the drafter's own pass took; 0 if unknown."""
     drafter_id: str = ""
 
 
@@ -59,15 +59,16 @@ NO_REPLY = DraftReply(())
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Features of positions [start, end) of one sequence, to be sent."""
+    """Positions [start, end) of one sequence whose features are to be sent."""
 
     sequence: SequenceState
     start: int
     end: int
     divisible: bool
-    """The drafter holds all before `start`, so a part from there is of use. Else it takes it whole."""
+    """The drafter holds everything before `start`, so a leading part can be sent alone. Otherwise the share
+    must be sent whole."""
     complete: bool = True
-    """It reaches the anchor, so that the drafter can draft from it."""
+    """Whether it reaches the anchor, so that the drafter can draft from it."""
 
     @property
     def rows(self) -> int:
@@ -79,7 +80,7 @@ class Share:
 
 @dataclass(slots=True, eq=False)
 class DraftFlight:
-    """Blocks that were asked for and not waited for yet."""
+    """Requested draft blocks that have not been collected yet."""
 
     shares: Sequence[Share]
     items: Sequence[DraftItem]
@@ -88,11 +89,11 @@ class DraftFlight:
     primed: bool
     asked_at: float
     answered_at: float | None = None
-    """Set by whichever thread the answer comes on."""
+    """Set by the thread on which the reply arrives."""
 
     @property
     def positions(self) -> int:
-        """Whose features were sent."""
+        """Number of positions whose features were sent."""
         return sum([share.rows for share in self.shares])
 
 
@@ -116,27 +117,27 @@ class Drafting:
         self._primable = PRIMED_POSITIONS
         self._available = True
         self._late: deque[DraftFlight] = deque()
-        """Not waited for any more, and owed still; oldest first, as they are answered."""
+        """Outstanding replies that are no longer waited for; oldest first, the order in which they arrive."""
         self._backoff_seconds = 0.0
         self._rests_until: float | None = None
         self._clock = clock
 
     @property
     def apart(self) -> bool:
-        """Whether drafts are made while the target computes, rather than instead."""
+        """Whether drafts can be made while the target computes."""
         return self._source.apart
 
     @property
     def available(self) -> bool:
-        """Whether the last round's drafts came."""
+        """Whether the last requested drafts arrived in time."""
         return self._available
 
     def propose(self, sequences: Sequence[SequenceState]) -> DraftRound:
-        """Blocks for those of `sequences` that may use at least one draft token this round.
+        """Drafts for those of `sequences` that can use at least one draft token this round.
 
-        Leaving a sequence out costs nothing: its features are neither read nor sent, and its next
-        items bring what was missed, at most a window. Who has missed more than fits a round gets no
-        block until the last of it was sent.
+        Leaving a sequence out costs nothing: its features are neither read nor sent, and its next item brings
+        what was missed, at most one context window. A sequence that missed more than fits a round gets no
+        block until the rest has been sent.
         """
         wanted = self._usable(sequences)
         if not wanted:
@@ -146,9 +147,9 @@ class Drafting:
         return NO_DRAFTS if flight is None else self._landed(flight, waiting_since=started)
 
     def begin(self, sequences: Sequence[SequenceState]) -> DraftFlight | None:
-        """`propose` that waits for nothing; None: nobody may use a draft, or the drafter was late and is left
-        alone for a while. `finish` it before the sequences get another token. As many may be under way as the
-        source takes."""
+        """Like `propose` without waiting. Returns None if no sequence can use a draft, or the drafter is
+        unavailable or backed off from. Call `finish` before the sequences get another token. The source
+        limits how many flights may be open."""
         wanted = self._usable(sequences)
         return self._begun(wanted) if wanted else None
 
@@ -163,7 +164,7 @@ class Drafting:
             self._missing("no drafter is connected")
             return None
         generation = self._source.generation
-        # A round commits a block and its bonus token at most: who has missed more is being primed.
+        # A round commits at most a block and the bonus token: a sequence that missed more is being primed.
         usual, most = self.block_size + 1, self._most_positions
         shares = portions([self._missed(s, generation) for s in wanted], usual, most, self._primable)
         if not shares:
@@ -172,13 +173,13 @@ class Drafting:
         self._position_bytes = features[0].shape[-1] * features[0].element_size()
         items = [self._item(share, rows) for share, rows in zip(shares, features, strict=True)]
         primed = max(share.rows for share in shares) > usual
-        asked_at = self._clock()  # what was done until here has held up whoever called
+        asked_at = self._clock()  # the caller has waited for the work so far, so it counts as not hidden
         flight = DraftFlight(shares, items, generation, self._source.propose(items), primed, asked_at)
         flight.future.add_done_callback(lambda _: setattr(flight, "answered_at", self._clock()))
         return flight
 
     def finish(self, flight: DraftFlight) -> DraftRound:
-        """Waits for what is left of the deadline, which began when the drafts were asked for."""
+        """Waits for the rest of the deadline, which began when the drafts were requested."""
         return self._landed(flight, waiting_since=self._clock())
 
     def release(self, sequence_ids: Sequence[str]) -> None:
@@ -190,7 +191,7 @@ class Drafting:
 
     @property
     def _most_positions(self) -> int:
-        """Whose features fit a round."""
+        """Number of positions whose features fit a round."""
         return self._feature_bytes // max(self._position_bytes, 1)
 
     def _landed(self, flight: DraftFlight, waiting_since: float) -> DraftRound:
@@ -208,8 +209,8 @@ class Drafting:
         )
 
     def _answer(self, flight: DraftFlight) -> tuple[DraftReply, dict[str, DraftBlock]]:
-        """What came in time, and the blocks of it that may be verified."""
-        self._take_late()  # answered before this one, of which it may have the same sequences
+        """The reply if it came in time, and those of its blocks that may be verified."""
+        self._take_late()  # earlier replies first: they may concern the same sequences
         left = flight.asked_at + self._deadline_seconds - self._clock()
         try:
             reply = flight.future.result(timeout=0.0 if self._rests() else max(left, 0.0))
@@ -236,25 +237,26 @@ class Drafting:
         return self._rests_until is not None and self._clock() < self._rests_until
 
     def _give_up(self, flight: DraftFlight) -> None:
-        """Waits no more for it, nor soon for another: a drafter that is slow now is likely to be so again.
-        What it was sent is in its memory all the same, once it answers."""
+        """Stops waiting and backs off: a drafter that is slow now will probably be slow again. Once the reply
+        does arrive, the drafter holds what it was sent."""
         self._missing(f"no reply within {self._deadline_seconds} s")
         self._late.append(flight)
         if flight.primed and 2 * flight.positions > self._primable:
             self._primable = max(self._primable // 2, LEAST_PRIMED_POSITIONS)
         if self._rests():
-            return  # asked for together with one that was late
+            return  # requested before an earlier flight turned out to be late
         self._backoff_seconds = min(2 * self._backoff_seconds, MAX_BACKOFF_SECONDS) or FIRST_BACKOFF_SECONDS
         self._rests_until = self._clock() + self._backoff_seconds
 
     def _prime_more(self, flight: DraftFlight) -> None:
-        """Twice as much takes twice as long at most, and so comes in time still."""
+        """Doubles the priming limit if it was used up within half the deadline: twice as much takes at most
+        twice as long, which is still in time."""
         took = (flight.answered_at or self._clock()) - flight.asked_at
         if flight.positions >= self._primable and took <= self._deadline_seconds / 2:
             self._primable = min(2 * self._primable, PRIMED_POSITIONS)
 
     def _take_late(self) -> None:
-        """Learns from replies nobody waited for what the drafter holds: priming goes on from there."""
+        """Learns from late replies what the drafter holds, so that priming continues from there."""
         while self._late and self._late[0].future.done():
             flight = self._late.popleft()
             try:
@@ -263,15 +265,15 @@ class Drafting:
                 self._lost(flight, str(error))
 
     def _taken_in(self, flight: DraftFlight, blocks: Sequence[DraftBlock]) -> None:
-        """The drafter has appended what it was sent. Tokens are never taken back, so that holds for as long
-        as its state does, which `generation` tells."""
+        """Notes that the drafter has appended what it was sent. Tokens are never rolled back, so this holds
+        until the drafter's state is lost, which `generation` shows."""
         for share, block in zip(flight.shares, blocks, strict=True):
             share.sequence.drafter_end = share.end
             share.sequence.drafter_generation = -1 if block.needs_context else flight.generation
 
     def _lost(self, flight: DraftFlight, reason: str) -> None:
         self._missing(reason)
-        # Whether the drafter saw this round's features is unknown: prime it again next time.
+        # It is unknown whether the drafter received this round's features: re-prime next time.
         for share in flight.shares:
             share.sequence.drafter_generation = -1
 
@@ -281,11 +283,11 @@ class Drafting:
         self._available = False
 
     def _missed(self, sequence: SequenceState, generation: int) -> Share:
-        """What the drafter has not got and may need."""
+        """The context that the drafter lacks and may need."""
         held = sequence.drafter_end if sequence.drafter_generation == generation else 0
         start, anchor_position = held, len(sequence.tokens) - 1
         window = self._source.geometry.context_window
-        # A window that fits no round can only be reached by appending to what is held.
+        # A window too large for one round must be built up by appending to what the drafter holds.
         if window is not None and window <= self._most_positions:
             start = max(held, anchor_position - window)
         return Share(sequence, start, anchor_position, divisible=start == held)
@@ -296,7 +298,7 @@ class Drafting:
         if verification is Verification.COUPLED:
             sampling = dataclasses.replace(sampling, seed=sequence.noise_seed)
         most_tokens = min(draft_limit(sequence, self.block_size), sequence.useful_draft or self.block_size)
-        if not share.complete:  # its anchor is one of the tokens that are known already
+        if not share.complete:  # its "anchor" is an earlier token, whose continuation is known
             sampling, verification, most_tokens = _PRIMING, Verification.REJECTION, 1
         return DraftItem(
             sequence_id=sequence.sequence_id,
@@ -312,11 +314,11 @@ class Drafting:
 
 
 def portions(missed: Sequence[Share], usual: int, most: int, most_primed: int) -> list[Share]:
-    """What of `missed` goes with one round, in the same order: `most` positions in all, of which
-    `most_primed` are of sequences that have missed more than the `usual`.
+    """Selects what to send of `missed` in one round, in the same order: at most `most` positions in total, of
+    which at most `most_primed` belong to sequences that missed more than `usual` and so are primed.
 
-    The others come first, as priming must not take drafts from them; then one after the other is primed, so
-    that the first can be drafted for soon.
+    Other sequences are served first: priming must not cost them their drafts. Sequences are then primed one
+    after another, so that the first can be drafted for soon.
     """
     if sum([share.rows for share in missed]) <= min(most, most_primed):
         return list(missed)
@@ -327,7 +329,7 @@ def portions(missed: Sequence[Share], usual: int, most: int, most_primed: int) -
         primed = share.rows > usual
         if primed and share.divisible:
             share = share.first(min(share.rows, room, primable))
-        # What is not divisible goes alone where it is more than may be primed.
+        # An indivisible share above `most_primed` goes as the only one that is primed.
         if primed and (not share.rows or primable < min(share.rows, most_primed)):
             continue
         if share.rows > room:
@@ -340,16 +342,16 @@ def portions(missed: Sequence[Share], usual: int, most: int, most_primed: int) -
 
 
 def _verifiable(item: DraftItem, block: DraftBlock) -> bool:
-    """Rejection sampling needs the law a draft was drawn from; without it, decode plainly.
+    """Whether the block may be verified: rejection sampling needs the distribution it was drawn from.
 
-    A drafter that leaves it out must not fail the round of everybody else.
+    A drafter that omits it costs this sequence its drafts, but does not fail the round.
     """
     sampled = item.verification is Verification.REJECTION and not item.sampling.greedy
     return not sampled or not block.token_ids or block.distribution is not None
 
 
 def draft_limit(sequence: SequenceState, block_size: int) -> int:
-    """Most draft tokens worth verifying: the bonus token always follows the last of them."""
+    """Most draft tokens worth verifying, given that a bonus token follows the last accepted one."""
     limit = min(block_size, sequence.remaining - 1)
     requested = sequence.request.speculation.max_draft_tokens
     return limit if requested is None else min(limit, requested)

@@ -1,4 +1,4 @@
-"""How many prompt tokens may join a step, so that running streams do not wait for it too long."""
+"""Limits the prompt tokens that may join a step, so that running requests do not wait too long for it."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.models.config import DecoderConfig
 
 MIN_CHUNK_TOKENS = 8
-"""A prompt advances by this much in every step, whatever that costs: it must not starve."""
+"""A prompt advances by at least this much per step, whatever the cost, so that it does not starve."""
 MAX_SLOWDOWN = 2.0
-"""Where decoding alone takes half the budget or more, a prompt may still make it this many times as long:
-otherwise a large model would read prompts in crumbs, each paying for a whole step."""
+"""A prompt may make a step this many times as long as decoding alone, even beyond the budget. Otherwise a
+large model, whose decoding takes half the budget or more, would prefill in tiny chunks, each at the cost of a
+step."""
 
 MAX_SURPRISE = 2.0
-"""How far one step may be from what was expected."""
+"""Bound on the ratio between a step's time and the expected one."""
 SLOWER_RATE, FASTER_RATE = 0.5, 0.15
-"""How much of a surprise is believed: chunks shrink at once and grow again slowly."""
+"""Share of a surprise that is adopted: chunks shrink at once and grow again slowly."""
 
 HEADROOM = 0.9
-"""Of the budget, what a step is expected to take: its time varies, and the budget is meant for nearly all."""
+"""Share of the budget that a step is planned to take, since times vary and nearly all steps should keep
+it."""
 
 ATTENTION_COST = 1.5
-"""What an operation of attention takes, in operations of a linear layer: its tiles are smaller."""
+"""Time of one attention operation relative to one of a linear layer; attention's tiles are smaller."""
 
 
 def tokens_per_pair(config: DecoderConfig) -> float:
-    """How many tokens' time in linear layers one token takes to attend to one position.
+    """Time for one token to attend to one position, in units of one token's time in the linear layers.
 
-    A prompt's last tokens attend to all before them, which times measured by batch tokens do not hold.
+    A prompt's last tokens attend to all tokens before them, which step times by batch tokens do not include.
     """
     width = config.num_heads * config.head_dim
     linear = config.hidden_size * (
@@ -40,12 +42,12 @@ def tokens_per_pair(config: DecoderConfig) -> float:
 
 
 def chunk_pairs(start: int, count: int) -> float:
-    """(token, position) pairs of a chunk of a prompt from position `start` on."""
+    """(token, position) pairs of a prefill chunk of `count` tokens from position `start` on."""
     return count * (start + (count + 1) / 2)
 
 
 class PrefillPacer:
-    """Sizes prompt chunks by expected step times, which the steps it paced correct."""
+    """Sizes prefill chunks by expected step times, which it corrects from the steps it paced."""
 
     def __init__(
         self,
@@ -54,7 +56,7 @@ class PrefillPacer:
         *,
         tokens_per_pair: float = 0.0,
     ) -> None:
-        """`step_time`: measured; None: learned from paced steps, beginning with small chunks."""
+        """`step_time` None: it is learned from paced steps, beginning with small chunks."""
         self._budget = HEADROOM * max_step_seconds
         self._tokens_per_pair = tokens_per_pair
         self._model = step_time
@@ -64,20 +66,20 @@ class PrefillPacer:
     def allowance(
         self, requests: int, decode_tokens: int, context_tokens: int, most: int, *, start: int = 0
     ) -> int:
-        """Prompt tokens for a step that also decodes `decode_tokens` of `requests` >= 1; at most `most`.
+        """Prompt tokens, at most `most`, for a step that also decodes `decode_tokens` of `requests` >= 1.
 
-        `start`: the first of them in its prompt.
+        `start`: the chunk's first position in its prompt.
         """
         if most < 1 or self._model is None:
             return min(most, MIN_CHUNK_TOKENS)
-        # Index n is a step with n prompt tokens; its first is the step without any.
+        # Index n is a step with n prompt tokens; index 0 has none.
         prompt = np.arange(most + 1)
         pairs = prompt * (start + (prompt + 1) / 2)
         tokens = decode_tokens + prompt + np.rint(self._tokens_per_pair * pairs).astype(np.int64)
         seconds = self._slower * self._model.table(requests, tokens, context_tokens)
         budget = max(self._budget, MAX_SLOWDOWN * seconds[0])
         fits = int(np.searchsorted(seconds, budget, side="right")) - 1
-        if self._model.learned:  # it knows little beyond what it has seen
+        if self._model.learned:  # unreliable beyond what it has seen
             fits = min(fits, 2 * self._grown)
         return min(max(fits, MIN_CHUNK_TOKENS), most)
 
@@ -91,7 +93,7 @@ class PrefillPacer:
         *,
         pairs: float = 0.0,
     ) -> None:
-        """How long a step with prompt tokens took; `pairs` as in `chunk_pairs`, of all chunks."""
+        """Learns from a step with prompt tokens; `pairs` is the sum of `chunk_pairs` over its chunks."""
         if seconds <= 0:
             return  # a clock too coarse for the step
         tokens = decode_tokens + prompt_tokens + round(self._tokens_per_pair * pairs)

@@ -1,4 +1,4 @@
-"""What planners are told of the sequences in a round."""
+"""Describes a round's sequences to the planners."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dspark_core.engine.sequence import SequenceState
 from dspark_core.records import DraftOrigin, GenerateRequest, Verification
 
 MAX_GROUP_TEMPERATURE = 2.0
-"""Above, all sampling is taken to be alike: nearly at random."""
+"""Temperatures above are grouped with this one: sampling is then nearly random."""
 
 
 def draft_candidates(
     decoding: Sequence[SequenceState], block_size: int, lookups: Mapping[str, DraftBlock]
 ) -> list[DraftCandidate]:
-    """`lookups`: blocks that are there already, by sequence id."""
+    """`lookups`: looked-up blocks by sequence id."""
     return [
         DraftCandidate(
             sequence_id=sequence.sequence_id,
@@ -58,17 +58,17 @@ def plan_requests(
 
 
 def may_look_ahead(request: GenerateRequest) -> bool:
-    """Where a draft token stands iff it is the target's own choice, no plan can bias the output.
-
-    Nor where the block was looked up: it was fixed before this round.
+    """Whether planning may use tokens not yet decided on: where a draft token is accepted iff it is the
+    target's own choice, no plan can bias the output. (Nor where the block was looked up: it was fixed
+    before.)
     """
     return request.sampling.greedy or request.verification is Verification.COUPLED
 
 
 def sampling_group(request: GenerateRequest) -> str:
-    """Requests sampled alike: acceptance depends on temperature more than on anything else known.
+    """Key of requests sampled alike, by temperature above all, on which acceptance depends the most.
 
-    Coarse, so that no client can make groups without end.
+    Coarse, so that clients cannot create an unbounded number of groups.
     """
     sampling = request.sampling
     temperature = min(sampling.temperature, MAX_GROUP_TEMPERATURE)

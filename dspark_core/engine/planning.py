@@ -1,4 +1,5 @@
-"""Local planning: the pure planners over the times this engine measured and keeps learning."""
+"""Local planning: applies the pure planners to this engine's times, as measured and refined by live
+rounds."""
 
 from __future__ import annotations
 
@@ -20,50 +21,52 @@ from dspark_core.records import DraftOrigin, RoundReport
 
 UNPROFILED_MAX_LENGTH = 2
 UNPROFILED_MIN_SURVIVAL = 0.6
-"""Without a profile a token is verified if it is likely to stand, and never more than a few: on most
-hardware the second and third token of a request cost less than this, on no hardware is it certain."""
+"""Without a profile, only the first tokens are verified, and only if likely to be accepted: on most hardware
+the second and third token of a request cost less than this, but that is not certain on any."""
 
 EAGER_ROUNDS, PLANNED_ROUNDS_PER_LESSON = 128, 6
-"""After so many rounds with drafts times are learned from one in so many: it took 2 % of a round of one."""
+"""After the first number of rounds with drafts, times are learned from one in the second: learning took 2 %
+of a single-request round."""
 LESSON_SECONDS = 0.02
-"""Nor is it where rounds take this long together: a machine that slows down has few of them a second."""
+"""No round is skipped once the steps since the last lesson took this long: a machine that slowed down has few
+rounds per second."""
 PLAIN_ROUNDS_PER_LESSON = 4
-"""Rounds without drafts are alike and plan nothing: times are learned from one in so many of them, as
-learning from each would cost a small model's round a share that is felt."""
+"""Times are learned from one in this many rounds without drafts: these are alike, and learning from each
+would noticeably slow a small model."""
 
 MAX_PROBES, ROUNDS_BETWEEN_PROBES = 4, 64
-"""Rounds that verify nothing after a change of the machine's speed, and until there may be such again: where
-speed changes all the time there is nothing to be found out."""
+"""Most rounds that verify nothing after a change of the machine's speed, and the rounds after which there may
+be such again: where speed changes constantly, probing finds out nothing."""
 
 MIN_GAIN = 0.03
-"""What a plan has to promise over verifying nothing. The tokens that seem best are so partly by luck, and a
-plan for a few percent is lost in what it overlooks."""
+"""Least gain in tokens per second that a plan must promise over verifying nothing. The tokens that seem best
+are so partly by luck, and a gain of a few percent is within the model's error."""
 
 
 class LocalPlanSource:
-    """`PlanSource` with no one to ask."""
+    """A `PlanSource` that needs no scheduler."""
 
     def __init__(self, round_time: RoundTimeModel | None) -> None:
-        """`round_time`: None while nothing was profiled; plans are then conservative, see above."""
+        """`round_time` None: without a profile plans are conservative, see above."""
         self._round_time = round_time
         self._policy = DraftPolicy()
-        self._beside_seconds: float | None = None  # of the other cohort's pass; None: there are none
+        self._beside_seconds: float | None = None  # the other cohort's pass; None: no cohorts
         self._plain_rounds = 0
         self._planned_rounds = 0
         self._untaught_seconds = 0.0
         self._probing_since = -ROUNDS_BETWEEN_PROBES
         self.paused_requests = 0
-        """Requests that were draftable in the newest round and not drafted for."""
+        """Requests that were draftable but not drafted for in the newest round."""
         self.draft_price = 0.0
-        """Tokens that a second of the drafter's time is worth to others who share it."""
+        """What a second of the drafter's time is worth to other verifiers that share it, in tokens."""
 
     @property
     def round_time(self) -> RoundTimeModel | None:
-        """What is known of this engine's speed now."""
+        """The current model of this engine's speed; None if unknown."""
         return self._round_time
 
     def adopt(self, round_time: RoundTimeModel) -> bool:
-        """Step times from elsewhere, for an engine that has none -> whether it had none."""
+        """Takes over step times of another replica if this engine has none; returns whether it did."""
         if self._round_time is not None:
             return False
         self._round_time = round_time
@@ -94,7 +97,7 @@ class LocalPlanSource:
         if self._round_time is None:
             return conservative_lengths(requests)
         if not any(request.survival for request in requests):
-            return (0,) * len(requests)  # nobody was drafted for, so there is nothing to plan
+            return (0,) * len(requests)  # no drafts, nothing to plan
         if self._probes_machine(requests):
             return (0,) * len(requests)
         times = self._times(self._round_time)
@@ -106,8 +109,8 @@ class LocalPlanSource:
         return lengths
 
     def _probes_machine(self, requests: Sequence[PlanRequest]) -> bool:
-        """Whether to verify nothing for once: steps became slower or faster, and only one without draft
-        tokens tells whether all of them did. By rounds that are over, so it biases nothing."""
+        """Whether to verify nothing this round: steps became slower or faster, and only a step without draft
+        tokens can show whether all steps did. Depends on completed rounds only, so it causes no bias."""
         if self._round_time is None or not self._round_time.verify.history.ambiguous:
             return False
         rounds = self._planned_rounds - self._probing_since
@@ -118,13 +121,13 @@ class LocalPlanSource:
         return True
 
     def _times(self, round_time: RoundTimeModel) -> RoundTimeModel:
-        """Of the rounds there are: of everybody, or of a cohort."""
+        """`round_time` for the current kind of rounds: those of all requests or of one cohort."""
         if self._beside_seconds is None:
             return round_time
         return replace(round_time, beside_seconds=self._beside_seconds)
 
     def report(self, report: RoundReport) -> None:
-        """Learns what steps and drafts cost and what drafts bring; earlier rounds bias nothing."""
+        """Learns what steps and drafts cost and what drafts gain; using it in later rounds causes no bias."""
         self._policy.learn(report.requests)
         if self._round_time is None or not report.requests:
             return
@@ -140,16 +143,16 @@ class LocalPlanSource:
         if report.loop_seconds > 0:
             self._round_time = self._round_time.observed_loop(len(report.requests), report.loop_seconds)
         drafted = sum(request.drafted for request in report.requests)
-        # A drafter that catches up is slow once, or every time where looked-up tokens come between drafts.
-        # Drafts that came late teach nothing: `Drafting` leaves such a drafter alone and finds out when it is
-        # faster, which times learned from the deadline would hide for long.
+        # Priming makes a draft slow once, or every time if looked-up tokens come between drafts. Late drafts
+        # teach nothing: `Drafting` backs off from a slow drafter and notices when it is fast again, which
+        # times learned from the deadline would conceal for long.
         typical = not report.drafter_primed or self._policy.steady(report.requests)
         if drafted and report.draft_seconds > 0 and typical:
-            # Told apart, waiting behind others is not taken for a slow drafter.
+            # The pass time is given separately, so that queueing is not mistaken for a slow drafter.
             self._round_time = self._round_time.observed_draft(
                 drafted, report.draft_seconds, report.draft_compute_seconds or None
             )
-        # A prompt's chunk in the step makes it another kind of step.
+        # Steps that include a prefill chunk are of another kind.
         decoded = sum(1 + request.verify_length for request in report.requests)
         if report.step_seconds > 0 and report.batch_tokens == decoded:
             self._round_time = self._round_time.observed_step(
@@ -161,7 +164,7 @@ _Floored = TypeVar("_Floored", DraftCandidate, PlanRequest)
 
 
 def _in_turns(requests: Sequence[_Floored]) -> list[_Floored]:
-    """As much as floors ask of one round in so many."""
+    """Raises the floors: with cohorts, a request takes part in only one of COHORTS rounds."""
     return [
         one
         if one.floor_tokens_per_second is None
@@ -171,8 +174,9 @@ def _in_turns(requests: Sequence[_Floored]) -> list[_Floored]:
 
 
 def _may_be_dropped(requests: Sequence[PlanRequest]) -> bool:
-    """A whole plan is judged by all its tokens, which only those may look at that stand iff they equal the
-    target's choice (the causal barrier); and what holds a floor is not weighed."""
+    """Whether the whole plan may be discarded for lack of gain. That decision looks at all tokens, which is
+    allowed only for requests whose tokens are accepted iff they equal the target's choice (the causal
+    barrier), and plans that serve a speed floor are kept in any case."""
     return all(request.coupled and not request.floor_tokens_per_second for request in requests)
 
 
@@ -193,7 +197,7 @@ def _gains_enough(
 
 
 class FullPlanSource:
-    """Verifies every draft token: static speculation, the baseline scheduling is measured against."""
+    """Verifies every draft token: static speculation, the baseline against which scheduling is measured."""
 
     def cohorts(self, candidates: Sequence[DraftCandidate], given: int | None) -> int:
         return given or 1
@@ -205,7 +209,7 @@ class FullPlanSource:
         if capacity is None:
             return tuple(len(request.survival) for request in requests)
         batch = PlanBatch.of(requests)
-        any_time = np.ones(1 + batch.survival.size)  # ranks alone decide
+        any_time = np.ones(1 + batch.survival.size)  # so that only the order of tokens decides
         return tuple(spend(batch, capacity, any_time).tolist())
 
     def report(self, report: RoundReport) -> None:
@@ -213,7 +217,7 @@ class FullPlanSource:
 
 
 def conservative_lengths(requests: Sequence[PlanRequest]) -> tuple[int, ...]:
-    """For engines whose speed nobody measured. A token's own survival decides on it: lossless."""
+    """Verify lengths for an engine of unknown speed. Lossless: each token's own survival decides."""
     most = UNPROFILED_MAX_LENGTH
     return tuple(
         len(list(takewhile(lambda value: value >= UNPROFILED_MIN_SURVIVAL, request.survival[:most])))

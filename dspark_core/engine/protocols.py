@@ -1,4 +1,4 @@
-"""What the round loop needs of drafting and planning, and the records they exchange.
+"""The round loop's interfaces to drafting and planning, and the records they exchange.
 
 In-process engines and gRPC clients implement the same protocols and pass the same contract tests.
 """
@@ -32,8 +32,8 @@ class DraftGeometry:
 class DraftItem:
     """One sequence to draft for.
 
-    `features` holds positions [features_start, features_start + rows), all before the anchor. A
-    start that does not continue what the drafter holds replaces its context (re-priming).
+    `features` holds positions [features_start, features_start + rows), all before the anchor. They are
+    appended to the context the drafter holds, or replace it (re-priming) if they do not continue it.
     """
 
     sequence_id: str
@@ -42,17 +42,18 @@ class DraftItem:
     features_start: int
     features: Tensor  # [rows, feature_size]
     token_ids: tuple[int, ...] = ()
-    """The token at each feature position; only drafters that pair the two read it (Eagle3, MTP-1)."""
+    """The token at each feature position; read only by drafters that pair tokens with features (Eagle3,
+    MTP-1)."""
     sampling: SamplingParams
     """`seed` is always set when verification is coupled."""
     verification: Verification
     most_tokens: int | None = None
-    """How much of a block is of use; a drafter may draft no more. None: all of it."""
+    """Draft tokens of use to the verifier; the drafter may stop there. None: the whole block."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SparseDistribution:
-    """The proposal distribution of each block position: k entries that sum to one."""
+    """The proposal distribution at each block position: k probabilities that sum to one."""
 
     token_ids: Tensor  # [block, k] int64
     probabilities: Tensor  # [block, k] float32
@@ -65,75 +66,78 @@ class DraftBlock:
     sequence_id: str
     token_ids: tuple[int, ...] = ()
     confidences: tuple[float, ...] = ()
-    """Empty when the drafter has none (DFlash)."""
+    """Empty if the drafter has no confidence head (DFlash)."""
     distribution: SparseDistribution | None = None
-    """Rejection mode at temperature > 0 only."""
+    """Only for rejection sampling at temperature > 0."""
     needs_context: bool = False
-    """The drafter does not hold this sequence's context; send it again."""
+    """The drafter does not hold this sequence's context, which must be sent again."""
     origin: DraftOrigin = DraftOrigin.DRAFTER
 
 
 @dataclass(frozen=True, slots=True)
 class DraftReply:
-    """What became of a round's items."""
+    """The drafter's answer to one round's items."""
 
     blocks: Sequence[DraftBlock]
     """In the order of the items."""
     compute_seconds: float = 0.0
-    """Of the drafter's own pass; 0: it did not tell."""
+    """Duration of the drafter's own pass; 0 if unknown."""
     drafter_id: str = ""
 
 
 class DraftSource(Protocol):
-    """Proposes draft blocks, for two rounds at a time at most: each is answered before the one after."""
+    """Proposes draft blocks. At most two rounds may be in flight; they are answered in order."""
 
     @property
     def geometry(self) -> DraftGeometry: ...
 
     @property
     def apart(self) -> bool:
-        """Whether `propose` returns before the drafts are made, which others' work need not wait for."""
+        """Whether `propose` returns before the drafts are made, so that drafting overlaps other work."""
         ...
 
     @property
     def connected(self) -> bool:
-        """Whether there is a drafter now. If not, nobody need read what `propose` takes: it would fail."""
+        """Whether a drafter is connected. If not, `propose` would fail, so do not prepare its input."""
         ...
 
     def propose(self, items: Sequence[DraftItem]) -> Future[DraftReply]:
-        """Fails with `DraftUnavailableError`. Who gives up waiting leaves it as it is: the reply still tells
-        what the drafter holds."""
+        """The future may fail with `DraftUnavailableError`. Do not cancel it when giving up: a late reply
+        still tells what context the drafter holds."""
         ...
 
     def release(self, sequence_ids: Sequence[str]) -> None:
-        """Forgets ended sequences. Never fails, unknown ids are ignored."""
+        """Forgets ended sequences. Never fails; ignores unknown ids."""
         ...
 
     @property
     def generation(self) -> int:
-        """Changes whenever drafter state was lost, so that every sequence must be primed again."""
+        """Changes whenever drafter state was lost; every sequence must then be primed again."""
         ...
 
 
 class PlanSource(Protocol):
-    """Chooses for whom to draft and how much to verify. In each round: `wants_draft`, `plan`, `report`; where
-    two cohorts take turns, a round is one cohort's, and its `wants_draft` follows its round before. Not in
-    every round of requests that were all left without drafts (`DraftTurns`)."""
+    """Chooses which requests to draft for and how much to verify.
+
+    Called in each round in the order `wants_draft`, `plan`, `report`. Where two cohorts take turns, a round
+    belongs to one of them, and its `wants_draft` is called right after its previous round. `DraftTurns` may
+    skip `wants_draft` while it left all requests without drafts.
+    """
 
     def cohorts(self, candidates: Sequence[DraftCandidate], given: int | None) -> int:
-        """Whether rounds are of everybody (1) or of one of two cohorts (2) until it is asked again, about
-        every sixteen rounds. `given`: no choice, to be taken note of; None: what is faster."""
+        """Whether rounds include all requests (1) or one of two cohorts (2) until the next call, about
+        sixteen rounds later. `given`: the choice is already made and only noted; None: choose the faster."""
         ...
 
     def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
-        """Whether each decoding request is drafted for this round; decided from earlier rounds only."""
+        """Whether to draft for each decoding request in this round; decided from earlier rounds only."""
         ...
 
     def plan(self, requests: Sequence[PlanRequest], capacity: int | None = None) -> tuple[int, ...]:
-        """Verify length of each request. `capacity`: draft tokens to verify in all, when rounds that
-        are over have decided so already; None: this source decides."""
+        """Verify length of each request. `capacity`: total draft tokens to verify, if already determined by
+        completed rounds; None: this source decides."""
         ...
 
     def report(self, report: RoundReport) -> None:
-        """Tells how the round went; must not block."""
+        """Reports a completed round; must not block."""
         ...

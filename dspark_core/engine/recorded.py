@@ -1,8 +1,8 @@
-"""Computations that are recorded once per shape and then replayed on new inputs.
+"""Records a computation once per shape and replays it on new inputs.
 
-On CUDA a replay is one launch for hundreds of kernels (`CudaGraphs`). What is recorded reads its inputs
-from memory that stays, and must depend on their values in no other way: no reading back, no shape that
-comes of one, no branch.
+On CUDA a replay launches hundreds of kernels at once (`CudaGraphs`). A recorded computation reads its inputs
+from a fixed buffer; nothing on the host may depend on their values: no reading back, no data-dependent shape,
+no branch.
 """
 
 from __future__ import annotations
@@ -22,51 +22,51 @@ from dspark_core.algorithms.transfer import to_device
 _log = logging.getLogger(__name__)
 
 _RECORDING = threading.Lock()
-"""A capture waits for the device when it begins, which CUDA forbids while another thread captures."""
+"""A capture begins by synchronising the device, which CUDA forbids while another thread captures."""
 
 PREPARE_SECONDS = 120.0
-"""Of a start, at most for compiling and recording ahead. What is left is recorded when it first comes."""
+"""Longest time for compiling and recording at start; remaining shapes are recorded at their first use."""
 
 Outputs = tuple[Tensor, ...]
 Shape = TypeVar("Shape", bound=Hashable)
 Compute = Callable[[Tensor, Shape], Outputs]
-"""Of values [input_values] int64, as far as the shape goes."""
+"""(values [input_values] int64, shape) -> outputs; reads only the leading values that the shape needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
     replay: Callable[[], None]
     outputs: Outputs
-    """Written over by each replay."""
+    """Overwritten by each replay."""
 
 
 class Recorder(Protocol):
     def record(self, compute: Callable[[], Outputs]) -> Recording:
-        """Raises RuntimeError where that cannot be done, for want of memory for one."""
+        """Raises RuntimeError if that fails, for example for lack of memory."""
         ...
 
 
 class CudaGraphs:
-    """Graphs that share their memory: at most one of them runs at a time."""
+    """Graphs that share a memory pool; at most one of them may run at a time."""
 
     WARM_UPS = 2
-    """Kernels are compiled, and libraries set up, before anything is captured."""
+    """Runs before a capture, which compile kernels and initialise libraries."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
-        # Always the same: cuBLAS keeps a workspace, tens of MiB, for every stream it was ever used on.
+        # Always the same stream: cuBLAS keeps a workspace of tens of MiB for every stream it was used on.
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._failed: list[torch.cuda.CUDAGraph] = []
-        """Kept: with a graph PyTorch also frees the workspaces of its stream, which the others still use."""
+        """Kept alive: together with a graph PyTorch frees its stream's workspaces, which other graphs use."""
 
     def record(self, compute: Callable[[], Outputs]) -> Recording:
-        # A capture that fails leaves its stream the current one: the caller's is to be so again.
+        # A failed capture leaves its stream current: the context restores the caller's.
         with _RECORDING, torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream()):
             try:
                 return self._record(compute)
             except RuntimeError:
-                # Memory that the allocator keeps for a capture under way is none for the next.
+                # A failed capture leaves its pool unusable for further captures.
                 self._pool = torch.cuda.graph_pool_handle()
                 raise
 
@@ -79,7 +79,7 @@ class CudaGraphs:
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         try:
-            # Another thread may allocate meanwhile: that is no part of the graph.
+            # Another thread may allocate meanwhile; that must not become part of the graph.
             with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
                 outputs = compute()
         except RuntimeError:
@@ -89,14 +89,14 @@ class CudaGraphs:
 
 
 class RecordedPasses(Generic[Shape]):
-    """A computation for each shape it was asked for, over one array of inputs.
+    """Recordings of one computation for every shape in use, over one shared input buffer.
 
-    What computes comes with each call, always the same: a method of the owner's, kept here, would keep all of
-    the owner's memory until a garbage collection.
+    The computation is passed with every call and must always be the same. Keeping the owner's bound method
+    here would create a reference cycle that holds the owner's memory until a garbage collection.
     """
 
     def __init__(self, recorder: Recorder, *, name: str, input_values: int, device: torch.device) -> None:
-        """`input_values`: the most that any shape takes. `name`: of the passes, for people."""
+        """`input_values`: the most that any shape reads. `name` of the passes for log messages."""
         self._name = name
         self._recorder = recorder
         self._device = device
@@ -106,7 +106,7 @@ class RecordedPasses(Generic[Shape]):
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        """Recorded so far."""
+        """Shapes recorded so far."""
         return tuple(self._recordings)
 
     @torch.inference_mode()
@@ -118,15 +118,16 @@ class RecordedPasses(Generic[Shape]):
         seconds: float = PREPARE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Records those of `shapes` that are not yet, in this order, before somebody waits for their passes.
+        """Records missing `shapes` in this order, ahead of their first use.
 
-        Inputs are zeros meanwhile, so all zeros must be a pass that computes nothing of anybody's. What no
-        longer fits the time, or the memory, is dealt with when it first comes.
+        Inputs are all zeros meanwhile, so a pass over zeros must not touch any request's state. Shapes that
+        exceed the time limit are recorded at first use; those that cannot be recorded are computed launch by
+        launch.
         """
         missing = [one for one in shapes if one not in self._recordings and one not in self._unrecorded]
         if not missing:
             return
-        self._values.zero_()  # those of the last pass mean something else to another shape
+        self._values.zero_()  # the last pass's values mean something else for another shape
         started, recorded, tried = clock(), 0, 0
         for shape in missing:
             if clock() - started >= seconds:
@@ -143,7 +144,7 @@ class RecordedPasses(Generic[Shape]):
         )
 
     def run(self, shape: Shape, values: Tensor, compute: Compute[Shape]) -> Outputs:
-        """values [at most input_values] int64, on the CPU. Outputs are good until the next run."""
+        """values [at most input_values] int64 on the CPU. Outputs are valid until the next run."""
         self._values[: len(values)].copy_(to_device(values, self._device))
         recording = self._recordings.get(shape) or self._record(shape, compute)
         if recording is None:
@@ -152,14 +153,14 @@ class RecordedPasses(Generic[Shape]):
         return recording.outputs
 
     def _record(self, shape: Shape, compute: Compute[Shape]) -> Recording | None:
-        """None where that fails: the shape is computed launch by launch from then on."""
+        """Returns None if recording fails; the shape is then computed launch by launch from then on."""
         if shape in self._unrecorded:
             return None
         try:
             recording = self._recorder.record(lambda: compute(self._values, shape))
         except RuntimeError as error:
-            # Want of memory has many names: PyTorch's own, the driver's, cuBLAS's, Triton's. What else may be
-            # wrong with the device, the computation itself will meet.
+            # PyTorch, the driver, cuBLAS and Triton all report lack of memory differently. Any other device
+            # error will show up in the computation itself.
             level = logging.DEBUG if self._unrecorded else logging.WARNING
             _log.log(
                 level, "cannot record %s of %s, computing them launch by launch: %s", self._name, shape, error

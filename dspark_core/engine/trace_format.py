@@ -1,7 +1,7 @@
-"""What a round trace holds: JSON lines of three kinds, versioned. No torch: replaying needs none.
+"""The format of a round trace: versioned JSON lines of three kinds. No torch: replay needs none.
 
-A file begins with a header; a curve follows whenever the step-time curve changes; the rest are
-rounds. Every rotated file is complete in itself. `docs/simulation.md` describes each field.
+A file begins with a header, a curve follows whenever the step-time curve changes, and all other lines are
+rounds. Every rotated file is self-contained. `docs/simulation.md` describes each field.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from dspark_core.errors import ConfigError
 
 SCHEMA = "dspark-trace-1"
-"""Changes when a field changes its meaning; new fields do not change it."""
+"""Changes when the meaning of a field changes, but not when fields are added."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,14 +24,14 @@ class TraceHeader:
     replica_id: str
     model: str
     sample: float
-    """Share of the rounds that are traced."""
+    """Share of rounds that are traced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TracedCurve:
     version: str
     document: Mapping[str, object]
-    """As the curve's own `to_dict` wrote it."""
+    """Written by the curve's own `to_dict`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,37 +40,37 @@ class TracedRequest:
 
     sequence_id: str
     survival: tuple[float, ...]
-    """a_1, a_2, ... as the planner saw them; empty: there was no draft."""
+    """a_1, a_2, ... as the planner saw them; empty without a draft."""
     planned: int
-    """What the planner asked for."""
+    """The verify length that the planner chose."""
     verified: int
-    """What was verified: less than planned where pages or batch tokens ran out."""
+    """Draft tokens that were verified; fewer than planned if pages or batch tokens ran out."""
     accepted: int
     min_tokens_per_second: float = 0.0
     coupled: bool = False
-    """Verified by the coupled rule, or greedily, or looked up: its planner may look ahead."""
+    """Coupled, greedy or looked up: the planner may look ahead."""
     looked_up: bool = False
-    """The tokens came from the request's own text, not from the drafter."""
+    """The tokens were looked up, not drafted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TracedRound:
     at: float
-    """Unix seconds at which the round ended."""
+    """End of the round in Unix seconds."""
     round: int
     planner: str
-    """The name of the planner that was followed."""
+    """Name of the planner whose plan was followed; empty for a prefill-only round."""
     curve_version: str
-    """Of the `TracedCurve` the planner was given at start; empty: none."""
+    """Version of the `TracedCurve` that the planner had at start; empty if none."""
     batch_tokens: int
-    """Anchors, verified drafts and prefill."""
+    """Anchors, verified draft tokens and prefill."""
     step_seconds: float
     draft_seconds: float
     requests: tuple[TracedRequest, ...]
     context_tokens: int = 0
-    """In the cache before the pass, of all its requests."""
+    """Tokens of all its requests that were in the cache before the pass."""
     loop_seconds: float = 0.0
-    """Between the pass before and this one, drafting left out; 0 after a rest, and in older traces."""
+    """Time since the previous pass, without drafting; 0 after an idle time and in older traces."""
 
     @property
     def decode_tokens(self) -> int:
@@ -85,7 +85,7 @@ TraceRecord = TraceHeader | TracedCurve | TracedRound
 
 
 def encode(record: TraceRecord) -> bytes:
-    """One line, its end included."""
+    """One line, including its line break."""
     match record:
         case TraceHeader():
             row: dict[str, object] = {
@@ -131,7 +131,7 @@ def _round_row(record: TracedRound) -> dict[str, object]:
 
 
 def decode(line: str) -> TraceRecord:
-    """Raises ConfigError that says what is wrong with the line; the caller knows where it is."""
+    """Raises a ConfigError that says what is wrong with the line, but not where the line is."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:

@@ -1,8 +1,7 @@
-"""Writes a round trace from a thread of its own, within a bound on disk.
+"""Writes a round trace from its own thread, with bounded disk usage.
 
-`put` never waits: a full queue drops the record and counts it. Lines are appended whole, so a
-process that is killed loses what was queued and leaves at most one broken line, which the next
-writer cuts off.
+`put` never waits: if the queue is full, the record is dropped and counted. Lines are appended whole, so a
+killed process loses the queued records and leaves at most one broken line, which the next writer cuts off.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _log = logging.getLogger(__name__)
 MAX_QUEUED_RECORDS = 1024
 MAX_LINES_PER_WRITE = 64
 REMIND_SECONDS = 60.0
-"""How often a disk that goes on failing is told of."""
+"""Interval between log messages while writing keeps failing."""
 
 DEFAULT_SAMPLE, DEFAULT_MAX_MB = 0.1, 64
 
@@ -35,11 +34,11 @@ class TraceOptions:
 
     path: Path
     sample: float = DEFAULT_SAMPLE
-    """Share of the rounds that are traced."""
+    """Share of rounds that are traced."""
     max_bytes: int = DEFAULT_MAX_MB * 2**20
-    """Of one file; a full one becomes FILE.1, the one before FILE.2 and so on."""
+    """Per file; a full file becomes FILE.1, the previous one FILE.2 and so on."""
     max_files: int = 4
-    """Files kept, the one being written included: the disk holds at most this times `max_bytes`."""
+    """Files kept, including the one being written: disk usage is at most this times `max_bytes`."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.sample <= 1.0:  # NaN fails too
@@ -54,13 +53,13 @@ class TraceWriter:
     def __init__(
         self, options: TraceOptions, header: TraceHeader, *, queued: int = MAX_QUEUED_RECORDS
     ) -> None:
-        """Raises ConfigError when the file cannot be opened: better at start than silently later."""
+        """Raises ConfigError if the file cannot be opened: better to fail at start than silently later."""
         self.options = options
         self._header = header
         self._curve: TracedCurve | None = None
         self._queue: queue.Queue[TraceRecord | None] = queue.Queue(queued)
         self._dropped = 0
-        self._told_at = -math.inf  # of a failing disk; -inf: it does not fail
+        self._told_at = -math.inf  # last message about failing writes; -inf: they do not fail
         self._closing = False
         try:
             options.path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +82,7 @@ class TraceWriter:
             self._drop(1)
 
     def close(self, timeout_seconds: float = 5.0) -> None:
-        """Writes what is queued; gives up on a disk that hangs."""
+        """Writes what is queued; gives up on a hanging disk after the timeout."""
         if self._closing:
             return
         self._closing = True
@@ -99,7 +98,7 @@ class TraceWriter:
         self._dropped += count
 
     def _tell_failure(self, error: OSError) -> None:
-        """Once, then now and then: every round would fill the log's disk as well."""
+        """Logs at most once per REMIND_SECONDS: a message per round would fill the log's disk as well."""
         now = time.monotonic()
         if now - self._told_at >= REMIND_SECONDS:
             _log.warning(
@@ -126,7 +125,7 @@ class TraceWriter:
         os.close(self._file)
 
     def _take(self) -> tuple[list[TraceRecord], bool]:
-        """Waits for a record, then takes what else is there; True: it was the last."""
+        """Waits for a record, then takes any others that are queued; True means the queue has ended."""
         records: list[TraceRecord] = []
         item = self._queue.get()
         while item is not None:
@@ -152,7 +151,7 @@ class TraceWriter:
                 self._rotate()
                 room = self.options.max_bytes - os.fstat(self._file).st_size
                 if isinstance(record, TracedCurve):
-                    continue  # the new file began with it
+                    continue  # the new file already starts with it
             lines.append(line)
             room -= len(line)
         self._append(lines)
@@ -164,12 +163,12 @@ class TraceWriter:
             while data:
                 data = data[os.write(self._file, data) :]
         except OSError:
-            # A disk takes what still fits: half a line would spoil the next one, too.
+            # A full disk may take part of a line, which would spoil the next one as well.
             os.ftruncate(self._file, whole)
             raise
 
     def _open(self) -> int:
-        """Continues a file of an earlier run behind its last whole line."""
+        """Opens the file, continuing an earlier run's file after its last whole line."""
         file = os.open(self.options.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         os.ftruncate(file, _end_of_last_line(file))
         start = [encode(self._header)] + ([encode(self._curve)] if self._curve else [])
@@ -178,12 +177,12 @@ class TraceWriter:
 
     def _rotate(self) -> None:
         path, last = self.options.path, self.options.max_files - 1
-        if path.exists():  # otherwise an earlier attempt got this far and could not open a new file
+        if path.exists():  # if not, an earlier attempt rotated but could not open a new file
             for number in range(last, 0, -1):
                 older = path if number == 1 else rotated(path, number - 1)
                 if older.exists():
                     older.replace(rotated(path, number))
-            path.unlink(missing_ok=True)  # only with max_files = 1 is it still there
+            path.unlink(missing_ok=True)  # still there only if max_files = 1
         full, self._file = self._file, self._open()
         os.close(full)
 
@@ -193,7 +192,7 @@ def rotated(path: Path, number: int) -> Path:
 
 
 def _end_of_last_line(file: int) -> int:
-    """The size of a file without a line that was cut short by a kill."""
+    """Size of the file without a last line that was cut short."""
     size = os.fstat(file).st_size
     end, step = size, 4096
     while end > 0:

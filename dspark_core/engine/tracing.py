@@ -16,7 +16,7 @@ from dspark_core.records import DraftOrigin, RoundReport
 
 
 class TracingPlanSource:
-    """Follows the inner source to the letter. Rounds are picked evenly, whatever they hold."""
+    """Delegates every decision to the inner source. Samples rounds at even intervals, whatever they hold."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class TracingPlanSource:
         curve: Mapping[str, object] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`planner_name` of the plan just made; `curve`: the document of the measured step times."""
+        """`planner_name` names the planner of the latest plan; `curve` is the step-time document."""
         self._inner = inner
         self._writer = writer
         self._sample = sample
@@ -63,7 +63,7 @@ class TracingPlanSource:
             self._writer.put(self._record(report))
 
     def _record(self, report: RoundReport) -> TracedRound:
-        # A round of prefill alone was not planned: what is kept belongs to an earlier one.
+        # A prefill-only round was not planned: the stored plan belongs to an earlier round.
         planned = zip(self._requests, self._planned, strict=True) if report.requests else ()
         return TracedRound(
             at=self._clock(),
@@ -92,6 +92,6 @@ class TracingPlanSource:
 
 
 def curve_version(document: Mapping[str, object]) -> str:
-    """The same document has the same version, on every replica."""
+    """Equal documents have equal versions on every replica."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

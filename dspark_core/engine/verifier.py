@@ -1,4 +1,4 @@
-"""The verifier: runs the round loop on a thread of its own and streams to asyncio callers."""
+"""The verifier: runs the round loop on its own thread and streams to asyncio callers."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from dspark_core.records import GenerateChunk, GenerateRequest
 _log = logging.getLogger(__name__)
 
 MAX_CONSECUTIVE_FAILURES = 3
-"""Rounds that may fail in a row before the verifier calls itself unhealthy."""
+"""After this many failed rounds in a row the verifier counts as unhealthy."""
 STALL_SECONDS = 600.0
-"""A round that lasts longer will not end: a device that hangs, a lock that nobody releases. A large model
-on a few cores takes minutes for a chunk of a prompt; after these, nobody waits for the answer any more."""
+"""A longer round counts as hung: by a device, or a lock that nobody releases. A large model on a few cores
+takes minutes for a prefill chunk; after this long nobody waits for the answer any more."""
 JOIN_SECONDS = 4.0
-"""How long `stop` waits for a round to end: less than supervisors wait for a process to."""
+"""How long `stop` waits for a round to end; less than supervisors wait for a process to end."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerifierStatus:
     running_requests: int
     waiting_requests: int
-    """Also those that a round which goes on keeps from being taken in."""
+    """Includes requests that arrived during the current round and are not queued yet."""
     free_kv_fraction: float
     preemptions: int
     problem: str | None = None
-    """Why no more rounds can be expected; None: none."""
+    """Why no more rounds can be expected; None if all is well."""
 
     @property
     def healthy(self) -> bool:
@@ -46,8 +46,8 @@ class VerifierStatus:
 class _Stream:
     """Carries one request's chunks from the round thread to the caller's event loop.
 
-    What the caller has not taken yet becomes one chunk. One who falls behind gets more tokens at a time
-    instead of ever later ones: an event loop that hundreds of streams share catches up by itself.
+    Chunks that the caller has not taken yet are joined into one. A caller that falls behind gets more tokens
+    at a time instead of ever later ones, so an event loop shared by hundreds of streams catches up by itself.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class _Stream:
         self._filled = asyncio.Event()
 
     def put(self, item: GenerateChunk | Exception) -> None:
-        """On the caller's event loop."""
+        """Must run on the caller's event loop."""
         if isinstance(item, Exception):
             self._error = item
         else:
@@ -65,7 +65,8 @@ class _Stream:
         self._filled.set()
 
     async def get(self) -> GenerateChunk:
-        """What was put since the last call; an error comes after what was put before it."""
+        """Waits for the chunks put since the last call and joins them; raises an error after earlier
+        chunks."""
         await self._filled.wait()
         chunks, self._chunks = self._chunks, []
         if chunks:
@@ -78,12 +79,12 @@ class _Stream:
 
 
 def _put_all(items: Iterable[tuple[_Stream, GenerateChunk | Exception]]) -> None:
-    """From any thread. An event loop is woken once, not once for each of a round's streams."""
+    """Callable from any thread. Wakes each event loop once, not once per stream of a round."""
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, GenerateChunk | Exception]]] = {}
     for stream, item in items:
         by_loop.setdefault(stream.loop, []).append((stream, item))
     for loop, put in by_loop.items():
-        # A closed event loop means that nobody is listening any more.
+        # If the event loop is closed, nobody is listening any more.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(_put_here, put)
 
@@ -159,7 +160,7 @@ class Verifier:
         grammar = None
         self._arriving.add(stream)
         try:
-            if request.grammar is not None:  # long ones must not hold up others' tokens
+            if request.grammar is not None:  # not on the round thread: it could delay others' tokens
                 grammar = await asyncio.wrap_future(self._rounds.compile_grammar(request, request.grammar))
             await asyncio.wrap_future(self._call(lambda: self._submit(request, grammar, stream)))
             while not finished:
@@ -174,16 +175,16 @@ class Verifier:
     def _submit(self, request: GenerateRequest, grammar: SequenceGrammar | None, stream: _Stream) -> None:
         self._rounds.submit(request, grammar)
         self._streams[request.request_id] = stream
-        self._arriving.discard(stream)  # not before it is counted elsewhere
+        self._arriving.discard(stream)  # only now: from here on the batcher counts it
 
     def _cancel(self, request_id: str, stream: _Stream) -> None:
-        # The id may since have been taken by a new request: only its own stream cancels it.
+        # A new request may have taken the id since: cancel it only for its own stream.
         if self._streams.get(request_id) is stream:
             del self._streams[request_id]
             self._rounds.cancel(request_id)
 
     def _call(self, action: Callable[[], None]) -> Future[None]:
-        """Runs an action between rounds; the future carries its outcome."""
+        """Runs `action` between rounds; the future carries its outcome."""
         done: Future[None] = Future()
 
         def run() -> None:
@@ -211,7 +212,7 @@ class Verifier:
 
     def _post(self, action: Callable[[], None]) -> None:
         with self._wake:
-            if self._died is None:  # else nobody would take it
+            if self._died is None:  # otherwise nobody would run it
                 self._commands.append(action)
                 self._wake.notify()
 
@@ -219,14 +220,14 @@ class Verifier:
         try:
             self._run_rounds()
         except Exception as error:
-            # Nobody would notice otherwise: callers would wait for ever for a thread that is gone.
+            # Otherwise callers would wait forever for a thread that is gone.
             _log.critical("the thread of the rounds has died", exc_info=error)
             with self._wake:
                 self._died = error
                 self._commands.clear()
             broken = UnavailableError("this verifier is broken")
             _put_all((stream, broken) for stream in self._streams.values())
-            for call in tuple(self._calls):  # of which some end meanwhile
+            for call in tuple(self._calls):  # some may be completed meanwhile
                 with contextlib.suppress(InvalidStateError):
                     call.set_exception(broken)
         else:
@@ -248,7 +249,7 @@ class Verifier:
             self._deliver(outputs)
 
     def _wait_for_work(self) -> bool:
-        """Runs pending commands, sleeping while there is nothing to do; False: stop."""
+        """Runs pending commands, sleeping while there is nothing to do; returns False to stop."""
         while True:
             with self._wake:
                 while not (self._commands or self._stopping or self._rounds.has_work):
