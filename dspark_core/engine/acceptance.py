@@ -1,7 +1,7 @@
-"""Turns target logits into verdicts: how much of each draft stands, and the token after it.
+"""Turns target logits into verdicts: how many tokens of each draft are accepted, and the token after them.
 
-Dispatches rows of the ragged batch to the three rules (greedy, coupled, rejection), each applied
-to all its sequences at once.
+Dispatches the rows of the ragged batch to three rules (greedy, coupled, rejection), each applied to all its
+sequences at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NO_BLOCK = DraftBlock("")
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """One sequence's part in a round; without a block it only samples its next token."""
+    """One sequence's part in a round. Without a block it only samples its next token."""
 
     sequence: SequenceState
     block: DraftBlock = NO_BLOCK
@@ -43,7 +43,7 @@ class Proposal:
 
     @property
     def draft_token_ids(self) -> tuple[int, ...]:
-        """The scheduled prefix."""
+        """The scheduled prefix, which is verified."""
         return self.block.token_ids[: self.verify_length]
 
     @property
@@ -53,16 +53,16 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class ShapedRows:
-    """Rows of logits of a proposal whose request asks for more than to be sampled."""
+    """Rows of logits of a proposal whose request needs more than sampling (`SequenceState.shaped`)."""
 
     index: int
-    """Of the proposal."""
+    """Index of the proposal."""
     proposal: Proposal
     rows: slice
 
 
 def shaped_rows(proposals: Sequence[Proposal]) -> list[ShapedRows]:
-    """Mostly none: one look at each proposal is all that a round pays for them then."""
+    """Usually none; a round then pays only for one check per proposal."""
     shaped, start = [], 0
     for index, proposal in enumerate(proposals):
         end = start + 1 + proposal.verify_length
@@ -79,7 +79,7 @@ class Verdict:
 
 
 _Outcome = Acceptance | list[tuple[int, int]]
-"""Of each request accepted drafts and the next token: on a GPU, or numbers where they are at hand."""
+"""Accepted draft tokens and next token of each request: as tensors, or as numbers if already on the host."""
 
 
 _NO_TOKENS, _NO_PROBABILITIES = torch.zeros((0, 1), dtype=torch.int64), torch.zeros((0, 1))
@@ -93,14 +93,14 @@ class _Rule(Enum):
 
 class Acceptor:
     def __init__(self, generator: torch.Generator) -> None:
-        """`generator` draws for unseeded rejection sampling only."""
+        """`generator` is used only for unseeded rejection sampling."""
         self._generator = generator
 
     @torch.inference_mode()
     def accept(self, logits: Tensor, proposals: Sequence[Proposal]) -> list[Verdict]:
         """logits [sum of (1 + verify_length), vocab], rows in the order of the proposals.
 
-        They may be a GPU's: then all is decided there, and the verdicts are all that is read back.
+        Logits on a GPU are judged there; only the verdicts are read back.
         """
         if not proposals:
             return []
@@ -128,7 +128,7 @@ class Acceptor:
         return _accept_equal(greedy_tokens(logits), proposals)
 
     def _coupled(self, logits: Tensor, proposals: Sequence[Proposal]) -> _Outcome:
-        """The target samples every row with the request's own noise; drafts stand while equal."""
+        """The target samples every row with the request's noise; drafts are accepted while equal to that."""
         rows = torch.tensor([1 + p.verify_length for p in proposals])
         seeds = torch.tensor([p.sequence.noise_seed for p in proposals]).repeat_interleave(rows)
         # Row i of a proposal decides the token at absolute position len(tokens) + i.
@@ -183,7 +183,7 @@ def _row_ranges(proposals: Sequence[Proposal]) -> list[Tensor]:
 
 
 def _read(outcomes: Sequence[Acceptance]) -> list[Verdict]:
-    """At once: a GPU is waited for here."""
+    """Reads all outcomes in one transfer: this synchronises with the GPU."""
     decided = torch.stack(
         (torch.cat([o.accepted for o in outcomes]), torch.cat([o.next_token_ids for o in outcomes]))
     )
@@ -191,9 +191,9 @@ def _read(outcomes: Sequence[Acceptance]) -> list[Verdict]:
 
 
 def _accept_equal(samples: Tensor, proposals: Sequence[Proposal]) -> _Outcome:
-    """samples [rows]: the target's own tokens. Drafts stand while they are equal to them."""
+    """samples [rows]: the target's own tokens. Drafts are accepted while equal to them."""
     drafts, lengths = _draft_ids(proposals), [proposal.verify_length for proposal in proposals]
-    if samples.device.type == "cpu":  # without operators
+    if samples.device.type == "cpu":  # plain Python is faster here than operators
         return equal_prefixes(samples.tolist(), drafts, lengths)
     ids, counts = (to_device(torch.tensor(n, dtype=torch.int64), samples.device) for n in (drafts, lengths))
     return longest_equal_prefix(samples, ids, counts)
@@ -204,7 +204,7 @@ def _draft_ids(proposals: Sequence[Proposal]) -> list[int]:
 
 
 def _draft_laws(proposals: Sequence[Proposal], device: torch.device) -> tuple[Tensor, Tensor]:
-    """What the drafts were drawn from, flattened over sequences: [drafts, k] token ids and probabilities."""
+    """The draft distributions, flattened over sequences: [drafts, k] token ids and probabilities."""
     token_ids, probabilities = [], []
     for proposal in proposals:
         if proposal.verify_length == 0:
@@ -220,8 +220,8 @@ def _draft_laws(proposals: Sequence[Proposal], device: torch.device) -> tuple[Te
 
 
 def _gathered(parts: Sequence[Tensor], device: torch.device) -> Tensor:
-    """[.., k] tensors of any k under each other, on the device: from a drafter beside it they are there
-    already. Narrower ones are filled up with zeros."""
+    """Concatenates [.., k] tensors of any k on the device, padding narrower ones with zeros. Those of a
+    drafter on the same device are not copied to it."""
     if len(parts) == 1:
         return to_device(parts[0], device)
     if len({part.device for part in parts}) > 1:

@@ -1,4 +1,4 @@
-"""Paged attention on CPU through SDPA: write the new keys and values, gather, attend."""
+"""Paged attention on CPU through SDPA: writes the new keys and values, gathers the context, attends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class PagedAttention:
     def __init__(
         self, cache: PagedCache, slots: Tensor, groups: Callable[[int | None], Sequence[AttentionGroup]]
     ) -> None:
-        """slots [tokens]; `groups`: the batch's, for a layer's attention window."""
+        """slots [tokens]; `groups` returns the batch's attention groups for a layer's window."""
         self._cache = cache
         self._slots = slots
         self._groups = groups

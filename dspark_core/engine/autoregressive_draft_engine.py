@@ -1,7 +1,8 @@
-"""The engine of Eagle3 and MTP-1: one pass of a single layer per draft token, batched over sequences.
+"""The engine of Eagle3 and MTP-1 drafters: one pass of a single layer per draft token, batched over
+sequences.
 
-A context entry pairs the feature of a position with the token after it. Both are committed, so the
-context is append-only; keys and values of the draft steps rest on drafts and end with the pass.
+A context entry pairs the feature of a position with the token after it. Both are committed, so the context is
+append-only. Keys and values of draft steps depend on drafts and are discarded after the pass.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class AutoregressiveDraftEngine(ContextDraftEngine):
         self._kv_groups = backbone.num_heads // backbone.num_kv_heads
 
     def _append(self, items: Sequence[DraftItem]) -> list[bool]:
-        # The first step starts from the feature before the anchor, of which only keys and values
-        # are held: an item that brings no feature has to be primed again.
+        # The first step starts from the feature before the anchor. Only its keys and values are stored, so an
+        # item without new features has to be primed again.
         complete = super()._append(items)
         return [done and len(item.features) > 0 for done, item in zip(complete, items, strict=True)]
 
@@ -95,7 +96,7 @@ class StepAttention:
     """`Attend` for successive draft steps of one layer: each sees its context and the steps so far."""
 
     def __init__(self, context: ContextTensors, view: ContextView, steps: int, kv_groups: int) -> None:
-        # The first step brings the last held position itself: one entry less of each row is visible.
+        # The first step recomputes the last stored position, so each row sees one stored entry less.
         slots, visible = view.slots[:, :-1], view.visible[:, 1:]
         self._keys = self._gathered(context.keys[0], slots, steps)
         self._values = self._gathered(context.values[0], slots, steps)
@@ -111,7 +112,7 @@ class StepAttention:
         self._keys[:, :, self._end], self._values[:, :, self._end] = k, v
         self._end += 1
         requests, kv_heads, head_dim = k.shape
-        # Query heads that share a key/value head are folded into the query axis.
+        # Fold the query heads that share a key/value head into the query axis.
         folded = q.view(requests, kv_heads, self._kv_groups, head_dim)
         bias = self._bias[..., : self._end].expand(-1, 1, self._kv_groups, -1)
         keys, values = self._keys[:, :, : self._end], self._values[:, :, : self._end]

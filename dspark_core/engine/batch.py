@@ -1,8 +1,7 @@
-"""One target pass over many sequences: their tokens, flattened, without padding.
+"""The input of one target pass over many sequences: their tokens, flattened without padding.
 
-Every sequence contributes a run of consecutive positions: an anchor with its scheduled draft
-prefix, or a prefill chunk. Attention through PyTorch needs padded groups, so runs are grouped by
-kind here.
+Every sequence contributes a run of consecutive positions: an anchor with its scheduled draft prefix, or a
+prefill chunk. PyTorch's attention needs padded rectangles, so similar runs are grouped here.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ class Run:
     logit_rows: int
     """How many of the run's last tokens need a distribution."""
     sequence_id: str | None = None
-    """For engines that keep something of a sequence from pass to pass; None: they keep nothing."""
+    """For engines that keep state of a sequence between passes; None: nothing is kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionGroup:
-    """Runs that are attended to in one call, padded to a rectangle."""
+    """Runs whose attention is computed in one call, padded to a rectangle."""
 
     query_rows: Tensor  # [runs, queries] index into the flattened tokens; padding repeats row 0
-    query_mask: Tensor | None  # [runs, queries] True where real; None: no padding
+    query_mask: Tensor | None  # [runs, queries] True where not padding; None: no padding
     context_slots: Tensor  # [runs, context] cache slots of consecutive positions, from 0 without a window
     bias: Tensor  # [runs, 1, queries, context] 0 or -inf
 
     def to(self, device: torch.device) -> AttentionGroup:
-        """The same on a device, without waiting for it."""
+        """Copies to `device` without synchronising."""
         if device.type == "cpu":
             return self
         mask = None if self.query_mask is None else to_device(self.query_mask, device)
@@ -61,14 +60,14 @@ class RaggedBatch:
     slots: Tensor  # [tokens] where keys, values and features go
     logit_rows: Tensor  # [rows] index into the flattened tokens
     run_table: Tensor  # [runs, 4] int32: first row, tokens, first position, offset of its pages
-    pages: Tensor  # int32, the runs' page tables as far as they reach, one after the other
+    pages: Tensor  # int32, the runs' page tables up to their last positions, concatenated
 
     @property
     def num_tokens(self) -> int:
         return int(self.token_ids.shape[0])
 
     def to(self, device: torch.device) -> RaggedBatch:
-        """The same on a device, without waiting for it."""
+        """Copies to `device` without synchronising."""
         if device.type == "cpu":
             return self
         columns = (self.token_ids, self.positions, self.slots, self.logit_rows, self.run_table, self.pages)
@@ -76,18 +75,18 @@ class RaggedBatch:
 
 
 MAX_GROUPED_QUERIES = 32
-"""Longer runs are prefill chunks and get a group of their own: padding others to them is waste."""
+"""Longer runs are prefill chunks and get groups of their own: padding others to their length is wasteful."""
 
 MAX_CONTEXT_PADDING = 2.0
 """Runs share a group while the longest context is at most this many times the shortest."""
 
 
 FEW_TOKENS = 16
-"""Up to so many, numbers are faster than arrays: every operation on those costs some microseconds."""
+"""Up to this many tokens, Python numbers are faster than arrays, whose every operation costs microseconds."""
 
 
 def build_batch(runs: Sequence[Run], *, page_tokens: int) -> RaggedBatch:
-    """Flattens the runs in order; where they hold many tokens Python touches each run, not each token."""
+    """Flattens the runs in order. For many tokens, Python touches only each run, not each token."""
     if sum(len(run.token_ids) for run in runs) <= FEW_TOKENS:
         return _small_batch(runs, page_tokens)
     counts = _per_run(len(run.token_ids) for run in runs)
@@ -136,7 +135,7 @@ def _per_run(values: Iterable[int]) -> np.ndarray:
 
 def slots_of(pages: Sequence[int], start: int, end: int, page_tokens: int) -> Tensor:
     """Slots of positions [start, end) of a sequence."""
-    if end - start <= FEW_TOKENS:  # on numbers: each operator takes longer than the whole of this
+    if end - start <= FEW_TOKENS:  # each operator would take longer than all of this
         slots = [pages[p // page_tokens] * page_tokens + p % page_tokens for p in range(start, end)]
         return torch.tensor(slots, dtype=torch.long)
     positions = torch.arange(start, end)
@@ -148,10 +147,10 @@ def slots_of(pages: Sequence[int], start: int, end: int, page_tokens: int) -> Te
 def attention_groups(
     runs: Sequence[Run], *, page_tokens: int, dtype: torch.dtype, window: int | None = None
 ) -> tuple[AttentionGroup, ...]:
-    """For attention on padded rectangles; `dtype` is that of the bias.
+    """Groups runs for attention on padded rectangles; `dtype` is the bias's.
 
-    `window`: positions a token sees, its own included; None: all before it. Slots that no token
-    of a run sees are left out as far as they lie before all it does see.
+    `window`: positions a token sees, including its own; None: all before it. Leading slots that no token of a
+    run sees are left out.
     """
     first_rows = [0, *accumulate(len(run.token_ids) for run in runs)]
     return tuple(
@@ -161,7 +160,7 @@ def attention_groups(
 
 
 def _group(runs: Sequence[Run], window: int | None) -> list[list[int]]:
-    """Indices of runs to attend together: short runs of similar context, long runs alone."""
+    """Indices of runs per group: short runs with contexts of similar length together, long runs alone."""
     contexts = [_context(run, window) for run in runs]
     singles = [[i] for i, run in enumerate(runs) if len(run.token_ids) > MAX_GROUPED_QUERIES]
     short = [i for i, run in enumerate(runs) if len(run.token_ids) <= MAX_GROUPED_QUERIES]
@@ -176,7 +175,7 @@ def _group(runs: Sequence[Run], window: int | None) -> list[list[int]]:
 
 
 def _context(run: Run, window: int | None) -> int:
-    """Positions that some token of the run sees."""
+    """Number of positions that any token of the run sees."""
     return run.start + len(run.token_ids) - _first_seen(run, window)
 
 
@@ -198,7 +197,7 @@ def _build_group(
     columns = torch.arange(queries)
     real = columns < counts  # [runs, queries]
     query_rows = torch.where(real, first_rows + columns, 0)
-    # A padding query sees one position only: a row of -inf alone would be NaN.
+    # A padding query sees one position: a row of only -inf would give NaN.
     last_visible = torch.where(real, starts + columns, firsts)[:, :, None]  # [runs, queries, 1]
     visible = seen[:, None] <= last_visible
     if window is not None:
@@ -208,7 +207,7 @@ def _build_group(
 
 
 def _padded_slots(runs: Sequence[Run], positions: Tensor, page_tokens: int) -> Tensor:
-    """Cache slots of `positions` [runs, context]; where a run's pages end, slots of page 0."""
+    """Cache slots of `positions` [runs, context]; beyond a run's pages, slots of page 0."""
     num_pages = int(positions.max()) // page_tokens + 1
     pages = torch.tensor(
         [[*run.pages[:num_pages], *(0 for _ in range(num_pages - len(run.pages)))] for run in runs]

@@ -1,7 +1,7 @@
-"""The two ways to draw the blocks of a DSpark drafter: PyTorch operators, or one native call.
+"""Draws the blocks of a DSpark drafter: with PyTorch operators or in one native call.
 
-They follow the same rules (`draft_sampling`); the native one takes the whole Markov loop, which
-reads W2 once per block position and otherwise does so little that calls would be most of it.
+Both follow the same rules (`draft_sampling`). The native call runs the whole Markov loop, which reads W2 once
+per block position and otherwise does so little work that the overhead of operators would dominate.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from dspark_core.models.packing import PackedLinear
 from dspark_core.records import Verification
 
 Distributions = dict[int, SparseDistribution]
-"""By index of the item: what each block position was drawn from (rejection mode only)."""
+"""The distribution each block position was drawn from, by item index (rejection mode only)."""
 
 BlockDraw = Callable[[Sequence[DraftItem], Tensor, Tensor], tuple[DraftTokens, Distributions]]
-"""(items, anchors [requests], hidden [requests, block, d]) -> what was drawn, and from what."""
+"""(items, anchors [requests], hidden [requests, block, d]) -> draft tokens and their distributions."""
 
 
 def block_draw(drafter: DSparkDrafter, generator: torch.Generator) -> BlockDraw:
-    """The fastest way to be had for the drafter: the native one needs it packed, by native kernels."""
+    """The fastest implementation available; the native one needs a drafter packed by native kernels."""
     native = _markov_draw(drafter)
     if native is None:
         return OperatorDraw(drafter, generator)
@@ -36,7 +36,7 @@ def block_draw(drafter: DSparkDrafter, generator: torch.Generator) -> BlockDraw:
 
 
 class OperatorDraw:
-    """Any kind of head, anywhere; the reference."""
+    """For any kind of head on any device; the reference."""
 
     def __init__(self, drafter: DSparkDrafter, generator: torch.Generator) -> None:
         self._drafter = drafter
@@ -52,7 +52,7 @@ class OperatorDraw:
 
 
 class NativeDraw:
-    """Vanilla Markov heads."""
+    """For vanilla Markov heads."""
 
     def __init__(self, drafter: DSparkDrafter, draw: MarkovDraw, generator: torch.Generator) -> None:
         self._drafter = drafter

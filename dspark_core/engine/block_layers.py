@@ -1,7 +1,7 @@
-"""The two ways to run a DSpark drafter's layers over the contexts of many sequences.
+"""Runs a DSpark drafter's layers over the contexts of many sequences.
 
-PyTorch's operators, which are the reference, or one native call per pass. Either owns its keys and
-values: their layouts differ. Which positions are held, and in which pages, is `DraftContext`'s.
+With PyTorch's operators, which are the reference, or in one native call per pass. Each owns its keys and
+values, whose layouts differ. `DraftContext` manages which positions are held in which pages.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _NO_ROWS = torch.empty(0, dtype=torch.long)
 
 
 def block_room(drafter: DSparkDrafter) -> int:
-    """The room behind a sequence's context that `block_layers` need."""
+    """Slots after a sequence's context that `block_layers` needs."""
     return 0 if drafter.native_layers is None else drafter.config.block_size
 
 
 def block_layers(drafter: DSparkDrafter, context: DraftContext) -> NativeLayers | TorchLayers:
-    """The faster way to be had for the drafter: the native one needs it packed, by native kernels."""
+    """The fastest implementation available; the native one needs a drafter packed by native kernels."""
     if drafter.native_layers is None:
         return TorchLayers(drafter, context, drafter.norm.weight.dtype)
     return NativeLayers(drafter.native_layers, drafter.config, context)
 
 
 class NativeLayers:
-    """A block's keys and values lie behind its context, in room that the context leaves."""
+    """A block's keys and values are stored after its context, in room that the context leaves."""
 
     def __init__(self, stack: NativeStack, config: DrafterConfig, context: DraftContext) -> None:
         self._stack = stack
@@ -91,7 +91,7 @@ def _batch(token_ids: Tensor, runs: list[_Run], slots: list[int], pages: list[in
 
 
 class TorchLayers:
-    """Any kind of layer, anywhere."""
+    """For any kind of layer on any device."""
 
     def __init__(self, drafter: DSparkDrafter, context: DraftContext, dtype: torch.dtype) -> None:
         backbone = drafter.config.backbone
@@ -118,7 +118,7 @@ class TorchLayers:
 
 
 class BlockAttention:
-    """`Attend` for draft blocks: each sees its own context and, both ways, itself."""
+    """`Attend` for draft blocks: each sees its own context and, bidirectionally, itself."""
 
     def __init__(self, context: ContextTensors, view: ContextView, block_size: int, kv_groups: int) -> None:
         self._context = context
@@ -136,7 +136,7 @@ class BlockAttention:
         kv_heads, head_dim = k.shape[-2:]
         keys = self._with_context(self._context.keys[layer], k)
         values = self._with_context(self._context.values[layer], v)
-        # Query heads that share a key/value head are folded into the query axis.
+        # Fold the query heads that share a key/value head into the query axis.
         folded = q.view(self._requests, self._block, kv_heads, self._kv_groups, head_dim).permute(
             0, 2, 3, 1, 4
         )

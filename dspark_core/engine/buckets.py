@@ -1,6 +1,6 @@
-"""Sizes that a batch is filled up to, so that few CUDA graphs serve batches of any size.
+"""Sizes to which batches are padded, so that a few CUDA graphs serve batches of any size.
 
-Values only. A graph holds for one shape; lengths and positions are in its inputs.
+Values only. A graph is valid for one shape; lengths and positions are part of its inputs.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from itertools import pairwise
 from dspark_core.errors import ConfigError
 
 LOOKUP_REQUESTS = 16
-"""Sequences that may each verify a whole looked-up block in one graph: more hardly ever do, and each takes
-memory for its rows of logits."""
+"""Most sequences that can each verify a whole looked-up block in one graph. More hardly ever do, and each
+needs memory for its rows of logits."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Bucket:
-    """Room for as many sequences and tokens."""
+    """Room for this many sequences and tokens."""
 
     requests: int
     tokens: int
@@ -29,7 +29,7 @@ class BucketGrid:
     requests: tuple[int, ...]
     tokens_per_request: tuple[int, ...]
     max_tokens: int
-    """Larger batches are computed without a graph: their launches are a small part of their time."""
+    """Larger batches run without a graph: launch overhead is a small part of their time."""
 
     def __post_init__(self) -> None:
         for name in ("requests", "tokens_per_request"):
@@ -40,10 +40,10 @@ class BucketGrid:
             raise ConfigError(f"max_tokens of buckets must be >= 1, got {self.max_tokens}")
 
     def choose(self, requests: int, tokens: int, longest: int = 1) -> Bucket | None:
-        """The one that wastes the fewest tokens.
+        """The bucket that wastes the fewest tokens.
 
-        None: the batch is too large for any, or its `longest` run is a chunk of a prompt, which wants larger
-        tiles than a bucket's and logits of one row at most.
+        None if the batch is too large for any, or its `longest` run is a prefill chunk, which needs larger
+        tiles and logits of at most one row.
         """
         if longest > self.tokens_per_request[-1]:
             return None
@@ -51,9 +51,9 @@ class BucketGrid:
         return min(fitting, key=lambda bucket: (bucket.tokens, bucket.requests), default=None)
 
     def holding(self, requests: int) -> Sequence[Bucket]:
-        """All that `choose` takes for batches of up to so many sequences, largest first."""
+        """All buckets that `choose` may return for batches of up to `requests` sequences, largest first."""
         each = self.tokens_per_request[-1]
-        # The choice changes where a bucket's room ends, and nowhere between.
+        # The choice changes only where a bucket's room ends, so testing these sizes is enough.
         counts = {min(count, requests) for count in self.requests}
         sizes = {1, *(bucket.tokens + 1 for bucket in self.all())}
         asked = [(count, size) for count in counts for size in sizes if size <= count * each]
@@ -66,14 +66,14 @@ class BucketGrid:
 
 
 def powers_of_two(largest: int) -> tuple[int, ...]:
-    """1, 2, 4, ... and `largest` itself."""
+    """1, 2, 4, ..., and `largest` itself."""
     below = tuple(1 << n for n in range(largest.bit_length()) if 1 << n < largest)
     return (*below, largest)
 
 
 def default_grid(max_requests: int, block_size: int | None, looked_up: int | None = None) -> BucketGrid:
-    """For decoding with blocks of `block_size` drafts of a drafter's, and of `looked_up` that are looked up;
-    None: none of those."""
+    """For decoding with drafter blocks of `block_size` tokens and looked-up blocks of `looked_up` tokens;
+    None: no such blocks."""
     longest = [1 + drafts for drafts in (block_size, looked_up) if drafts is not None]
     each = {1, *longest} | {few for few in (2, 3, 4, 6) if few < max(longest, default=1)}
     max_tokens = max_requests * (1 + (block_size or 0))

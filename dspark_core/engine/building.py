@@ -1,4 +1,4 @@
-"""Builds engines from checkpoints: what a process needs to say is paths, a dtype and memory."""
+"""Builds engines from checkpoints, given paths, a dtype and a memory size."""
 
 from __future__ import annotations
 
@@ -56,36 +56,37 @@ WEIGHTS = tuple(choice.value for choice in WeightChoice)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """What both engines are built from."""
+    """Options of the target and the draft engine."""
 
     target_model: str
     drafter: str | None
-    """Checkpoint directory or zoo name; None: plain decoding."""
+    """Checkpoint directory or zoo name; None: no drafter."""
     dtype: str = "bfloat16"
     kv_cache_bytes: int = 2 * 2**30
     """Memory for keys, values and context features of all sequences."""
     max_context_tokens: int | None = None
     """Lowers the model's own limit."""
     weights: str = WeightChoice.STORED.value
-    """Of the target: `stored` and `full` are exact, the others are approximations (`WeightChoice`)."""
+    """Target weights: `stored` and `full` are exact, the others approximate (`WeightChoice`)."""
     kept_layers: tuple[int, ...] = ()
-    """Without a drafter: layers whose states the engine keeps as they are, to be recorded."""
+    """Without a drafter: layers whose hidden states the engine stores unprojected, to be recorded."""
     native: bool = True
-    """False: compute the target with PyTorch's operators even where native kernels exist."""
+    """False: compute the target with PyTorch's operators even if native kernels exist."""
     device: str = AUTO
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     cuda_graphs: bool = True
-    """False: on a GPU, launch every kernel by itself."""
+    """False: on a GPU, launch every kernel separately."""
     lookup: bool = False
-    """Whether drafts are looked up too, in longer blocks than a drafter's: graphs are recorded for those."""
+    """Whether drafts may also be looked up, in blocks longer than a drafter's: graphs are recorded for
+    them."""
     engine: str = NATIVE
-    """What computes the target: `native`, our own kernels or PyTorch's, or `vllm`."""
+    """What computes the target: `native` (our own kernels or PyTorch's operators) or `vllm`."""
     vllm_arguments: Mapping[str, Any] = field(default_factory=dict)
-    """More of vLLM's engine arguments, by their names in Python."""
+    """Additional vLLM engine arguments by their Python names."""
     max_running: int = 32
-    """Sequences that may share a pass; vLLM has a row for each."""
+    """Most sequences per pass; vLLM reserves a row for each."""
     max_batch_tokens: int = 512
-    """Tokens of a pass, likewise."""
+    """Most tokens per pass; for vLLM, too."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -110,7 +111,7 @@ class EngineOptions:
 
     @property
     def torch_device(self) -> torch.device:
-        """Raises ConfigError for a device that is not here."""
+        """Raises ConfigError for a device that this machine does not have."""
         return resolve_device(self.device)
 
 
@@ -119,16 +120,16 @@ class BuiltTarget:
     engine: TargetEngine
     facts: TargetFacts
     geometry: DraftGeometry | None
-    """Of the drafter whose projection the engine applies."""
+    """Geometry of the drafter whose projection the engine applies."""
 
     @property
     def shared(self) -> LoadedTarget | None:
-        """The weights in this process, for drafters to share; None: another engine has them."""
+        """The weights in this process, for drafters to share; None if another engine holds them."""
         return self.facts if isinstance(self.facts, LoadedTarget) else None
 
     @property
     def loaded(self) -> LoadedTarget:
-        """Raises ConfigError where another engine has the weights."""
+        """Raises ConfigError if another engine holds the weights."""
         if self.shared is None:
             raise ConfigError("this needs the target's weights in this process: use engine native")
         return self.shared
@@ -137,9 +138,9 @@ class BuiltTarget:
 def build_target(options: EngineOptions, loaded: LoadedTarget | None = None) -> BuiltTarget:
     """Loads the target and, with a drafter, its projection. Raises ConfigError or CheckpointError.
 
-    `loaded`: the target, when it is in memory already; the engine is then where it is.
+    `loaded`: the target if it is already in memory; the engine then uses its device.
     """
-    # Names are resolved before the long work: a typing error should not wait for it.
+    # Resolve names before the slow work, so that a typing error shows at once.
     directory = None if options.drafter is None else resolve_drafter_path(options.drafter)
     if options.engine == VLLM:
         return _build_vllm_target(options, directory)
@@ -170,7 +171,7 @@ def build_target(options: EngineOptions, loaded: LoadedTarget | None = None) -> 
 
 
 def context_limit(options: EngineOptions, loaded: LoadedTarget, feature_size: int) -> int:
-    """`max_context_tokens` of the engine that `build_target` makes with a drafter of such features."""
+    """`max_context_tokens` of the engine that `build_target` would build with features of this size."""
     pages = _target_pages(options, loaded, feature_size)
     return longest_context(loaded.config, pages, PAGE_TOKENS, options.max_context_tokens)
 
@@ -184,7 +185,7 @@ def _build_vllm_target(options: EngineOptions, directory: Path | None) -> BuiltT
     projection, geometry = None, None
     if directory is not None:
         projection, geometry = _projection(directory, options, facts, options.torch_device)
-    # Loaded here: importing it starts vLLM, which nobody else needs.
+    # Imported only here: the import starts vLLM.
     vllm_engine = importlib.import_module("dspark_core.vllm_engine.building")
     engine: TargetEngine = vllm_engine.build_vllm_engine(options, facts, projection, geometry)
     _log.info("target %s by %s: %d KV pages", facts.path.name, engine.computed_by, engine.num_pages)
@@ -210,11 +211,11 @@ def build_drafter(
     generator: torch.Generator | None = None,
     calibrated: bool = True,
 ) -> ContextDraftEngine:
-    """For inference; embedding and LM head come from `loaded`, or from the target's checkpoint, and the
-    drafter is where they are.
+    """Builds a draft engine for inference. It takes embedding, LM head and device from `loaded`, or loads
+    them from the target's checkpoint.
 
-    `generator` draws uncoupled drafts; None: one seeded anew. `calibrated`: confidences are
-    corrected by the calibration stored with the checkpoint, if there is one.
+    `generator` draws uncoupled drafts; None: a newly seeded one. `calibrated`: apply the calibration stored
+    with the checkpoint, if there is one.
     """
     if options.drafter is None:
         raise ConfigError("a drafter needs a checkpoint: drafter is not set")
@@ -253,7 +254,7 @@ def _gpu(
 
 
 def read_geometry(directory: Path) -> DraftGeometry:
-    """What a drafter of this checkpoint will say about itself, without loading it."""
+    """The geometry that a drafter of this checkpoint will report, without loading it."""
     config = read_any_config(directory)
     return DraftGeometry(
         fingerprint=fingerprint_of(directory, config),
@@ -280,7 +281,8 @@ def _kept_states(layers: tuple[int, ...], loaded: LoadedTarget) -> ContextProjec
 
 
 def _load(options: EngineOptions) -> LoadedTarget:
-    """Raises ConfigError when what was asked for cannot be had: an approximation is never silent."""
+    """Raises ConfigError if the requested weights are not available here: never substitutes others
+    silently."""
     choice, device = WeightChoice(options.weights), options.torch_device
     if not choice.exact and device.type != "cpu":
         raise ConfigError(
@@ -314,7 +316,7 @@ def _drafter_pages(options: EngineOptions, name: str, config: AnyDrafterConfig, 
         page_bytes=PagedCache.bytes_per_page(config.backbone, PAGE_TOKENS, 0, options.torch_dtype),
         page_tokens=PAGE_TOKENS,
         context_tokens=min(config.backbone.max_context_tokens, window or 2**62),
-        share=8,  # the drafter's layers are few: that holds at least as many tokens as the target's rest
+        share=8,  # a drafter has few layers: this holds at least as many tokens as the target's cache
         spare_tokens=config.block_size,
         beyond="longer ones are not drafted for",
     )

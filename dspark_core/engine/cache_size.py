@@ -1,4 +1,4 @@
-"""How many pages a cache of given bytes has, and whether that is enough to serve anything."""
+"""Computes how many pages a cache of a given size has, and checks that they suffice to serve requests."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from dspark_core.errors import ConfigError
 _log = logging.getLogger(__name__)
 
 LEAST_CONTEXT_TOKENS = 512
-"""What a cache must hold, unless the context is shorter: a chat template, a question and an answer."""
+"""A cache must hold at least this (or the whole context): a chat template, a question and an answer."""
 _VARIABLE = "DSPARK_KV_CACHE_MB (--kv-cache-mb)"
 _MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageNeeds:
-    """Of one kind of cache."""
+    """Requirements of one cache."""
 
     name: str
     page_bytes: int
     page_tokens: int
     context_tokens: int
-    """The longest context that a sequence may have."""
+    """The longest context a sequence may have."""
     share: int = 1
-    """The cache gets one part in so many of the memory that was asked for."""
+    """The cache gets 1 / share of the requested memory."""
     spare_tokens: int = 0
-    """That every sequence needs behind its context."""
+    """Room that every sequence needs after its context."""
     beyond: str = "longer ones are refused"
-    """What becomes of contexts that do not fit."""
+    """What happens to contexts that do not fit, for messages."""
 
     def pages_for(self, tokens: int) -> int:
-        """Page 0 is not for sequences."""
+        """Includes page 0, which no sequence uses."""
         return 1 + -(-(tokens + self.spare_tokens) // self.page_tokens)
 
     def mib_for(self, tokens: int) -> int:
-        """The least that can be asked for so that one sequence of that length fits."""
+        """The smallest memory setting with which one sequence of that length fits."""
         return -(-self.pages_for(tokens) * self.page_bytes * self.share // _MIB)
 
 
 def num_pages(kv_cache_bytes: int, needs: PageNeeds, device: torch.device) -> int:
-    """Warns when the longest context does not fit.
+    """Number of pages in the cache. Warns if the longest context does not fit.
 
     Raises:
-        ConfigError: not even a short request fits, or this machine has not so much memory.
+        ConfigError: Not even a short request fits, or the machine does not have this much memory.
     """
     _check_memory(kv_cache_bytes, device)
     pages = kv_cache_bytes // needs.share // needs.page_bytes
@@ -72,7 +72,7 @@ def num_pages(kv_cache_bytes: int, needs: PageNeeds, device: torch.device) -> in
 
 
 def _check_memory(kv_cache_bytes: int, device: torch.device) -> None:
-    """A GPU's own allocator tells; a CPU's promises pages that it does not have."""
+    """Checks a CPU only: its allocator overcommits memory, whereas a GPU's fails."""
     if device.type != "cpu":
         return
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,4 +1,4 @@
-"""Confidence logits to probabilities, corrected as calibration found."""
+"""Converts confidence logits to probabilities, with the calibration applied."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dspark_core.algorithms.calibration import ConfidenceScaling
 
 class Confidences:
     def __init__(self, scaling: ConfidenceScaling | None, device: torch.device) -> None:
-        """`scaling`: corrects the logit of each position; None: they are taken as they are."""
+        """`scaling` corrects the logit of each position; None: logits are used unchanged."""
         self._factors: list[float] | None = None
         self._biases: list[float] = []
         self._tensors: tuple[Tensor, Tensor] | None = None  # [block] each
@@ -26,7 +26,8 @@ class Confidences:
             )
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """[requests, block] -> probabilities of the same shape; a block may be cut short."""
+        """logits [requests, block] -> probabilities of the same shape; blocks may be shorter than the
+        scaling."""
         logits = logits.float()
         if self._tensors is not None:
             block = logits.shape[1]
@@ -35,7 +36,7 @@ class Confidences:
         return torch.sigmoid(logits)
 
     def of_rows(self, rows: Sequence[Sequence[float]]) -> list[list[float]]:
-        """The same on numbers: for a block or two, operators take longer than all of this."""
+        """The same on Python numbers: for a block or two, operators would take longer."""
         factors = self._factors
         if factors is None:
             return [[_sigmoid(logit) for logit in row] for row in rows]

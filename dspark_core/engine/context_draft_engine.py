@@ -1,7 +1,7 @@
-"""What all draft engines share: the context of many sequences, grown batch by batch.
+"""The base of all draft engines: keeps the context of many sequences, which grows batch by batch.
 
-A concrete engine says how a drafter turns features into context keys and values, and how it
-drafts from them.
+A concrete engine defines how its drafter turns features into context keys and values, and how it drafts from
+them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dspark_core.models.config import AnyDrafterConfig
 
 
 class EngineArguments(TypedDict, total=False):
-    """What every draft engine is made with, besides its drafter."""
+    """Constructor arguments of every draft engine, besides its drafter."""
 
     fingerprint: Required[str]
     num_pages: Required[int]
@@ -31,14 +31,14 @@ class EngineArguments(TypedDict, total=False):
 
 
 def read_together(token_ids: Tensor, confidences: Tensor) -> tuple[list[list[int]], list[list[float]]]:
-    """[requests, block] each -> their numbers in one read: a GPU is waited for once."""
+    """Reads two [requests, block] tensors in one transfer, so that a GPU is synchronised only once."""
     tokens, rows = torch.stack((token_ids.double(), confidences.double())).tolist()
     return [list(map(int, ids)) for ids in tokens], rows
 
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """What an item adds to the context of its sequence: positions [start, end)."""
+    """Positions [start, end) that an item adds to the context of its sequence."""
 
     item: DraftItem
     start: int
@@ -62,7 +62,7 @@ class ContextDraftEngine(ABC):
         generator: torch.Generator | None = None,
         room: int = 0,
     ) -> None:
-        """`generator`: a CPU's, draws uncoupled drafts; None: one seeded anew.
+        """`generator`, on the CPU, draws uncoupled drafts; None: a newly seeded one.
 
         `room` as in `DraftContext`.
         """
@@ -75,10 +75,11 @@ class ContextDraftEngine(ABC):
             context_window=context_window,
         )
         self._last_anchor = backbone.max_context_tokens
-        """Of the last block whose positions are known; past them a GPU's process fails for good."""
+        """Last anchor position whose block is within the known positions. A position beyond them would cause
+        a GPU error from which the process cannot recover."""
         self._dtype = dtype
         self.device = device
-        """Where it computes; features may come from anywhere."""
+        """Where it computes; features may be on any device."""
         self._generator = generator or torch.Generator().manual_seed(torch.seed() % 2**63)
         self._context = DraftContext(
             num_pages=num_pages, page_tokens=page_tokens, window=context_window, room=room
@@ -86,12 +87,12 @@ class ContextDraftEngine(ABC):
 
     @property
     def num_sequences(self) -> int:
-        """Sequences whose context is held."""
+        """Number of sequences whose context is held."""
         return self._context.num_sequences
 
     def prepare(self) -> None:
-        """Does ahead what passes would otherwise do when one of a size first comes, as recording it; no
-        pass may run meanwhile."""
+        """Does ahead what the first pass of each size would otherwise do, such as recording it. No pass may
+        run meanwhile."""
         return
 
     def release(self, sequence_ids: Sequence[str]) -> None:
@@ -102,9 +103,9 @@ class ContextDraftEngine(ABC):
     def propose(self, items: Sequence[DraftItem]) -> list[DraftBlock]:
         """Appends the items' features and drafts a block for each, in order.
 
-        An item whose context is incomplete, or does not fit, comes back with `needs_context`; one past the
-        drafter's positions with an empty block, and is forgotten. Raises InvalidRequestError for features of
-        a wrong shape.
+        An item whose context is incomplete or does not fit gets a block with `needs_context`. An item beyond
+        the drafter's positions gets an empty block, and its sequence is forgotten. Raises InvalidRequestError
+        for invalid items, such as features of a wrong shape.
         """
         within = [item for item in items if item.anchor_position <= self._last_anchor]
         ready = self._append(within)
@@ -121,12 +122,12 @@ class ContextDraftEngine(ABC):
 
     @abstractmethod
     def _draft(self, items: Sequence[DraftItem]) -> list[DraftBlock]:
-        """A block for each item; their contexts are complete up to the anchors."""
+        """Drafts a block for each item; their contexts are complete up to the anchors."""
 
     @abstractmethod
     def _store(self, appended: Sequence[Appended], features: Tensor) -> None:
-        """Computes and keeps context keys and values of new features [rows, d], which are those of
-        `appended` in order; place for them is reserved."""
+        """Computes and stores context keys and values of the features [rows, d] of `appended`, in order;
+        their slots are reserved."""
 
     def _blocks(
         self,
@@ -135,8 +136,8 @@ class ContextDraftEngine(ABC):
         confidences: Sequence[Sequence[float]],
         distributions: Mapping[int, SparseDistribution],
     ) -> list[DraftBlock]:
-        """token_ids, confidences [requests, block], no confidences where a drafter has none;
-        distributions by index of the item."""
+        """token_ids [requests, block]; confidences likewise, or with empty rows if the drafter has none;
+        distributions by item index."""
         return [
             DraftBlock(item.sequence_id, tuple(ids), tuple(row), distributions.get(index))
             for index, (item, ids, row) in enumerate(zip(items, token_ids, confidences, strict=True))
@@ -147,8 +148,8 @@ class ContextDraftEngine(ABC):
         return DraftBlock(item.sequence_id)
 
     def _append(self, items: Sequence[DraftItem]) -> list[bool]:
-        """Stores the new context keys and values of all items at once -> which are complete."""
-        for item in items:  # all of them first: a refused batch must leave no reserved, unwritten context
+        """Stores the new context of all items at once; returns which contexts are complete."""
+        for item in items:  # check all first: a refused batch must leave no reserved but unwritten context
             self._check(item)
         in_use = {item.sequence_id for item in items}
         stored: list[Appended] = []
@@ -166,7 +167,7 @@ class ContextDraftEngine(ABC):
         return ready
 
     def _last_window(self, item: DraftItem) -> tuple[int, Tensor]:
-        """New features a block can still see, and the position of the first."""
+        """The position of the first new feature that a block can still see, and the features from there."""
         window = self.geometry.context_window
         surplus = 0 if window is None else max(0, len(item.features) - window)
         return item.features_start + surplus, item.features[surplus:]

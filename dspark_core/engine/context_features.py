@@ -1,8 +1,8 @@
-"""The features drafters draft from: taps of the target, projected when somebody wants them.
+"""Context features for drafters: the target's tapped hidden states, projected lazily.
 
 Projecting a token or two at a time costs a twentieth of a small target's step, mostly for reading the
-projection's weights, and is in vain while nobody drafts. So taps wait until features are read or enough
-rows have come together to be worth their weights.
+projection's weights, and is wasted while nobody drafts. So taps are kept until features are read, or until
+enough rows have accumulated to amortise the weights.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from dspark_core.engine.kv_cache import PagedFeatures
 
 MAX_WAITING_ROWS = 64
-"""More are projected at once: their weights are paid for, and taps are several times as large as features."""
+"""More rows are projected at once: they amortise the weights, and taps are several times as large as
+features."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextProjection:
-    """The drafter's `fc` (and DSpark's `hidden_norm`), applied here so that d values travel, not m*d."""
+    """The drafter's `fc` (and DSpark's `hidden_norm`), applied here so that only d values per token are sent
+    instead of m*d."""
 
     project: nn.Module
     """taps [tokens, m*d] -> features [tokens, d]."""
@@ -29,10 +31,12 @@ class ContextProjection:
 
 
 class ContextFeatures:
-    """Reads what was written last to each slot, whether it has been projected yet or not."""
+    """Stores features by slot. A read returns what was last written, whether or not it was projected
+    already."""
 
     def __init__(self, projection: ContextProjection, paged: PagedFeatures, *, at_once: bool = False) -> None:
-        """`at_once`: nothing waits. A recorded pass writes over its taps, and has the projection in it."""
+        """`at_once`: project immediately. Needed for recorded passes, which include the projection and
+        overwrite their taps."""
         self._at_once = at_once
         self._projection = projection
         self._paged = paged
@@ -40,7 +44,7 @@ class ContextFeatures:
         self._rows = 0
 
     def write(self, slots: Tensor, taps: Tensor) -> None:
-        """Keeps both, unless it works at once: neither may change afterwards."""
+        """Keeps references to both, unless projecting at once: do not modify them afterwards."""
         if self._at_once:
             self._paged.write(slots, self._projection.project(taps))
             return
@@ -65,6 +69,6 @@ class ContextFeatures:
             return
         counts = [len(slots) for slots, _ in waiting]
         features = self._projection.project(torch.cat([taps for _, taps in waiting]))
-        # One pass after the other: a position that was rejected is written again by a later one.
+        # In order of the passes: a later pass rewrites positions that were rejected.
         for (slots, _), rows in zip(waiting, features.split(counts), strict=True):
             self._paged.write(slots, rows)

@@ -1,4 +1,4 @@
-"""Coupled draws of target rows by the fastest way to be had."""
+"""Coupled draws for target rows, with native kernels if available."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def sample_coupled(
 ) -> Tensor:
     """logits [rows, vocab], params of each row; seeds, positions [rows] int64 -> token ids [rows] int64.
 
-    Both ways draw the same tokens, except where two races, or a token's weight and the threshold that
-    decides whether it stays, are equal but for the last bit of an exponential or a logarithm.
+    Both implementations draw the same tokens, unless two candidates' race times, or a token's weight and the
+    truncation threshold, differ only by the last bit of an exponential or logarithm.
     """
     kernels = kernels_for(logits)
     if kernels is not None:

@@ -1,4 +1,4 @@
-"""Which device an engine computes on: the name a user gives, and what it means on this machine."""
+"""Resolves the device name a user gives to a device of this machine."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import nn
 from dspark_core.errors import ConfigError
 
 AUTO = "auto"
-"""CUDA where PyTorch sees a device, else the CPU."""
+"""CUDA if PyTorch sees a device, else the CPU."""
 
 _NAMES = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 def check_device_name(name: str) -> None:
-    """Raises ConfigError for what is no device, whatever this machine has."""
+    """Raises ConfigError for an invalid name, whatever devices this machine has."""
     if not _NAMES.fullmatch(name):
         raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
 
 
 def resolve_device(name: str) -> torch.device:
-    """Raises ConfigError for a device that is not here."""
+    """Raises ConfigError for a device that this machine does not have."""
     check_device_name(name)
     available = torch.cuda.is_available()
     if name == "cpu" or (name == AUTO and not available):
@@ -40,10 +40,10 @@ def resolve_device(name: str) -> torch.device:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where its parameters are."""
+    """The device of its parameters."""
     return next(module.parameters()).device
 
 
 def describe_device(device: torch.device) -> str:
-    """For people and for the keys of profiles."""
+    """A name for people and for profile keys."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

@@ -1,7 +1,7 @@
-"""Append-only context keys and values of a drafter, for many sequences at different positions.
+"""A drafter's append-only context keys and values, for many sequences at different positions.
 
-Only features of committed tokens ever arrive, so nothing is rolled back. Keys are stored rotated
-to absolute positions, so a sliding window is a ring: the order of its entries does not matter.
+Only features of committed tokens arrive, so nothing is rolled back. Keys are stored rotated to absolute
+positions, so a sliding window can be a ring: the order of its entries does not matter.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class ContextView:
-    """Where a batch of blocks finds its context, padded to a rectangle."""
+    """Context slots of a batch of blocks, padded to a rectangle."""
 
     slots: Tensor  # [requests, context]
     visible: Tensor  # [requests, context] bool
@@ -48,11 +48,11 @@ class ContextView:
 
 
 class DraftContext:
-    """Pages by sequence. When they run out, the longest unused sequence is forgotten: the
-    verifier can prime it again from its own feature pages."""
+    """Pages by sequence. If they run out, the least recently used sequence is forgotten: the verifier can
+    re-prime it from its own feature pages."""
 
     def __init__(self, *, num_pages: int, page_tokens: int, window: int | None, room: int = 0) -> None:
-        """`room`: slots that every sequence has behind those it holds, for whoever drafts."""
+        """`room`: additional slots after each sequence's context, for the block being drafted."""
         self.num_pages, self.page_tokens = num_pages, page_tokens
         self._manager = BlockManager(num_pages, page_tokens)
         self._window = window
@@ -64,10 +64,10 @@ class DraftContext:
         return len(self._held)
 
     def reserve(self, sequence_id: str, start: int, end: int, *, in_use: Collection[str]) -> bool:
-        """Makes place for new positions [start, end) of a sequence, taking pages as needed.
+        """Reserves slots for new positions [start, end) of a sequence, allocating pages as needed.
 
-        A start that does not continue what is held replaces it. False when the context would have
-        a hole or no page can be freed; `in_use` sequences are never forgotten for it.
+        A start that does not continue the held context replaces it. Returns False, and forgets the sequence,
+        if its context would be incomplete or no page can be freed. `in_use` sequences are never evicted.
         """
         held = self._held.get(sequence_id)
         if held is None or start != held.end:
@@ -84,11 +84,11 @@ class DraftContext:
         return True
 
     def slots(self, sequence_id: str, start: int, end: int) -> Tensor:
-        """Of held positions [start, end) among all pages."""
+        """Slots of held positions [start, end) among all pages."""
         return self._slots(self._held[sequence_id], range(start, end))
 
     def spans(self, start: int, end: int) -> list[Span]:
-        """Held positions [start, end), of which a window takes at most its size; cut where it wraps."""
+        """Held positions [start, end), at most a window of them, split where the ring wraps."""
         window = end if self._window is None else self._window
         spans = []
         while start < end:
@@ -102,12 +102,12 @@ class DraftContext:
         return self._held[sequence_id].pages
 
     def num_visible(self, sequence_id: str) -> int:
-        """How many positions a block sees; they fill the sequence's slots from the first on."""
+        """Number of positions a block sees. They occupy the sequence's first slots."""
         held = self._held[sequence_id]
         return held.end - self._first_visible(held)
 
     def view(self, sequence_ids: Sequence[str]) -> ContextView:
-        """All held context of each sequence; with a window, the last `window` positions."""
+        """All held context of each sequence, or its last `window` positions."""
         held = [self._held[sequence_id] for sequence_id in sequence_ids]
         spans = [range(self._first_visible(h), h.end) for h in held]
         width = max((len(span) for span in spans), default=0)
@@ -123,7 +123,7 @@ class DraftContext:
             self._manager.release(held.pages)
 
     def _complete_alone(self, start: int, end: int) -> bool:
-        """Whether [start, end) is a context a block can be drafted from."""
+        """Whether [start, end) alone is a context from which a block can be drafted."""
         return start == 0 or (self._window is not None and end - start >= self._window)
 
     def _first_visible(self, held: _Held) -> int:
@@ -163,7 +163,7 @@ class ContextTensors:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
 
     def write(self, slots: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """slots [rows]; of each layer keys and values [rows, kv_heads, head_dim]."""
+        """slots [rows]; `pairs`: keys and values of each layer [rows, kv_heads, head_dim]."""
         for layer, (keys, values) in enumerate(pairs):
             self.keys[layer].index_copy_(0, slots, keys)
             self.values[layer].index_copy_(0, slots, values)

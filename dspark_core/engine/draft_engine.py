@@ -28,7 +28,7 @@ class DraftEngine(ContextDraftEngine):
         confidence_scaling: ConfidenceScaling | None = None,
         **arguments: Unpack[EngineArguments],
     ) -> None:
-        """`confidence_scaling`: corrects the confidence logit of each position; None: taken as it is."""
+        """`confidence_scaling` corrects the confidence logit of each position; None: used unchanged."""
         super().__init__(
             drafter.config,
             dtype=drafter.norm.weight.dtype,
@@ -54,14 +54,14 @@ class DraftEngine(ContextDraftEngine):
         return self._blocks(items, drawn.token_ids.tolist(), confidences, distributions)
 
     def _block(self, items: Sequence[DraftItem]) -> int:
-        """Positions worth computing. Tokens of a block see each other both ways, yet its first ones
-        are accepted as often when the last are missing (docs/performance-drafting.md)."""
+        """Number of positions worth computing. Although attention within a block is bidirectional, its first
+        tokens are accepted as often if the last ones are missing (docs/performance-drafting.md)."""
         block = self.geometry.block_size
         return min(block, max(block if item.most_tokens is None else item.most_tokens for item in items))
 
 
 class LocalDraftSource:
-    """`DraftSource` in the same process: proposals are ready when `propose` returns."""
+    """A `DraftSource` in the same process: drafts are ready when `propose` returns."""
 
     def __init__(self, engine: ContextDraftEngine) -> None:
         self._engine = engine

@@ -1,7 +1,8 @@
-"""A draft pass's inputs as one array of 64-bit values: a single copy takes them to the device.
+"""Packs a draft pass's inputs into one array of 64-bit values, so that a single copy takes them to the
+device.
 
-As for target steps (`step_inputs`), what fills a shape up writes to the page that no sequence owns and
-is never read. Numbers that are no integers are kept by their bits.
+As for target steps (`step_inputs`), padding writes to the page that no sequence owns, and is never read.
+Floats are stored by their bit patterns.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dspark_core.records import Verification
 
 @dataclass(frozen=True, slots=True)
 class DraftShape:
-    """All that a draft pass's kernels depend on besides the values of its inputs."""
+    """Everything a draft pass's kernels depend on, apart from the values of its inputs."""
 
     requests: int
     features: int
@@ -32,7 +33,7 @@ class DraftShape:
     block: int
     tile_queries: int
     greedy: bool
-    """Nobody samples: nothing but the most likely tokens is looked for."""
+    """No request samples: only the most likely tokens are computed."""
 
     @property
     def tiles(self) -> int:
@@ -41,7 +42,7 @@ class DraftShape:
 
 @dataclass(frozen=True, slots=True)
 class DraftInputs:
-    """Views of the array."""
+    """Views into the packed array."""
 
     anchors: Tensor  # [requests] token ids
     positions: Tensor  # [requests] of the anchors
@@ -58,7 +59,7 @@ class DraftInputs:
     top_p: Tensor  # [requests] float64
     min_p: Tensor  # [requests] float64
     uniforms: Tensor  # [requests, block] float64
-    pages: Tensor  # as far as the array goes
+    pages: Tensor  # the rest of the array
 
     @classmethod
     def of(cls, values: Tensor, shape: DraftShape) -> DraftInputs:
@@ -74,7 +75,7 @@ class DraftInputs:
         return cls(**parts, pages=values[start:])
 
     def sampling_rows(self) -> SamplingRows:
-        """Whoever samples decides alone, so every kind of truncation is looked at."""
+        """Enables every kind of truncation: a recorded pass must not depend on the requests' parameters."""
         return SamplingRows(
             temperature=self.temperature.float(),
             top_k=self.top_k,
@@ -91,7 +92,7 @@ _FLOATS = ("temperature", "top_p", "min_p", "uniforms")
 
 
 def fixed_values(shape: DraftShape) -> int:
-    """Values before the page tables, whose number varies."""
+    """Number of values before the page tables, whose length varies."""
     return sum(_sizes(shape).values())
 
 
@@ -102,9 +103,9 @@ def pack_draft(
     shape: DraftShape,
     uniforms: Tensor | None,
 ) -> Tensor:
-    """[fixed_values + pages] int64, on the CPU. `appended`: new context, place for which is reserved.
+    """Returns [fixed_values + pages] int64 on the CPU. `appended`: new context, whose slots are reserved.
 
-    uniforms [items, block] float64; None: nobody draws by them.
+    uniforms [items, block] float64; None if no request needs them.
     """
     tables = [context.pages(item.sequence_id) for item in items]
     held = [context.num_visible(item.sequence_id) for item in items]
@@ -148,7 +149,7 @@ def _sizes(shape: DraftShape) -> dict[str, int]:
 def _block_slots(
     tables: Sequence[Sequence[int]], held: Sequence[int], block: int, page_tokens: int
 ) -> np.ndarray:
-    """[requests * block]: each block lies behind its context, in room that the context leaves."""
+    """[requests * block]: each block is stored after its context, in room that the context leaves."""
     slots = np.zeros((len(tables), block), np.int64)
     for row, table, first in zip(slots, tables, held, strict=True):
         places = np.arange(first, first + block)

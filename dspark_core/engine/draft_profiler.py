@@ -1,7 +1,7 @@
-"""Measures how long a draft source takes for a block of 1, 2, 4, ... sequences.
+"""Measures how long a draft source takes to draft for 1, 2, 4, ... sequences.
 
-As in rounds: a target pass goes before each draft, as its weights push the drafter's out of the
-processor's cache, and features are read from the engine. Drafts one after the other looked a third shorter.
+As in serving, each draft follows a target pass, whose weights displace the drafter's from the processor's
+cache, and features are read from the engine. Drafting back to back looked a third faster.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ NEW_FEATURES = 3
 
 
 DEADLINE_SECONDS = 10.0
-"""Of one draft."""
+"""Per draft."""
 
 
 class FeatureEngine(Passes, Protocol):
-    """What a profile of drafts needs of a target engine."""
+    """The target engine's methods that profiling of drafts needs."""
 
     def read_features_of(self, spans: Sequence[FeatureSpan]) -> list[Tensor]: ...
 
@@ -45,17 +45,17 @@ def profile_draft_time(
     budget_seconds: float = 3.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> DraftTimeModel:
-    """What a verifier waits, the way to the drafter included: lower quartiles, since what disturbs a pass
-    only adds to it. Reads arbitrary pages of the engine, and writes them.
+    """Measures what a verifier waits for drafts, transport included. Takes lower quartiles, since
+    disturbances only add time. Reads and writes arbitrary pages of the engine.
 
-    Counts that no longer fit the budget are left out. Raises what `propose` fails with.
+    Counts that no longer fit the budget are left out. Raises whatever `propose` fails with.
     """
     started = clock()
     counts: list[int] = []
     typical: list[float] = []
     spent = 0.0
     for count in requests:
-        # If time grows as the count does.
+        # Assuming that time grows in proportion to the count.
         expected = spent * count / counts[-1] if counts else 0.0
         began = clock()
         if expected > budget_seconds - (began - started):
@@ -68,7 +68,7 @@ def profile_draft_time(
 
 
 class _ProfiledDrafts:
-    """Of so many sequences at once."""
+    """Drafts for `count` sequences at once."""
 
     def __init__(self, source: DraftSource, engine: FeatureEngine, count: int, context_tokens: int) -> None:
         self._source, self._engine = source, engine
@@ -77,7 +77,7 @@ class _ProfiledDrafts:
         self._names = [f"profile-{count}-{index}" for index in range(count)]
 
     def times(self, repeats: int, clock: Callable[[], float]) -> list[float]:
-        """Of drafts that continue a context."""
+        """Seconds of drafts that continue a context."""
         times = []
         try:
             self._propose(self._runs(self._context_tokens), 0, self._context_tokens)

@@ -1,8 +1,8 @@
 """How many draft tokens of each sequence fit a round, in its batch and in the KV cache.
 
-Determined before planning, from block lengths alone. Cutting a finished plan instead would make it depend on
-the other requests' verify lengths, and these on the request's own tokens, whether a token is verified: its
-verification would depend on the token itself (the causal barrier).
+Determined before planning, from block lengths alone. If a finished plan were cut instead, whether a token is
+verified would depend on the other requests' verify lengths, and through them on the token itself (the causal
+barrier).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How a drafter draws the tokens of a block, and the distribution it declares it drew from.
+"""Draws the tokens of a block, and keeps the distributions they were drawn from.
 
-Proposals come from the top-k of the draft distribution, tempered and filtered as the request
-asks, so that the declared sparse distribution is the proposal distribution exactly.
+Tokens are drawn from the top k of the draft distribution, tempered and filtered as the request asks, so that
+the sparse distribution sent to the verifier is exactly the proposal distribution.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class BlockSampler:
         token_ids: Tensor | None = None,
         device: torch.device | None = None,
     ) -> None:
-        """`token_ids` [draft vocab]: the target id of each draft vocabulary entry; None: the same.
+        """`token_ids` [draft vocab]: the target's id of each draft vocabulary entry; None: the same ids.
 
-        `device`: that of the logits; None: the CPU. `generator` is a CPU's.
+        `device` of the logits; None: the CPU. `generator` must be on the CPU.
         """
         self._device = torch.device("cpu") if device is None else device
         self._generator = generator
@@ -62,7 +62,7 @@ class BlockSampler:
         uniforms = self._on_device(torch.rand(count, generator=self._generator))
         column = draw_tokens(probabilities, uniforms)
         if any(self._is_coupled):
-            # The noise is keyed by the target's token id, so that both sides see the same.
+            # The noise is keyed by the target's token ids, so that drafter and target use the same.
             shared = sample_coupled_sparse(token_ids, probabilities, self._seeds, self._positions + position)
             shared_column = (token_ids == shared[:, None]).int().argmax(dim=-1)
             column = torch.where(self._coupled, shared_column, column)
@@ -71,7 +71,7 @@ class BlockSampler:
         return chosen
 
     def distributions(self) -> dict[int, SparseDistribution]:
-        """By request row: what each block position was drawn from (rejection mode only)."""
+        """The distribution of each block position by request row (rejection mode only)."""
         if not self._drawn_from:
             return {}
         token_ids = torch.stack([ids for ids, _ in self._drawn_from], dim=1)  # [sampled, block, k]

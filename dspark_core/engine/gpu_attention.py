@@ -1,4 +1,4 @@
-"""`Attend` over a paged cache by kernels that take ragged runs as they are."""
+"""`Attend` over a paged cache with kernels that take ragged runs without padding."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class RaggedRuns:
-    """Where the runs of a batch are. int64 on the device."""
+    """Layout of a batch's runs. Tensors are int64 on the device."""
 
     runs: Tensor  # [runs, 4]: first row, queries, slot of the first one in its sequence, offset of its pages
     tiles: Tensor  # [tiles, 2]: run, first query
-    pages: Tensor  # the runs' page tables one after the other
+    pages: Tensor  # the runs' page tables, concatenated
     tile_queries: int
     page_tokens: int
     two_way: bool = False
-    """A run's queries see each other both ways, and not only what comes before."""
+    """Attention within a run is bidirectional instead of causal."""
 
 
 class AttentionKernels(Protocol):
-    """`dspark_core.cuda.paged_attention` has them; tests put plain PyTorch in their place."""
+    """Implemented by `dspark_core.cuda.paged_attention`; tests substitute plain PyTorch."""
 
     def tile_queries(self, longest_run: int, *, group: int, head_dim: int, value_bytes: int) -> int:
-        """Queries of a tile: what the kernels are quick with, and a GPU has room for. `group`: query heads
-        that share a key/value head; `value_bytes`: of one number of the cache."""
+        """Queries per tile with which the kernels are fast and that fit the GPU. `group`: query heads that
+        share a key/value head; `value_bytes`: size of one cached number."""
         ...
 
     def attend(
@@ -37,12 +37,12 @@ class AttentionKernels(Protocol):
         ...
 
     def store(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
-        """k, v [tokens, kv_heads, head_dim] into keys, values at slots [tokens]."""
+        """Writes k, v [tokens, kv_heads, head_dim] to keys, values at slots [tokens]."""
         ...
 
 
 class RaggedAttention:
-    """Writes each layer's new keys and values, then attends to all the runs can see."""
+    """Writes each layer's new keys and values, then attends."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class RaggedAttention:
         slots: Tensor,
         where: RaggedRuns,
     ) -> None:
-        """keys, values: by layer [slots, kv_heads, head_dim]; slots [tokens] of the new ones."""
+        """keys, values by layer [slots, kv_heads, head_dim]; slots [tokens] for the new ones."""
         self._kernels = kernels
         self._keys, self._values, self._windows = keys, values, windows
         self._slots = slots

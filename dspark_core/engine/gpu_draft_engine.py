@@ -1,6 +1,6 @@
 """The engine of DSpark drafters on a GPU: new context, backbone, Markov loop and confidences in one pass.
 
-A pass is some hundred small kernels; with CUDA graphs it is one launch per size of the batch.
+A pass consists of some hundred small kernels; with CUDA graphs, recorded per batch size, it is one launch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from dspark_core.records import Verification
 
 
 def computes(drafter: DSparkDrafter) -> bool:
-    """Whether this engine does: which tokens an expert gets, the host would have to know."""
+    """Whether this engine supports the drafter. With MoE, the host would have to know which tokens each
+    expert gets."""
     return drafter.config.moe is None
 
 
@@ -48,7 +49,7 @@ class GpuDraftEngine(ContextDraftEngine):
         confidence_scaling: ConfidenceScaling | None = None,
         **arguments: Unpack[EngineArguments],
     ) -> None:
-        """`confidence_scaling`: corrects the confidence logit of each position; None: taken as it is."""
+        """`confidence_scaling` corrects the confidence logit of each position; None: used unchanged."""
         config = drafter.config
         super().__init__(
             config,
@@ -89,7 +90,7 @@ class GpuDraftEngine(ContextDraftEngine):
             self._graphs.prepare(shapes, self._compute)
 
     def _store(self, appended: Sequence[Appended], features: Tensor) -> None:
-        # The pass that drafts from them computes their keys and values on the way.
+        # The draft pass that follows also computes their keys and values.
         self._new = appended, features
 
     def _draft(self, items: Sequence[DraftItem]) -> list[DraftBlock]:
@@ -113,7 +114,8 @@ class GpuDraftEngine(ContextDraftEngine):
         return self._blocks(items, ids, rows, _distributions(items, proposals))
 
     def _shape(self, requests: int, *, greedy: bool) -> DraftShape:
-        """With room for what a verified block and its bonus add to each context."""
+        """The shape with room for the context that a verified block and the bonus token add to each
+        sequence."""
         return DraftShape(
             requests=requests,
             features=min(requests * (self._block + 1), len(self._features)),
@@ -123,14 +125,14 @@ class GpuDraftEngine(ContextDraftEngine):
         )
 
     def _most_pages(self) -> int:
-        """Of one sequence."""
+        """Most pages that one sequence can have."""
         window = self.geometry.context_window
         longest = self._drafter.config.backbone.max_context_tokens if window is None else window
         pages = -(-(longest + self._block) // self._context.page_tokens)
         return min(pages, self._context.num_pages)
 
     def _take_new(self, room: int) -> Sequence[Appended]:
-        """New context for the coming pass; more of it than `room` rows is computed at once."""
+        """Returns the new context for the coming pass. If it exceeds `room` rows, computes it now instead."""
         new, self._new = self._new, None
         if new is None:
             return ()
@@ -146,15 +148,15 @@ class GpuDraftEngine(ContextDraftEngine):
         return ()
 
     def _append_rows(self, features: Tensor, positions: Tensor, slots: Tensor) -> None:
-        """features [rows, d] at positions [rows] into slots [rows] of every layer."""
+        """Writes keys and values of features [rows, d] at positions [rows] to slots [rows] of every layer."""
         pairs = self._drafter.context_keys_values(features, positions)
         for layer, (keys, values) in enumerate(pairs):
             self._kernels.store(keys, values, self._tensors.keys[layer], self._tensors.values[layer], slots)
 
     @torch.inference_mode()
     def _compute(self, values: Tensor, shape: DraftShape) -> Outputs:
-        """Of values as `pack_draft` lays them out: token ids, confidences and, where somebody samples,
-        what was drawn from: ids and probabilities [requests, block, k]."""
+        """values: as laid out by `pack_draft`. Returns token ids, confidences and, unless all are greedy, the
+        proposal distributions: ids and probabilities [requests, block, k]."""
         inputs = DraftInputs.of(values, shape)
         features = self._features[: shape.features]
         self._append_rows(features, inputs.feature_positions, inputs.feature_slots)
@@ -179,11 +181,11 @@ class GpuDraftEngine(ContextDraftEngine):
 
 
 class _MixedSampler:
-    """Greedy, coupled and independent draws side by side, each request's chosen afterwards: what is
-    computed does not depend on who asked for what."""
+    """Computes greedy, coupled and independent draws for every request and then selects, so that the recorded
+    computation does not depend on the requests' parameters."""
 
     def __init__(self, inputs: DraftInputs, token_ids: Tensor | None, *, greedy: bool) -> None:
-        """`token_ids` [draft vocab]: the target id of each draft vocabulary entry; None: the same."""
+        """`token_ids` [draft vocab]: the target's id of each draft vocabulary entry; None: the same ids."""
         self._inputs = inputs
         self._token_ids = token_ids
         self._greedy = greedy
@@ -201,7 +203,7 @@ class _MixedSampler:
         token_ids = top.indices if self._token_ids is None else self._token_ids[top.indices]
         self._drawn_from.append((token_ids, probabilities))
         column = draw_tokens(probabilities, inputs.uniforms[:, position])
-        # The noise is keyed by the target's token id, so that both sides see the same.
+        # The noise is keyed by the target's token ids, so that drafter and target use the same.
         places = inputs.positions + (1 + position)
         shared = sample_coupled_sparse(token_ids, probabilities, inputs.seeds, places)
         shared_column = (token_ids == shared[:, None]).int().argmax(dim=-1)
@@ -217,7 +219,7 @@ class _MixedSampler:
 
 
 def _distributions(items: Sequence[DraftItem], proposals: Sequence[Tensor]) -> dict[int, SparseDistribution]:
-    """By index of the item, of those that are verified by rejection; copies, since outputs are reused."""
+    """Distributions of the items verified by rejection, by item index. Copies, since outputs are reused."""
     if not proposals:
         return {}
     ids, probabilities = (proposal.clone() for proposal in proposals)

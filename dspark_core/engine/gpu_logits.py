@@ -1,7 +1,7 @@
-"""Logits in float32: by the output projection's product itself where it can write them, else by a copy.
+"""Logits in float32, written directly by the LM head's matrix product where supported, else converted.
 
-A product of bfloat16 matrices is summed in float32; rounding it to bfloat16 and expanding that again
-costs two passes over the largest array of a step, and the last bits of what tokens are chosen by.
+A product of bfloat16 matrices is accumulated in float32. Rounding it to bfloat16 and converting it back would
+cost two passes over the largest array of a step, and the last bits of precision.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dspark_core.models.layers import soft_cap
 
 class FloatLogits:
     def __init__(self, decoder: Decoder) -> None:
-        """`decoder`: on its device already, and not packed."""
+        """`decoder` must already be on its device and not packed."""
         self._decoder = decoder
         weight = decoder.lm_head.weight
         self._dtype = weight.dtype
@@ -23,7 +23,7 @@ class FloatLogits:
 
     @torch.inference_mode()
     def __call__(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """hidden [rows, hidden] -> [rows, vocab] float32, in `out` where it is given."""
+        """hidden [rows, hidden] -> [rows, vocab] float32, in `out` if given."""
         if not self._direct or self._decoder.packed_head is not None:
             logits = self._decoder.logits(hidden)
             return logits.float() if out is None else out.copy_(logits)
@@ -37,10 +37,10 @@ class FloatLogits:
 
 
 def multiplies_into_float32(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether products of `dtype` come in float32 there. On CUDA they do since PyTorch 2.8."""
+    """Whether `torch.mm` of `dtype` can return float32 on the device; on CUDA it can since PyTorch 2.8."""
     tried = torch.zeros((16, 16), dtype=dtype, device=device)
     try:
         torch.mm(tried, tried, out_dtype=torch.float32)
-    except (TypeError, RuntimeError):  # no such argument; no such product
+    except (TypeError, RuntimeError):  # unknown argument; unsupported product
         return False
     return True

@@ -1,4 +1,4 @@
-"""Target passes on a GPU: ragged paged attention, and one CUDA graph per size of a decoding batch."""
+"""Target passes on a GPU: ragged paged attention, and one CUDA graph per size of decoding batch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class GpuPasses:
-    """`DecoderPasses` for any family. Batches that no bucket holds are computed launch by launch."""
+    """`DecoderPasses` for any model family. Batches that fit no bucket are computed launch by launch."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class GpuPasses:
         self._device = device_of(decoder)
         kinds = (config.attention_kind(layer) for layer in range(config.num_cached_layers))
         self._heads = {(config.num_heads // kind.num_kv_heads, kind.head_dim) for kind in kinds}
-        """Query heads to a key/value head, and their size, of each kind of layer."""
+        """(query heads per key/value head, head_dim) of each kind of layer."""
         self._dtype = next(decoder.parameters()).dtype
         self._cache = PagedCache(
             config,
@@ -79,11 +79,11 @@ class GpuPasses:
         return computed_on(way, self._device)
 
     def prepare(self, requests: int) -> None:
-        """Compiles and records ahead what batches of up to so many sequences need."""
+        """Compiles and records ahead what batches of up to `requests` sequences need."""
         started = time.monotonic()
         try:
             self._compile(min(requests, max(self._grid.requests)), until=started + PREPARE_SECONDS)
-        except RuntimeError as error:  # of which want of memory has many kinds
+        except RuntimeError as error:  # lack of memory takes many forms
             _log.warning("cannot compile kernels for the largest steps ahead: %s", error)
         if self._graphs is not None:
             shapes = [self._shape(bucket) for bucket in self._grid.holding(requests)]
@@ -103,12 +103,12 @@ class GpuPasses:
         ]
 
     def _shape(self, bucket: Bucket) -> StepShape:
-        """Tiles are cut for runs of the bucket's mean length."""
+        """Chooses the tile size for runs of the bucket's mean length."""
         mean = -(-bucket.tokens // bucket.requests)
         return filled_shape(bucket.requests, bucket.tokens, self._tile_queries(mean))
 
     def _tile_queries(self, longest_run: int) -> int:
-        """As many as every kind of layer can do with: all of them go by the same tiles."""
+        """The smallest over all kinds of layers, which share the same tiles."""
         value_bytes = self._dtype.itemsize
         return min(
             self._kernels.tile_queries(longest_run, group=group, head_dim=head_dim, value_bytes=value_bytes)
@@ -116,10 +116,10 @@ class GpuPasses:
         )
 
     def _compile(self, requests: int, *, until: float) -> None:
-        """Also for batches that are in no graph: kernels are compiled for each size of tile, once for few
-        tiles, whose contexts are split among programs, and once for many.
+        """Compiles kernels for each tile size, also for batches without a graph: once for few tiles, whose
+        contexts are split among programs, and once for many.
 
-        Of zeros, nothing is attended to, and what is written goes to the page that no sequence owns.
+        With all-zero inputs nothing is attended to, and writes go to the page that no sequence owns.
         """
         started, most = time.monotonic(), self._grid.max_tokens
         longest = (1 << n for n in range(most.bit_length()))
@@ -134,13 +134,13 @@ class GpuPasses:
 
     @torch.inference_mode()
     def _compute_shared(self, values: Tensor, shape: StepShape) -> Outputs:
-        """The logits, in the memory that all recorded steps share."""
+        """Computes the logits in memory shared by all recorded steps."""
         hidden = self._compute(values, shape)
         return (self._head(hidden, self._logits.first(shape.rows)),)
 
     @torch.inference_mode()
     def _compute(self, values: Tensor, shape: StepShape) -> Tensor:
-        """Of values as `pack_step` lays them out: the hidden states that logits are wanted of."""
+        """values: as laid out by `pack_step`. Returns the hidden states of the rows that need logits."""
         inputs = StepInputs.of(values, shape)
         where = RaggedRuns(inputs.runs, inputs.tiles, inputs.pages, shape.tile_queries, self._page_tokens)
         cache = self._cache

@@ -13,7 +13,7 @@ MIN_CHUNK_TOKENS = 8
 """A prompt advances by at least this much per step, whatever the cost, so that it does not starve."""
 MAX_SLOWDOWN = 2.0
 """A prompt may make a step this many times as long as decoding alone, even beyond the budget. Otherwise a
-large model, whose decoding takes half the budget or more, would prefill in tiny chunks, each at the cost of a
+large model, whose decoding takes half the budget or more, would prefill in tiny chunks, each costing a
 step."""
 
 MAX_SURPRISE = 2.0
@@ -22,8 +22,7 @@ SLOWER_RATE, FASTER_RATE = 0.5, 0.15
 """Share of a surprise that is adopted: chunks shrink at once and grow again slowly."""
 
 HEADROOM = 0.9
-"""Share of the budget that a step is planned to take, since times vary and nearly all steps should keep
-it."""
+"""Share of the budget that a step is planned to take: times vary, and nearly all should stay within it."""
 
 ATTENTION_COST = 1.5
 """Time of one attention operation relative to one of a linear layer; attention's tiles are smaller."""
