@@ -1,4 +1,4 @@
-"""What an engine on a GPU is made of: kernels, how passes are recorded, and in which sizes."""
+"""What an engine on a GPU needs: kernels, a recorder for its passes, and the sizes to record."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dspark_core.engine.recorded import CudaGraphs, Recorder
 _log = logging.getLogger(__name__)
 
 MAX_GRAPH_REQUESTS = 64
-"""Decoding batches of more are computed launch by launch."""
+"""Larger decoding batches are computed launch by launch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +28,11 @@ class GpuSettings:
     kernels: AttentionKernels
     grid: BucketGrid
     recorder: Recorder | None
-    """None: nothing is recorded."""
+    """None: passes are not recorded."""
 
 
 def missing_for_kernels() -> str | None:
-    """What our kernels lack on this machine; None: nothing."""
+    """Why our kernels cannot be used on this machine; None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     compilers = (os.environ.get("CC", ""), "gcc", "clang")
@@ -46,17 +46,17 @@ def missing_for_kernels() -> str | None:
 def gpu_settings(
     device: torch.device, *, block_size: int | None, looked_up: int | None = None, graphs: bool = True
 ) -> GpuSettings | None:
-    """None on a CPU, and where PyTorch's operators have to do. `block_size` and `looked_up` as in
-    `default_grid`."""
+    """None on a CPU, and if our kernels cannot be used there (with a warning). `block_size` and `looked_up`
+    as in `default_grid`."""
     if device.type != "cuda":
         return None
     missing = missing_for_kernels()
     if missing is not None:
         _log.warning("%s: PyTorch's operators compute on %s, slower", missing, device)
         return None
-    # Products that are split along their inputs would else be summed in bfloat16, and greedy choices waver.
+    # Otherwise split-K products would be reduced in bfloat16, which makes greedy choices unstable.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    # Loaded here: importing it needs triton, which only PyTorch's CUDA builds bring along.
+    # Imported only here: it needs triton, which only PyTorch's CUDA builds include.
     kernels = importlib.import_module("dspark_core.cuda.paged_attention").TritonKernels.on(device)
     grid = default_grid(MAX_GRAPH_REQUESTS, block_size, looked_up)
     return GpuSettings(kernels=kernels, grid=grid, recorder=CudaGraphs(device) if graphs else None)

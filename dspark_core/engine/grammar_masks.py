@@ -1,4 +1,4 @@
-"""Keeps what a grammar does not allow from being drawn."""
+"""Masks logits so that tokens which a request's grammar does not allow are never drawn."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from dspark_core.engine.sequence import SequenceState
 
 @torch.inference_mode()
 def mask(logits: Tensor, shaped: Sequence[ShapedRows]) -> None:
-    """logits [rows, vocab] of the round, changed in place. Rows behind a draft token that may not stand are
-    left as they are: nothing reads them. Where nothing but the end may follow, it follows, whatever
+    """Masks logits [rows, vocab] of the round in place. Rows after a draft token that the grammar rejects are
+    left alone: nothing reads them. Where only an end token may follow, it stays allowed, whatever
     `min_tokens` and `ignore_eos` say."""
     for one in shaped:
         sequence = one.proposal.sequence
@@ -31,7 +31,7 @@ def mask(logits: Tensor, shaped: Sequence[ShapedRows]) -> None:
 
 def _ban(rows: Tensor, banned: npt.NDArray[np.bool_]) -> None:
     if rows.device.type == "cpu":
-        # PyTorch would share so much out among threads that go on spinning beside the next pass.
+        # PyTorch would parallelise this, and its threads then spin on the cores of the next pass.
         np.copyto(rows.numpy(), BANNED, where=banned)
     else:
         rows.masked_fill_(to_device(torch.from_numpy(banned), rows.device), BANNED)
@@ -40,30 +40,31 @@ def _ban(rows: Tensor, banned: npt.NDArray[np.bool_]) -> None:
 def _allowed_rows(
     sequence: SequenceState, grammar: SequenceGrammar, drafts: Sequence[int]
 ) -> npt.NDArray[np.uint8]:
-    """[rows, vocab]"""
+    """[rows, vocab]: 1 where allowed; fewer rows if the grammar rejects a draft token."""
     ahead, ends = grammar.ahead(), _Ends.of(sequence, grammar)
     rows = [ends.put_off(ahead.allowed(), 0)]
     if ahead.problem is not None:
         grammar.fail(ahead.problem)
     for token_id in drafts:
         if not ahead.take((token_id,)) or ahead.complete:
-            break  # it may not stand, or the sequence ends there
+            break  # the token is rejected, or the sequence ends with it
         allowed = ahead.allowed()
         if ahead.problem is not None:
-            break  # the sequence fails there, if it comes there
+            break  # the sequence will fail if it gets there
         rows.append(ends.put_off(allowed, len(rows)))
     return np.stack(rows)
 
 
 @dataclass(frozen=True, slots=True)
 class _Ends:
-    """Tokens that would end the sequence and should not yet, or at all, while anything else may follow."""
+    """Tokens that would end the sequence, to be held back while any other token may follow."""
 
     now: tuple[int, ...]
-    """While `min_tokens` are missing."""
+    """Held back until the output has `min_tokens`."""
     ever: tuple[int, ...]
-    """Where the request goes on past the model's own end."""
+    """Held back throughout: the model's own end tokens, where the request continues past them."""
     missing: int
+    """Tokens still missing from `min_tokens`."""
 
     @classmethod
     def of(cls, sequence: SequenceState, grammar: SequenceGrammar) -> _Ends:
@@ -77,7 +78,7 @@ class _Ends:
         )
 
     def put_off(self, allowed: npt.NDArray[np.uint8], row: int) -> npt.NDArray[np.uint8]:
-        """Without them, unless nothing else is allowed; in place. row: of those after the output so far."""
+        """Removes them in place, unless nothing else is allowed. `row` counts from the end of the output."""
         chosen = self.now if row < self.missing else self.ever
         token_ids = [token_id for token_id in chosen if token_id < len(allowed)]
         if token_ids:

@@ -1,4 +1,4 @@
-"""Grammars of requests, compiled for the target's tokens: what may come next, and what must.
+"""Requests' grammars, compiled for the target's tokens: which tokens may come next, and which must.
 
 llguidance (https://github.com/guidance-ai/llguidance) does the parsing.
 """
@@ -36,19 +36,19 @@ each answer, and a grammar of a few hundred bytes can take 0.1 s for every token
 
 @dataclass(frozen=True, slots=True)
 class TokenizerDocument:
-    """What a grammar has to know of the target's tokens."""
+    """What a grammar needs to know about the target's tokens."""
 
     document: str
-    """The tokenizer as `tokenizers` writes it."""
+    """The tokenizer as serialised by `tokenizers`."""
     end_token_ids: tuple[int, ...]
 
     def added_texts(self) -> tuple[str, ...]:
-        """As its added tokens are spelt."""
+        """The texts of its added tokens."""
         return tuple(token["content"] for token in json.loads(self.document).get("added_tokens", ()))
 
 
 def read_tokenizer(path: Path) -> TokenizerDocument:
-    """Of the target that lies there. Raises ConfigError or CheckpointError."""
+    """Reads the tokenizer of the target at `path`. Raises ConfigError or CheckpointError."""
     tokenizer = load_tokenizer(path)
     return TokenizerDocument(tokenizer.document, tokenizer.stop_token_ids)
 
@@ -72,7 +72,7 @@ class _Budget:
 
 
 class SequenceGrammar:
-    """How far one sequence's output has come."""
+    """A grammar and one sequence's position in it."""
 
     def __init__(
         self,
@@ -89,60 +89,51 @@ class SequenceGrammar:
 
     @property
     def end_token_ids(self) -> tuple[int, ...]:
-        """That a complete output may be followed by, whether or not the request ends with them."""
+        """Tokens that may follow a complete output, whether or not the request stops at them."""
         return self._end_token_ids
 
     @property
     def complete(self) -> bool:
-        """Nothing can follow but the end."""
+        """Whether only the end can follow."""
         return self.problem is None and bool(self._matcher.is_stopped())
 
     @property
     def problem(self) -> str | None:
-        """Why it cannot go on: some grammars grow beyond what llguidance follows. None: it can."""
-        if self._matcher.is_error():
-            return first_line(self._matcher.get_error())
-        if self._failure is None and self._budget.used_up:
-            return "too complex: finding the tokens that may follow takes too long"
-        return self._failure
+        """Why the grammar cannot continue, or None. Some grammars exceed llguidance's limits."""
+        return first_line(self._matcher.get_error()) if self._matcher.is_error() else self._failure
 
     def fail(self, problem: str) -> None:
-        """It turned out that it cannot go on."""
+        """Notes that the grammar cannot continue."""
         self._failure = problem
 
     def ahead(self) -> SequenceGrammar:
-        """To go on with, by tokens that may not stand, and to forget. Copying takes two microseconds; taking
-        tokens back is not possible with every grammar."""
-        copied = self._matcher.deep_copy()
-        return SequenceGrammar(copied, self._vocab_size, self._end_token_ids, self._budget)
+        """A copy to advance by tokens that may be rejected, and to discard. Copying takes two microseconds;
+        rolling back is not possible with every grammar."""
+        return SequenceGrammar(self._matcher.deep_copy(), self._vocab_size, self._end_token_ids)
 
     def take(self, token_ids: Sequence[int]) -> int:
-        """Goes on by as many of the tokens as may follow -> how many."""
-        with self._budget.call():
-            return int(self._matcher.try_consume_tokens(list(token_ids)))
+        """Advances by the longest allowed prefix of the tokens; returns its length."""
+        return int(self._matcher.try_consume_tokens(list(token_ids)))
 
     def allowed(self) -> npt.NDArray[np.uint8]:
-        """What may come next, 1 or 0 by token id -> [vocab]."""
-        with self._budget.call():
-            bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        """[vocab]: 1 for tokens that may come next, else 0."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         return np.unpackbits(bits, count=self._vocab_size, bitorder="little")
 
     def forced(self) -> tuple[int, ...]:
-        """Tokens of what must come next, as the tokenizer writes it; mostly none."""
-        with self._budget.call():
-            return tuple(self._matcher.compute_ff_tokens())
+        """Tokens of the text that must come next, as the tokenizer would encode it; usually none."""
+        return tuple(self._matcher.compute_ff_tokens())
 
     def valid(self, token_ids: Sequence[int]) -> int:
-        """How many of the tokens may follow, one after the other."""
-        with self._budget.call():
-            return int(self._matcher.validate_tokens(list(token_ids)))
+        """Length of the longest allowed prefix of the tokens, without advancing."""
+        return int(self._matcher.validate_tokens(list(token_ids)))
 
 
 class GrammarCompiler:
-    """Threads may share it."""
+    """Thread-safe."""
 
     def __init__(self, tokenizer: Callable[[], TokenizerDocument], vocab_size: int) -> None:
-        """`tokenizer` is asked for once; `vocab_size`: of the target's logits."""
+        """`tokenizer` is called once; `vocab_size` is that of the target's logits."""
         self._load = tokenizer
         self._vocab_size = vocab_size
         self._thread = deep_thread("grammar-compile")
@@ -151,15 +142,16 @@ class GrammarCompiler:
         self._end_token_ids: tuple[int, ...] = ()
 
     def prepare(self) -> None:
-        """Takes up to a second in which nothing else of the process runs: better before the first request."""
+        """Loads the tokenizer. Blocks the whole process for up to a second, so call it before the first
+        request."""
         try:
             self._thread.submit(self._tokenizer).result()
         except DSparkError as error:
             _log.warning("requests with a grammar will be refused: %s", error)
 
     def compile(self, request: GenerateRequest, asked: Grammar) -> Future[SequenceGrammar]:
-        """A millisecond for most, and longer for those that are meant to. Fails with InvalidRequestError for
-        what is no grammar, or none for these tokens."""
+        """Takes a millisecond for most grammars, but much longer for malicious ones. The future fails with
+        InvalidRequestError for an invalid grammar or one that does not suit these tokens."""
         return self._thread.submit(self._compile, request, asked)
 
     def _compile(self, request: GenerateRequest, asked: Grammar) -> SequenceGrammar:
@@ -167,18 +159,18 @@ class GrammarCompiler:
         source = grammar_source(asked, self._added)
         matcher = llguidance.LLMatcher(tokens, source, log_level=0)
         grammar = SequenceGrammar(matcher, self._vocab_size, self._end_token_ids)
-        if grammar.problem is None and request.generated_tokens:  # by a verifier that was lost
+        if grammar.problem is None and request.generated_tokens:  # by a verifier that failed
             grammar.take(request.prompt_token_ids[-request.generated_tokens :])
         first = grammar.ahead()
         if grammar.problem is None:
-            first.allowed()  # some are too large for their first token already
+            first.allowed()  # some grammars exceed the limits at their first token
         problem = grammar.problem or first.problem
         if problem is not None:
             raise InvalidRequestError(f"grammar: {problem}", field="grammar")
         return grammar
 
     def _tokenizer(self) -> llguidance.LLTokenizer:
-        """On the thread of its own only."""
+        """Must run on the compiler's own thread."""
         if self._tokens is None:
             known = self._load()
             self._end_token_ids = known.end_token_ids

@@ -1,4 +1,4 @@
-"""Greedy choices of target rows by the fastest way to be had."""
+"""Greedy choices for target rows, with native kernels if available."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from dspark_core.kernels.library import kernels_for
 
 
 def greedy_tokens(logits: Tensor) -> Tensor:
-    """logits [rows, vocab] -> most likely token ids [rows] int64, the lowest id among equals."""
+    """logits [rows, vocab] -> most likely token ids [rows] int64; ties go to the lowest id."""
     kernels = kernels_for(logits)
     return sampling.greedy_tokens(logits) if kernels is None else most_likely(kernels, logits)

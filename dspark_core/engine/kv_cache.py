@@ -1,8 +1,8 @@
 """Paged storage of keys, values and projected context features, indexed by slot.
 
-A slot is one token position: page * page_tokens + offset. Features live beside the keys and
-values they belong to: a prefix-cache hit brings them along, and any drafter can be primed again
-from them without recomputing the target.
+A slot is one token position: page * page_tokens + offset. Features are stored in the same pages as the keys
+and values they belong to, so a prefix-cache hit includes them, and any drafter can be primed again without
+recomputing the target.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dspark_core.models.config import DecoderConfig
 
 
 class PagedCache:
-    """Keys and values for attention through PyTorch; the native decoder has a layout of its own."""
+    """Keys and values for PyTorch's and Triton's attention; the native decoder has its own layout."""
 
     def __init__(
         self,
@@ -29,14 +29,14 @@ class PagedCache:
         kinds = [config.attention_kind(layer) for layer in range(config.num_cached_layers)]
         shapes = [(slots, kind.num_kv_heads, kind.head_dim) for kind in kinds]
         self.windows = [kind.window for kind in kinds]
-        """By layer: how many positions a token sees, its own included; None: all."""
+        """By layer: number of positions a token sees, including its own; None: all."""
         # One tensor per layer, [slots, kv_heads, head_dim]: layers may differ.
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
 
     @staticmethod
     def bytes_per_page(config: DecoderConfig, page_tokens: int, feature_size: int, dtype: torch.dtype) -> int:
-        """Of keys, values and features together."""
+        """Bytes of keys, values and features together."""
         per_token = config.kv_values_per_token + feature_size
         return per_token * page_tokens * dtype.itemsize
 

@@ -1,8 +1,8 @@
-"""Biases and penalties: logits as the request wants them, before anything is decided by them.
+"""Applies a request's biases and penalties to its logits before tokens are chosen.
 
-A row that follows draft tokens counts them as output, so a token is judged as if those before it had been
-committed one by one. Every logit is changed in one step by the same numbers however far into a draft it lies:
-the result is the same to the bit with speculation on and off.
+A row after draft tokens counts them as output, so each token is judged as if those before it had been
+committed one by one. A logit is changed by the same operations and numbers wherever in a draft its row is, so
+the result is bitwise the same with speculation on and off.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from dspark_core.engine.sequence import SequenceState
 from dspark_core.output_rules import NO_ADJUSTMENTS, LogitAdjustments
 
 BANNED = -1e9
-"""A logit that is never drawn; finite, as biases and penalties may still change it."""
+"""Logit of a token that must not be drawn; finite, since biases and penalties may still be applied to it."""
 
 
 @dataclass(slots=True)
 class _Output:
-    """Of one sequence; a verifier before this one may have generated some of it."""
+    """Token counts of one sequence's output, part of which another verifier may have generated."""
 
     counts: Counter[int] = field(default_factory=Counter)
     length: int = 0
 
     def follow(self, sequence: SequenceState) -> None:
-        """Counts what was committed since."""
+        """Counts the tokens committed since the last call."""
         begins = len(sequence.request.prompt_token_ids) - sequence.request.generated_tokens
         self.counts.update(sequence.tokens[begins + self.length :])
         self.length = len(sequence.tokens) - begins
@@ -43,7 +43,7 @@ class LogitAdjuster:
 
     @torch.inference_mode()
     def apply(self, logits: Tensor, shaped: Sequence[ShapedRows]) -> None:
-        """logits [rows, vocab] of the round; changed in place."""
+        """Changes logits [rows, vocab] of the round in place."""
         for one in shaped:
             if one.proposal.sequence.request.adjustments is not NO_ADJUSTMENTS:
                 self._adjust(logits[one.rows], one.proposal)
@@ -57,7 +57,7 @@ class LogitAdjuster:
         adjustments, drafts = sequence.request.adjustments, proposal.draft_token_ids
         output = self._outputs.setdefault(sequence.sequence_id, _Output())
         output.follow(sequence)
-        # A grammar's mask puts the end off itself, where anything else may follow.
+        # With a grammar, its mask enforces min_tokens, as far as anything else may follow.
         missing = 0 if sequence.grammar is not None else adjustments.min_tokens - output.length
         stops = [token_id for token_id in sequence.request.stop_token_ids if token_id < rows.shape[1]]
         if missing > 0 and stops:

@@ -1,4 +1,5 @@
-"""Log-probabilities of committed tokens, for requests that ask: the target's own, nothing adjusted."""
+"""Log-probabilities of committed tokens for requests that ask for them, from the target's unadjusted
+logits."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from dspark_core.records import TokenLogprobs
 
 @torch.inference_mode()
 def asked_rows(logits: Tensor, shaped: Sequence[ShapedRows]) -> dict[int, Tensor]:
-    """logits [rows, vocab] of the round, before they are adjusted -> of requests that ask, rows
-    [1 + verify_length, vocab] by the proposal's index."""
+    """logits [rows, vocab] of the round before adjustment -> rows [1 + verify_length, vocab] of the requests
+    that ask, by proposal index."""
     rows: dict[int, Tensor] = {}
     for one in shaped:
         sequence = one.proposal.sequence
@@ -27,14 +28,14 @@ def asked_rows(logits: Tensor, shaped: Sequence[ShapedRows]) -> dict[int, Tensor
 
 def _copied(rows: Tensor) -> Tensor:
     if rows.device.type == "cpu":
-        # PyTorch would share a copy out among threads that go on spinning beside the next pass.
+        # PyTorch would parallelise this, and its threads then spin on the cores of the next pass.
         return torch.from_numpy(rows.numpy().copy())
     return rows.clone()
 
 
 @torch.inference_mode()
 def token_logprobs(rows: Tensor, token_ids: Sequence[int], top: int) -> tuple[TokenLogprobs, ...]:
-    """rows [at least as many as tokens, vocab], each of the distribution its token is from."""
+    """rows [at least as many as tokens, vocab]: row i holds the logits that token i was drawn from."""
     laws = rows[: len(token_ids)].log_softmax(dim=-1)
     chosen = laws.gather(1, torch.tensor(token_ids, device=laws.device)[:, None])[:, 0].tolist()
     if not top:

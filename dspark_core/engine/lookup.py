@@ -1,8 +1,8 @@
-"""Drafts without a drafter: what followed a sequence's final tokens before, in it or in a table.
+"""Drafts without a drafter: looks up what followed a sequence's last tokens before.
 
-The text itself is one source, a table of the target's own n-grams the other, where there is one.
+Sources are the sequence's own text and, if configured, a table of the target's n-grams.
 
-The block is a function of committed tokens alone. Under rejection sampling its law is therefore a
+A block is a function of committed tokens alone. Under rejection sampling its distribution is therefore a
 point mass, and no choice of verify length can bias what is accepted.
 """
 
@@ -26,42 +26,42 @@ from dspark_core.engine.sequence import SequenceState
 from dspark_core.records import DraftOrigin, Verification
 
 BLOCK_TOKENS = 15
-"""With the anchor a multiple of eight rows, what the target's kernels compute together."""
+"""With the anchor 16 rows, a multiple of the eight that the target's kernels compute together."""
 UNUSED_ROUNDS, LOOK_ROUNDS = 8, 7
-"""After so many rounds in a row of which no looked-up token was verified, only one in so many is looked up:
-in large batches few tokens pay, and looking takes a percent or two of a round. The second is odd, or of two
-cohorts that take turns one would never look."""
+"""After UNUSED_ROUNDS rounds without a looked-up token verified, only one round in LOOK_ROUNDS looks up: in
+large batches few tokens pay, and looking up takes a percent or two of a round. LOOK_ROUNDS is odd, otherwise
+one of two cohorts in turns would never look up."""
 FORCED_CONFIDENCE = 0.99
-"""Of a token that a grammar forces, mostly as the only one that it allows."""
+"""Confidence of a token that a grammar forces, usually as the only one allowed."""
 MAX_GROUPS = 64
-"""Kinds of sampling whose acceptance is known apart; the one unused by new sequences longest is forgotten."""
+"""Sampling groups with separate acceptance statistics; the least recently used one is dropped."""
 
 
 class LookupDrafting:
-    """Proposes blocks from the sequences' own text and a table, and learns how often they stand."""
+    """Proposes blocks from the sequences' own text and a table, and learns how often they are accepted."""
 
     def __init__(self, table: NgramTable | None = None, *, always: bool = False) -> None:
-        """`table`: of the target's words; None: only the text itself is looked up. `always`: whether it pays
-        or not, to measure how often such tokens stand."""
+        """`table` of the target's n-grams; None: look up only in the text itself. `always`: look up whether
+        or not it pays, to measure acceptance."""
         self._always = always
         self._chains = lookup_chains(table)
         self._groups: OrderedDict[str, LookupSurvival] = OrderedDict()
         self._of_sequence: dict[str, LookupSurvival] = {}
         self._promised: dict[str, tuple[float, ...]] = {}
-        """Of each block that was not verified yet, before it was corrected by what is known of its group."""
+        """Uncorrected survival of each pending block, before its group's statistics were applied."""
         self._round = 0
         self._unused_rounds = 0
         self._worth = LookupWorth()
         self._looked: dict[str, bool] = {}
-        """Of each sequence whether its coming round looks, where that was a choice."""
+        """For each sequence, whether its coming round looks up, if that was a choice."""
 
     @property
     def remembered(self) -> int:
-        """Sequences whose text is indexed."""
+        """Number of sequences whose text is indexed."""
         return self._chains.remembered
 
     def propose(self, sequences: Sequence[SequenceState]) -> dict[str, DraftBlock]:
-        """Blocks by sequence id, of those for whom something was found."""
+        """Blocks by sequence id, for sequences with something to propose."""
         self._round += 1
         if not self._looks(sequences):
             return {}
@@ -82,7 +82,7 @@ class LookupDrafting:
         return blocks
 
     def learn(self, proposals: Sequence[Proposal], verdicts: Sequence[Verdict]) -> None:
-        """What became of this round's blocks."""
+        """Learns from the outcome of this round's blocks."""
         promised = {p.sequence.sequence_id: self._promised.pop(p.sequence.sequence_id, ()) for p in proposals}
         if any(promised.values()):
             used = any(p.block.origin is DraftOrigin.LOOKUP and p.verify_length for p in proposals)
@@ -94,7 +94,7 @@ class LookupDrafting:
                 survival.learn(promised[name], proposal.verify_length, verdict.accepted)
 
     def timed(self, proposals: Sequence[Proposal], verdicts: Sequence[Verdict], seconds: float) -> None:
-        """A round without prompts took `seconds`, all told."""
+        """Learns from the total time of a round without prefill."""
         ways = {self._looked.get(proposal.sequence.sequence_id) for proposal in proposals}
         looked = ways.pop() if len(ways) == 1 else None
         if looked is not None:
@@ -109,7 +109,8 @@ class LookupDrafting:
         self._looked.pop(sequence_id, None)
 
     def _looks(self, sequences: Sequence[SequenceState]) -> bool:
-        """What a grammar leaves no choice of stands for certain, so with one it is always worth it."""
+        """Whether to look up this round. Always with a grammar: tokens that it forces are sure to be
+        accepted."""
         if self._always or len(sequences) < 2:
             return True
         if any(sequence.grammar is not None for sequence in sequences):
@@ -150,7 +151,8 @@ def _allowed(sequence: SequenceState) -> bool:
 def _grammatical(
     grammar: SequenceGrammar, token_ids: tuple[int, ...], promised: tuple[float, ...], most: int
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """What the grammar leaves no choice of; else what was found, as far as it may stand."""
+    """The tokens that the grammar forces, if any; otherwise the prefix of the looked-up ones that it
+    allows."""
     forced = grammar.forced()[:most]
     if forced:
         return forced, (FORCED_CONFIDENCE,) * len(forced)
@@ -159,7 +161,7 @@ def _grammatical(
 
 
 def _drawn(sequence: SequenceState) -> bool:
-    """Whether acceptance needs to know the law of the draft."""
+    """Whether acceptance needs the draft's distribution."""
     request = sequence.request
     return request.verification is Verification.REJECTION and not request.sampling.greedy
 

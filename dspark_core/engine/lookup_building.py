@@ -1,4 +1,4 @@
-"""Assembles what drafts without a drafter: the text alone, or the text and a table of n-grams."""
+"""Builds the lookup of drafts, with or without an n-gram table."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _log = logging.getLogger(__name__)
 def build_lookup(
     ngrams: str, target_model: str, target: TargetFacts, *, always: bool = False
 ) -> LookupDrafting:
-    """`ngrams`: as `resolve_ngrams_path` takes it; `always`: see `LookupDrafting`. Raises ConfigError and
-    CheckpointError."""
+    """`ngrams` in the form that `resolve_ngrams_path` takes; `always`: see `LookupDrafting`. Raises
+    ConfigError and CheckpointError."""
     return LookupDrafting(find_table(ngrams, target_model, target), always=always)
 
 
 def find_table(ngrams: str, target_model: str, target: TargetFacts) -> NgramTable | None:
-    """The table by that name, None where there is none to use; raises as `build_lookup` does."""
+    """The table of that name, or None if none is to be used; raises as `build_lookup` does."""
     path = resolve_ngrams_path(ngrams, target_model)
     return None if path is None else load_table(path, target)
 
 
 def load_table(path: Path, target: TargetFacts) -> NgramTable:
-    """Raises CheckpointError, with both values, for a table of another vocabulary.
+    """Raises CheckpointError for a table with another vocabulary size.
 
-    One of other weights is taken after a warning: a fine-tuned or otherwise quantised target says much
-    the same, and drafts decide nothing but speed.
+    A table of other weights is used, with a warning: a fine-tuned or differently quantised target says much
+    the same, and drafts affect only speed.
     """
     table, origin = load_ngrams(path)
     vocab_size = target.config.vocab_size

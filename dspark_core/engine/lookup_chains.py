@@ -1,4 +1,4 @@
-"""Who computes looked-up blocks: the kernels where there are some, else their reference."""
+"""Computes looked-up blocks: with native kernels if available, otherwise with their reference."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from dspark_core.kernels.lookup import Chain, NativeLookup, NativeText
 
 
 class LookupChains(Protocol):
-    """Indexes the sequences' texts as it is asked about them."""
+    """Indexes the sequences' texts on demand."""
 
     @property
     def remembered(self) -> int:
-        """Sequences whose text is indexed."""
+        """Number of sequences whose text is indexed."""
         ...
 
     def chains(self, sequences: Sequence[SequenceState], wanted: Sequence[int]) -> list[Chain]:
-        """At most so many tokens that may follow each text, and how likely each stands."""
+        """For each sequence, at most `wanted` tokens that may follow, and the survival of each."""
         ...
 
     def release(self, sequence_id: str) -> None:
-        """Forgets a sequence; unknown ids are ignored."""
+        """Forgets a sequence; ignores unknown ids."""
         ...
 
 
 def lookup_chains(table: NgramTable | None) -> LookupChains:
-    """`table`: None where only the texts themselves are looked up."""
+    """`table` None: look up only in the texts themselves."""
     kernels = native_kernels()
     known = table or empty_table()
     return ReferenceChains(known) if kernels is None else NativeChains(known, kernels)

@@ -1,6 +1,6 @@
-"""One target pass over a ragged batch, by our own kernels or by PyTorch's operators.
+"""Target passes over ragged batches, with our native CPU kernels or with PyTorch's operators.
 
-Either owns its keys and values: their layouts differ.
+Each implementation owns its keys and values, whose layouts differ.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dspark_core.models.native_stack import NativeBatch, NativeStack
 
 @dataclass(frozen=True, slots=True)
 class TapWriter:
-    """What becomes of the hidden states that a drafter is conditioned on."""
+    """Where the hidden states go that a drafter is conditioned on."""
 
     layers: tuple[int, ...]
     write: Callable[[Tensor, Tensor], None]
@@ -36,21 +36,20 @@ def tapped_layers(taps: TapWriter | None) -> tuple[int, ...]:
 
 
 def computed_on(way: str, device: torch.device) -> str:
-    """`way`, and where unless that is the processor."""
+    """`way`, with the device unless it is the CPU."""
     return way if device.type == "cpu" else f"{way} on {describe_device(device)}"
 
 
 class DecoderPasses(Protocol):
     @property
     def computed_by(self) -> str:
-        """For people, and a part of the key of its step times."""
+        """A description for people; also part of the key of step times."""
         ...
 
     def forward(self, runs: Sequence[Run], batch: RaggedBatch) -> Tensor:
-        """Stores the runs' keys and values, and hands their taps on.
+        """Computes the runs, stores their keys and values and passes on their taps.
 
-        Returns float32 logits [sum of logit_rows, vocab], on the passes' device and good until the
-        next pass.
+        Returns float32 logits [sum of logit_rows, vocab] on the passes' device, valid until the next pass.
         """
         ...
 
@@ -80,7 +79,7 @@ class NativePasses:
 
 
 class TorchPasses:
-    """Every operator by PyTorch: any device, any family."""
+    """With PyTorch's operators, for any device and model family."""
 
     def __init__(
         self, decoder: Decoder, *, num_pages: int, page_tokens: int, taps: TapWriter | None = None
@@ -109,7 +108,7 @@ class TorchPasses:
         output = self._decoder(batch.token_ids, batch.positions, attend, tapped_layers(self._taps))
         if self._taps is not None:
             self._taps.write(batch.slots, output.taps)
-        # Prefill positions other than the last need no distribution.
+        # Most prefill positions need no logits.
         hidden = output.hidden.index_select(0, batch.logit_rows)
         return self._decoder.logits(hidden).float()
 

@@ -1,4 +1,4 @@
-"""Profiles on disk: JSON documents of round-time models, and what hardware they are of."""
+"""Profiles on disk: JSON documents of round-time models, keyed by the kind of replica."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from dspark_core.records import ReplicaKind
 
 
 def replica_kind(options: EngineOptions, engine: TargetEngine) -> ReplicaKind:
-    """Of an engine of these options in this process.
+    """The kind of an engine with these options in this process.
 
-    Steps through native kernels take a fraction of PyTorch's, and weights change them as much.
+    Includes what computes and the weights: native kernels take a fraction of the time of PyTorch's operators,
+    and weights matter as much.
     """
     return ReplicaKind(
         model=options.target_model,
@@ -31,14 +32,14 @@ def replica_kind(options: EngineOptions, engine: TargetEngine) -> ReplicaKind:
 
 
 def hardware_name(device: torch.device) -> str:
-    """The accelerator, or the processor with the threads used of it."""
+    """The GPU, or the processor and the number of threads used."""
     if device.type == "cuda":
         return describe_device(device)
     return f"{_processor()}, {torch.get_num_threads()} threads"
 
 
 def write_profile(path: Path, model: RoundTimeModel) -> None:
-    """Replaces the file as a whole. Raises ConfigError where that cannot be done."""
+    """Replaces the file atomically. Raises ConfigError if it cannot be written."""
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

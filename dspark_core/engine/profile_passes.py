@@ -1,8 +1,9 @@
-"""Passes as a profile times them: like those of serving, in memory as much as in shape.
+"""Passes for profiling that resemble those of serving in their memory accesses as well as in shape.
 
-A pass that reads the same pages again and again finds them in the processor's cache, and all requests
-sharing pages would be one request's memory; served ones have pages of their own, which the passes in
-between have pushed out. So page tables go round a pool of pages that were written before.
+A pass that reads the same pages repeatedly finds them in the processor's cache, and requests that share pages
+read the memory of only one. When serving, each request has its own pages, which other passes have evicted
+from the cache. So the page tables of successive passes cycle through a pool of pages that were written
+before.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from dspark_core.engine.batch import Run
 from dspark_core.engine.greedy_draw import greedy_tokens
 
 POOL_TOKENS = 4096
-"""Positions written for a profile: at 32 requests of 128 each has its own."""
+"""Positions written for a profile: enough for 32 requests with 128 positions each."""
 CHUNK_TOKENS = 256
 
 
 class Passes(Protocol):
-    """What a profile needs of a target engine."""
+    """The target engine's methods that profiling needs."""
 
     @property
     def max_context_tokens(self) -> int: ...
@@ -37,13 +38,13 @@ class ProfilePasses:
 
     def __init__(self, engine: Passes) -> None:
         self._engine = engine
-        self._pool = 0  # pages 1 ... _pool were written; page 0 is not for sequences
+        self._pool = 0  # pages 1 ... _pool were written; page 0 is never used
         self._next = 0
 
     def write_chunk(self) -> bool:
-        """Computes one chunk of prompt into new pages: memory never written is no memory to read yet.
+        """Prefills one chunk into new pages: memory that was never written is not backed by real pages yet.
 
-        False when the pool is complete.
+        Returns False when the pool is complete.
         """
         engine = self._engine
         most = min(engine.num_pages - 1, -(-POOL_TOKENS // engine.page_tokens))
@@ -57,17 +58,17 @@ class ProfilePasses:
         return self._pool < most
 
     def runs(self, requests: int, tokens: int, context: int) -> list[Run]:
-        """Each request with the next pages of the pool."""
+        """One run per request, each with the next pages of the pool."""
         return [
             Run([0] * count, context, self._pages(context + count), count)
             for count in _spread(tokens, requests)
         ]
 
     def verify(self, runs: Sequence[Run]) -> None:
-        """A step as the round loop times it: the pass and the choice of tokens, until they are known.
+        """A step as the round loop times it: the pass and the choice of tokens, up to their values.
 
-        By what the round loop chooses with: after an operator of PyTorch's on many rows its threads spin
-        for a while on the cores that the next pass computes on, which took up to 1.4 times as long.
+        Chooses tokens with the same code as the round loop. A PyTorch operator on many rows would leave
+        threads spinning on the cores of the next pass, which then took up to 1.4 times as long.
         """
         greedy_tokens(self._engine.forward(runs)).tolist()
 
@@ -80,6 +81,6 @@ class ProfilePasses:
 
 
 def _spread(tokens: int, requests: int) -> Sequence[int]:
-    """As evenly as can be, larger ones first."""
+    """As evenly as possible, larger shares first."""
     each, more = divmod(tokens, requests)
     return [each + 1] * more + [each] * (requests - more)

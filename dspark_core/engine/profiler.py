@@ -1,7 +1,7 @@
-"""Measures the step time of a target engine: a small grid of (requests, tokens per request, context).
+"""Measures step times of a target engine on a small grid of (requests, tokens per request, context).
 
-Coarse points come first and every further second of the budget makes the picture finer: repeats
-against noise, then points inside the largest jumps until a staircase is pinned to a single token.
+Coarse points come first; the rest of the budget refines them: repeats against noise, then points inside the
+largest jumps, until each stair is located to a single token.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from dspark_core.errors import ConfigError
 from dspark_core.records import ReplicaKind
 
 MIN_JUMP = 0.1
-"""A rise between neighbours smaller than this share is not searched for a stair."""
+"""Relative rise between neighbouring points above which a stair is searched between them."""
 
 STAIR_TURNS = 3
-"""How often a point inside a jump is timed, each time between its neighbours."""
+"""How often a point inside a jump is timed, each time in turn with its neighbours."""
 
 LOOKUP_REQUESTS = 4
-"""Looked-up blocks are measured for so many at most: of more, hardly all verify one in the same step."""
+"""Looked-up blocks are measured for at most this many requests: more hardly ever verify one in the same
+step."""
 
 WRITING_SHARE = 0.2
-"""Of the budget, at most for filling pages that timed passes then read."""
+"""Largest share of the budget for writing the pages that timed passes then read."""
 
 Shape = tuple[int, int, int]  # requests, tokens, context per request
 
@@ -39,15 +40,15 @@ class ProfileSettings:
     requests: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     tokens_per_request: tuple[int, ...] = (1, 2, 4, 8)
     lookup_tokens: int | None = None
-    """Of a looked-up block and its anchor; None: nothing is looked up."""
+    """Tokens of a looked-up block with its anchor; None: no lookup."""
     max_batch_tokens: int | None = None
-    """No step has more, but for the smallest; None: as many as the above have."""
+    """Limit on a step's tokens, from which the first two points are exempt; None: no limit."""
     context_tokens: int = 128
-    """Of each request, except where the context's own cost is measured."""
+    """Context per request, except where the cost of context is measured."""
     long_context_tokens: int = 1024
     repeats: int = 5
     budget_seconds: float = 10.0
-    """Points and repeats that no longer fit are left out; the coarsest three points never are."""
+    """Points and repeats that no longer fit are left out, except the three coarsest points."""
 
     def __post_init__(self) -> None:
         for name in ("requests", "tokens_per_request"):
@@ -68,7 +69,7 @@ class ProfileSettings:
             raise ConfigError(f"budget_seconds of a profile must be > 0, got {self.budget_seconds}")
 
     def quick(self) -> ProfileSettings:
-        """A rough picture in a third of the time or less."""
+        """Coarser settings that take a third of the time or less."""
         coarse = tuple(count for count in self.requests if count in (1, 4, 16)) or self.requests[:1]
         return replace(
             self,
@@ -80,7 +81,7 @@ class ProfileSettings:
 
 
 def request_counts(most: int) -> tuple[int, ...]:
-    """To be measured for steps of up to so many requests: each twice the one before."""
+    """Request counts to measure for steps of up to `most` requests: powers of two."""
     return tuple(2**power for power in range(most.bit_length()))
 
 
@@ -92,10 +93,10 @@ def profile_step_time(
     clock: Callable[[], float] = time.perf_counter,
     on_point: Callable[[StepPoint], None] = lambda _: None,
 ) -> StepTimeModel:
-    """Times passes shaped like verification, as lower quartiles; `on_point` hears of each new shape.
+    """Times passes shaped like verification, as lower quartiles; calls `on_point` for each new shape.
 
-    Writes into arbitrary pages, so it must run before the engine serves. What the engine has to prepare
-    for such passes comes first, and takes nothing of the budget.
+    Writes into arbitrary pages, so it must run before the engine serves. First prepares the engine for such
+    passes, which does not count towards the budget.
     """
     settings = settings or ProfileSettings()
     engine.prepare(max(settings.requests))
@@ -126,14 +127,14 @@ class _Bench:
         return self.settings.budget_seconds - (self.clock() - self.started)
 
     def write_pages(self) -> None:
-        """As many as fit into a part of the budget, one chunk at least."""
+        """Writes pages for WRITING_SHARE of the budget, at least one chunk."""
         while self.passes.write_chunk():
             if self.left < (1.0 - WRITING_SHARE) * self.settings.budget_seconds:
                 return
 
     def measure_grid(self) -> None:
         for shape in self._shapes():
-            # Two passes, and the step is at most about as much longer as it has more tokens.
+            # Assume two passes, whose time grows at most in proportion to the tokens.
             largest = max(self.seconds, key=lambda known: known[1], default=None)
             guess = 0.0
             if largest is not None:
@@ -143,16 +144,16 @@ class _Bench:
             self._measure(shape, warm_up=True)
 
     def repeat(self) -> None:
-        """Interleaved, so that a busy moment does not fall on one point alone.
+        """Repeats points interleaved, so that a busy moment does not affect one point alone.
 
-        The longest step is timed `repeats` times, others as much more often as the root of their time is
-        smaller: short ones decide everything for few users, vary most, and cost little.
+        The longest step is timed `repeats` times, the others more often, in inverse proportion to the root of
+        their time: short ones matter most for few users, vary most, and cost little.
         """
         longest = max(min(times) for times in self.seconds.values())
         waiting = set(self.seconds)
         while waiting:
             shape = min(waiting, key=lambda one: (self._weight(one), one))
-            # A quarter of the budget is kept for stairs.
+            # Keep a quarter of the budget for stairs.
             room = self.left - 0.25 * self.settings.budget_seconds
             done = self._weight(shape) >= (self.settings.repeats - 1) * math.sqrt(longest)
             if done or min(self.seconds[shape]) >= room:
@@ -161,14 +162,15 @@ class _Bench:
                 self._measure(shape)
 
     def _weight(self, shape: Shape) -> float:
-        """Of the repeats so far: 0 at first, so that every turn from the first on has long steps too."""
+        """Weight of the repeats so far; 0 for a point without repeats, so that the first turn includes long
+        steps as well."""
         times = self.seconds[shape]
         return (len(times) - 1) * math.sqrt(min(times))
 
     def search_stairs(self) -> None:
-        """Halves intervals with a jump until it is one token wide, or turns out to be a slope."""
-        # How often in a row an interval's halving showed a straight line, by where it begins. Once may
-        # be two stairs that hide each other.
+        """Halves intervals with a jump until the jump is one token wide or turns out to be a slope."""
+        # How often in a row halving an interval showed a straight line, by its left end. Once is not enough:
+        # two stairs may cancel out.
         straight: dict[Shape, int] = {}
         while (found := self._largest_jump(straight)) is not None:
             left, right = found
@@ -180,8 +182,8 @@ class _Bench:
             straight[left] = straight[middle] = times
 
     def _measure_between(self, left: Shape, middle: Shape, right: Shape) -> None:
-        """A point that comes late may meet another mood of the machine than its neighbours did, and look
-        like a stair: what counts is where it lies between theirs of the same moments."""
+        """Times the middle point in turn with its neighbours and places it relative to them. The machine's
+        speed may have changed since the neighbours were measured, which would otherwise look like a stair."""
         share = (middle[1] - left[1]) / (right[1] - left[1])
         self._measure(middle, warm_up=True)
         self.seconds[middle].clear()
@@ -193,8 +195,8 @@ class _Bench:
         self.seconds[middle] += [place * straight for place in places]
 
     def points(self) -> tuple[StepPoint, ...]:
-        """A step takes no longer than one that holds more: other work on the machine only adds time, so
-        of two that say otherwise the smaller was disturbed."""
+        """The measured points, made monotone: other work on the machine only adds time, so if a smaller step
+        took longer than a larger one, the smaller one was disturbed and gets the larger one's time."""
         typical = {shape: self._typical(shape) for shape in sorted(self.seconds)}
         return tuple(
             StepPoint(
@@ -211,7 +213,7 @@ class _Bench:
         )
 
     def _shapes(self) -> Iterator[Shape]:
-        """Coarse to fine: the corners of the smallest request count, then by size, then long contexts."""
+        """Coarse to fine: both ends of the smallest request count's row, then by size, then long contexts."""
         per_request = [t for t in self.settings.tokens_per_request if t < self.engine.max_context_tokens]
         largest = per_request[-1]
         looked_up = self.settings.lookup_tokens or 0
@@ -230,15 +232,15 @@ class _Bench:
         yield from sorted(first)
         yield from sorted((shape for shape in grid if shape not in first), key=lambda shape: shape[1])
         if long_context > context:
-            # One token and many: the cost of reading context and of attending to it come apart.
+            # One token and many: separates the cost of reading context from that of attending to it.
             fitting = [count for count in counts[: len(counts) // 2 + 1] if count * largest <= most]
             middle = max(fitting, default=counts[0])
             yield counts[0], counts[0] * per_request[0], long_context
             yield middle, middle * largest, long_context
 
     def _largest_jump(self, straight: Mapping[Shape, int]) -> tuple[Shape, Shape] | None:
-        """The interval with the largest relative rise that can be halved and is not known to be
-        straight; None when there is none."""
+        """The interval with the largest relative rise above MIN_JUMP that can be halved and is not known to
+        be straight, or None."""
         best: tuple[float, tuple[Shape, Shape]] | None = None
         shapes = sorted(self.seconds, key=lambda shape: (shape[2], shape[0], shape[1]))
         for left, right in pairwise(shapes):
@@ -251,7 +253,7 @@ class _Bench:
         return None if best is None else best[1]
 
     def _is_slope(self, left: Shape, middle: Shape, right: Shape) -> bool:
-        """Whether the middle lies where a straight line would have it."""
+        """Whether the middle point lies on the straight line between its neighbours."""
         share = (middle[1] - left[1]) / (right[1] - left[1])
         before, after = self._typical(left), self._typical(right)
         return abs(self._typical(middle) - (before + share * (after - before))) < MIN_JUMP * before
@@ -261,7 +263,7 @@ class _Bench:
 
     def _measure(self, shape: Shape, *, warm_up: bool = False) -> None:
         if warm_up:
-            # First calls pay for allocation and kernel selection.
+            # The first call also pays for allocation and kernel selection.
             self.passes.verify(self.passes.runs(*shape))
         elapsed = self._time(shape)
         self.seconds.setdefault(shape, []).append(elapsed)

@@ -1,4 +1,4 @@
-"""Rejection sampling of target rows by the fastest way to be had."""
+"""Rejection sampling for target rows, with native kernels if available."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ def accept_rejection(
     lengths: Sequence[int],
     generator: torch.Generator,
 ) -> Acceptance | list[tuple[int, int]]:
-    """`algorithms.rejection.accept_rejection` of the laws that `params` [requests] make of their rows
-    -> of each request accepted drafts and the next token: numbers from the kernels, else tensors.
+    """`algorithms.rejection.accept_rejection` with the distributions that `params` [requests] make of the
+    logits. Returns each request's number of accepted draft tokens and next token: numbers from the kernels,
+    else tensors.
 
-    Both ways take the same uniforms, so they differ only where one falls within the rounding of an
-    exponential or a sum.
+    Both implementations use the same uniforms, so results differ only where a uniform falls within the
+    rounding of an exponential or a sum.
     """
     kernels = kernels_for(logits)
     if kernels is not None:

@@ -1,7 +1,7 @@
-"""One block of memory for the rows that recorded passes of any size end in.
+"""One memory block for the output rows of recorded passes of all sizes.
 
-At most one of them runs at a time, and its rows are good until the next: logits of a large vocabulary
-for every size would take as much memory as thousands of tokens of context.
+Only one pass runs at a time, and its rows are valid until the next. Separate logits for every size, with a
+large vocabulary, would take as much memory as thousands of tokens of context.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 class SharedRows:
-    """Asked for its largest size first it allocates once. Asked for more later, it starts anew: recordings
-    write to the addresses they were made with, and hold them."""
+    """Request the largest size first, so that it allocates only once. A larger request later allocates a new
+    block; earlier recordings keep writing to the old one, which they keep alive."""
 
     def __init__(self, width: int, device: torch.device) -> None:
         self._rows = torch.empty((0, width), dtype=torch.float32, device=device)
 
     def first(self, count: int) -> Tensor:
-        """[count, width] float32"""
+        """The first `count` rows: [count, width] float32."""
         if len(self._rows) < count:
             self._rows = self._rows.new_empty((count, self._rows.shape[1]))
         return self._rows[:count]

@@ -1,7 +1,6 @@
-"""A target step's inputs as one array of integers: a single copy takes them to the device.
+"""Packs a target step's inputs into one array of integers, so that a single copy takes them to the device.
 
-Shapes are those of the batch, or larger: what fills a shape up writes to the page that no sequence
-owns and is never read.
+A shape may be larger than the batch: padding writes to the page that no sequence owns, and is never read.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from torch import Tensor
 from dspark_core.engine.batch import RaggedBatch
 
 NO_QUERY = 1 << 30
-"""First query of a tile that is only there to fill a shape up."""
+"""First query of a padding tile."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """All that a step's kernels depend on besides the values of its inputs."""
+    """Everything a step's kernels depend on, apart from the values of its inputs."""
 
     tokens: int
     rows: int
@@ -31,13 +30,13 @@ class StepShape:
 
     @property
     def fixed_values(self) -> int:
-        """Integers before the page tables, whose number varies."""
+        """Number of integers before the page tables, whose length varies."""
         return 3 * self.tokens + self.rows + 4 * self.runs + 2 * self.tiles
 
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """Views of the array."""
+    """Views into the packed array."""
 
     token_ids: Tensor  # [tokens]
     positions: Tensor  # [tokens]
@@ -45,7 +44,7 @@ class StepInputs:
     logit_rows: Tensor  # [rows]
     runs: Tensor  # [runs, 4]: first row, tokens, first position, offset of its pages
     tiles: Tensor  # [tiles, 2]: run, first query
-    pages: Tensor  # as far as the array goes
+    pages: Tensor  # the rest of the array
 
     @classmethod
     def of(cls, values: Tensor, shape: StepShape) -> StepInputs:
@@ -59,7 +58,7 @@ class StepInputs:
 
 
 def exact_shape(batch: RaggedBatch, tile_queries: int) -> StepShape:
-    """Of a batch that nothing is added to."""
+    """The shape of a batch without padding."""
     counts = batch.run_table[:, 1].numpy()
     return StepShape(
         tokens=batch.num_tokens,
@@ -71,7 +70,7 @@ def exact_shape(batch: RaggedBatch, tile_queries: int) -> StepShape:
 
 
 def filled_shape(requests: int, tokens: int, tile_queries: int) -> StepShape:
-    """Holds any batch of at most as many requests and tokens; each may want its logits.
+    """A shape that holds any batch of at most this many requests and tokens, with logits for every token.
 
     A run of n queries has at most 1 + (n - 1) / tile_queries tiles.
     """
@@ -80,7 +79,7 @@ def filled_shape(requests: int, tokens: int, tile_queries: int) -> StepShape:
 
 
 def pack_step(batch: RaggedBatch, shape: StepShape) -> Tensor:
-    """[fixed_values + the batch's pages] int64, on the CPU."""
+    """Returns [fixed_values + the batch's pages] int64 on the CPU."""
     table = batch.run_table.numpy().astype(np.int64)
     tiles = tile_table(table[:, 1], shape.tile_queries)
     pages = batch.pages.numpy()

@@ -1,4 +1,4 @@
-"""The target engine: one forward over a ragged batch against a paged cache, whatever computes it."""
+"""The target engine: one forward pass over a ragged batch against a paged cache, whatever computes it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from dspark_core.models.decoder import Decoder
 from dspark_core.models.native_decoder import native_decoder
 
 FeatureSpan = tuple[Sequence[int], int, int]
-"""A sequence's page table, and positions [start, end) of it."""
+"""(a sequence's page table, start, end): its positions [start, end)."""
 
 
 class TargetEngine:
-    """Runs the target model; owns the features of what was computed, not who uses which page."""
+    """Runs the target model and stores context features. Does not manage which sequence uses which page."""
 
     def __init__(
         self,
@@ -40,18 +40,18 @@ class TargetEngine:
         features_at_once: bool = False,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
-        """`passes_of`: what computes, given where taps go; it owns the keys and values.
+        """`passes_of` returns the implementation, which owns keys and values, given where taps go.
 
-        `features_at_once`: taps are projected within the pass, which may write over them later.
-        `on_close`: ends what computes, where that is not just memory.
+        `features_at_once`: project taps within the pass, because the next pass may overwrite them.
+        `on_close` shuts the implementation down, if it holds more than memory.
         """
         self.config = config
         self.page_tokens = page_tokens
         self.num_pages = num_pages
         self.max_context_tokens = longest_context(config, num_pages, page_tokens, max_context_tokens)
-        """Longest sequence one request can hold: the model's context or the whole cache."""
+        """Longest possible sequence, limited by the model, the whole cache and the configuration."""
         self.device = device
-        """Where it computes, and where its logits and features are."""
+        """Where it computes; its logits and features are there, too."""
         self._dtype = dtype
         self._features: ContextFeatures | None = None
         taps: TapWriter | None = None
@@ -80,9 +80,9 @@ class TargetEngine:
         max_context_tokens: int | None = None,
         gpu: GpuSettings | None = None,
     ) -> TargetEngine:
-        """By our own kernels where there are some for the decoder, else by PyTorch's operators.
+        """Uses our own kernels if they support the decoder, otherwise PyTorch's operators.
 
-        `gpu`: our own kernels on the decoder's GPU; None: the CPU's, or PyTorch's operators.
+        `gpu`: our kernels on the decoder's GPU; None: native CPU kernels or PyTorch's operators.
         """
 
         def passes_of(taps: TapWriter | None) -> DecoderPasses:
@@ -118,17 +118,17 @@ class TargetEngine:
 
     @property
     def native(self) -> bool:
-        """Whether the whole decoder runs in our own kernels."""
+        """Whether the whole decoder runs in our native CPU kernels."""
         return isinstance(self._passes, NativePasses)
 
     @property
     def computed_by(self) -> str:
-        """For people: what computes it, and on which device."""
+        """Describes for people what computes the target, and on which device."""
         return self._passes.computed_by
 
     def prepare(self, requests: int) -> None:
-        """On a GPU, compiles and records ahead what steps of up to so many sequences need, so that no step
-        waits for it, and no profile's time goes there. No pass may run meanwhile."""
+        """On a GPU, compiles and records what steps of up to `requests` sequences need, so that neither
+        serving nor profiling has to wait for it. No pass may run meanwhile."""
         if isinstance(self._passes, GpuPasses):
             self._passes.prepare(requests)
 
@@ -140,19 +140,19 @@ class TargetEngine:
     def forward(self, runs: Sequence[Run]) -> Tensor:
         """Computes the runs and stores their keys, values and features.
 
-        Returns float32 logits [sum of logit_rows, vocab] in the order of the runs, on the engine's
-        device; the next pass may write over them.
+        Returns float32 logits [sum of logit_rows, vocab] in the order of the runs, on the engine's device;
+        the next pass may overwrite them.
         """
         return self._passes.forward(runs, build_batch(runs, page_tokens=self.page_tokens))
 
     def read_features(self, pages: Sequence[int], start: int, end: int) -> Tensor:
-        """Projected features of positions [start, end) -> [end - start, feature_size]; without a
-        projection they have no size."""
+        """Context features of positions [start, end): [end - start, feature_size]; feature_size is 0 without
+        a projection."""
         return self.read_features_of([(pages, start, end)])[0]
 
     @torch.inference_mode()
     def read_features_of(self, spans: Sequence[FeatureSpan]) -> list[Tensor]:
-        """The same of many sequences in one read; on the engine's device."""
+        """The same for many sequences in one read, on the engine's device."""
         if self._features is None:
             return [torch.zeros((end - start, 0), dtype=self._dtype) for _, start, end in spans]
         slots = [slots_of(pages, start, end, self.page_tokens) for pages, start, end in spans]
@@ -163,5 +163,5 @@ class TargetEngine:
 
 
 def longest_context(config: DecoderConfig, num_pages: int, page_tokens: int, limit: int | None) -> int:
-    """Tokens of the longest sequence a cache of so many pages holds. Page 0 is not for sequences."""
+    """Tokens of the longest sequence that a cache of `num_pages` can hold; page 0 is not for sequences."""
     return min(config.max_context_tokens, (num_pages - 1) * page_tokens, limit or 2**62)
