@@ -1,7 +1,7 @@
-"""Continuous batching: who waits, who runs, who gives way when pages run out.
+"""Continuous batching: decides which requests run, wait, or are preempted when pages run out.
 
-Policy over the block manager; no tensors and no clock. First come, first served: the latest
-arrival is preempted first and resumes before any newcomer.
+Policy on top of the block manager; no tensors and no clock. First come, first served: the latest arrival is
+preempted first and resumes before any new request.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from dspark_core.errors import ConfigError, QueueFullError
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimits:
     max_running: int = 32
-    """Requests that share target passes."""
+    """Most requests that share target passes."""
     max_waiting: int = 256
-    """Requests queued behind them; one more is refused."""
+    """Most requests in the queue; further ones are refused."""
     max_batch_tokens: int = 512
     """Tokens in one target pass: anchors, drafts and prefill together."""
     prefill_chunk_tokens: int = 256
     """Most prompt tokens in one pass."""
     max_step_seconds: float | None = None
-    """Prompt tokens beside running streams are fewer still, so that a pass takes about this long at most
-    (`PrefillPacer`); None: `prefill_chunk_tokens` alone decides."""
+    """While other requests decode, prefill is limited further so that a pass takes at most about this long
+    (`PrefillPacer`); None: only by `prefill_chunk_tokens`."""
 
     def __post_init__(self) -> None:
         for name in ("max_running", "max_waiting", "max_batch_tokens", "prefill_chunk_tokens"):
@@ -63,10 +63,11 @@ class Batcher:
         sequence.release(self._manager)
 
     def admit(self) -> None:
-        """Moves waiting sequences to running while slots and pages last, in order of arrival.
+        """Moves waiting sequences to running in order of arrival, while there is room and pages are
+        available.
 
-        Pages for every committed token and one more are taken here, so that prefill never runs
-        out half-way.
+        Allocates pages for every committed token and one more, so that prefill never runs out of pages
+        midway.
         """
         while self.waiting and len(self.running) < self.limits.max_running:
             sequence = self.waiting[0]
@@ -83,9 +84,9 @@ class Batcher:
                 sequence.share_prefix(self._manager)
 
     def secure(self, sequence: SequenceState, length: int) -> bool:
-        """Pages for positions [0, length), preempting later arrivals if that is what it takes.
+        """Allocates pages for positions [0, length), preempting later arrivals if necessary.
 
-        False when only earlier arrivals hold the pages: the sequence sits this round out.
+        Returns False if only earlier arrivals could be preempted: the sequence then skips this round.
         """
         while not sequence.reserve(self._manager, length):
             latest = max(self.running, key=lambda other: other.order)

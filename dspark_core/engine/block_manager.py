@@ -1,4 +1,4 @@
-"""Which KV pages belong to whom: allocation, sharing of common prefixes, eviction.
+"""Manages KV pages: allocation, sharing of common prefixes, eviction.
 
 Policy only, no tensors. A page holds `page_tokens` positions. Full pages of committed tokens are
 shared by content; a page nobody references stays cached until its space is needed (LRU).
@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _ROOT = 0
-"""Content id that every first page of a sequence hangs from."""
+"""Parent content id of every sequence's first page."""
 
 
 @dataclass(frozen=True, slots=True)
 class CachedPrefix:
-    """Pages that already hold a prompt's leading tokens, and the content id of the last one."""
+    """Cached pages that hold a prompt's leading tokens, and the content id of the last one."""
 
     pages: tuple[int, ...]
     content_id: int
@@ -58,9 +58,9 @@ class BlockManager:
         return -(-tokens // self.page_tokens)
 
     def allocate(self, count: int) -> list[int] | None:
-        """`count` fresh pages referenced once, or None (and no change) when they do not exist.
+        """Allocates `count` pages with one reference each; None, without any change, if there are too few.
 
-        In ascending order: kernels read a context on consecutive pages as one stream.
+        In ascending order, since kernels read a context on consecutive pages as one stream.
         """
         if count > self.available_pages:
             return None
@@ -83,9 +83,9 @@ class BlockManager:
                     self._free.append(page)
 
     def match_prefix(self, token_ids: Sequence[int]) -> CachedPrefix:
-        """Takes a reference on the longest cached run of full pages.
+        """Takes a reference to each page of the longest cached prefix of full pages.
 
-        At least one token is left uncovered: the engine must compute it to have logits.
+        Leaves at least one token uncovered, which the engine must compute to get logits.
         """
         pages: list[int] = []
         content_id = _ROOT
@@ -112,8 +112,8 @@ class BlockManager:
     def publish(self, page: int, parent_content_id: int, token_ids: tuple[int, ...]) -> int:
         """Offers a full page of committed tokens for sharing; returns its content id.
 
-        When the same content is already published, the page stays private and the existing
-        content id is returned, so that later pages still chain to it.
+        If the same content is already published, the page stays private and the existing content id is
+        returned, so that later pages chain to it.
         """
         key = (parent_content_id, token_ids)
         existing = self._page_of.get(key)

@@ -1,7 +1,7 @@
 """The round loop: draft, plan, verify in one target pass, accept, commit.
 
-Synchronous and single-threaded: one `step()` is one round over every running sequence. What it
-needs of the outside comes through `DraftSource` and `PlanSource`.
+Synchronous and single-threaded: one `step()` is one round, over every running sequence or one cohort. It
+reaches the outside only through `DraftSource` and `PlanSource`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class RoundOutput:
     request_id: str
     chunk: GenerateChunk
     error: DSparkError | None = None
-    """The request cannot go on; `chunk` holds nothing."""
+    """Why the request cannot continue; `chunk` is then empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +84,14 @@ class RoundLoop:
         on_end: Callable[[SequenceState], None] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`lookup`: drafts from the sequences' own text too, where that is better than the drafter's.
-        `cohorts`: 1: every round is of everybody; 2: of every second one, see `DraftTurns`; None: what is
-        faster by the planner's times. `grammars`: None: requests may have none.
-        `step_time`: measured, paces prompts if the limits bound a step's time; None: learned.
-
-        `on_end` hears of each sequence that ends by itself, while its pages are still its own.
+        """
+        Args:
+            lookup: Also drafts from the sequences' own text, where that is better than the drafter.
+            cohorts: 1 or 2, see `DraftTurns`; None: whichever is faster by the planner's times.
+            grammars: None: requests with a grammar are refused.
+            step_time: Measured; paces prefill if the limits bound a step's time. None: learned.
+            on_end: Called for each sequence that was not cancelled when it ends, while it still has its
+            pages.
         """
         self._engine = engine
         self._planner = planner
@@ -125,7 +127,8 @@ class RoundLoop:
         return self._manager.available_pages / self._manager.usable_pages
 
     def compile_grammar(self, request: GenerateRequest, grammar: Grammar) -> Future[SequenceGrammar]:
-        """For `submit`, from any thread; it may take long. Raises InvalidRequestError if there are none."""
+        """Compiles a grammar for `submit`, from any thread; may take long. Raises InvalidRequestError if
+        grammars are not supported."""
         if self._grammars is None:
             raise InvalidRequestError("grammar: there is none for this model's tokenizer", field="grammar")
         return self._grammars.compile(request, grammar)
@@ -219,7 +222,7 @@ class RoundLoop:
             )
 
     def _secure_anchors(self) -> list[SequenceState]:
-        """Decoding sequences whose anchor has a place, oldest first."""
+        """Decoding sequences that have a page for their anchor, oldest first."""
         ready, preemptions = [], self.batcher.preemptions
         for sequence in sorted(self.batcher.running, key=lambda s: s.order):
             if not sequence.decoding:
@@ -250,7 +253,7 @@ class RoundLoop:
         return proposals, survival
 
     def _draft_room(self, num_decoding: int) -> int:
-        """Draft tokens that a step has places for, beside anchors and the least of a prompt in prefill."""
+        """Draft tokens that fit a step besides the anchors and the smallest prefill chunk."""
         unread = sum([s.uncomputed for s in self.batcher.running if not s.decoding])
         return self.batcher.limits.max_batch_tokens - num_decoding - min(unread, MIN_CHUNK_TOKENS)
 
@@ -260,7 +263,7 @@ class RoundLoop:
             return []
         confidences = block.confidences or (UNKNOWN_CONFIDENCE,) * count
         limit = draft_limit(sequence, count)
-        # Of others, how much is verified must not depend on the tokens themselves (the causal barrier).
+        # For other requests, verify lengths must not depend on the draft tokens (the causal barrier).
         if sequence.grammar is not None and may_look_ahead(sequence.request):
             limit = min(limit, sequence.grammar.valid(block.token_ids))
         return list(survival_from_confidence(confidences[:limit]))
@@ -268,7 +271,7 @@ class RoundLoop:
     def _prefill_chunks(
         self, proposals: Sequence[Proposal], decode_tokens: int
     ) -> list[tuple[SequenceState, int]]:
-        """Who prefills how many tokens this round, in order of arrival."""
+        """Sequences that prefill in this round and their numbers of tokens, in order of arrival."""
         limits = self.batcher.limits
         budget = min(limits.prefill_chunk_tokens, limits.max_batch_tokens - decode_tokens)
         waiting = sorted((s for s in self.batcher.running if not s.decoding), key=lambda s: s.order)
@@ -444,7 +447,7 @@ class RoundLoop:
 
 
 def _completes(grammar: SequenceGrammar | None, token_id: int) -> bool:
-    """Whether nothing but the end may follow the token, with which the grammar goes on."""
+    """Advances the grammar by the token; returns whether only the end may follow."""
     if grammar is None:
         return False
     if not grammar.take((token_id,)) and grammar.problem is None:
@@ -453,5 +456,5 @@ def _completes(grammar: SequenceGrammar | None, token_id: int) -> bool:
 
 
 def _context_tokens(proposals: Sequence[Proposal]) -> int:
-    """Positions that decoding requests attend to; a prompt's own are counted as pairs."""
+    """Context positions of the decoding requests. A prompt's own context is counted as pairs instead."""
     return sum(len(proposal.sequence.tokens) - 1 for proposal in proposals)

@@ -10,9 +10,9 @@ from dspark_core.output_rules import NO_ADJUSTMENTS
 from dspark_core.records import FinishReason, GenerateRequest, SpeculationStats
 
 
-@dataclass(slots=True, eq=False)  # each is itself: comparing fields would compare all tokens
+@dataclass(slots=True, eq=False)  # compared by identity: comparing fields would compare all tokens
 class SequenceState:
-    """Committed tokens, the pages that hold them, and how far each consumer has come.
+    """Committed tokens, their pages, and the progress of each consumer.
 
     `tokens[-1]` is the anchor once everything before it is computed. `computed` counts positions
     whose keys, values and features are in the cache; draft positions beyond it are scratch.
@@ -20,11 +20,11 @@ class SequenceState:
 
     request: GenerateRequest
     order: int
-    """Arrival order: preemption takes the latest first."""
+    """Order of arrival; the latest is preempted first."""
     noise_seed: int
-    """The request's seed, or one drawn for it: what coupled verification is keyed by."""
+    """Key of the noise for coupled verification: the request's seed, or one drawn for it."""
     max_length: int
-    """Prompt plus generated tokens at which the request ends."""
+    """Number of prompt and generated tokens at which the request ends."""
     tokens: list[int] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
     computed: int = 0
@@ -32,12 +32,12 @@ class SequenceState:
     published_pages: int = 0
     content_id: int = ROOT_CONTENT_ID
     drafter_end: int = 0
-    """Features before this position were sent to the drafter, within `drafter_generation`."""
+    """The drafter holds the features before this position, while its generation is `drafter_generation`."""
     drafter_generation: int = -1
     useful_draft: int | None = None
-    """Draft tokens that are likely to be of use, by what earlier rounds verified; None: not known yet."""
+    """Number of draft tokens likely to be verified, judging by earlier rounds; None: unknown yet."""
     grammar: SequenceGrammar | None = None
-    """Of its output, as far as that has come; None: it may be anything."""
+    """The grammar of its output, advanced to the last committed token; None: unconstrained."""
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     finish_reason: FinishReason | None = None
 
@@ -50,7 +50,7 @@ class SequenceState:
 
     @property
     def shaped(self) -> bool:
-        """Its logits are adjusted, masked or told of."""
+        """Whether its logits are adjusted, masked or reported."""
         request = self.request
         return (
             request.adjustments is not NO_ADJUSTMENTS
@@ -77,12 +77,13 @@ class SequenceState:
         return self.max_length - len(self.tokens)
 
     def learn_useful_draft(self, block_size: int, verified: int) -> None:
-        """A round verified so many tokens of its block: shrinks slowly, and grows while all are wanted."""
+        """Learns from a round that verified `verified` draft tokens. Shrinks slowly, and grows while all are
+        verified."""
         wish = min(self.useful_draft or block_size, block_size)
         self.useful_draft = verified + 2 if verified >= wish else max(verified + 1, wish - 1)
 
     def attach_prefix(self, manager: BlockManager) -> None:
-        """Takes what the prefix cache holds of the committed tokens."""
+        """Attaches the cached pages of the longest prefix of the committed tokens."""
         prefix = manager.match_prefix(self.tokens)
         self.pages = list(prefix.pages)
         self.content_id = prefix.content_id
@@ -120,7 +121,7 @@ class SequenceState:
         return self.computed + count >= (self.published_pages + 1) * manager.page_tokens
 
     def reserve(self, manager: BlockManager, length: int) -> bool:
-        """Makes sure pages cover positions [0, length); False, and no change, when they cannot."""
+        """Makes sure pages cover positions [0, length); returns False, without any change, if they cannot."""
         missing = manager.pages_for(length) - len(self.pages)
         if missing <= 0:
             return True
@@ -141,7 +142,7 @@ class SequenceState:
             self.published_pages += 1
 
     def release(self, manager: BlockManager) -> None:
-        """Gives every page back; what was committed must then be recomputed or be cached."""
+        """Releases every page; committed tokens must then be recomputed or found in the prefix cache."""
         manager.release(self.pages)
         self.pages = []
         self.computed = 0
