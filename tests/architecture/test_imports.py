@@ -1,4 +1,4 @@
-"""Who may import whom. The tables are the rule; a package that is in none of them fails."""
+"""Checks which packages import which. The tables below are the rule; a package missing from them fails."""
 
 import ast
 import sys
@@ -8,7 +8,7 @@ import pytest
 from tests.support.source_tree import Source, tracked_sources
 
 VALUES = ("dspark_core.errors", "dspark_core.records", "dspark_core.output_rules")
-# Where models and drafters lie on disk.
+# Locations of models and drafters on disk.
 PATHS = ("dspark_core.model_paths", "dspark_core.zoo_paths")
 MODELS = (*VALUES, *PATHS, "dspark_core.algorithms", "dspark_core.kernels", "dspark_core.models")
 APPLICATION = (*MODELS, "dspark_core.engine", "dspark_core.tokenization")
@@ -32,7 +32,7 @@ TORCH_FREE_ALGORITHMS = (
     "dspark_core.algorithms.calibration_error",
 )
 
-# Package -> the project's own modules it may import, besides itself.
+# Package -> the project's modules it may import, besides itself.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dspark_core.errors": (),
     "dspark_core.output_rules": ("dspark_core.errors",),
@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dspark_core.cuda": VALUES,
     "dspark_core.models": MODELS,
     "dspark_core.engine": (*MODELS, "dspark_core.tokenization"),
-    # Loaded by name and only where it was asked for: it needs vllm.
+    # Loaded by name and only if configured: it needs vllm.
     "dspark_core.vllm_engine": (*MODELS, "dspark_core.engine"),
     "dspark_core.training": APPLICATION,
     "dspark_core.evaluation": APPLICATION,

@@ -1,4 +1,4 @@
-"""No file and no function grows beyond what one reading holds."""
+"""Files and functions stay small enough to be read in one go."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The gateway and the scheduler start without torch, which their images do not have."""
+"""The gateway and the scheduler start without torch, which their images do not contain."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Plans as arrays make them, and what is expected of them."""
+"""Plans made by the array planners, with their expected outcome."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dspark_core.algorithms.speed_floor import expected_tokens, unmet_floors
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Verify lengths in the order of the requests, and what is expected of them."""
+    """Verify lengths in the order of the requests, with their expected outcome."""
 
     lengths: tuple[int, ...]
     expected_tokens: float
-    """Tokens committed by the round, the bonus tokens included."""
+    """Tokens committed by the round, including bonus tokens."""
     expected_seconds: float
     unmet_floors: tuple[int, ...]
     """Indices of requests whose floor this plan does not hold."""

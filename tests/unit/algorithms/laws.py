@@ -1,4 +1,4 @@
-"""Tests whether token counts follow a law, with enough draws to notice a bias of one per cent."""
+"""Tests whether token counts follow a distribution, with enough draws to detect a bias of one per cent."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from scipy.stats import chi2, ncx2
 from torch import Tensor
 
 ALPHA = 1e-4
-"""Chance that a true law is refused; the seeds are fixed, so a test passes always or never."""
+"""Probability that the true distribution is rejected; seeds are fixed, so a test passes always or never."""
 BIAS = 0.01
-"""Total variation distance that must not go unnoticed."""
+"""Total variation distance that must be detected."""
 POWER = 0.999
 
 
 def follows(counts: Tensor, law: Tensor) -> bool:
     """Pearson's chi-square test of counts [cells] against probabilities [cells].
 
-    Asserts its own power: a law at total variation d from `law` has a non-centrality of at least
-    4 * draws * d^2 (Cauchy-Schwarz), so the number of draws decides what can be noticed.
+    Asserts its own power: a distribution at total variation d from `law` has a non-centrality of at least
+    4 * draws * d^2 (Cauchy-Schwarz), so the number of draws decides what can be detected.
     """
     counts, law = counts.double(), law.double()
     possible = law > 0

@@ -1,4 +1,4 @@
-"""Rounds and step times for tests of planners, and plans by brute force."""
+"""Rounds and step times for planner tests, and brute-force plans."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MAX_TOKENS = 24
 
 @st.composite
 def jagged_times(draw: st.DrawFn) -> RoundTimeModel:
-    """Any positive seconds for every count of batch tokens, drafting and network included."""
-    # Cliffs and plateaus, and overheads small enough to leave them steep: else everything pays.
+    """Arbitrary positive seconds for every number of batch tokens, plus drafting and network time."""
+    # Cliffs and plateaus, with overheads small enough to keep them steep; otherwise every token pays.
     level = st.sampled_from([0.5, 1.0, 1.5, 2.0, 2.5]) | st.floats(0.2, 3.0)
     seconds = draw(st.lists(level, min_size=MAX_TOKENS, max_size=MAX_TOKENS))
     overhead = st.just(0.0) | st.floats(0.0, 0.5)
@@ -39,7 +39,7 @@ def linear_times(draw: st.DrawFn) -> RoundTimeModel:
 
 
 def times(*seconds: float) -> RoundTimeModel:
-    """Of rounds with 1, 2, ... batch tokens."""
+    """Times of rounds with 1, 2, ... batch tokens."""
     return RoundTimeModel(StepTimeModel.of_curve(range(1, len(seconds) + 1), seconds))
 
 
@@ -82,7 +82,7 @@ def every_plan(requests: Sequence[PlanRequest]) -> list[tuple[int, ...]]:
 
 
 def satisfaction(speeds: Sequence[float], requests: Sequence[PlanRequest]) -> float:
-    """The share of its floor that the worst-off request gets; 1 when all hold."""
+    """Share of its floor that the worst-off request gets; 1 if all floors hold."""
     shares = [
         speed / request.floor_tokens_per_second
         for speed, request in zip(speeds, requests, strict=True)

@@ -1,4 +1,4 @@
-"""Calibration measures against slow definitions; a scaling recovered from data made with it."""
+"""Calibration measures agree with slow definitions; a scaling is recovered from data generated with it."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ OUTCOMES = st.lists(st.tuples(st.floats(0.0, 1.0), st.booleans()), min_size=1, m
 def draw_rounds(
     temperatures: list[float], rounds: int, seed: int = 0, biases: list[float] | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Logits whose truth is sigmoid(logit / temperature + bias): a temperature above 1 or a bias
-    below 0 makes a head that trusts itself too much."""
+    """Logits whose true probabilities are sigmoid(logit / temperature + bias): a temperature above 1 or a
+    bias below 0 makes an overconfident head."""
     random = np.random.default_rng(seed)
     logits = random.normal(1.0, 2.5, (rounds, len(temperatures)))
     truth = ConfidenceScaling(tuple(temperatures), tuple(biases or [0.0] * len(temperatures)))
@@ -155,7 +155,7 @@ def test_scaling_keeps_the_order_within_a_position(logits, temperature, bias):
     ordered = np.sort(logits)
     scaled = ConfidenceScaling((temperature,), (bias,)).confidences(ordered[:, None])[:, 0]
     assert (np.diff(scaled) >= 0).all()
-    # Strictly so where doubles can still tell the probabilities apart.
+    # Strictly, where doubles can still distinguish the probabilities.
     apart = (np.diff(ordered) > 1e-3) & (np.abs(ordered[1:]) / temperature < 15.0)
     assert (np.diff(scaled) > 0)[apart].all()
 

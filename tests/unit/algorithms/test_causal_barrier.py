@@ -1,7 +1,7 @@
-"""Whether a draft token is verified must not depend on what was drawn at it or after it.
+"""Whether a draft token is verified must not depend on what was drawn at its position or later.
 
-For every rule that may plan the current round of rejection sampling: any step times, with floors,
-and in batches where other requests look ahead.
+Tested for every rule that may plan the current round of rejection sampling, with arbitrary step times, with
+floors, and in batches where other requests look ahead.
 """
 
 from hypothesis import given, settings
@@ -21,9 +21,9 @@ from tests.unit.algorithms.planning_cases import (
 
 @st.composite
 def two_futures(draw, mixed=False):
-    """A round twice, the same up to token `position` of `request`; what comes after it differs.
+    """Two rounds that are equal up to token `position` of `request` and may differ after it.
 
-    Requests' blocks are whole, as their number of tokens is no secret of the drafter's choice.
+    Both have the same block lengths, which do not depend on the drafted tokens.
     """
     confidences = draw(CONFIDENCES.filter(lambda rows: any(rows)))
     request = draw(st.sampled_from([r for r, row in enumerate(confidences) if row]))
@@ -63,8 +63,8 @@ def test_not_even_through_requests_that_look_ahead(case, round_time, capacity):
 
 
 def test_a_planner_that_looks_ahead_is_caught():
-    """The paper's appendix A: searching the round it plans, it verifies the first token or not by what
-    follows from it."""
+    """The paper's appendix A: a planner that searches the round it plans decides about the first token by
+    what follows it."""
     cliff = times(1.0, 2.0, 1 / 0.45)
     likely, unlikely = requests_of([[0.8, 0.9]]), requests_of([[0.8, 0.0]])
     plans = [plan(each, cliff, capacity=capacity_of(each, cliff)) for each in (likely, unlikely)]

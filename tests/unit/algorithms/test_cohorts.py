@@ -1,4 +1,4 @@
-"""Two cohorts in turns: what their rounds take, against a simulated machine, and when they pay."""
+"""Two cohorts in turns: their round times compared to a simulated machine, and when turns pay."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def times(per_token: float, base: float, draft: float, network: float) -> RoundT
 
 
 def simulated_cycle(step: float, draft: float, network: float, cycles: int = 200) -> float:
-    """Two cohorts, one target and one drafter, which both do one thing at a time."""
+    """Seconds per cycle of two cohorts that share one target and one drafter, each doing one thing at a
+    time."""
     asked, drafter_free, target_free = [0.0, 0.0], 0.0, 0.0
     ends: list[float] = []
     for turn in range(COHORTS * cycles):
@@ -57,8 +58,8 @@ GAINS, VERIFIED = np.full(16, 1.8), np.full(16, 2.0)
 
 @pytest.mark.parametrize(("drafting", "pays"), [(0.002, False), (0.012, True), (0.1, False)])
 def test_turns_pay_where_they_hide_more_than_the_second_pass_costs(drafting: float, pays: bool) -> None:
-    """A pass takes 8 ms however little it holds, so that much is lost. Where drafting takes longer than
-    tokens are worth in any case, nobody is drafted for, and nothing is hidden."""
+    """A pass takes at least 8 ms, so a second pass costs that much. If drafting takes longer than its tokens
+    are worth in any case, nobody is drafted for, and there is nothing to hide."""
     for draft, network in ((drafting, 0.0), (0.0, drafting)):
         beside = worth_turns(GAINS, VERIFIED, times(0.0005, 0.008, draft, network))
         assert (beside is not None) == pays
@@ -70,7 +71,7 @@ def test_turns_do_not_pay_where_weights_take_the_time() -> None:
 
 
 def test_turns_make_drafts_pay_that_do_not_by_themselves() -> None:
-    """A third more tokens for a third more time with the drafter's, and next to none without."""
+    """A third more tokens take a third more time including the drafter's, but hardly more without it."""
     stairs = RoundTimeModel(
         StepTimeModel.of_curve((1, 8, 12, 16, 24), (0.004, 0.0100, 0.0105, 0.0200, 0.0205)),
         DraftTimeModel((1,), (0.007,)),
@@ -93,7 +94,7 @@ WEIGHTS_BOUND = (0.0002, 0.010)
 @pytest.mark.parametrize(
     ("draft", "gains", "verified"),
     [
-        (0.004, (1.8, 0.0), (2.0, 0.0)),  # one may not be drafted for
+        (0.004, (1.8, 0.0), (2.0, 0.0)),  # one cannot be drafted for
         (0.006, (1.8,) * 3, (2.0,) * 3),
         (0.008, (1.8,) * 5, (2.0,) * 5),
         (0.006, (3.0, 1.0, 0.5, 0.0), (4.0, 2.0, 2.0, 0.0)),
@@ -114,7 +115,7 @@ def test_both_cohorts_are_looked_at_not_the_better_one(draft: float, gains, veri
 def test_turns_that_are_taken_are_faster_on_a_simulated_machine(
     given_: list[tuple[float, float]], per_token: float, base: float, draft: float, network: float
 ) -> None:
-    """With the same choice of whom to draft for in cohorts that differ, all that rounds take counted."""
+    """With unequal cohorts and the best choice of whom to draft for, counting all of the rounds' time."""
     gains, verified = (np.array(column) for column in zip(*given_, strict=True))
     model = times(per_token, base, draft, network)
     if worth_turns(gains, verified, model) is None:
@@ -142,7 +143,7 @@ def test_turns_that_are_taken_are_faster_on_a_simulated_machine(
 def simulated_unequal(
     steps: list[float], drafts: list[float], network: float, drafted: tuple[int, ...], cycles: int = 60
 ) -> float:
-    """Seconds of a cycle of two cohorts that differ."""
+    """Seconds per cycle of two unequal cohorts."""
     asked, drafter_free, target_free = [0.0, 0.0], 0.0, 0.0
     ends: list[float] = []
     for turn in range(2 * cycles):

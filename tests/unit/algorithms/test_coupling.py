@@ -27,7 +27,7 @@ def mix(x):
 
 
 def reference_noise(seed, position, token):
-    """The documented hash in Python's unbounded integers."""
+    """The documented hash, computed with Python's unbounded integers."""
     weyl = 0x9E3779B97F4A7C15
     key = mix((mix((seed + weyl) % WORD) + (position + 1) * weyl) % WORD)
     bits = mix((key + token * weyl) % WORD)
@@ -35,7 +35,7 @@ def reference_noise(seed, position, token):
 
 
 def gumbel_max(probs, seeds, positions, token_ids):
-    """The draw as the Gumbel-max trick defines it, from the noise of every token."""
+    """The draw by the definition of the Gumbel-max trick, from the noise of every token."""
     return (probs.log() - exponential_noise(seeds, positions, token_ids).log()).argmax(-1)
 
 
@@ -51,7 +51,7 @@ def test_noise_is_the_documented_function_of_its_key(key):
 
 
 def test_noise_never_changes_between_versions():
-    """A request's output is a function of its seed: other values here break every user's seeds."""
+    """A request's output depends on its seed alone: changing these values would break every user's seeds."""
     actual = exponential_noise(torch.tensor([0, 1234]), torch.tensor([0, 77]), torch.tensor([0, 1, 49151]))
     expected = [
         [0.34886890445421276, 1.975374108645118, 0.49090719275110156],
@@ -81,7 +81,7 @@ def test_noise_is_finite_and_standard():
 
 
 def test_noise_of_different_keys_is_uncorrelated():
-    """Neighbouring seeds, positions and tokens, where a weak hash would show."""
+    """Checks neighbouring seeds, positions and tokens, where a weak hash would show."""
     noise = torch.stack(
         [exponential_noise(torch.full((300,), s), torch.arange(300), torch.arange(300)) for s in range(3)]
     )
@@ -172,7 +172,7 @@ def test_agreement_of_different_laws_is_what_the_coupling_promises():
 
 @pytest.mark.parametrize("spread", [0.0, 0.5, 2.0, 8.0, 40.0])
 def test_leaving_out_what_cannot_win_changes_no_draw(spread):
-    """From flat rows, where thousands may win, to rows in which a single token has all the mass."""
+    """From flat rows, where thousands of tokens may win, to rows where one token has all the mass."""
     probs = softmax_rows(200, 3000, seed=7, spread=spread)
     seeds, positions = torch.arange(200) % 7, torch.arange(200)
     race = exponential_noise(seeds, positions, torch.arange(3000)) / probs

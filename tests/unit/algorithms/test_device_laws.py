@@ -1,4 +1,4 @@
-"""The ways a GPU takes: the same results as a CPU's, without a value being read back on the way."""
+"""The code paths for GPUs give the same results as those for CPUs, without reading values back."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ VOCAB = 300
 
 def weights_of(rows, seed=0, spread=3.0):
     logits = torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * spread
-    logits = (logits * 4).round() / 4  # ties are the rule
+    logits = (logits * 4).round() / 4  # makes ties common
     return (logits - logits.amax(dim=-1, keepdim=True)).exp()
 
 
@@ -68,7 +68,7 @@ def test_without_any_draft_the_law_is_the_targets():
 
 
 class _Rows:
-    """Laws that hand out the same rows, whatever is asked for."""
+    """Target distributions that return the same rows for any request."""
 
     def __init__(self, probabilities):
         self._probabilities = probabilities

@@ -1,4 +1,4 @@
-"""For whom to draft: the best set against brute force, and the state machine's promises."""
+"""Whom to draft for: the best set compared to brute force, and the guarantees of the state machine."""
 
 from itertools import pairwise, product
 
@@ -41,7 +41,7 @@ def told(name, survival=(0.9, 0.8), accepted=2):
 
 
 def play(policy, rounds, name="a", *, survival=(0.9, 0.8), accepted=2, group="", times=TIMES):
-    """Rounds of one request -> whether each was drafted for."""
+    """Plays rounds of one request; returns whether each was drafted for."""
     drafted = []
     for _ in range(rounds):
         (wants,) = policy.choose(candidates(name, group=group), times)
@@ -122,14 +122,14 @@ def test_a_new_request_of_a_losing_kind_waits_with_the_others():
     for number in range(200):  # short answers: ten rounds each
         drafted += play(policy, 10, f"new{number}", group="hot", **POOR)
     assert sum(drafted) / len(drafted) < 0.03
-    assert any(drafted)  # but the kind is probed
+    assert any(drafted)  # but the group is probed
     assert all(play(policy, 20, "cold", group="cold"))
 
 
 def test_short_answers_of_a_losing_kind_are_probed_ever_more_rarely():
     policy = DraftPolicy()
     drafted = [sum(play(policy, 40, f"r{index}", **POOR)) for index in range(60)]
-    assert drafted[0] > PROBE_ROUNDS  # nobody knew
+    assert drafted[0] > PROBE_ROUNDS  # nothing was known yet
     assert sum(drafted[1:]) <= PROBE_ROUNDS * (60 * 40 / MAX_BACKOFF + 6)
 
 
@@ -161,7 +161,7 @@ def test_a_lighter_load_brings_drafting_back_at_the_next_look():
 
 
 def play_together(policy, rounds, names, times=TIMES, **fate):
-    """Rounds of several requests -> how many were drafted for in each."""
+    """Plays rounds of several requests; returns how many were drafted for in each."""
     drafted = []
     for _ in range(rounds):
         wants = policy.choose(candidates(*names), times)
@@ -180,7 +180,7 @@ def test_of_many_that_wait_a_few_are_tried_for_all():
 
 
 def test_when_one_of_many_turns_out_well_the_others_follow_soon():
-    """Where a draft token costs a quarter of a millisecond; what comes next is easy to foretell."""
+    """A draft token costs a quarter of a millisecond, and the text becomes easy to predict."""
     cheap = RoundTimeModel(StepTimeModel.of_curve((1, 64), (0.020, 0.036)))
     names = [f"r{number}" for number in range(16)]
     policy = DraftPolicy()
@@ -224,7 +224,7 @@ def test_sequences_are_forgotten_in_the_end():
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 2)), min_size=1, max_size=60))
 def test_this_rounds_draft_decides_nothing_about_this_round(history):
-    """Two requests with equal pasts get equal answers; what a draft holds is told only afterwards."""
+    """Two policies with equal histories decide alike; a draft's content is reported only afterwards."""
     policy, twin = DraftPolicy(), DraftPolicy()
     for good, accepted in history:
         answer = policy.choose(candidates("a"), TIMES)

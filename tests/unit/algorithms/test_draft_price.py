@@ -1,4 +1,4 @@
-"""The price of drafter time: nothing while there is enough, then what keeps the best drafts coming."""
+"""The price of drafter time: zero while there is enough, otherwise what keeps the most useful drafts."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def demand(gain: float, requests: int = 8) -> DraftDemand:
 
 
 def chosen(one: DraftDemand, price: float) -> np.ndarray:
-    """For whom a verifier drafts, with what it knows itself."""
+    """The requests a verifier drafts for, by its own estimates."""
     way = one.round_time.network_seconds + one.queue_seconds
     times = replace(one.round_time, network_seconds=way)
     return worth_drafting(one.gains, one.verified, times, one.context_tokens, price)
 
 
 def load(one: DraftDemand, price: float) -> float:
-    """Share of the drafter's time that it then uses."""
+    """Share of the drafter's time that it uses at this price."""
     picked = chosen(one, price)
     count, drafted = len(picked), int(picked.sum())
     way = one.round_time.network_seconds + one.queue_seconds
@@ -80,7 +80,7 @@ def test_nobody_pays_for_a_drafter_of_his_own() -> None:
 @given(st.lists(demands(), min_size=1, max_size=5))
 @settings(max_examples=60)
 def test_enough_for_all_costs_nothing(several: list[DraftDemand]) -> None:
-    # Drafts so short that all together use less than the least that is ever handed out.
+    # Drafts so short that all of them use less than the smallest share that is ever handed out.
     quick = [
         replace(one, round_time=replace(one.round_time, draft=DraftTimeModel((1,), (FILLINGS[0] * 0.001,))))
         for one in several
@@ -114,13 +114,13 @@ def test_the_best_requests_of_a_verifier_keep_their_drafts(several: list[DraftDe
         yields = one.gains / np.maximum(one.verified, 1.0)
         if picked.any() and not picked.all():
             assert yields[picked].min() >= yields[~picked].max()
-        # A price makes no verifier draft. One that drafts may draft for more: where another request costs the
-        # drafter nothing, a longer round uses less of it.
+        # A price never makes a verifier start drafting. One that drafts may draft for more requests: if
+        # another request costs the drafter nothing, the longer round uses a smaller share of its time.
         assert chosen(one, 0.0).any() or not picked.any()
 
 
 def test_a_pass_that_costs_the_drafter_no_more_is_shared_with_who_would_not_pay_alone() -> None:
-    """Found by the law above, when it still said that a price makes nobody draft."""
+    """A counterexample to an earlier version of the property above, found by hypothesis."""
     steps = StepTimeModel.of_curve((1, 400), (0.03125, 0.3228233898430531))
     times = RoundTimeModel(steps, DraftTimeModel((1, 32), (0.001953125, 0.001953125)))
     one = DraftDemand(
@@ -138,7 +138,7 @@ def test_a_pass_that_costs_the_drafter_no_more_is_shared_with_who_would_not_pay_
 def test_less_to_hand_out_never_makes_it_cheaper(
     several: list[DraftDemand], one: float, other: float
 ) -> None:
-    # The same queue in both, so that nothing but what is handed out differs.
+    # The same queue in both, so that they differ only in the share handed out.
     calm = [replace(each, drafting=False, round_time=replace(each.round_time)) for each in several]
     scarce, ample = sorted((one, other))
     tight, wide = draft_prices(calm, (scarce,)), draft_prices(calm, (ample,))
@@ -155,7 +155,7 @@ def test_prices_appear_as_verifiers_come_and_the_drafter_stays_usable() -> None:
     assert all(one.price > 0.0 for one in prices[first:])
     plain = 8 / PLAIN.seconds(8, 8)
     gains = [one.tokens_per_second - plain * count for count, one in enumerate(prices, 1)]
-    # Whoever comes late waits behind others, and leaves them most of what they gain.
+    # A later verifier waits behind others and leaves them most of their gain.
     assert all(later >= 0.7 * max(gains[: index + 1]) for index, later in enumerate(gains))
 
 

@@ -1,4 +1,4 @@
-"""Whether looked-up tokens serve a request better than the drafter: by tokens per second, price included."""
+"""Chooses looked-up tokens over the drafter's by tokens per second, draft price included."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks from a text's own match and a table: who is believed, and where a block ends."""
+"""Blocks from a match in the text and a table: which source is trusted, and where a block ends."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_supposed_rates_rise_with_what_speaks_for_a_token() -> None:
     assert (np.diff(rates[Support.BOTH, 1:, :-1], axis=0) >= 0.0).all()
     assert (np.diff(rates[Support.TABLE, 0, :-1]) >= 0.0).all()
     assert (rates[Support.BOTH, 1:, :-1] >= rates[Support.MATCH, 1:, :-1]).all()
-    # Beside a long match that says otherwise the table is not believed.
+    # The table is not trusted against a long match that says otherwise.
     assert rates[Support.TABLE, -1, :-1].max() < 0.05 < 0.9 < rates[Support.MATCH, -1, :-1].min()
 
 

@@ -1,4 +1,4 @@
-"""What looked-up tokens are expected to bring, and how that follows outcomes."""
+"""The expected acceptance of looked-up tokens, and how it adapts to outcomes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looking drafts up in batches is kept where rounds with it gave more, and tried again where they did not."""
+"""Lookup in batches is used where rounds with it were faster, and retried from time to time where not."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def simulated(
     noise: float = 0.15,
     seed: int = 0,
 ) -> list[bool]:
-    """Which of so many rounds looked up, where that gives `gain` more tokens a second, give or take `noise`.
-    A step of 31 requests takes half as long again as one of 16."""
+    """Which of `count` rounds looked up, if that gives `gain` more tokens per second, plus or minus `noise`.
+    A step of 31 requests takes about 1.5 times as long as one of 16."""
     source, looked = random.Random(seed), []
     for number in range(count):
         requests = load(number, source)
@@ -53,7 +53,8 @@ def simulated(
 def test_few_rounds_go_the_worse_way_whatever_the_load_does(
     load: Callable[[int, random.Random], int], gain: float
 ) -> None:
-    """Every way is tried in a few rounds of hundreds, and the first ones look up without knowing."""
+    """The worse alternative is tried in a few of hundreds of rounds, and the first rounds look up
+    untested."""
     worse = [simulated(LookupWorth(), 8000, gain, load=load, seed=seed).count(gain < 0) for seed in range(6)]
     assert sum(worse) / len(worse) < 0.03 * 8000
     assert min(worse) >= 3 * TRIED_ROUNDS
@@ -61,7 +62,8 @@ def test_few_rounds_go_the_worse_way_whatever_the_load_does(
 
 @pytest.mark.parametrize("gain", [-0.1, 0.1])
 def test_a_machine_whose_speed_comes_and_goes_is_no_reason_to_change(gain: float) -> None:
-    """By a factor of three within minutes, which is no merit of either way."""
+    """Speed varies by a factor of three within minutes, which must not be attributed to either
+    alternative."""
     for seed in range(6):
         looked = simulated(
             LookupWorth(), 8000, gain, speed=lambda number: 1.5 + 0.75 * math.sin(number / 300), seed=seed
@@ -71,7 +73,7 @@ def test_a_machine_whose_speed_comes_and_goes_is_no_reason_to_change(gain: float
 
 @pytest.mark.parametrize(("before", "after"), [(-0.25, 0.25), (0.25, -0.25), (-0.2, 0.1), (0.2, -0.1)])
 def test_what_becomes_better_is_found_out_within_a_few_trials(before: float, after: float) -> None:
-    """On a machine that is twice as fast from then on: what either way gave before is no measure any more."""
+    """The machine is twice as fast from then on, so earlier measurements no longer apply."""
     for seed in range(6):
         worth = LookupWorth()
         simulated(worth, 8000, before, seed=seed)
@@ -80,14 +82,14 @@ def test_what_becomes_better_is_found_out_within_a_few_trials(before: float, aft
 
 
 def test_a_loss_from_the_start_is_noticed_soon() -> None:
-    """A service that has just started, or a benchmark, should not look up for a hundred rounds in vain."""
+    """A service that has just started, or a benchmark, should not waste a hundred rounds on lookup."""
     for seed in range(6):
         looked = simulated(LookupWorth(), 100, -0.2, noise=0.1, seed=seed)
         assert not any(looked[FIRST_ROUNDS + TRIED_ROUNDS :])
 
 
 def test_one_trial_alone_changes_no_mind() -> None:
-    """All else stood still while it lasted, say."""
+    """As if all other load had paused during the trial."""
     worth = LookupWorth()
     simulated(worth, 8000, -0.15)
     while not worth.looks(20):
@@ -97,7 +99,7 @@ def test_one_trial_alone_changes_no_mind() -> None:
 
 
 def rounds(worth: LookupWorth, count: int, requests: int, looking: float, plain: float) -> list[bool]:
-    """So many rounds, which give so many tokens a second to each request in either way."""
+    """Plays `count` rounds with the given speeds per request, with lookup and without."""
     source, looked = random.Random(1), []
     for _ in range(count):
         looked.append(worth.looks(requests))
@@ -112,7 +114,7 @@ def test_rounds_that_were_decided_before_a_change_count_for_the_way_they_went() 
     assert not worth.looks(16)  # plain rounds are tried
     for _ in range(TRIED_ROUNDS):
         worth.learn(16, True, 16, 1.0)
-    assert not worth.looks(16)  # none was seen yet
+    assert not worth.looks(16)  # no plain round was seen yet
 
 
 def test_sizes_are_apart_and_a_lone_request_always_looks() -> None:

@@ -1,4 +1,4 @@
-"""What a round takes beside its pass is learned as so much a round and so much a request."""
+"""A round's time outside its pass is learned as a constant per round and one per request."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_it_is_part_of_every_round_and_of_its_document() -> None:
 
 
 def test_a_dearer_round_should_bring_more_tokens() -> None:
-    """0.018 s more a round, whatever is verified: the third token is worth its time then."""
+    """With 0.018 s added to every round, the third token becomes worth verifying."""
     curve = StepTimeModel.of_curve((1, 2, 3, 4), (0.020, 0.021, 0.022, 0.026))
     asked = [PlanRequest(sequence_id="a", survival=(0.8, 0.5, 0.3))]
     assert plan_lengths(asked, RoundTimeModel(curve)) == (2,)

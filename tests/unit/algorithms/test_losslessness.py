@@ -1,6 +1,6 @@
-"""Rejection mode commits tokens distributed as the target's own, whatever the scheduler plans.
+"""Rejection sampling commits tokens with the target's distribution, whatever the scheduler plans.
 
-Every statistical test here can fail: the same check refuses laws and rules that are biased.
+The statistical tests have power: the same check rejects biased distributions and biased rules.
 """
 
 import pytest
@@ -31,7 +31,7 @@ class Chain:
         self.p1 = self._law(VOCAB)  # [vocab]
         self.p2 = self._law(VOCAB, VOCAB)  # after each first token
         self.p3 = self._law(VOCAB, VOCAB)  # after each second token
-        self.p2[:, 4] = 0.0  # as top-k leaves it
+        self.p2[:, 4] = 0.0  # as if removed by top-k
         self.p2 /= self.p2.sum(-1, keepdim=True)
         self.q1_ids = torch.tensor([5, 0, 2])
         self.q1 = torch.tensor([0.3, 0.45, 0.25])
@@ -48,13 +48,13 @@ class Chain:
         return (self.p1[:, None] * self.p2).flatten()
 
     def draft(self, requests):
-        """Two draft tokens for each request [requests, 2]."""
+        """Draws two draft tokens for each request: [requests, 2]."""
         first = self.q1_ids[draw_tokens(self.q1.expand(requests, -1), self.uniforms(requests))]
         second = self.q2_ids[draw_tokens(self.q2[first], self.uniforms(requests))]
         return torch.stack([first, second], dim=1)
 
     def verify(self, drafts, lengths):
-        """One round -> (accepted, next token) of each request, and the rows it was decided on."""
+        """One round: the target's rows, and accepted length and next token of each request."""
         requests = len(drafts)
         rows = torch.stack([self.p1.expand(requests, -1), self.p2[drafts[:, 0]], self.p3[drafts[:, 1]]], 1)
         q_ids = torch.stack([torch.cat([self.q1_ids, self.q1_ids[:1]]), self.q2_ids])  # padded to k = 4
@@ -72,7 +72,7 @@ class Chain:
         )
 
     def first_two(self, drafts, accepted, next_tokens):
-        """The first two tokens committed; a round that gave one is followed by a plain step."""
+        """The first two committed tokens; a round that committed only one is followed by a plain step."""
         first = torch.where(accepted >= 1, drafts[:, 0], next_tokens)
         plain = draw_tokens(self.p2[first], self.uniforms(len(first)))
         second = torch.where(accepted == 1, next_tokens, torch.where(accepted == 2, drafts[:, 1], plain))
@@ -80,9 +80,9 @@ class Chain:
 
 
 def competing_lengths(drafts):
-    """Algorithm 1 over pairs of requests; each one's second confidence depends on its first draft.
+    """Algorithm 1 over pairs of requests, whose second confidences depend on their first draft tokens.
 
-    drafts [pairs, 2 requests, 2] -> lengths [pairs, 2]. There are few distinct cases: plan each once.
+    drafts [pairs, 2 requests, 2] -> lengths [pairs, 2]. There are few distinct cases, each planned once.
     """
     steps = times(1.2, 1.4, 1.6, 1.8, 2.0, 2.2)
     left = [survival_from_confidence([0.8, c]) for c in (0.95, 0.2, 0.7, 0.5, 0.9, 0.05)]
@@ -141,7 +141,7 @@ SURVIVAL = {0: [survival_from_confidence([0.8, 0.9])], 1: [survival_from_confide
 
 
 def first_token_counts(length_of):
-    """`length_of` maps first draft tokens [rounds] to verify lengths -> counts of the token committed."""
+    """Counts of the first committed token; `length_of` maps first draft tokens [rounds] to verify lengths."""
     rounds, generator = 300_000, torch.Generator().manual_seed(5)
     drafts = torch.randint(0, 2, (rounds, 2), generator=generator)
     lengths = length_of(drafts[:, 0])
@@ -164,7 +164,7 @@ def by_token(length_for):
 
 @pytest.mark.parametrize("floor", [None, 0.4, 0.95, 5.0])
 def test_early_stopping_keeps_the_law_across_the_cliff(floor):
-    """With a floor that holds anyway, one that a token could break, and one that cannot hold."""
+    """Without a floor, with one that holds anyway, one that a token could break, and one that cannot hold."""
 
     def length_for(survival):
         return plan(requests(*survival, floor=floor), CLIFF).lengths[0]
@@ -173,7 +173,7 @@ def test_early_stopping_keeps_the_law_across_the_cliff(floor):
 
 
 def test_a_floor_that_needs_drafts_keeps_the_law():
-    """It takes the capacity from a likelier request, and its second token only where that may help."""
+    """It takes capacity from a likelier request, but a second token only where that may help."""
     flat, likelier = times(*[1.0] * 6), PlanRequest(survival=(0.99, 0.98))
 
     def length_for(survival):

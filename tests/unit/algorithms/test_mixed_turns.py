@@ -1,4 +1,4 @@
-"""Both kinds of requests in turns: the counts of a plan against the rule as it is written."""
+"""Rounds that mix searching and rejection requests: the planner agrees with a literal form of its rule."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ SECONDS = st.lists(st.sampled_from([0.5, 1.0, 1.5, 2.0]) | st.floats(0.2, 3.0), 
 
 
 def by_the_rule(batch, seconds):
-    """Algorithm 1, a search given its careful tokens, Algorithm 1 from there, and the search again."""
+    """Algorithm 1, a search given its rejection tokens, Algorithm 1 from there, and the search again."""
     everyone = rank(batch)
     admitted = everyone.lengths(admit_while_rising(everyone, float(batch.requests), seconds))
     lengths = search(batch, seconds, admitted, batch.coupled)
@@ -37,7 +37,7 @@ def test_turns_on_sums_are_the_turns_of_planners(confidences, seconds, data):
     ]
     batch, table = PlanBatch.of(requests), np.array(seconds)
     made, ruled = take_turns(batch, table), by_the_rule(batch, table)
-    if made.tolist() != ruled.tolist():  # as good to the last bit of a sum
+    if made.tolist() != ruled.tolist():  # equally good up to rounding
         rates = [
             expected_tokens(batch, lengths).sum() / table[int(lengths.sum())] for lengths in (made, ruled)
         ]

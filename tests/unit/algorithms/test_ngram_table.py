@@ -1,4 +1,4 @@
-"""A table of n-grams: what it was built of is found, the longest context first."""
+"""An n-gram table finds the entries it was built from, the longest context first."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_every_entry_is_found_and_the_longest_context_decides(entries, load: flo
     assert table.entries == len(entries)
     for context, said in entries.items():
         assert table.find(context) == said
-        assert table.find((201, *context)) == said  # after a token that no context knows
+        assert table.find((201, *context)) == said  # after a token that no context contains
 
 
 @given(st.lists(st.lists(st.integers(0, 2**31 - 1), min_size=3, max_size=3), min_size=1, max_size=20))
@@ -58,7 +58,7 @@ def test_what_was_never_said_is_hardly_ever_found() -> None:
     entries = {(a, b): (7, 9) for a in range(100) for b in range(100)}
     table = table_of(entries)
     strangers = sum(table.find((a, b)) is not None for a in range(200, 300) for b in range(200, 300))
-    assert strangers <= 12  # 10,000 texts, two contexts each, one in 65,536 at some slots looked at
+    assert strangers <= 12  # 10,000 texts, two contexts each, 1 in 65,536 per slot probed
 
 
 def test_unknown_and_empty_texts_find_nothing() -> None:

@@ -1,4 +1,4 @@
-"""Plans that may look ahead, against brute force: jagged times, floors, mixed batches."""
+"""Plans that may look ahead, compared to brute force: jagged times, floors, mixed batches."""
 
 from dataclasses import replace
 from itertools import accumulate, pairwise
@@ -33,7 +33,7 @@ ROUNDING = 1e-6
 
 @st.composite
 def floored(draw, coupled=None):
-    """Requests, some of which were promised a speed."""
+    """Requests, some of which have speed floors."""
     confidences = draw(CONFIDENCES)
     floors = [draw(FLOORS) for _ in confidences]
     free = [draw(st.booleans()) if coupled is None else coupled for _ in confidences]
@@ -50,7 +50,7 @@ def test_coupled_requests_get_the_best_plan_there_is(confidences, round_time):
 
 
 def within_reach(index, request, plans):
-    """The request, without its floor where no plan of all holds it."""
+    """The request, without its floor if none of the plans holds it."""
     fastest = max(speeds[index] for _, speeds in plans)
     floor = request.floor_tokens_per_second
     return (
@@ -75,7 +75,7 @@ def test_floors_come_first_then_throughput(requests, round_time):
         assert sum(speeds) >= max(held, default=0.0) * (1.0 - ROUNDING)
         if got >= 1.0 and promised == requests:
             assert made.unmet_floors == ()
-    else:  # relaxed by one factor, the least that is needed
+    else:  # floors are relaxed by the smallest common factor that suffices
         assert got >= most * (1.0 - ROUNDING)
         assert made.unmet_floors != ()
 
@@ -83,7 +83,7 @@ def test_floors_come_first_then_throughput(requests, round_time):
 def test_floors_that_cannot_hold_are_told():
     requests = requests_of([[0.9], [0.9]], floors=[None, 3.0], coupled=[True, True])
     made = plan(requests, times(1.0))
-    assert made.lengths == (1, 1)  # as near to the floor as it gets
+    assert made.lengths == (1, 1)  # as close to the floor as possible
     assert made.unmet_floors == (1,)
 
 
@@ -95,7 +95,7 @@ def test_floors_that_cannot_hold_are_told():
     st.booleans(),
 )
 def test_floors_out_of_reach_change_nothing(rows, data, round_time, capacity, coupled):
-    """Where confidence does not change along a block: else it takes tokens to find out."""
+    """If confidence is constant along a block; otherwise it takes tokens to find out."""
     confidences = [[confidence] * length for confidence, length in rows]
     hopeless = [data.draw(st.sampled_from([None, 100.0])) for _ in rows]
     free = [coupled] * len(rows)
@@ -108,7 +108,7 @@ def test_floors_out_of_reach_change_nothing(rows, data, round_time, capacity, co
 @settings(max_examples=300)
 @given(CONFIDENCES, jagged_times(), st.integers(0, 12), st.data())
 def test_floors_in_vain_cost_at_most_the_tokens_spent_on_them(confidences, round_time, capacity, data):
-    """A round does not get longer for them, and a token spent in vain displaces at most one that is sure."""
+    """They do not lengthen a round, and a token spent in vain displaces at most one expected token."""
     floors = [data.draw(st.none() | st.floats(30.0, 60.0)) for _ in confidences]
     requests = requests_of(confidences, floors)
     made = plan(requests, round_time, capacity=capacity)
@@ -123,7 +123,7 @@ def test_floors_in_vain_cost_at_most_the_tokens_spent_on_them(confidences, round
 
 
 def never_likelier_than_the_first(request):
-    """The request with each token at most as likely, given the one before, as its first."""
+    """The request with each conditional confidence capped at that of its first token."""
     pairs = pairwise((1.0, *request.survival))
     rates = [min(after / before if before else 0.0, request.survival[0]) for before, after in pairs]
     return replace(request, survival=tuple(accumulate(rates, mul)))
@@ -132,8 +132,8 @@ def never_likelier_than_the_first(request):
 @settings(max_examples=300)
 @given(floored(coupled=False), linear_times())
 def test_the_tokens_of_early_stopping_hold_as_many_floors_when_spent_as_a_capacity(requests, round_time):
-    """Where no later token is likelier than the first: a floor is given up when tokens as likely as those
-    so far would not hold it, and early stopping, judging by shorter rounds, gives up later."""
+    """If no later token is likelier than the first: a floor is given up once tokens as likely as those so far
+    would not hold it, and early stopping, which judges by shorter rounds, gives up later."""
     requests = [never_likelier_than_the_first(request) for request in requests]
     early = plan(requests, round_time)
     spent = plan(requests, round_time, capacity=early.draft_tokens)
@@ -141,8 +141,8 @@ def test_the_tokens_of_early_stopping_hold_as_many_floors_when_spent_as_a_capaci
 
 
 def test_a_capacity_gives_up_a_floor_that_only_a_rising_confidence_would_hold():
-    """It must not look at the second token before the first is admitted, and the first promises too little
-    for a round as long as the capacity's."""
+    """It must not look at the second token before the first is admitted, and the first alone is not promising
+    enough for a round of the capacity's length."""
     requests = requests_of([[0.5], [0.375, 0.9]], floors=[None, 1.0])
     round_time = times(*(0.84375 + 0.28125 * more for more in range(4)))
     early = plan(requests, round_time)
@@ -171,7 +171,7 @@ def test_a_capacity_is_spent_unless_a_floor_that_holds_would_break(requests, rou
 
 @given(floored(coupled=False), linear_times())
 def test_early_stopping_breaks_no_floor_that_holds_without_it(requests, round_time):
-    """Throughput never takes from a floor: what holds after the floors' own tokens, holds in the end."""
+    """Maximising throughput never breaks a floor: those that hold after floors are served hold in the end."""
     made = plan(requests, round_time)
     speeds = speeds_of(requests, made.lengths, round_time)
     plain = speeds_of(requests, [0] * len(requests), round_time)
@@ -213,7 +213,7 @@ def test_capacities_do_not_care_who_may_look_ahead(confidences, round_time):
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 40), st.integers(0, 2**32 - 1), st.sampled_from([0.3, 0.6, 0.9, 1.1]))
 def test_groups_of_needs_that_are_not_looked_at_hold_no_better_plan(count, seed, level):
-    """Under floors, against a search that tries every number of draft tokens by itself."""
+    """Under floors, compared to a search that tries every number of draft tokens separately."""
     source = np.random.default_rng(seed)
     rows = source.choice([0.3, 0.5, 0.9, 1.0], (count, 4)) if seed % 2 else source.random((count, 4))
     seconds = np.sort(0.01 + 0.02 * source.random(4 * count + 1))

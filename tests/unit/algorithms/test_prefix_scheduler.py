@@ -1,4 +1,4 @@
-"""Algorithm 1, best-first order and capacities against their definitions."""
+"""Algorithm 1, best-first order and capacities agree with their definitions."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_a_free_batch_admits_everything_that_can_survive():
 
 @given(CONFIDENCES, linear_times())
 def test_the_plan_is_optimal_where_throughput_has_one_peak(confidences, round_time):
-    """Sorted survival makes expected tokens concave, so over a linear step time one peak is sure."""
+    """Sorted survival makes expected tokens concave, so with a linear step time there is exactly one peak."""
     requests = requests_of(confidences)
     made = plan(requests, round_time)
     best = max(sum(speeds_of(requests, lengths, round_time)) for lengths in every_plan(requests))
@@ -56,7 +56,7 @@ def test_the_plan_is_optimal_where_throughput_has_one_peak(confidences, round_ti
 
 @given(CONFIDENCES, jagged_times())
 def test_algorithm_1_is_the_sequential_one(confidences, round_time):
-    """Arrays or not: one token after the other, until the first that does not raise throughput."""
+    """The array implementation equals admitting one token at a time until one does not raise throughput."""
     requests = requests_of(confidences)
     tokens = sorted(
         ((-float(np.float32(a)), j, r) for r, one in enumerate(requests) for j, a in enumerate(one.survival)),

@@ -12,7 +12,7 @@ def generator(seed=0):
 
 
 def one_draft_each(p, draft, q_ids, q_probs, requests=2000):
-    """Many requests with the same single draft token; their bonus rows are p too."""
+    """Many requests with the same single draft token; their bonus rows are also p."""
     return accept_rejection(
         torch.tensor(p).expand(2 * requests, -1),
         torch.full((requests,), draft),
@@ -76,7 +76,7 @@ def test_without_drafts_the_token_is_drawn_from_the_target():
 
 def test_requests_of_different_lengths_do_not_mix():
     certain = torch.eye(4)
-    # Requests: drafts (1, 2) then bonus 3; none, token 0; draft 3 refused for 2 (its bonus row unused).
+    # Requests: drafts (1, 2), then bonus 3; no draft, token 0; draft 3 rejected for 2 (bonus row unused).
     outcome = accept_rejection(
         certain[[1, 2, 3, 0, 2, 1]],
         torch.tensor([1, 2, 3]),
@@ -108,7 +108,7 @@ BITS = st.lists(st.integers(0, 1), max_size=4)
 
 @given(st.lists(st.tuples(BITS, st.integers(0, 31)), min_size=1, max_size=6))
 def test_equal_prefix_agrees_with_a_loop(requests):
-    """Each request: its drafts, and bits that say what the target's own tokens are."""
+    """Each request: its drafts, and the target's own tokens as bits."""
     own = [[(bits >> j) & 1 for j in range(len(drafts) + 1)] for drafts, bits in requests]
     outcome = longest_equal_prefix(
         torch.tensor([token for row in own for token in row]),

@@ -1,4 +1,5 @@
-"""Greedy and coupled decoding commit the same tokens with any drafts, any lengths, any batch, or none."""
+"""Greedy and coupled decoding commit the same tokens with any drafts, verify lengths and batch, or no
+drafts."""
 
 import pytest
 import torch
@@ -14,14 +15,14 @@ VOCAB = 5
 
 
 class Model:
-    """A target law for every context: a pure function of the last two tokens and the position."""
+    """A target whose distribution is a pure function of the last two tokens and the position."""
 
     def __init__(self, seed):
         generator = torch.Generator().manual_seed(seed)
         self._laws = torch.randn(VOCAB * VOCAB * 3, VOCAB, generator=generator).mul(2).softmax(-1)
 
     def rows(self, tokens, start):
-        """Laws of the tokens at positions start, ..., len(tokens)."""
+        """Distributions of the tokens at positions start, ..., len(tokens)."""
         keys = [(tokens[i - 2] * VOCAB + tokens[i - 1]) * 3 + i % 3 for i in range(start, len(tokens) + 1)]
         return self._laws[keys]
 
@@ -39,7 +40,7 @@ def plain_decoding(model, sample, prompt, seed, count):
 
 
 def speculative_decoding(model, sample, prompts, seeds, count, draft):
-    """All sequences in one ragged batch, `draft(sequence, tokens so far)` tokens at a time."""
+    """Decodes all sequences in one ragged batch, with drafts from `draft(sequence, tokens so far)`."""
     sequences = [list(prompt) for prompt in prompts]
     while any(len(s) - len(p) < count for s, p in zip(sequences, prompts, strict=True)):
         drafts = [draft(index, tokens) for index, tokens in enumerate(sequences)]

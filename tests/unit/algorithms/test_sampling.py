@@ -20,7 +20,7 @@ OFF = SamplingParams()
 
 
 def reference(logits, params):
-    """One row, straight from the definitions."""
+    """The distribution of one row, computed by the definitions."""
     top = max(logits)
     scaled = [(value - top) / params.temperature for value in logits]
     kept = set(range(len(logits)))
@@ -59,7 +59,7 @@ PARAMS = st.builds(
 
 @st.composite
 def batches(draw):
-    """Logits on a coarse grid, so that ties are the rule, with one set of parameters a row."""
+    """Logits on a coarse grid, so that ties are common, with one set of parameters per row."""
     vocab, rows = draw(st.integers(1, 12)), draw(st.integers(1, 5))
     row = st.lists(st.integers(-20, 20).map(lambda n: n / 4), min_size=vocab, max_size=vocab)
     return draw(st.lists(row, min_size=rows, max_size=rows)), [draw(PARAMS) for _ in range(rows)]
@@ -83,7 +83,7 @@ def test_nuclei_of_every_size_agree_with_the_definitions(spread, top_k):
     params = SamplingParams(top_p=0.9, top_k=top_k)
     actual = target_probabilities(logits[None], SamplingRows.from_params([params]))[0]
     expected = torch.tensor(reference(logits.double().tolist(), params))
-    # Near the end of a wide nucleus one token more or less is a matter of rounding.
+    # At the edge of a wide nucleus, one token more or less depends on rounding.
     assert abs(int((actual > 0).sum()) - int((expected > 0).sum())) <= 1
     torch.testing.assert_close(actual, expected, rtol=1e-3, atol=2e-4)
 
@@ -158,7 +158,7 @@ WEIGHT = st.just(0.0) | st.floats(2.0**-100, 1.0, width=32)
 
 @given(st.lists(WEIGHT, min_size=1, max_size=8).filter(any))
 def test_an_impossible_token_is_never_drawn(weights):
-    # Cell boundaries are where rounding decides; a uniform rounded up to 1 is the worst of them.
+    # Rounding decides at cell boundaries; the worst case is a uniform rounded up to 1.
     edges = [sum(weights[:n]) / sum(weights) for n in range(len(weights) + 1)]
     uniforms = torch.tensor([min(edge, 1.0) for edge in edges], dtype=torch.float64)
     drawn = draw_tokens(torch.tensor([weights] * len(edges)), uniforms)
@@ -166,7 +166,7 @@ def test_an_impossible_token_is_never_drawn(weights):
 
 
 def test_what_is_practically_impossible_is_never_drawn():
-    """Its weight would be subnormal, which slows everything down and changes nothing."""
+    """A subnormal weight would slow everything down and change nothing."""
     actual = probabilities([[0.0, -80.0, -90.0, -200.0]], [OFF])
     assert (actual[0] > 0).tolist() == [True, True, False, False]
 
@@ -182,7 +182,7 @@ def test_laws_evaluated_where_asked_are_the_laws(batch):
         laws.of_tokens(torch.arange(len(tokens)), tokens).float(), whole.gather(1, tokens[:, None])[:, 0]
     )
     backwards = torch.arange(len(logits)).flip(0)
-    torch.testing.assert_close(laws.of_rows(backwards), whole[backwards])  # plain rows: another exp
+    torch.testing.assert_close(laws.of_rows(backwards), whole[backwards])  # plain rows use another exp
 
 
 def test_blocks_of_rows_hold_what_the_whole_does():

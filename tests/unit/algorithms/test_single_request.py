@@ -1,4 +1,4 @@
-"""Rounds of one request are decided on numbers as arrays would decide them."""
+"""The scalar fast path for single-request rounds decides as the array code would."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ CONTEXTS = st.integers(0, 4000)
 
 @st.composite
 def step_times(draw: st.DrawFn) -> StepTimeModel:
-    """Rows of some request counts, contexts varied or not, and what live steps corrected."""
+    """Points for some request counts, with or without varied context, and corrections from live steps."""
     counts = draw(st.lists(st.integers(1, 6), min_size=1, max_size=3, unique=True))
     points = [
         StepPoint(count, count * tokens, 128 * count, draw(SECONDS))
@@ -75,7 +75,7 @@ def test_the_length_is_that_of_the_search(
 
     drafted = int(origin is not DraftOrigin.LOOKUP and bool(np.any(lowest[:1] >= 0.0)))
     rate = (1.0 + lowest[:length].sum()) / times.seconds(1, 1 + length, context, drafted)
-    # Of plans equal but for rounding either may be taken.
+    # Of plans that are equal up to rounding, either may be taken.
     assert rate == pytest.approx(searched.expected_tokens / searched.expected_seconds, rel=1e-6)
 
 
@@ -102,7 +102,7 @@ def test_the_choice_is_that_of_the_arrays(
 def test_looked_up_tokens_are_chosen_as_by_arrays(
     lookup: list[float], gain: float, verified: float, times: RoundTimeModel, context: int, price: float
 ) -> None:
-    """Unless rounding decides: then it takes no more than a nudge to all that was looked up."""
+    """Except where rounding decides, that is, where a tiny change of the survivals changes the choice."""
 
     def by_arrays(nudge: float) -> bool:
         rows = [[value + nudge for value in lookup]]

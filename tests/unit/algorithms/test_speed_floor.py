@@ -1,4 +1,4 @@
-"""Floors are served token by token; what is computed at once is the same."""
+"""The vectorised serving of floors equals the token-by-token rule."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def batches(draw: st.DrawFn) -> PlanBatch:
 
 
 def reach(row: np.ndarray, position: int) -> float:
-    """What a token and all after it bring if each is as likely, given the one before, as the likeliest."""
+    """Expected tokens from `position` on if every conditional confidence equalled the highest so far."""
     before = np.concatenate(([1.0], row[:-1]))
     seen = [row[k] / before[k] if before[k] > 0 else 0.0 for k in range(position + 1)]
     likeliest, left = min(max(seen), 1.0), int((row >= 0).sum()) - position
@@ -46,7 +46,7 @@ def reach(row: np.ndarray, position: int) -> float:
 
 
 def one_by_one(batch: PlanBatch, seconds: np.ndarray, judged_at: float) -> list[int]:
-    """By the rule as it is written: always the request that is furthest behind."""
+    """The literal rule: always serve the request that is furthest behind its floor."""
     lengths, closed, count = [0] * batch.requests, set(), 0
     while count < len(seconds) - 1:
         now, then = max(seconds[count], judged_at), max(seconds[count + 1], judged_at)
@@ -78,7 +78,7 @@ def test_floors_get_what_the_rule_gives_them(batch: PlanBatch, seconds: list[flo
     table = np.array(seconds)
     judged_at = float(table.max()) if judged else 0.0
     made, by_rule = admit_floors(batch, table, judged_at).tolist(), one_by_one(batch, table, judged_at)
-    if made != by_rule:  # equal claims in another order, by the last bit of a quotient
+    if made != by_rule:  # equally behind, in another order by rounding
         assert sum(made) == sum(by_rule)
         short = [
             np.sort(
@@ -108,8 +108,8 @@ def test_where_no_token_pays_none_is_ranked_and_nothing_changes(
 def best_after_best(
     batch: PlanBatch, lengths: list[int], seconds: np.ndarray, most: int | None
 ) -> list[int] | None:
-    """By the rule as it is written: the likeliest token, unless it does not pay or breaks a floor. None: the
-    last bit of a sum decides whether one pays."""
+    """The literal rule: admit the likeliest token until one does not pay or would break a floor. None if
+    rounding decides whether one pays."""
     made, used = list(lengths), sum(lengths)
     expected = [1.0 + float(np.sum(row[:length])) for row, length in zip(batch.survival, made, strict=True)]
     promised = batch.floors * seconds[used] * (1.0 - TOLERANCE)
@@ -149,7 +149,7 @@ def best_after_best(
 def test_throughput_goes_on_until_a_floor_that_holds_would_break(
     batch: PlanBatch, seconds: list[float], most: int | None
 ) -> None:
-    """Told without ranking them all or not."""
+    """Holds whether or not the implementation has to rank all tokens."""
     table = np.array(seconds)
     start = admit_floors(batch, table)
     everyone = np.ones(batch.requests, dtype=np.bool_)
@@ -160,7 +160,8 @@ def test_throughput_goes_on_until_a_floor_that_holds_would_break(
 
 
 def test_a_token_may_go_to_the_only_request_whose_floor_it_holds() -> None:
-    """Another's token would break the floor; its own, likeliest, makes up for the longer round."""
+    """Another request's token would break the floor; its own, the likeliest, compensates for the longer
+    round."""
     everyone = np.ones(2, dtype=np.bool_)
     seconds, start = np.array([1.0, 1.2, 1.5]), np.zeros(2, dtype=np.int64)
     for survival, lengths in (((0.5, 0.9), [0, 1]), ((0.9, 0.5), [0, 0])):

@@ -1,4 +1,5 @@
-"""A machine that changed is known from a few steps, by what they hold; stalls do not fool it."""
+"""A change of the machine's speed is recognised from a few steps by their contents; stalls are not mistaken
+for it."""
 
 import random
 
@@ -78,7 +79,7 @@ def test_steps_that_all_hold_as_much_do_not_tell_what_changed():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_stalls_and_noise_are_no_change(seed):
-    """One step in sixteen takes five times as long; the rest differ by a tenth."""
+    """One step in sixteen takes five times as long; the others vary by a tenth."""
     source, model = random.Random(seed), profile()
     for _ in range(400):
         batch = source.choice([4, 4, 8, 12, 16, 20])

@@ -19,7 +19,7 @@ GRID = [(r, r * t) for r in (1, 4, 16) for t in (1, 2, 8)]
 
 
 def linear(requests, tokens, context=0):
-    """What hardware would do if it were simple."""
+    """Step time of idealised, linear hardware."""
     return 0.010 + 0.0004 * tokens + 0.0007 * requests + 1e-7 * context + 1e-8 * tokens * context / requests
 
 
@@ -109,7 +109,7 @@ def test_a_wrong_point_is_corrected_without_the_others():
 
 
 def test_a_wrong_point_is_mostly_corrected_within_a_dozen_visits():
-    """Between rounds that decode plainly; the machine is half as slow again as when it was profiled."""
+    """With plain decoding in between, on a machine that takes 1.5 times as long as when it was profiled."""
     model = profiled()
     for _ in range(12):
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""Looking up the end of a text in the text: against a search of every place."""
+"""Looking up the end of a text in the text itself agrees with an exhaustive search."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TEXTS = st.lists(st.integers(0, 2), min_size=1, max_size=40)
 
 
 def agreement(text: list[int], end: int) -> int:
-    """How many tokens before `end` equal the final ones."""
+    """How many tokens before `end` equal the text's last tokens."""
     count = 0
     while count < min(MAX_MATCH, end) and text[end - 1 - count] == text[-1 - count]:
         count += 1
