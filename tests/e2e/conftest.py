@@ -1,4 +1,4 @@
-"""The whole stack with the demo model in float32, once per worker."""
+"""The whole stack with the demo model in float32, started once per pytest worker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPTIONS = StackOptions(
 
 
 class Background:
-    """An event loop on a thread of its own, so that tests may block."""
+    """An event loop on its own thread, so that tests may block."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -42,7 +42,7 @@ class Background:
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[EmbeddedStack]:
-    """Embedded: all four roles in this process, real HTTP and gRPC ports."""
+    """The embedded stack: all four services in this process, with real HTTP and gRPC ports."""
     torch.set_num_threads(1)
     background = Background()
     one = EmbeddedStack(OPTIONS)

@@ -1,4 +1,4 @@
-"""A verifier whose rounds all fail ends, so that whatever supervises it starts another one."""
+"""A verifier whose rounds all fail exits, so that its supervisor restarts it."""
 
 from __future__ import annotations
 

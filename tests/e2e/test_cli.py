@@ -1,4 +1,4 @@
-"""The dspark command against the embedded stack, and its own start and stop."""
+"""The dspark command with the embedded stack, and how it starts and stops."""
 
 from __future__ import annotations
 
@@ -152,13 +152,13 @@ def test_up_serves_answers_the_demo_request_and_stops_on_ctrl_c(capsys) -> None:
         rest = process.stdout.read()
         assert process.wait() == 0, rest
         assert "Traceback" not in rest
-        assert '"service.name": "dspark-embedded"' in output + rest  # of the demo request's spans
+        assert '"service.name": "dspark-embedded"' in output + rest  # from the demo request's spans
         watchdog.cancel()
 
 
 @contextlib.contextmanager
 def starting(*flags: str, until: str) -> Iterator[subprocess.Popen[str]]:
-    """`dspark up`, once it has logged a line with `until`."""
+    """Runs `dspark up` and waits until it has logged a line that contains `until`."""
     command = [sys.executable, "-m", "services.cli.main", "up", "--port", "0", "--grpc-port", "0", *flags]
     environ = {**os.environ, "PYTHONPATH": ".:proto/gen", "DSPARK_LOG_LEVEL": "INFO"}
     with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as process:
@@ -183,7 +183,7 @@ def test_up_can_be_interrupted_while_it_loads() -> None:
 def test_services_end_with_the_command_that_started_them() -> None:
     with starting("--disaggregated", until="ready on port") as process:
         process.kill()
-        # Ends when the last of them has closed it.
+        # The read ends when the last service has closed the pipe.
         assert "scheduler services.common.server: stopped" in process.stderr.read()
 
 
@@ -204,7 +204,7 @@ def test_generate_can_be_interrupted(during: str) -> None:
         else:
             while ".gguf" not in mapped_files(process.pid):
                 assert process.poll() is None
-                time.sleep(0.01)  # the watchdog bounds it
+                time.sleep(0.01)  # bounded by the watchdog
         interrupted = time.monotonic()
         process.send_signal(signal.SIGINT)
         shown = process.communicate()[1]
@@ -215,7 +215,7 @@ def test_generate_can_be_interrupted(during: str) -> None:
 
 
 def mapped_files(pid: int) -> str:
-    """A model's weights are among them once it is loaded."""
+    """The process's mapped files, which include the model's weights once it is loaded."""
     return Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
 
 

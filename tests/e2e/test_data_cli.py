@@ -1,4 +1,4 @@
-"""`dspark data` from prompts to features and n-grams, killed on the way, and what it refuses."""
+"""`dspark data` from prompts to features and n-grams: also if killed midway, and what it refuses."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def prompts(tmp_path: Path) -> Path:
 
 
 def killed(arguments: list[str], when: Callable[[], bool]) -> None:
-    """Runs the command in a process of its own and kills it as soon as `when` holds."""
+    """Runs the command in a separate process and kills it as soon as `when` returns true."""
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "proto/gen")])}
     process = subprocess.Popen(
         [sys.executable, "-m", "services.cli.main", *arguments],
@@ -68,7 +68,7 @@ def lines(path: Path) -> int:
 
 
 def test_killed_generation_ends_with_the_same_answers(target: Path, prompts: Path, tmp_path: Path) -> None:
-    """In bfloat16, where an answer depends on what shares its passes."""
+    """In bfloat16, where an answer depends on the other sequences of its passes."""
     options = ["--max-tokens", "100", "--concurrency", "4", "--chunk", "12", "--temperatures", "0:1,0.8:1"]
 
     def command(out: Path) -> list[str]:
@@ -79,7 +79,7 @@ def test_killed_generation_ends_with_the_same_answers(target: Path, prompts: Pat
     killed(command(broken), when=lambda: lines(broken) >= 15)
     assert 15 <= lines(broken) < len(PROMPTS)
     with broken.open("ab") as file:
-        file.write(b'{"id": "p39", "answer_i')  # as a kill inside a write would leave it
+        file.write(b'{"id": "p39", "answer_i')  # as if killed during a write
     assert main(command(broken)) == 0
     assert main(command(whole)) == 0
     assert sorted(broken.read_text().splitlines()) == sorted(whole.read_text().splitlines())
@@ -94,7 +94,7 @@ def test_prompts_that_changed_under_their_ids_are_refused(
     recorded: bool, target: Path, prompts: Path, tmp_path: Path, capsys
 ) -> None:
     where = ["--target-model", str(target), *SMALL, "--prompts", str(prompts), "--max-tokens", "2"]
-    if recorded:  # answers begun anew beside features of before
+    if recorded:  # new answers with features from before
         where += ["--features", str(tmp_path / "features")]
     outs = [tmp_path / f"{name}.jsonl" for name in ("first", "second" if recorded else "first")]
     assert main(["data", "regenerate", *where, "--out", str(outs[0])]) == 0

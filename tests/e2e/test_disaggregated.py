@@ -1,6 +1,7 @@
-"""Four real processes on loopback: the same tokens as embedded, also when drafter or scheduler are killed.
+"""Four real processes on loopback produce the same tokens as embedded, even if drafter or scheduler are
+killed.
 
-They speak mutual TLS among themselves; elsewhere in the tests processes do without.
+They use mutual TLS, unlike the processes of other tests.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ async def processes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> AsyncIterator[tuple[ProcessStack, str]]:
     monkeypatch.setenv("PYTHONPATH", ".:proto/gen")
-    monkeypatch.setenv("DSPARK_COHORTS", "2")  # where there are two requests, they take turns
+    monkeypatch.setenv("DSPARK_COHORTS", "2")  # two requests take turns
     for name, value in tls_environ(write_tls(tmp_path)).items():
         monkeypatch.setenv(name, value)
     http_port, grpc_port = free_ports(2)
@@ -82,7 +83,8 @@ async def test_processes_answer_like_the_embedded_stack_and_survive_their_drafte
     assert [await answer(url, asked) for asked in ASKED] == expected
     assert await asyncio.gather(*(answer(url, asked) for asked in ASKED)) == expected
 
-    # Kill -9 in the middle of a stream, beside another: plain decoding goes on with the same tokens.
+    # Kill -9 the drafter in the middle of a stream, beside another: plain decoding continues with the same
+    # tokens.
     beside = asyncio.create_task(answer(url, ASKED[2], 48))
     for asked in (ASKED[0], ASKED[1]):
         whole = await answer(stack.url, asked, 48)
@@ -109,7 +111,7 @@ async def test_processes_answer_like_the_embedded_stack_and_survive_their_drafte
     assert one.processes["scheduler"].exit_code is not None
     assert await answer(url, ASKED[2]) == await answer(stack.url, ASKED[2])
 
-    # SIGTERM: everything ends by itself, cleanly.
+    # SIGTERM: all remaining processes exit cleanly by themselves.
     await asyncio.wait_for(one.stop(), 60)
     killed = ("drafter", "scheduler")
     codes = {role: process.exit_code for role, process in one.processes.items() if role not in killed}

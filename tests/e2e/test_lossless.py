@@ -1,6 +1,6 @@
-"""Speculation changes speed, never tokens: through HTTP, with the shipped drafter, in float32.
+"""Speculation changes speed, never tokens: tested over HTTP with the shipped drafter in float32.
 
-The planner decides what is verified here; `test_lossless_forced` verifies every draft.
+Here the planner decides what is verified; `test_lossless_forced` verifies every draft.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def text_of(answer: dict[str, Any]) -> tuple[str, str, int]:
 
 
 async def compare(stack: EmbeddedStack, **sampling: Any) -> list[dict[str, Any]]:
-    """Asks everything with and without speculation -> the answers with."""
+    """Compares the answers to all prompts with and without speculation; returns those with it."""
     fast = [{"prompt": prompt, **sampling} for prompt in PROMPTS]
     plain = [{**fields, "speculation": {"enabled": False}} for fields in fast]
     with_drafts, without = await complete_all(stack.url, fast), await complete_all(stack.url, plain)
@@ -54,7 +54,7 @@ async def compare(stack: EmbeddedStack, **sampling: Any) -> list[dict[str, Any]]
 
 async def test_greedy_output_is_the_same_with_and_without_speculation(stack: EmbeddedStack) -> None:
     answers = await compare(stack, temperature=0)
-    # Not vacuous: drafts were accepted, and the answers differ from each other.
+    # Not vacuous: drafts were accepted, and answers differ from each other.
     assert sum(answer["speculation"]["accepted_tokens"] for answer in answers) > 0
     assert len({text_of(answer)[0] for answer in answers}) > 40
 

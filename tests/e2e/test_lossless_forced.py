@@ -1,6 +1,6 @@
-"""Every draft verified, whether it pays or not: the real model answers as without drafts.
+"""With every draft verified, whether it pays or not, the real model answers as without drafts.
 
-The planner verifies few drafts where a step costs what it saves, so here a static plan takes its place.
+The planner would verify few drafts where they do not pay, so a static plan replaces it here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(400)]
 
 MAX_TOKENS = 16
 PROMPT_COUNT = {"float32": 24, "bfloat16": 50, "stored-a8": 50}
-"""Float32 takes three times as long, and is asked all prompts through HTTP by `test_lossless`."""
+"""Float32 takes three times as long, and `test_lossless` covers all prompts with it over HTTP."""
 GREEDY = SamplingParams(temperature=0.0)
 SEEDED = SamplingParams(temperature=0.8, top_p=0.95, seed=1234)
 
@@ -53,7 +53,7 @@ class Answers:
 
     @property
     def rejected(self) -> int:
-        """Tokens verified behind or at a rejection."""
+        """Verified tokens that were not accepted."""
         return sum(one.verified_tokens - one.accepted_tokens for one in self.stats)
 
 
@@ -86,7 +86,7 @@ def engines(request: pytest.FixtureRequest) -> Iterator[Engines]:
 def answer(
     engines: Engines, sampling: SamplingParams, *, speculate: bool, together: int, looked_up: bool = False
 ) -> Answers:
-    """All prompts, `together` of them at a time; every token of the drafter, or looked up, is verified."""
+    """Answers all prompts, `together` at a time; every drafted or looked-up token is verified."""
     target, drafting, lookup = engines.target, None, None
     if speculate and looked_up:
         lookup = build_lookup(NGRAMS_AUTO, DEFAULT_MODEL, target.loaded)

@@ -1,4 +1,4 @@
-"""The official client against the embedded default."""
+"""OpenAI's official client with the embedded default."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_bad_input_is_refused_by_field(client, fields, error, param) -> None:
 
 
 PENALISED = {"presence_penalty": 0.6, "frequency_penalty": 0.8, "logit_bias": {"28": -2.0}, "min_tokens": 12}
-"""What not every client knows goes into its `extra_body`."""
+"""Fields that the client does not know are passed in its `extra_body`."""
 
 
 @pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 0.9, "seed": 5}])
@@ -144,7 +144,7 @@ def test_a_banned_word_is_not_said_and_logprobs_tell_what_would_have_been(client
     assert free.logprobs is not None
     told = free.logprobs.content or []
     assert "".join(entry.token for entry in told) == free.message.content
-    for entry in told:  # greedy: what was said is the likeliest
+    for entry in told:  # greedy: the chosen token is the likeliest
         assert (entry.token, entry.logprob) == (entry.top_logprobs[0].token, entry.top_logprobs[0].logprob)
         assert entry.top_logprobs[1].logprob <= entry.logprob <= 0.0
     name = next(entry.token for entry in told if "Paris" in entry.token)
@@ -190,7 +190,7 @@ def test_an_answer_keeps_to_its_schema_and_speculation_changes_nothing(
     assert list(person) == PERSON["required"]
     assert 1000 <= person["year_of_birth"] <= 2100
     assert person["occupation"] in PERSON["properties"]["occupation"]["enum"]
-    assert speculation["lookup_accepted_tokens"] > 0  # names of fields, which have no choice
+    assert speculation["lookup_accepted_tokens"] > 0  # field names, which the schema forces
     if "seed" in sampling or not sampling["temperature"]:
         assert answer(speculation={"enabled": False})[0] == text
 

@@ -1,4 +1,4 @@
-"""`dspark profile` on the demo model: table, JSON and plot, and errors before the long work."""
+"""`dspark profile` on the demo model: table, JSON and plot, and errors reported before the slow work."""
 
 from __future__ import annotations
 

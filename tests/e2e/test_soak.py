@@ -1,4 +1,5 @@
-"""Seconds of the soak's mixed load on the whole stack: it answers, agrees with itself, lets go of all."""
+"""A few seconds of the soak test's mixed load on the whole stack: answers are consistent, nothing is
+leaked."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ SETTLE_SECONDS = 20.0
 
 
 async def idle_metrics(url: str) -> dict[str, float]:
-    """Once nobody runs or waits; clients that left are noticed a little later."""
+    """Metrics once no request runs or waits; it takes a moment to notice that clients left."""
     ends = time.monotonic() + SETTLE_SECONDS
     async with httpx.AsyncClient(base_url=url, timeout=30) as client:
         while True:

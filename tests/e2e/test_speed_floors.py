@@ -1,4 +1,5 @@
-"""Speed floors over HTTP on the real stack: refused when out of reach, held and told, kept for others."""
+"""Speed floors over HTTP on the real stack: refused if out of reach, otherwise held, reported and
+protected."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ ENDLESS = {
     "max_tokens": 4000,
     "stream": True,
 }
-"""Text the model repeats for as many tokens as it may; a chat answer would end by itself."""
+"""Text that the model repeats up to the token limit; a chat answer would end by itself."""
 
 
 def body(max_tokens: int = 32, **fields: Any) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def client(stack: EmbeddedStack) -> Iterator[httpx.Client]:
 
 
 def expected_speed(client: httpx.Client) -> float:
-    """What the scheduler thinks a single request gets, by its own refusal of an impossible floor."""
+    """The speed the scheduler expects for a lone request, as its refusal of an impossible floor states it."""
     refused = client.post(CHAT, json=body(min_tokens_per_second=1e6))
     assert refused.status_code == 400, refused.text
     error = refused.json()["error"]
@@ -68,18 +69,19 @@ def test_an_impossible_floor_is_refused_and_a_modest_one_held_and_told(client: h
 def test_a_floor_that_company_would_break_is_told_when_to_come_back(client: httpx.Client) -> None:
     with client.stream("POST", "/v1/completions", json=ENDLESS) as running:
         assert running.status_code == 200
-        lines = running.iter_lines()  # kept: httpx hangs up when its iterator is collected
+        lines = running.iter_lines()  # keep a reference: httpx hangs up when its iterator is collected
         next(lines)
         refused = demand(client, wanted=429)
         assert int(refused.headers["Retry-After"]) >= 1
         assert "speed floor" in refused.json()["error"]["message"]
-    # Alone it is served as well as can be: nothing here would be faster.
+    # Alone it is served at the best possible speed.
     demand(client, wanted=200)
 
 
 def demand(client: httpx.Client, wanted: int) -> httpx.Response:
-    """Asks for more than one of two requests gets, and less than what is refused at once, until the answer
-    has the wanted status: what is expected moves with every round, and by much on a busy machine."""
+    """Requests a floor above what each of two requests gets, but below what is refused at once. Retries until
+    the answer has the wanted status: expected speeds change with every round, and by much on a busy
+    machine."""
     deadline = time.monotonic() + 30
     while True:
         response = client.post(CHAT, json=body(4, min_tokens_per_second=1.8 * expected_speed(client)))

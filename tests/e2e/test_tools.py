@@ -1,4 +1,4 @@
-"""Calls of tools and several answers, by the official client against the embedded default."""
+"""Tool calls and multiple answers, with OpenAI's official client and the embedded default."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_required_call_parses_and_keeps_to_its_schema(
     assert 1 <= len(told) <= 8
     for name, arguments in told:
         check(name, arguments)
-    assert speculation["lookup_accepted_tokens"] > 0  # what a call has no choice of
+    assert speculation["lookup_accepted_tokens"] > 0  # the forced parts of a call
     if "seed" in sampling or not sampling["temperature"]:
         assert calls(speculation={"enabled": False})[0] == told
 
@@ -140,7 +140,7 @@ def test_answers_at_temperature_0_are_equal(client: openai.OpenAI) -> None:
 
 
 def called_before(city: str) -> list[dict[str, Any]]:
-    """A turn with a call, for a small model to follow: untold it calls nothing."""
+    """A turn with a tool call as an example: without one, the small model calls nothing."""
     arguments = json.dumps({"city": city, "unit": "celsius", "days": 2})
     call = {"id": city, "type": "function", "function": {"name": "get_weather", "arguments": arguments}}
     question = f"What will the weather be like in {city} for two days, in celsius?"
@@ -153,13 +153,13 @@ def called_before(city: str) -> list[dict[str, Any]]:
 
 
 def test_strict_calls_that_the_model_decides_on_keep_to_their_schemas(client: openai.OpenAI) -> None:
-    """With the same seeds and no strict function one of these answers begins a call and breaks it off."""
+    """With the same seeds and no strict function, one of these answers begins a call and breaks it off."""
     strict = [{"type": "function", "function": {**tool["function"], "strict": True}} for tool in TOOLS]
     messages = [turn for city in ("Rome", "Oslo", "Lima") for turn in called_before(city)] + ASK
     fields = {**FIELDS, "tools": strict, "messages": messages, "max_tokens": 120}
     answer = client.chat.completions.create(**fields, n=8, temperature=1.0, seed=5)
     called = [choice for choice in answer.choices if choice.finish_reason == "tool_calls"]
-    assert 0 < len(called) < 8  # it decides
+    assert 0 < len(called) < 8  # the model decides
     for choice in called:
         for call in choice.message.tool_calls:
             check(call.function.name, call.function.arguments)

@@ -1,4 +1,4 @@
-"""Round loops over targets and drafters as they lie in a directory."""
+"""Builds round loops over targets and drafters from checkpoint directories."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from dspark_core.engine.rounds import BatchLimits, RoundLoop
 
 
 def loop_of(directory: Path, drafter: str | None, *, native: bool = True, **limits: int) -> RoundLoop:
-    """Whole blocks are verified. `drafter`: its directory's name below the target's; None: plain decoding."""
+    """A loop that verifies whole blocks. `drafter`: name of its directory below the target's; None: plain
+    decoding."""
     path = None if drafter is None else str(directory / drafter)
     options = EngineOptions(
         target_model=str(directory), drafter=path, dtype="float32", kv_cache_bytes=2**22, native=native

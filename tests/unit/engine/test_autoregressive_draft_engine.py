@@ -1,4 +1,5 @@
-"""What only autoregressive drafters need of a draft item, and that drafts leave no trace behind."""
+"""What autoregressive drafters additionally require of a draft item; and drafts leave no trace in the
+context."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A drafter's layers as one native call against PyTorch's operators, pass by pass."""
+"""A drafter's layers in one native call, compared to PyTorch's operators, pass by pass."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BACKBONES = {
     "one key head": dataclasses.replace(WIDE, num_heads=5, num_kv_heads=1, head_dim=24, num_layers=3),
     "odd sizes": dataclasses.replace(BACKBONE, hidden_size=42, intermediate_size=50, head_dim=10),
 }
-# Positions at which each of the sequences is drafted for, one pass after the other.
+# Anchor positions of the sequences drafted for in successive passes.
 ROUNDS = (
     {"a": 3},
     {"a": 5, "b": 1},
@@ -56,7 +56,7 @@ def context_of(window: int | None, page_tokens: int, room: int = 0) -> DraftCont
 def both(
     config: DrafterConfig, page_tokens: int, dtype: torch.dtype, *, byte_products: bool = False
 ) -> tuple[tuple[NativeLayers, DraftContext], tuple[TorchLayers, DraftContext]]:
-    """The operators compute in float32 what the native ones compute in `dtype`, of the same weights."""
+    """Native layers in `dtype` and PyTorch's in float32, with the same weights."""
     reference = tiny_drafter(config)
     for parameter in reference.parameters():
         parameter.copy_(parameter.to(dtype))
@@ -85,7 +85,7 @@ def item(name: str, anchor: int) -> DraftItem:
 
 
 def features_of(name: str, size: int, dtype: torch.dtype) -> Tensor:
-    """[positions, size], values that `dtype` holds."""
+    """[positions, size]: values that `dtype` can represent."""
     generator = torch.Generator().manual_seed(ord(name))
     return torch.randn(64, size, generator=generator).to(dtype)
 
@@ -98,7 +98,7 @@ def hidden_of(
     dtypes: Sequence[torch.dtype],
     block: int = 5,
 ) -> list[Tensor]:
-    """Of each round; features are rounded to the first dtype and handed over in the second."""
+    """Hidden states of each round; features are rounded to the first dtype and passed in the second."""
     held: dict[str, int] = {}
     found = []
     for anchors in ROUNDS:
@@ -164,7 +164,7 @@ def test_layers_in_bytes_stay_close_to_operators() -> None:
     unrounded = hidden_of(plain, first, 11, size, (dtype, dtype))
     expected = hidden_of(operators, reference, 11, size, (dtype, torch.float32))
     for one, exact, other in zip(found, unrounded, expected, strict=True):
-        assert not torch.equal(one, exact)  # or the bytes were never used
+        assert not torch.equal(one, exact)  # otherwise byte products were not used
         error = (one.float() - other).norm() / other.norm()
         assert error < 0.1, error
 

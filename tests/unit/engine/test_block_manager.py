@@ -84,7 +84,7 @@ def test_releasing_twice_is_an_error() -> None:
     )
 )
 def test_pages_are_conserved_and_never_hold_two_contents(actions: list[tuple[str, object]]) -> None:
-    """Sequences come and go; a matched page must hold exactly the tokens asked for."""
+    """Sequences come and go; a matched page must hold exactly the requested tokens."""
     manager = BlockManager(9, 2)
     content: dict[int, tuple[int, ...]] = {}
     live: list[tuple[list[int], int]] = []

@@ -1,4 +1,5 @@
-"""Cache sizes that could serve nothing are refused at start, with the least that works."""
+"""Cache sizes too small to serve any request are refused at start; the error names the smallest that
+works."""
 
 from __future__ import annotations
 

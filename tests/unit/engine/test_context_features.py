@@ -1,4 +1,4 @@
-"""Features are projected late and together, and read as if they had been projected at once."""
+"""Features are projected lazily and together, but read as if projected immediately."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIZE, SLOTS = 3, 256
 
 
 class Doubling(nn.Module):
-    """Takes the first SIZE taps twice, and counts how often it is asked."""
+    """Doubles the first SIZE taps and counts its calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ def test_passes_are_projected_together_when_somebody_reads() -> None:
 
 
 def test_a_slot_holds_what_was_written_last() -> None:
-    """A rejected draft token's position belongs to the next round's token."""
+    """The position of a rejected draft token is reused by the next round's token."""
     held, _ = features()
     first, second = taps(4, 0), taps(2, 1)
     held.write(torch.tensor([5, 6, 7, 8]), first)

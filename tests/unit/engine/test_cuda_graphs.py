@@ -1,4 +1,4 @@
-"""How graphs are captured, told by what PyTorch is asked for: nothing here computes on a GPU."""
+"""How graphs are captured, observed through a fake `torch.cuda`; nothing here runs on a GPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Graph:
 
 
 class FakeCuda:
-    """`torch.cuda` as far as captures need it; a capture that fails leaves its stream the current one."""
+    """The parts of `torch.cuda` that captures use; a failed capture leaves its stream current."""
 
     def __init__(self) -> None:
         self.default = self.current = Stream()
@@ -83,7 +83,7 @@ def test_after_a_failed_capture_the_next_has_memory_and_a_stream_of_its_own(cuda
 
 
 def test_all_is_warmed_up_and_captured_on_one_stream(cuda: FakeCuda) -> None:
-    """Libraries keep memory for every stream they were used on."""
+    """Libraries keep memory for every stream on which they were used."""
     graphs = CudaGraphs(torch.device("cuda"))
     used: list[Stream] = []
 
@@ -99,7 +99,7 @@ def test_all_is_warmed_up_and_captured_on_one_stream(cuda: FakeCuda) -> None:
 
 
 def test_a_graph_that_failed_lives_as_long_as_the_others(cuda: FakeCuda) -> None:
-    """Its end would free the workspaces of their stream."""
+    """Freeing it would also free the workspaces of their stream."""
     graphs = CudaGraphs(torch.device("cuda"))
     kept = graphs.record(lambda: ())
     cuda.failing = cuda.captures + 1

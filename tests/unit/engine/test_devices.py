@@ -1,4 +1,4 @@
-"""Names of devices, and what becomes of them on a machine."""
+"""Device names and how they resolve on a machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a draft engine promises whoever skips rounds, and its two ways to draw a block."""
+"""The draft engine's guarantees for sequences that skip rounds, and its two implementations of drawing."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_past_the_drafters_positions_a_sequence_gets_nothing_and_others_do(build
     last, other = engine.propose([item(0, 20), item(0, 10, name="b")])
     assert len(last.token_ids) == len(other.token_ids) == 5
     past, other = engine.propose([item(20, 21), item(10, 12, name="b")])
-    assert past == DraftBlock("a")  # and nothing is asked to be sent again
+    assert past == DraftBlock("a")  # and no context is requested again
     assert len(other.token_ids) == 5
     assert engine.num_sequences == 1
     assert engine.propose([item(21, 23)]) == [DraftBlock("a")]

@@ -1,4 +1,4 @@
-"""Room for draft tokens is shared out before anything is known of them but their number."""
+"""Room for draft tokens is distributed before anything but their number is known."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_shares_of_a_cache_can_all_be_reserved(asked: list[tuple[int, int]], spa
 
 
 class Capacity(FullPlanSource):
-    """Of the likeliest tokens so many."""
+    """Verifies the `capacity` likeliest tokens."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -75,7 +75,7 @@ class Confident(ScriptedDrafts):
 
 
 def verified(loop: RoundLoop, plans: Capacity) -> dict[str, int]:
-    """Verify lengths of the first round of both with drafts."""
+    """Verify lengths of the first round in which both requests have drafts."""
     for name, prompt in (("a", [1, 2, 3, 4]), ("b", [4, 3, 2, 1])):
         sampled = SamplingParams(temperature=1.0)
         loop.submit(request(name, prompt, sampling=sampled, speculation=SpeculationOptions(lookup=False)))
@@ -86,8 +86,8 @@ def verified(loop: RoundLoop, plans: Capacity) -> dict[str, int]:
 
 @pytest.mark.parametrize("tight", ["batch", "pages", "neither"])
 def test_no_token_is_verified_for_what_comes_after_it(tight: str) -> None:
-    """A capacity of four goes to the likeliest tokens: with `b`'s second token unlikely, `a` has three of it.
-    Where there was room for three in all, `b`'s first token then was what did not fit."""
+    """A capacity of four goes to the likeliest tokens: if `b`'s second token is unlikely, `a` gets three of
+    them. With room for only three, cutting the finished plan would then drop `b`'s first token."""
     heads = set()
     for tail in (0.05, 0.97):
         plans = Capacity(4)

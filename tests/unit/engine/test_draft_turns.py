@@ -1,4 +1,4 @@
-"""Cohorts in turns: the same tokens, nobody left out, drafts made while others are verified."""
+"""Cohorts in turns: the same tokens, no request left out, drafting while others are verified."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Reports(FullPlanSource):
 
 
 class Wavering(FullPlanSource):
-    """Turns on and off, whenever asked."""
+    """Switches turns on and off at every decision."""
 
     def __init__(self) -> None:
         self._answers = itertools.cycle((2, 1))
@@ -123,13 +123,13 @@ def test_cohorts_are_of_one_size_and_nobody_waits_for_more_than_a_turn(expected)
             uneven.append(abs(len(decoding) - 2 * len(took)))
         for name in decoding:
             waits[name] = 0 if name in took else waits[name] + 1
-            assert waits[name] <= 2  # two only for who was moved when others ended
+            assert waits[name] <= 2  # two only if moved when others ended
     assert uneven[0] <= 1
-    assert sum(one > 1 for one in uneven) <= 2  # for a round, when several end at once
+    assert sum(one > 1 for one in uneven) <= 2  # for one round after several end at once
 
 
 def test_drafts_are_made_while_the_other_cohort_is_verified(expected) -> None:
-    """A drafter that takes 20 ms costs the rounds next to nothing when passes take 30."""
+    """A drafter that takes 20 ms costs almost nothing if passes take 30 ms."""
     drafts = drafts_of(expected, error_rate=0.5)
     inner = drafts._block
     drafts._block = lambda item: (time.sleep(0.02 / len(ASKED)), inner(item))[1]  # type: ignore[method-assign]
@@ -143,7 +143,7 @@ def test_drafts_are_made_while_the_other_cohort_is_verified(expected) -> None:
 
 
 class Gated(ScriptedDrafts):
-    """Keeps what it is asked for until told."""
+    """Withholds its answers until the gate opens."""
 
     def __init__(self) -> None:
         super().__init__(apart=True)
@@ -164,18 +164,18 @@ def test_who_leaves_while_drafted_for_leaves_nothing_behind(expected) -> None:
     for _ in range(3):
         loop.step()
     drafts.gate.clear()
-    loop.step()  # asks for drafts that do not come
+    loop.step()  # requests drafts that do not arrive
     for one in ASKED:
         loop.cancel(one.request_id)
     assert not loop.has_work
     assert loop.free_kv_fraction == 1.0
     assert loop._turns._asked == []
     drafts.gate.set()
-    assert run(loop, ASKED) == expected  # and who comes after is served, under the same names
+    assert run(loop, ASKED) == expected  # later requests with the same ids are served
 
 
 def test_what_was_drafted_for_one_is_not_for_another_of_its_name(expected) -> None:
-    """The first was greedy, so its drafts come without a law, which the second's need."""
+    """The first was greedy, so its drafts come without a distribution, which the second needs."""
     drafts = Gated()
     drafts.gate.set()
     loop = make_loop(drafts=drafts, cohorts=2)
@@ -194,7 +194,7 @@ def test_what_was_drafted_for_one_is_not_for_another_of_its_name(expected) -> No
 
 
 class Asked(ScriptedDrafts):
-    """Keeps for which place each was drafted last, and counts who was for the same place twice."""
+    """Records the position each sequence was last drafted for, and counts repeated positions."""
 
     def __init__(self, expected: dict[str, list[int]], **options: object) -> None:
         super().__init__(expected, prompt_lengths=LENGTHS, apart=True, **options)  # type: ignore[arg-type]
@@ -223,7 +223,7 @@ def test_nobody_is_drafted_for_twice_and_what_is_verified_was_drafted_there(expe
     assert run(loop, ASKED) == expected
     assert len(wrong) > 20
     assert not any(wrong)
-    assert drafts.twice == 0 or pages == 18  # after a preemption its place may be the same
+    assert drafts.twice == 0 or pages == 18  # after a preemption its position may repeat
 
 
 def test_rounds_are_of_everybody_while_the_drafter_is_lost(expected) -> None:
@@ -236,12 +236,12 @@ def test_rounds_are_of_everybody_while_the_drafter_is_lost(expected) -> None:
         loop.step()
     cohorts = [one.cohorts for one in plans.reports]
     assert cohorts[1:3] == [2, 2]
-    assert cohorts[6:8] == [1, 1]  # what was asked for before came, and what was asked for then did not
+    assert cohorts[6:8] == [1, 1]  # earlier drafts arrived, those requested meanwhile did not
     assert 2 in cohorts[9:]
 
 
 class Undrafting(FullPlanSource):
-    """Likes turns, and drafts for nobody."""
+    """Prefers turns but drafts for nobody."""
 
     def cohorts(self, candidates: Sequence[DraftCandidate], given: int | None) -> int:
         return given or 2
@@ -291,7 +291,7 @@ WEIGHTS = RoundTimeModel(
 def test_the_planner_takes_turns_where_they_are_faster(times: RoundTimeModel, cohorts: int) -> None:
     planner = LocalPlanSource(times)
     candidates = [DraftCandidate(sequence_id=str(i)) for i in range(16)]
-    assert planner.cohorts(candidates, None) == 1  # what is not known is not taken for granted
+    assert planner.cohorts(candidates, None) == 1  # not before anything is known
     planner.wants_draft(candidates)
     told = [
         RequestSurvival(sequence_id=str(i), survival=(0.95, 0.9), verify_length=2, accepted=2)

@@ -1,4 +1,4 @@
-"""Every kind of drafter through the whole engine: the target's tokens come out, whatever is drafted."""
+"""Every kind of drafter through the whole engine: the output is the target's, whatever is drafted."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def production_shape(directory: Path) -> Path:
 
 
 def short(config):
-    """As checkpoints that were trained on short texts say; the target's context is longer."""
+    """The config of a checkpoint trained on short texts, with less context than the target."""
     return dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, max_context_tokens=16))
 
 
 def short_block(directory: Path) -> Path:
-    """Without heads: DFlash's."""
+    """Without heads, as DFlash."""
     config = block_config(2, markov_rank=0, confidence_head=False)
     save_drafter(directory, tiny_drafter(short(config)))
     return directory
@@ -103,7 +103,7 @@ def build_loop(directory: Path) -> RoundLoop:
 def generate(
     loop: RoundLoop, sampling: SamplingParams, verification: Verification, *, speculate: bool
 ) -> tuple[dict[str, list[int]], int]:
-    """Two prompts together -> their tokens, and how many drafts were verified."""
+    """Generates for two prompts together; returns their tokens and the number of verified draft tokens."""
     tokens: dict[str, list[int]] = {}
     verified = 0
     for name, prompt in (("one", range(3, 30)), ("two", (7, 8, 9))):
@@ -154,7 +154,7 @@ def test_sampled_drafts_are_verified_by_rejection(directories: dict[str, Path], 
 
 @KINDS
 def test_served_features_are_those_of_training(directories: dict[str, Path], kind: str) -> None:
-    """The projection of cached features is what the verifier sends: MTP-1's of the final states."""
+    """The verifier sends projected features, for MTP-1 those of the final hidden states."""
     options = EngineOptions(
         target_model=str(GOLDEN / "qwen3_tiny_target"),
         drafter=str(directories[kind]),

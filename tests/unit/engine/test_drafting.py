@@ -1,4 +1,4 @@
-"""How long rounds wait for a slow drafter, and how much it is sent at once. Time is the clock's alone."""
+"""How long rounds wait for a slow drafter, and how much it is sent at once. Uses only a manual clock."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ PLAIN, COUPLED = SpeculationOptions(), SpeculationOptions(verification=Verificat
 
 
 class Awaited(Future[DraftReply]):
-    """Waiting for it moves the clock."""
+    """Waiting for it advances the clock."""
 
     def __init__(self, clock: ManualClock, ready_at: float, answer: Callable[[], None]) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Awaited(Future[DraftReply]):
 
 
 class Drafter:
-    """A `DraftSource` that keeps contexts as a real drafter does, and answers in time or when told."""
+    """A `DraftSource` that keeps contexts like a real drafter, and answers in time or on demand."""
 
     apart = True
     connected = True
@@ -92,7 +92,7 @@ class Drafter:
         return future
 
     def answer(self) -> None:
-        """Everything it owes."""
+        """Sends all outstanding replies."""
         while self._owed:
             future, items = self._owed.popleft()
             future.set_result(DraftReply([self._block(item) for item in items]))
@@ -119,7 +119,7 @@ class Drafter:
 
 
 class Features:
-    """What `Drafting` needs of a target."""
+    """The part of a target engine that `Drafting` uses."""
 
     def __init__(self, size: int, dtype: torch.dtype = torch.bfloat16) -> None:
         self._size, self._dtype = size, dtype
@@ -131,7 +131,7 @@ class Features:
 
 
 class Rounds:
-    """One round after another: drafts, the target's pass, and a token for everybody."""
+    """Plays rounds: drafts, a target pass, and one more token for every sequence."""
 
     def __init__(self, *lengths: int, window: int | None = None, feature_size: int = 8) -> None:
         self.clock = ManualClock()
@@ -147,7 +147,7 @@ class Rounds:
         )
 
     def one(self) -> set[str]:
-        """Who got a draft."""
+        """Plays one round; returns which sequences got a draft."""
         drafts = self.drafting.propose(self.sequences)
         self.waits.append(drafts.seconds)
         self.clock.advance(ROUND_SECONDS)
@@ -156,7 +156,7 @@ class Rounds:
         return set(drafts.blocks)
 
     def run(self, seconds: float) -> int:
-        """Rounds that were held up."""
+        """Plays rounds for some time; returns how many had to wait."""
         end, before = self.clock.now + seconds, len(self.waits)
         while self.clock.now < end:
             self.one()
@@ -200,7 +200,7 @@ def test_nothing_is_asked_for_while_a_reply_is_owed() -> None:
 
 def test_an_answer_in_time_ends_the_backoff() -> None:
     rounds = Rounds(50)
-    for seconds in (20.0, 1.2):  # the second outage is the first of its kind again
+    for seconds in (20.0, 1.2):  # the second outage starts from the first backoff again
         rounds.drafter.late = True
         for _ in range(int(seconds / ROUND_SECONDS)):
             rounds.one()
@@ -228,7 +228,7 @@ def test_a_lost_drafter_fails_at_once_and_costs_no_backoff() -> None:
 
 
 def test_nothing_is_read_for_a_drafter_that_is_not_there() -> None:
-    """Nobody knows for how long, and each round would read what was missed since."""
+    """The outage may last long, and each round would read everything missed since it began."""
     rounds = Rounds(50)
     assert rounds.one() == {"s0"}
     rounds.drafter.lose_state()
@@ -332,7 +332,7 @@ def test_who_is_up_to_date_is_drafted_for_while_others_are_primed() -> None:
     assert rounds.one() == {"s0", "long"}
 
 
-@pytest.mark.parametrize("position_seconds", [0.0001, 0.0004, 0.002])  # all of it: 0.8, 3.2 and 16 s
+@pytest.mark.parametrize("position_seconds", [0.0001, 0.0004, 0.002])  # in total: 0.8, 3.2 and 16 s
 def test_priming_that_takes_longer_than_the_deadline_comes_to_an_end(position_seconds: float) -> None:
     rounds = Rounds(*[500] * 16)
     rounds.drafter.position_seconds = position_seconds
@@ -404,12 +404,12 @@ def test_even_usual_rounds_fit_a_message() -> None:
         clock=rounds.clock,
     )
     first, second = (len(drafting.propose(rounds.sequences).blocks) for _ in range(2))
-    assert first == 50 // 3  # their type is not known yet
-    assert second == 40  # who was sent nothing is, now
+    assert first == 50 // 3  # the features' dtype is not known yet
+    assert second == 40  # now including those not sent before
 
 
 @pytest.mark.parametrize("cohorts", [1, 2])
-@pytest.mark.parametrize("window", [None, 3, 12])  # of 12 no round takes all
+@pytest.mark.parametrize("window", [None, 3, 12])  # no round takes a whole window of 12
 @pytest.mark.parametrize("pages", [64, 18])  # few: some are preempted
 def test_tokens_are_the_targets_own_while_contexts_are_sent_in_parts(cohorts, window, pages) -> None:
     asked = [request(f"r{number}", prompt, 20) for number, prompt in enumerate(prompts(5, seed=11))]

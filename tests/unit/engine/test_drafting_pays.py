@@ -1,7 +1,7 @@
-"""Speculation that does not pay costs next to nothing: decoded answers against plain ones, by the clock.
+"""Speculation that does not pay costs almost nothing: times of answers with and without it.
 
-A simulated machine (15 ms steps, 8 ms drafts: this project's demo model on one core) and drafts that
-survive as promised, at every level of predictability.
+Simulates a machine (15 ms steps, 8 ms drafts, as with this project's demo model on one core) and drafts that
+survive with the predicted probability, at every level of predictability.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ ANSWERS = 30
 
 
 def speed(confidence: float, noise: float, seed: int) -> float:
-    """Tokens per second over some answers, one after the other, when each draft token stands with about
-    `confidence`; steps jitter by `noise`."""
+    """Tokens per second over consecutive answers if each draft token is accepted with probability of about
+    `confidence`; step times jitter by `noise`."""
     source, planner = random.Random(seed), LocalPlanSource(TIMES)
     seconds, tokens = 0.0, 0
     for answer in range(ANSWERS):

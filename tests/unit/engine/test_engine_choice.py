@@ -1,4 +1,4 @@
-"""What computes the target: wrong choices are named before anything is loaded."""
+"""The choice of engine: wrong choices are reported before anything is loaded."""
 
 import importlib.util
 
@@ -32,7 +32,7 @@ def test_a_wrong_choice_is_named(given: dict[str, object], message: str) -> None
 
 @pytest.mark.parametrize(("lookup", "longest"), [(False, None), (True, 15)])
 def test_graphs_are_of_whatever_is_verified(monkeypatch, lookup: bool, longest: int | None) -> None:
-    """What is looked up only the target sees."""
+    """Only the target verifies looked-up blocks, so only its graphs need room for them."""
     asked: list[tuple[int, int | None]] = []
 
     def settings(device, *, block_size, looked_up, graphs):

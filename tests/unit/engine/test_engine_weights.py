@@ -1,4 +1,4 @@
-"""Which weights an engine may be asked for."""
+"""Which weights an engine can be configured with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ways that are short for some tokens against those for many."""
+"""The code paths for few tokens agree with those for many."""
 
 from __future__ import annotations
 

@@ -32,14 +32,14 @@ TOKENS = 3 * WINDOW
 
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A target with a DSpark, an Eagle3 and an MTP-1 drafter of its own kind, by name."""
+    """By name: a target's directory, with DSpark, Eagle3 and MTP-1 drafters built for it."""
     made = {}
     for name in NAMES:
         made[name] = directory = tmp_path_factory.mktemp("gemma")
         save_hf(GEMMAS[name](), directory)
         target = load_target(str(directory), torch.float32, pack=False)
         torch.manual_seed(0)
-        # Copies of target layers: drafts that are neither always right nor always wrong.
+        # Copies of target layers make drafts that are neither always right nor always wrong.
         save_drafter(directory / "dspark", new_drafter(dspark_config(target), target.decoder, None, (3, 1)))
         config = MtpConfig(
             backbone=draft_backbone(target.config, 1), num_target_layers=target.config.num_layers
@@ -84,7 +84,7 @@ def generated(loop: RoundLoop, sampling: SamplingParams) -> dict[str, list[int]]
 
 @torch.inference_mode()
 def alone(directory: Path) -> dict[str, list[int]]:
-    """Greedy decoding by whole passes, without a cache."""
+    """Greedy decoding by full passes without a cache."""
     decoder = load_target(str(directory), torch.float32, pack=False).decoder
     found = {}
     for index, prompt in enumerate(prompts()):
@@ -113,7 +113,7 @@ def test_seeded_output_is_the_same_with_and_without_drafts(directories: dict[str
 
 
 def test_right_drafts_are_accepted(directories: dict[str, Path]) -> None:
-    """Or the tests above would hold for drafts that are thrown away unread."""
+    """Otherwise the tests above would also pass if drafts were ignored."""
     loop = loop_of(directories["gemma3"], "dspark")
     for index, prompt in enumerate(prompts()):
         loop.submit(request(f"r{index}", prompt, TOKENS))
@@ -138,7 +138,7 @@ def test_a_group_shows_every_token_its_window_and_nothing_else(window: int | Non
     for group in attention_groups(runs, page_tokens=4, dtype=torch.float32, window=window):
         real = torch.ones_like(group.query_rows, dtype=torch.bool)
         real = real if group.query_mask is None else group.query_mask
-        assert bool((group.bias == 0).any(dim=-1).all())  # a row of -inf alone is NaN
+        assert bool((group.bias == 0).any(dim=-1).all())  # a row of only -inf gives NaN
         for at, column in real.nonzero().tolist():
             shown = group.context_slots[at][group.bias[at, 0, column] == 0]
             seen[int(group.query_rows[at, column])] = shown.tolist()

@@ -25,7 +25,7 @@ CASES: dict[str, Any] = json.loads((GOLDEN / "golden.json").read_text())
 
 
 class Recorded(LocalDraftSource):
-    """Keeps what was proposed."""
+    """Records what was proposed."""
 
     def __init__(self, engine) -> None:
         super().__init__(engine)
@@ -58,8 +58,8 @@ def check_golden_rounds(name: str, device: str) -> None:
     for index, case in enumerate(CASES[name]["generation"]):
         source.rounds.clear()
         prompt, output = case["prompt"], case["output"]
-        # The reference drafts a whole block even when fewer tokens remain, so ask for more and compare
-        # what both have.
+        # The reference drafts a whole block even if fewer tokens remain, so request more and compare what
+        # both have.
         loop.submit(
             GenerateRequest(
                 request_id=f"{name}-{index}",

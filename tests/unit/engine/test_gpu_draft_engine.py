@@ -1,4 +1,5 @@
-"""The GPU's draft pass, on a CPU: the same blocks as operator by operator, filled up, replayed, unread."""
+"""The GPU's draft pass, run on a CPU: padded and replayed without read-backs, it gives the reference's
+blocks."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ def item(name: int, start: int, anchor: int, sampling: SamplingParams, features=
 
 
 def story(samplings, features=FEATURES):
-    """Batches of one to three sequences at positions of their own, long priming and short steps mixed."""
+    """Batches of one to three sequences at different positions, mixing long priming and short steps."""
     source = random.Random(1)
     at = [0, 0, 0]
     for _ in range(9):
@@ -114,7 +115,7 @@ def test_what_was_prepared_drafts_the_same_blocks_and_records_nothing_more():
     recorder = CallAgain()
     reference, ours = pair(tiny_config(), plain_gpu(recorder, requests=(1, 2, 4)))
     ours.prepare()
-    assert recorder.records == 2 * 3  # with draws and without
+    assert recorder.records == 2 * 3  # with and without sampling
     for batch in story([GREEDY, COUPLED, GREEDY]):
         same(ours.propose(batch), reference.propose(batch))
     assert recorder.records == 2 * 3

@@ -1,4 +1,5 @@
-"""Whole engines with a GPU's parts, on a CPU: golden rounds of DeepSpec checkpoints, and Gemma's windows."""
+"""Whole engines with the GPU code paths, run on a CPU: golden rounds of DeepSpec checkpoints, Gemma's
+windows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logits in float32: the product's own where it can be had, the decoder's expanded ones elsewhere."""
+"""Logits in float32: directly from the matrix product where supported, else converted from the decoder's."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ HIDDEN = torch.randn(5, CONFIG.hidden_size, generator=generator(4))
 
 @pytest.fixture(params=[None, 3.0], ids=["no cap", "cap"])
 def cap(request, monkeypatch):
-    """Gemma's, which bends every logit."""
+    """Gemma's soft cap, which changes every logit."""
     monkeypatch.setattr(DecoderConfig, "final_logit_softcap", property(lambda _: request.param))
 
 
 @pytest.fixture
 def asked(monkeypatch):
-    """`torch.mm` as on CUDA -> the dtypes it was asked for."""
+    """Replaces `torch.mm` by one that behaves as on CUDA; returns the list of requested dtypes."""
     given: list[torch.dtype | None] = []
     mm = torch.mm
 
@@ -36,7 +36,7 @@ def asked(monkeypatch):
     return given
 
 
-@pytest.mark.parametrize("error", [TypeError, NotImplementedError])  # no such argument; no such product
+@pytest.mark.parametrize("error", [TypeError, NotImplementedError])  # unknown argument; unsupported product
 def test_a_pytorch_without_such_products_is_found_out(monkeypatch, asked, error):
     device = torch.device("cpu")
     assert multiplies_into_float32(torch.bfloat16, device)

@@ -1,4 +1,4 @@
-"""The GPU's way through a target pass, on a CPU: filled-up shapes, replays and devices change no token."""
+"""The GPU's target pass, run on a CPU: padded shapes, replays and devices change no token."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_what_was_prepared_decodes_the_same_tokens_and_records_nothing_more(gree
 
 @pytest.mark.parametrize("recorded", [False, True])
 def test_kernels_are_compiled_ahead_for_every_tile(recorded):
-    """As few tiles and as many: their contexts are split among programs or not."""
+    """Once for few tiles, whose contexts are split among programs, and once for many."""
 
     class Tiles(PlainKernels):
         def __init__(self):
@@ -155,12 +155,12 @@ def test_logits_of_all_sizes_lie_in_the_memory_of_the_largest(prepared):
     largest = max(bucket.tokens for bucket in gpu.grid.all())
     if prepared:
         assert [size for _, size in seen] == [largest * VOCAB * 4]
-    else:  # by what came so far
+    else:  # sized by what came so far
         assert len(seen) == 2
 
 
 def test_a_chunk_of_a_prompt_is_in_no_graph():
-    """However few its tokens are: it wants larger tiles, and the logits of one row at most."""
+    """However few its tokens: it needs larger tiles, and logits of at most one row."""
     recorder = CallAgain()
     engine = tiny_engine(gpu=plain_gpu(recorder, requests=(1, 4), tokens_per_request=(1, 2)))
     engine.forward([Run([5, 6, 7], 0, [1, 2], 1)])
@@ -189,7 +189,7 @@ def test_without_memory_for_a_graph_passes_are_launched_and_right(caplog):
 
 
 def test_an_engine_that_is_let_go_is_freed_at_once():
-    """Cache, weights and graphs are most of a GPU's memory: they cannot wait for a garbage collection."""
+    """Cache, weights and graphs take most of a GPU's memory and must not wait for garbage collection."""
     decoder = tiny_decoder()
     engine = tiny_engine(decoder, gpu=plain_gpu(KeepsNothing()))
     engine.prepare(2)
@@ -214,7 +214,7 @@ def test_a_filled_up_pass_gives_the_logits_and_features_of_the_bare_one():
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 @pytest.mark.parametrize("recorded", [False, True])
 def test_a_round_on_a_gpu_reads_its_verdicts_and_nothing_else(greedy_cases, sampling, recorded):
-    """Every round: one read-back, whatever is sampled, and no operator between two devices."""
+    """One read-back per round, whatever is sampled, and no operator that mixes devices."""
     expected = answers(greedy_cases, sampling, None)
     projection = tiny_projection()
     move_module(projection.project)

@@ -1,4 +1,4 @@
-"""Output that has to be something: as if masked token by token, however it is drafted and verified."""
+"""Output with a grammar is as if masked token by token, however it is drafted and verified."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ GRAMMARS = {
     "open": Grammar(kind=GrammarKind.REGEX, text="[a-c]{3,}"),
     "schema": Grammar(kind=GrammarKind.JSON_SCHEMA, text=json.dumps(SCHEMA)),
     "lark": Grammar(kind=GrammarKind.LARK, text='start: pair pair?\npair: "x" /[0-9]/ | "[" pair "]"'),
-    # With these, llguidance takes no tokens back.
+    # For these, llguidance cannot roll tokens back.
     "stop": Grammar(kind=GrammarKind.LARK, text='start: t "!"\nt[stop="n"]: /[a-p]*/'),
     "max_tokens": Grammar(kind=GrammarKind.LARK, text='start: t "!"\nt[max_tokens=6]: /[a-z]*/'),
 }
@@ -72,7 +72,7 @@ GRAMMARS = {
     ids=["schema", "regex", "lark", "schema in lark"],
 )
 def test_text_that_spells_an_added_token_is_written_by_other_tokens(grammar: Grammar) -> None:
-    """Also where it is the only text there may be, which a tokenizer would turn into the added token."""
+    """Even where that text is forced, which a tokenizer would encode as the added token."""
     known = compiler_with_added("x!y").compile(asking(grammar)[0], grammar).result()
     for character in '"ax!yb"':
         (token_id,) = TOKENIZER.encode(character).ids
@@ -100,7 +100,7 @@ def matcher(grammar: Grammar) -> llguidance.LLMatcher:
 
 
 def allowed(known: llguidance.LLMatcher, logits: Tensor) -> Tensor:
-    """What the matcher says may come next, token by token."""
+    """Masks the logits by what the matcher allows, checked token by token."""
     bits = known.compute_bitmask()
     keep = torch.tensor([bool(bits[token_id // 8] & (1 << token_id % 8)) for token_id in range(VOCAB)])
     assert all(known.validate_tokens([token_id]) for token_id in keep.nonzero()[:, 0].tolist())
@@ -189,7 +189,7 @@ def test_another_verifier_goes_on_in_the_middle() -> None:
 
 
 def test_rejection_keeps_the_masked_distribution_though_most_drafts_may_not_stand() -> None:
-    """How much is verified must not follow from which tokens were drafted. Chi-square, p > 0.001."""
+    """How much is verified must not depend on which tokens were drafted. Chi-square, p > 0.001."""
     prompt, grammar = [5, 9, 2], Grammar(kind=GrammarKind.REGEX, text="[a-d][a-d][a-d]")
     decoder = tiny_decoder()
 
@@ -243,7 +243,7 @@ def test_what_a_grammar_leaves_no_choice_of_is_drafted_for_nothing() -> None:
     chunks = []
     while loop.has_work:
         chunks += [output.chunk for output in loop.step()]
-    assert chunks[-1].finish_reason is FinishReason.STOP  # when complete, without a token for it
+    assert chunks[-1].finish_reason is FinishReason.STOP  # once complete, without a stop token
     tokens = [token for chunk in chunks for token in chunk.token_ids]
     assert json.loads(text_of(tokens)).keys() == set(schema["required"])
     stats = chunks[-1].stats
@@ -312,7 +312,7 @@ GROWING = {
         for i in range(40)
     ]
 }
-"""Valid, and beyond what llguidance follows once the object is open."""
+"""Valid, but exceeds llguidance's limits once the object is open."""
 
 
 @pytest.mark.parametrize("error_rate", [0.0, 1.0])
@@ -386,7 +386,7 @@ def test_a_complete_answer_ends_whatever_min_tokens_says() -> None:
 def test_an_open_grammar_goes_on_while_it_has_to(
     stop: tuple[int, ...], least: int, expected: int, error_rate: float
 ) -> None:
-    """Past the model's own end where that is no stop (`ignore_eos`), and up to `min_tokens`."""
+    """Continues past the model's own end token if that is no stop (`ignore_eos`), and up to `min_tokens`."""
     for asked in asking(GRAMMARS["open"], sampling=SEEDED):
         going_on = dataclasses.replace(
             asked, stop_token_ids=stop, adjustments=LogitAdjustments(min_tokens=least)
@@ -404,7 +404,7 @@ def test_stops_that_alone_may_follow_are_drawn_as_the_target_likes_them() -> Non
     for asked in asking(grammar):
         plain = dataclasses.replace(asked, stop_token_ids=(*digits, END))
         wanted = run(loop_of({}, 1.0), [plain])[asked.request_id]
-        for least in (1, 2, 9):  # held already, held by the stop, or never
+        for least in (1, 2, 9):  # reached before the stop, with the stop, or never
             longer = dataclasses.replace(plain, adjustments=LogitAdjustments(min_tokens=least))
             assert run(loop_of({}, 1.0), [longer])[asked.request_id] == wanted
 
@@ -454,6 +454,6 @@ for kind, source in ((GrammarKind.LARK, rules), (GrammarKind.JSON_SCHEMA, text))
 
 
 def test_deep_grammars_do_not_overflow_a_stack() -> None:
-    """In a process of its own: it would be its end."""
+    """In a separate process, which an overflow would kill."""
     done = subprocess.run([sys.executable, "-c", DEEP], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

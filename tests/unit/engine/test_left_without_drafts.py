@@ -1,4 +1,4 @@
-"""Requests that are left without drafts, or with what was looked up, are not asked about in every round."""
+"""The planner is not asked every round about requests it left without drafts or with looked-up ones."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.unit.engine.tiny import request
 
 
 class Asked(FullPlanSource):
-    """Prefers what was looked up where that promises a token, and counts the questions."""
+    """Prefers looked-up tokens if they promise enough, and counts how often it is asked."""
 
     def __init__(self) -> None:
         self.questions = 0
         self.least = 1.0
-        """Tokens that have to be promised by what is looked up, or there is a draft."""
+        """Expected looked-up tokens below which it wants a draft."""
 
     def wants_draft(self, candidates: Sequence[DraftCandidate]) -> tuple[bool, ...]:
         self.questions += 1
@@ -30,7 +30,7 @@ class Asked(FullPlanSource):
 
 
 class Round:
-    """Rounds of some sequences for whom blocks of given confidences are looked up."""
+    """Plays rounds of sequences with looked-up blocks of given confidences."""
 
     def __init__(self) -> None:
         self.planner, self.confidences, self.drafted = Asked(), (0.9, 0.9), 0
@@ -53,7 +53,7 @@ class Round:
         self._turns.release(name)
 
     def go(self, names: str, confidences: tuple[float, ...], floor: float | None = None) -> int:
-        """-> how often the planner was asked."""
+        """Plays a round; returns how often the planner was asked."""
         before, self.confidences = self.planner.questions, confidences
         members = [
             SequenceState(replace(request(name, [1, 2]), min_tokens_per_second=floor), order, 0, 99)
@@ -79,7 +79,7 @@ def test_what_promises_less_or_is_another_requests_is_asked_about_at_once() -> N
     assert rounds.go("a", (0.9, 0.8)) == 0
     assert rounds.go("b", (0.9, 0.9)) == 1
     assert rounds.go("b", ()) == 1
-    assert rounds.drafted == 1  # for whom nothing was looked up
+    assert rounds.drafted == 1  # the one with nothing looked up
     assert rounds.go("b", (0.9, 0.9)) == 1
 
 
@@ -87,8 +87,8 @@ def test_several_who_are_left_without_drafts_are_asked_about_once_in_some_rounds
     rounds = Round()
     rounds.planner.least = 0.0
     assert [rounds.go("ab", ()) for _ in range(2 * (LEFT_ROUNDS + 1))] == [1, *(0,) * LEFT_ROUNDS] * 2
-    assert rounds.go("ab", (0.9,)) == 1  # its turn
-    assert rounds.go("ab", (0.8,)) == 1  # for whom less was looked up
+    assert rounds.go("ab", (0.9,)) == 1  # due again
+    assert rounds.go("ab", (0.8,)) == 1  # looked-up tokens promise less
     assert rounds.go("abc", (0.8,)) == 1
     assert rounds.go("bc", (0.8,)) == 1
     assert rounds.drafted == 0

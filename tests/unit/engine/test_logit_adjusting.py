@@ -1,4 +1,4 @@
-"""Penalties and biases: as if tokens were decoded one by one, however they are drafted and verified."""
+"""Penalties and biases act as if tokens were decoded one by one, however they are drafted and verified."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ CASES = {
 
 
 def adjusted(logits: Tensor, asked: LogitAdjustments, prompt: Sequence[int], output: Sequence[int]) -> Tensor:
-    """By the words of the OpenAI API and of `LogitAdjustments`, one token at a time."""
+    """By the definitions of the OpenAI API and of `LogitAdjustments`, one token at a time."""
     logits = logits.clone()
     for token_id in range(VOCAB):
         value = logits[token_id]

@@ -1,4 +1,4 @@
-"""Drafts from a request's own text: the tokens stay the target's, and losers are not verified for long."""
+"""Drafts from a request's own text: the tokens remain the target's, and bad drafts are soon not verified."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SEEDED = SamplingParams(temperature=0.9, seed=77)
 
 
 class Reports(FullPlanSource):
-    """Verifies everything and keeps what it is told."""
+    """Verifies everything and records reports."""
 
     def __init__(self) -> None:
         self.reports: list[RoundReport] = []
@@ -72,7 +72,7 @@ def loop_of(
 
 
 def table_of_target(asked: dict[str, list[int]]) -> NgramTable:
-    """Of greedy and of sampled answers of the tiny target."""
+    """A table built from greedy and sampled answers of the tiny target."""
     answers = [
         run(loop_of(), [request(n, p, 40, sampling=sampling) for n, p in asked.items()])
         for sampling in (GREEDY, SamplingParams(temperature=0.7, seed=3))
@@ -108,7 +108,7 @@ def test_tokens_are_those_without_speculation(planner, sampling, drafted, table)
 
 
 class Refusing(Reports):
-    """Verifies nothing until told otherwise."""
+    """Verifies nothing while `refuses` is set."""
 
     refuses = True
 
@@ -119,7 +119,7 @@ class Refusing(Reports):
 def test_what_is_never_verified_is_looked_up_rarely_until_it_is() -> None:
     planner = Refusing()
     loop = loop_of(planner)
-    name, prompt = next(iter(repetitive().items()))  # of one alone: for several, times of rounds decide too
+    name, prompt = next(iter(repetitive().items()))  # a lone request: for several, round times matter as well
     loop.submit(request(name, prompt, 200))
     for _ in range(80):
         loop.step()
@@ -133,7 +133,7 @@ def test_what_is_never_verified_is_looked_up_rarely_until_it_is() -> None:
 
 
 class Costly(Reports):
-    """Rounds of several requests take so many times as long where anything is looked up."""
+    """Rounds of several requests take `times` as long if anything is looked up."""
 
     def __init__(self, clock: ManualClock, times: float) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ def test_a_target_that_repeats_itself_is_decoded_in_fewer_rounds() -> None:
     stats = chunks[-1].stats
     assert stats is not None
     assert stats.committed_tokens == 159
-    assert stats.accepted_length > 2.0  # greedy tiny models loop
+    assert stats.accepted_length > 2.0  # greedy decoding of tiny models loops
     assert stats.lookup_accepted_tokens == stats.accepted_tokens > 80
 
 
@@ -185,7 +185,7 @@ def test_a_table_drafts_where_nothing_repeats() -> None:
 
 
 def test_unseeded_sampling_keeps_the_targets_law(table) -> None:
-    """The second token of the answer, with a looked-up draft before it in every run."""
+    """Tests the second token of the answer, which follows a looked-up draft in every run."""
     prompt, runs = [3, 5, 3, 5, 3], 2500
     decoder = tiny_decoder()
     sampling = SamplingParams(temperature=1.0)

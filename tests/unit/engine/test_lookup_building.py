@@ -1,4 +1,4 @@
-"""Which tables of n-grams a target may draft from."""
+"""Which n-gram tables a target may draft from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens do not depend on who plans: every planner against naive decoding, float32."""
+"""Tokens do not depend on the planner: every planner compared to naive decoding in float32."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STEEP = RoundTimeModel(StepTimeModel.of_curve((1, 32), (0.001, 1.0)), DraftTimeM
 
 
 class Delayed(LocalPlanSource):
-    """Spends capacities as they come from a scheduler."""
+    """Plans with capacities as a scheduler would send them."""
 
     def __init__(self) -> None:
         super().__init__(STAIRS)
@@ -43,7 +43,7 @@ class Delayed(LocalPlanSource):
 
 
 class Priced(LocalPlanSource):
-    """Prices of a shared drafter's time that come and go, by what was accepted, as a scheduler's would."""
+    """Draft prices that vary with what was accepted, as a scheduler's would."""
 
     def __init__(self) -> None:
         super().__init__(STAIRS)
@@ -69,7 +69,7 @@ SEEDED = SamplingParams(temperature=0.9, seed=77)
 
 @pytest.fixture(scope="module")
 def plain() -> dict[str, dict[str, list[int]]]:
-    """Prompts' continuations without speculation: greedy ones by the naive decoder."""
+    """Prompts and their continuations without speculation, the greedy ones by the naive decoder."""
     given = {f"r{i}": prompt for i, prompt in enumerate(prompts(6, seed=5))}
     decoder = tiny_decoder()
     off = SpeculationOptions(enabled=False)

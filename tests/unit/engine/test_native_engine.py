@@ -1,4 +1,4 @@
-"""The native decoder against PyTorch's operators, and the laws its batches obey."""
+"""The native decoder compared to PyTorch's operators, and the invariants of its batches."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def decoder(config: DecoderConfig, dtype: torch.dtype) -> Decoder:
 
 
 def four_bits_of(model: Decoder) -> dict[str, QuantizedRows]:
-    """Its matrices as a file might hold them."""
+    """Its weight matrices in 4 bits, as a file might hold them."""
     return {
         name: QuantizedRows(
             Format.Q4,
@@ -97,11 +97,11 @@ def engine(
 
 
 def with_stored_weights(config: DecoderConfig, weights: WeightChoice) -> Decoder:
-    """In float32, with the values that blocks hold where `weights` keep them."""
+    """A float32 decoder with the values of quantised blocks, if `weights` keep them."""
     model = decoder(config, torch.float32)
     if weights.keeps_blocks:
         for name, rows in four_bits_of(decoder(config, torch.bfloat16)).items():
-            if "embed" not in name:  # rows are looked up as they were
+            if "embed" not in name:  # embeddings are not quantised
                 values = dequantize(rows.blocks.numpy(), GGMLQuantizationType.Q4_1)
                 model.get_parameter(name).copy_(torch.from_numpy(values))
     return model
@@ -140,14 +140,14 @@ def tokens(count: int) -> list[int]:
 
 
 def pages_for(made: TargetEngine, length: int, seed: int = 0) -> list[int]:
-    """In no order, as a busy cache hands them out."""
+    """Pages in random order, as from a busy cache."""
     pages = list(range(1, made.num_pages))
     random.Random(seed).shuffle(pages)
     return pages[: -(-length // made.page_tokens)]
 
 
 def in_pieces(made: TargetEngine, ids: Sequence[int], pieces: Sequence[int]) -> Tensor:
-    """Logits of every position, computed `pieces` tokens at a time."""
+    """Logits of every position, computed in chunks of `pieces` tokens."""
     pages, rows, start = pages_for(made, len(ids)), [], 0
     for count in pieces:
         rows.append(made.forward([Run(ids[start : start + count], start, pages, count)]))
@@ -194,7 +194,7 @@ def test_a_token_is_the_same_bits_in_any_batch(dtype: torch.dtype, weights: Weig
     crowded = engine(config, dtype=dtype, weights=weights)
     other, mine = tokens(40), list(range(1, 20))
     rows, start = [], 0
-    for count in (200, 8, 8, 84):  # beside somebody else's tokens, and with two threads
+    for count in (200, 8, 8, 84):  # together with other sequences, and with two threads
         theirs, others = Run(other, 0, [30, 31, 32], 0), Run(other, 0, [40, 41, 42], 0)
         own = Run(ids[start : start + count], start, mine, count)
         torch.set_num_threads(2)
@@ -277,7 +277,7 @@ def test_in_bfloat16_speculation_changes_no_token(seed: int | None) -> None:
     lengths = {str(i): len(prompt) for i, prompt in enumerate(asked)}
     drafts = ScriptedDrafts(plain, prompt_lengths=lengths, error_rate=0.3)
     assert answers(True, drafts) == plain
-    assert drafts.items  # there was something to differ by
+    assert drafts.items  # drafting did take place
 
 
 def test_a_layer_the_target_lacks_cannot_be_tapped() -> None:

@@ -1,4 +1,4 @@
-"""Prompts join running streams by as many tokens as the budget of a step allows."""
+"""Prefill joins running requests with as many tokens as the step's time budget allows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_chunk_fills_the_budget_that_decoding_leaves() -> None:
     assert PrefillPacer(10.0, MILLISECOND_PER_TOKEN).allowance(8, 8, 0, 256) == 256
 
 
-@pytest.mark.parametrize("truth", [0.7, 1.0, 1.4])  # of what attending is thought to cost
+@pytest.mark.parametrize("truth", [0.7, 1.0, 1.4])  # true over assumed cost of attention
 def test_steps_stay_in_the_budget_though_a_prompt_attends_to_ever_more(truth: float) -> None:
     per_pair = 4e-4
     pacer = PrefillPacer(0.1, MILLISECOND_PER_TOKEN, tokens_per_pair=per_pair)
@@ -59,7 +59,7 @@ def test_attending_costs_a_wide_model_less_beside_its_linear_layers() -> None:
 def test_a_prompt_is_never_starved() -> None:
     pacer = PrefillPacer(0.001, MILLISECOND_PER_TOKEN)
     assert pacer.allowance(4, 4, 0, 256) == MIN_CHUNK_TOKENS
-    assert pacer.allowance(100, 100, 0, 256) == 100  # as long again as decoding alone
+    assert pacer.allowance(100, 100, 0, 256) == 100  # twice as long as decoding alone
     assert pacer.allowance(4, 4, 0, 3) == 3
     assert pacer.allowance(4, 4, 0, 0) == 0
 
@@ -84,7 +84,7 @@ def test_an_unknown_machine_is_explored_from_small_chunks() -> None:
 
 
 def rounds_of_a_prompt(limits: BatchLimits, step_time: StepTimeModel, prompt: list[int]) -> int:
-    """Beside a running stream."""
+    """Rounds until a prompt is prefilled beside a running request."""
     loop = RoundLoop(tiny_engine(), FullPlanSource(), limits=limits, step_time=step_time)
     loop.submit(request("stream", [1, 2, 3], 60))
     loop.step()
@@ -96,7 +96,7 @@ def rounds_of_a_prompt(limits: BatchLimits, step_time: StepTimeModel, prompt: li
 
 
 def test_drafts_leave_places_for_a_prompt() -> None:
-    """Four streams whose drafts are all accepted and fill the batch; a fifth request comes."""
+    """Four requests whose drafts are all accepted fill the batch; then a fifth arrives."""
     decoder = tiny_decoder()
     given = {f"stream{index}": [1 + index, 2, 3] for index in range(4)}
     drafts = ScriptedDrafts(

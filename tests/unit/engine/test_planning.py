@@ -1,4 +1,4 @@
-"""The local planner: plans on times that follow the machine, and drafts that must pay for themselves."""
+"""The local planner: plans by times that follow the machine, and drafts only where that pays."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def report(
 
 
 def test_tokens_are_admitted_while_throughput_rises() -> None:
-    # 1/20, 1.8/21, 2.3/22, 2.5/30: the third token costs more than it brings.
+    # 1/20, 1.8/21, 2.3/22, 2.5/30: the third token costs more than it gains.
     assert source().plan(REQUESTS) == (2,)
 
 
@@ -84,11 +84,11 @@ def test_a_drafter_that_catches_up_after_a_pause_is_not_taken_for_slow() -> None
     now = planner.round_time
     assert now is not None
     assert primed > 6
-    assert now.draft.seconds(1) < 0.13  # the three that followed each other moved it by 7 % each
+    assert now.draft.seconds(1) < 0.13  # the three consecutive ones moved it by 7 % each
 
 
 def test_a_machine_slower_than_at_start_keeps_the_shape_of_its_curve() -> None:
-    """The same shape, so the same plan; but the wait for drafts weighs less beside slower steps."""
+    """The shape is the same, so the plan is, too; but with slower steps the wait for drafts matters less."""
     planner, slow = source(), source()
     for _ in range(200):
         planner.report(report(2, 0.022, draft_seconds=0.2))
@@ -107,7 +107,7 @@ def test_drafts_beside_which_another_context_was_taken_in_say_nothing_of_usual_o
         planner.report(dataclasses.replace(told, requests=(*told.requests, other)))
         return planner.round_time != before
 
-    assert not learned(True, ())  # b was wanted, and is being primed
+    assert not learned(True, ())  # b should be drafted for but is still being primed
     assert learned(True, (0.9,))
     assert learned(False, ())
 
@@ -154,7 +154,7 @@ def test_a_token_does_not_decide_on_itself_without_a_profile(later: tuple[float,
 
 
 def rounds_drafted(planner: LocalPlanSource, rounds: int, accepted: int, verify: int = 2) -> int:
-    """How many of so many rounds are drafted for, when each draft brings `accepted` tokens."""
+    """How many of `rounds` rounds are drafted for, if each draft gains `accepted` tokens."""
     drafted = 0
     for _ in range(rounds):
         (wants,) = planner.wants_draft([DraftCandidate(sequence_id="a")])
@@ -177,7 +177,7 @@ def rounds_drafted(planner: LocalPlanSource, rounds: int, accepted: int, verify:
 
 def test_drafts_that_do_not_pay_are_dropped_and_rarely_tried_again() -> None:
     planner = source(0.010)
-    # A round of 20 ms gives one token; with drafts that never stand it takes 32 ms.
+    # A round of 20 ms gives one token; with drafts that are never accepted it takes 32 ms.
     assert rounds_drafted(planner, 100, accepted=0) < 20
     assert rounds_drafted(planner, 1000, accepted=0) < 15
     assert planner.paused_requests in (0, 1)
@@ -202,7 +202,7 @@ def looked_up(survival: tuple[float, ...], count: int, coupled: bool = True) -> 
 
 
 def test_a_plan_for_a_percent_or_two_is_not_followed() -> None:
-    """Each token costs 0.9 of what the round costs a request: one that stands with 0.92 hardly pays."""
+    """Each token costs 0.9 of a request's share of the round: one with survival 0.92 hardly pays."""
     steps = StepTimeModel.of_curve((8, 64), (0.008, 0.0584))
     planner = LocalPlanSource(RoundTimeModel(steps))
     assert planner.plan(looked_up((0.92,), 8)) == (0,) * 8
@@ -210,7 +210,7 @@ def test_a_plan_for_a_percent_or_two_is_not_followed() -> None:
 
 
 def test_where_a_plan_may_not_look_ahead_it_is_followed_as_it_is() -> None:
-    """Dropping it would make what is verified depend on tokens behind."""
+    """Dropping it would make verification depend on later tokens."""
     steps = StepTimeModel.of_curve((8, 64), (0.008, 0.0584))
     planner = LocalPlanSource(RoundTimeModel(steps))
     assert planner.plan(looked_up((0.92,), 8, coupled=False)) == (1,) * 8
@@ -221,7 +221,7 @@ LIKELY = (0.9, 0.85, 0.8, 0.75)
 
 
 def served(planner: LocalPlanSource, round_: int, factor: float, floor: float | None = None) -> int:
-    """One round of a request with looked-up tokens, each of them `factor` times as dear as profiled."""
+    """Plays a round of a request with looked-up tokens that cost `factor` times as much as profiled."""
     request = PlanRequest(
         sequence_id="a",
         survival=LIKELY,
@@ -247,7 +247,7 @@ def served(planner: LocalPlanSource, round_: int, factor: float, floor: float | 
 
 @pytest.mark.parametrize("rounds_before", [20, 400])
 def test_tokens_that_became_dear_are_no_longer_verified_within_ten_rounds(rounds_before: int) -> None:
-    """As where cores are taken away: a step of one token takes what it did."""
+    """As when cores are taken away: a step of one token takes as long as before."""
     planner = LocalPlanSource(RoundTimeModel(STEEP))
     before = [served(planner, round_, 1.0) for round_ in range(rounds_before)]
     dear = [served(planner, round_, 10.0) for round_ in range(20)]

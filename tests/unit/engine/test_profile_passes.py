@@ -1,4 +1,5 @@
-"""Passes of a profile use memory as served ones do: own pages, written before, others each time."""
+"""Profiled passes use memory as served ones do: separate pages per request, written before, different each
+time."""
 
 from __future__ import annotations
 
@@ -74,5 +75,5 @@ def test_a_real_engine_computes_them() -> None:
 
 
 def test_tokens_are_chosen_by_what_rounds_choose_with() -> None:
-    """PyTorch's own argmax leaves threads spinning beside the next pass."""
+    """PyTorch's argmax would leave threads spinning on the cores of the next pass."""
     assert profile_passes.greedy_tokens is acceptance.greedy_tokens

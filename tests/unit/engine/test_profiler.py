@@ -1,4 +1,4 @@
-"""Profiles of engines whose times are known: exact points, stairs found, budgets kept."""
+"""Profiles of engines with known times: exact points, stairs found, budgets kept."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ KIND = ReplicaKind(model="tiny", engine="native", hardware="cpu", dtype="float32
 
 
 class Clocked:
-    """An engine that only takes time, by a law; the first pass of a shape takes ten times as long."""
+    """An engine that only takes time, given by a function; the first pass of a shape takes ten times as
+    long."""
 
     max_context_tokens = 4096
     page_tokens = 16
@@ -96,7 +97,7 @@ def test_a_slope_is_not_searched_for_stairs() -> None:
 @pytest.mark.parametrize("budget", [0.5, 2.0, 10.0])
 def test_the_budget_bounds_the_time(budget) -> None:
     model, engine = profile(smooth, budget_seconds=budget)
-    # What is not measured is at most one shape's first pass over it.
+    # It may be exceeded by at most the first pass of one shape.
     assert engine.now < budget + 11 * smooth(32, 256, 32 * 128)
     assert len(model.points) >= 3
 
@@ -141,7 +142,7 @@ def test_a_real_engine_is_profiled_within_its_context() -> None:
 
 
 def test_looked_up_blocks_are_measured_as_far_as_they_go() -> None:
-    """Level as far as the other points of one request go, and steep from there."""
+    """Step times are flat up to the largest regular point of one request, and steep beyond."""
 
     def bent(requests: int, tokens: int, context: int) -> float:
         return 0.010 + 0.002 * max(tokens - 8, 0)
@@ -223,7 +224,7 @@ def test_keys_name_model_hardware_dtype_weights_and_what_computes() -> None:
 
 
 def busy(seed: int) -> Callable[[int, int, int], float]:
-    """As measured on a shared machine: most steps take a tenth more, one in three up to twice as long."""
+    """As measured on a shared machine: most steps take a tenth longer, one in three up to twice as long."""
     noise = random.Random(seed)
 
     def law(requests: int, tokens: int, context: int) -> float:
@@ -251,7 +252,7 @@ def test_what_decides_for_one_user_is_near_the_truth_on_a_busy_machine(seed: int
 
 
 class Moody(Clocked):
-    """For a while, again and again, every step takes half as long again."""
+    """Slows down repeatedly: for a while every step takes 1.5 times as long."""
 
     pace = 1.0
 

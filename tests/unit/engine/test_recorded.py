@@ -1,4 +1,4 @@
-"""Recording ahead: what is recorded, what is left for later, and that nothing of it is served."""
+"""Recording ahead: what is recorded, what is left for later, and that it touches no request's state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _as_engines_compute():
 
 
 class Recorder:
-    """Remembers what it was asked for; `full` asks find no memory, and each takes `seconds`."""
+    """Counts requests; the first `full` ones fail for lack of memory, and each takes `seconds`."""
 
     def __init__(
         self, full: int = 0, seconds: float = 1.0, error: type[Exception] = torch.OutOfMemoryError
@@ -47,7 +47,7 @@ def passes(recorder, seen=None):
 
 
 class Owner:
-    """Of the passes: it has what computes them."""
+    """Owns the passes and the method that computes them."""
 
     def __init__(self, passes, compute):
         self.passes = passes
@@ -86,7 +86,7 @@ def test_recording_ahead_ends_with_its_time(caplog):
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError, RuntimeError])
 def test_sizes_without_memory_are_left_out_and_the_others_recorded(caplog, error):
-    """The allocator's error, the driver's own, and those of cuBLAS and Triton."""
+    """With the errors of PyTorch's allocator, of the driver, and of cuBLAS and Triton."""
     recorder = Recorder(full=2, error=error)
     ours = passes(recorder)
     with caplog.at_level(logging.INFO):
@@ -100,7 +100,7 @@ def test_sizes_without_memory_are_left_out_and_the_others_recorded(caplog, error
 
 
 def test_recording_ahead_computes_nothing_of_anybodys():
-    """The values of a pass before mean something else to another shape: other slots, for one."""
+    """An earlier pass's values mean something else for another shape, for example other slots."""
     seen: list[tuple[int, list[int]]] = []
     ours = passes(Recorder(), seen)
     ours.run(4, torch.tensor([9, 9, 9, 9]))

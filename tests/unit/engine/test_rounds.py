@@ -1,4 +1,4 @@
-"""The round loop against naive decoding: whatever drafts, chunks or pages do, the tokens are the same."""
+"""The round loop compared to naive decoding: the tokens are the same whatever drafts, chunks or pages do."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.unit.engine.tiny import (
 
 
 class Reports(FullPlanSource):
-    """Keeps what it is told."""
+    """Records reports."""
 
     def __init__(self) -> None:
         self.reports: list[RoundReport] = []
@@ -74,7 +74,7 @@ def test_right_drafts_are_accepted_and_counted(greedy_cases) -> None:
     chunks = [output.chunk for _ in range(10) for output in loop.step()]
     stats = chunks[-1].stats
     assert stats is not None
-    # One token from prefill, then blocks of four and a bonus: 5 + 5 + the 3 that remain.
+    # One token from prefill, then blocks of four plus a bonus token: 5 + 5 + the remaining 3.
     assert (stats.rounds, stats.committed_tokens, stats.accepted_tokens) == (3, 13, 10)
     assert [len(chunk.token_ids) for chunk in chunks] == [1, 5, 5, 3]
     assert chunks[-1].finish_reason is FinishReason.LENGTH
@@ -104,7 +104,7 @@ def test_running_out_of_pages_preempts_and_resumes(greedy_cases) -> None:
 
 
 def test_sequences_are_told_apart_without_comparing_what_they_hold() -> None:
-    """Or a round of n requests would compare the tokens of n * n / 2 pairs."""
+    """Otherwise a round of n requests would compare the tokens of n * n / 2 pairs."""
     one, twin = (
         SequenceState(request=request("a", (1, 2, 3), 4), order=0, noise_seed=0, max_length=7)
         for _ in range(2)
@@ -132,7 +132,7 @@ def test_a_prefix_hit_skips_prefill_and_keeps_features(greedy_cases) -> None:
 
 
 class Ticking:
-    """Every look takes a second."""
+    """A clock that advances by one second per reading."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -143,7 +143,7 @@ class Ticking:
 
 
 def test_reported_times_add_up_to_the_time_that_passed(greedy_cases) -> None:
-    """Drafting, passes and what lies between them: nothing is left out, nothing counted twice."""
+    """Drafting, passes and the time between them: nothing is omitted or counted twice."""
     given, _ = greedy_cases
     clock, plans = Ticking(), Reports()
     loop = make_loop(drafts=drafts_for(greedy_cases), planner=plans, clock=clock)
@@ -158,7 +158,7 @@ def test_reported_times_add_up_to_the_time_that_passed(greedy_cases) -> None:
     assert [r.loop_seconds for r in reports[:1]] == [0.0]
     assert sum(r.loop_seconds for r in reports) > 5.0 * (len(reports) - 1)
     whole = sum(r.step_seconds + r.draft_seconds + r.loop_seconds for r in reports)
-    assert whole == ends[-1] - 1.0  # the clock's first look began the first pass
+    assert whole == ends[-1] - 1.0  # the clock's first reading began the first pass
 
 
 def test_a_rest_is_no_work_between_rounds(greedy_cases) -> None:
@@ -199,7 +199,7 @@ def test_losing_drafts_mid_stream_changes_no_token(greedy_cases) -> None:
         rounds += 1
         drafts.fail = rounds in (3, 4)
         if rounds == 5:
-            drafts.lose_state()  # another replica took over: every context must be primed again
+            drafts.lose_state()  # another replica took over: every context must be re-primed
         for output in loop.step():
             tokens[output.request_id].extend(output.chunk.token_ids)
     assert tokens == expected
@@ -253,7 +253,7 @@ SAMPLED = SamplingParams(temperature=1.3, top_k=20, top_p=0.95, seed=7)
 
 @pytest.mark.parametrize("sampling", [SAMPLED, SamplingParams(temperature=0.8, seed=123)])
 def test_a_seed_makes_output_a_function_of_the_request_alone(sampling: SamplingParams) -> None:
-    """Same tokens alone without drafts, and in a crowd with good or bad drafts, chunks and preemption."""
+    """Same tokens alone without drafts, and in a batch with good or bad drafts, chunks and preemption."""
     asked = [request(f"s{i}", prompt, 12, sampling=sampling) for i, prompt in enumerate(prompts(4, seed=3))]
     alone = {}
     for one in asked:
@@ -274,11 +274,11 @@ def test_a_seed_makes_output_a_function_of_the_request_alone(sampling: SamplingP
 
 
 def test_rejection_sampling_keeps_the_targets_distribution() -> None:
-    """First two tokens of many unseeded requests against the exact law (chi-square, p > 0.001).
+    """First two tokens of many unseeded requests against the exact distribution (chi-square, p > 0.001).
 
-    The second token goes through rejection of a uniform proposal. With 4,000 samples over the
-    nine most likely pairs a total-variation bias of 5 % fails; finer power is tested on the
-    algorithm itself, where samples are cheap.
+    The second token goes through rejection of a uniform proposal. With 4,000 samples over the nine most
+    likely pairs, a total-variation bias of 5 % fails. The algorithm itself, where samples are cheap, is
+    tested with higher power.
     """
     decoder = tiny_decoder()
     prompt = [5, 9, 2]
@@ -326,7 +326,7 @@ def test_queue_and_ids_are_bounded() -> None:
 
 
 class Undeclared(ScriptedDrafts):
-    """Forgets to say what its drafts were drawn from."""
+    """Omits the distributions its drafts were drawn from."""
 
     def _block(self, item):
         return dataclasses.replace(super()._block(item), distribution=None)

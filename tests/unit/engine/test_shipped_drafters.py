@@ -1,4 +1,4 @@
-"""What lies in the zoo drafts for the demo target, each kind its own way, and changes no token."""
+"""The zoo's drafters, one of each kind, draft for the demo target and change no token."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def options(name: str) -> EngineOptions:
 
 @pytest.fixture(scope="module")
 def targets() -> dict[bool, BuiltTarget]:
-    """By whether the final hidden state is tapped, as for MTP-1; the other kinds read the same layers."""
+    """Targets by whether the final hidden state is tapped, as for MTP-1; the other kinds tap the same
+    layers."""
     return {mtp1: build_target(options(DRAFTERS[-1 if mtp1 else 0])) for mtp1 in (False, True)}
 
 

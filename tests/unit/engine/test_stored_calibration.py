@@ -1,4 +1,4 @@
-"""A calibration beside the checkpoint: applied to confidences, refused where it does not fit."""
+"""A calibration stored with the checkpoint is applied to confidences, and refused if it does not fit."""
 
 from __future__ import annotations
 

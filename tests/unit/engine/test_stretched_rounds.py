@@ -1,4 +1,4 @@
-"""Targets whose RoPE is stretched in the engine: drafters trained on them, and chunks, change no token."""
+"""Targets with scaled RoPE in the engine: chunks, and drafters trained on them, change no token."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ TARGETS = {
     "llama yarn": lambda: llama(rope_parameters=YARN_ROPE),
     "qwen3 yarn": lambda: qwen3(rope_parameters=YARN_ROPE | {"mscale": 1.3, "mscale_all_dim": 0.7}),
 }
-"""All of 32 positions, stretched to 128."""
+"""All with 32 positions, scaled to 128."""
 BUILDERS = {"dspark": build_dspark, "eagle3": build_eagle3, "mtp1": build_mtp1}
 TOKENS, VOCAB = 40, SIZES["vocab_size"]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, list[int]]]]:
-    """By name: a target with drafters trained on its answers, and the answers of `transformers`."""
+    """By name: a target with drafters trained on its answers, and the answers as `transformers` computes
+    them."""
     found = {}
     for name, build in TARGETS.items():
         model = build()
@@ -49,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict
 
 
 def prompts() -> dict[str, list[int]]:
-    """Answers to them lie before, across and past the positions the target had."""
+    """Their answers lie before, across and beyond the target's original positions."""
     source = random.Random(0)
     return {f"r{n}": [source.randrange(VOCAB) for _ in range(n)] for n in (1, 20, 31, 33, 80)}
 

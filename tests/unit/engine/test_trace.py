@@ -1,4 +1,4 @@
-"""A trace tells what rounds did, stays within its bound, and never holds up a round."""
+"""A trace records what rounds did, stays within its size limit, and never delays a round."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_a_traced_loop_commits_the_same_and_records_its_share(tmp_path: Path, sa
 
 
 class FullDisk:
-    """Takes ten bytes more, then none, while `full`."""
+    """Accepts ten more bytes and then none, while `full`."""
 
     def __init__(self) -> None:
         self._write = os.write

@@ -1,4 +1,4 @@
-"""The verifier's asyncio face over a real round loop."""
+"""The verifier's asyncio interface over a real round loop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.unit.engine.tiny import make_loop, naive_greedy, prompts, request, ti
 
 @pytest.fixture
 def started() -> Iterator[Callable[..., Verifier]]:
-    """Starts verifiers and stops them, whatever becomes of the test."""
+    """Starts verifiers and stops them even if the test fails."""
     made: list[Verifier] = []
 
     def start(rounds: RoundLoop, **options: object) -> Verifier:
@@ -55,7 +55,7 @@ async def test_a_reader_that_falls_behind_gets_what_it_missed_as_one_chunk(verif
     stream = verifier.generate(one)
     first = await anext(stream)
     await eventually(lambda: not verifier.status.running_requests)
-    await asyncio.sleep(0.1)  # until what the last round put is here
+    await asyncio.sleep(0.1)  # until the last round's output has arrived
     rest = await anext(stream)
     with pytest.raises(StopAsyncIteration):
         await anext(stream)
@@ -63,20 +63,20 @@ async def test_a_reader_that_falls_behind_gets_what_it_missed_as_one_chunk(verif
     assert first.token_ids
     assert rest.finish_reason is FinishReason.LENGTH
     assert rest.stats is not None
-    assert rest.stats.committed_tokens == 11  # of rounds; the first token comes with the prompt
+    assert rest.stats.committed_tokens == 11  # in rounds; the first token comes from prefill
 
 
 async def test_a_round_wakes_its_listeners_together(
     verifier: Verifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Waking an event loop costs a system call, which every token of a batch would pay for."""
+    """Waking an event loop costs a system call, which would otherwise be paid for every token of a batch."""
     loop, wakes = asyncio.get_running_loop(), []
     wake = loop.call_soon_threadsafe
     monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *told, **more: wakes.append(wake(*told, **more)))
     asked = [request(f"r{i}", prompt, 40) for i, prompt in enumerate(prompts(5))]
     results = await asyncio.gather(*(collect(verifier, one) for one in asked))
     assert sum(map(len, results)) == 200
-    # One a round, and one for each request that arrives.
+    # One per round and one per arriving request.
     assert len(wakes) < 100
 
 
@@ -226,7 +226,7 @@ async def test_a_round_that_does_not_end_is_a_problem_and_holds_up_no_stop(start
 
 
 async def test_requests_count_as_waiting_from_when_they_arrive(started) -> None:
-    """Whoever is told that they have must not miss them while a long round keeps them from being taken in."""
+    """The scheduler, told that they arrived, must not miss them while a long round delays queueing them."""
 
     class Slow(Stuck):
         entered = threading.Event()

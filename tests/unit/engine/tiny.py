@@ -78,7 +78,7 @@ def tiny_engine(
 
 
 def causal_attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """One whole sequence, no cache: the reference."""
+    """The reference: one whole sequence without a cache."""
     out = F.scaled_dot_product_attention(
         q.transpose(0, 1)[None],
         k.transpose(0, 1)[None],
@@ -104,10 +104,9 @@ def naive_greedy(decoder: Decoder, prompt: Sequence[int], count: int) -> list[in
 
 
 class ScriptedDrafts:
-    """A `DraftSource` that guesses from known continuations, wrong with a given probability.
+    """A `DraftSource` that drafts known continuations, with errors at a given rate.
 
-    It keeps the features it was sent and fails when a context would have a hole, as a real
-    drafter must.
+    Keeps the features it was sent and, like a real drafter, fails if a context would have a hole.
     """
 
     def __init__(
@@ -121,7 +120,7 @@ class ScriptedDrafts:
         confidences: bool = True,
         apart: bool = False,
     ) -> None:
-        """`apart`: drafts on a thread of its own, in the order in which it is asked."""
+        """`apart`: drafts on its own thread, in the order of the requests."""
         self.continuations = continuations or {}
         self.prompt_lengths = prompt_lengths or {}
         self.error_rate = error_rate
@@ -159,7 +158,7 @@ class ScriptedDrafts:
 
     def lose_state(self) -> None:
         if self._worker is not None:
-            self._worker.submit(self._lose_state).result()  # between drafts, not within
+            self._worker.submit(self._lose_state).result()  # between drafts, not during one
         else:
             self._lose_state()
 
@@ -182,7 +181,7 @@ class ScriptedDrafts:
         return future
 
     def _blocks(self, items: Sequence[DraftItem], generation: int) -> DraftReply:
-        if generation != self._generation:  # what they build on is lost
+        if generation != self._generation:  # the context they continue is lost
             return DraftReply([DraftBlock(item.sequence_id, needs_context=True) for item in items])
         return DraftReply([self._block(item) for item in items])
 
@@ -203,7 +202,7 @@ class ScriptedDrafts:
         ]
         distribution = None
         if item.verification is Verification.REJECTION and not item.sampling.greedy:
-            # Drawn from a uniform proposal over the vocabulary, truly.
+            # Really drawn from a uniform proposal over the vocabulary.
             block = [self.random.randrange(VOCAB) for _ in block]
             distribution = SparseDistribution(
                 token_ids=torch.arange(VOCAB).repeat(len(block), 1),
@@ -254,7 +253,7 @@ def request(
 
 
 def run(loop: RoundLoop, requests: Sequence[GenerateRequest], max_rounds: int = 2000) -> dict[str, list[int]]:
-    """Submits all, steps until done -> generated tokens by request."""
+    """Submits all requests and steps until done; returns the generated tokens by request."""
     for one in requests:
         loop.submit(one)
     tokens: dict[str, list[int]] = {one.request_id: [] for one in requests}
