@@ -25,7 +25,7 @@ class CachedPrefix:
 class BlockManager:
     """Reference-counted pages with an exact-match prefix cache.
 
-    Page 0 is never handed out: padding reads from it.
+    Page 0 is never allocated: padding reads and writes it.
     """
 
     def __init__(self, num_pages: int, page_tokens: int) -> None:

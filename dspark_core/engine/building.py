@@ -77,8 +77,7 @@ class EngineOptions:
     cuda_graphs: bool = True
     """False: on a GPU, launch every kernel separately."""
     lookup: bool = False
-    """Whether drafts may also be looked up, in blocks longer than a drafter's: graphs are recorded for
-    them."""
+    """Whether drafts may also be looked up. Graphs are then recorded for their longer blocks as well."""
     engine: str = NATIVE
     """What computes the target: `native` (our own kernels or PyTorch's operators) or `vllm`."""
     vllm_arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -281,8 +280,7 @@ def _kept_states(layers: tuple[int, ...], loaded: LoadedTarget) -> ContextProjec
 
 
 def _load(options: EngineOptions) -> LoadedTarget:
-    """Raises ConfigError if the requested weights are not available here: never substitutes others
-    silently."""
+    """Raises ConfigError if the requested weights are not available here; never substitutes others."""
     choice, device = WeightChoice(options.weights), options.torch_device
     if not choice.exact and device.type != "cpu":
         raise ConfigError(

@@ -26,8 +26,7 @@ class Confidences:
             )
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """logits [requests, block] -> probabilities of the same shape; blocks may be shorter than the
-        scaling."""
+        """logits [requests, block] -> probabilities likewise; blocks may be shorter than the scaling."""
         logits = logits.float()
         if self._tensors is not None:
             block = logits.shape[1]

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from dspark_core.engine.kv_cache import PagedFeatures
 
 MAX_WAITING_ROWS = 64
-"""More rows are projected at once: they amortise the weights, and taps are several times as large as
-features."""
+"""More rows are projected at once: they amortise the weights, and taps are larger than features."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +30,7 @@ class ContextProjection:
 
 
 class ContextFeatures:
-    """Stores features by slot. A read returns what was last written, whether or not it was projected
-    already."""
+    """Stores features by slot. Reads return what was last written, whether or not projected already."""
 
     def __init__(self, projection: ContextProjection, paged: PagedFeatures, *, at_once: bool = False) -> None:
         """`at_once`: project immediately. Needed for recorded passes, which include the projection and

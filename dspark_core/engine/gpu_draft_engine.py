@@ -35,8 +35,7 @@ from dspark_core.records import Verification
 
 
 def computes(drafter: DSparkDrafter) -> bool:
-    """Whether this engine supports the drafter. With MoE, the host would have to know which tokens each
-    expert gets."""
+    """Whether this engine supports the drafter. Not MoE: the host would have to know each expert's tokens."""
     return drafter.config.moe is None
 
 
@@ -114,8 +113,7 @@ class GpuDraftEngine(ContextDraftEngine):
         return self._blocks(items, ids, rows, _distributions(items, proposals))
 
     def _shape(self, requests: int, *, greedy: bool) -> DraftShape:
-        """The shape with room for the context that a verified block and the bonus token add to each
-        sequence."""
+        """A shape with room for the context that a verified block and its bonus token add per sequence."""
         return DraftShape(
             requests=requests,
             features=min(requests * (self._block + 1), len(self._features)),

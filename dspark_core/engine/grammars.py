@@ -142,8 +142,7 @@ class GrammarCompiler:
         self._end_token_ids: tuple[int, ...] = ()
 
     def prepare(self) -> None:
-        """Loads the tokenizer. Blocks the whole process for up to a second, so call it before the first
-        request."""
+        """Loads the tokenizer before the first request, as that blocks the whole process for up to 1 s."""
         try:
             self._thread.submit(self._tokenizer).result()
         except DSparkError as error:

@@ -1,5 +1,4 @@
-"""Log-probabilities of committed tokens for requests that ask for them, from the target's unadjusted
-logits."""
+"""Log-probabilities of committed tokens, on request, from the target's unadjusted logits."""
 
 from __future__ import annotations
 

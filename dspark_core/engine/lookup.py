@@ -109,8 +109,7 @@ class LookupDrafting:
         self._looked.pop(sequence_id, None)
 
     def _looks(self, sequences: Sequence[SequenceState]) -> bool:
-        """Whether to look up this round. Always with a grammar: tokens that it forces are sure to be
-        accepted."""
+        """Whether to look up this round. Always with a grammar: tokens it forces are sure to be accepted."""
         if self._always or len(sequences) < 2:
             return True
         if any(sequence.grammar is not None for sequence in sequences):
@@ -151,8 +150,7 @@ def _allowed(sequence: SequenceState) -> bool:
 def _grammatical(
     grammar: SequenceGrammar, token_ids: tuple[int, ...], promised: tuple[float, ...], most: int
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """The tokens that the grammar forces, if any; otherwise the prefix of the looked-up ones that it
-    allows."""
+    """The tokens that the grammar forces, if any; otherwise the allowed prefix of the looked-up ones."""
     forced = grammar.forced()[:most]
     if forced:
         return forced, (FORCED_CONFIDENCE,) * len(forced)

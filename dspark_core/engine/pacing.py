@@ -13,8 +13,7 @@ MIN_CHUNK_TOKENS = 8
 """A prompt advances by at least this much per step, whatever the cost, so that it does not starve."""
 MAX_SLOWDOWN = 2.0
 """A prompt may make a step this many times as long as decoding alone, even beyond the budget. Otherwise a
-large model, whose decoding takes half the budget or more, would prefill in tiny chunks, each costing a
-step."""
+large model that needs half the budget for decoding would prefill in tiny chunks, each costing a step."""
 
 MAX_SURPRISE = 2.0
 """Bound on the ratio between a step's time and the expected one."""

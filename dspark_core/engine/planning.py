@@ -1,5 +1,4 @@
-"""Local planning: applies the pure planners to this engine's times, as measured and refined by live
-rounds."""
+"""Local planning: applies the pure planners to this engine's times, which live rounds keep refining."""
 
 from __future__ import annotations
 

@@ -26,8 +26,7 @@ STAIR_TURNS = 3
 """How often a point inside a jump is timed, each time in turn with its neighbours."""
 
 LOOKUP_REQUESTS = 4
-"""Looked-up blocks are measured for at most this many requests: more hardly ever verify one in the same
-step."""
+"""Looked-up blocks are measured for at most this many requests: more rarely verify one in the same step."""
 
 WRITING_SHARE = 0.2
 """Largest share of the budget for writing the pages that timed passes then read."""

@@ -112,7 +112,7 @@ class RoundLoop:
         self._adjuster = LogitAdjuster()
         longest = self.batcher.limits.max_step_seconds
         self._clock = clock
-        self._pass_ended: float | None = None  # of the round before, when this one follows at once
+        self._pass_ended: float | None = None  # end of the previous pass; None after an idle time
         self._pacer: PrefillPacer | None = None
         if longest is not None:
             pairs = tokens_per_pair(engine.config)

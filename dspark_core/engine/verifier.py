@@ -22,8 +22,8 @@ _log = logging.getLogger(__name__)
 MAX_CONSECUTIVE_FAILURES = 3
 """After this many failed rounds in a row the verifier counts as unhealthy."""
 STALL_SECONDS = 600.0
-"""A longer round counts as hung: by a device, or a lock that nobody releases. A large model on a few cores
-takes minutes for a prefill chunk; after this long nobody waits for the answer any more."""
+"""A longer round counts as hung, for example on a device or a lock that is never released. A large model on a
+few cores takes minutes for a prefill chunk; after this long nobody waits for the answer any more."""
 JOIN_SECONDS = 4.0
 """How long `stop` waits for a round to end; less than supervisors wait for a process to end."""
 
@@ -65,8 +65,7 @@ class _Stream:
         self._filled.set()
 
     async def get(self) -> GenerateChunk:
-        """Waits for the chunks put since the last call and joins them; raises an error after earlier
-        chunks."""
+        """Waits for new chunks and returns them joined; raises an error after the chunks before it."""
         await self._filled.wait()
         chunks, self._chunks = self._chunks, []
         if chunks:

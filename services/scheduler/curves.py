@@ -50,8 +50,7 @@ class CurveBook:
         return taken_over
 
     def leave(self, kind: ReplicaKind, replica_id: str) -> None:
-        """Removes a replica that is no longer of this kind. If it was the last member, the pooled curve is
-        kept."""
+        """Removes a replica no longer of this kind; keeps the pooled curve if it was the last member."""
         members = self._members.get(kind, OrderedDict())
         pooled = self.pooled(kind)
         members.pop(replica_id, None)

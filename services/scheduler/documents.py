@@ -17,8 +17,7 @@ class DocumentStore(Protocol):
     async def load(self) -> dict[str, str]: ...
 
     async def save(self, documents: dict[str, str], term: int) -> bool:
-        """Returns False and stores nothing if `term` is not the leader's: a replaced leader must not
-        write."""
+        """Stores nothing and returns False if `term` is not the leader's: it has been replaced."""
         ...
 
     async def close(self) -> None: ...

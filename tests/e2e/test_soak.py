@@ -1,5 +1,4 @@
-"""A few seconds of the soak test's mixed load on the whole stack: answers are consistent, nothing is
-leaked."""
+"""Seconds of the soak test's mixed load on the whole stack: answers are consistent, nothing is leaked."""
 
 from __future__ import annotations
 

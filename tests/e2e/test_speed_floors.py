@@ -1,5 +1,4 @@
-"""Speed floors over HTTP on the real stack: refused if out of reach, otherwise held, reported and
-protected."""
+"""Speed floors over HTTP on the real stack: refused if out of reach, otherwise reported and protected."""
 
 from __future__ import annotations
 

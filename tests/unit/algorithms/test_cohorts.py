@@ -24,8 +24,7 @@ def times(per_token: float, base: float, draft: float, network: float) -> RoundT
 
 
 def simulated_cycle(step: float, draft: float, network: float, cycles: int = 200) -> float:
-    """Seconds per cycle of two cohorts that share one target and one drafter, each doing one thing at a
-    time."""
+    """Seconds per cycle of two cohorts with one target and one drafter, each doing one thing at a time."""
     asked, drafter_free, target_free = [0.0, 0.0], 0.0, 0.0
     ends: list[float] = []
     for turn in range(COHORTS * cycles):

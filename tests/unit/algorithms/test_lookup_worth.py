@@ -53,8 +53,7 @@ def simulated(
 def test_few_rounds_go_the_worse_way_whatever_the_load_does(
     load: Callable[[int, random.Random], int], gain: float
 ) -> None:
-    """The worse alternative is tried in a few of hundreds of rounds, and the first rounds look up
-    untested."""
+    """The worse alternative is tried in a few of hundreds of rounds; the first rounds look up untested."""
     worse = [simulated(LookupWorth(), 8000, gain, load=load, seed=seed).count(gain < 0) for seed in range(6)]
     assert sum(worse) / len(worse) < 0.03 * 8000
     assert min(worse) >= 3 * TRIED_ROUNDS
@@ -62,8 +61,7 @@ def test_few_rounds_go_the_worse_way_whatever_the_load_does(
 
 @pytest.mark.parametrize("gain", [-0.1, 0.1])
 def test_a_machine_whose_speed_comes_and_goes_is_no_reason_to_change(gain: float) -> None:
-    """Speed varies by a factor of three within minutes, which must not be attributed to either
-    alternative."""
+    """Speed varies by a factor of three within minutes, whichever alternative is used."""
     for seed in range(6):
         looked = simulated(
             LookupWorth(), 8000, gain, speed=lambda number: 1.5 + 0.75 * math.sin(number / 300), seed=seed

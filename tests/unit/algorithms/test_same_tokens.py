@@ -1,5 +1,4 @@
-"""Greedy and coupled decoding commit the same tokens with any drafts, verify lengths and batch, or no
-drafts."""
+"""Greedy and coupled decoding commit the same tokens with any drafts, verify lengths and batch."""
 
 import pytest
 import torch

@@ -160,8 +160,7 @@ def test_throughput_goes_on_until_a_floor_that_holds_would_break(
 
 
 def test_a_token_may_go_to_the_only_request_whose_floor_it_holds() -> None:
-    """Another request's token would break the floor; its own, the likeliest, compensates for the longer
-    round."""
+    """Another request's token would break the floor; its own, likelier one makes up for the longer round."""
     everyone = np.ones(2, dtype=np.bool_)
     seconds, start = np.array([1.0, 1.2, 1.5]), np.zeros(2, dtype=np.int64)
     for survival, lengths in (((0.5, 0.9), [0, 1]), ((0.9, 0.5), [0, 0])):

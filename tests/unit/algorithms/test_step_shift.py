@@ -1,5 +1,4 @@
-"""A change of the machine's speed is recognised from a few steps by their contents; stalls are not mistaken
-for it."""
+"""A change of the machine's speed is recognised from a few steps, but stalls are not mistaken for one."""
 
 import random
 

@@ -14,8 +14,7 @@ from dspark_core.engine.rounds import BatchLimits, RoundLoop
 
 
 def loop_of(directory: Path, drafter: str | None, *, native: bool = True, **limits: int) -> RoundLoop:
-    """A loop that verifies whole blocks. `drafter`: name of its directory below the target's; None: plain
-    decoding."""
+    """Verifies whole blocks. `drafter`: its directory's name below the target's; None: plain decoding."""
     path = None if drafter is None else str(directory / drafter)
     options = EngineOptions(
         target_model=str(directory), drafter=path, dtype="float32", kv_cache_bytes=2**22, native=native

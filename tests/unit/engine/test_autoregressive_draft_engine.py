@@ -1,5 +1,4 @@
-"""What autoregressive drafters additionally require of a draft item; and drafts leave no trace in the
-context."""
+"""What autoregressive drafters require of a draft item; and drafts leave no trace in the context."""
 
 from __future__ import annotations
 

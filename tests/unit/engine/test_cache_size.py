@@ -1,5 +1,4 @@
-"""Cache sizes too small to serve any request are refused at start; the error names the smallest that
-works."""
+"""Caches too small to serve any request are refused at start; the error names the smallest that works."""
 
 from __future__ import annotations
 

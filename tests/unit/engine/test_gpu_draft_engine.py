@@ -1,5 +1,4 @@
-"""The GPU's draft pass, run on a CPU: padded and replayed without read-backs, it gives the reference's
-blocks."""
+"""The GPU's draft pass, run on a CPU: padded and replayed, it drafts the same blocks as the reference."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Whole engines with the GPU code paths, run on a CPU: golden rounds of DeepSpec checkpoints, Gemma's
-windows."""
+"""Whole engines with the GPU code paths, run on a CPU: golden DeepSpec rounds, and Gemma's windows."""
 
 from __future__ import annotations
 

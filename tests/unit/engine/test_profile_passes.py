@@ -1,5 +1,4 @@
-"""Profiled passes use memory as served ones do: separate pages per request, written before, different each
-time."""
+"""Profiled passes use memory as served ones do: separate pages, written before, different each time."""
 
 from __future__ import annotations
 

@@ -27,8 +27,7 @@ KIND = ReplicaKind(model="tiny", engine="native", hardware="cpu", dtype="float32
 
 
 class Clocked:
-    """An engine that only takes time, given by a function; the first pass of a shape takes ten times as
-    long."""
+    """An engine that takes time by a given function, and ten times as long for the first pass of a shape."""
 
     max_context_tokens = 4096
     page_tokens = 16

@@ -28,8 +28,7 @@ def options(name: str) -> EngineOptions:
 
 @pytest.fixture(scope="module")
 def targets() -> dict[bool, BuiltTarget]:
-    """Targets by whether the final hidden state is tapped, as for MTP-1; the other kinds tap the same
-    layers."""
+    """Targets by whether the final hidden state is tapped, as for MTP-1; others tap the same layers."""
     return {mtp1: build_target(options(DRAFTERS[-1 if mtp1 else 0])) for mtp1 in (False, True)}
 
 

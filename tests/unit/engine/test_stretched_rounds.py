@@ -36,8 +36,7 @@ TOKENS, VOCAB = 40, SIZES["vocab_size"]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, list[int]]]]:
-    """By name: a target with drafters trained on its answers, and the answers as `transformers` computes
-    them."""
+    """By name: a target with drafters trained on its answers, and the answers of `transformers`."""
     found = {}
     for name, build in TARGETS.items():
         model = build()

@@ -88,7 +88,7 @@ class SchedulerServiceServicer:
         would break a speed floor, its own or a running request's, waits up to wait_seconds in its tier's bounded
         queue.
         UNAVAILABLE: no verifier of the model can take the request. RESOURCE_EXHAUSTED, with a retry hint: the
-        queue is full or the wait timed out. INVALID_ARGUMENT: no verifier is fast enough for the request's floor.
+        queue is full or the wait timed out. INVALID_ARGUMENT: no verifier is fast enough for the floor.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
