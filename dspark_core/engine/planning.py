@@ -24,8 +24,8 @@ UNPROFILED_MIN_SURVIVAL = 0.6
 the second and third token of a request cost less than this, but that is not certain on any."""
 
 EAGER_ROUNDS, PLANNED_ROUNDS_PER_LESSON = 128, 6
-"""After the first number of rounds with drafts, times are learned from one in the second: learning took 2 %
-of a single-request round."""
+"""After EAGER_ROUNDS rounds with drafts, times are learned from only one such round in
+PLANNED_ROUNDS_PER_LESSON: learning took 2 % of a single-request round."""
 LESSON_SECONDS = 0.02
 """No round is skipped once the steps since the last lesson took this long: a machine that slowed down has few
 rounds per second."""
@@ -34,8 +34,8 @@ PLAIN_ROUNDS_PER_LESSON = 4
 would noticeably slow a small model."""
 
 MAX_PROBES, ROUNDS_BETWEEN_PROBES = 4, 64
-"""Most rounds that verify nothing after a change of the machine's speed, and the rounds after which there may
-be such again: where speed changes constantly, probing finds out nothing."""
+"""After a change of the machine's speed at most MAX_PROBES rounds verify nothing, and no more until
+ROUNDS_BETWEEN_PROBES rounds later: where speed changes constantly, probing finds out nothing."""
 
 MIN_GAIN = 0.03
 """Least gain in tokens per second that a plan must promise over verifying nothing. The tokens that seem best

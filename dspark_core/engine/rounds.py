@@ -90,8 +90,7 @@ class RoundLoop:
             cohorts: 1 or 2, see `DraftTurns`; None: whichever is faster by the planner's times.
             grammars: None: requests with a grammar are refused.
             step_time: Measured; paces prefill if the limits bound a step's time. None: learned.
-            on_end: Called for each sequence that was not cancelled when it ends, while it still has its
-            pages.
+            on_end: Called for each sequence that ends without being cancelled, before its pages are freed.
         """
         self._engine = engine
         self._planner = planner
