@@ -99,34 +99,43 @@ class SequenceGrammar:
 
     @property
     def problem(self) -> str | None:
-        """Why the grammar cannot continue, or None. Some grammars exceed llguidance's limits."""
-        return first_line(self._matcher.get_error()) if self._matcher.is_error() else self._failure
+        """Why it cannot go on: some grammars grow beyond what llguidance follows. None: it can."""
+        if self._matcher.is_error():
+            return first_line(self._matcher.get_error())
+        if self._failure is None and self._budget.used_up:
+            return "too complex: finding the tokens that may follow takes too long"
+        return self._failure
 
     def fail(self, problem: str) -> None:
         """Notes that the grammar cannot continue."""
         self._failure = problem
 
     def ahead(self) -> SequenceGrammar:
-        """A copy to advance by tokens that may be rejected, and to discard. Copying takes two microseconds;
-        rolling back is not possible with every grammar."""
-        return SequenceGrammar(self._matcher.deep_copy(), self._vocab_size, self._end_token_ids)
+        """To go on with, by tokens that may not stand, and to forget. Copying takes two microseconds; taking
+        tokens back is not possible with every grammar."""
+        copied = self._matcher.deep_copy()
+        return SequenceGrammar(copied, self._vocab_size, self._end_token_ids, self._budget)
 
     def take(self, token_ids: Sequence[int]) -> int:
-        """Advances by the longest allowed prefix of the tokens; returns its length."""
-        return int(self._matcher.try_consume_tokens(list(token_ids)))
+        """Goes on by as many of the tokens as may follow -> how many."""
+        with self._budget.call():
+            return int(self._matcher.try_consume_tokens(list(token_ids)))
 
     def allowed(self) -> npt.NDArray[np.uint8]:
-        """[vocab]: 1 for tokens that may come next, else 0."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        """What may come next, 1 or 0 by token id -> [vocab]."""
+        with self._budget.call():
+            bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         return np.unpackbits(bits, count=self._vocab_size, bitorder="little")
 
     def forced(self) -> tuple[int, ...]:
-        """Tokens of the text that must come next, as the tokenizer would encode it; usually none."""
-        return tuple(self._matcher.compute_ff_tokens())
+        """Tokens of what must come next, as the tokenizer writes it; mostly none."""
+        with self._budget.call():
+            return tuple(self._matcher.compute_ff_tokens())
 
     def valid(self, token_ids: Sequence[int]) -> int:
-        """Length of the longest allowed prefix of the tokens, without advancing."""
-        return int(self._matcher.validate_tokens(list(token_ids)))
+        """How many of the tokens may follow, one after the other."""
+        with self._budget.call():
+            return int(self._matcher.validate_tokens(list(token_ids)))
 
 
 class GrammarCompiler:

@@ -41,7 +41,8 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         self._drafter_id = drafter_id
         self._tracer = telemetry.tracer
         self._metrics = DrafterMetrics(telemetry.registry)
-        # One worker: passes for different verifiers run one after another, and the engine sees one thread.
+        self._metrics.watch_sequences(lambda: engine.num_sequences)
+        # One worker: passes of different verifiers follow each other, and the engine sees one thread.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="draft")
         self._streams = itertools.count()
         self._draining = asyncio.Event()
@@ -136,9 +137,8 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
             self._engine.release(released)
             with self._metrics.timed_pass(len(items)):
                 blocks = self._engine.propose(items)
-            self._metrics.observe(blocks, self._engine.num_sequences)
-            # Convert on this thread: it may wait for the GPU. On the event loop it would hold up every
-            # stream, and also wait for the next pass.
+            self._metrics.observe(blocks)
+            # Here, as it may wait for a GPU: on the event loop, everybody would, and for the next pass too.
             sent = convert.draft_blocks_to_proto([session.disown(block) for block in blocks])
             return sent, time.perf_counter() - began
         finally:
