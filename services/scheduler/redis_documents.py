@@ -21,14 +21,12 @@ return 1
 GUARD_SECONDS = 60
 """A term that wrote nothing for this long no longer excludes older ones: if it came from a clock that was
 ahead, later leaders could otherwise never write again."""
-# For leaders elected elsewhere: KEYS[1] holds the newest term that wrote; older terms are refused. Term 0, of
-# a leader that has not reached its lock yet, is not checked.
+# For leaders elected elsewhere: KEYS[1] holds the newest term that wrote; older terms are refused. A leader
+# that has not reached its lock yet has term 0: it overwrites none that has, and keeps no other out.
 _SAVE_BY_TERM = f"""
 local newest = redis.call('GET', KEYS[1])
-if ARGV[1] ~= '0' then
-  if newest and tonumber(newest) > tonumber(ARGV[1]) then return 0 end
-  redis.call('SET', KEYS[1], ARGV[1], 'EX', {GUARD_SECONDS})
-end
+if newest and tonumber(newest) > tonumber(ARGV[1]) then return 0 end
+if ARGV[1] ~= '0' then redis.call('SET', KEYS[1], ARGV[1], 'EX', {GUARD_SECONDS}) end
 for i = 2, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
 return 1
 """

@@ -151,6 +151,15 @@ async def test_a_term_of_a_clock_that_was_ahead_keeps_later_leaders_out_for_a_wh
             await book.close()
 
 
+async def test_who_never_reached_its_lock_overwrites_no_leader_that_did(redis_process: RedisProcess):
+    store = RedisDocumentStore(redis_process.url, CURVES_KEY, locked=False)
+    assert await store.save({"kind": "before any leader"}, 0)
+    assert await store.save({"kind": "the leader's"}, 1000)
+    assert not await store.save({"kind": "a stranger's"}, 0)
+    assert await store.load() == {"kind": "the leader's"}
+    await store.close()
+
+
 async def test_a_connection_that_was_lost_meanwhile_costs_a_new_leader_nothing(redis_process: RedisProcess):
     store = RedisDocumentStore(redis_process.url, CURVES_KEY)
     assert await store.load() == {}  # connects
