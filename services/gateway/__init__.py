@@ -1,1 +1,1 @@
-"""The users' door: OpenAI REST and gRPC."""
+"""The service clients talk to: OpenAI-compatible REST and gRPC."""

@@ -1,4 +1,4 @@
-"""Bounds how many requests run and how many wait; refuses new ones while draining, and ends them after it."""
+"""Bounds running and waiting requests, refuses new ones while draining, and ends the remaining ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from services.common.occupancy import Occupancy
 
 
 class Admission:
-    """First come, first served. One event loop only."""
+    """First come, first served. For use on one event loop."""
 
     def __init__(self, max_running: int, max_waiting: int) -> None:
         self._max_running = max_running
@@ -29,7 +29,7 @@ class Admission:
 
     @property
     def waiting(self) -> int:
-        """Admitted, but still being prepared or waiting for a place to run."""
+        """Requests admitted but still being prepared or waiting for a place to run."""
         return self._requests.inside - self._running
 
     @property
@@ -37,11 +37,11 @@ class Admission:
         return self._requests.closed
 
     def enter(self) -> Ticket:
-        """Lets one request in; see `enter_all`."""
+        """Admits one request; see `enter_all`."""
         return self.enter_all(1)[0]
 
     def enter_all(self, count: int) -> list[Ticket]:
-        """Lets so many in, or none, before any work is spent on them. Their tickets must be closed.
+        """Admits `count` requests or none, before any work is spent on them. The tickets must be closed.
 
         Raises:
             QueueFullError: all places to run and to wait are taken.
@@ -60,28 +60,28 @@ class Admission:
         return [Ticket(self) for _ in range(count)]
 
     async def start(self) -> None:
-        """Turns a waiting request into a running one, when a place is free. For tickets."""
+        """Waits for a free place and turns a waiting request into a running one. Called by tickets."""
         await self._places.acquire()
         self._running += 1
 
     def leave(self, *, started: bool) -> None:
-        """For tickets."""
+        """Called by tickets."""
         if started:
             self._running -= 1
             self._places.release()
         self._requests.leave()
 
     def drain(self) -> None:
-        """From now on only requests that are already here are served."""
+        """Refuses new requests from now on."""
         self._requests.close()
 
     async def wait_idle(self, timeout_seconds: float) -> bool:
-        """Waits until nothing runs or waits; False when the time ran out first."""
+        """Waits until no request is running or waiting; False if the time runs out first."""
         return await self._requests.wait_empty(timeout_seconds)
 
     @contextlib.contextmanager
     def ending(self, waits: Interruption) -> Iterator[None]:
-        """Inside, the waits of a request end with `shut`."""
+        """Within the block, `shut` interrupts these waits of a request."""
         if self._shut is not None:
             waits.interrupt(self._shut)
         self._waits.add(waits)
@@ -91,7 +91,7 @@ class Admission:
             self._waits.discard(waits)
 
     def shut(self) -> None:
-        """Ends what is still here with a DrainingError, so that every client is told."""
+        """Ends the remaining requests with a DrainingError, so that every client gets an answer."""
         self.drain()
         self._shut = DrainingError("this gateway shuts down and could not wait for the end of the request")
         for waits in tuple(self._waits):
@@ -99,7 +99,7 @@ class Admission:
 
 
 class Ticket:
-    """One request's stay."""
+    """One admitted request's place."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
@@ -107,7 +107,7 @@ class Ticket:
         self._closed = False
 
     async def start(self, timeout_seconds: float) -> None:
-        """Waits for a place to run; DeadlineError when none became free in time."""
+        """Waits for a place to run. Raises DeadlineError if none becomes free in time."""
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self._admission.start()

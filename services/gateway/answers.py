@@ -1,4 +1,4 @@
-"""What answers of one gateway have in common: ids, creation times, model name, fingerprint."""
+"""What a gateway's answers share (ids, creation time, model, fingerprint), and collecting whole answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class AnswerFactory:
     new_id: Callable[[], str] = lambda: uuid.uuid4().hex
 
     def request_id(self, prefix: str) -> str:
-        """prefix: as each API of OpenAI's has its own."""
+        """prefix: each of OpenAI's APIs has its own."""
         return f"{prefix}{self.new_id()}"
 
     def call_id(self) -> str:
@@ -54,24 +54,24 @@ def software_version() -> str:
 
 
 def fingerprint_of(model: str) -> str:
-    """Changes with the model served and with the software that serves it."""
+    """Changes with the served model and the version of the software."""
     digest = hashlib.sha256(f"{software_version()}/{model}".encode()).hexdigest()
     return f"fp_{digest[:12]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
-    """A whole answer."""
+    """A complete answer."""
 
     text: str
     calls: tuple[CallDelta, ...]
     logprobs: tuple[TokenWithLogprobs, ...]
     last: TimedDelta
-    """With the totals."""
+    """Carries the totals."""
 
 
 async def collect(deltas: AsyncIterator[TimedDelta]) -> list[Collected]:
-    """Of each choice, in their order."""
+    """One complete answer per choice, in order."""
     choices: dict[int, list[TimedDelta]] = {}
     async for timed in deltas:
         choices.setdefault(timed.choice, []).append(timed)

@@ -1,4 +1,4 @@
-"""What the gateway needs of whatever generates tokens: a cluster of verifiers, or one in-process."""
+"""The interface of whatever generates tokens: a cluster of verifiers, or one in this process."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ class GenerationBackend(Protocol):
     """Raises errors of `dspark_core.errors` only."""
 
     async def describe(self) -> VerifierDescription:
-        """What is served. Asked for every request, so it must be cheap once it is known.
+        """Describes what is served. Called for every request, so the answer should be cached.
 
         Raises:
-            UnavailableError: nothing could be asked yet.
+            UnavailableError: no verifier has been reached yet.
         """
         ...
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
-        """One completion; the last chunk carries `finish_reason`.
+        """Generates one completion; the last chunk carries `finish_reason`.
 
-        Every chunk should carry the `stats` so far: a stop string ends a request before its last
-        chunk. Closing the iterator cancels the request wherever it runs.
+        Every chunk should carry the `stats` so far, because a stop string can end a request before its
+        last chunk. Closing the iterator cancels the request wherever it runs.
         """
         ...

@@ -59,8 +59,8 @@ class ChatCompletions(UseCase):
     async def stream(
         self, body: ChatCompletionBody, request_id: str, caller: Caller
     ) -> AsyncIterator[ChatCompletionChunk | str]:
-        """Chunks, or their JSON. Nothing is yielded before the first token, so that earlier errors can be
-        answered as such."""
+        """Yields chunks, or their JSON. Nothing is yielded before the first token, so that earlier errors can
+        still get an HTTP status."""
         head = self._answers.head(request_id)
         call_id = self._answers.call_id
         choices: dict[int, _Chunks] = {}
@@ -100,7 +100,7 @@ def _message(answer: Collected, answers: AnswerFactory) -> AnswerMessage | Calli
 
 
 class _Chunks:
-    """Of one choice."""
+    """Makes the chunks of one choice."""
 
     def __init__(
         self, head: AnswerHead, body: ChatCompletionBody, logprobs: LogprobsWriter, index: int
@@ -137,7 +137,7 @@ class _Chunks:
         return chunk
 
     def usage(self, usages: Sequence[Usage]) -> ChatCompletionChunk:
-        """Of all choices."""
+        """Sums up all choices."""
         chunk = self._answer([])
         chunk.usage = UsageBody.of(usages, len(usages))
         return chunk

@@ -1,4 +1,4 @@
-"""Several answers to one request: what each of them is asked for, and their streams as one."""
+"""Several answers to one request: derives a request for each, and merges their streams."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _T = TypeVar("_T")
 
 
 def choices_of(prepared: PreparedRequest, count: int, first: int = 0) -> list[PreparedRequest]:
-    """The first one, whose number is `first`, is the request itself, so that it is answered as it would be
-    alone."""
+    """Numbers the choices from `first`. The first is the request itself, so its answer is what a request for
+    a single choice would get."""
     own = [prepared, *(_choice(prepared, index) for index in range(1, count))]
     return [replace(one, choice=first + one.choice) for one in own] if first else own
 
@@ -40,7 +40,7 @@ def _choice(prepared: PreparedRequest, index: int) -> PreparedRequest:
 
 
 def seed_of_choice(seed: int, index: int) -> int:
-    """A function of both alone, and far from the seeds that a client might send next."""
+    """A pure function of both, far from seeds that a client is likely to send next."""
     if index == 0:
         return seed
     digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
@@ -48,10 +48,10 @@ def seed_of_choice(seed: int, index: int) -> int:
 
 
 def together(streams: Sequence[AsyncIterator[_T]], prompt_tokens: int) -> AsyncIterator[_T]:
-    """Their items as they come; the first error ends all of them. Close it to cancel them.
+    """Merges the choices of one prompt; the first error ends all of them. Close to cancel.
 
-    A prompt of some length is read for the first stream only: the others begin when that has begun, and find
-    its pages in the prefix cache.
+    A prompt of at least one prefix block is prefilled once: the other streams start when the first has
+    produced output, and find its pages in the prefix cache.
     """
     if len(streams) == 1:
         return streams[0]
@@ -77,8 +77,8 @@ async def _after(begun: asyncio.Event, stream: AsyncIterator[_T]) -> AsyncIterat
 
 
 async def merged(streams: Sequence[AsyncIterator[_T]]) -> AsyncIterator[_T]:
-    """Their items as they come. Each is asked for its next one when the one before has been taken: whoever
-    reads slowly slows all."""
+    """Yields items as they arrive. A stream is asked for its next item only after the previous one was
+    consumed, so a slow reader slows all streams."""
     async with AsyncExitStack() as stack:
         for stream in streams:
             await stack.enter_async_context(closing(stream))
@@ -86,7 +86,7 @@ async def merged(streams: Sequence[AsyncIterator[_T]]) -> AsyncIterator[_T]:
         stack.push_async_callback(_end_all, waiting)
         while waiting:
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            # In the order of the streams: what comes at once comes in the same order always.
+            # Iterate `waiting`, not the set: items that are ready together have a deterministic order.
             for task in [task for task in waiting if task in done]:
                 stream = waiting.pop(task)
                 try:
@@ -99,6 +99,6 @@ async def merged(streams: Sequence[AsyncIterator[_T]]) -> AsyncIterator[_T]:
 
 async def _end_all(tasks: Mapping[asyncio.Task[_T], AsyncIterator[_T]]) -> None:
     for task in tasks:
-        task.cancel()  # all of them before waiting for any
+        task.cancel()  # cancel all before waiting for any
     for task in tasks:
         await end(task)

@@ -1,4 +1,4 @@
-"""JSON of chunks that differ in one text only: made by their schema once, and filled in for every token."""
+"""JSON of chunks that differ in a single text: serialised once, then filled in for every token."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 PLACE = "\x01text\x01"
-"""Stands where the text will be."""
+"""Placeholder for the text."""
 
 
 class ChunkTemplate:
     def __init__(self, chunk: BaseModel) -> None:
-        """chunk: has the text `PLACE` once. What was not set is left out, as in other chunks."""
+        """chunk: contains the text `PLACE` exactly once. Unset fields are left out, as in other chunks."""
         before, place, after = chunk.model_dump_json(exclude_unset=True).partition(_text(PLACE))
         if not place or _text(PLACE) in after:
             raise ValueError(f"a template needs one place for a text, got {chunk!r}")

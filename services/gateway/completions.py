@@ -49,8 +49,8 @@ class Completions(UseCase):
     async def stream(
         self, body: CompletionBody, request_id: str, caller: Caller
     ) -> AsyncIterator[CompletionChunk | str]:
-        """Chunks, or their JSON. Nothing is yielded before the first token, so that earlier errors can be
-        answered as such."""
+        """Yields chunks, or their JSON. Nothing is yielded before the first token, so that earlier errors can
+        still get an HTTP status."""
         head = self._answers.head(request_id)
         choices: dict[int, _Chunks] = {}
         usages: dict[int, Usage] = {}
@@ -71,7 +71,7 @@ class Completions(UseCase):
 
 
 class _Chunks:
-    """Of one choice."""
+    """Makes the chunks of one choice."""
 
     def __init__(self, head: AnswerHead, body: CompletionBody, logprobs: LogprobsWriter, index: int) -> None:
         self._head = head
@@ -81,7 +81,7 @@ class _Chunks:
         self._template = ChunkTemplate(self._chunk(empty))
 
     def of(self, timed: TimedDelta) -> CompletionChunk | str | None:
-        """None: there is nothing to tell."""
+        """None if there is nothing to send."""
         delta = timed.delta
         logprobs = self._logprobs.completion(delta.logprobs) if delta.logprobs else None
         if delta.finish_reason is not None:

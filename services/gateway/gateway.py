@@ -1,4 +1,4 @@
-"""Puts the gateway's parts together around a backend; REST and gRPC are both served from here."""
+"""Assembles the gateway's parts around a backend; the REST and gRPC servers both run on the result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from services.gateway.served_model import ServedModel
 
 
 class Models:
-    """The list of the one model a gateway serves."""
+    """Lists the one model a gateway serves."""
 
     def __init__(self, model: ServedModel, answers: AnswerFactory) -> None:
         self._model = model
@@ -40,7 +40,7 @@ class Models:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
-    """Everything a transport needs. One event loop only."""
+    """Everything a transport needs. For use on one event loop."""
 
     model_name: str
     chat: ChatCompletions
@@ -73,7 +73,7 @@ def build_gateway(
         admission=admission,
         metrics=metrics,
         timeout_seconds=limits.request_timeout_seconds,
-        # More than there are places for would be told to come back for ever.
+        # A request with more choices than there are places would be answered 429 for ever.
         max_choices=min(limits.max_choices, limits.max_running_requests + limits.max_waiting_requests),
     )
     return Gateway(

@@ -1,4 +1,4 @@
-"""The use case behind every face of the gateway: admit, generate, assemble text, measure."""
+"""The use case behind all of the gateway's APIs: admit, prepare, generate, assemble text, measure."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ _log = logging.getLogger(__name__)
 
 _REFUSALS = (InvalidRequestError, ContextLengthError, UnknownModelError, QueueFullError)
 _ORDINARY = frozenset({*(reason.value for reason in FinishReason), *(kind.__name__ for kind in _REFUSALS)})
-"""Outcomes that nobody needs to be woken for: finished, left or wrong by the client, refused as meant."""
+"""Outcomes logged at INFO: finished or cancelled requests, client errors, and refusals by design."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimedDelta:
     delta: TextDelta
     seconds: float
-    """Since the backend was asked, waiting for a place not included."""
+    """Since the request was sent to the backend; time in the gateway's queue is not included."""
     decode_tokens_per_second: float = 0.0
-    """Tokens after the first chunk's, over the time since it; 0.0 while there are none."""
+    """Tokens after those of the first chunk, divided by the time since that chunk; 0.0 without any."""
     min_tokens_per_second: float | None = None
     """The request's speed floor."""
     choice: int = 0
-    """Which of the request's answers this is a part of."""
+    """Index of the answer this belongs to."""
 
 
 class TextGenerator:
@@ -78,14 +78,14 @@ class TextGenerator:
         self._clock = clock
 
     async def stream(self, *requests: TextRequest) -> AsyncIterator[TimedDelta]:
-        """Text as it is committed; the last delta of each choice has a finish reason. Close it to cancel.
-        `requests`: one for each prompt; the choices of a prompt follow those of the prompt before.
+        """Yields text as it is committed; the last delta of each choice has a finish reason. Close to cancel.
+
+        requests: one per prompt. Choices are numbered prompt by prompt. An error in one ends them all.
 
         Raises:
             InvalidRequestError: before anything is generated.
-            QueueFullError, UnavailableError: also before, or when every verifier failed.
-            DeadlineError: the request took longer than it may.
-            What happens to one choice ends them all.
+            QueueFullError, UnavailableError: likewise, or once every verifier has failed.
+            DeadlineError: the request exceeded its time limit.
         """
         arrival = self._clock()
         with self._told_if_it_fails(requests[0], arrival):
@@ -103,7 +103,8 @@ class TextGenerator:
                 async for timed in deltas:
                     yield timed
         finally:
-            # Kept as long as a thread works for them, or clients that leave could ask for any amount.
+            # Hold the places while a thread still works for the requests; otherwise clients that disconnect
+            # could queue unbounded work.
             work.when_done(lambda: _close_all(tickets))
 
     def _enter(self, requests: Sequence[TextRequest]) -> Sequence[Ticket]:
@@ -119,7 +120,7 @@ class TextGenerator:
 
     @contextlib.contextmanager
     def _told_if_it_fails(self, request: TextRequest, arrival: float) -> Iterator[None]:
-        """Whoever looks for a request that never ran finds it where others are, too."""
+        """Records a request that fails before it runs in the same log and metrics as the others."""
         try:
             yield
         except BaseException as error:
@@ -163,7 +164,7 @@ class TextGenerator:
     ) -> AsyncIterator[TimedDelta]:
         assembler = TextAssembler(self._tokenizer, prepared.request, prepared.stop, prepared.calls)
         started = self._clock()
-        # Its waits span one step each: this generator may be advanced from different tasks.
+        # Each wait covers a single step, as this generator may be advanced from different tasks.
         with Interruption() as limit, self._admission.ending(limit):
             limit.after(self._remaining(arrival), self._too_late())
             async with closing(self._backend.generate(prepared.request)) as chunks:
@@ -181,7 +182,7 @@ class TextGenerator:
                         choice=prepared.choice,
                     )
                     if chunk.finish_reason is not None:
-                        # Let the call end by itself: closed now, it would count as cancelled everywhere.
+                        # Read to the end: a call closed now would count as cancelled in every service.
                         with contextlib.suppress(DSparkError):
                             await _next(chunks, limit)
                     if delta.finish_reason is not None:
@@ -197,8 +198,8 @@ class TextGenerator:
 
 
 def _in_clients_words(error: InvalidRequestError, prepared: PreparedRequest) -> DSparkError:
-    """Verifiers know grammars, whatever they were made of, and the scheduler floors, whoever asked for them.
-    A promise of the tier's that cannot be kept is no mistake of the client's."""
+    """Restates an error in terms of the client's fields. Verifiers only know the compiled `grammar`, and the
+    scheduler only the floor. A tier's floor that cannot be met is not the client's error."""
     if error.field == "grammar":
         return error.about(prepared.grammar_field)
     if error.field != "min_tokens_per_second":
@@ -226,7 +227,7 @@ async def _next(chunks: AsyncIterator[GenerateChunk], limit: Interruption) -> Ge
 
 
 class _Record:
-    """What one request contributes to metrics and to its span."""
+    """Collects what one choice contributes to the metrics, the log and its span."""
 
     def __init__(
         self,
@@ -237,7 +238,7 @@ class _Record:
         tier: str,
         prepared: PreparedRequest | None = None,
     ) -> None:
-        """prepared: None where it did not come so far."""
+        """prepared: None if the request failed before it was prepared."""
         self._metrics = metrics
         self._clock = clock
         self._arrival = arrival
@@ -245,11 +246,11 @@ class _Record:
         self._tier = tier
         self._prompt_tokens = len(prepared.request.prompt_token_ids) if prepared else 0
         self._floor = prepared.request.min_tokens_per_second if prepared else None
-        self._first: tuple[float, int] | None = None  # when the first tokens came, and how many
+        self._first: tuple[float, int] | None = None  # arrival time and number of the first tokens
         self._last_tokens: float | None = None
         self._delta: TextDelta | None = None
-        # The span of the transport that called; its context must not be entered in a generator.
-        # It tells of the first choice: one span cannot tell of several.
+        # The calling transport's span; its context must not be entered inside a generator. It describes the
+        # first choice only, as one span cannot describe several.
         first = prepared is None or prepared.choice == 0
         self._span = trace.get_current_span() if first else trace.INVALID_SPAN
         self._span.set_attribute("dspark.request_id", request_id)
@@ -299,7 +300,7 @@ class _Record:
             self._span.set_attribute("dspark.accepted_length", stats.accepted_length)
 
     def _log(self, completion_tokens: int, seconds: float, rate: float) -> None:
-        """One line a request, without anything of its text."""
+        """Logs one line per choice, without any of its text."""
         fields: dict[str, object] = {
             "request_id": self._request_id,
             "tier": self._tier,

@@ -1,7 +1,7 @@
-"""What has to be asked of the next verifier when one is lost in the middle of a request.
+"""The request to send to the next verifier when one is lost in the middle of a generation.
 
-The prompt plus the committed tokens, at the same absolute positions: greedy and coupled requests go
-on with the very tokens they would have had, others with tokens of the same distribution.
+It holds the prompt plus the committed tokens, at the same absolute positions: greedy and coupled requests
+continue with exactly the tokens they would have had, others with tokens of the same distribution.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from dspark_core.records import (
 
 
 class Replay:
-    """One request's progress, over all the verifiers that worked on it."""
+    """One request's progress across all verifiers that worked on it."""
 
     def __init__(self, request: GenerateRequest, *, seed: int) -> None:
-        """seed: for a coupled request without one, whose noise has to survive its verifier."""
+        """seed: for a coupled request without one, so that every verifier draws the same noise."""
         if request.verification is Verification.COUPLED and request.sampling.seed is None:
             request = replace(request, sampling=replace(request.sampling, seed=seed))
         self._request = request
         self._committed: list[int] = []
         self._cached_prompt_tokens: int | None = None
         self._earlier: SpeculationStats | None = None
-        """Of verifiers before this one; None: it is the first."""
+        """Total over the previous verifiers; None on the first."""
         self._current: SpeculationStats | None = None
         self._finished = False
 
     @property
     def finished(self) -> bool:
-        """A verifier has given the finish reason."""
+        """Whether a verifier has sent the finish reason."""
         return self._finished
 
     def request(self) -> GenerateRequest:
-        """For the next verifier, which starts its statistics at zero."""
+        """The request for the next verifier, whose statistics start at zero."""
         self._earlier, self._current = self._total(), None
         if not self._committed:
             return self._request
@@ -51,21 +51,21 @@ class Replay:
         )
 
     def add(self, chunk: GenerateChunk) -> GenerateChunk:
-        """The chunk as the caller should see it, statistics of earlier verifiers included."""
+        """The chunk as the caller should see it, including the statistics of earlier verifiers."""
         self._committed.extend(chunk.token_ids)
         self._finished = chunk.finish_reason is not None
         if self._cached_prompt_tokens is None:
-            # A later verifier's prompt holds tokens the caller did not send.
+            # Only the first verifier's count is right: later prompts hold tokens the caller did not send.
             self._cached_prompt_tokens = chunk.cached_prompt_tokens
         self._current = chunk.stats or self._current
         cached = self._cached_prompt_tokens
         if self._earlier is None and chunk.stats is not None and chunk.cached_prompt_tokens == cached:
-            return chunk  # as nearly always, once for every token: nothing to change
+            return chunk  # the common case, once per token: nothing to change
         stats = None if self._current is None else self._total()
         return replace(chunk, stats=stats, cached_prompt_tokens=cached)
 
     def end(self) -> GenerateChunk | None:
-        """The last chunk, when only that was lost: no verifier has anything left to do."""
+        """The last chunk if only that was lost; None while there are tokens left to generate."""
         reason = None
         if self._committed and self._committed[-1] in self._request.stop_token_ids:
             reason = FinishReason.STOP

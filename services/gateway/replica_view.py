@@ -1,4 +1,4 @@
-"""The verifiers as last heard of from the scheduler, to route by while it cannot be asked."""
+"""The last list of verifiers from the scheduler, for routing while it does not answer."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Iterable
 from dspark_core.records import Replica
 
 REMEMBERED_CHOICES = 32
-"""Of the scheduler's: how it spread the newest requests says which verifiers are fast just now."""
+"""Scheduler assignments to remember: how it spread recent requests shows which verifiers are fast now."""
 MAX_RATIO = 8.0
-"""A verifier it avoided is given at least this fraction of what its favourite gets."""
+"""A verifier the scheduler avoided still gets at least 1/MAX_RATIO of the share of its favourite."""
 FORGET_SECONDS = 30.0
-"""With this time constant its spread fades into an even one: what it knew grows old."""
+"""Time constant with which that spread decays to an even one, as the scheduler's knowledge ages."""
 
 
 class ReplicaView:
@@ -35,17 +35,17 @@ class ReplicaView:
         self._replicas[replica.replica_id] = replica
 
     def chosen(self, replica: Replica) -> None:
-        """By the scheduler, for a request."""
+        """The scheduler assigned a request to this replica."""
         self.add(replica)
         self._choices.append(replica.replica_id)
         self._chosen_at = self._clock()
 
     def suspect(self, replica_id: str) -> None:
-        """It has just failed: chosen only when no other is left, for it may have come back."""
+        """The replica has just failed: choose it only if no other is left, as it may be back."""
         self._suspects.add(replica_id)
 
     def trust(self, replica_id: str) -> None:
-        """It has just answered."""
+        """The replica has just answered."""
         self._suspects.discard(replica_id)
 
     def addresses(self) -> frozenset[str]:
@@ -60,7 +60,7 @@ class ReplicaView:
             del self._in_flight[replica_id]
 
     def choose(self, exclude: Collection[str]) -> Replica | None:
-        """The one with the fewest requests for its speed, this gateway's own counted as they are now."""
+        """The replica with the fewest of this gateway's requests in flight relative to its weight."""
         usable = [
             replica
             for replica in self._replicas.values()
@@ -69,7 +69,7 @@ class ReplicaView:
         weights = self._weights([replica.replica_id for replica in usable])
 
         def load(replica: Replica) -> tuple[bool, float, int, str]:
-            # The scheduler's numbers are as old as the view; our own requests are the fresher sign.
+            # The scheduler's numbers are as old as the view; our own requests in flight are current.
             reported = replica.running_requests + replica.waiting_requests
             name = replica.replica_id
             return name in self._suspects, (self._in_flight[name] + 1) / weights[name], reported, name
@@ -77,7 +77,7 @@ class ReplicaView:
         return min(usable, key=load, default=None)
 
     def _weights(self, names: Collection[str]) -> dict[str, float]:
-        """As the scheduler spread its newest requests, the less so the longer ago that was."""
+        """Weights from the scheduler's recent assignments, decaying to equal ones as these age."""
         counts = Counter(self._choices)
         most = max((counts[name] for name in names), default=0)
         if not most:

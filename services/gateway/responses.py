@@ -1,4 +1,4 @@
-"""Responses: from a body of OpenAI's Responses API to its answer, whole or in events. Nothing is stored."""
+"""OpenAI's Responses API: from a request body to the answer, whole or as events. Nothing is stored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _sent(event: EventBody) -> NamedEvent:
 
 
 def _failed(answer: ErrorAnswer) -> NamedEvent:
-    """Where there is no response yet that could."""
+    """Reports an error before there is a response that could."""
     return _sent(ErrorEvent.of(answer))
 
 
@@ -33,11 +33,11 @@ class Responses(UseCase):
         async with self._deltas(body, request_id, caller) as deltas:
             async for timed in deltas:
                 for _ in writer.add(timed):
-                    pass  # nobody waits for events
+                    pass  # events are for streams only
         return writer.response
 
     async def stream(self, body: ResponsesBody, request_id: str, caller: Caller) -> AsyncIterator[NamedEvent]:
-        """Nothing is yielded before the first token, so that earlier errors can be answered as such."""
+        """Nothing is yielded before the first token, so that earlier errors can get an HTTP status."""
         writer = self._writer(body, request_id)
         async with self._deltas(body, request_id, caller) as deltas:
             try:

@@ -1,4 +1,4 @@
-"""Generates on a cluster: the scheduler names a verifier, and another takes over when it is lost."""
+"""Generates on a cluster: the scheduler assigns a verifier, and another takes over if it is lost."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ class RoutedBackend:
         answer_seconds: float = ANSWER_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """model: as verifiers register it. deadline_seconds: for one request, replays included.
-        admission_wait_seconds: how long a request may wait until speed floors allow it.
-        silence_seconds: a verifier that sends nothing for so long is asked whether it lives, and has
-        answer_seconds to say so."""
+        """model: the name under which verifiers register. deadline_seconds: per request, replays included.
+        admission_wait_seconds: how long a request may wait at the scheduler until speed floors admit it.
+        silence_seconds: a verifier that sends nothing for this long is probed, and has answer_seconds to
+        respond."""
         self._model = model
         self._scheduler = scheduler
         self._pool = pool
@@ -77,7 +77,7 @@ class RoutedBackend:
         self._description: VerifierDescription | None = None
 
     async def describe(self) -> VerifierDescription:
-        """Asked of a verifier once, then remembered."""
+        """Asks a verifier once and caches the answer."""
         if self._description is None:
             replica = await self._assign(AssignRequest(request_id="describe", model=self._model))
             async with self._pool.use(replica.address) as verifier:
@@ -118,13 +118,13 @@ class RoutedBackend:
                     raise self._nobody_left(lost) from error
 
     async def keep_view(self, interval_seconds: float = 2.0) -> None:
-        """Refreshes the view until cancelled; a scheduler that is down leaves it as it is."""
+        """Refreshes the view until cancelled; while the scheduler is down the view stays as it is."""
         while True:
             try:
                 await self.refresh_view()
             except DSparkError as error:
                 _log.debug("the view of verifiers was not refreshed: %s", error)
-            except Exception:  # a view that is never refreshed again sends requests to pods that are gone
+            except Exception:  # must not end: a stale view routes to pods that are gone
                 _log.exception("the view of verifiers was not refreshed")
             await asyncio.sleep(interval_seconds)
 
@@ -133,14 +133,14 @@ class RoutedBackend:
         replicas = await self._scheduler.list_replicas(Role.VERIFIER)
         mine = [replica for replica in replicas if replica.model == self._model]
         if not mine:
-            return  # a scheduler that has just started knows nobody yet
+            return  # a scheduler that has just started knows no replicas yet
         self._view.update(mine)
         await self._pool.retain(self._view.addresses())
 
     async def _attempt(
         self, replica: Replica, replay: Replay, deadline: float, failed: Collection[str]
     ) -> AsyncIterator[GenerateChunk]:
-        """One verifier's part. Ends with a finish reason, or raises."""
+        """Runs the request on one verifier. Ends with a finish reason, or raises."""
         remaining = deadline - self._clock()
         if remaining <= 0:
             raise DeadlineError(f"the request did not finish within {self._deadline_seconds:g} s")
@@ -149,7 +149,7 @@ class RoutedBackend:
         async def alive() -> bool:
             if await self._better_here(verifier, {*failed, replica.replica_id}):
                 return True
-            self._pool.leave(replica.address, verifier)  # or whoever is sent there next waits as long
+            self._pool.leave(replica.address, verifier)  # or the next request sent there would wait as long
             return False
 
         try:
@@ -170,8 +170,8 @@ class RoutedBackend:
             raise UnavailableError(f"verifier {replica.replica_id} ended the stream without a finish reason")
 
     async def _better_here(self, verifier: VerifierApi, tried: Collection[str]) -> bool:
-        """Leaving a silent verifier gains something only if it does not answer and another one does:
-        on a machine that stands still as a whole, none would."""
+        """Whether to stay with a silent verifier. Leaving it helps only if it does not respond while another
+        one does: when the whole machine is stalled, none would."""
         other = self._view.choose(tried)
         if other is None:
             return True
@@ -197,26 +197,26 @@ class RoutedBackend:
                 )
             )
         except (QueueFullError, InvalidRequestError):
-            # One that was let in goes on where it can: a lost verifier must not cut its stream, nor may those
-            # left be too slow for its floor, nor its reader be kept waiting for a place that holds it.
+            # A request that was admitted before continues on any known verifier: losing one must not cut its
+            # stream, even if the others are too slow for its floor or admitting it again would take time.
             known = self._view.choose(failed) if failed else None
             if known is None:
                 raise
             return known
         except UnavailableError:
-            # "Full" tells the caller more than "nobody is left" does, and when to come back.
+            # "Full" tells the caller more than "none is left", and when to retry.
             for error in failed.values():
                 if isinstance(error, QueueFullError):
                     raise error from None
-            # A rollout takes one after the other, a network breaks connections to all of them: who was lost
-            # may be back. Not the newest, where there was one before it.
+            # A rollout replaces one verifier after another, and a network fault breaks the connections to all
+            # of them: one that failed earlier may be back. Exclude only the latest, if others failed before.
             known = self._view.choose(tuple(failed)[1:][-1:]) if failed else None
             if known is None:
                 raise
             return known
 
     async def _assign(self, request: AssignRequest) -> Replica:
-        """The scheduler's choice; its last known replicas when it has none or does not answer."""
+        """The scheduler's choice, or one from the last known view if it has none or does not answer."""
         failed = request.exclude_replica_ids
         known = self._view.choose(failed)
         if known is not None and self._clock() < self._ask_scheduler_at:
@@ -230,12 +230,12 @@ class RoutedBackend:
             return known
         if replica.replica_id in failed:
             raise self._nobody_left(len(failed))
-        if request.prompt_tokens:  # else it was only asked what it serves
+        if request.prompt_tokens:  # zero for `describe`, which is no sign of how requests are spread
             self._view.chosen(replica)
         else:
             self._view.add(replica)
         return replica
 
     def _nobody_left(self, failures: int) -> UnavailableError:
-        """Without the addresses that gRPC names, which are not for clients."""
+        """Leaves out the addresses in gRPC's messages, which are not for clients."""
         return UnavailableError(f"no verifier for model {self._model!r} is left after {failures} failed")

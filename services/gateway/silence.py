@@ -1,7 +1,7 @@
-"""Tells a verifier that is busy from one that hangs: a stream's silence alone does not.
+"""Tells a busy verifier from one that hangs, which a stream's silence alone cannot.
 
-A process that is stopped, or a machine that is gone without a word, keeps its connections open.
-gRPC's own pings notice within a minute; users should not wait that long.
+Connections to a stopped process, or to a machine that vanished, look open. gRPC's own pings notice within
+a minute; users should not wait that long.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from services.common.lifecycle import end
 _T = TypeVar("_T")
 
 SILENCE_SECONDS = 5.0
-"""Without a chunk for so long, the verifier is asked whether it lives."""
+"""After this long without a chunk, the verifier is probed."""
 ANSWER_SECONDS = 5.0
-"""How long it may take to say so; many times a round, for it may share few cores."""
+"""Time limit for its response: many times a round, because it may share few cores."""
 
 
 async def while_answering(
@@ -28,7 +28,7 @@ async def while_answering(
     *,
     silence_seconds: float = SILENCE_SECONDS,
 ) -> AsyncIterator[_T]:
-    """The same chunks. Raises UnavailableError when none comes and `alive` says no."""
+    """Passes the chunks on. Raises UnavailableError if none arrives and `alive` returns False."""
     with Interruption() as waits:
         task = asyncio.create_task(_watch(waits, alive, silence_seconds), name="verifier-silence")
         try:
@@ -53,7 +53,7 @@ async def answers(question: Callable[[], Awaitable[object]], seconds: float) -> 
 
 
 async def _watch(waits: Interruption, alive: Callable[[], Awaitable[bool]], silence_seconds: float) -> None:
-    """Interrupts a wait that is as long once `alive` has said no."""
+    """Interrupts a wait longer than `silence_seconds` once `alive` has returned False."""
     clock = asyncio.get_running_loop().time
     while True:
         since = waits.waiting_since
@@ -62,6 +62,6 @@ async def _watch(waits: Interruption, alive: Callable[[], Awaitable[bool]], sile
             await asyncio.sleep(max(silence_seconds - silent, silence_seconds / 4))
         elif await alive():
             await asyncio.sleep(silence_seconds)
-        elif waits.waiting_since == since:  # and no chunk came while it was asked
+        elif waits.waiting_since == since:  # no chunk came during the probe
             waits.interrupt(UnavailableError("the verifier hangs: it sends nothing and does not answer"))
             return

@@ -6,32 +6,32 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Lets text through up to the first stop string, wherever the pieces are cut.
+    """Passes text through up to the first stop string, wherever the pieces are cut.
 
     Text that may be the beginning of a stop string is held back until that is decided. Matching is
-    Knuth-Morris-Pratt, so a character costs constant time however long the strings are.
+    Knuth-Morris-Pratt, so the amortised cost per character does not depend on the strings' lengths.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        """stops: none of them empty."""
+        """stops: must not be empty strings."""
         self._matchers = [_Matcher(stop) for stop in stops]
         self._held = ""
         self._matched = False
 
     @property
     def matched(self) -> bool:
-        """A stop string has been seen; it and what follows were dropped."""
+        """Whether a stop string has been seen; it and all text after it are dropped."""
         return self._matched
 
     def push(self, text: str) -> str:
-        """Text that is certain to belong to the output. Empty after a match."""
+        """Returns the text that now certainly belongs to the output; empty after a match."""
         if self._matched:
             return ""
         pending = self._held + text
         for index, character in enumerate(text, start=len(self._held)):
             lengths = [len(matcher.stop) for matcher in self._matchers if matcher.advance(character)]
             if lengths:
-                # Of stop strings that end here, the longest began first.
+                # If several stop strings end here, the longest began first.
                 self._matched, self._held = True, ""
                 return pending[: index + 1 - max(lengths)]
         held = max((matcher.state for matcher in self._matchers), default=0)
@@ -39,13 +39,13 @@ class StopStrings:
         return pending[: len(pending) - held]
 
     def flush(self) -> str:
-        """What was held back, once no text follows."""
+        """Returns the text held back, once no more follows."""
         held, self._held = self._held, ""
         return held
 
 
 class _Matcher:
-    """`state` characters of the stop string end the text so far."""
+    """`state`: how many leading characters of the stop string the text so far ends with."""
 
     def __init__(self, stop: str) -> None:
         self.stop = stop

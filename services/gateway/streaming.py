@@ -1,4 +1,4 @@
-"""Server-sent events, and work that ends the moment its client is gone."""
+"""Server-sent events, and work that is cancelled as soon as its client disconnects."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from services.gateway.http_errors import ErrorAnswer, error_answer
 _T = TypeVar("_T")
 
 SEND_TIMEOUT_SECONDS = 60.0
-"""A client that reads nothing for this long is taken for gone: it holds a place others wait for."""
+"""A client that reads nothing for this long counts as gone: it holds a place others wait for."""
 KEEP_ALIVE_SECONDS = 15.0
-"""A stream silent for this long gets a comment: proxies cut connections that look dead, mostly after 60 s."""
+"""After this much silence a stream gets a comment: proxies cut idle connections, mostly after 60 s."""
 
 _LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-"""Many readers of lines, httpx's among them, end one at these too. JSON has them in texts only, where they
+"""Many line readers, httpx's among them, split at these as well. JSON has them in strings only, where they
 may be escaped."""
 
 
 class ClientGoneError(Exception):
-    """Nobody is left to answer."""
+    """The client has disconnected."""
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
-    """The result of `work`, which is cancelled and unwound when the client disconnects.
+    """Returns the result of `work`, which is cancelled and unwound if the client disconnects.
 
-    The request body must have been read: only then does `receive` wait for the disconnection.
+    The request body must have been read: only then does `receive` wait for the disconnect.
 
     Raises:
         ClientGoneError: the client left first.
@@ -59,7 +59,7 @@ async def _disconnected(receive: Receive) -> None:
 
 
 class NamedEvent(NamedTuple):
-    """Where an API's events have names; those of others are their data alone."""
+    """For APIs whose events have names; events of the others are data only."""
 
     name: str
     data: str
@@ -70,25 +70,26 @@ Event = str | NamedEvent
 
 @dataclass(frozen=True, slots=True)
 class StreamEnd:
-    """The last event of an API's streams."""
+    """How an API's streams end."""
 
     done: Event | None
+    """The last event; None: the stream just ends."""
     failed: Callable[[ErrorAnswer], Event]
-    """Instead of it."""
+    """Makes the last event of a stream that fails."""
 
 
 DONE_EVENT = StreamEnd("[DONE]", lambda answer: json.dumps(answer.body()))
 
 
 class EventStreamResponse(Response):
-    """Events, then the one that ends the stream. An error becomes the last event instead."""
+    """Sends events, then the one that ends the stream, or an error event instead of it."""
 
     media_type = "text/event-stream"
 
     def __init__(
         self, payloads: AsyncIterator[Event], headers: Mapping[str, str], end: StreamEnd = DONE_EVENT
     ) -> None:
-        """payloads: JSON texts; closed when the response ends, however it ends."""
+        """payloads: events with JSON data; closed when the response ends, however it ends."""
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
         del self.headers["content-length"]
         self._payloads = payloads
@@ -102,7 +103,7 @@ class EventStreamResponse(Response):
             try:
                 await until_disconnect(receive, self._send_all(send))
             except ClientGoneError:
-                return  # closing the payloads cancels what is left to do
+                return  # closing the payloads cancels the generation
 
     async def _send_all(self, send: Send) -> None:
         with Interruption() as writes:
@@ -126,7 +127,7 @@ class EventStreamResponse(Response):
 
 
 class _Line:
-    """One client's connection, and when something was sent on it last."""
+    """Writes events to one client and keeps the connection alive between them."""
 
     def __init__(self, send: Send, writes: Interruption) -> None:
         self._send = send
@@ -142,7 +143,7 @@ class _Line:
         await self._write(f"{name}data: {line}\n\n".encode())
 
     async def keep_alive(self) -> None:
-        """Comments, which clients skip, until cancelled or the client is gone."""
+        """Sends comments, which clients ignore, until cancelled or the client is gone."""
         with contextlib.suppress(ClientGoneError):
             while True:
                 silent = self._clock() - self._sent_at
@@ -159,9 +160,9 @@ class _Line:
 async def after_first(
     stream: AsyncIterator[_T], receive: Receive, patience_seconds: float | None = None
 ) -> AsyncIterator[_T]:
-    """The same stream, once its first item is there: errors before it still get their own status.
+    """Waits for the first item, then returns the same stream: earlier errors still get an HTTP status.
 
-    patience_seconds: how long to wait for that; later errors come where the first item would have.
+    patience_seconds: how long to wait; after that an error is raised in place of the first item.
 
     Raises:
         ClientGoneError: the client left first.
@@ -170,7 +171,7 @@ async def after_first(
     try:
         await until_disconnect(receive, _done_or_late(first, patience_seconds))
         if first.done():
-            first.result()  # raises its error, if it is one
+            first.result()  # raises the error, if there was one
     except BaseException:
         async with closing(stream):
             await end(first)
@@ -183,7 +184,7 @@ async def _done_or_late(task: asyncio.Future[_T], seconds: float | None) -> None
 
 
 class _Rejoined(AsyncIterator[_T]):
-    """Not a generator: closing one that was never started would not close the rest."""
+    """The first item, then the rest. Not a generator: closing an unstarted one would not close the rest."""
 
     def __init__(self, first: asyncio.Future[_T], rest: AsyncIterator[_T]) -> None:
         self._first: asyncio.Future[_T] | None = first

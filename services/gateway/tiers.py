@@ -1,4 +1,4 @@
-"""Who calls: the tier of an API key, and the speed floor that comes of tier, header and body."""
+"""Callers: the tier of an API key, and the speed floor that follows from body, header and tier."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tier:
-    """What callers of one kind are promised."""
+    """What a class of callers is promised."""
 
     name: str = DEFAULT_TIER_NAME
     min_tokens_per_second: float | None = None
-    """Floor of every request that asks for none, and the most one may ask for. None: no floor, no bound."""
+    """Floor of requests that ask for none, and the highest one may ask for. None: no floor, no limit."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -37,10 +37,10 @@ class Tier:
 class Caller:
     tier: Tier = Tier()
     asked_floor: float | None = None
-    """By header."""
+    """From the request header."""
 
     def sends(self, request: TextRequest) -> TextRequest:
-        """The request under this caller's tier: floor from the body, then the header, then the tier.
+        """The request under this caller's tier. The floor is the body's, else the header's, else the tier's.
 
         Raises InvalidRequestError naming the field for a floor above the tier's.
         """
@@ -73,7 +73,7 @@ def floor_from_header(text: str | None) -> float | None:
 
 
 def tiers_from_text(text: str) -> Mapping[str, Tier]:
-    """`gold:30,silver:10` -> tiers by name; `default` is that of callers without another one."""
+    """`gold:30,silver:10` -> tiers by name; `default` is the tier of callers without another one."""
     tiers: dict[str, Tier] = {}
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         name, floor = (piece.strip() for piece in part.partition(":")[::2])

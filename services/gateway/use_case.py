@@ -1,4 +1,4 @@
-"""What chat, plain completions and responses have in common: a request in, what is generated for it out."""
+"""What chat, plain completions and responses have in common: a request body in, a stream of deltas out."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ class UseCase:
     def _deltas(
         self, body: GenerationBody, request_id: str, caller: Caller
     ) -> AbstractAsyncContextManager[AsyncIterator[TimedDelta]]:
-        """Leaving it cancels what is not generated yet. Raises InvalidRequestError at once."""
+        """Leaving the context cancels the generation. Raises InvalidRequestError at once, not on entry."""
         requests = [caller.sends(request) for request in body.to_requests(request_id)]
         return closing(self._generator.stream(*requests))

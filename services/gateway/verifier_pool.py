@@ -1,4 +1,4 @@
-"""Clients of verifiers by address: opened on first use, closed when their replica is gone or has hung."""
+"""Verifier clients by address: opened on first use, closed when their replica is gone or hangs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class GrpcConnection:
 
 
 class LocalConnection:
-    """What a pool holds instead of a channel, for a verifier in this process."""
+    """Stands in for a channel when the verifier runs in this process."""
 
     def __init__(self, verifier: VerifierApi) -> None:
         self._verifier = verifier
@@ -61,11 +61,11 @@ class VerifierPool:
         self._connect = connect
         self._open: dict[str, _Open] = {}
         self._left: set[_Open] = set()
-        """Of verifiers that hung, until the last of their users has gone."""
+        """Connections to hung verifiers, kept until their last user is done."""
 
     @asynccontextmanager
     async def use(self, address: str) -> AsyncIterator[VerifierApi]:
-        """A client that stays open at least until the block ends."""
+        """Yields a client that stays open at least until the block ends."""
         opened = self._open.get(address)
         if opened is None:
             opened = self._open[address] = _Open(self._connect(address))
@@ -79,20 +79,20 @@ class VerifierPool:
                 await opened.connection.close()
 
     def leave(self, address: str, verifier: VerifierApi) -> None:
-        """Has whoever comes next connect anew: what `use` gave does not answer.
+        """Makes the next `use` open a new connection, because the verifier on this one does not respond.
 
-        A connection that the network has forgotten looks open for most of a minute. Each stream that is still
-        on it finds out for itself.
+        A connection that the network has dropped looks open for most of a minute. Streams still using it
+        detect that themselves.
         """
         opened = self._open.get(address)
         if opened is not None and opened.connection.verifier is verifier:
             self._left.add(self._open.pop(address))
 
     async def retain(self, addresses: Collection[str]) -> None:
-        """Closes every other connection that nobody uses."""
+        """Closes all other connections that are not in use."""
         gone = [a for a, opened in self._open.items() if a not in addresses and not opened.users]
         async with AsyncExitStack() as closed:
-            # All are let go of before any is closed: whoever comes meanwhile has to open a new one.
+            # Remove all of them before closing any, so that a concurrent `use` opens a new one.
             for address in gone:
                 closed.push_async_callback(self._open.pop(address).connection.close)
 
