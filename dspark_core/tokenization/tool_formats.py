@@ -1,4 +1,4 @@
-"""How models write calls of tools."""
+"""How models write tool calls."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from enum import Enum
 
 class ToolFormat(Enum):
     HERMES = "hermes"
-    """JSON between tags, as in Hermes and Qwen; any number of calls."""
+    """JSON between tags, as Hermes and Qwen write it; any number of calls."""
     LLAMA3_JSON = "llama3_json"
     """JSON that is the whole answer, as Llama 3 writes it."""
     MISTRAL = "mistral"
-    """A mark, the name and the arguments as JSON for each call, as Mistral's models write it since 2025."""
+    """For each call a mark, the name and the arguments as JSON, as Mistral's models write it since 2025."""
     MISTRAL_LIST = "mistral_list"
-    """A mark and one list of JSON with all calls, as those before wrote it."""
+    """One mark and a JSON list of all calls, as earlier Mistral models wrote it."""
     GEMMA4 = "gemma4"
-    """`call:name{key:value}` between marks, texts between marks of their own, as Gemma 4 writes it."""
+    """`call:name{key:value}` between marks, with marks around strings as well, as Gemma 4 writes it."""
 
 
 class CallShape(Enum):
-    """What a call is between its marks."""
+    """The form of a call between its marks."""
 
     JSON = "an object with name and arguments"
     NAMED = "the name, then the arguments as JSON"
@@ -33,32 +33,34 @@ class CallShape(Enum):
 class CallSyntax:
     format: ToolFormat
     begin: str
-    """Text before a call."""
+    """Mark before a call."""
     end: str
     shape: CallShape = CallShape.JSON
     opening: str = ""
-    """What models write between `begin` and the call, and between the call and `end`:"""
+    """What models write between `begin` and the call."""
     closing: str = ""
+    """What models write between the call and `end`."""
     between: str = ""
-    """Between calls that share their `begin` and `end`; empty: each has its own."""
+    """Separator of calls that share one `begin` and `end`; empty: each call has its own."""
     arguments: str = "arguments"
-    """The name of a call's arguments."""
+    """Key of the arguments in a JSON call."""
     bare: bool = False
-    """Whether a call may begin without `begin`, where the answer does."""
+    """Whether a call at the beginning of the answer may lack `begin`."""
     id_mark: str = ""
-    """Of a named call: before an id that follows its name, and before its arguments; empty: it has none."""
+    """In a named call, the mark before an id that follows the name; empty: there is no id."""
     arguments_mark: str = ""
+    """In a named call, the mark before the arguments; empty: none."""
     quote: str = ""
-    """Around texts, where they are in marks."""
+    """Mark around strings, with `CallShape.BARE_KEYS`."""
 
     @property
     def marks(self) -> frozenset[str]:
-        """Those of them that may be tokens."""
+        """The marks that may be tokens of their own."""
         marks = (self.begin, self.end, self.id_mark, self.arguments_mark, self.quote)
         return frozenset(mark for mark in marks if mark)
 
     def written(self, name: str, arguments: str) -> str:
-        """The call as its model writes it. arguments: JSON."""
+        """The call as the model writes it. arguments: JSON."""
         call = self._call(name, arguments)
         return call if self.bare else f"{self.begin}{self.opening}{call}{self.closing}{self.end}"
 
@@ -73,7 +75,7 @@ class CallSyntax:
                 return f"call:{name}{self._bare_keys(arguments)}"
 
     def _bare_keys(self, arguments: str) -> str:
-        """What is no JSON stays as it is."""
+        """Arguments that are not JSON stay as they are."""
         try:
             return _with_bare_keys(json.loads(arguments), self.quote)
         except ValueError:
@@ -92,7 +94,7 @@ def _with_bare_keys(value: object, quote: str) -> str:
 
 
 BARE_KEY = re.compile(r'[^\s:,{}\[\]<>"]+')
-"""Of an object whose keys are not quoted: what is one without quotes."""
+"""Keys that `CallShape.BARE_KEYS` writes without quotes."""
 
 
 def _key(name: str, quote: str) -> str:

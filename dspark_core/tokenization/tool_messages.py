@@ -1,4 +1,4 @@
-"""Conversations with calls of tools for templates that want them in a way of their own."""
+"""Adapts conversations with tool calls to chat templates that have special requirements."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def _with_short_ids(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _short(call_id: str) -> str:
-    """The same for the same id, so that results still name their calls, and prompts their earlier turns."""
+    """A function of the id alone, so that results still match their calls, and prompts their earlier turns."""
     return call_id if _SHORT_ID.fullmatch(call_id) else hashlib.sha256(call_id.encode()).hexdigest()[:9]
 
 
 def _with_results_in_calls(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A result that follows no call stays a message."""
+    """Moves results into the message with their calls. A result without one stays a message."""
     fitting: list[dict[str, Any]] = []
     for message in messages:
         last = fitting[-1] if fitting else {}

@@ -1,6 +1,6 @@
-"""Which way a chat template has its model write calls of tools, and what else it does about them.
+"""Finds out how a chat template has its model write tool calls, and what else it requires for them.
 
-No names of models here: a template is shown a conversation with a call, and what it makes of it says.
+Model names play no part: the template renders a sample conversation with a call, and the result shows.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from dspark_core.tokenization.tool_formats import SYNTAX, CallShape, CallSyntax,
 
 @dataclass(frozen=True, slots=True)
 class ToolStyle:
-    """What a template does about tools."""
+    """How a template handles tools."""
 
     syntax: CallSyntax
     native: bool
-    """It tells the model of tools itself; else conversations have to (`tool_prompts.py`)."""
+    """The template describes tools to the model; otherwise messages must do so (`tool_prompts.py`)."""
     has_system: bool = True
-    """It takes a message of the system."""
+    """The template accepts a system message."""
     short_ids: bool = False
-    """It takes no ids of calls but those of nine letters and digits."""
+    """The template only accepts call ids of nine letters and digits."""
     results_in_calls: bool = False
-    """It writes what calls returned only as a part of the message that has the calls."""
+    """The template writes results only as part of the message that has the calls."""
 
 
 def tool_style(template: ChatTemplate | None, asked: ToolFormat | None = None) -> ToolStyle:
-    """asked: a format to use whatever the template shows; None: the template's.
+    """asked: a format to use regardless of the template; None: the template's.
 
-    A template that tells of tools, but writes calls in none of the formats, is not asked to: its model would
-    answer with calls that nobody here understands.
+    A template that describes tools but writes calls in an unknown format is not given the tools: its model
+    would answer with calls that cannot be parsed.
     """
     if template is None:
         return ToolStyle(SYNTAX[asked or ToolFormat.HERMES], native=False)
@@ -90,7 +90,7 @@ def _takes_call(template: ChatTemplate, call_id: str) -> bool:
 
 
 def _wants_results_in_calls(template: ChatTemplate) -> bool:
-    """Their own role is written like any other's, if at all."""
+    """Such templates write a message of role `tool` like any other, without a function name, if at all."""
     calling = {**_calling(), RESULTS_FIELD: [{"name": _NAME, "response": _OUTPUT}]}
     return (
         _OUTPUT in _rendered(template, [_USER, calling])
@@ -99,19 +99,19 @@ def _wants_results_in_calls(template: ChatTemplate) -> bool:
 
 
 RESULTS_FIELD = "tool_responses"
-"""Of a message with calls, in templates that write there what the calls returned."""
+"""Field of a message with calls in which some templates expect the results."""
 
 
 def _written_by(template: ChatTemplate) -> CallSyntax | None:
-    """How it writes calls; None: it writes none, or in another format."""
-    # Some templates want a call to be answered, others know no role for that.
+    """How the template writes calls; None: not at all, or in an unknown format."""
+    # Some templates require a result after each call, others have no role for results.
     text = _rendered(template, [_USER, _calling()]) + _rendered(template, [_USER, _calling(), _result()])
     found = (_as_written(syntax, text) for syntax in SYNTAX.values())
     return next((syntax for syntax in found if syntax is not None), None)
 
 
 def _as_written(syntax: CallSyntax, text: str) -> CallSyntax | None:
-    """The syntax, in the details that the text shows; None: it is another one."""
+    """The syntax, with the details found in the text; None: the text has no call in it."""
     match syntax.shape:
         case CallShape.JSON:
             return _as_json_written(syntax, text)
@@ -138,7 +138,7 @@ def _as_json_written(syntax: CallSyntax, text: str) -> CallSyntax | None:
 
 
 def _json_at(text: str, start: int) -> Mapping[str, Any]:
-    """The JSON object that begins there; empty: none does."""
+    """The JSON object that begins at `start`; empty if there is none."""
     try:
         value, _ = json.JSONDecoder().raw_decode(text, start)
     except ValueError:
@@ -149,7 +149,7 @@ def _json_at(text: str, start: int) -> Mapping[str, Any]:
 def _rendered(
     template: ChatTemplate, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
 ) -> str:
-    """Empty where the template refuses."""
+    """The prompt; empty if the template refuses."""
     try:
         return template.render(messages, tools=tools)
     except InvalidRequestError:

@@ -1,7 +1,7 @@
-"""Grammars of arguments whose keys are not quoted and whose texts stand between marks of the model's own.
+"""Grammars of arguments with unquoted keys, and with strings between marks of the model's own.
 
-JSON schemas are what clients send and JSON grammars what the parser makes of them: here objects, lists and
-texts become rules in that notation, and all else is the parser's, as it is in JSON.
+Clients send JSON schemas, from which the parser only makes grammars of JSON. Here objects, lists and strings
+become explicit rules in the model's notation; all other values are written as in JSON and left to the parser.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _OF_TYPE = {
     _LIST: {"items", "minItems", "maxItems"},
     _TEXT: {"minLength", "maxLength"},
 }
-"""Keywords that are kept to; those of numbers the parser knows."""
+"""Supported keywords by type; those of numbers are left to the parser."""
 _OF_JSON_TEXT = {"pattern", "format"}
 _BESIDE_ALL = {"type", "$defs", "definitions", "$schema", "$id"}
 _TYPES = (_OBJECT, _LIST, _TEXT, "number", "integer", "boolean", "null")
@@ -28,11 +28,11 @@ _TYPES = (_OBJECT, _LIST, _TEXT, "number", "integer", "boolean", "null")
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """How texts are written. All of it in the grammar's notation."""
+    """How strings are written, in the grammar's notation."""
 
     quote: str
     words: str
-    """A rule's name: of what may stand between quotes."""
+    """Name of the rule for what may stand between quotes."""
     quote_is_token: bool
 
 
@@ -40,7 +40,7 @@ ANY = "any_value"
 
 
 def rules_of_any(texts: Texts) -> tuple[str, ...]:
-    """What the rules of schemas refer to."""
+    """Rules for arbitrary values, which the rules of schemas refer to."""
     return (
         f"{ANY}: any_text | any_number | any_word | any_list | {ANY_OBJECT}",
         *_text_rules("any_text", texts),
@@ -57,9 +57,9 @@ ANY_OBJECT = "any_object"
 
 
 def rules_of(name: str, schema: Mapping[str, Any], texts: Texts, place: str) -> tuple[str, ...]:
-    """The rule `name` for values that keep to the schema, and those that it needs.
+    """The rule `name` for values that satisfy the schema, and the rules it needs.
 
-    place: of the schema in the request. Raises InvalidRequestError for what cannot be kept to.
+    place: where the schema is in the request. Raises InvalidRequestError for what cannot be enforced.
     """
     rules = _Rules(name, schema, texts, place)
     try:
@@ -70,13 +70,13 @@ def rules_of(name: str, schema: Mapping[str, Any], texts: Texts, place: str) -> 
 
 
 def _text_rules(name: str, texts: Texts, least: int = 0, most: int | None = None) -> tuple[str, ...]:
-    """least, most: characters."""
+    """least, most: length in characters."""
     bounded = least > 0 or most is not None
     length = f"{{{least},{'' if most is None else most}}}"
     if texts.quote_is_token:
         words = f"/(.|\\n){length}/" if bounded else texts.words
         return (f"{name}: {texts.quote} {words} {texts.quote}",)
-    # Marks that are text end as soon as they are there, or the text could go on over them.
+    # If the mark is text, the string must end (lazily) at the first one, or it could include it.
     return (
         f"{name}: {texts.quote} {name}_end",
         f"{name}_end[lazy]: /(.|\\n){length if bounded else '*'}/ {texts.quote}",
@@ -97,7 +97,7 @@ class _Rules:
         )
 
     def add(self, name: str, schema: object) -> None:
-        self.lines.append("")  # in its place, before those that it needs
+        self.lines.append("")  # reserves its place before the rules it needs
         place = len(self.lines) - 1
         self.lines[place] = f"{name}: {self._alternatives(schema)}"
 
@@ -106,7 +106,7 @@ class _Rules:
         return f"{self._name}_{self._count}"
 
     def _rule(self, schema: object) -> str:
-        """-> the name of a rule for it."""
+        """Returns the name of a rule for the schema."""
         if schema in (True, {}):
             return ANY
         name = self._new()
@@ -146,7 +146,7 @@ class _Rules:
         return types
 
     def _typed(self, schema: Mapping[str, Any], kind: str) -> str:
-        # Of a schema with several types each keyword is about one of them.
+        # In a schema with several types, each keyword applies to one of them.
         of_others = {name for other, names in _OF_TYPE.items() if other != kind for name in names}
         if kind != _TEXT:
             of_others |= _OF_JSON_TEXT
@@ -156,7 +156,7 @@ class _Rules:
             return self._object(own) if kind == _OBJECT else self._list(own)
         if kind == _TEXT and not own.keys() & _OF_JSON_TEXT:
             return self._text(own.get("minLength", 0), own.get("maxLength"))
-        # Texts that have a pattern are JSON, which is read as well.
+        # Strings with a pattern or format are JSON strings, which `call_translation` reads as well.
         name = self._new()
         self.lines.append(f"{name}: %json {json.dumps({**own, 'type': kind}, ensure_ascii=False)}")
         return name
@@ -213,7 +213,7 @@ class _Rules:
         return f'"[" {items if least else f"({items})?"} "]"'
 
     def _object(self, schema: Mapping[str, Any]) -> str:
-        """Its properties in the order in which models are shown them: by name."""
+        """Properties come in the order in which the model is shown them: by name."""
         properties, required = schema.get("properties", {}), schema.get("required", [])
         if not isinstance(properties, Mapping) or not isinstance(required, list):
             self.refuse(f"an object of {properties!r:.80}")
@@ -242,7 +242,7 @@ class _Rules:
         return f'{self._value(name)} ":" {self._rule(schema)}'
 
     def _sequence(self, pairs: Sequence[str], optional: Sequence[bool]) -> str:
-        """Commas stand between those that are there: behind the first one each brings its own."""
+        """A rule for the pairs in order. The first one present has no comma; later ones bring their own."""
         first, behind = '""', '""'
         for pair, may_lack in zip(reversed(pairs), reversed(optional), strict=True):
             begins, follows = self._new(), self._new()

@@ -1,4 +1,4 @@
-"""Turns calls of tools, as models write them, into JSON with `name` and arguments, character by character."""
+"""Translates tool calls as models write them into JSON with `name` and arguments, character by character."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from dspark_core.tokenization.tool_formats import CallShape, CallSyntax
 from services.gateway.json_scan import JsonScan
 
 _MOST_BEFORE_ARGUMENTS = 160
-"""Characters: a name, and an id."""
+"""Characters that a name and an id may take together."""
 _NAME = "[a-zA-Z0-9_-]{1,64}"
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 _WORDS = {"true": "true", "false": "false", "null": "null", "True": "true", "False": "false", "None": "null"}
 
 
 class Translation(Protocol):
-    """Of one call."""
+    """Translates one call."""
 
     def push(self, character: str) -> str | None:
-        """-> the JSON that it adds, if any; None: it cannot be there."""
+        """Returns the JSON that the character adds, if any; None: it cannot occur here."""
 
 
 def translation(syntax: CallSyntax, *, first: bool) -> Translation:
-    """first: no call before it shares its `begin`."""
+    """first: no earlier call shares its `begin`."""
     match syntax.shape:
         case CallShape.JSON:
             return _Json(syntax.opening.strip() if first else "")
@@ -36,12 +36,12 @@ def translation(syntax: CallSyntax, *, first: bool) -> Translation:
 
 
 def suffix_that_begins(mark: str, text: str) -> int:
-    """Length of the longest beginning of `mark` that ends the text."""
+    """Length of the longest proper prefix of `mark` that the text ends with."""
     return next((size for size in range(len(mark) - 1, 0, -1) if text.endswith(mark[:size])), 0)
 
 
 class _Json:
-    """Is JSON already; behind the opening of a list, which small models forget."""
+    """The call is JSON already, after the opening of a list where there is one; small models forget that."""
 
     def __init__(self, opening: str) -> None:
         self._opening = opening
@@ -81,14 +81,14 @@ class _NamedJson:
 
 
 class _BareKeys:
-    """`call:name{key:value}`: keys as they are, texts between marks and without escapes."""
+    """`call:name{key:value}`: keys without quotes, strings between marks and without escapes."""
 
     def __init__(self, syntax: CallSyntax) -> None:
         self._quote = syntax.quote
         self._held = ""
-        """Of a name, key or value that is not known yet, or of a mark that may end a text."""
+        """Part of an incomplete name, key or value, or of a mark that may end a string."""
         self._closing: list[str] = []
-        """Of the objects and lists that are open."""
+        """Closing brackets of the open objects and lists."""
         self._next: Callable[[str], str | None] = self._in_name
         self._escaped = False
 
@@ -108,7 +108,7 @@ class _BareKeys:
         return bracket
 
     def _at_beginning(self, character: str) -> str | None:
-        """Of an object or a list, which may end there."""
+        """At the beginning of an object or list, which may be empty."""
         if character == self._closing[-1]:
             return self._closed()
         return self._before_one(character)
@@ -162,7 +162,7 @@ class _BareKeys:
         return _text(certain)[1:-1]
 
     def _in_json_text(self, character: str) -> str:
-        """Of a model that forgets its marks, or had to."""
+        """A string in JSON's notation: the model forgot its marks, or the grammar demanded JSON."""
         if character == '"' and not self._escaped:
             self._next = self._after_value
         self._escaped = character == "\\" and not self._escaped
@@ -192,5 +192,5 @@ def _text(text: str) -> str:
 
 
 def _word(word: str) -> str:
-    """Neither a number nor a word that JSON has: a text whose marks were forgotten."""
+    """Anything but a number or one of JSON's words is a string whose marks were forgotten."""
     return _WORDS.get(word) or (word if _NUMBER.fullmatch(word) else _text(word))

@@ -1,4 +1,4 @@
-"""Follows one JSON object character by character: how deep it is, and whether it still can be one."""
+"""Follows one JSON object character by character: its nesting depth, and whether it can still be valid."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ MAX_DEPTH = 128
 
 
 class JsonScan:
-    """Sees what cannot be JSON early, not everything: parse the whole, too."""
+    """Detects most of what cannot be JSON early, but not everything: parse the whole as well."""
 
     def __init__(self) -> None:
         self.depth = 0
-        """Of objects and arrays."""
+        """Open objects and arrays."""
         self._begun = False
         self._in_string = False
         self._escaped = False
 
     def push(self, character: str) -> bool:
-        """False: this character cannot be there."""
+        """False if the character cannot occur here."""
         if self._in_string:
             return self._push_in_string(character)
         if character not in _OUTSIDE or (not self._begun and character not in "{ \t\r\n"):

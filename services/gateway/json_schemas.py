@@ -1,4 +1,4 @@
-"""What of a JSON schema decides about values, and what only tells its readers something."""
+"""Strips JSON schemas of annotations, the keywords that do not constrain values."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ _ANNOTATIONS = frozenset(
     ("title", "description", "examples", "default", "deprecated", "readOnly", "writeOnly", "$comment")
 )
 _BY_NAME = frozenset(("properties", "patternProperties", "dependentSchemas", "$defs", "definitions"))
-"""Keywords whose value holds schemas by names that are the client's."""
+"""Keywords whose value maps names chosen by the client to schemas."""
 _VALUES = frozenset(("const", "enum"))
-"""Keywords whose value is no schema."""
+"""Keywords whose value is not a schema."""
 
 
 def without_annotations(schema: object) -> object:
-    """The same schema to a parser. Of those that clients send, descriptions are the larger part."""
+    """An equivalent schema. Descriptions are the larger part of the schemas that clients send."""
     if isinstance(schema, list):
         return [without_annotations(one) for one in schema]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""What an answer has to be, as clients say it: in OpenAI's words, and in those of other engines."""
+"""Constraints on the form of an answer, in the fields of OpenAI's APIs and of other engines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class JsonSchemaBody(BaseModel):
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
     description: str | None = None
     strict: bool | None = None
-    """Without effect: the schema is always kept to."""
+    """Has no effect: the schema is always enforced."""
 
 
 FormatKind = Literal["text", "json_object", "json_schema"]
@@ -43,7 +43,7 @@ class ResponseFormatBody(BaseModel):
 
 
 class TextFormatBody(BaseModel):
-    """The same in the words of the Responses API."""
+    """The Responses API's form of a response format."""
 
     model_config = _STRICT
 
@@ -52,7 +52,7 @@ class TextFormatBody(BaseModel):
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
     description: str | None = None
     strict: bool | None = None
-    """Without effect: the schema is always kept to."""
+    """Has no effect: the schema is always enforced."""
 
     def to_grammar(self) -> Grammar | None:
         """None: the answer may be anything. Raises InvalidRequestError."""
@@ -68,19 +68,19 @@ FormatBody = ResponseFormatBody | TextFormatBody
 
 
 class StructuredOutputsBody(BaseModel):
-    """One of them."""
+    """At most one field may be set."""
 
     model_config = _STRICT
 
     json_: dict[str, Any] | str | None = Field(default=None, alias="json")
-    """A schema, or its text."""
+    """A JSON schema, or its text."""
     regex: str | None = None
     choice: Annotated[list[str] | None, FailFast()] = None
     grammar: str | None = None
-    """In Lark's notation."""
+    """In Lark notation."""
 
     def to_grammar(self) -> Grammar | None:
-        """None: nothing is asked. Raises InvalidRequestError."""
+        """None: no constraint is given. Raises InvalidRequestError."""
         given = self.model_dump(exclude_none=True, by_alias=True)
         if len(given) > 1:
             names = ", ".join(given)

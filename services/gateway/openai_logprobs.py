@@ -1,4 +1,4 @@
-"""Log-probabilities in the two shapes that OpenAI's API has for them."""
+"""Log-probabilities in the two formats of OpenAI's APIs."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class CompletionLogprobsBody(BaseModel):
     token_logprobs: list[float]
     top_logprobs: list[dict[str, float]]
     text_offset: list[int]
-    """Where each token begins in the answer's text, in characters; parts of one have its place."""
+    """Where each token begins in the answer's text, in characters; parts of a character have its offset."""
 
 
 class LogprobsWriter:
-    """Of one answer."""
+    """Writes the log-probabilities of one answer, token by token."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -71,7 +71,7 @@ class LogprobsWriter:
         )
 
     def _top(self, token: TokenWithLogprobs) -> dict[str, float]:
-        """The chosen token's, too. Parts of characters may look alike; the likeliest of them is told."""
+        """Includes the chosen token. Parts of characters may have the same text; the likeliest one counts."""
         known = [*token.logprobs.top, (token.token_id, token.logprobs.logprob)]
         return {self._text(token_id): logprob for token_id, logprob in reversed(known)}
 

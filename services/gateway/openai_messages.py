@@ -1,4 +1,4 @@
-"""Messages of a conversation, as clients send them."""
+"""Messages of a conversation in the request body of chat completions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from services.gateway.requests import ChatMessage, ChatRole
 
 
 def joined_text(*kinds: str) -> Callable[[object], object]:
-    """Content may come as a list of parts; only text parts are served, which are of these types."""
+    """Makes a validator that joins content given as a list of parts. kinds: types of text parts; parts of
+    other types are refused."""
     known = " or ".join(map(repr, kinds))
 
     def join(value: object) -> object:
@@ -37,8 +38,8 @@ def joined_text(*kinds: str) -> Callable[[object], object]:
 
 
 class ChatMessageBody(BaseModel):
-    """`developer` is the newer name of `system`. Fields an answer carries may come back, if empty; what
-    clients add to an answer may come back as well and says nothing new."""
+    """`developer` is the newer name of `system`. Clients may send back the fields of an answer if they are
+    empty, and fields that they added to it, which are ignored."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -54,12 +55,12 @@ class ChatMessageBody(BaseModel):
     reasoning: None = None
     reasoning_content: None = None
     parsed: Any = None
-    """Of `openai`'s helpers: the content once more, as an object."""
+    """Added by the `openai` client's helpers: the content as an object."""
     provider_specific_fields: Any = None
-    """Of LiteLLM: what it found in the answer and has no place for, which is the empty refusal."""
+    """Added by LiteLLM: fields of the answer that it has no place for, here the empty refusal."""
 
     def to_record(self, place: str) -> ChatMessage:
-        """Raises InvalidRequestError. place: of the message in the request's body."""
+        """Raises InvalidRequestError. place: where the message is in the request body."""
         self._check(place)
         return ChatMessage(
             role=ChatRole.SYSTEM if self.role == "developer" else ChatRole(self.role),

@@ -1,4 +1,4 @@
-"""Request bodies of OpenAI's two completion APIs, as far as they are served here."""
+"""Request bodies of OpenAI's chat completions and completions, as far as they are supported."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from services.gateway.requests import MAX_MESSAGES, MAX_PROMPTS, Conversation, T
 
 
 def _prompts(value: object) -> object:
-    """One prompt, a text or token ids, is a list of one."""
+    """Wraps a single prompt, a text or token ids, in a list."""
     if not isinstance(value, str | list):
         raise PydanticCustomError("prompt", "must be a text, a list of token ids or a list of either")
     if isinstance(value, str) or not value or not isinstance(value[0], str | list):
@@ -40,7 +40,7 @@ def _check_token_ids(prompt: object) -> None:
 
 
 class AnyCompletionBody(GenerationBody):
-    """What both completion endpoints take."""
+    """Fields of both completion endpoints."""
 
     max_tokens: int | None = None
     response_format: ResponseFormatBody | None = None
@@ -56,7 +56,7 @@ class AnyCompletionBody(GenerationBody):
 
     @property
     def includes_usage(self) -> bool:
-        """In a stream."""
+        """Whether a stream ends with a usage chunk."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
@@ -123,7 +123,7 @@ class CompletionBody(AnyCompletionBody):
     best_of: Any = None
 
     def to_request(self, request_id: str) -> TextRequest:
-        """Of the first prompt."""
+        """The request for the first prompt."""
         if self.best_of is not None and self.best_of != self.choices:
             raise InvalidRequestError(
                 f"best_of {self.best_of!r:.80} is not supported; leave it out or send {self.choices}, as n",

@@ -1,4 +1,4 @@
-"""Tools and calls of them, as clients say it in OpenAI's words."""
+"""Tools and tool calls in the request bodies of OpenAI's APIs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """Tools that may be called, though the model is told of others as well."""
+    """Tools that may be called, though the model is shown others as well."""
 
     required: bool
     names: frozenset[str]
@@ -28,12 +28,12 @@ class FunctionBody(BaseModel):
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    """A JSON schema; None: it has none."""
+    """JSON schema; None: the function takes none."""
     strict: bool | None = None
-    """Whether calls keep to the schema where the model decides to call; what has to be a call does always."""
+    """Whether the schema is enforced where calling is optional; where it is required it always is."""
 
     def to_record(self, place: str) -> Tool:
-        """Raises InvalidRequestError. place: in the request's body."""
+        """Raises InvalidRequestError. place: where the tool is in the request body."""
         given = {} if self.parameters is None else {"parameters": self.parameters}
         try:
             return Tool(
@@ -60,9 +60,9 @@ class ToolBody(_KindBody):
         return self.function.to_record(f"{place}.function")
 
 
-# In this order of bases the kind comes first: what is no function is told that it is none.
+# With this order of bases `type` is validated first: a tool of another type is refused for its type.
 class FlatToolBody(FunctionBody, _KindBody):
-    """As the Responses API has it."""
+    """The Responses API's form of a tool."""
 
 
 class _FunctionNameBody(BaseModel):
@@ -80,11 +80,11 @@ class _AllowedToolsBody(BaseModel):
 
     mode: Literal["auto", "required"]
     tools: list[ToolBody]
-    """Their names matter, whatever else is said of them."""
+    """Only their names matter."""
 
 
 class ToolChoiceBody(BaseModel):
-    """A word, the function to call, or those that may be called."""
+    """A keyword, the function to call, or the tools that may be called."""
 
     model_config = _STRICT
 
@@ -105,7 +105,7 @@ class ToolChoiceBody(BaseModel):
 
 
 class FlatToolChoiceBody(BaseModel):
-    """As the Responses API has it."""
+    """The Responses API's form of a tool choice."""
 
     model_config = _STRICT
 
@@ -135,11 +135,11 @@ class _CalledFunctionBody(BaseModel):
     name: str
     arguments: str
     parsed_arguments: Any = None
-    """Of `openai`'s helpers: the arguments once more, as an object."""
+    """Added by the `openai` client's helpers: the arguments as an object. Ignored."""
 
 
 class ToolCallBody(BaseModel):
-    """Of an answer that comes back."""
+    """A call of an earlier answer, sent back by the client."""
 
     model_config = _STRICT
 
@@ -147,7 +147,7 @@ class ToolCallBody(BaseModel):
     type: Literal["function"] = "function"
     function: _CalledFunctionBody
     index: int | None = None
-    """Of an answer that was streamed: its place, which it has here too."""
+    """Present if the answer was streamed. Ignored: the order in the list says the same."""
 
     def to_record(self) -> ToolCall:
         return ToolCall(call_id=self.id, name=self.function.name, arguments=self.function.arguments)
@@ -163,17 +163,17 @@ class ChoiceOfTools(Protocol):
 
     @property
     def called(self) -> str | None:
-        """The function that has to be."""
+        """Name of the function that must be called."""
 
     @property
     def allowed(self) -> Allowed | None:
-        """Those that may be."""
+        """The tools that may be called; None: no restriction."""
 
 
 def tool_use(
     tools: Sequence[DeclaredTool] | None, choice: ChoiceOfTools | None, *, parallel: bool, eager: bool
 ) -> ToolUse | None:
-    """None: nothing may be called. Raises InvalidRequestError naming the field."""
+    """None: no tool may be called. Raises InvalidRequestError naming the field."""
     kind = choice.type if choice else "auto"
     named = choice.called if choice else None
     allowed = choice.allowed if choice else None
@@ -204,10 +204,10 @@ def _check_choice(kind: str, wanted: str, what: str, *, given: bool) -> None:
 def refuse_other_shapes(
     use: ToolUse | None, given: Mapping[str, object | None], *, allowed: str = "response_format"
 ) -> None:
-    """given: fields that say what an answer has to be, where they ask for anything. allowed: the one whose
-    answers are JSON.
+    """given: fields that constrain the answer's form; None where they do not. allowed: the one that asks for
+    JSON.
 
-    An answer that has to call cannot be something else as well; one that may call can be JSON instead.
+    An answer that must call cannot have another form as well; one that may call can be JSON instead.
     """
     for field, value in given.items():
         if use is None or value is None:

@@ -1,4 +1,4 @@
-"""What an answer that calls a tool must be: a grammar of calls as the model writes them."""
+"""Grammars of answers with tool calls, in the format in which the model writes them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from services.gateway.bare_key_grammar import Texts, rules_of, rules_of_any
 from services.gateway.tools import Tool
 
 MAX_CALLS = 8
-"""Of one answer that has to call: a small model may find no end."""
+"""In an answer that must call: a small model may never stop by itself."""
 
 
 TokenIds = Callable[[str], int | None]
-"""The id of a text that is one added token of the model's; None: it is not."""
+"""Maps a text to its id if it is a single added token of the model, else to None."""
 
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""As models are shown calls. A small one that may choose finds no end of spaces; and what there is no choice
-of is drafted for nothing."""
+"""The spacing of the calls that models are shown. Given the choice, a small model may emit spaces for ever;
+and forced tokens are drafted for free."""
 
 
 def call_grammar(
@@ -32,9 +32,9 @@ def call_grammar(
     in_text: Sequence[int] = (),
     or_else: str | None = None,
 ) -> Grammar:
-    """in_text: added tokens that may stand in texts. or_else: a JSON schema that the answer may keep to
-    instead. Raises InvalidRequestError when they are too large together, or where a schema cannot be kept
-    to."""
+    """Grammar of an answer that must call. in_text: ids of added tokens that may occur in strings. or_else: a
+    JSON schema that the answer may satisfy instead. Raises InvalidRequestError if the grammar is too large or
+    a schema cannot be enforced."""
     notation = _Notation(syntax, token_id)
     start = "calls" if or_else is None else "calls | answer"
     choices = _choices(tools)
@@ -44,7 +44,7 @@ def call_grammar(
         more = f" ({json.dumps(syntax.between)} one){{0,{MAX_CALLS - 1}}}" if several else ""
         calls = [f"calls: {notation.begin} {notation.around(f'one{more}')}", f"one: {choices}"]
     else:
-        # Marks that stand alone follow each other at once, those on lines of their own on the next.
+        # Calls follow each other directly, or on the next line where marks have lines of their own.
         space = f"{json.dumps(syntax.opening)} " if syntax.opening.isspace() else ""
         more = f" ({space}call){{0,{MAX_CALLS - 1}}}" if several else ""
         calls = [f"calls: call{more}", f"call: {notation.begin} {notation.around(f'({choices})')}"]
@@ -66,14 +66,14 @@ def strict_grammar(
     token_id: TokenIds,
     in_text: Sequence[int] = (),
 ) -> Grammar:
-    """Of an answer that may be any text, with calls in it of these tools and of no others, which keep to the
-    schemas of strict ones. The rest as of `call_grammar`."""
+    """Grammar of an answer of free text that may contain calls, but only of these tools, and with arguments
+    that satisfy the schemas of strict ones. Otherwise like `call_grammar`."""
     notation = _Notation(syntax, token_id)
     choices = _choices(tools)
-    # To the parser added tokens are no text, which ends before each.
+    # To the parser an added token is not text: TEXT ends before each one.
     other = [f"other: {_tokens(in_text)}"] if in_text else []
     lines = [*other, _ANY_TEXT]
-    if syntax.bare:  # a call is the whole answer, and known by its brace
+    if syntax.bare:  # a call is the whole answer, recognised by its brace
         lines += [
             f"start: {choices} | SAID" + (" (other TEXT)*" if other else ""),
             r"SAID: /([^{](.|\n)*)?/",
@@ -85,7 +85,7 @@ def strict_grammar(
             f"start: ({said}call)* {said}TEXT" if several else f"start: {said}(call | TEXT)",
             f"call: begin {notation.around(f'one{more}')}",
             f"one: {choices}",
-            # A mark that is text has to end its lexeme as soon as it is there, or it could go on as text.
+            # If the mark is text, the lexeme must end (lazily) at the first one, or TEXT could include it.
             f"begin: TEXT {notation.begin}"
             if notation.is_token(syntax.begin)
             else f"begin[lazy]: TEXT {notation.begin}",
@@ -98,7 +98,7 @@ _ANY_ARGUMENTS = '{"type": "object"}'
 
 
 class _Notation:
-    """Marks as the grammar names them. An added token is no text to the parser: it is named by its id."""
+    """Marks in the grammar's notation. An added token is not text to the parser but is named by its id."""
 
     def __init__(self, syntax: CallSyntax, token_id: TokenIds) -> None:
         self.syntax = syntax
@@ -116,7 +116,7 @@ class _Notation:
         return self.mark(self.syntax.begin)
 
     def around(self, calls: str) -> str:
-        """calls: a rule. -> with all that stands around it but `begin`."""
+        """Returns the rule `calls` with everything that surrounds it except `begin`."""
         texts = (json.dumps(text) if text else "" for text in (self.syntax.opening, self.syntax.closing))
         opening, closing = texts
         end = self.mark(self.syntax.end) if self.syntax.end else ""
@@ -124,14 +124,14 @@ class _Notation:
 
     @property
     def before_arguments(self) -> str:
-        """Of a named call, behind its name."""
+        """What a named call has between its name and its arguments."""
         syntax = self.syntax
         call_id = f" {self.mark(syntax.id_mark)} /[a-zA-Z0-9]{{9}}/" if syntax.id_mark else ""
         return call_id + (f" {self.mark(syntax.arguments_mark)}" if syntax.arguments_mark else "")
 
 
 def _tokens(token_ids: Sequence[int]) -> str:
-    """Models may have thousands of added tokens, most of them side by side."""
+    """A set of tokens as ranges: models may have thousands of added tokens, mostly with consecutive ids."""
     ranges: list[list[int]] = []
     for token_id in sorted(token_ids):
         if ranges and ranges[-1][1] == token_id - 1:
@@ -146,12 +146,12 @@ def _choices(tools: Sequence[Tool]) -> str:
 
 
 def _called(notation: _Notation, tools: Sequence[Tool], in_text: Sequence[int], *, strict: bool) -> list[str]:
-    """The rules of the tools. strict: all of them are."""
+    """The rules of the tools. strict: treat every tool as strict."""
     if notation.syntax.shape is CallShape.BARE_KEYS:
         return _called_with_bare_keys(notation, tools, in_text, strict=strict)
     lines = []
     for index, tool in enumerate(tools):
-        # The schema has a rule of its own, and with it a root that its references mean.
+        # The schema gets a rule of its own, and thereby the root that its references need.
         schema = json.loads(tool.schema if strict or tool.strict else _ANY_ARGUMENTS)
         spaced = json.dumps({**schema, "x-guidance": _SPACING}, ensure_ascii=False)
         if notation.syntax.shape is CallShape.NAMED:
@@ -185,7 +185,8 @@ def _of_tools(lines: Sequence[str]) -> Grammar:
 
 
 def _as_schema(syntax: CallSyntax, tool: Tool) -> str:
-    """Of the whole call: beside other JSON it is JSON to the parser, too, that decides at the first brace."""
+    """JSON schema of the whole call. If the alternative is a JSON answer, the call must be a JSON rule too,
+    because the parser chooses between them at the first brace."""
     arguments = _moved(json.loads(tool.schema), f"/properties/{syntax.arguments}")
     call = {
         "type": "object",
@@ -197,7 +198,7 @@ def _as_schema(syntax: CallSyntax, tool: Tool) -> str:
 
 
 def _moved(schema: object, place: str) -> object:
-    """The schema with its references as they are below `place` of another."""
+    """The schema with its local references adjusted for a position below `place` of another schema."""
     if isinstance(schema, list):
         return [_moved(one, place) for one in schema]
     if not isinstance(schema, dict):

@@ -1,7 +1,7 @@
-"""Finds calls of tools in an answer that arrives in pieces.
+"""Finds tool calls in an answer that arrives in pieces.
 
-What is no call is content, calls that break off included: nothing is lost but the space around calls. Only
-where fragments are wanted as they come (`eager`), a call that has begun stays one, whatever becomes of it.
+Whatever is not a call is content, including calls that break off; only whitespace around calls is dropped.
+The exception is `eager`, where fragments are emitted as they arrive: a call that has begun stays a call.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from services.gateway.json_scan import JsonScan
 @dataclass(frozen=True, slots=True)
 class CallDelta:
     index: int
-    """Of the call in its answer."""
+    """Position of the call in its answer."""
     name: str | None
-    """Of the function, where a call begins; None: more of its arguments."""
+    """The function's name, where a call begins; None: a further fragment of its arguments."""
     arguments: str = ""
     text_before: int = field(default=0, compare=False)
-    """Characters of the content that comes with it which stand before it."""
+    """How many characters of the content delivered with this delta precede it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class _Place(Enum):
 
 
 class CallStream:
-    """One answer's. Feed it all of the text, then `flush`."""
+    """Parses one answer. Feed it all of the text, then `flush`."""
 
     def __init__(self, syntax: CallSyntax, names: Collection[str], *, eager: bool, parallel: bool) -> None:
         self._syntax = syntax
@@ -54,32 +54,32 @@ class CallStream:
         self._head = re.compile(rf'\s*\{{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"{syntax.arguments}"\s*:\s*\{{')
         self._place = _Place.TEXT
         self._pending = ""
-        """Text that nothing has been decided about; of a call that is not known to be one, all of it."""
+        """Undecided text; for a call that is not confirmed yet, all of its text."""
         self._json = ""
-        """What the pending text of a call is in JSON."""
+        """The pending text of a call, translated to JSON."""
         self._space = ""
-        """Before the call that may have begun."""
+        """Whitespace and mark before the current call: content if it proves not to be one."""
         self._scan = JsonScan()
         self._translation: Translation = translation(syntax, first=True)
         self._arguments_at = 0
         self._bare = syntax.bare
         self._count = self._whole = 0
         self._told: list[str] = []
-        """Of the arguments of the newest call, where they are told as they come."""
+        """Fragments of the latest call's arguments that were emitted eagerly."""
         self._broken = False
-        """One that was told as it came turned out to be none."""
+        """A call that was emitted eagerly proved to be malformed."""
         self._texts: list[str] = []
         self._calls: list[CallDelta] = []
 
     @property
     def called(self) -> bool:
-        """There were whole calls, and none is unfinished."""
+        """Whether there are complete calls, and no incomplete one."""
         unfinished = self._broken or self._place in (_Place.HEAD, _Place.ARGUMENTS)
         return self._whole > 0 and not unfinished
 
     @property
     def done(self) -> bool:
-        """The only call that may be made has been made."""
+        """Whether the only call allowed is complete."""
         return self.called and not self._parallel
 
     def push(self, text: str) -> Parsed:
@@ -94,7 +94,7 @@ class CallStream:
         return self._taken()
 
     def flush(self) -> Parsed:
-        """What was held back, once no text follows."""
+        """Returns what was held back, once no more text follows."""
         if self._place is _Place.HEAD or (self._place is _Place.ARGUMENTS and not self._eager):
             self._pending = self._no_call()
         if self._place is _Place.TEXT and not (self._count and self._pending.isspace()):
@@ -108,7 +108,7 @@ class CallStream:
         return parsed
 
     def _look_for_call(self, text: str) -> str:
-        """-> what is left to be looked at."""
+        """Returns the text that remains to be examined."""
         text = self._pending + text
         self._pending = ""
         begin = self._syntax.begin
@@ -131,8 +131,8 @@ class CallStream:
         return ""
 
     def _begin(self, space: str, rest: str, mark: str = "", *, first: bool = True) -> str:
-        """first: no call before it shares its mark."""
-        # Where calls need no mark it is a control token, which is no text.
+        """first: no earlier call shares its mark."""
+        # Where calls need no mark, the mark is a control token, which is never content.
         self._space = space if self._syntax.bare else space + mark
         self._place, self._scan, self._bare = _Place.HEAD, JsonScan(), False
         self._translation, self._json = translation(self._syntax, first=first), ""
@@ -156,7 +156,7 @@ class CallStream:
         return ""
 
     def _take(self, character: str) -> bool:
-        """Looks at the last character of a call's JSON -> whether the call ends with it, or is none."""
+        """Takes the next character of a call's JSON. True if the call ends here, or proves not to be one."""
         depth = self._scan.depth
         if self._place is _Place.HEAD:
             if character == "{" and depth == 2:
@@ -189,7 +189,7 @@ class CallStream:
         self._calls.append(CallDelta(index, name, arguments, sum(map(len, self._texts))))
 
     def _end_of_arguments(self) -> bool:
-        """-> whether it turned out to be no call."""
+        """Returns whether to stop reading this call: it is not one after all, or no other may follow it."""
         if self._eager:
             self._tell_arguments()
             whole = json_object("".join(self._told)) is not None
@@ -207,7 +207,7 @@ class CallStream:
         return self.done
 
     def _end_of_unknown(self) -> None:
-        """A whole object that does not begin as calls mostly do."""
+        """Takes a complete object that does not begin as calls usually do, e.g. with its arguments first."""
         call = json_object(self._json) or {}
         name, arguments = call.get("name"), call.get(self._syntax.arguments) or {}
         text = arguments if isinstance(arguments, str) else json.dumps(arguments)
@@ -224,7 +224,7 @@ class CallStream:
         self._count += 1
 
     def _break_off(self, rest: str) -> str:
-        """The text is no JSON from here on."""
+        """The text cannot go on as a call from here."""
         if self._place is _Place.REST:
             self._end()
         elif self._place is _Place.ARGUMENTS and self._eager:
@@ -235,7 +235,7 @@ class CallStream:
         return rest
 
     def _no_call(self) -> str:
-        """-> space at its end, which may stand before a call that is one."""
+        """Makes the pending text content. Returns its trailing whitespace, which may precede a real call."""
         text = self._space + self._pending
         content = text.rstrip()
         self._texts.append(content)
@@ -260,12 +260,12 @@ class CallStream:
 
 
 _BETWEEN = " \t\r\n;"
-"""Between calls without marks."""
+"""Separators between calls without marks."""
 
 
 def json_object(text: str) -> dict[str, object] | None:
     try:
-        text.encode()  # JSON can name halves of characters, which cannot be sent
+        text.encode()  # strings from JSON escapes may hold lone surrogates, which cannot be sent
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
@@ -273,7 +273,7 @@ def json_object(text: str) -> dict[str, object] | None:
 
 
 def joined(calls: Sequence[CallDelta]) -> tuple[CallDelta, ...]:
-    """Neighbouring fragments of one call's arguments as one."""
+    """Merges adjacent fragments of the same call's arguments."""
     one: list[CallDelta] = []
     for call in calls:
         last = one[-1] if one else None

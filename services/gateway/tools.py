@@ -1,4 +1,4 @@
-"""Functions that an answer may call, as a client describes them, and how far it must."""
+"""Functions that an answer may call, as the client describes them, and whether it must."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from services.gateway.json_schemas import without_annotations
 
 MAX_TOOLS = 128
 MAX_TOOL_CHARACTERS = 65_536
-"""Of one tool as JSON."""
+"""Size of one tool, serialised as JSON."""
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
@@ -24,11 +24,11 @@ class Tool:
     name: str
     description: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=lambda: _NO_PARAMETERS)
-    """A JSON schema of an object."""
+    """JSON schema of an object."""
     strict: bool = False
-    """Its arguments keep to the schema also where nothing has to be called."""
+    """Whether the schema is enforced even where calling is optional."""
     place: str = field(default="tool", compare=False)
-    """Where the client declares it, in its words."""
+    """Where the client declares it, in the client's terms, for error messages."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -49,7 +49,7 @@ class Tool:
 
     @property
     def declared(self) -> dict[str, Any]:
-        """As OpenAI's API has it, and chat templates take it."""
+        """The tool in the form of OpenAI's API, which chat templates expect."""
         function: dict[str, Any] = {"name": self.name}
         if self.description is not None:
             function["description"] = self.description
@@ -57,31 +57,31 @@ class Tool:
 
     @property
     def schema(self) -> str:
-        """Of the arguments, as JSON, without what only tells readers of it."""
+        """JSON schema of the arguments, without annotations."""
         bare = without_annotations({"type": "object", **self.parameters})
         return json.dumps(bare, ensure_ascii=False)
 
 
 def check_tool_count(count: int) -> None:
-    """Also for those who have tools yet to make: before that."""
+    """Part of `ToolUse`'s checks; callers also run it before they build the tools."""
     require(1 <= count <= MAX_TOOLS, "tools", f"{count} tools", f"of 1 to {MAX_TOOLS} tools")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolUse:
-    """What an answer may call, or must."""
+    """Which tools an answer may or must call."""
 
     tools: tuple[Tool, ...]
     required: bool = False
-    """The answer is calls and nothing else."""
+    """Whether the answer must consist of calls."""
     only: str | None = None
-    """The one to call, once."""
+    """Name of the one tool that must be called, once."""
     allowed: frozenset[str] | None = None
-    """Those that may be called, though the model is told of all; None: all."""
+    """Names of the tools that may be called, though the model is shown all; None: all."""
     parallel: bool = True
-    """The answer may call several times."""
+    """Whether the answer may contain several calls."""
     eager: bool = False
-    """Whoever asked wants to hear of calls before they are whole."""
+    """Whether the client wants fragments of calls before they are complete."""
 
     def __post_init__(self) -> None:
         check_tool_count(len(self.tools))
@@ -107,7 +107,7 @@ class ToolUse:
 
     @property
     def callable(self) -> Mapping[int, Tool]:
-        """Those that may be called, by their place."""
+        """Tools that may be called, by index."""
         return {index: tool for index, tool in enumerate(self.tools) if self._may_be_called(tool.name)}
 
     def _may_be_called(self, name: str) -> bool:
@@ -115,20 +115,20 @@ class ToolUse:
 
     @property
     def forced(self) -> Mapping[int, Tool]:
-        """Those of which one has to be called, by their place; empty: none has to."""
+        """Tools of which one must be called, by index; empty: calling is optional."""
         return self.callable if self.required or self.only is not None else {}
 
     @property
     def bounded(self) -> bool:
-        """What is called has to be looked after though nothing has to be."""
+        """Whether calls need a grammar even where calling is optional."""
         return len(self.callable) < len(self.tools) or any(tool.strict for tool in self.callable.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """Of an answer, or of a message that was one."""
+    """A call in an answer, or in an assistant message of the conversation."""
 
     call_id: str
     name: str
     arguments: str
-    """JSON, unless the model failed at it."""
+    """JSON, unless the model got it wrong."""
