@@ -31,7 +31,7 @@ def _with_short_ids(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _short(call_id: str) -> str:
-    """A function of the id alone, so that results still match their calls, and prompts their earlier turns."""
+    """Depends on the id alone, so that results still match their calls and earlier turns do not change."""
     return call_id if _SHORT_ID.fullmatch(call_id) else hashlib.sha256(call_id.encode()).hexdigest()[:9]
 
 

@@ -1,4 +1,4 @@
-"""The REST face: OpenAI's endpoints, probes, metrics and a page to try it all out."""
+"""The REST API: OpenAI's endpoints, probes, metrics and a page for trying them out."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _PROBES = frozenset({"/healthz", "/readyz", "/health", "/metrics"})
 _ROUTES = _PROBES | {"/", "/version", *_API}
 _READ = ["GET", "HEAD"]
 
-# The page loads nothing from anywhere; its own script and style are inline.
+# The page loads nothing from elsewhere; its script and style are inline.
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -67,9 +67,9 @@ class CompletionUseCase(Protocol[_Body]):
 
 
 def create_app(gateway: Gateway, *, ready: Callable[[], bool]) -> FastAPI:
-    """ready: whether new requests can be served; `/readyz` says so too."""
-    # The API is OpenAI's and documented there; FastAPI's own pages would load foreign scripts.
-    # No redirects: what is at https://api.example.org outside would be sent to http://api.example.org.
+    """ready: whether new requests can be served, as reported by `/readyz`."""
+    # The API is OpenAI's and documented there; FastAPI's own documentation pages load third-party scripts.
+    # No redirects: behind a TLS proxy they would lead from https:// to http://.
     app = FastAPI(title="DSpark gateway", openapi_url=None, redirect_slashes=False)
     install_error_handlers(app, _API)
     app.include_router(_openai_routes(gateway))
@@ -132,7 +132,7 @@ def _operator_routes(gateway: Gateway, ready: Callable[[], bool]) -> APIRouter:
     async def live() -> PlainTextResponse:
         return PlainTextResponse("ok\n")
 
-    # `/health` is what clients of other engines wait for.
+    # `/health` is the path that clients of other engines poll.
     @router.api_route("/health", methods=_READ, response_class=PlainTextResponse)
     @router.api_route("/readyz", methods=_READ, response_class=PlainTextResponse)
     async def readiness() -> PlainTextResponse:
@@ -166,7 +166,7 @@ async def _completion(gateway: Gateway, use_case: CompletionUseCase[_Body], requ
         answer = await until_disconnect(request.receive, use_case.complete(body, request_id, caller))
         return Response(answer.model_dump_json(), headers=headers, media_type="application/json")
     except (ClientGoneError, ClientDisconnect):
-        return Response(status_code=499)  # nobody reads it
+        return Response(status_code=499)  # for metrics only; nobody reads it
     except Exception as error:
         response = error_answer(error).response()
         response.headers.update(headers)

@@ -1,4 +1,4 @@
-"""Turns committed tokens into text: detokenises, applies stop strings, counts what was used."""
+"""Turns committed tokens into text: detokenises, applies stop strings, finds tool calls, counts tokens."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ class TextDelta:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     usage: Usage
-    """So far."""
+    """Up to and including this delta."""
     stats: SpeculationStats | None = None
-    """So far; None when the backend has not told."""
+    """Up to this delta; None if the backend has not sent any yet."""
     calls: tuple[CallDelta, ...] = ()
-    """Of tools, each with its place in the text."""
+    """Tool calls, each with its position in the text."""
     called: bool = False
-    """The answer ends with a whole call."""
+    """On the last delta: the answer made tool calls, all of them complete."""
     logprobs: tuple[TokenWithLogprobs, ...] = ()
-    """Where the request asks for them, of the tokens of `text`: of a stop token there are none, nor of what
-    belongs to a stop string; of what may belong to one they come with its text."""
+    """If requested, for the tokens of `text`: not for stop tokens or stop strings. Those of text held back as
+    a possible stop string come with that text."""
 
 
 class TextAssembler:
-    """One request's; feed it every chunk in order until a delta has a finish reason."""
+    """Assembles one answer; feed it every chunk in order until a delta has a finish reason."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class TextAssembler:
         stop: tuple[str, ...],
         calls: CallReading | None = None,
     ) -> None:
-        """calls: how to find calls of tools; None: there are none."""
+        """calls: how to find tool calls; None: there are none."""
         self._detokenizer = tokenizer.detokenizer(shown=calls.shown_token_ids if calls else ())
         self._calls = calls.stream() if calls else None
         self._stop_token_ids = frozenset(request.stop_token_ids)
@@ -84,10 +84,10 @@ class TextAssembler:
         used = 0
         for token_id, logprobs in zip_longest(chunk.token_ids, chunk.logprobs):
             used += 1
-            # Not every checkpoint marks its stop tokens as special: they are never shown anyway.
+            # Not every checkpoint marks its stop tokens as special; never show them.
             shown = () if token_id in self._stop_token_ids else (token_id,)
             text = self._detokenizer.push(shown)
-            # No stop string begins before the answer is as long as it was asked to be.
+            # Stop strings apply only once the answer has `min_tokens` tokens.
             early = self._completion_tokens + used <= self._min_tokens
             certain = text if early else self._stops.push(text)
             if logprobs is not None and shown:
@@ -113,17 +113,17 @@ class TextAssembler:
 
     @property
     def _ended(self) -> bool:
-        """Before its last token: by a stop string, or because no second call is wanted."""
+        """Whether the answer ends here: at a stop string, or because no second call is allowed."""
         return self._stops.matched or (self._calls is not None and self._calls.done)
 
     def _without_calls(self, text: str, found: list[CallDelta], before: Sequence[str]) -> str:
-        """before: content that the delta has already."""
+        """before: content already in this delta."""
         if self._calls is None:
             return text
         return _content(self._calls.push(text), found, before)
 
     def _rest(self, found: list[CallDelta], before: Sequence[str]) -> str:
-        """What was held back."""
+        """The text held back so far."""
         held = "" if self._ended else self._stops.push(self._detokenizer.flush()) + self._stops.flush()
         text = self._without_calls(held, found, before)
         if self._calls is None:
@@ -146,25 +146,25 @@ def _content(parsed: Parsed, found: list[CallDelta], before: Sequence[str]) -> s
 
 
 class _LogprobsOfText:
-    """Lets go of tokens once the text they begin at is certain."""
+    """Releases tokens once the text at which they begin is certain to be part of the answer."""
 
     def __init__(self) -> None:
         self._held: deque[tuple[int, TokenWithLogprobs]] = deque()
-        """With the place in the text where each begins."""
+        """Tokens with the offset in the text at which each begins."""
         self._written = self._certain = 0
-        """Characters."""
+        """In characters."""
 
     def hold(self, token: TokenWithLogprobs) -> None:
-        """It begins where the text so far ends."""
+        """The token begins where the text so far ends."""
         self._held.append((self._written, token))
 
     def advance(self, written: int, certain: int) -> None:
-        """So many characters more."""
+        """Adds to both counts, in characters."""
         self._written += written
         self._certain += certain
 
     def take(self, *, everything: bool) -> tuple[TokenWithLogprobs, ...]:
-        """everything: there is no more text to come that they could be no part of."""
+        """Returns the tokens that can be released. everything: all of them, as the answer is complete."""
         taken = []
         while self._held and (everything or self._held[0][0] < self._certain):
             taken.append(self._held.popleft()[1])

@@ -11,7 +11,7 @@ from services.gateway.tiers import Tier
 
 
 def split_key(entry: str) -> tuple[str, str]:
-    """Of DSPARK_API_KEYS -> the key, which may hold an @ itself where a tier is named, and its tier."""
+    """Splits an entry of DSPARK_API_KEYS into key and tier. A key may contain an @ if a tier follows it."""
     key, at, tier = entry.rpartition("@")
     return (key, tier or DEFAULT_TIER_NAME) if at else (entry, DEFAULT_TIER_NAME)
 
@@ -25,7 +25,7 @@ class ApiKeys:
         for position, entry in enumerate(keys, start=1):
             key, name = split_key(entry)
             if name not in known:
-                # The entry holds a secret, which what follows an @ may be part of: it is told by its place.
+                # The entry is secret, and what follows its @ may be part of the key: name it by position.
                 raise ConfigError(
                     f"DSPARK_API_KEYS entry {position} names a tier, after its last @, not in DSPARK_TIERS "
                     f"(known: {', '.join(sorted(known))})"
@@ -36,7 +36,7 @@ class ApiKeys:
         """authorization: the header's value.
 
         Raises:
-            AuthenticationError: no key, or one that is not known. The key itself is not repeated.
+            AuthenticationError: no key, or an unknown one. The message does not repeat the key.
         """
         if not self._keys:
             return self._default
@@ -44,7 +44,7 @@ class ApiKeys:
         if scheme.lower() != "bearer" or not key.strip():
             raise AuthenticationError("an API key is required: send it as 'Authorization: Bearer <key>'")
         given = key.strip().encode(errors="replace")
-        # Every key is compared, in constant time, so that timing tells nothing about them.
+        # Compare with every key, in constant time, so that timing reveals nothing about them.
         matches = [tier for known, tier in self._keys if hmac.compare_digest(given, known)]
         if not matches:
             raise AuthenticationError("the API key is not valid here")

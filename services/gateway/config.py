@@ -23,21 +23,21 @@ TOOL_FORMATS = ("auto", *(one.value for one in ToolFormat))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayLimits:
-    """What one gateway takes on; beyond it, requests are refused at once instead of piling up."""
+    """Load limits of one gateway; beyond them, requests are refused at once instead of piling up."""
 
     max_running_requests: int = 256
     """Requests sent to verifiers at the same time."""
     max_waiting_requests: int = 1024
-    """Requests waiting for one of those places; further ones get 429."""
+    """Requests waiting for one of those places; any more get 429."""
     max_choices: int = DEFAULT_MAX_CHOICES
-    """Answers to one request, each of which counts as one above."""
+    """Answers per client request; each counts as one request in the two limits above."""
     max_body_bytes: int = 4 * 2**20
     request_timeout_seconds: float = 600.0
-    """From arrival to the last token, waiting included."""
+    """From arrival to the last token, including time in the queue."""
     admission_wait_seconds: float = 10.0
-    """How long a request may wait at the scheduler until speed floors allow it; then 429."""
+    """How long a request may wait at the scheduler until speed floors admit it; then 429."""
     max_context_tokens: int | None = None
-    """Tightens the verifiers' own limit; None: theirs."""
+    """Lowers the verifiers' own limit; None: use theirs."""
 
     def __post_init__(self) -> None:
         for name in ("max_running_requests", "max_choices", "max_body_bytes", "max_context_tokens"):
@@ -53,7 +53,7 @@ class GatewayLimits:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayConfig:
     target_model: str = DEFAULT_MODEL
-    """Name or path of the model whose tokenizer is used; verifiers register under the same text."""
+    """Name or path of the model whose tokenizer is used; verifiers register under the same string."""
     served_model_name: str = ""
     """What clients call it; empty: the last part of `target_model`."""
     http_host: str = "0.0.0.0"
@@ -63,18 +63,18 @@ class GatewayConfig:
     )
     scheduler_address: str = "127.0.0.1:50052"
     tls: Tls | None = None
-    """Of calls to scheduler and verifiers; what clients call stays as it is. None: in the clear."""
+    """For calls to the scheduler and verifiers; the ports for clients do not use it. None: plaintext."""
     limits: GatewayLimits = GatewayLimits()
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     """Clients must send one of these, each `key` or `key@tier`; empty: everyone may call."""
     tiers: Mapping[str, Tier] = field(default_factory=dict)
-    """By name; `default` is that of callers without another one."""
+    """By name; `default` applies to callers without another one."""
     tool_format: ToolFormat | None = None
-    """How the model writes calls of tools; None: as its chat template does."""
+    """How the model writes tool calls; None: as its chat template does."""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """More variables of the model's chat template, unless a request has its own."""
+    """Extra variables for the chat template; those of a request take precedence."""
     cors_origins: tuple[str, ...] = ()
-    """Web pages of these origins may call; `*`: of all. Empty: only the gateway's own page."""
+    """Origins whose web pages may call; `*`: all. Empty: only the gateway's own page."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.http_port <= 65535:
@@ -153,7 +153,7 @@ def _listed(text: str) -> tuple[str, ...]:
 
 def _keys(text: str | None) -> tuple[str, ...]:
     keys = _listed(text or "")
-    if text is not None and not keys:  # somebody meant to close the gateway: it must not be open
+    if text is not None and not keys:  # keys were intended: do not leave the gateway open
         raise ConfigError(f"DSPARK_API_KEYS holds no key, only commas: {text!r}")
     return keys
 

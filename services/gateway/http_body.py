@@ -1,4 +1,4 @@
-"""Reads a request's JSON body: its type, its size and the time it may take are bounded."""
+"""Reads a request's JSON body; checks its media type and bounds its size and the time it may take."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ async def read_body(request: Request, body_type: type[_Body], max_bytes: int) ->
 
 
 def _check_type(content_type: str) -> None:
-    """A body that says it is JSON, or nothing. Forms and plain text are what a browser sends to a
-    foreign host without asking that host first: no web page shall make this one work."""
+    """Accepts JSON types and a missing one. Browsers send forms and plain text across origins without a CORS
+    preflight; refusing those keeps foreign web pages from using this gateway."""
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type and media_type != "application/json" and not media_type.endswith("+json"):
         raise MediaTypeError(f"the content type must be application/json, got {content_type!r:.80}")

@@ -30,7 +30,7 @@ from services.common.rpc_errors import http_status, message_of, shortened
 _log = logging.getLogger(__name__)
 
 UNAVAILABLE_RETRY_SECONDS = 2
-"""Roughly how long a replica takes to be replaced by another in the routing."""
+"""Roughly how long it takes until routing has replaced a lost replica by another."""
 
 
 class BodyTooLargeError(InvalidRequestError):
@@ -42,7 +42,7 @@ class SlowBodyError(InvalidRequestError):
 
 
 class MediaTypeError(InvalidRequestError):
-    """The request body says that it is something else than JSON."""
+    """The request body is declared as something other than JSON."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class ErrorAnswer:
         return JSONResponse(self.body(), self.status, headers)
 
 
-# Most specific first; what is not here is an internal error.
+# Most specific first; any other error is an internal one.
 _KINDS: tuple[tuple[type[DSparkError], str, str | None], ...] = (
     (UnknownModelError, "invalid_request_error", "model_not_found"),
     (ContextLengthError, "invalid_request_error", "context_length_exceeded"),
@@ -88,7 +88,7 @@ _OWN_STATUS: Mapping[type[DSparkError], int] = {
 
 
 def error_answer(error: Exception) -> ErrorAnswer:
-    """What a client is told. Unexpected errors are logged here under a reference and not shown."""
+    """The answer for a client. Unexpected errors are logged under a reference, and only that is shown."""
     for kind, error_type, code in _KINDS:
         if isinstance(error, kind):
             return ErrorAnswer(
@@ -116,11 +116,11 @@ def _retry_after(error: DSparkError) -> float | None:
 
 
 _MOST_PROBLEMS = 100
-"""All are built to look at the first: a body can have so many that this takes seconds and gigabytes."""
+"""Reading the first problem builds all of them, which for a bad enough body takes seconds and gigabytes."""
 
 
 def invalid_body(error: ValidationError) -> InvalidRequestError:
-    """Names the first field that is wrong, and what it held."""
+    """Names the first wrong field and its value."""
     problems = error.error_count()
     if problems > _MOST_PROBLEMS:
         return InvalidRequestError(f"the request body is wrong in {problems} places, too many to name them")
@@ -129,7 +129,7 @@ def invalid_body(error: ValidationError) -> InvalidRequestError:
     if kind == "json_invalid":
         return InvalidRequestError(f"the request body is not valid JSON: {message}")
     location = first["loc"]
-    if kind == "extra_forbidden":  # whatever its name is
+    if kind == "extra_forbidden":  # the field's name can be any string
         above, name = field_path(location[:-1]), shortened(str(location[-1]), _MOST_SHOWN)
         param = f"{above}.{name}" if above else name
         return InvalidRequestError(f"unrecognised request argument: {param}", field=param)
@@ -157,7 +157,7 @@ def field_path(location: Sequence[int | str]) -> str:
 
 
 _MOST_SHOWN = 100
-"""Characters of a value, or of a name that a client made up."""
+"""Characters shown of a value, or of an unknown field's name."""
 
 
 def _shown(value: object) -> str:
@@ -165,7 +165,7 @@ def _shown(value: object) -> str:
 
 
 def install_error_handlers(app: FastAPI, api_paths: Sequence[str]) -> None:
-    """api_paths: what to call instead of a path that is not there."""
+    """api_paths: paths to suggest when one is not found."""
 
     async def project_error(_: Request, error: Exception) -> JSONResponse:
         return error_answer(error).response()
@@ -174,13 +174,13 @@ def install_error_handlers(app: FastAPI, api_paths: Sequence[str]) -> None:
         if not isinstance(error, HTTPException):
             raise TypeError(f"expected an HTTPException, got {error!r}")
         message, code = f"{request.method} {request.url.path}: {error.detail}", None
-        if error.status_code == 404:  # mostly another API of OpenAI's, or a base URL without its /v1
+        if error.status_code == 404:  # usually another OpenAI API, or a base URL without /v1
             message, code = f"{message}; served are {', '.join(api_paths)}", "unknown_url"
         answer = ErrorAnswer(
             status=error.status_code, message=message, type="invalid_request_error", code=code
         )
         response = answer.response()
-        response.headers.update(error.headers or {})  # 405 names what is allowed
+        response.headers.update(error.headers or {})  # such as `Allow` with 405
         return response
 
     app.add_exception_handler(DSparkError, project_error)

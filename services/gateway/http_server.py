@@ -1,4 +1,4 @@
-"""Runs the REST app in an event loop that belongs to somebody else: a service main, or the embedded stack."""
+"""Runs the REST app on an existing event loop, that of a service's main or of the embedded stack."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _log = logging.getLogger(__name__)
 
 _KEEP_ALIVE_SECONDS = 30
 _BACKLOG = 1024
-"""Connections that the system holds until they are accepted."""
+"""Connections the operating system queues until they are accepted."""
 _POLL_SECONDS = 0.05
 
 
 class _Uvicorn(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are the process's business, not this server's."""
+        """Leaves signals to the process."""
         yield
 
 
 class HttpServer:
     def __init__(self, app: ASGIApp, admission: Admission, *, host: str, port: int) -> None:
-        """port: 0 binds a free one."""
+        """port: 0 picks a free one."""
         self._app = app
         self._admission = admission
         self._host = host
@@ -47,7 +47,7 @@ class HttpServer:
         return self._port
 
     async def start(self) -> int:
-        """Answers from now on. Returns the port; ConfigError when it is taken."""
+        """Starts serving and returns the port. Raises ConfigError if the port is taken."""
         listener = _bind(self._host, self._port)
         self._port = listener.getsockname()[1]
         config = uvicorn.Config(
@@ -61,8 +61,8 @@ class HttpServer:
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=1,
-            # asyncio accepts so many at a time, and where the process may open no more files logs as many
-            # tracebacks every second: megabytes of them.
+            # asyncio accepts up to this many connections at a time; once the process is out of file
+            # descriptors, it logs that many tracebacks every second, which is megabytes with a long backlog.
             backlog=1,
         )
         self._server = _Uvicorn(config)
@@ -72,15 +72,15 @@ class HttpServer:
                 self._task.result()
                 raise ConfigError(f"the HTTP server on {self._host}:{self._port} ended at once")
             await asyncio.sleep(0.005)  # uvicorn has no event for it
-        listener.listen(_BACKLOG)  # asyncio has set it to the number above
+        listener.listen(_BACKLOG)  # asyncio has set it to the backlog above
         return self._port
 
     async def linger(self, seconds: float) -> None:
-        """Serves on for so long, and has each client connect anew for its next request.
+        """Keeps serving for this long, but closes each connection after its next response.
 
-        Clients keep connections open and cannot know that this gateway ends: refusing what they send next
-        would be an error for them. Ends early once no connection is open; closes those that are idle when
-        time is up.
+        Clients keep connections open and cannot know that this gateway is ending; refusing their next request
+        would be an error to them. Returns early once no connection is open; closes idle ones when the time is
+        up.
         """
         if self._server is None:
             return
@@ -94,8 +94,8 @@ class HttpServer:
             connection.shutdown()
 
     async def drain(self, seconds: float) -> bool:
-        """Refuses new requests with 503 and lets the others end; False when some did not in time, which are
-        then answered with an error."""
+        """Refuses new requests with 503 and lets the others finish. Returns False if some did not in time;
+        these are answered with an error."""
         self._admission.drain()
         idle = await self._admission.wait_idle(seconds)
         if not idle:
@@ -104,8 +104,8 @@ class HttpServer:
         return idle
 
     async def stop(self) -> None:
-        """Closes the port; what still runs ends with an error, or is cancelled when its client does not read
-        that. Safe to call twice."""
+        """Closes the port. Requests still running end with an error, or are cancelled if the client does not
+        read it. Safe to call twice."""
         if self._server is None or self._task is None:
             return
         self._admission.shut()

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 _RETRY_SECONDS = 0.5
 _DRAIN_MARGIN_SECONDS = 0.25
 _LINGER_SHARE = 0.25
-"""Of the drain: in that time whoever routes to this gateway should have learned that it ends."""
+"""Share of the drain time within which load balancers should have noticed that this gateway is ending."""
 
 
 async def run(environ: Mapping[str, str]) -> None:
@@ -67,7 +67,7 @@ async def run(environ: Mapping[str, str]) -> None:
             await _first_verifier(backend)
 
         async def on_drain() -> None:
-            # Ends just before the server's own budget does, which would count as a failed hook.
+            # Must end just before the server's own budget does, or the hook would count as failed.
             budget_seconds = max(0.0, config.grpc.drain_seconds - _DRAIN_MARGIN_SECONDS)
             ends = asyncio.get_running_loop().time() + budget_seconds
             await http.linger(budget_seconds * _LINGER_SHARE)
@@ -78,7 +78,8 @@ async def run(environ: Mapping[str, str]) -> None:
 
 
 async def _first_verifier(backend: GenerationBackend) -> None:
-    """Ready means that requests can be served: the context limit is a verifier's to tell."""
+    """Waits for a verifier: ready means that requests can be served, and only verifiers know the context
+    limit."""
     told = False
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Prometheus metrics of the gateway, in the words of the project's other services."""
+"""Prometheus metrics of the gateway, named consistently with the other services."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class GatewayMetrics:
         self._promises.labels(tier, "yes" if held else "no").inc()
 
     def watch_queue(self, running: Callable[[], int], waiting: Callable[[], int]) -> None:
-        """Gauges that are read when scraped."""
+        """Registers gauges that are read when scraped."""
         for state, read in (("running", running), ("waiting", waiting)):
             gauge = Gauge(f"dspark_gateway_requests_{state}", f"Requests {state} now", registry=self.registry)
             gauge.set_function(read)
@@ -80,7 +80,7 @@ class GatewayMetrics:
         self._http_requests.labels(route, str(code)).inc()
 
     def first_token(self, seconds: float, *, prompt_tokens: int) -> None:
-        """The prompt counts now: nobody computed those of requests that were refused."""
+        """Counts the prompt as well: prompts of refused requests were never computed."""
         self._first_token.observe(seconds)
         self._tokens.labels("prompt").inc(prompt_tokens)
 
@@ -96,7 +96,7 @@ class GatewayMetrics:
         stats: SpeculationStats | None,
     ) -> None:
         self._generations.labels(outcome).inc()
-        if completion_tokens:  # refusals take no time, and many would hide what answers take
+        if completion_tokens:  # refusals take no time and would distort the durations
             self._duration.observe(seconds)
         self._tokens.labels("completion").inc(completion_tokens)
         if stats is not None and stats.rounds:

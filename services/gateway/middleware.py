@@ -22,8 +22,8 @@ class ObserveRequests:
         routes: frozenset[str],
         probes: frozenset[str],
     ) -> None:
-        """routes: paths that get a label of their own; the rest of the world's share one. probes: those of
-        them that machines ask every few seconds, as they do gRPC's health: counted, but not traced."""
+        """routes: paths with a label of their own; all others share one. probes: routes that are polled every
+        few seconds; they are counted but, like gRPC's health checks, not traced."""
         self._app = app
         self._tracer = tracer
         self._metrics = metrics
@@ -54,7 +54,7 @@ class ObserveRequests:
             try:
                 await self._app(scope, receive, observed_send)
             except Exception:
-                status = 500  # the server answers it further out
+                status = 500  # answered by the server, outside of this middleware
                 raise
             finally:
                 span.set_attribute("http.response.status_code", status)

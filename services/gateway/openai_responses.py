@@ -26,7 +26,7 @@ class UsageBody(BaseModel):
 
     @classmethod
     def of(cls, choices: Sequence[Usage], per_prompt: int) -> UsageBody:
-        """Of all choices in their order, so many of each prompt: that counts once."""
+        """choices: in order, `per_prompt` of them for each prompt. A prompt counts once."""
         firsts = choices[::per_prompt]
         prompt_tokens = sum(usage.prompt_tokens for usage in firsts)
         completion_tokens = sum(usage.completion_tokens for usage in choices)
@@ -40,7 +40,7 @@ class UsageBody(BaseModel):
 
 
 class SpeculationStatsBody(BaseModel):
-    """What speculation did for one request, in the words of the `SpeculationStats` message."""
+    """What speculation did for one request; the fields are those of the `SpeculationStats` message."""
 
     rounds: int
     drafted_tokens: int
@@ -49,21 +49,21 @@ class SpeculationStatsBody(BaseModel):
     lookup_accepted_tokens: int
     committed_tokens: int
     accepted_length: float
-    """Mean tokens committed per round, the bonus token included."""
+    """Mean tokens committed per round, including the bonus token."""
     acceptance_rate: float
     draft_seconds: float
     verify_seconds: float
     tokens_per_second: float
-    """Completion tokens over the time since a verifier was asked, prefill included."""
+    """Completion tokens divided by the time since the request went to a verifier, including prefill."""
     decode_tokens_per_second: float
-    """Tokens after the first round's, over their time: what a speed floor is held against. Of the slowest
-    choice."""
+    """Tokens after those of the first round, divided by their time: the rate that a speed floor applies to.
+    The slowest choice's."""
     min_tokens_per_second: float | None
-    """The floor that was promised; null: none."""
+    """The speed floor; null: none."""
 
     @classmethod
     def of(cls, *choices: TimedDelta) -> SpeculationStatsBody | None:
-        """Of one choice, or of several together. None when the backend told nothing."""
+        """Combines one or more choices. None if the backend sent no statistics."""
         told = [timed.delta.stats for timed in choices if timed.delta.stats is not None]
         if not told:
             return None
@@ -112,7 +112,7 @@ class _WholeAnswer(_Answer):
 
 
 class _StreamedAnswer(_Answer):
-    """Fields that were not set are left out: `usage` is there only when asked for."""
+    """Unset fields are left out: `usage` is present only if requested."""
 
     usage: UsageBody | None = None
     speculation: SpeculationStatsBody | None = None
@@ -161,7 +161,7 @@ class CalledFunctionDelta(BaseModel):
 
 
 class CallDeltaBody(BaseModel):
-    """The first of a call has all fields and no arguments yet."""
+    """The first one of a call has all fields, and no arguments yet."""
 
     index: int
     id: str | None = None
@@ -210,7 +210,7 @@ class ModelBody(BaseModel):
     created: int
     owned_by: str = "dspark"
     max_model_len: int | None = None
-    """Tokens that prompt and answer may have together; None: no verifier has been reached yet."""
+    """Limit on prompt and answer together, in tokens; None: not known before a verifier is reached."""
 
 
 class ModelList(BaseModel):

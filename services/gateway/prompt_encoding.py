@@ -1,4 +1,4 @@
-"""Turns prompts into tokens beside the event loop: long ones one by one, so that short ones never wait."""
+"""Tokenizes prompts in threads, off the event loop: long ones one at a time, so short ones need not wait."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from services.gateway.tools import ToolUse
 _T = TypeVar("_T")
 
 LONG_CHARACTERS = 65_536
-"""Of a text that takes noticeable time and memory to encode: some tens of milliseconds."""
+"""Longer texts take noticeable time and memory to encode: tens of milliseconds and more."""
 
 
 class PromptEncoder:
-    """Long texts share one thread: clients that leave or send many take neither all cores nor all memory."""
+    """Long texts share one thread, so that clients sending many of them, or disconnecting, cannot take up all
+    cores and memory."""
 
     def __init__(self, model_name: str, tokenizer: Tokenizer, tools: ToolPreparer) -> None:
         self._model_name = model_name
@@ -32,8 +33,8 @@ class PromptEncoder:
         self._long = ThreadPoolExecutor(max_workers=1, thread_name_prefix="long-prompts")
 
     async def encode(self, request: TextRequest, limit: int, work: ThreadWork) -> tuple[int, ...]:
-        """Raises ContextLengthError for a text that cannot fit, before it is encoded, and
-        InvalidRequestError when the chat template refuses."""
+        """Raises ContextLengthError for a text that cannot fit, without encoding it, and InvalidRequestError
+        if the chat template refuses the conversation."""
         prompt, field = request.prompt, request.prompt_field
         if isinstance(prompt, str):
             return await self._encode(prompt, field, limit, work, add_special_tokens=True)
@@ -44,14 +45,14 @@ class PromptEncoder:
             )
             if token_ids is not None:
                 return token_ids
-            # The template writes the BOS token itself, where the model wants one.
+            # The template writes the BOS token itself if the model needs one.
             return await self._encode(text, field, limit, work, add_special_tokens=False)
         return prompt
 
     def _rendered(
         self, conversation: Conversation, tools: ToolUse | None, limit: int
     ) -> tuple[str, tuple[int, ...] | None]:
-        """Its text, and the tokens if it is short: most conversations go through one thread once."""
+        """The text, and its tokens if it is short: most conversations then need one trip to a thread only."""
         try:
             text = self._tools.render(conversation, tools)
         except InvalidRequestError as error:
@@ -77,7 +78,7 @@ class PromptEncoder:
         return await work.wait(self._long.submit(task))
 
     def _refuse_too_long(self, text: str, field: str, limit: int) -> None:
-        # A character has 4 bytes at most: short texts need no closer look.
+        # A character has at most 4 bytes, so short texts certainly fit.
         if self._fewest is None or 4 * len(text) < limit * self._fewest.longest_token_bytes:
             return
         fewest = self._fewest.of(text)

@@ -1,4 +1,4 @@
-"""What OpenAI's Responses API answers: a response, and the events that tell of it as it comes."""
+"""Answers of OpenAI's Responses API: the response, and the events of a streamed one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class OutputTextBody(BaseModel):
     text: str
     annotations: list[None] = []
     logprobs: list[TokenLogprobBody] = []
-    """Where they were asked for."""
+    """Present if requested."""
 
 
 class MessageBody(BaseModel):
@@ -48,12 +48,12 @@ ItemBody = MessageBody | CallBody
 class _InputDetails(BaseModel):
     cached_tokens: int
     cache_write_tokens: int = 0
-    """Nothing is cached for a price."""
+    """Cache writes are not billed here."""
 
 
 class _OutputDetails(BaseModel):
     reasoning_tokens: int = 0
-    """What a model thinks is text here."""
+    """A model's thinking is ordinary text here."""
 
 
 class UsageBody(BaseModel):
@@ -75,7 +75,7 @@ class UsageBody(BaseModel):
 
 class _ErrorBody(BaseModel):
     code: Literal["server_error"] = "server_error"
-    """Clients know a closed set; the `error` event before has ours."""
+    """Clients accept only a closed set of codes; the preceding `error` event has our own."""
     message: str
 
 
@@ -89,7 +89,7 @@ class _ReasoningBody(BaseModel):
 
 
 class ResponseBody(BaseModel):
-    """Sampling fields that the request left to the model's defaults are null."""
+    """Sampling fields that the request leaves to the model's defaults are null."""
 
     id: str
     object: Literal["response"] = "response"
@@ -159,7 +159,7 @@ class ResponseBody(BaseModel):
 class EventBody(BaseModel):
     type: str
     sequence_number: int = 0
-    """Of its stream."""
+    """Position in the stream."""
 
 
 class ResponseEvent(EventBody):
@@ -208,7 +208,7 @@ class ArgumentsDoneEvent(_ItemPartEvent):
 
 
 class ErrorEvent(EventBody):
-    """As OpenAI documents it, and with the object that its servers send and clients look for."""
+    """As documented by OpenAI, plus the `error` object that its servers send and clients look for."""
 
     type: str = "error"
     code: str | None
@@ -222,7 +222,7 @@ class ErrorEvent(EventBody):
 
 
 def _choice(choice: FlatToolChoiceBody | None) -> str | dict[str, Any]:
-    """As it was asked for; words stay words."""
+    """As requested; keywords stay keywords."""
     if choice is None:
         return "auto"
     asked = choice.model_dump(exclude_none=True)

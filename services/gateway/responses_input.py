@@ -1,4 +1,4 @@
-"""What a conversation is to OpenAI's Responses API: items, of which messages are one kind."""
+"""Conversations in OpenAI's Responses API: lists of items, of which messages are one kind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _Text = Annotated[str, BeforeValidator(joined_text("input_text", "output_text"))
 
 
 class _ItemBody(BaseModel):
-    """Items of answers come back with what they are called there, which says nothing new."""
+    """Items of earlier answers are sent back with their ids and statuses, which are ignored."""
 
     model_config = STRICT
 
@@ -41,7 +41,7 @@ class CallItem(_ItemBody):
     name: str
     arguments: str
     parsed_arguments: Any = None
-    """Of `openai`'s helpers: the arguments once more, as an object."""
+    """Added by the `openai` client's helpers: the arguments as an object. Ignored."""
 
     def to_record(self) -> ChatMessage:
         call = ToolCall(call_id=self.call_id, name=self.name, arguments=self.arguments)
@@ -58,7 +58,7 @@ class CallOutputItem(_ItemBody):
 
 
 class ReasoningItem(BaseModel):
-    """Of other servers' answers. Models are not shown what they thought in turns before."""
+    """From other servers' answers. Dropped: models are not shown their thinking of earlier turns."""
 
     type: Literal["reasoning"]
 
@@ -67,14 +67,14 @@ class ReasoningItem(BaseModel):
 
 
 def without_nulls(value: object) -> object:
-    """Clients send all fields that they know of an object, most of them empty."""
+    """Drops null fields: clients send every field of an object that they know, most of them null."""
     if not isinstance(value, dict):
         return value
     return {name: field for name, field in value.items() if field is not None}
 
 
 def _tag(value: object) -> str:
-    """No identifier, so that what errors call the place is as clients know it."""
+    """Not an identifier, so that `field_path` leaves it out of the field names in errors."""
     kind = value.get("type", "message") if isinstance(value, Mapping) else "message"
     return f"<{kind}>"
 
@@ -95,13 +95,13 @@ InputItem = Annotated[
 
 
 def input_items(value: object) -> object:
-    """A text is a message of the user."""
+    """Turns a plain string into a user message."""
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
 def messages_of(items: Iterable[InputItem]) -> tuple[ChatMessage, ...]:
-    """What the assistant says and calls, one after the other, is one message: the prompt then has it as the
-    model wrote it."""
+    """Joins consecutive texts and calls of the assistant into one message, so that the prompt has them as the
+    model wrote them."""
     turns: list[list[ChatMessage]] = []
     for item in items:
         message = item.to_record()
@@ -117,7 +117,7 @@ def messages_of(items: Iterable[InputItem]) -> tuple[ChatMessage, ...]:
 def _goes_on(turn: Sequence[ChatMessage], message: ChatMessage) -> bool:
     if message.role is not ChatRole.ASSISTANT or turn[0].role is not ChatRole.ASSISTANT:
         return False
-    calls_before = len(turn) > 1 or turn[0].tool_calls  # texts alone are messages of their own
+    calls_before = len(turn) > 1 or turn[0].tool_calls  # texts without calls stay separate messages
     return bool(calls_before or message.tool_calls)
 
 

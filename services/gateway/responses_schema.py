@@ -1,4 +1,4 @@
-"""The request body of OpenAI's Responses API, as far as it is served here: without anything stored."""
+"""The request body of OpenAI's Responses API, as far as it is supported: nothing is stored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOGPROBS: Literal["message.output_text.logprobs"] = "message.output_text.logpro
 
 Include = Literal[
     "message.output_text.logprobs",
-    # Without effect: of what answers never have here.
+    # No effect: answers never contain these here.
     "reasoning.encrypted_content",
     "message.input_image.image_url",
     "file_search_call.results",
@@ -34,7 +34,7 @@ class TextBody(BaseModel):
 
     format: TextFormatBody | None = None
     verbosity: Literal["medium"] | None = None
-    """The others ask for another answer."""
+    """Other values ask for a different answer, and are refused."""
 
 
 class ResponsesBody(ConversationBody):
@@ -51,7 +51,7 @@ class ResponsesBody(ConversationBody):
         "prompt": "send its text as instructions or input",
         "background": "wait for the answer, or stream it",
     }
-    """Field -> what to do instead."""
+    """Refused fields, and what to do instead."""
 
     input: Annotated[
         list[InputItem], FailFast(), Field(max_length=MAX_MESSAGES), BeforeValidator(input_items)
@@ -72,9 +72,9 @@ class ResponsesBody(ConversationBody):
     context_management: Any = None
     moderation: Any = None
 
-    # Accepted and without effect on the answer.
+    # Accepted, but without effect on the answer.
     max_tool_calls: Any = None
-    """Of tools that a server calls itself."""
+    """Limits calls of built-in tools, which the server would run itself."""
 
     @property
     def format(self) -> TextFormatBody | None:

@@ -1,4 +1,4 @@
-"""Puts a response together from what is generated, and tells of every step as an event."""
+"""Builds a response from the generated deltas, and yields every step as an event."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from services.gateway.tool_stream import CallDelta, json_object
 
 
 class ResponseWriter:
-    """One item at a time is open: text behind a call is a message of its own."""
+    """One item is open at a time: text after a call is a message of its own."""
 
     def __init__(self, response: ResponseBody, answers: AnswerFactory, logprobs: LogprobsWriter) -> None:
-        """response: as it begins."""
+        """response: in its initial state."""
         self.response = response
         self._answers = answers
         self._logprobs = logprobs
@@ -44,14 +44,14 @@ class ResponseWriter:
         self._done: list[ItemBody] = []
         self._open: _Message | _Call | None = None
         self._held: list[TokenWithLogprobs] = []
-        """Of tokens whose text has not come yet."""
+        """Log-probabilities of tokens whose text has not been written yet."""
         self.begun = False
 
     def add(self, timed: TimedDelta) -> Iterator[EventBody]:
         return self._numbered(self._events(timed))
 
     def fail(self, answer: ErrorAnswer) -> Iterator[EventBody]:
-        """In the middle of it."""
+        """Marks a response that has already begun as failed."""
         output = self._done if self._open is None else [*self._done, self._open.item("incomplete")]
         self.response = self.response.failed(output, answer.message)
         failed = ResponseEvent(type="response.failed", response=self.response)
@@ -98,7 +98,7 @@ class ResponseWriter:
 
     def _close(self, *, cut: bool = False) -> Iterator[EventBody]:
         if self._open is not None:
-            # A call that breaks off is incomplete however the answer ends.
+            # A call that breaks off is incomplete, however the answer ends.
             whole = self._open.whole if isinstance(self._open, _Call) else not cut
             status: ItemStatus = "completed" if whole else "incomplete"
             yield from self._open.end(status)

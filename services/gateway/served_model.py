@@ -1,4 +1,4 @@
-"""The one model a gateway serves: its name, and how much of a context it takes."""
+"""The one model a gateway serves: its name and its context limit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.gateway.backend import GenerationBackend
 
 class ServedModel:
     def __init__(self, name: str, backend: GenerationBackend, max_context_tokens: int | None = None) -> None:
-        """max_context_tokens: tightens the backend's limit."""
+        """max_context_tokens: lowers the backend's limit."""
         self.name = name
         self._backend = backend
         self._max_context_tokens = max_context_tokens
@@ -24,7 +24,8 @@ class ServedModel:
             )
 
     async def describe(self) -> VerifierDescription:
-        """With the context limit of this gateway. Raises UnavailableError while no verifier is known."""
+        """The backend's description with this gateway's context limit. Raises UnavailableError while no
+        verifier is known."""
         description = await self._backend.describe()
         limit = min(
             description.max_context_tokens, self._max_context_tokens or description.max_context_tokens
@@ -32,7 +33,7 @@ class ServedModel:
         return dataclasses.replace(description, max_context_tokens=limit)
 
     async def known_limit(self) -> int | None:
-        """Of the context; without a verifier what was configured, if anything was."""
+        """The context limit; while no verifier is known the configured one, if any."""
         try:
             return (await self.describe()).max_context_tokens
         except UnavailableError:
@@ -40,7 +41,7 @@ class ServedModel:
 
 
 def too_long(field: str, tokens: str, model_name: str, limit: int) -> ContextLengthError:
-    """`tokens`: how many, as far as is known."""
+    """tokens: how many, such as `at least 5000` if that is all that is known."""
     return ContextLengthError(
         f"{field} has {tokens} tokens, but the context limit of {model_name} is {limit} "
         f"tokens and must hold at least one more",

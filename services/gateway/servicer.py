@@ -1,4 +1,4 @@
-"""The gRPC face: converts, runs the same use case as REST, converts back."""
+"""The gRPC API: converts, runs the same use case as REST, converts back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
 
     def register(self, server: grpc.aio.Server) -> None:
         gateway_pb2_grpc.add_GatewayServiceServicer_to_server(self, server)
-        # Users call this one by hand; the other services only ever talk to each other.
+        # Users call this service by hand; the other services only talk to each other.
         enable_reflection(server, gateway_pb2.DESCRIPTOR.services_by_name["GatewayService"].full_name)
 
     async def ListModels(

@@ -1,4 +1,4 @@
-"""What threads go on with for a request whose client has left."""
+"""Tracks work in threads, which continues for a request even after its client has disconnected."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ _T = TypeVar("_T")
 
 
 class ThreadWork:
-    """What threads do for one request. Begun, it cannot be stopped: it goes on when nobody waits any more."""
+    """Thread work for one request. Once begun it cannot be stopped, even if nobody waits for it any more."""
 
     def __init__(self) -> None:
         self._last: Future[object] | None = None
 
     async def wait(self, work: Future[_T]) -> _T:
-        """Its result; one after the other. Cancelled, it takes back what has not begun."""
+        """Returns the result. One call at a time. Cancelling it cancels work that has not begun."""
         self._last = work  # type: ignore[assignment]  # only ever waited for
         return await asyncio.wrap_future(work)
 
     def when_done(self, then: Callable[[], None]) -> None:
-        """At once when no thread works for the request, else when it is done."""
+        """Calls `then` once no thread works for the request, at once if none does."""
         if self._last is None or self._last.done():
             then()
             return
         loop = asyncio.get_running_loop()
 
         def done(_: object) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop ended meanwhile, and nobody counts any more
+            with contextlib.suppress(RuntimeError):  # the event loop has ended: `then` no longer matters
                 loop.call_soon_threadsafe(then)
 
         self._last.add_done_callback(done)
