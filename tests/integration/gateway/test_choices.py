@@ -1,4 +1,4 @@
-"""Several answers to one request over HTTP: whole, streamed, bounded, failing and left."""
+"""Several answers to one request over HTTP: whole, streamed, bounded, failing and abandoned."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LONG = [{"role": "user", "content": "hi" * 40}]
 
 
 def place(request: GenerateRequest) -> int:
-    """Of a choice, as its request's id tells it."""
+    """Index of the choice, from its request id."""
     _, _, index = request.request_id.partition("-")[2].partition("-")
     return int(index or 0)
 
@@ -32,7 +32,7 @@ def numbered(request: GenerateRequest) -> str:
 
 
 class FailingBackend(FakeBackend):
-    """One of the choices fails, the others are held."""
+    """One of the choices fails while the others are held."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__("abcdef")
@@ -85,7 +85,7 @@ async def test_a_streamed_chat_tells_the_choice_of_each_chunk_and_the_usage_once
         assert chunk.usage is None
     assert texts == ["answer 0", "answer 1.", "answer 2.."]
     assert roles == ends == [1, 1, 1]
-    assert order != sorted(order)  # none waits for the one before
+    assert order != sorted(order)  # no choice waits for the previous one
     assert last.choices == []
     assert last.usage.completion_tokens == sum(len(text) + 1 for text in texts)
     assert len({chunk.id for chunk in chunks}) == 1

@@ -1,4 +1,4 @@
-"""The gateway as a process in a small cluster: routing, failover in the middle of a stream, drain."""
+"""The gateway as a process in a small cluster: routing, failover during a stream, drain."""
 
 import asyncio
 import json

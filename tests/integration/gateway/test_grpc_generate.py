@@ -1,4 +1,4 @@
-"""The gRPC face: the same use case and the same refusals as REST."""
+"""The gRPC API: the same use case and the same refusals as REST."""
 
 import asyncio
 

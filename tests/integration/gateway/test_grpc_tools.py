@@ -1,4 +1,4 @@
-"""Calls of tools, several answers and template variables by gRPC: the rules are those of REST."""
+"""Tool calls, several answers and template variables over gRPC: the rules are those of REST."""
 
 import json
 

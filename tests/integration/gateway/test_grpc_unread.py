@@ -1,4 +1,4 @@
-"""A client that does not read what it asked for."""
+"""A client that does not read its stream."""
 
 import asyncio
 
@@ -41,7 +41,7 @@ async def test_whoever_does_not_read_loses_the_places(serve: Serve, monkeypatch)
         )
         async with asyncio.timeout(
             10
-        ):  # the call ends here, too, though its client learns of it by reading only
+        ):  # the call ends on the server although its client only learns of it by reading
             while ended not in (await running.client.get("/metrics")).text:
                 await asyncio.sleep(0.01)
         with pytest.raises(grpc.aio.AioRpcError, match=r"the client read nothing for 0\.2 s") as caught:

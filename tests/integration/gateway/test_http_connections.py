@@ -1,4 +1,4 @@
-"""Connections that do not behave, over real HTTP: none stays open for ever, none fills the memory."""
+"""Misbehaving connections over real HTTP: none stays open for ever or fills the memory."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ async def test_headers_that_trickle_in_are_not_waited_for(serve: Serve, monkeypa
     reader, writer = await connect(await serve(FakeBackend()))
     closed = asyncio.create_task(until_closed(reader))
     writer.write(GET)
-    while not closed.done():  # a byte now and then, as slow clients are told from dead ones
+    while not closed.done():  # a byte now and then: the connection is never idle
         writer.write(b"a")
         await asyncio.sleep(0.02)
     with contextlib.suppress(ConnectionResetError):  # a byte that met the closed connection
@@ -49,7 +49,7 @@ async def test_headers_that_trickle_in_are_not_waited_for(serve: Serve, monkeypa
 async def test_headers_without_end_are_refused(serve: Serve) -> None:
     reader, writer = await connect(await serve(FakeBackend()))
     writer.write(GET + b"X-Long: ")
-    for _ in range(4):  # just as much: more would meet a closed connection
+    for _ in range(4):  # just over the limit: more would hit a closed connection
         await asyncio.sleep(0.02)
         writer.write(b"a" * 16384)
     answer = await until_closed(reader)
@@ -91,7 +91,7 @@ async def test_a_body_of_many_small_chunks_with_a_trailer_is_read(serve: Serve) 
 
 
 async def test_what_arrives_in_pieces_and_in_time_is_answered(serve: Serve, monkeypatch) -> None:
-    """Two requests on one connection, whose pauses together are longer than one head may take."""
+    """Two requests on one connection whose pauses add up to more than the time limit of one head."""
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_SECONDS", 0.4)
     reader, writer = await connect(await serve(FakeBackend()))
     body = json.dumps({"model": MODEL, "prompt": "x" * 100, "max_tokens": 2}).encode()
@@ -118,14 +118,14 @@ async def test_a_part_of_a_next_request_does_not_cut_the_answer_before_it(serve:
     writer.write(head + body + b"GET /heal")
     await asyncio.sleep(0.5)
     backend.release.set()
-    assert b"[DONE]" in await until_closed(reader)  # and then it is too late for the next one
+    assert b"[DONE]" in await until_closed(reader)  # then the next request's head is too late
     writer.close()
 
 
 @pytest.mark.parametrize("offer", [b"h2c", b"websocket"])
 @pytest.mark.parametrize("pieces", [1, 5])
 async def test_an_offer_of_another_protocol_is_passed_over(serve: Serve, offer, pieces) -> None:
-    """Java's client offers HTTP/2 in every first request, and its body comes behind the head as ever."""
+    """Java's client offers HTTP/2 in the first request of a connection, and sends the body as usual."""
     reader, writer = await connect(await serve(FakeBackend("ok")))
     body = json.dumps({"model": MODEL, "prompt": "x", "max_tokens": 2}).encode()
     offered = (
@@ -157,7 +157,7 @@ async def test_an_offer_in_the_last_request_of_a_connection_is_passed_over(serve
     answers = await until_closed(reader)
     assert answers.startswith(b"HTTP/1.1 200 ")
     assert b'"text":"ok"' in answers
-    assert answers.count(b"HTTP/1.1") == 1  # what is sent after the last is not answered, offer or no offer
+    assert answers.count(b"HTTP/1.1") == 1  # nothing after the last request is answered
     writer.close()
 
 

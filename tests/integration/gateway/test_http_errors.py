@@ -1,4 +1,4 @@
-"""Every way a request can be wrong or cannot be served, over real HTTP."""
+"""Every way in which a request can be invalid or impossible to serve, over real HTTP."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""What browsers, balancers and clients of other engines expect beside the OpenAI API itself."""
+"""What browsers, load balancers and clients of other engines expect beyond the OpenAI API itself."""
 
 import json
 
@@ -65,7 +65,7 @@ async def test_pages_of_other_origins_may_not(serve: Serve) -> None:
 
 
 async def test_an_event_is_one_line_by_anybodys_idea_of_lines(serve: Serve) -> None:
-    """httpx, and whatever uses `str.splitlines`, ends lines at more than line feeds."""
+    """httpx, like anything that uses `str.splitlines`, ends lines at more than line feeds."""
     text = "a\x85b\u2028c\u2029d\x0be\x1cf\u00e9"
     running = await serve(FakeBackend(text))
     async with running.client.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as answer:

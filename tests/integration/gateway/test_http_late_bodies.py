@@ -1,4 +1,4 @@
-"""Requests that are answered before their bodies are there."""
+"""Requests that are answered before their bodies have arrived."""
 
 import asyncio
 import json

@@ -27,7 +27,7 @@ CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
 
 @asynccontextmanager
 async def open_request(running: RunningGateway, *, stream: bool) -> AsyncIterator[asyncio.StreamReader]:
-    """A raw connection, which breaks when the block ends."""
+    """A raw connection, closed abruptly at the end of the block."""
     reader, writer = await asyncio.open_connection("127.0.0.1", running.http.port)
     body = json.dumps({**CHAT, "stream": stream}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -139,7 +139,7 @@ async def test_streams_that_a_stop_cannot_wait_for_end_with_an_error_for_their_c
         await running.http.stop()
         rest = await asyncio.wait_for(reader.read(), 5)
     assert b'{"error": {"message": "this gateway shuts down' in rest
-    assert rest.endswith(b"0\r\n\r\n")  # the body is whole
+    assert rest.endswith(b"0\r\n\r\n")  # the body is complete
     assert (backend.running, backend.cancelled) == (0, 1)
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
@@ -151,7 +151,7 @@ async def test_answers_that_a_drain_cannot_wait_for_are_refused_as_unavailable(s
     asked = [asyncio.create_task(running.client.post("/v1/chat/completions", json=CHAT)) for _ in range(2)]
     await eventually(lambda: (running.gateway.admission.running, running.gateway.admission.waiting) == (1, 1))
     assert not await running.http.drain(0.01)
-    for answer in await asyncio.gather(*asked):  # the one that waited for a place, too
+    for answer in await asyncio.gather(*asked):  # including the one that waited for a place
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
         assert answer.json()["error"]["code"] == "draining"
         assert "shuts down" in answer.json()["error"]["message"]
@@ -209,7 +209,7 @@ async def test_spans_continue_the_callers_trace_and_tell_what_speculation_did(se
     running = await serve(FakeBackend("abc"), telemetry=Telemetry(service="gateway", provider=provider))
     trace_id = "0af7651916cd43dd8448eb211c80319c"
     headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
-    for probe in ("/healthz", "/readyz", "/health", "/metrics"):  # asked every few seconds, and by nobody
+    for probe in ("/healthz", "/readyz", "/health", "/metrics"):  # polled every few seconds, so not traced
         await running.client.get(probe)
     for stream in (False, True):
         response = await running.client.post(

@@ -1,4 +1,4 @@
-"""Log-probabilities by the official client and by gRPC, whole and streamed."""
+"""Log-probabilities through the official client and over gRPC, whole and streamed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def test_of_a_chat(serve: Serve, stream: bool) -> None:
         answer = await running.openai.chat.completions.create(**fields)
         assert answer.choices[0].message.content == TEXT
         told = answer.choices[0].logprobs.content
-    assert [byte for entry in told for byte in entry.bytes] == TOKENS  # the end of the turn is not told of
+    assert [byte for entry in told for byte in entry.bytes] == TOKENS  # without the end of the turn
     assert [entry.token for entry in told[:2]] == ["n", "\ufffd"]  # half a character
     assert [entry.logprob for entry in told] == [-token / 100 for token in TOKENS]
     assert [other.bytes for other in told[0].top_logprobs] == [[TOKENS[0]], [TOKENS[0] + 1]]
@@ -57,7 +57,7 @@ async def test_offsets_are_characters_of_the_text_whatever_they_are_spread_over(
 ) -> None:
     running = await serve(
         FakeBackend("né 🙂!", chunk_tokens=2)
-    )  # a token a byte: the smile begins in one chunk
+    )  # one token per byte: the emoji spans several chunks
     fields = {"model": MODEL, "prompt": "p", "logprobs": 0, "max_tokens": 20}
     if stream:
         chunks = [chunk async for chunk in await running.openai.completions.create(**fields, stream=True)]

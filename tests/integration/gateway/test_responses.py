@@ -1,4 +1,4 @@
-"""The Responses API by the official client: what comes back, whole, in events and when it fails."""
+"""The Responses API through the official client: answers whole, as events, and failing."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 
 async def whole(running: RunningGateway, **fields: Any) -> Response:
-    """As its official type has it, to the letter."""
+    """Validates the answer strictly against its official type."""
     answer = await running.client.post("/v1/responses", json={**ASK, **fields})
     assert answer.status_code == 200, answer.text
     return Response.model_validate_json(answer.text, strict=True)
 
 
 async def events(running: RunningGateway, **fields: Any) -> list[Any]:
-    """Likewise, and in the frame that they have on the wire."""
+    """Validates the events likewise, and their framing on the wire."""
     async with running.client.stream(
         "POST", "/v1/responses", json={**ASK, "stream": True, **fields}
     ) as answer:
@@ -188,7 +188,7 @@ async def test_the_conversation_goes_on_with_what_was_called(serve: Serve) -> No
         model=MODEL, input=[json.loads(item.model_dump_json()) for item in answer.output], tools=TOOLS
     )
     first, second, _ = (prompt_of(request) for request in fake.requests)
-    # The prompt of the first turn begins that of the second: the prefix cache has it.
+    # The first turn's prompt is a prefix of the second's, so the prefix cache has it.
     assert second == f"{first}I look.\n{CALL}user\n<tool_response>\nrain\n</tool_response>assistant\n"
 
 

@@ -1,4 +1,4 @@
-"""A gateway that ends beside another: clients go there, and none of their requests fails."""
+"""A gateway that ends while another serves: clients move there, and none of their requests fails."""
 
 import asyncio
 import time
@@ -21,7 +21,7 @@ async def test_a_gateway_that_lingers_closes_each_connection_after_its_answer(se
     await asyncio.sleep(0)
     answer = await running.client.post("/v1/chat/completions", json=CHAT)
     assert (answer.status_code, answer.headers["connection"]) == (200, "close")
-    await asyncio.wait_for(lingers, 5)  # no connection is open any more: nobody is left who does not know
+    await asyncio.wait_for(lingers, 5)  # returns early: no connection is open any more
 
 
 async def test_connections_that_stay_idle_are_closed_at_the_end(serve: Serve) -> None:
@@ -43,7 +43,7 @@ async def test_connections_that_stay_idle_are_closed_at_the_end(serve: Serve) ->
 
 
 async def _outcome(stub: gateway_pb2_grpc.GatewayServiceStub) -> str | grpc.StatusCode:
-    """The text, or why there is none."""
+    """The text, or the status code if there is none."""
     try:
         return "".join([chunk.text async for chunk in stub.Generate(request(), timeout=20)])
     except grpc.aio.AioRpcError as error:
@@ -62,7 +62,7 @@ async def test_grpc_clients_call_the_next_gateway_while_a_stream_ends_at_the_fir
         text = (await anext(chunks)).text
         first.grpc_server.send_away()
         outcomes = [await _outcome(stub) for _ in range(20)]
-        # gRPC itself cancels a call that arrives in that very moment, and none after one that was answered.
+        # gRPC may cancel calls that arrive at that very moment, but none after the first one answered.
         answered = outcomes[outcomes.index("second") :]
         assert answered == ["second"] * len(answered)
         assert {*outcomes[: -len(answered)]} <= {grpc.StatusCode.CANCELLED}
@@ -81,6 +81,6 @@ async def test_stopping_does_not_wait_for_those_sent_away(serve: Serve, times: i
         running.grpc_server.send_away()
     started = time.monotonic()
     await running.grpc_server.stop()
-    assert time.monotonic() - started < 5  # the drain would be 20
+    assert time.monotonic() - started < 5  # the drain would take 20 s
     with pytest.raises(grpc.aio.AioRpcError):
         await stream.read()

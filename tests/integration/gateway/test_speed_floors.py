@@ -1,4 +1,4 @@
-"""A speed floor on its way in, by body, header, tier and gRPC, and what the answer says of it."""
+"""Speed floors set by body, header, tier and gRPC, and what answers report about them."""
 
 import grpc
 import grpc.aio

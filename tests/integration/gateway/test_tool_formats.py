@@ -56,7 +56,7 @@ async def test_calls_of_a_streamed_answer_come_in_fragments(serve: Serve, templa
     assert messages[0]["content"] == "I look."
     assert [call[1:] for call in messages[0]["calls"]] == [["weather", ARGUMENTS], ["time", "{}"]]
     assert reason == "tool_calls"
-    assert "You may call functions" not in prompt_of(fake.requests[0])  # the template tells of them
+    assert "You may call functions" not in prompt_of(fake.requests[0])  # the template describes them
 
 
 @every_template
@@ -131,7 +131,7 @@ async def test_a_schema_that_gemmas_calls_cannot_keep_to_is_refused_where_it_mat
     tool = {"type": "function", "function": {"name": "f", "parameters": schema, "strict": strict}}
     fields = {"model": MODEL, "messages": ASK, "tools": [TIME, tool]}
     if not strict:
-        await running.openai.chat.completions.create(**fields)  # nothing is constrained
+        await running.openai.chat.completions.create(**fields)  # no grammar is needed
         fields["tool_choice"] = "required"
     with pytest.raises(
         openai.BadRequestError, match=r"'uniqueItems' beside .* cannot be demanded"

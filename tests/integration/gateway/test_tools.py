@@ -1,4 +1,4 @@
-"""Calls of tools through the whole gateway: prompts, grammars, answers whole and streamed, refusals."""
+"""Tool calls through the whole gateway: prompts, grammars, answers whole and streamed, refusals."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ NATIVE = (
     '{% for c in m.tool_calls %}{"name": "{{ c.function.name }}", "parameters": '
     "{{ c.function.arguments | tojson }}}{% endfor %}<|im_end|>{% endfor %}<|im_start|>assistant\n"
 )
-"""Writes calls as Llama 3 does."""
+"""A template that writes calls as Llama 3's does."""
 
 
 def backend(answer: str, **fields: Any) -> FakeBackend:
@@ -54,7 +54,7 @@ def prompt_of(request: GenerateRequest) -> str:
 
 
 async def streamed(running: RunningGateway, **fields: Any) -> tuple[dict[int, Any], str | None]:
-    """-> message by choice, put together of the chunks, and the last finish reason."""
+    """Returns the messages by choice, assembled from the chunks, and the last finish reason."""
     stream = await running.openai.chat.completions.create(model=MODEL, messages=ASK, stream=True, **fields)
     messages: dict[int, Any] = {}
     reason = None
@@ -108,7 +108,7 @@ async def test_the_conversation_goes_on_with_what_was_called(serve: Serve) -> No
     first, second = (prompt_of(request) for request in fake.requests)
     assert first.startswith("system\nYou may call functions")
     assert '{"name": "weather", "description": "Tells the weather.", "parameters": ' in first
-    # The prompt of the first turn begins that of the second: the prefix cache has it.
+    # The first turn's prompt is a prefix of the second's, so the prefix cache has it.
     assert second == f"{first}{CALL}user\n<tool_response>\nrain\n</tool_response>assistant\n"
 
 
@@ -216,7 +216,7 @@ async def test_the_format_may_be_set(serve: Serve) -> None:
 
 
 def allows(request: GenerateRequest, text: str) -> bool:
-    """Whether an answer may be that, and end there."""
+    """Whether the text is a complete answer under the request's grammar."""
     tokenizer = LLTokenizer(byte_backend().to_str(), n_vocab=VOCAB, eos_token=[END])
     matcher = LLMatcher(tokenizer, grammar_source(request.grammar), log_level=0)
     assert not matcher.is_error(), matcher.get_error()
@@ -249,7 +249,7 @@ async def test_a_required_call_is_one_or_several_by_their_schemas(serve: Serve) 
         "\n".join([TIME_CALL] * 9),
         CALL.replace("weather", "sing"),
         CALL.replace("city", "town"),
-        CALL.replace('"Páris"', ' "Páris"'),  # spaces are as models are shown them
+        CALL.replace('"Páris"', ' "Páris"'),  # spacing must be as models are shown it
         CALL.replace('"Páris"', "3"),
         TIME_CALL.replace("{}", '{"a": 1}'),
     ):
@@ -303,7 +303,7 @@ async def test_calls_of_strict_functions_keep_to_their_schemas_in_any_text(serve
         CALL,
         f"I look.\n{CALL}",
         f"{CALL}\n{TIME_CALL}\nDone.",
-        '<tool_call>\n{"name": "time", "arguments": {"zone": [1, "x"]}}\n</tool_call>',  # it is not strict
+        '<tool_call>\n{"name": "time", "arguments": {"zone": [1, "x"]}}\n</tool_call>',  # not strict
     ):
         assert allows(request, text), text
     for text in (
@@ -347,7 +347,7 @@ async def test_tools_that_are_not_allowed_are_told_of_and_not_called(serve: Serv
     assert '"name": "time"' in prompt_of(request)
     assert allows(request, "Sunny.")
     assert allows(request, call)
-    assert allows(request, call.replace("city", "town"))  # it is not strict
+    assert allows(request, call.replace("city", "town"))  # the tool is not strict
     assert not allows(request, time_call)
     required = await grammar_of(serve, call, tool_choice=only("required", "weather"), tool_format=tool_format)
     assert allows(required, call)

@@ -61,7 +61,7 @@ def test_a_stop_string_ends_the_request_and_uses_no_later_token(size) -> None:
 
 
 def test_no_stop_string_is_looked_for_before_the_answer_is_as_long_as_asked() -> None:
-    """Nor does one count that began before."""
+    """A stop string that begins before that does not count either."""
     adjustments = LogitAdjustments(min_tokens=5)
     request = GenerateRequest(request_id="r", prompt_token_ids=(1,), adjustments=adjustments)
     assembler = TextAssembler(TOKENIZER, request, ("ab",))
@@ -96,7 +96,7 @@ def test_logprobs_are_of_the_text_that_is_shown_and_come_with_it(size, text, sho
     for delta in deltas:
         so_far += len(delta.text.encode())
         told_so_far += len(delta.logprobs)
-        # A character's first bytes are told with its last ones.
+        # The log-probabilities of a character's first bytes come with those of its last one.
         assert told_so_far == so_far
 
 

@@ -1,4 +1,4 @@
-"""Schemas of arguments as Gemma 4 writes them: what a grammar lets through is read, and keeps to them."""
+"""Schemas of arguments as Gemma 4 writes them: what the grammar allows parses and satisfies the schema."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OBJECT: dict[str, Any] = {"type": "object", "additionalProperties": False}
 
 
 def allowed(schema: dict[str, Any], arguments: str, *, tokens: bool, strict: bool = True) -> bool:
-    """arguments: as the model writes them. What is allowed is read, too, and keeps to the schema."""
+    """arguments: as the model writes them. Also checks that allowed ones parse and satisfy the schema."""
     backend = byte_backend()
     if tokens:
         backend.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in GEMMA.marks])
@@ -118,7 +118,7 @@ TREE = {**OBJECT, "properties": {"root": {"$ref": NODE["$ref"]}}, "$defs": NODE[
         ),
         (
             {**OBJECT, "properties": {"a": {"type": "string", "pattern": "^[0-9]{4}$"}}},
-            ['{a:"2026"}'],  # as JSON, which is read as well
+            ['{a:"2026"}'],  # a JSON string, which is read as well
             ['{a:"26"}', '{a:<|"|>2026<|"|>}'],
         ),
         (

@@ -1,4 +1,4 @@
-"""Several answers to one request: what is asked for each, and their streams as one."""
+"""Several answers to one request: the request for each, and merging their streams."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -44,7 +44,7 @@ def test_seeds_of_choices_are_functions_of_seed_and_place(seed: int, index: int)
 
 
 class Source:
-    """Streams of what the test puts into their queues; None ends one, an error fails it."""
+    """Streams fed by the test through queues; None ends a stream, an exception fails it."""
 
     def __init__(self, count: int) -> None:
         self.queues: list[asyncio.Queue[str | Exception | None]] = [asyncio.Queue() for _ in range(count)]

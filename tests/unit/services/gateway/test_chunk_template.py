@@ -1,4 +1,4 @@
-"""Chunks whose JSON is filled in are what their schema would have written."""
+"""Filled-in templates equal the JSON that the chunk's schema would have written."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""The use case without any transport: order, ends, cancellation, deadlines and what is measured."""
+"""The use case without a transport: order, completion, cancellation, deadlines and metrics."""
 
 import asyncio
 import logging

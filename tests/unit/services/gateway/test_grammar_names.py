@@ -1,4 +1,4 @@
-"""What a verifier says of a grammar, in the words of the client that asked for it."""
+"""A verifier's errors about a grammar name the field in which the client asked for it."""
 
 from contextlib import aclosing
 from dataclasses import replace
@@ -46,7 +46,7 @@ async def refusal(request: TextRequest, error: InvalidRequestError) -> InvalidRe
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
-        ({}, "grammar"),  # by gRPC
+        ({}, "grammar"),  # over gRPC
         ({"grammar_field": "response_format"}, "response_format"),
         ({"grammar_field": "structured_outputs"}, "structured_outputs"),
         ({"grammar": None, "grammar_field": "response_format", "tools": MUST}, "tools"),

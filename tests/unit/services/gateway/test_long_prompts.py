@@ -1,4 +1,4 @@
-"""How long a prompt may be, and what becomes of one that takes long to encode."""
+"""How long a prompt may be, and how prompts that take long to encode are handled."""
 
 import asyncio
 import threading
@@ -54,7 +54,7 @@ def test_the_longest_token_bounds_what_a_text_can_shrink_to() -> None:
 
 
 def test_composed_characters_are_no_shorter_than_is_reckoned_with() -> None:
-    """With each mark and letter in the longest of its spellings."""
+    """Counts each mark and letter at the size of its longest spelling."""
     spellings: dict[str, int] = {}
     characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     for character in characters:
@@ -111,7 +111,7 @@ def test_what_may_drop_text_bounds_nothing(change) -> None:
 
 
 class SlowTokenizer(Tokenizer):
-    """Whatever it encodes takes as long as one says, in the thread that does it."""
+    """Encoding blocks its thread until the test releases it."""
 
     def __init__(self) -> None:
         super().__init__(TokenizerParts(backend=byte_backend(), eos_token_ids=(END,), chat_template=TEMPLATE))
@@ -162,7 +162,7 @@ def make_setup() -> Iterator[Callable[..., Setup]]:
 
     yield make
     for setup in made:
-        setup.tokenizer.go_on.set()  # or a failed test would wait for its threads
+        setup.tokenizer.go_on.set()  # otherwise a failed test would wait for its threads
 
 
 LONG = "x" * (LONG_CHARACTERS + 1)
@@ -178,7 +178,7 @@ async def test_short_prompts_do_not_wait_for_long_ones(make_setup) -> None:
     await eventually(lambda: setup.admission.waiting == 3)
     async with asyncio.timeout(20):
         assert await setup.answer("hi") == "Hello, world!"
-    assert setup.tokenizer.encoded == [len(LONG), 2]  # long ones come one after the other
+    assert setup.tokenizer.encoded == [len(LONG), 2]  # long ones are encoded one at a time
     setup.tokenizer.go_on.set()
     assert await asyncio.gather(*long) == ["Hello, world!"] * 3
 
@@ -188,9 +188,9 @@ async def test_an_abandoned_prompt_keeps_its_place_until_its_thread_is_done(prom
     setup = make_setup()
     begun, waiting = await setup.begin_long(), asyncio.create_task(setup.answer(prompt))
     await eventually(lambda: setup.admission.waiting == 2)
-    await asyncio.sleep(0)  # the second one's task is in the queue
+    await asyncio.sleep(0)  # lets the second one's task enter the queue
     await end(waiting)
-    assert setup.admission.waiting == 1  # what was not begun is taken back
+    assert setup.admission.waiting == 1  # work that had not begun is cancelled
     await end(begun)
     assert setup.admission.waiting == 1
     setup.tokenizer.go_on.set()

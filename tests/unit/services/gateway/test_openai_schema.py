@@ -1,4 +1,4 @@
-"""Bodies: what is accepted, what is refused, and that the refusal names field and value."""
+"""Request bodies: which are accepted or refused, and that refusals name the field and its value."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Tools in request bodies: what they mean, and that what is wrong with them is named."""
+"""Tools in request bodies: what they mean, and that errors name what is wrong."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_calls_and_their_results_come_back() -> None:
 
 
 def test_what_clients_add_to_calls_they_send_back_says_nothing_new() -> None:
-    """`openai`'s helpers keep parsed arguments beside their text, and the place of a streamed call."""
+    """The `openai` client's helpers add parsed arguments, and the index of a streamed call."""
     called = {**CALL["function"], "parsed_arguments": {"city": "x"}}  # type: ignore[dict-item]
     answer = {"role": "assistant", "content": None, "tool_calls": [{**CALL, "index": 0, "function": called}]}
     plain = {"role": "assistant", "content": None, "tool_calls": [CALL]}

@@ -1,4 +1,4 @@
-"""Requests with very many small things, right or wrong: refused before there is work for each of them."""
+"""Requests with very many small items, valid or not, are refused before each item costs work."""
 
 import json
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ TOOL = {"type": "function", "function": {"name": "add"}}
 
 
 def refusal(**fields: Any) -> tuple[int, InvalidRequestError]:
-    """How many problems were looked for, and what the client is told."""
+    """How many problems were found, and the error for the client."""
     body = {"model": "m", "messages": [USER], **fields}
     with pytest.raises(ValidationError) as caught:
         ChatCompletionBody.model_validate_json(json.dumps(body))

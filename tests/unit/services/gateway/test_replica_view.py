@@ -1,4 +1,4 @@
-"""Without the scheduler requests are spread as it spread them last, and evenly as that grows old."""
+"""Without the scheduler, requests are spread as it last spread them, and evenly once that is old."""
 
 import pytest
 
@@ -10,7 +10,7 @@ FAST, SLOW = (Replica(replica_id=name, role=Role.VERIFIER, address=name, model="
 
 
 def spread(view: ReplicaView, requests: int) -> dict[str, int]:
-    """How many of so many lasting requests go where."""
+    """How many of these requests, none of which ends, go to each replica."""
     counts = {"f": 0, "s": 0}
     for _ in range(requests):
         chosen = view.choose(())

@@ -1,4 +1,4 @@
-"""Bodies of the Responses API: what they mean, and that what is refused is named."""
+"""Bodies of the Responses API: what they mean, and that refusals name the field."""
 
 from __future__ import annotations
 

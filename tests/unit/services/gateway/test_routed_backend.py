@@ -29,7 +29,7 @@ REQUEST = GenerateRequest(
 
 
 def next_token(position: int) -> int:
-    """A coupled target: each token depends on its absolute position alone; 0 ends at 12."""
+    """A coupled target: each token depends on its absolute position alone; position 12 is the stop token."""
     return 0 if position == 12 else 100 + position
 
 
@@ -48,10 +48,10 @@ class FakeVerifier:
         self.gives_up = False
         self.hides_finish = False
         self.pauses_after: int | None = None
-        """Chunks before it waits for `resume`."""
+        """Chunks sent before it waits for `resume`."""
         self.resume = asyncio.Event()
         self.hangs = False
-        """Answers nothing while it pauses."""
+        """Whether `describe` waits for `resume` as well."""
         self.described = 0
 
     async def describe(self) -> VerifierDescription:
@@ -248,7 +248,7 @@ async def test_a_stream_outlives_a_rollout_of_more_verifiers_than_it_may_lose_in
 
 
 class LostOnce(FakeVerifier):
-    """And back at once, as after a restart, or where only its connection broke."""
+    """Fails its first request and is back at once, as after a restart or a broken connection."""
 
     async def generate(
         self, request: GenerateRequest, *, deadline_seconds: float
@@ -309,7 +309,7 @@ async def test_without_a_scheduler_requests_route_by_the_last_view() -> None:
     assert tokens(await cluster.run()) == EXPECTED
     cluster["a"].error = UnavailableError("killed")
     assert tokens(await cluster.run()) == EXPECTED
-    assert cluster.scheduler.asked == 1  # then paused
+    assert cluster.scheduler.asked == 1  # then not asked for a while
     cluster.clock.advance(1.5)
     await cluster.run()
     assert cluster.scheduler.asked == 2
@@ -401,7 +401,7 @@ async def test_the_view_is_kept_fresh_through_failures() -> None:
     cluster.scheduler.error = None
     await eventually(lambda: cluster.scheduler.listed > 0)
     cluster.scheduler.error = UnavailableError("down again")
-    assert await cluster.run()  # by the view
+    assert await cluster.run()  # routed by the view
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
 
@@ -415,7 +415,7 @@ async def test_a_stream_leaves_a_verifier_that_hangs(after) -> None:
     assert tokens(chunks) == EXPECTED
     assert len(cluster["b"].requests[0].prompt_token_ids) == 1 + 2 * after
     assert cluster["a"].cancelled == 1
-    assert cluster.connections["a"].closed  # the next request must not wait for an answer over it
+    assert cluster.connections["a"].closed  # the next request must not wait on it
     assert not cluster.connections["b"].closed
 
 
@@ -439,7 +439,7 @@ async def test_a_stream_waits_where_nobody_answers(names) -> None:
     cluster["a"].hangs, cluster["a"].pauses_after = True, 2
     running = asyncio.create_task(cluster.run())
     await eventually(lambda: bool(cluster["a"].requests))
-    enough = asyncio.get_running_loop().time() + 0.2  # for many silences: nothing must happen in them
+    enough = asyncio.get_running_loop().time() + 0.2  # many silence intervals, in which nothing must happen
     await eventually(lambda: asyncio.get_running_loop().time() > enough)
     assert not running.done()
     cluster["a"].resume.set()

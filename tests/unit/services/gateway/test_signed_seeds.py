@@ -1,4 +1,4 @@
-"""OpenAI's seeds have a sign, verifiers' have none."""
+"""OpenAI's seeds are signed, those of verifiers are not."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def test_each_seed_of_64_bits_is_one_that_verifiers_take(asked: int | None, seed
     for body in bodies:
         request = body.to_request("id")
         assert request.seed == seed
-        SamplingParams(seed=request.seed)  # raises for what it refuses
+        SamplingParams(seed=request.seed)  # raises for an invalid seed
 
 
 @pytest.mark.parametrize("asked", [2**63, -(2**63) - 1])

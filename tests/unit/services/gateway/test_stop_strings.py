@@ -12,7 +12,7 @@ def run(stops: list[str], pieces: list[str]) -> tuple[str, bool]:
 
 
 def first_stop(stops: list[str], text: str) -> int | None:
-    """Where the output ends: at the stop string that is complete first, the longest of several."""
+    """Where the output ends: before the stop string that is complete first, the longest if several are."""
     for end in range(1, len(text) + 1):
         begins = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
         if begins:

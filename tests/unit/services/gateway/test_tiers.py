@@ -1,4 +1,4 @@
-"""Where a request's speed floor comes from, and which are refused."""
+"""Where a request's speed floor comes from, and which floors are refused."""
 
 import pytest
 from hypothesis import given
@@ -86,7 +86,7 @@ def test_wrong_tiers_are_refused_at_start(text):
 
 @pytest.mark.parametrize("entry", ["secret@god", "se@cret", "se@cret@god"])
 def test_a_key_of_an_unknown_tier_is_told_by_its_place_and_not_shown(entry):
-    """Where no tier was meant, what follows the @ is of the key."""
+    """If no tier was intended, what follows the @ is part of the key."""
     with pytest.raises(ConfigError, match=r"entry 2 names a tier.* \(known: default, gold\)") as caught:
         ApiKeys(("sk-1", entry), {"gold": GOLD})
     assert not [part for part in entry.split("@") if part in str(caught.value)]

@@ -1,4 +1,4 @@
-"""Models whose marks of calls are tokens: named in grammars, shown in answers, hidden from all else."""
+"""Call marks that are tokens: named in grammars, visible to the call parser, hidden everywhere else."""
 
 from __future__ import annotations
 
@@ -154,12 +154,12 @@ async def test_what_may_be_called_or_not_is_constrained_by_its_format_alone() ->
     assert "start: calls | answer" in both.text
     alone = ToolUse(tools=USE.tools, parallel=False)
     assert preparer.reading(alone, None).parallel is False
-    assert preparer.reading(alone, both).parallel is True  # the grammar sees to it
+    assert preparer.reading(alone, both).parallel is True  # the grammar enforces it
     assert preparer.reading(REQUIRED, both).eager is True
 
 
 class SlowChecker(GrammarChecker):
-    """Its thread has begun, and is done when one says so."""
+    """Its check has begun, and ends when the test says so."""
 
     def __init__(self) -> None:
         super().__init__()

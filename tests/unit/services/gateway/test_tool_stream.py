@@ -1,4 +1,4 @@
-"""Calls in answers that arrive in pieces: found wherever the text is cut, and nothing lost."""
+"""Calls in answers that arrive in pieces: found wherever the text is cut, with nothing lost."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ PARIS = '{"city": "Paris"}'
 CALL = f'<tool_call>\n{{"name": "weather", "arguments": {PARIS}}}\n</tool_call>'
 MARKS = 'a </tool_call> \\" { b'
 HALF = '<tool_call>{"name": "add", "arguments": "{\\"a\\": \\"\\ud800\\"}"}</tool_call>'
-"""Of a character, in arguments that came as a text."""
+"""Half of a character (a lone surrogate), in arguments given as a string."""
 BARE = f'{{"name": "weather", "parameters": {PARIS}}}'
 
 
 def read(
     pieces: Sequence[str], syntax: CallSyntax = HERMES, *, eager: bool = False, parallel: bool = True
 ) -> tuple[str, list[tuple[str, str]], bool]:
-    """-> content, (name, arguments) of the calls, and whether it ends as calls."""
+    """Returns the content, (name, arguments) of each call, and whether the answer counts as calls."""
     stream = CallStream(syntax, NAMES, eager=eager, parallel=parallel)
     parsed = [*(stream.push(piece) for piece in pieces), stream.flush()]
     calls: dict[int, list[str]] = {}
@@ -61,7 +61,7 @@ def read(
         (f"{CALL}{CALL} Done.", " Done.", [("weather", PARIS)] * 2),
         (CALL.replace("\n", ""), "", [("weather", PARIS)]),
         (CALL.removesuffix("</tool_call>"), "", [("weather", PARIS)]),
-        (CALL.replace("}}", "}"), "", [("weather", PARIS)]),  # without the last brace
+        (CALL.replace("}}", "}"), "", [("weather", PARIS)]),  # the last brace is missing
         (CALL.replace(PARIS, "{}"), "", [("weather", "{}")]),
         (
             CALL.replace("Paris", 'a </tool_call> \\" { b'),
@@ -127,7 +127,7 @@ LISTED = f'{{"name": "weather", "arguments": {PARIS}}}'
     [
         (MISTRAL, NAMED, "", [("weather", PARIS)]),
         (MISTRAL, f"I look. {NAMED}{NAMED}", "I look.", [("weather", PARIS)] * 2),
-        (MISTRAL, f"[TOOL_CALLS] weather {PARIS}\n", "", [("weather", PARIS)]),  # as models before 2025-10
+        (MISTRAL, f"[TOOL_CALLS] weather {PARIS}\n", "", [("weather", PARIS)]),  # models before 2025-10
         (MISTRAL, "[TOOL_CALLS]add[ARGS]{}", "", [("add", "{}")]),
         (MISTRAL, f"{NAMED} So.", " So.", [("weather", PARIS)]),
         (MISTRAL, NAMED.replace("weather", "sing"), NAMED.replace("weather", "sing"), []),
@@ -138,7 +138,7 @@ LISTED = f'{{"name": "weather", "arguments": {PARIS}}}'
         (MISTRAL_WITH_IDS, NAMED, "", [("weather", PARIS)]),
         (MISTRAL_LIST, f"[TOOL_CALLS][{LISTED}]", "", [("weather", PARIS)]),
         (MISTRAL_LIST, f"Hm. [TOOL_CALLS] [{LISTED}, {LISTED}]", "Hm.", [("weather", PARIS)] * 2),
-        (MISTRAL_LIST, f"[TOOL_CALLS]{LISTED}", "", [("weather", PARIS)]),  # without the list
+        (MISTRAL_LIST, f"[TOOL_CALLS]{LISTED}", "", [("weather", PARIS)]),  # the list's bracket is missing
         (MISTRAL_LIST, f"[TOOL_CALLS][{LISTED}", "", [("weather", PARIS)]),
         (MISTRAL_LIST, f"[TOOL_CALLS][{LISTED}] Done.", " Done.", [("weather", PARIS)]),
         (MISTRAL_LIST, f"[TOOL_CALLS][{LISTED}, 3]", ", 3]", [("weather", PARIS)]),
@@ -238,7 +238,7 @@ def test_an_answer_with_arguments_that_do_not_parse_is_no_answer_of_calls(before
     for cut_at in range(1, len(text), 7):
         content, calls, called = read([text[:cut_at], text[cut_at:]], eager=True)
         assert not called
-        assert len(calls) == 1 + bool(before)  # what was told stays told
+        assert len(calls) == 1 + bool(before)  # what was emitted stays a call
     content, calls, called = read([text], eager=False)
     assert (bool(content), len(calls), called) == (True, bool(before), bool(before))
 
@@ -342,7 +342,7 @@ def test_text_without_calls_is_content_as_it_is(text, eager) -> None:
         if not calls and syntax is not LLAMA:
             assert content == text
     content, calls, _ = read([text], LLAMA, eager=eager)
-    if not calls and "<|python_tag|>" not in text:  # which is no text
+    if not calls and "<|python_tag|>" not in text:  # a mark that is never content
         assert content == text
 
 

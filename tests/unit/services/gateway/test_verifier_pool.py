@@ -1,4 +1,4 @@
-"""Connections to verifiers: none is closed under its user, none is forgotten."""
+"""Connections to verifiers: none is closed while in use, none is leaked."""
 
 import asyncio
 
@@ -90,7 +90,7 @@ async def test_a_connection_that_was_left_stays_open_for_its_users_alone() -> No
             setup.pool.leave("a", hangs)
             async with setup.pool.use("a") as fresh:
                 assert fresh is not hangs
-            setup.pool.leave("a", streams)  # the next one to notice: the new connection is not meant
+            setup.pool.leave("a", streams)  # a second user notices: this must not affect the new connection
         await setup.pool.retain(("a",))
         assert not hangs.closing
     assert hangs.closed
