@@ -14,8 +14,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEAD_TIMEOUT_SECONDS = 30.0
 """From the connection, or from a later request's first byte, to the end of its headers."""
 REST_SECONDS = 5.0
-"""From an answer to the end of its request's body, which nobody reads any more. The connection is not closed
-at once: a client that still sends would lose the answer with it."""
+"""From an answer to the end of its request's body, which is no longer read. The connection is not closed at
+once: a client that is still sending would lose the answer with it."""
 MAX_HEAD_BYTES = 65536
 """Of request line and headers, and of what a body has that is no content: sizes and extensions of chunks,
 and headers behind the last one, which are kept like the others. They are looked at after every read, so they
@@ -32,7 +32,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     """Of a body, in what is being read."""
     _rest_timer: asyncio.TimerHandle | None = None
     _offered = False
-    """Another protocol, in the head that was read last."""
+    """Whether the latest head offers to upgrade to another protocol."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -61,9 +61,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 self.send_400_response(f"The request's headers are larger than {MAX_HEAD_BYTES} bytes.")
 
     def _read(self, data: bytes) -> None:
-        """A client that offers HTTP/2 (Java's does in every first request) or WebSockets goes on in HTTP/1.1
-        when the offer is passed over, as nothing else is spoken here. httptools takes what follows such a
-        head for the other protocol's, a body too: it is given the head once more, without the offer."""
+        """Parses data, ignoring upgrade offers: clients that offer HTTP/2 (as Java's does in every first
+        request) or WebSockets then continue in HTTP/1.1. httptools takes what follows such a head, even a
+        body, for the other protocol's data, so it is given the head again without the offer."""
         rest = memoryview(data)
         while rest:
             try:
@@ -90,7 +90,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_ends()
-        # httptools says the same of CONNECT, which offers nothing.
+        # httptools also reports an upgrade for CONNECT, which offers none.
         self._offered = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
         if self._offered:
             return
@@ -109,7 +109,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        # Of requests that were sent ahead the newest is being read: it is that one's answer which counts.
+        # With pipelined requests the newest is being read, so the answer to that one counts.
         if self._in_body and self.cycle.response_complete and self._rest_timer is None:
             self._rest_timer = self.loop.call_later(REST_SECONDS, self._close)
 
@@ -134,7 +134,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _head_is_late(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
-            self._wait_for_head()  # one that was sent ahead: the answer before it goes on
+            self._wait_for_head()  # pipelined: the previous request is still being answered
             return
         self._head_ends()
         self._close()
@@ -145,7 +145,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
 
 def _new_parser(protocol: HttpToolsProtocol) -> httptools.HttpRequestParser:
-    """As uvicorn makes them."""
+    """A parser configured as uvicorn does it."""
     parser = httptools.HttpRequestParser(protocol)
     parser.set_dangerous_leniencies(lenient_data_after_close=True)
     return parser

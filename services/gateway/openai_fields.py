@@ -1,9 +1,9 @@
-"""What a request's body has in every OpenAI API that is served here, and how it is checked.
+"""Fields that request bodies of all OpenAI APIs served here have in common, and how they are checked.
 
 Types are checked here; ranges are checked where the values are used, the same for REST and gRPC.
-Fields that would change the answer but are not implemented are refused by name; unknown ones too,
-because a misspelt `max_tokens` must not be ignored. Lists are looked at up to their first wrong item
-only: a body can have a million of them.
+Fields that would change the answer but are not implemented are refused by name, and so are unknown ones:
+a misspelt `max_tokens` must not be ignored. Lists are checked only up to the first wrong item, because a
+body can have a million of them.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class StreamOptions(BaseModel):
 
     include_usage: bool = False
     include_obfuscation: bool | None = None
-    """Accepted and without effect: nothing is padded here."""
+    """Accepted, but without effect: nothing is padded here."""
 
 
 class SpeculationBody(BaseModel):
-    """Our extension: how this request may be speculated on."""
+    """Our extension: options for speculative decoding of this request."""
 
     model_config = STRICT
 
@@ -57,13 +57,13 @@ class SpeculationBody(BaseModel):
 
 
 class GenerationBody(BaseModel):
-    """What all endpoints that generate take."""
+    """Fields of all endpoints that generate."""
 
     model_config = STRICT
     unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = {}
-    """Field -> values that ask for nothing."""
+    """Unsupported fields, each with the values that are harmless."""
     format_field: ClassVar[str] = "response_format"
-    """Where `format` is."""
+    """The field that `format` comes from."""
 
     model: str
     stream: bool | None = None
@@ -84,13 +84,13 @@ class GenerationBody(BaseModel):
     repetition_penalty: float | None = None
     """As in other engines."""
     logit_bias: dict[str, float] | None = None
-    """By token id, which JSON has as a text."""
+    """By token id (a string in JSON)."""
     min_tokens: int | None = None
-    """As in other engines: no stop token and no stop string before."""
+    """As in other engines: no stop token or stop string before this many tokens."""
     structured_outputs: StructuredOutputsBody | None = None
-    """As in other engines: more kinds of what the answer has to be."""
+    """As in other engines: more kinds of constraints on the answer."""
 
-    # Accepted and without effect on the answer.
+    # Accepted, but without effect on the answer.
     user: Any = None
     metadata: Any = None
     store: Any = None
@@ -105,20 +105,20 @@ class GenerationBody(BaseModel):
         """Raises InvalidRequestError naming the field."""
 
     def to_requests(self, request_id: str) -> Sequence[TextRequest]:
-        """Of each prompt, where there may be several; the first has this id."""
+        """One request per prompt, where there may be several; the first has this id."""
         return [self.to_request(request_id)]
 
     @property
     @abstractmethod
     def format(self) -> FormatBody | None:
-        """What the answer has to be, as OpenAI says it."""
+        """The form of the answer, in OpenAI's own field for it; None: unset."""
 
     @property
     def choices(self) -> int:
         return 1
 
     def refuse_unsupported(self) -> None:
-        """Raises InvalidRequestError naming the first field that asks for what is not there."""
+        """Raises InvalidRequestError naming the first field that asks for something unsupported."""
         for name, harmless in self.unsupported.items():
             value = getattr(self, name)
             if value is not None and value not in harmless:
@@ -168,7 +168,7 @@ class GenerationBody(BaseModel):
         )
 
     def _grammar(self) -> tuple[Grammar | None, str]:
-        """And the field that asks for it."""
+        """The grammar of the answer, and the field that asks for it."""
         asked = _grammar_of(self.format, self.format_field)
         other = _grammar_of(self.structured_outputs, "structured_outputs")
         if asked is not None and other is not None:
@@ -180,12 +180,12 @@ class GenerationBody(BaseModel):
 
 
 class ConversationBody(GenerationBody):
-    """What endpoints take that go on with a conversation."""
+    """Fields of the endpoints that continue a conversation."""
 
     parallel_tool_calls: bool | None = None
     top_logprobs: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    """As in other engines: more variables of the model's chat template."""
+    """As in other engines: extra variables for the chat template."""
 
     def _next_turn(
         self,
@@ -211,13 +211,14 @@ def _grammar_of(body: FormatBody | StructuredOutputsBody | None, field: str) -> 
     try:
         return body.to_grammar() if body else None
     except InvalidRequestError as error:
-        if error.field != "grammar":  # the record's name for it
+        if error.field != "grammar":  # the name used by `Grammar` itself
             raise
         raise error.about(field) from None
 
 
 def _seed(asked: int | None) -> int | None:
-    """OpenAI's have 64 bits and a sign, ours no sign: each negative one becomes one of its own."""
+    """OpenAI's seeds are signed 64-bit integers, ours are not negative: maps negative ones to distinct values
+    in [0, MAX_SEED], which positive seeds use as well."""
     if asked is None:
         return None
     least = -MAX_SEED - 1

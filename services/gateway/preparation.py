@@ -27,21 +27,21 @@ class PreparedRequest:
     request: GenerateRequest
     stop: tuple[str, ...]
     grammar_field: str = "grammar"
-    """What the client said that the grammar was made of."""
+    """The client's field from which the grammar was made."""
     floor_field: str | None = "min_tokens_per_second"
-    """Where it asked for its speed floor; None: its tier did."""
+    """The client's field that sets the speed floor; None: set by its tier."""
     calls: CallReading | None = None
-    """How its answer may call tools; None: not at all."""
+    """How to find tool calls in the answer; None: no tool may be called."""
     tier: str = DEFAULT_TIER_NAME
     choice: int = 0
-    """Which of the answers to the client's request this is."""
+    """Index of the answer that this request generates."""
 
 
 class RequestPreparer:
     def __init__(
         self, model: ServedModel, tokenizer: Tokenizer, tool_format: ToolFormat | None = None
     ) -> None:
-        """tool_format: None: the template's."""
+        """tool_format: how the model writes tool calls; None: as its chat template does."""
         self._model = model
         self._tokenizer = tokenizer
         self._grammars = GrammarChecker()
@@ -49,9 +49,9 @@ class RequestPreparer:
         self._encoder = PromptEncoder(model.name, tokenizer, self._tools)
 
     async def prepare(self, request: TextRequest, work: ThreadWork | None = None) -> PreparedRequest:
-        """Raises InvalidRequestError and its kinds; UnavailableError while no verifier is known.
+        """Raises InvalidRequestError or a subclass; UnavailableError while no verifier is known.
 
-        work: knows, when this was cancelled, what goes on regardless.
+        work: tracks the thread work that continues if this is cancelled.
         """
         work = work or ThreadWork()
         self._model.check_name(request.model)
@@ -93,7 +93,7 @@ class RequestPreparer:
         top_k = _first(request.top_k, defaults.top_k, 0)
         return SamplingParams(
             temperature=_first(request.temperature, defaults.temperature, 1.0),
-            # Beyond the vocabulary all values mean the same, but not all fit the wire.
+            # Values beyond the vocabulary size all mean the same, but may not fit the wire format.
             top_k=min(top_k, self._tokenizer.vocab_size),
             top_p=_first(request.top_p, defaults.top_p, 1.0),
             min_p=_first(request.min_p, defaults.min_p, 0.0),
@@ -125,7 +125,7 @@ def _check_biases(adjustments: LogitAdjustments, description: VerifierDescriptio
 
 
 def _reachable(adjustments: LogitAdjustments, limit: int) -> LogitAdjustments:
-    """Beyond the context all values of `min_tokens` mean the same, but not all fit the wire."""
+    """Values of `min_tokens` beyond the context limit all mean the same, but may not fit the wire format."""
     if adjustments.min_tokens <= limit:
         return adjustments
     return dataclasses.replace(adjustments, min_tokens=limit)
@@ -138,12 +138,12 @@ def _first(given: _Number | None, default: _Number | None, fallback: _Number) ->
 
 
 def _max_tokens(asked: int | None, room: int) -> int:
-    """Never more than fits: generation then ends with `length`, as it would at the limit."""
+    """At most what fits: generation then ends with `length`, as it would at the context limit."""
     return room if asked is None else min(asked, room)
 
 
 def _bounded(options: SpeculationOptions, limit: int) -> SpeculationOptions:
-    """A verify length beyond the context means no bound, but may not fit the wire."""
+    """A draft token limit beyond the context limit means no limit, but may not fit the wire format."""
     if options.max_draft_tokens is None or options.max_draft_tokens <= limit:
         return options
     return dataclasses.replace(options, max_draft_tokens=limit)

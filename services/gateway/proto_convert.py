@@ -1,4 +1,4 @@
-"""Requests and chunks of the gRPC face. What is wrong is refused by the same rules as in REST."""
+"""Converts requests and chunks of the gRPC API. Requests are checked by the same rules as in REST."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _message(entry: gateway_pb2.ChatMessage, place: str) -> ChatMessage:
             f"{field} must be one of {', '.join(_ROLES)}, got {entry.role!r}", field=field
         )
     if role is not ChatRole.TOOL and not entry.tool_calls and not entry.tool_call_id:
-        return ChatMessage(role=role, content=entry.content)  # all that can be wrong is about tools
+        return ChatMessage(role=role, content=entry.content)  # only tool fields need checks
     calls = [
         ToolCallBody.model_validate(
             {"id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
@@ -171,7 +171,7 @@ def _tools(message: gateway_pb2.GatewayGenerateRequest, grammar: Grammar | None)
     ]
     use = tool_use(tools, _choice(message), parallel=_parallel(message), eager=True)
     if grammar is not None:
-        # An answer that may call can be JSON instead, as in REST.
+        # As in REST, an answer that may call can be JSON instead.
         is_json = grammar.kind is GrammarKind.JSON_SCHEMA
         refuse_other_shapes(use, {"response_format" if is_json else "grammar": grammar})
     return use

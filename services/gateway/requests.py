@@ -1,4 +1,4 @@
-"""A completion as a client asks for it, whether it came by REST or by gRPC."""
+"""A client's request for a completion, whether it came over REST or gRPC."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from services.gateway.tools import ToolCall, ToolUse
 
 DEFAULT_TIER_NAME = "default"
 DEFAULT_MAX_CHOICES = 16
-"""Answers to one request."""
+"""Answers per client request."""
 MAX_PROMPTS = 1024
 MAX_MESSAGES = 4096
-"""Each costs time of its own, be it as short as it can."""
+"""Even the shortest message takes some time to process."""
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARACTERS = 1024
 
@@ -27,7 +27,7 @@ class ChatRole(Enum):
     USER = "user"
     ASSISTANT = "assistant"
     TOOL = "tool"
-    """What a function returned that was called."""
+    """The result of a tool call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +35,13 @@ class ChatMessage:
     role: ChatRole
     content: str
     tool_calls: tuple[ToolCall, ...] = ()
-    """That the assistant made."""
+    """Calls that the assistant made in this message."""
     tool_call_id: str | None = None
-    """Of the call that this is the result of."""
+    """Id of the call whose result this is."""
 
     @property
     def plain(self) -> bool:
-        """It has nothing to do with tools."""
+        """Whether the message has nothing to do with tools."""
         return self.role is not ChatRole.TOOL and not self.tool_calls
 
 
@@ -49,9 +49,9 @@ class ChatMessage:
 class Conversation:
     messages: tuple[ChatMessage, ...]
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
-    """More variables of the model's chat template."""
+    """Extra variables for the chat template."""
     field: str = "messages"
-    """Where the client says it."""
+    """The client's field that holds the conversation."""
 
     def __post_init__(self) -> None:
         if not self.messages:
@@ -63,7 +63,7 @@ class Conversation:
 
 
 def check_message_count(count: int, name: str = "messages") -> None:
-    """Also for those who have messages yet to make: before that."""
+    """Part of `Conversation`'s checks; callers also run it before they build the messages."""
     if count > MAX_MESSAGES:
         raise InvalidRequestError(f"{name} must hold at most {MAX_MESSAGES} items, got {count}", field=name)
 
@@ -85,7 +85,7 @@ class TextRequest:
     prompt: Conversation | str | tuple[int, ...]
     """A conversation, plain text, or token ids."""
     plain_field: str = "prompt"
-    """Where the client says what is no conversation."""
+    """The client's field that holds the prompt, if that is not a conversation."""
     max_tokens: int | None = None
     """None: up to the context limit."""
     temperature: float | None = None
@@ -94,27 +94,27 @@ class TextRequest:
     min_p: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
-    """Output ends before the first of these; it is not part of the output."""
+    """Output ends before the first of these."""
     ignore_eos: bool = False
-    """Go on past the model's own stop tokens, up to max_tokens: for load tests with answers of one length."""
+    """Go on past the model's own stop tokens, up to max_tokens: for load tests with equally long answers."""
     speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
     min_tokens_per_second: float | None = None
     """Speed floor: tokens per second after the first token."""
     floor_field: str | None = "min_tokens_per_second"
-    """Where the client said so; None: its tier did."""
+    """The client's field that sets the floor; None: set by its tier."""
     tier: str = DEFAULT_TIER_NAME
-    """Of the API key it came with."""
+    """The tier of the client's API key."""
     adjustments: LogitAdjustments = NO_ADJUSTMENTS
     grammar: Grammar | None = None
-    """What the answer has to be; None: anything."""
+    """Constrains the answer; None: it may be anything."""
     grammar_field: str = "grammar"
-    """Where the client said so."""
+    """The client's field that sets the grammar."""
     tools: ToolUse | None = None
-    """What the answer may call; None: nothing."""
+    """Which tools the answer may call; None: none."""
     choices: int = 1
-    """Answers to this request."""
+    """Number of answers to this request."""
     top_logprobs: int | None = None
-    """How many of the likeliest tokens to tell of at each place, with the chosen one; None: nothing."""
+    """How many of the likeliest tokens to report per position, besides the chosen one; None: no logprobs."""
 
     def __post_init__(self) -> None:
         check_speed_floor(self.min_tokens_per_second)
@@ -141,7 +141,7 @@ class TextRequest:
 
     @property
     def prompt_field(self) -> str:
-        """Where the client says its prompt."""
+        """The client's field that holds the prompt."""
         return self.prompt.field if isinstance(self.prompt, Conversation) else self.plain_field
 
 

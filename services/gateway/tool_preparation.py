@@ -1,4 +1,4 @@
-"""What tools make of a request: its prompt, its grammar, and how its answer is to be read."""
+"""What tools mean for a request: its prompt, its grammar, and how calls are found in its answer."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from services.gateway.tools import ToolUse
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallReading:
-    """How calls are found in an answer."""
+    """How to find calls in an answer."""
 
     syntax: CallSyntax
     names: frozenset[str]
     shown_token_ids: frozenset[int]
-    """Tokens that are no text elsewhere, and mark calls."""
+    """Tokens that mark calls; elsewhere they are not shown as text."""
     eager: bool
     parallel: bool
 
@@ -37,7 +37,7 @@ class CallReading:
 
 
 class _Tokens(TypedDict):
-    """What grammars of calls need to know of the model's."""
+    """What grammars of calls need to know about the model's tokens."""
 
     token_id: TokenIds
     in_text: Sequence[int]
@@ -47,7 +47,7 @@ class ToolPreparer:
     def __init__(
         self, tokenizer: Tokenizer, grammars: GrammarChecker, asked: ToolFormat | None = None
     ) -> None:
-        """asked: the format of calls; None: what the model's template writes."""
+        """asked: the format of calls; None: that of the model's chat template."""
         self._tokenizer = tokenizer
         self._style = tokenizer.tool_style(asked)
         self._grammars = grammars
@@ -57,7 +57,7 @@ class ToolPreparer:
         self._tokens = _Tokens(token_id=tokenizer.added_token_id, in_text=in_text)
 
     def render(self, conversation: Conversation, use: ToolUse | None) -> str:
-        """The prompt's text. Raises InvalidRequestError when the template refuses."""
+        """The prompt as text. Raises InvalidRequestError if the template refuses the conversation."""
         messages, arguments = _messages(conversation), conversation.template_arguments
         tools = [tool.declared for tool in use.tools] if use else []
         plain = not tools and all(message.plain for message in conversation.messages)
@@ -67,10 +67,10 @@ class ToolPreparer:
         return self._tokenizer.render_chat(told(messages, tools, self._style), arguments=arguments)
 
     async def grammar(self, use: ToolUse, otherwise: Grammar | None, work: ThreadWork) -> Grammar | None:
-        """otherwise: what an answer that calls nothing has to be. work: knows of the check when this was
-        cancelled.
+        """The grammar of the answer, checked; None: it may be anything. otherwise: that of an answer without
+        calls. work: tracks the check, which continues if this is cancelled.
 
-        Raises InvalidRequestError naming the tool whose schema is none.
+        Raises InvalidRequestError naming the tool with an invalid schema.
         """
         grammar = self._grammar(use, otherwise)
         if grammar is None:
@@ -97,7 +97,7 @@ class ToolPreparer:
         return None
 
     def reading(self, use: ToolUse, grammar: Grammar | None) -> CallReading:
-        """grammar: of the answer; it bounds the calls itself."""
+        """grammar: the answer's, if any; it limits the number of calls by itself."""
         return CallReading(
             syntax=self._style.syntax,
             names=frozenset(tool.name for tool in use.callable.values()),
@@ -108,7 +108,7 @@ class ToolPreparer:
 
 
 def _messages(conversation: Conversation) -> list[dict[str, Any]]:
-    """As chat templates take them."""
+    """The messages in the form that chat templates expect."""
     messages = []
     names: dict[str, str] = {}
     for entry in conversation.messages:
@@ -131,12 +131,12 @@ def _call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
 
 
 def _object(arguments: str) -> Mapping[str, Any] | str:
-    """Templates want an object; what a model wrote that is none stays text."""
+    """Templates expect an object; arguments that a model wrote and that are none stay text."""
     try:
         value = json.loads(arguments or "{}")
         json.dumps(
             value, ensure_ascii=False
-        ).encode()  # JSON can name halves of characters, which are no text
+        ).encode()  # JSON escapes can form lone surrogates, which are not text
     except (ValueError, RecursionError):
         return arguments
     return value if isinstance(value, dict) else arguments
