@@ -1,4 +1,4 @@
-"""Prompt files to answers: what the commands that measure a drafter share."""
+"""From prompt files to answers; shared by `dspark eval` and `dspark calibrate`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dspark_core.tokenization.tokenizer import Tokenizer
 
 
 def encode_prompts(sets: Sequence[PromptSet], tokenizer: Tokenizer) -> list[EvalPrompt]:
-    """Each row as a chat that the model goes on with."""
+    """Renders each row as a chat for the model to continue."""
     return [
         EvalPrompt(
             set_name=one.name,

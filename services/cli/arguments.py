@@ -1,4 +1,4 @@
-"""Arguments of commands that load a model, which several share."""
+"""Arguments shared by the commands that load a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from services.embedded.options import StackOptions
 
 
 def add_stack_arguments(parser: argparse.ArgumentParser, *, template: bool = True) -> None:
-    """`template`: False where the command renders no chat, or has the flag already."""
+    """`template`: False if the command renders no chat or already has --chat-template-kwargs."""
     defaults = StackOptions()
     group = parser.add_argument_group("model")
     group.add_argument(
@@ -57,7 +57,7 @@ def add_stack_arguments(parser: argparse.ArgumentParser, *, template: bool = Tru
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of commands that need what computes the target, and not its weights."""
+    """For commands that run the target but do not need its weights in this process."""
     group = parser.add_argument_group("engine")
     group.add_argument(
         "--engine",

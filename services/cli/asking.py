@@ -1,4 +1,4 @@
-"""Arguments of commands that ask a gateway. No torch: `dspark chat` starts at once."""
+"""Arguments of the commands that query a gateway. No torch here, so that `dspark chat` starts at once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling_fields(arguments: argparse.Namespace) -> dict[str, object]:
-    """Raises ConfigError for a schema's file that cannot be read, and for a number that JSON cannot say."""
+    """Fields of the request body. Raises ConfigError for an unreadable schema file and for numbers that JSON
+    cannot represent."""
     for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty", "repetition_penalty"):
         value = getattr(arguments, name)
         if value is not None and not math.isfinite(value):

@@ -1,8 +1,8 @@
-"""`dspark calibrate`: corrects a drafter's confidences on prompts it was not trained on.
+"""Calibrate a drafter's confidences on prompts it was not trained on.
 
-Prompts are JSONL files (or directories of them) with rows {"id", "turns": [...]}, of which the
-first turn is asked, or {"id", "prompt"}. Every other prompt is held out: temperatures and biases are fitted
-without it and judged on it.
+Prompts are JSONL files (or directories of them). A row is {"prompt": ...}; {"turns": [...]}, of which only
+the first is asked; or {"messages": [...]}, used up to the last user message. Every second prompt is held out:
+temperatures and biases are fitted on the others and evaluated on the held-out ones.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from services.cli.template_arguments import template_arguments
 from services.embedded.options import StackOptions
 
 ENOUGH_ROUNDS = 1000
-"""With fewer the errors of the table are mostly chance."""
+"""With fewer rounds, the errors in the table are mostly noise."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _drafter_directory(options: StackOptions) -> Path:
-    """Raises ConfigError unless there is a drafter with confidences."""
+    """Raises ConfigError unless there is a drafter with a confidence head."""
     if options.drafter is None:
         raise ConfigError("calibrate needs a drafter: --drafter must name one, got 'none'")
     directory = resolve_drafter_path(options.drafter)
@@ -103,7 +103,7 @@ def _drafter_directory(options: StackOptions) -> Path:
 
 
 def _outputs(arguments: argparse.Namespace, directory: Path) -> list[Path]:
-    """Where to write; what would fail after the long work fails here. Raises ConfigError."""
+    """The files to write. Raises ConfigError here, before the long work, if writing them would fail."""
     if arguments.plots is not None:
         require_matplotlib()
     paths = [directory / CALIBRATION_FILE] if arguments.write else []
@@ -125,13 +125,13 @@ def _read_sets(arguments: argparse.Namespace) -> list[PromptSet]:
 def _study(
     options: StackOptions, settings: EvalSettings, sets: Sequence[PromptSet], tokenizer: Tokenizer
 ) -> tuple[CalibrationStudy, str]:
-    """Generates all answers -> the study, and the fingerprint of the drafter it is of."""
+    """Generates all answers. Returns the study and the drafter's fingerprint."""
     fit, held_out = split_prompts(encode_prompts(sets, tokenizer))
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     target = build_target(options.engine)
     generator = draft_generator(settings.seed)
-    # Not on top of an earlier calibration: they are of the head's own logits.
+    # Temperatures and biases apply to the head's own logits, not on top of an earlier calibration.
     drafter = build_drafter(options.engine, target.loaded, generator=generator, calibrated=False)
     runner = EvalRunner(
         target.engine, LocalDraftSource(drafter), settings, stop_token_ids=tokenizer.stop_token_ids

@@ -1,4 +1,4 @@
-"""`dspark chat`: a conversation in the terminal, with speed and accepted length after each answer."""
+"""Chat with a running gateway. Each answer is followed by its speed and accepted length."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _prompt(console: Console) -> str:
-    """Colours between the marks that tell readline what takes no room on the line."""
+    """Colour codes stand between marks that keep readline from counting their width."""
     return "\001\033[1;36m\002you>\001\033[0m\002 " if console.color_system else "you> "
 
 
 def _answer(
     console: Console, client: GatewayClient, messages: list[dict[str, str]], options: dict[str, Any]
 ) -> str | None:
-    """Streams one answer to the terminal; None when it failed or was interrupted."""
+    """Streams one answer to the terminal; None if it failed or was interrupted."""
     meter = AnswerMeter()
     parts: list[str] = []
     try:

@@ -1,4 +1,4 @@
-"""A small client of the gateway's REST face, for the terminal commands."""
+"""A small client of the gateway's REST API, for the terminal commands."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class GatewayClient:
         self._url = _base(url)
         check_key(api_key)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        # Connecting to a gateway is quick or hopeless; waiting for tokens is neither.
+        # A reachable gateway accepts connections quickly; tokens may take long.
         timeout = httpx.Timeout(TIMEOUT_SECONDS, connect=5.0)
         self._http = httpx.Client(headers=headers, timeout=timeout, trust_env=not is_loopback(self._url))
 
@@ -48,8 +48,8 @@ class GatewayClient:
         self._http.close()
 
     def model(self) -> str:
-        """The served model. Raises UnavailableError when no gateway answers, GatewayError when something does
-        that is none."""
+        """The served model. Raises UnavailableError if nothing answers, GatewayError if what answers is not a
+        gateway."""
         try:
             response = self._http.get(f"{self._url}/v1/models")
         except httpx.HTTPError as error:
@@ -63,8 +63,8 @@ class GatewayClient:
             raise GatewayError(f"{response.url} lists no model, but says {response.text[:200]!r}") from None
 
     def chat(self, messages: Sequence[dict[str, str]], **options: object) -> Iterator[ChatPiece]:
-        """Streams one answer; `options` are further fields of the request body. Raises ConfigError for what
-        cannot be sent."""
+        """Streams one answer; `options` are further fields of the request body. Raises ConfigError for a
+        message that is not valid UTF-8."""
         for message in messages:
             check_text(f"the {message['role']}'s message", message["content"])
         body = {
@@ -85,20 +85,21 @@ class GatewayClient:
 
 
 def check_key(api_key: str | None) -> None:
-    """Raises ConfigError, which does not tell the key."""
+    """Raises ConfigError for an invalid key, showing only the offending character."""
     unfit = [sign for sign in api_key or "" if not (sign.isascii() and sign.isprintable())]
     if unfit:
         raise ConfigError(f"--api-key (or DSPARK_API_KEY) must be printable ASCII, but holds {unfit[0]!r}")
 
 
 def check_text(name: str, text: str) -> None:
-    """Raises ConfigError for bytes that were no UTF-8, which Python keeps as halves of surrogate pairs."""
+    """Raises ConfigError for text read from invalid UTF-8, whose bytes Python keeps as lone surrogates."""
     if (half := lone_surrogate(text)) is not None:
         raise ConfigError(f"{name} must be UTF-8, but holds {half}")
 
 
 def _base(url: str) -> str:
-    """Also of `localhost:8000`, and of the base URL that OpenAI's clients are given. Raises ConfigError."""
+    """Root URL of the gateway; `localhost:8000` and base URLs as OpenAI clients take them are accepted too.
+    Raises ConfigError."""
     full = url if "://" in url else f"http://{url}"
     try:
         httpx.URL(full)

@@ -1,8 +1,9 @@
-"""`dspark data`: from prompts to what a drafter is trained on.
+"""Make training data for drafters, in steps:
 
-prompts collects what to ask, regenerate lets the target answer, features computes the target's
-hidden states of the answers (training can also compute them on the fly), check verifies them; ngrams
-makes a table of what the target usually says, to draft from without a drafter.
+prompts collects prompts, regenerate has the target answer them, features
+computes the target's hidden states over the answers (training can also
+compute them on the fly), and check verifies these files. ngrams builds an
+n-gram table from the answers, for drafting without a draft model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the `dspark data` commands share: the target they load, progress they show."""
+"""Shared by the `dspark data` commands: loading the target and showing progress."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from services.cli.template_arguments import add_template_argument, template_argu
 from services.common.limits import MOST_THREADS
 
 _PLAIN_LINE_SECONDS = 30.0
-"""How often a log without a terminal hears of the progress."""
+"""Interval between progress lines when there is no terminal."""
 
 
 def add_target_arguments(parser: argparse.ArgumentParser, *, kv_cache: bool = True) -> None:
@@ -66,7 +66,7 @@ def load_target_of(arguments: argparse.Namespace) -> LoadedTarget:
 def load_engine(
     arguments: argparse.Namespace, kept_layers: Callable[[int], tuple[int, ...]] = lambda _: ()
 ) -> BuiltTarget:
-    """The target without a drafter. `kept_layers`: by how many it has, those whose states it keeps."""
+    """The target without a drafter. `kept_layers`: number of layers -> those whose states are to be kept."""
     set_threads(arguments)
     loaded = load_target_of(arguments)
     options = EngineOptions(
@@ -88,7 +88,7 @@ def set_threads(arguments: argparse.Namespace) -> None:
 
 
 def require_answers_of(target: LoadedTarget, answers: Path) -> None:
-    """Raises ConfigError, with both values, when another model wrote the answers."""
+    """Raises ConfigError, naming both fingerprints, if another model wrote the answers."""
     settings = read_settings(answers) or {}
     wrote = settings.get("fingerprint")
     if wrote is not None and wrote != target.fingerprint:
@@ -100,7 +100,7 @@ def require_answers_of(target: LoadedTarget, answers: Path) -> None:
 
 @dataclass(slots=True)
 class TokenProgress:
-    """A bar over items with the tokens per second; plain lines where there is no terminal."""
+    """A progress bar over items, with tokens per second; plain lines if there is no terminal."""
 
     title: str
     total: int

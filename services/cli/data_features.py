@@ -1,4 +1,4 @@
-"""`dspark data features` computes what drafters are trained on; `dspark data check` verifies it."""
+"""`dspark data features` computes the features drafters are trained on; `dspark data check` verifies them."""
 
 from __future__ import annotations
 

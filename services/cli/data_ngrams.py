@@ -1,4 +1,4 @@
-"""`dspark data ngrams`: a table of what the target usually says, for drafts that need no draft model."""
+"""`dspark data ngrams`: builds an n-gram table of the target's answers, to draft without a draft model."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _require_vocabulary(conversations: list[Conversation], vocab_size: int) -> None:
-    """Raises ConfigError: answers of another tokenizer make a table of nonsense."""
+    """Raises ConfigError for token ids beyond the vocabulary: the answers come from another tokenizer."""
     highest = max((max(*one.prompt_ids, *one.answer_ids) for one in conversations), default=0)
     if highest >= vocab_size:
         raise ConfigError(f"--answers hold token {highest}; the target's vocabulary has {vocab_size}")

@@ -1,4 +1,4 @@
-"""`dspark data prompts`: collects prompts from files, datasets, or the target itself."""
+"""Collect training prompts from files, a Hugging Face dataset or the target itself."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _collected(arguments: argparse.Namespace) -> Iterator[Prompt]:
 def _synthesised(
     arguments: argparse.Namespace, tokenizer: Tokenizer, chosen: PromptFilter
 ) -> Iterator[Prompt]:
-    """As many as were asked for, after all filters."""
+    """Yields the requested number of prompts, counted after all filters."""
     path = arguments.out.with_name(arguments.out.name + JOURNAL_SUFFIX)
     first_chunk = max(arguments.concurrency, min(2 * arguments.synthesise, SynthesisSettings().chunk_turns))
     settings = SynthesisSettings(

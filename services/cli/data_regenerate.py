@@ -1,7 +1,6 @@
-"""`dspark data regenerate`: answers to prompts, by the target itself.
+"""Have the target answer prompts, in this process or on an OpenAI-compatible server (--endpoint).
 
-In this process, many at once, or by any OpenAI-compatible server (--endpoint). Run the same command
-again to go on after an interruption or to try failed prompts again.
+Run the same command again to continue after an interruption or to retry failed prompts.
 """
 
 from __future__ import annotations
@@ -151,7 +150,7 @@ def _read(arguments: argparse.Namespace) -> list[Prompt]:
 
 
 class _Work:
-    """One run: what is asked, what came of it."""
+    """One run: its prompts and their results."""
 
     def __init__(
         self, arguments: argparse.Namespace, settings: AnswerSettings, prompts: Sequence[Prompt]
@@ -288,7 +287,7 @@ class _Work:
         self._rate = progress.tokens_per_second
 
     def report(self) -> None:
-        """Failures of this run in a file beside the answers; none, no file."""
+        """Prints a summary and lists this run's failures, if any, in a file beside the answers."""
         if not self._begun:
             return
         path = self._arguments.out.with_name(self._arguments.out.name + FAILURES_SUFFIX)

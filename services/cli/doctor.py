@@ -1,4 +1,4 @@
-"""`dspark doctor`: checks that this installation can run, and says what to do where it cannot."""
+"""Check that this installation works, and suggest fixes where it does not."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """1 when a check failed; notes do not count."""
+    """Returns 1 if a check failed; notes do not count."""
     options = stack_options(arguments)
     table = Table("check", "", "finding", title="dspark doctor")
     failed = False
@@ -144,7 +144,7 @@ def _memory(options: StackOptions) -> Finding:
 
 
 def _gpu_memory(options: StackOptions) -> tuple[int, int]:
-    """Free bytes and all bytes."""
+    """(free, total) in bytes."""
     import torch
 
     free, total = torch.cuda.mem_get_info(options.engine.torch_device)

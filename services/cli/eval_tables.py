@@ -1,4 +1,4 @@
-"""How the figures of an evaluation look in the terminal."""
+"""Terminal tables for the results of an evaluation."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def result_table(report: EvalReport) -> Table:
 
 
 def position_table(report: EvalReport) -> Table:
-    """Of the first positions: looked-up drafts have more than a terminal has columns for."""
+    """Only the first positions: looked-up drafts have more of them than fit into a terminal."""
     heads = _position_heads(report)[:MAX_POSITIONS]
     table = _table("accepted once all before were, by draft position, %", *heads)
     for one in report.sets:
@@ -97,7 +97,7 @@ def _comparison_cells(one: ComparedSet) -> list[str]:
 
 
 def _table(title: str, *heads: str, first: str = "set") -> Table:
-    # Names come from the user's files: brackets in them are no markup.
+    # Names come from the user's files: brackets in them are not markup.
     table = Table(title=escape(title))
     table.add_column(first, no_wrap=True)
     for head in heads:

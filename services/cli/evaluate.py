@@ -1,7 +1,7 @@
-"""`dspark eval`: accepted length of a drafter on benchmark prompts, or a comparison of results.
+"""Measure a drafter's accepted length on benchmark prompts, or compare earlier results.
 
-Prompts are JSONL files (or directories of them) with rows {"turns": [...]}, of which the first is asked,
-{"prompt": ...}, or {"messages": [...]}, which are asked up to the user's last.
+Prompts are JSONL files (or directories of them). A row is {"prompt": ...}; {"turns": [...]}, of which only
+the first is asked; or {"messages": [...]}, used up to the last user message.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from services.cli.output_files import require_writable, require_writable_folder,
 from services.cli.template_arguments import template_arguments
 
 DRAFTER, SERVED, LOOKUP = "drafter", "served", "lookup"
-"""What is measured."""
+"""Values of --drafts: which drafts are measured."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -116,7 +116,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     try:
         _write(report, arguments.out)
     finally:
-        _show(report)  # a full disk does not take the figures along, nor a closed pipe the file
+        _show(report)  # even if writing failed; and only after it, as the pipe may be closed
     if arguments.plots is not None:
         for path in draw_plots(report, arguments.plots):
             print(f"written to {path}")
@@ -144,7 +144,7 @@ def _read_sets(arguments: argparse.Namespace) -> list[PromptSet]:
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
-    """What would fail after the long work fails before it."""
+    """Raises ConfigError, before the long work, if writing its results would fail."""
     if arguments.plots is not None:
         require_matplotlib()
     if arguments.out is not None:
@@ -196,7 +196,7 @@ def _measure(arguments: argparse.Namespace, settings: EvalSettings, sets: Sequen
 
 
 def _argument_values(arguments: argparse.Namespace) -> dict[str, object]:
-    """As they can be written to JSON."""
+    """JSON-serializable values of the arguments."""
     left_out = {"run", "compare"}
     return {name: _plain(value) for name, value in vars(arguments).items() if name not in left_out}
 
@@ -236,5 +236,5 @@ def _why_without_confidence(report: EvalReport) -> str:
     if report.arguments["drafts"] != DRAFTER:
         return "not of the drafter alone"
     if not any(one.acceptance.verified_tokens for one in report.sets):
-        return "no draft was verified"  # of answers of one token, say, which are prefill's
+        return "no draft was verified"  # e.g. all answers have one token, which prefill yields
     return "no confidence head"

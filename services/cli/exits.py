@@ -1,4 +1,4 @@
-"""How commands end early."""
+"""Ends commands early."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import NoReturn
 
 
 def leave_at_once(status: int) -> NoReturn:
-    """Ends this process as it stands: a thread that still computes cannot be interrupted, Python would wait
-    for it, and nothing that it makes is wanted any more."""
+    """Exits without joining threads: Python would wait for one that is still computing, which cannot be
+    interrupted, although its result is no longer wanted."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -1,6 +1,6 @@
-"""How much memory a process may still take: of the machine's, and of what its control groups allow.
+"""Memory that this process can still allocate, as limited by the machine and by its control groups.
 
-What caches of files hold counts as free in both, as it is given up when it is asked for.
+File caches count as free in both, because the kernel reclaims them on demand.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path, PurePosixPath
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """Of a control group's files, which versions 1 and 2 call differently."""
+    """Names of a control group's files, which differ between cgroup v1 and v2."""
 
     mount: str
     limit: str
     used: str
     cached: frozenset[str]
-    """Lines of `memory.stat`."""
+    """Fields of `memory.stat` that count file caches."""
 
 
 _VERSION_1 = _Names(
@@ -34,7 +34,7 @@ _VERSION_2 = _Names(
 
 
 def free_memory(root: Path = Path("/")) -> int:
-    """Bytes. `root`: where the folders `proc` and `sys` are."""
+    """In bytes. `root`: directory that holds `proc` and `sys`."""
     return min([_of_machine(root), *_of_groups(root)])
 
 
@@ -47,14 +47,14 @@ def _of_machine(root: Path) -> int:
 
 
 def _of_groups(root: Path) -> Iterator[int]:
-    """Of each that this process is in, directly or not, and that has a limit."""
+    """For every control group with a limit that contains this process, directly or through a child."""
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
         names = _VERSION_1 if controllers else _VERSION_2
         group = PurePosixPath(path.strip().lstrip("/"))
-        # In a container the path may be the host's, and only the mount itself is there: the container's own.
+        # In a container the path may be the host's. Then only the mount's root exists, the container's group.
         for one in (group, *group.parents):
             free = _of_group(root / names.mount / one, names)
             if free is not None:
@@ -62,7 +62,7 @@ def _of_groups(root: Path) -> Iterator[int]:
 
 
 def _of_group(folder: Path, names: _Names) -> int | None:
-    """None: it is not there, or has no limit."""
+    """None if the group does not exist or has no limit."""
     limit, used = _number(folder / names.limit), _number(folder / names.used)
     if limit is None or used is None:
         return None
@@ -72,13 +72,13 @@ def _of_group(folder: Path, names: _Names) -> int | None:
 
 
 def _number(path: Path) -> int | None:
-    """None too where it says `max`."""
+    """None also for `max`, which means no limit."""
     (text, *_) = _lines(path) or [""]
     return int(text) if text.strip().isdigit() else None
 
 
 def _lines(path: Path) -> list[str]:
-    """Nothing where it cannot be read."""
+    """Empty if the file cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,6 +1,6 @@
-"""`dspark generate`: answers one prompt and ends.
+"""Answer one prompt and exit.
 
-With --url it asks a running gateway; without, it loads the model into this process.
+With --url, a running gateway answers; without it, the model is loaded into this process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> int:
-    fields = sampling_fields(arguments)  # refuses before the long work
+    fields = sampling_fields(arguments)  # raises before the model is loaded
     check_key(arguments.api_key)
     prompt = _prompt(arguments.prompt)
     if arguments.url:
@@ -51,7 +51,7 @@ def _prompt(argument: str) -> str:
     """Raises ConfigError."""
     try:
         prompt = sys.stdin.read() if argument == "-" else argument
-    except UnicodeDecodeError as error:  # unless Python was told to keep such bytes
+    except UnicodeDecodeError as error:  # does not happen where Python keeps such bytes (surrogateescape)
         raise ConfigError(f"--prompt must be UTF-8: standard input is not: {error}") from None
     check_text("--prompt", prompt)
     return prompt
@@ -64,14 +64,14 @@ async def _generate_here(prompt: str, fields: Mapping[str, object], arguments: a
             await stack.start()
         await asyncio.to_thread(_print_answer, stack.url, prompt, fields, arguments)
     except asyncio.CancelledError:
-        # Ctrl-C, as asyncio.run passes it on: the thread that loads or answers would go on to its end.
+        # Ctrl-C, as asyncio.run delivers it. The thread that loads or answers would run to its end.
         leave_at_once(EXIT_INTERRUPTED)
     finally:
         await stack.stop()
 
 
 def _loading(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[object]:
-    """A line that says so on a terminal, as long as there is nothing else to see."""
+    """A status line while the model loads, if standard error is a terminal."""
     console = Console(stderr=True)
     if arguments.quiet or not console.is_terminal:
         return contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""Servers on this machine: a proxy that the environment names has a loopback of its own."""
+"""Recognizes servers on this machine, which HTTP_PROXY must not apply to: a proxy has its own loopback."""
 
 from __future__ import annotations
 

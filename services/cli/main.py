@@ -27,11 +27,11 @@ COMMANDS = {
     "simulate": ("simulate", "simulate a cluster"),
     "doctor": ("doctor", "check this installation"),
 }
-"""Command -> its module and what it does."""
+"""Command -> (module, one line of help)."""
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """Knows the arguments of one command; the others by name only."""
+    """A parser with the arguments of `command`; the other commands appear by name only."""
     parser = argparse.ArgumentParser(
         prog="dspark",
         description="Serve large language models with DSpark speculative decoding.",
@@ -55,7 +55,8 @@ def _version() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: done; 1: failed while running; 2: wrong arguments or configuration; 130: Ctrl-C."""
+    """Returns the exit status: 0 success, 1 failure while running, 2 bad arguments or configuration,
+    130 Ctrl-C."""
     given = list(sys.argv[1:] if argv is None else argv)
     try:
         # The command comes first: `dspark` itself has no options that take a value.

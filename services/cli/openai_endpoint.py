@@ -1,4 +1,4 @@
-"""Answers of any OpenAI-compatible server: concurrent with a bound, patient with a busy one."""
+"""Answers from any OpenAI-compatible server, with bounded concurrency and retries while it is busy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from services.cli.loopback import is_loopback
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 GIVE_UP_AFTER = 32
-"""Prompts in a row that no attempt got an answer for: the server is gone, not busy."""
+"""Consecutive prompts whose attempts all failed: the server is then considered gone, not busy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,13 +32,14 @@ class EndpointConfig:
     api_key: str | None = None
     concurrency: int = 32
     deadline_seconds: float = 300.0
-    """For one attempt at one answer."""
+    """Per attempt at one answer."""
     attempts: int = 6
     backoff_seconds: float = 1.0
-    """Before the second attempt; doubled each time, up to `max_backoff_seconds`, and jittered."""
+    """Pause before the second attempt; doubled each time, up to `max_backoff_seconds`, and jittered."""
     max_backoff_seconds: float = 60.0
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
-    """More variables of the model's chat template; not in OpenAI's own API, as most other engines know it."""
+    """Extra variables for the model's chat template; not in OpenAI's own API, but most other engines accept
+    them."""
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
@@ -77,7 +78,7 @@ class Question:
             "top_p": self.sampling.top_p,
             "seed": self.sampling.seed,
         }
-        if self.sampling.top_k:  # not in OpenAI's own API; ours and most others know it
+        if self.sampling.top_k:  # not in OpenAI's own API, but ours and most others accept it
             body["top_k"] = self.sampling.top_k
         if template_arguments:
             body["chat_template_kwargs"] = dict(template_arguments)
@@ -100,7 +101,7 @@ class _RetryableError(Exception):
 
 
 class OpenAIEndpoint:
-    """Use as an async context manager; one instance asks one model."""
+    """Use as an async context manager; one instance queries one model."""
 
     def __init__(self, config: EndpointConfig, jitter: Callable[[], float] = random.random) -> None:
         self._config = config
@@ -115,7 +116,7 @@ class OpenAIEndpoint:
         )
 
     async def __aenter__(self) -> OpenAIEndpoint:
-        """Raises UnavailableError when nobody answers, or no model is served."""
+        """Raises UnavailableError if no model is given and the server does not list one."""
         try:
             if not self._model:
                 self._model = await self._first_model()
@@ -132,9 +133,9 @@ class OpenAIEndpoint:
         return self._model
 
     async def run(self, questions: Iterable[Question], on_result: Callable[[Reply | Failure], None]) -> None:
-        """Asks everything, at most `concurrency` at a time; results come in the order they end.
+        """Asks all questions, at most `concurrency` at a time; results arrive in order of completion.
 
-        Raises UnavailableError when the server stops answering altogether.
+        Raises UnavailableError if the server stops answering altogether.
         """
         waiting = iter(questions)
         try:
@@ -142,7 +143,7 @@ class OpenAIEndpoint:
                 for _ in range(self._config.concurrency):
                     group.create_task(self._ask_all(waiting, on_result))
         except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None  # the first ends the rest; one is enough to say
+            raise errors.exceptions[0] from None  # the first failure cancels the other tasks
 
     async def _ask_all(
         self, waiting: Iterator[Question], on_result: Callable[[Reply | Failure], None]
@@ -186,7 +187,7 @@ class OpenAIEndpoint:
                 response = await self._http.post(f"{self._config.base_url}/chat/completions", json=body)
         except TimeoutError:
             raise _RetryableError(f"no answer within {self._config.deadline_seconds:g} s") from None
-        except httpx.RequestError as error:  # broken compression, for one, is no transport error
+        except httpx.RequestError as error:  # not only TransportError: bad compression is a DecodingError
             raise _RetryableError(f"{type(error).__name__}: {error}") from error
         if response.status_code in _RETRIED:
             raise _RetryableError(_problem(response), _retry_after(response))

@@ -1,5 +1,6 @@
-"""What commands write: checked before the long work whose result would be lost, and named where it
-cannot be written in the end. No torch here."""
+"""Output files of commands, checked before long work so that its result is not lost.
+
+No torch here."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from dspark_core.errors import ConfigError, DSparkError
 
 
 def require_writable(path: Path, option: str = "--out") -> None:
-    """Makes the folder of a file to write. Raises ConfigError before the long work."""
+    """Creates the parent directory of an output file. Raises ConfigError if the file cannot be written."""
     if path.is_dir():
         raise ConfigError(f"{option} must be a file, got the directory {path}")
     _make(path.parent)
@@ -18,7 +19,7 @@ def require_writable(path: Path, option: str = "--out") -> None:
 
 
 def require_writable_folder(folder: Path) -> None:
-    """Makes it. Raises ConfigError before the long work."""
+    """Creates the directory. Raises ConfigError if it cannot be written to."""
     _make(folder)
     _require_permission(folder)
 
@@ -44,7 +45,7 @@ def write_output(path: Path, text: str) -> None:
 
 
 def require_directory(path: Path) -> None:
-    """Raises ConfigError where a file stands in the way of a directory that is yet to be made."""
+    """Raises ConfigError if a file is in the way of a directory that will be created later."""
     nearest = next(one for one in (path, *path.absolute().parents) if one.exists())
     if not nearest.is_dir():
         raise ConfigError(f"--out must be a directory, got the file {nearest}")

@@ -1,8 +1,8 @@
-"""`dspark profile`: measures how long a step of the target takes, and a draft, on this machine.
+"""Measure how long target steps and drafts take on this machine.
 
-Step time by requests, tokens per request and context, staircases included, and draft time by requests, as
-lower quartiles of several passes. The JSON is what DSPARK_PROFILE of a verifier reads, so that it need not
-measure at start.
+Step times are measured over requests, tokens per request and context length, and refined where they jump;
+draft times over requests. Each is the lower quartile of several passes. A verifier whose DSPARK_PROFILE names
+the JSON file does not measure at startup.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _draft_time(
 
 
 def step_table(model: RoundTimeModel) -> Table:
-    """Rows are requests, columns tokens per request; contexts beyond the usual are rows of their own."""
+    """Rows are requests, columns tokens per request; contexts other than the usual have rows of their own."""
     points = model.verify.points
     usual = model.verify.surface.context_per_request
     columns = sorted({p.batch_tokens // p.requests for p in points if p.batch_tokens % p.requests == 0})
@@ -155,7 +155,7 @@ def step_table(model: RoundTimeModel) -> Table:
 
 
 def _milliseconds(seconds: float) -> str:
-    """Four digits at least: a tenth of a millisecond says nothing of a whole second."""
+    """Tenths of a millisecond are noise once a step takes a second."""
     return f"{1000 * seconds:.1f}" if seconds < 1.0 else f"{1000 * seconds:.0f}"
 
 

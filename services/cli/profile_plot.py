@@ -1,4 +1,4 @@
-"""Draws a profile: step time by batch tokens, one line for each request count, and draft time."""
+"""Plots a profile: step time over batch tokens, one line per request count, and draft time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dspark_core.simulation.plots import scale_by_ratios
 
 
 def draw_profile(model: RoundTimeModel, path: Path) -> None:
-    """Raises ConfigError when the file cannot be written."""
+    """Raises ConfigError if the file cannot be written."""
     from matplotlib.figure import Figure  # draws to files only: no display, no global state
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")

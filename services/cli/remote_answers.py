@@ -1,4 +1,4 @@
-"""Answers of a server as token ids: what comes back is text, what is trained on are tokens."""
+"""Turns the text that a server answers into the token ids that training needs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RemoteAnswers:
         self._end = end_of_turn(tokenizer)
 
     async def run(self, prompts: Sequence[Prompt], on_result: Callable[[Answer | Failure], None]) -> None:
-        """Raises UnavailableError when the server stops answering."""
+        """Raises UnavailableError if the server stops answering."""
         asked: dict[str, Encoded] = {}
 
         def questions() -> Iterator[Question]:
@@ -70,7 +70,7 @@ class RemoteAnswers:
 
 
 def end_of_turn(tokenizer: Tokenizer) -> int:
-    """The token the chat template writes after an answer. Raises ConfigError."""
+    """The stop token that the chat template puts after an answer. Raises ConfigError if there is none."""
     if not tokenizer.has_chat_template:
         raise ConfigError("--endpoint needs a target with a chat template; this one has none")
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]

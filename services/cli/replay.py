@@ -1,6 +1,6 @@
-"""`dspark replay`: plans traced rounds again with other planners and says what they would have gained.
+"""Plan traced rounds again with other planners and report what each would have gained.
 
-Traces come from `dspark up --trace FILE` or a verifier's DSPARK_TRACE_FILE.
+Traces are written by `dspark up --trace FILE` or by a verifier with DSPARK_TRACE_FILE.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.limit is not None and arguments.limit < 1:
         raise ConfigError(f"--limit must be >= 1, got {arguments.limit}")
     for name in arguments.planner:
-        planner_factory(name)  # a typing error should not wait for the trace
+        planner_factory(name)  # rejects a misspelled name before the trace is read
     if arguments.out is not None:
         require_writable(arguments.out)
     trace = read_trace(arguments.traces)

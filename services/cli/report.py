@@ -1,4 +1,4 @@
-"""How an answer's speed is told, in one line."""
+"""Speed and acceptance of one answer, in one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from services.cli.client import ChatPiece
 
 @dataclass(slots=True)
 class AnswerMeter:
-    """Feed it every piece; afterwards `line` tells how it went."""
+    """Is given every piece of an answer; `line` then summarizes it."""
 
     clock: Callable[[], float] = time.perf_counter
     started: float = field(init=False)

@@ -1,8 +1,8 @@
-"""`dspark simulate`: a cluster on paper, with the planners that serve and times that were measured.
+"""Simulate a cluster with the planners used in production and measured round times.
 
-Every scenario field is a flag and a field of --config (YAML or JSON; flags win). Without --domains or
---trace, drafts fare as those of the shipped drafter were measured to; without --curve, round times are
-those of the demo model on the machine named in docs/simulation.md: give your own for your own answers.
+Every scenario field is both a flag and a field of --config (YAML or JSON; flags win). By default, drafts are
+accepted as measured with the shipped drafter and round times are those of the demo model on the machine named
+in docs/simulation.md; pass --domains-file or --trace and --curve to simulate your own model and hardware.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from services.cli.tables import table_console
 
 DEFAULT_PLANNERS = ("none", "mtp1", "fixed:4", "algorithm1", "cluster")
 FILE_FIELDS = ("planners", "curve", "domains_file", "traces")
-"""Of the config, besides those of the scenario."""
+"""Fields of --config besides those of the scenario."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """What would fail after the long work fails before it."""
+    """Raises ConfigError, before the long work, for options that would fail after it."""
     if arguments.out is not None:
         require_writable(arguments.out)
     if arguments.plots is not None:
@@ -209,7 +209,7 @@ def _domains(
     arguments: argparse.Namespace, config: Mapping[str, Any]
 ) -> Mapping[str, Sequence[RecordedRequest]]:
     traces, file = arguments.trace, arguments.domains_file
-    if traces is None and file is None:  # either flag wins over both fields
+    if traces is None and file is None:  # either flag overrides both fields
         traces = [Path(one) for one in _texts(config, "traces")]
         file = _path(config, "domains_file")
     if traces and file is not None:

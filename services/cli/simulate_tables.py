@@ -1,4 +1,4 @@
-"""How simulated clusters look in the terminal."""
+"""Terminal tables for simulated clusters."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def frontier_table(frontiers: Mapping[str, Sequence[FrontierPoint]]) -> Table:
 
 
 def pool_lines(summary: Summary, scenario: Scenario) -> list[str]:
-    """What the last planner's figures say about the pools' sizes."""
+    """What a planner's figures say about the sizes of the pools."""
     lines = []
     if summary.verifier_utilisation > 0.9 and scenario.arrivals_per_second:
         lines.append("verifiers are saturated: add some, or the queue grows")

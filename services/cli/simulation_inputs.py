@@ -1,4 +1,4 @@
-"""Files that replay and simulation read."""
+"""Input files of `dspark replay` and `dspark simulate`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dspark_core.errors import ConfigError
 from dspark_core.simulation.domains import DEFAULTS
 
 DEFAULT_ROUND_TIME = DEFAULTS.with_name("round-time.json")
-"""Of the demo model, on the machine named in it."""
+"""Round times of the demo model, on the machine named in the file."""
 
 
 def read_round_time(path: Path) -> RoundTimeModel:
-    """Of `dspark profile`, or a bare curve. Raises ConfigError naming the file."""
+    """Reads a profile of `dspark profile`, or a bare curve. Raises ConfigError naming the file."""
     document = read_mapping(path)
     try:
         return RoundTimeModel.from_dict(document.get("round_time", document))
@@ -25,7 +25,7 @@ def read_round_time(path: Path) -> RoundTimeModel:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """JSON, or YAML when the name ends in .yaml or .yml."""
+    """Reads JSON, or YAML if the name ends in .yaml or .yml. Raises ConfigError naming the file."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

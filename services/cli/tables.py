@@ -1,4 +1,4 @@
-"""Consoles for tables that must not lose figures."""
+"""Consoles and tables that never truncate figures."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 PIPED_COLUMNS = 200
-"""Of what is no terminal. rich takes 80 there, and cuts every column that does not fit."""
+"""Width when the output is not a terminal. rich would assume 80 columns and truncate what does not fit."""
 
 
 def table_console() -> Console:
-    """On standard output; as wide as the terminal, or as COLUMNS says."""
+    """Writes to standard output, as wide as the terminal, as COLUMNS says, or `PIPED_COLUMNS`."""
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPED_COLUMNS
@@ -20,5 +20,5 @@ def table_console() -> Console:
 
 
 def open_table(title: str) -> Table:
-    """Without lines between columns, which cost three characters each: many figures fit into 80 columns."""
+    """A table without column rules, which cost three characters each, so that more fits into 80 columns."""
     return Table(title=title, box=None, padding=(0, 1, 0, 0))

@@ -1,4 +1,4 @@
-"""`--chat-template-kwargs`, which several commands have. No torch: `dspark chat` starts at once."""
+"""The --chat-template-kwargs option of several commands. No torch here, so `dspark chat` starts at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dspark train`: trains a drafter from a YAML file, or averages checkpoints.
+"""Train a drafter as a YAML file configures it, or average checkpoints.
 
 dspark train --config configs/smollm2-dspark.yaml --dry-run
 dspark train --config run.yaml --set optimisation.steps=2000 --resume
@@ -88,10 +88,10 @@ def run(arguments: argparse.Namespace) -> int:
     with started_by_torchrun(device) as workers:
         status = _run_as(workers, config, arguments)
     if workers.size > 1:
-        # Caches of DTensor hold the mesh, and so the process group and gloo's threads, beyond its end. One
-        # that is about to release the last collective's tensors while the interpreter shuts down aborts the
-        # process (PyTorch 2.13: a quarter of all runs of a small sharded module), and torchrun reports a
-        # finished run as failed.
+        # DTensor's caches keep the mesh, and with it the process group and gloo's threads, alive past this
+        # point. If such a thread releases the last collective's tensors while the interpreter shuts down, the
+        # process aborts (PyTorch 2.13: in a quarter of all runs of a small sharded module), and torchrun
+        # reports a finished run as failed.
         leave_at_once(status)
     return status
 
@@ -109,7 +109,7 @@ def _run_as(workers: Workers, config: TrainConfig, arguments: argparse.Namespace
 
 
 def _dry_run(setup: Setup, workers: Workers) -> int:
-    build_validator(setup)  # refuses prompts as the run would
+    build_validator(setup)  # rejects the same prompts as the run would
     table = dry_run_table(setup)
     if workers.is_first:
         Console().print(table)
@@ -174,7 +174,8 @@ def _device(config: TrainConfig) -> torch.device:
 
 @contextmanager
 def _stopping(run: TrainingRun) -> Iterator[None]:
-    """SIGTERM and the first Ctrl-C end the run after its present step, with its state saved."""
+    """The first SIGTERM or Ctrl-C ends the run after the current step, with its state saved; the second ends
+    it at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         if run.stop.is_set():

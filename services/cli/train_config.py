@@ -1,4 +1,4 @@
-"""The YAML file of `dspark train`: its sections and fields, checked, and errors that help."""
+"""The YAML configuration of `dspark train`: sections, fields and their validation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TargetSection(Section):
     model: str = DEFAULT_MODEL
     """Name, GGUF file or Hugging Face directory."""
     chat_template_kwargs: dict[str, Any] = {}
-    """More variables of its chat template, for validation prompts."""
+    """Extra variables for the target's chat template, for validation prompts."""
 
 
 class DataSection(Section):
@@ -31,7 +31,7 @@ class DataSection(Section):
     """Answers of `dspark data regenerate`, whose features are computed while training."""
     stream_ahead: int = Field(default=2, ge=1)
     max_length: int | None = Field(default=None, ge=4)
-    """Of streamed conversations, in tokens; longer ones are left out."""
+    """Longest streamed conversation, in tokens; longer ones are left out."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSection:
@@ -41,7 +41,7 @@ class DataSection(Section):
 
 
 class MoeSection(Section):
-    """Experts in the place of the draft layers' dense MLPs."""
+    """Mixture of experts in place of the draft layers' dense MLPs."""
 
     num_experts: int = Field(ge=1)
     experts_per_token: int = Field(ge=1)
@@ -56,13 +56,13 @@ class MoeSection(Section):
 class DrafterSection(Section):
     algorithm: str = "dspark"
     start_from: str | None = None
-    """A drafter to go on training, by directory or shipped name; None: a new one."""
+    """Drafter to continue training, a directory or zoo name; None: a new one."""
     layers: int | None = Field(default=None, ge=1)
-    """None: one for each source layer, or as many as the algorithm mostly has."""
+    """None: one per source layer, or the algorithm's default without source layers."""
     source_layers: list[int] = []
-    """Target layers the draft layers start as copies of; empty: random layers."""
+    """Target layers that the draft layers are initialized from; empty: random initialization."""
     tap_layers: list[int] | None = None
-    """Target layers whose states the drafter reads; None: those of the data."""
+    """Target layers whose hidden states the drafter reads; None: those in the data."""
     block_size: int = Field(default=7, ge=1)
     mask_token: int = Field(default=0, ge=0)
     markov_head: Literal["vanilla", "gated", "rnn"] = "vanilla"
@@ -71,12 +71,12 @@ class DrafterSection(Section):
     window: int | None = Field(default=None, ge=1)
     draft_vocab: int | None = Field(default=None, ge=1)
     always_tokens: list[int] = []
-    """Members of the draft vocabulary however rare they are."""
+    """Token ids that are in the draft vocabulary however rare they are."""
     moe: MoeSection | None = None
 
 
 class LossSection(Section):
-    """What is not given is the algorithm's own."""
+    """Fields that are left out take the algorithm's own values."""
 
     cross_entropy: float | None = Field(default=None, ge=0)
     distance: float | None = Field(default=None, ge=0)
@@ -84,7 +84,7 @@ class LossSection(Section):
     decay: float | None = Field(default=None, gt=0)
     sample_below: float | None = Field(default=None, ge=0, le=1)
     anchors: int | None = Field(default=None, ge=1)
-    """Blocks per sequence and step."""
+    """Draft blocks per sequence and step."""
     tap_dropout: float = Field(default=0.0, ge=0, lt=1)
     hidden_dropout: float = Field(default=0.0, ge=0, lt=1)
 
@@ -93,10 +93,10 @@ class OptimisationSection(Section):
     steps: int | None = Field(default=None, ge=1)
     epochs: float | None = Field(default=None, gt=0)
     sequences: int = Field(default=8, ge=1)
-    """Per step, over all workers."""
+    """Sequences per step, over all workers."""
     learning_rate: float = Field(default=6e-4, gt=0)
     matrix_learning_rate: float | None = Field(default=None, gt=0)
-    """Muon's, for inner matrices; None: AdamW for all."""
+    """Learning rate of Muon, which trains the inner matrices; None: AdamW trains everything."""
     warmup: float = Field(default=0.04, ge=0, le=1)
     """Fraction of the steps."""
     decay: float = Field(default=0.96, ge=0, le=1)
@@ -118,7 +118,7 @@ class OptimisationSection(Section):
 
 class ValidationSection(Section):
     prompts: list[Path] = []
-    """JSONL as `dspark eval` reads; empty: no validation."""
+    """JSONL files as `dspark eval` reads them; empty: no validation."""
     limit: int | None = Field(default=None, ge=1)
     """Prompts per file."""
     every: int = Field(default=200, ge=1)
@@ -145,7 +145,8 @@ class TrainConfig(Section):
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The file with `a.b=value` overrides, whose values are YAML. Raises ConfigError naming the field."""
+    """Reads the file and applies overrides `a.b=value`, whose values are YAML. Raises ConfigError naming the
+    field."""
     document = _read_yaml(path)
     for override in overrides:
         _apply(document, override)

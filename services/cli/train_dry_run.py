@@ -1,4 +1,4 @@
-"""`dspark train --dry-run`: what a run would take, from a few steps that are thrown away."""
+"""`dspark train --dry-run`: estimates what a run needs from a few steps whose results are discarded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TIMED_STEPS = 3
 
 
 def dry_run_table(setup: Setup) -> Table:
-    """Takes one step to warm up and three to time."""
+    """Runs one step to warm up and three that are timed."""
     trainer, config = setup.trainer, setup.config
     steps = trainer.run()
     next(steps)

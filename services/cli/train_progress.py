@@ -1,4 +1,4 @@
-"""What people see of a training run: a bar, or lines where there is no terminal."""
+"""Shows the progress of a training run: a bar, or plain lines if there is no terminal."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ProgressView:
 
 def describe(progress: run_log.Progress) -> str:
     rate = 1 / max(progress.seconds_per_step, 1e-9)
-    confidence = f"confidence {progress.confidence:.3f}  " if progress.confidence else ""  # not of all kinds
+    confidence = f"confidence {progress.confidence:.3f}  " if progress.confidence else ""  # not always there
     return (
         f"{rate:.2f} steps/s  {progress.positions_per_second:,.0f} positions/s  "
         f"ce {progress.cross_entropy:.3f}  l1 {progress.distance:.3f}  "

@@ -1,4 +1,4 @@
-"""From a checked configuration to a trainer and a run."""
+"""Builds a trainer and a run from a validated configuration."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Setup:
     """None: the whole vocabulary."""
 
     def meaning(self) -> dict[str, object]:
-        """What the weights mean that the configuration leaves to the data."""
+        """Properties of the weights that the data determine, not the configuration."""
         ids = self.draft_vocab_ids
         digest = None if ids is None else hashlib.sha256(repr(ids.tolist()).encode()).hexdigest()[:16]
         vocab = None if ids is None else f"{len(ids)} tokens, {digest}"
@@ -61,8 +61,8 @@ class Setup:
 
 
 def build_setup(config: TrainConfig, workers: Workers, *, resume: bool = False) -> Setup:
-    """Loads the target and opens the data; writes nothing. `resume`: with the run's draft vocabulary."""
-    chosen = algorithm(config.drafter.algorithm)  # refuses before the long work
+    """Loads the target and opens the data; writes nothing. `resume`: reuses the run's draft vocabulary."""
+    chosen = algorithm(config.drafter.algorithm)  # raises before the long work
     losses = loss_config(config, chosen.losses)
     torch.manual_seed(config.optimisation.seed)
     device = own_device(config.optimisation.device)
@@ -88,7 +88,7 @@ def build_setup(config: TrainConfig, workers: Workers, *, resume: bool = False) 
         device=device,
     )
     if (config.data.stream is not None and device.type == "cpu") or config.validation.prompts:
-        target.decoder.pack()  # only now: the drafter started as a copy of its layers
+        target.decoder.pack()  # only now: the drafter was initialized from the unpacked layers
     return Setup(
         config=config,
         target=target,
@@ -100,10 +100,10 @@ def build_setup(config: TrainConfig, workers: Workers, *, resume: bool = False) 
 
 
 def build_run(setup: Setup) -> TrainingRun:
-    """With validation, if the configuration has prompts. Raises ConfigError when the disk is too small."""
+    """With validation, if the configuration has prompts. Raises ConfigError if the disk is too small."""
     config = setup.config
     validate = build_validator(setup)
-    if setup.trainer.workers.is_first:  # who alone writes, and may clear the folder by the time others look
+    if setup.trainer.workers.is_first:  # only it writes, and it may clear the directory before others look
         require_disk(setup)
     settings = RunSettings(
         output=config.output.directory,
@@ -123,14 +123,15 @@ def build_run(setup: Setup) -> TrainingRun:
 
 
 def build_validator(setup: Setup) -> SpeculativeValidator | None:
-    """None without prompts, and for workers but the first. Raises ConfigError when they cannot be read."""
+    """None without prompts, and on all workers but the first. Raises ConfigError if they cannot be read."""
     if setup.config.validation.prompts and setup.trainer.workers.is_first:
         return _validator(setup.config, setup.target)
     return None
 
 
 def check_output(config: TrainConfig, *, resume: bool, fresh: bool) -> None:
-    """Raises ConfigError when the folder holds a run that neither flag speaks of, or another run."""
+    """Raises ConfigError if the directory holds a run and neither flag is given, or if the run to resume has
+    another target or drafter."""
     output = config.output.directory
     has_run = _has_run(output)
     if has_run and not (resume or fresh):
@@ -146,7 +147,8 @@ def check_output(config: TrainConfig, *, resume: bool, fresh: bool) -> None:
 
 
 def claim_output(setup: Setup, *, fresh: bool) -> None:
-    """Once nothing can be refused any more: throws the old run away, and says which one is here."""
+    """Deletes the old run if `fresh`, and records this run's configuration and draft vocabulary. To be called
+    once nothing can be rejected any more."""
     output = setup.config.output.directory
     if fresh:
         _clear(output)
@@ -158,7 +160,7 @@ def claim_output(setup: Setup, *, fresh: bool) -> None:
 
 
 def require_disk(setup: Setup) -> None:
-    """Raises ConfigError, with both figures, when checkpoints and exports would not fit."""
+    """Raises ConfigError, with both figures, if checkpoints and exports would not fit."""
     needed, free = disk_bytes(setup), free_bytes(setup.config.output.directory)
     if needed > free:
         raise ConfigError(
@@ -168,13 +170,15 @@ def require_disk(setup: Setup) -> None:
 
 
 def disk_bytes(setup: Setup) -> int:
-    """One checkpoint and one export more than are kept: the old goes after the new is whole."""
+    """Counts one checkpoint and one export more than are kept: the old one is deleted only after the new one
+    is complete."""
     exports = 3 * setup.trainer.parameters * (2 if setup.config.optimisation.bf16 else 4)
     return (setup.config.output.keep + 1) * setup.trainer.state_bytes + exports
 
 
 def free_bytes(output: Path) -> int:
-    """For a run in this folder, which will replace what an earlier one left there, or go on with it."""
+    """Space for a run in this directory. What an earlier run left there counts as free: the new run replaces
+    it or continues with it."""
     held = (path for name in (CHECKPOINTS, NEWEST, BEST) for path in (output / name).rglob("*"))
     return free_on_disk(output) + sum(path.stat().st_size for path in held if path.is_file())
 
@@ -237,7 +241,8 @@ def drafter_recipe(config: TrainConfig, source: SequenceSource, target: LoadedTa
 
 
 def _require_taps(recipe: DrafterRecipe, source: SequenceSource, target: LoadedTarget) -> None:
-    """For shards whose manifest does not say what they hold: by the shape of their first row."""
+    """Checks shards whose manifest does not name their origin by the shape of their first sequence. Raises
+    ConfigError."""
     if source.origin is not None:
         return
     sequence = next(iter(source.batches([[0]])))[0]
@@ -250,8 +255,8 @@ def _require_taps(recipe: DrafterRecipe, source: SequenceSource, target: LoadedT
 
 
 def _open_source(config: TrainConfig, target: LoadedTarget, device: torch.device) -> SequenceSource:
-    """`device`: where features are computed that are on no disk. Raises ConfigError when the data are of
-    another target, with both values."""
+    """`device`: where streamed features are computed. Raises ConfigError, with both values, if the data are
+    of another target."""
     taps = config.drafter.tap_layers
     if config.data.stream is not None:
         require_answers_of(target, config.data.stream)
@@ -263,7 +268,7 @@ def _open_source(config: TrainConfig, target: LoadedTarget, device: torch.device
         layers = taps or default_tap_layers(target.config.num_layers)
         origin = describe_target(target, "bfloat16", layers, template)
         decoder = target.decoder
-        if device.type != "cpu":  # its own: the drafter starts from the other, which also validates
+        if device.type != "cpu":  # a second copy: the first initializes the drafter and validates
             decoder = load_target(config.target.model, torch.bfloat16, device, pack=False).decoder
         return FeatureStream(decoder, answers, origin, ahead=config.data.stream_ahead)
     source = CachedSource.open(config.data.shards, tap_layers=taps)
@@ -280,11 +285,11 @@ def _open_source(config: TrainConfig, target: LoadedTarget, device: torch.device
 def _draft_vocab(
     config: TrainConfig, source: SequenceSource, target: LoadedTarget, *, resume: bool
 ) -> Tensor | None:
-    """Chosen once per run: data that come later must not change what the weights mean."""
+    """Chosen once per run: data added later must not change what the weights mean."""
     if config.drafter.draft_vocab is None:
         return None
     path = config.output.directory / VOCAB
-    # A run that left no checkpoint is not gone on with: its vocabulary may be of another size.
+    # A run without a checkpoint is not resumed, and its vocabulary may have another size.
     if resume and _has_run(config.output.directory) and path.exists():
         ids = torch.load(path, weights_only=True)
         assert isinstance(ids, Tensor)
@@ -335,7 +340,7 @@ def _clear(output: Path) -> None:
 
 
 def _require_same_run(config: TrainConfig, path: Path) -> None:
-    """What the weights mean must not change on the way."""
+    """Raises ConfigError if target or drafter differ: the meaning of the weights must not change mid-run."""
     if not path.exists():
         return
     try:

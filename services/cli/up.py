@@ -1,4 +1,4 @@
-"""`dspark up`: gateway, scheduler, drafter and verifier on this machine, until Ctrl-C."""
+"""Run the gateway, scheduler, drafter and verifier on this machine until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     asked = {} if arguments.tool_format is None else {"DSPARK_TOOL_FORMAT": arguments.tool_format}
     if template_arguments(arguments):
         asked["DSPARK_CHAT_TEMPLATE_KWARGS"] = arguments.chat_template_kwargs
-    # The processes of --disaggregated read the environment themselves.
+    # With --disaggregated each process reads the environment again by itself.
     gateway = GatewayConfig.from_env({**os.environ, **asked})
     options = stack_options(
         arguments,
@@ -127,7 +127,7 @@ async def _serve(stack: Stack, options: StackOptions, demo: Callable[[], None] |
                 return 1
             return 0
         except (ConfigError, CheckpointError):
-            parting = ""  # what cannot be started is the news
+            parting = ""  # the error itself says enough
             raise
         finally:
             if parting:
@@ -138,7 +138,7 @@ async def _serve(stack: Stack, options: StackOptions, demo: Callable[[], None] |
 
 
 def _leave(stack: Stack) -> NoReturn:
-    """At once, when a model may still be loading."""
+    """Exits without waiting for threads: one may still be loading a model."""
     stack.kill()
     leave_at_once(0)
 

@@ -1,4 +1,4 @@
-"""What the system refuses a command, such as room on a disk, as an error that says how to go on."""
+"""Turns failed writes, such as on a full disk, into errors that say how to continue."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def write_errors(how_to_go_on: str) -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise
-    except (OSError, SafetensorError) as error:  # of a disk that others filled meanwhile, say
+    except (OSError, SafetensorError) as error:  # e.g. another process has filled the disk
         raise DSparkError(f"{error}; {how_to_go_on}") from error
