@@ -1,4 +1,4 @@
-"""Hosts and ports, as URLs and gRPC write them."""
+"""Hosts and ports as URLs and gRPC write them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ def address_of(host: str, port: int) -> str:
 
 
 def family_of(host: str) -> socket.AddressFamily:
-    """Of a socket that listens on `host`."""
+    """Address family of a socket that listens on `host`."""
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def reachable_host(host: str) -> str:
-    """Where this machine reaches what listens on `host`: the addresses for "all" are not to connect to."""
+    """Host at which this machine reaches a server on `host`; one cannot connect to wildcard addresses."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

@@ -20,11 +20,11 @@ class AdmissionLayer:
         return self._calls.inside
 
     def close(self) -> None:
-        """From now on new calls get UNAVAILABLE, which tells callers to go elsewhere."""
+        """From now on new calls get UNAVAILABLE, which sends callers elsewhere."""
         self._calls.close()
 
     async def wait_idle(self, timeout_seconds: float) -> bool:
-        """Waits until no call is in flight; False when the time ran out first."""
+        """Waits until no call is in flight; False if the time runs out first."""
         return await self._calls.wait_empty(timeout_seconds)
 
     @asynccontextmanager

@@ -18,15 +18,15 @@ DEFAULT_TIMEOUT_SECONDS = 10.0
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # A peer that vanished without a reset is noticed within a minute even on an idle stream: 40 s, or
-    # 60 s where a ping that measures bandwidth was under way. Sooner would cut off machines that stall.
+    # A peer that vanished without a reset is noticed within a minute even on an idle stream: after 40 s, or
+    # 60 s if a bandwidth-measuring ping was in flight. A shorter limit would cut off machines that stall.
     ("grpc.keepalive_time_ms", CLIENT_KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # Replicas restart in seconds; gRPC's default backoff grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    # Despite its name this is how long one attempt to connect may take.
+    # Despite its name, this is how long one attempt to connect may take.
     ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     # Channels of different services in one process must not share a connection's backoff.
@@ -35,7 +35,7 @@ _OPTIONS = (
 
 
 class DefaultDeadline(grpc.aio.UnaryUnaryClientInterceptor):
-    """Unary calls made without a timeout get one; none may wait for ever."""
+    """Unary calls made without a timeout get one, so that none waits forever."""
 
     def __init__(self, timeout_seconds: float) -> None:
         self._timeout_seconds = timeout_seconds
@@ -68,7 +68,7 @@ def open_channel(
 ) -> grpc.aio.Channel:
     """A channel to `host:port`. It connects on first use and reconnects by itself.
 
-    `tls`: None: in the clear. Must be called, used and closed inside one running event loop.
+    `tls` None means plain text. The channel must be opened, used and closed inside one running event loop.
     """
     interceptors: list[grpc.aio.ClientInterceptor] = [DefaultDeadline(timeout_seconds)]
     if telemetry is not None and telemetry.tracing:

@@ -1,4 +1,4 @@
-"""gRPC clients of the verifier and the scheduler, in records. They fit `services.common.protocols`.
+"""gRPC clients of the verifier and the scheduler that take and return records, as `protocols` defines them.
 
 A client borrows its channel: whoever opened it closes it.
 """
@@ -29,7 +29,7 @@ from services.common.rpc_errors import from_rpc_error
 _Message = TypeVar("_Message")
 _Record = TypeVar("_Record")
 
-# A Coordinate stream that nobody ends is renewed by its owner after this long.
+# Deadline of a Coordinate stream, after which its owner opens a new one.
 COORDINATE_SECONDS = 3600.0
 
 
@@ -98,7 +98,7 @@ class SchedulerClient:
 
 
 def _read(convert_answer: Callable[[_Message], _Record], message: _Message) -> _Record:
-    """A malformed answer is the callee's fault, never an invalid request of the caller's."""
+    """A malformed answer is the callee's fault and must not look like an invalid request of the caller's."""
     try:
         return convert_answer(message)
     except InvalidRequestError as error:
@@ -118,4 +118,4 @@ def _cancelled_on_exit(call: grpc.aio.Call) -> Iterator[None]:
     try:
         yield
     finally:
-        call.cancel()  # does nothing to a call that has ended
+        call.cancel()  # no effect on a call that has ended

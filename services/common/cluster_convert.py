@@ -1,6 +1,6 @@
-"""Protobuf messages to records and back: replicas, loads, reports and plans, as the scheduler exchanges them.
+"""Converts protobuf messages to records and back: the scheduler's replicas, loads, reports and plans.
 
-Validates as `services.common.convert` does; no torch here either.
+Validates like `services.common.convert`; no torch here either.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Protobuf messages to records and back: what is generated, and how; `cluster_convert` has the scheduler's.
+"""Converts protobuf messages to records and back: generation requests and answers.
 
-`*_from_proto` validates and raises InvalidRequestError naming the field; `*_to_proto` takes
-records, which were validated when they were built. Tensors are the drafter's and verifier's
-business: nothing here may load torch.
+`cluster_convert` has the scheduler's messages. `*_from_proto` validates and raises InvalidRequestError naming
+the field; `*_to_proto` takes records, which were validated when they were built. Tensors are left to drafter
+and verifier: nothing here may load torch.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def finish_reason_to_proto(value: FinishReason | None) -> common_pb2.FinishReaso
 
 
 def finish_reason_from_proto(number: int) -> FinishReason | None:
-    """None while the request still runs."""
+    """None while the request is still running."""
     if number == common_pb2.FINISH_REASON_UNSPECIFIED:
         return None
     return known_value(_FINISH_REASON_FROM, number, "finish_reason")

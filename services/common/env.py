@@ -1,7 +1,7 @@
 """Typed reads of environment variables for the `from_env` of frozen configs.
 
 An empty value counts as unset, because Compose and Helm pass unset options that way. Every error
-is a `ConfigError` that names the variable and what it held.
+is a `ConfigError` that names the variable and its value.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ class Env:
         return default
 
     def optional_address(self, name: str, *, several: bool = False) -> str | None:
-        """`host:port`, or some of them with commas between. Without its port gRPC would try 443, for ever.
+        """`host:port`, or with `several` a comma-separated list of them. Without a port, gRPC would try 443
+        forever.
 
-        A host may be an IPv6 address without its brackets, which a pod's template cannot add.
+        A host may be an IPv6 address without brackets, which a pod template cannot add.
         """
         text = self.optional_text(name)
         addresses = []

@@ -1,7 +1,7 @@
-"""How processes say why they ended."""
+"""Exit codes of commands and services."""
 
 from __future__ import annotations
 
 EXIT_FAILURE = 1
 EXIT_CONFIG = 2
-EXIT_INTERRUPTED = 130  # as shells count: 128 and SIGINT
+EXIT_INTERRUPTED = 130  # as in shells: 128 + SIGINT

@@ -1,4 +1,4 @@
-"""gRPC health of a process and, by name, of parts of it whose state may change at any time."""
+"""gRPC health of a process and, by name, of its parts, whose state may change at any time."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2
 
 Problem = Callable[[], str | None]
-"""What is wrong with a part now, for people; None: nothing."""
+"""Describes what is wrong with a part now; None: nothing."""
 
 
 class PartHealthServicer(health.aio.HealthServicer):  # type: ignore[misc]  # grpc_health has no types
-    """`Check` of a part's name asks the part; a part never decides on the process, which is ""."""
+    """`Check` with a part's name asks the part. Parts do not affect the health of the process, named ""."""
 
     def __init__(self, parts: Mapping[str, Problem]) -> None:
         super().__init__()
@@ -30,6 +30,6 @@ class PartHealthServicer(health.aio.HealthServicer):  # type: ignore[misc]  # gr
 
 
 def problems(parts: Mapping[str, Problem]) -> list[str]:
-    """Lines "part: what is wrong with it" of the parts with problems."""
+    """One line, "part: problem", for each part that has one."""
     found = ((name, problem()) for name, problem in parts.items())
     return [f"{name}: {text}" for name, text in found if text is not None]

@@ -2,8 +2,8 @@
 
 A layer is an async context manager around a call. Streaming handlers are driven from here with
 `context.write`, so that a cancelled call unwinds the handler at once, inside its own task, instead
-of whenever its generator is collected. Health checks and reflection pass untouched: probes must work
-under load, and neither is work to be counted or waited for.
+of whenever its generator is garbage-collected. Health checks and reflection bypass the layers: probes
+must work under load, and neither is work to count or to wait for.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _log = logging.getLogger(__name__)
 _UNTOUCHED = ("/grpc.health.", "/grpc.reflection.")
 _WRITE_LIMIT = "write_limit_seconds"
 ABORT_SECONDS = 5.0
-"""A status waits behind what its client has not read yet. It is sent whenever the client reads, or never: the
-call's place among those that a server takes at once must not wait for it."""
+"""A status is queued behind responses that the client has not read yet, perhaps forever. The call must not
+hold its slot among the server's concurrent calls for that long."""
 
 Context: TypeAlias = grpc.aio.ServicerContext
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -50,7 +50,7 @@ class RpcCall:
 
 class Layer(Protocol):
     def around(self, call: RpcCall) -> AbstractAsyncContextManager[None]:
-        """Wraps a call. Must let every exception through, itself or another in its place."""
+        """Wraps a call. Must let every exception propagate, unchanged or replaced by another."""
         ...
 
 
@@ -100,9 +100,9 @@ def _handler_kind(handler: Handler) -> str:
 
 
 def limits_writes(seconds: float) -> Callable[[_Behaviour], _Behaviour]:
-    """Marks a generator whose call ends with a DeadlineError when its client reads nothing for so long.
+    """Marks a generator whose call ends with a DeadlineError if its client reads nothing for `seconds`.
 
-    For calls of clients, which need not be ours: whoever does not read holds places that others wait for.
+    For calls of external clients: one that does not read holds slots that others wait for.
     """
 
     def mark(behaviour: _Behaviour) -> _Behaviour:
@@ -140,7 +140,7 @@ class ErrorLayer:
             status = to_status(error)
             if status is not None:
                 await _abort(call.context, status)
-            # The reference ties the caller's report to our log without showing what is inside.
+            # The reference links a caller's report to our log without revealing internals.
             reference = uuid.uuid4().hex[:12]
             _log.exception("unexpected error in %s (reference %s)", call.method, reference)
             message = f"internal error in {call.method}, reference {reference}"
@@ -155,14 +155,14 @@ async def _abort(context: Context[Any, Any], status: RpcStatus) -> NoReturn:
 
 
 class DeadlineLayer:
-    """Gives unary calls that came without a deadline one of ours; streams keep none."""
+    """Gives unary calls that come without a deadline a default one; streams get none."""
 
     def __init__(self, timeout_seconds: float) -> None:
         self._timeout_seconds = timeout_seconds
 
     @asynccontextmanager
     async def around(self, call: RpcCall) -> AsyncIterator[None]:
-        # Typed as always present, but None when the client set no deadline.
+        # Typed as always present, but None if the client set no deadline.
         remaining: float | None = call.context.time_remaining()
         if call.streaming or remaining is not None:
             yield

@@ -1,6 +1,6 @@
-"""Ends waits from outside: one timer for a whole stream, where one for each item costs more than the item.
+"""Ends the waits of a stream from outside, with one timer for the whole stream instead of one per item.
 
-`asyncio.timeout` is for a single wait. Around every token of a stream it took a quarter of the time that the
+`asyncio.timeout` serves a single wait: around every token of a stream, it took a quarter of the time that the
 gateway spends on the token.
 """
 
@@ -17,13 +17,13 @@ _LOOKS_PER_LIMIT = 4
 
 
 class Interruption:
-    """Waits of a stream, and the error that they end with once there is one. Used as a context manager, it
-    stops its timers at the end. One event loop only; several tasks may wait at once."""
+    """Runs the waits of a stream and, once interrupted, ends them with an error. As a context manager it
+    cancels its timers on exit. For one event loop; several tasks may wait at once."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._error: Exception | None = None
-        self._waiting: dict[asyncio.Task[object], float] = {}  # and since when
+        self._waiting: dict[asyncio.Task[object], float] = {}  # -> loop time at which its wait began
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def __enter__(self) -> Interruption:
@@ -37,11 +37,11 @@ class Interruption:
 
     @property
     def waiting_since(self) -> float | None:
-        """The event loop's time at which the longest of the waits that go on began."""
+        """Event loop time at which the longest current wait began; None if there is none."""
         return min(self._waiting.values(), default=None)
 
     async def wait(self, awaitable: Awaitable[_T]) -> _T:
-        """Its result. Raises the error of the interruption, which may come before or meanwhile."""
+        """Returns the result. Raises the error of an interruption that came before or comes meanwhile."""
         if self._error is not None:
             close = getattr(awaitable, "close", None)
             if close is not None:
@@ -55,7 +55,7 @@ class Interruption:
         try:
             return await awaitable
         except asyncio.CancelledError:
-            # As `asyncio.timeout` does: a cancellation of somebody else's goes on.
+            # As in `asyncio.timeout`: a cancellation by someone else propagates.
             if self._error is not None and task.uncancel() <= cancelling:
                 raise self._error from None
             raise
@@ -63,7 +63,7 @@ class Interruption:
             del self._waiting[task]
 
     def interrupt(self, error: Exception) -> None:
-        """Ends all waits with the error, those to come too. The first one stays."""
+        """Ends all current and future waits with the error. Only the first call counts."""
         if self._error is not None:
             return
         self._error = error
@@ -71,11 +71,11 @@ class Interruption:
             task.cancel()
 
     def after(self, seconds: float, error: Exception) -> None:
-        """Interrupts so many seconds from now."""
+        """Interrupts `seconds` from now."""
         self._timers["all"] = self._loop.call_later(seconds, self.interrupt, error)
 
     def limit_each(self, seconds: float, error: Exception) -> None:
-        """Interrupts when a wait takes longer than that, or up to a quarter longer."""
+        """Interrupts when a single wait exceeds `seconds`, which is noticed up to a quarter later."""
         since = self.waiting_since
         if since is not None and self._loop.time() - since >= seconds:
             self.interrupt(error)

@@ -31,10 +31,10 @@ async def stop_signals() -> AsyncIterator[tuple[asyncio.Event, asyncio.Event]]:
 
 
 async def end(task: asyncio.Future[Any]) -> None:
-    """Cancels a task until it has ended, and looks at its error so that nobody is warned of it.
+    """Cancels a task until it has ended, and retrieves its error so that asyncio does not warn of it.
 
-    Once is not enough for a loop that retries: gRPC's calls and Redis' timeouts answer a cancellation
-    that meets their own end with an ordinary error, and the loop goes on.
+    Once is not enough for a loop that retries: gRPC calls and Redis timeouts answer a cancellation that
+    coincides with their own end with an ordinary error, and the loop goes on.
     """
     while not task.done():
         task.cancel()
@@ -44,7 +44,7 @@ async def end(task: asyncio.Future[Any]) -> None:
 
 
 async def finished_before(work: Awaitable[object] | None, event: asyncio.Event) -> bool:
-    """Runs `work`; cancels it and returns False when the event comes first. Raises what it raises."""
+    """Runs `work`; cancels it and returns False if the event comes first. Raises what `work` raises."""
     if work is None:
         return not event.is_set()
     task = asyncio.ensure_future(work)

@@ -20,11 +20,11 @@ from services.common.env import Env
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _OMITTED = _STANDARD_FIELDS | {"color_message"}
-"""The last are uvicorn's messages once more, with codes for terminals."""
+"""`color_message` is uvicorn's message again, with terminal colour codes."""
 
 
 def setup_logging(service: str, environ: Mapping[str, str] = os.environ) -> None:
-    """Sends all logs to stderr. `DSPARK_LOG_LEVEL` (INFO) and `DSPARK_LOG_FORMAT` (plain | json).
+    """Sends all logs to stderr, as `DSPARK_LOG_LEVEL` (INFO) and `DSPARK_LOG_FORMAT` (plain | json) say.
 
     Raises ConfigError for any other value. Calling it again replaces the handler.
     """
@@ -42,7 +42,7 @@ class PlainFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line; `extra=` fields become keys, and the current span its ids."""
+    """One object per line; `extra=` fields and the ids of the current span become keys."""
 
     def __init__(self, service: str) -> None:
         super().__init__()

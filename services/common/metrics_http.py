@@ -29,7 +29,7 @@ class MetricsServer:
         host: str = "0.0.0.0",
         details: Callable[[], Sequence[str]] = tuple,
     ) -> None:
-        """`details`: lines about what is not as it should be, told with readiness."""
+        """`details`: lines about current problems, shown by /readyz."""
         try:
             self._http = _server(host, port, _handler(registry, ready, details))
         except OSError as error:
@@ -85,6 +85,6 @@ def _handler(
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
-            """Scrapes every few seconds would drown the log."""
+            """Logs nothing: scrapes every few seconds would flood the log."""
 
     return Handler

@@ -1,4 +1,4 @@
-"""Counts what is inside, and tells when everything has left; refuses newcomers once closed."""
+"""Counts what is inside, tells when everything has left, and can be marked closed to newcomers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 
 class Occupancy:
-    """One event loop only. Callers decide what to do when it is `closed`."""
+    """For one event loop. Callers must check `closed` before they enter."""
 
     def __init__(self) -> None:
         self._inside = 0
@@ -23,7 +23,7 @@ class Occupancy:
         return self._closed
 
     def close(self) -> None:
-        """From now on nobody else is let in; who is inside stays."""
+        """From now on nobody else may enter; those inside stay."""
         self._closed = True
 
     def enter(self) -> None:
@@ -36,7 +36,7 @@ class Occupancy:
             self._empty.set()
 
     async def wait_empty(self, timeout_seconds: float) -> bool:
-        """False when the time ran out first."""
+        """False if the time runs out first."""
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self._empty.wait()

@@ -1,4 +1,4 @@
-"""What every gRPC server of the project lets its operator set."""
+"""Settings of every gRPC server of the project."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _MAX_CALLS = 1024
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
     port: int
-    """0 binds a free one; `GrpcServer.port` tells which."""
+    """0 binds a free port; `GrpcServer.port` says which."""
     host: str = _HOST
     drain_seconds: float = _DRAIN_SECONDS
-    """How long calls in flight may go on after SIGTERM."""
+    """How long calls in flight may continue after SIGTERM."""
     max_calls: int = _MAX_CALLS
     """Calls in flight; further ones get RESOURCE_EXHAUSTED."""
     max_connection_seconds: float = 0.0
-    """Connections are closed after about so long, streams on them included; 0: never. Behind a virtual
-    address clients stay with the replica they first met, and new ones would have nothing to do."""
+    """Connections, with their streams, are closed after about this time; 0: never. Behind a virtual IP,
+    clients would otherwise stay with the replica they first reached, and new replicas would get no work."""
     unary_timeout_seconds: float = 30.0
-    """For unary calls that come without a deadline."""
+    """Deadline of unary calls that come without one."""
     max_message_bytes: int = MAX_MESSAGE_BYTES
     metrics_port: int | None = None
-    """HTTP port of `/metrics`; None: not served. 0 binds a free one."""
+    """HTTP port of `/metrics`; None: not served. 0 binds a free port."""
     tls: Tls | None = None
-    """Of calls to this server, and of the service's own to others; None: in the clear."""
+    """For calls to this server and the service's own calls to others; None: plain text."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -53,7 +53,7 @@ class ServerOptions:
     @classmethod
     def from_env(cls, env: Env, *, port: int, metrics_port: int) -> ServerOptions:
         """Reads DSPARK_HOST, _PORT, _METRICS_PORT (or "off"), _DRAIN_SECONDS, _MAX_CALLS,
-        _MAX_CONNECTION_SECONDS and `Tls`'s."""
+        _MAX_CONNECTION_SECONDS and the variables of `Tls`."""
         metrics_off = env.optional_text("DSPARK_METRICS_PORT") == "off"
         return cls(
             port=env.integer("DSPARK_PORT", port, minimum=0, maximum=65535),

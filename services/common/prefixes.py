@@ -1,6 +1,6 @@
-"""Hashes of a prompt's leading blocks, by which requests find the verifier that knows their prefix.
+"""Hashes of a prompt's leading blocks, used to route requests to a verifier that has their prefix cached.
 
-A hash is a hint for routing only: what a verifier's prefix cache holds is matched exactly.
+They are only a routing hint: a verifier's prefix cache matches tokens exactly.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 BLOCK_TOKENS = 64
 MAX_BLOCKS = 32
-"""Longer common prefixes are told apart by nothing: their first 2048 tokens say enough."""
+"""Only the first 2048 tokens are hashed, which is enough to choose a verifier."""
 
 
 def prefix_hashes(token_ids: Sequence[int]) -> tuple[int, ...]:

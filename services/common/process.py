@@ -22,23 +22,23 @@ from services.common.exits import EXIT_CONFIG, EXIT_FAILURE, EXIT_INTERRUPTED
 from services.common.logs import setup_logging
 
 STACKS_SIGNAL = signal.SIGUSR1
-"""A service that gets it prints the Python stacks of its threads to stderr and goes on."""
+"""A service that receives it prints the Python stacks of its threads to stderr and continues."""
 
 OPEN_FILES = 65_536
 
 PARENT = "_DSPARK_PARENT_PID"
-"""Set for a service that shall end with the process that started it, to that one's id."""
+"""Environment variable with the id of the starting process, for a service that is to end with it."""
 _PR_SET_PDEATHSIG = 1
 
 Run = Callable[[Mapping[str, str]], Coroutine[None, None, None]]
 
 
 def run_process(service: str, run: Run, environ: Mapping[str, str] = os.environ) -> NoReturn:
-    """Runs a service to its end and leaves the process: 0 after a drain, 2 for a bad configuration (one
-    line, no traceback), 1 with a traceback for anything else that is raised.
+    """Runs a service to its end and exits the process: 0 after a drain, 2 for a bad configuration (one
+    line, no traceback), 1 with a traceback for any other exception.
 
-    It leaves without the interpreter's own teardown. By then all is closed, flushed and sent; what is
-    left to destroy are gRPC's and torch's threads, and waiting for those can hang (grpc/grpc#22365).
+    It skips the interpreter's own teardown. By then everything is closed, flushed and sent; only gRPC's and
+    torch's threads remain, and waiting for those can hang (grpc/grpc#22365).
     """
     print_stacks_when_asked()
     allow_open_files()
@@ -47,16 +47,17 @@ def run_process(service: str, run: Run, environ: Mapping[str, str] = os.environ)
     code = _run(service, run, environ)
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # whoever read it has gone
+        with contextlib.suppress(OSError):  # its reader is gone
             stream.flush()
     os._exit(code)
 
 
 def print_stacks_when_asked() -> None:
-    """The main thread's stack at once, wherever it hangs; those of all when it next runs Python.
+    """On STACKS_SIGNAL, prints the main thread's stack at once, wherever it hangs, and the stacks of all
+    threads when it next runs Python.
 
-    While others run Python their stacks cannot be read: frames that are freed meanwhile end the process with
-    a segmentation fault.
+    Stacks of threads that are running Python cannot be read at once: a frame that is freed meanwhile crashes
+    the process with a segmentation fault.
     """
     signal.signal(STACKS_SIGNAL, lambda *_: faulthandler.dump_traceback())
     faulthandler.register(STACKS_SIGNAL, all_threads=False, chain=True)
@@ -73,21 +74,21 @@ def allow_open_files() -> None:
 
 
 def end_with_parent(parent_pid: int) -> None:
-    """SIGTERM to this process when that one ends: an orphan would go on holding its ports and its memory.
+    """Has this process sent SIGTERM when its parent ends: an orphan would keep its ports and memory.
 
-    Asked for by the child: run by the parent between fork and exec, while threads of gRPC's were about, it
-    crashed the child now and then.
+    The child calls this itself: between fork and exec (`preexec_fn`), with gRPC's threads running in the
+    parent, it occasionally crashed the child.
     """
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent_pid:  # it ended before this was asked
+    if os.getppid() != parent_pid:  # it ended before prctl took effect
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _run(service: str, run: Run, environ: Mapping[str, str]) -> int:
     async def main() -> None:
-        # gRPC counts who uses its poller and, at none, waits for its thread: never while we run.
+        # gRPC counts the users of its poller and joins its thread when none are left: hold one while we run.
         grpc.aio.init_grpc_aio()
         await run(environ)
 

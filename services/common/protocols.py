@@ -1,6 +1,6 @@
-"""What services need of each other, in records. gRPC clients and in-process objects both fit.
+"""What services need of each other, in terms of records; gRPC clients and in-process objects implement it.
 
-Every method raises errors of `dspark_core.errors` only.
+Methods raise only errors of `dspark_core.errors`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class RegistrationApi(Protocol):
 
 class CoordinationApi(Protocol):
     def coordinate(self, reports: AsyncIterable[RoundReport]) -> AsyncGenerator[VerifyPlan, None]:
-        """Plans for one verifier's reports, the newest first; old reports may be skipped."""
+        """Plans for one verifier's reports; if several are waiting, only the newest is planned for."""
         ...
 
 
@@ -50,5 +50,5 @@ class SchedulerApi(RegistrationApi, CoordinationApi, Protocol):
     async def list_replicas(self, role: Role | None = None) -> tuple[Replica, ...]: ...
 
     async def assign(self, request: AssignRequest) -> Replica:
-        """The verifier that should serve a request; UnavailableError when there is none."""
+        """The verifier that should serve a request. Raises UnavailableError if there is none."""
         ...

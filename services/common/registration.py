@@ -21,7 +21,7 @@ _RENEWALS_PER_LEASE = 3
 
 
 class RegistrationLoop:
-    """A task that registers what `describe` returns, fresh each time, until `stop`."""
+    """A task that registers what `describe` returns, called anew each time, until `stop`."""
 
     def __init__(
         self,
@@ -52,11 +52,11 @@ class RegistrationLoop:
             self._task = asyncio.create_task(self._run(), name="registration")
 
     def renew_soon(self) -> None:
-        """Renews at once, for changes that should not wait (draining, load that jumped)."""
+        """Renews at once, for changes that should not wait (draining, a jump in load)."""
         self._wake.set()
 
     async def stop(self, *, deregister: bool = True) -> None:
-        """Ends the loop and, best effort, takes the replica off the scheduler's list."""
+        """Ends the loop and makes a best effort to deregister the replica."""
         if self._task is not None:
             await end(self._task)
             self._task = None
@@ -75,7 +75,7 @@ class RegistrationLoop:
             try:
                 lease_seconds = await self._scheduler.register(self._describe())
             except Exception as error:
-                # Nothing may end this loop: a replica that stops renewing is forgotten for good.
+                # No error may end this loop: a replica that stops renewing is forgotten for good.
                 if not isinstance(error, DSparkError):
                     _log.exception("unexpected error while registering, retrying")
                 elif self._registered.is_set() or backoff == FIRST_BACKOFF_SECONDS:

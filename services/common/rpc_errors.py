@@ -1,6 +1,6 @@
 """Maps the project's errors to gRPC statuses and HTTP codes, and gRPC failures back to errors.
 
-The type travels as trailing metadata, so that a caller gets the very type the callee raised; a
+The type travels as trailing metadata, so that a caller gets the very type that the callee raised; a
 status alone cannot tell an over-long prompt from any other bad field.
 """
 
@@ -27,8 +27,9 @@ from dspark_core.errors import (
 )
 
 MAX_MESSAGE_CHARACTERS, MAX_FIELD_CHARACTERS = 600, 200
-"""Of what a caller is told. Status and metadata of a call that fails travel in 8 KiB, in which a character
-takes up to twelve bytes; what is longer reaches the caller as RESOURCE_EXHAUSTED, which is another error."""
+"""Longest texts sent to a caller. Status and metadata of a failed call must fit into 8 KiB, where a character
+takes up to twelve bytes; if they do not, the caller gets RESOURCE_EXHAUSTED instead, which means another
+error."""
 
 KIND_KEY = "dspark-error"
 FIELD_KEY = "dspark-field"
@@ -61,7 +62,7 @@ _STATUS: tuple[tuple[type[DSparkError], grpc.StatusCode, int], ...] = (
 
 
 def to_status(error: BaseException) -> RpcStatus | None:
-    """The status of an error meant for the caller; None for one that must stay inside."""
+    """The status of an error that is meant for the caller; None for one that must stay internal."""
     for kind, code, _ in _STATUS:
         if isinstance(error, kind):
             return RpcStatus(code, message_of(error), ((KIND_KEY, kind.__name__), *_details(error)))
@@ -69,7 +70,7 @@ def to_status(error: BaseException) -> RpcStatus | None:
 
 
 def message_of(error: BaseException) -> str:
-    """As callers are told: values of theirs, which it may repeat, can be of any length."""
+    """The message as callers get it, shortened because it may repeat values of theirs of any length."""
     return shortened(str(error), MAX_MESSAGE_CHARACTERS)
 
 
@@ -78,7 +79,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def http_status(error: BaseException) -> int:
-    """The HTTP code of an error; 500 for what the caller could not have caused."""
+    """The HTTP code of an error; 500 if the caller could not have caused it."""
     return next((code for kind, _, code in _STATUS if isinstance(error, kind)), 500)
 
 
@@ -121,7 +122,7 @@ _BY_KIND: dict[str, _Build] = {
         message, leader_address=metadata.get(LEADER_KEY, "")
     ),
     "UnavailableError": _plain(UnavailableError),
-    # A peer that drains is one replica less for its caller, who does not drain itself and must not say so.
+    # A draining peer is merely unavailable to its caller, which must not claim to be draining itself.
     "DrainingError": _plain(UnavailableError),
     "DeadlineError": _plain(DeadlineError),
 }

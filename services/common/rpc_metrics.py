@@ -1,4 +1,4 @@
-"""Prometheus metrics of a gRPC server: calls by method and status, their duration, how many run."""
+"""Prometheus metrics of a gRPC server: calls by method and status, their duration, calls in flight."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 
 class MetricsLayer:
-    """Stands outside the error layer, which has set the status by the time a call leaves it."""
+    """Must be outside the error layer, which has set the status by the time a call leaves it."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._calls = Counter(

@@ -23,17 +23,17 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 MAX_HINTED = 4
-"""Leaders that were heard of and are not configured: their connections are kept, the oldest goes."""
+"""Connections kept to leaders that are not configured but were named by a standby; the oldest is dropped."""
 MAX_RETIRED = 4
-"""Connections to schedulers that fell silent, kept until the calls on them have ended."""
+"""Connections to silent schedulers that are kept open, so that calls on them can end."""
 SILENCE_SECONDS = 3.0
-"""A scheduler answers reports, or says that it lives, several times within this. One that hangs keeps
-its connection, and nothing else would tell for most of a minute."""
+"""A live scheduler sends plans or heartbeats several times within this. One that hangs keeps its connection
+open, and nothing else would reveal it for most of a minute."""
 MAX_OLDER_STREAMS = 8
-"""A leader that was replaced may not know it yet. One whose term is still the older one after so many streams
-is believed: clocks that make terms were set back, or the way schedulers elect was changed."""
+"""A replaced leader may not know it yet, so an older term is refused. If it persists over this many streams,
+it is believed: clocks that make terms were set back, or the election method was changed."""
 PATIENCE_SECONDS = 1.0
-"""A request that waits for its turn at a scheduler asks this often whether it still lives."""
+"""How often a request waiting for its turn at a scheduler checks that the scheduler is alive."""
 
 
 class SchedulerConnection(Protocol):
@@ -60,7 +60,7 @@ class _Known:
 
 
 class SchedulerLink:
-    """A standby answers NotLeaderError and may name the leader, which is then asked next."""
+    """A standby answers NotLeaderError and may name the leader, which is then tried next."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class SchedulerLink:
         silence_seconds: float = SILENCE_SECONDS,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
-        """`addresses`: at least one `host:port`; a name behind which several schedulers are will do."""
+        """`addresses`: at least one `host:port`; one name that stands for several schedulers is enough."""
         if not addresses:
             raise ConfigError("at least one scheduler address is needed")
         self._silence_seconds = silence_seconds
@@ -96,13 +96,13 @@ class SchedulerLink:
         return await self._ask(lambda scheduler: scheduler.list_replicas(role))
 
     async def assign(self, request: AssignRequest) -> Replica:
-        """Bounded by what the request may wait; a scheduler that hangs meanwhile is left sooner."""
+        """Bounded by the request's own wait; a scheduler that hangs meanwhile is abandoned sooner."""
         return await self._ask(lambda scheduler: self._assign(scheduler, request))
 
     async def coordinate(self, reports: AsyncIterable[RoundReport]) -> AsyncGenerator[VerifyPlan, None]:
-        """One stream to whoever is thought to lead. After a failure the next call asks another one:
-        what a broken stream has swallowed of `reports` cannot be sent again. Plans of a leader whose term is
-        older than one already seen are such a failure."""
+        """One stream to the presumed leader. A failure is raised, and the next call tries another scheduler:
+        reports that a broken stream has consumed cannot be sent again. A plan whose term is older than one
+        already seen counts as a failure."""
         asked = self._current
         connection = asked.connection
         try:
@@ -123,7 +123,7 @@ class SchedulerLink:
         self._term, self._older_streams = term, 0
 
     async def _next_plan(self, plans: AsyncGenerator[VerifyPlan, None], address: str) -> VerifyPlan | None:
-        """None at the end. Raises DeadlineError when nothing comes."""
+        """None at the end of the stream. Raises DeadlineError if nothing comes in time."""
         try:
             async with asyncio.timeout(self._silence_seconds):
                 return await anext(plans, None)
@@ -142,7 +142,8 @@ class SchedulerLink:
             asking.cancel()
 
     async def _ask(self, call: Callable[[SchedulerApi], Awaitable[_T]]) -> _T:
-        """The first answer; else the error of one that leads, or was not reached, before a standby's."""
+        """The first answer. If all fail, raises the error of a leader or an unreachable scheduler rather than
+        a standby's."""
         failed: DSparkError | None = None
         tried: set[str] = set()
         while True:
@@ -161,9 +162,9 @@ class SchedulerLink:
     async def _turn_from(
         self, asked: _Known, used: SchedulerConnection, error: DSparkError, tried: set[str]
     ) -> None:
-        """Chooses whom to ask next: the leader that was named, else the next one not tried."""
+        """Chooses which scheduler to ask next: the leader that was named, else the next one not tried."""
         if self._current is not asked:
-            return  # another call has turned already
+            return  # another call has already switched
         if isinstance(error, DeadlineError) and asked.connection is used:
             await self._retire(asked)
         named = error.leader_address if isinstance(error, NotLeaderError) else ""
@@ -175,7 +176,7 @@ class SchedulerLink:
         self._current = next((known for known in order if known.address not in tried), order[0])
 
     async def _retire(self, silent: _Known) -> None:
-        """Connects anew: behind one name the next connection may lead to another scheduler."""
+        """Reconnects: if a name stands for several schedulers, the next connection may reach another one."""
         self._retired.append(silent.connection)
         silent.connection = self._connect(silent.address)
         if len(self._retired) > MAX_RETIRED:
@@ -194,7 +195,7 @@ class SchedulerLink:
 
 
 def link_to_schedulers(text: str, telemetry: Telemetry, tls: Tls | None) -> SchedulerLink:
-    """To the schedulers at `a:50052, b:50052`, over gRPC."""
+    """A link over gRPC to schedulers given like `a:50052, b:50052`."""
     return SchedulerLink(
         addresses_from_text(text), lambda address: GrpcSchedulerConnection(address, telemetry, tls)
     )

@@ -1,7 +1,7 @@
 """A gRPC server with health, limits and a drain; and `serve`, which runs one until a signal.
 
-Order of a life: start (NOT_SERVING), warm up, SERVING; on SIGTERM NOT_SERVING, drain hook, refuse
-new calls, wait for those in flight, exit. What a service does in its calls is not known here.
+Lifecycle: start (NOT_SERVING), warm up, SERVING; on SIGTERM NOT_SERVING, drain hook, refuse new
+calls, wait for those in flight, exit. Nothing here depends on what the calls do.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _log = logging.getLogger(__name__)
 Register = Callable[[grpc.aio.Server], None]
 Hook = Callable[[], Awaitable[None]]
 
-# Health checks do not count as calls, but something must bound them too.
+# Health checks do not count towards max_calls, but they must be bounded too.
 _SPARE_CALLS = 64
 
 _CONNECTION_GRACE_MS = 1000
-"""For calls on a connection whose time is over; streams have no end of their own."""
+"""For calls on a connection that has reached its age. Short, because streams do not end by themselves."""
 
 
 class GrpcServer:
@@ -86,7 +86,7 @@ class GrpcServer:
         return self._admission.in_flight
 
     async def start(self) -> int:
-        """Binds and answers, but is not ready yet. Returns the port; ConfigError when it is taken."""
+        """Listens and answers, but is not ready yet. Returns the port; raises ConfigError if it is taken."""
         options = self._options
         server = grpc.aio.server(
             interceptors=[LayeredInterceptor(self._layers())],
@@ -123,10 +123,10 @@ class GrpcServer:
         await self._set_health(serving=True)
 
     async def drain(self, on_drain: Hook | None = None) -> bool:
-        """Not ready, the hook (deregister, end long streams), then waits for calls in flight.
+        """Becomes not ready, runs the hook (deregister, end long streams), then waits for calls in flight.
 
-        New calls are refused once the hook is done. All of it together takes `drain_seconds` at
-        most; False when calls outlived that. A failing hook is logged and does not stop the drain.
+        New calls are refused once the hook is done. All of it together takes at most `drain_seconds`;
+        False if calls outlived that. A failing hook is logged and does not stop the drain.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._options.drain_seconds
@@ -148,17 +148,17 @@ class GrpcServer:
         return idle
 
     def send_away(self) -> None:
-        """Has connected clients make their next calls elsewhere (GOAWAY); what they have begun goes on.
+        """Makes connected clients send their next calls elsewhere (GOAWAY); running calls continue.
 
-        Refusing a call would be an error for its client, which would go on calling over the same connection.
-        The port closes too. Only while draining: what still runs after `drain_seconds` is cancelled.
+        A refused call would fail for its client, which would keep calling over the same connection. The port
+        closes too. Only for draining: calls still running after `drain_seconds` are cancelled.
         """
         if self._server is not None and self._sent_away is None:
             farewell = self._server.stop(self._options.drain_seconds)
             self._sent_away = asyncio.create_task(farewell, name="goaway")
 
     async def stop(self) -> None:
-        """Cancels what still runs and releases the ports. Safe to call twice."""
+        """Cancels calls still running and releases the ports. Safe to call twice."""
         self._ready = False
         if self._server is not None:
             await self._server.stop(None)
@@ -193,8 +193,8 @@ async def serve(
 ) -> None:
     """Runs a server until SIGTERM or SIGINT, then drains it; a second signal skips the drain.
 
-    Raises what `warm_up` raises. A signal during warm-up cancels it. When `until` returns, it ends as
-    it would at a signal. Ends the server's telemetry, which sends the last spans.
+    Raises what `warm_up` raises. A signal during warm-up cancels it. When `until` returns, the server
+    ends as on a signal. Shuts down the server's telemetry, which sends the last spans.
     """
     async with stop_signals() as (stop, stop_now):
         await server.start()
@@ -212,7 +212,7 @@ async def serve(
 
 
 def _listen(server: grpc.aio.Server, options: ServerOptions) -> int:
-    """-> port. Raises RuntimeError when it is taken."""
+    """Returns the port. Raises RuntimeError if it is taken."""
     address = address_of(options.host, options.port)
     if options.tls is None:
         return server.add_insecure_port(address)
@@ -226,7 +226,7 @@ def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
-        # gRPC's own floor of 5 minutes would cut our clients off.
+        # gRPC's default minimum of 5 minutes would disconnect our clients.
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
         # A taken port must be an error, not two servers sharing it by chance.

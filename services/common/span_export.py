@@ -1,4 +1,4 @@
-"""Tells once that the collector of spans is gone: batches follow each other for as long as it is."""
+"""Logs an outage of the span collector once, rather than for every batch that fails meanwhile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OTLP_LOGGER = "opentelemetry.exporter.otlp.proto.grpc.exporter"
 
 
 class OutageTellingExporter(SpanExporter):
-    """Around OTLP's, whose log warns of every retry and has an error for every batch."""
+    """Wraps the OTLP exporter, which logs a warning for every retry and an error for every batch."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
@@ -36,7 +36,7 @@ class OutageTellingExporter(SpanExporter):
         return self._exporter.force_flush(timeout_millis)
 
     def _is_news(self, record: logging.LogRecord) -> bool:
-        """The first error of an outage: it names the collector and the reason."""
+        """Lets only the first error of an outage through, which names the collector and the reason."""
         if record.levelno < logging.WARNING:
             return True
         return record.levelno >= logging.ERROR and not self._failing

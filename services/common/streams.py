@@ -32,15 +32,15 @@ async def until(event: asyncio.Event, items: AsyncIterator[T]) -> AsyncIterator[
 
 
 async def next_of(items: AsyncIterator[T]) -> T:
-    """A coroutine, which a task can run: `anext` of an iterator may be any awaitable."""
+    """`anext` as a coroutine, which a task can run; by itself it may return any awaitable."""
     return await anext(items)
 
 
 @asynccontextmanager
 async def closing(items: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
-    """Closes an async iterator on exit when it can be closed: generators can, and need it.
+    """Closes an async iterator on exit if it can be closed, as generators can.
 
-    Without this a generator left early lives on until it is collected.
+    Otherwise a generator that is left early lives on until it is garbage-collected.
     """
     try:
         yield items

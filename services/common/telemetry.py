@@ -1,7 +1,7 @@
 """One service's metrics registry and tracer, built once in main and passed to what needs them.
 
 Nothing here is global, so that several services can live in one process. Tracing follows the
-standard OTEL_* variables and is off, its SDK not even imported, unless they ask for it.
+standard OTEL_* variables; unless they ask for it, it is off and its SDK is not imported.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SAMPLERS = (
 
 
 def process_registry() -> CollectorRegistry:
-    """A registry with the standard `process_*` metrics: memory, processor time, open files, start."""
+    """A registry with the standard `process_*` metrics: memory, CPU time, open files, start time."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     return registry
@@ -50,7 +50,7 @@ class Telemetry:
 
     @classmethod
     def from_env(cls, service: str, environ: Mapping[str, str]) -> Telemetry:
-        """Raises ConfigError for exporters and protocols that are not supported, settings that are wrong."""
+        """Raises ConfigError for unsupported exporters and protocols and for invalid settings."""
         return cls(service=service, provider=_provider_from_env(service, Env(environ)))
 
     @property
@@ -59,7 +59,7 @@ class Telemetry:
 
     @property
     def tracer(self) -> Tracer:
-        """Starts spans; spans cost next to nothing and go nowhere while tracing is off."""
+        """While tracing is off, its spans cost next to nothing and go nowhere."""
         return self.provider.get_tracer(_TRACER_NAME) if self.provider else NoOpTracer()
 
     def shutdown(self) -> None:
@@ -94,7 +94,7 @@ def _exporter_name(env: Env) -> str:
 
 
 def _refuse_unknown_sampler(env: Env) -> None:
-    """The SDK, which reads these itself, would warn of a wrong one once and then trace everything."""
+    """The SDK, which reads these variables itself, only warns once of a wrong one and traces everything."""
     sampler = env.text("OTEL_TRACES_SAMPLER", _SAMPLERS[0])
     if sampler.lower() not in _SAMPLERS:
         raise ConfigError(f"OTEL_TRACES_SAMPLER must be one of {', '.join(_SAMPLERS)}, got {sampler!r}")
@@ -106,7 +106,7 @@ def _otlp_exporter(env: Env) -> SpanExporter:
     protocol = env.text("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", env.text("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"))
     if protocol != "grpc":
         raise ConfigError(f"OTEL_EXPORTER_OTLP_PROTOCOL must be grpc, got {protocol!r}")
-    for name in _TIMEOUTS:  # which the exporter reads itself, and says of a wrong one what it is, not whose
+    for name in _TIMEOUTS:  # the exporter reads them itself, but its errors do not name the variable
         env.number(name, 0.0, minimum=0)
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
@@ -115,6 +115,6 @@ def _otlp_exporter(env: Env) -> SpanExporter:
     endpoint = next((value for name in _ENDPOINTS if (value := env.optional_text(name))), None)
     try:
         exporter = OTLPSpanExporter(endpoint=endpoint)
-    except Exception as error:  # it reads more of the environment, and has errors of its own for that
+    except Exception as error:  # it reads further variables and has its own errors for them
         raise ConfigError(f"OTEL_EXPORTER_OTLP_* cannot be read: {error}") from error
     return OutageTellingExporter(exporter)

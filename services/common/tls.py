@@ -1,8 +1,7 @@
-"""Mutual TLS between the services: each shows a certificate of one authority, and trusts no other.
+"""Mutual TLS between the services: each presents a certificate of one authority and trusts no other.
 
-Off unless files are named. A server reads them again when they change on disk, as a renewed secret does;
-a channel keeps what it was opened with, so a process that outlives its first certificate has to be
-restarted before that ends.
+Off unless files are configured. A server rereads them when they change on disk, as a renewed secret does; a
+channel keeps those it was opened with, so a process must be restarted before its first certificate expires.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ class Tls:
     """PEM files. Raises ConfigError for files that cannot be used."""
 
     certificate: Path
-    """With what else of the chain below the authority."""
+    """With the intermediate certificates of its chain, if any."""
     key: Path
     authority: Path
     name: str = DEFAULT_NAME
-    """A DNS name that every service's certificate holds. They find each other by addresses of pods, which
-    come and go and stand in no certificate."""
+    """A DNS name that every service's certificate has. Services reach each other at pod addresses, which
+    change and are in no certificate."""
 
     def __post_init__(self) -> None:
         try:
@@ -67,7 +66,7 @@ class Tls:
         return grpc.ssl_channel_credentials(authority, key, certificate)
 
     def server_credentials(self) -> grpc.ServerCredentials:
-        """Clients without a certificate of the authority are refused."""
+        """Clients without a certificate from the authority are refused."""
         newest = _Newest(self._contents)
         return grpc.dynamic_ssl_server_credentials(newest(), newest, require_client_authentication=True)
 
@@ -77,7 +76,7 @@ class Tls:
 
 
 class _Newest:
-    """What the files hold; asked at every handshake."""
+    """The files' current contents; called at every handshake."""
 
     def __init__(self, read: Callable[[], tuple[bytes, bytes, bytes]]) -> None:
         self._read = read
@@ -87,7 +86,7 @@ class _Newest:
     def __call__(self) -> grpc.ServerCertificateConfiguration:
         try:
             found = self._read()
-        except OSError as error:  # a secret that is being replaced: the old one still holds
+        except OSError as error:  # a secret that is being replaced; the old one is still valid
             _log.warning("cannot read the certificate again, going on with the old one: %s", error)
             return self._configuration
         if found != self._known:

@@ -1,4 +1,4 @@
-"""Spans of gRPC calls on both sides, tied together by W3C trace context in the call's metadata."""
+"""Spans of gRPC calls on both sides, linked by W3C trace context in the call's metadata."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class _ClientTracing:
 
     def _stream_ended(self, span: Span, call: grpc.aio.Call) -> None:
         task = asyncio.ensure_future(_tell_end(span, call, time.time_ns()))
-        self._ends.add(task)  # the loop alone would let it be collected
+        self._ends.add(task)  # the event loop keeps only a weak reference
         task.add_done_callback(self._ends.discard)
 
 
@@ -144,7 +144,7 @@ def _end(span: Span, code: grpc.StatusCode) -> None:
 
 async def _tell_end(span: Span, call: grpc.aio.Call, ended_at: int) -> None:
     try:
-        _end(span, await call.code())  # a server that was lost has no span to tell it
+        _end(span, await call.code())  # a lost server has no span that records it
     finally:
         span.end(ended_at)
 

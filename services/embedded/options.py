@@ -1,4 +1,4 @@
-"""What `dspark up` lets its user set, the same for both ways of running."""
+"""Options of `dspark up`, the same for one process and for four (--disaggregated)."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class StackOptions:
     drafter: str | None = DEFAULT_DRAFTER
     """None: no draft model."""
     lookup: bool = True
-    """Whether drafts may come from requests' own text too, and from `ngrams`."""
+    """Whether to draft also from repetitions in a request's own text and from `ngrams`."""
     ngrams: str = NGRAMS_AUTO
-    """Table of the target's words, as `resolve_ngrams_path` takes it."""
+    """N-gram table of the target, as `resolve_ngrams_path` takes it."""
     dtype: str = "bfloat16"
     device: str = AUTO
-    """Of both engines; see `EngineOptions.device`."""
+    """For target and drafter; see `EngineOptions.device`."""
     weights: str = "stored"
     """Of the target; see `EngineOptions.weights`."""
     target_engine: str = NATIVE
@@ -43,14 +43,14 @@ class StackOptions:
     """Math threads of each engine; None: torch's own choice."""
     drain_seconds: float = 20.0
     admission_wait_seconds: float = 10.0
-    """How long a request may wait until speed floors allow it; then 429."""
+    """How long a request may wait for speed floors to allow it; then it gets 429."""
     trace_file: Path | None = None
-    """Where a sample of the rounds is traced; None: nowhere."""
+    """File for a sample of the rounds; None: no trace."""
     trace_sample: float = DEFAULT_SAMPLE
     trace_max_mb: int = DEFAULT_MAX_MB
 
     def __post_init__(self) -> None:
-        """Raises ConfigError naming the flag: also for settings of a trace or a lookup that is off."""
+        """Raises ConfigError naming the flag, also for trace and lookup settings while those are off."""
         for flag, value, least, most in (
             ("--port", self.http_port, 0, 65535),
             ("--grpc-port", self.grpc_port, 0, 65535),

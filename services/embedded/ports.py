@@ -1,4 +1,4 @@
-"""Whether ports can be had, asked before a model is loaded for nothing."""
+"""Checks that ports are free before a model is loaded in vain."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.common.addresses import address_of, family_of
 
 
 def require_free(host: str, ports: Sequence[int]) -> None:
-    """Raises ConfigError naming host and port. Port 0 stands for any and is always free."""
+    """Raises ConfigError naming host and port. Port 0 stands for any free port."""
     for port in filter(None, ports):
         with socket.socket(family_of(host), socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

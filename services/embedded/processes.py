@@ -29,15 +29,15 @@ _log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 300.0
-"""Loading and profiling a model on a slow machine."""
+"""Enough to load and profile a model on a slow machine."""
 POLL_SECONDS = 0.1
 KILL_GRACE_SECONDS = 5.0
 STACKS_SECONDS = 0.5
-"""To print the stacks of a process that hangs."""
+"""Time for a hung process to print its stacks."""
 
 
 class ServiceProcess:
-    """One `python -m services.<role>.main`, in a session of its own: Ctrl-C in the terminal is for
+    """One `python -m services.<role>.main` in its own session, so that Ctrl-C in the terminal reaches only
     the parent, which stops its children in order."""
 
     def __init__(
@@ -47,7 +47,7 @@ class ServiceProcess:
         self.role = role
         self.port = port
         self._address = address_of(reachable_host(host), port)
-        # What clients call is in the clear, whatever the services speak among themselves.
+        # Clients call the gateway without TLS, even where the services use it among themselves.
         self._tls = None if role == "gateway" else Tls.from_env(Env({**os.environ, **environ}))
         command = [sys.executable, "-m", module or f"services.{role}.main"]
         self._process = subprocess.Popen(
@@ -65,7 +65,7 @@ class ServiceProcess:
         return self._process.poll()
 
     async def wait_serving(self, seconds: float) -> None:
-        """Until its health service says SERVING. Raises UnavailableError when it ends before."""
+        """Waits until its health service says SERVING. Raises UnavailableError if the process ends before."""
         async with open_channel(self._address, tls=self._tls) as channel, asyncio.timeout(seconds):
             stub = health_pb2_grpc.HealthStub(channel)
             while not await _serving(stub):
@@ -76,7 +76,7 @@ class ServiceProcess:
                 await asyncio.sleep(POLL_SECONDS)
 
     async def stop(self, seconds: float) -> None:
-        """SIGTERM, then SIGKILL when it outlives its drain."""
+        """Sends SIGTERM, then SIGKILL if the process is still running after `seconds`."""
         if self.exit_code is not None:
             return
         self._process.send_signal(signal.SIGTERM)
@@ -96,20 +96,20 @@ class ServiceProcess:
 
 
 class ProcessStack:
-    """Start order follows the arrows of the architecture backwards; stop order follows them."""
+    """Starts each service before those that call it, and stops them in the opposite order."""
 
     def __init__(self, options: StackOptions, gateway: Mapping[str, str] | None = None) -> None:
-        """gateway: settings of its own, by the names that they have in the environment."""
+        """`gateway`: further environment variables for the gateway."""
         self._options = options
         self._gateway = gateway or {}
         self.processes: dict[str, ServiceProcess] = {}
 
     @property
     def computed_by(self) -> None:
-        """Only the verifier's process knows; its log says."""
+        """Not known here; the verifier logs it."""
 
     async def start(self) -> None:
-        """Returns when the gateway answers. Raises UnavailableError, and ConfigError for a taken port."""
+        """Returns when all services are ready. Raises UnavailableError, and ConfigError for a taken port."""
         options = self._options
         require_free(options.host, (options.http_port, options.grpc_port))
         scheduler, drafter, verifier = free_ports(3)
@@ -131,7 +131,7 @@ class ProcessStack:
             raise UnavailableError(f"not all services were ready within {START_SECONDS:g} s") from None
 
     async def wait(self) -> str:
-        """Returns when a process without which nothing is served has ended, and says which and how."""
+        """Returns when any process but the drafter has ended, and says which and how."""
         running = dict(self.processes)
         while True:
             for role, process in tuple(running.items()):
@@ -200,7 +200,7 @@ async def _serving(stub: health_pb2_grpc.HealthStub) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Distinct free ports. One could be taken in the moment before its use, which then fails."""
+    """Distinct free ports. Another process may still take one before it is used, which then fails."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:

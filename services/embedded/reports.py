@@ -1,7 +1,7 @@
-"""Tells the scheduler of the rounds in its own process, and leaves planning where the rounds are.
+"""Reports rounds to the scheduler in the same process, and leaves planning to the verifier.
 
-A plan comes two rounds late, which pays when it brings what other verifiers know. Here there are no
-others: the local planner has the same curve, floors and confidences, and has them at once.
+A scheduler's plan arrives two rounds late, which pays if it carries what other verifiers know. Here there are
+no others: the local planner has the same curve, floors and confidences without the delay.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from services.scheduler.scheduler import Scheduler
 
 
 class ReportsOnly:
-    """The scheduler's side of a `CoordinatedPlanSource` that is sent no plans."""
+    """A scheduler that takes a `CoordinatedPlanSource`'s reports and sends it no plans."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler

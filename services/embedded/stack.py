@@ -1,6 +1,6 @@
 """All four roles in one process: the embedded default.
 
-The same classes as in a cluster; only what lies between them differs: method calls instead of
+The classes are the same as in a cluster; only their connections differ: method calls instead of
 gRPC between gateway, scheduler and verifier, and the drafter as a local draft source.
 """
 
@@ -55,9 +55,9 @@ from services.verifier.servicer import LocalVerifier
 
 REPLICA_ID = "embedded"
 DRAFT_DEADLINE_SECONDS = 30.0
-"""A local drafter is never late, only slow: there is no other one to wait for."""
+"""Long, because a local drafter cannot be lost, only slow, and there is no other to turn to."""
 MAINTAIN_SECONDS = 60.0
-"""How often the scheduler looks at calibration: here it takes its time from the rounds."""
+"""Interval of the scheduler's calibration checks; long, because here they take time from the rounds."""
 
 
 class EmbeddedStack:
@@ -67,7 +67,7 @@ class EmbeddedStack:
         gateway: GatewayConfig | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
-        """gateway: keys, tiers, limits and origins; model and addresses are those of `options`. telemetry:
+        """`gateway`: keys, tiers, limits and origins; model and addresses come from `options`. `telemetry` is
         shut down with the stack."""
         self._options = options
         self._gateway = gateway or GatewayConfig()
@@ -81,7 +81,7 @@ class EmbeddedStack:
 
     @property
     def url(self) -> str:
-        """Valid after `start`, also when the port was chosen by the system."""
+        """After `start`, with the actual port even if the system chose it."""
         port = self._http.port if self._http else self._options.http_port
         return dataclasses.replace(self._options, http_port=port).url
 
@@ -91,16 +91,16 @@ class EmbeddedStack:
 
     @property
     def computed_by(self) -> str | None:
-        """What computes the target; None before `start`."""
+        """Backend that computes the target; None before `start`."""
         return self._computed_by
 
     async def start(self) -> None:
-        """Returns when requests are answered. Raises ConfigError and CheckpointError."""
+        """Returns when requests can be served. Raises ConfigError and CheckpointError."""
         options = self._options
         require_free(options.host, (options.http_port, options.grpc_port))
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        if options.lookup:  # a wrong name is told before the long work
+        if options.lookup:  # rejects a wrong name before the long work
             resolve_ngrams_path(options.ngrams, options.target_model)
         profile = ProfileOptions(max_requests=options.max_running, lookup=options.lookup)
         profiled = await asyncio.to_thread(load_profiled_target, options.engine, profile)
@@ -115,14 +115,14 @@ class EmbeddedStack:
         self._ready = True
 
     async def wait(self) -> str:
-        """Returns when the verifier is broken, and says so."""
+        """Returns a message once the verifier is broken."""
         if self._verifier is None:
             raise AssertionError("wait comes after start")
         await until_broken(self._verifier)
         return "the verifier is broken"
 
     async def stop(self) -> None:
-        """Refuses new requests, lets running ones finish within the drain time, frees everything."""
+        """Refuses new requests, lets running ones finish within the drain time, and frees everything."""
         self._ready = False
         if self._http is not None:
             await self._http.drain(self._options.drain_seconds)
@@ -130,7 +130,7 @@ class EmbeddedStack:
         await asyncio.to_thread(self._telemetry.shutdown)
 
     def kill(self) -> None:
-        """Nothing but this process is left to end."""
+        """Nothing to do: there are no other processes."""
 
     async def _start_verifier(
         self, profiled: ProfiledTarget, scheduler: Scheduler, load: LoadMeter
@@ -171,7 +171,7 @@ class EmbeddedStack:
     def _reporting(
         self, local: LocalPlanSource, profiled: ProfiledTarget, scheduler: Scheduler, load: LoadMeter
     ) -> CoordinatedPlanSource:
-        """Plans locally; the scheduler hears of rounds and loads, and admits by them."""
+        """Plans locally; the scheduler is sent rounds and load, and bases admission on them."""
         return CoordinatedPlanSource(
             ReportsOnly(scheduler),
             local,
