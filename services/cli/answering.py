@@ -2,14 +2,53 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dspark_core.evaluation.prompt_sets import PromptSet
-from dspark_core.evaluation.runner import EvalPrompt, EvalRun, EvalRunner
+from dspark_core.evaluation.runner import EvalPrompt, EvalRun, EvalRunner, EvalSettings
 from dspark_core.tokenization.tokenizer import Tokenizer
+
+
+def add_answer_arguments(group: argparse._ArgumentGroup, defaults: EvalSettings) -> None:
+    group.add_argument(
+        "--max-tokens",
+        type=int,
+        default=defaults.max_tokens,
+        metavar="N",
+        help="tokens per answer (default: %(default)s)",
+    )
+    group.add_argument(
+        "--temperature",
+        type=float,
+        default=defaults.temperature,
+        metavar="T",
+        help="sampling temperature; 0 is greedy (default: %(default)g)",
+    )
+    group.add_argument(
+        "--top-p",
+        type=float,
+        default=defaults.top_p,
+        metavar="P",
+        help="nucleus sampling; 1 is off (default: %(default)g)",
+    )
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=defaults.seed,
+        metavar="N",
+        help="seed of all sampling (default: %(default)s)",
+    )
+    group.add_argument(
+        "--concurrency",
+        type=int,
+        default=defaults.concurrency,
+        metavar="N",
+        help="answers generated together (default: %(default)s)",
+    )
 
 
 def encode_prompts(sets: Sequence[PromptSet], tokenizer: Tokenizer) -> list[EvalPrompt]:

@@ -16,43 +16,60 @@ def add_stack_arguments(parser: argparse.ArgumentParser, *, template: bool = Tru
     defaults = StackOptions()
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--target-model", default=defaults.target_model, help="name, GGUF file or HF directory"
+        "--target-model",
+        default=defaults.target_model,
+        metavar="MODEL",
+        help="shipped name, GGUF file or Hugging Face directory (default: %(default)s)",
     )
     group.add_argument(
-        "--drafter", default=defaults.drafter, help="zoo name or checkpoint directory; 'none': no draft model"
+        "--drafter",
+        default=defaults.drafter,
+        help="zoo name or checkpoint directory, or 'none' for no draft model (default: %(default)s)",
     )
     group.add_argument(
         "--lookup",
         action=argparse.BooleanOptionalAction,
         default=defaults.lookup,
-        help="drafts also from what a request's own text repeats, and from --ngrams",
+        help="also draft from repetitions in a request's own text and from --ngrams (default: on)",
     )
     group.add_argument(
         "--ngrams",
         default=defaults.ngrams,
         metavar="TABLE",
-        help="of the target's own words, to draft from: a file of `dspark data ngrams`, a zoo name, auto "
-        "(what is shipped for the target, the default) or none",
+        help="n-gram table to draft from: a file written by `dspark data ngrams`, a zoo name, 'auto' (the "
+        "table shipped for the target, if any) or 'none' (default: %(default)s)",
     )
     if template:
         add_template_argument(group)
-    group.add_argument("--dtype", default=defaults.dtype, choices=tuple(DTYPES))
+    group.add_argument(
+        "--dtype",
+        default=defaults.dtype,
+        choices=tuple(DTYPES),
+        help="data type of the computation (default: %(default)s)",
+    )
     group.add_argument(
         "--device",
         default=defaults.device,
         metavar="DEVICE",
-        help="auto, cpu, cuda or cuda:N (default: auto, which is cuda where there is one)",
+        help="auto, cpu, cuda or cuda:N; auto uses CUDA if available (default: %(default)s)",
     )
     group.add_argument(
         "--weights",
         default=defaults.weights,
         choices=WEIGHTS,
-        help="of the target: as the checkpoint has them (default), the same but multiplied with activations "
-        "rounded to 8 bits (stored-a8, faster but inexact), expanded to --dtype, or, inexactly, int8",
+        help="format of the target's weights. stored: as in the checkpoint; full: expanded to --dtype; "
+        "stored-a8: as stored, with activations rounded to 8 bits, faster but inexact; int8: rounded to 8 "
+        "bits, inexact (default: %(default)s)",
     )
-    group.add_argument("--kv-cache-mb", type=int, default=defaults.kv_cache_mb, help="memory for KV pages")
     group.add_argument(
-        "--threads", type=int, default=None, help="math threads per engine (default: all cores)"
+        "--kv-cache-mb",
+        type=int,
+        default=defaults.kv_cache_mb,
+        metavar="N",
+        help="memory for KV pages, in MiB (default: %(default)s)",
+    )
+    group.add_argument(
+        "--threads", type=int, default=None, metavar="N", help="math threads per engine (default: all cores)"
     )
 
 
@@ -63,14 +80,14 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine",
         default=NATIVE,
         choices=ENGINES,
-        help="what computes the target: this project's kernels, or vLLM where it is installed "
-        f"(default {NATIVE})",
+        help="what computes the target: native (DSpark's own engine) or vllm, if installed "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--vllm-arguments",
         default="{}",
         metavar="JSON",
-        help="more of vLLM's engine arguments, e.g. '{\"tensor_parallel_size\": 2}'",
+        help="extra vLLM engine arguments, e.g. '{\"tensor_parallel_size\": 2}'",
     )
 
 
@@ -78,19 +95,25 @@ def add_trace_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = StackOptions()
     group = parser.add_argument_group("round trace")
     group.add_argument(
-        "--trace", type=Path, default=None, metavar="FILE", help="write rounds as JSON lines, for replay"
+        "--trace",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="write a sample of the rounds to FILE as JSON lines, for `dspark replay`",
     )
     group.add_argument(
         "--trace-sample",
         type=float,
         default=defaults.trace_sample,
-        help=f"share of the rounds to trace (default {defaults.trace_sample})",
+        metavar="SHARE",
+        help="share of rounds to trace (default: %(default)s)",
     )
     group.add_argument(
         "--trace-max-mb",
         type=int,
         default=defaults.trace_max_mb,
-        help=f"size at which a new file is begun; four are kept (default {defaults.trace_max_mb})",
+        metavar="N",
+        help="size in MiB at which a new file is started; four are kept (default: %(default)s)",
     )
 
 

@@ -18,23 +18,44 @@ def add_key_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--api-key",
         default=os.environ.get("DSPARK_API_KEY"),
-        help="for a gateway that asks for one (default: the environment's DSPARK_API_KEY)",
+        metavar="KEY",
+        help="API key for the gateway, if it requires one (default: $DSPARK_API_KEY)",
     )
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
-    group.add_argument("--max-tokens", type=int, default=256)
-    group.add_argument("--temperature", type=float, default=None, help="0: greedy; default: the model's own")
-    group.add_argument("--top-p", type=float, default=None)
-    group.add_argument("--seed", type=int, default=None, help="makes the answer reproducible")
-    for name in ("presence", "frequency", "repetition"):
-        group.add_argument(f"--{name}-penalty", type=float, default=None, help="see docs/api.md")
     group.add_argument(
-        "--schema", type=Path, default=None, metavar="FILE", help="JSON schema that the answer keeps to"
+        "--max-tokens",
+        type=int,
+        default=256,
+        metavar="N",
+        help="longest answer, in tokens (default: %(default)s)",
+    )
+    group.add_argument(
+        "--temperature",
+        type=float,
+        default=None,
+        metavar="T",
+        help="sampling temperature; 0 is greedy (default: the model's own)",
+    )
+    group.add_argument(
+        "--top-p",
+        type=float,
+        default=None,
+        metavar="P",
+        help="nucleus sampling; 1 is off (default: the model's own)",
+    )
+    group.add_argument("--seed", type=int, default=None, metavar="N", help="make the answer reproducible")
+    for name in ("presence", "frequency", "repetition"):
+        group.add_argument(
+            f"--{name}-penalty", type=float, default=None, metavar="X", help=f"{name} penalty (docs/api.md)"
+        )
+    group.add_argument(
+        "--schema", type=Path, default=None, metavar="FILE", help="JSON schema that the answer must follow"
     )
     add_template_argument(group)
-    group.add_argument("--no-speculation", action="store_true", help="plain decoding, for comparison")
+    group.add_argument("--no-speculation", action="store_true", help="decode without drafts, for comparison")
 
 
 def sampling_fields(arguments: argparse.Namespace) -> dict[str, object]:

@@ -1,8 +1,8 @@
 """Calibrate a drafter's confidences on prompts it was not trained on.
 
-Prompts are JSONL files (or directories of them). A row is {"prompt": ...}; {"turns": [...]}, of which only
-the first is asked; or {"messages": [...]}, used up to the last user message. Every second prompt is held out:
-temperatures and biases are fitted on the others and evaluated on the held-out ones.
+Prompts are JSONL files, or directories of them. Each row has "prompt", "turns" (only the first is asked),
+"messages" or "conversations" (used up to the last user message). Every second prompt is held out:
+temperatures and biases are fitted on the others and evaluated on those.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dspark_core.models.drafter_config import read_any_config
 from dspark_core.tokenization.loading import load_tokenizer
 from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.zoo_paths import resolve_drafter_path
-from services.cli.answering import encode_prompts, run_with_progress
+from services.cli.answering import add_answer_arguments, encode_prompts, run_with_progress
 from services.cli.arguments import add_stack_arguments, stack_options
 from services.cli.output_files import require_writable_folder
 from services.cli.template_arguments import template_arguments
@@ -43,19 +43,18 @@ ENOUGH_ROUNDS = 1000
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("calibrate", help="calibrate a drafter's confidences", description=__doc__)
-    parser.add_argument("prompts", type=Path, nargs="+", help="JSONL files or directories of them")
-    parser.add_argument("--limit", type=int, default=None, help="rows per file (default: all)")
-    parser.add_argument("--write", action="store_true", help=f"store {CALIBRATION_FILE} with the checkpoint")
-    parser.add_argument("--out", type=Path, default=None, help="write the calibration to this file")
+    parser.add_argument("prompts", type=Path, nargs="+", help="JSONL files, or directories of them")
+    parser.add_argument("--limit", type=int, default=None, metavar="N", help="rows per file (default: all)")
     parser.add_argument(
-        "--plots", type=Path, default=None, help="write reliability diagrams to this directory"
+        "--write", action="store_true", help=f"write {CALIBRATION_FILE} into the drafter's directory"
     )
-    group = parser.add_argument_group("generation")
-    group.add_argument("--max-tokens", type=int, default=256, help="per answer (256)")
-    group.add_argument("--temperature", type=float, default=0.0, help="(0: greedy)")
-    group.add_argument("--top-p", type=float, default=1.0, help="(1: off)")
-    group.add_argument("--seed", type=int, default=0, help="of all sampling (0)")
-    group.add_argument("--concurrency", type=int, default=16, help="answers generated together (16)")
+    parser.add_argument(
+        "--out", type=Path, default=None, metavar="FILE", help="write the calibration to FILE"
+    )
+    parser.add_argument(
+        "--plots", type=Path, default=None, metavar="DIR", help="write a reliability diagram to DIR"
+    )
+    add_answer_arguments(parser.add_argument_group("generation"), EvalSettings(temperature=0.0))
     add_stack_arguments(parser)
     parser.set_defaults(run=run)
 

@@ -16,14 +16,14 @@ from services.cli.asking import DEFAULT_URL, add_key_argument, add_sampling_argu
 from services.cli.client import GatewayClient
 from services.cli.report import AnswerMeter
 
-HELP = "/reset starts anew, /quit or Ctrl-D ends"
+HELP = "/reset starts a new conversation, /quit or Ctrl-D ends"
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("chat", help="talk to a running gateway", description=__doc__)
-    parser.add_argument("--url", default=DEFAULT_URL, help=f"of the gateway (default {DEFAULT_URL})")
+    parser = commands.add_parser("chat", help="chat with a running gateway", description=__doc__)
+    parser.add_argument("--url", default=DEFAULT_URL, help="address of the gateway (default: %(default)s)")
     add_key_argument(parser)
-    parser.add_argument("--system", default=None, help="system message")
+    parser.add_argument("--system", default=None, metavar="TEXT", help="system message")
     add_sampling_arguments(parser)
     parser.set_defaults(run=run)
 

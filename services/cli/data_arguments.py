@@ -39,19 +39,35 @@ _PLAIN_LINE_SECONDS = 30.0
 def add_target_arguments(parser: argparse.ArgumentParser, *, kv_cache: bool = True) -> None:
     group = parser.add_argument_group("target")
     group.add_argument(
-        "--target-model", default=DEFAULT_MODEL, help=f"name, GGUF file or HF directory ({DEFAULT_MODEL})"
+        "--target-model",
+        default=DEFAULT_MODEL,
+        metavar="MODEL",
+        help="shipped name, GGUF file or Hugging Face directory (default: %(default)s)",
     )
     add_template_argument(group)
-    group.add_argument("--dtype", default="bfloat16", choices=tuple(DTYPES), help="(bfloat16)")
+    group.add_argument(
+        "--dtype",
+        default="bfloat16",
+        choices=tuple(DTYPES),
+        help="data type of the computation (default: %(default)s)",
+    )
     group.add_argument(
         "--device",
         default=AUTO,
         metavar="DEVICE",
-        help="auto, cpu, cuda or cuda:N (auto: cuda where there is one)",
+        help="auto, cpu, cuda or cuda:N; auto uses CUDA if available (default: %(default)s)",
     )
     if kv_cache:
-        group.add_argument("--kv-cache-mb", type=int, default=2048, help="memory for KV pages (2048)")
-    group.add_argument("--threads", type=int, default=None, help="math threads (default: all cores)")
+        group.add_argument(
+            "--kv-cache-mb",
+            type=int,
+            default=2048,
+            metavar="N",
+            help="memory for KV pages, in MiB (default: %(default)s)",
+        )
+    group.add_argument(
+        "--threads", type=int, default=None, metavar="N", help="math threads (default: all cores)"
+    )
 
 
 def load_tokenizer_of(arguments: argparse.Namespace) -> Tokenizer:

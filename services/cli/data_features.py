@@ -40,31 +40,48 @@ EXIT_DAMAGED = 1
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "features",
-        help="compute target features of answers",
-        description="Runs the target over answers and keeps tapped and final hidden states in shards. "
-        "Run the same command again to go on after an interruption.",
+        help="compute the target's hidden states over answers",
+        description="Run the target over answers and store its tapped and final hidden states in shards. "
+        "Run the same command again to continue after an interruption.",
     )
-    parser.add_argument("--answers", type=Path, required=True, help="JSONL of `dspark data regenerate`")
-    parser.add_argument("--out", type=Path, required=True, help="directory of the shards")
     parser.add_argument(
-        "--layers", type=int, nargs="+", default=None, help="tapped layers (default: five, evenly spaced)"
+        "--answers",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="JSONL file written by `dspark data regenerate`",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for the shards")
+    parser.add_argument(
+        "--layers",
+        type=int,
+        nargs="+",
+        default=None,
+        metavar="N",
+        help="target layers to tap (default: five, evenly spaced)",
     )
     parser.add_argument(
         "--max-length",
         type=int,
         default=None,
-        help="longer conversations are left out (the target's context)",
+        metavar="N",
+        help="leave out longer conversations, in tokens (default: the target's context)",
     )
     parser.add_argument(
-        "--shard-tokens", type=int, default=DEFAULT_SHARD_TOKENS, help="tokens per shard (%(default)s)"
+        "--shard-tokens",
+        type=int,
+        default=DEFAULT_SHARD_TOKENS,
+        metavar="N",
+        help="tokens per shard (default: %(default)s)",
     )
     parser.add_argument(
         "--pack-tokens",
         type=int,
         default=DEFAULT_PACK_TOKENS,
-        help="tokens per pass of the target (%(default)s)",
+        metavar="N",
+        help="tokens per target pass (default: %(default)s)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what it would take and write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print sizes only and write nothing")
     add_target_arguments(parser, kv_cache=False)
     parser.set_defaults(run=run)
 
@@ -72,10 +89,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def add_check_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "check",
-        help="verify the checksums of features",
-        description="Reads every shard through and compares checksums; 1 when a shard is damaged.",
+        help="verify the checksums of shards",
+        description="Read all shards and verify their checksums. The exit status is 1 if one is damaged.",
     )
-    parser.add_argument("directory", type=Path, help="where `dspark data features` wrote")
+    parser.add_argument("directory", type=Path, help="output directory of `dspark data features`")
     parser.set_defaults(run=run_check)
 
 

@@ -24,23 +24,33 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     defaults = NgramOptions()
     parser = commands.add_parser(
         "ngrams",
-        help="make a table of the target's words",
-        description="Counts which token follows which in the target's answers. A verifier drafts from such "
-        "a table where its requests' own text has nothing (`dspark up --ngrams FILE`). Needs at least "
-        f"{10 * LEAST_HELD_OUT} answers.",
+        help="build an n-gram table from the target's answers",
+        description="Count which token follows which in the target's answers and write an n-gram table. With "
+        "`dspark up --ngrams FILE`, verifiers draft from it and from a request's own text, taking for each "
+        f"token the likelier of the two. Needs at least {10 * LEAST_HELD_OUT} answers.",
     )
     parser.add_argument(
-        "--answers", type=Path, nargs="+", required=True, help="JSONL of `dspark data regenerate`"
+        "--answers",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="JSONL files written by `dspark data regenerate`",
     )
-    parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="safetensors file to write")
     parser.add_argument(
-        "--order", type=int, default=defaults.order, help="longest context, in tokens (%(default)s)"
+        "--order",
+        type=int,
+        default=defaults.order,
+        metavar="N",
+        help="longest context, in tokens (default: %(default)s)",
     )
     parser.add_argument(
         "--min-count",
         type=int,
         default=defaults.min_count,
-        help="how often a context of three tokens or more must have occurred (%(default)s)",
+        metavar="N",
+        help="drop contexts of three or more tokens that occur less often (default: %(default)s)",
     )
     add_target_arguments(parser, kv_cache=False)
     parser.set_defaults(run=run)

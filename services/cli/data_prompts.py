@@ -35,55 +35,99 @@ JOURNAL_SUFFIX = ".turns.jsonl"
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("prompts", help="collect training prompts", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="JSONL file to write")
-    parser.add_argument("--limit", type=int, default=None, help="rows taken of each file or dataset")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSONL file to write")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=None,
+        metavar="N",
+        help="rows to take from each file or dataset (default: all)",
+    )
     _add_sources(parser)
+    _add_synthesis(parser)
     _add_filters(parser)
     add_target_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("sources, of which at least one is needed")
+    group = parser.add_argument_group("sources (at least one is required)")
     group.add_argument(
         "files",
         type=Path,
         nargs="*",
-        help="JSONL with `prompt`, `turns`, `messages` or `conversations`; `domain` and `source` are kept",
+        help="JSONL files with `prompt`, `turns`, `messages` or `conversations` in each row; `domain` and "
+        "`source` are kept",
     )
-    group.add_argument("--dataset", default=None, help="Hugging Face dataset, by name or local directory")
-    group.add_argument("--subset", default=None, help="configuration of the dataset")
-    group.add_argument("--split", default="train", help="(train)")
-    group.add_argument("--column", default=None, help="column that holds the prompt's text")
     group.add_argument(
-        "--synthesise", type=int, default=0, metavar="N", help="user turns the target writes itself (0)"
+        "--dataset", default=None, metavar="NAME", help="Hugging Face dataset, by name or local directory"
     )
-    defaults = SynthesisSettings()
+    group.add_argument("--subset", default=None, metavar="NAME", help="configuration of the dataset")
+    group.add_argument(
+        "--split", default="train", metavar="NAME", help="split of the dataset (default: %(default)s)"
+    )
+    group.add_argument("--column", default=None, metavar="NAME", help="column that holds the prompt text")
+    group.add_argument(
+        "--synthesise",
+        type=int,
+        default=0,
+        metavar="N",
+        help="have the target write N user turns itself (default: %(default)s)",
+    )
+
+
+def _add_synthesis(parser: argparse.ArgumentParser) -> None:
+    group, defaults = parser.add_argument_group("sampling with --synthesise"), SynthesisSettings()
     group.add_argument(
         "--temperature",
         type=float,
         default=defaults.temperature,
-        help=f"of synthesised turns ({defaults.temperature})",
+        metavar="T",
+        help="sampling temperature (default: %(default)g)",
     )
-    group.add_argument("--top-p", type=float, default=defaults.top_p, help=f"({defaults.top_p})")
-    group.add_argument("--seed", type=int, default=defaults.seed, help=f"({defaults.seed})")
     group.add_argument(
-        "--concurrency", type=int, default=DEFAULT_CONCURRENCY, help=f"turns at once ({DEFAULT_CONCURRENCY})"
+        "--top-p",
+        type=float,
+        default=defaults.top_p,
+        metavar="P",
+        help="nucleus sampling; 1 is off (default: %(default)g)",
+    )
+    group.add_argument(
+        "--seed", type=int, default=defaults.seed, metavar="N", help="sampling seed (default: %(default)s)"
+    )
+    group.add_argument(
+        "--concurrency",
+        type=int,
+        default=DEFAULT_CONCURRENCY,
+        metavar="N",
+        help="turns generated together (default: %(default)s)",
     )
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("filters")
     limits = LengthLimits()
-    group.add_argument("--min-tokens", type=int, default=limits.min_tokens, help=f"({limits.min_tokens})")
-    group.add_argument("--max-tokens", type=int, default=limits.max_tokens, help=f"({limits.max_tokens})")
+    group.add_argument(
+        "--min-tokens",
+        type=int,
+        default=limits.min_tokens,
+        metavar="N",
+        help="drop shorter prompts (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-tokens",
+        type=int,
+        default=limits.max_tokens,
+        metavar="N",
+        help="drop longer prompts (default: %(default)s)",
+    )
     group.add_argument(
         "--exclude",
         type=Path,
         nargs="+",
         default=[],
         metavar="FILE",
-        help=f"benchmarks: prompts that share {RUN_WORDS} consecutive words with them are refused",
+        help=f"drop prompts that share {RUN_WORDS} consecutive words with these files, such as benchmarks",
     )
 
 

@@ -44,36 +44,74 @@ EXIT_FAILED_PROMPTS = 1
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("regenerate", help="answer prompts by the target", description=__doc__)
-    parser.add_argument("--prompts", type=Path, required=True, help="JSONL of `dspark data prompts`")
+    parser = commands.add_parser("regenerate", help="have the target answer prompts", description=__doc__)
     parser.add_argument(
-        "--out", type=Path, required=True, help="JSONL of answers; an unfinished one is completed"
+        "--prompts",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="JSONL file, as written by `dspark data prompts`",
     )
-    parser.add_argument("--limit", type=int, default=None, help="prompts taken of the file (all)")
-    group = parser.add_argument_group("sampling")
-    group.add_argument(
-        "--temperatures",
-        default="0",
-        help="one, or a mixture with shares like 0:0.6,0.2:0.3,0.7:0.1 (0: greedy)",
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="JSONL file for the answers; an unfinished one is completed",
     )
-    group.add_argument("--top-p", type=float, default=1.0, help="(1: off)")
-    group.add_argument("--top-k", type=int, default=0, help="(0: off)")
-    group.add_argument("--seed", type=int, default=0, help="of all sampling (0)")
-    group.add_argument("--max-tokens", type=int, default=512, help="per answer (512)")
-    group.add_argument(
-        "--concurrency",
-        type=int,
-        default=DEFAULT_CONCURRENCY,
-        help=f"answers at once ({DEFAULT_CONCURRENCY})",
+    parser.add_argument(
+        "--limit", type=int, default=None, metavar="N", help="prompts to take from the file (default: all)"
     )
-    chunk = AnswerSettings(mix=SamplingMix(temperatures=((0.0, 1.0),))).chunk_prompts
-    group.add_argument(
-        "--chunk", type=int, default=chunk, help=f"prompts generated, and resumed, together ({chunk})"
-    )
+    _add_sampling(parser)
     _add_features(parser)
     _add_endpoint(parser)
     add_target_arguments(parser)
     parser.set_defaults(run=run)
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--temperatures",
+        default="0",
+        metavar="T",
+        help="one temperature, or several with shares, e.g. 0:0.6,0.2:0.3,0.7:0.1; 0 is greedy "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="nucleus sampling; 1 is off (default: %(default)g)",
+    )
+    group.add_argument(
+        "--top-k",
+        type=int,
+        default=0,
+        metavar="K",
+        help="sample from the K likeliest tokens; 0 is off (default: %(default)s)",
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of all sampling (default: %(default)s)"
+    )
+    group.add_argument(
+        "--max-tokens", type=int, default=512, metavar="N", help="tokens per answer (default: %(default)s)"
+    )
+    group.add_argument(
+        "--concurrency",
+        type=int,
+        default=DEFAULT_CONCURRENCY,
+        metavar="N",
+        help="answers generated together (default: %(default)s)",
+    )
+    group.add_argument(
+        "--chunk",
+        type=int,
+        default=AnswerSettings(mix=SamplingMix(temperatures=((0.0, 1.0),))).chunk_prompts,
+        metavar="N",
+        help="prompts per chunk; an interrupted chunk is generated again (default: %(default)s)",
+    )
 
 
 def _add_features(parser: argparse.ArgumentParser) -> None:
@@ -83,10 +121,15 @@ def _add_features(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=None,
         metavar="DIR",
-        help="write down the target's states on the way, a shard per chunk (not with --endpoint)",
+        help="also write the target's hidden states to DIR, one shard per chunk (not with --endpoint)",
     )
     group.add_argument(
-        "--layers", type=int, nargs="+", default=None, help="tapped layers (five, evenly spaced)"
+        "--layers",
+        type=int,
+        nargs="+",
+        default=None,
+        metavar="N",
+        help="target layers to tap (default: five, evenly spaced)",
     )
 
 
@@ -94,19 +137,34 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
     defaults = EndpointConfig(url="http://host")
     group = parser.add_argument_group("server")
     group.add_argument(
-        "--endpoint", default=None, metavar="URL", help="OpenAI-compatible; default: answer here"
+        "--endpoint",
+        default=None,
+        metavar="URL",
+        help="OpenAI-compatible server to ask (default: answer in this process)",
     )
-    group.add_argument("--model", default=None, help="as the server calls it (default: its first)")
     group.add_argument(
-        "--api-key-env", default="OPENAI_API_KEY", help="variable that holds the key (%(default)s)"
+        "--model", default=None, metavar="NAME", help="the server's name for the model (default: its first)"
+    )
+    group.add_argument(
+        "--api-key-env",
+        default="OPENAI_API_KEY",
+        metavar="NAME",
+        help="environment variable that holds the API key (default: %(default)s)",
     )
     group.add_argument(
         "--deadline",
         type=float,
         default=defaults.deadline_seconds,
-        help="seconds for one attempt at one answer (%(default)s)",
+        metavar="SECONDS",
+        help="time limit per attempt (default: %(default)g)",
     )
-    group.add_argument("--attempts", type=int, default=defaults.attempts, help="per prompt (%(default)s)")
+    group.add_argument(
+        "--attempts",
+        type=int,
+        default=defaults.attempts,
+        metavar="N",
+        help="attempts per prompt (default: %(default)s)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """Measure a drafter's accepted length on benchmark prompts, or compare earlier results.
 
-Prompts are JSONL files (or directories of them). A row is {"prompt": ...}; {"turns": [...]}, of which only
-the first is asked; or {"messages": [...]}, used up to the last user message.
+Prompts are JSONL files, or directories of them. Each row has "prompt", "turns" (only the first is asked),
+"messages" or "conversations" (used up to the last user message).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dspark_core.evaluation.runner import EvalRunner, EvalSettings, draft_genera
 from dspark_core.model_paths import resolve_model_path
 from dspark_core.records import Verification
 from dspark_core.tokenization.loading import load_tokenizer
-from services.cli.answering import encode_prompts, run_with_progress
+from services.cli.answering import add_answer_arguments, encode_prompts, run_with_progress
 from services.cli.arguments import add_stack_arguments, stack_options
 from services.cli.eval_tables import (
     comparison_table,
@@ -46,14 +46,21 @@ DRAFTER, SERVED, LOOKUP = "drafter", "served", "lookup"
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("eval", help="measure a drafter", description=__doc__)
-    parser.add_argument("prompts", type=Path, nargs="*", help="JSONL files or directories of them")
+    parser = commands.add_parser("eval", help="measure a drafter's accepted length", description=__doc__)
+    parser.add_argument("prompts", type=Path, nargs="*", help="JSONL files, or directories of them")
     parser.add_argument(
-        "--compare", type=Path, nargs="+", default=None, metavar="RESULT", help="results of earlier runs"
+        "--compare",
+        type=Path,
+        nargs="+",
+        default=None,
+        metavar="FILE",
+        help="compare results that earlier runs wrote with --out",
     )
-    parser.add_argument("--limit", type=int, default=None, help="rows per file (default: all)")
-    parser.add_argument("--out", type=Path, default=None, help="write the result as JSON to this file")
-    parser.add_argument("--plots", type=Path, default=None, help="write plots as PNG to this directory")
+    parser.add_argument("--limit", type=int, default=None, metavar="N", help="rows per file (default: all)")
+    parser.add_argument(
+        "--out", type=Path, default=None, metavar="FILE", help="write the result to FILE as JSON"
+    )
+    parser.add_argument("--plots", type=Path, default=None, metavar="DIR", help="write plots to DIR as PNG")
     _add_settings(parser)
     add_stack_arguments(parser)
     parser.set_defaults(run=run)
@@ -62,31 +69,26 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("protocol")
     defaults = EvalSettings()
+    add_answer_arguments(group, defaults)
     group.add_argument(
-        "--max-tokens", type=int, default=defaults.max_tokens, help=f"per answer ({defaults.max_tokens})"
+        "--top-k",
+        type=int,
+        default=defaults.top_k,
+        metavar="K",
+        help="sample from the K likeliest tokens; 0 is off (default: %(default)s)",
     )
-    group.add_argument("--temperature", type=float, default=defaults.temperature, help="0: greedy (1)")
-    group.add_argument("--top-p", type=float, default=defaults.top_p, help="(1: off)")
-    group.add_argument("--top-k", type=int, default=defaults.top_k, help="(0: off)")
     group.add_argument(
         "--verification",
         choices=[rule.value for rule in Verification],
         default=defaults.verification.value,
-        help=f"rule of acceptance ({defaults.verification.value})",
+        help="acceptance rule (default: %(default)s)",
     )
     group.add_argument(
         "--drafts",
         choices=[DRAFTER, SERVED, LOOKUP],
         default=DRAFTER,
-        help="the drafter's (default); served: the drafter's or, where they promise more, those looked up in "
-        "the request's own text and --ngrams; lookup: those alone",
-    )
-    group.add_argument("--seed", type=int, default=defaults.seed, help=f"of all sampling ({defaults.seed})")
-    group.add_argument(
-        "--concurrency",
-        type=int,
-        default=defaults.concurrency,
-        help=f"answers generated together ({defaults.concurrency})",
+        help="drafts to measure. drafter: the drafter's own; lookup: those looked up in the request's own "
+        "text and --ngrams; served: whichever of the two promises more (default: %(default)s)",
     )
 
 

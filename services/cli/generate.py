@@ -26,10 +26,12 @@ from services.embedded.stack import EmbeddedStack
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("generate", help="answer one prompt", description=__doc__)
-    parser.add_argument("--prompt", required=True, help="the user's message; '-' reads standard input")
-    parser.add_argument("--url", default=None, help="of a running gateway; default: load the model here")
+    parser.add_argument(
+        "--prompt", required=True, metavar="TEXT", help="user message; '-' reads it from standard input"
+    )
+    parser.add_argument("--url", default=None, help="gateway to ask (default: load the model here)")
     add_key_argument(parser)
-    parser.add_argument("--quiet", action="store_true", help="the answer only, no statistics")
+    parser.add_argument("--quiet", action="store_true", help="print the answer only, without statistics")
     add_sampling_arguments(parser)
     add_stack_arguments(parser, template=False)
     parser.set_defaults(run=run)

@@ -15,10 +15,10 @@ from dspark_core.errors import ConfigError, DSparkError
 from services.common.exits import EXIT_CONFIG, EXIT_FAILURE, EXIT_INTERRUPTED
 
 COMMANDS = {
-    "up": ("up", "start everything on this machine"),
-    "chat": ("chat", "talk to a running gateway"),
+    "up": ("up", "run all services on this machine"),
+    "chat": ("chat", "chat with a running gateway"),
     "generate": ("generate", "answer one prompt"),
-    "eval": ("evaluate", "measure a drafter"),
+    "eval": ("evaluate", "measure a drafter's accepted length"),
     "calibrate": ("calibrate", "calibrate a drafter's confidences"),
     "data": ("data", "make training data"),
     "train": ("train", "train a drafter"),

@@ -37,14 +37,32 @@ from services.embedded.options import StackOptions
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     defaults = ProfileSettings()
     parser = commands.add_parser("profile", help="measure step and draft times", description=__doc__)
-    parser.add_argument("--out", type=Path, default=None, help="write the profile (JSON) to this file")
-    parser.add_argument("--plot", type=Path, default=None, help="draw it into this PNG")
-    parser.add_argument("--quick", action="store_true", help="a rough picture in about three seconds")
     parser.add_argument(
-        "--seconds", type=float, default=defaults.budget_seconds, help="bound of the step measurements (10)"
+        "--out", type=Path, default=None, metavar="FILE", help="write the profile to FILE as JSON"
     )
-    parser.add_argument("--repeats", type=int, default=defaults.repeats, help="passes of each shape (5)")
-    parser.add_argument("--max-requests", type=int, default=32, help="largest batch measured (32)")
+    parser.add_argument("--plot", type=Path, default=None, metavar="FILE", help="plot the profile to a PNG")
+    parser.add_argument("--quick", action="store_true", help="rough measurement in about three seconds")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=defaults.budget_seconds,
+        metavar="S",
+        help="time budget of the step measurements (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=defaults.repeats,
+        metavar="N",
+        help="passes per shape (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-requests",
+        type=int,
+        default=32,
+        metavar="N",
+        help="largest batch to measure (default: %(default)s)",
+    )
     add_stack_arguments(parser, template=False)
     add_engine_arguments(parser)
     parser.set_defaults(run=run)

@@ -44,13 +44,21 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         nargs="+",
         default=list(DEFAULT_PLANNERS),
         metavar="NAME",
-        help=f"of {', '.join(NAMES)} (default: {' '.join(DEFAULT_PLANNERS)})",
+        help=f"planners to compare, out of {', '.join(NAMES)} (default: {' '.join(DEFAULT_PLANNERS)})",
     )
     parser.add_argument(
-        "--curve", type=Path, default=None, help="round times of `dspark profile` (default: the trace's own)"
+        "--curve",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="round times, as written by `dspark profile --out` (default: those in the trace)",
     )
-    parser.add_argument("--limit", type=int, default=None, help="rounds to replay (default: all)")
-    parser.add_argument("--out", type=Path, default=None, help="write the figures as JSON to this file")
+    parser.add_argument(
+        "--limit", type=int, default=None, metavar="N", help="rounds to replay (default: all)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=None, metavar="FILE", help="write the figures to FILE as JSON"
+    )
     parser.set_defaults(run=run)
 
 

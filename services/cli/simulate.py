@@ -1,4 +1,4 @@
-"""Simulate a cluster with the planners used in production and measured round times.
+"""Simulate a cluster with the planners used in serving and measured round times.
 
 Every scenario field is both a flag and a field of --config (YAML or JSON; flags win). By default, drafts are
 accepted as measured with the shipped drafter and round times are those of the demo model on the machine named
@@ -44,27 +44,59 @@ FILE_FIELDS = ("planners", "curve", "domains_file", "traces")
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("simulate", help="simulate a cluster", description=__doc__)
-    parser.add_argument("--config", type=Path, default=None, help="scenario as YAML or JSON")
+    parser.add_argument("--config", type=Path, default=None, metavar="FILE", help="scenario as YAML or JSON")
     parser.add_argument(
         "--planner",
         nargs="+",
         default=None,
         metavar="NAME",
-        help=f"of {', '.join(NAMES)} (default: {' '.join(DEFAULT_PLANNERS)})",
+        help=f"planners to compare, out of {', '.join(NAMES)} (default: {' '.join(DEFAULT_PLANNERS)})",
     )
-    parser.add_argument("--curve", type=Path, default=None, help="round times of `dspark profile`")
-    parser.add_argument("--domains-file", type=Path, default=None, help="of benchmarks.record_domains")
     parser.add_argument(
-        "--trace", type=Path, nargs="+", default=None, help="traces: each file is a domain of its own"
+        "--size", action="store_true", help="find the fewest verifiers and drafters that serve the load"
     )
-    parser.add_argument("--size", action="store_true", help="find the fewest verifiers and drafters")
     parser.add_argument(
-        "--frontier", type=int, nargs="+", default=None, metavar="USERS", help="loads per verifier to sweep"
+        "--frontier",
+        type=int,
+        nargs="+",
+        default=None,
+        metavar="USERS",
+        help="sweep these loads, in users per verifier",
     )
-    parser.add_argument("--plots", type=Path, default=None, help="write frontier plots to this directory")
-    parser.add_argument("--out", type=Path, default=None, help="write the figures as JSON to this file")
+    _add_files(parser)
     _add_scenario(parser)
     parser.set_defaults(run=run)
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--curve",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="round times, as written by `dspark profile --out` (default: the demo model's)",
+    )
+    parser.add_argument(
+        "--domains-file",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="recorded drafts by domain, as written by benchmarks.record_domains (default: the demo model's)",
+    )
+    parser.add_argument(
+        "--trace",
+        type=Path,
+        nargs="+",
+        default=None,
+        metavar="FILE",
+        help="take drafts from these traces instead; each file is a domain",
+    )
+    parser.add_argument(
+        "--plots", type=Path, default=None, metavar="DIR", help="write plots of the --frontier to DIR"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=None, metavar="FILE", help="write the figures to FILE as JSON"
+    )
 
 
 def _add_scenario(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +109,8 @@ def _add_scenario(parser: argparse.ArgumentParser) -> None:
             group.add_argument(flag, action="store_const", const=True, default=None, help=text)
         else:
             kind = int if one.type == "int" else float
-            group.add_argument(flag, type=kind, default=None, metavar="N", help=f"{text} ({one.default:g})")
+            told = f"{text} (default: {one.default:g})"
+            group.add_argument(flag, type=kind, default=None, metavar="N", help=told)
 
 
 def run(arguments: argparse.Namespace) -> int:

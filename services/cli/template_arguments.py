@@ -13,7 +13,7 @@ def add_template_argument(group: argparse._ActionsContainer) -> None:
         "--chat-template-kwargs",
         default="{}",
         metavar="JSON",
-        help="more variables of the model's chat template, e.g. '{\"enable_thinking\": false}'",
+        help="extra variables for the chat template, e.g. '{\"enable_thinking\": false}'",
     )
 
 

@@ -1,4 +1,4 @@
-"""Train a drafter as a YAML file configures it, or average checkpoints.
+"""Train a drafter from a YAML configuration, or average checkpoints.
 
 dspark train --config configs/smollm2-dspark.yaml --dry-run
 dspark train --config run.yaml --set optimisation.steps=2000 --resume
@@ -49,23 +49,27 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, help="YAML: target, data, drafter, optimisation, ...")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="YAML file, required for training; see docs/training.md"
+    )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="SECTION.FIELD=VALUE",
-        help="replaces a field of the file; may be repeated",
+        help="override a field of the file; may be repeated",
     )
-    parser.add_argument("--dry-run", action="store_true", help="sizes and times, from a few steps")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="estimate sizes and times from a few steps; write nothing"
+    )
     going_on = parser.add_mutually_exclusive_group()
-    going_on.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if any")
-    going_on.add_argument("--fresh", action="store_true", help="throw away the run that is in the output")
+    going_on.add_argument("--resume", action="store_true", help="continue from the newest checkpoint, if any")
+    going_on.add_argument("--fresh", action="store_true", help="delete the run in the output directory first")
     parser.set_defaults(run=run)
     actions = parser.add_subparsers(title="other actions", metavar="ACTION")
-    average = actions.add_parser("average", help="write the mean of several checkpoints")
+    average = actions.add_parser("average", help="average several checkpoints")
     average.add_argument("out", type=Path, help="directory to write")
-    average.add_argument("inputs", type=Path, nargs="+", help="checkpoint directories of one drafter")
+    average.add_argument("inputs", type=Path, nargs="+", help="checkpoint directories of the same drafter")
     average.set_defaults(run=run_average)
 
 

@@ -49,23 +49,39 @@ class Stack(Protocol):
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("up", help="start everything on this machine", description=__doc__)
+    parser = commands.add_parser("up", help="run all services on this machine", description=__doc__)
     defaults = StackOptions()
-    parser.add_argument("--host", default=defaults.host, help=f"to listen on (default {defaults.host})")
-    parser.add_argument("--port", type=int, default=defaults.http_port, help="of the REST API (default 8000)")
-    parser.add_argument("--grpc-port", type=int, default=defaults.grpc_port, help="of the gRPC API")
+    parser.add_argument("--host", default=defaults.host, help="address to listen on (default: %(default)s)")
     parser.add_argument(
-        "--max-running", type=int, default=defaults.max_running, help="requests sharing a batch"
+        "--port",
+        type=int,
+        default=defaults.http_port,
+        metavar="N",
+        help="port of the REST API (default: %(default)s)",
     )
     parser.add_argument(
-        "--disaggregated", action="store_true", help="four processes over loopback gRPC instead of one"
+        "--grpc-port",
+        type=int,
+        default=defaults.grpc_port,
+        metavar="N",
+        help="port of the gRPC API (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-running",
+        type=int,
+        default=defaults.max_running,
+        metavar="N",
+        help="most requests in a batch (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--disaggregated", action="store_true", help="run four processes over loopback gRPC instead of one"
     )
     parser.add_argument(
         "--tool-format",
         choices=TOOL_FORMATS,
-        help="how the model writes calls of tools (default: DSPARK_TOOL_FORMAT, or as its template does)",
+        help="how the model writes tool calls (default: DSPARK_TOOL_FORMAT, or as its chat template does)",
     )
-    parser.add_argument("--demo-request", action="store_true", help="answer one request when ready")
+    parser.add_argument("--demo-request", action="store_true", help="answer a demo request once ready")
     add_trace_arguments(parser)
     add_stack_arguments(parser)
     add_engine_arguments(parser)
