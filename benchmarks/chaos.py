@@ -115,13 +115,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=10.0, help="of faults")
-    parser.add_argument("--warm-up-seconds", type=float, default=40.0, help="without faults, first")
-    parser.add_argument("--concurrency", type=int, default=8, help="users")
-    parser.add_argument("--seed", type=int, default=0, help="of the faults")
-    parser.add_argument("--min-pause-seconds", type=float, default=2.0, help="between two faults")
+    parser.add_argument("--minutes", type=float, default=10.0, help="minutes of faults")
+    parser.add_argument(
+        "--warm-up-seconds", type=float, default=40.0, help="time without faults at the start"
+    )
+    parser.add_argument("--concurrency", type=int, default=8, help="concurrent users")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the faults")
+    parser.add_argument(
+        "--min-pause-seconds", type=float, default=2.0, help="shortest pause between two faults"
+    )
     parser.add_argument("--max-pause-seconds", type=float, default=8.0)
-    parser.add_argument("--min-down-seconds", type=float, default=0.5, help="that a part is away")
+    parser.add_argument("--min-down-seconds", type=float, default=0.5, help="shortest downtime of a part")
     parser.add_argument("--max-down-seconds", type=float, default=10.0)
     parser.add_argument("--targets", nargs="+", default=TARGETS, choices=TARGETS, metavar="PART")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))

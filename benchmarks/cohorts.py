@@ -182,11 +182,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--users", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--round-trip-ms", type=float, nargs="+", default=[0.0, 5.0, 20.0])
     parser.add_argument(
-        "--verify", type=int, default=2, help="tokens of each block, where fixed (%(default)s)"
+        "--verify",
+        type=int,
+        default=2,
+        help="verified tokens per block where that is fixed (default: %(default)s)",
     )
-    parser.add_argument("--repetitions", type=int, default=3, help="slices of each method")
-    parser.add_argument("--minutes", type=float, default=6.0, help="of the whole run, roughly (%(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=192, help="per answer")
+    parser.add_argument("--repetitions", type=int, default=3, help="slices per method")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=6.0,
+        help="approximate length of the whole run (default: %(default)s)",
+    )
+    parser.add_argument("--max-tokens", type=int, default=192, help="tokens per answer")
     parser.add_argument("--prompts", type=Path, default=Path("loadtest/prompts.jsonl"))
     parser.add_argument("--drafter", default=DEFAULT_DRAFTER)
     parser.add_argument("--kv-cache-mb", type=int, default=512)

@@ -30,7 +30,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target-model", default=DEFAULT_MODEL)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--answer-tokens", type=int, default=32, help="generated per sequence (32)")
+    parser.add_argument(
+        "--answer-tokens", type=int, default=32, help="tokens generated per sequence (default: 32)"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     options = EngineOptions(target_model=arguments.target_model, drafter=None, kv_cache_bytes=2**30)

@@ -289,10 +289,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="sequences per draft pass")
     parser.add_argument(
-        "--rows", type=int, nargs="+", default=[8, 64, 128], help="target rows per acceptance"
+        "--rows", type=int, nargs="+", default=[8, 64, 128], help="target rows per acceptance step"
     )
     parser.add_argument("--only", nargs="+", default=["draft", "parts", "accept"])
-    parser.add_argument("--seconds", type=float, default=1.0, help="time spent on each figure")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds spent on each figure")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/draft.json"))
     return parser

@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--verifiers", type=int, default=16)
     parser.add_argument("--drafters", type=int, nargs="+", default=[16, 8, 4, 3, 2, 1])
-    parser.add_argument("--users", type=int, default=8, help="of each verifier")
+    parser.add_argument("--users", type=int, default=8, help="users per verifier")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=None)

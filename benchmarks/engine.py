@@ -198,14 +198,26 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights", nargs="+", default=["stored", "full"], choices=[choice.value for choice in WeightChoice]
     )
-    parser.add_argument("--context", type=int, default=256, help="positions before the step's tokens")
+    parser.add_argument("--context", type=int, default=256, help="context length before the step's tokens")
     parser.add_argument(
-        "--tokens", type=int, nargs="*", default=[1, 8, 16, 32, 64, 128, 256], help="of one request"
+        "--tokens",
+        type=int,
+        nargs="*",
+        default=[1, 8, 16, 32, 64, 128, 256],
+        help="tokens of a single request",
     )
     parser.add_argument("--requests", type=int, nargs="*", default=[8, 16, 32, 64])
-    parser.add_argument("--tokens-per-request", type=int, nargs="*", default=[1, 8], help="with --requests")
+    parser.add_argument(
+        "--tokens-per-request",
+        type=int,
+        nargs="*",
+        default=[1, 8],
+        help="tokens per request, with --requests",
+    )
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--rounds", type=int, default=16, help="requests of the round taken apart; 0: none")
+    parser.add_argument(
+        "--rounds", type=int, default=16, help="requests in the round that is broken down; 0: skip it"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/engine.json"))
     return parser
 

@@ -87,18 +87,22 @@ async def run(arguments: argparse.Namespace, console: Console) -> dict[str, obje
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
-    parser.add_argument("--repeats", type=int, default=3, help="times the scheduler is killed")
-    parser.add_argument("--no-throttle", action="store_true", help="leave the slow verifier out")
-    parser.add_argument("--warm-up", type=float, default=5.0, help="seconds of load before the first")
-    parser.add_argument("--concurrency", type=int, default=6, help="requests at a time")
-    parser.add_argument("--max-tokens", type=int, default=32, help="of each answer")
-    parser.add_argument("--share", type=float, default=0.25, help="of the time the slowed verifier runs")
+    parser.add_argument("--seconds", type=float, default=8.0, help="length of each measurement")
+    parser.add_argument("--repeats", type=int, default=3, help="how often to kill the scheduler")
+    parser.add_argument("--no-throttle", action="store_true", help="skip the slow verifier")
+    parser.add_argument(
+        "--warm-up", type=float, default=5.0, help="seconds of load before the first measurement"
+    )
+    parser.add_argument("--concurrency", type=int, default=6, help="concurrent requests")
+    parser.add_argument("--max-tokens", type=int, default=32, help="tokens per answer")
+    parser.add_argument(
+        "--share", type=float, default=0.25, help="share of time that the slowed verifier runs"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument(
-        "--kernels", choices=("on", "off"), default="on", help="off: slower steps, and drafting pays"
+        "--kernels", choices=("on", "off"), default="on", help="off: slower steps, so that drafting pays"
     )
-    parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
+    parser.add_argument("--out", type=Path, help="file for the figures, as JSON")
     arguments = parser.parse_args()
     console = Console()
     result = asyncio.run(run(arguments, console))

@@ -254,12 +254,23 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="one short turn at 1, 4 and 16 users")
-    parser.add_argument("--fresh", action="store_true", help="forget slices of an earlier run")
+    parser.add_argument("--fresh", action="store_true", help="discard the slices of an earlier run")
     parser.add_argument(
-        "--minutes", type=float, default=None, help="of the whole run, roughly (11; quick 1.5)"
+        "--minutes",
+        type=float,
+        default=None,
+        help="approximate length of the whole run (default: 11; --quick: 1.5)",
     )
-    parser.add_argument("--repetitions", type=int, default=None, help="turns over all loads (3; quick 1)")
-    parser.add_argument("--concurrency", type=int, nargs="+", default=None, help="users at a time (1 to 64)")
+    parser.add_argument(
+        "--repetitions", type=int, default=None, help="turns over all loads (default: 3; --quick: 1)"
+    )
+    parser.add_argument(
+        "--concurrency",
+        type=int,
+        nargs="+",
+        default=None,
+        help="numbers of concurrent users (default: 1 to 64)",
+    )
     parser.add_argument("--gamma", type=int, nargs="+", default=[2, 4, 7], help="static verify lengths")
     parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument(
@@ -267,12 +278,16 @@ def _parser() -> argparse.ArgumentParser:
         default=SHIPPED_MTP1,
         metavar="NAME",
         type=lambda text: None if text == "none" else text,
-        help="an MTP-1 drafter of the target, by name or path, or none (%(default)s)",
+        help="MTP-1 drafter of the target, by name or path, or none (default: %(default)s)",
     )
-    parser.add_argument("--moderate-floor", type=float, default=None, help="tokens/s (60 %% of MTP-1 alone)")
-    parser.add_argument("--strict-floor", type=float, default=None, help="tokens/s (102 %% of MTP-1 alone)")
+    parser.add_argument(
+        "--moderate-floor", type=float, default=None, help="tokens/s (default: 60 %% of MTP-1 alone)"
+    )
+    parser.add_argument(
+        "--strict-floor", type=float, default=None, help="tokens/s (default: 102 %% of MTP-1 alone)"
+    )
     parser.add_argument("--prompts", type=Path, default=Path("loadtest/prompts.jsonl"))
-    parser.add_argument("--max-tokens", type=int, default=192, help="per answer")
+    parser.add_argument("--max-tokens", type=int, default=192, help="tokens per answer")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--target-model", default=DEFAULT_MODEL)
     parser.add_argument("--drafter", default=DEFAULT_DRAFTER)
@@ -281,9 +296,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     parser.add_argument(
-        "--stop-after", type=float, default=None, metavar="SECONDS", help="begin no visit later"
+        "--stop-after", type=float, default=None, metavar="SECONDS", help="start no visit after this time"
     )
-    parser.add_argument("--figures", type=Path, default=None, help="directory (beside --out)")
+    parser.add_argument(
+        "--figures", type=Path, default=None, help="directory for figures (default: next to --out)"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/frontier.json"))
     return parser
 

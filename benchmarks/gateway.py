@@ -43,7 +43,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64])
-    parser.add_argument("--tokens", type=int, default=400, help="of each stream")
+    parser.add_argument("--tokens", type=int, default=400, help="tokens per stream")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gateway.json"))
     arguments = parser.parse_args()

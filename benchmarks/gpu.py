@@ -255,7 +255,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", default="bfloat16", choices=tuple(DTYPES))
     parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=tuple(SHAPES))
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=210.0, help="parts begun later are left out (210)")
+    parser.add_argument(
+        "--seconds", type=float, default=210.0, help="start no part after this time (default: 210)"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu.json"))
     return parser
 

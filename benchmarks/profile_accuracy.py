@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each row")
+    parser.add_argument("--seconds", type=float, default=6.0, help="seconds per row")
     parser.add_argument("--prompts", type=Path, default=Path("loadtest/prompts.jsonl"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)

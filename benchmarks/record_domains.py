@@ -202,7 +202,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--target-model", default=DEFAULT_MODEL)
     parser.add_argument("--drafter", default=DEFAULT_DRAFTER)
-    parser.add_argument("--ngrams", default=NGRAMS_AUTO, help="table, as `dspark up` takes it (%(default)s)")
+    parser.add_argument(
+        "--ngrams", default=NGRAMS_AUTO, help="n-gram table, as for `dspark up` (default: %(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=DEFAULTS)
     return parser

@@ -227,9 +227,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--domains-file", type=Path, required=True)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16, 32])
-    parser.add_argument("--seconds", type=float, default=8.0, help="measured per load and planner")
+    parser.add_argument("--seconds", type=float, default=8.0, help="seconds measured per load and planner")
     parser.add_argument(
-        "--turns", type=int, default=2, help="slices these seconds are split into; one more corrects"
+        "--turns", type=int, default=2, help="slices to split these seconds into; one more corrects"
     )
     parser.add_argument("--prompts", type=Path, default=Path("loadtest/prompts.jsonl"))
     parser.add_argument("--max-tokens", type=int, default=128)
@@ -237,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--drafter", default=DEFAULT_DRAFTER)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
-    parser.add_argument("--save-curve", type=Path, default=None, help="write the corrected round times here")
+    parser.add_argument("--save-curve", type=Path, default=None, help="file for the corrected round times")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/simulation_accuracy.json"))
     return parser
 

@@ -287,22 +287,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--target-model", default=DEFAULT_MODEL)
     parser.add_argument("--drafter", default=DEFAULT_DRAFTER)
-    parser.add_argument("--ngrams", default=NGRAMS_AUTO, help="table, as `dspark up` takes it (%(default)s)")
+    parser.add_argument(
+        "--ngrams", default=NGRAMS_AUTO, help="n-gram table, as for `dspark up` (default: %(default)s)"
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--weights", default="stored", choices=WEIGHTS)
     parser.add_argument("--engine", default=NATIVE, choices=ENGINES, help="what computes the target")
-    parser.add_argument("--vllm-arguments", default="{}", metavar="JSON", help="as `dspark up` takes them")
-    parser.add_argument("--prompts", type=Path, default=None, help="JSONL with 'turns'; default: built in")
+    parser.add_argument("--vllm-arguments", default="{}", metavar="JSON", help="as for `dspark up`")
     parser.add_argument(
-        "--schema", type=Path, default=None, help="JSON schema that answers keep to; they end when complete"
+        "--prompts", type=Path, default=None, help="JSONL with 'turns' (default: built-in prompts)"
+    )
+    parser.add_argument(
+        "--schema",
+        type=Path,
+        default=None,
+        help="JSON schema that answers must follow; they end when complete",
     )
     parser.add_argument("--count", type=int, default=6)
     parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument("--temperature", type=float, default=0.0, help="(0: greedy)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="(1: off)")
-    parser.add_argument("--rounds", type=int, default=2, help="times each prompt is measured")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    parser.add_argument("--top-p", type=float, default=1.0, help="1 is off")
+    parser.add_argument("--rounds", type=int, default=2, help="how often to measure each prompt")
     parser.add_argument(
-        "--transformers", action=argparse.BooleanOptionalAction, default=True, help="where decoding is greedy"
+        "--transformers",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also measure transformers, if decoding is greedy",
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/single_stream.json"))

@@ -113,12 +113,14 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--period-seconds", type=float, default=45.0, help="between two samples")
-    parser.add_argument("--concurrency", type=int, default=16, help="users")
+    parser.add_argument("--period-seconds", type=float, default=45.0, help="time between two samples")
+    parser.add_argument("--concurrency", type=int, default=16, help="concurrent users")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--kv-cache-mb", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--max-growth-mb", type=float, default=Bounds().rss_mb, help="of resident memory")
+    parser.add_argument(
+        "--max-growth-mb", type=float, default=Bounds().rss_mb, help="allowed growth of resident memory"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/soak.json"))
     return parser
 

@@ -187,19 +187,23 @@ async def run(arguments: argparse.Namespace, console: Console) -> dict[str, obje
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--turns", type=int, default=4, help="of each kind, each on the other verifier")
-    parser.add_argument("--factor", type=float, default=4.0, help="how much slower")
-    parser.add_argument("--seconds", type=float, default=4.0, help="before, and from 2 s after on")
-    parser.add_argument("--rest", type=float, default=6.0, help="between two, for times to be as before")
-    parser.add_argument("--streams", type=int, default=6, help="that stay")
+    parser.add_argument(
+        "--turns", type=int, default=4, help="turns of each kind, alternating between the verifiers"
+    )
+    parser.add_argument("--factor", type=float, default=4.0, help="slowdown factor")
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="seconds measured before, and from 2 s after"
+    )
+    parser.add_argument("--rest", type=float, default=6.0, help="seconds between two, for times to recover")
+    parser.add_argument("--streams", type=int, default=6, help="streams that stay")
     parser.add_argument("--stream-tokens", type=int, default=1500)
-    parser.add_argument("--temperature", type=float, default=0.3, help="of the streams")
-    parser.add_argument("--short", type=int, default=2, help="short requests at a time")
+    parser.add_argument("--temperature", type=float, default=0.3, help="temperature of the streams")
+    parser.add_argument("--short", type=int, default=2, help="concurrent short requests")
     parser.add_argument("--short-tokens", type=int, default=16)
-    parser.add_argument("--no-lookup", action="store_true", help="drafts from the drafter only")
+    parser.add_argument("--no-lookup", action="store_true", help="draft with the drafter only")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--kernels", choices=("on", "off"), default="on")
-    parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
+    parser.add_argument("--out", type=Path, help="file for the figures, as JSON")
     arguments = parser.parse_args()
     result = asyncio.run(run(arguments, Console()))
     if arguments.out:

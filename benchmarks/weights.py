@@ -142,10 +142,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--target-model", default=DEFAULT_MODEL)
     parser.add_argument("--choices", nargs="+", default=["stored", "stored-a8", "full"], choices=WEIGHTS)
-    parser.add_argument("--prompts", type=int, default=24, help="how many")
+    parser.add_argument("--prompts", type=int, default=24, help="number of prompts")
     parser.add_argument("--prompts-file", type=Path, default=Path("loadtest/prompts.jsonl"))
     parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=30, help="of each step")
+    parser.add_argument("--repeats", type=int, default=30, help="repeats per step")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/weights.json"))
     return parser

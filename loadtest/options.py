@@ -20,46 +20,51 @@ def add_options(parser: Parser) -> None:
         "--min-tokens-per-second",
         type=_number(lambda value: value >= 0, ">= 0"),
         default=0.0,
-        help="promised reading speed of a chat; the run exits 1 when it is not kept (0: nothing promised)",
+        help="promised tokens/s of a chat; the run exits with 1 if it is not kept (default: 0, no promise)",
     )
     parser.add_argument(
         "--max-first-token-ms",
         type=_number(lambda value: value >= 0, ">= 0"),
         default=0.0,
-        help="promised time to the first token, likewise (0: nothing promised)",
+        help="promised time to the first token, likewise (default: 0, no promise)",
     )
     parser.add_argument(
         "--promise-share",
         type=_number(lambda value: 0 < value <= 1, "in (0, 1]"),
         default=0.95,
-        help="share of chats that must keep what is promised (default 0.95)",
+        help="share of chats that must keep the promises (default: 0.95)",
     )
     parser.add_argument("--model", default="", help="model to ask (default: the first of /v1/models)")
     parser.add_argument(
-        "--max-tokens", type=_count(1), default=128, help="longest answer, in tokens (default 128)"
+        "--max-tokens", type=_count(1), default=128, help="longest answer, in tokens (default: 128)"
     )
     parser.add_argument(
         "--ignore-eos",
         action="store_true",
-        help="every answer is --max-tokens long: the model's own stop tokens are ignored",
+        help="ignore the model's stop tokens, so that every answer is --max-tokens long",
     )
     parser.add_argument(
         "--temperature",
         type=_number(lambda value: 0 <= value <= 2, "in [0, 2]"),
         default=0.0,
-        help="sampling temperature (default 0)",
+        help="sampling temperature (default: 0)",
     )
     parser.add_argument(
-        "--speculation", choices=("on", "off"), default="on", help="ask for speculative decoding or not"
+        "--speculation",
+        choices=("on", "off"),
+        default="on",
+        help="whether to ask for speculative decoding (default: on)",
     )
     parser.add_argument(
         "--requests",
         type=_count(0),
         default=0,
-        help="end the run after this many chats (default 0: no limit); not with several processes",
+        help="end the run after this many chats; not with several processes (default: 0, no limit)",
     )
-    parser.add_argument("--api-key", default="", help="sent as a bearer token", is_secret=True)
-    parser.add_argument("--report-json", type=_writable, default="", help="write the report to this file")
+    parser.add_argument("--api-key", default="", help="API key, sent as a bearer token", is_secret=True)
+    parser.add_argument(
+        "--report-json", type=_writable, default="", help="write the report to this file as JSON"
+    )
 
 
 def _writable(text: str) -> str:
