@@ -197,6 +197,6 @@ def _summary(study: CalibrationStudy) -> str:
     fewest = min(study.fitted.before[0].rounds, study.held_out.before[0].rounds)
     if fewest < ENOUGH_ROUNDS:
         text += (
-            f"\n[yellow]only {fewest} rounds in the smaller half: more prompts make this reliable[/yellow]"
+            f"\n[yellow]only {fewest} rounds in the smaller half: more prompts give reliable figures[/yellow]"
         )
     return text

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
             if text == "/reset":
                 messages = list(opening)
             elif text.startswith("/"):
-                console.print(f"[yellow]{escape(text)} is not a command:[/yellow] {HELP}")
+                console.print(f"[yellow]unknown command {escape(text)}:[/yellow] {HELP}")
             elif text:
                 messages.append({"role": "user", "content": text})
                 answer = _answer(console, client, messages, {"model": model, **fields})

@@ -60,7 +60,7 @@ class GatewayClient:
         try:
             return str(response.json()["data"][0]["id"])
         except (ValueError, LookupError, TypeError):
-            raise GatewayError(f"{response.url} lists no model, but says {response.text[:200]!r}") from None
+            raise GatewayError(f"{response.url} lists no model, got {response.text[:200]!r}") from None
 
     def chat(self, messages: Sequence[dict[str, str]], **options: object) -> Iterator[ChatPiece]:
         """Streams one answer; `options` are further fields of the request body. Raises ConfigError for a
@@ -81,20 +81,20 @@ class GatewayClient:
                 _check(response)
                 yield from _pieces(response.iter_lines())
         except httpx.HTTPError as error:
-            raise UnavailableError(f"the connection to {self._url} broke: {error}") from error
+            raise UnavailableError(f"lost the connection to {self._url}: {error}") from error
 
 
 def check_key(api_key: str | None) -> None:
     """Raises ConfigError for an invalid key, showing only the offending character."""
     unfit = [sign for sign in api_key or "" if not (sign.isascii() and sign.isprintable())]
     if unfit:
-        raise ConfigError(f"--api-key (or DSPARK_API_KEY) must be printable ASCII, but holds {unfit[0]!r}")
+        raise ConfigError(f"--api-key (or DSPARK_API_KEY) must be printable ASCII, but contains {unfit[0]!r}")
 
 
 def check_text(name: str, text: str) -> None:
     """Raises ConfigError for text read from invalid UTF-8, whose bytes Python keeps as lone surrogates."""
     if (half := lone_surrogate(text)) is not None:
-        raise ConfigError(f"{name} must be UTF-8, but holds {half}")
+        raise ConfigError(f"{name} must be UTF-8, but contains {half}")
 
 
 def _base(url: str) -> str:
@@ -125,7 +125,7 @@ def _check(response: httpx.Response) -> None:
         return
     if response.has_redirect_location:
         address = response.headers["location"]
-        raise GatewayError(f"{response.url} answered {response.status_code}, see {address}: give its own URL")
+        raise GatewayError(f"{response.url} redirects ({response.status_code}) to {address}: use that URL")
     try:
         message = response.json()["error"]["message"]
     except (ValueError, KeyError, TypeError):

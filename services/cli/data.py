@@ -40,10 +40,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _interruptible(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
     def guarded(arguments: argparse.Namespace) -> int:
         try:
-            with write_errors("run the same command again to go on"):
+            with write_errors("run the same command again to continue"):
                 return run(arguments)
         except KeyboardInterrupt:
-            print("dspark: interrupted; run the same command again to go on", file=sys.stderr)
+            print("dspark: interrupted; run the same command again to continue", file=sys.stderr)
             return EXIT_INTERRUPTED
 
     return guarded

@@ -138,11 +138,11 @@ def run_check(arguments: argparse.Namespace) -> int:
             console.print(f"[red]{fault.path} {fault.problem}[/red]", soft_wrap=True)
     manifest = read_manifest(arguments.directory)
     planned = manifest.planned_shards if manifest else total
-    console.print(f"{total - damaged} of {planned} shards are whole", soft_wrap=True)
+    console.print(f"{total - damaged} of {planned} shards are intact", soft_wrap=True)
     if total < planned:
         console.print(f"{planned - total} are not written yet: run the command that writes them again")
     if damaged:
-        console.print("remove what is damaged and run the command that wrote it again; the rest is kept")
+        console.print("delete damaged shards and run the command that wrote them again; it keeps the others")
     return EXIT_DAMAGED if damaged else 0
 
 

@@ -79,10 +79,10 @@ def run(arguments: argparse.Namespace) -> int:
     save_ngrams(trained.table, origin, arguments.out)
     told = trained.trial
     console.print(
-        f"{trained.table.entries:,} contexts of {tokens:,} answer tokens in {arguments.out}, "
+        f"{trained.table.entries:,} contexts from {tokens:,} answer tokens written to {arguments.out}, "
         f"{arguments.out.stat().st_size / 1e6:.1f} MB\n"
-        f"of {told.tokens:,} tokens it had not seen, a table of the other answers names {told.table:.1%}, "
-        f"their text's own repetitions {told.match:.1%}, one of the two {told.either:.1%}",
+        f"of {told.tokens:,} held-out tokens, a table of the other answers predicts {told.table:.1%}, "
+        f"repetitions in their own text {told.match:.1%}, either of the two {told.either:.1%}",
         soft_wrap=True,
         highlight=False,
     )
@@ -93,4 +93,4 @@ def _require_vocabulary(conversations: list[Conversation], vocab_size: int) -> N
     """Raises ConfigError for token ids beyond the vocabulary: the answers come from another tokenizer."""
     highest = max((max(*one.prompt_ids, *one.answer_ids) for one in conversations), default=0)
     if highest >= vocab_size:
-        raise ConfigError(f"--answers hold token {highest}; the target's vocabulary has {vocab_size}")
+        raise ConfigError(f"--answers contain token {highest}; the target's vocabulary has {vocab_size}")

@@ -147,7 +147,7 @@ def run(arguments: argparse.Namespace) -> int:
             if arguments.synthesise:
                 out.writelines(prompt.line() for prompt in _synthesised(arguments, tokenizer, chosen))
         if not chosen.kept:
-            raise ConfigError(f"no prompt is left of what was read{_refusals(chosen, '; ')}")
+            raise ConfigError(f"no prompts are left after filtering{_refusals(chosen, '; ')}")
         partial.replace(arguments.out)
     finally:
         partial.unlink(missing_ok=True)
@@ -164,11 +164,11 @@ def _check(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"--{name} must be >= {0 if name == 'synthesise' else 1}, got {value}")
     if arguments.synthesise and arguments.min_tokens >= _turn_tokens(arguments):
         raise ConfigError(
-            f"--min-tokens must be below {_turn_tokens(arguments)}, where --synthesise ends turns, "
-            f"got {arguments.min_tokens}"
+            f"--min-tokens must be below {_turn_tokens(arguments)}, the limit of turns that --synthesise "
+            f"writes, got {arguments.min_tokens}"
         )
     if arguments.out.resolve() in [path.resolve() for path in (*arguments.files, *arguments.exclude)]:
-        raise ConfigError(f"--out would replace {arguments.out}, which is read from")
+        raise ConfigError(f"--out would overwrite {arguments.out}, which is an input")
     if arguments.dataset:
         require_datasets()
     require_writable(arguments.out)

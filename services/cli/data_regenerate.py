@@ -179,9 +179,9 @@ def run(arguments: argparse.Namespace) -> int:
         chunk_prompts=arguments.chunk,
     )
     if arguments.features is None and arguments.layers is not None:
-        raise ConfigError("--layers says which states --features writes down; there is no --features")
+        raise ConfigError("--layers needs --features: it selects the layers whose hidden states are written")
     if arguments.features is not None and arguments.endpoint is not None:
-        raise ConfigError("--features needs the target in this process; a server keeps its states to itself")
+        raise ConfigError("--features cannot be used with --endpoint: a server does not send hidden states")
     require_writable(arguments.out)
     prompts = _read(arguments)
     work = _Work(arguments, settings, prompts)
@@ -201,9 +201,9 @@ def _read(arguments: argparse.Namespace) -> list[Prompt]:
     found: dict[str, Prompt] = {}
     for prompt in read_prompts(arguments.prompts):
         if found.setdefault(prompt.prompt_id, prompt) is not prompt:
-            raise ConfigError(f"{arguments.prompts} holds two prompts with id {prompt.prompt_id!r}")
+            raise ConfigError(f"{arguments.prompts} has two prompts with id {prompt.prompt_id!r}")
     if not found:
-        raise ConfigError(f"{arguments.prompts} holds no prompts")
+        raise ConfigError(f"{arguments.prompts} has no prompts")
     return list(found.values())[: arguments.limit]
 
 

@@ -86,18 +86,18 @@ def _device(options: StackOptions) -> Finding:
     text = f"{options.device}: {device}, {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
     missing = missing_for_kernels()
     if missing is not None:
-        return Finding(Outcome.NOTE, f"{text}; {missing}: PyTorch's operators compute, slower")
+        return Finding(Outcome.NOTE, f"{text}; {missing}: using PyTorch's operators, which are slower")
     return Finding(Outcome.OK, f"{text}, Triton kernels")
 
 
 def _processor(_: StackOptions) -> Finding:
     flags = _cpu_flags()
     if not flags:
-        return Finding(Outcome.NOTE, "processor flags are unknown here; bfloat16 may be slow")
+        return Finding(Outcome.NOTE, "cannot read the processor flags; bfloat16 may be slow")
     for flag in ("amx_bf16", "avx512_bf16"):
         if flag in flags:
-            return Finding(Outcome.OK, f"bfloat16 arithmetic through {flag}")
-    return Finding(Outcome.NOTE, "no bfloat16 instructions: --dtype float32 may be faster here")
+            return Finding(Outcome.OK, f"bfloat16 arithmetic with {flag}")
+    return Finding(Outcome.NOTE, "no bfloat16 instructions: --dtype float32 may be faster")
 
 
 def _kernels(_: StackOptions) -> Finding:
@@ -107,7 +107,7 @@ def _kernels(_: StackOptions) -> Finding:
     try:
         kernels = load_kernels()
     except KernelsUnavailableError as error:
-        return Finding(Outcome.NOTE, f"none, PyTorch computes instead, slower: {error}")
+        return Finding(Outcome.NOTE, f"not available, using PyTorch, which is slower: {error}")
     return Finding(Outcome.OK, f"{kernels.instructions}, {kernels.path}")
 
 
@@ -115,11 +115,11 @@ def _huge_pages(options: StackOptions) -> Finding:
     from dspark_core.kernels.memory import gives_huge_pages
 
     if options.engine.torch_device.type != "cpu":
-        return Finding(Outcome.OK, "for weights on CPUs: not needed here")
+        return Finding(Outcome.OK, "not needed, as weights are not on a CPU")
     if gives_huge_pages():
-        return Finding(Outcome.OK, "weights and KV pages lie on them")
+        return Finding(Outcome.OK, "used for weights and KV pages")
     hint = "write madvise to /sys/kernel/mm/transparent_hugepage/enabled"
-    return Finding(Outcome.NOTE, f"none given, so reading weights takes longer: {hint}")
+    return Finding(Outcome.NOTE, f"not available, so reading weights is slower: {hint}")
 
 
 def _cpu_flags() -> frozenset[str]:
@@ -167,7 +167,7 @@ def _tokenizer(options: StackOptions) -> Finding:
     tokenizer = load_tokenizer(resolve_model_path(options.target_model))
     text = "round trip: naïve café 12345 \U0001f642"
     if tokenizer.decode(tokenizer.encode(text)) != text:
-        return Finding(Outcome.FAILED, "encoding and decoding a text does not give it back")
+        return Finding(Outcome.FAILED, "encoding and decoding a text does not return the same text")
     return Finding(Outcome.OK, f"{options.target_model}: encodes and decodes")
 
 
@@ -192,7 +192,7 @@ def _ngrams(options: StackOptions) -> Finding:
 
     path = resolve_ngrams_path(options.ngrams, options.target_model)
     if path is None:
-        return Finding(Outcome.OK, "none: only requests' own text is looked up")
+        return Finding(Outcome.OK, "none: lookup uses only a request's own text")
     loaded = load_target(options.target_model, options.engine.torch_dtype, options.engine.torch_device)
     return Finding(Outcome.OK, f"{path.parent.name}: {load_table(path, loaded).entries:,} contexts")
 
@@ -201,7 +201,8 @@ def _port(options: StackOptions) -> Finding:
     for port in (options.http_port, options.grpc_port):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return Finding(Outcome.NOTE, f"port {port} is taken: dspark up needs --port or --grpc-port")
+                text = f"port {port} is in use: pass another --port or --grpc-port to dspark up"
+                return Finding(Outcome.NOTE, text)
     return Finding(Outcome.OK, f"{options.http_port} and {options.grpc_port} are free")
 
 
@@ -222,7 +223,7 @@ def _redis(_: StackOptions) -> Finding:
 
 def _disk(_: StackOptions) -> Finding:
     free = shutil.disk_usage(".").free / 2**30
-    return Finding(Outcome.OK if free > 1 else Outcome.NOTE, f"{free:.0f} GiB free here")
+    return Finding(Outcome.OK if free > 1 else Outcome.NOTE, f"{free:.0f} GiB free in this directory")
 
 
 CHECKS: dict[str, Check] = {

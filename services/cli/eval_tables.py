@@ -41,7 +41,7 @@ def result_table(report: EvalReport) -> Table:
 def position_table(report: EvalReport) -> Table:
     """Only the first positions: looked-up drafts have more of them than fit into a terminal."""
     heads = _position_heads(report)[:MAX_POSITIONS]
-    table = _table("accepted once all before were, by draft position, %", *heads)
+    table = _table("accepted, given that all earlier positions were, by draft position, %", *heads)
     for one in report.sets:
         rates = [position.accept_rate for position in one.acceptance.positions][: len(heads)]
         table.add_row(escape(one.name), *map(_bare_percent, rates))
@@ -80,7 +80,7 @@ def sweep_table(report: EvalReport) -> Table:
 
 def comparison_table(comparison: Comparison) -> Table:
     base = comparison.labels[0]
-    table = _table(f"accepted length, gains over {base}", *comparison.labels)
+    table = _table(f"accepted length and gain over {base}", *comparison.labels)
     for one in comparison.sets:
         table.add_row(escape(one.name), *_comparison_cells(one))
     if comparison.macro is not None:

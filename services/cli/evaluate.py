@@ -100,13 +100,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _compare(arguments: argparse.Namespace) -> int:
     if arguments.prompts:
-        raise ConfigError(f"--compare takes results only, got prompt file {arguments.prompts[0]}")
+        raise ConfigError(f"--compare takes results only, got the prompt file {arguments.prompts[0]}")
     comparison = compare(read_results(arguments.compare))
     console = Console()
     console.print(comparison_table(comparison))
     if comparison.differing_arguments:
         differing = ", ".join(comparison.differing_arguments)
-        console.print(f"[yellow]measured under different {differing}: not like for like[/yellow]")
+        console.print(f"[yellow]not directly comparable: measured with different {differing}[/yellow]")
     return 0
 
 
@@ -161,7 +161,7 @@ def _measure(arguments: argparse.Namespace, settings: EvalSettings, sets: Sequen
     if options.drafter is None and drafts != LOOKUP:
         raise ConfigError("eval measures a drafter: --drafter must name one, got 'none'")
     if not options.lookup and drafts != DRAFTER:
-        raise ConfigError(f"--drafts {drafts} and --no-lookup exclude each other")
+        raise ConfigError(f"--drafts {drafts} cannot be used with --no-lookup")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     tokenizer = load_tokenizer(resolve_model_path(options.target_model), template_arguments(arguments))
@@ -223,7 +223,7 @@ def _show(report: EvalReport) -> None:
         console.print(confidence_table(report))
         console.print(sweep_table(report))
     else:
-        console.print(f"{_why_without_confidence(report)}: no confidence figures and no threshold sweep")
+        console.print(f"no confidence figures or threshold sweep: {_why_without_confidence(report)}")
     tokens = sum(one.generated_tokens for one in report.sets)
     console.print(f"{tokens} tokens in {report.seconds:.0f} s")
     skipped = sum(one.too_long_prompts for one in report.sets)
@@ -236,7 +236,7 @@ def _show(report: EvalReport) -> None:
 
 def _why_without_confidence(report: EvalReport) -> str:
     if report.arguments["drafts"] != DRAFTER:
-        return "not of the drafter alone"
+        return "drafts are not the drafter's alone"
     if not any(one.acceptance.verified_tokens for one in report.sets):
         return "no draft was verified"  # e.g. all answers have one token, which prefill yields
     return "no confidence head"

@@ -54,7 +54,7 @@ def _prompt(argument: str) -> str:
     try:
         prompt = sys.stdin.read() if argument == "-" else argument
     except UnicodeDecodeError as error:  # does not happen where Python keeps such bytes (surrogateescape)
-        raise ConfigError(f"--prompt must be UTF-8: standard input is not: {error}") from None
+        raise ConfigError(f"--prompt must be UTF-8, but standard input is not: {error}") from None
     check_text("--prompt", prompt)
     return prompt
 

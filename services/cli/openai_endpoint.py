@@ -47,7 +47,7 @@ class EndpointConfig:
         try:
             host = httpx.URL(self.url).host
         except httpx.InvalidURL as error:
-            raise ConfigError(f"--endpoint {self.url!r} is no address: {error}") from error
+            raise ConfigError(f"--endpoint must be a URL, got {self.url!r}: {error}") from error
         if not host:
             raise ConfigError(f"--endpoint must name a host, got {self.url!r}")
         for name in ("concurrency", "attempts"):
@@ -155,7 +155,7 @@ class OpenAIEndpoint:
                 problem = result.problem if isinstance(result, Failure) else ""
                 raise UnavailableError(
                     f"{self._config.base_url} left {self._unanswered} prompts in a row unanswered; "
-                    f"the last error: {problem}"
+                    f"last error: {problem}"
                 )
 
     async def _ask_patiently(self, question: Question) -> Reply | Failure:
@@ -214,11 +214,11 @@ def _reply(key: str, response: httpx.Response) -> Reply | Failure:
     if not text:
         return Failure(key=key, problem="the answer is empty")
     if not isinstance(text, str):
-        return Failure(key=key, problem=f"the answer is no text: {json.dumps(text)[:200]}")
+        return Failure(key=key, problem=f"the answer is not text: {json.dumps(text)[:200]}")
     if (half := lone_surrogate(text)) is not None:
-        return Failure(key=key, problem=f"the answer holds {half}, which is no text")
+        return Failure(key=key, problem=f"the answer contains {half}, which is not text")
     if not isinstance(finish, str) or finish not in _FINISH:
-        return Failure(key=key, problem=f"finish_reason {finish!r}: the answer is not whole")
+        return Failure(key=key, problem=f"finish_reason {finish!r}: the answer is incomplete")
     return Reply(key=key, text=text, finish=_FINISH[finish])
 
 

@@ -149,7 +149,7 @@ def step_table(model: RoundTimeModel) -> Table:
     points = model.verify.points
     usual = model.verify.surface.context_per_request
     columns = sorted({p.batch_tokens // p.requests for p in points if p.batch_tokens % p.requests == 0})
-    table = open_table("milliseconds of a step")
+    table = open_table("step time, ms")
     for head in ("requests", "context\nof each", *(f"x {count}" for count in columns)):
         table.add_column(head, justify="right", no_wrap=True)
     rows = sorted(
@@ -168,7 +168,7 @@ def step_table(model: RoundTimeModel) -> Table:
         table.add_row(str(requests), str(context), *(row.get(count, "") for count in columns))
     between = sum(p.batch_tokens % p.requests != 0 for p in points)
     if between:
-        table.caption = f"and {between} points between them"
+        table.caption = f"and {between} points in between"
     return table
 
 
@@ -179,7 +179,7 @@ def _milliseconds(seconds: float) -> str:
 
 def draft_table(draft: DraftTimeModel) -> Table:
     table = Table()
-    for head in ("requests", "ms of a draft block"):
+    for head in ("requests", "draft block, ms"):
         table.add_column(head, justify="right", no_wrap=True)
     for requests, seconds in zip(draft.requests, draft.draft_seconds, strict=True):
         table.add_row(str(requests), f"{1000 * seconds:.1f}")

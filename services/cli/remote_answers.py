@@ -78,5 +78,5 @@ def end_of_turn(tokenizer: Tokenizer) -> int:
     after = tokenizer.encode(text.partition(_MARK)[2], add_special_tokens=False)
     ends = [token for token in after if token in tokenizer.stop_token_ids]
     if not ends:
-        raise ConfigError("--endpoint: the target's chat template ends an answer with no stop token")
+        raise ConfigError("--endpoint: the target's chat template does not end an answer with a stop token")
     return ends[0]

@@ -88,7 +88,7 @@ def _round_time(trace: Trace, file: Path | None) -> RoundTimeModel:
     if file is not None:
         return read_round_time(file)
     if not trace.curves:
-        raise ConfigError("the trace holds no step times: give those of `dspark profile` with --curve")
+        raise ConfigError("the trace has no step times: pass those of `dspark profile` with --curve")
     return RoundTimeModel.from_dict(list(trace.curves.values())[-1])
 
 
@@ -133,10 +133,10 @@ def _show(results: Sequence[ReplayResult], trace: Trace) -> None:
     if recorded.undrafted_share > 0:
         share = 100 * recorded.undrafted_share
         console.print(
-            f"{share:.0f} % of the request rounds were recorded without a draft: nothing to plan there"
+            f"{share:.0f} % of the request rounds were recorded without a draft, so there is nothing to plan"
         )
     if any(one.unmet_floors for one in results):
         broken = ", ".join(f"{one.planner} {one.unmet_floors}" for one in results)
-        console.print(f"request rounds whose floor does not hold: {broken}")
+        console.print(f"request rounds below their speed floor: {broken}")
     if trace.cut_lines:
-        console.print(f"[yellow]{trace.cut_lines} last lines were cut short and skipped[/yellow]")
+        console.print(f"[yellow]incomplete last lines skipped: {trace.cut_lines}[/yellow]")

@@ -140,10 +140,10 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.plots is not None:
         require_matplotlib()
         if arguments.frontier is None:
-            raise ConfigError("--plots draws frontiers: say which loads with --frontier 1 2 4 8")
+            raise ConfigError("--plots needs --frontier with the loads to sweep, e.g. --frontier 1 2 4 8")
         require_writable_folder(arguments.plots)
     if arguments.size and arguments.frontier is not None:
-        raise ConfigError("--size finds pools for one load, --frontier sweeps loads: ask for one at a time")
+        raise ConfigError("--size (pools for one load) cannot be used with --frontier (a sweep of loads)")
     if arguments.frontier is not None and min(arguments.frontier) < 1:
         raise ConfigError(f"--frontier takes users per verifier >= 1, got {min(arguments.frontier)}")
 
@@ -246,9 +246,7 @@ def _domains(
         traces = [Path(one) for one in _texts(config, "traces")]
         file = _path(config, "domains_file")
     if traces and file is not None:
-        raise ConfigError(
-            f"drafts fare as in traces or as in a file of domains: got the trace {traces[0]} and {file}"
-        )
+        raise ConfigError(f"give either traces or a domains file, got the trace {traces[0]} and {file}")
     if not traces:
         return read_domains(file or DEFAULTS)
     named: dict[str, Path] = {}
@@ -271,7 +269,7 @@ def _path(config: Mapping[str, Any], name: str) -> Path | None:
 def _texts(config: Mapping[str, Any], name: str) -> list[str]:
     values = config.get(name, [])
     if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
-        raise ConfigError(f"{name} must be a list of texts, got {values!r}")
+        raise ConfigError(f"{name} must be a list of strings, got {values!r}")
     return values
 
 

@@ -13,8 +13,9 @@ from services.cli.tables import open_table
 
 HEADS = ("tokens/s", "5 %", "50 %", "95 %", "first", "tau", "length", "broken", "verif.", "draft.")
 LEGEND = (
-    "tokens/s of all; of a user after the first token (percentiles); 95 % had their first token within; "
-    "accepted length; draft tokens verified per request and round; floors broken; verifiers and drafters busy"
+    "tokens/s in total; percentiles of a user's tokens/s after the first token; first: 95th percentile of "
+    "the time to the first token; tau: accepted length; length: draft tokens verified per request and round; "
+    "broken: speed floors missed; verif., draft.: how busy verifiers and drafters are"
 )
 
 
@@ -42,7 +43,7 @@ def summary_table(summaries: Sequence[Summary], scenario: Scenario) -> Table:
 
 
 def frontier_table(frontiers: Mapping[str, Sequence[FrontierPoint]]) -> Table:
-    table = Table("users per verifier", *frontiers, title="tokens/s of all at tokens/s per user (median)")
+    table = Table("users per verifier", *frontiers, title="tokens/s in total at tokens/s per user (median)")
     loads = [point.users_per_verifier for point in next(iter(frontiers.values()))]
     for index, users in enumerate(loads):
         points = [members[index] for members in frontiers.values()]
@@ -58,16 +59,18 @@ def pool_lines(summary: Summary, scenario: Scenario) -> list[str]:
         lines.append("verifiers are saturated: add some, or the queue grows")
     elif summary.verifier_utilisation < 0.4 and scenario.arrivals_per_second:
         spare = 1.0 - summary.verifier_utilisation / 0.7
-        lines.append(f"verifiers idle: about {100 * spare:.0f} % of them could go (to 70 % busy)")
+        lines.append(
+            f"verifiers are underused: without about {100 * spare:.0f} % of them, the rest would be 70 % busy"
+        )
     pool = scenario.drafters or scenario.verifiers
     needed = max(1, round(pool * summary.drafter_utilisation / 0.5 + 0.499))
     if summary.drafter_utilisation > 0:
         lines.append(
-            f"{summary.planner}: drafters are {100 * summary.drafter_utilisation:.0f} % busy, verifiers wait "
-            f"{100 * max(summary.draft_queue_share, 0.0):.0f} % of their time for drafts behind others; "
-            f"at 50 % busy {min(needed, scenario.verifiers)} drafters would do"
+            f"{summary.planner}: drafters are {100 * summary.drafter_utilisation:.0f} % busy, drafts spend "
+            f"{100 * max(summary.draft_queue_share, 0.0):.0f} % of their latency queued behind others; "
+            f"at 50 % busy, {min(needed, scenario.verifiers)} would be enough"
         )
     if summary.promised:
         broken = 100 * summary.floors_broken / summary.promised
-        lines.append(f"{summary.planner}: {broken:.1f} % of the floors are broken")
+        lines.append(f"{summary.planner}: {broken:.1f} % of the speed floors are missed")
     return lines

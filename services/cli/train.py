@@ -74,7 +74,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run_average(arguments: argparse.Namespace) -> int:
-    with write_errors(f"{arguments.out} was not made"):
+    with write_errors(f"{arguments.out} was not written"):
         average_checkpoints(arguments.out, arguments.inputs)
     print(f"mean of {len(arguments.inputs)} checkpoints written to {arguments.out}")
     return 0
@@ -104,11 +104,11 @@ def _run_as(workers: Workers, config: TrainConfig, arguments: argparse.Namespace
     try:
         if arguments.dry_run:
             return _dry_run(build_setup(config, workers), workers)
-        with write_errors("--resume goes on from the last checkpoint"):
+        with write_errors("--resume continues from the last checkpoint"):
             check_output(config, resume=arguments.resume, fresh=arguments.fresh)
             return _train(build_setup(config, workers, resume=arguments.resume), arguments.fresh)
     except KeyboardInterrupt:
-        print("dspark: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        print("dspark: interrupted; --resume continues from the last checkpoint", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
@@ -156,7 +156,7 @@ def _attach(run: TrainingRun, setup: Setup, view: ProgressView) -> None:
 def _tell_end(run: TrainingRun, console: Console) -> None:
     output, step = run.settings.output, run.trainer.step
     if not run.finished:
-        console.print(f"stopped at step {step}; --resume goes on from there")
+        console.print(f"stopped at step {step}; --resume continues from there")
         return
     console.print(f"step {step}: {output / NEWEST}", soft_wrap=True)
     if run.state.best_step is not None:

@@ -165,7 +165,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"--config {path} is not YAML: {error}") from error
     if not isinstance(document, dict):
-        raise ConfigError(f"{path} must hold sections, got {document!r}")
+        raise ConfigError(f"{path} must contain sections, got {document!r}")
     return document
 
 
@@ -193,7 +193,7 @@ def _explain(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         fields = ", ".join(_fields_of(location[:-1]))
-        return f"{name} is no field, got {error['input']!r}; valid fields here: {fields}"
+        return f"{name} is not a field, got {error['input']!r}; valid fields here: {fields}"
     if error["type"] == "missing":
         return f"{name} is missing"
     if isinstance(error["input"], dict | Section):

@@ -42,7 +42,7 @@ def dry_run_table(setup: Setup) -> Table:
             f"{gigabytes(disk_bytes(setup))} needed, {gigabytes(free_bytes(config.output.directory))} free",
         ),
         ("speed", f"{per_step:.2f} s per step, {positions / per_step:,.0f} positions/s"),
-        ("estimated time", f"{_duration(total * per_step)}, validation not counted"),
+        ("estimated time", f"{_duration(total * per_step)}, without validation"),
     ):
         table.add_row(name, value)
     return table
@@ -50,9 +50,9 @@ def dry_run_table(setup: Setup) -> Table:
 
 def _memory() -> str:
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return f"{torch.cuda.max_memory_allocated() / 1e9:.2f} GB of the GPU's"
+        return f"{torch.cuda.max_memory_allocated() / 1e9:.2f} GB of GPU memory at peak"
     unit = 1 if sys.platform == "darwin" else 1024
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.2f} GB at the most"
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.2f} GB at peak"
 
 
 def _duration(seconds: float) -> str:

@@ -135,11 +135,11 @@ def check_output(config: TrainConfig, *, resume: bool, fresh: bool) -> None:
     output = config.output.directory
     has_run = _has_run(output)
     if has_run and not (resume or fresh):
-        raise ConfigError(f"{output} holds a run: --resume goes on with it, --fresh throws it away")
+        raise ConfigError(f"{output} already has a run: --resume continues it, --fresh deletes it")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"output.directory {output} cannot be made: {error}") from error
+        raise ConfigError(f"output.directory {output} cannot be created: {error}") from error
     if not os.access(output, os.W_OK):
         raise ConfigError(f"output.directory {output}: no permission to write")
     if has_run and resume:

@@ -131,12 +131,12 @@ async def _serve(stack: Stack, options: StackOptions, demo: Callable[[], None] |
                     return 0
             console.print(f"[green]ready[/green] after {time.monotonic() - began:.0f} s")
             if stack.computed_by:
-                console.print(f"  target       by {stack.computed_by}", highlight=False)
+                console.print(f"  engine       {stack.computed_by}", highlight=False)
             _print_addresses(console, options)
             if demo is not None and not await finished_before(asyncio.to_thread(demo), stopped):
                 return 0
-            console.print("serving; Ctrl-C stops")
-            serving, parting = True, "stopping: requests in flight may finish"
+            console.print("serving; press Ctrl-C to stop")
+            serving, parting = True, "stopping; requests in flight may finish"
             ended = asyncio.ensure_future(stack.wait())
             if await finished_before(ended, stopped):
                 console.print(f"[red]{ended.result()}, stopping the others[/red]", highlight=False)

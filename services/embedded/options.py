@@ -70,10 +70,10 @@ class StackOptions:
             if value != default
         ]
         if self.trace is None and unused:
-            raise ConfigError(f"{' and '.join(unused)} needs --trace FILE: nothing is traced without")
+            raise ConfigError(f"{' and '.join(unused)} needs --trace FILE: nothing is traced without it")
 
         if not self.lookup and self.ngrams not in (NGRAMS_AUTO, NO_NGRAMS):
-            raise ConfigError(f"--ngrams {self.ngrams} and --no-lookup exclude each other")
+            raise ConfigError(f"--ngrams {self.ngrams} cannot be used with --no-lookup")
 
     @property
     def engine(self) -> EngineOptions:

@@ -34,7 +34,7 @@ def test_calibrate_shows_stores_and_draws(prompts: Path, tmp_path: Path, capsys)
     assert main(["calibrate", str(prompts), *where, *SMALL]) == 0
     shown = capsys.readouterr().out
     assert "mean ECE on held-out prompts" in shown
-    assert "more prompts make this reliable" in shown
+    assert "more prompts give reliable figures" in shown
     stored = json.loads((drafter / CALIBRATION_FILE).read_text())
     assert stored == json.loads(out.read_text())
     block_size = json.loads((drafter / "config.json").read_text())["block_size"]

@@ -153,14 +153,14 @@ def test_prompts_answers_and_features_fit_together(
     assert "bytes per token" in capsys.readouterr().out
     assert main(compute) == 0
     assert main(["data", "check", str(features)]) == 0
-    assert "1 of 1 shards are whole" in capsys.readouterr().out
+    assert "1 of 1 shards are intact" in capsys.readouterr().out
     [shard] = features.glob("*.safetensors")
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
     assert main(["data", "check", str(features)]) == 1
     assert f"{shard} does not have the checksum" in (shown := capsys.readouterr().out)
-    assert "remove what is damaged" in shown
+    assert "delete damaged shards" in shown
     shard.unlink()
     assert main(compute) == 0
     assert main(["data", "check", str(features)]) == 0
@@ -175,8 +175,8 @@ def test_a_table_of_ngrams_from_answers(target: Path, tmp_path: Path, capsys) ->
     assert (table.order, origin.vocab_size) == (3, 512)
     assert origin.answer_tokens == 2 * sum(len(one.answer_ids) for one in read_conversations(answers))
     shown = capsys.readouterr().out
-    assert f"{table.entries:,} contexts of {origin.answer_tokens:,} answer tokens" in shown
-    assert "their text's own repetitions" in shown
+    assert f"{table.entries:,} contexts from {origin.answer_tokens:,} answer tokens" in shown
+    assert "repetitions in their own text" in shown
 
 
 @pytest.mark.parametrize(
@@ -186,20 +186,20 @@ def test_a_table_of_ngrams_from_answers(target: Path, tmp_path: Path, capsys) ->
         (["prompts", "{tmp}/none.jsonl", "--out", "{tmp}/x"], "none.jsonl cannot be read"),
         (["prompts", "{bad}", "--out", "{tmp}/x"], "bad.jsonl:2 has no turns"),
         (["prompts", "{prompts}", "--out", "{tmp}"], "--out must be a file"),
-        (["prompts", "{prompts}", "--out", "{tmp}/x", "--min-tokens", "900"], "no prompt is left"),
+        (["prompts", "{prompts}", "--out", "{tmp}/x", "--min-tokens", "900"], "no prompts are left"),
         (["prompts", "--synthesise", "5", "--out", "{tmp}/x", "--min-tokens", "256"], "must be below 256"),
         (["regenerate", "--prompts", "{bad}", "--out", "{tmp}/x"], "bad.jsonl:2 has no turns"),
         (["regenerate", "--prompts", "{twice}", "--out", "{tmp}/x"], "two prompts with id 'a'"),
         (["regenerate", "--prompts", "{prompts}", "--out", "{tmp}/x", "--temperatures", "hot"], "'hot'"),
         (["regenerate", "--prompts", "{prompts}", "--out", "{tmp}/x", "--top-p", "2"], "top_p must be"),
         (["regenerate", "--prompts", "{prompts}", "--out", "{tmp}/x", "--endpoint", "here"], "got 'here'"),
-        (["regenerate", "--prompts", "{prompts}", "--out", "{tmp}/x", "--layers", "1"], "no --features"),
+        (["regenerate", "--prompts", "{prompts}", "--out", "{tmp}/x", "--layers", "1"], "needs --features"),
         (
             [
                 *("regenerate", "--prompts", "{prompts}", "--out", "{tmp}/x", "--features", "{tmp}/f"),
                 *("--endpoint", "http://127.0.0.1:9"),
             ],
-            "--features needs the target in this process",
+            "--features cannot be used with --endpoint",
         ),
         (["features", "--answers", "{prompts}", "--out", "{tmp}/x"], "prompts.jsonl:1: not a conversation"),
         (["features", "--answers", "{prompts}", "--out", "{tmp}/x", "--layers", "99"], "tap layer 99"),
@@ -213,7 +213,7 @@ def test_a_table_of_ngrams_from_answers(target: Path, tmp_path: Path, capsys) ->
         (["ngrams", "--answers", "{foreign}", "--out", "{tmp}/x"], "with fingerprint 0123"),
         (["ngrams", "--answers", "{few}", "--out", "{tmp}/x"], "answers are too few for a table"),
         (["ngrams", "--answers", "{empty}", "--out", "{tmp}/x"], "0 answers are too few for a table"),
-        (["ngrams", "--answers", "{wild}", "--out", "{tmp}/x"], "--answers hold token 512; the target's"),
+        (["ngrams", "--answers", "{wild}", "--out", "{tmp}/x"], "--answers contain token 512; the target's"),
         (["ngrams", "--answers", "{few}", "--out", "{tmp}"], "--out must be a file"),
         (["ngrams", "--answers", "{few}", "--out", "{tmp}/x", "--order", "0"], "--order must be in [1, 8]"),
     ],

@@ -56,13 +56,13 @@ def test_eval_measures_what_requests_are_served_with(prompts: Path, tmp_path: Pa
         (one,) = json.loads(out.read_text())["sets"]
         lengths[drafts] = one["acceptance"]["accepted_length"]
         assert one["confidence"] == []
-    assert "not of the drafter alone: no confidence figures" in capsys.readouterr().out
+    assert "threshold sweep: drafts are not the drafter's alone" in capsys.readouterr().out
     assert all(length > 1.0 for length in lengths.values())
 
 
 def test_answers_of_one_token_are_no_missing_confidence_head(prompts: Path, capsys) -> None:
     assert main(["eval", str(prompts), "--limit", "1", "--max-tokens", "1", *SMALL]) == 0
-    assert "no draft was verified: no confidence figures" in capsys.readouterr().out
+    assert "threshold sweep: no draft was verified" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_answers_of_one_token_are_no_missing_confidence_head(prompts: Path, caps
         ([], "eval needs prompt files"),
         (
             ["{prompts}", "--drafts", "served", "--no-lookup"],
-            "--drafts served and --no-lookup exclude each other",
+            "--drafts served cannot be used with --no-lookup",
         ),
         (["{prompts}", "--limit", "0"], "--limit must be >= 1, got 0"),
         (["{prompts}", "--max-tokens", "0"], "max_tokens must be >= 1, got 0"),

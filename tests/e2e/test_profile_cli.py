@@ -18,8 +18,8 @@ def test_a_profile_is_measured_shown_written_and_drawn(tmp_path: Path, capsys) -
     arguments = ["profile", "--quick", "--seconds", "1", "--max-requests", "4", "--threads", "1"]
     assert main([*arguments, "--kv-cache-mb", "64", "--out", str(out), "--plot", str(plot)]) == 0
     printed = capsys.readouterr().out
-    assert "milliseconds of a step" in printed
-    assert "ms of a draft block" in printed
+    assert "step time, ms" in printed
+    assert "draft block, ms" in printed
     model = read_profile(out)
     assert model.verify.key.model == "smollm2-135m-instruct"
     assert model.seconds(1, 8, 128, drafted=1) > model.seconds(1, 1, 128) > 0

@@ -54,7 +54,7 @@ def test_a_wrong_table_is_told_before_a_model_is_loaded(capsys) -> None:
 
 def test_a_table_without_lookup_is_refused(capsys) -> None:
     assert main(["up", "--no-lookup", "--ngrams", "/nowhere"]) == 2
-    assert "--ngrams /nowhere and --no-lookup exclude each other" in capsys.readouterr().err
+    assert "--ngrams /nowhere cannot be used with --no-lookup" in capsys.readouterr().err
     assert StackOptions(lookup=False, ngrams="none").ngrams == "none"
 
 

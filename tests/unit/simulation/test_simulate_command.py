@@ -120,4 +120,4 @@ def test_a_folder_for_plots_that_cannot_be_made_is_told_before_the_work(
 
 def test_pools_for_one_load_and_a_sweep_over_loads_exclude_each_other(capsys) -> None:
     assert main(["simulate", "--arrivals-per-second", "3", "--size", "--frontier", "4"]) == EXIT_CONFIG
-    assert "one at a time" in capsys.readouterr().err
+    assert "cannot be used with --frontier" in capsys.readouterr().err

@@ -44,5 +44,5 @@ def test_its_own_sources_are_not_replaced(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "folder").mkdir()
     out = str(tmp_path / "folder" / ".." / "prompts.jsonl")
     assert main(["data", "prompts", str(source), "--out", out]) == EXIT_CONFIG
-    assert f"--out would replace {out}, which is read from" in capsys.readouterr().err
+    assert f"--out would overwrite {out}, which is an input" in capsys.readouterr().err
     assert source.read_text() == '{"prompt": "Hi there"}\n'

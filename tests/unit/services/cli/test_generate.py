@@ -120,7 +120,7 @@ def test_a_number_that_json_cannot_say_is_refused_by_its_flag(command, flag, val
 @pytest.mark.parametrize("command", [["generate", "--prompt", "hi", "--target-model", "/nowhere"], ["chat"]])
 def test_a_key_that_no_header_can_hold_is_refused_without_telling_it(command, capsys) -> None:
     assert main([*command, "--api-key", "secret-kü"]) == EXIT_CONFIG
-    told = "dspark: --api-key (or DSPARK_API_KEY) must be printable ASCII, but holds 'ü'\n"
+    told = "dspark: --api-key (or DSPARK_API_KEY) must be printable ASCII, but contains 'ü'\n"
     assert capsys.readouterr().err == told
 
 
@@ -146,14 +146,14 @@ def test_a_message_of_other_bytes_than_utf_8_is_refused() -> None:
 @pytest.mark.parametrize(
     ("status", "body", "location", "problem"),
     [
-        (200, "<html>Welcome</html>", None, "lists no model, but says '<html>Welcome</html>'"),
+        (200, "<html>Welcome</html>", None, "lists no model, got '<html>Welcome</html>'"),
         (200, '{"data": []}', None, "lists no model"),
         (200, '["gateway"]', None, "lists no model"),
         (
             302,
             "",
             "https://example.org/login",
-            "answered 302, see https://example.org/login: give its own URL",
+            "redirects (302) to https://example.org/login: use that URL",
         ),
         (304, "nothing new", None, "the gateway answered 304"),
     ],

@@ -92,8 +92,8 @@ async def test_a_busy_server_is_asked_again_and_then_given_up() -> None:
         ((200, completion("")), "the answer is empty"),
         ((200, completion("half", "content_filter")), "finish_reason 'content_filter'"),
         ((200, completion("half", ["stop"])), "finish_reason ['stop']"),
-        ((200, completion([{"type": "text", "text": "a part"}])), 'no text: [{"type": "text"'),
-        ((200, completion("half \ud83d")), "the answer holds the lone surrogate '\\ud83d' at character 5"),
+        ((200, completion([{"type": "text", "text": "a part"}])), 'not text: [{"type": "text"'),
+        ((200, completion("half \ud83d")), "the answer contains the lone surrogate '\\ud83d' at character 5"),
     ],
 )
 async def test_what_asking_again_cannot_change_fails_at_once(answer: tuple, problem: str) -> None:
@@ -140,7 +140,7 @@ async def test_a_server_that_is_gone_ends_the_run() -> None:
 def test_an_impossible_endpoint_is_refused() -> None:
     with pytest.raises(ConfigError, match="must begin with http:// or https://, got 'localhost:8000'"):
         EndpointConfig(url="localhost:8000")
-    with pytest.raises(ConfigError, match="'http://localhost:80a0' is no address: Invalid port"):
+    with pytest.raises(ConfigError, match="must be a URL, got 'http://localhost:80a0': Invalid port"):
         EndpointConfig(url="http://localhost:80a0")
     with pytest.raises(ConfigError, match="must name a host, got 'http:///v1'"):
         EndpointConfig(url="http:///v1")
@@ -151,7 +151,7 @@ def test_the_end_of_an_answer_is_the_templates() -> None:
     assert end_of_turn(byte_tokenizer()) == END
     with pytest.raises(ConfigError, match="needs a target with a chat template"):
         end_of_turn(byte_tokenizer(chat_template=None))
-    with pytest.raises(ConfigError, match="with no stop token"):
+    with pytest.raises(ConfigError, match="does not end an answer with a stop token"):
         end_of_turn(byte_tokenizer(chat_template=TEMPLATE.replace("<|im_end|>", "<end>")))
 
 

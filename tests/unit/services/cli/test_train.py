@@ -233,7 +233,7 @@ def test_a_run_in_the_output_is_neither_mixed_nor_lost(
 ) -> None:
     assert _train(config, "--set", "optimisation.steps=2") == 0
     assert _train(config) == EXIT_CONFIG
-    assert "--resume goes on with it, --fresh throws it away" in capsys.readouterr().err
+    assert "--resume continues it, --fresh deletes it" in capsys.readouterr().err
     assert _train(config, "--resume", "--set", "drafter.block_size=5") == EXIT_CONFIG
     assert "drafter.block_size is 5, the run in" in capsys.readouterr().err
     assert _train(config, "--fresh", "--set", "data.shards=[nowhere]") == EXIT_CONFIG
@@ -290,7 +290,7 @@ def test_a_disk_that_fills_up_ends_the_run_in_words_and_leaves_no_half(
         assert _train(config, *whole, "--resume") == EXIT_FAILURE
     told = capsys.readouterr().err
     assert "step-00000004.pt cannot be written: unexpected pos" in told
-    assert told.endswith("; --resume goes on from the last checkpoint\n")
+    assert told.endswith("; --resume continues from the last checkpoint\n")
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002.pt"]
 
     def full(*_: object) -> None:
@@ -299,7 +299,7 @@ def test_a_disk_that_fills_up_ends_the_run_in_words_and_leaves_no_half(
     with monkeypatch.context() as patched:
         patched.setattr(drafter_checkpoint, "save_tensors", full)
         assert _train(config, *whole, "--resume") == EXIT_FAILURE
-    assert "No space left on device; --resume goes on" in capsys.readouterr().err
+    assert "No space left on device; --resume continues" in capsys.readouterr().err
     monkeypatch.setattr(averaging, "save_tensors", full)
     run = str(tmp_path / "run/drafter")
     assert main(["train", "average", str(tmp_path / "mean"), run, run]) == EXIT_FAILURE
@@ -320,14 +320,17 @@ def test_a_run_without_a_checkpoint_leaves_no_vocabulary_behind(config: Path, tm
     [
         (
             "drafter.gamma=7",
-            r"drafter\.gamma is no field, got 7; valid fields here: algorithm, always_tokens, ",
+            r"drafter\.gamma is not a field, got 7; valid fields here: algorithm, always_tokens, ",
         ),
         (
             "optimisation.losses.l1=1",
-            r"losses\.l1 is no field, got 1; valid fields here: anchors, confidence",
+            r"losses\.l1 is not a field, got 1; valid fields here: anchors, confidence",
         ),
-        ("trainer.steps=3", r"trainer is no field, got .*; valid fields here: data, drafter, optimisation"),
-        ("drafter.moe.experts=3", r"drafter\.moe\.experts is no field, got 3; valid .* num_experts"),
+        (
+            "trainer.steps=3",
+            r"trainer is not a field, got .*; valid fields here: data, drafter, optimisation",
+        ),
+        ("drafter.moe.experts=3", r"drafter\.moe\.experts is not a field, got 3; valid .* num_experts"),
         ("optimisation.steps=-1", r"optimisation\.steps: .* greater than or equal to 1, got -1"),
         ("drafter.markov_head=lstm", r"drafter\.markov_head: .*'vanilla', 'gated' or 'rnn', got 'lstm'"),
         ("optimisation.seed=18446744073709551616", r"optimisation\.seed: .* less than .*, got 184467"),
@@ -453,7 +456,7 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"bad\.yaml is not YAML"):
         read_config(path)
     path.write_text("- 1")
-    with pytest.raises(ConfigError, match=r"bad\.yaml must hold sections"):
+    with pytest.raises(ConfigError, match=r"bad\.yaml must contain sections"):
         read_config(path)
 
 
