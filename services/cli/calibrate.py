@@ -2,7 +2,7 @@
 
 Prompts are JSONL files, or directories of them. Each row has "prompt", "turns" (only the first is asked),
 "messages" or "conversations" (used up to the last user message). Every second prompt is held out:
-temperatures and biases are fitted on the others and evaluated on those.
+temperatures and biases are fitted on the rest and evaluated on the held-out prompts.
 """
 
 from __future__ import annotations
