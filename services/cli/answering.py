@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dspark_core.evaluation.prompt_sets import PromptSet
 from dspark_core.evaluation.runner import EvalPrompt, EvalRun, EvalRunner, EvalSettings
 from dspark_core.tokenization.tokenizer import Tokenizer
+from services.cli.temperature_arguments import add_temperature_arguments
 
 
 def add_answer_arguments(group: argparse._ArgumentGroup, defaults: EvalSettings) -> None:
@@ -21,20 +22,7 @@ def add_answer_arguments(group: argparse._ArgumentGroup, defaults: EvalSettings)
         metavar="N",
         help="tokens per answer (default: %(default)s)",
     )
-    group.add_argument(
-        "--temperature",
-        type=float,
-        default=defaults.temperature,
-        metavar="T",
-        help="sampling temperature; 0 is greedy (default: %(default)g)",
-    )
-    group.add_argument(
-        "--top-p",
-        type=float,
-        default=defaults.top_p,
-        metavar="P",
-        help="nucleus sampling; 1 is off (default: %(default)g)",
-    )
+    add_temperature_arguments(group, temperature=defaults.temperature, top_p=defaults.top_p)
     group.add_argument(
         "--seed",
         type=int,

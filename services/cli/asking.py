@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from dspark_core.errors import ConfigError
+from services.cli.temperature_arguments import add_temperature_arguments
 from services.cli.template_arguments import add_template_argument, template_arguments
 from services.common.env import json_object
 
@@ -32,20 +33,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="longest answer, in tokens (default: %(default)s)",
     )
-    group.add_argument(
-        "--temperature",
-        type=float,
-        default=None,
-        metavar="T",
-        help="sampling temperature; 0 is greedy (default: the model's own)",
-    )
-    group.add_argument(
-        "--top-p",
-        type=float,
-        default=None,
-        metavar="P",
-        help="nucleus sampling; 1 is off (default: the model's own)",
-    )
+    add_temperature_arguments(group, temperature=None, top_p=None)
     group.add_argument("--seed", type=int, default=None, metavar="N", help="make the answer reproducible")
     for name in ("presence", "frequency", "repetition"):
         group.add_argument(

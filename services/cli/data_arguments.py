@@ -36,6 +36,17 @@ _PLAIN_LINE_SECONDS = 30.0
 """Interval between progress lines when there is no terminal."""
 
 
+def add_layers_argument(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--layers",
+        type=int,
+        nargs="+",
+        default=None,
+        metavar="N",
+        help="target layers to tap (default: five, evenly spaced)",
+    )
+
+
 def add_target_arguments(parser: argparse.ArgumentParser, *, kv_cache: bool = True) -> None:
     group = parser.add_argument_group("target")
     group.add_argument(

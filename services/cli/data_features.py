@@ -26,6 +26,7 @@ from dspark_core.training.origin import FeatureOrigin, default_tap_layers, descr
 from dspark_core.training.sources import MIN_ANSWER_TOKENS
 from services.cli.data_arguments import (
     TokenProgress,
+    add_layers_argument,
     add_target_arguments,
     load_target_of,
     load_tokenizer_of,
@@ -52,14 +53,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="JSONL file written by `dspark data regenerate`",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for the shards")
-    parser.add_argument(
-        "--layers",
-        type=int,
-        nargs="+",
-        default=None,
-        metavar="N",
-        help="target layers to tap (default: five, evenly spaced)",
-    )
+    add_layers_argument(parser)
     parser.add_argument(
         "--max-length",
         type=int,

@@ -29,6 +29,7 @@ from services.cli.data_arguments import (
     load_tokenizer_of,
 )
 from services.cli.output_files import require_writable
+from services.cli.temperature_arguments import add_temperature_arguments
 
 JOURNAL_SUFFIX = ".turns.jsonl"
 
@@ -78,20 +79,7 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
 
 def _add_synthesis(parser: argparse.ArgumentParser) -> None:
     group, defaults = parser.add_argument_group("sampling with --synthesise"), SynthesisSettings()
-    group.add_argument(
-        "--temperature",
-        type=float,
-        default=defaults.temperature,
-        metavar="T",
-        help="sampling temperature (default: %(default)g)",
-    )
-    group.add_argument(
-        "--top-p",
-        type=float,
-        default=defaults.top_p,
-        metavar="P",
-        help="nucleus sampling; 1 is off (default: %(default)g)",
-    )
+    add_temperature_arguments(group, temperature=defaults.temperature, top_p=defaults.top_p)
     group.add_argument(
         "--seed", type=int, default=defaults.seed, metavar="N", help="sampling seed (default: %(default)s)"
     )

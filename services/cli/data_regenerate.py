@@ -30,6 +30,7 @@ from dspark_core.training.data.sampling_mix import SamplingMix, parse_temperatur
 from dspark_core.training.origin import default_tap_layers, describe_target, template_digest
 from services.cli.data_arguments import (
     TokenProgress,
+    add_layers_argument,
     add_target_arguments,
     load_engine,
     load_tokenizer_of,
@@ -123,14 +124,7 @@ def _add_features(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="also write the target's hidden states to DIR, one shard per chunk (not with --endpoint)",
     )
-    group.add_argument(
-        "--layers",
-        type=int,
-        nargs="+",
-        default=None,
-        metavar="N",
-        help="target layers to tap (default: five, evenly spaced)",
-    )
+    add_layers_argument(group)
 
 
 def _add_endpoint(parser: argparse.ArgumentParser) -> None:
