@@ -50,6 +50,12 @@ def plan_batch(
     return tuple(_lengths(batch, _seconds(batch, round_time), capacity).tolist())
 
 
+def follows_capacity(requests: Sequence[PlanRequest]) -> bool:
+    """Whether `plan_lengths` heeds a capacity: not where every request with drafts may look ahead, since its
+    optimum for this round is known."""
+    return any(len(request.survival) and not request.coupled for request in requests)
+
+
 def capacity_of(requests: Sequence[PlanRequest], round_time: RoundTimeModel) -> int:
     """The best capacity for a past round, to be used by `plan_lengths` at least two rounds later."""
     batch = PlanBatch.of(requests)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from dspark_core.algorithms.calibration import ConfidenceScaling
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.planner import capacity_of
+from dspark_core.algorithms.survival_scaling import scaled
 from dspark_core.records import RoundReport, StepTime, VerifyPlan
 from services.scheduler.pace import VerifierPace
 
@@ -38,8 +40,11 @@ class VerifierPlanner:
             return ()
         return self.pace.model.verify.step_times()
 
-    def plan(self) -> VerifyPlan | None:
+    def plan(self, scaling: ConfidenceScaling | None = None) -> VerifyPlan | None:
         """The draft token capacity that would have maximised the newest round's throughput.
+
+        `scaling`: corrects the reported survival, which is the drafter's own: without it, confidences that
+        promise too much would get too many of their tokens verified.
 
         None while there is nothing to plan from: no report, no timed step, or no drafts in the round. A
         capacity of zero would be wrong then: it would prevent the drafts that could prove it wrong.
@@ -60,4 +65,6 @@ class VerifierPlanner:
             )
             for request in report.requests
         ]
-        return VerifyPlan(based_on_round=report.round, draft_token_capacity=capacity_of(requests, model))
+        return VerifyPlan(
+            based_on_round=report.round, draft_token_capacity=capacity_of(scaled(requests, scaling), model)
+        )

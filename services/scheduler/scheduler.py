@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable
 
 from prometheus_client import CollectorRegistry
 
+from dspark_core.algorithms.calibration import ConfidenceScaling
 from dspark_core.errors import InvalidRequestError, NotLeaderError
 from dspark_core.records import AssignRequest, Replica, Role, RoundReport, VerifyPlan
 from services.common.lifecycle import end
@@ -158,7 +159,7 @@ class Scheduler:
                 self._metrics.report_lag.observe(self._clock() - received_at)
                 curve = self._fleet.planner(report.replica_id).missing_curve() if curve_is_due else ()
                 curve_is_due = curve_is_due and not curve  # a replica of its kind may be profiled later
-                scaling = self._fleet.calibration.scaling(self._fleet.model_of(report.replica_id))
+                scaling = self._scaling_for(report.replica_id)
                 yield dataclasses.replace(
                     plan,
                     term=self._election.now.term,
@@ -173,11 +174,15 @@ class Scheduler:
             self._mailboxes.discard(mailbox)
             await end(reader)
 
+    def _scaling_for(self, replica_id: str) -> ConfidenceScaling | None:
+        return self._fleet.calibration.scaling(self._fleet.model_of(replica_id))
+
     def _plan(self, report: RoundReport) -> VerifyPlan | None:
         """None if there is nothing to plan from, for example in a report that carries only the load."""
         if report.round == 0:
             return None
-        plan = self._fleet.planner(report.replica_id).plan()
+        scaling = self._scaling_for(report.replica_id)
+        plan = self._fleet.planner(report.replica_id).plan(scaling)
         if plan is None:
             self._metrics.reports.labels("unplannable").inc()
         return plan

@@ -16,14 +16,15 @@ from dspark_core.algorithms.calibration import ConfidenceScaling
 from dspark_core.algorithms.draft_policy import DraftCandidate
 from dspark_core.algorithms.draft_price import faded
 from dspark_core.algorithms.plan_request import PlanRequest
+from dspark_core.algorithms.planner import follows_capacity
 from dspark_core.algorithms.round_time import RoundTimeModel
+from dspark_core.algorithms.survival_scaling import scaled
 from dspark_core.engine.protocols import PlanSource
-from dspark_core.errors import DSparkError
+from dspark_core.errors import ConfigError, DSparkError
 from dspark_core.records import ReplicaKind, RoundReport, StepTime, VerifierLoad, VerifyPlan
 from services.common.lifecycle import end
 from services.common.protocols import CoordinationApi
 from services.verifier.profiling import adopted
-from services.verifier.scaling import scaled, scaling_of
 
 _log = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class CoordinatedPlanSource:
 
     def plan(self, requests: Sequence[PlanRequest], capacity: int | None = None) -> tuple[int, ...]:
         requests = scaled(requests, self._scaling)
-        plan = self._usable_plan()
+        plan = self._usable_plan() if follows_capacity(requests) else None
         if plan is None:
             self.last_planner = LOCAL_PLANNER
             return self._local.plan(requests, capacity)
@@ -204,3 +205,13 @@ class CoordinatedPlanSource:
                 return await self._reports.get()
         except TimeoutError:
             return None
+
+
+def scaling_of(plan: VerifyPlan) -> ConfidenceScaling | None:
+    """None if the plan carries no scaling or an invalid one."""
+    if not plan.temperatures:
+        return None
+    try:
+        return ConfidenceScaling(plan.temperatures, plan.biases)
+    except ConfigError:
+        return None

@@ -28,6 +28,7 @@ TORCH_FREE_ALGORITHMS = (
     "dspark_core.algorithms.round_time",
     "dspark_core.algorithms.step_surface",
     "dspark_core.algorithms.step_time",
+    "dspark_core.algorithms.survival_scaling",
     "dspark_core.algorithms.calibration",
     "dspark_core.algorithms.calibration_error",
 )

@@ -5,6 +5,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from dspark_core.algorithms.plan_request import PlanRequest
+from dspark_core.algorithms.survival_scaling import scaled
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime, VerifyPlan
 from services.scheduler.calibration import (
     MAX_MODELS,
@@ -16,7 +17,7 @@ from services.scheduler.calibration import (
 )
 from services.scheduler.documents import MemoryDocumentStore
 from services.scheduler.scheduler import Scheduler
-from services.verifier.scaling import scaled, scaling_of
+from services.verifier.plans import scaling_of
 
 KIND = ReplicaKind(model="m", engine="native", hardware="cpu", dtype="float32")
 PROFILE = (StepTime(requests=1, batch_tokens=1, context_tokens=0, seconds=0.02),)

@@ -1,4 +1,7 @@
-"""Applies the scheduler's online calibration to the survival of the requests to plan."""
+"""Applies an online calibration to the survival of the requests to plan.
+
+The scheduler does so before it computes a capacity, the verifier before it ranks a round's tokens.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,9 @@ from collections.abc import Sequence
 
 from dspark_core.algorithms.calibration import MAX_LOGIT, ConfidenceScaling
 from dspark_core.algorithms.plan_request import PlanRequest
-from dspark_core.errors import ConfigError
-from dspark_core.records import DraftOrigin, VerifyPlan
+from dspark_core.records import DraftOrigin
 
 _MAX_EXPONENT = 700.0
-
-
-def scaling_of(plan: VerifyPlan) -> ConfidenceScaling | None:
-    """None if the plan carries no scaling or an invalid one."""
-    if not plan.temperatures:
-        return None
-    try:
-        return ConfidenceScaling(plan.temperatures, plan.biases)
-    except ConfigError:
-        return None
 
 
 def scaled(requests: Sequence[PlanRequest], scaling: ConfidenceScaling | None) -> Sequence[PlanRequest]:
