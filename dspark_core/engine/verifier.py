@@ -230,7 +230,7 @@ class Verifier:
                 with contextlib.suppress(InvalidStateError):
                     call.set_exception(broken)
         else:
-            self._fail_all(UnavailableError("this verifier is stopping"))
+            self._fail(list(self._streams), UnavailableError("this verifier is stopping"))
 
     def _run_rounds(self) -> None:
         while self._wait_for_work():
@@ -241,7 +241,7 @@ class Verifier:
             except Exception as error:
                 self._failures += 1
                 _log.exception("a round failed; its requests are lost")
-                self._fail_all(error)
+                self._fail_round(error)
                 continue
             finally:
                 self._round_began = None
@@ -271,8 +271,15 @@ class Verifier:
                 told.append((stream, output.error or output.chunk))
         _put_all(told)
 
-    def _fail_all(self, error: Exception) -> None:
-        streams, self._streams = self._streams, {}
-        for request_id in streams:
+    def _fail_round(self, error: Exception) -> None:
+        """Fails the requests of a round. Those that wait had no part in it, unless there were no others."""
+        running = [sequence.sequence_id for sequence in self._rounds.batcher.running]
+        self._fail(running or list(self._streams), error)
+
+    def _fail(self, request_ids: Iterable[str], error: Exception) -> None:
+        failed = []
+        for request_id in request_ids:
             self._rounds.cancel(request_id)
-        _put_all((stream, error) for stream in streams.values())
+            if stream := self._streams.pop(request_id, None):
+                failed.append((stream, error))
+        _put_all(failed)

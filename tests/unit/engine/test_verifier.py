@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from dspark_core.engine import verifier as engine_verifier
+from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.grammars import SequenceGrammar
 from dspark_core.engine.rounds import RoundLoop
 from dspark_core.engine.verifier import Verifier
@@ -146,6 +147,27 @@ async def test_a_failing_round_loses_its_requests_only(started) -> None:
     stream = one.generate(request("a", [1, 2, 3], 3))
     chunks = [chunk async for chunk in stream]
     assert chunks[-1].finish_reason is FinishReason.LENGTH
+
+
+class FailingBeforeOneThatWaits(RoundLoop):
+    """Raises in the first round in which one request runs and another waits."""
+
+    failed = False
+
+    def step(self):
+        if self.batcher.running and self.batcher.waiting and not self.failed:
+            self.failed = True
+            raise MemoryError("no memory for this round")
+        return super().step()
+
+
+async def test_requests_that_wait_outlive_a_failing_round(started) -> None:
+    limits = BatchLimits(max_running=1)
+    one = started(FailingBeforeOneThatWaits(tiny_engine(), make_loop()._planner, limits=limits))
+    asked = [request(name, prompt, 40) for name, prompt in zip("ab", prompts(2), strict=True)]
+    lost, kept = await asyncio.gather(*(collect(one, each) for each in asked), return_exceptions=True)
+    assert isinstance(lost, MemoryError)
+    assert kept == naive_greedy(tiny_decoder(), asked[1].prompt_token_ids, 40)
 
 
 def loop_with(kind: type[RoundLoop]) -> RoundLoop:
