@@ -139,7 +139,7 @@ def _never_below(points: Sequence[FrontierPoint], ours: Frontier, statics: Seque
         ratio, rival = worst
         measured = f"worst {100 * (ratio - 1):+.1f} % ({rival.method} at {rival.concurrency} users)"
     return Claim(
-        name="scheduled against the best static, every load",
+        name="against the best static, every load",
         target=f">= {-100 * TOLERANCE:.0f} %",
         measured=measured,
         holds=None if worst is None else worst[0] >= 1.0 - TOLERANCE,
@@ -152,7 +152,7 @@ def _falls_with_load(ours: Frontier) -> Claim:
     falls = all(later <= earlier + 0.1 for earlier, later in pairwise(lengths))
     falls = falls and bool(lengths) and lengths[0] >= MIN_LIGHT_LOAD_LENGTH
     return Claim(
-        name="scheduled verify length by load",
+        name="verify length by load",
         target="falls",
         measured=" ".join(f"{length:.2f}" for length in lengths) or "not measured",
         holds=falls if len(lengths) > 1 else None,

@@ -15,7 +15,9 @@ FRONTIER_FILE = "frontier.png"
 VERIFY_FILE = "verify_length.png"
 
 
-def draw(points: Sequence[FrontierPoint], scheduled: str, directory: Path, title: str) -> list[Path]:
+def draw(
+    points: Sequence[FrontierPoint], scheduled: Sequence[str], directory: Path, title: str
+) -> list[Path]:
     """Write both figures -> their paths."""
     directory.mkdir(parents=True, exist_ok=True)
     written = [directory / FRONTIER_FILE, directory / VERIFY_FILE]
@@ -24,7 +26,7 @@ def draw(points: Sequence[FrontierPoint], scheduled: str, directory: Path, title
     return written
 
 
-def _frontier(points: Sequence[FrontierPoint], scheduled: str, title: str) -> Figure:
+def _frontier(points: Sequence[FrontierPoint], scheduled: Sequence[str], title: str) -> Figure:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for method, members in _by_method(points).items():
@@ -34,7 +36,7 @@ def _frontier(points: Sequence[FrontierPoint], scheduled: str, title: str) -> Fi
             label=method,
             **_style(method, scheduled),
         )
-    for point in (p for p in points if p.method == scheduled):
+    for point in (p for p in points if p.method in scheduled):
         axes.annotate(
             str(point.concurrency),
             (point.tokens_per_second_per_user, point.tokens_per_second),
@@ -49,7 +51,7 @@ def _frontier(points: Sequence[FrontierPoint], scheduled: str, title: str) -> Fi
     return figure
 
 
-def _verify_length(points: Sequence[FrontierPoint], scheduled: str, title: str) -> Figure:
+def _verify_length(points: Sequence[FrontierPoint], scheduled: Sequence[str], title: str) -> Figure:
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     verified, accepted = figure.subplots(1, 2, sharex=True)
     for method, members in _by_method(points).items():
@@ -74,7 +76,8 @@ def _by_method(points: Sequence[FrontierPoint]) -> dict[str, list[FrontierPoint]
     return found
 
 
-def _style(method: str, scheduled: str) -> dict[str, Any]:
-    if method == scheduled:
-        return {"color": "black", "linewidth": 2.5, "marker": "o"}
+def _style(method: str, scheduled: Sequence[str]) -> dict[str, Any]:
+    if method in scheduled:
+        color = ("black", "dimgray")[scheduled.index(method)]
+        return {"color": color, "linewidth": 2.5, "marker": "o"}
     return {"linewidth": 1.2, "marker": "."}
