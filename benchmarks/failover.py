@@ -1,10 +1,13 @@
 """The cost of losing the scheduler, and the effect of a slow verifier: two verifiers, one drafter.
 
-`python -m benchmarks.failover` starts the real services as processes and streams greedy requests through
-the gateway. It alternates between measuring tokens per second with the scheduler and after killing it (-9).
+`python -m benchmarks.failover` starts the real services as processes and streams requests through the
+gateway. It alternates between measuring tokens per second with the scheduler and after killing it (-9).
 Then it slows the busier verifier down, and compares the requests sent to each verifier and their verify
-lengths before and from two seconds after. Answers to the same prompt must stay the same throughout, token
-for token; this is enforced in float32.
+lengths before and from two seconds after. Greedy answers to the same prompt must stay the same throughout,
+token for token; this is enforced in float32.
+
+The verifiers of greedy requests and of looked-up drafts need no capacity from the scheduler. With
+`--temperature 0.7 --no-lookup` they plan by it, and the column "planned by it" says in how many rounds.
 """
 
 from __future__ import annotations
@@ -53,7 +56,13 @@ async def measure_throttle(cluster: Cluster, load: Load, seconds: float, share: 
 
 async def run(arguments: argparse.Namespace, console: Console) -> dict[str, object]:
     cluster = Cluster(ClusterOptions(dtype=arguments.dtype, kernels=arguments.kernels))
-    load = Load(cluster.gateway_address, arguments.concurrency, arguments.max_tokens)
+    load = Load(
+        cluster.gateway_address,
+        arguments.concurrency,
+        arguments.max_tokens,
+        temperature=arguments.temperature,
+        lookup=not arguments.no_lookup,
+    )
     kill, throttle = None, None
     try:
         with console.status("starting the services"):
@@ -95,6 +104,8 @@ def main() -> int:
     )
     parser.add_argument("--concurrency", type=int, default=6, help="concurrent requests")
     parser.add_argument("--max-tokens", type=int, default=32, help="tokens per answer")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default)")
+    parser.add_argument("--no-lookup", action="store_true", help="only the drafter's drafts")
     parser.add_argument(
         "--share", type=float, default=0.25, help="share of time that the slowed verifier runs"
     )

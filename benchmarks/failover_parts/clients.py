@@ -39,6 +39,8 @@ class Load:
     temperature: float = 0.0
     ignore_eos: bool = False
     """Every answer has `max_tokens` tokens."""
+    lookup: bool = True
+    """Whether looked-up drafts may be used."""
     prompts: tuple[str, ...] = PROMPTS
     answers: defaultdict[str, list[tuple[int, ...]]] = field(default_factory=lambda: defaultdict(list))
     errors: list[str] = field(default_factory=list)
@@ -62,9 +64,16 @@ class Load:
         return sum(count for at, count in self._tokens if started <= at < ended) / (ended - started)
 
     @property
+    def comparable(self) -> bool:
+        """Whether answers to one prompt must be the same."""
+        return self.temperature == 0.0
+
+    @property
     def differing(self) -> list[str]:
-        """Prompts that got different answers."""
-        return [prompt for prompt, answers in self.answers.items() if len(set(answers)) > 1]
+        """Prompts that got different answers although they must not."""
+        return [
+            prompt for prompt, answers in self.answers.items() if self.comparable and len(set(answers)) > 1
+        ]
 
     async def _worker(self, prompts: Any) -> None:  # noqa: ANN401 - an endless iterator of strings
         async with grpc.aio.insecure_channel(self.address) as channel:
@@ -83,6 +92,7 @@ class Load:
             max_tokens=self.max_tokens,
             ignore_eos=self.ignore_eos,
         )
+        message.speculation.lookup = self.lookup
         tokens: list[int] = []
         async for chunk in stub.Generate(message, timeout=REQUEST_SECONDS):
             tokens.extend(chunk.token_ids)

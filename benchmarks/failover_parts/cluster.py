@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import httpx
@@ -45,11 +45,13 @@ class VerifierCounts:
     """Rounds summed over requests."""
     verified: float
     """Draft tokens verified."""
+    plans: float
+    """Rounds planned."""
+    scheduler_plans: float
+    """Of those, with the scheduler's capacity."""
 
     def since(self, before: VerifierCounts) -> VerifierCounts:
-        return VerifierCounts(
-            self.requests - before.requests, self.rounds - before.rounds, self.verified - before.verified
-        )
+        return VerifierCounts(*(now - then for now, then in zip(astuple(self), astuple(before), strict=True)))
 
     @property
     def verify_length(self) -> float:
@@ -111,6 +113,8 @@ class Cluster:
                 + _total(text, "dspark_rpc_in_flight", _GENERATE),
                 _total(text, "dspark_request_rounds_total"),
                 _total(text, "dspark_verified_tokens_total"),
+                _total(text, "dspark_plans_total"),
+                _total(text, "dspark_plans_total", 'source="scheduler"'),
             )
             for text in texts
         ]

@@ -52,7 +52,7 @@ def tables(kill: KillResult | None, throttle: ThrottleResult | None, load: Load)
 
 def _kill_table(kill: KillResult, load: Load) -> Table:
     table = Table(title="killing the scheduler (two verifiers, one drafter)")
-    for head in ("", "tok/s", "each", "requests", "verify length", "cores"):
+    for head in ("", "tok/s", "each", "requests", "verify length", "planned by it", "cores"):
         table.add_column(head, justify="right")
     for name, windows in (("with", kill.present), ("without", kill.absent)):
         each = " ".join(f"{window.tokens_per_second:.0f}" for window in windows)
@@ -63,12 +63,12 @@ def _kill_table(kill: KillResult, load: Load) -> Table:
             each,
             " / ".join(f"{count:.0f}" for count in sent),
             " / ".join(f"{length:.2f}" for length in windows[0].verify_lengths),
+            f"{100 * fmean(window.scheduler_plans for window in windows):.0f} %",
             " ".join(f"{role} {share:.2f}" for role, share in windows[0].processor_share.items()),
         )
-    answers = sum(map(len, load.answers.values()))
-    table.caption = (
-        f"loss {100 * kill.loss:.1f} %; {answers} answers, {len(load.differing)} prompts answered differently"
-    )
+    table.caption = f"loss {100 * kill.loss:.1f} %; {sum(map(len, load.answers.values()))} answers"
+    if load.comparable:
+        table.caption += f", {len(load.differing)} prompts answered differently"
     return table
 
 
