@@ -98,8 +98,11 @@ class _Needs:
 
 def _in_turn(needs: _Needs, times: Floats) -> Ints:
     """Decides token by token, as each one lengthens the round for all -> lengths [members]."""
-    # A token whose floor holds in the longest round is never needed.
-    order = needs.in_order(needs.present & (needs.holds < times.max()))
+    # A token whose floor holds in the longest round is never needed; one whose floor is out of reach in the
+    # shortest is refused, and its request gets no more.
+    possible = needs.present & (needs.holds < times.max()) & (needs.reaches >= times.min())
+    accumulated(np.logical_and, possible)
+    order = needs.in_order(possible)
     holds, reaches, gains = (one.T.ravel().take(order) for one in (needs.holds, needs.reaches, needs.gains))
     members, longer = order // len(needs.holds), times[1:] / times[:-1]
     # Until the first refusal, the number granted equals the index.
@@ -111,7 +114,8 @@ def _in_turn(needs: _Needs, times: Floats) -> Ints:
     if first == likely or not behind[first]:
         return lengths
     columns = (one[first:].tolist() for one in (members, holds, reaches, gains))
-    return lengths + _one_by_one(zip(*columns, strict=True), times[first:], longer[first:], len(lengths))
+    within = slice(first, likely)  # no more are granted than there are tokens
+    return lengths + _one_by_one(zip(*columns, strict=True), times[within], longer[within], len(lengths))
 
 
 def _one_by_one(
@@ -119,7 +123,7 @@ def _one_by_one(
 ) -> Ints:
     """`waiting`: for each token its member, `holds`, `reaches` and `gains` -> lengths [members]."""
     granted, stopped = [0] * members, [False] * members
-    for now, ratio in zip(times[:-1].tolist(), longer.tolist(), strict=True):
+    for now, ratio in zip(times.tolist(), longer.tolist(), strict=True):
         for member, holds, reaches, gains in waiting:
             if stopped[member]:
                 continue
@@ -145,12 +149,11 @@ def _reach(survival: Floats, present: Bools) -> Floats:
     np.minimum(likeliest, 1.0, out=likeliest)
     series, whole = np.ones_like(survival), bool(present.all())
     for more in range(1, len(survival)):  # adds one term for every token that many others follow
-        longer = likeliest[:-more] * series[:-more]
-        longer += 1.0
-        if whole:
-            series[:-more] = longer
-        else:
-            np.copyto(series[:-more], longer, where=present[more:])
+        terms = series[:-more] if whole else series[:-more].copy()
+        terms *= likeliest[:-more]
+        terms += 1.0
+        if not whole:
+            np.copyto(series[:-more], terms, where=present[more:])
     series *= survival
     return series
 
