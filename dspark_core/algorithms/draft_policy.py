@@ -303,7 +303,8 @@ class DraftPolicy:
             if member.unworthy_rounds >= PATIENCE:
                 self._pause(member, group)
         elif member.state is _PAUSED:
-            member.wait = max(member.wait - elapsed, 0)
+            if member.wait > 0:  # of many paused requests, most are past it, and `max` takes longer
+                member.wait = max(member.wait - elapsed, 0)
             if not worth:
                 if member.wait > 0 or group.probes_left <= 0:
                     return False
