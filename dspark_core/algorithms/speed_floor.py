@@ -49,8 +49,11 @@ def admit_floors(batch: PlanBatch, seconds: Floats, judged_at: float = 0.0) -> I
     needs = _Needs.of(batch, members[batch.granted[members].argsort(kind="stable")])
     asked_for = members.size * batch.survival.shape[1]
     times = np.maximum(seconds[: asked_for + 1], judged_at)
-    level = times.min() == times.max()
-    lengths[needs.members] = needs.at(float(times[0]), len(times) - 1) if level else _in_turn(needs, times)
+    shortest, longest = float(times.min()), float(times.max())
+    if shortest == longest:
+        lengths[needs.members] = needs.at(shortest, len(times) - 1)
+    else:
+        lengths[needs.members] = _in_turn(needs, times, shortest, longest)
     return lengths
 
 
@@ -96,11 +99,12 @@ class _Needs:
         return chosen.take(self.holds.T.ravel().take(chosen).argsort(kind="stable"))
 
 
-def _in_turn(needs: _Needs, times: Floats) -> Ints:
-    """Decides token by token, as each one lengthens the round for all -> lengths [members]."""
+def _in_turn(needs: _Needs, times: Floats, shortest: float, longest: float) -> Ints:
+    """Decides token by token, as each one lengthens the round for all -> lengths [members]. `shortest` and
+    `longest` of `times`."""
     # A token whose floor holds in the longest round is never needed; one whose floor is out of reach in the
     # shortest is refused, and its request gets no more.
-    possible = needs.present & (needs.holds < times.max()) & (needs.reaches >= times.min())
+    possible = needs.present & (needs.holds < longest) & (needs.reaches >= shortest)
     accumulated(np.logical_and, possible)
     order = needs.in_order(possible)
     holds, reaches, gains = (one.T.ravel().take(order) for one in (needs.holds, needs.reaches, needs.gains))
