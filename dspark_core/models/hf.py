@@ -122,21 +122,16 @@ class HfTensors:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._files: dict[str, Path] = {}
         self._stored_names: dict[str, str] = {}
-        index = directory / _INDEX
-        if index.is_file():
-            weight_map = _weight_map(index)
-            for file_name in sorted(set(weight_map.values())):
-                self._add_file(directory / file_name)
-            for stored, file_name in weight_map.items():
-                name = self._name(stored)
-                if name is None or self._any_dtype:
-                    continue
-                if self._files.get(name) != directory / file_name:
-                    raise CheckpointError(
-                        f"{directory / file_name}: missing tensor {stored}, which {_INDEX} promises"
-                    )
-        else:
-            self._add_file(directory / _WEIGHTS)
+        for path in weight_files(directory):
+            self._add_file(path)
+        for stored, file_name in (_weight_map(directory / _INDEX) or {}).items():
+            name = self._name(stored)
+            if name is None or self._any_dtype:
+                continue
+            if self._files.get(name) != directory / file_name:
+                raise CheckpointError(
+                    f"{directory / file_name}: missing tensor {stored}, which {_INDEX} promises"
+                )
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -214,7 +209,17 @@ def read_json(path: Path) -> dict[str, object]:
     return values
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, which may not exist. Raises CheckpointError for a bad index."""
+    weight_map = _weight_map(directory / _INDEX)
+    names = [_WEIGHTS] if weight_map is None else sorted(set(weight_map.values()))
+    return [directory / name for name in names]
+
+
+def _weight_map(index: Path) -> dict[str, str] | None:
+    """None if there is no index."""
+    if not index.is_file():
+        return None
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index}: weight_map is missing")

@@ -51,6 +51,7 @@ def replica_to_proto(value: Replica) -> scheduler_pb2.Replica:
         running_requests=value.running_requests,
         waiting_requests=value.waiting_requests,
         free_kv_fraction=value.free_kv_fraction,
+        weights=value.weights,
     )
 
 
@@ -67,6 +68,7 @@ def replica_from_proto(message: scheduler_pb2.Replica) -> Replica:
         running_requests=message.running_requests,
         waiting_requests=message.waiting_requests,
         free_kv_fraction=message.free_kv_fraction,
+        weights=message.weights,
     )
 
 
@@ -162,6 +164,7 @@ def assign_request_to_proto(value: AssignRequest) -> scheduler_pb2.AssignRequest
         min_tokens_per_second=value.min_tokens_per_second,
         tier=value.tier,
         wait_seconds=value.wait_seconds,
+        weights=value.weights,
     )
 
 
@@ -175,6 +178,7 @@ def assign_request_from_proto(message: scheduler_pb2.AssignRequest) -> AssignReq
         min_tokens_per_second=message.min_tokens_per_second,
         tier=message.tier,
         wait_seconds=message.wait_seconds,
+        weights=message.weights,
     )
 
 

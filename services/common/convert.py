@@ -193,6 +193,7 @@ def generate_request_to_proto(value: GenerateRequest) -> verifier_pb2.GenerateRe
         generated_tokens=value.generated_tokens,
         top_logprobs=value.top_logprobs,
         grammar=grammar_to_proto(value.grammar),
+        weights=value.weights,
     )
 
 
@@ -209,6 +210,7 @@ def generate_request_from_proto(message: verifier_pb2.GenerateRequest) -> Genera
         generated_tokens=message.generated_tokens,
         top_logprobs=message.top_logprobs if message.HasField("top_logprobs") else None,
         grammar=grammar_from_proto(message.grammar),
+        weights=message.weights,
     )
 
 
@@ -219,6 +221,7 @@ def generate_chunk_to_proto(value: GenerateChunk) -> verifier_pb2.GenerateChunk:
         stats=None if value.stats is None else stats_to_proto(value.stats),
         cached_prompt_tokens=value.cached_prompt_tokens,
         logprobs=logprobs_to_proto(value.logprobs),
+        weights=value.weights,
     )
 
 
@@ -229,6 +232,7 @@ def generate_chunk_from_proto(message: verifier_pb2.GenerateChunk) -> GenerateCh
         stats=stats_from_proto(message.stats) if message.HasField("stats") else None,
         cached_prompt_tokens=message.cached_prompt_tokens,
         logprobs=logprobs_from_proto(message.logprobs),
+        weights=message.weights,
     )
 
 
@@ -237,6 +241,7 @@ def verifier_description_to_proto(value: VerifierDescription) -> verifier_pb2.De
         model=value.model,
         vocab_size=value.vocab_size,
         max_context_tokens=value.max_context_tokens,
+        weights=value.weights,
     )
 
 
@@ -245,6 +250,7 @@ def verifier_description_from_proto(message: verifier_pb2.DescribeVerifierRespon
         model=message.model,
         vocab_size=message.vocab_size,
         max_context_tokens=message.max_context_tokens,
+        weights=message.weights,
     )
 
 

@@ -165,7 +165,7 @@ class EmbeddedStack:
         self._closing.push_async_callback(asyncio.to_thread, verifier.stop)
         reports.start()
         self._closing.push_async_callback(reports.close)
-        await self._register(verifier, scheduler)
+        await self._register(verifier, profiled.weights, scheduler)
         return verifier
 
     def _reporting(
@@ -190,11 +190,17 @@ class EmbeddedStack:
         self._closing.push_async_callback(asyncio.to_thread, trace.close)
         return trace
 
-    async def _register(self, verifier: Verifier, scheduler: Scheduler) -> None:
+    async def _register(self, verifier: Verifier, weights: str, scheduler: Scheduler) -> None:
         options = self._options
         registration = RegistrationLoop(
             scheduler,
-            lambda: replica(verifier, replica_id=REPLICA_ID, address=REPLICA_ID, model=options.target_model),
+            lambda: replica(
+                verifier,
+                replica_id=REPLICA_ID,
+                address=REPLICA_ID,
+                model=options.target_model,
+                weights=weights,
+            ),
         )
         registration.start()
         self._closing.push_async_callback(registration.stop)

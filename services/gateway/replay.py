@@ -1,7 +1,8 @@
 """The request to send to the next verifier when one is lost in the middle of a generation.
 
 It holds the prompt plus the committed tokens, at the same absolute positions: greedy and coupled requests
-continue with exactly the tokens they would have had, others with tokens of the same distribution.
+continue with exactly the tokens they would have had, others with tokens of the same distribution. This holds
+for a verifier of the same weights only.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ class Replay:
         """Total over the previous verifiers; None on the first."""
         self._current: SpeculationStats | None = None
         self._finished = False
+        self._weights = ""
+
+    @property
+    def weights(self) -> str:
+        """The weights that the request must continue on. Empty while it has no tokens: any will do."""
+        return self._weights if self._committed else ""
 
     @property
     def finished(self) -> bool:
@@ -48,10 +55,13 @@ class Replay:
             prompt_token_ids=(*self._request.prompt_token_ids, *self._committed),
             max_tokens=None if limit is None else limit - len(self._committed),
             generated_tokens=len(self._committed),
+            weights=self._weights,
         )
 
     def add(self, chunk: GenerateChunk) -> GenerateChunk:
         """The chunk as the caller should see it, including the statistics of earlier verifiers."""
+        # Before the first token a verifier with other weights may have been tried.
+        self._weights = chunk.weights or self._weights
         self._committed.extend(chunk.token_ids)
         self._finished = chunk.finish_reason is not None
         if self._cached_prompt_tokens is None:

@@ -59,12 +59,15 @@ class ReplicaView:
         if not self._in_flight[replica_id]:
             del self._in_flight[replica_id]
 
-    def choose(self, exclude: Collection[str]) -> Replica | None:
-        """The replica with the fewest of this gateway's requests in flight relative to its weight."""
+    def choose(self, exclude: Collection[str], model_weights: str = "") -> Replica | None:
+        """The replica with the fewest of this gateway's requests in flight relative to its weight; with
+        `model_weights`, only among those that serve them."""
         usable = [
             replica
             for replica in self._replicas.values()
-            if not replica.draining and replica.replica_id not in exclude
+            if not replica.draining
+            and replica.replica_id not in exclude
+            and model_weights in ("", replica.weights)
         ]
         weights = self._weights([replica.replica_id for replica in usable])
 

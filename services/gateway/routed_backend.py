@@ -90,7 +90,7 @@ class RoutedBackend:
         failed: dict[str, DSparkError] = {}  # the newest last
         lost = 0  # in a row
         while True:
-            replica = await self._next_replica(request, failed)
+            replica = await self._next_replica(request, replay.weights, failed)
             began = self._clock()
             try:
                 async with closing(self._attempt(replica, replay, deadline, failed)) as chunks:
@@ -147,7 +147,7 @@ class RoutedBackend:
         self._view.started(replica.replica_id)
 
         async def alive() -> bool:
-            if await self._better_here(verifier, {*failed, replica.replica_id}):
+            if await self._better_here(verifier, {*failed, replica.replica_id}, replay.weights):
                 return True
             self._pool.leave(replica.address, verifier)  # or the next request sent there would wait as long
             return False
@@ -169,10 +169,10 @@ class RoutedBackend:
         if not replay.finished:
             raise UnavailableError(f"verifier {replica.replica_id} ended the stream without a finish reason")
 
-    async def _better_here(self, verifier: VerifierApi, tried: Collection[str]) -> bool:
+    async def _better_here(self, verifier: VerifierApi, tried: Collection[str], weights: str) -> bool:
         """Whether to stay with a silent verifier. Leaving it helps only if it does not respond while another
-        one does: when the whole machine is stalled, none would."""
-        other = self._view.choose(tried)
+        one, which could continue, does: when the whole machine is stalled, none would."""
+        other = self._view.choose(tried, weights)
         if other is None:
             return True
         async with self._pool.use(other.address) as candidate:
@@ -182,7 +182,9 @@ class RoutedBackend:
             )
         return here or not there
 
-    async def _next_replica(self, request: GenerateRequest, failed: Mapping[str, DSparkError]) -> Replica:
+    async def _next_replica(
+        self, request: GenerateRequest, weights: str, failed: Mapping[str, DSparkError]
+    ) -> Replica:
         try:
             return await self._assign(
                 AssignRequest(
@@ -194,12 +196,13 @@ class RoutedBackend:
                     min_tokens_per_second=request.min_tokens_per_second or 0.0,
                     tier=request.tier,
                     wait_seconds=0.0 if failed else self._admission_wait_seconds,
+                    weights=weights,
                 )
             )
         except (QueueFullError, InvalidRequestError):
             # A request that was admitted before continues on any known verifier: losing one must not cut its
             # stream, even if the others are too slow for its floor or admitting it again would take time.
-            known = self._view.choose(failed) if failed else None
+            known = self._view.choose(failed, weights) if failed else None
             if known is None:
                 raise
             return known
@@ -210,7 +213,7 @@ class RoutedBackend:
                     raise error from None
             # A rollout replaces one verifier after another, and a network fault breaks the connections to all
             # of them: one that failed earlier may be back. Exclude only the latest, if others failed before.
-            known = self._view.choose(tuple(failed)[1:][-1:]) if failed else None
+            known = self._view.choose(tuple(failed)[1:][-1:], weights) if failed else None
             if known is None:
                 raise
             return known
@@ -218,7 +221,7 @@ class RoutedBackend:
     async def _assign(self, request: AssignRequest) -> Replica:
         """The scheduler's choice, or one from the last known view if it has none or does not answer."""
         failed = request.exclude_replica_ids
-        known = self._view.choose(failed)
+        known = self._view.choose(failed, request.weights)
         if known is not None and self._clock() < self._ask_scheduler_at:
             return known
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 from dspark_core.errors import InvalidRequestError, UnavailableError
 from dspark_core.records import AssignRequest, Replica, ReplicaKind, Role, RoundReport
@@ -137,7 +137,7 @@ class Fleet:
     def candidates(self, request: AssignRequest) -> list[Candidate]:
         """Verifiers that can take the request. Those with a broken stream or a hanging round are included
         only if there are no others."""
-        usable = self._usable(request.model, frozenset(request.exclude_replica_ids))
+        usable = self._usable(request)
         present = [replica for replica in usable if self._is_present(replica.replica_id)]
         matched = self.prefixes.matched_tokens(request.prefix_hashes)
         return [self._candidate(replica, matched.get(replica.replica_id, 0)) for replica in present or usable]
@@ -167,18 +167,22 @@ class Fleet:
         known = self._planners.get(replica_id)
         return known.pace if known else VerifierPace()
 
-    def _usable(self, model: str, exclude: Collection[str]) -> list[Replica]:
+    def _usable(self, request: AssignRequest) -> list[Replica]:
+        model, exclude, weights = request.model, frozenset(request.exclude_replica_ids), request.weights
         verifiers = self.state.replicas(Role.VERIFIER)
         serving = [replica for replica in verifiers if replica.model == model]
         if not serving:
             models = ", ".join(sorted({replica.model for replica in verifiers})) or "none"
             raise UnavailableError(f"no verifier serves model {model!r} now (models served: {models})")
         draining = [replica for replica in serving if self.loads.is_draining(replica)]
-        usable = [r for r in serving if r not in draining and r.replica_id not in exclude]
+        others = [replica for replica in serving if weights and replica.weights != weights]
+        usable = [r for r in serving if r not in draining and r not in others and r.replica_id not in exclude]
         if not usable:
+            other = f", {len(others)} serve other weights than its first tokens came from" if others else ""
             raise UnavailableError(
                 f"no verifier of model {model!r} can take a request: of {len(serving)}, {len(draining)} are "
                 f"draining and {sum(r.replica_id in exclude for r in serving)} are excluded by the request"
+                f"{other}"
             )
         return usable
 

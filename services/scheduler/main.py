@@ -41,7 +41,12 @@ async def run(environ: Mapping[str, str]) -> None:
         renew_seconds=config.lock_seconds / RENEWALS_PER_LOCK,
         metrics=telemetry.registry,
     )
-    server = GrpcServer(config.server, [SchedulerServicer(scheduler).register], telemetry)
+    server = GrpcServer(
+        config.server,
+        [SchedulerServicer(scheduler).register],
+        telemetry,
+        parts={"weights": scheduler.weights_problem},
+    )
     try:
         await serve(server, warm_up=scheduler.start, on_drain=scheduler.drain)
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter as Count
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -53,6 +53,13 @@ class SchedulerMetrics:
         self._replicas = Gauge(
             "dspark_scheduler_replicas", "Replicas with a running lease", ["role"], registry=registry
         )
+        self._weights = Gauge(
+            "dspark_scheduler_weights",
+            "Different weights that a model's verifiers serve; more than 1 during a rollout only",
+            ["model"],
+            registry=registry,
+        )
+        self._weighed: set[str] = set()
         self._registry_up = Gauge(
             "dspark_scheduler_registry_up", "1 while the shared registry answers", registry=registry
         )
@@ -106,6 +113,14 @@ class SchedulerMetrics:
         count = Count(replica.role for replica in replicas)
         for role in Role:
             self._replicas.labels(role.value).set(count[role])
+
+    def set_weights(self, served: Mapping[str, int]) -> None:
+        """`served`: number of different weights by model; others' series are removed."""
+        for model in self._weighed - served.keys():
+            self._weights.remove(model)
+        self._weighed = set(served)
+        for model, count in served.items():
+            self._weights.labels(model).set(count)
 
     def set_leading(self, leading: bool) -> None:
         """Also drops what was published as the leader when leading ends: it would go stale."""

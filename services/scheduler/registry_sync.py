@@ -12,6 +12,7 @@ from services.common.lifecycle import end
 from services.scheduler.metrics import SchedulerMetrics
 from services.scheduler.registry import Registry
 from services.scheduler.state import ClusterState
+from services.scheduler.weights import WeightsWatch
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class RegistrySync:
         self._registry = registry
         self._state = state
         self._metrics = metrics
+        self._weights = WeightsWatch(metrics)
         self._lease_seconds = lease_seconds
         self._interval_seconds = interval_seconds
         self._on_back = on_back
@@ -45,6 +47,11 @@ class RegistrySync:
         # removal must not bring them back; an entry is dropped after the first listing requested later.
         self._left: dict[str, bool] = {}
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def weights_problem(self) -> str | None:
+        """See `WeightsWatch.problem`."""
+        return self._weights.problem
 
     async def start(self) -> None:
         await self._exchange()
@@ -131,4 +138,6 @@ class RegistrySync:
         self._metrics.set_registry_up(False)
 
     def _show(self) -> None:
-        self._metrics.set_replicas(self._state.replicas())
+        replicas = self._state.replicas()
+        self._metrics.set_replicas(replicas)
+        self._weights.look(replicas)

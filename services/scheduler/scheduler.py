@@ -81,6 +81,10 @@ class Scheduler:
         self._mailboxes: set[Mailbox[tuple[RoundReport, float]]] = set()
         self._draining = False
 
+    def weights_problem(self) -> str | None:
+        """Names models whose verifiers serve different weights; None: there are none."""
+        return self._sync.weights_problem
+
     async def start(self) -> None:
         """Loads the registry's replicas and the stored documents, or starts empty if they are unavailable.
         Raises ConfigError if this scheduler is not permitted to take the lock."""

@@ -137,6 +137,7 @@ class VerifierProcess:
             replica_id=self._config.replica_id,
             address=self._config.advertise_address,
             model=self._config.engine.target_model,
+            weights=self._profiled.weights,
             draining=self._draining.is_set(),
         )
 

@@ -22,6 +22,7 @@ from dspark_core.engine.planning import LocalPlanSource
 from dspark_core.engine.profile_file import replica_kind
 from dspark_core.engine.protocols import DraftSource, PlanSource
 from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.served_weights import served_weights
 from dspark_core.engine.trace_writer import TraceWriter
 from dspark_core.engine.tracing import TracingPlanSource
 from dspark_core.engine.verifier import Verifier
@@ -45,6 +46,8 @@ class ProfiledTarget:
     """Replicas of this kind share step times."""
     round_time: RoundTimeModel | None
     """None: not profiled. Draft and network times are learned while serving."""
+    weights: str
+    """See `served_weights`."""
 
 
 def load_profiled_target(options: EngineOptions, profile: ProfileOptions | None = None) -> ProfiledTarget:
@@ -55,7 +58,9 @@ def load_profiled_target(options: EngineOptions, profile: ProfileOptions | None 
     target.engine.prepare(profile.max_requests)
     kind = replica_kind(options, target.engine)
     round_time = start_profile(target.engine, kind, profile)
-    return ProfiledTarget(target=target, kind=kind, round_time=round_time)
+    return ProfiledTarget(
+        target=target, kind=kind, round_time=round_time, weights=served_weights(options, target.facts)
+    )
 
 
 def describe(options: EngineOptions, profiled: ProfiledTarget) -> VerifierDescription:
@@ -63,6 +68,7 @@ def describe(options: EngineOptions, profiled: ProfiledTarget) -> VerifierDescri
         model=options.target_model,
         vocab_size=profiled.target.facts.config.vocab_size,
         max_context_tokens=profiled.target.engine.max_context_tokens,
+        weights=profiled.weights,
     )
 
 
@@ -132,7 +138,13 @@ def build_verifier(
 
 
 def replica(
-    verifier: Verifier, *, replica_id: str, address: str, model: str, draining: bool = False
+    verifier: Verifier,
+    *,
+    replica_id: str,
+    address: str,
+    model: str,
+    weights: str,
+    draining: bool = False,
 ) -> Replica:
     """This verifier's current registration with the scheduler."""
     status = verifier.status
@@ -145,6 +157,7 @@ def replica(
         running_requests=status.running_requests,
         waiting_requests=status.waiting_requests,
         free_kv_fraction=status.free_kv_fraction,
+        weights=weights,
     )
 
 

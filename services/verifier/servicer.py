@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractContextManager, aclosing, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import grpc.aio
@@ -12,6 +13,7 @@ from dspark_proto.v1 import verifier_pb2, verifier_pb2_grpc
 from opentelemetry.trace import NoOpTracer, Tracer
 
 from dspark_core.engine.verifier import Verifier
+from dspark_core.errors import UnavailableError
 from dspark_core.records import GenerateChunk, GenerateRequest, VerifierDescription
 from services.common import convert
 from services.verifier.round_spans import with_round_spans
@@ -40,13 +42,18 @@ class LocalVerifier:
     async def generate(
         self, request: GenerateRequest, *, deadline_seconds: float
     ) -> AsyncGenerator[GenerateChunk, None]:
+        """Raises UnavailableError for a request that other weights began."""
+        weights = self._description.weights
+        if request.weights and request.weights != weights:
+            raise UnavailableError(f"this verifier serves weights {weights!r}, not {request.weights!r}")
         with self._serving(request):
             async with (
                 aclosing(self._verifier.generate(request)) as chunks,
                 aclosing(with_round_spans(chunks, self._tracer)) as traced,
             ):
                 async for chunk in traced:
-                    yield chunk
+                    yield replace(chunk, weights=weights) if weights else chunk
+                    weights = ""  # told once
 
 
 class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):

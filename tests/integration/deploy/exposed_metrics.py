@@ -52,6 +52,7 @@ async def _one_call(layer: MetricsLayer) -> None:
 
 def _fill_scheduler(metrics: SchedulerMetrics) -> None:
     metrics.set_replicas(())
+    metrics.set_weights({"m": 1})
     metrics.assigned("default", "assigned")
     metrics.set_waiting("default", 0)
     metrics.reports.labels("planned").inc()

@@ -100,6 +100,7 @@ def test_steps_are_prepared_for_serving_even_where_nothing_is_measured(monkeypat
     gpu = plain_gpu(recorder)
     built = BuiltTarget(engine=tiny_engine(gpu=gpu), facts=None, geometry=None)  # type: ignore[arg-type]
     monkeypatch.setattr(service, "build_target", lambda options: built)
+    monkeypatch.setattr(service, "served_weights", lambda options, facts: "")
     options = EngineOptions(target_model="tiny", drafter=None)
     load_profiled_target(options, ProfileOptions(source="off", max_requests=2))
     assert recorder.records == len(gpu.grid.holding(2)) < len(gpu.grid.all())

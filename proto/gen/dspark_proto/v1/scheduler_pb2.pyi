@@ -17,7 +17,7 @@ ROLE_DRAFTER: Role
 ROLE_VERIFIER: Role
 
 class Replica(_message.Message):
-    __slots__ = ("replica_id", "role", "address", "model", "draining", "running_requests", "waiting_requests", "free_kv_fraction")
+    __slots__ = ("replica_id", "role", "address", "model", "draining", "running_requests", "waiting_requests", "free_kv_fraction", "weights")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,7 @@ class Replica(_message.Message):
     RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     FREE_KV_FRACTION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     role: Role
     address: str
@@ -34,7 +35,8 @@ class Replica(_message.Message):
     running_requests: int
     waiting_requests: int
     free_kv_fraction: float
-    def __init__(self, replica_id: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., address: _Optional[str] = ..., model: _Optional[str] = ..., draining: _Optional[bool] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., free_kv_fraction: _Optional[float] = ...) -> None: ...
+    weights: str
+    def __init__(self, replica_id: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., address: _Optional[str] = ..., model: _Optional[str] = ..., draining: _Optional[bool] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., free_kv_fraction: _Optional[float] = ..., weights: _Optional[str] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
     __slots__ = ("replica",)
@@ -71,7 +73,7 @@ class ListReplicasResponse(_message.Message):
     def __init__(self, replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ...) -> None: ...
 
 class AssignRequest(_message.Message):
-    __slots__ = ("request_id", "model", "prompt_tokens", "exclude_replica_ids", "prefix_hashes", "min_tokens_per_second", "tier", "wait_seconds")
+    __slots__ = ("request_id", "model", "prompt_tokens", "exclude_replica_ids", "prefix_hashes", "min_tokens_per_second", "tier", "wait_seconds", "weights")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -80,6 +82,7 @@ class AssignRequest(_message.Message):
     MIN_TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     prompt_tokens: int
@@ -88,7 +91,8 @@ class AssignRequest(_message.Message):
     min_tokens_per_second: float
     tier: str
     wait_seconds: float
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., exclude_replica_ids: _Optional[_Iterable[str]] = ..., prefix_hashes: _Optional[_Iterable[int]] = ..., min_tokens_per_second: _Optional[float] = ..., tier: _Optional[str] = ..., wait_seconds: _Optional[float] = ...) -> None: ...
+    weights: str
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., exclude_replica_ids: _Optional[_Iterable[str]] = ..., prefix_hashes: _Optional[_Iterable[int]] = ..., min_tokens_per_second: _Optional[float] = ..., tier: _Optional[str] = ..., wait_seconds: _Optional[float] = ..., weights: _Optional[str] = ...) -> None: ...
 
 class AssignResponse(_message.Message):
     __slots__ = ("replica",)

@@ -58,6 +58,7 @@ class VerifierServiceServicer:
     def Generate(self, request, context):
         """Generates one completion. Cancelling the call frees the request's KV pages at once.
         RESOURCE_EXHAUSTED: the waiting queue is full. INVALID_ARGUMENT: names the field and value.
+        UNAVAILABLE: the verifier serves other weights than the request demands.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -68,6 +68,7 @@ requests = st.builds(
     top_logprobs=st.none() | st.integers(0, 20),
     grammar=st.none()
     | st.builds(Grammar, kind=st.sampled_from(GrammarKind), text=st.text(min_size=1).map("{}.".format)),
+    weights=st.text(),
 )
 stats = st.builds(
     SpeculationStats,
@@ -93,6 +94,7 @@ chunks = st.builds(
         ),
         max_size=3,
     ).map(tuple),
+    weights=st.text(),
 )
 replicas = st.builds(
     Replica,
@@ -104,6 +106,7 @@ replicas = st.builds(
     running_requests=counts,
     waiting_requests=counts,
     free_kv_fraction=st.floats(0, 1),
+    weights=st.text(),
 )
 survival = st.lists(st.floats(0, 1, width=32), max_size=7).map(lambda v: tuple(sorted(v, reverse=True)))
 kinds = st.builds(ReplicaKind, model=st.text(), engine=st.text(), hardware=st.text(), dtype=st.text())
@@ -156,6 +159,7 @@ assignments = st.builds(
     min_tokens_per_second=st.floats(0, 1e6),
     tier=st.text(),
     wait_seconds=st.floats(0, 3600),
+    weights=st.text(),
 )
 
 
@@ -199,7 +203,7 @@ def test_reports_survive_the_wire(report: RoundReport):
 def test_plans_and_descriptions_survive_the_wire():
     plan = VerifyPlan(based_on_round=2**40, draft_token_capacity=17, draft_price=812.5)
     assert cluster_convert.verify_plan_from_proto(cluster_convert.verify_plan_to_proto(plan)) == plan
-    described = VerifierDescription(model="m", vocab_size=9, max_context_tokens=8)
+    described = VerifierDescription(model="m", vocab_size=9, max_context_tokens=8, weights="w")
     message = convert.verifier_description_to_proto(described)
     assert convert.verifier_description_from_proto(message) == described
 

@@ -37,6 +37,15 @@ def test_the_next_verifier_continues_after_the_committed_tokens() -> None:
     assert (continued.sampling, continued.stop_token_ids) == (REQUEST.sampling, REQUEST.stop_token_ids)
 
 
+def test_a_request_is_bound_to_weights_by_its_first_token() -> None:
+    replay = Replay(REQUEST, seed=7)
+    replay.add(GenerateChunk(token_ids=(), finish_reason=FinishReason.CANCELLED, weights="old"))
+    assert (replay.weights, replay.request().weights) == ("", "")
+    replay.add(GenerateChunk(token_ids=(3,), weights="new"))
+    replay.add(GenerateChunk(token_ids=(4,)))
+    assert (replay.weights, replay.request().weights) == ("new", "new")
+
+
 def test_statistics_add_up_over_verifiers() -> None:
     replay = Replay(REQUEST, seed=7)
     replay.add(GenerateChunk(token_ids=(3,), stats=stats(1), cached_prompt_tokens=2))

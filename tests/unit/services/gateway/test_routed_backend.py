@@ -53,6 +53,7 @@ class FakeVerifier:
         self.hangs = False
         """Whether `describe` waits for `resume` as well."""
         self.described = 0
+        self.weights = ""
 
     async def describe(self) -> VerifierDescription:
         self.described += 1
@@ -67,6 +68,8 @@ class FakeVerifier:
     ) -> AsyncIterator[GenerateChunk]:
         assert deadline_seconds > 0
         self.requests.append(request)
+        if request.weights and request.weights != self.weights:
+            raise UnavailableError(f"this verifier serves weights {self.weights}")
         position, sent = len(request.prompt_token_ids), 0
         finish = None
         try:
@@ -83,7 +86,10 @@ class FakeVerifier:
                 elif self.gives_up and sent == 2:
                     finish = FinishReason.CANCELLED
                 stats = SpeculationStats(rounds=sent, committed_tokens=2 * sent)
-                yield GenerateChunk(token_ids=tuple(tokens), finish_reason=finish, stats=stats)
+                weights = self.weights if sent == 1 else ""
+                yield GenerateChunk(
+                    token_ids=tuple(tokens), finish_reason=finish, stats=stats, weights=weights
+                )
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled += 1
             raise
@@ -114,7 +120,8 @@ class FakeScheduler:
             assert request.wait_seconds == 0
             raise self.refuses_replays
         for candidate in self.replicas:
-            if candidate.replica_id not in request.exclude_replica_ids:
+            usable = request.weights in ("", candidate.weights)
+            if usable and candidate.replica_id not in request.exclude_replica_ids:
                 return candidate
         raise UnavailableError("no healthy verifier")
 
@@ -150,6 +157,12 @@ class Cluster:
 
     def __getitem__(self, name: str) -> FakeVerifier:
         return self.verifiers[name]
+
+    def serve_weights(self, **weights: str) -> None:
+        """Makes verifiers serve these weights, and register so."""
+        for name, served in weights.items():
+            self.verifiers[name].weights = served
+        self.scheduler.replicas = [replica(name, weights=served) for name, served in weights.items()]
 
     async def run(self) -> list[GenerateChunk]:
         async with aclosing(self.backend.generate(REQUEST)) as chunks:

@@ -280,3 +280,14 @@ def test_assigning_fills_the_least_loaded_first(initial: list[tuple[int, int]], 
         chosen = ask()
         assert load[chosen] == min(load.values())
         load[chosen] += 1
+
+
+def test_a_request_that_began_on_some_weights_gets_no_others(fleet: Fleet):
+    for name, weights in (("a", "new"), ("b", "old"), ("c", "old"), ("d", "")):
+        fleet.register(new_replica(name, weights=weights))
+    request = AssignRequest(request_id="r", model="m", weights="old", exclude_replica_ids=("b",))
+    assert fleet.assign(request).replica_id == "c"
+    fleet.deregister("c")
+    with pytest.raises(UnavailableError, match="excluded by the request, 2 serve other weights"):
+        fleet.assign(request)
+    assert fleet.assign(replace(request, weights="")).replica_id == "a"
