@@ -13,8 +13,6 @@ from typing import Any
 
 import grpc.aio
 from dspark_proto.v1 import drafter_pb2, drafter_pb2_grpc
-from opentelemetry.context import Context
-from opentelemetry.trace import Link, get_current_span
 
 from dspark_core.engine.context_draft_engine import ContextDraftEngine
 from dspark_core.engine.protocols import DraftBlock, DraftItem
@@ -23,6 +21,7 @@ from services.common.streams import until
 from services.common.telemetry import Telemetry
 from services.drafter import convert
 from services.drafter.metrics import DrafterMetrics
+from services.drafter.pass_spans import pass_spans
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +67,11 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         try:
             async for message in until(self._draining, request_iterator):
                 items = [session.own(convert.draft_item_from_proto(item)) for item in message.items]
-                blocks, seconds = await self._propose(items, session.release(message.release), session)
+                traces = [item.traceparent for item in message.items]
+                with pass_spans(self._tracer, traces) as spans:
+                    blocks, seconds = await self._propose(items, session.release(message.release), session)
+                    for span in spans:
+                        span.set_attribute("dspark.compute_ms", 1000 * seconds)
                 yield drafter_pb2.DraftResponse(
                     round=message.round,
                     blocks=blocks,
@@ -105,28 +108,21 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
     async def _propose(
         self, items: Sequence[DraftItem], released: Sequence[str], session: _Session
     ) -> tuple[list[drafter_pb2.DraftBlock], float]:
-        with self._tracer.start_as_current_span(
-            "draft",
-            # A trace per pass: a stream lasts for hours, and so would a trace of all its passes.
-            context=Context(),
-            links=[Link(get_current_span().get_span_context())],
-            attributes={"requests": len(items)},
-        ):
-            # A cancelled job stays in the executor's queue; its items, whose features are large, must not.
-            given = [items]
-            proposing = self._worker.submit(lambda: self._pass(given.pop(), released, session))
-            proposing.add_done_callback(lambda _: given.clear())
-            try:
-                proposed = await asyncio.wrap_future(proposing)
-            except DSparkError:  # the request is at fault, not the drafter
-                raise
-            except Exception:
-                self._failures += 1
-                if self._failures >= MAX_CONSECUTIVE_FAILURES:
-                    self._problem = f"the last {self._failures} passes failed"
-                raise
-            self._failures = 0
-            return proposed
+        # A cancelled job stays in the executor's queue; its items, whose features are large, must not.
+        given = [items]
+        proposing = self._worker.submit(lambda: self._pass(given.pop(), released, session))
+        proposing.add_done_callback(lambda _: given.clear())
+        try:
+            proposed = await asyncio.wrap_future(proposing)
+        except DSparkError:  # the request is at fault, not the drafter
+            raise
+        except Exception:
+            self._failures += 1
+            if self._failures >= MAX_CONSECUTIVE_FAILURES:
+                self._problem = f"the last {self._failures} passes failed"
+            raise
+        self._failures = 0
+        return proposed
 
     def _pass(
         self, items: Sequence[DraftItem], released: Sequence[str], session: _Session

@@ -25,6 +25,7 @@ from services.common.lifecycle import end
 from services.common.limits import MAX_MESSAGE_BYTES
 from services.common.rpc_errors import from_rpc_error
 from services.verifier import convert
+from services.verifier.request_traces import RequestTraces
 
 _log = logging.getLogger(__name__)
 
@@ -55,12 +56,19 @@ class _Pending:
 
 class RemoteDraftSource:
     def __init__(
-        self, channel: grpc.aio.Channel, geometry: DraftGeometry, *, stall_seconds: float = STALL_SECONDS
+        self,
+        channel: grpc.aio.Channel,
+        geometry: DraftGeometry,
+        *,
+        stall_seconds: float = STALL_SECONDS,
+        traces: RequestTraces | None = None,
     ) -> None:
-        """`geometry` belongs to the checkpoint whose projection this verifier applies."""
+        """`geometry` belongs to the checkpoint whose projection this verifier applies. `traces`: of the
+        requests that are drafted for, to take along."""
         self._stub: Any = drafter_pb2_grpc.DrafterServiceStub(channel)
         self._geometry = geometry
         self._stall_seconds = stall_seconds
+        self._traces = traces or RequestTraces()
         self._loop = asyncio.get_running_loop()
         self._generation = 0
         self._round = 0
@@ -114,6 +122,9 @@ class RemoteDraftSource:
         message = drafter_pb2.DraftRequest(
             round=pending.round, items=convert.draft_items_to_proto(items), release=releases
         )
+        if self._traces.any:
+            for item in message.items:
+                item.traceparent = self._traces.next_draft(item.sequence_id)
         self._owed.append(pending)
         self._loop.call_soon_threadsafe(self._send, message, pending)
         return pending.future

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 
 from dspark_core.engine.lookup_building import build_lookup
 from dspark_core.engine.trace_format import TraceHeader
 from dspark_core.engine.trace_writer import TraceWriter
 from dspark_core.engine.verifier import Verifier
 from dspark_core.errors import DSparkError
-from dspark_core.records import Replica
+from dspark_core.records import GenerateRequest, Replica
 from services.common.channels import open_channel
 from services.common.registration import RegistrationLoop
 from services.common.scheduler_link import SchedulerLink, link_to_schedulers
@@ -22,6 +23,7 @@ from services.verifier.load import LoadMeter
 from services.verifier.metrics import profile_problem
 from services.verifier.plans import CoordinatedPlanSource
 from services.verifier.profiling import profile_points
+from services.verifier.request_traces import RequestTraces
 from services.verifier.service import (
     ProfiledTarget,
     build_verifier,
@@ -41,6 +43,7 @@ class VerifierProcess:
         self._local = local_plans(profiled)
         self._draining = asyncio.Event()
         self._load = LoadMeter(config.limits.max_running, draining=self._draining.is_set)
+        self._traces = RequestTraces()
         self._registration: RegistrationLoop | None = None
 
     async def run(self) -> None:
@@ -68,7 +71,7 @@ class VerifierProcess:
         channel = await stack.enter_async_context(
             open_channel(address, self._telemetry, tls=self._config.server.tls)
         )
-        drafts = RemoteDraftSource(channel, geometry)
+        drafts = RemoteDraftSource(channel, geometry, traces=self._traces)
         drafts.start()
         stack.push_async_callback(drafts.close)
         return drafts
@@ -141,11 +144,16 @@ class VerifierProcess:
             draining=self._draining.is_set(),
         )
 
+    @contextmanager
+    def _serving(self, request: GenerateRequest) -> Iterator[None]:
+        with self._load.serving(request), self._traces.serving(request):
+            yield
+
     async def _serve(self, verifier: Verifier) -> None:
         local = LocalVerifier(
             verifier,
             describe(self._config.engine, self._profiled),
-            serving=self._load.serving,
+            serving=self._serving,
             tracer=self._telemetry.tracer,
         )
         server = GrpcServer(

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ async def drafter_server(
 
 @asynccontextmanager
 async def connected(
-    port: int, engine: ContextDraftEngine, **options: float
+    port: int, engine: ContextDraftEngine, **options: Any
 ) -> AsyncIterator[RemoteDraftSource]:
     async with open_channel(f"127.0.0.1:{port}") as channel:
         source = RemoteDraftSource(channel, engine.geometry, **options)

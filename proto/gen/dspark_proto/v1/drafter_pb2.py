@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from dspark_proto.v1 import common_pb2 as dspark__proto_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64spark_proto/v1/drafter.proto\x12\tdspark.v1\x1a\x1c\x64spark_proto/v1/common.proto\"\x18\n\x16\x44\x65scribeDrafterRequest\"\x84\x01\n\x17\x44\x65scribeDrafterResponse\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x12\n\nblock_size\x18\x02 \x01(\r\x12\x14\n\x0c\x66\x65\x61ture_size\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x16\n\x0e\x63ontext_window\x18\x05 \x01(\r\"S\n\x0c\x44raftRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12#\n\x05items\x18\x02 \x03(\x0b\x32\x14.dspark.v1.DraftItem\x12\x0f\n\x07release\x18\x03 \x03(\t\"\xfe\x01\n\tDraftItem\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x17\n\x0f\x61nchor_token_id\x18\x02 \x01(\r\x12\x17\n\x0f\x61nchor_position\x18\x03 \x01(\r\x12\x16\n\x0e\x66\x65\x61tures_start\x18\x04 \x01(\r\x12#\n\x08\x66\x65\x61tures\x18\x05 \x01(\x0b\x32\x11.dspark.v1.Tensor\x12+\n\x08sampling\x18\x06 \x01(\x0b\x32\x19.dspark.v1.SamplingParams\x12-\n\x0cverification\x18\x07 \x01(\x0e\x32\x17.dspark.v1.Verification\x12\x11\n\ttoken_ids\x18\x08 \x03(\r\"r\n\rDraftResponse\x12\r\n\x05round\x18\x01 \x01(\x04\x12%\n\x06\x62locks\x18\x02 \x03(\x0b\x32\x15.dspark.v1.DraftBlock\x12\x17\n\x0f\x63ompute_seconds\x18\x03 \x01(\x01\x12\x12\n\ndrafter_id\x18\x04 \x01(\t\"\x96\x01\n\nDraftBlock\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x13\n\x0b\x63onfidences\x18\x03 \x03(\x02\x12\x34\n\rdistributions\x18\x04 \x03(\x0b\x32\x1d.dspark.v1.SparseDistribution\x12\x15\n\rneeds_context\x18\x05 \x01(\x08\">\n\x12SparseDistribution\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x15\n\rprobabilities\x18\x02 \x03(\x02\x32\xa3\x01\n\x0e\x44rafterService\x12Q\n\x08\x44\x65scribe\x12!.dspark.v1.DescribeDrafterRequest\x1a\".dspark.v1.DescribeDrafterResponse\x12>\n\x05\x44raft\x12\x17.dspark.v1.DraftRequest\x1a\x18.dspark.v1.DraftResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64spark_proto/v1/drafter.proto\x12\tdspark.v1\x1a\x1c\x64spark_proto/v1/common.proto\"\x18\n\x16\x44\x65scribeDrafterRequest\"\x84\x01\n\x17\x44\x65scribeDrafterResponse\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x12\n\nblock_size\x18\x02 \x01(\r\x12\x14\n\x0c\x66\x65\x61ture_size\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x16\n\x0e\x63ontext_window\x18\x05 \x01(\r\"S\n\x0c\x44raftRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12#\n\x05items\x18\x02 \x03(\x0b\x32\x14.dspark.v1.DraftItem\x12\x0f\n\x07release\x18\x03 \x03(\t\"\x93\x02\n\tDraftItem\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x17\n\x0f\x61nchor_token_id\x18\x02 \x01(\r\x12\x17\n\x0f\x61nchor_position\x18\x03 \x01(\r\x12\x16\n\x0e\x66\x65\x61tures_start\x18\x04 \x01(\r\x12#\n\x08\x66\x65\x61tures\x18\x05 \x01(\x0b\x32\x11.dspark.v1.Tensor\x12+\n\x08sampling\x18\x06 \x01(\x0b\x32\x19.dspark.v1.SamplingParams\x12-\n\x0cverification\x18\x07 \x01(\x0e\x32\x17.dspark.v1.Verification\x12\x11\n\ttoken_ids\x18\x08 \x03(\r\x12\x13\n\x0btraceparent\x18\t \x01(\t\"r\n\rDraftResponse\x12\r\n\x05round\x18\x01 \x01(\x04\x12%\n\x06\x62locks\x18\x02 \x03(\x0b\x32\x15.dspark.v1.DraftBlock\x12\x17\n\x0f\x63ompute_seconds\x18\x03 \x01(\x01\x12\x12\n\ndrafter_id\x18\x04 \x01(\t\"\x96\x01\n\nDraftBlock\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x13\n\x0b\x63onfidences\x18\x03 \x03(\x02\x12\x34\n\rdistributions\x18\x04 \x03(\x0b\x32\x1d.dspark.v1.SparseDistribution\x12\x15\n\rneeds_context\x18\x05 \x01(\x08\">\n\x12SparseDistribution\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x15\n\rprobabilities\x18\x02 \x03(\x02\x32\xa3\x01\n\x0e\x44rafterService\x12Q\n\x08\x44\x65scribe\x12!.dspark.v1.DescribeDrafterRequest\x1a\".dspark.v1.DescribeDrafterResponse\x12>\n\x05\x44raft\x12\x17.dspark.v1.DraftRequest\x1a\x18.dspark.v1.DraftResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,13 +39,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DRAFTREQUEST']._serialized_start=235
   _globals['_DRAFTREQUEST']._serialized_end=318
   _globals['_DRAFTITEM']._serialized_start=321
-  _globals['_DRAFTITEM']._serialized_end=575
-  _globals['_DRAFTRESPONSE']._serialized_start=577
-  _globals['_DRAFTRESPONSE']._serialized_end=691
-  _globals['_DRAFTBLOCK']._serialized_start=694
-  _globals['_DRAFTBLOCK']._serialized_end=844
-  _globals['_SPARSEDISTRIBUTION']._serialized_start=846
-  _globals['_SPARSEDISTRIBUTION']._serialized_end=908
-  _globals['_DRAFTERSERVICE']._serialized_start=911
-  _globals['_DRAFTERSERVICE']._serialized_end=1074
+  _globals['_DRAFTITEM']._serialized_end=596
+  _globals['_DRAFTRESPONSE']._serialized_start=598
+  _globals['_DRAFTRESPONSE']._serialized_end=712
+  _globals['_DRAFTBLOCK']._serialized_start=715
+  _globals['_DRAFTBLOCK']._serialized_end=865
+  _globals['_SPARSEDISTRIBUTION']._serialized_start=867
+  _globals['_SPARSEDISTRIBUTION']._serialized_end=929
+  _globals['_DRAFTERSERVICE']._serialized_start=932
+  _globals['_DRAFTERSERVICE']._serialized_end=1095
 # @@protoc_insertion_point(module_scope)

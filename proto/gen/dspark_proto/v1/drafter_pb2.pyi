@@ -36,7 +36,7 @@ class DraftRequest(_message.Message):
     def __init__(self, round: _Optional[int] = ..., items: _Optional[_Iterable[_Union[DraftItem, _Mapping]]] = ..., release: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DraftItem(_message.Message):
-    __slots__ = ("sequence_id", "anchor_token_id", "anchor_position", "features_start", "features", "sampling", "verification", "token_ids")
+    __slots__ = ("sequence_id", "anchor_token_id", "anchor_position", "features_start", "features", "sampling", "verification", "token_ids", "traceparent")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     ANCHOR_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     ANCHOR_POSITION_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +45,7 @@ class DraftItem(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     VERIFICATION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     sequence_id: str
     anchor_token_id: int
     anchor_position: int
@@ -53,7 +54,8 @@ class DraftItem(_message.Message):
     sampling: _common_pb2.SamplingParams
     verification: _common_pb2.Verification
     token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, sequence_id: _Optional[str] = ..., anchor_token_id: _Optional[int] = ..., anchor_position: _Optional[int] = ..., features_start: _Optional[int] = ..., features: _Optional[_Union[_common_pb2.Tensor, _Mapping]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., verification: _Optional[_Union[_common_pb2.Verification, str]] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, sequence_id: _Optional[str] = ..., anchor_token_id: _Optional[int] = ..., anchor_position: _Optional[int] = ..., features_start: _Optional[int] = ..., features: _Optional[_Union[_common_pb2.Tensor, _Mapping]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., verification: _Optional[_Union[_common_pb2.Verification, str]] = ..., token_ids: _Optional[_Iterable[int]] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class DraftResponse(_message.Message):
     __slots__ = ("round", "blocks", "compute_seconds", "drafter_id")
