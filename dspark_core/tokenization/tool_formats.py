@@ -19,6 +19,8 @@ class ToolFormat(Enum):
     """One mark and a JSON list of all calls, as earlier Mistral models wrote it."""
     GEMMA4 = "gemma4"
     """`call:name{key:value}` between marks, with marks around strings as well, as Gemma 4 writes it."""
+    QWEN3_CODER = "qwen3_coder"
+    """The function and each parameter in tags, as Qwen3-Coder writes it; any number of calls."""
 
 
 class CallShape(Enum):
@@ -27,6 +29,7 @@ class CallShape(Enum):
     JSON = "an object with name and arguments"
     NAMED = "the name, then the arguments as JSON"
     BARE_KEYS = "the name, then an object whose keys are not quoted and whose texts are in marks"
+    TAGS = "tags with the name of the function, and of each parameter around its value"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +76,8 @@ class CallSyntax:
                 return f"{name}{call_id}{self.arguments_mark}{arguments}"
             case CallShape.BARE_KEYS:
                 return f"call:{name}{self._bare_keys(arguments)}"
+            case CallShape.TAGS:
+                return f"{FUNCTION}{name}>\n{_tagged(arguments)}{FUNCTION_END}"
 
     def _bare_keys(self, arguments: str) -> str:
         """Arguments that are not JSON stay as they are."""
@@ -80,6 +85,26 @@ class CallSyntax:
             return _with_bare_keys(json.loads(arguments), self.quote)
         except ValueError:
             return arguments
+
+
+FUNCTION, FUNCTION_END = "<function=", "</function>"
+PARAMETER, PARAMETER_END = "<parameter=", "</parameter>"
+"""Tags of `CallShape.TAGS`."""
+
+
+def _tagged(arguments: str) -> str:
+    """Arguments that are not a JSON object stay as they are."""
+    try:
+        values = json.loads(arguments)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        return f"{arguments}\n"
+    return "".join(f"{PARAMETER}{key}>\n{_untagged(one)}\n{PARAMETER_END}\n" for key, one in values.items())
+
+
+def _untagged(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _with_bare_keys(value: object, quote: str) -> str:
@@ -124,6 +149,14 @@ SYNTAX = {
             end="<tool_call|>",
             shape=CallShape.BARE_KEYS,
             quote='<|"|>',
+        ),
+        CallSyntax(
+            format=ToolFormat.QWEN3_CODER,
+            begin="<tool_call>",
+            end="</tool_call>",
+            shape=CallShape.TAGS,
+            opening="\n",
+            closing="\n",
         ),
     )
 }

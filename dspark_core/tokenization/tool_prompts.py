@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dspark_core.tokenization.tool_formats import CallSyntax
+from dspark_core.tokenization.tool_formats import CallShape, CallSyntax
 from dspark_core.tokenization.tool_style import ToolStyle
 
 Message = Mapping[str, Any]
@@ -47,13 +47,19 @@ def _json(arguments: object) -> str:
 
 def _introduction(tools: Sequence[Message], syntax: CallSyntax) -> str:
     listed = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
+    tagged = syntax.shape is CallShape.TAGS
+    as_json = "" if tagged else " as JSON"
+    arguments = '{"PARAMETER": "VALUE"}' if tagged else "{...}"
+    named = (
+        "PARAMETER and VALUE for the name and value of each argument" if tagged else "{...} for its arguments"
+    )
     several = "" if syntax.bare else " Write one such block for each call."
     return (
         "You may call functions to help with what the user asks. These are the functions, each with its "
         f"parameters as a JSON schema:\n<tools>\n{listed}\n</tools>\n"
-        "To call a function, answer with its name and its arguments as JSON, and nothing else:\n"
-        f"{syntax.written('NAME', '{...}')}\n"
-        f"NAME stands for the function's name, {{...}} for its arguments.{several} "
+        f"To call a function, answer with its name and its arguments{as_json}, and nothing else:\n"
+        f"{syntax.written('NAME', arguments)}\n"
+        f"NAME stands for the function's name, {named}.{several} "
         f"What a function returns is given to you between {_RESULT} and {_RESULT_END}."
     )
 

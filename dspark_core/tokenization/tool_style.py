@@ -122,7 +122,7 @@ def _as_written(syntax: CallSyntax, text: str) -> CallSyntax | None:
             if match is None or not _json_at(text, match.end() - 1):
                 return None
             return replace(syntax, id_mark=match[1] or "", arguments_mark=match[2] or "")
-        case CallShape.BARE_KEYS:
+        case CallShape.BARE_KEYS | CallShape.TAGS:
             call = syntax.written(_NAME, json.dumps({"value": _VALUE}))
             return syntax if call in text else None
 

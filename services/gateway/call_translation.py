@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from dspark_core.tokenization.tool_formats import CallShape, CallSyntax
+from dspark_core.tokenization.tool_formats import (
+    FUNCTION,
+    FUNCTION_END,
+    PARAMETER,
+    PARAMETER_END,
+    CallShape,
+    CallSyntax,
+)
 from services.gateway.json_scan import JsonScan
+from services.gateway.parameter_kinds import ParameterKind, ParameterKinds
 
 _MOST_BEFORE_ARGUMENTS = 160
 """Characters that a name and an id may take together."""
@@ -24,8 +32,8 @@ class Translation(Protocol):
         """Returns the JSON that the character adds, if any; None: it cannot occur here."""
 
 
-def translation(syntax: CallSyntax, *, first: bool) -> Translation:
-    """first: no earlier call shares its `begin`."""
+def translation(syntax: CallSyntax, kinds: Mapping[str, ParameterKinds], *, first: bool) -> Translation:
+    """kinds: of the functions, by name. first: no earlier call shares its `begin`."""
     match syntax.shape:
         case CallShape.JSON:
             return _Json(syntax.opening.strip() if first else "")
@@ -33,6 +41,8 @@ def translation(syntax: CallSyntax, *, first: bool) -> Translation:
             return _NamedJson(syntax)
         case CallShape.BARE_KEYS:
             return _BareKeys(syntax)
+        case CallShape.TAGS:
+            return _Tagged(kinds)
 
 
 def suffix_that_begins(mark: str, text: str) -> int:
@@ -181,6 +191,79 @@ class _BareKeys:
         bracket = self._closing.pop()
         self._next = self._after_value
         return bracket if self._closing else bracket + "}"
+
+
+class _Tagged:
+    """`<function=name>`, then each value after `<parameter=key>`: a text without quotes, or JSON."""
+
+    _BEFORE_END = "\n"
+    """Belongs to the tags, as does the line break before a value."""
+
+    def __init__(self, kinds: Mapping[str, ParameterKinds]) -> None:
+        self._kinds = kinds
+        self._function = ParameterKinds()
+        self._kind = ParameterKind()
+        self._held = ""
+        """Part of a tag, or of a value that may end here or whose kind is known at its end only."""
+        self._any_yet = False
+        self._next: Callable[[str], str | None] = self._in_head
+        self._at_beginning = True
+
+    def push(self, character: str) -> str | None:
+        return self._next(character)
+
+    def _in_head(self, character: str) -> str | None:
+        tag = self._tag(character)
+        if not tag:
+            return tag
+        match = re.fullmatch(rf"{FUNCTION}({_NAME})>", tag)
+        if match is None:
+            return None
+        self._function = self._kinds.get(match[1], self._function)
+        self._next = self._between
+        return _head_of(match[1]) + "{"
+
+    def _tag(self, character: str) -> str | None:
+        """The tag if this ends it, empty if it goes on; None: here is none."""
+        if not self._held and character.isspace():
+            return ""
+        self._held += character
+        if self._held[0] != "<" or len(self._held) > _MOST_BEFORE_ARGUMENTS:
+            return None
+        if character != ">":
+            return ""
+        tag, self._held = self._held, ""
+        return tag
+
+    def _between(self, character: str) -> str | None:
+        tag = self._tag(character)
+        if not tag:
+            return tag
+        if tag == FUNCTION_END:
+            return "}}"
+        key = tag.removeprefix(PARAMETER).removesuffix(">")
+        if not tag.startswith(PARAMETER) or not key:
+            return None
+        comma, self._any_yet = ", " if self._any_yet else "", True
+        self._kind = self._function.of(key)
+        self._next, self._at_beginning = self._in_value, True
+        return f"{comma}{_text(key)}: " + ('"' if self._kind.streams else "")
+
+    def _in_value(self, character: str) -> str:
+        at_beginning, self._at_beginning = self._at_beginning, False
+        if at_beginning and character == "\n":
+            return ""
+        self._held += character
+        if self._held.endswith(PARAMETER_END):
+            value = self._held.removesuffix(PARAMETER_END).removesuffix(self._BEFORE_END)
+            self._held, self._next = "", self._between
+            return f'{_text(value)[1:-1]}"' if self._kind.streams else self._kind.json_of(value)
+        if not self._kind.streams:
+            return ""
+        held = max(suffix_that_begins(mark + PARAMETER_END, self._held) for mark in ("", self._BEFORE_END))
+        certain = self._held[: len(self._held) - held]
+        self._held = self._held[len(certain) :]
+        return _text(certain)[1:-1]
 
 
 def _head_of(name: str) -> str:

@@ -28,3 +28,16 @@ def _inner(name: str, value: object) -> object:
     if name in _BY_NAME and isinstance(value, dict):
         return {key: without_annotations(one) for key, one in value.items()}
     return without_annotations(value)
+
+
+def moved(schema: object, place: str) -> object:
+    """The schema with its local references adjusted for a position below `place` of another schema."""
+    if isinstance(schema, list):
+        return [moved(one, place) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: moved(value, place) for name, value in schema.items()}
+    reference = found.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        found["$ref"] = f"#{place}{reference[1:]}"
+    return found

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 
 from dspark_core.errors import InvalidRequestError
 from dspark_core.output_rules import Grammar, GrammarKind
-from dspark_core.tokenization.tool_formats import CallShape, CallSyntax
+from dspark_core.tokenization.tool_formats import FUNCTION, FUNCTION_END, CallShape, CallSyntax
 from services.gateway.bare_key_grammar import Texts, rules_of, rules_of_any
+from services.gateway.json_schemas import moved
+from services.gateway.tagged_grammar import tagged_rules
 from services.gateway.tools import Tool
 
 MAX_CALLS = 8
@@ -149,6 +151,8 @@ def _called(notation: _Notation, tools: Sequence[Tool], in_text: Sequence[int], 
     """The rules of the tools. strict: treat every tool as strict."""
     if notation.syntax.shape is CallShape.BARE_KEYS:
         return _called_with_bare_keys(notation, tools, in_text, strict=strict)
+    if notation.syntax.shape is CallShape.TAGS:
+        return _called_with_tags(tools, strict=strict)
     lines = []
     for index, tool in enumerate(tools):
         # The schema gets a rule of its own, and thereby the root that its references need.
@@ -177,6 +181,16 @@ def _called_with_bare_keys(
     return lines
 
 
+def _called_with_tags(tools: Sequence[Tool], *, strict: bool) -> list[str]:
+    lines = []
+    for index, tool in enumerate(tools):
+        head = json.dumps(f"{FUNCTION}{tool.name}>\n")
+        lines.append(f"tool{index}: {head} arguments{index} {json.dumps(FUNCTION_END)}")
+        schema = json.loads(tool.schema if strict or tool.strict else _ANY_ARGUMENTS)
+        lines += tagged_rules(f"arguments{index}", schema, _SPACING, f"{tool.place}.parameters")
+    return lines
+
+
 def _of_tools(lines: Sequence[str]) -> Grammar:
     try:
         return Grammar(kind=GrammarKind.LARK, text="\n".join(lines))
@@ -187,7 +201,7 @@ def _of_tools(lines: Sequence[str]) -> Grammar:
 def _as_schema(syntax: CallSyntax, tool: Tool) -> str:
     """JSON schema of the whole call. If the alternative is a JSON answer, the call must be a JSON rule too,
     because the parser chooses between them at the first brace."""
-    arguments = _moved(json.loads(tool.schema), f"/properties/{syntax.arguments}")
+    arguments = moved(json.loads(tool.schema), f"/properties/{syntax.arguments}")
     call = {
         "type": "object",
         "properties": {"name": {"const": tool.name}, syntax.arguments: arguments},
@@ -195,16 +209,3 @@ def _as_schema(syntax: CallSyntax, tool: Tool) -> str:
         "additionalProperties": False,
     }
     return json.dumps(call, ensure_ascii=False)
-
-
-def _moved(schema: object, place: str) -> object:
-    """The schema with its local references adjusted for a position below `place` of another schema."""
-    if isinstance(schema, list):
-        return [_moved(one, place) for one in schema]
-    if not isinstance(schema, dict):
-        return schema
-    moved = {name: _moved(value, place) for name, value in schema.items()}
-    reference = moved.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#"):
-        moved["$ref"] = f"#{place}{reference[1:]}"
-    return moved

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from dspark_core.errors import InvalidRequestError
 from dspark_core.output_rules import Grammar, GrammarKind
 from dspark_core.tokenization.grammar_checking import GrammarChecker
 from dspark_core.tokenization.tokenizer import Tokenizer
-from dspark_core.tokenization.tool_formats import CallSyntax, ToolFormat
+from dspark_core.tokenization.tool_formats import CallShape, CallSyntax, ToolFormat
 from dspark_core.tokenization.tool_messages import fitted
 from dspark_core.tokenization.tool_prompts import told
+from services.gateway.parameter_kinds import ParameterKinds, parameter_kinds
 from services.gateway.requests import ChatRole, Conversation
 from services.gateway.thread_work import ThreadWork
 from services.gateway.tool_grammar import TokenIds, call_grammar, strict_grammar
-from services.gateway.tool_stream import CallStream
+from services.gateway.tool_stream import NO_KINDS, CallStream
 from services.gateway.tools import ToolUse
 
 
@@ -27,13 +28,14 @@ class CallReading:
 
     syntax: CallSyntax
     names: frozenset[str]
+    kinds: Mapping[str, ParameterKinds] = field(default_factory=lambda: NO_KINDS)
     shown_token_ids: frozenset[int]
     """Tokens that mark calls; elsewhere they are not shown as text."""
     eager: bool
     parallel: bool
 
     def stream(self) -> CallStream:
-        return CallStream(self.syntax, self.names, eager=self.eager, parallel=self.parallel)
+        return CallStream(self.syntax, self.names, eager=self.eager, parallel=self.parallel, kinds=self.kinds)
 
 
 class _Tokens(TypedDict):
@@ -98,9 +100,13 @@ class ToolPreparer:
 
     def reading(self, use: ToolUse, grammar: Grammar | None) -> CallReading:
         """grammar: the answer's, if any; it limits the number of calls by itself."""
+        tools, tagged = use.callable.values(), self._style.syntax.shape is CallShape.TAGS
         return CallReading(
             syntax=self._style.syntax,
-            names=frozenset(tool.name for tool in use.callable.values()),
+            names=frozenset(tool.name for tool in tools),
+            kinds={tool.name: parameter_kinds(json.loads(tool.schema)) for tool in tools}
+            if tagged
+            else NO_KINDS,
             shown_token_ids=self._mark_ids,
             eager=use.eager or bool(use.forced),
             parallel=use.parallel or grammar is not None,

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from types import MappingProxyType
 
 from dspark_core.tokenization.tool_formats import CallSyntax
 from services.gateway.call_translation import Translation, suffix_that_begins, translation
 from services.gateway.json_scan import JsonScan
+from services.gateway.parameter_kinds import ParameterKinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,9 @@ class Parsed:
     calls: tuple[CallDelta, ...] = ()
 
 
+NO_KINDS: Mapping[str, ParameterKinds] = MappingProxyType({})
+
+
 class _Place(Enum):
     TEXT = "text"
     HEAD = "in a call whose function is not known yet"
@@ -46,9 +51,19 @@ class _Place(Enum):
 class CallStream:
     """Parses one answer. Feed it all of the text, then `flush`."""
 
-    def __init__(self, syntax: CallSyntax, names: Collection[str], *, eager: bool, parallel: bool) -> None:
+    def __init__(
+        self,
+        syntax: CallSyntax,
+        names: Collection[str],
+        *,
+        eager: bool,
+        parallel: bool,
+        kinds: Mapping[str, ParameterKinds] = NO_KINDS,
+    ) -> None:
+        """kinds: of the functions' parameters, by the functions' names, where a format needs to know them."""
         self._syntax = syntax
         self._names = names
+        self._kinds = kinds
         self._eager = eager
         self._parallel = parallel
         self._head = re.compile(rf'\s*\{{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"{syntax.arguments}"\s*:\s*\{{')
@@ -60,7 +75,7 @@ class CallStream:
         self._space = ""
         """Whitespace and mark before the current call: content if it proves not to be one."""
         self._scan = JsonScan()
-        self._translation: Translation = translation(syntax, first=True)
+        self._translation: Translation = translation(syntax, kinds, first=True)
         self._arguments_at = 0
         self._bare = syntax.bare
         self._count = self._whole = 0
@@ -135,7 +150,7 @@ class CallStream:
         # Where calls need no mark, the mark is a control token, which is never content.
         self._space = space if self._syntax.bare else space + mark
         self._place, self._scan, self._bare = _Place.HEAD, JsonScan(), False
-        self._translation, self._json = translation(self._syntax, first=first), ""
+        self._translation, self._json = translation(self._syntax, self._kinds, first=first), ""
         return rest
 
     def _go_on_with_call(self, text: str) -> str:

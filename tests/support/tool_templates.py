@@ -67,3 +67,18 @@ GEMMA_FIRST = (
     + GEMMA_RESULT
     + "{%- endfor %}{{ message.content + '<turn|>' }}{% endfor %}"
 )
+
+# Qwen3-Coder's.
+QWEN_CODER = """
+{%- if tools %}{{- '<tools>' }}{%- for tool in tools %}{{- '<name>' + tool.function.name + '</name>' }}
+    {%- endfor %}{{- '</tools>' }}{%- endif %}
+{%- for message in messages %}
+    {{- '[' + message.role + ']' + message.content }}
+    {%- for call in message.tool_calls or [] %}
+        {{- '\\n<tool_call>\\n<function=' + call.function.name + '>\\n' }}
+        {%- for key, value in call.function.arguments | items %}
+            {{- '<parameter=' + key + '>\\n' }}
+            {{- value | tojson if value is mapping else value | string }}{{- '\\n</parameter>\\n' }}
+        {%- endfor %}{{- '</function>\\n</tool_call>' }}
+    {%- endfor %}
+{%- endfor %}"""

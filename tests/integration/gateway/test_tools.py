@@ -16,6 +16,7 @@ from dspark_core.tokenization.tool_formats import ToolFormat
 from tests.integration.gateway.conftest import MODEL, RunningGateway, Serve
 from tests.support.byte_tokenizer import END, VOCAB, byte_backend
 from tests.support.fake_generation import FakeBackend
+from tests.support.tool_templates import QWEN_CODER
 
 ASK = [{"role": "user", "content": "Weather in Paris?"}]
 SCHEMA = {
@@ -213,6 +214,43 @@ async def test_the_format_may_be_set(serve: Serve) -> None:
     messages, reason = await streamed(running, tools=TOOLS)
     assert [call[1:] for call in messages[0]["calls"]] == [["weather", ARGUMENTS]]
     assert reason == "tool_calls"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_calls_in_tags_are_typed_by_the_schema(serve: Serve, stream) -> None:
+    """Qwen3-Coder's template: found, read in fragments and whole, demanded, and written back."""
+    city = {"type": "string", "description": "Its name."}
+    properties = {"city": city, "days": {"type": "integer"}, "zip": {"type": "string"}}
+    function = {"name": "weather", "parameters": {"type": "object", "properties": properties}}
+    inner = "".join(
+        f"<parameter={key}>\n{value}\n</parameter>\n"
+        for key, value in {"city": '"Páris"', "days": "3", "zip": "75001"}.items()
+    )
+    call = f"<tool_call>\n<function=weather>\n{inner}</function>\n</tool_call>"
+    fake = backend(f"I look.\n\n{call}")
+    running = await serve(fake, chat_template=QWEN_CODER)
+    fields = {"tools": [{"type": "function", "function": function}]}
+    if stream:
+        messages, reason = await streamed(running, **fields)
+        content, ((_, name, arguments),) = messages[0]["content"], messages[0]["calls"]
+    else:
+        answer = await running.openai.chat.completions.create(model=MODEL, messages=ASK, **fields)
+        message, reason = answer.choices[0].message, answer.choices[0].finish_reason
+        content, name, arguments = message.content, *_function(message)
+        again = [*ASK, message.model_dump()]
+        await running.openai.chat.completions.create(
+            model=MODEL, messages=again, tool_choice="required", **fields
+        )
+        assert f"I look.\n{call}" in prompt_of(fake.requests[1])
+        assert allows(fake.requests[1], call)
+        assert not allows(fake.requests[1], call.replace("3", "soon"))
+    assert (content, name, reason) == ("I look.", "weather", "tool_calls")
+    assert json.loads(arguments) == {"city": '"Páris"', "days": 3, "zip": "75001"}
+
+
+def _function(message: Any) -> tuple[str, str]:
+    (call,) = message.tool_calls
+    return call.function.name, call.function.arguments
 
 
 def allows(request: GenerateRequest, text: str) -> bool:

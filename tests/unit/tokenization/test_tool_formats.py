@@ -11,7 +11,14 @@ from dspark_core.tokenization.tool_formats import ToolFormat
 from dspark_core.tokenization.tool_messages import fitted
 from dspark_core.tokenization.tool_prompts import told
 from dspark_core.tokenization.tool_style import ToolStyle, tool_style
-from tests.support.tool_templates import GEMMA, GEMMA_FIRST, MISTRAL, MISTRAL_IDS, MISTRAL_LIST
+from tests.support.tool_templates import (
+    GEMMA,
+    GEMMA_FIRST,
+    MISTRAL,
+    MISTRAL_IDS,
+    MISTRAL_LIST,
+    QWEN_CODER,
+)
 
 PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 
@@ -75,6 +82,7 @@ NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system'
         (MISTRAL, ToolFormat.MISTRAL, True, True),
         (GEMMA, ToolFormat.GEMMA4, True, True),
         (GEMMA_FIRST, ToolFormat.GEMMA4, True, True),
+        (QWEN_CODER, ToolFormat.QWEN3_CODER, True, True),
         (OTHER, ToolFormat.HERMES, False, True),  # its own format is not understood
     ],
 )
@@ -109,6 +117,10 @@ def test_calls_are_written_as_models_write_them(format_, written) -> None:
         (MISTRAL, '[TOOL_CALLS]f[ARGS]{"a": 1}'),
         (MISTRAL.replace("[ARGS]", ""), '[TOOL_CALLS]f{"a": 1}'),
         (GEMMA, "<|tool_call>call:f{a:1}<tool_call|>"),
+        (
+            QWEN_CODER,
+            "<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>",
+        ),
     ],
 )
 def test_details_of_a_format_are_those_of_the_template(source, written) -> None:
@@ -227,3 +239,9 @@ def test_tools_are_told_of_in_front_of_all_else() -> None:
     }
     first = told(TALK, TOOLS, style(NO_SYSTEM))[0]
     assert first == {"role": "user", "content": f"{system['content']}\n\ngo"}
+
+
+def test_where_calls_are_tags_the_model_is_shown_tags() -> None:
+    system, *_ = told(TALK, TOOLS, tool_style(ChatTemplate(PLAIN, {}), ToolFormat.QWEN3_CODER))
+    example = "<function=NAME>\n<parameter=PARAMETER>\nVALUE\n</parameter>\n</function>"
+    assert f"its arguments, and nothing else:\n<tool_call>\n{example}\n</tool_call>\n" in system["content"]

@@ -68,6 +68,7 @@ SYNTAXES = {
     ToolFormat.MISTRAL: ("[TOOL_CALLS]", "[ARGS]"),
     ToolFormat.MISTRAL_LIST: ("[TOOL_CALLS]",),
     ToolFormat.GEMMA4: ("<|tool_call>", "<tool_call|>", '<|"|>'),
+    ToolFormat.QWEN3_CODER: ("<tool_call>", "</tool_call>"),
 }
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dspark_core.tokenization.chat_template import ChatTemplate
 from dspark_core.tokenization.tool_formats import SYNTAX, CallShape, CallSyntax, ToolFormat
 from dspark_core.tokenization.tool_style import tool_style
+from services.gateway.parameter_kinds import parameter_kinds
 from services.gateway.tool_stream import CallDelta, CallStream, Parsed
 
 HERMES = tool_style(None, ToolFormat.HERMES).syntax
@@ -23,7 +24,13 @@ MISTRAL_WITH_IDS = replace(MISTRAL, id_mark="[CALL_ID]")
 MISTRAL_LIST = SYNTAX[ToolFormat.MISTRAL_LIST]
 GEMMA = SYNTAX[ToolFormat.GEMMA4]
 ALL = (*SYNTAX.values(), MISTRAL_WITH_IDS)
+QWEN_CODER = SYNTAX[ToolFormat.QWEN3_CODER]
 NAMES = frozenset({"weather", "add"})
+KINDS = {
+    "weather": parameter_kinds({"properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}),
+    "add": parameter_kinds({"properties": {"note": {"type": ["string", "null"]}}}),
+}
+"""Of parameters; those of other names may be anything."""
 
 PARIS = '{"city": "Paris"}'
 CALL = f'<tool_call>\n{{"name": "weather", "arguments": {PARIS}}}\n</tool_call>'
@@ -37,7 +44,7 @@ def read(
     pieces: Sequence[str], syntax: CallSyntax = HERMES, *, eager: bool = False, parallel: bool = True
 ) -> tuple[str, list[tuple[str, str]], bool]:
     """Returns the content, (name, arguments) of each call, and whether the answer counts as calls."""
-    stream = CallStream(syntax, NAMES, eager=eager, parallel=parallel)
+    stream = CallStream(syntax, NAMES, eager=eager, parallel=parallel, kinds=KINDS)
     parsed = [*(stream.push(piece) for piece in pieces), stream.flush()]
     calls: dict[int, list[str]] = {}
     for one in parsed:
@@ -178,6 +185,67 @@ def test_other_formats(syntax, text, content, calls, eager) -> None:
         assert read(pieces, syntax, eager=eager) == (content, calls, bool(calls))
 
 
+def tagged(function: str, *parameters: tuple[str, str]) -> str:
+    inner = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in parameters)
+    return f"<tool_call>\n<function={function}>\n{inner}</function>\n</tool_call>"
+
+
+TAGGED = tagged("weather", ("city", "Paris"))
+CODE = 'if a < b:\n    print("</p>")\n\n'
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize(
+    ("text", "content", "calls"),
+    [
+        (TAGGED, "", [("weather", {"city": "Paris"})]),
+        (f"I look.\n\n{TAGGED}\n{TAGGED} So.", "I look. So.", [("weather", {"city": "Paris"})] * 2),
+        (TAGGED.replace("\n", ""), "", [("weather", {"city": "Paris"})]),
+        (TAGGED.removesuffix("</tool_call>"), "", [("weather", {"city": "Paris"})]),
+        (tagged("weather"), "", [("weather", {})]),
+        (tagged("weather", ("city", CODE)), "", [("weather", {"city": CODE})]),
+        (tagged("weather", ("city", "12"), ("days", "12")), "", [("weather", {"city": "12", "days": 12})]),
+        (tagged("weather", ("days", "soon"), ("city", "")), "", [("weather", {"days": "soon", "city": ""})]),
+        (tagged("add", ("note", "null"), ("b", "None")), "", [("add", {"note": None, "b": None})]),
+        (tagged("add", ("note", "7"), ("b", "True")), "", [("add", {"note": "7", "b": True})]),
+        (
+            tagged("add", ("a", '[1, {"x": "é"}]'), ("b", "x y")),
+            "",
+            [("add", {"a": [1, {"x": "é"}], "b": "x y"})],
+        ),
+        (tagged("add", ("a", "NaN")), "", [("add", {"a": "NaN"})]),
+        (tagged("sing", ("a", "1")), tagged("sing", ("a", "1")), []),
+        (CALL, CALL, []),
+        ("<tool_call>\n<function=weather", "<tool_call>\n<function=weather", []),
+    ],
+)
+def test_qwen3_coder(text, content, calls, eager) -> None:
+    for pieces in ([text], list(text)):
+        found, told, called = read(pieces, QWEN_CODER, eager=eager)
+        assert (found, called) == (content, bool(calls))
+        assert [(name, json.loads(arguments)) for name, arguments in told] == calls
+
+
+def test_texts_of_qwen3_coder_come_as_they_are_written() -> None:
+    stream = CallStream(QWEN_CODER, NAMES, eager=True, parallel=True, kinds=KINDS)
+    pieces = (
+        "<tool_call>\n<function=wea",
+        "ther>\n<parameter=city",
+        ">\nPa",
+        "r\n</par",
+        "is\n</parameter>\n",
+    )
+    told = [stream.push(piece) for piece in (*pieces, "</function>\n</tool_call>")]
+    assert [[call.name or call.arguments for call in one.calls] for one in told] == [
+        [],
+        ["weather", "{"],
+        ['"city": "Pa'],
+        ["r"],
+        ['\\n</paris"'],
+        ["}"],
+    ]
+
+
 @pytest.mark.parametrize(
     "arguments", ["{a:1,}", "{a}", "{a:}", "{a:1]", "{a:[1}", "{:1", '{a:<|"|>x', "{a:1", "{{}}", "{a:,}"]
 )
@@ -305,9 +373,17 @@ def cut(text: str, places: list[int]) -> list[str]:
 PLACES = st.lists(st.integers(0, 400), max_size=12)
 
 
+@given(st.lists(st.text('a\n<>/par{"\\ ', max_size=12), max_size=3), PLACES, st.booleans())
+def test_texts_of_qwen3_coder_are_those_that_were_written(texts, places, eager) -> None:
+    arguments = {"city": "".join(texts), "days": len(texts), "more": texts}
+    text = QWEN_CODER.written("weather", json.dumps(arguments))
+    _, ((name, told),), called = read(cut(text, places), QWEN_CODER, eager=eager)
+    assert (name, json.loads(told), called) == ("weather", arguments, True)
+
+
 @given(CALLS, st.text("ab<tool_cal> {\n", max_size=20), PLACES, st.booleans())
 def test_calls_and_content_are_found_wherever_the_text_is_cut(calls, before, places, eager) -> None:
-    for syntax in ALL:
+    for syntax in (one for one in ALL if one is not QWEN_CODER):  # its texts depend on their kinds
         content = f"x{before}".rstrip()
         mark = "\n<|python_tag|>" if syntax is LLAMA else "\n"
         written = (";" if syntax is LLAMA else "\n").join(syntax.written(*call) for call in calls)
@@ -321,6 +397,7 @@ def test_calls_and_content_are_found_wherever_the_text_is_cut(calls, before, pla
 
 _MARKS = ["<tool_call>", "</tool_call>", "<|python_tag|>", "<tool", "<"]
 _MARKS += ["[TOOL_CALLS]", "[ARGS]", "add", "<|tool_call>", "<tool_call|>", "call:add{a:", '<|"|>']
+_MARKS += ["<function=add>", "<parameter=a>", "</parameter>", "</function>"]
 _HEADS = ['{"name": "add", "arguments": ', '{"name": "add", "parameters": ']
 _JSON = ['{"a": 1}', *'{}[],:;"\\x \n']
 TANGLE = st.lists(st.sampled_from([*_MARKS, *_HEADS, *_JSON]), max_size=14).map("".join)
