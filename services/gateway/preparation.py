@@ -46,7 +46,7 @@ class RequestPreparer:
         self._tokenizer = tokenizer
         self._grammars = GrammarChecker()
         self._tools = ToolPreparer(tokenizer, self._grammars, tool_format)
-        self._encoder = PromptEncoder(model.name, tokenizer, self._tools)
+        self._encoder = PromptEncoder(tokenizer, self._tools)
 
     async def prepare(self, request: TextRequest, work: ThreadWork | None = None) -> PreparedRequest:
         """Raises InvalidRequestError or a subclass; UnavailableError while no verifier is known.
@@ -107,7 +107,7 @@ class RequestPreparer:
         if not ids:
             raise InvalidRequestError(f"{field} must not be empty: it has no tokens", field=field)
         if len(ids) >= description.max_context_tokens:
-            raise too_long(field, str(len(ids)), self._model.name, description.max_context_tokens)
+            raise too_long(field, str(len(ids)), description.max_context_tokens)
         wrong = next((token_id for token_id in ids if not 0 <= token_id < description.vocab_size), None)
         if wrong is not None:
             raise InvalidRequestError(

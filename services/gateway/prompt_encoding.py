@@ -25,8 +25,7 @@ class PromptEncoder:
     """Long texts share one thread, so that clients sending many of them, or disconnecting, cannot take up all
     cores and memory."""
 
-    def __init__(self, model_name: str, tokenizer: Tokenizer, tools: ToolPreparer) -> None:
-        self._model_name = model_name
+    def __init__(self, tokenizer: Tokenizer, tools: ToolPreparer) -> None:
         self._tokenizer = tokenizer
         self._tools = tools
         self._fewest = tokenizer.fewest_tokens()
@@ -83,4 +82,4 @@ class PromptEncoder:
             return
         fewest = self._fewest.of(text)
         if fewest >= limit:
-            raise too_long(field, f"at least {fewest}", self._model_name, limit)
+            raise too_long(field, f"at least {fewest}", limit)

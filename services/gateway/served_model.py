@@ -40,10 +40,14 @@ class ServedModel:
             return self._max_context_tokens
 
 
-def too_long(field: str, tokens: str, model_name: str, limit: int) -> ContextLengthError:
-    """tokens: how many, such as `at least 5000` if that is all that is known."""
+def too_long(field: str, tokens: str, limit: int) -> ContextLengthError:
+    """tokens: how many, such as `at least 5000` if that is all that is known.
+
+    Clients such as LiteLLM and LangChain recognise the error by OpenAI's and Anthropic's words for it: `this
+    model's maximum context length is`, `prompt is too long`.
+    """
     return ContextLengthError(
-        f"{field} has {tokens} tokens, but the context limit of {model_name} is {limit} "
-        f"tokens and must hold at least one more",
+        f"{field} has {tokens} tokens: the prompt is too long, as this model's maximum context length is "
+        f"{limit} tokens and must hold at least one more",
         field=field,
     )

@@ -28,7 +28,7 @@ CHAT = {"model": MODEL, "messages": HELLO}
             400,
             "messages",
             "context_length_exceeded",
-            "limit of byte-model is 200 tokens",
+            "the prompt is too long, as this model's maximum context length is 200 tokens",
         ),
         ({"temperature": -1}, 400, "temperature", None, "got -1"),
         (

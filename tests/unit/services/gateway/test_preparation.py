@@ -73,7 +73,12 @@ async def test_numbers_too_large_for_the_wire_mean_no_bound() -> None:
     ("fields", "kind", "field", "message"),
     [
         ({"model": "other"}, UnknownModelError, "model", "'other' does not exist here, only 'm'"),
-        ({"prompt": "x" * 20}, ContextLengthError, "prompt", "has 20 tokens.* limit of m is 20 tokens"),
+        (
+            {"prompt": "x" * 20},
+            ContextLengthError,
+            "prompt",
+            "has 20 tokens.* maximum context length is 20 tokens",
+        ),
         ({"prompt": (1, VOCAB)}, InvalidRequestError, "prompt", rf"in \[0, {VOCAB - 1}\], got {VOCAB}"),
         ({"prompt": (-1,)}, InvalidRequestError, "prompt", "got -1"),
         ({"max_tokens": 0}, InvalidRequestError, "max_tokens", ">= 1, got 0"),
