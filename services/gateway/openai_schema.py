@@ -68,6 +68,8 @@ class ChatCompletionBody(AnyCompletionBody, ConversationBody):
         "audio": (),
         "prediction": (),
         "web_search_options": (),
+        "reasoning_effort": ("none",),
+        "verbosity": ("medium",),
     }
 
     messages: Annotated[list[ChatMessageBody], FailFast(), Field(max_length=MAX_MESSAGES)]
@@ -81,6 +83,8 @@ class ChatCompletionBody(AnyCompletionBody, ConversationBody):
     audio: Any = None
     prediction: Any = None
     web_search_options: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
 
     def to_request(self, request_id: str) -> TextRequest:
         asked = {self.max_tokens, self.max_completion_tokens} - {None}

@@ -77,6 +77,8 @@ def test_fields_that_ask_for_nothing_are_accepted() -> None:
         tool_choice="none",
         parallel_tool_calls=True,
         functions=[],
+        reasoning_effort="none",
+        verbosity="medium",
         response_format={"type": "text"},
         user="u",
         metadata={"a": "b"},

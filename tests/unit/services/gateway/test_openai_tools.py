@@ -161,6 +161,8 @@ JSON_FORMAT = {"type": "json_object"}
         ({"tool_choice": NAMED, "tools": []}, "tool_choice", "'function' needs tools"),
         ({"parallel_tool_calls": "yes"}, "parallel_tool_calls", "got 'yes'"),
         ({"functions": [{}]}, "functions", "not supported"),
+        ({"reasoning_effort": "high"}, "reasoning_effort", "'high' is not supported"),
+        ({"verbosity": "low"}, "verbosity", "'low' is not supported"),
         ({"function_call": {"name": "f"}}, "function_call", "not supported"),
         (
             {"tools": [TIME], "tool_choice": "required", "response_format": JSON_FORMAT},
