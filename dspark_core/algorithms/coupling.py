@@ -21,9 +21,10 @@ import functools
 import torch
 from torch import Tensor
 
-_WEYL = 0x9E3779B97F4A7C15 - 2**64
-_MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
-_MIX_2 = 0x94D049BB133111EB - 2**64
+from dspark_core.algorithms import splitmix
+
+_WEYL, _MIX_1, _MIX_2 = (constant - 2**64 for constant in (splitmix.WEYL, splitmix.MIX_1, splitmix.MIX_2))
+"""As int64, which torch computes with."""
 _BLOCK_ELEMENTS = 1 << 17
 """Elements processed together on a CPU: temporaries that fit its cache at least halve the time."""
 _DEVICE_BLOCK_ELEMENTS = 1 << 24

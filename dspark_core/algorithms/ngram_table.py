@@ -16,13 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dspark_core.algorithms.lookup_evidence import LookupEvidence, prior_rates
+from dspark_core.algorithms.splitmix import MIX_1, MIX_2, WEYL
 
 MAX_ORDER = 8
 LEVELS = 256
 """Probabilities are quantised to this many levels, finer towards 1; see `levels_of`."""
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
-_SALT, _FIRST, _SECOND = 0x9E37_79B9_7F4A_7C15, 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
-"""Constants of splitmix64, which hashes a context token by token."""
 
 Words = npt.NDArray[np.uint64]
 
@@ -92,7 +91,7 @@ def context_key(context: Sequence[int]) -> int:
     """64-bit hash of a context's length and tokens, oldest token first."""
     key = len(context)
     for token in context:
-        key = _mixed((key * _SALT + token + 1) & _MASK)
+        key = _mixed((key * WEYL + token + 1) & _MASK)
     return key
 
 
@@ -100,9 +99,9 @@ def context_keys(contexts: npt.NDArray[np.integer[Any]]) -> Words:
     """`context_key` of each row of [contexts, length]."""
     keys = np.full(len(contexts), contexts.shape[1], dtype=np.uint64)
     for column in contexts.T:
-        keys = keys * np.uint64(_SALT) + column.astype(np.uint64) + np.uint64(1)
-        keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(_FIRST)
-        keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(_SECOND)
+        keys = keys * np.uint64(WEYL) + column.astype(np.uint64) + np.uint64(1)
+        keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(MIX_1)
+        keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(MIX_2)
         keys ^= keys >> np.uint64(31)
     return keys
 
@@ -144,6 +143,6 @@ def build_slots(
 
 
 def _mixed(key: int) -> int:
-    key = ((key ^ (key >> 30)) * _FIRST) & _MASK
-    key = ((key ^ (key >> 27)) * _SECOND) & _MASK
+    key = ((key ^ (key >> 30)) * MIX_1) & _MASK
+    key = ((key ^ (key >> 27)) * MIX_2) & _MASK
     return key ^ (key >> 31)

@@ -14,12 +14,6 @@ typedef uint64_t u64x8 __attribute__((vector_size(64)));
 
 constexpr double kLeastNoise = 1e-16;  // below 2^-53
 
-DSPARK_INLINE u64x8 mix(u64x8 x) {
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
-  return x ^ (x >> 31);
-}
-
 // Hash words -> u, too small by 2^-53.
 DSPARK_INLINE f64x8 uniform_of(u64x8 words) {
   return (f64x8)((words >> 12) | 0x3FF0000000000000ull) - 1.0;
@@ -59,7 +53,7 @@ static int64_t race_winner(const float* weights, int vocab, uint64_t key) {
     const f64x8 limit = weight * race.least;  // noise below it could win
     if (!lanes_at_least(limit, f64x8{} + kLeastNoise)) continue;
     // Allows for rounding: an extra candidate costs one logarithm, a missing one would be an error.
-    unsigned lanes = lanes_at_least(limit * (1.0 + 1e-9) + 1e-15, 1.0 - uniform_of(mix(words)));
+    unsigned lanes = lanes_at_least(limit * (1.0 + 1e-9) + 1e-15, 1.0 - uniform_of(splitmix(words)));
     for (; lanes; lanes &= lanes - 1) {
       const int token = first + __builtin_ctz(lanes);
       race.enter(key, token, weights[token]);

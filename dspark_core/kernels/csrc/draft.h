@@ -8,6 +8,7 @@
 #include <functional>
 
 #include "linear.h"
+#include "splitmix.h"
 
 namespace dspark {
 
@@ -48,20 +49,12 @@ struct Candidate {
   }
 };
 
-DSPARK_INLINE uint64_t mix(uint64_t x) {  // SplitMix64's finalizer
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
-  return x ^ (x >> 31);
-}
-
-constexpr uint64_t kWeyl = 0x9E3779B97F4A7C15ull;
-
 DSPARK_INLINE uint64_t noise_key(int64_t seed, int64_t position) {
-  return mix(mix(uint64_t(seed) + kWeyl) + uint64_t(position + 1) * kWeyl);
+  return splitmix(splitmix(uint64_t(seed) + kWeyl) + uint64_t(position + 1) * kWeyl);
 }
 
 DSPARK_INLINE double exponential_noise(uint64_t key, int64_t token) {
-  const uint64_t bits = mix(key + uint64_t(token) * kWeyl);
+  const uint64_t bits = splitmix(key + uint64_t(token) * kWeyl);
   return -std::log((double(bits >> 12) + 0.5) * 0x1p-52);
 }
 

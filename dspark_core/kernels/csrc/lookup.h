@@ -10,6 +10,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "splitmix.h"
+
 namespace dspark {
 
 constexpr int kLevelClasses = 16, kMatchClasses = 9, kLongestMatch = 16, kMaxOrder = 8;
@@ -33,7 +35,7 @@ struct NgramTable {
   // The slot of a context, or -1.
   int64_t slot_of(const int32_t* context, int length) const {
     uint64_t key = uint64_t(length);
-    for (int i = 0; i < length; ++i) key = mixed(key * 0x9E3779B97F4A7C15ull + uint64_t(context[i]) + 1);
+    for (int i = 0; i < length; ++i) key = splitmix(key * kWeyl + uint64_t(context[i]) + 1);
     int64_t slot = int64_t((key >> 32) * uint64_t(slots) >> 32);
     const uint16_t check = (key & 0xFFFF) ? uint16_t(key) : uint16_t(1);
     while (checks[slot] != 0) {
@@ -50,13 +52,6 @@ struct NgramTable {
       if (slot >= 0) return slot;
     }
     return -1;
-  }
-
- private:
-  static uint64_t mixed(uint64_t x) {
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
-    return x ^ (x >> 31);
   }
 };
 
