@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dspark_core.engine.building import DTYPES, EngineOptions
-from dspark_core.engine.devices import AUTO
-from dspark_core.model_paths import DEFAULT_MODEL
-from dspark_core.zoo_paths import DEFAULT_DRAFTER
+from dspark_core.engine.building import EngineOptions
 from services.common.env import Env
-from services.common.limits import MOST_KV_CACHE_MB, MOST_THREADS
 from services.common.options import ServerOptions
+from services.engines.settings import read_engine_options, read_torch_threads
 
 PORT = 50054
 METRICS_PORT = 9054
@@ -33,17 +30,9 @@ class DrafterServiceConfig:
         server = ServerOptions.from_env(env, port=PORT, metrics_port=METRICS_PORT)
         address = env.address("DSPARK_ADVERTISE_ADDRESS", f"127.0.0.1:{server.port}")
         return cls(
-            engine=EngineOptions(
-                target_model=env.text("DSPARK_TARGET_MODEL", DEFAULT_MODEL),
-                drafter=env.text("DSPARK_DRAFTER", DEFAULT_DRAFTER),
-                dtype=env.choice("DSPARK_DTYPE", "bfloat16", tuple(DTYPES)),
-                device=env.text("DSPARK_DEVICE", AUTO),
-                cuda_graphs=env.choice("DSPARK_CUDA_GRAPHS", "on", ("on", "off")) == "on",
-                kv_cache_bytes=env.integer("DSPARK_KV_CACHE_MB", 2048, minimum=1, maximum=MOST_KV_CACHE_MB)
-                * 2**20,
-            ),
+            engine=read_engine_options(env),
             server=server,
-            torch_threads=env.optional_integer("DSPARK_TORCH_THREADS", minimum=1, maximum=MOST_THREADS),
+            torch_threads=read_torch_threads(env),
             scheduler_address=env.optional_address("DSPARK_SCHEDULER_ADDRESS", several=True),
             advertise_address=address,
             replica_id=env.text("DSPARK_REPLICA_ID", f"drafter-{address}"),

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dspark_core.engine.batching import BatchLimits
-from dspark_core.engine.building import DTYPES, ENGINES, NATIVE, WEIGHTS, EngineOptions
-from dspark_core.engine.devices import AUTO
+from dspark_core.engine.building import ENGINES, NATIVE, WEIGHTS, EngineOptions
 from dspark_core.engine.trace_writer import DEFAULT_MAX_MB, DEFAULT_SAMPLE, TraceOptions
-from dspark_core.model_paths import DEFAULT_MODEL
-from dspark_core.zoo_paths import DEFAULT_DRAFTER, NGRAMS_AUTO
+from dspark_core.zoo_paths import NGRAMS_AUTO
 from services.common.env import Env
-from services.common.limits import (
-    MOST_BATCH_TOKENS,
-    MOST_KV_CACHE_MB,
-    MOST_RUNNING,
-    MOST_SECONDS,
-    MOST_THREADS,
-)
+from services.common.limits import MOST_BATCH_TOKENS, MOST_RUNNING, MOST_SECONDS
 from services.common.options import ServerOptions
+from services.engines.settings import read_engine_options, read_torch_threads
 from services.verifier.profiling import MEASURE, ProfileOptions
 
 PORT = 50053
@@ -61,17 +54,13 @@ class VerifierServiceConfig:
         drafter_address = env.optional_address("DSPARK_DRAFTER_ADDRESS")
         max_running = env.integer("DSPARK_MAX_RUNNING", 32, minimum=1, maximum=MOST_RUNNING)
         lookup = env.flag("DSPARK_LOOKUP", True)
+        shared = read_engine_options(env)
         max_batch_tokens = env.integer("DSPARK_MAX_BATCH_TOKENS", 512, minimum=1, maximum=MOST_BATCH_TOKENS)
         return cls(
-            engine=EngineOptions(
-                target_model=env.text("DSPARK_TARGET_MODEL", DEFAULT_MODEL),
-                drafter=env.text("DSPARK_DRAFTER", DEFAULT_DRAFTER) if drafter_address else None,
-                dtype=env.choice("DSPARK_DTYPE", "bfloat16", tuple(DTYPES)),
-                device=env.text("DSPARK_DEVICE", AUTO),
-                cuda_graphs=env.choice("DSPARK_CUDA_GRAPHS", "on", ("on", "off")) == "on",
+            engine=replace(
+                shared,
+                drafter=shared.drafter if drafter_address else None,
                 weights=env.choice("DSPARK_WEIGHTS", "stored", WEIGHTS),
-                kv_cache_bytes=env.integer("DSPARK_KV_CACHE_MB", 2048, minimum=1, maximum=MOST_KV_CACHE_MB)
-                * 2**20,
                 max_context_tokens=env.optional_integer("DSPARK_MAX_CONTEXT_TOKENS", minimum=2),
                 engine=env.choice("DSPARK_ENGINE", NATIVE, ENGINES),
                 lookup=lookup,
@@ -87,7 +76,7 @@ class VerifierServiceConfig:
                 max_step_seconds=env.number("DSPARK_MAX_STEP_MS", DEFAULT_STEP_MS, minimum=1.0) / 1000,
             ),
             server=server,
-            torch_threads=env.optional_integer("DSPARK_TORCH_THREADS", minimum=1, maximum=MOST_THREADS),
+            torch_threads=read_torch_threads(env),
             drafter_address=drafter_address,
             draft_deadline_seconds=env.number(
                 "DSPARK_DRAFT_DEADLINE_SECONDS", 0.5, minimum=0.001, maximum=MOST_SECONDS

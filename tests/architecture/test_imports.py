@@ -62,8 +62,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "services.common",
     ),
     "services.scheduler": (*VALUES, *TORCH_FREE_ALGORITHMS, "services.common"),
-    "services.drafter": (*APPLICATION, "services.common"),
-    "services.verifier": (*APPLICATION, "services.common"),
+    "services.engines": (*APPLICATION, "services.common"),
+    "services.drafter": (*APPLICATION, "services.common", "services.engines"),
+    "services.verifier": (*APPLICATION, "services.common", "services.engines"),
     # The one place that may import several services.
     "services.embedded": (*APPLICATION, "services"),
     "services.cli": (

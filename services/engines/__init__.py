@@ -1,0 +1,1 @@
+"""What drafter and verifier, the services that hold a model, share."""

@@ -1,0 +1,26 @@
+"""Reads, from the environment, the settings that a drafter and a verifier have in common."""
+
+from __future__ import annotations
+
+from dspark_core.engine.building import DTYPES, EngineOptions
+from dspark_core.engine.devices import AUTO
+from dspark_core.model_paths import DEFAULT_MODEL
+from dspark_core.zoo_paths import DEFAULT_DRAFTER
+from services.common.env import Env
+from services.common.limits import MOST_KV_CACHE_MB, MOST_THREADS
+
+
+def read_engine_options(env: Env) -> EngineOptions:
+    return EngineOptions(
+        target_model=env.text("DSPARK_TARGET_MODEL", DEFAULT_MODEL),
+        drafter=env.text("DSPARK_DRAFTER", DEFAULT_DRAFTER),
+        dtype=env.choice("DSPARK_DTYPE", "bfloat16", tuple(DTYPES)),
+        device=env.text("DSPARK_DEVICE", AUTO),
+        cuda_graphs=env.choice("DSPARK_CUDA_GRAPHS", "on", ("on", "off")) == "on",
+        kv_cache_bytes=env.integer("DSPARK_KV_CACHE_MB", 2048, minimum=1, maximum=MOST_KV_CACHE_MB) * 2**20,
+    )
+
+
+def read_torch_threads(env: Env) -> int | None:
+    """None: PyTorch's own choice."""
+    return env.optional_integer("DSPARK_TORCH_THREADS", minimum=1, maximum=MOST_THREADS)
