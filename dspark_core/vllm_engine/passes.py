@@ -10,11 +10,12 @@ from torch import Tensor
 
 from dspark_core.engine.batch import RaggedBatch, Run
 from dspark_core.engine.passes import TapWriter, computed_on
+from dspark_core.engine.verifier import STALL_SECONDS
 from dspark_core.vllm_engine.sharing import SharedReader, SharedRows
 from dspark_core.vllm_engine.steps import SequenceTracker
 
-PASS_SECONDS = 600.0
-"""Timeout after which workers in other processes are considered lost; equal to the verifier's stall limit."""
+PASS_SECONDS = STALL_SECONDS
+"""After this time, workers in other processes count as lost, as the verifier does."""
 
 
 class Workers(Protocol):
