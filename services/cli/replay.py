@@ -24,7 +24,7 @@ from services.cli.output_files import require_writable, write_output
 from services.cli.simulation_inputs import read_round_time
 from services.cli.tables import open_table, table_console
 
-DEFAULT_PLANNERS = (
+REPLAYED_PLANNERS = (
     "none",
     "fixed:2",
     "fixed:7",
@@ -42,9 +42,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--planner",
         nargs="+",
-        default=list(DEFAULT_PLANNERS),
+        default=list(REPLAYED_PLANNERS),
         metavar="NAME",
-        help=f"planners to compare, out of {', '.join(NAMES)} (default: {' '.join(DEFAULT_PLANNERS)})",
+        help=f"planners to compare, out of {', '.join(NAMES)} (default: {' '.join(REPLAYED_PLANNERS)})",
     )
     parser.add_argument(
         "--curve",

@@ -37,7 +37,7 @@ from services.cli.simulate_tables import frontier_table, pool_lines, summary_tab
 from services.cli.simulation_inputs import DEFAULT_ROUND_TIME, read_mapping, read_round_time
 from services.cli.tables import table_console
 
-DEFAULT_PLANNERS = ("none", "mtp1", "fixed:4", "algorithm1", "cluster")
+SIMULATED_PLANNERS = ("none", "mtp1", "fixed:4", "algorithm1", "cluster")
 FILE_FIELDS = ("planners", "curve", "domains_file", "traces")
 """Fields of --config besides those of the scenario."""
 
@@ -50,7 +50,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         nargs="+",
         default=None,
         metavar="NAME",
-        help=f"planners to compare, out of {', '.join(NAMES)} (default: {' '.join(DEFAULT_PLANNERS)})",
+        help=f"planners to compare, out of {', '.join(NAMES)} (default: {' '.join(SIMULATED_PLANNERS)})",
     )
     parser.add_argument(
         "--size", action="store_true", help="find the fewest verifiers and drafters that serve the load"
@@ -116,7 +116,7 @@ def _add_scenario(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = read_mapping(arguments.config) if arguments.config else {}
     scenario = _scenario(arguments, config)
-    planners = arguments.planner or _texts(config, "planners") or list(DEFAULT_PLANNERS)
+    planners = arguments.planner or _texts(config, "planners") or list(SIMULATED_PLANNERS)
     for name in planners:
         planner_factory(name, cohorts=scenario.cohorts)
     _check(arguments)
