@@ -5,27 +5,49 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dspark_core.engine.building import DTYPES, ENGINES, NATIVE, WEIGHTS
+from dspark_core.engine.building import ENGINES, NATIVE, WEIGHTS
+from services.cli.target_arguments import (
+    add_computation_arguments,
+    add_kv_cache_argument,
+    add_model_argument,
+    add_threads_argument,
+)
 from services.cli.template_arguments import add_template_argument
 from services.common.env import json_object
 from services.embedded.options import StackOptions
 
 
-def add_stack_arguments(parser: argparse.ArgumentParser, *, template: bool = True) -> None:
-    """`template`: False if the command renders no chat or already has --chat-template-kwargs."""
+def add_stack_arguments(
+    parser: argparse.ArgumentParser, *, template: bool = True, lookup: bool = True
+) -> None:
+    """`template`: False if the command renders no chat or already has --chat-template-kwargs;
+    `lookup`: False if it never looks drafts up."""
     defaults = StackOptions()
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--target-model",
-        default=defaults.target_model,
-        metavar="MODEL",
-        help="shipped name, GGUF file or Hugging Face directory (default: %(default)s)",
-    )
+    add_model_argument(group)
     group.add_argument(
         "--drafter",
         default=defaults.drafter,
         help="zoo name or checkpoint directory, or 'none' for no draft model (default: %(default)s)",
     )
+    if lookup:
+        _add_lookup_arguments(group, defaults)
+    if template:
+        add_template_argument(group)
+    add_computation_arguments(group)
+    group.add_argument(
+        "--weights",
+        default=defaults.weights,
+        choices=WEIGHTS,
+        help="format of the target's weights. stored: as in the checkpoint; full: expanded to --dtype; "
+        "stored-a8: as stored, with activations rounded to 8 bits, faster but inexact; int8: rounded to 8 "
+        "bits, inexact (default: %(default)s)",
+    )
+    add_kv_cache_argument(group)
+    add_threads_argument(group, "math threads per engine")
+
+
+def _add_lookup_arguments(group: argparse._ActionsContainer, defaults: StackOptions) -> None:
     group.add_argument(
         "--lookup",
         action=argparse.BooleanOptionalAction,
@@ -38,38 +60,6 @@ def add_stack_arguments(parser: argparse.ArgumentParser, *, template: bool = Tru
         metavar="TABLE",
         help="n-gram table to draft from: a file written by `dspark data ngrams`, a zoo name, 'auto' (the "
         "table shipped for the target, if any) or 'none' (default: %(default)s)",
-    )
-    if template:
-        add_template_argument(group)
-    group.add_argument(
-        "--dtype",
-        default=defaults.dtype,
-        choices=tuple(DTYPES),
-        help="data type of the computation (default: %(default)s)",
-    )
-    group.add_argument(
-        "--device",
-        default=defaults.device,
-        metavar="DEVICE",
-        help="auto, cpu, cuda or cuda:N; auto uses CUDA if available (default: %(default)s)",
-    )
-    group.add_argument(
-        "--weights",
-        default=defaults.weights,
-        choices=WEIGHTS,
-        help="format of the target's weights. stored: as in the checkpoint; full: expanded to --dtype; "
-        "stored-a8: as stored, with activations rounded to 8 bits, faster but inexact; int8: rounded to 8 "
-        "bits, inexact (default: %(default)s)",
-    )
-    group.add_argument(
-        "--kv-cache-mb",
-        type=int,
-        default=defaults.kv_cache_mb,
-        metavar="N",
-        help="memory for KV pages, in MiB (default: %(default)s)",
-    )
-    group.add_argument(
-        "--threads", type=int, default=None, metavar="N", help="math threads per engine (default: all cores)"
     )
 
 
@@ -121,16 +111,15 @@ def stack_options(arguments: argparse.Namespace, **overrides: object) -> StackOp
     fields = {
         "target_model": arguments.target_model,
         "drafter": None if arguments.drafter == "none" else arguments.drafter,
-        "lookup": arguments.lookup,
-        "ngrams": arguments.ngrams,
         "dtype": arguments.dtype,
         "device": arguments.device,
         "weights": arguments.weights,
         "kv_cache_mb": arguments.kv_cache_mb,
         "threads": arguments.threads,
-        **overrides,
     }
+    if "lookup" in arguments:
+        fields["lookup"], fields["ngrams"] = arguments.lookup, arguments.ngrams
     if "engine" in arguments:
         fields["target_engine"] = arguments.engine
         fields["vllm_arguments"] = json_object("--vllm-arguments", arguments.vllm_arguments)
-    return StackOptions(**fields)
+    return StackOptions(**{**fields, **overrides})

@@ -22,13 +22,19 @@ from rich.progress import (
 )
 
 from dspark_core.engine.building import DTYPES, BuiltTarget, EngineOptions, build_target
-from dspark_core.engine.devices import AUTO, resolve_device
+from dspark_core.engine.devices import resolve_device
 from dspark_core.errors import ConfigError
-from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
+from dspark_core.model_paths import resolve_model_path
 from dspark_core.models.loading import LoadedTarget, load_target
 from dspark_core.tokenization.loading import load_tokenizer
 from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.training.data.answer_log import read_settings
+from services.cli.target_arguments import (
+    add_computation_arguments,
+    add_kv_cache_argument,
+    add_model_argument,
+    add_threads_argument,
+)
 from services.cli.template_arguments import add_template_argument, template_arguments
 from services.common.limits import MOST_THREADS
 
@@ -49,36 +55,12 @@ def add_layers_argument(parser: argparse._ActionsContainer) -> None:
 
 def add_target_arguments(parser: argparse.ArgumentParser, *, kv_cache: bool = True) -> None:
     group = parser.add_argument_group("target")
-    group.add_argument(
-        "--target-model",
-        default=DEFAULT_MODEL,
-        metavar="MODEL",
-        help="shipped name, GGUF file or Hugging Face directory (default: %(default)s)",
-    )
+    add_model_argument(group)
     add_template_argument(group)
-    group.add_argument(
-        "--dtype",
-        default="bfloat16",
-        choices=tuple(DTYPES),
-        help="data type of the computation (default: %(default)s)",
-    )
-    group.add_argument(
-        "--device",
-        default=AUTO,
-        metavar="DEVICE",
-        help="auto, cpu, cuda or cuda:N; auto uses CUDA if available (default: %(default)s)",
-    )
+    add_computation_arguments(group)
     if kv_cache:
-        group.add_argument(
-            "--kv-cache-mb",
-            type=int,
-            default=2048,
-            metavar="N",
-            help="memory for KV pages, in MiB (default: %(default)s)",
-        )
-    group.add_argument(
-        "--threads", type=int, default=None, metavar="N", help="math threads (default: all cores)"
-    )
+        add_kv_cache_argument(group)
+    add_threads_argument(group)
 
 
 def load_tokenizer_of(arguments: argparse.Namespace) -> Tokenizer:
