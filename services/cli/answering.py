@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dspark_core.evaluation.prompt_sets import PromptSet
+from dspark_core.errors import ConfigError
+from dspark_core.evaluation.prompt_sets import PromptSet, find_prompt_files, read_prompt_set
 from dspark_core.evaluation.runner import EvalPrompt, EvalRun, EvalRunner, EvalSettings
 from dspark_core.tokenization.tokenizer import Tokenizer
 from services.cli.temperature_arguments import add_temperature_arguments
@@ -37,6 +38,12 @@ def add_answer_arguments(group: argparse._ArgumentGroup, defaults: EvalSettings)
         metavar="N",
         help="answers generated together (default: %(default)s)",
     )
+
+
+def read_sets(arguments: argparse.Namespace) -> list[PromptSet]:
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ConfigError(f"--limit must be >= 1, got {arguments.limit}")
+    return [read_prompt_set(path, arguments.limit) for path in find_prompt_files(arguments.prompts)]
 
 
 def encode_prompts(sets: Sequence[PromptSet], tokenizer: Tokenizer) -> list[EvalPrompt]:

@@ -21,7 +21,7 @@ from dspark_core.engine.draft_engine import LocalDraftSource
 from dspark_core.errors import ConfigError
 from dspark_core.evaluation.calibrating import CalibrationStudy, split_prompts, study_calibration
 from dspark_core.evaluation.plots import require_matplotlib
-from dspark_core.evaluation.prompt_sets import PromptSet, find_prompt_files, read_prompt_set
+from dspark_core.evaluation.prompt_sets import PromptSet
 from dspark_core.evaluation.reliability_plot import draw_reliability
 from dspark_core.evaluation.runner import EvalRunner, EvalSettings, draft_generator
 from dspark_core.model_paths import resolve_model_path
@@ -31,7 +31,7 @@ from dspark_core.models.drafter_config import read_any_config
 from dspark_core.tokenization.loading import load_tokenizer
 from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.zoo_paths import resolve_drafter_path
-from services.cli.answering import add_answer_arguments, encode_prompts, run_with_progress
+from services.cli.answering import add_answer_arguments, encode_prompts, read_sets, run_with_progress
 from services.cli.arguments import add_stack_arguments, stack_options
 from services.cli.output_files import require_writable_folder
 from services.cli.template_arguments import template_arguments
@@ -55,7 +55,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--plots", type=Path, default=None, metavar="DIR", help="write a reliability diagram to DIR"
     )
     add_answer_arguments(parser.add_argument_group("generation"), EvalSettings(temperature=0.0))
-    add_stack_arguments(parser)
+    add_stack_arguments(parser, lookup=False)
     parser.set_defaults(run=run)
 
 
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         concurrency=arguments.concurrency,
     )
     options = stack_options(arguments)
-    sets = _read_sets(arguments)
+    sets = read_sets(arguments)
     outputs = _outputs(arguments, _drafter_directory(options))
     path = resolve_model_path(options.target_model)
     tokenizer = load_tokenizer(path, template_arguments(arguments))
@@ -113,12 +113,6 @@ def _outputs(arguments: argparse.Namespace, directory: Path) -> list[Path]:
     for folder in [path.parent for path in paths] + ([arguments.plots] if arguments.plots else []):
         require_writable_folder(folder)
     return paths
-
-
-def _read_sets(arguments: argparse.Namespace) -> list[PromptSet]:
-    if arguments.limit is not None and arguments.limit < 1:
-        raise ConfigError(f"--limit must be >= 1, got {arguments.limit}")
-    return [read_prompt_set(path, arguments.limit) for path in find_prompt_files(arguments.prompts)]
 
 
 def _study(

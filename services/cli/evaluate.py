@@ -23,13 +23,14 @@ from dspark_core.errors import ConfigError
 from dspark_core.evaluation.comparison import compare, read_results
 from dspark_core.evaluation.environment import describe_environment
 from dspark_core.evaluation.plots import draw_plots, require_matplotlib
-from dspark_core.evaluation.prompt_sets import PromptSet, find_prompt_files, read_prompt_set
+from dspark_core.evaluation.prompt_sets import PromptSet
 from dspark_core.evaluation.report import EvalReport, macro_mean, report_sets
 from dspark_core.evaluation.runner import EvalRunner, EvalSettings, draft_generator
 from dspark_core.model_paths import resolve_model_path
 from dspark_core.records import Verification
 from dspark_core.tokenization.loading import load_tokenizer
-from services.cli.answering import add_answer_arguments, encode_prompts, run_with_progress
+from dspark_core.zoo_paths import NGRAMS_AUTO, NO_NGRAMS
+from services.cli.answering import add_answer_arguments, encode_prompts, read_sets, run_with_progress
 from services.cli.arguments import add_stack_arguments, stack_options
 from services.cli.eval_tables import (
     comparison_table,
@@ -40,6 +41,7 @@ from services.cli.eval_tables import (
 )
 from services.cli.output_files import require_writable, require_writable_folder, write_output
 from services.cli.template_arguments import template_arguments
+from services.embedded.options import StackOptions
 
 DRAFTER, SERVED, LOOKUP = "drafter", "served", "lookup"
 """Values of --drafts: which drafts are measured."""
@@ -63,7 +65,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--plots", type=Path, default=None, metavar="DIR", help="write plots to DIR as PNG")
     _add_settings(parser)
     add_stack_arguments(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, lookup=None)  # None: not given
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -111,8 +113,11 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    _resolve_lookup(arguments)
     settings = _settings(arguments)
-    sets = _read_sets(arguments)
+    if not arguments.prompts:
+        raise ConfigError("eval needs prompt files, or --compare with results")
+    sets = read_sets(arguments)
     _check_outputs(arguments)
     report = _measure(arguments, settings, sets)
     try:
@@ -137,12 +142,18 @@ def _settings(arguments: argparse.Namespace) -> EvalSettings:
     )
 
 
-def _read_sets(arguments: argparse.Namespace) -> list[PromptSet]:
-    if not arguments.prompts:
-        raise ConfigError("eval needs prompt files, or --compare with results")
-    if arguments.limit is not None and arguments.limit < 1:
-        raise ConfigError(f"--limit must be >= 1, got {arguments.limit}")
-    return [read_prompt_set(path, arguments.limit) for path in find_prompt_files(arguments.prompts)]
+def _resolve_lookup(arguments: argparse.Namespace) -> None:
+    """Fills in the default of --lookup. Raises ConfigError for lookup options that would not be used."""
+    unused = ["--lookup"] if arguments.lookup else []
+    if arguments.ngrams not in (NGRAMS_AUTO, NO_NGRAMS):
+        unused.append(f"--ngrams {arguments.ngrams}")
+    if unused and arguments.drafts == DRAFTER:
+        raise ConfigError(
+            f"{' and '.join(unused)} cannot be used with --drafts {DRAFTER}: "
+            f"give --drafts {SERVED} or {LOOKUP}"
+        )
+    if arguments.lookup is None:
+        arguments.lookup = StackOptions().lookup
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:

@@ -64,3 +64,10 @@ def test_what_cannot_be_calibrated_is_said_in_one_line(
     shown = capsys.readouterr().err
     assert message in shown
     assert len(shown.splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", [["--lookup"], ["--no-lookup"], ["--ngrams", "none"]])
+def test_options_of_lookup_are_not_taken(option: list[str], capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["calibrate", "questions.jsonl", *option])
+    assert f"unrecognized arguments: {' '.join(option)}" in capsys.readouterr().err

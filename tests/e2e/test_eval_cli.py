@@ -73,6 +73,11 @@ def test_answers_of_one_token_are_no_missing_confidence_head(prompts: Path, caps
             ["{prompts}", "--drafts", "served", "--no-lookup"],
             "--drafts served cannot be used with --no-lookup",
         ),
+        (["{prompts}", "--lookup"], "--lookup cannot be used with --drafts drafter"),
+        (
+            ["{prompts}", "--ngrams", "t.safetensors"],
+            "--ngrams t.safetensors cannot be used with --drafts drafter: give --drafts served or lookup",
+        ),
         (["{prompts}", "--limit", "0"], "--limit must be >= 1, got 0"),
         (["{prompts}", "--max-tokens", "0"], "max_tokens must be >= 1, got 0"),
         (["{prompts}", "--drafter", "none"], "--drafter must name one, got 'none'"),
