@@ -53,7 +53,7 @@ def main() -> None:
                 compute_packed(built.loaded.decoder, [conversations[index] for index in pack], layers)
             return sum(map(len, conversations))
 
-        _tell(f"features, {max(1, pack_tokens // len(conversations[0]))} conversations a pass", prefill)
+        _report(f"features, {max(1, pack_tokens // len(conversations[0]))} conversations a pass", prefill)
     for concurrency in CONCURRENCIES:
         generator = BatchGenerator(built.engine, (), concurrency=concurrency)
         prompts = [ids(PROMPT_TOKENS) for _ in range(max(2, concurrency))]
@@ -62,7 +62,7 @@ def main() -> None:
             results = generator.run(_jobs(prompts, arguments.answer_tokens))
             return sum(len(one.token_ids) for one in results if isinstance(one, Generated))
 
-        _tell(f"answers, {concurrency} at once (prompts of {PROMPT_TOKENS} tokens included)", generate)
+        _report(f"answers, {concurrency} at once (prompts of {PROMPT_TOKENS} tokens included)", generate)
 
 
 def _jobs(prompts: list[tuple[int, ...]], max_tokens: int) -> Iterator[Job]:
@@ -71,7 +71,7 @@ def _jobs(prompts: list[tuple[int, ...]], max_tokens: int) -> Iterator[Job]:
         yield Job(key=str(number), prompt_ids=prompt, sampling=sampling, max_tokens=max_tokens)
 
 
-def _tell(name: str, work: Callable[[], int]) -> None:
+def _report(name: str, work: Callable[[], int]) -> None:
     wall, cpu = time.perf_counter(), time.process_time()
     tokens = work()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

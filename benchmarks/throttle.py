@@ -112,10 +112,10 @@ class Trial:
 def _merged(parts: Sequence[Stretch]) -> dict[str, float]:
     """Means over both verifiers, weighted by their rounds and requests."""
     rounds = sum(part.rounds for part in parts)
-    told = sum(part.rounds * part.requests for part in parts)
-    merged = {"rounds": float(rounds), "requests": told / max(rounds, 1)}
+    request_rounds = sum(part.rounds * part.requests for part in parts)
+    merged = {"rounds": float(rounds), "requests": request_rounds / max(rounds, 1)}
     for name in ("verify_length", "offered_length", "drafted_share"):
-        merged[name] = sum(getattr(p, name) * p.rounds * p.requests for p in parts) / max(told, 1.0)
+        merged[name] = sum(getattr(p, name) * p.rounds * p.requests for p in parts) / max(request_rounds, 1.0)
     merged["step_seconds"] = sum(part.step_seconds * part.rounds for part in parts) / max(rounds, 1)
     return merged
 

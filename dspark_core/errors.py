@@ -24,10 +24,10 @@ class InvalidRequestError(DSparkError):
 
         A leading field name in the message is replaced; otherwise `field` is prepended.
         """
-        said = str(self)
-        if self.field and said.startswith((f"{self.field} ", f"{self.field}:")):
-            return type(self)(field + said.removeprefix(self.field), field=field)
-        return type(self)(f"{field}: {said}", field=field)
+        text = str(self)
+        if self.field and text.startswith((f"{self.field} ", f"{self.field}:")):
+            return type(self)(field + text.removeprefix(self.field), field=field)
+        return type(self)(f"{field}: {text}", field=field)
 
 
 class UnknownModelError(InvalidRequestError):

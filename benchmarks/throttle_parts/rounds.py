@@ -50,13 +50,13 @@ def stretch(rounds: Sequence[TracedRound], spans: Iterable[tuple[float, float]])
         and one.batch_tokens == one.decode_tokens
         and any(start <= one.at < end for start, end in spans)
     ]
-    told = [request for one in within for request in one.requests]
-    count = max(len(told), 1)
+    requests = [request for one in within for request in one.requests]
+    count = max(len(requests), 1)
     return Stretch(
         rounds=len(within),
-        requests=len(told) / max(len(within), 1),
-        verify_length=sum(request.verified for request in told) / count,
-        offered_length=sum(len(request.survival) for request in told) / count,
-        drafted_share=sum(bool(request.survival) and not request.looked_up for request in told) / count,
+        requests=len(requests) / max(len(within), 1),
+        verify_length=sum(request.verified for request in requests) / count,
+        offered_length=sum(len(request.survival) for request in requests) / count,
+        drafted_share=sum(bool(request.survival) and not request.looked_up for request in requests) / count,
         step_seconds=sum(one.step_seconds for one in within) / max(len(within), 1),
     )

@@ -74,16 +74,16 @@ class _Rounds:
         self.left = TRIED_ROUNDS if self.trying else self.patience
 
     def _judge(self) -> None:
-        told = _log_ratio(self.tried, self.recent)
+        log_ratio = _log_ratio(self.tried, self.recent)
         self.tried.clear()
-        if told is None:
+        if log_ratio is None:
             return
         self.trials = min(self.trials + 1, TRIALS)
-        self.gain += ((-told if self.kept else told) - self.gain) / self.trials
+        self.gain += ((-log_ratio if self.kept else log_ratio) - self.gain) / self.trials
         if self.kept is not (self.gain > 0.0):
             self.kept, self.patience = not self.kept, KEPT_ROUNDS
             self.recent.clear()
-        elif told > 0.0:  # by chance, or the other way has improved
+        elif log_ratio > 0.0:  # by chance, or the other way has improved
             self.patience = KEPT_ROUNDS
         else:
             self.patience = min(2 * self.patience, MAX_KEPT_ROUNDS)

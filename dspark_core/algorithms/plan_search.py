@@ -71,7 +71,7 @@ class _Floors:
         if len(members) < batch.requests:
             expected, promised = expected.take(members, axis=1), promised.take(members)
         # Shortest round with at least as many tokens: the best case for a request at a given length.
-        shortest = _least_from_each(seconds, len(expected))
+        shortest = _suffix_minima(seconds, len(expected))
         fastest = np.maximum.reduce(expected[: len(shortest)] / shortest[:, None])
         limits = expected / promised
         within = fastest >= promised
@@ -117,7 +117,7 @@ def _given_seconds(batch: PlanBatch, kept: Floats, free: Bools, shortest: float)
     return float(held[held >= shortest].min(initial=np.inf))
 
 
-def _least_from_each(seconds: Floats, count: int) -> Floats:
+def _suffix_minima(seconds: Floats, count: int) -> Floats:
     """Suffix minima of `seconds` at the first `count` indices -> [count], or fewer if it is shorter."""
     least = seconds[:count].copy()
     least[-1:] = np.minimum(least[-1:], seconds[count:].min(initial=np.inf))

@@ -101,9 +101,9 @@ class StepTimeModel:
         return cls((StepPoint(requests, batch_tokens, context_tokens, seconds),), key, learned=True)
 
     @classmethod
-    def of_step_times(cls, told: Iterable[StepTime]) -> StepTimeModel:
+    def of_step_times(cls, steps: Iterable[StepTime]) -> StepTimeModel:
         """From another model's points, as returned by `step_times`."""
-        return cls(tuple(StepPoint(t.requests, t.batch_tokens, t.context_tokens, t.seconds) for t in told))
+        return cls(tuple(StepPoint(t.requests, t.batch_tokens, t.context_tokens, t.seconds) for t in steps))
 
     def step_times(self) -> tuple[StepTime, ...]:
         """The measured points, in wire form."""
@@ -181,10 +181,13 @@ class StepTimeModel:
             factor **= math.exp(-seconds / TOKEN_FACTOR_SECONDS)
         shift = self.history.shift()
         if shift is not None:
-            scale, told = shift
-            told = min(max(factor if told is None else told, LEAST_TOKEN_FACTOR), MAX_TOKEN_FACTOR)
-            if abs(math.log(scale / self.scale)) > SURPRISING or abs(math.log(told / factor)) > SURPRISING:
-                return self._with(scale=scale, token_factor=told, drift=0.0)
+            scale, found = shift
+            token_factor = min(max(factor if found is None else found, LEAST_TOKEN_FACTOR), MAX_TOKEN_FACTOR)
+            if (
+                abs(math.log(scale / self.scale)) > SURPRISING
+                or abs(math.log(token_factor / factor)) > SURPRISING
+            ):
+                return self._with(scale=scale, token_factor=token_factor, drift=0.0)
         return self if factor == self.token_factor else self._with(token_factor=factor)
 
     def _moved(

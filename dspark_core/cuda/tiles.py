@@ -86,7 +86,7 @@ def tile_queries(
 ) -> int:
     """Queries per tile: a power of two, limited by `max_rows`, shared memory and the longest run."""
     rows_of_one = power_of_two(group)
-    most = _most_rows(rows_of_one, head_dim, value_bytes, shared_bytes, tuning) // rows_of_one
+    most = _max_rows(rows_of_one, head_dim, value_bytes, shared_bytes, tuning) // rows_of_one
     return max(1, min(power_of_two(longest_run), most))
 
 
@@ -108,7 +108,7 @@ def power_of_two(number: int) -> int:
 
 
 @cache
-def _most_rows(rows_of_one: int, head_dim: int, value_bytes: int, shared_bytes: int, tuning: Tuning) -> int:
+def _max_rows(rows_of_one: int, head_dim: int, value_bytes: int, shared_bytes: int, tuning: Tuning) -> int:
     """Reduces rows before stages: with a single stage, nothing is loaded during products. If nothing fits,
     returns the minimum, and the launch reports what is missing."""
     least = max(LEAST_ROWS, rows_of_one)

@@ -165,7 +165,7 @@ class Drafting:
             return None
         generation = self._source.generation
         # A round commits at most a block and the bonus token: a sequence that missed more is being primed.
-        usual, most = self.block_size + 1, self._most_positions
+        usual, most = self.block_size + 1, self._max_positions
         shares = portions([self._missed(s, generation) for s in wanted], usual, most, self._primable)
         if not shares:
             return None
@@ -190,13 +190,13 @@ class Drafting:
         return self._source.geometry.block_size
 
     @property
-    def _most_positions(self) -> int:
+    def _max_positions(self) -> int:
         """Number of positions whose features fit a round."""
         return self._feature_bytes // max(self._position_bytes, 1)
 
     def _landed(self, flight: DraftFlight, waiting_since: float) -> DraftRound:
         reply, blocks = self._answer(flight)
-        told = reply if blocks else NO_REPLY
+        used = reply if blocks else NO_REPLY
         landed_at = self._clock()
         hidden = min(flight.answered_at or landed_at, waiting_since) - flight.asked_at
         return DraftRound(
@@ -204,8 +204,8 @@ class Drafting:
             landed_at - waiting_since,
             flight.primed,
             max(hidden, 0.0),
-            told.compute_seconds,
-            told.drafter_id,
+            used.compute_seconds,
+            used.drafter_id,
         )
 
     def _answer(self, flight: DraftFlight) -> tuple[DraftReply, dict[str, DraftBlock]]:
@@ -288,7 +288,7 @@ class Drafting:
         start, anchor_position = held, len(sequence.tokens) - 1
         window = self._source.geometry.context_window
         # A window too large for one round must be built up by appending to what the drafter holds.
-        if window is not None and window <= self._most_positions:
+        if window is not None and window <= self._max_positions:
             start = max(held, anchor_position - window)
         return Share(sequence, start, anchor_position, divisible=start == held)
 
@@ -313,24 +313,24 @@ class Drafting:
         )
 
 
-def portions(missed: Sequence[Share], usual: int, most: int, most_primed: int) -> list[Share]:
+def portions(missed: Sequence[Share], usual: int, most: int, max_primed: int) -> list[Share]:
     """Selects what to send of `missed` in one round, in the same order: at most `most` positions in total, of
-    which at most `most_primed` belong to sequences that missed more than `usual` and so are primed.
+    which at most `max_primed` belong to sequences that missed more than `usual` and so are primed.
 
     Other sequences are served first: priming must not cost them their drafts. Sequences are then primed one
     after another, so that the first can be drafted for soon.
     """
-    if sum([share.rows for share in missed]) <= min(most, most_primed):
+    if sum([share.rows for share in missed]) <= min(most, max_primed):
         return list(missed)
-    room, primable = most, most_primed
+    room, primable = most, max_primed
     taken: dict[int, Share] = {}
     for index in sorted(range(len(missed)), key=lambda index: missed[index].rows > usual):
         share = missed[index]
         primed = share.rows > usual
         if primed and share.divisible:
             share = share.first(min(share.rows, room, primable))
-        # An indivisible share above `most_primed` goes as the only one that is primed.
-        if primed and (not share.rows or primable < min(share.rows, most_primed)):
+        # An indivisible share above `max_primed` goes as the only one that is primed.
+        if primed and (not share.rows or primable < min(share.rows, max_primed)):
             continue
         if share.rows > room:
             continue

@@ -77,7 +77,7 @@ class GpuDraftEngine(ContextDraftEngine):
         self._graphs: RecordedPasses[DraftShape] | None = None
         if settings.recorder is not None:
             largest = self._shape(max(self._grid.requests), greedy=False)
-            values = fixed_values(largest) + largest.requests * self._most_pages()
+            values = fixed_values(largest) + largest.requests * self._max_pages()
             self._graphs = RecordedPasses(
                 settings.recorder, name="draft passes", input_values=values, device=self.device
             )
@@ -122,7 +122,7 @@ class GpuDraftEngine(ContextDraftEngine):
             greedy=greedy,
         )
 
-    def _most_pages(self) -> int:
+    def _max_pages(self) -> int:
         """Most pages that one sequence can have."""
         window = self.geometry.context_window
         longest = self._drafter.config.backbone.max_context_tokens if window is None else window

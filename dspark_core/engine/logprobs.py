@@ -13,7 +13,7 @@ from dspark_core.records import TokenLogprobs
 
 
 @torch.inference_mode()
-def asked_rows(logits: Tensor, shaped: Sequence[ShapedRows]) -> dict[int, Tensor]:
+def logprob_rows(logits: Tensor, shaped: Sequence[ShapedRows]) -> dict[int, Tensor]:
     """logits [rows, vocab] of the round before adjustment -> rows [1 + verify_length, vocab] of the requests
     that ask, by proposal index."""
     rows: dict[int, Tensor] = {}

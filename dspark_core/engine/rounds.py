@@ -28,7 +28,7 @@ from dspark_core.engine.drafting import Drafting, DraftRound, draft_limit
 from dspark_core.engine.grammar_masks import mask
 from dspark_core.engine.grammars import GrammarCompiler, SequenceGrammar
 from dspark_core.engine.logit_adjusting import LogitAdjuster
-from dspark_core.engine.logprobs import asked_rows, token_logprobs
+from dspark_core.engine.logprobs import logprob_rows, token_logprobs
 from dspark_core.engine.lookup import LookupDrafting
 from dspark_core.engine.pacing import MIN_CHUNK_TOKENS, PrefillPacer, chunk_pairs, tokens_per_pair
 from dspark_core.engine.plan_inputs import may_look_ahead, plan_requests
@@ -172,9 +172,9 @@ class RoundLoop:
             return []
         logits = self._engine.forward(runs)
         sampled = proposals + [Proposal(s) for s, n in prefills if n == s.uncomputed]
-        told: Mapping[int, Tensor] = {}
+        logprob_logits: Mapping[int, Tensor] = {}
         if shaped := shaped_rows(sampled):
-            told = asked_rows(logits, shaped)
+            logprob_logits = logprob_rows(logits, shaped)
             self._adjuster.apply(logits, shaped)
             mask(logits, shaped)
         verdicts = self._acceptor.accept(logits, sampled)
@@ -191,7 +191,7 @@ class RoundLoop:
             sequence.publish_full_pages(self._manager)
         times = _RoundTimes(elapsed, max(loop_seconds, 0.0), drafts)
         self._report(proposals, verdicts, survival, runs, times)
-        outputs = self._commit(sampled, verdicts, len(proposals), drafts, elapsed, told)
+        outputs = self._commit(sampled, verdicts, len(proposals), drafts, elapsed, logprob_logits)
         self._turns.end(self.batcher.running)
         self._pass_ended = ended if self._sequences else None
         return outputs
@@ -323,7 +323,7 @@ class RoundLoop:
         num_decoding: int,
         drafts: DraftRound,
         verify_seconds: float,
-        told: Mapping[int, Tensor],
+        logprob_logits: Mapping[int, Tensor],
     ) -> list[RoundOutput]:
         outputs = []
         for index, (proposal, verdict) in enumerate(zip(sampled, verdicts, strict=True)):
@@ -349,9 +349,9 @@ class RoundLoop:
                     origin=proposal.block.origin,
                 )
             logprobs: tuple[TokenLogprobs, ...] = ()
-            if index in told:
+            if index in logprob_logits:
                 top = sequence.request.top_logprobs or 0
-                logprobs = token_logprobs(told[index], committed, top)
+                logprobs = token_logprobs(logprob_logits[index], committed, top)
             outputs.append(RoundOutput(sequence.sequence_id, self._chunk(sequence, committed, logprobs)))
             if sequence.finish_reason is not None:
                 if self._on_end is not None:

@@ -59,7 +59,7 @@ class TraceWriter:
         self._curve: TracedCurve | None = None
         self._queue: queue.Queue[TraceRecord | None] = queue.Queue(queued)
         self._dropped = 0
-        self._told_at = -math.inf  # last message about failing writes; -inf: they do not fail
+        self._warned_at = -math.inf  # last message about failing writes; -inf: they do not fail
         self._closing = False
         try:
             options.path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,19 +97,19 @@ class TraceWriter:
             _log.warning("the round trace %s loses records", self.options.path)
         self._dropped += count
 
-    def _tell_failure(self, error: OSError) -> None:
+    def _log_failure(self, error: OSError) -> None:
         """Logs at most once per REMIND_SECONDS: a message per round would fill the log's disk as well."""
         now = time.monotonic()
-        if now - self._told_at >= REMIND_SECONDS:
+        if now - self._warned_at >= REMIND_SECONDS:
             _log.warning(
                 "cannot write the trace %s: %s; %d records lost", self.options.path, error, self._dropped
             )
-            self._told_at = now
+            self._warned_at = now
 
-    def _tell_recovery(self, wrote: bool) -> None:
-        if wrote and self._told_at > -math.inf:
+    def _log_recovery(self, wrote: bool) -> None:
+        if wrote and self._warned_at > -math.inf:
             _log.warning("the trace %s is written again, %d records lost", self.options.path, self._dropped)
-            self._told_at = -math.inf
+            self._warned_at = -math.inf
 
     def _run(self) -> None:
         ended = False
@@ -119,9 +119,9 @@ class TraceWriter:
                 self._write(records)
             except OSError as error:
                 self._drop(len(records))
-                self._tell_failure(error)
+                self._log_failure(error)
             else:
-                self._tell_recovery(bool(records))
+                self._log_recovery(bool(records))
         os.close(self._file)
 
     def _take(self) -> tuple[list[TraceRecord], bool]:

@@ -262,14 +262,14 @@ class Verifier:
                 return True
 
     def _deliver(self, outputs: list[RoundOutput]) -> None:
-        told: list[tuple[_Stream, GenerateChunk | Exception]] = []
+        deliveries: list[tuple[_Stream, GenerateChunk | Exception]] = []
         for output in outputs:
             stream = self._streams.get(output.request_id)
             if output.chunk.finish_reason is not None or output.error is not None:
                 self._streams.pop(output.request_id, None)
             if stream is not None:
-                told.append((stream, output.error or output.chunk))
-        _put_all(told)
+                deliveries.append((stream, output.error or output.chunk))
+        _put_all(deliveries)
 
     def _fail_round(self, error: Exception) -> None:
         """Fails the requests of a round. Those that wait had no part in it, unless there were no others."""

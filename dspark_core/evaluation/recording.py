@@ -96,15 +96,15 @@ class RecordingDrafts:
             self._confident = frozenset(block.sequence_id for block in blocks if block.confidences)
 
 
-def draft_round(told: RequestSurvival, output: RoundOutput, *, confident: bool) -> DraftRound:
+def draft_round(request: RequestSurvival, output: RoundOutput, *, confident: bool) -> DraftRound:
     """One request's round, from the loop's report and output."""
     committed = len(output.chunk.token_ids)
-    stopped = output.chunk.finish_reason is FinishReason.STOP and committed <= told.accepted
+    stopped = output.chunk.finish_reason is FinishReason.STOP and committed <= request.accepted
     return DraftRound(
-        drafted=len(told.survival),
-        verified=told.verify_length,
-        accepted=min(told.accepted, committed),
+        drafted=len(request.survival),
+        verified=request.verify_length,
+        accepted=min(request.accepted, committed),
         committed=committed,
         stopped=stopped,
-        survival=told.survival if confident else (),
+        survival=request.survival if confident else (),
     )

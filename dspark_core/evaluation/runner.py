@@ -187,14 +187,14 @@ class EvalRunner:
         """Run one round -> the answers that ended with it."""
         outputs = self._loop.step()
         report = self._plan.take_report()
-        told = {one.sequence_id: one for one in report.requests} if report else {}
+        survivals = {one.sequence_id: one for one in report.requests} if report else {}
         ended = []
         for output in outputs:
             running = self._running[output.request_id]
             running.token_ids.extend(output.chunk.token_ids)
-            if output.request_id in told:  # otherwise the token is prefill's
+            if output.request_id in survivals:  # otherwise the token is prefill's
                 confident = self._judged is not None and self._judged.is_confident(output.request_id)
-                running.rounds.append(draft_round(told[output.request_id], output, confident=confident))
+                running.rounds.append(draft_round(survivals[output.request_id], output, confident=confident))
             if self._is_over(running, output):
                 self._loop.cancel(output.request_id)
                 ended.append(self._running.pop(output.request_id))

@@ -19,24 +19,24 @@ _IDLE_REFERENCES = 3
 
 
 class ReusedRows:
-    def __init__(self, *, most_bytes: int = 64 * 2**20, buffers: int = 4) -> None:
-        """`most_bytes`: total over all buffers; results too large for a buffer get fresh memory."""
-        self._most_values = most_bytes // buffers // 4
-        self._most_buffers = buffers
+    def __init__(self, *, max_bytes: int = 64 * 2**20, buffers: int = 4) -> None:
+        """`max_bytes`: total over all buffers; results too large for a buffer get fresh memory."""
+        self._max_values = max_bytes // buffers // 4
+        self._max_buffers = buffers
         self._buffers: list[np.ndarray] = []
 
     def take(self, rows: int, columns: int) -> Tensor:
         """Uninitialised float32 [rows, columns]."""
         count = rows * columns
-        if not 0 < count <= self._most_values:
+        if not 0 < count <= self._max_values:
             return torch.empty((rows, columns))
         for buffer in self._buffers:
             if len(buffer) >= count and sys.getrefcount(buffer) == _IDLE_REFERENCES:
                 return _rows_of(buffer, rows, columns)
         # Sizes are powers of two, so that a batch growing row by row does not replace a buffer each time.
-        size = min(self._most_values, 1 << (count - 1).bit_length())
+        size = min(self._max_values, 1 << (count - 1).bit_length())
         new = huge_zeros(4 * size).view(torch.float32).numpy()
-        self._buffers = [new, *self._buffers][: self._most_buffers]
+        self._buffers = [new, *self._buffers][: self._max_buffers]
         return _rows_of(new, rows, columns)
 
 

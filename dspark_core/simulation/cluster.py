@@ -193,7 +193,7 @@ class Cluster:
         step = float(steps[verified + prefill - runs]) * verifier.slowdown
         if runs and verifier.pacer is not None:
             verifier.pacer.observe(decoding, decoding + verified, prefill, batch.context_tokens, step)
-        accepted = np.minimum(self._stood(asked.rows, asked.drafted), lengths)
+        accepted = np.minimum(self._accepted(asked.rows, asked.drafted), lengths)
         cohort.committed = np.minimum(accepted + 1, cohort.active.left)
         cohort.active.advance(cohort.committed, lengths)
         tokens = decoding + verified + prefill
@@ -281,13 +281,13 @@ class Cluster:
         survival[drafted, : drafts.shape[1]] = drafts[drafted]
         return survival
 
-    def _stood(self, rows: Ints, drafted: Bools | None) -> Ints:
+    def _accepted(self, rows: Ints, drafted: Bools | None) -> Ints:
         """Draft tokens of each request that would be accepted if all were verified."""
         looked_up: Ints = self._recorded.looked_up_accepted.take(rows)
         if drafted is None:
             return looked_up
-        stood = self._mtp1_stands if self._mtp1 else self._recorded.accepted
-        return np.where(drafted, stood.take(rows), looked_up)
+        accepted = self._mtp1_stands if self._mtp1 else self._recorded.accepted
+        return np.where(drafted, accepted.take(rows), looked_up)
 
     def _draft_seconds(self, verifier: _Verifier, now: float, drafted: int) -> float:
         """Seconds until the drafts arrive: network, the drafter's queue, drafting."""

@@ -134,18 +134,18 @@ def domain_of_trace(trace: Trace) -> tuple[RecordedRequest, ...]:
         for request in one.requests:
             if request.survival:
                 rounds.setdefault(request.sequence_id, []).append(request)
-    return tuple(_followed(told, rng) for told in rounds.values())
+    return tuple(_followed(requests, rng) for requests in rounds.values())
 
 
-def _followed(told: Sequence[TracedRequest], rng: np.random.Generator) -> RecordedRequest:
+def _followed(requests: Sequence[TracedRequest], rng: np.random.Generator) -> RecordedRequest:
     """Each round's draft came from either drafter or lookup; what the other would have drafted is unknown."""
-    stood = [uncensored(one.survival, one.verified, one.accepted, rng) for one in told]
+    stood = [uncensored(one.survival, one.verified, one.accepted, rng) for one in requests]
     return RecordedRequest(
-        survival=tuple(() if one.looked_up else one.survival for one in told),
-        accepted=tuple(0 if one.looked_up else value for one, value in zip(told, stood, strict=True)),
-        looked_up=tuple(one.survival if one.looked_up else () for one in told),
+        survival=tuple(() if one.looked_up else one.survival for one in requests),
+        accepted=tuple(0 if one.looked_up else value for one, value in zip(requests, stood, strict=True)),
+        looked_up=tuple(one.survival if one.looked_up else () for one in requests),
         looked_up_accepted=tuple(
-            value if one.looked_up else 0 for one, value in zip(told, stood, strict=True)
+            value if one.looked_up else 0 for one, value in zip(requests, stood, strict=True)
         ),
     )
 

@@ -227,7 +227,7 @@ class Served:
 
     def learn(self, outcome: RoundOutcome) -> None:
         self._rounds += 1
-        told = zip(self._ids, self._survival, outcome.lengths, outcome.accepted, self._origins, strict=True)
+        rows = zip(self._ids, self._survival, outcome.lengths, outcome.accepted, self._origins, strict=True)
         self._source.report(
             RoundReport(
                 replica_id="simulated",
@@ -240,7 +240,7 @@ class Served:
                         accepted=int(accepted),
                         origin=origin,
                     )
-                    for name, survival, length, accepted, origin in told
+                    for name, survival, length, accepted, origin in rows
                 ),
                 batch_tokens=outcome.batch_tokens,
                 context_tokens=outcome.context_tokens,

@@ -105,11 +105,11 @@ def replay(
 def _replay_round(
     one: TracedRound, round_time: RoundTimeModel, planner: RoundPlanner | None, sums: _Sums
 ) -> None:
-    told = one.requests
-    recorded = np.array([request.verified for request in told], dtype=np.int64)
+    requests = one.requests
+    recorded = np.array([request.verified for request in requests], dtype=np.int64)
     batch = _batch(one, planner, sums.ids)
     # Prefill tokens share the pass and so shift the drafts along the step-time curve.
-    count, base = len(told), one.prefill_tokens
+    count, base = len(requests), one.prefill_tokens
     table = round_time.verify.table(
         count, np.arange(count + base, count + base + batch.survival.size + 1), one.context_tokens
     )
@@ -121,7 +121,7 @@ def _replay_round(
     loop = one.loop_seconds or round_time.loop.seconds(count)
     steps = table * min(max(slowdown, 1.0 / MAX_SLOWDOWN), MAX_SLOWDOWN)
     lengths = recorded if planner is None else planner.plan(batch, steps + (wait + loop))
-    accepted, known = _outcomes(told, lengths)
+    accepted, known = _outcomes(requests, lengths)
     verified = int(lengths.sum())
     seconds = float(steps[verified]) + wait + loop
     if planner is not None:
@@ -141,7 +141,7 @@ def _replay_round(
     sums.verified += verified
     sums.expected += float(expected_tokens(batch, lengths).sum())
     sums.outcome += count + float(accepted.sum())
-    sums.undrafted += sum(not request.survival for request in told)
+    sums.undrafted += sum(not request.survival for request in requests)
     sums.known += int(known.sum())
     sums.seconds += seconds
     sums.unmet += len(unmet_floors(batch, lengths, seconds))
@@ -149,14 +149,14 @@ def _replay_round(
 
 
 def _batch(one: TracedRound, planner: RoundPlanner | None, known: dict[str, int]) -> PlanBatch:
-    told, count = one.requests, len(one.requests)
-    survival = survival_matrix([request.survival for request in told])
-    floors = np.array([request.min_tokens_per_second for request in told])
+    requests, count = one.requests, len(one.requests)
+    survival = survival_matrix([request.survival for request in requests])
+    floors = np.array([request.min_tokens_per_second for request in requests])
     context = np.full(count, one.context_tokens // max(count, 1), dtype=np.int64)
-    looked_up = np.array([request.looked_up for request in told], dtype=np.bool_)
+    looked_up = np.array([request.looked_up for request in requests], dtype=np.bool_)
     if planner is not None:
         draftable: Bools = np.any(survival >= 0.0, axis=1) & ~looked_up
-        ids = np.array([known.setdefault(request.sequence_id, len(known)) for request in told])
+        ids = np.array([known.setdefault(request.sequence_id, len(known)) for request in requests])
         chosen = planner.drafted(RoundView(ids, context, floors, draftable))
         if chosen is not None:
             survival[~chosen & ~looked_up] = -1.0
@@ -164,17 +164,17 @@ def _batch(one: TracedRound, planner: RoundPlanner | None, known: dict[str, int]
         survival=survival,
         floors=floors,
         granted=np.zeros(count, dtype=np.int64),
-        coupled=np.array([request.coupled for request in told], dtype=np.bool_),
+        coupled=np.array([request.coupled for request in requests], dtype=np.bool_),
         context_tokens=one.context_tokens,
         looked_up=int((looked_up & np.any(survival >= 0.0, axis=1)).sum()),
     )
 
 
-def _outcomes(told: Sequence[TracedRequest], lengths: Ints) -> tuple[Floats, Bools]:
+def _outcomes(requests: Sequence[TracedRequest], lengths: Ints) -> tuple[Floats, Bools]:
     """Accepted draft tokens at these lengths [requests] float, and whether they are known [requests]."""
-    accepted = np.zeros(len(told))
-    known = np.ones(len(told), dtype=np.bool_)
-    for index, (request, length) in enumerate(zip(told, lengths.tolist(), strict=True)):
+    accepted = np.zeros(len(requests))
+    known = np.ones(len(requests), dtype=np.bool_)
+    for index, (request, length) in enumerate(zip(requests, lengths.tolist(), strict=True)):
         accepted[index] = min(request.accepted, length)
         if length > request.verified and request.accepted == request.verified:
             known[index] = False

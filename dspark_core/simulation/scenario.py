@@ -17,7 +17,7 @@ HELP = "help"
 """Metadata key of a field's one-line description."""
 
 
-def _said(default: _T, text: str) -> _T:
+def _described(default: _T, text: str) -> _T:
     return field(default=default, metadata={HELP: text})
 
 
@@ -25,49 +25,49 @@ def _said(default: _T, text: str) -> _T:
 class Scenario:
     """Defaults describe a small cluster of the demo model. Field descriptions double as flag help texts."""
 
-    verifiers: int = _said(4, "number of verifiers")
-    drafters: int = _said(0, "number of drafters that all verifiers share; 0: one per verifier")
-    network_rtt_seconds: float = _said(
+    verifiers: int = _described(4, "number of verifiers")
+    drafters: int = _described(0, "number of drafters that all verifiers share; 0: one per verifier")
+    network_rtt_seconds: float = _described(
         0.0005, "network round trip between verifier and drafter; 0: in one process"
     )
-    max_running: int = _said(32, "most requests in a verifier's batch")
-    prefill_chunk_tokens: int = _said(256, "prompt tokens per step, over all requests")
-    max_step_seconds: float = _said(
+    max_running: int = _described(32, "most requests in a verifier's batch")
+    prefill_chunk_tokens: int = _described(256, "prompt tokens per step, over all requests")
+    max_step_seconds: float = _described(
         0.0, "pace prefill beside running requests so that a step takes at most about this long; 0: off"
     )
-    cohorts: int = _said(
+    cohorts: int = _described(
         1, "2: a verifier's requests take turns, one cohort drafting while the other is verified"
     )
-    requests: int = _said(1000, "number of requests to simulate")
-    users: int = _said(
+    requests: int = _described(1000, "number of requests to simulate")
+    users: int = _described(
         0,
         "closed loop: number of users, each asking again when answered; 0: open loop, or 16 users per "
         "verifier without an arrival rate",
     )
-    arrivals_per_second: float = _said(0.0, "open loop: rate of Poisson arrivals")
-    prompt_tokens: float = _said(64.0, "mean prompt length (geometric), without cached prefixes")
-    answer_tokens: float = _said(128.0, "mean answer length (geometric)")
-    max_answer_tokens: int = _said(1024, "longest answer")
-    fixed_lengths: bool = _said(False, "give every prompt and answer the mean length")
+    arrivals_per_second: float = _described(0.0, "open loop: rate of Poisson arrivals")
+    prompt_tokens: float = _described(64.0, "mean prompt length (geometric), without cached prefixes")
+    answer_tokens: float = _described(128.0, "mean answer length (geometric)")
+    max_answer_tokens: int = _described(1024, "longest answer")
+    fixed_lengths: bool = _described(False, "give every prompt and answer the mean length")
     domains: Mapping[str, float] = field(
         default_factory=dict,
         metadata={HELP: "shares of the traffic by domain (default: equal shares of all recorded domains)"},
     )
-    floor_share: float = _said(0.0, "share of requests with a speed floor")
-    floor_tokens_per_second: float = _said(0.0, "the speed floor of these requests")
-    coupled: bool = _said(
+    floor_share: float = _described(0.0, "share of requests with a speed floor")
+    floor_tokens_per_second: float = _described(0.0, "the speed floor of these requests")
+    coupled: bool = _described(
         False, "verify requests by the coupled rule or greedily, so that planning may look ahead"
     )
-    no_lookup: bool = _said(False, "look nothing up, as with `dspark up --no-lookup`")
-    slow_verifiers: float = _said(0.0, "share of verifiers that run at half speed")
-    mtp1_accept: float = _said(
+    no_lookup: bool = _described(False, "look nothing up, as with `dspark up --no-lookup`")
+    slow_verifiers: float = _described(0.0, "share of verifiers that run at half speed")
+    mtp1_accept: float = _described(
         0.0, "acceptance rate of an MTP-1 head's token; 0: that of the first recorded draft token"
     )
-    round_overhead_seconds: float = _said(
+    round_overhead_seconds: float = _described(
         0.0, "overhead per round besides draft and target pass, in addition to that in the round times"
     )
-    mtp1_draft_share: float = _said(1.0, "time of an MTP-1 draft relative to a draft block")
-    seed: int = _said(0, "random seed; the same seed gives the same figures")
+    mtp1_draft_share: float = _described(1.0, "time of an MTP-1 draft relative to a draft block")
+    seed: int = _described(0, "random seed; the same seed gives the same figures")
 
     def __post_init__(self) -> None:
         for name in ("verifiers", "max_running", "prefill_chunk_tokens", "requests", "max_answer_tokens"):

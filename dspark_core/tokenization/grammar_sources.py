@@ -90,8 +90,8 @@ def first_line(text: str) -> str:
     """First line of an llguidance message. For an invalid regular expression that line says nothing else, so
     the expression and the reason are added from later lines."""
     lines = text.strip().splitlines() or [""]
-    said = lines[0]
+    message = lines[0]
     reason = next((line for line in lines[1:] if line.startswith("error: ")), None)
-    if said.endswith("error:") and reason is not None:
-        return f"{said} {lines[1].strip():.{_MOST_SHOWN}}: {reason.removeprefix('error: ')}"
-    return said
+    if message.endswith("error:") and reason is not None:
+        return f"{message} {lines[1].strip():.{_MOST_SHOWN}}: {reason.removeprefix('error: ')}"
+    return message

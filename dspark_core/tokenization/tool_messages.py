@@ -14,7 +14,7 @@ Message = Mapping[str, Any]
 _SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
 
 
-def fitted(messages: Sequence[Message], style: ToolStyle) -> list[dict[str, Any]]:
+def adapt_messages(messages: Sequence[Message], style: ToolStyle) -> list[dict[str, Any]]:
     """messages: as `ChatTemplate.render` takes them."""
     fitting = [dict(message) for message in messages]
     if style.short_ids:

@@ -14,7 +14,9 @@ Message = Mapping[str, Any]
 _RESULT, _RESULT_END = "<tool_response>", "</tool_response>"
 
 
-def told(messages: Sequence[Message], tools: Sequence[Message], style: ToolStyle) -> list[dict[str, Any]]:
+def spell_out_tools(
+    messages: Sequence[Message], tools: Sequence[Message], style: ToolStyle
+) -> list[dict[str, Any]]:
     """The conversation, with what the template cannot express spelled out in universally supported roles."""
     plain: list[dict[str, Any]] = []
     for message in messages:

@@ -41,14 +41,14 @@ def tool_style(template: ChatTemplate | None, asked: ToolFormat | None = None) -
         return ToolStyle(SYNTAX[asked or ToolFormat.HERMES], native=False)
     written = _written_by(template)
     if asked is not None and (written is None or written.format is not asked):
-        syntax, native = SYNTAX[asked], _tells_of_tools(template)
+        syntax, native = SYNTAX[asked], _renders_tools(template)
     else:
         syntax = written or SYNTAX[ToolFormat.HERMES]
-        native = written is not None and _tells_of_tools(template)
+        native = written is not None and _renders_tools(template)
     return ToolStyle(
         syntax,
         native,
-        has_system=_takes_system(template),
+        has_system=_renders_system(template),
         short_ids=_takes_call(template, _SHORT_ID) and not all(_takes_call(template, one) for one in _IDS),
         results_in_calls=_wants_results_in_calls(template),
     )
@@ -77,11 +77,11 @@ def _result(call_id: str = _SHORT_ID) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": call_id, "name": _NAME, "content": _OUTPUT}
 
 
-def _tells_of_tools(template: ChatTemplate) -> bool:
+def _renders_tools(template: ChatTemplate) -> bool:
     return _NAME in _rendered(template, [_USER], [_TOOL])
 
 
-def _takes_system(template: ChatTemplate) -> bool:
+def _renders_system(template: ChatTemplate) -> bool:
     return _SYSTEM in _rendered(template, [{"role": "system", "content": _SYSTEM}, _USER])
 
 

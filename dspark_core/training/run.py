@@ -120,7 +120,7 @@ class TrainingRun:
                 listener.stepped(report)
             last = report.step == self.trainer.config.steps
             if last or report.step % self.settings.log_every == 0:
-                self._tell(seconds)
+                self._report_progress(seconds)
                 seconds = 0.0
             if last or report.step % self.settings.validate_every == 0:
                 self.state = replace(self.state, validation_due=True)
@@ -144,7 +144,7 @@ class TrainingRun:
             self._save()
         return over
 
-    def _tell(self, seconds: float) -> None:
+    def _report_progress(self, seconds: float) -> None:
         progress = Progress.over(self._pending, seconds)
         self._pending = []
         for listener in self._listeners:

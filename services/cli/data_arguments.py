@@ -117,12 +117,12 @@ class TokenProgress:
     clock: Callable[[], float] = time.monotonic
     tokens: int = 0
     _started: float = field(init=False)
-    _told: float = field(init=False)
+    _printed_at: float = field(init=False)
     _console: Console = field(init=False)
     _bar: Progress = field(init=False)
 
     def __post_init__(self) -> None:
-        self._started = self._told = self.clock()
+        self._started = self._printed_at = self.clock()
         self._console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -156,6 +156,6 @@ class TokenProgress:
         rate = f"{self.tokens_per_second:,.0f} tokens/s"
         self._bar.update(self._bar.task_ids[0], completed=self.done, rate=rate)
         now = self.clock()
-        if not self._console.is_terminal and now - self._told >= _PLAIN_LINE_SECONDS:
-            self._told = now
+        if not self._console.is_terminal and now - self._printed_at >= _PLAIN_LINE_SECONDS:
+            self._printed_at = now
             self._console.print(f"{self.title}: {self.done} of {self.total}, {rate}", soft_wrap=True)

@@ -77,12 +77,12 @@ def run(arguments: argparse.Namespace) -> int:
         answer_tokens=tokens,
     )
     save_ngrams(trained.table, origin, arguments.out)
-    told = trained.trial
+    trial = trained.trial
     console.print(
         f"{trained.table.entries:,} contexts from {tokens:,} answer tokens written to {arguments.out}, "
         f"{arguments.out.stat().st_size / 1e6:.1f} MB\n"
-        f"of {told.tokens:,} held-out tokens, a table of the other answers predicts {told.table:.1%}, "
-        f"repetitions in their own text {told.match:.1%}, either of the two {told.either:.1%}",
+        f"of {trial.tokens:,} held-out tokens, a table of the other answers predicts {trial.table:.1%}, "
+        f"repetitions in their own text {trial.match:.1%}, either of the two {trial.either:.1%}",
         soft_wrap=True,
         highlight=False,
     )

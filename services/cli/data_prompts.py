@@ -211,5 +211,5 @@ def _turn_tokens(arguments: argparse.Namespace) -> int:
 
 
 def _refusals(chosen: PromptFilter, lead: str) -> str:
-    told: Sequence[str] = [f"{count} {reason.value}" for reason, count in chosen.refused.items()]
-    return f"{lead}refused: {', '.join(told)}" if told else ""
+    reasons: Sequence[str] = [f"{count} {reason.value}" for reason, count in chosen.refused.items()]
+    return f"{lead}refused: {', '.join(reasons)}" if reasons else ""

@@ -344,8 +344,8 @@ class _Work:
             return
         path = self._arguments.out.with_name(self._arguments.out.name + FAILURES_SUFFIX)
         console = Console()
-        told = f"{self.written} answers written to {self._arguments.out}, {self._rate:,.0f} tokens/s"
-        console.print(told, soft_wrap=True)
+        summary = f"{self.written} answers written to {self._arguments.out}, {self._rate:,.0f} tokens/s"
+        console.print(summary, soft_wrap=True)
         if not self.failures:
             path.unlink(missing_ok=True)
             return

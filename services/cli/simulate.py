@@ -109,8 +109,8 @@ def _add_scenario(parser: argparse.ArgumentParser) -> None:
             group.add_argument(flag, action="store_const", const=True, default=None, help=text)
         else:
             kind = int if one.type == "int" else float
-            told = f"{text} (default: {one.default:g})"
-            group.add_argument(flag, type=kind, default=None, metavar="N", help=told)
+            help_text = f"{text} (default: {one.default:g})"
+            group.add_argument(flag, type=kind, default=None, metavar="N", help=help_text)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -14,16 +14,16 @@ def add_temperature_arguments(
         type=float,
         default=temperature,
         metavar="T",
-        help=f"sampling temperature; 0 is greedy (default: {_told(temperature)})",
+        help=f"sampling temperature; 0 is greedy (default: {_default_text(temperature)})",
     )
     group.add_argument(
         "--top-p",
         type=float,
         default=top_p,
         metavar="P",
-        help=f"nucleus sampling; 1 is off (default: {_told(top_p)})",
+        help=f"nucleus sampling; 1 is off (default: {_default_text(top_p)})",
     )
 
 
-def _told(default: float | None) -> str:
+def _default_text(default: float | None) -> str:
     return "the model's own" if default is None else f"{default:g}"

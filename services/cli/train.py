@@ -140,7 +140,7 @@ def _train(setup: Setup, fresh: bool) -> int:
             )
         run.run()
     if workers.is_first:
-        _tell_end(run, console)
+        _print_end(run, console)
     return 0 if run.finished else EXIT_INTERRUPTED
 
 
@@ -153,7 +153,7 @@ def _attach(run: TrainingRun, setup: Setup, view: ProgressView) -> None:
         run.listen(TensorBoardLog(output.directory / TENSORBOARD, setup.trainer.step))
 
 
-def _tell_end(run: TrainingRun, console: Console) -> None:
+def _print_end(run: TrainingRun, console: Console) -> None:
     output, step = run.settings.output, run.trainer.step
     if not run.finished:
         console.print(f"stopped at step {step}; --resume continues from there")

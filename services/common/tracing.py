@@ -79,7 +79,7 @@ class _ClientTracing:
         return call
 
     def _stream_ended(self, span: Span, call: grpc.aio.Call) -> None:
-        task = asyncio.ensure_future(_tell_end(span, call, time.time_ns()))
+        task = asyncio.ensure_future(_record_end(span, call, time.time_ns()))
         self._ends.add(task)  # the event loop keeps only a weak reference
         task.add_done_callback(self._ends.discard)
 
@@ -142,7 +142,7 @@ def _end(span: Span, code: grpc.StatusCode) -> None:
         span.set_status(Status(StatusCode.ERROR, code.name))
 
 
-async def _tell_end(span: Span, call: grpc.aio.Call, ended_at: int) -> None:
+async def _record_end(span: Span, call: grpc.aio.Call, ended_at: int) -> None:
     try:
         _end(span, await call.code())  # a lost server has no span that records it
     finally:

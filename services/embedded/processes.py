@@ -137,10 +137,10 @@ class ProcessStack:
             for role, process in tuple(running.items()):
                 if process.exit_code is None:
                     continue
-                told = f"the {role} has ended ({in_words(process.exit_code)})"
+                message = f"the {role} has ended ({in_words(process.exit_code)})"
                 if role != "drafter":
-                    return told
-                _log.warning("%s: rounds go on without its drafts, and nothing restarts it here", told)
+                    return message
+                _log.warning("%s: rounds go on without its drafts, and nothing restarts it here", message)
                 del running[role]
             await asyncio.sleep(POLL_SECONDS)
 

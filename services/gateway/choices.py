@@ -58,10 +58,10 @@ def together(streams: Sequence[AsyncIterator[_T]], prompt_tokens: int) -> AsyncI
     if prompt_tokens < BLOCK_TOKENS:
         return merged(streams)
     begun = asyncio.Event()
-    return merged([_telling(streams[0], begun), *(_after(begun, stream) for stream in streams[1:])])
+    return merged([_signalling(streams[0], begun), *(_after(begun, stream) for stream in streams[1:])])
 
 
-async def _telling(stream: AsyncIterator[_T], begun: asyncio.Event) -> AsyncIterator[_T]:
+async def _signalling(stream: AsyncIterator[_T], begun: asyncio.Event) -> AsyncIterator[_T]:
     async with closing(stream):
         async for item in stream:
             begun.set()

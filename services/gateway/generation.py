@@ -88,13 +88,13 @@ class TextGenerator:
             DeadlineError: the request exceeded its time limit.
         """
         arrival = self._clock()
-        with self._told_if_it_fails(requests[0], arrival):
+        with self._recording_failure(requests[0], arrival):
             tickets = self._enter(requests)
         work = ThreadWork()
         try:
             streams, places = [], iter(tickets)
             for place, request in enumerate(requests):
-                with self._told_if_it_fails(request, arrival):
+                with self._recording_failure(request, arrival):
                     prepared = await self._prepare(request, arrival, work)
                 choices = choices_of(prepared, request.choices, first=place * request.choices)
                 runs = [self._run(one, next(places), arrival) for one in choices]
@@ -110,16 +110,16 @@ class TextGenerator:
     def _enter(self, requests: Sequence[TextRequest]) -> Sequence[Ticket]:
         count = sum(request.choices for request in requests)
         if count > self._max_choices:
-            field, told = (
+            field, name = (
                 ("n", "n") if len(requests) == 1 else ("prompt", f"{len(requests)} prompts, times n,")
             )
             raise InvalidRequestError(
-                f"{told} must be <= {self._max_choices}, this gateway's limit, got {count}", field=field
+                f"{name} must be <= {self._max_choices}, this gateway's limit, got {count}", field=field
             )
         return self._admission.enter_all(count)
 
     @contextlib.contextmanager
-    def _told_if_it_fails(self, request: TextRequest, arrival: float) -> Iterator[None]:
+    def _recording_failure(self, request: TextRequest, arrival: float) -> Iterator[None]:
         """Records a request that fails before it runs in the same log and metrics as the others."""
         try:
             yield
@@ -146,9 +146,9 @@ class TextGenerator:
                 async for timed in deltas:
                     yield timed
         except InvalidRequestError as error:
-            told = _in_clients_words(error, prepared)
-            record.outcome = _outcome_of(told)
-            raise told from None
+            refused = _in_terms_of_request(error, prepared)
+            record.outcome = _outcome_of(refused)
+            raise refused from None
         except (asyncio.CancelledError, GeneratorExit) as left:
             record.outcome = record.outcome or _outcome_of(left)
             raise
@@ -197,7 +197,7 @@ class TextGenerator:
         return max(0.0, arrival + self._timeout_seconds - self._clock())
 
 
-def _in_clients_words(error: InvalidRequestError, prepared: PreparedRequest) -> DSparkError:
+def _in_terms_of_request(error: InvalidRequestError, prepared: PreparedRequest) -> DSparkError:
     """Restates an error in terms of the client's fields. Verifiers only know the compiled `grammar`, and the
     scheduler only the floor. A tier's floor that cannot be met is not the client's error."""
     if error.field == "grammar":

@@ -80,14 +80,14 @@ async def run(environ: Mapping[str, str]) -> None:
 async def _first_verifier(backend: GenerationBackend) -> None:
     """Waits for a verifier: ready means that requests can be served, and only verifiers know the context
     limit."""
-    told = False
+    warned = False
     while True:
         try:
             description = await backend.describe()
         except DSparkError as error:
-            if not told:
+            if not warned:
                 _log.info("waiting for a verifier: %s", error)
-            told = True
+            warned = True
             await asyncio.sleep(_RETRY_SECONDS)
         else:
             _log.info("serving %s, %d tokens of context", description.model, description.max_context_tokens)

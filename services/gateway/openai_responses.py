@@ -64,10 +64,10 @@ class SpeculationStatsBody(BaseModel):
     @classmethod
     def of(cls, *choices: TimedDelta) -> SpeculationStatsBody | None:
         """Combines one or more choices. None if the backend sent no statistics."""
-        told = [timed.delta.stats for timed in choices if timed.delta.stats is not None]
-        if not told:
+        known = [timed.delta.stats for timed in choices if timed.delta.stats is not None]
+        if not known:
             return None
-        stats = functools.reduce(SpeculationStats.plus, told)
+        stats = functools.reduce(SpeculationStats.plus, known)
         tokens = sum(timed.delta.usage.completion_tokens for timed in choices)
         seconds = max(timed.seconds for timed in choices)
         return cls(

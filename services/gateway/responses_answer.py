@@ -145,8 +145,8 @@ class ResponseBody(BaseModel):
     def completed(
         self, output: list[ItemBody], usage: Usage, speculation: SpeculationStatsBody | None
     ) -> ResponseBody:
-        told = {"output": output, "usage": UsageBody.of(usage), "speculation": speculation}
-        return self.model_copy(update={**told, "status": "completed"})
+        final = {"output": output, "usage": UsageBody.of(usage), "speculation": speculation}
+        return self.model_copy(update={**final, "status": "completed"})
 
     def cut_short(self) -> ResponseBody:
         return self.model_copy(update={"status": "incomplete", "incomplete_details": _IncompleteBody()})

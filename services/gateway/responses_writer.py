@@ -69,12 +69,12 @@ class ResponseWriter:
             yield ResponseEvent(type="response.in_progress", response=self.response)
         delta = timed.delta
         self._held += delta.logprobs
-        told = 0
+        sent = 0
         for call in delta.calls:
-            yield from self._text(delta.text[told : call.text_before])
+            yield from self._text(delta.text[sent : call.text_before])
             yield from self._call(call)
-            told = call.text_before
-        yield from self._text(delta.text[told:])
+            sent = call.text_before
+        yield from self._text(delta.text[sent:])
         if delta.finish_reason is not None:
             yield from self._end(timed)
 

@@ -115,7 +115,7 @@ class RoutedBackend:
                 if lost >= MAX_ATTEMPTS:
                     if isinstance(error, QueueFullError):
                         raise
-                    raise self._nobody_left(lost) from error
+                    raise self._none_available(lost) from error
 
     async def keep_view(self, interval_seconds: float = 2.0) -> None:
         """Refreshes the view until cancelled; while the scheduler is down the view stays as it is."""
@@ -232,13 +232,13 @@ class RoutedBackend:
             self._ask_scheduler_at = self._clock() + SCHEDULER_PAUSE_SECONDS
             return known
         if replica.replica_id in failed:
-            raise self._nobody_left(len(failed))
+            raise self._none_available(len(failed))
         if request.prompt_tokens:  # zero for `describe`, which is no sign of how requests are spread
             self._view.chosen(replica)
         else:
             self._view.add(replica)
         return replica
 
-    def _nobody_left(self, failures: int) -> UnavailableError:
+    def _none_available(self, failures: int) -> UnavailableError:
         """Leaves out the addresses in gRPC's messages, which are not for clients."""
         return UnavailableError(f"no verifier for model {self._model!r} is left after {failures} failed")

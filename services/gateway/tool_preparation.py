@@ -12,8 +12,8 @@ from dspark_core.output_rules import Grammar, GrammarKind
 from dspark_core.tokenization.grammar_checking import GrammarChecker
 from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.tokenization.tool_formats import CallShape, CallSyntax, ToolFormat
-from dspark_core.tokenization.tool_messages import fitted
-from dspark_core.tokenization.tool_prompts import told
+from dspark_core.tokenization.tool_messages import adapt_messages
+from dspark_core.tokenization.tool_prompts import spell_out_tools
 from services.gateway.parameter_kinds import ParameterKinds, parameter_kinds
 from services.gateway.requests import ChatRole, Conversation
 from services.gateway.thread_work import ThreadWork
@@ -64,9 +64,9 @@ class ToolPreparer:
         tools = [tool.declared for tool in use.tools] if use else []
         plain = not tools and all(message.plain for message in conversation.messages)
         if self._style.native or plain:
-            messages = fitted(messages, self._style)
+            messages = adapt_messages(messages, self._style)
             return self._tokenizer.render_chat(messages, tools=tools or None, arguments=arguments)
-        return self._tokenizer.render_chat(told(messages, tools, self._style), arguments=arguments)
+        return self._tokenizer.render_chat(spell_out_tools(messages, tools, self._style), arguments=arguments)
 
     async def grammar(self, use: ToolUse, otherwise: Grammar | None, work: ThreadWork) -> Grammar | None:
         """The grammar of the answer, checked; None: it may be anything. otherwise: that of an answer without

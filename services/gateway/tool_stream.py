@@ -79,7 +79,7 @@ class CallStream:
         self._arguments_at = 0
         self._bare = syntax.bare
         self._count = self._whole = 0
-        self._told: list[str] = []
+        self._emitted: list[str] = []
         """Fragments of the latest call's arguments that were emitted eagerly."""
         self._broken = False
         """A call that was emitted eagerly proved to be malformed."""
@@ -167,7 +167,7 @@ class CallStream:
                 if self._take(one):
                     return text[place + 1 :]
         if self._eager and self._place is _Place.ARGUMENTS:
-            self._tell_arguments()
+            self._emit_arguments()
         return ""
 
     def _take(self, character: str) -> bool:
@@ -193,10 +193,10 @@ class CallStream:
             if self._eager:
                 self._add(self._count, match[1])
                 self._count += 1
-                self._json, self._told = self._json[self._arguments_at :], []
+                self._json, self._emitted = self._json[self._arguments_at :], []
 
-    def _tell_arguments(self) -> None:
-        self._told.append(self._json)
+    def _emit_arguments(self) -> None:
+        self._emitted.append(self._json)
         self._add(self._count - 1, None, self._json)
         self._pending = self._json = ""
 
@@ -206,8 +206,8 @@ class CallStream:
     def _end_of_arguments(self) -> bool:
         """Returns whether to stop reading this call: it is not one after all, or no other may follow it."""
         if self._eager:
-            self._tell_arguments()
-            whole = json_object("".join(self._told)) is not None
+            self._emit_arguments()
+            whole = json_object("".join(self._emitted)) is not None
             self._broken = self._broken or not whole
         else:
             whole = True
@@ -216,7 +216,7 @@ class CallStream:
             if match is None or json_object(arguments) is None:
                 self._no_call()
                 return True
-            self._tell(match[1], arguments)
+            self._emit_call(match[1], arguments)
         self._whole += whole
         self._place = _Place.REST
         return self.done
@@ -227,13 +227,13 @@ class CallStream:
         name, arguments = call.get("name"), call.get(self._syntax.arguments) or {}
         text = arguments if isinstance(arguments, str) else json.dumps(arguments)
         if isinstance(name, str) and name in self._names and json_object(text) is not None:
-            self._tell(name, text)
+            self._emit_call(name, text)
             self._whole += 1
             self._end()
         else:
             self._no_call()
 
-    def _tell(self, name: str, arguments: str) -> None:
+    def _emit_call(self, name: str, arguments: str) -> None:
         self._add(self._count, name)
         self._add(self._count, None, arguments)
         self._count += 1
@@ -243,7 +243,7 @@ class CallStream:
         if self._place is _Place.REST:
             self._end()
         elif self._place is _Place.ARGUMENTS and self._eager:
-            self._tell_arguments()
+            self._emit_arguments()
             self._place, self._broken = _Place.TEXT, True
         else:
             return self._no_call() + rest

@@ -101,7 +101,7 @@ class FloorAdmission:
             self._pumping.cancel()
             self._pumping = None
         began = self._clock()
-        turns = deque((tier, self._let_in(queue)) for tier, queue in self._queues.items() if queue)
+        turns = deque((tier, self._admitted(queue)) for tier, queue in self._queues.items() if queue)
         while turns:
             tier, turn = turns.popleft()
             if next(turn, None) is not None:
@@ -111,7 +111,7 @@ class FloorAdmission:
         ended = self._clock()
         self._pump_at = ended + (ended - began) * (1 / PUMP_SHARE - 1)
 
-    def _let_in(self, queue: deque[_Waiter]) -> Iterator[_Waiter]:
+    def _admitted(self, queue: deque[_Waiter]) -> Iterator[_Waiter]:
         """Admits and yields one waiter at a time; removes it, and any already answered, from the queue."""
         refused: set[tuple[str, bool]] = set()
         for waiter in tuple(queue):

@@ -64,10 +64,10 @@ class Fleet:
     def observe(self, report: RoundReport) -> bool:
         """Learns from a report; returns False if there is nothing in it to plan from."""
         if report.kind is not None:
-            self._told_kind(report.replica_id, report.kind)
-        self.state.heard(report.replica_id)
+            self._update_kind(report.replica_id, report.kind)
+        self.state.extend_lease(report.replica_id)
         if report.load is not None:
-            self.loads.told(report.replica_id, report.load)
+            self.loads.update(report.replica_id, report.load)
         planner = self.planner(report.replica_id)
         pace = planner.pace
         kind = report.kind
@@ -78,17 +78,17 @@ class Fleet:
             self.curves.join(kind, report.replica_id, pace)
         if report.round == 0 or not planner.observe(report):
             return False
-        self.loads.worked(report.replica_id)
+        self.loads.record_round(report.replica_id)
         self.market.observe(report, pace.model)
         self.calibration.observe(self.model_of(report.replica_id), report.requests)
         return True
 
-    def _told_kind(self, replica_id: str, kind: ReplicaKind) -> None:
+    def _update_kind(self, replica_id: str, kind: ReplicaKind) -> None:
         """Forgets what was learned if the kind changed. Ids are addresses, which get reused: a different kind
         means a different replica, about which nothing is known."""
         before = self._kinds.get(replica_id)
         if before is not None and before != kind:
-            self.state.heard_of_another(replica_id)
+            self.state.record_replacement(replica_id)
             self.curves.leave(before, replica_id)
             self.market.forget(replica_id)
             self._planners.pop(replica_id, None)

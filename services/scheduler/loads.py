@@ -27,7 +27,7 @@ class _Entry:
     load: VerifierLoad | None = None
     busy_since: float = 0.0
     """Start of the current period in which it reports running requests."""
-    worked_at: float | None = None
+    last_round_at: float | None = None
     """When it last reported a round."""
     lost: bool = False
     pending: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -43,13 +43,13 @@ class LoadBook:
         """Takes a registration or renewal as a sign of life. It is the only source of load figures for a
         replica that sends no reports."""
         if len(self._entries) >= MAX_ENTRIES:
-            self._drop_gone()
+            self._drop_without_load()
         entry = self._entries[replica.replica_id]
         entry.lost = False
         if entry.load is None:
             entry.pending.clear()
 
-    def told(self, replica_id: str, load: VerifierLoad) -> None:
+    def update(self, replica_id: str, load: VerifierLoad) -> None:
         entry = self._entries[replica_id]
         if entry.load is None or not entry.load.running_requests:
             entry.busy_since = self._clock()
@@ -57,16 +57,16 @@ class LoadBook:
         for request_id in load.new_request_ids:
             entry.pending.pop(request_id, None)
 
-    def worked(self, replica_id: str) -> None:
+    def record_round(self, replica_id: str) -> None:
         """Notes that it reported a round."""
-        self._entries[replica_id].worked_at = self._clock()
+        self._entries[replica_id].last_round_at = self._clock()
 
     def idle_seconds(self, replica_id: str) -> float:
         """Time since its last reported round, 0 if it never reported one."""
         entry = self._entries.get(replica_id)
-        if entry is None or entry.worked_at is None:
+        if entry is None or entry.last_round_at is None:
             return 0.0
-        return max(0.0, self._clock() - entry.worked_at)
+        return max(0.0, self._clock() - entry.last_round_at)
 
     def assigned(self, replica_id: str, request_id: str, floor: float = 0.0) -> None:
         self._entries[replica_id].pending[request_id] = (self._clock(), floor)
@@ -76,7 +76,7 @@ class LoadBook:
         entry = self._entries[replica_id]
         entry.load, entry.lost = None, True
 
-    def _drop_gone(self) -> None:
+    def _drop_without_load(self) -> None:
         """Drops entries without a load, as replicas that vanished leave behind; live ones are re-created."""
         for replica_id in [key for key, entry in self._entries.items() if entry.load is None]:
             del self._entries[replica_id]
@@ -122,7 +122,7 @@ class LoadBook:
         entry = self._entries.get(replica_id)
         if entry is None or entry.load is None or not entry.load.running_requests:
             return False
-        silent = self._clock() - max(entry.busy_since, entry.worked_at or 0.0)
+        silent = self._clock() - max(entry.busy_since, entry.last_round_at or 0.0)
         return silent > max(SILENCE_SECONDS, SILENT_ROUNDS * longest_round_seconds)
 
     def _load(self, replica_id: str) -> VerifierLoad | None:

@@ -70,7 +70,7 @@ class RegistrySync:
             try:
                 await self._registry.put(replica, self._lease_seconds)
             except UnavailableError as error:
-                self._went_down(error)
+                self._mark_down(error)
 
     async def renew(self, replica: Replica) -> None:
         """Like `put`, but not requested by the replica, which may leave meanwhile."""
@@ -81,18 +81,18 @@ class RegistrySync:
             if not self._state.is_registered(replica.replica_id):
                 # It is unknown which write came last: remove it again, lest this one bring it back.
                 self._left[replica.replica_id] = False
-                await self._tell_left(replica.replica_id)
+                await self._deregister(replica.replica_id)
         except UnavailableError as error:
-            self._went_down(error)
+            self._mark_down(error)
 
     async def remove(self, replica_id: str) -> None:
         self._left[replica_id] = False
         self._show()
         if self._up:
             try:
-                await self._tell_left(replica_id)
+                await self._deregister(replica_id)
             except UnavailableError as error:
-                self._went_down(error)
+                self._mark_down(error)
 
     async def _run(self) -> None:
         while True:
@@ -110,11 +110,11 @@ class RegistrySync:
                 for replica, seconds_left in self._state.leases():
                     await self._registry.put(replica, seconds_left)
             for replica_id in [key for key, told in self._left.items() if not told]:
-                await self._tell_left(replica_id)
+                await self._deregister(replica_id)
             settled = [key for key, told in self._left.items() if told]
             listed = await self._registry.replicas()
         except UnavailableError as error:
-            self._went_down(error)
+            self._mark_down(error)
         else:
             if not self._up:
                 _log.warning("the registry is back")
@@ -126,12 +126,12 @@ class RegistrySync:
         self._metrics.set_registry_up(self._up)
         self._show()
 
-    async def _tell_left(self, replica_id: str) -> None:
+    async def _deregister(self, replica_id: str) -> None:
         await self._registry.remove(replica_id)
         if replica_id in self._left:  # otherwise it registered again meanwhile
             self._left[replica_id] = True
 
-    def _went_down(self, error: UnavailableError) -> None:
+    def _mark_down(self, error: UnavailableError) -> None:
         if self._up:
             _log.warning("going on without the registry: %s", error)
         self._up = False

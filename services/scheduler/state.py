@@ -33,14 +33,14 @@ class ClusterState:
         now = self._clock()
         self._leases[replica.replica_id] = Lease(replica, now + self._lease_seconds, now)
 
-    def heard(self, replica_id: str) -> None:
+    def extend_lease(self, replica_id: str) -> None:
         """Extends the lease of a registered replica that sent a report. One that left or expired has to
         register again."""
         lease = self._running(replica_id)
         if lease is not None and lease.kept_by_reports:
             self._leases[replica_id] = replace(lease, expires_at=self._clock() + self._lease_seconds)
 
-    def heard_of_another(self, replica_id: str) -> None:
+    def record_replacement(self, replica_id: str) -> None:
         """Notes that the id now belongs to another replica, as a report showed. The lease may be the previous
         replica's, so reports no longer extend it until the id registers again."""
         if (lease := self._running(replica_id)) is not None:

@@ -118,8 +118,8 @@ class CoordinatedPlanSource:
     def _charge_newest(self) -> None:
         """Gives the local planner the current price. Like everything weighed against it, the price comes from
         completed rounds only."""
-        price, told_at = self._price
-        self._local.draft_price = faded(price, self._clock() - told_at)
+        price, received_at = self._price
+        self._local.draft_price = faded(price, self._clock() - received_at)
 
     def plan(self, requests: Sequence[PlanRequest], capacity: int | None = None) -> tuple[int, ...]:
         requests = scaled(requests, self._scaling)
@@ -186,15 +186,15 @@ class CoordinatedPlanSource:
 
     async def _drain_reports(self) -> AsyncIterator[RoundReport]:
         """Yields round reports, each with the current load; between rounds, load changes and keepalives."""
-        profile, kind, told, told_at = self._profile, self._kind, None, 0.0
+        profile, kind, sent, sent_at = self._profile, self._kind, None, 0.0
         while True:
             report = await self._next_report()
             load, now = self._load(), self._loop.time()
             if report is None:
-                if load is None or (load == told and now - told_at < KEEPALIVE_SECONDS):
+                if load is None or (load == sent and now - sent_at < KEEPALIVE_SECONDS):
                     continue
                 report = RoundReport(replica_id=self._replica_id, round=0)
-            told, told_at = load, now
+            sent, sent_at = load, now
             yield dataclasses.replace(report, load=load, profile=profile, kind=kind)
             profile, kind = (), None
 

@@ -26,7 +26,7 @@ async def with_round_spans(
     try:
         async for chunk in chunks:
             if spans is not None:
-                spans.saw(chunk)
+                spans.observe(chunk)
             yield chunk
     finally:
         if spans is not None:
@@ -41,15 +41,15 @@ class RoundSpans:
         self._clock = clock
         self._arrived_at = clock()
         self._first_token_came = False
-        self._told = SpeculationStats()
+        self._covered = SpeculationStats()
         """Statistics up to the last round covered by a span."""
-        self._seen = self._told
+        self._seen = self._covered
         self._seen_at = self._arrived_at
         self._began_at: int | None = None
         """When the first round not yet covered by a span began."""
         self._made = 0
 
-    def saw(self, chunk: GenerateChunk) -> None:
+    def observe(self, chunk: GenerateChunk) -> None:
         now = self._clock()
         if not self._first_token_came:
             self._first_token_came = True
@@ -63,16 +63,16 @@ class RoundSpans:
             self._began_at = now - _nanoseconds(taken)
         self._seen, self._seen_at = stats, now
         window = 2 ** max(self._made - SINGLE_ROUNDS + 1, 0)
-        if stats.rounds - self._told.rounds >= window:
-            self._tell()
+        if stats.rounds - self._covered.rounds >= window:
+            self._emit_spans()
 
     def end(self) -> None:
         """Creates spans for the rounds of an incomplete window."""
         if self._began_at is not None:
-            self._tell()
+            self._emit_spans()
 
-    def _tell(self) -> None:
-        before, after = self._told, self._seen
+    def _emit_spans(self) -> None:
+        before, after = self._covered, self._seen
         draft_seconds = after.draft_seconds - before.draft_seconds
         verify_seconds = after.verify_seconds - before.verify_seconds
         which = {"round": before.rounds + 1, "rounds": after.rounds - before.rounds}
@@ -97,7 +97,7 @@ class RoundSpans:
             committed=after.committed_tokens - before.committed_tokens,
             verify_ms=1000 * verify_seconds,
         )
-        self._told, self._began_at, self._made = after, None, self._made + 1
+        self._covered, self._began_at, self._made = after, None, self._made + 1
 
     def _span(self, name: str, begin: int, end: int, **attributes: float) -> None:
         named = {f"dspark.{key}": value for key, value in attributes.items()}

@@ -122,7 +122,7 @@ def _within(name: str, packages: tuple[str, ...]) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-def _most_specific(module: str, table: dict[str, tuple[str, ...]]) -> str | None:
+def _longest_match(module: str, table: dict[str, tuple[str, ...]]) -> str | None:
     fitting = [package for package in table if _within(module, (package,))]
     return max(fitting, key=len, default=None)
 
@@ -133,12 +133,12 @@ def _third_party(name: str) -> bool:
 
 def violations(source: Source) -> list[str]:
     module = source.module
-    package = _most_specific(module, MAY_IMPORT)
+    package = _longest_match(module, MAY_IMPORT)
     if package is None:
         is_plain_package = module in (*OWN, "dspark_core", "services") and source.path.endswith("__init__.py")
         return [] if is_plain_package else [f"{module} is in no row of MAY_IMPORT"]
     found = []
-    only = _most_specific(module, ONLY)
+    only = _longest_match(module, ONLY)
     for name in source.imports():
         if _within(name, OWN) and not _within(name, (package, *MAY_IMPORT[package])):
             found.append(f"{module} must not import {name}: not in its row of MAY_IMPORT")

@@ -112,8 +112,8 @@ class AnswerLog:
         wanted = json.loads(json.dumps(dict(settings)))
         names = dict.fromkeys((*known, *wanted))
         if differing := [name for name in names if known.get(name) != wanted.get(name)]:
-            told = "; ".join(f"{name} {known.get(name)!r}, not {wanted.get(name)!r}" for name in differing)
-            raise ConfigError(f"{self.path} was begun with other settings ({told}): choose another file")
+            changes = "; ".join(f"{name} {known.get(name)!r}, not {wanted.get(name)!r}" for name in differing)
+            raise ConfigError(f"{self.path} was begun with other settings ({changes}): choose another file")
 
     def _repair(self) -> dict[str, int]:
         """Cut off an unfinished last line -> hashes of the prompts by answer id."""

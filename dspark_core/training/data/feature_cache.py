@@ -189,8 +189,8 @@ def _plan_shards(lengths: Sequence[int], token_bytes: int, shard_tokens: int) ->
 def _plan_digest(shards: Sequence[ShardPlan]) -> str:
     """Digest of which conversations are in which shard. The token sums are part of it because a lower length
     limit selects other conversations under the same numbers."""
-    told = repr([(shard.numbers, shard.tokens) for shard in shards])
-    return hashlib.sha256(told.encode()).hexdigest()
+    layout = repr([(shard.numbers, shard.tokens) for shard in shards])
+    return hashlib.sha256(layout.encode()).hexdigest()
 
 
 def _require_same(existing: Manifest, planned: Manifest, directory: Path) -> None:

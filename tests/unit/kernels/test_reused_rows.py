@@ -26,7 +26,7 @@ def test_a_slice_keeps_its_memory():
 
 
 def test_results_beyond_the_limit_are_whole():
-    large = ReusedRows(most_bytes=1024, buffers=2).take(20, 100).fill_(3.0)
+    large = ReusedRows(max_bytes=1024, buffers=2).take(20, 100).fill_(3.0)
     assert torch.equal(large, torch.full((20, 100), 3.0))
 
 

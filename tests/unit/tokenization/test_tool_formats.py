@@ -8,8 +8,8 @@ import pytest
 
 from dspark_core.tokenization.chat_template import ChatTemplate
 from dspark_core.tokenization.tool_formats import ToolFormat
-from dspark_core.tokenization.tool_messages import fitted
-from dspark_core.tokenization.tool_prompts import told
+from dspark_core.tokenization.tool_messages import adapt_messages
+from dspark_core.tokenization.tool_prompts import spell_out_tools
 from dspark_core.tokenization.tool_style import ToolStyle, tool_style
 from tests.support.tool_templates import (
     GEMMA,
@@ -156,11 +156,11 @@ ANSWERED = [
 
 
 def rendered(source: str) -> str:
-    return ChatTemplate(source, {}).render(fitted(ANSWERED, style(source)))
+    return ChatTemplate(source, {}).render(adapt_messages(ANSWERED, style(source)))
 
 
 def test_ids_are_short_where_a_template_takes_no_others() -> None:
-    calls, *_ = fitted(ANSWERED, style(MISTRAL_LIST))[1:2]
+    calls, *_ = adapt_messages(ANSWERED, style(MISTRAL_LIST))[1:2]
     first, second = (call["id"] for call in calls["tool_calls"])
     assert (len(first), len(second), first != second) == (9, 9, True)
     assert rendered(MISTRAL_LIST) == (
@@ -170,9 +170,9 @@ def test_ids_are_short_where_a_template_takes_no_others() -> None:
         f'[TOOL_RESULTS] {{"content": 2, "call_id": "{second}"}}[INST]on[/INST]'
     )
     for source in (MISTRAL, QWEN, LLAMA, GEMMA, PLAIN):
-        assert fitted(ANSWERED, style(source)) == ANSWERED
+        assert adapt_messages(ANSWERED, style(source)) == ANSWERED
     kept = [{"role": "tool", "content": "1", "tool_call_id": "a1B2c3D4e"}]
-    assert fitted(kept, style(MISTRAL_IDS)) == kept
+    assert adapt_messages(kept, style(MISTRAL_IDS)) == kept
 
 
 def test_results_are_a_part_of_the_calls_where_a_template_has_them_there() -> None:
@@ -211,7 +211,7 @@ def style(source: str) -> ToolStyle:
 
 
 def test_calls_and_results_become_plain_turns() -> None:
-    assert told(TALK, [], style(PLAIN)) == [
+    assert spell_out_tools(TALK, [], style(PLAIN)) == [
         {"role": "user", "content": "go"},
         {
             "role": "assistant",
@@ -227,17 +227,17 @@ def test_calls_and_results_become_plain_turns() -> None:
 
 
 def test_tools_are_told_of_in_front_of_all_else() -> None:
-    system, *rest = told(TALK, TOOLS, style(PLAIN))
+    system, *rest = spell_out_tools(TALK, TOOLS, style(PLAIN))
     assert system["role"] == "system"
     assert f"<tools>\n{json.dumps(TOOLS[0]['function'], ensure_ascii=False)}\n</tools>" in system["content"]
     assert '<tool_call>\n{"name": "NAME", "arguments": {...}}\n</tool_call>' in system["content"]
-    assert rest == told(TALK, [], style(PLAIN))
+    assert rest == spell_out_tools(TALK, [], style(PLAIN))
     own = [{"role": "system", "content": "Be brief."}, *TALK]
-    assert told(own, TOOLS, style(PLAIN))[0] == {
+    assert spell_out_tools(own, TOOLS, style(PLAIN))[0] == {
         "role": "system",
         "content": f"{system['content']}\n\nBe brief.",
     }
-    first = told(TALK, TOOLS, style(NO_SYSTEM))[0]
+    first = spell_out_tools(TALK, TOOLS, style(NO_SYSTEM))[0]
     assert first == {"role": "user", "content": f"{system['content']}\n\ngo"}
 
 

@@ -92,12 +92,12 @@ def test_logprobs_are_of_the_text_that_is_shown_and_come_with_it(size, text, sho
     told = [replace(one, logprobs=tuple(TokenLogprobs(-1.0) for _ in one.token_ids)) for one in plain]
     deltas = assemble(told, stop=("two",))
     assert bytes(one.token_id for delta in deltas for one in delta.logprobs).decode() == shown
-    so_far = told_so_far = 0
+    so_far = logprobs_so_far = 0
     for delta in deltas:
         so_far += len(delta.text.encode())
-        told_so_far += len(delta.logprobs)
+        logprobs_so_far += len(delta.logprobs)
         # The log-probabilities of a character's first bytes come with those of its last one.
-        assert told_so_far == so_far
+        assert logprobs_so_far == so_far
 
 
 def test_text_held_back_for_a_stop_string_comes_with_the_end() -> None:

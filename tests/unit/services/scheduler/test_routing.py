@@ -62,7 +62,7 @@ def ask(fleet: Fleet) -> Asker:
     return Asker(fleet)
 
 
-def _tell(fleet: Fleet, name: str, *, running: int = 0, profile=(), **load) -> None:
+def _report(fleet: Fleet, name: str, *, running: int = 0, profile=(), **load) -> None:
     load = VerifierLoad(running_requests=running, **load)
     fleet.observe(RoundReport(replica_id=name, round=0, load=load, profile=profile))
 
@@ -99,11 +99,11 @@ def test_a_request_on_its_way_counts_once_and_until_it_arrives_or_is_given_up(
 ):
     for name in ("a", "b"):
         fleet.register(new_replica(name))
-        _tell(fleet, name)
+        _report(fleet, name)
     assert [ask(), ask()] == ["a", "b"]
-    _tell(fleet, "a", running=1, new_request_ids=("r1",))  # arrived: counted as running, not twice
+    _report(fleet, "a", running=1, new_request_ids=("r1",))  # arrived: counted as running, not twice
     assert [ask(), ask()] == ["a", "b"]
-    _tell(fleet, "a")
+    _report(fleet, "a")
     clock.advance(PENDING_SECONDS)  # r2, r3 and r4 never arrived
     assert [ask(), ask()] == ["a", "b"]
 
@@ -111,7 +111,7 @@ def test_a_request_on_its_way_counts_once_and_until_it_arrives_or_is_given_up(
 def test_fresh_loads_win_over_registrations(fleet: Fleet, ask: Asker):
     for name in ("a", "b"):
         fleet.register(new_replica(name))
-    _tell(fleet, "a", running=5)
+    _report(fleet, "a", running=5)
     assert ask() == "b"
     fleet.register(new_replica("a"))  # a renewal is older news than the stream's
     assert ask() == "b"
@@ -121,7 +121,7 @@ def test_the_faster_verifier_gets_more_requests(fleet: Fleet, ask: Asker):
     """Until its rounds take as long as the slow one's would: water filling in round time."""
     for name, seconds in (("fast", 0.021), ("slow", 0.050)):
         fleet.register(new_replica(name))
-        _tell(fleet, name, profile=SLOPE)
+        _report(fleet, name, profile=SLOPE)
         _rounds(fleet, name, 60, seconds)
     chosen = [ask() for _ in range(36)]  # a round of the fast one with 30 takes 50 ms
     assert chosen.count("fast") > 2 * chosen.count("slow")
@@ -131,7 +131,7 @@ def test_the_faster_verifier_gets_more_requests(fleet: Fleet, ask: Asker):
 def test_a_verifier_that_is_throttled_gets_fewer_requests_within_two_seconds(fleet: Fleet, ask: Asker):
     for name in ("a", "b"):
         fleet.register(new_replica(name))
-        _tell(fleet, name, running=4, profile=SLOPE)
+        _report(fleet, name, running=4, profile=SLOPE)
         _rounds(fleet, name, 50, 0.021)
     _rounds(fleet, "a", 30, 0.063, start=51)  # three times slower for 1.9 s
     assert [ask() for _ in range(8)].count("b") >= 7
@@ -142,17 +142,17 @@ def test_a_slowdown_is_forgotten_while_nothing_can_show_that_it_is_over(
 ):
     for name in ("a", "b"):
         fleet.register(new_replica(name))
-        _tell(fleet, name, profile=SLOPE)
+        _report(fleet, name, profile=SLOPE)
     _rounds(fleet, "a", 60, 0.200)  # stalled by something
     _rounds(fleet, "b", 60, 0.021)
-    _tell(fleet, "b", running=4)
+    _report(fleet, "b", running=4)
     assert ask() == "b"
     for _ in range(4):
         clock.advance(5.0)
         fleet.register(new_replica("a"))
         fleet.register(new_replica("b"))
-    _tell(fleet, "a")
-    _tell(fleet, "b", running=4)
+    _report(fleet, "a")
+    _report(fleet, "b", running=4)
     _rounds(fleet, "b", 1, 0.021, start=61)
     assert ask() == "a"
 
@@ -162,16 +162,16 @@ def test_a_verifier_whose_rounds_do_not_end_gets_no_requests_whatever_else_it_sa
 ):
     for name in ("a", "b"):
         fleet.register(new_replica(name))
-        _tell(fleet, name, profile=SLOPE)
+        _report(fleet, name, profile=SLOPE)
         _rounds(fleet, name, 1, 0.021)
     clock.advance(8.0)  # having had nothing to do is no hanging
     for name in ("a", "b"):
-        _tell(fleet, name, running=1)
+        _report(fleet, name, running=1)
     assert {ask(), ask()} == {"a", "b"}
     for number in range(2, 5):
         clock.advance(0.5)
-        _tell(fleet, "a", running=1)  # its event loop lives, its device does not
-        _tell(fleet, "b", running=4)
+        _report(fleet, "a", running=1)  # its event loop lives, its device does not
+        _report(fleet, "b", running=4)
         _rounds(fleet, "b", 1, 0.021, start=number)
     assert {ask() for _ in range(8)} == {"b"}
     assert ask(exclude=("b",)) == "a"  # it may yet come back
@@ -184,10 +184,10 @@ def test_a_long_chunk_of_a_prompt_is_no_hanging(fleet: Fleet, ask: Asker, clock:
     slow = tuple(replace(point, seconds=20 * point.seconds) for point in SLOPE)  # 4 s for 256 tokens
     for name, running in (("a", 1), ("b", 20)):
         fleet.register(new_replica(name))
-        _tell(fleet, name, running=running, profile=slow)
+        _report(fleet, name, running=running, profile=slow)
     clock.advance(6.0)
-    _tell(fleet, "a", running=1)
-    _tell(fleet, "b", running=20)
+    _report(fleet, "a", running=1)
+    _report(fleet, "b", running=20)
     _rounds(fleet, "b", 1, 0.420)
     assert ask() == "a"
 
@@ -195,7 +195,7 @@ def test_a_long_chunk_of_a_prompt_is_no_hanging(fleet: Fleet, ask: Asker, clock:
 def test_a_batch_that_is_full_makes_requests_wait(fleet: Fleet, ask: Asker):
     for name, running in (("full", 4), ("fuller", 6)):
         fleet.register(new_replica(name))
-        _tell(fleet, name, running=running, max_running_requests=4 if name == "full" else 64, profile=SLOPE)
+        _report(fleet, name, running=running, max_running_requests=4 if name == "full" else 64, profile=SLOPE)
     assert ask() == "fuller"
 
 
@@ -205,7 +205,7 @@ PROMPT = tuple(range(20 * BLOCK_TOKENS))
 def test_a_known_prefix_draws_a_request_until_load_outweighs_it(fleet: Fleet, ask: Asker):
     for name in ("a", "b"):
         fleet.register(new_replica(name))
-        _tell(fleet, name, profile=SLOPE)
+        _report(fleet, name, profile=SLOPE)
     same = [ask(prompt=(*PROMPT, index)) for index in range(41)]
     assert same[:2] == ["a", "a"]  # without the prefix the idle verifier would have been chosen
     assert "b" in same  # and prefix affinity must not melt one verifier
@@ -236,7 +236,7 @@ def test_drafters_draining_excluded_and_other_models_are_not_chosen(fleet: Fleet
     fleet.register(new_replica("other", model="other"))
     fleet.register(new_replica("failed"))
     fleet.register(new_replica("leaving"))
-    _tell(fleet, "leaving", draining=True)  # it says so before its next renewal
+    _report(fleet, "leaving", draining=True)  # it says so before its next renewal
     fleet.register(new_replica("fit", running_requests=100))
     assert ask(exclude=("failed",)) == "fit"
 
