@@ -40,11 +40,11 @@ class RemoteAnswers:
                 asked[prompt.prompt_id] = one
                 yield self._question(prompt)
 
-        def told(result: Reply | Failure) -> None:
+        def handle(result: Reply | Failure) -> None:
             one = asked.pop(result.key)
             on_result(result if isinstance(result, Failure) else self._answer(one, result))
 
-        await self._endpoint.run(questions(), told)
+        await self._endpoint.run(questions(), handle)
 
     def _question(self, prompt: Prompt) -> Question:
         return Question(
@@ -58,15 +58,7 @@ class RemoteAnswers:
         answer_ids = self._tokenizer.encode(reply.text, add_special_tokens=False)
         if reply.finish is FinishReason.STOP:
             answer_ids = (*answer_ids, self._end)
-        return Answer(
-            prompt_id=reply.key,
-            domain=asked.prompt.domain,
-            source=asked.prompt.source,
-            sampling=self._settings.mix.sampling_of(reply.key),
-            finish=reply.finish,
-            prompt_ids=asked.token_ids,
-            answer_ids=answer_ids,
-        )
+        return asked.answer(answer_ids, reply.finish, self._settings.mix)
 
 
 def end_of_turn(tokenizer: Tokenizer) -> int:

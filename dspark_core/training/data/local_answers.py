@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dspark_core.errors import ConfigError, InvalidRequestError
+from dspark_core.records import FinishReason
 from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.training.data.answer_log import Answer
-from dspark_core.training.data.generation import BatchGenerator, Failure, Generated, Job
+from dspark_core.training.data.generation import BatchGenerator, Failure, Job
 from dspark_core.training.data.prompts import Prompt
 from dspark_core.training.data.recording import RecordedShards
 from dspark_core.training.data.sampling_mix import SamplingMix
@@ -37,6 +38,17 @@ class AnswerSettings:
 class Encoded:
     prompt: Prompt
     token_ids: tuple[int, ...]
+
+    def answer(self, answer_ids: tuple[int, ...], finish: FinishReason, mix: SamplingMix) -> Answer:
+        return Answer(
+            prompt_id=self.prompt.prompt_id,
+            domain=self.prompt.domain,
+            source=self.prompt.source,
+            sampling=mix.sampling_of(self.prompt.prompt_id),
+            finish=finish,
+            prompt_ids=self.token_ids,
+            answer_ids=answer_ids,
+        )
 
 
 def encode(prompt: Prompt, tokenizer: Tokenizer, max_prompt_tokens: int) -> Encoded | Failure:
@@ -96,18 +108,7 @@ class LocalAnswers:
                 yield result
                 continue
             on_generated(len(result.token_ids))
-            yield self._told(asked[result.key], result)
-
-    def _told(self, asked: Encoded, result: Generated) -> Answer:
-        return Answer(
-            prompt_id=result.key,
-            domain=asked.prompt.domain,
-            source=asked.prompt.source,
-            sampling=self._settings.mix.sampling_of(result.key),
-            finish=result.finish,
-            prompt_ids=asked.token_ids,
-            answer_ids=result.token_ids,
-        )
+            yield asked[result.key].answer(result.token_ids, result.finish, self._settings.mix)
 
 
 def _job(one: Encoded, settings: AnswerSettings) -> Job:
