@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletionChunk
 
 from services.common.options import ServerOptions
 from services.common.server import GrpcServer
@@ -110,14 +111,19 @@ async def read_until(process: asyncio.subprocess.Process, pattern: str) -> str:
     raise AssertionError("the process ended early:\n" + "".join(seen))
 
 
+async def text_until(stream: AsyncIterator[ChatCompletionChunk], whole: str) -> str:
+    text = ""
+    while text != whole:
+        text += (await anext(stream)).choices[0].delta.content or ""
+    return text
+
+
 async def test_a_stream_survives_its_verifier_and_then_the_scheduler(cluster: Cluster) -> None:
     for verifier in cluster.verifiers:
         verifier.hold_after_rounds = 4
     async with gateway(cluster) as (_, client):
         stream = await client.chat.completions.create(model="demo", messages=HELLO, stream=True)
-        text = ""
-        while text != TEXT[:8]:
-            text += (await anext(stream)).choices[0].delta.content or ""
+        text = await text_until(stream, TEXT[:8])
         first = cluster.busy()
         other = next(verifier for verifier in cluster.verifiers if verifier is not first)
         other.hold_after_rounds = None
@@ -139,9 +145,7 @@ async def test_sigterm_lets_a_stream_end_and_exits_cleanly(cluster: Cluster) -> 
         verifier.hold_after_rounds = 4
     async with gateway(cluster) as (process, client):
         stream = await client.chat.completions.create(model="demo", messages=HELLO, stream=True)
-        text = ""
-        while text != TEXT[:8]:
-            text += (await anext(stream)).choices[0].delta.content or ""
+        text = await text_until(stream, TEXT[:8])
         process.send_signal(signal.SIGTERM)
         await read_until(process, "(draining)")
         for verifier in cluster.verifiers:

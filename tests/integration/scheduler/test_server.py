@@ -138,18 +138,23 @@ async def test_closing_the_iterator_ends_the_handler(stack: Stack, request_id: s
     await eventually(lambda: stack.calls("Generate", "CANCELLED") == 1)
 
 
+async def _describe(channel: grpc.aio.Channel) -> verifier_pb2.DescribeVerifierResponse:
+    """A call without a deadline of its own."""
+    call = channel.unary_unary(
+        "/dspark.v1.VerifierService/Describe",
+        request_serializer=verifier_pb2.DescribeVerifierRequest.SerializeToString,
+        response_deserializer=verifier_pb2.DescribeVerifierResponse.FromString,
+    )
+    return await call(verifier_pb2.DescribeVerifierRequest())
+
+
 async def test_unary_calls_without_a_deadline_get_the_servers():
     async with _stack(unary_timeout_seconds=0.05) as stack:
         stack.servicer.describe_hangs = True
         # A plain channel, as a foreign client would open it: ours always sends a deadline.
         async with grpc.aio.insecure_channel(f"127.0.0.1:{stack.server.port}") as channel:
-            call = channel.unary_unary(
-                "/dspark.v1.VerifierService/Describe",
-                request_serializer=verifier_pb2.DescribeVerifierRequest.SerializeToString,
-                response_deserializer=verifier_pb2.DescribeVerifierResponse.FromString,
-            )
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await call(verifier_pb2.DescribeVerifierRequest())
+                await _describe(channel)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert "0.05 s" in (caught.value.details() or "")
 
@@ -157,13 +162,8 @@ async def test_unary_calls_without_a_deadline_get_the_servers():
 async def test_our_channels_never_wait_for_ever(stack: Stack):
     stack.servicer.describe_hangs = True
     channel = open_channel(f"127.0.0.1:{stack.server.port}", timeout_seconds=0.05)
-    call = channel.unary_unary(
-        "/dspark.v1.VerifierService/Describe",
-        request_serializer=verifier_pb2.DescribeVerifierRequest.SerializeToString,
-        response_deserializer=verifier_pb2.DescribeVerifierResponse.FromString,
-    )
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call(verifier_pb2.DescribeVerifierRequest())
+        await _describe(channel)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await channel.close()
 

@@ -14,7 +14,7 @@ from dspark_core.simulation.planner_names import NAMES, planner_factory
 from dspark_core.simulation.population import draw_population
 from dspark_core.simulation.running import World, frontier, simulate, size_pools
 from dspark_core.simulation.scenario import Scenario
-from tests.unit.simulation.worlds import FLAT, STEP_SECONDS, recorded, round_time, world
+from tests.unit.simulation.worlds import FLAT, PERFECT, STEP_SECONDS, recorded, round_time, world
 
 EVERY_PLANNER = [name.replace(":N", ":3").replace(":P", ":0.4") for name in NAMES]
 SMALL = Scenario(
@@ -33,7 +33,6 @@ def test_one_user_without_speculation_gets_one_token_a_step() -> None:
 
 
 def test_drafts_that_always_stand_multiply_the_speed_and_cost_their_time() -> None:
-    perfect = {"only": (RecordedRequest(survival=((1.0,) * 4,) * 9, accepted=(4,) * 9),)}
     alone = Scenario(
         verifiers=1,
         users=1,
@@ -44,7 +43,7 @@ def test_drafts_that_always_stand_multiply_the_speed_and_cost_their_time() -> No
         network_rtt_seconds=0.003,
     )
     times = round_time(per_token=0.0, draft=0.002)
-    summary = simulate(World(stack_domains(perfect), times), alone, "fixed:4")
+    summary = simulate(World(PERFECT, times), alone, "fixed:4")
     assert summary.accepted_length == 5.0
     assert summary.user_speed[1] == pytest.approx(5 / (STEP_SECONDS + 0.002 + 0.003))
 

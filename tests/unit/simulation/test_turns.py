@@ -7,12 +7,10 @@ import dataclasses
 import pytest
 
 from dspark_core.errors import ConfigError
-from dspark_core.simulation.domains import RecordedRequest, stack_domains
 from dspark_core.simulation.running import World, simulate
 from dspark_core.simulation.scenario import Scenario
-from tests.unit.simulation.worlds import STEP_SECONDS, round_time, world
+from tests.unit.simulation.worlds import PERFECT, STEP_SECONDS, round_time, world
 
-PERFECT = stack_domains({"only": (RecordedRequest(survival=((1.0,) * 4,) * 9, accepted=(4,) * 9),)})
 PAIR = Scenario(
     verifiers=1,
     users=2,

@@ -12,6 +12,8 @@ from dspark_core.simulation.running import World
 
 STEP_SECONDS = 0.020
 """Of a step, however many tokens it holds."""
+PERFECT = stack_domains({"only": (RecordedRequest(survival=((1.0,) * 4,) * 9, accepted=(4,) * 9),)})
+"""Drafts of four tokens that are always accepted."""
 FLAT = RoundTimeModel(StepTimeModel.of_curve((1, 1000), (STEP_SECONDS, STEP_SECONDS)))
 
 
