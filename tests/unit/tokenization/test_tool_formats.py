@@ -242,6 +242,6 @@ def test_tools_are_told_of_in_front_of_all_else() -> None:
 
 
 def test_where_calls_are_tags_the_model_is_shown_tags() -> None:
-    system, *_ = told(TALK, TOOLS, tool_style(ChatTemplate(PLAIN, {}), ToolFormat.QWEN3_CODER))
+    system, *_ = spell_out_tools(TALK, TOOLS, tool_style(ChatTemplate(PLAIN, {}), ToolFormat.QWEN3_CODER))
     example = "<function=NAME>\n<parameter=PARAMETER>\nVALUE\n</parameter>\n</function>"
     assert f"its arguments, and nothing else:\n<tool_call>\n{example}\n</tool_call>\n" in system["content"]
