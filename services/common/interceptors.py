@@ -2,8 +2,9 @@
 
 A layer is an async context manager around a call. Streaming handlers are driven from here with
 `context.write`, so that a cancelled call unwinds the handler at once, inside its own task, instead
-of whenever its generator is garbage-collected. Health checks and reflection bypass the layers: probes
-must work under load, and neither is work to count or to wait for.
+of whenever its generator is garbage-collected. Messages are parsed here too, inside the layers: gRPC would
+answer UNKNOWN to one that is malformed. Health checks and reflection bypass the layers: probes must work
+under load, and neither is work to count or to wait for.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
-from dspark_core.errors import DeadlineError
+from dspark_core.errors import DeadlineError, InvalidRequestError
 from services.common.interruption import Interruption
 from services.common.rpc_errors import RpcStatus, to_status
 
@@ -70,25 +72,27 @@ class LayeredInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or method.startswith(_UNTOUCHED):
             return handler
         kind = _handler_kind(handler)
-        run = self._wrap(method, getattr(handler, kind), kind)
+        run = self._wrap(method, handler, kind)
         make = getattr(grpc, f"{kind}_rpc_method_handler")
-        wrapped: Handler = make(
-            run,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        wrapped: Handler = make(run, response_serializer=handler.response_serializer)
         return wrapped
 
-    def _wrap(self, method: str, behaviour: Callable[..., Any], kind: str) -> Callable[..., Any]:
+    def _wrap(self, method: str, handler: Handler, kind: str) -> Callable[..., Any]:
+        """Its requests are those of a handler without a deserialiser: bytes, or an iterator over bytes."""
         streaming = kind != "unary_unary"
+        behaviour = getattr(handler, kind)
         run = _drive_generator(behaviour) if inspect.isasyncgenfunction(behaviour) else behaviour
+        parse = _parser(handler.request_deserializer)
+        read: Callable[[Any], object] = (
+            (lambda raw: _Parsed(raw, parse)) if handler.request_streaming else parse
+        )
 
-        async def wrapped(request: object, context: Context[Any, Any]) -> object:
+        async def wrapped(raw: object, context: Context[Any, Any]) -> object:
             call = RpcCall(method, streaming, context)
             async with AsyncExitStack() as stack:
                 for layer in self._layers:
                     await stack.enter_async_context(layer.around(call))
-                return await run(request, context)
+                return await run(read(raw), context)
 
         return wrapped
 
@@ -97,6 +101,29 @@ def _handler_kind(handler: Handler) -> str:
     requests = "stream" if handler.request_streaming else "unary"
     responses = "stream" if handler.response_streaming else "unary"
     return f"{requests}_{responses}"
+
+
+def _parser(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    """The same, but what cannot be parsed is the caller's mistake."""
+
+    def run(raw: bytes) -> object:
+        try:
+            return raw if parse is None else parse(raw)
+        except DecodeError as error:  # it names the type of the message
+            raise InvalidRequestError(f"malformed request: {error}") from None
+
+    return run
+
+
+class _Parsed(AsyncIterator[Any]):
+    """The messages of a stream."""
+
+    def __init__(self, raw: AsyncIterator[bytes], parse: Callable[[bytes], Any]) -> None:
+        self._raw = raw
+        self._parse = parse
+
+    async def __anext__(self) -> object:
+        return self._parse(await anext(self._raw))
 
 
 def limits_writes(seconds: float) -> Callable[[_Behaviour], _Behaviour]:

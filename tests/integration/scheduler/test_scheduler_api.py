@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import pytest
+from grpc import StatusCode
+from grpc.aio import AioRpcError, Channel
 
 from dspark_core.errors import InvalidRequestError, UnavailableError
 from dspark_core.records import AssignRequest, Replica, RequestSurvival, Role, RoundReport, StepTime
@@ -143,3 +145,13 @@ async def test_a_stream_of_two_verifiers_ends_with_an_error(api: SchedulerApi):
     with pytest.raises(InvalidRequestError, match="must stay 'v'") as caught:
         await exhaust(api.coordinate(reports))
     assert caught.value.field == "replica_id"
+
+
+async def test_a_report_that_cannot_be_parsed_ends_the_stream_as_the_callers_mistake(channel: Channel):
+    async def reports() -> AsyncIterator[bytes]:
+        yield b"\xff\xff\xff"
+
+    call = channel.stream_stream("/dspark.v1.SchedulerService/Coordinate")
+    with pytest.raises(AioRpcError, match="malformed request: Error parsing") as caught:
+        await exhaust(call(reports(), timeout=10))
+    assert caught.value.code() is StatusCode.INVALID_ARGUMENT

@@ -148,6 +148,20 @@ async def _describe(channel: grpc.aio.Channel) -> verifier_pb2.DescribeVerifierR
     return await call(verifier_pb2.DescribeVerifierRequest())
 
 
+@pytest.mark.parametrize("method", ["Describe", "Generate"])
+async def test_a_message_that_cannot_be_parsed_is_the_callers_mistake(
+    stack: Stack, method: str, caplog: pytest.LogCaptureFixture
+):
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{stack.server.port}") as channel:
+        call = channel.unary_unary(f"/dspark.v1.VerifierService/{method}")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(b"\xff\xff\xff", timeout=10)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "malformed request: Error parsing message with type 'dspark.v1." in (caught.value.details() or "")
+    await eventually(lambda: stack.calls(method, "INVALID_ARGUMENT") == 1)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
 async def test_unary_calls_without_a_deadline_get_the_servers():
     async with _stack(unary_timeout_seconds=0.05) as stack:
         stack.servicer.describe_hangs = True
