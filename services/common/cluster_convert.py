@@ -6,12 +6,12 @@ Validates like `services.common.convert`; no torch here either.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sized
 from itertools import pairwise
 
 from dspark_proto.v1 import scheduler_pb2
 
-from dspark_core.errors import InvalidRequestError
+from dspark_core.errors import InvalidRequestError, require
 from dspark_core.records import (
     MAX_COHORTS,
     AssignRequest,
@@ -27,6 +27,11 @@ from dspark_core.records import (
     check_speed_floor,
 )
 from services.common.convert import known_value
+from services.common.limits import MOST_BATCH_TOKENS, MOST_RUNNING
+
+MAX_POINTS, MAX_NEW_IDS, MAX_FLOORS, MAX_HASHES = 1024, 4096, 1024, 1024
+"""Far more than verifiers and gateways send. The scheduler reads messages on its event loop, where everybody
+waits meanwhile, and one that is accepted by its size can take a minute."""
 
 _ROLE = {Role.DRAFTER: scheduler_pb2.ROLE_DRAFTER, Role.VERIFIER: scheduler_pb2.ROLE_VERIFIER}
 _ROLE_FROM = {number: value for value, number in _ROLE.items()}
@@ -109,6 +114,10 @@ def round_report_from_proto(message: scheduler_pb2.RoundReport) -> RoundReport:
         seconds = getattr(message, name)
         if not (math.isfinite(seconds) and seconds >= 0):
             raise InvalidRequestError(f"{name} must be finite and >= 0, got {seconds}", field=name)
+    _check_count("requests", message.requests, MOST_RUNNING)
+    drafted = sum(len(request.survival) for request in message.requests)
+    rule = f"at most {MOST_BATCH_TOKENS} values over all requests"
+    require(drafted <= MOST_BATCH_TOKENS, "survival", drafted, rule)
     if message.cohorts > MAX_COHORTS:
         raise InvalidRequestError(f"cohorts must be <= {MAX_COHORTS}, got {message.cohorts}", field="cohorts")
     return RoundReport(
@@ -143,6 +152,8 @@ def verifier_load_to_proto(value: VerifierLoad) -> scheduler_pb2.VerifierLoad:
 
 
 def verifier_load_from_proto(message: scheduler_pb2.VerifierLoad) -> VerifierLoad:
+    _check_count("new_request_ids", message.new_request_ids, MAX_NEW_IDS)
+    _check_count("speed_floors", message.speed_floors, MAX_FLOORS)
     return VerifierLoad(
         running_requests=message.running_requests,
         waiting_requests=message.waiting_requests,
@@ -169,6 +180,7 @@ def assign_request_to_proto(value: AssignRequest) -> scheduler_pb2.AssignRequest
 
 
 def assign_request_from_proto(message: scheduler_pb2.AssignRequest) -> AssignRequest:
+    _check_count("prefix_hashes", message.prefix_hashes, MAX_HASHES)
     return AssignRequest(
         request_id=message.request_id,
         model=message.model,
@@ -252,7 +264,8 @@ def _profile_to_proto(points: Iterable[StepTime]) -> list[scheduler_pb2.StepTime
     ]
 
 
-def _profile_from_proto(points: Iterable[scheduler_pb2.StepTime]) -> tuple[StepTime, ...]:
+def _profile_from_proto(points: Collection[scheduler_pb2.StepTime]) -> tuple[StepTime, ...]:
+    _check_count("profile", points, MAX_POINTS)
     profile = tuple(
         StepTime(
             requests=point.requests or 1,
@@ -276,3 +289,7 @@ def _profile_from_proto(points: Iterable[scheduler_pb2.StepTime]) -> tuple[StepT
     if len({(point.requests, point.batch_tokens, point.context_tokens) for point in profile}) < len(profile):
         raise InvalidRequestError("profile must not name a point twice", field="profile")
     return profile
+
+
+def _check_count(name: str, values: Sized, most: int) -> None:
+    require(len(values) <= most, name, len(values), f"at most {most} entries")

@@ -18,8 +18,9 @@ LEAST_BODY_BYTES = 256
 """No chat request is much shorter."""
 MOST_THREADS = 1024
 """For PyTorch's operators, which crash if the system cannot provide that many."""
-MOST_RUNNING = 2**16
-"""Requests in one batch: arrays have a row for each."""
+MOST_RUNNING = 2**14
+"""Requests in one batch: arrays have a row for each, and so has every round report, which takes the scheduler
+some 0.1 s to read and to plan for at this size."""
 MOST_BATCH_TOKENS = 2**20
 MOST_KV_CACHE_MB = 2**24
 """16 TiB; the engine checks whether this machine has that much."""

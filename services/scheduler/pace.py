@@ -7,6 +7,7 @@ import math
 from dspark_core.algorithms.cohorts import COHORTS, cycle_seconds
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_time import StepTimeModel
+from dspark_core.errors import ConfigError, InvalidRequestError
 from dspark_core.records import RoundReport, StepTime
 
 SMOOTHING = 0.1
@@ -31,13 +32,17 @@ class VerifierPace:
 
     def adopt(self, profile: tuple[StepTime, ...], *, begins: bool = False) -> None:
         """Starts over from a measured profile. A repeated one is ignored, since what was learned on top of it
-        is better. `begins`: this is a stream's first report, which carries the whole profile."""
+        is better. `begins`: this is a stream's first report, which carries the whole profile. Raises
+        InvalidRequestError for points that do not belong together."""
         if begins and not profile:
             self._profile = ()  # another verifier, without a profile, may have taken the address
         if not profile or profile == self._profile:
             return
+        try:
+            self.model = RoundTimeModel(StepTimeModel.of_step_times(profile))
+        except ConfigError as error:
+            raise InvalidRequestError(f"profile: {error}", field="profile") from None
         self._profile = profile
-        self.model = RoundTimeModel(StepTimeModel.of_step_times(profile))
 
     @property
     def profiled(self) -> bool:

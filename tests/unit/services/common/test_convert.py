@@ -29,6 +29,7 @@ from dspark_core.records import (
     VerifyPlan,
 )
 from services.common import cluster_convert, convert
+from services.common.limits import MOST_RUNNING
 
 token_ids = st.lists(st.integers(0, 2**32 - 1), max_size=8).map(tuple)
 counts = st.integers(0, 2**32 - 1)
@@ -265,3 +266,30 @@ def test_bad_reports_are_refused_by_field(message: scheduler_pb2.RoundReport, fi
     with pytest.raises(InvalidRequestError) as caught:
         cluster_convert.round_report_from_proto(message)
     assert caught.value.field == field
+
+
+_POINT = scheduler_pb2.StepTime(batch_tokens=1, step_seconds=1)
+_LONG = scheduler_pb2.RequestSurvival(survival=[0.5] * 2**19)
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        (
+            _report(requests=[scheduler_pb2.RequestSurvival()] * 16385),
+            "requests must be at most 16384 ",
+        ),
+        (_report(requests=[_LONG] * 3), "survival must be at most 1048576 values over all requests"),
+        (_report(profile=[_POINT] * 1025), "profile must be at most 1024 entries"),
+        (_report(load={"new_request_ids": ["r"] * 4097}), "new_request_ids must be at most 4096 entries"),
+        (_report(load={"speed_floors": [1.0] * 1025}), "speed_floors must be at most 1024 entries"),
+    ],
+)
+def test_reports_that_would_take_long_to_read_are_refused(message: scheduler_pb2.RoundReport, told: str):
+    with pytest.raises(InvalidRequestError, match=told):
+        cluster_convert.round_report_from_proto(message)
+
+
+def test_the_largest_rounds_that_a_verifier_can_have_are_read():
+    message = _report(requests=[scheduler_pb2.RequestSurvival(survival=[0.5])] * MOST_RUNNING)
+    assert len(cluster_convert.round_report_from_proto(message).requests) == MOST_RUNNING

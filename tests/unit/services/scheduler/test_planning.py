@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from dspark_core.algorithms.calibration import ConfidenceScaling
+from dspark_core.errors import InvalidRequestError
 from dspark_core.records import RequestSurvival, RoundReport, StepTime
 from services.scheduler.pace import VerifierPace
 from services.scheduler.planner import VerifierPlanner
@@ -190,3 +191,14 @@ def test_a_round_that_prefilled_says_nothing_about_decoding():
     pace.adopt(FLAT)
     pace.observe(_report(1, survival=((),), batch_tokens=200, step_seconds=2.0))
     assert pace.round_seconds(1) == pytest.approx(0.02)
+
+
+def test_a_profile_that_names_a_shape_twice_is_the_verifiers_mistake():
+    pace = VerifierPace()
+    twice = tuple(
+        StepTime(requests=1, batch_tokens=1, context_tokens=context, seconds=0.01) for context in range(100)
+    )
+    with pytest.raises(InvalidRequestError, match="profile: points must differ") as caught:
+        pace.adopt(twice)
+    assert caught.value.field == "profile"
+    assert not pace.profiled
