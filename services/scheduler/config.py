@@ -11,6 +11,7 @@ from dspark_core.errors import ConfigError
 from services.common.env import Env
 from services.common.limits import LEAST_PERIOD_SECONDS, MOST_SECONDS
 from services.common.options import ServerOptions
+from services.scheduler.redis_store import DEFAULT_KEYS, RedisKeys
 
 PORT = 50052
 METRICS_PORT = 9052
@@ -19,6 +20,7 @@ _SYNC_SECONDS = 1.0
 _MAX_WAITING = 256
 _LOCK_SECONDS = 2.0
 _LEASE_NAME = "dspark-scheduler"
+_PREFIX = re.compile(r"[A-Za-z0-9._:{}-]{1,64}")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
@@ -56,6 +58,7 @@ class SchedulerConfig:
     """Address to which standbys redirect clients while this scheduler leads; empty: clients must find it."""
     redis_url: str | None = None
     """None: replicas are kept in memory and have to register again after a restart."""
+    redis_keys: RedisKeys = DEFAULT_KEYS
 
     def __post_init__(self) -> None:
         for name in ("lease_seconds", "sync_seconds", "lock_seconds"):
@@ -63,6 +66,11 @@ class SchedulerConfig:
                 raise ConfigError(f"{name} must be > 0, got {getattr(self, name)}")
         if self.leader_election is LeaderElection.REDIS and not self.redis_url:
             raise ConfigError("DSPARK_LEADER_ELECTION is redis: REDIS_URL must be set")
+        if not _PREFIX.fullmatch(self.redis_keys.prefix):
+            raise ConfigError(
+                "DSPARK_REDIS_PREFIX must be 1 to 64 letters, digits, or . _ : { } -, "
+                f"got {self.redis_keys.prefix!r}"
+            )
         for variable, value in (
             ("DSPARK_LEADER_LEASE_NAME", self.leader_lease_name),
             ("DSPARK_LEADER_LEASE_NAMESPACE", self.leader_lease_namespace),
@@ -98,6 +106,7 @@ class SchedulerConfig:
             leader_lease_namespace=env.optional_text("DSPARK_LEADER_LEASE_NAMESPACE"),
             advertise_address=env.address("DSPARK_ADVERTISE_ADDRESS", ""),
             redis_url=env.optional_text("REDIS_URL"),
+            redis_keys=RedisKeys(env.text("DSPARK_REDIS_PREFIX", DEFAULT_KEYS.prefix)),
         )
 
 

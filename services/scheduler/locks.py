@@ -25,6 +25,7 @@ def leader_lock(config: SchedulerConfig, environ: Mapping[str, str]) -> LeaderLo
             holder=holder,
             address=config.advertise_address,
             lock_seconds=config.lock_seconds,
+            keys=config.redis_keys,
         )
     if config.elected_by is LeaderElection.LEASE:
         return _lease_lock(config, environ, holder)

@@ -11,7 +11,7 @@ from services.common.telemetry import Telemetry
 from services.scheduler.config import LeaderElection, SchedulerConfig
 from services.scheduler.documents import DocumentStore
 from services.scheduler.locks import leader_lock
-from services.scheduler.redis_documents import CALIBRATION_KEY, CURVES_KEY, RedisDocumentStore
+from services.scheduler.redis_documents import RedisDocumentStore
 from services.scheduler.registry import MemoryRegistry, RedisRegistry, Registry
 from services.scheduler.scheduler import Scheduler
 from services.scheduler.servicer import SchedulerServicer
@@ -22,14 +22,16 @@ RENEWALS_PER_LOCK = 4
 async def run(environ: Mapping[str, str]) -> None:
     config = SchedulerConfig.from_env(environ)
     telemetry = Telemetry.from_env("scheduler", environ)
-    registry: Registry = RedisRegistry(config.redis_url) if config.redis_url else MemoryRegistry()
+    registry: Registry = MemoryRegistry()
     lock = leader_lock(config, environ)
     curves: DocumentStore | None = None
     calibrations: DocumentStore | None = None
     if config.redis_url:
+        keys = config.redis_keys
+        registry = RedisRegistry(config.redis_url, keys=keys)
         locked = config.elected_by is LeaderElection.REDIS
-        curves = RedisDocumentStore(config.redis_url, CURVES_KEY, locked=locked)
-        calibrations = RedisDocumentStore(config.redis_url, CALIBRATION_KEY, locked=locked)
+        curves = RedisDocumentStore(config.redis_url, keys.curves, locked=locked, keys=keys)
+        calibrations = RedisDocumentStore(config.redis_url, keys.calibration, locked=locked, keys=keys)
     scheduler = Scheduler(
         lease_seconds=config.lease_seconds,
         registry=registry,

@@ -5,11 +5,8 @@ from __future__ import annotations
 from redis import exceptions
 from redis.asyncio import Redis
 
-from services.scheduler.redis_lock import LEADER_KEY
-from services.scheduler.redis_store import open_redis, redis_unavailable
+from services.scheduler.redis_store import DEFAULT_KEYS, RedisKeys, open_redis, redis_unavailable
 
-CURVES_KEY = "dspark:curves"
-CALIBRATION_KEY = "dspark:calibration"
 # KEYS: lock, hash. ARGV: term, then alternating fields and values. Check and write are one atomic step, so a
 # leader that was replaced meanwhile writes nothing.
 _SAVE = """
@@ -33,11 +30,11 @@ return 1
 
 
 class RedisDocumentStore:
-    def __init__(self, url: str, key: str, *, locked: bool = True) -> None:
+    def __init__(self, url: str, key: str, *, locked: bool = True, keys: RedisKeys = DEFAULT_KEYS) -> None:
         """`key` names the hash. `locked`: leaders are elected by the lock in the same Redis. Raises
         ConfigError for an invalid URL."""
         self._key = key
-        self._script, self._guard = (_SAVE, LEADER_KEY) if locked else (_SAVE_BY_TERM, f"{key}:term")
+        self._script, self._guard = (_SAVE, keys.leader) if locked else (_SAVE_BY_TERM, f"{key}:term")
         self._redis: Redis = open_redis(url)
 
     async def load(self) -> dict[str, str]:

@@ -8,9 +8,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from services.scheduler.election import Leadership
-from services.scheduler.redis_store import open_redis, redis_unavailable
+from services.scheduler.redis_store import DEFAULT_KEYS, RedisKeys, open_redis, redis_unavailable
 
-LEADER_KEY = "dspark:leader"
 # KEYS: lock. ARGV: holder, address, expiry in ms. A term is Redis' time in microseconds, so terms keep
 # growing even if Redis restarts empty.
 _HOLD = """
@@ -34,9 +33,12 @@ if held and cjson.decode(held).holder == ARGV[1] then redis.call('DEL', KEYS[1])
 
 
 class RedisLeaderLock:
-    def __init__(self, url: str, *, holder: str, address: str, lock_seconds: float) -> None:
+    def __init__(
+        self, url: str, *, holder: str, address: str, lock_seconds: float, keys: RedisKeys = DEFAULT_KEYS
+    ) -> None:
         """`holder` must be unique to the process. Raises ConfigError for an invalid URL."""
         self._redis: Redis = open_redis(url, timeout_seconds=min(1.0, lock_seconds / 2))
+        self._key = keys.leader
         self._holder = holder
         self._address = address
         self._milliseconds = max(1, round(lock_seconds * 1000))
@@ -44,7 +46,7 @@ class RedisLeaderLock:
     async def hold(self) -> Leadership:
         try:
             answer = await self._redis.eval(
-                _HOLD, 1, LEADER_KEY, self._holder, self._address, str(self._milliseconds)
+                _HOLD, 1, self._key, self._holder, self._address, str(self._milliseconds)
             )
         except (RedisError, OSError) as error:
             raise redis_unavailable(error) from error
@@ -57,7 +59,7 @@ class RedisLeaderLock:
 
     async def release(self) -> None:
         try:
-            await self._redis.eval(_RELEASE, 1, LEADER_KEY, self._holder)
+            await self._redis.eval(_RELEASE, 1, self._key, self._holder)
         except (RedisError, OSError) as error:
             raise redis_unavailable(error) from error
 

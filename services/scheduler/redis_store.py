@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
@@ -11,6 +12,35 @@ from redis.backoff import NoBackoff
 from dspark_core.errors import ConfigError, UnavailableError
 
 _SCHEMES = ("redis", "rediss", "unix")
+
+
+@dataclass(frozen=True, slots=True)
+class RedisKeys:
+    """The keys of one installation. Two that share a Redis database need different prefixes."""
+
+    prefix: str = "dspark"
+
+    @property
+    def leader(self) -> str:
+        return f"{self.prefix}:leader"
+
+    @property
+    def curves(self) -> str:
+        return f"{self.prefix}:curves"
+
+    @property
+    def calibration(self) -> str:
+        return f"{self.prefix}:calibration"
+
+    @property
+    def replicas(self) -> str:
+        return f"{self.prefix}:replicas"
+
+    def replica(self, replica_id: str) -> str:
+        return f"{self.prefix}:replica:{replica_id}"
+
+
+DEFAULT_KEYS = RedisKeys()
 
 
 def open_redis(url: str, *, timeout_seconds: float = 1.0) -> Redis:

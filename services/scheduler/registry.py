@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from dspark_core.errors import InvalidRequestError
 from dspark_core.records import Replica, Role
-from services.scheduler.redis_store import open_redis, redis_unavailable
+from services.scheduler.redis_store import DEFAULT_KEYS, RedisKeys, open_redis, redis_unavailable
 
 _log = logging.getLogger(__name__)
 
@@ -60,8 +60,6 @@ class MemoryRegistry:
         self._leases.clear()
 
 
-_INDEX = "dspark:replicas"
-_KEY = "dspark:replica:"
 # The index is only a hint: the TTL of each key decides. Index entries are dropped this long after their lease
 # ended; the margin keeps clock skew between schedulers from dropping a live one.
 _INDEX_SLACK_SECONDS = 3600.0
@@ -70,18 +68,22 @@ _INDEX_SLACK_SECONDS = 3600.0
 class RedisRegistry:
     """One key with a TTL per replica, and a sorted set of ids so that listing needs no key scan."""
 
-    def __init__(self, url: str, *, wall_clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, url: str, *, keys: RedisKeys = DEFAULT_KEYS, wall_clock: Callable[[], float] = time.time
+    ) -> None:
         self._redis: Redis = open_redis(url)
+        self._keys = keys
+        self._index = keys.replicas
         self._wall_clock = wall_clock
 
     async def put(self, replica: Replica, lease_seconds: float) -> None:
-        key = _KEY + replica.replica_id
+        key = self._keys.replica(replica.replica_id)
         now = self._wall_clock()
         try:
             async with self._redis.pipeline(transaction=True) as batch:
                 batch.set(key, replica_to_json(replica), px=max(1, round(lease_seconds * 1000)))
-                batch.zadd(_INDEX, {replica.replica_id: now + lease_seconds})
-                batch.zremrangebyscore(_INDEX, "-inf", now - _INDEX_SLACK_SECONDS)
+                batch.zadd(self._index, {replica.replica_id: now + lease_seconds})
+                batch.zremrangebyscore(self._index, "-inf", now - _INDEX_SLACK_SECONDS)
                 await batch.execute()
         except (RedisError, OSError) as error:
             raise redis_unavailable(error) from error
@@ -89,16 +91,18 @@ class RedisRegistry:
     async def remove(self, replica_id: str) -> None:
         try:
             async with self._redis.pipeline(transaction=True) as batch:
-                batch.delete(_KEY + replica_id)
-                batch.zrem(_INDEX, replica_id)
+                batch.delete(self._keys.replica(replica_id))
+                batch.zrem(self._index, replica_id)
                 await batch.execute()
         except (RedisError, OSError) as error:
             raise redis_unavailable(error) from error
 
     async def replicas(self) -> tuple[Replica, ...]:
         try:
-            ids = sorted(str(item) for item in await self._redis.zrange(_INDEX, 0, -1))
-            texts = await self._redis.mget([_KEY + replica_id for replica_id in ids]) if ids else []
+            ids = sorted(str(item) for item in await self._redis.zrange(self._index, 0, -1))
+            texts = (
+                await self._redis.mget([self._keys.replica(replica_id) for replica_id in ids]) if ids else []
+            )
         except (RedisError, OSError) as error:
             raise redis_unavailable(error) from error
         return tuple(_readable(str(text) for text in texts if text is not None))

@@ -20,6 +20,7 @@ from tests.integration.deploy.helm import CHART, run
         ("model.volume.mountPath=models", ["mountPath"]),
         ("logFormat=xml", ["logFormat", "json"]),
         ("redis.url=localhost:6379", ["redis", "url"]),
+        ("redis.prefix=", ["redis", "prefix"]),
         ("tracing.endpoint=collector:4317", ["tracing", "endpoint"]),
         ("scheduler.replicas=2,scheduler.leaderElection=off", ["scheduler.replicas is 2", "leaderElection"]),
         ("scheduler.leaderElection=redis", ["scheduler.leaderElection is redis", "redis.url"]),

@@ -327,6 +327,16 @@ def test_redis_comes_from_a_secret_or_a_plain_url_or_not_at_all(helm):
     assert redis("default") is None
 
 
+def test_keys_in_redis_have_the_prefix_of_the_release(helm):
+    def prefix(*flags: str) -> object:
+        rendered = render(helm, "everything", *flags)
+        config = of_kind(rendered, "ConfigMap")["config"]
+        return environment(of_kind(rendered, "Deployment")["scheduler"], config)["DSPARK_REDIS_PREFIX"]
+
+    assert prefix() == "dspark"
+    assert prefix("--set", "redis.prefix=shop") == "shop"
+
+
 @pytest.mark.parametrize(
     ("values", "flags", "election"),
     [

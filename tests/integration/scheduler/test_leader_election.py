@@ -26,8 +26,8 @@ from services.common.channels import open_channel
 from services.common.clients import SchedulerClient
 from services.common.registration import RegistrationLoop
 from services.common.scheduler_link import GrpcSchedulerConnection, SchedulerLink
-from services.scheduler.redis_documents import CURVES_KEY
 from services.scheduler.redis_lock import RedisLeaderLock
+from services.scheduler.redis_store import DEFAULT_KEYS
 from services.verifier.plans import CoordinatedPlanSource
 from tests.support.full_plans import FullPlans
 from tests.support.kubernetes_api import KubernetesApi
@@ -147,9 +147,9 @@ async def _saves_by_the_terms_of_the_lease(leader: asyncio.subprocess.Process, r
     async with asyncio.timeout(20):
         await leader.wait()
     async with Redis.from_url(redis_url, decode_responses=True) as redis:
-        term = int(await redis.get(f"{CURVES_KEY}:term"))
+        term = int(await redis.get(f"{DEFAULT_KEYS.curves}:term"))
         assert term % 1_000_000 == 1  # transitions since the lease was made
-        assert await redis.hlen(CURVES_KEY) == 1
+        assert await redis.hlen(DEFAULT_KEYS.curves) == 1
 
 
 def _stopped(pid: int) -> bool:

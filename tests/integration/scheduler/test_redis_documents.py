@@ -13,12 +13,11 @@ from services.scheduler.calibration import MIN_ROUNDS, CalibrationBook
 from services.scheduler.curves import CurveBook
 from services.scheduler.pace import VerifierPace
 from services.scheduler.redis_documents import (
-    CALIBRATION_KEY,
-    CURVES_KEY,
     GUARD_SECONDS,
     RedisDocumentStore,
 )
 from services.scheduler.redis_lock import RedisLeaderLock
+from services.scheduler.redis_store import DEFAULT_KEYS
 from services.scheduler.scheduler import Scheduler
 from tests.support.redis_process import RedisProcess
 
@@ -61,7 +60,8 @@ async def _ask(scheduler: Scheduler, *sent: RoundReport) -> VerifyPlan:
 async def test_the_next_scheduler_knows_the_curves_of_kinds_it_never_saw(redis_process: RedisProcess):
     for holder, name, profile in (("first", "a", PROFILE), ("second", "b", ())):
         scheduler = Scheduler(
-            lock=_lock(redis_process, holder), curves=RedisDocumentStore(redis_process.url, CURVES_KEY)
+            lock=_lock(redis_process, holder),
+            curves=RedisDocumentStore(redis_process.url, DEFAULT_KEYS.curves),
         )
         await scheduler.start()
         plan = await _ask(scheduler, _report(name, profile))
@@ -80,8 +80,8 @@ async def test_a_calibration_outlives_the_scheduler_that_found_it(redis_process:
         metrics = CollectorRegistry()
         scheduler = Scheduler(
             lock=_lock(redis_process, holder),
-            curves=RedisDocumentStore(redis_process.url, CURVES_KEY),
-            calibrations=RedisDocumentStore(redis_process.url, CALIBRATION_KEY),
+            curves=RedisDocumentStore(redis_process.url, DEFAULT_KEYS.curves),
+            calibrations=RedisDocumentStore(redis_process.url, DEFAULT_KEYS.calibration),
             metrics=metrics,
         )
         await scheduler.start()
@@ -99,7 +99,10 @@ async def test_a_calibration_outlives_the_scheduler_that_found_it(redis_process:
 
 async def test_a_stored_calibration_that_is_none_is_skipped(redis_process: RedisProcess):
     async with AsyncExitStack() as stack:
-        lock, store = _lock(redis_process, "x"), RedisDocumentStore(redis_process.url, CALIBRATION_KEY)
+        lock, store = (
+            _lock(redis_process, "x"),
+            RedisDocumentStore(redis_process.url, DEFAULT_KEYS.calibration),
+        )
         for one in (lock, store):
             stack.push_async_callback(one.close)
         good = '{"error": 0.2, "scaled_error": 0.1, "scaling": {"temperatures": [2], "biases": [0]}}'
@@ -113,7 +116,7 @@ async def test_a_stored_calibration_that_is_none_is_skipped(redis_process: Redis
 
 async def test_a_leader_that_was_replaced_writes_nothing(redis_process: RedisProcess):
     async with AsyncExitStack() as stack:
-        store = RedisDocumentStore(redis_process.url, CURVES_KEY)
+        store = RedisDocumentStore(redis_process.url, DEFAULT_KEYS.curves)
         old, new = _lock(redis_process, "old"), _lock(redis_process, "new")
         for one in (store, old, new):
             stack.push_async_callback(one.close)
@@ -130,29 +133,30 @@ async def test_a_leader_that_was_replaced_writes_nothing(redis_process: RedisPro
 async def test_a_term_of_a_clock_that_was_ahead_keeps_later_leaders_out_for_a_while_only(
     redis_process: RedisProcess, caplog
 ):
-    key = f"{CURVES_KEY}:term"
+    key = f"{DEFAULT_KEYS.curves}:term"
     async with Redis.from_url(redis_process.url, decode_responses=True) as client:
         ahead, later = (
-            CurveBook(RedisDocumentStore(redis_process.url, CURVES_KEY, locked=False)) for _ in range(2)
+            CurveBook(RedisDocumentStore(redis_process.url, DEFAULT_KEYS.curves, locked=False))
+            for _ in range(2)
         )
         ahead.join(KIND, "a", _pace(0.02))
         await ahead.save(2000)
         later.join(replace(KIND, model="other"), "b", _pace(0.01))
         for _ in range(3):
             await later.save(1000)
-        assert len(await client.hkeys(CURVES_KEY)) == 1
+        assert len(await client.hkeys(DEFAULT_KEYS.curves)) == 1
         told = [one for one in caplog.messages if "term 1000 is not the leader's" in one]
         assert len(told) == 1
         assert 0 < await client.ttl(key) <= GUARD_SECONDS
         await client.delete(key)  # as Redis does in the end
         await later.save(1000)  # though nothing changed since it was refused
-        assert len(await client.hkeys(CURVES_KEY)) == 2
+        assert len(await client.hkeys(DEFAULT_KEYS.curves)) == 2
         for book in (ahead, later):
             await book.close()
 
 
 async def test_who_never_reached_its_lock_overwrites_no_leader_that_did(redis_process: RedisProcess):
-    store = RedisDocumentStore(redis_process.url, CURVES_KEY, locked=False)
+    store = RedisDocumentStore(redis_process.url, DEFAULT_KEYS.curves, locked=False)
     assert await store.save({"kind": "before any leader"}, 0)
     assert await store.save({"kind": "the leader's"}, 1000)
     assert not await store.save({"kind": "a stranger's"}, 0)
@@ -161,18 +165,18 @@ async def test_who_never_reached_its_lock_overwrites_no_leader_that_did(redis_pr
 
 
 async def test_a_connection_that_was_lost_meanwhile_costs_a_new_leader_nothing(redis_process: RedisProcess):
-    store = RedisDocumentStore(redis_process.url, CURVES_KEY)
+    store = RedisDocumentStore(redis_process.url, DEFAULT_KEYS.curves)
     assert await store.load() == {}  # connects
     redis_process.stop()
     redis_process.start()
     async with Redis.from_url(redis_process.url) as client:
-        await client.hset(CURVES_KEY, "kind", "document")
+        await client.hset(DEFAULT_KEYS.curves, "kind", "document")
     assert await store.load() == {"kind": "document"}
     await store.close()
 
 
 async def test_what_a_restarted_redis_has_lost_is_stored_again(redis_process: RedisProcess):
-    book = CurveBook(RedisDocumentStore(redis_process.url, CURVES_KEY, locked=False))
+    book = CurveBook(RedisDocumentStore(redis_process.url, DEFAULT_KEYS.curves, locked=False))
     for kind in (KIND, replace(KIND, model="other")):
         book.join(kind, "a", _pace(0.02))
     await book.save(0)
@@ -182,5 +186,5 @@ async def test_what_a_restarted_redis_has_lost_is_stored_again(redis_process: Re
     await book.save(0)  # finds the connection lost
     await book.save(0)
     async with Redis.from_url(redis_process.url, decode_responses=True) as client:
-        assert len(await client.hkeys(CURVES_KEY)) == 2
+        assert len(await client.hkeys(DEFAULT_KEYS.curves)) == 2
     await book.close()

@@ -11,8 +11,9 @@ from redis.asyncio import Redis
 
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime
 from services.scheduler.calibration import MIN_ROUNDS
-from services.scheduler.redis_documents import CALIBRATION_KEY, CURVES_KEY, RedisDocumentStore
+from services.scheduler.redis_documents import RedisDocumentStore
 from services.scheduler.redis_lock import RedisLeaderLock
+from services.scheduler.redis_store import DEFAULT_KEYS
 from services.scheduler.registry import RedisRegistry
 from services.scheduler.scheduler import Scheduler
 from tests.support.polling import eventually
@@ -40,8 +41,8 @@ async def _leader(
     scheduler = Scheduler(
         registry=RedisRegistry(redis.url),
         lock=RedisLeaderLock(redis.url, holder="a", address="a:1", lock_seconds=5.0) if locked else None,
-        curves=RedisDocumentStore(redis.url, CURVES_KEY, locked=locked),
-        calibrations=RedisDocumentStore(redis.url, CALIBRATION_KEY, locked=locked),
+        curves=RedisDocumentStore(redis.url, DEFAULT_KEYS.curves, locked=locked),
+        calibrations=RedisDocumentStore(redis.url, DEFAULT_KEYS.calibration, locked=locked),
         sync_seconds=0.02,
         renew_seconds=0.02,
         maintain_seconds=0.02,
@@ -56,14 +57,14 @@ async def _leader(
 
 async def _documents(redis: RedisProcess) -> dict[str, dict[str, str]]:
     async with Redis.from_url(redis.url, decode_responses=True) as client:
-        return {key: await client.hgetall(key) for key in (CURVES_KEY, CALIBRATION_KEY)}
+        return {key: await client.hgetall(key) for key in (DEFAULT_KEYS.curves, DEFAULT_KEYS.calibration)}
 
 
 async def _until_stored(redis: RedisProcess, kinds: int) -> dict[str, dict[str, str]]:
     async with asyncio.timeout(10):
         while True:
             found = await _documents(redis)
-            if len(found[CURVES_KEY]) == kinds and found[CALIBRATION_KEY]:
+            if len(found[DEFAULT_KEYS.curves]) == kinds and found[DEFAULT_KEYS.calibration]:
                 return found
             await asyncio.sleep(0.01)
 

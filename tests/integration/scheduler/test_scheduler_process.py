@@ -3,14 +3,16 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from redis.asyncio import Redis
 
 from dspark_core.records import AssignRequest, Replica, RequestSurvival, Role, RoundReport
 from services.common.channels import open_channel
 from services.common.clients import SchedulerClient
+from tests.support.redis_process import RedisProcess
 from tests.support.scheduler_process import ready_port, scheduler_process
 
 
@@ -39,7 +41,12 @@ async def test_sigterm_ends_open_streams_and_exits_cleanly():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("DSPARK_PORT", "http"), ("REDIS_URL", "http://redis"), ("DSPARK_LOG_FORMAT", "xml")],
+    [
+        ("DSPARK_PORT", "http"),
+        ("REDIS_URL", "http://redis"),
+        ("DSPARK_REDIS_PREFIX", "a b"),
+        ("DSPARK_LOG_FORMAT", "xml"),
+    ],
 )
 async def test_a_bad_setting_is_one_line_and_exit_code_2(name: str, value: str):
     async with scheduler_process(**{name: value}) as process, asyncio.timeout(60):
@@ -47,6 +54,24 @@ async def test_a_bad_setting_is_one_line_and_exit_code_2(name: str, value: str):
     assert process.returncode == 2
     assert name in stderr.decode()
     assert "Traceback" not in stderr.decode()
+
+
+async def test_two_installations_share_a_redis_by_different_prefixes(redis_process: RedisProcess):
+    async with (
+        scheduler_process(REDIS_URL=redis_process.url) as one,
+        scheduler_process(REDIS_URL=redis_process.url, DSPARK_REDIS_PREFIX="other") as two,
+        AsyncExitStack() as stack,
+    ):
+        for process, name in ((one, "v"), (two, "w")):
+            channel = open_channel(f"127.0.0.1:{await ready_port(process)}")
+            stack.push_async_callback(channel.close)
+            client = SchedulerClient(channel, timeout_seconds=10.0)
+            # Refused by a standby.
+            await client.register(Replica(replica_id=name, role=Role.VERIFIER, address="h:1", model="m"))
+            assert [replica.replica_id for replica in await client.list_replicas()] == [name]
+        redis = await stack.enter_async_context(Redis.from_url(redis_process.url, decode_responses=True))
+        found = set(await redis.keys())
+        assert found >= {"dspark:leader", "dspark:replica:v", "other:leader", "other:replica:w"}
 
 
 async def test_an_unreachable_redis_does_not_keep_it_from_serving():

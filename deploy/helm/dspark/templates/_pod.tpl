@@ -167,7 +167,7 @@ The user's own. None may be one the chart sets for a service: server-side apply 
 of the ConfigMap's from which the chart derives more: ports, probes and mounts, the time a pod is given to end.
 */}}
 {{- define "dspark.extraEnv" -}}
-{{- $reserved := list "DSPARK_PORT" "DSPARK_HTTP_PORT" "DSPARK_ADVERTISE_ADDRESS" "DSPARK_DRAFTER_ADDRESS" "OTEL_SERVICE_NAME" "POD_IP" "REDIS_URL" "DSPARK_LEADER_ELECTION" "DSPARK_LEADER_LEASE_NAME" "DSPARK_LEADER_LEASE_NAMESPACE" -}}
+{{- $reserved := list "DSPARK_PORT" "DSPARK_HTTP_PORT" "DSPARK_ADVERTISE_ADDRESS" "DSPARK_DRAFTER_ADDRESS" "OTEL_SERVICE_NAME" "POD_IP" "REDIS_URL" "DSPARK_REDIS_PREFIX" "DSPARK_LEADER_ELECTION" "DSPARK_LEADER_LEASE_NAME" "DSPARK_LEADER_LEASE_NAMESPACE" -}}
 {{- $reserved = concat $reserved (list "DSPARK_DRAIN_SECONDS" "DSPARK_METRICS_PORT" "DSPARK_SCHEDULER_ADDRESS" "DSPARK_TLS_CERT" "DSPARK_TLS_KEY" "DSPARK_TLS_CA" "DSPARK_TLS_NAME") -}}
 {{- range $name, $value := (index .root.Values .component).env }}
 {{- if has $name $reserved }}
