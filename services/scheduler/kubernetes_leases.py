@@ -48,6 +48,8 @@ class KubernetesLeases:
         self._namespace = namespace
         self._timeout_seconds = timeout_seconds
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="lease")
+        self._others = client.V1ObjectMeta()
+        """What others keep in the Lease's metadata, as last seen. An update replaces all of it."""
 
     @classmethod
     def from_env(
@@ -86,7 +88,7 @@ class KubernetesLeases:
                 raise
 
         found = await self._in_thread("get", ask)
-        return None if found is None else _from_api(found)
+        return None if found is None else self._from_api(found)
 
     async def create(self, lease: Lease) -> Lease:
         body = self._to_api(lease)
@@ -96,7 +98,7 @@ class KubernetesLeases:
                 self._namespace, body, _request_timeout=self._timeout_seconds
             ),
         )
-        return _from_api(made)
+        return self._from_api(made)
 
     async def replace(self, lease: Lease) -> Lease:
         body = self._to_api(lease)
@@ -106,11 +108,24 @@ class KubernetesLeases:
                 self._name, self._namespace, body, _request_timeout=self._timeout_seconds
             ),
         )
-        return _from_api(made)
+        return self._from_api(made)
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._api_client.close()
+
+    def _from_api(self, found: Any) -> Lease:  # noqa: ANN401 - the client's models are untyped
+        metadata, spec = found.metadata, found.spec or client.V1LeaseSpec()
+        self._others = metadata
+        return Lease(
+            holder=spec.holder_identity or "",
+            address=(metadata.annotations or {}).get(ADDRESS_ANNOTATION, ""),
+            duration_seconds=spec.lease_duration_seconds or 1,
+            transitions=spec.lease_transitions or 0,
+            renewals=str(spec.renew_time),
+            created_seconds=int(metadata.creation_timestamp.timestamp()),
+            version=metadata.resource_version,
+        )
 
     async def _in_thread(self, verb: str, ask: Callable[[], _T]) -> _T:
         where = f"lease {self._name!r} in namespace {self._namespace!r}"
@@ -134,7 +149,10 @@ class KubernetesLeases:
                 name=self._name,
                 namespace=self._namespace,
                 resource_version=lease.version or None,
-                annotations={ADDRESS_ANNOTATION: lease.address},
+                annotations={**(self._others.annotations or {}), ADDRESS_ANNOTATION: lease.address},
+                labels=self._others.labels,
+                owner_references=self._others.owner_references,
+                finalizers=self._others.finalizers,
             ),
             spec=client.V1LeaseSpec(
                 holder_identity=lease.holder,
@@ -143,19 +161,6 @@ class KubernetesLeases:
                 renew_time=now,
             ),
         )
-
-
-def _from_api(found: Any) -> Lease:  # noqa: ANN401 - the client's models are untyped
-    metadata, spec = found.metadata, found.spec or client.V1LeaseSpec()
-    return Lease(
-        holder=spec.holder_identity or "",
-        address=(metadata.annotations or {}).get(ADDRESS_ANNOTATION, ""),
-        duration_seconds=spec.lease_duration_seconds or 1,
-        transitions=spec.lease_transitions or 0,
-        renewals=str(spec.renew_time),
-        created_seconds=int(metadata.creation_timestamp.timestamp()),
-        version=metadata.resource_version,
-    )
 
 
 def _translated(error: client.ApiException, verb: str, where: str) -> Exception:

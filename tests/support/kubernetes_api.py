@@ -119,7 +119,8 @@ class KubernetesApi:
         self._version += 1
         metadata = body["metadata"] | {"resourceVersion": str(self._version), "creationTimestamp": created}
         # The real server accepts MicroTime only in this format.
-        datetime.strptime(body["spec"]["renewTime"].replace("Z", "+00:00"), "%Y-%m-%dT%H:%M:%S.%f%z")
+        if "spec" in body:
+            datetime.strptime(body["spec"]["renewTime"].replace("Z", "+00:00"), "%Y-%m-%dT%H:%M:%S.%f%z")
         self.leases[key] = {**body, "metadata": metadata}
         return self.leases[key]
 

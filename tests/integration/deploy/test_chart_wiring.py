@@ -355,6 +355,7 @@ def test_how_schedulers_agree_on_a_leader(helm, values, flags, election):
         == election
     )
     assert ("scheduler" in of_kind(rendered, "Role")) == (election == "lease")
+    assert ("scheduler" in of_kind(rendered, "Lease")) == (election == "lease")
 
 
 @pytest.mark.parametrize("values", ["lease", "own_account"])
@@ -368,6 +369,9 @@ def test_the_scheduler_alone_has_rights_and_to_its_lease_alone(helm, values):
         (verb, tuple(rule.get("resourceNames", ()))) for rule in role["rules"] for verb in rule["verbs"]
     }
     name = variables["DSPARK_LEADER_LEASE_NAME"]
+    lease = of_kind(rendered, "Lease")["scheduler"]  # of the release, so that it ends with it
+    assert lease["metadata"]["name"] == name
+    assert "spec" not in lease  # an upgrade must not touch what the schedulers write
     assert granted == {("get", (name,)), ("update", (name,)), ("create", ())}
     for rule in role["rules"]:
         assert (rule["apiGroups"], rule["resources"]) == (["coordination.k8s.io"], ["leases"])

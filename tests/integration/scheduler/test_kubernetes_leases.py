@@ -54,6 +54,25 @@ async def test_a_lease_is_what_kubernetes_tools_expect(leases, api: KubernetesAp
     assert await leases().get() == renewed
 
 
+async def test_a_lease_without_a_spec_is_free_and_keeps_what_helm_wrote_into_it(leases, api: KubernetesApi):
+    metadata = {
+        "name": "who-leads",
+        "labels": {"app.kubernetes.io/managed-by": "Helm"},
+        "annotations": {"meta.helm.sh/release-name": "dspark"},
+    }
+    api.answer("POST", "/apis/coordination.k8s.io/v1/namespaces/llm/leases", {"metadata": metadata})
+    lock = KubernetesLeaderLock(leases(), holder="a", address="a:1", lock_seconds=2.0)
+    for _ in range(2):
+        assert (await lock.hold()).leading
+    stored = api.leases["llm", "who-leads"]
+    assert stored["spec"]["holderIdentity"] == "a"
+    assert stored["metadata"]["labels"] == metadata["labels"]
+    assert stored["metadata"]["annotations"] == {
+        **metadata["annotations"],
+        "dspark-advertise-address": "a:1",
+    }
+
+
 async def test_a_write_of_an_old_version_is_a_conflict(leases):
     one = leases()
     made = await one.create(FIRST)
