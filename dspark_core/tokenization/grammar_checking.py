@@ -1,68 +1,111 @@
-"""Whether a grammar can be parsed, found out in a process of its own.
+"""Whether a grammar can be parsed, found out in processes of their own.
 
 Some small grammars keep llguidance busy for a minute (twenty patterns that have to hold at once) or for hours
-(each further one about doubles that), with memory that grows, and what a thread runs cannot be stopped. A
-process ends itself when its time is over, and a new one takes its place.
+(each further one about doubles that), with memory that grows, and what a thread runs cannot be stopped. So
+each grammar is parsed in a process that ends itself when its time is over. A short time comes first, and what
+it is too short for is tried again with the whole time in another queue, so that ordinary grammars do not wait
+for it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
+import traceback
 import weakref
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
-from dspark_core.errors import InvalidRequestError
+from dspark_core.errors import InvalidRequestError, QueueFullError
 from dspark_core.output_rules import Grammar, GrammarKind
 from dspark_core.tokenization.deep_threads import deep_thread
 from dspark_core.tokenization.grammar_sources import problem_of
 
 CHECK_SECONDS = 1.0
 """Of a processor's time for one grammar; large ones that are meant take a tenth of it."""
+FIRST_SECONDS = 0.1
+"""Of a processor's time at the first try."""
+WAIT_SECONDS = 10.0
+"""In a queue; a grammar whose turn comes later is refused."""
 HANG_SECONDS = 30.0
 """Of any time, on a machine that hardly gives the process a processor."""
-_TIMED_OUT = (-signal.SIGPROF, -signal.SIGALRM)
+_TIMED_OUT = (signal.SIGPROF, signal.SIGALRM)
 
 
 class GrammarChecker:
-    """Threads may share it. Its process starts with the first grammar and ends with it."""
+    """Threads may share it. Its processes start when first needed and end with it."""
 
-    def __init__(self, check_seconds: float = CHECK_SECONDS) -> None:
+    def __init__(
+        self, check_seconds: float = CHECK_SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._check_seconds = check_seconds
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar-check")
-        self._process: subprocess.Popen[bytes] | None = None
+        self._clock = clock
+        self._first, self._second = _Queue("grammar-check"), _Queue("grammar-check-slow")
 
     def check(self, grammar: Grammar, field: str) -> Future[None]:
         """Fails with InvalidRequestError that names `field`, for what is no grammar with any tokenizer, or
-        takes too long to find out."""
-        return self._thread.submit(self._check, grammar, field)
+        takes too long to find out; with QueueFullError if too many others are being checked. Can be cancelled
+        until its first try begins."""
+        checked: Future[None] = Future()
+        seconds = min(FIRST_SECONDS, self._check_seconds)
+        self._first.submit(self._try, checked, grammar, field, seconds, self._clock())
+        return checked
 
-    def _check(self, grammar: Grammar, field: str) -> None:
-        asked = {"kind": grammar.kind.value, "text": grammar.text, "seconds": self._check_seconds}
-        problem = self._answer(json.dumps(asked).encode() + b"\n")
-        if problem is not None:
-            raise InvalidRequestError(f"{field}: {problem}", field=field)
+    def _try(
+        self, checked: Future[None], grammar: Grammar, field: str, seconds: float, asked_at: float
+    ) -> None:
+        again = checked.running()
+        if not again and not checked.set_running_or_notify_cancel():
+            return
+        try:
+            if self._clock() - asked_at > WAIT_SECONDS:
+                raise QueueFullError(
+                    f"{field}: more grammars are being checked than {WAIT_SECONDS:g} s are enough for"
+                )
+            timed_out, problem = (self._second if again else self._first).problem_of(grammar, seconds)
+            if timed_out and not again and seconds < self._check_seconds:
+                self._second.submit(self._try, checked, grammar, field, self._check_seconds, self._clock())
+                return
+            if problem is not None:
+                raise InvalidRequestError(f"{field}: {problem}", field=field)
+        except Exception as error:
+            checked.set_exception(error)
+        else:
+            checked.set_result(None)
 
-    def _answer(self, line: bytes) -> str | None:
+
+class _Queue:
+    """One grammar at a time, in a process that lasts."""
+
+    def __init__(self, name: str) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def submit(self, run: Callable[..., None], *arguments: object) -> None:
+        self._thread.submit(run, *arguments)
+
+    def problem_of(self, grammar: Grammar, seconds: float) -> tuple[bool, str | None]:
+        """Only for what was submitted -> whether the seconds were too few, what is wrong with the grammar."""
         process = self._process
         if process is None or process.poll() is not None:
             process = self._process = self._start()
         if process.stdin is None or process.stdout is None:
             raise AssertionError("started without pipes")
+        asked = {"kind": grammar.kind.value, "text": grammar.text, "seconds": seconds}
         with contextlib.suppress(BrokenPipeError):  # then there is no answer either
-            process.stdin.write(line)
+            process.stdin.write(json.dumps(asked).encode() + b"\n")
             process.stdin.flush()
         answer = process.stdout.readline()
-        if answer:
-            return str(problem) if (problem := json.loads(answer)) is not None else None
-        if process.wait() in _TIMED_OUT:
-            return (
-                f"too complex: finding out whether it can be parsed takes more than {self._check_seconds:g} s"
-            )
-        return f"cannot be parsed: the process that does ended with code {process.returncode}"
+        if not answer:
+            return False, f"cannot be parsed: the process that does ended with code {process.wait()}"
+        timed_out, problem = json.loads(answer)
+        return timed_out, problem
 
     def _start(self) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
@@ -82,19 +125,46 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _main() -> None:
-    """A grammar a line, as JSON, and as many answers: null, or what is wrong with it."""
-    thread = deep_thread("grammar")
+    """A grammar a line, as JSON, and as many answers: whether it timed out, and null or what is wrong."""
     for line in sys.stdin.buffer:
-        asked = json.loads(line)
-        grammar = Grammar(kind=GrammarKind(asked["kind"]), text=asked["text"])
-        # Nobody handles their signals, which therefore end the process.
-        signal.setitimer(signal.ITIMER_PROF, asked["seconds"])
-        signal.setitimer(signal.ITIMER_REAL, HANG_SECONDS)
-        answer = json.dumps(thread.submit(problem_of, grammar).result())
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        sys.stdout.write(answer + "\n")
+        sys.stdout.write(json.dumps(_answer(json.loads(line))) + "\n")
         sys.stdout.flush()
+
+
+def _answer(asked: dict[str, Any]) -> tuple[bool, str | None]:
+    """Asks a copy of this process, which takes a millisecond to make: starting one anew takes a second on a
+    busy machine. This process must have one thread only."""
+    reading, writing = os.pipe()
+    copy = os.fork()
+    if copy == 0:
+        try:
+            os.close(reading)
+            os.close(sys.stdout.fileno())  # whoever reads it must notice if the original ends
+            _find_out(asked, writing)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    os.close(writing)
+    with open(reading) as answers:
+        answer = answers.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1])
+    if answer:
+        return False, json.loads(answer)
+    if -code in _TIMED_OUT:
+        seconds = asked["seconds"]
+        return True, f"too complex: finding out whether it can be parsed takes more than {seconds:g} s"
+    return False, f"cannot be parsed: the process that does ended with code {code}"
+
+
+def _find_out(asked: dict[str, Any], writing: int) -> None:
+    # Nobody handles their signals, which therefore end the process.
+    signal.setitimer(signal.ITIMER_PROF, asked["seconds"])
+    signal.setitimer(signal.ITIMER_REAL, HANG_SECONDS)
+    grammar = Grammar(kind=GrammarKind(asked["kind"]), text=asked["text"])
+    answer = json.dumps(deep_thread("grammar").submit(problem_of, grammar).result())
+    with open(writing, "w") as answers:
+        answers.write(answer)
 
 
 if __name__ == "__main__":
