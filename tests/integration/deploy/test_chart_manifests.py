@@ -79,3 +79,13 @@ def test_the_packaged_chart_renders_the_same(each_helm, tmp_path):
     packaged = run(each_helm, "template", "shop", tmp_path / f"dspark-{version}.tgz", "--namespace", "llm")
     folder = run(each_helm, "template", "shop", CHART, "--namespace", "llm")
     assert packaged.stdout == folder.stdout != ""
+
+
+def test_two_releases_in_one_namespace_have_no_object_in_common(helm):
+    def names(release: str) -> set[tuple[str, str]]:
+        done = run(helm, "template", release, CHART, "--namespace", "llm", "-f", VALUES["production"])
+        assert done.returncode == 0, done.stderr
+        rendered = filter(None, yaml.safe_load_all(done.stdout))
+        return {(one["kind"], one["metadata"]["name"]) for one in rendered}
+
+    assert not names("dspark") & names("dspark-tls")
