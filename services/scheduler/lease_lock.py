@@ -86,6 +86,8 @@ class KubernetesLeaderLock:
         self._held: Lease | None = None
         self._seen: Lease | None = None
         self._seen_at = 0.0
+        self._transitions = -1
+        """The most ever seen: somebody may have emptied the lease, and terms must only grow."""
 
     async def hold(self) -> Leadership:
         for _ in range(ATTEMPTS):
@@ -93,12 +95,12 @@ class KubernetesLeaderLock:
             try:
                 if lease is None:
                     # Renew it at once: a missing permission to update then shows now, not when it matters.
-                    self._written(await self._leases.create(self._succeeding(self._seen)))
+                    self._written(await self._leases.create(self._succeeding()))
                     continue
                 if lease.holder == self._mine.holder:
                     held = await self._leases.replace(lease)
                 elif not lease.holder or self._ran_out(lease):
-                    held = await self._leases.replace(replace(self._succeeding(lease), version=lease.version))
+                    held = await self._leases.replace(replace(self._succeeding(), version=lease.version))
                 else:
                     return _leadership(lease, leading=False)
                 self._written(held)
@@ -125,18 +127,22 @@ class KubernetesLeaderLock:
     async def _look(self) -> Lease | None:
         lease = await self._leases.get()
         if lease is not None and (self._seen is None or _renewed(self._seen, lease)):
-            self._seen, self._seen_at = lease, self._clock()
+            self._note(lease)
         return lease
 
     def _written(self, lease: Lease) -> None:
-        self._held = self._seen = lease
-        self._seen_at = self._clock()
+        self._held = lease
+        self._note(lease)
+
+    def _note(self, lease: Lease) -> None:
+        self._seen, self._seen_at = lease, self._clock()
+        self._transitions = max(self._transitions, lease.transitions)
 
     def _ran_out(self, lease: Lease) -> bool:
         return self._clock() - self._seen_at >= lease.duration_seconds
 
-    def _succeeding(self, lease: Lease | None) -> Lease:
-        return replace(self._mine, transitions=lease.transitions + 1 if lease is not None else 0)
+    def _succeeding(self) -> Lease:
+        return replace(self._mine, transitions=self._transitions + 1)
 
 
 def _renewed(before: Lease, after: Lease) -> bool:

@@ -193,6 +193,19 @@ async def test_of_two_that_want_it_one_gets_it(lock, leases: MemoryLeases, clock
     assert (told.leading, told.leader_address) == (False, "b:1")
 
 
+async def test_terms_grow_over_a_lease_that_was_emptied(lock, leases: MemoryLeases):
+    """As `helm upgrade --force` does, which writes the lease as the chart renders it."""
+    one = lock("a")
+    for _ in range(4):
+        held = await one.hold()
+        await one.release()
+    assert leases.lease is not None
+    leases.lease = replace(leases.lease, holder="", address="", transitions=0, version="another")
+    again = await one.hold()
+    assert again.leading
+    assert again.term > held.term
+
+
 async def test_terms_grow_over_a_lease_that_was_deleted(lock, leases: MemoryLeases):
     one = lock("a")
     before = await one.hold()
