@@ -66,22 +66,19 @@ class Batcher:
         """Moves waiting sequences to running in order of arrival, while there is room and pages are
         available.
 
-        Allocates pages for every committed token and one more, so that prefill never runs out of pages
-        midway.
+        They hold all pages that they need for every committed token and one more, so that prefill never runs
+        out of pages midway, whatever becomes of those they share pages with.
         """
         while self.waiting and len(self.running) < self.limits.max_running:
-            sequence = self.waiting[0]
-            sequence.attach_prefix(self._manager)
-            if not sequence.reserve(self._manager, len(sequence.tokens) + 1):
-                sequence.release(self._manager)
+            if not self.waiting[0].take_pages(self._manager):
                 return
             self.running.append(self.waiting.popleft())
 
-    def share_prefixes(self) -> None:
-        """What a prompt begins with may have been read for another one that came with it."""
+    def skip_filled(self) -> None:
+        """What a prompt begins with may have been computed for another one that came with it."""
         for sequence in self.running:
             if not sequence.decoding:
-                sequence.share_prefix(self._manager)
+                sequence.skip_filled(self._manager)
 
     def secure(self, sequence: SequenceState, length: int) -> bool:
         """Allocates pages for positions [0, length), preempting later arrivals if necessary.

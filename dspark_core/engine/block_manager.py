@@ -1,25 +1,17 @@
 """Manages KV pages: allocation, sharing of common prefixes, eviction.
 
 Policy only, no tensors. A page holds `page_tokens` positions. Full pages of committed tokens are
-shared by content; a page nobody references stays cached until its space is needed (LRU).
+shared by content, already before they are filled; a filled page nobody references stays cached until its
+space is needed (LRU).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
-_ROOT = 0
+ROOT_CONTENT_ID = 0
 """Parent content id of every sequence's first page."""
-
-
-@dataclass(frozen=True, slots=True)
-class CachedPrefix:
-    """Cached pages that hold a prompt's leading tokens, and the content id of the last one."""
-
-    pages: tuple[int, ...]
-    content_id: int
 
 
 class BlockManager:
@@ -43,7 +35,8 @@ class BlockManager:
         self._page_of: dict[tuple[int, tuple[int, ...]], int] = {}
         self._key_of: dict[int, tuple[int, tuple[int, ...]]] = {}
         self._content_id_of: dict[int, int] = {}
-        self._next_content_id = _ROOT + 1
+        self._unfilled: set[int] = set()  # announced: referenced, with a key, not computed yet
+        self._next_content_id = ROOT_CONTENT_ID + 1
 
     @property
     def available_pages(self) -> int:
@@ -70,55 +63,81 @@ class BlockManager:
         return pages
 
     def release(self, pages: Sequence[int]) -> None:
-        """Drops one reference each; content stays cached until the space is needed."""
+        """Drops one reference each; content stays cached until the space is needed, unless it was only
+        announced."""
         # Deepest first, so that eviction takes the end of a prefix before its beginning.
         for page in reversed(pages):
             if self._references[page] < 1:
                 raise ValueError(f"page {page} is released more often than it was taken")
             self._references[page] -= 1
             if self._references[page] == 0:
+                if page in self._unfilled:
+                    self._forget_content(page)
                 if page in self._key_of:
                     self._idle[page] = None
                 else:
                     self._free.append(page)
 
-    def match_prefix(self, token_ids: Sequence[int]) -> CachedPrefix:
-        """Takes a reference to each page of the longest cached prefix of full pages.
+    def match_prefix(self, token_ids: Sequence[int]) -> list[int]:
+        """Takes a reference to each page of the longest prefix of full pages that are cached or announced.
 
-        Leaves at least one token uncovered, which the engine must compute to get logits.
+        Leaves at least one token uncovered, which the engine must compute to get logits. Announced pages
+        come after all filled ones, since a page is filled after those before it.
         """
         pages: list[int] = []
-        content_id = _ROOT
-        for start in range(0, len(token_ids) - self.page_tokens, self.page_tokens):
-            page = self.match_page(content_id, tuple(token_ids[start : start + self.page_tokens]))
+        content_id = ROOT_CONTENT_ID
+        for token_block in self._shareable(token_ids):
+            page = self._page_of.get((content_id, token_block))
             if page is None:
                 break
-            pages.append(page)
-            content_id = self._content_id_of[page]
-        return CachedPrefix(tuple(pages), content_id)
-
-    def match_page(self, parent_content_id: int, token_ids: tuple[int, ...]) -> int | None:
-        """Takes a reference on the page with these tokens behind that content; None: nobody published one."""
-        page = self._page_of.get((parent_content_id, token_ids))
-        if page is not None:
             self._references[page] += 1
             self._idle.pop(page, None)
-        return page
+            pages.append(page)
+            content_id = self._content_id_of[page]
+        return pages
+
+    def announce(self, pages: Sequence[int], matched: int, token_ids: Sequence[int]) -> None:
+        """Offers pages that are going to be filled with these tokens, all but the first `matched`, which
+        `match_prefix` gave.
+
+        Whoever takes one shares its space at once, and reads it once it is filled. Any of those who hold it
+        may fill it, so the one that announced it may give it up.
+        """
+        content_id = self._content_id_of[pages[matched - 1]] if matched else ROOT_CONTENT_ID
+        rest = self._shareable(token_ids, first=matched)
+        for page, token_block in zip(pages[matched:], rest, strict=False):
+            content_id = self._offer(page, (content_id, token_block))
+            self._unfilled.add(page)
+
+    def is_filled(self, page: int) -> bool:
+        """Whether it is a shared page that can be read."""
+        return page in self._key_of and page not in self._unfilled
 
     def content_id_of(self, page: int) -> int:
-        """Of a published page."""
+        """Of a published or announced page."""
         return self._content_id_of[page]
 
     def publish(self, page: int, parent_content_id: int, token_ids: tuple[int, ...]) -> int:
-        """Offers a full page of committed tokens for sharing; returns its content id.
+        """Offers a full page of committed and computed tokens for sharing; returns its content id.
 
-        If the same content is already published, the page stays private and the existing content id is
-        returned, so that later pages chain to it.
+        If another page has or will have the same content, this one stays private and the existing content id
+        is returned, so that later pages chain to it.
         """
         key = (parent_content_id, token_ids)
-        existing = self._page_of.get(key)
-        if existing is not None:
-            return self._content_id_of[existing]
+        known = self._page_of.get(key)
+        if known is None:
+            return self._offer(page, key)
+        if known == page:
+            self._unfilled.discard(page)
+        return self._content_id_of[known]
+
+    def _shareable(self, token_ids: Sequence[int], *, first: int = 0) -> Iterator[tuple[int, ...]]:
+        """The tokens of each full page from page `first` on, except one that holds the last token."""
+        size = self.page_tokens
+        for start in range(first * size, len(token_ids) - size, size):
+            yield tuple(token_ids[start : start + size])
+
+    def _offer(self, page: int, key: tuple[int, tuple[int, ...]]) -> int:
         content_id = self._next_content_id
         self._next_content_id += 1
         self._page_of[key] = page
@@ -126,13 +145,14 @@ class BlockManager:
         self._content_id_of[page] = content_id
         return content_id
 
+    def _forget_content(self, page: int) -> None:
+        del self._page_of[self._key_of.pop(page)]
+        del self._content_id_of[page]
+        self._unfilled.discard(page)
+
     def _take_one(self) -> int:
         if self._free:
             return self._free.pop()
         page, _ = self._idle.popitem(last=False)
-        del self._page_of[self._key_of.pop(page)]
-        del self._content_id_of[page]
+        self._forget_content(page)
         return page
-
-
-ROOT_CONTENT_ID = _ROOT

@@ -160,7 +160,7 @@ class RoundLoop:
     def step(self) -> list[RoundOutput]:
         """One round. Returns what it committed, sequence by sequence."""
         self.batcher.admit()
-        self.batcher.share_prefixes()
+        self.batcher.skip_filled()
         decoding, drafts = self._turns.take(self._secure_anchors())
         started = self._clock()
         proposals, survival = self._plan(decoding, drafts)
@@ -278,18 +278,17 @@ class RoundLoop:
             context, start = _context_tokens(proposals), waiting[0].computed
             budget = self._pacer.allowance(len(proposals), decode_tokens, context, budget, start=start)
         chunks = []
-        filled: set[tuple[int, tuple[int, ...]]] = set()
+        written: set[int] = set()
         for sequence in waiting:
             if budget < 1:
                 break
-            page = sequence.next_page_key(self._manager)
-            if page in filled:
-                continue  # it takes that page from there next round
+            page = sequence.next_page
+            if page in written:
+                continue  # an earlier one that shares it computes it now, for both
             count = min(sequence.uncomputed, budget)
             chunks.append((sequence, count))
             budget -= count
-            if page is not None and sequence.fills_page(count, self._manager):
-                filled.add(page)
+            written.add(page)
         return chunks
 
     def _learn_pace(

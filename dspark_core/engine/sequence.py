@@ -82,43 +82,40 @@ class SequenceState:
         wish = min(self.useful_draft or block_size, block_size)
         self.useful_draft = verified + 2 if verified >= wish else max(verified + 1, wish - 1)
 
-    def attach_prefix(self, manager: BlockManager) -> None:
-        """Attaches the cached pages of the longest prefix of the committed tokens."""
-        prefix = manager.match_prefix(self.tokens)
-        self.pages = list(prefix.pages)
-        self.content_id = prefix.content_id
-        self.published_pages = len(prefix.pages)
-        self.computed = len(prefix.pages) * manager.page_tokens
-        if not self.generated:
-            self.cached_prompt_tokens = self.computed
+    def take_pages(self, manager: BlockManager) -> bool:
+        """Takes pages for every committed token and one more; returns False, without any change, if there are
+        too few.
 
-    def share_prefix(self, manager: BlockManager) -> None:
-        """Takes pages that others have published meanwhile in place of its own, which it has yet to fill.
-
-        One token is left to compute, as of `attach_prefix`.
+        Pages that others have filled or are going to fill with the same tokens are shared.
         """
-        while (key := self.next_page_key(manager)) is not None:
-            page = manager.match_page(*key)
-            if page is None:
-                return
-            manager.release([self.pages[self.published_pages]])
-            self.pages[self.published_pages] = page
+        self.pages = manager.match_prefix(self.tokens)
+        matched = len(self.pages)
+        if not self.reserve(manager, len(self.tokens) + 1):
+            self.release(manager)
+            return False
+        manager.announce(self.pages, matched, self.tokens)
+        if not self.generated:
+            self.cached_prompt_tokens = 0
+        self.skip_filled(manager)
+        return True
+
+    def skip_filled(self, manager: BlockManager) -> None:
+        """Skips computing what others have computed on shared pages.
+
+        At least one token is left to compute, since the page of the last one is not shared.
+        """
+        while manager.is_filled(page := self.next_page):
             self.content_id = manager.content_id_of(page)
             self.published_pages += 1
-            shared = self.published_pages * manager.page_tokens - self.computed
-            self.computed += shared
+            skipped = self.published_pages * manager.page_tokens - self.computed
+            self.computed += skipped
             if not self.generated:
-                self.cached_prompt_tokens += shared
+                self.cached_prompt_tokens += skipped
 
-    def next_page_key(self, manager: BlockManager) -> tuple[int, tuple[int, ...]] | None:
-        """What the page that it fills next will be published as, unless that holds its last token."""
-        start = self.published_pages * manager.page_tokens
-        end = start + manager.page_tokens
-        return None if end >= len(self.tokens) else (self.content_id, tuple(self.tokens[start:end]))
-
-    def fills_page(self, count: int, manager: BlockManager) -> bool:
-        """Whether it does with so many tokens more."""
-        return self.computed + count >= (self.published_pages + 1) * manager.page_tokens
+    @property
+    def next_page(self) -> int:
+        """The page on which its first uncomputed token lies, if that is not the anchor."""
+        return self.pages[self.published_pages]
 
     def reserve(self, manager: BlockManager, length: int) -> bool:
         """Makes sure pages cover positions [0, length); returns False, without any change, if they cannot."""
