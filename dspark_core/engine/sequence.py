@@ -28,6 +28,8 @@ class SequenceState:
     tokens: list[int] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
     computed: int = 0
+    reached: int = 0
+    """What `computed` was when it last gave up its pages: what it finds again, it has not saved computing."""
     cached_prompt_tokens: int = 0
     published_pages: int = 0
     content_id: int = ROOT_CONTENT_ID
@@ -68,10 +70,6 @@ class SequenceState:
         return self.uncomputed == 1
 
     @property
-    def generated(self) -> int:
-        return len(self.tokens) - len(self.request.prompt_token_ids)
-
-    @property
     def remaining(self) -> int:
         """Tokens that may still be committed."""
         return self.max_length - len(self.tokens)
@@ -94,8 +92,6 @@ class SequenceState:
             self.release(manager)
             return False
         manager.announce(self.pages, matched, self.tokens)
-        if not self.generated:
-            self.cached_prompt_tokens = 0
         self.skip_filled(manager)
         return True
 
@@ -107,10 +103,9 @@ class SequenceState:
         while manager.is_filled(page := self.next_page):
             self.content_id = manager.content_id_of(page)
             self.published_pages += 1
-            skipped = self.published_pages * manager.page_tokens - self.computed
-            self.computed += skipped
-            if not self.generated:
-                self.cached_prompt_tokens += skipped
+            known = max(self.computed, self.reached)
+            self.computed = self.published_pages * manager.page_tokens
+            self.cached_prompt_tokens += max(self.computed - known, 0)
 
     @property
     def next_page(self) -> int:
@@ -142,6 +137,7 @@ class SequenceState:
         """Releases every page; committed tokens must then be recomputed or found in the prefix cache."""
         manager.release(self.pages)
         self.pages = []
+        self.reached = max(self.reached, self.computed)
         self.computed = 0
         self.published_pages = 0
         self.content_id = ROOT_CONTENT_ID

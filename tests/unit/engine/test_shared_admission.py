@@ -132,6 +132,19 @@ def test_a_large_request_is_not_overtaken_by_those_that_find_their_pages_shared(
     assert ended[:4] == ["r0", "r1", "r2", "large"]
 
 
+def test_what_a_preempted_request_finds_of_its_own_is_not_told_as_cached() -> None:
+    loop = submitted(make_loop(PageEngine(1 + 18, PAGE), prefill_chunk_tokens=3), {"first": [1, 2, 3]}, 40)
+    for _ in range(3):
+        loop.step()
+    submitted(loop, {"preempted": OTHER})
+    cached: dict[str, int] = {}
+    while loop.has_work:
+        for output in loop.step():
+            cached[output.request_id] = output.chunk.cached_prompt_tokens
+    assert loop.batcher.preemptions == 1
+    assert cached["preempted"] == 0
+
+
 STEMS = [some_tokens(length, seed) for length, seed in ((9, 1), (24, 2), (40, 3))]
 STEMS += [STEMS[1][:13] + some_tokens(6, seed=4), STEMS[2][:32]]
 
