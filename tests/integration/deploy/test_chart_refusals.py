@@ -4,6 +4,9 @@ import pytest
 
 from tests.integration.deploy.helm import CHART, run
 
+PUBLIC = "gateway.ingress.enabled=true,gateway.ingress.hosts[0].host=a"
+SECRET = "gateway.envFrom[0].secretRef"
+
 
 @pytest.mark.parametrize(
     ("setting", "named"),
@@ -33,6 +36,9 @@ from tests.integration.deploy.helm import CHART, run
         ("scheduler.env.DSPARK_TLS_CERT=/c", ["scheduler.env.DSPARK_TLS_CERT", "sets this variable"]),
         ("gateway.env.DSPARK_TLS_NAME=a", ["gateway.env.DSPARK_TLS_NAME", "sets this variable"]),
         ("gateway.ingress.enabled=true", ["gateway.ingress.hosts"]),
+        (PUBLIC, ["DSPARK_API_KEYS", "gateway.envFrom", "gateway.ingress.allowWithoutKeys"]),
+        (f"{PUBLIC},gateway.envFrom[0].configMapRef.name=c", ["no API keys are set"]),
+        (f"{PUBLIC},{SECRET}.name=k,{SECRET}.optional=true", ["no API keys are set"]),
         ("gateway.podDisruptionBudget.maxUnavailable=0", ["maxUnavailable"]),
         ("verifier.startupSeconds=1", ["startupSeconds"]),
     ],

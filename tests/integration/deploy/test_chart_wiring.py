@@ -217,6 +217,30 @@ def test_network_policies_admit_the_callers_and_nobody_else(helm):
     assert any(peer["podSelector"]["matchLabels"].items() <= smoke for peer in peers if "podSelector" in peer)
 
 
+def routes(rendered: list[Rendered]) -> dict[str, list[tuple[str, str]]]:
+    rules = of_kind(rendered, "Ingress")["gateway"]["spec"]["rules"]
+    return {
+        rule["host"]: [(path["pathType"], path["path"]) for path in rule["http"]["paths"]] for rule in rules
+    }
+
+
+def test_the_public_reaches_the_api_alone_unless_the_page_is_wanted(helm):
+    assert routes(render(helm, "production")) == {"llm.example.org": [("Prefix", "/v1")]}
+    page = [("Exact", "/"), ("Exact", "/readyz")]
+    assert routes(render(helm, "everything")) == {
+        "a.example.org": [("Prefix", "/v1"), *page],
+        "b.example.org": [("Prefix", "/llm"), *page],
+    }
+
+
+@pytest.mark.parametrize(
+    "allowed", ["envFrom[0].secretRef.name=keys", "env.DSPARK_API_KEYS=k", "ingress.allowWithoutKeys=true"]
+)
+def test_an_ingress_needs_keys_or_consent(helm, allowed):
+    flags = f"gateway.ingress.enabled=true,gateway.ingress.hosts[0].host=a,gateway.{allowed}"
+    assert routes(render(helm, "default", "--set", flags)) == {"a": [("Prefix", "/v1")]}
+
+
 def test_monitors_select_services_and_ports_that_exist(helm):
     rendered = render(helm, "production")
     spec = of_kind(rendered, "ServiceMonitor")["metrics"]["spec"]

@@ -84,6 +84,17 @@ off
 {{- if ne .Values.model.drafter "none" }}true{{ end -}}
 {{- end -}}
 
+{{/* Whether clients of the gateway must send a key, as far as values show it. An optional secret may be missing. */}}
+{{- define "dspark.requiresKeys" -}}
+{{- $keys := get .Values.gateway.env "DSPARK_API_KEYS" -}}
+{{- range .Values.gateway.envFrom -}}
+{{- if and .secretRef (not (dig "secretRef" "optional" false .)) -}}
+{{- $keys = true -}}
+{{- end -}}
+{{- end -}}
+{{- if $keys }}true{{ end -}}
+{{- end -}}
+
 {{- define "dspark.grpcPort" -}}
 {{- get (dict "gateway" 50051 "scheduler" 50052 "verifier" 50053 "drafter" 50054) .component -}}
 {{- end -}}
