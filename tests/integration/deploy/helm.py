@@ -27,6 +27,7 @@ VALUES: dict[str, Path | None] = {
     "claim": HERE / "values/claim.yaml",
     "lease": HERE / "values/lease.yaml",
     "own_account": HERE / "values/own_account.yaml",
+    "scaling": HERE / "values/scaling.yaml",
     "tls": HERE / "values/tls.yaml",
     "no_drafter": HERE / "values/no_drafter.yaml",
 }

@@ -3,6 +3,9 @@
 {{- if gt (int $scaling.minReplicas) (int $scaling.maxReplicas) }}
 {{- fail (printf "%s.autoscaling.minReplicas %v is above maxReplicas %v" .component $scaling.minReplicas $scaling.maxReplicas) }}
 {{- end -}}
+{{- if not (or $scaling.metrics $scaling.targetCPUUtilizationPercentage) }}
+{{- fail (printf "%s.autoscaling.enabled is true: set %s.autoscaling.metrics or targetCPUUtilizationPercentage" .component .component) }}
+{{- end -}}
 apiVersion: autoscaling/v2
 kind: HorizontalPodAutoscaler
 metadata:
