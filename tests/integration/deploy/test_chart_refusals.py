@@ -5,6 +5,9 @@ import pytest
 from tests.integration.deploy.helm import CHART, run
 
 PUBLIC = "gateway.ingress.enabled=true,gateway.ingress.hosts[0].host=a"
+UNWRITABLE = (
+    "model.volume.type=pvc,model.volume.accessModes={ReadOnlyMany},model.initContainers[0].name=download"
+)
 SECRET = "gateway.envFrom[0].secretRef"
 
 
@@ -21,6 +24,7 @@ SECRET = "gateway.envFrom[0].secretRef"
         ("model.volume.type=nfs", ["volume", "type", "hostPath"]),
         ("model.volume.type=hostPath", ["model.volume.hostPath must be set"]),
         ("model.volume.mountPath=models", ["mountPath"]),
+        (UNWRITABLE, ["model.volume.accessModes is ReadOnlyMany", "model.initContainers"]),
         ("logFormat=xml", ["logFormat", "json"]),
         ("redis.url=localhost:6379", ["redis", "url"]),
         ("redis.prefix=", ["redis", "prefix"]),

@@ -291,6 +291,18 @@ def test_init_containers_may_write_models_and_keep_their_own_mounts(helm):
     assert "readOnly" not in mounts["/models"]
 
 
+def test_pods_on_several_nodes_can_fill_the_claim_that_the_chart_makes(helm):
+    rendered = render(helm, "claim")
+    claim = of_kind(rendered, "PersistentVolumeClaim")["models"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    for component in ("gateway", "drafter", "verifier"):
+        pod = pod_template(of_kind(rendered, "Deployment")[component])["spec"]
+        (volume,) = [one for one in pod["volumes"] if one["name"] == "models"]
+        assert volume["persistentVolumeClaim"] == {"claimName": claim["metadata"]["name"]}
+        (filling,) = [one for one in pod["initContainers"][0]["volumeMounts"] if one["name"] == "models"]
+        assert not filling.get("readOnly")
+
+
 def test_a_changed_setting_replaces_the_pods(helm):
     def checksums(*flags: str) -> set[str]:
         deployments = of_kind(render(helm, "default", *flags), "Deployment").values()
