@@ -8,6 +8,8 @@ from dspark_core.errors import ConfigError
 
 DEFAULT_DRAFTER = "smollm2-135m-instruct-dspark"
 """Drafter of the demo model, shipped with this package."""
+NO_DRAFTER = "none"
+"""Instead of a drafter's name: drafts are only looked up, if at all."""
 
 NGRAMS_AUTO, NO_NGRAMS = "auto", "none"
 """The table shipped for the target's name, if any; no table."""

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from dspark_core.engine.building import ENGINES, NATIVE, WEIGHTS
+from dspark_core.zoo_paths import NO_DRAFTER
 from services.cli.target_arguments import (
     add_computation_arguments,
     add_kv_cache_argument,
@@ -110,7 +111,7 @@ def add_trace_arguments(parser: argparse.ArgumentParser) -> None:
 def stack_options(arguments: argparse.Namespace, **overrides: object) -> StackOptions:
     fields = {
         "target_model": arguments.target_model,
-        "drafter": None if arguments.drafter == "none" else arguments.drafter,
+        "drafter": None if arguments.drafter == NO_DRAFTER else arguments.drafter,
         "dtype": arguments.dtype,
         "device": arguments.device,
         "weights": arguments.weights,

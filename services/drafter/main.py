@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import NoReturn
@@ -12,6 +13,7 @@ import torch
 from dspark_core.engine.building import build_drafter
 from dspark_core.errors import DSparkError
 from dspark_core.records import Replica, Role
+from dspark_core.zoo_paths import NO_DRAFTER
 from services.common.process import run_process
 from services.common.registration import RegistrationLoop
 from services.common.scheduler_link import link_to_schedulers
@@ -20,10 +22,17 @@ from services.common.telemetry import Telemetry
 from services.drafter.config import DrafterServiceConfig
 from services.drafter.servicer import DrafterServicer
 
+_log = logging.getLogger(__name__)
+
 
 async def run(environ: Mapping[str, str]) -> None:
     config = DrafterServiceConfig.from_env(environ)
     telemetry = Telemetry.from_env("drafter", environ)
+    if config.engine.drafter is None:
+        # Not an error: Compose starts this service whatever drafter is chosen, and its verifier waits for it.
+        _log.info("DSPARK_DRAFTER is %s: nothing to draft with, this process only answers probes", NO_DRAFTER)
+        await serve(GrpcServer(config.server, [], telemetry))
+        return
     if config.torch_threads:
         torch.set_num_threads(config.torch_threads)
     # Loaded before the port opens: a wrong checkpoint must fail at once, not after a probe period.

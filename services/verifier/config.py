@@ -51,10 +51,12 @@ class VerifierServiceConfig:
         env = Env(environ)
         server = ServerOptions.from_env(env, port=PORT, metrics_port=METRICS_PORT)
         address = env.address("DSPARK_ADVERTISE_ADDRESS", f"127.0.0.1:{server.port}")
+        shared = read_engine_options(env)
         drafter_address = env.optional_address("DSPARK_DRAFTER_ADDRESS")
+        if shared.drafter is None:
+            drafter_address = None
         max_running = env.integer("DSPARK_MAX_RUNNING", 32, minimum=1, maximum=MOST_RUNNING)
         lookup = env.flag("DSPARK_LOOKUP", True)
-        shared = read_engine_options(env)
         max_batch_tokens = env.integer("DSPARK_MAX_BATCH_TOKENS", 512, minimum=1, maximum=MOST_BATCH_TOKENS)
         return cls(
             engine=replace(

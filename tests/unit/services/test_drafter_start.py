@@ -25,3 +25,17 @@ def test_passes_are_prepared_before_the_port_opens(monkeypatch) -> None:
     monkeypatch.setattr(main, "serve", serve)
     asyncio.run(main.run({"DSPARK_PORT": "0", "DSPARK_METRICS_PORT": "0"}))
     assert done == ["prepared", "serving"]
+
+
+def test_without_a_drafter_it_answers_probes_and_builds_nothing(monkeypatch) -> None:
+    """Compose starts it whatever DSPARK_DRAFTER says, and the verifier waits until it is healthy."""
+    served: list[dict[str, object]] = []
+
+    async def serve(server, **hooks) -> None:
+        served.append(hooks)
+
+    monkeypatch.setattr(main, "build_drafter", None)
+    monkeypatch.setattr(main, "serve", serve)
+    environ = {"DSPARK_PORT": "0", "DSPARK_METRICS_PORT": "0", "DSPARK_SCHEDULER_ADDRESS": "127.0.0.1:1"}
+    asyncio.run(main.run({**environ, "DSPARK_DRAFTER": "none"}))
+    assert served == [{}], "it must not register with the scheduler"
