@@ -11,6 +11,9 @@ DEFAULT_DRAFTER = "smollm2-135m-instruct-dspark"
 NO_DRAFTER = "none"
 """Instead of a drafter's name: drafts are only looked up, if at all."""
 
+BASELINES = tuple(f"smollm2-135m-instruct-{kind}" for kind in ("dflash", "dflash-5", "eagle3", "mtp1"))
+"""Drafters to compare with. Wheels and images leave them out (pyproject.toml, .dockerignore)."""
+
 NGRAMS_AUTO, NO_NGRAMS = "auto", "none"
 """The table shipped for the target's name, if any; no table."""
 _NGRAMS_SUFFIX, _NGRAMS_FILE = "-ngrams", "ngrams.safetensors"
@@ -29,6 +32,12 @@ def resolve_drafter_path(name: str = DEFAULT_DRAFTER) -> Path:
         return _ZOO / name.lower()
     path = Path(name).expanduser()
     if not name or not path.is_dir():
+        if name.lower() in BASELINES:
+            raise ConfigError(
+                f"drafter {name!r} is a baseline and not part of this installation: give the path of "
+                f"dspark_core/zoo/{name.lower()} in a checkout of the source, or install that with "
+                "`pip install --editable`"
+            )
         names = ", ".join(shipped) or "none"
         raise ConfigError(f"drafter {name!r} not found: give a checkpoint directory or one of: {names}")
     return path

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from dspark_core import zoo_paths
 from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.zoo_paths import (
+    BASELINES,
     DEFAULT_DRAFTER,
     NGRAMS_AUTO,
     NO_NGRAMS,
     resolve_drafter_path,
     resolve_ngrams_path,
+    shipped_drafters,
     shipped_ngrams,
 )
 
@@ -48,6 +51,19 @@ def test_unknown_names_are_refused_with_those_that_are_known(name: str) -> None:
         resolve_ngrams_path(name, DEFAULT_MODEL)
     with pytest.raises(ConfigError, match=DEFAULT_DRAFTER):
         resolve_drafter_path("" if name == "/" else name)
+
+
+def test_a_baseline_that_is_left_out_is_said_to_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(zoo_paths, "_ZOO", tmp_path)
+    for name in BASELINES:
+        with pytest.raises(
+            ConfigError, match=rf"'{name}' is a baseline and not part.*dspark_core/zoo/{name} in"
+        ):
+            resolve_drafter_path(name)
+
+
+def test_a_checkout_holds_the_default_and_the_baselines() -> None:
+    assert set(shipped_drafters()) == {DEFAULT_DRAFTER, *BASELINES}
 
 
 def test_resolving_needs_no_torch() -> None:

@@ -1,14 +1,18 @@
 """The Dockerfile and the compose file: linted by their own tools, and what they promise."""
 
+import fnmatch
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
+from dspark_core.model_paths import DEFAULT_MODEL
+from dspark_core.zoo_paths import DEFAULT_DRAFTER
 from tests.integration.deploy.helm import ROOT
 
 DOCKERFILE = ROOT / "deploy/docker/Dockerfile"
@@ -114,6 +118,27 @@ def test_everything_the_build_copies_is_let_through_by_dockerignore():
     assert set(" ".join(named).split()) <= set(allowed)
     assert all((ROOT / path).exists() for path in allowed)
     assert {"pyproject.toml", "LICENSE", "README.md", "dspark_core", "services", "proto/gen"} <= set(allowed)
+
+
+def dockerignored(path: str) -> bool:
+    """As Docker decides: the last rule that names the path, or a folder above it, holds."""
+    above = [path, *(str(parent) for parent in Path(path).parents)]
+    ignored = False
+    for rule in (ROOT / ".dockerignore").read_text().splitlines():
+        if rule and not rule.startswith("#") and fnmatch.filter(above, rule.removeprefix("!")):
+            ignored = not rule.startswith("!")
+    return ignored
+
+
+def test_wheels_and_images_hold_the_default_drafter_and_table_but_no_baselines():
+    package = ROOT / "dspark_core"
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packed = {path.parent.name for rule in data["dspark_core"] for path in package.glob(rule)}
+    folders = {path.name for path in (package / "zoo").iterdir() if path.is_dir()} - {"__pycache__"}
+    copied = {one for one in folders if not dockerignored(f"dspark_core/zoo/{one}/model.safetensors")}
+    assert folders & packed == copied == {DEFAULT_DRAFTER, f"{DEFAULT_MODEL}-ngrams"}
+    assert not dockerignored("dspark_core/zoo_paths.py")
+    assert dockerignored("docs/api.md")
 
 
 @pytest.mark.parametrize("name", COMPOSE["services"])
