@@ -223,6 +223,18 @@ def test_versions_agree():
     }
 
 
+def test_the_version_of_vllm_that_is_installed_is_the_one_its_worker_is_written_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    worker = (ROOT / "dspark_core/vllm_engine/worker.py").read_text()
+    (minor,) = re.findall(r"Written for the model runner of vLLM 0\.(\d+)", worker)
+    assert project["optional-dependencies"]["vllm"] == [f"vllm>=0.{minor},<0.{int(minor) + 1}"]
+    told = (ROOT / "docs/vllm.md").read_text()
+    assert set(re.findall(r"pip install 'vllm==0\.(\d+)\.\*'|vllm-openai:v0\.(\d+)", told)) == {
+        (minor, ""),
+        ("", minor),
+    }
+
+
 @pytest.mark.parametrize("service", ["drafter", "verifier"])
 def test_engine_images_carry_kernels_compiled_ahead(service):
     inherited = [line for stage in lineage(service) for line in stages()[stage]]
