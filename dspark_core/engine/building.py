@@ -15,7 +15,7 @@ from torch import nn
 
 from dspark_core.algorithms.calibration import Calibration
 from dspark_core.engine.autoregressive_draft_engine import AutoregressiveDraftEngine
-from dspark_core.engine.cache_size import PageNeeds, num_pages
+from dspark_core.engine.cache_size import CACHE_SETTING, DRAFT_CACHE_SETTING, PageNeeds, num_pages
 from dspark_core.engine.context_draft_engine import ContextDraftEngine, EngineArguments
 from dspark_core.engine.context_features import ContextProjection
 from dspark_core.engine.devices import AUTO, check_device_name, device_of, resolve_device
@@ -63,7 +63,9 @@ class EngineOptions:
     """Checkpoint directory or zoo name; None: no drafter."""
     dtype: str = "bfloat16"
     kv_cache_bytes: int = 2 * 2**30
-    """Memory for keys, values and context features of all sequences."""
+    """Memory for the target's keys, values and context features of all sequences."""
+    draft_cache_bytes: int | None = None
+    """The same for the drafter; None: an eighth of `kv_cache_bytes`."""
     max_context_tokens: int | None = None
     """Lowers the model's own limit."""
     weights: str = WeightChoice.STORED.value
@@ -309,13 +311,16 @@ def _target_pages(options: EngineOptions, loaded: LoadedTarget, feature_size: in
 
 def _drafter_pages(options: EngineOptions, name: str, config: AnyDrafterConfig, device: torch.device) -> int:
     window = config.context_window if isinstance(config, DrafterConfig) else None
+    own = options.draft_cache_bytes
     needs = PageNeeds(
         name=f"drafter {name}",
         page_bytes=PagedCache.bytes_per_page(config.backbone, PAGE_TOKENS, 0, options.torch_dtype),
         page_tokens=PAGE_TOKENS,
         context_tokens=min(config.backbone.max_context_tokens, window or 2**62),
-        share=8,  # a drafter has few layers: this holds at least as many tokens as the target's cache
+        setting=CACHE_SETTING if own is None else DRAFT_CACHE_SETTING,
+        # A drafter has few layers: an eighth holds at least as many tokens as the target's cache.
+        share=8 if own is None else 1,
         spare_tokens=config.block_size,
         beyond="longer ones are not drafted for",
     )
-    return num_pages(options.kv_cache_bytes, needs, device)
+    return num_pages(options.kv_cache_bytes if own is None else own, needs, device)

@@ -14,7 +14,8 @@ _log = logging.getLogger(__name__)
 
 LEAST_CONTEXT_TOKENS = 512
 """A cache must hold at least this (or the whole context): a chat template, a question and an answer."""
-_VARIABLE = "DSPARK_KV_CACHE_MB (--kv-cache-mb)"
+CACHE_SETTING = "DSPARK_KV_CACHE_MB (--kv-cache-mb)"
+DRAFT_CACHE_SETTING = "DSPARK_DRAFT_CACHE_MB"
 _MIB = 2**20
 
 
@@ -27,6 +28,8 @@ class PageNeeds:
     page_tokens: int
     context_tokens: int
     """The longest context a sequence may have."""
+    setting: str = CACHE_SETTING
+    """Where the memory is requested, for messages."""
     share: int = 1
     """The cache gets 1 / share of the requested memory."""
     spare_tokens: int = 0
@@ -49,14 +52,14 @@ def num_pages(kv_cache_bytes: int, needs: PageNeeds, device: torch.device) -> in
     Raises:
         ConfigError: Not even a short request fits, or the machine does not have this much memory.
     """
-    _check_memory(kv_cache_bytes, device)
+    _check_memory(kv_cache_bytes, needs, device)
     pages = kv_cache_bytes // needs.share // needs.page_bytes
     held = max(0, (pages - 1) * needs.page_tokens - needs.spare_tokens)
     least = min(LEAST_CONTEXT_TOKENS, needs.context_tokens)
     whole = f"{needs.mib_for(needs.context_tokens)} hold its whole context of {needs.context_tokens}"
     if pages < needs.pages_for(least):
         raise ConfigError(
-            f"{_VARIABLE} must be >= {needs.mib_for(least)} for {least} tokens of {needs.name}, got "
+            f"{needs.setting} must be >= {needs.mib_for(least)} for {least} tokens of {needs.name}, got "
             f"{kv_cache_bytes / _MIB:g}, which holds {held}; {whole}"
         )
     if pages < needs.pages_for(needs.context_tokens):
@@ -65,18 +68,19 @@ def num_pages(kv_cache_bytes: int, needs: PageNeeds, device: torch.device) -> in
             needs.name,
             held,
             needs.beyond,
-            _VARIABLE,
+            needs.setting,
             whole,
         )
     return pages
 
 
-def _check_memory(kv_cache_bytes: int, device: torch.device) -> None:
+def _check_memory(kv_cache_bytes: int, needs: PageNeeds, device: torch.device) -> None:
     """Checks a CPU only: its allocator overcommits memory, whereas a GPU's fails."""
     if device.type != "cpu":
         return
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if kv_cache_bytes > memory:
+    if kv_cache_bytes // needs.share > memory:
+        part = "this machine's memory" if needs.share == 1 else f"{needs.share} times this machine's memory"
         raise ConfigError(
-            f"{_VARIABLE} must be <= {memory // _MIB}, this machine's memory, got {kv_cache_bytes // _MIB}"
+            f"{needs.setting} must be <= {memory * needs.share // _MIB}, {part}, got {kv_cache_bytes // _MIB}"
         )

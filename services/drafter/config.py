@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dspark_core.engine.building import EngineOptions
 from services.common.env import Env
+from services.common.limits import MOST_KV_CACHE_MB
 from services.common.options import ServerOptions
 from services.engines.settings import read_engine_options, read_torch_threads
 
@@ -29,8 +30,12 @@ class DrafterServiceConfig:
         env = Env(environ)
         server = ServerOptions.from_env(env, port=PORT, metrics_port=METRICS_PORT)
         address = env.address("DSPARK_ADVERTISE_ADDRESS", f"127.0.0.1:{server.port}")
+        cache_mb = env.optional_integer("DSPARK_DRAFT_CACHE_MB", minimum=1, maximum=MOST_KV_CACHE_MB)
         return cls(
-            engine=read_engine_options(env),
+            engine=replace(
+                read_engine_options(env),
+                draft_cache_bytes=None if cache_mb is None else cache_mb * 2**20,
+            ),
             server=server,
             torch_threads=read_torch_threads(env),
             scheduler_address=env.optional_address("DSPARK_SCHEDULER_ADDRESS", several=True),

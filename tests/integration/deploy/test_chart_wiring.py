@@ -266,7 +266,7 @@ def test_a_drafter_on_a_gpu_has_room_for_all_its_verifiers_run(name):
     values = yaml.safe_load(VALUES[name].read_text())
     sequences = values["verifier"]["replicas"] * values["verifier"]["env"]["DSPARK_MAX_RUNNING"]
     token_bytes = 5 * 2 * 8 * 128 * 2
-    held = values["drafter"]["env"]["DSPARK_KV_CACHE_MB"] * 2**20 // 8 // token_bytes
+    held = values["drafter"]["env"]["DSPARK_DRAFT_CACHE_MB"] * 2**20 // token_bytes
     assert held >= sequences * 2048
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+from typing import Any
 
 import pytest
 import torch
 
+from dspark_core.engine import building
 from dspark_core.engine.building import EngineOptions, build_drafter, build_target
 from dspark_core.engine.cache_size import LEAST_CONTEXT_TOKENS, PageNeeds, num_pages
 from dspark_core.errors import ConfigError
@@ -49,6 +52,16 @@ def test_a_cache_below_the_whole_context_is_warned_of(caplog: pytest.LogCaptureF
     assert "longer ones are refused" in caplog.text
 
 
+def test_memory_is_compared_with_what_the_cache_takes() -> None:
+    """A drafter takes an eighth of the setting, so the setting may be eight times the machine's memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    drafter = PageNeeds(name="d", page_bytes=2**18, page_tokens=16, context_tokens=2048, share=8)
+    num_pages(8 * memory, drafter, CPU)
+    most = f"<= {8 * memory // 2**20}, 8 times this machine's memory"
+    with pytest.raises(ConfigError, match=most):
+        num_pages(8 * memory + 2**20, drafter, CPU)
+
+
 def test_more_than_the_machine_has_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"DSPARK_KV_CACHE_MB .* this machine's memory, got 1099511627776"):
         num_pages(2**60, NEEDS, CPU)
@@ -62,3 +75,25 @@ def test_neither_engine_starts_on_one_megabyte() -> None:
         build_target(options)
     with pytest.raises(ConfigError, match=r"must be >= \d+ for 128 tokens of drafter .*, got 1,"):
         build_drafter(options)
+
+
+def test_a_drafter_may_have_a_cache_size_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[int] = []
+
+    def counted(*given: Any) -> int:
+        built.append(num_pages(*given))
+        return built[-1]
+
+    def drafter(**sizes: int) -> None:
+        build_drafter(
+            EngineOptions(target_model=DEFAULT_MODEL, drafter=DEFAULT_DRAFTER, dtype="float32", **sizes)
+        )
+
+    monkeypatch.setattr(building, "num_pages", counted)
+    drafter(draft_cache_bytes=2**25)
+    drafter(kv_cache_bytes=2**28)
+    drafter(kv_cache_bytes=2**20, draft_cache_bytes=2**25)
+    assert len(built) == 3
+    assert len(set(built)) == 1
+    with pytest.raises(ConfigError, match=r"DSPARK_DRAFT_CACHE_MB must be >= \d+ for 128 tokens of drafter"):
+        drafter(draft_cache_bytes=2**16)

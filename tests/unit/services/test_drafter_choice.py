@@ -33,3 +33,9 @@ def test_a_verifier_needs_both_a_drafter_and_its_address(
 def test_a_drafter_may_have_nothing_to_draft_with() -> None:
     assert DrafterServiceConfig.from_env({"DSPARK_DRAFTER": NO_DRAFTER}).engine.drafter is None
     assert DrafterServiceConfig.from_env({}).engine.drafter == DEFAULT_DRAFTER
+
+
+def test_a_drafter_reads_the_size_of_its_own_cache_or_shares_the_verifiers_setting() -> None:
+    own = DrafterServiceConfig.from_env({"DSPARK_DRAFT_CACHE_MB": "64", "DSPARK_KV_CACHE_MB": "1024"}).engine
+    assert (own.draft_cache_bytes, own.kv_cache_bytes) == (64 * 2**20, 2**30)
+    assert DrafterServiceConfig.from_env({"DSPARK_KV_CACHE_MB": "1024"}).engine.draft_cache_bytes is None

@@ -21,6 +21,7 @@ HUGE = str(10**30)
 
 REFUSED: tuple[tuple[str, tuple[Reader, ...], tuple[str, ...]], ...] = (
     ("DSPARK_KV_CACHE_MB", (VERIFIER, DRAFTER), ("0", "-1", HUGE)),
+    ("DSPARK_DRAFT_CACHE_MB", (DRAFTER,), ("0", "-1", HUGE)),
     ("DSPARK_TORCH_THREADS", (VERIFIER, DRAFTER), ("0", "-1", "100000", HUGE)),
     ("DSPARK_MAX_RUNNING", (VERIFIER,), ("0", "-1", HUGE)),
     ("DSPARK_MAX_BATCH_TOKENS", (VERIFIER,), ("0", "-1", HUGE)),
