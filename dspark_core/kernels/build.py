@@ -14,6 +14,7 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -47,7 +48,7 @@ class BuildSettings:
     def from_env(cls, environ: Mapping[str, str]) -> BuildSettings:
         """`DSPARK_CACHE_DIR` or the user's cache; `CXX` or the first compiler found.
 
-        Raises KernelsUnavailableError without a compiler, or if `DSPARK_KERNELS` is "off".
+        Raises KernelsUnavailableError without a compiler or a safe directory, or with `DSPARK_KERNELS=off`.
         """
         if environ.get("DSPARK_KERNELS") == "off":
             raise KernelsUnavailableError("switched off by DSPARK_KERNELS=off")
@@ -118,8 +119,30 @@ def _find_compiler(environ: Mapping[str, str]) -> tuple[str, ...]:
 def _cache_directory(environ: Mapping[str, str]) -> Path:
     if environ.get("DSPARK_CACHE_DIR"):
         return Path(environ["DSPARK_CACHE_DIR"])
-    base = environ.get("XDG_CACHE_HOME") or str(Path(environ.get("HOME") or tempfile.gettempdir()) / ".cache")
-    return Path(base) / "dspark"
+    if environ.get("XDG_CACHE_HOME"):
+        return Path(environ["XDG_CACHE_HOME"]) / "dspark"
+    if environ.get("HOME"):
+        return Path(environ["HOME"]) / ".cache" / "dspark"
+    return _own_temporary_directory()
+
+
+def _own_temporary_directory() -> Path:
+    """Raises KernelsUnavailableError unless it is this user's alone.
+
+    Others may write to the directory above and know this name; libraries they put there must not be loaded.
+    """
+    path = Path(tempfile.gettempdir()) / f"dspark-{os.geteuid()}"
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        found = path.lstat()  # a link could be turned elsewhere after this
+    except OSError as error:
+        raise KernelsUnavailableError(f"HOME is not set, and {path} cannot be used: {error}") from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise KernelsUnavailableError(
+            f"HOME is not set, and {path} is not a directory of this user alone (mode 0700); "
+            "set DSPARK_CACHE_DIR"
+        )
+    return path
 
 
 def _key(settings: BuildSettings) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,40 @@ def test_the_cache_lies_in_the_users_cache_directory() -> None:
     assert BuildSettings.from_env(environ).cache_directory == Path("/home/someone/.cache/dspark")
     environ["XDG_CACHE_HOME"] = "/var/cache"
     assert BuildSettings.from_env(environ).cache_directory == Path("/var/cache/dspark")
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where the directory lies that is used without HOME."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path / f"dspark-{os.geteuid()}"
+
+
+def test_without_a_home_the_cache_is_the_users_alone(temporary: Path) -> None:
+    for _ in range(2):  # made, then found
+        assert BuildSettings.from_env({"CXX": "g++"}).cache_directory == temporary
+        assert temporary.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("kind", ["open to others", "a link", "a file", "another's"])
+def test_without_a_home_nothing_is_loaded_that_others_could_have_put_there(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    if kind == "a file":
+        temporary.touch()
+    elif kind == "a link":
+        private = temporary.with_name("private")
+        private.mkdir(mode=0o700)
+        temporary.symlink_to(private)
+    else:
+        temporary.mkdir(mode=0o700)
+        temporary.chmod(0o770 if kind == "open to others" else 0o700)
+    if kind == "another's":
+        other = os.geteuid() + 1
+        temporary.rename(temporary.with_name(f"dspark-{other}"))
+        monkeypatch.setattr(os, "geteuid", lambda: other)
+    with pytest.raises(KernelsUnavailableError, match=r"HOME is not set, and .*/dspark-"):
+        BuildSettings.from_env({"CXX": "g++"})
 
 
 def test_a_library_is_compiled_once(tmp_path: Path) -> None:
