@@ -117,7 +117,9 @@ def test_everything_the_build_copies_is_let_through_by_dockerignore():
     named = re.findall(r"^COPY (?!--from)(.+) \./$", DOCKERFILE.read_text(), flags=re.MULTILINE)
     assert set(" ".join(named).split()) <= set(allowed)
     assert all((ROOT / path).exists() for path in allowed)
-    assert {"pyproject.toml", "LICENSE", "README.md", "dspark_core", "services", "proto/gen"} <= set(allowed)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    read = {"pyproject.toml", project["readme"], *project["license-files"]}
+    assert read | {"NOTICE", "dspark_core", "services", "proto/gen"} <= set(allowed)
 
 
 def dockerignored(path: str) -> bool:
