@@ -103,7 +103,9 @@ class GenerateRequest:
     """Generation ends after any of these; the stop token is part of the output."""
     speculation: SpeculationOptions = SpeculationOptions()
     min_tokens_per_second: float | None = None
-    """Speed floor: guaranteed tokens per second after the first token; None: no guarantee."""
+    """Speed floor: tokens per second after the first token; None: none."""
+    floor_promised: bool = False
+    """Whether admission keeps others out for the floor. If not, it is a wish that plans try to hold."""
     tier: str = ""
     """The caller's tier; the scheduler keeps one queue per tier. Not sent to verifiers."""
     adjustments: LogitAdjustments = NO_ADJUSTMENTS
@@ -295,6 +297,8 @@ class AssignRequest:
     """Hashes of the prompt's first 1, 2, ... blocks; see `services.common.prefixes`."""
     min_tokens_per_second: float = 0.0
     """Speed floor; 0: none."""
+    floor_promised: bool = False
+    """Whether the floor is a promise; a wish neither waits nor makes others wait."""
     tier: str = ""
     """Tier whose queue the request waits in."""
     wait_seconds: float = 0.0
@@ -307,6 +311,11 @@ class AssignRequest:
             require(bool(getattr(self, name)), name, "''", "non-empty")
         check_speed_floor(self.min_tokens_per_second or None)
         require(0.0 <= self.wait_seconds <= 3600.0, "wait_seconds", self.wait_seconds, "in [0, 3600]")
+
+    @property
+    def promised_floor(self) -> float:
+        """0: none."""
+        return self.min_tokens_per_second if self.floor_promised else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,7 +331,7 @@ class VerifierLoad:
     new_request_ids: tuple[str, ...] = ()
     """Requests that arrived since the last load report."""
     speed_floors: tuple[float, ...] = ()
-    """Distinct speed floors of its requests. The scheduler decides which of them are attainable."""
+    """Distinct promised speed floors of its requests. The scheduler decides which of them are attainable."""
 
     def __post_init__(self) -> None:
         require(0.0 <= self.free_kv_fraction <= 1.0, "free_kv_fraction", self.free_kv_fraction, "in [0, 1]")

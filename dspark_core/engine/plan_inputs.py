@@ -16,6 +16,16 @@ MAX_GROUP_TEMPERATURE = 2.0
 """Temperatures above are grouped with this one: sampling is then nearly random."""
 
 
+def speed_floors(decoding: Sequence[SequenceState]) -> list[float | None]:
+    """Those that a round of these sequences plans for. Wishes count only where nothing was promised: a client
+    may wish for anything, which must not break a promise."""
+    promises = any(s.request.floor_promised for s in decoding)
+    return [
+        s.request.min_tokens_per_second if s.request.floor_promised or not promises else None
+        for s in decoding
+    ]
+
+
 def draft_candidates(
     decoding: Sequence[SequenceState], block_size: int, lookups: Mapping[str, DraftBlock]
 ) -> list[DraftCandidate]:
@@ -25,11 +35,11 @@ def draft_candidates(
             sequence_id=sequence.sequence_id,
             group=sampling_group(sequence.request),
             draftable=sequence.request.speculation.enabled and draft_limit(sequence, block_size) > 0,
-            floor_tokens_per_second=sequence.request.min_tokens_per_second,
+            floor_tokens_per_second=floor,
             context_tokens=len(sequence.tokens),
             lookup_survival=_survival_of(lookups.get(sequence.sequence_id)),
         )
-        for sequence in decoding
+        for sequence, floor in zip(decoding, speed_floors(decoding), strict=True)
     ]
 
 
@@ -47,13 +57,15 @@ def plan_requests(
         PlanRequest(
             sequence_id=sequence.sequence_id,
             survival=row,
-            floor_tokens_per_second=sequence.request.min_tokens_per_second,
+            floor_tokens_per_second=floor,
             context_tokens=len(sequence.tokens),
             coupled=origin is DraftOrigin.LOOKUP or may_look_ahead(sequence.request),
             origin=origin,
             granted=sequence.stats.verified_tokens / max(sequence.stats.rounds, 1),
         )
-        for sequence, row, origin in zip(decoding, survival, origins, strict=True)
+        for sequence, row, origin, floor in zip(
+            decoding, survival, origins, speed_floors(decoding), strict=True
+        )
     ]
 
 

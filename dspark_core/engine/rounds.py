@@ -31,7 +31,7 @@ from dspark_core.engine.logit_adjusting import LogitAdjuster
 from dspark_core.engine.logprobs import logprob_rows, token_logprobs
 from dspark_core.engine.lookup import LookupDrafting
 from dspark_core.engine.pacing import MIN_CHUNK_TOKENS, PrefillPacer, chunk_pairs, tokens_per_pair
-from dspark_core.engine.plan_inputs import may_look_ahead, plan_requests
+from dspark_core.engine.plan_inputs import may_look_ahead, plan_requests, speed_floors
 from dspark_core.engine.protocols import DraftBlock, PlanSource
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.engine.target_engine import TargetEngine
@@ -414,16 +414,17 @@ class RoundLoop:
         runs: Sequence[Run],
         times: _RoundTimes,
     ) -> None:
+        floors = speed_floors([proposal.sequence for proposal in proposals])
         requests = tuple(
             RequestSurvival(
                 sequence_id=proposal.sequence.sequence_id,
                 survival=tuple(row),
                 verify_length=len(proposal.draft_token_ids),
                 accepted=verdict.accepted,
-                min_tokens_per_second=proposal.sequence.request.min_tokens_per_second or 0.0,
+                min_tokens_per_second=floor or 0.0,
                 origin=proposal.block.origin,
             )
-            for proposal, verdict, row in zip(proposals, verdicts, survival, strict=False)
+            for proposal, verdict, row, floor in zip(proposals, verdicts, survival, floors, strict=False)
         )
         self._planner.report(
             RoundReport(

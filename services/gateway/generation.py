@@ -50,7 +50,7 @@ class TimedDelta:
     decode_tokens_per_second: float = 0.0
     """Tokens after those of the first chunk, divided by the time since that chunk; 0.0 without any."""
     min_tokens_per_second: float | None = None
-    """The request's speed floor."""
+    """The request's speed floor, promised or wished for."""
     choice: int = 0
     """Index of the answer this belongs to."""
 
@@ -245,7 +245,8 @@ class _Record:
         self._request_id = request_id
         self._tier = tier
         self._prompt_tokens = len(prepared.request.prompt_token_ids) if prepared else 0
-        self._floor = prepared.request.min_tokens_per_second if prepared else None
+        promised = prepared is not None and prepared.request.floor_promised
+        self._promised = prepared.request.min_tokens_per_second if prepared and promised else None
         self._first: tuple[float, int] | None = None  # arrival time and number of the first tokens
         self._last_tokens: float | None = None
         self._delta: TextDelta | None = None
@@ -281,8 +282,8 @@ class _Record:
 
     def close(self) -> None:
         rate = self.decode_tokens_per_second
-        if self._floor is not None and rate:
-            self._metrics.promise(self._tier, held=rate >= self._floor)
+        if self._promised is not None and rate:
+            self._metrics.promise(self._tier, held=rate >= self._promised)
         stats = self._delta.stats if self._delta else None
         completion_tokens = self._delta.usage.completion_tokens if self._delta else 0
         seconds = self._clock() - self._arrival

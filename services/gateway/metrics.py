@@ -62,7 +62,7 @@ class GatewayMetrics:
 
         self._promises = Counter(
             "dspark_gateway_speed_floors",
-            "Generations with a speed floor, by tier and whether it was held",
+            "Generations with a promised speed floor, by tier and whether it was held",
             ["tier", "held"],
             registry=registry,
         )

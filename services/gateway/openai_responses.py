@@ -59,7 +59,7 @@ class SpeculationStatsBody(BaseModel):
     """Tokens after those of the first round, divided by their time: the rate that a speed floor applies to.
     The slowest choice's."""
     min_tokens_per_second: float | None
-    """The speed floor; null: none."""
+    """The speed floor, promised or wished for; null: none."""
 
     @classmethod
     def of(cls, *choices: TimedDelta) -> SpeculationStatsBody | None:

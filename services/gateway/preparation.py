@@ -76,6 +76,7 @@ class RequestPreparer:
                 stop_token_ids=() if request.ignore_eos else self._tokenizer.stop_token_ids,
                 speculation=_bounded(request.speculation, limit),
                 min_tokens_per_second=request.min_tokens_per_second,
+                floor_promised=request.floor_promised,
                 tier=request.tier,
                 adjustments=_reachable(request.adjustments, limit),
                 grammar=grammar,

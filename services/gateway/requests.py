@@ -102,6 +102,8 @@ class TextRequest:
     """Speed floor: tokens per second after the first token."""
     floor_field: str | None = "min_tokens_per_second"
     """The client's field that sets the floor; None: set by its tier."""
+    floor_promised: bool = False
+    """Whether its tier grants floors; otherwise the floor is a wish."""
     tier: str = DEFAULT_TIER_NAME
     """The tier of the client's API key."""
     adjustments: LogitAdjustments = NO_ADJUSTMENTS

@@ -194,6 +194,7 @@ class RoutedBackend:
                     exclude_replica_ids=tuple(failed),
                     prefix_hashes=prefix_hashes(request.prompt_token_ids),
                     min_tokens_per_second=request.min_tokens_per_second or 0.0,
+                    floor_promised=request.floor_promised,
                     tier=request.tier,
                     wait_seconds=0.0 if failed else self._admission_wait_seconds,
                     weights=weights,

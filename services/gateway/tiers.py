@@ -20,7 +20,8 @@ class Tier:
 
     name: str = DEFAULT_TIER_NAME
     min_tokens_per_second: float | None = None
-    """Floor of requests that ask for none, and the highest one may ask for. None: no floor, no limit."""
+    """Floor promised to requests that ask for none, and the highest one may ask for. None: nothing is
+    promised; a floor that a request asks for is a wish."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -55,7 +56,13 @@ class Caller:
             )
         if floor is None:
             floor, field = limit, None
-        return replace(request, tier=self.tier.name, min_tokens_per_second=floor, floor_field=field)
+        return replace(
+            request,
+            tier=self.tier.name,
+            min_tokens_per_second=floor,
+            floor_field=field,
+            floor_promised=limit is not None,
+        )
 
 
 def floor_from_header(text: str | None) -> float | None:

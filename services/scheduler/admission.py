@@ -1,4 +1,4 @@
-"""Admits requests while every speed floor holds; the others wait in a bounded queue of their tier.
+"""Admits requests while every promised speed floor holds; the others wait in a bounded queue of their tier.
 
 For use on one event loop. The fleet decides whether floors hold; `pump` retries waiting requests after
 news from a verifier.

@@ -102,7 +102,7 @@ class Fleet:
     def assign(self, request: AssignRequest) -> Replica | None:
         """Picks the verifier with the least expected time for the request; see `routing`.
 
-        Returns None while no verifier can take it without breaking a speed floor.
+        Returns None while no verifier can take it without breaking a promised speed floor.
 
         Raises:
             UnavailableError: No verifier serves the model, or all are excluded or draining; says which.
@@ -112,17 +112,17 @@ class Fleet:
         floor = request.min_tokens_per_second
         if floor:
             _refuse_impossible(floor, candidates)
-        holding = [candidate for candidate in candidates if candidate.holds(floor)]
+        holding = [candidate for candidate in candidates if candidate.holds(request.promised_floor)]
         if not holding:
             return None
         chosen = choose(holding, request.prompt_tokens).replica
-        self.loads.assigned(chosen.replica_id, request.request_id, floor)
+        self.loads.assigned(chosen.replica_id, request.request_id, request.promised_floor)
         self.prefixes.record(request.prefix_hashes, chosen.replica_id)
         return chosen
 
     def within_reach(self, request: AssignRequest) -> bool:
-        """Whether any verifier of the model could hold the request's floor if it ran alone."""
-        floor = request.min_tokens_per_second
+        """Whether any verifier of the model could hold the floor promised to the request if it ran alone."""
+        floor = request.promised_floor
         verifiers = (one for one in self.state.replicas(Role.VERIFIER) if one.model == request.model)
         return not floor or any(floor <= self._reach(one.replica_id) for one in verifiers)
 

@@ -31,7 +31,7 @@ class _Entry:
     """When it last reported a round."""
     lost: bool = False
     pending: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Assigned requests that have not arrived yet: id -> (time of assignment, speed floor)."""
+    """Assigned requests that have not arrived yet: id -> (time of assignment, promised speed floor)."""
 
 
 class LoadBook:
@@ -99,8 +99,8 @@ class LoadBook:
         return told.running_requests + told.waiting_requests + self._pending(replica.replica_id)
 
     def highest_floor(self, replica_id: str, reach: float = math.inf) -> float:
-        """The highest speed floor (tokens per second) among its requests that does not exceed `reach`; 0.0 if
-        there is none."""
+        """The highest promised speed floor (tokens per second) of its requests that does not exceed `reach`;
+        0.0 if there is none."""
         entry = self._entries.get(replica_id)
         if entry is None:
             return 0.0

@@ -33,10 +33,10 @@ class Candidate:
     idle_seconds: float = 0.0
     """Time since its last reported round."""
     highest_floor: float = 0.0
-    """Highest speed floor (tokens per second) among its requests, of those within reach; 0 if none."""
+    """Highest promised speed floor (tokens per second) of its requests, of those within reach; 0 if none."""
 
     def holds(self, floor: float) -> bool:
-        """Whether every floor, including the new request's, still holds with one more request.
+        """Whether every promised floor, including the new request's, still holds with one more request.
 
         A verifier that is idle or has no curve takes any request. Floors of running requests that even a
         lone request would not reach are disregarded: otherwise a single such request, or a slowdown, would

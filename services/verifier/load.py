@@ -15,7 +15,7 @@ from dspark_core.records import GenerateRequest, VerifierLoad
 MAX_NEW_REQUESTS = 256
 """Arrivals reported at once; the scheduler counts any beyond as not yet arrived for a little longer."""
 MAX_FLOORS = 64
-"""Distinct speed floors reported, the highest."""
+"""Distinct promised speed floors reported, the highest."""
 
 
 class LoadMeter:
@@ -35,7 +35,7 @@ class LoadMeter:
     def serving(self, request: GenerateRequest) -> Iterator[None]:
         """Entered for as long as the request is being served."""
         self._arrived.append(request.request_id)
-        floor = request.min_tokens_per_second or 0.0
+        floor = (request.min_tokens_per_second or 0.0) if request.floor_promised else 0.0
         self._floors[floor] += 1
         try:
             yield

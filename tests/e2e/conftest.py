@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from services.embedded.options import StackOptions
 from services.embedded.stack import EmbeddedStack
+from services.gateway.config import GatewayConfig
 
 OPTIONS = StackOptions(
     http_port=0,
@@ -43,9 +45,15 @@ class Background:
 @pytest.fixture(scope="session")
 def stack() -> Iterator[EmbeddedStack]:
     """The embedded stack: all four services in this process, with real HTTP and gRPC ports."""
+    with running_stack() as one:
+        yield one
+
+
+@contextmanager
+def running_stack(gateway: GatewayConfig | None = None) -> Iterator[EmbeddedStack]:
     torch.set_num_threads(1)
     background = Background()
-    one = EmbeddedStack(OPTIONS)
+    one = EmbeddedStack(OPTIONS, gateway)
     background.run(one.start())
     yield one
     background.run(one.stop())

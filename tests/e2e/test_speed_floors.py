@@ -1,16 +1,20 @@
-"""Speed floors over HTTP on the real stack: refused if out of reach, otherwise reported and protected."""
+"""Speed floors over HTTP on the real stack: refused if out of reach, otherwise reported, and protected if the
+key's tier promises them."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
 
-from services.embedded.stack import EmbeddedStack
+from services.gateway.config import GatewayConfig
+from services.gateway.tiers import tiers_from_text
+from tests.e2e.conftest import running_stack
 
 pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(200)]
 
@@ -38,9 +42,17 @@ def body(max_tokens: int = 32, **fields: Any) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def client(stack: EmbeddedStack) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=stack.url, timeout=120) as client:
+GOLD, PLAIN = {"Authorization": "Bearer g"}, {"Authorization": "Bearer p"}
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx.Client]:
+    """Calls with the key of a tier that promises any floor, unless told otherwise."""
+    keys = GatewayConfig(api_keys=("g@gold", "p"), tiers=tiers_from_text("gold:1e6"))
+    with (
+        running_stack(keys) as stack,
+        httpx.Client(base_url=stack.url, timeout=120, headers=GOLD) as client,
+    ):
         yield client
 
 
@@ -62,19 +74,41 @@ def test_an_impossible_floor_is_refused_and_a_modest_one_held_and_told(client: h
     speculation = answer.json()["speculation"]
     assert speculation["min_tokens_per_second"] == pytest.approx(floor)
     assert speculation["decode_tokens_per_second"] >= floor
-    assert 'dspark_gateway_speed_floors_total{held="yes",tier="default"}' in client.get("/metrics").text
+    assert 'dspark_gateway_speed_floors_total{held="yes",tier="gold"}' in client.get("/metrics").text
 
 
 def test_a_floor_that_company_would_break_is_told_when_to_come_back(client: httpx.Client) -> None:
-    with client.stream("POST", "/v1/completions", json=ENDLESS) as running:
-        assert running.status_code == 200
-        lines = running.iter_lines()  # keep a reference: httpx hangs up when its iterator is collected
-        next(lines)
+    with running_stream(client):
         refused = demand(client, wanted=429)
         assert int(refused.headers["Retry-After"]) >= 1
         assert "speed floor" in refused.json()["error"]["message"]
     # Alone it is served at the best possible speed.
     demand(client, wanted=200)
+
+
+def test_a_wish_of_a_tier_without_floors_keeps_nobody_out(client: httpx.Client) -> None:
+    wish = 0.5 * expected_speed(client)
+    with (
+        running_stream(client, min_tokens_per_second=wish),
+        running_stream(client, min_tokens_per_second=wish),
+        running_stream(client, min_tokens_per_second=wish),
+    ):
+        for _ in range(5):
+            answer = client.post(CHAT, json=body(4, min_tokens_per_second=wish), headers=PLAIN)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["speculation"]["min_tokens_per_second"] == pytest.approx(wish)
+    assert 'dspark_gateway_speed_floors_total{held="yes",tier="default"}' not in client.get("/metrics").text
+
+
+@contextmanager
+def running_stream(client: httpx.Client, **fields: Any) -> Iterator[None]:
+    """A long stream of a key without a promise, which has begun."""
+    sent = client.stream("POST", "/v1/completions", json={**ENDLESS, **fields}, headers=PLAIN)
+    with sent as running:
+        assert running.status_code == 200
+        lines = running.iter_lines()  # keep a reference: httpx hangs up when its iterator is collected
+        next(lines)
+        yield
 
 
 def demand(client: httpx.Client, wanted: int) -> httpx.Response:

@@ -40,15 +40,19 @@ async def test_a_tiers_floor_reaches_the_verifier_and_the_answer(serve: Serve) -
     backend = FakeBackend("Hello, world!")
     running = await serve(backend, api_keys=("k@gold", "plain"), tiers=GOLD)
     answers = []
-    for key, extra in (("k", {}), ("k", {"min_tokens_per_second": 12}), ("plain", {})):
+    asked = {"min_tokens_per_second": 12}
+    for key, extra in (("k", {}), ("k", asked), ("plain", asked), ("plain", {})):
         headers = {"Authorization": f"Bearer {key}"}
         response = await running.client.post("/v1/chat/completions", json={**CHAT, **extra}, headers=headers)
         answers.append(response.json()["speculation"])
-    assert [request.min_tokens_per_second for request in backend.requests] == [30.0, 12.0, None]
-    assert [answer["min_tokens_per_second"] for answer in answers] == [30.0, 12.0, None]
+    assert [request.min_tokens_per_second for request in backend.requests] == [30.0, 12.0, 12.0, None]
+    assert [request.floor_promised for request in backend.requests] == [True, True, False, False]
+    assert [answer["min_tokens_per_second"] for answer in answers] == [30.0, 12.0, 12.0, None]
     assert all(answer["decode_tokens_per_second"] > 30 for answer in answers)
     held = await running.metric('dspark_gateway_speed_floors_total{held="yes",tier="gold"}')
     assert held.endswith(" 2.0")
+    text = (await running.client.get("/metrics")).text
+    assert 'dspark_gateway_speed_floors_total{held="yes",tier="default"}' not in text  # a wish is no promise
 
 
 async def test_grpc_takes_the_floor_from_the_field_or_the_metadata(serve: Serve) -> None:

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x64spark_proto/v1/scheduler.proto\x12\tdspark.v1\"\xcd\x01\n\x07Replica\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x1d\n\x04role\x18\x02 \x01(\x0e\x32\x0f.dspark.v1.Role\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x12\x18\n\x10running_requests\x18\x06 \x01(\r\x12\x18\n\x10waiting_requests\x18\x07 \x01(\r\x12\x18\n\x10\x66ree_kv_fraction\x18\x08 \x01(\x01\x12\x0f\n\x07weights\x18\t \x01(\t\"6\n\x0fRegisterRequest\x12#\n\x07replica\x18\x01 \x01(\x0b\x32\x12.dspark.v1.Replica\")\n\x10RegisterResponse\x12\x15\n\rlease_seconds\x18\x01 \x01(\x01\"\'\n\x11\x44\x65registerRequest\x12\x12\n\nreplica_id\x18\x01 \x01(\t\"\x14\n\x12\x44\x65registerResponse\"4\n\x13ListReplicasRequest\x12\x1d\n\x04role\x18\x01 \x01(\x0e\x32\x0f.dspark.v1.Role\"<\n\x14ListReplicasResponse\x12$\n\x08replicas\x18\x01 \x03(\x0b\x32\x12.dspark.v1.Replica\"\xd1\x01\n\rAssignRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x1b\n\x13\x65xclude_replica_ids\x18\x04 \x03(\t\x12\x15\n\rprefix_hashes\x18\x05 \x03(\x06\x12\x1d\n\x15min_tokens_per_second\x18\x06 \x01(\x01\x12\x0c\n\x04tier\x18\x07 \x01(\t\x12\x14\n\x0cwait_seconds\x18\x08 \x01(\x01\x12\x0f\n\x07weights\x18\t \x01(\t\"5\n\x0e\x41ssignResponse\x12#\n\x07replica\x18\x01 \x01(\x0b\x32\x12.dspark.v1.Replica\"\xd8\x01\n\x0cVerifierLoad\x12\x18\n\x10running_requests\x18\x01 \x01(\r\x12\x18\n\x10waiting_requests\x18\x02 \x01(\r\x12\x18\n\x10\x66ree_kv_fraction\x18\x03 \x01(\x01\x12\x1c\n\x14max_running_requests\x18\x04 \x01(\r\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x12\x17\n\x0fnew_request_ids\x18\x06 \x03(\t\x12\x14\n\x0cspeed_floors\x18\x08 \x03(\x01J\x04\x08\x07\x10\x08R\x15min_tokens_per_second\"\xa6\x03\n\x0bRoundReport\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\x04\x12,\n\x08requests\x18\x03 \x03(\x0b\x32\x1a.dspark.v1.RequestSurvival\x12\x14\n\x0c\x62\x61tch_tokens\x18\x04 \x01(\r\x12\x14\n\x0cstep_seconds\x18\x05 \x01(\x01\x12\x15\n\rdraft_seconds\x18\x06 \x01(\x01\x12$\n\x07profile\x18\x07 \x03(\x0b\x32\x13.dspark.v1.StepTime\x12%\n\x04load\x18\x08 \x01(\x0b\x32\x17.dspark.v1.VerifierLoad\x12\x16\n\x0e\x63ontext_tokens\x18\t \x01(\r\x12$\n\x04kind\x18\n \x01(\x0b\x32\x16.dspark.v1.ReplicaKind\x12\x1d\n\x15\x64raft_compute_seconds\x18\x0b \x01(\x01\x12\x12\n\ndrafter_id\x18\x0c \x01(\t\x12\x16\n\x0e\x64rafter_primed\x18\r \x01(\x08\x12\x1c\n\x14hidden_draft_seconds\x18\x0e \x01(\x01\x12\x0f\n\x07\x63ohorts\x18\x0f \x01(\r\"M\n\x0bReplicaKind\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x10\n\x08hardware\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\"`\n\x08StepTime\x12\x14\n\x0c\x62\x61tch_tokens\x18\x01 \x01(\r\x12\x14\n\x0cstep_seconds\x18\x02 \x01(\x01\x12\x10\n\x08requests\x18\x03 \x01(\r\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\r\"\x93\x01\n\x0fRequestSurvival\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x10\n\x08survival\x18\x02 \x03(\x02\x12\x15\n\rverify_length\x18\x03 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\r\x12\x1d\n\x15min_tokens_per_second\x18\x05 \x01(\x01\x12\x11\n\tlooked_up\x18\x06 \x01(\x08\"\xaf\x01\n\nVerifyPlan\x12\x16\n\x0e\x62\x61sed_on_round\x18\x01 \x01(\x04\x12\x1c\n\x14\x64raft_token_capacity\x18\x02 \x01(\r\x12\"\n\x05\x63urve\x18\x04 \x03(\x0b\x32\x13.dspark.v1.StepTime\x12\x14\n\x0ctemperatures\x18\x05 \x03(\x01\x12\x0e\n\x06\x62iases\x18\x06 \x03(\x01\x12\x13\n\x0b\x64raft_price\x18\x07 \x01(\x01\x12\x0c\n\x04term\x18\x03 \x01(\x04*A\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_DRAFTER\x10\x01\x12\x11\n\rROLE_VERIFIER\x10\x02\x32\xf3\x02\n\x10SchedulerService\x12\x43\n\x08Register\x12\x1a.dspark.v1.RegisterRequest\x1a\x1b.dspark.v1.RegisterResponse\x12I\n\nDeregister\x12\x1c.dspark.v1.DeregisterRequest\x1a\x1d.dspark.v1.DeregisterResponse\x12O\n\x0cListReplicas\x12\x1e.dspark.v1.ListReplicasRequest\x1a\x1f.dspark.v1.ListReplicasResponse\x12=\n\x06\x41ssign\x12\x18.dspark.v1.AssignRequest\x1a\x19.dspark.v1.AssignResponse\x12?\n\nCoordinate\x12\x16.dspark.v1.RoundReport\x1a\x15.dspark.v1.VerifyPlan(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x64spark_proto/v1/scheduler.proto\x12\tdspark.v1\"\xcd\x01\n\x07Replica\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x1d\n\x04role\x18\x02 \x01(\x0e\x32\x0f.dspark.v1.Role\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x12\x18\n\x10running_requests\x18\x06 \x01(\r\x12\x18\n\x10waiting_requests\x18\x07 \x01(\r\x12\x18\n\x10\x66ree_kv_fraction\x18\x08 \x01(\x01\x12\x0f\n\x07weights\x18\t \x01(\t\"6\n\x0fRegisterRequest\x12#\n\x07replica\x18\x01 \x01(\x0b\x32\x12.dspark.v1.Replica\")\n\x10RegisterResponse\x12\x15\n\rlease_seconds\x18\x01 \x01(\x01\"\'\n\x11\x44\x65registerRequest\x12\x12\n\nreplica_id\x18\x01 \x01(\t\"\x14\n\x12\x44\x65registerResponse\"4\n\x13ListReplicasRequest\x12\x1d\n\x04role\x18\x01 \x01(\x0e\x32\x0f.dspark.v1.Role\"<\n\x14ListReplicasResponse\x12$\n\x08replicas\x18\x01 \x03(\x0b\x32\x12.dspark.v1.Replica\"\xe9\x01\n\rAssignRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x1b\n\x13\x65xclude_replica_ids\x18\x04 \x03(\t\x12\x15\n\rprefix_hashes\x18\x05 \x03(\x06\x12\x1d\n\x15min_tokens_per_second\x18\x06 \x01(\x01\x12\x0c\n\x04tier\x18\x07 \x01(\t\x12\x14\n\x0cwait_seconds\x18\x08 \x01(\x01\x12\x0f\n\x07weights\x18\t \x01(\t\x12\x16\n\x0e\x66loor_promised\x18\n \x01(\x08\"5\n\x0e\x41ssignResponse\x12#\n\x07replica\x18\x01 \x01(\x0b\x32\x12.dspark.v1.Replica\"\xd8\x01\n\x0cVerifierLoad\x12\x18\n\x10running_requests\x18\x01 \x01(\r\x12\x18\n\x10waiting_requests\x18\x02 \x01(\r\x12\x18\n\x10\x66ree_kv_fraction\x18\x03 \x01(\x01\x12\x1c\n\x14max_running_requests\x18\x04 \x01(\r\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x12\x17\n\x0fnew_request_ids\x18\x06 \x03(\t\x12\x14\n\x0cspeed_floors\x18\x08 \x03(\x01J\x04\x08\x07\x10\x08R\x15min_tokens_per_second\"\xa6\x03\n\x0bRoundReport\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\x04\x12,\n\x08requests\x18\x03 \x03(\x0b\x32\x1a.dspark.v1.RequestSurvival\x12\x14\n\x0c\x62\x61tch_tokens\x18\x04 \x01(\r\x12\x14\n\x0cstep_seconds\x18\x05 \x01(\x01\x12\x15\n\rdraft_seconds\x18\x06 \x01(\x01\x12$\n\x07profile\x18\x07 \x03(\x0b\x32\x13.dspark.v1.StepTime\x12%\n\x04load\x18\x08 \x01(\x0b\x32\x17.dspark.v1.VerifierLoad\x12\x16\n\x0e\x63ontext_tokens\x18\t \x01(\r\x12$\n\x04kind\x18\n \x01(\x0b\x32\x16.dspark.v1.ReplicaKind\x12\x1d\n\x15\x64raft_compute_seconds\x18\x0b \x01(\x01\x12\x12\n\ndrafter_id\x18\x0c \x01(\t\x12\x16\n\x0e\x64rafter_primed\x18\r \x01(\x08\x12\x1c\n\x14hidden_draft_seconds\x18\x0e \x01(\x01\x12\x0f\n\x07\x63ohorts\x18\x0f \x01(\r\"M\n\x0bReplicaKind\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x10\n\x08hardware\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\"`\n\x08StepTime\x12\x14\n\x0c\x62\x61tch_tokens\x18\x01 \x01(\r\x12\x14\n\x0cstep_seconds\x18\x02 \x01(\x01\x12\x10\n\x08requests\x18\x03 \x01(\r\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\r\"\x93\x01\n\x0fRequestSurvival\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x10\n\x08survival\x18\x02 \x03(\x02\x12\x15\n\rverify_length\x18\x03 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\r\x12\x1d\n\x15min_tokens_per_second\x18\x05 \x01(\x01\x12\x11\n\tlooked_up\x18\x06 \x01(\x08\"\xaf\x01\n\nVerifyPlan\x12\x16\n\x0e\x62\x61sed_on_round\x18\x01 \x01(\x04\x12\x1c\n\x14\x64raft_token_capacity\x18\x02 \x01(\r\x12\"\n\x05\x63urve\x18\x04 \x03(\x0b\x32\x13.dspark.v1.StepTime\x12\x14\n\x0ctemperatures\x18\x05 \x03(\x01\x12\x0e\n\x06\x62iases\x18\x06 \x03(\x01\x12\x13\n\x0b\x64raft_price\x18\x07 \x01(\x01\x12\x0c\n\x04term\x18\x03 \x01(\x04*A\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_DRAFTER\x10\x01\x12\x11\n\rROLE_VERIFIER\x10\x02\x32\xf3\x02\n\x10SchedulerService\x12\x43\n\x08Register\x12\x1a.dspark.v1.RegisterRequest\x1a\x1b.dspark.v1.RegisterResponse\x12I\n\nDeregister\x12\x1c.dspark.v1.DeregisterRequest\x1a\x1d.dspark.v1.DeregisterResponse\x12O\n\x0cListReplicas\x12\x1e.dspark.v1.ListReplicasRequest\x1a\x1f.dspark.v1.ListReplicasResponse\x12=\n\x06\x41ssign\x12\x18.dspark.v1.AssignRequest\x1a\x19.dspark.v1.AssignResponse\x12?\n\nCoordinate\x12\x16.dspark.v1.RoundReport\x1a\x15.dspark.v1.VerifyPlan(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dspark_proto.v1.scheduler_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1948
-  _globals['_ROLE']._serialized_end=2013
+  _globals['_ROLE']._serialized_start=1972
+  _globals['_ROLE']._serialized_end=2037
   _globals['_REPLICA']._serialized_start=47
   _globals['_REPLICA']._serialized_end=252
   _globals['_REGISTERREQUEST']._serialized_start=254
@@ -48,21 +48,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTREPLICASRESPONSE']._serialized_start=470
   _globals['_LISTREPLICASRESPONSE']._serialized_end=530
   _globals['_ASSIGNREQUEST']._serialized_start=533
-  _globals['_ASSIGNREQUEST']._serialized_end=742
-  _globals['_ASSIGNRESPONSE']._serialized_start=744
-  _globals['_ASSIGNRESPONSE']._serialized_end=797
-  _globals['_VERIFIERLOAD']._serialized_start=800
-  _globals['_VERIFIERLOAD']._serialized_end=1016
-  _globals['_ROUNDREPORT']._serialized_start=1019
-  _globals['_ROUNDREPORT']._serialized_end=1441
-  _globals['_REPLICAKIND']._serialized_start=1443
-  _globals['_REPLICAKIND']._serialized_end=1520
-  _globals['_STEPTIME']._serialized_start=1522
-  _globals['_STEPTIME']._serialized_end=1618
-  _globals['_REQUESTSURVIVAL']._serialized_start=1621
-  _globals['_REQUESTSURVIVAL']._serialized_end=1768
-  _globals['_VERIFYPLAN']._serialized_start=1771
-  _globals['_VERIFYPLAN']._serialized_end=1946
-  _globals['_SCHEDULERSERVICE']._serialized_start=2016
-  _globals['_SCHEDULERSERVICE']._serialized_end=2387
+  _globals['_ASSIGNREQUEST']._serialized_end=766
+  _globals['_ASSIGNRESPONSE']._serialized_start=768
+  _globals['_ASSIGNRESPONSE']._serialized_end=821
+  _globals['_VERIFIERLOAD']._serialized_start=824
+  _globals['_VERIFIERLOAD']._serialized_end=1040
+  _globals['_ROUNDREPORT']._serialized_start=1043
+  _globals['_ROUNDREPORT']._serialized_end=1465
+  _globals['_REPLICAKIND']._serialized_start=1467
+  _globals['_REPLICAKIND']._serialized_end=1544
+  _globals['_STEPTIME']._serialized_start=1546
+  _globals['_STEPTIME']._serialized_end=1642
+  _globals['_REQUESTSURVIVAL']._serialized_start=1645
+  _globals['_REQUESTSURVIVAL']._serialized_end=1792
+  _globals['_VERIFYPLAN']._serialized_start=1795
+  _globals['_VERIFYPLAN']._serialized_end=1970
+  _globals['_SCHEDULERSERVICE']._serialized_start=2040
+  _globals['_SCHEDULERSERVICE']._serialized_end=2411
 # @@protoc_insertion_point(module_scope)

@@ -73,7 +73,7 @@ class ListReplicasResponse(_message.Message):
     def __init__(self, replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ...) -> None: ...
 
 class AssignRequest(_message.Message):
-    __slots__ = ("request_id", "model", "prompt_tokens", "exclude_replica_ids", "prefix_hashes", "min_tokens_per_second", "tier", "wait_seconds", "weights")
+    __slots__ = ("request_id", "model", "prompt_tokens", "exclude_replica_ids", "prefix_hashes", "min_tokens_per_second", "tier", "wait_seconds", "weights", "floor_promised")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +83,7 @@ class AssignRequest(_message.Message):
     TIER_FIELD_NUMBER: _ClassVar[int]
     WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    FLOOR_PROMISED_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     prompt_tokens: int
@@ -92,7 +93,8 @@ class AssignRequest(_message.Message):
     tier: str
     wait_seconds: float
     weights: str
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., exclude_replica_ids: _Optional[_Iterable[str]] = ..., prefix_hashes: _Optional[_Iterable[int]] = ..., min_tokens_per_second: _Optional[float] = ..., tier: _Optional[str] = ..., wait_seconds: _Optional[float] = ..., weights: _Optional[str] = ...) -> None: ...
+    floor_promised: bool
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., exclude_replica_ids: _Optional[_Iterable[str]] = ..., prefix_hashes: _Optional[_Iterable[int]] = ..., min_tokens_per_second: _Optional[float] = ..., tier: _Optional[str] = ..., wait_seconds: _Optional[float] = ..., weights: _Optional[str] = ..., floor_promised: _Optional[bool] = ...) -> None: ...
 
 class AssignResponse(_message.Message):
     __slots__ = ("replica",)

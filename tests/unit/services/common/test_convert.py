@@ -58,6 +58,7 @@ requests = st.builds(
     stop_token_ids=token_ids,
     speculation=speculation,
     min_tokens_per_second=st.none() | st.floats(0, 1e6, exclude_min=True),
+    floor_promised=st.booleans(),
     adjustments=st.builds(
         LogitAdjustments,
         logit_bias=st.dictionaries(counts, st.floats(-100, 100), max_size=4).map(lambda d: tuple(d.items())),
@@ -158,6 +159,7 @@ assignments = st.builds(
     exclude_replica_ids=st.lists(st.text(), max_size=3).map(tuple),
     prefix_hashes=st.lists(st.integers(0, 2**64 - 1), max_size=8).map(tuple),
     min_tokens_per_second=st.floats(0, 1e6),
+    floor_promised=st.booleans(),
     tier=st.text(),
     wait_seconds=st.floats(0, 3600),
     weights=st.text(),

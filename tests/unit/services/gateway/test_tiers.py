@@ -22,7 +22,7 @@ def _request(floor: float | None = None) -> TextRequest:
 )
 def test_the_body_wins_over_the_header_and_the_header_over_the_tier(body, header, floor):
     sent = Caller(tier=GOLD, asked_floor=header).sends(_request(body))
-    assert (sent.min_tokens_per_second, sent.tier) == (floor, "gold")
+    assert (sent.min_tokens_per_second, sent.tier, sent.floor_promised) == (floor, "gold", True)
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,9 @@ def test_more_than_the_tier_promises_is_refused_by_field_and_value(body, header,
 
 
 @given(floor=st.floats(min_value=0.001, max_value=1e6))
-def test_a_tier_without_a_floor_bounds_nothing(floor):
-    assert Caller().sends(_request(floor)).min_tokens_per_second == floor
+def test_a_tier_without_a_floor_bounds_nothing_and_promises_nothing(floor):
+    sent = Caller().sends(_request(floor))
+    assert (sent.min_tokens_per_second, sent.floor_promised) == (floor, False)
 
 
 @pytest.mark.parametrize("floor", [0.0, -1.0, float("nan"), float("inf"), 1e9])

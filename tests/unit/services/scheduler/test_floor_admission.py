@@ -70,12 +70,15 @@ class Cluster:
             for _ in range(5):
                 await asyncio.sleep(0)
 
-    async def ask(self, floor: float = 0.0, *, tier: str = "", wait: float = 0.0) -> str:
+    async def ask(
+        self, floor: float = 0.0, *, promised: bool = True, tier: str = "", wait: float = 0.0
+    ) -> str:
         self._asked += 1
         request = AssignRequest(
             request_id=f"r{self._asked}",
             model="m",
             min_tokens_per_second=floor,
+            floor_promised=promised,
             tier=tier,
             wait_seconds=wait,
         )
@@ -224,6 +227,17 @@ async def test_a_floor_no_verifier_gives_to_anybody_is_refused(one: Cluster) -> 
     assert await one.ask(120.0) == "v"  # a lucky draft may hold it: an idle verifier tries
     with pytest.raises(QueueFullError):
         await one.ask(120.0)
+
+
+async def test_a_wish_keeps_nobody_out_and_is_let_in_wherever_no_promise_breaks(one: Cluster) -> None:
+    for _ in range(20):
+        await one.ask(90.0, promised=False)  # near a lone request's speed
+    assert one.metric("floor_concurrency") == 0
+    await one.tell("v", 7, 40.0)
+    with pytest.raises(QueueFullError, match="without breaking a speed floor"):
+        await one.ask(90.0, promised=False)
+    with pytest.raises(InvalidRequestError, match="got 500: a single request gets about 100 here"):
+        await one.ask(500.0, promised=False)
 
 
 async def test_a_slowdown_makes_no_floor_impossible(one: Cluster) -> None:
