@@ -40,6 +40,7 @@ MAX_TOP_LOGPROBS = 20
 
 
 MAX_SPEED_FLOOR = 1e6
+MAX_SALT_CHARACTERS = 512
 
 
 def check_speed_floor(value: float | None, name: str = "min_tokens_per_second") -> None:
@@ -108,6 +109,8 @@ class GenerateRequest:
     """Whether admission keeps others out for the floor. If not, it is a wish that plans try to hold."""
     tier: str = ""
     """The caller's tier; the scheduler keeps one queue per tier. Not sent to verifiers."""
+    cache_salt: str = ""
+    """Only requests of the same salt share the prefix cache."""
     adjustments: LogitAdjustments = NO_ADJUSTMENTS
     grammar: Grammar | None = None
     """Constrains the output; None: unconstrained."""
@@ -124,6 +127,12 @@ class GenerateRequest:
         if self.adjustments == NO_ADJUSTMENTS:
             object.__setattr__(self, "adjustments", NO_ADJUSTMENTS)  # lets rounds compare by identity
         check_speed_floor(self.min_tokens_per_second)
+        require(
+            len(self.cache_salt) <= MAX_SALT_CHARACTERS,
+            "cache_salt",
+            f"{len(self.cache_salt)} characters",
+            f"at most {MAX_SALT_CHARACTERS} characters long",
+        )
         require(
             0 <= self.generated_tokens < max(len(self.prompt_token_ids), 1),
             "generated_tokens",

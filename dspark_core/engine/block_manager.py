@@ -1,17 +1,22 @@
 """Manages KV pages: allocation, sharing of common prefixes, eviction.
 
 Policy only, no tensors. A page holds `page_tokens` positions. Full pages of committed tokens are
-shared by content, already before they are filled; a filled page nobody references stays cached until its
-space is needed (LRU).
+shared by content among requests of the same cache salt, already before they are filled; a filled page nobody
+references stays cached until its space is needed (LRU).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
+
+ContentId: TypeAlias = int | str
+"""What a sequence holds up to the end of a page: a number given out when that page was offered. Before the
+first page: the request's cache salt."""
 
 ROOT_CONTENT_ID = 0
-"""Parent content id of every sequence's first page."""
+"""Parent content id of the first page of every sequence without a salt."""
 
 
 class BlockManager:
@@ -31,9 +36,10 @@ class BlockManager:
         self._references = [0] * num_pages
         self._idle: OrderedDict[int, None] = OrderedDict()  # cached, unreferenced, oldest first
         # Content is identified exactly, by (parent content, tokens): a hash could collide, and a
-        # collision would hand one user's context to another.
-        self._page_of: dict[tuple[int, tuple[int, ...]], int] = {}
-        self._key_of: dict[int, tuple[int, tuple[int, ...]]] = {}
+        # collision would hand one user's context to another. So would a number given to a salt: the salt
+        # itself is the root.
+        self._page_of: dict[tuple[ContentId, tuple[int, ...]], int] = {}
+        self._key_of: dict[int, tuple[ContentId, tuple[int, ...]]] = {}
         self._content_id_of: dict[int, int] = {}
         self._unfilled: set[int] = set()  # announced: referenced, with a key, not computed yet
         self._next_content_id = ROOT_CONTENT_ID + 1
@@ -78,14 +84,15 @@ class BlockManager:
                 else:
                     self._free.append(page)
 
-    def match_prefix(self, token_ids: Sequence[int]) -> list[int]:
-        """Takes a reference to each page of the longest prefix of full pages that are cached or announced.
+    def match_prefix(self, token_ids: Sequence[int], root: ContentId = ROOT_CONTENT_ID) -> list[int]:
+        """Takes a reference to each page of the longest prefix of full pages behind `root` that are cached or
+        announced.
 
         Leaves at least one token uncovered, which the engine must compute to get logits. Announced pages
         come after all filled ones, since a page is filled after those before it.
         """
         pages: list[int] = []
-        content_id = ROOT_CONTENT_ID
+        content_id = root
         for token_block in self._shareable(token_ids):
             page = self._page_of.get((content_id, token_block))
             if page is None:
@@ -96,14 +103,16 @@ class BlockManager:
             content_id = self._content_id_of[page]
         return pages
 
-    def announce(self, pages: Sequence[int], matched: int, token_ids: Sequence[int]) -> None:
+    def announce(
+        self, pages: Sequence[int], matched: int, token_ids: Sequence[int], root: ContentId = ROOT_CONTENT_ID
+    ) -> None:
         """Offers pages that are going to be filled with these tokens, all but the first `matched`, which
         `match_prefix` gave.
 
         Whoever takes one shares its space at once, and reads it once it is filled. Any of those who hold it
         may fill it, so the one that announced it may give it up.
         """
-        content_id = self._content_id_of[pages[matched - 1]] if matched else ROOT_CONTENT_ID
+        content_id = self._content_id_of[pages[matched - 1]] if matched else root
         rest = self._shareable(token_ids, first=matched)
         for page, token_block in zip(pages[matched:], rest, strict=False):
             content_id = self._offer(page, (content_id, token_block))
@@ -117,7 +126,7 @@ class BlockManager:
         """Of a published or announced page."""
         return self._content_id_of[page]
 
-    def publish(self, page: int, parent_content_id: int, token_ids: tuple[int, ...]) -> int:
+    def publish(self, page: int, parent_content_id: ContentId, token_ids: tuple[int, ...]) -> int:
         """Offers a full page of committed and computed tokens for sharing; returns its content id.
 
         If another page has or will have the same content, this one stays private and the existing content id
@@ -137,7 +146,7 @@ class BlockManager:
         for start in range(first * size, len(token_ids) - size, size):
             yield tuple(token_ids[start : start + size])
 
-    def _offer(self, page: int, key: tuple[int, tuple[int, ...]]) -> int:
+    def _offer(self, page: int, key: tuple[ContentId, tuple[int, ...]]) -> int:
         content_id = self._next_content_id
         self._next_content_id += 1
         self._page_of[key] = page

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dspark_core.engine.block_manager import ROOT_CONTENT_ID, BlockManager
+from dspark_core.engine.block_manager import ROOT_CONTENT_ID, BlockManager, ContentId
 from dspark_core.engine.grammars import SequenceGrammar
 from dspark_core.output_rules import NO_ADJUSTMENTS
 from dspark_core.records import FinishReason, GenerateRequest, SpeculationStats
@@ -32,7 +32,7 @@ class SequenceState:
     """What `computed` was when it last gave up its pages: what it finds again, it has not saved computing."""
     cached_prompt_tokens: int = 0
     published_pages: int = 0
-    content_id: int = ROOT_CONTENT_ID
+    content_id: ContentId = ROOT_CONTENT_ID
     drafter_end: int = 0
     """The drafter holds the features before this position, while its generation is `drafter_generation`."""
     drafter_generation: int = -1
@@ -45,10 +45,16 @@ class SequenceState:
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_token_ids)
+        self.content_id = self.root
 
     @property
     def sequence_id(self) -> str:
         return self.request.request_id
+
+    @property
+    def root(self) -> ContentId:
+        """Parent of its first page: only requests of one salt share pages."""
+        return self.request.cache_salt or ROOT_CONTENT_ID
 
     @property
     def shaped(self) -> bool:
@@ -86,12 +92,12 @@ class SequenceState:
 
         Pages that others have filled or are going to fill with the same tokens are shared.
         """
-        self.pages = manager.match_prefix(self.tokens)
+        self.pages = manager.match_prefix(self.tokens, self.root)
         matched = len(self.pages)
         if not self.reserve(manager, len(self.tokens) + 1):
             self.release(manager)
             return False
-        manager.announce(self.pages, matched, self.tokens)
+        manager.announce(self.pages, matched, self.tokens, self.root)
         self.skip_filled(manager)
         return True
 
@@ -140,5 +146,5 @@ class SequenceState:
         self.reached = max(self.reached, self.computed)
         self.computed = 0
         self.published_pages = 0
-        self.content_id = ROOT_CONTENT_ID
+        self.content_id = self.root
         self.drafter_generation = -1

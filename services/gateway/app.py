@@ -31,7 +31,7 @@ from services.gateway.streaming import (
     after_first,
     until_disconnect,
 )
-from services.gateway.tiers import FLOOR_HEADER, Caller, floor_from_header
+from services.gateway.tiers import FLOOR_HEADER, Caller
 
 _Body = TypeVar("_Body", bound=GenerationBody)
 
@@ -109,12 +109,12 @@ def _openai_routes(gateway: Gateway) -> APIRouter:
 
     @router.api_route(_MODELS, methods=_READ)
     async def list_models(request: Request) -> ModelList:
-        gateway.api_keys.tier_of(request.headers.get("authorization"))
+        gateway.api_keys.caller_of(request.headers.get("authorization"))
         return await gateway.models.list()
 
     @router.api_route(_MODELS + "/{name:path}", methods=_READ)
     async def get_model(request: Request, name: str) -> ModelBody:
-        gateway.api_keys.tier_of(request.headers.get("authorization"))
+        gateway.api_keys.caller_of(request.headers.get("authorization"))
         return await gateway.models.get(name)
 
     return router
@@ -156,8 +156,8 @@ async def _completion(gateway: Gateway, use_case: CompletionUseCase[_Body], requ
     request_id = gateway.answers.request_id(use_case.id_prefix)
     headers = {"X-Request-Id": request_id}
     try:
-        tier = gateway.api_keys.tier_of(request.headers.get("authorization"))
-        caller = Caller(tier=tier, asked_floor=floor_from_header(request.headers.get(FLOOR_HEADER)))
+        given = request.headers
+        caller = gateway.api_keys.caller_of(given.get("authorization"), given.get(FLOOR_HEADER))
         body = await read_body(request, use_case.body_type, gateway.max_body_bytes)
         if body.stream:
             payloads = _payloads(use_case.stream(body, request_id, caller))

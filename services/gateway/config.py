@@ -15,6 +15,7 @@ from services.common.env import Env
 from services.common.limits import LEAST_BODY_BYTES, MOST_MESSAGE_BYTES, MOST_SECONDS
 from services.common.options import ServerOptions
 from services.common.tls import Tls
+from services.gateway.auth import PrefixSharing
 from services.gateway.requests import DEFAULT_MAX_CHOICES
 from services.gateway.tiers import Tier, tiers_from_text
 
@@ -69,6 +70,7 @@ class GatewayConfig:
     """Clients must send one of these, each `key` or `key@tier`; empty: everyone may call."""
     tiers: Mapping[str, Tier] = field(default_factory=dict)
     """By name; `default` applies to callers without another one."""
+    prefix_sharing: PrefixSharing = PrefixSharing.KEY
     tool_format: ToolFormat | None = None
     """How the model writes tool calls; None: as its chat template does."""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -131,6 +133,11 @@ class GatewayConfig:
             ),
             api_keys=_keys(env.optional_text("DSPARK_API_KEYS")),
             tiers=tiers_from_text(env.text("DSPARK_TIERS", "")),
+            prefix_sharing=PrefixSharing(
+                env.choice(
+                    "DSPARK_PREFIX_SHARING", own.prefix_sharing.value, [one.value for one in PrefixSharing]
+                )
+            ),
             tool_format=tool_format_of(env.text("DSPARK_TOOL_FORMAT", "auto"), "DSPARK_TOOL_FORMAT"),
             chat_template_kwargs=env.json_object("DSPARK_CHAT_TEMPLATE_KWARGS"),
             cors_origins=_origins(env.text("DSPARK_CORS_ORIGINS", "")),

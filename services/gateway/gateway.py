@@ -85,7 +85,7 @@ def build_gateway(
         generator=generator,
         answers=answers,
         admission=admission,
-        api_keys=ApiKeys(config.api_keys, config.tiers),
+        api_keys=ApiKeys(config.api_keys, config.tiers, config.prefix_sharing),
         metrics=metrics,
         telemetry=telemetry,
         max_body_bytes=limits.max_body_bytes,

@@ -77,6 +77,8 @@ class GenerationBody(BaseModel):
     speculation: SpeculationBody | None = None
     min_tokens_per_second: float | None = None
     """Our extension: the speed floor of this request."""
+    cache_salt: str | None = None
+    """As in other engines: only requests of the same salt share cached prompts."""
     ignore_eos: bool | None = None
     """As in other engines: go on past the model's stop tokens."""
     presence_penalty: float | None = None
@@ -153,6 +155,7 @@ class GenerationBody(BaseModel):
             stop=tuple(self.stop or ()),
             speculation=self.speculation.to_record() if self.speculation else SpeculationOptions(),
             min_tokens_per_second=self.min_tokens_per_second,
+            cache_salt=self.cache_salt,
             ignore_eos=bool(self.ignore_eos),
             adjustments=LogitAdjustments(
                 logit_bias=_biases(self.logit_bias or {}),

@@ -78,6 +78,7 @@ class RequestPreparer:
                 min_tokens_per_second=request.min_tokens_per_second,
                 floor_promised=request.floor_promised,
                 tier=request.tier,
+                cache_salt=request.full_cache_salt,
                 adjustments=_reachable(request.adjustments, limit),
                 grammar=grammar,
                 top_logprobs=request.top_logprobs,

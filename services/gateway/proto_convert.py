@@ -66,6 +66,7 @@ def request_from_proto(
         min_tokens_per_second=(
             message.min_tokens_per_second if message.HasField("min_tokens_per_second") else None
         ),
+        cache_salt=message.cache_salt if message.HasField("cache_salt") else None,
         ignore_eos=message.ignore_eos,
         adjustments=adjustments_from_proto(message.adjustments),
         grammar=grammar,

@@ -18,6 +18,8 @@ DEFAULT_MAX_CHOICES = 16
 MAX_PROMPTS = 1024
 MAX_MESSAGES = 4096
 """Even the shortest message takes some time to process."""
+MAX_SALT_CHARACTERS = 256
+"""Of the client's own part of a cache salt."""
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARACTERS = 1024
 
@@ -106,6 +108,10 @@ class TextRequest:
     """Whether its tier grants floors; otherwise the floor is a wish."""
     tier: str = DEFAULT_TIER_NAME
     """The tier of the client's API key."""
+    cache_salt: str | None = None
+    """Only requests of the same salt share cached prompts; None: unset."""
+    cache_domain: str = ""
+    """Set by the client's key: likewise, and a salt divides a domain. Without slashes."""
     adjustments: LogitAdjustments = NO_ADJUSTMENTS
     grammar: Grammar | None = None
     """Constrains the answer; None: it may be anything."""
@@ -121,6 +127,11 @@ class TextRequest:
     def __post_init__(self) -> None:
         check_speed_floor(self.min_tokens_per_second)
         require(self.choices >= 1, "n", self.choices, ">= 1")
+        if self.cache_salt is not None and not 1 <= len(self.cache_salt) <= MAX_SALT_CHARACTERS:
+            raise InvalidRequestError(
+                f"cache_salt must have 1 to {MAX_SALT_CHARACTERS} characters, got {len(self.cache_salt)}",
+                field="cache_salt",
+            )
         least = self.adjustments.min_tokens
         if least and self.max_tokens is not None and least > self.max_tokens:
             raise InvalidRequestError(
@@ -140,6 +151,11 @@ class TextRequest:
                     f"got {_shortened(text)} with {len(text)}",
                     field="stop",
                 )
+
+    @property
+    def full_cache_salt(self) -> str:
+        """Of domain and salt; no salt leads into another domain."""
+        return self.cache_domain if self.cache_salt is None else f"{self.cache_domain}/{self.cache_salt}"
 
     @property
     def prompt_field(self) -> str:

@@ -192,7 +192,7 @@ class RoutedBackend:
                     model=self._model,
                     prompt_tokens=len(request.prompt_token_ids),
                     exclude_replica_ids=tuple(failed),
-                    prefix_hashes=prefix_hashes(request.prompt_token_ids),
+                    prefix_hashes=prefix_hashes(request.prompt_token_ids, request.cache_salt),
                     min_tokens_per_second=request.min_tokens_per_second or 0.0,
                     floor_promised=request.floor_promised,
                     tier=request.tier,

@@ -15,7 +15,7 @@ from services.common.streams import closing
 from services.gateway.gateway import Gateway
 from services.gateway.proto_convert import chunk_to_proto, request_from_proto
 from services.gateway.streaming import SEND_TIMEOUT_SECONDS
-from services.gateway.tiers import FLOOR_HEADER, Caller, Tier, floor_from_header
+from services.gateway.tiers import FLOOR_HEADER, Caller
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -32,26 +32,24 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     async def ListModels(
         self, request: gateway_pb2.ListModelsRequest, context: _Context
     ) -> gateway_pb2.ListModelsResponse:
-        self._tier(context)
+        self._caller(context)
         return gateway_pb2.ListModelsResponse(models=[self._gateway.model_name])
 
     @limits_writes(SEND_TIMEOUT_SECONDS)
     async def Generate(
         self, request: gateway_pb2.GatewayGenerateRequest, context: _Context
     ) -> AsyncIterator[gateway_pb2.GatewayGenerateChunk]:
-        tier = self._tier(context)
-        caller = Caller(
-            tier=tier, asked_floor=floor_from_header(_metadata(context).get(FLOOR_HEADER.lower()))
-        )
+        caller = self._caller(context)
         request_id = self._gateway.answers.request_id("gen-")
         asked = caller.sends(request_from_proto(request, request_id, self._gateway.model_name))
         async with closing(self._gateway.generator.stream(asked)) as deltas:
             async for timed in deltas:
                 yield chunk_to_proto(timed, self._gateway.answers.call_id)
 
-    def _tier(self, context: _Context) -> Tier:
-        """Raises AuthenticationError."""
-        return self._gateway.api_keys.tier_of(_metadata(context).get("authorization"))
+    def _caller(self, context: _Context) -> Caller:
+        """Raises AuthenticationError, or InvalidRequestError for a wrong floor."""
+        given = _metadata(context)
+        return self._gateway.api_keys.caller_of(given.get("authorization"), given.get(FLOOR_HEADER.lower()))
 
 
 def _metadata(context: _Context) -> dict[str, str]:

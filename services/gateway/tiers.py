@@ -39,6 +39,8 @@ class Caller:
     tier: Tier = Tier()
     asked_floor: float | None = None
     """From the request header."""
+    cache_domain: str = ""
+    """Callers of different domains share no cached prompts."""
 
     def sends(self, request: TextRequest) -> TextRequest:
         """The request under this caller's tier. The floor is the body's, else the header's, else the tier's.
@@ -62,6 +64,7 @@ class Caller:
             min_tokens_per_second=floor,
             floor_field=field,
             floor_promised=limit is not None,
+            cache_domain=self.cache_domain,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 
@@ -83,6 +84,25 @@ def test_what_was_shared_is_told_as_cached(expected) -> None:
             cached.setdefault(output.request_id, output.chunk.cached_prompt_tokens)
     assert cached["r0"] == 0
     assert all(32 - PAGE < cached[name] <= 32 for name in ("r1", "r2"))
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_only_requests_of_one_salt_share(expected, at_once) -> None:
+    salts = {"r0": "a", "r1": "b", "r2": "", "r3": "a"}
+    given = alike(4, 32, 5)
+    loop = make_loop(prefill_chunk_tokens=8)
+    told: dict[str, list[int]] = {name: [] for name in given}
+    cached: dict[str, int] = {}
+    for name, prompt in given.items():
+        loop.submit(dataclasses.replace(request(name, prompt, COUNT), cache_salt=salts[name]))
+        while loop.has_work and not (at_once and name != "r3"):
+            for output in loop.step():
+                told[output.request_id] += output.chunk.token_ids
+                cached.setdefault(output.request_id, output.chunk.cached_prompt_tokens)
+    assert [cached[name] for name in ("r0", "r1", "r2")] == [0, 0, 0]
+    assert 32 - PAGE < cached["r3"] <= 32
+    assert told == {name: naive(expected, prompt) for name, prompt in given.items()}
+    assert loop.free_kv_fraction == 1.0
 
 
 def test_the_others_go_on_when_the_one_that_reads_is_cancelled(expected) -> None:

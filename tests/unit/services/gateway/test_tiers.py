@@ -1,11 +1,13 @@
-"""Where a request's speed floor comes from, and which floors are refused."""
+"""What follows from a caller's key and tier: a request's speed floor, and whose cached prompts it may use."""
+
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dspark_core.errors import AuthenticationError, ConfigError, InvalidRequestError
-from services.gateway.auth import ApiKeys
+from services.gateway.auth import ApiKeys, PrefixSharing
 from services.gateway.requests import TextRequest
 from services.gateway.tiers import Caller, Tier, floor_from_header, tiers_from_text
 
@@ -61,20 +63,20 @@ def test_headers(text, floor):
 
 def test_keys_find_their_tier():
     keys = ApiKeys(("sk-1@gold", "sk-2"), tiers_from_text("gold:30, default:5"))
-    assert keys.tier_of("Bearer sk-1") == GOLD
-    assert keys.tier_of("Bearer sk-2").min_tokens_per_second == 5.0
+    assert keys.caller_of("Bearer sk-1").tier == GOLD
+    assert keys.caller_of("Bearer sk-2").tier.min_tokens_per_second == 5.0
     with pytest.raises(AuthenticationError):
-        keys.tier_of("Bearer sk-1@gold")
+        keys.caller_of("Bearer sk-1@gold")
 
 
 def test_a_key_may_hold_the_sign_that_its_tier_follows():
     keys = ApiKeys(("k@3@gold", "k@4@"), tiers_from_text("gold:30, default:5"))
-    assert keys.tier_of("Bearer k@3") == GOLD
-    assert keys.tier_of("Bearer k@4").min_tokens_per_second == 5.0
+    assert keys.caller_of("Bearer k@3").tier == GOLD
+    assert keys.caller_of("Bearer k@4").tier.min_tokens_per_second == 5.0
 
 
 def test_without_keys_everyone_has_the_default_tier():
-    assert ApiKeys((), tiers_from_text("default:5")).tier_of(None).min_tokens_per_second == 5.0
+    assert ApiKeys((), tiers_from_text("default:5")).caller_of(None).tier.min_tokens_per_second == 5.0
 
 
 @pytest.mark.parametrize(
@@ -91,3 +93,44 @@ def test_a_key_of_an_unknown_tier_is_told_by_its_place_and_not_shown(entry):
     with pytest.raises(ConfigError, match=r"entry 2 names a tier.* \(known: default, gold\)") as caught:
         ApiKeys(("sk-1", entry), {"gold": GOLD})
     assert not [part for part in entry.split("@") if part in str(caught.value)]
+
+
+def _salts(sharing: PrefixSharing, *clients: tuple[str, str | None]) -> list[str]:
+    keys = ApiKeys(("a@gold", "b@gold", "c"), tiers_from_text("gold:30"), sharing)
+    return [
+        keys.caller_of(f"Bearer {key}").sends(replace(_request(), cache_salt=salt)).full_cache_salt
+        for key, salt in clients
+    ]
+
+
+def test_each_key_has_cached_prompts_of_its_own():
+    first, again, other, plain = _salts(PrefixSharing.KEY, ("a", None), ("a", None), ("b", None), ("c", None))
+    assert first == again
+    assert len({first, other, plain}) == 3
+    assert "" not in (first, other, plain)
+
+
+def test_a_salt_divides_what_a_key_has_and_leads_into_nothing_of_another():
+    (domain,) = _salts(PrefixSharing.KEY, ("b", None))
+    salts = _salts(PrefixSharing.KEY, ("a", None), ("a", "x"), ("a", "y"), ("b", "x"), ("a", domain))
+    assert len({*salts, domain}) == 6
+
+
+@pytest.mark.parametrize(
+    ("sharing", "different"), [(PrefixSharing.KEY, 3), (PrefixSharing.TIER, 2), (PrefixSharing.ALL, 1)]
+)
+def test_keys_share_cached_prompts_as_told(sharing, different):
+    assert len(set(_salts(sharing, ("a", None), ("b", None), ("c", None)))) == different
+
+
+def test_without_keys_all_share_cached_prompts_but_for_their_salts():
+    caller = ApiKeys((), {}).caller_of(None)
+    assert caller.sends(_request()).full_cache_salt == ""
+    assert caller.sends(replace(_request(), cache_salt="x")).full_cache_salt not in ("", "x")
+
+
+@pytest.mark.parametrize("salt", ["", "x" * 257])
+def test_salts_are_bounded(salt):
+    with pytest.raises(InvalidRequestError, match="cache_salt must have 1 to 256 characters") as caught:
+        replace(_request(), cache_salt=salt)
+    assert caught.value.field == "cache_salt"

@@ -218,6 +218,8 @@ def test_prefix_hashes_are_equal_exactly_as_far_as_prompts_are():
     same = [a == b for a, b in zip(prefix_hashes(PROMPT), prefix_hashes(changed), strict=True)]
     assert same == [True] * 3 + [False] * 17
     assert prefix_hashes(PROMPT[: BLOCK_TOKENS - 1]) == ()
+    assert not {*prefix_hashes(PROMPT)} & {*prefix_hashes(PROMPT, "salt")}
+    assert prefix_hashes(PROMPT, "salt") == prefix_hashes(PROMPT, "salt")
     assert len(prefix_hashes(tuple(range(100_000)))) == 32
 
 

@@ -1,5 +1,8 @@
-"""Speed floors over HTTP on the real stack: refused if out of reach, otherwise reported, and protected if the
-key's tier promises them."""
+"""What keys have of their own over HTTP on the real stack.
+
+Speed floors are refused if out of reach, otherwise reported, and protected if the key's tier promises them.
+Cached prompts are each key's own.
+"""
 
 from __future__ import annotations
 
@@ -42,13 +45,13 @@ def body(max_tokens: int = 32, **fields: Any) -> dict[str, Any]:
     }
 
 
-GOLD, PLAIN = {"Authorization": "Bearer g"}, {"Authorization": "Bearer p"}
+GOLD, PLAIN, OTHER = ({"Authorization": f"Bearer {key}"} for key in ("g", "p", "q"))
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
     """Calls with the key of a tier that promises any floor, unless told otherwise."""
-    keys = GatewayConfig(api_keys=("g@gold", "p"), tiers=tiers_from_text("gold:1e6"))
+    keys = GatewayConfig(api_keys=("g@gold", "p", "q"), tiers=tiers_from_text("gold:1e6"))
     with (
         running_stack(keys) as stack,
         httpx.Client(base_url=stack.url, timeout=120, headers=GOLD) as client,
@@ -98,6 +101,24 @@ def test_a_wish_of_a_tier_without_floors_keeps_nobody_out(client: httpx.Client) 
             assert answer.status_code == 200, answer.text
             assert answer.json()["speculation"]["min_tokens_per_second"] == pytest.approx(wish)
     assert 'dspark_gateway_speed_floors_total{held="yes",tier="default"}' not in client.get("/metrics").text
+
+
+def test_cached_prompts_are_a_keys_own_and_change_no_token(client: httpx.Client) -> None:
+    asked = body(8, messages=[{"role": "user", "content": "The merger is to be announced on Friday. " * 20}])
+    answers = [
+        client.post(CHAT, json={**asked, **salt}, headers=key).json()
+        for key, salt in (
+            (PLAIN, {}),
+            (PLAIN, {}),
+            (OTHER, {}),
+            (OTHER, {"cache_salt": "x"}),
+            (OTHER, {"cache_salt": "x"}),
+            (PLAIN, {"cache_salt": "x"}),
+        )
+    ]
+    cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 0 for answer in answers]
+    assert cached == [False, True, False, False, True, False]
+    assert len({answer["choices"][0]["message"]["content"] for answer in answers}) == 1
 
 
 @contextmanager
