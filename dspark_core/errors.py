@@ -50,6 +50,14 @@ class QueueFullError(DSparkError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class QuotaError(QueueFullError):
+    """The caller has used up what its key may use; `quota` names which."""
+
+    def __init__(self, message: str, *, quota: str, retry_after_seconds: float) -> None:
+        super().__init__(message, retry_after_seconds=retry_after_seconds)
+        self.quota = quota
+
+
 class UnavailableError(DSparkError):
     """Nothing can serve this now: no healthy replica, or this one is draining."""
 

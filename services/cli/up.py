@@ -118,6 +118,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _a_key(gateway: GatewayConfig) -> str | None:
+    if gateway.keys_file:  # may hold nothing but hashes
+        return os.environ.get("DSPARK_API_KEY")
     return split_key(gateway.api_keys[0])[0] if gateway.api_keys else None
 
 

@@ -21,6 +21,7 @@ from services.gateway.http_errors import error_answer, install_error_handlers
 from services.gateway.middleware import ObserveRequests
 from services.gateway.openai_fields import GenerationBody
 from services.gateway.openai_responses import ModelBody, ModelList
+from services.gateway.quotas import RATE_LIMIT_HEADERS
 from services.gateway.streaming import (
     KEEP_ALIVE_SECONDS,
     ClientGoneError,
@@ -80,7 +81,7 @@ def create_app(gateway: Gateway, *, ready: Callable[[], bool]) -> FastAPI:
             allow_origins=gateway.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["X-Request-Id", "Retry-After"],
+            expose_headers=["X-Request-Id", "Retry-After", *RATE_LIMIT_HEADERS],
         )
     app.add_middleware(
         ObserveRequests,
@@ -154,7 +155,7 @@ def _operator_routes(gateway: Gateway, ready: Callable[[], bool]) -> APIRouter:
 
 async def _completion(gateway: Gateway, use_case: CompletionUseCase[_Body], request: Request) -> Response:
     request_id = gateway.answers.request_id(use_case.id_prefix)
-    headers = {"X-Request-Id": request_id}
+    headers, caller = {"X-Request-Id": request_id}, None
     try:
         given = request.headers
         caller = gateway.api_keys.caller_of(given.get("authorization"), given.get(FLOOR_HEADER))
@@ -162,14 +163,16 @@ async def _completion(gateway: Gateway, use_case: CompletionUseCase[_Body], requ
         if body.stream:
             payloads = _payloads(use_case.stream(body, request_id, caller))
             started = await after_first(payloads, request.receive, KEEP_ALIVE_SECONDS)
+            headers.update(caller.account.headers())
             return EventStreamResponse(started, headers, use_case.stream_end)
         answer = await until_disconnect(request.receive, use_case.complete(body, request_id, caller))
+        headers.update(caller.account.headers())
         return Response(answer.model_dump_json(), headers=headers, media_type="application/json")
     except (ClientGoneError, ClientDisconnect):
         return Response(status_code=499)  # for metrics only; nobody reads it
     except Exception as error:
         response = error_answer(error).response()
-        response.headers.update(headers)
+        response.headers.update(headers | (caller.account.headers() if caller else {}))
         return response
 
 

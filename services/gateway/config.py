@@ -16,6 +16,7 @@ from services.common.limits import LEAST_BODY_BYTES, MOST_MESSAGE_BYTES, MOST_SE
 from services.common.options import ServerOptions
 from services.common.tls import Tls
 from services.gateway.auth import PrefixSharing
+from services.gateway.key_file import SETTING, read_keys
 from services.gateway.requests import DEFAULT_MAX_CHOICES
 from services.gateway.tiers import Tier, tiers_from_text
 
@@ -68,6 +69,8 @@ class GatewayConfig:
     limits: GatewayLimits = GatewayLimits()
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     """Clients must send one of these, each `key` or `key@tier`; empty: everyone may call."""
+    keys_file: str = ""
+    """Names keys and tiers in place of `api_keys` and `tiers`; see `key_file`."""
     tiers: Mapping[str, Tier] = field(default_factory=dict)
     """By name; `default` applies to callers without another one."""
     prefix_sharing: PrefixSharing = PrefixSharing.KEY
@@ -131,6 +134,7 @@ class GatewayConfig:
                 ),
                 max_context_tokens=env.optional_integer("DSPARK_MAX_CONTEXT_TOKENS", minimum=2),
             ),
+            keys_file=_keys_file(env),
             api_keys=_keys(env.optional_text("DSPARK_API_KEYS")),
             tiers=tiers_from_text(env.text("DSPARK_TIERS", "")),
             prefix_sharing=PrefixSharing(
@@ -163,6 +167,17 @@ def _keys(text: str | None) -> tuple[str, ...]:
     if text is not None and not keys:  # keys were intended: do not leave the gateway open
         raise ConfigError(f"DSPARK_API_KEYS holds no key, only commas: {text!r}")
     return keys
+
+
+def _keys_file(env: Env) -> str:
+    """Checks the file: a model need not be loaded to find out that it is wrong."""
+    path = env.text(SETTING, "")
+    if path:
+        for other in ("DSPARK_API_KEYS", "DSPARK_TIERS"):
+            if env.optional_text(other) is not None:
+                raise ConfigError(f"{SETTING} and {other} exclude each other: the file holds keys and tiers")
+        read_keys(path)
+    return path
 
 
 def _origins(text: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from services.gateway.chat import ChatCompletions
 from services.gateway.completions import Completions
 from services.gateway.config import GatewayConfig
 from services.gateway.generation import TextGenerator
+from services.gateway.key_file import KeyFile
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.openai_responses import ModelBody, ModelList
 from services.gateway.preparation import RequestPreparer
@@ -51,6 +52,8 @@ class Gateway:
     answers: AnswerFactory
     admission: Admission
     api_keys: ApiKeys
+    key_file: KeyFile | None
+    """To be kept by a task."""
     metrics: GatewayMetrics
     telemetry: Telemetry
     max_body_bytes: int
@@ -76,6 +79,7 @@ def build_gateway(
         # A request with more choices than there are places would be answered 429 for ever.
         max_choices=min(limits.max_choices, limits.max_running_requests + limits.max_waiting_requests),
     )
+    api_keys = ApiKeys(config.api_keys, config.tiers, config.prefix_sharing)
     return Gateway(
         model_name=config.model_name,
         chat=ChatCompletions(generator, answers, tokenizer),
@@ -85,7 +89,8 @@ def build_gateway(
         generator=generator,
         answers=answers,
         admission=admission,
-        api_keys=ApiKeys(config.api_keys, config.tiers, config.prefix_sharing),
+        api_keys=api_keys,
+        key_file=KeyFile(config.keys_file, api_keys.use) if config.keys_file else None,
         metrics=metrics,
         telemetry=telemetry,
         max_body_bytes=limits.max_body_bytes,

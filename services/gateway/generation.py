@@ -17,6 +17,7 @@ from dspark_core.errors import (
     DSparkError,
     InvalidRequestError,
     QueueFullError,
+    QuotaError,
     UnavailableError,
     UnknownModelError,
 )
@@ -30,6 +31,7 @@ from services.gateway.backend import GenerationBackend
 from services.gateway.choices import choices_of, merged, together
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.preparation import PreparedRequest, RequestPreparer
+from services.gateway.quotas import Account, Meter
 from services.gateway.requests import DEFAULT_MAX_CHOICES, TextRequest
 from services.gateway.thread_work import ThreadWork
 
@@ -37,7 +39,7 @@ Clock = Callable[[], float]
 
 _log = logging.getLogger(__name__)
 
-_REFUSALS = (InvalidRequestError, ContextLengthError, UnknownModelError, QueueFullError)
+_REFUSALS = (InvalidRequestError, ContextLengthError, UnknownModelError, QueueFullError, QuotaError)
 _ORDINARY = frozenset({*(reason.value for reason in FinishReason), *(kind.__name__ for kind in _REFUSALS)})
 """Outcomes logged at INFO: finished or cancelled requests, client errors, and refusals by design."""
 
@@ -77,54 +79,73 @@ class TextGenerator:
         self._max_choices = max_choices
         self._clock = clock
 
-    async def stream(self, *requests: TextRequest) -> AsyncIterator[TimedDelta]:
+    async def stream(
+        self, *requests: TextRequest, account: Account | None = None
+    ) -> AsyncIterator[TimedDelta]:
         """Yields text as it is committed; the last delta of each choice has a finish reason. Close to cancel.
 
         requests: one per prompt. Choices are numbered prompt by prompt. An error in one ends them all.
+        account: pays for them.
 
         Raises:
             InvalidRequestError: before anything is generated.
+            QuotaError: likewise; the account is used up.
             QueueFullError, UnavailableError: likewise, or once every verifier has failed.
             DeadlineError: the request exceeded its time limit.
         """
-        arrival = self._clock()
-        with self._recording_failure(requests[0], arrival):
-            tickets = self._enter(requests)
+        arrival, account = self._clock(), account or Account()
+        with self._recording_failure(requests[0], arrival, account):
+            tickets = self._enter(requests, account)
+        meter = Meter(account, requests[0].choices)
         work = ThreadWork()
         try:
             streams, places = [], iter(tickets)
             for place, request in enumerate(requests):
-                with self._recording_failure(request, arrival):
+                with self._recording_failure(request, arrival, account):
                     prepared = await self._prepare(request, arrival, work)
                 choices = choices_of(prepared, request.choices, first=place * request.choices)
-                runs = [self._run(one, next(places), arrival) for one in choices]
+                runs = [self._run(one, next(places), arrival, account) for one in choices]
                 streams.append(together(runs, len(prepared.request.prompt_token_ids)))
             async with closing(streams[0] if len(streams) == 1 else merged(streams)) as deltas:
                 async for timed in deltas:
+                    meter.add(timed.choice, timed.delta.usage)
                     yield timed
         finally:
             # Hold the places while a thread still works for the requests; otherwise clients that disconnect
             # could queue unbounded work.
-            work.when_done(lambda: _close_all(tickets))
+            work.when_done(lambda: _close_all(tickets, account))
 
-    def _enter(self, requests: Sequence[TextRequest]) -> Sequence[Ticket]:
+    def _enter(self, requests: Sequence[TextRequest], account: Account) -> Sequence[Ticket]:
         count = sum(request.choices for request in requests)
-        if count > self._max_choices:
+        most = min(self._max_choices, account.most_at_once)
+        if count > most:
+            whose = "gateway" if most == self._max_choices else "key"
             field, name = (
                 ("n", "n") if len(requests) == 1 else ("prompt", f"{len(requests)} prompts, times n,")
             )
             raise InvalidRequestError(
-                f"{name} must be <= {self._max_choices}, this gateway's limit, got {count}", field=field
+                f"{name} must be <= {most}, this {whose}'s limit, got {count}", field=field
             )
-        return self._admission.enter_all(count)
+        try:
+            account.enter(count)
+        except QuotaError as error:
+            self._metrics.tiers.quota_refused(requests[0].tier, error.quota)
+            raise
+        try:
+            return self._admission.enter_all(count)
+        except DSparkError:
+            account.take_back(count)
+            raise
 
     @contextlib.contextmanager
-    def _recording_failure(self, request: TextRequest, arrival: float) -> Iterator[None]:
+    def _recording_failure(self, request: TextRequest, arrival: float, account: Account) -> Iterator[None]:
         """Records a request that fails before it runs in the same log and metrics as the others."""
         try:
             yield
         except BaseException as error:
-            record = _Record(self._metrics, self._clock, arrival, request.request_id, request.tier)
+            record = _Record(
+                self._metrics, self._clock, arrival, request.request_id, request.tier, account.name
+            )
             record.outcome = _outcome_of(error)
             record.close()
             raise
@@ -135,11 +156,10 @@ class TextGenerator:
             return await limit.wait(self._preparer.prepare(request, work))
 
     async def _run(
-        self, prepared: PreparedRequest, ticket: Ticket, arrival: float
+        self, prepared: PreparedRequest, ticket: Ticket, arrival: float, account: Account
     ) -> AsyncIterator[TimedDelta]:
-        record = _Record(
-            self._metrics, self._clock, arrival, prepared.request.request_id, prepared.tier, prepared
-        )
+        request_id, tier = prepared.request.request_id, prepared.tier
+        record = _Record(self._metrics, self._clock, arrival, request_id, tier, account.name, prepared)
         try:
             await ticket.start(self._remaining(arrival))
             async with closing(self._generate(prepared, record, arrival)) as deltas:
@@ -214,9 +234,10 @@ def _outcome_of(error: BaseException) -> str:
     return FinishReason.CANCELLED.value if left else type(error).__name__
 
 
-def _close_all(tickets: Sequence[Ticket]) -> None:
+def _close_all(tickets: Sequence[Ticket], account: Account) -> None:
     for ticket in tickets:
         ticket.close()
+    account.leave(len(tickets))
 
 
 async def _next(chunks: AsyncIterator[GenerateChunk], limit: Interruption) -> GenerateChunk:
@@ -236,14 +257,16 @@ class _Record:
         arrival: float,
         request_id: str,
         tier: str,
+        key: str,
         prepared: PreparedRequest | None = None,
     ) -> None:
-        """prepared: None if the request failed before it was prepared."""
+        """key: its name; prepared: None if the request failed before it was prepared."""
         self._metrics = metrics
         self._clock = clock
         self._arrival = arrival
         self._request_id = request_id
         self._tier = tier
+        self._key = key
         self._prompt_tokens = len(prepared.request.prompt_token_ids) if prepared else 0
         promised = prepared is not None and prepared.request.floor_promised
         self._promised = prepared.request.min_tokens_per_second if prepared and promised else None
@@ -267,6 +290,9 @@ class _Record:
         now = self._clock()
         if self._last_tokens is None:
             self._metrics.first_token(now - self._arrival, prompt_tokens=self._prompt_tokens)
+            self._metrics.tiers.prompt(
+                self._tier, delta.usage.prompt_tokens, delta.usage.cached_prompt_tokens
+            )
             self._first = (now, delta.usage.completion_tokens)
         else:
             self._metrics.next_tokens(now - self._last_tokens, len(delta.token_ids))
@@ -283,9 +309,10 @@ class _Record:
     def close(self) -> None:
         rate = self.decode_tokens_per_second
         if self._promised is not None and rate:
-            self._metrics.promise(self._tier, held=rate >= self._promised)
+            self._metrics.tiers.promise(self._tier, held=rate >= self._promised)
         stats = self._delta.stats if self._delta else None
         completion_tokens = self._delta.usage.completion_tokens if self._delta else 0
+        self._metrics.tiers.completion(self._tier, completion_tokens)
         seconds = self._clock() - self._arrival
         self._log(completion_tokens, seconds, rate)
         self._metrics.generation_ended(
@@ -310,6 +337,10 @@ class _Record:
             "completion_tokens": completion_tokens,
             "seconds": round(seconds, 3),
         }
+        if self._key:
+            fields["key"] = self._key
+        if self._delta is not None:
+            fields["cached_prompt_tokens"] = self._delta.usage.cached_prompt_tokens
         if self._first is not None:
             fields["first_token_seconds"] = round(self._first[0] - self._arrival, 3)
         if rate:

@@ -22,6 +22,7 @@ from dspark_core.errors import (
     DSparkError,
     InvalidRequestError,
     QueueFullError,
+    QuotaError,
     UnavailableError,
     UnknownModelError,
 )
@@ -75,6 +76,7 @@ _KINDS: tuple[tuple[type[DSparkError], str, str | None], ...] = (
     (SlowBodyError, "invalid_request_error", "request_timeout"),
     (InvalidRequestError, "invalid_request_error", None),
     (AuthenticationError, "authentication_error", "invalid_api_key"),
+    (QuotaError, "rate_limit_error", "rate_limit_exceeded"),
     (QueueFullError, "rate_limit_error", "queue_full"),
     (DrainingError, "service_unavailable_error", "draining"),
     (UnavailableError, "service_unavailable_error", "no_verifier"),

@@ -14,6 +14,43 @@ _DURATION = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0
 _ACCEPTED_LENGTH = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0)
 
 
+class TierMetrics:
+    """What the callers of each tier were promised, used and were refused."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._promises = Counter(
+            "dspark_gateway_speed_floors",
+            "Generations with a promised speed floor, by tier and whether it was held",
+            ["tier", "held"],
+            registry=registry,
+        )
+        self._tier_tokens = Counter(
+            "dspark_gateway_tier_tokens",
+            "Tokens by tier and kind: prompt, cached (of those) or completion",
+            ["tier", "kind"],
+            registry=registry,
+        )
+        self._quota_refusals = Counter(
+            "dspark_gateway_quota_refusals",
+            "Requests refused because their key had used up a quota, by tier and quota",
+            ["tier", "quota"],
+            registry=registry,
+        )
+
+    def quota_refused(self, tier: str, quota: str) -> None:
+        self._quota_refusals.labels(tier, quota).inc()
+
+    def prompt(self, tier: str, prompt_tokens: int, cached_tokens: int) -> None:
+        self._tier_tokens.labels(tier, "prompt").inc(prompt_tokens)
+        self._tier_tokens.labels(tier, "cached").inc(cached_tokens)
+
+    def completion(self, tier: str, tokens: int) -> None:
+        self._tier_tokens.labels(tier, "completion").inc(tokens)
+
+    def promise(self, tier: str, *, held: bool) -> None:
+        self._promises.labels(tier, "yes" if held else "no").inc()
+
+
 class GatewayMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
@@ -59,16 +96,7 @@ class GatewayMetrics:
             ["stage"],
             registry=registry,
         )
-
-        self._promises = Counter(
-            "dspark_gateway_speed_floors",
-            "Generations with a promised speed floor, by tier and whether it was held",
-            ["tier", "held"],
-            registry=registry,
-        )
-
-    def promise(self, tier: str, *, held: bool) -> None:
-        self._promises.labels(tier, "yes" if held else "no").inc()
+        self.tiers = TierMetrics(registry)
 
     def watch_queue(self, running: Callable[[], int], waiting: Callable[[], int]) -> None:
         """Registers gauges that are read when scraped."""

@@ -42,7 +42,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         caller = self._caller(context)
         request_id = self._gateway.answers.request_id("gen-")
         asked = caller.sends(request_from_proto(request, request_id, self._gateway.model_name))
-        async with closing(self._gateway.generator.stream(asked)) as deltas:
+        async with closing(self._gateway.generator.stream(asked, account=caller.account)) as deltas:
             async for timed in deltas:
                 yield chunk_to_proto(timed, self._gateway.answers.call_id)
 

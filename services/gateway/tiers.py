@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from dspark_core.errors import ConfigError, InvalidRequestError
 from dspark_core.records import check_speed_floor
+from services.gateway.quotas import Account, Quota
 from services.gateway.requests import DEFAULT_TIER_NAME, TextRequest
 
 FLOOR_HEADER = "X-Min-Tokens-Per-Second"
@@ -22,6 +23,8 @@ class Tier:
     min_tokens_per_second: float | None = None
     """Floor promised to requests that ask for none, and the highest one may ask for. None: nothing is
     promised; a floor that a request asks for is a wish."""
+    quota: Quota = field(default_factory=Quota)
+    """Of each key."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -41,28 +44,29 @@ class Caller:
     """From the request header."""
     cache_domain: str = ""
     """Callers of different domains share no cached prompts."""
+    account: Account = field(default_factory=Account)
 
     def sends(self, request: TextRequest) -> TextRequest:
         """The request under this caller's tier. The floor is the body's, else the header's, else the tier's.
 
         Raises InvalidRequestError naming the field for a floor above the tier's.
         """
-        floor, field = request.min_tokens_per_second, request.floor_field
+        floor, name = request.min_tokens_per_second, request.floor_field
         if floor is None:
-            floor, field = self.asked_floor, FLOOR_HEADER
+            floor, name = self.asked_floor, FLOOR_HEADER
         limit = self.tier.min_tokens_per_second
         if floor is not None and limit is not None and floor > limit:
             raise InvalidRequestError(
-                f"{field} must be at most {limit:g}, the floor of tier {self.tier.name!r}, got {floor:g}",
-                field=field,
+                f"{name} must be at most {limit:g}, the floor of tier {self.tier.name!r}, got {floor:g}",
+                field=name,
             )
         if floor is None:
-            floor, field = limit, None
+            floor, name = limit, None
         return replace(
             request,
             tier=self.tier.name,
             min_tokens_per_second=floor,
-            floor_field=field,
+            floor_field=name,
             floor_promised=limit is not None,
             cache_domain=self.cache_domain,
         )

@@ -24,4 +24,4 @@ class UseCase:
     ) -> AbstractAsyncContextManager[AsyncIterator[TimedDelta]]:
         """Leaving the context cancels the generation. Raises InvalidRequestError at once, not on entry."""
         requests = [caller.sends(request) for request in body.to_requests(request_id)]
-        return closing(self._generator.stream(*requests))
+        return closing(self._generator.stream(*requests, account=caller.account))

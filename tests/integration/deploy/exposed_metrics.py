@@ -62,6 +62,9 @@ def _fill_scheduler(metrics: SchedulerMetrics) -> None:
 def _fill_gateway(metrics: GatewayMetrics) -> None:
     metrics.watch_queue(lambda: 0, lambda: 0)
     metrics.http_request("/", 200)
-    metrics.promise("default", held=True)
+    metrics.tiers.promise("default", held=True)
+    metrics.tiers.prompt("default", 1, 0)
+    metrics.tiers.completion("default", 1)
+    metrics.tiers.quota_refused("default", "tokens_per_minute")
     metrics.first_token(1.0, prompt_tokens=1)
     metrics.generation_ended("stop", seconds=1.0, completion_tokens=1, stats=SpeculationStats(rounds=1))

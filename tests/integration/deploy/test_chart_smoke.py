@@ -60,6 +60,7 @@ def test_sends_the_key_that_the_gateway_asks_for():
     with gateway(3, key="k1") as url:
         assert smoke(url, DSPARK_API_KEYS="k1,k2") == 0
         assert smoke(url, DSPARK_API_KEYS="k1@gold,k2") == 0
+        assert smoke(url, DSPARK_API_KEY="k1") == 0
         assert smoke(url) != 0
     with gateway(3, key="k@1") as url:
         assert smoke(url, DSPARK_API_KEYS="k@1@gold") == 0

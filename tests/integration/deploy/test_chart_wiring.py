@@ -148,6 +148,18 @@ def test_with_a_secret_all_get_its_certificate(helm):
     assert "DSPARK_TLS_CERT" not in of_kind(render(helm, "default"), "ConfigMap")["config"]["data"]
 
 
+def test_a_secret_of_keys_is_the_gateways_file(helm):
+    rendered = render(helm, "default", "--set", "gateway.keysSecret=clients")
+    for component, deployment in of_kind(rendered, "Deployment").items():
+        mounts = {mount["name"]: mount for mount in container(deployment)["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in pod_template(deployment)["spec"]["volumes"]}
+        assert ("keys" in mounts) == ("keys" in volumes) == (component == "gateway")
+        if component == "gateway":
+            assert volumes["keys"]["secret"]["secretName"] == "clients"
+            file = {one["name"]: one for one in container(deployment)["env"]}["DSPARK_KEYS_FILE"]["value"]
+            assert file == f"{mounts['keys']['mountPath']}/keys.toml"
+
+
 def test_start_up_may_take_as_long_as_loading_a_model_does(rendered):
     for component, deployment in of_kind(rendered, "Deployment").items():
         probe = container(deployment)["startupProbe"]

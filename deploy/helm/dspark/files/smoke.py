@@ -1,6 +1,6 @@
 """Asks the gateway at GATEWAY_URL one question and fails unless tokens come back.
 
-Sends the first of DSPARK_API_KEYS where the gateway asks for a key.
+Sends DSPARK_API_KEY, else the first of DSPARK_API_KEYS, where the gateway asks for a key.
 """
 
 import json
@@ -9,7 +9,7 @@ import urllib.request
 
 url = os.environ["GATEWAY_URL"]
 entry = os.environ.get("DSPARK_API_KEYS", "").split(",")[0].strip()
-key = entry.rpartition("@")[0] or entry  # key or key@tier
+key = os.environ.get("DSPARK_API_KEY") or entry.rpartition("@")[0] or entry  # key or key@tier
 headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
 request = urllib.request.Request(f"{url}/v1/models", headers=headers)
 with urllib.request.urlopen(request, timeout=10) as response:

@@ -86,7 +86,7 @@ off
 
 {{/* Whether clients of the gateway must send a key, as far as values show it. An optional secret may be missing. */}}
 {{- define "dspark.requiresKeys" -}}
-{{- $keys := get .Values.gateway.env "DSPARK_API_KEYS" -}}
+{{- $keys := or .Values.gateway.keysSecret (get .Values.gateway.env "DSPARK_API_KEYS") -}}
 {{- range .Values.gateway.envFrom -}}
 {{- if and .secretRef (not (dig "secretRef" "optional" false .)) -}}
 {{- $keys = true -}}

@@ -160,6 +160,10 @@ livenessProbe:
   value: {{ include "dspark.grpcPort" . | quote }}
 - name: OTEL_SERVICE_NAME
   value: dspark-{{ .component }}
+{{- if and (eq .component "gateway") .root.Values.gateway.keysSecret }}
+- name: DSPARK_KEYS_FILE
+  value: /etc/dspark/keys/keys.toml
+{{- end }}
 {{- end -}}
 
 {{/*
@@ -168,7 +172,7 @@ of the ConfigMap's from which the chart derives more: ports, probes and mounts, 
 */}}
 {{- define "dspark.extraEnv" -}}
 {{- $reserved := list "DSPARK_PORT" "DSPARK_HTTP_PORT" "DSPARK_ADVERTISE_ADDRESS" "DSPARK_DRAFTER_ADDRESS" "OTEL_SERVICE_NAME" "POD_IP" "REDIS_URL" "DSPARK_REDIS_PREFIX" "DSPARK_LEADER_ELECTION" "DSPARK_LEADER_LEASE_NAME" "DSPARK_LEADER_LEASE_NAMESPACE" -}}
-{{- $reserved = concat $reserved (list "DSPARK_DRAIN_SECONDS" "DSPARK_METRICS_PORT" "DSPARK_SCHEDULER_ADDRESS" "DSPARK_TLS_CERT" "DSPARK_TLS_KEY" "DSPARK_TLS_CA" "DSPARK_TLS_NAME") -}}
+{{- $reserved = concat $reserved (list "DSPARK_DRAIN_SECONDS" "DSPARK_METRICS_PORT" "DSPARK_SCHEDULER_ADDRESS" "DSPARK_TLS_CERT" "DSPARK_TLS_KEY" "DSPARK_TLS_CA" "DSPARK_TLS_NAME" "DSPARK_KEYS_FILE") -}}
 {{- range $name, $value := (index .root.Values .component).env }}
 {{- if has $name $reserved }}
 {{- fail (printf "%s.env.%s: the chart sets this variable itself" $.component $name) }}
@@ -235,6 +239,11 @@ stays read-only. It is the pod's alone and gone with it; only who already runs c
   mountPath: {{ .root.Values.model.volume.mountPath }}
   readOnly: {{ .root.Values.model.volume.readOnly }}
 {{- end }}
+{{- if and (eq .component "gateway") .root.Values.gateway.keysSecret }}
+- name: keys
+  mountPath: /etc/dspark/keys
+  readOnly: true
+{{- end }}
 {{- if .root.Values.tls.existingSecret }}
 - name: tls
   mountPath: /etc/dspark/tls
@@ -271,6 +280,12 @@ stays read-only. It is the pod's alone and gone with it; only who already runs c
   emptyDir:
     sizeLimit: {{ $volume.size }}
   {{- end }}
+{{- end }}
+{{- if and (eq .component "gateway") .root.Values.gateway.keysSecret }}
+- name: keys
+  secret:
+    secretName: {{ .root.Values.gateway.keysSecret }}
+    defaultMode: 0440
 {{- end }}
 {{- with .root.Values.tls.existingSecret }}
 - name: tls
