@@ -116,7 +116,9 @@ def test_cached_prompts_are_a_keys_own_and_change_no_token(client: httpx.Client)
             (PLAIN, {"cache_salt": "x"}),
         )
     ]
-    cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 0 for answer in answers]
+    usages = [answer["usage"] for answer in answers]
+    # All chats begin alike, so a key's first question may find a few tokens of its earlier ones.
+    cached = [one["prompt_tokens_details"]["cached_tokens"] > one["prompt_tokens"] / 2 for one in usages]
     assert cached == [False, True, False, False, True, False]
     assert len({answer["choices"][0]["message"]["content"] for answer in answers}) == 1
 
