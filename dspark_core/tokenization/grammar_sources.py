@@ -50,14 +50,26 @@ def grammar_source(grammar: Grammar, added_tokens: AddedTokens = _NONE_ADDED) ->
     match grammar.kind:
         case GrammarKind.JSON_SCHEMA:
             schema = str(LLMatcher.grammar_from_json_schema(text))
-            return f"{_UNFORCED}start: %json {text}" if unforced else schema
+            return f"{_UNFORCED}{lark_source(grammar)}" if unforced else schema
         case GrammarKind.REGEX:
             regex = str(LLMatcher.grammar_from_regex(text))
-            return f"{_UNFORCED}{json.loads(regex)['grammars'][0]['lark_grammar']}" if unforced else regex
+            return f"{_UNFORCED}{lark_source(grammar)}" if unforced else regex
         case GrammarKind.LARK:
             has_settings = text.lstrip().startswith("%llguidance")
             settings = _UNFORCED if unforced and not has_settings else ""
             return str(LLMatcher.grammar_from_lark(settings + text))
+
+
+def lark_source(grammar: Grammar) -> str:
+    """The same grammar in Lark's notation. Raises InvalidRequestError for a schema that is not JSON."""
+    match grammar.kind:
+        case GrammarKind.JSON_SCHEMA:
+            return f"start: %json {_json(grammar.text)}"
+        case GrammarKind.REGEX:
+            regex = json.loads(str(LLMatcher.grammar_from_regex(grammar.text)))
+            return str(regex["grammars"][0]["lark_grammar"])
+        case GrammarKind.LARK:
+            return grammar.text
 
 
 def _json(schema: str) -> str:

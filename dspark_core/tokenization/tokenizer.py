@@ -12,6 +12,7 @@ from dspark_core.errors import InvalidRequestError
 from dspark_core.tokenization.chat_template import NO_ARGUMENTS, ChatTemplate
 from dspark_core.tokenization.detokenizer import IncrementalDetokenizer
 from dspark_core.tokenization.fewest_tokens import FewestTokens, fewest_tokens
+from dspark_core.tokenization.thoughts import ThoughtMarks, thought_marks
 from dspark_core.tokenization.token_bytes import token_bytes
 from dspark_core.tokenization.tool_formats import ToolFormat
 from dspark_core.tokenization.tool_style import ToolStyle, tool_style
@@ -104,6 +105,11 @@ class Tokenizer:
     def chat_template(self) -> str | None:
         """The template's Jinja source."""
         return self._template.source if self._template else None
+
+    @property
+    def thought_marks(self) -> ThoughtMarks | None:
+        """How the model marks thoughts; None: its template knows of none."""
+        return thought_marks(self.chat_template)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Special tokens spelled out in the text become their ids.

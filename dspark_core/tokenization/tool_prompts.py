@@ -28,7 +28,8 @@ def spell_out_tools(
             else:
                 plain.append({"role": "user", "content": result, "results": True})
         else:
-            plain.append({"role": message["role"], "content": _content(message, style.syntax)})
+            kept = {name: message[name] for name in ("role", "reasoning_content") if name in message}
+            plain.append({**kept, "content": _content(message, style.syntax)})
     for message in plain:
         message.pop("results", None)
     return _introduced(plain, _introduction(tools, style.syntax), style) if tools else plain

@@ -34,7 +34,7 @@ from services.embedded.options import StackOptions
 from services.embedded.processes import ProcessStack
 from services.embedded.stack import EmbeddedStack
 from services.gateway.auth import split_key
-from services.gateway.config import TOOL_FORMATS, GatewayConfig
+from services.gateway.config import REASONING, TOOL_FORMATS, GatewayConfig
 
 DEMO_PROMPT = "Explain in two sentences why the sky is blue."
 
@@ -81,6 +81,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         choices=TOOL_FORMATS,
         help="how the model writes tool calls (default: DSPARK_TOOL_FORMAT, or as its chat template does)",
     )
+    parser.add_argument(
+        "--reasoning",
+        choices=REASONING,
+        help="auto: tell a thinking model's thoughts from its answers, as its chat template marks them; "
+        "none: they are text (default: DSPARK_REASONING, or auto)",
+    )
     parser.add_argument("--demo-request", action="store_true", help="answer a demo request once ready")
     add_trace_arguments(parser)
     add_stack_arguments(parser)
@@ -91,7 +97,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(arguments: argparse.Namespace) -> int:
     setup_logging("dspark", {"DSPARK_LOG_LEVEL": "WARNING", **os.environ})
     allow_open_files()
-    asked = {} if arguments.tool_format is None else {"DSPARK_TOOL_FORMAT": arguments.tool_format}
+    flags = {"DSPARK_TOOL_FORMAT": arguments.tool_format, "DSPARK_REASONING": arguments.reasoning}
+    asked = {name: value for name, value in flags.items() if value is not None}
     if template_arguments(arguments):
         asked["DSPARK_CHAT_TEMPLATE_KWARGS"] = arguments.chat_template_kwargs
     # With --disaggregated each process reads the environment again by itself.

@@ -64,6 +64,7 @@ class Collected:
     """A complete answer."""
 
     text: str
+    reasoning: str
     calls: tuple[CallDelta, ...]
     logprobs: tuple[TokenWithLogprobs, ...]
     last: TimedDelta
@@ -82,6 +83,7 @@ def _collected(parts: Sequence[TimedDelta]) -> Collected:
     deltas = [timed.delta for timed in parts]
     return Collected(
         text="".join(delta.text for delta in deltas),
+        reasoning="".join(delta.reasoning for delta in deltas),
         calls=tuple(call for delta in deltas for call in delta.calls),
         logprobs=tuple(token for delta in deltas for token in delta.logprobs),
         last=parts[-1],

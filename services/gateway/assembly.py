@@ -1,4 +1,5 @@
-"""Turns committed tokens into text: detokenises, applies stop strings, finds tool calls, counts tokens."""
+"""Turns committed tokens into text: detokenises, sets the thought apart, applies stop strings, finds tool
+calls, counts tokens."""
 
 from __future__ import annotations
 
@@ -16,6 +17,8 @@ from dspark_core.records import (
 )
 from dspark_core.tokenization.tokenizer import Tokenizer
 from services.gateway.stop_strings import StopStrings
+from services.gateway.thought_preparation import ThoughtReading
+from services.gateway.thought_stream import Split
 from services.gateway.tool_preparation import CallReading
 from services.gateway.tool_stream import CallDelta, Parsed, joined
 
@@ -26,6 +29,8 @@ class Usage:
     completion_tokens: int
     """Up to and including the stop token, or the token that completed a stop string."""
     cached_prompt_tokens: int = 0
+    reasoning_tokens: int = 0
+    """Those of the completion tokens that are a thought, with its marks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +44,22 @@ class TextDelta:
     """Text of one round. The last one carries the finish reason and `usage`."""
 
     text: str
+    """Follows the reasoning: no answer returns to its thought."""
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     usage: Usage
     """Up to and including this delta."""
     stats: SpeculationStats | None = None
     """Up to this delta; None if the backend has not sent any yet."""
+    reasoning: str = ""
+    """Of the thought before the answer."""
     calls: tuple[CallDelta, ...] = ()
     """Tool calls, each with its position in the text."""
     called: bool = False
     """On the last delta: the answer made tool calls, all of them complete."""
     logprobs: tuple[TokenWithLogprobs, ...] = ()
-    """If requested, for the tokens of `text`: not for stop tokens or stop strings. Those of text held back as
-    a possible stop string come with that text."""
+    """If requested, for the tokens of `reasoning` and `text`: not for stop tokens or stop strings. Those of
+    text held back as a possible stop string come with that text."""
 
 
 class TextAssembler:
@@ -63,10 +71,13 @@ class TextAssembler:
         request: GenerateRequest,
         stop: tuple[str, ...],
         calls: CallReading | None = None,
+        thought: ThoughtReading | None = None,
     ) -> None:
-        """calls: how to find tool calls; None: there are none."""
-        self._detokenizer = tokenizer.detokenizer(shown=calls.shown_token_ids if calls else ())
+        """calls: how to find tool calls; None: there are none. thought: likewise."""
+        shown = [one.shown_token_ids for one in (calls, thought) if one is not None]
+        self._detokenizer = tokenizer.detokenizer(shown=frozenset().union(*shown))
         self._calls = calls.stream() if calls else None
+        self._thought = thought.stream() if thought else None
         self._stop_token_ids = frozenset(request.stop_token_ids)
         self._stops = StopStrings(stop)
         self._logprobs = _LogprobsOfText()
@@ -74,12 +85,14 @@ class TextAssembler:
         self._prompt_tokens = len(request.prompt_token_ids)
         self._completion_tokens = 0
         self._cached_prompt_tokens = 0
+        self._reasoning_tokens = 0
         self._stats: SpeculationStats | None = None
 
     def add(self, chunk: GenerateChunk) -> TextDelta:
         self._stats = chunk.stats or self._stats
         self._cached_prompt_tokens = max(self._cached_prompt_tokens, chunk.cached_prompt_tokens)
         pieces: list[str] = []
+        thoughts: list[str] = []
         found: list[CallDelta] = []
         used = 0
         for token_id, logprobs in zip_longest(chunk.token_ids, chunk.logprobs):
@@ -87,24 +100,27 @@ class TextAssembler:
             # Not every checkpoint marks its stop tokens as special; never show them.
             shown = () if token_id in self._stop_token_ids else (token_id,)
             text = self._detokenizer.push(shown)
+            split = self._split(text, counted=bool(shown))
+            thoughts.append(split.thought)
             # Stop strings apply only once the answer has `min_tokens` tokens.
             early = self._completion_tokens + used <= self._min_tokens
-            certain = text if early else self._stops.push(text)
+            certain = split.answer if early else self._stops.push(split.answer)
             if logprobs is not None and shown:
                 self._logprobs.hold(TokenWithLogprobs(token_id, logprobs))
-            self._logprobs.advance(len(text), len(certain))
+            self._logprobs.advance(len(text), split.aside + len(certain))
             pieces.append(self._without_calls(certain, found, pieces))
             if self._ended:
                 break
         self._completion_tokens += used
         finish_reason = FinishReason.STOP if self._ended else chunk.finish_reason
         if finish_reason is not None:
-            pieces.append(self._rest(found, pieces))
+            pieces.append(self._rest(thoughts, found, pieces))
         return TextDelta(
             text="".join(pieces),
             token_ids=chunk.token_ids[:used],
             finish_reason=finish_reason,
             usage=self._usage(),
+            reasoning="".join(thoughts),
             stats=self._stats,
             calls=joined(found) if found else (),
             called=finish_reason is not None and self._calls is not None and self._calls.called,
@@ -116,25 +132,42 @@ class TextAssembler:
         """Whether the answer ends here: at a stop string, or because no second call is allowed."""
         return self._stops.matched or (self._calls is not None and self._calls.done)
 
+    def _split(self, text: str, *, counted: bool) -> Split:
+        """counted: the text is a token's."""
+        if self._thought is None:
+            return Split("", text)
+        before, split = self._thought.thinking, self._thought.push(text)
+        self._reasoning_tokens += counted and (before or self._thought.thinking)
+        return split
+
     def _without_calls(self, text: str, found: list[CallDelta], before: Sequence[str]) -> str:
         """before: content already in this delta."""
         if self._calls is None:
             return text
         return _content(self._calls.push(text), found, before)
 
-    def _rest(self, found: list[CallDelta], before: Sequence[str]) -> str:
+    def _rest(self, thoughts: list[str], found: list[CallDelta], before: Sequence[str]) -> str:
         """The text held back so far."""
-        held = "" if self._ended else self._stops.push(self._detokenizer.flush()) + self._stops.flush()
+        held = "" if self._ended else self._stops.push(self._last_text(thoughts)) + self._stops.flush()
         text = self._without_calls(held, found, before)
         if self._calls is None:
             return text
         return text + _content(self._calls.flush(), found, [*before, text])
+
+    def _last_text(self, thoughts: list[str]) -> str:
+        text = self._detokenizer.flush()
+        if self._thought is None:
+            return text
+        splits = self._thought.push(text), self._thought.flush()
+        thoughts += (split.thought for split in splits)
+        return "".join(split.answer for split in splits)
 
     def _usage(self) -> Usage:
         return Usage(
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._completion_tokens,
             cached_prompt_tokens=self._cached_prompt_tokens,
+            reasoning_tokens=self._reasoning_tokens,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from services.gateway.answers import AnswerFactory, AnswerHead, Collected, collect
 from services.gateway.assembly import TextDelta, Usage
@@ -72,8 +72,8 @@ class ChatCompletions(UseCase):
                     chunks = _Chunks(head, body, LogprobsWriter(self._tokenizer), timed.choice)
                     choices[timed.choice] = chunks
                     yield chunks.chunk(ChatDelta(role="assistant", content=""))
-                if timed.delta.text or timed.delta.logprobs:
-                    yield chunks.text(timed.delta)
+                for chunk in chunks.texts(timed.delta):
+                    yield chunk
                 for call in timed.delta.calls:
                     yield chunks.call(call, call_id)
                 if timed.delta.finish_reason is not None:
@@ -84,8 +84,9 @@ class ChatCompletions(UseCase):
 
 
 def _message(answer: Collected, answers: AnswerFactory) -> AnswerMessage | CallingMessage:
+    thought = answer.reasoning or None
     if not answer.calls:
-        return AnswerMessage(content=answer.text)
+        return AnswerMessage(content=answer.text, reasoning_content=thought, reasoning=thought)
     names = {call.index: call.name for call in answer.calls if call.name is not None}
     calls = [
         CallBody(
@@ -96,7 +97,13 @@ def _message(answer: Collected, answers: AnswerFactory) -> AnswerMessage | Calli
         )
         for index, name in names.items()
     ]
-    return CallingMessage(content=answer.text or None, tool_calls=calls)
+    return CallingMessage(
+        content=answer.text or None, reasoning_content=thought, reasoning=thought, tool_calls=calls
+    )
+
+
+def _thinking(text: str) -> ChatDelta:
+    return ChatDelta(reasoning_content=text, reasoning=text)
 
 
 class _Chunks:
@@ -110,11 +117,21 @@ class _Chunks:
         self._index = index
         self._include_usage = body.includes_usage
         self._template = ChunkTemplate(self.chunk(ChatDelta(content=PLACE)))
+        self._thought = ChunkTemplate(self.chunk(_thinking(PLACE)))
 
-    def text(self, delta: TextDelta) -> ChatCompletionChunk | str:
-        if delta.logprobs:
-            return self.chunk(ChatDelta(content=delta.text), self._logprobs.chat(delta.logprobs))
-        return self._template.filled(delta.text)
+    def texts(self, delta: TextDelta) -> Iterator[ChatCompletionChunk | str]:
+        """A thought has chunks of its own: many clients read no content from a chunk that has one."""
+        logprobs = self._logprobs.chat(delta.logprobs) if delta.logprobs else None
+        if delta.reasoning:
+            if logprobs is None or delta.text:
+                yield self._thought.filled(delta.reasoning)
+            else:
+                yield self.chunk(_thinking(delta.reasoning), logprobs)
+                return
+        if logprobs is not None:
+            yield self.chunk(ChatDelta(content=delta.text), logprobs)
+        elif delta.text:
+            yield self._template.filled(delta.text)
 
     def chunk(self, delta: ChatDelta, logprobs: ChatLogprobsBody | None = None) -> ChatCompletionChunk:
         choice = ChatChunkChoice(index=self._index, delta=delta, logprobs=logprobs, finish_reason=None)

@@ -1,4 +1,4 @@
-"""JSON of chunks that differ in a single text: serialised once, then filled in for every token."""
+"""JSON of chunks that differ in one text: serialised once, then filled in for every token."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ PLACE = "\x01text\x01"
 
 class ChunkTemplate:
     def __init__(self, chunk: BaseModel) -> None:
-        """chunk: contains the text `PLACE` exactly once. Unset fields are left out, as in other chunks."""
-        before, place, after = chunk.model_dump_json(exclude_unset=True).partition(_text(PLACE))
-        if not place or _text(PLACE) in after:
-            raise ValueError(f"a template needs one place for a text, got {chunk!r}")
-        self._before, self._after = before, after
+        """chunk: one or more of its texts are `PLACE`. Unset fields are left out, as in other chunks."""
+        self._around = chunk.model_dump_json(exclude_unset=True).split(_text(PLACE))
+        if len(self._around) == 1:
+            raise ValueError(f"a template needs a place for a text, got {chunk!r}")
 
     def filled(self, text: str) -> str:
-        return f"{self._before}{_text(text)}{self._after}"
+        return _text(text).join(self._around)
 
 
 def _text(value: str) -> str:

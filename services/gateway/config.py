@@ -21,6 +21,7 @@ from services.gateway.requests import DEFAULT_MAX_CHOICES
 from services.gateway.tiers import Tier, tiers_from_text
 
 TOOL_FORMATS = ("auto", *(one.value for one in ToolFormat))
+REASONING = ("auto", "none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +77,8 @@ class GatewayConfig:
     prefix_sharing: PrefixSharing = PrefixSharing.KEY
     tool_format: ToolFormat | None = None
     """How the model writes tool calls; None: as its chat template does."""
+    reasoning: bool = True
+    """Tell thoughts from answers, if the chat template says how they are marked; False: they are text."""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Extra variables for the chat template; those of a request take precedence."""
     cors_origins: tuple[str, ...] = ()
@@ -143,6 +146,7 @@ class GatewayConfig:
                 )
             ),
             tool_format=tool_format_of(env.text("DSPARK_TOOL_FORMAT", "auto"), "DSPARK_TOOL_FORMAT"),
+            reasoning=reasoning_of(env.text("DSPARK_REASONING", "auto"), "DSPARK_REASONING"),
             chat_template_kwargs=env.json_object("DSPARK_CHAT_TEMPLATE_KWARGS"),
             cors_origins=_origins(env.text("DSPARK_CORS_ORIGINS", "")),
         )
@@ -156,6 +160,13 @@ def tool_format_of(text: str, setting: str) -> ToolFormat | None:
         return ToolFormat(text)
     except ValueError:
         raise ConfigError(f"{setting} must be one of {', '.join(TOOL_FORMATS)}, got {text!r}") from None
+
+
+def reasoning_of(text: str, setting: str) -> bool:
+    """Raises ConfigError naming the setting."""
+    if text not in REASONING:
+        raise ConfigError(f"{setting} must be one of {', '.join(REASONING)}, got {text!r}")
+    return text == REASONING[0]
 
 
 def _listed(text: str) -> tuple[str, ...]:

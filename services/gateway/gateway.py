@@ -70,7 +70,7 @@ def build_gateway(
     metrics.watch_queue(lambda: admission.running, lambda: admission.waiting)
     answers = AnswerFactory(model=config.model_name, fingerprint=fingerprint_of(config.model_name))
     generator = TextGenerator(
-        preparer=RequestPreparer(model, tokenizer, config.tool_format),
+        preparer=RequestPreparer(model, tokenizer, config.tool_format, reasoning=config.reasoning),
         backend=backend,
         tokenizer=tokenizer,
         admission=admission,

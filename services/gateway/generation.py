@@ -182,7 +182,9 @@ class TextGenerator:
     async def _generate(
         self, prepared: PreparedRequest, record: _Record, arrival: float
     ) -> AsyncIterator[TimedDelta]:
-        assembler = TextAssembler(self._tokenizer, prepared.request, prepared.stop, prepared.calls)
+        assembler = TextAssembler(
+            self._tokenizer, prepared.request, prepared.stop, prepared.calls, prepared.thought
+        )
         started = self._clock()
         # Each wait covers a single step, as this generator may be advanced from different tasks.
         with Interruption() as limit, self._admission.ending(limit):

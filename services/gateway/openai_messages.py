@@ -52,8 +52,9 @@ class ChatMessageBody(BaseModel):
     annotations: Annotated[list[None] | None, FailFast()] = None
     audio: None = None
     function_call: None = None
-    reasoning: None = None
-    reasoning_content: None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    """The thought of an earlier answer, under either name; chat templates that use it are given it."""
     parsed: Any = None
     """Added by the `openai` client's helpers: the content as an object."""
     provider_specific_fields: Any = None
@@ -66,12 +67,16 @@ class ChatMessageBody(BaseModel):
             role=ChatRole.SYSTEM if self.role == "developer" else ChatRole(self.role),
             content=self.content or "",
             tool_calls=tuple(call.to_record() for call in self.tool_calls or ()),
+            reasoning=self.reasoning_content or self.reasoning or "",
             tool_call_id=self.tool_call_id,
         )
 
     def _check(self, place: str) -> None:
         if self.tool_calls and self.role != "assistant":
             raise _wrong(f"{place}.tool_calls", f"belong to messages of the assistant, not of {self.role!r}")
+        for name in ("reasoning", "reasoning_content"):
+            if getattr(self, name) and self.role != "assistant":
+                raise _wrong(f"{place}.{name}", f"belongs to messages of the assistant, not of {self.role!r}")
         if self.role == "tool" and not self.tool_call_id:
             raise _wrong(f"{place}.tool_call_id", "is required in messages of role 'tool'")
         if self.role != "tool" and self.tool_call_id is not None:

@@ -18,11 +18,16 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int
 
 
+class CompletionTokensDetails(BaseModel):
+    reasoning_tokens: int
+
+
 class UsageBody(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
     @classmethod
     def of(cls, choices: Sequence[Usage], per_prompt: int) -> UsageBody:
@@ -36,6 +41,9 @@ class UsageBody(BaseModel):
             completion_tokens=completion_tokens,
             total_tokens=prompt_tokens + completion_tokens,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=cached_tokens),
+            completion_tokens_details=CompletionTokensDetails(
+                reasoning_tokens=sum(usage.reasoning_tokens for usage in choices)
+            ),
         )
 
 
@@ -119,10 +127,17 @@ class _StreamedAnswer(_Answer):
     """On the chunk with the finish reason."""
 
 
-class AnswerMessage(BaseModel):
+class _Message(BaseModel):
+    """OpenAI's own API has no place for a thought. Clients of other engines look for one of two names."""
+
     role: Literal["assistant"] = "assistant"
-    content: str
     refusal: None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class AnswerMessage(_Message):
+    content: str
 
 
 class CalledFunction(BaseModel):
@@ -136,10 +151,8 @@ class CallBody(BaseModel):
     function: CalledFunction
 
 
-class CallingMessage(BaseModel):
-    role: Literal["assistant"] = "assistant"
+class CallingMessage(_Message):
     content: str | None
-    refusal: None = None
     tool_calls: list[CallBody]
 
 
@@ -172,6 +185,8 @@ class CallDeltaBody(BaseModel):
 class ChatDelta(BaseModel):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
     tool_calls: list[CallDeltaBody] | None = None
 
 

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from dspark_core.errors import InvalidRequestError
-from dspark_core.output_rules import LogitAdjustments
+from dspark_core.output_rules import Grammar, LogitAdjustments
 from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions, VerifierDescription
 from dspark_core.tokenization.grammar_checking import GrammarChecker
 from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.tokenization.tool_formats import ToolFormat
-from services.gateway.prompt_encoding import PromptEncoder
+from services.gateway.prompt_encoding import EncodedPrompt, PromptEncoder
 from services.gateway.requests import DEFAULT_TIER_NAME, TextRequest
 from services.gateway.served_model import ServedModel, too_long
+from services.gateway.thought_preparation import ThoughtPreparer, ThoughtReading
 from services.gateway.thread_work import ThreadWork
 from services.gateway.tool_preparation import CallReading, ToolPreparer
 
@@ -32,6 +33,8 @@ class PreparedRequest:
     """The client's field that sets the speed floor; None: set by its tier."""
     calls: CallReading | None = None
     """How to find tool calls in the answer; None: no tool may be called."""
+    thought: ThoughtReading | None = None
+    """How to find the thought before the answer; None: there is none, or it counts as text."""
     tier: str = DEFAULT_TIER_NAME
     choice: int = 0
     """Index of the answer that this request generates."""
@@ -39,14 +42,22 @@ class PreparedRequest:
 
 class RequestPreparer:
     def __init__(
-        self, model: ServedModel, tokenizer: Tokenizer, tool_format: ToolFormat | None = None
+        self,
+        model: ServedModel,
+        tokenizer: Tokenizer,
+        tool_format: ToolFormat | None = None,
+        *,
+        reasoning: bool = True,
     ) -> None:
-        """tool_format: how the model writes tool calls; None: as its chat template does."""
+        """tool_format: how the model writes tool calls; None: as its chat template does. reasoning: tell
+        thoughts from answers, if the chat template says how they are marked."""
         self._model = model
         self._tokenizer = tokenizer
         self._grammars = GrammarChecker()
         self._tools = ToolPreparer(tokenizer, self._grammars, tool_format)
         self._encoder = PromptEncoder(tokenizer, self._tools)
+        marks = tokenizer.thought_marks if reasoning else None
+        self._thoughts = None if marks is None else ThoughtPreparer(tokenizer, marks)
 
     async def prepare(self, request: TextRequest, work: ThreadWork | None = None) -> PreparedRequest:
         """Raises InvalidRequestError or a subclass; UnavailableError while no verifier is known.
@@ -65,13 +76,16 @@ class RequestPreparer:
         description = await self._model.describe()
         limit = description.max_context_tokens
         prompt = await self._encoder.encode(request, limit, work)
-        self._check_prompt(prompt, request, description)
+        self._check_prompt(prompt.token_ids, request, description)
         _check_biases(request.adjustments, description)
+        thought = self._thought(prompt)
+        if grammar is not None and thought is not None:
+            grammar = self._after(thought, grammar, field)
         return PreparedRequest(
             request=GenerateRequest(
                 request_id=request.request_id,
-                prompt_token_ids=prompt,
-                max_tokens=_max_tokens(request.max_tokens, limit - len(prompt)),
+                prompt_token_ids=prompt.token_ids,
+                max_tokens=_max_tokens(request.max_tokens, limit - len(prompt.token_ids)),
                 sampling=sampling,
                 stop_token_ids=() if request.ignore_eos else self._tokenizer.stop_token_ids,
                 speculation=_bounded(request.speculation, limit),
@@ -87,8 +101,22 @@ class RequestPreparer:
             grammar_field=field,
             floor_field=request.floor_field,
             calls=calls,
+            thought=thought,
             tier=request.tier,
         )
+
+    def _thought(self, prompt: EncodedPrompt) -> ThoughtReading | None:
+        if self._thoughts is None or prompt.end is None:
+            return None
+        return self._thoughts.reading(prompt.end)
+
+    def _after(self, thought: ThoughtReading, grammar: Grammar, field: str) -> Grammar:
+        if self._thoughts is None:
+            raise AssertionError("a thought is expected of a model that does not think")
+        try:
+            return self._thoughts.grammar(grammar, thought)
+        except InvalidRequestError as error:
+            raise error.about(field) from None
 
     def _sampling(self, request: TextRequest) -> SamplingParams:
         defaults = self._tokenizer.defaults

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 from dspark_core.errors import InvalidRequestError
@@ -21,6 +22,16 @@ LONG_CHARACTERS = 65_536
 """Longer texts take noticeable time and memory to encode: tens of milliseconds and more."""
 
 
+_END_CHARACTERS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    token_ids: tuple[int, ...]
+    end: str | None = None
+    """The last characters of what the chat template wrote; None: the prompt is no conversation."""
+
+
 class PromptEncoder:
     """Long texts share one thread, so that clients sending many of them, or disconnecting, cannot take up all
     cores and memory."""
@@ -31,22 +42,22 @@ class PromptEncoder:
         self._fewest = tokenizer.fewest_tokens()
         self._long = ThreadPoolExecutor(max_workers=1, thread_name_prefix="long-prompts")
 
-    async def encode(self, request: TextRequest, limit: int, work: ThreadWork) -> tuple[int, ...]:
+    async def encode(self, request: TextRequest, limit: int, work: ThreadWork) -> EncodedPrompt:
         """Raises ContextLengthError for a text that cannot fit, without encoding it, and InvalidRequestError
         if the chat template refuses the conversation."""
         prompt, field = request.prompt, request.prompt_field
         if isinstance(prompt, str):
-            return await self._encode(prompt, field, limit, work, add_special_tokens=True)
+            return EncodedPrompt(await self._encode(prompt, field, limit, work, add_special_tokens=True))
         if isinstance(prompt, Conversation):
-            size = sum(len(message.content) for message in prompt.messages)
+            size = sum(len(message.content) + len(message.reasoning) for message in prompt.messages)
             text, token_ids = await self._run(
                 size, work, lambda: self._rendered(prompt, request.tools, limit)
             )
-            if token_ids is not None:
-                return token_ids
-            # The template writes the BOS token itself if the model needs one.
-            return await self._encode(text, field, limit, work, add_special_tokens=False)
-        return prompt
+            if token_ids is None:
+                # The template writes the BOS token itself if the model needs one.
+                token_ids = await self._encode(text, field, limit, work, add_special_tokens=False)
+            return EncodedPrompt(token_ids, text[-_END_CHARACTERS:])
+        return EncodedPrompt(prompt)
 
     def _rendered(
         self, conversation: Conversation, tools: ToolUse | None, limit: int

@@ -38,6 +38,8 @@ class ChatMessage:
     content: str
     tool_calls: tuple[ToolCall, ...] = ()
     """Calls that the assistant made in this message."""
+    reasoning: str = ""
+    """The assistant's thought before this message; most templates leave out those of earlier turns."""
     tool_call_id: str | None = None
     """Id of the call whose result this is."""
 

@@ -73,7 +73,7 @@ def strict_grammar(
     notation = _Notation(syntax, token_id)
     choices = _choices(tools)
     # To the parser an added token is not text: TEXT ends before each one.
-    other = [f"other: {_tokens(in_text)}"] if in_text else []
+    other = [f"other: {token_set(in_text)}"] if in_text else []
     lines = [*other, _ANY_TEXT]
     if syntax.bare:  # a call is the whole answer, recognised by its brace
         lines += [
@@ -111,7 +111,7 @@ class _Notation:
 
     def mark(self, text: str) -> str:
         token_id = self._token_id(text)
-        return json.dumps(text) if token_id is None else _tokens([token_id])
+        return json.dumps(text) if token_id is None else token_set([token_id])
 
     @property
     def begin(self) -> str:
@@ -132,7 +132,7 @@ class _Notation:
         return call_id + (f" {self.mark(syntax.arguments_mark)}" if syntax.arguments_mark else "")
 
 
-def _tokens(token_ids: Sequence[int]) -> str:
+def token_set(token_ids: Sequence[int]) -> str:
     """A set of tokens as ranges: models may have thousands of added tokens, mostly with consecutive ids."""
     ranges: list[list[int]] = []
     for token_id in sorted(token_ids):
@@ -171,7 +171,7 @@ def _called_with_bare_keys(
     notation: _Notation, tools: Sequence[Tool], in_text: Sequence[int], *, strict: bool
 ) -> list[str]:
     quote = notation.syntax.quote
-    words = f"(WORDS {_tokens(in_text)})* WORDS" if in_text else "WORDS"
+    words = f"(WORDS {token_set(in_text)})* WORDS" if in_text else "WORDS"
     texts = Texts(notation.mark(quote), "words", notation.is_token(quote))
     lines = [f"words: {words}", _ANY_TEXT.replace("TEXT", "WORDS"), *rules_of_any(texts)]
     for index, tool in enumerate(tools):

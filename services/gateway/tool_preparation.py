@@ -119,6 +119,8 @@ def _messages(conversation: Conversation) -> list[dict[str, Any]]:
     names: dict[str, str] = {}
     for entry in conversation.messages:
         message: dict[str, Any] = {"role": entry.role.value, "content": entry.content}
+        if entry.reasoning:
+            message["reasoning_content"] = entry.reasoning
         if entry.tool_calls:
             message["tool_calls"] = [
                 _call(call.call_id, call.name, call.arguments) for call in entry.tool_calls

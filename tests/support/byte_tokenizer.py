@@ -1,5 +1,7 @@
 """A tokenizer whose tokens are single bytes, so that every character outside ASCII spans several."""
 
+from collections.abc import Sequence
+
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
@@ -28,11 +30,19 @@ def byte_backend() -> tokenizers.Tokenizer:
 
 
 def byte_tokenizer(
-    *, chat_template: str | None = TEMPLATE, defaults: GenerationDefaults | None = None
+    *,
+    chat_template: str | None = TEMPLATE,
+    defaults: GenerationDefaults | None = None,
+    added: Sequence[str] = (),
+    special: bool = False,
 ) -> Tokenizer:
+    """added: texts that are tokens of their own, from id `VOCAB` on. special: they are control tokens."""
+    backend = byte_backend()
+    tokens = [AddedToken(text, special=special, normalized=False) for text in added]
+    (backend.add_special_tokens if special else backend.add_tokens)(tokens)
     return Tokenizer(
         TokenizerParts(
-            backend=byte_backend(),
+            backend=backend,
             special_tokens={"eos_token": "<|im_end|>"},
             eos_token_ids=(END,),
             chat_template=chat_template,

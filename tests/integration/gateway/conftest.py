@@ -62,6 +62,7 @@ async def serve() -> AsyncIterator[Serve]:
             tiers: Mapping[str, Tier] | None = None,
             cors_origins: tuple[str, ...] = (),
             tool_format: ToolFormat | None = None,
+            reasoning: bool = True,
             chat_template: str = TEMPLATE,
         ) -> RunningGateway:
             telemetry = telemetry or Telemetry(service="gateway")
@@ -73,6 +74,7 @@ async def serve() -> AsyncIterator[Serve]:
                 tiers=tiers or {},
                 cors_origins=cors_origins,
                 tool_format=tool_format,
+                reasoning=reasoning,
             )
             tokenizer = byte_tokenizer(chat_template=chat_template)
             gateway = build_gateway(config, tokenizer, backend, telemetry)

@@ -50,9 +50,18 @@ def test_the_format_of_calls_comes_by_flag_or_environment(monkeypatch: pytest.Mo
     assert told("--tool-format", "auto") is None
 
 
+def test_thoughts_are_text_by_flag_or_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DSPARK_REASONING", raising=False)
+    assert run(monkeypatch)[1].reasoning
+    assert not run(monkeypatch, "--reasoning", "none")[1].reasoning
+    monkeypatch.setenv("DSPARK_REASONING", "none")
+    assert not run(monkeypatch)[1].reasoning
+    assert run(monkeypatch, "--reasoning", "auto")[1].reasoning
+
+
 def test_a_gateway_of_its_own_is_told_by_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = run(monkeypatch, "--disaggregated", "--tool-format", "hermes")
-    assert asked == ("ProcessStack", {"DSPARK_TOOL_FORMAT": "hermes"})
+    asked = run(monkeypatch, "--disaggregated", "--tool-format", "hermes", "--reasoning", "none")
+    assert asked == ("ProcessStack", {"DSPARK_TOOL_FORMAT": "hermes", "DSPARK_REASONING": "none"})
     assert run(monkeypatch, "--disaggregated") == ("ProcessStack", {})
 
 

@@ -29,6 +29,7 @@ def test_every_setting_comes_from_its_variable() -> None:
             "DSPARK_DRAIN_SECONDS": "3",
             "DSPARK_API_KEYS": "key-1, key-2,,",
             "DSPARK_TOOL_FORMAT": "llama3_json",
+            "DSPARK_REASONING": "none",
             "DSPARK_CORS_ORIGINS": "https://chat.example.org, http://localhost:3000",
         }
     )
@@ -48,6 +49,7 @@ def test_every_setting_comes_from_its_variable() -> None:
     assert config.api_keys == ("key-1", "key-2")
     assert "key-1" not in repr(config)
     assert config.tool_format is ToolFormat.LLAMA3_JSON
+    assert not config.reasoning
     assert config.cors_origins == ("https://chat.example.org", "http://localhost:3000")
 
 
@@ -64,6 +66,7 @@ def test_a_served_name_hides_the_path() -> None:
         ("DSPARK_MAX_WAITING_REQUESTS", "-1"),
         ("DSPARK_MAX_CHOICES", "0"),
         ("DSPARK_TOOL_FORMAT", "xml"),
+        ("DSPARK_REASONING", "high"),
         ("DSPARK_MAX_BODY_BYTES", "big"),
         ("DSPARK_REQUEST_TIMEOUT_SECONDS", "0"),
         ("DSPARK_MAX_CONTEXT_TOKENS", "0"),

@@ -7,13 +7,12 @@ from concurrent.futures import Future
 
 import pytest
 from llguidance import LLMatcher, LLTokenizer
-from tokenizers import AddedToken
 
 from dspark_core.output_rules import Grammar, GrammarKind
 from dspark_core.records import FinishReason, GenerateChunk, GenerateRequest
 from dspark_core.tokenization.grammar_checking import GrammarChecker
 from dspark_core.tokenization.grammar_sources import grammar_source
-from dspark_core.tokenization.tokenizer import Tokenizer, TokenizerParts
+from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.tokenization.tool_formats import ToolFormat
 from services.common.lifecycle import end
 from services.gateway.assembly import TextAssembler
@@ -21,7 +20,7 @@ from services.gateway.thread_work import ThreadWork
 from services.gateway.tool_preparation import ToolPreparer
 from services.gateway.tool_stream import CallDelta
 from services.gateway.tools import Tool, ToolUse
-from tests.support.byte_tokenizer import END, TEMPLATE, byte_backend
+from tests.support.byte_tokenizer import END, byte_tokenizer
 
 ARGUMENTS = '{"a": 1}'
 CALL = f'<tool_call>\n{{"name": "add", "arguments": {ARGUMENTS}}}\n</tool_call>'
@@ -32,13 +31,7 @@ REQUIRED = ToolUse(tools=USE.tools, required=True)
 
 
 def tokenizer(*marks: str, special: bool) -> Tokenizer:
-    backend = byte_backend()
-    tokens = [AddedToken(mark, special=special, normalized=False) for mark in marks]
-    if special:
-        backend.add_special_tokens(tokens)
-    else:
-        backend.add_tokens(tokens)
-    return Tokenizer(TokenizerParts(backend=backend, eos_token_ids=(END,), chat_template=TEMPLATE))
+    return byte_tokenizer(added=marks, special=special)
 
 
 def read(preparer: ToolPreparer, model: Tokenizer, text: str) -> tuple[str, tuple[CallDelta, ...]]:
