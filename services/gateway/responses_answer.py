@@ -42,7 +42,23 @@ class CallBody(BaseModel):
     arguments: str
 
 
-ItemBody = MessageBody | CallBody
+class ReasoningTextBody(BaseModel):
+    type: Literal["reasoning_text"] = "reasoning_text"
+    text: str
+
+
+class ReasoningBody(BaseModel):
+    id: str
+    type: Literal["reasoning"] = "reasoning"
+    status: ItemStatus
+    summary: list[None] = []
+    """The thought itself is the content."""
+    content: list[ReasoningTextBody]
+    encrypted_content: None = None
+
+
+ItemBody = MessageBody | CallBody | ReasoningBody
+PartBody = OutputTextBody | ReasoningTextBody
 
 
 class _InputDetails(BaseModel):
@@ -52,15 +68,14 @@ class _InputDetails(BaseModel):
 
 
 class _OutputDetails(BaseModel):
-    reasoning_tokens: int = 0
-    """A model's thinking is ordinary text here."""
+    reasoning_tokens: int
 
 
 class UsageBody(BaseModel):
     input_tokens: int
     input_tokens_details: _InputDetails
     output_tokens: int
-    output_tokens_details: _OutputDetails = _OutputDetails()
+    output_tokens_details: _OutputDetails
     total_tokens: int
 
     @classmethod
@@ -69,6 +84,7 @@ class UsageBody(BaseModel):
             input_tokens=usage.prompt_tokens,
             input_tokens_details=_InputDetails(cached_tokens=usage.cached_prompt_tokens),
             output_tokens=usage.completion_tokens,
+            output_tokens_details=_OutputDetails(reasoning_tokens=usage.reasoning_tokens),
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
         )
 
@@ -83,7 +99,7 @@ class _IncompleteBody(BaseModel):
     reason: Literal["max_output_tokens"] = "max_output_tokens"
 
 
-class _ReasoningBody(BaseModel):
+class _EffortBody(BaseModel):
     effort: None = None
     summary: None = None
 
@@ -114,7 +130,7 @@ class ResponseBody(BaseModel):
     top_p: float | None
     background: Literal[False] = False
     previous_response_id: None = None
-    reasoning: _ReasoningBody = _ReasoningBody()
+    reasoning: _EffortBody = _EffortBody()
     store: Literal[False] = False
     truncation: Literal["disabled"] = "disabled"
 
@@ -181,7 +197,7 @@ class _ContentEvent(_ItemPartEvent):
 
 
 class ContentPartEvent(_ContentEvent):
-    part: OutputTextBody
+    part: PartBody
 
 
 class TextDeltaEvent(_ContentEvent):
@@ -194,6 +210,16 @@ class TextDoneEvent(_ContentEvent):
     type: str = "response.output_text.done"
     text: str
     logprobs: list[TokenLogprobBody]
+
+
+class ReasoningDeltaEvent(_ContentEvent):
+    type: str = "response.reasoning_text.delta"
+    delta: str
+
+
+class ReasoningDoneEvent(_ContentEvent):
+    type: str = "response.reasoning_text.done"
+    text: str
 
 
 class ArgumentsDeltaEvent(_ItemPartEvent):

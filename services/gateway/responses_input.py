@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Discriminator, Tag
@@ -57,13 +58,20 @@ class CallOutputItem(_ItemBody):
         return ChatMessage(role=ChatRole.TOOL, content=self.output, tool_call_id=self.call_id)
 
 
+class _ThoughtBody(BaseModel):
+    type: Literal["reasoning_text"]
+    text: str
+
+
 class ReasoningItem(BaseModel):
-    """From other servers' answers. Dropped: models are not shown their thinking of earlier turns."""
+    """The thought before an answer; from other servers it is mostly without content, and dropped."""
 
     type: Literal["reasoning"]
+    content: list[_ThoughtBody] | None = None
 
-    def to_record(self) -> None:
-        return None
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.content or ())
 
 
 def without_nulls(value: object) -> object:
@@ -100,13 +108,18 @@ def input_items(value: object) -> object:
 
 
 def messages_of(items: Iterable[InputItem]) -> tuple[ChatMessage, ...]:
-    """Joins consecutive texts and calls of the assistant into one message, so that the prompt has them as the
-    model wrote them."""
+    """Joins a thought and consecutive texts and calls of the assistant into one message, so that the prompt
+    has them as the model wrote them."""
     turns: list[list[ChatMessage]] = []
+    thought = ""
     for item in items:
-        message = item.to_record()
-        if message is None:
+        if isinstance(item, ReasoningItem):
+            thought += item.text
             continue
+        message = item.to_record()
+        if message.role is ChatRole.ASSISTANT:
+            message = replace(message, reasoning=thought)
+        thought = ""
         if turns and _goes_on(turns[-1], message):
             turns[-1].append(message)
         else:
@@ -127,5 +140,6 @@ def _one(turn: Sequence[ChatMessage]) -> ChatMessage:
     return ChatMessage(
         role=ChatRole.ASSISTANT,
         content="".join(message.content for message in turn),
+        reasoning="".join(message.reasoning for message in turn),
         tool_calls=tuple(call for message in turn for call in message.tool_calls),
     )

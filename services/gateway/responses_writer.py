@@ -24,6 +24,11 @@ from services.gateway.responses_answer import (
     ItemStatus,
     MessageBody,
     OutputTextBody,
+    PartBody,
+    ReasoningBody,
+    ReasoningDeltaEvent,
+    ReasoningDoneEvent,
+    ReasoningTextBody,
     ResponseBody,
     ResponseEvent,
     TextDeltaEvent,
@@ -33,7 +38,7 @@ from services.gateway.tool_stream import CallDelta, json_object
 
 
 class ResponseWriter:
-    """One item is open at a time: text after a call is a message of its own."""
+    """One item is open at a time: text after a call or a thought is a message of its own."""
 
     def __init__(self, response: ResponseBody, answers: AnswerFactory, logprobs: LogprobsWriter) -> None:
         """response: in its initial state."""
@@ -42,7 +47,7 @@ class ResponseWriter:
         self._logprobs = logprobs
         self._numbers = itertools.count()
         self._done: list[ItemBody] = []
-        self._open: _Message | _Call | None = None
+        self._open: _Message | _Call | _Thought | None = None
         self._held: list[TokenWithLogprobs] = []
         """Log-probabilities of tokens whose text has not been written yet."""
         self.begun = False
@@ -69,6 +74,7 @@ class ResponseWriter:
             yield ResponseEvent(type="response.in_progress", response=self.response)
         delta = timed.delta
         self._held += delta.logprobs
+        yield from self._thought(delta.reasoning)
         sent = 0
         for call in delta.calls:
             yield from self._text(delta.text[sent : call.text_before])
@@ -77,6 +83,16 @@ class ResponseWriter:
         yield from self._text(delta.text[sent:])
         if delta.finish_reason is not None:
             yield from self._end(timed)
+
+    def _thought(self, text: str) -> Iterator[EventBody]:
+        """Thoughts have no place for log-probabilities: they come with the text that follows."""
+        if not text:
+            return
+        if not isinstance(self._open, _Thought):
+            yield from self._close()
+            self._open = _Thought(self._answers.new_id(), len(self._done))
+            yield from self._open.begin()
+        yield self._open.add(text)
 
     def _text(self, text: str, *, always: bool = False) -> Iterator[EventBody]:
         if not text and not always:
@@ -107,6 +123,8 @@ class ResponseWriter:
 
     def _end(self, timed: TimedDelta) -> Iterator[EventBody]:
         cut = timed.delta.finish_reason is FinishReason.LENGTH
+        if isinstance(self._open, _Thought):
+            yield from self._close(cut=cut)
         if self._held or (self._open is None and not self._done):  # tokens without text, or an empty answer
             yield from self._text("", always=True)
         yield from self._close(cut=cut)
@@ -116,17 +134,37 @@ class ResponseWriter:
         yield ResponseEvent(type=f"response.{self.response.status}", response=self.response)
 
 
-class _Message:
+class _Spoken:
+    """An item with a single text."""
+
     def __init__(self, name: str, index: int) -> None:
-        self._id = f"msg_{name}"
+        self._id = name
         self._index = index
         self._texts: list[str] = []
+
+    @property
+    def _text(self) -> str:
+        return "".join(self._texts)
+
+    def _added(self, empty: ItemBody, part: PartBody) -> Iterator[EventBody]:
+        yield ItemEvent(type="response.output_item.added", output_index=self._index, item=empty)
+        yield self._part("response.content_part.added", part)
+
+    def _done(self, whole: ItemBody, part: PartBody) -> Iterator[EventBody]:
+        yield self._part("response.content_part.done", part)
+        yield ItemEvent(type="response.output_item.done", output_index=self._index, item=whole)
+
+    def _part(self, kind: str, part: PartBody) -> ContentPartEvent:
+        return ContentPartEvent(type=kind, item_id=self._id, output_index=self._index, part=part)
+
+
+class _Message(_Spoken):
+    def __init__(self, name: str, index: int) -> None:
+        super().__init__(f"msg_{name}", index)
         self._logprobs: list[TokenLogprobBody] = []
 
     def begin(self) -> Iterator[EventBody]:
-        item = MessageBody(id=self._id, status="in_progress", content=[])
-        yield ItemEvent(type="response.output_item.added", output_index=self._index, item=item)
-        yield self._part("response.content_part.added")
+        return self._added(MessageBody(id=self._id, status="in_progress", content=[]), self._content())
 
     def add(self, text: str, logprobs: Sequence[TokenLogprobBody]) -> EventBody:
         self._texts.append(text)
@@ -134,21 +172,38 @@ class _Message:
         return TextDeltaEvent(item_id=self._id, output_index=self._index, delta=text, logprobs=list(logprobs))
 
     def end(self, status: ItemStatus) -> Iterator[EventBody]:
-        part = self._content()
         yield TextDoneEvent(
-            item_id=self._id, output_index=self._index, text=part.text, logprobs=part.logprobs
+            item_id=self._id, output_index=self._index, text=self._text, logprobs=self._logprobs
         )
-        yield self._part("response.content_part.done")
-        yield ItemEvent(type="response.output_item.done", output_index=self._index, item=self.item(status))
+        yield from self._done(self.item(status), self._content())
 
     def item(self, status: ItemStatus) -> MessageBody:
         return MessageBody(id=self._id, status=status, content=[self._content()])
 
-    def _part(self, kind: str) -> ContentPartEvent:
-        return ContentPartEvent(type=kind, item_id=self._id, output_index=self._index, part=self._content())
-
     def _content(self) -> OutputTextBody:
-        return OutputTextBody(text="".join(self._texts), logprobs=self._logprobs)
+        return OutputTextBody(text=self._text, logprobs=self._logprobs)
+
+
+class _Thought(_Spoken):
+    def __init__(self, name: str, index: int) -> None:
+        super().__init__(f"rs_{name}", index)
+
+    def begin(self) -> Iterator[EventBody]:
+        return self._added(ReasoningBody(id=self._id, status="in_progress", content=[]), self._content())
+
+    def add(self, text: str) -> EventBody:
+        self._texts.append(text)
+        return ReasoningDeltaEvent(item_id=self._id, output_index=self._index, delta=text)
+
+    def end(self, status: ItemStatus) -> Iterator[EventBody]:
+        yield ReasoningDoneEvent(item_id=self._id, output_index=self._index, text=self._text)
+        yield from self._done(self.item(status), self._content())
+
+    def item(self, status: ItemStatus) -> ReasoningBody:
+        return ReasoningBody(id=self._id, status=status, content=[self._content()])
+
+    def _content(self) -> ReasoningTextBody:
+        return ReasoningTextBody(text=self._text)
 
 
 class _Call:

@@ -29,6 +29,7 @@ from tests.integration.gateway.test_tools import (
 from tests.support.byte_tokenizer import END, START
 from tests.support.fake_generation import FakeBackend
 from tests.support.polling import eventually
+from tests.support.thinking_templates import QWEN3
 
 ASK = {"model": MODEL, "input": "hi"}
 TEXT = "Grüße, 世界! 🙂 done"
@@ -340,3 +341,44 @@ async def test_a_conversation_that_the_template_refuses_is_told_by_its_name_here
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "input"
     assert answer.json()["error"]["message"].startswith("input must fit the model's chat template: roles")
+
+
+THOUGHT = "Grüße?\n\nSo."
+SAID = f"<think>\n{THOUGHT}\n</think>\n\n"
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 500])
+@pytest.mark.parametrize("answer", [TEXT, CALL])
+async def test_a_thought_is_an_item_before_the_answer(serve: Serve, answer, chunk_tokens) -> None:
+    fake = backend(SAID + answer, chunk_tokens=chunk_tokens)
+    running = await serve(fake, chat_template=QWEN3)
+    response = await whole(running, tools=TOOLS)
+    thought, other = response.output
+    assert (thought.type, thought.status, thought.summary) == ("reasoning", "completed", [])
+    assert [part.model_dump() for part in thought.content] == [{"type": "reasoning_text", "text": THOUGHT}]
+    assert other.type == ("function_call" if answer == CALL else "message")
+    assert response.output_text == ("" if answer == CALL else TEXT)
+    tokens = response.usage.output_tokens_details.reasoning_tokens
+    assert len(THOUGHT.encode()) < tokens < len(SAID.encode())
+    told = await events(running, tools=TOOLS)
+    assert without_ids(told[-1].response) == without_ids(response)
+    assert told[-1].response.usage == response.usage
+    pieces = [one.delta for one in told if one.type == "response.reasoning_text.delta"]
+    assert "".join(pieces) == THOUGHT
+    kinds = list(dict.fromkeys(one.type for one in told if one.type.startswith("response.reasoning")))
+    assert kinds == ["response.reasoning_text.delta", "response.reasoning_text.done"]
+    added = [one.item.type for one in told if one.type == "response.output_item.added"]
+    assert added == ["reasoning", other.type]
+    items = [item.model_dump() for item in response.output]
+    output = {"type": "function_call_output", "call_id": getattr(other, "call_id", "c"), "output": "rain"}
+    await whole(running, input=[{"role": "user", "content": "hi"}, *items, output], tools=TOOLS)
+    assert f"assistant\n<think>\n{THOUGHT}\n</think>\n\n" in prompt_of(fake.requests[-1])
+
+
+@pytest.mark.parametrize("include", [None, ["message.output_text.logprobs"]])
+async def test_an_answer_cut_inside_its_thought_is_incomplete(serve: Serve, include) -> None:
+    running = await serve(FakeBackend(SAID + TEXT), chat_template=QWEN3)
+    response = await whole(running, max_output_tokens=12, include=include)
+    assert (response.status, response.output_text) == ("incomplete", "")
+    assert (response.output[0].type, response.output[0].status) == ("reasoning", "incomplete")
+    assert len(response.output) == (1 if include is None else 2)  # log-probabilities need a message

@@ -143,6 +143,15 @@ def test_items_become_messages() -> None:
     assert told == ChatMessage(role=ChatRole.TOOL, content="noon", tool_call_id="c1")
 
 
+def test_a_thought_belongs_to_the_answer_after_it() -> None:
+    thought = {"type": "reasoning", "id": "rs_1", "summary": [], "status": "completed"}
+    told = {**thought, "content": [{"type": "reasoning_text", "text": "Hm."}]}
+    asked = respond(input=[USER, told, SAID, thought, CALL, OUTPUT, told, CALL, OUTPUT, told, USER, SAID])
+    assistant = [one for one in asked.prompt.messages if one.role is ChatRole.ASSISTANT]
+    assert [one.reasoning for one in assistant] == ["Hm.", "Hm.", ""]
+    assert [len(one.tool_calls) for one in assistant] == [1, 1, 0]
+
+
 def test_what_the_assistant_says_and_calls_in_one_answer_is_one_message() -> None:
     assistant = ChatRole.ASSISTANT
     assert messages(SAID, CALL, CALL, SAID) == [(assistant, "I look.I look.", ("time", "time"))]
