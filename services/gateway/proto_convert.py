@@ -80,6 +80,7 @@ def chunk_to_proto(timed: TimedDelta, new_call_id: Callable[[], str]) -> gateway
     delta = timed.delta
     chunk = gateway_pb2.GatewayGenerateChunk(
         text=delta.text,
+        reasoning=delta.reasoning,
         token_ids=delta.token_ids,
         finish_reason=finish_reason_to_proto(delta.finish_reason),
         logprobs=logprobs_to_proto(token.logprobs for token in delta.logprobs),
@@ -93,6 +94,7 @@ def chunk_to_proto(timed: TimedDelta, new_call_id: Callable[[], str]) -> gateway
         chunk.usage.prompt_tokens = delta.usage.prompt_tokens
         chunk.usage.completion_tokens = delta.usage.completion_tokens
         chunk.usage.cached_prompt_tokens = delta.usage.cached_prompt_tokens
+        chunk.usage.reasoning_tokens = delta.usage.reasoning_tokens
         if delta.stats is not None:
             chunk.stats.CopyFrom(stats_to_proto(delta.stats))
     return chunk
@@ -132,8 +134,8 @@ def _message(entry: gateway_pb2.ChatMessage, place: str) -> ChatMessage:
         raise InvalidRequestError(
             f"{field} must be one of {', '.join(_ROLES)}, got {entry.role!r}", field=field
         )
-    if role is not ChatRole.TOOL and not entry.tool_calls and not entry.tool_call_id:
-        return ChatMessage(role=role, content=entry.content)  # only tool fields need checks
+    if role is not ChatRole.TOOL and not (entry.tool_calls or entry.tool_call_id or entry.reasoning):
+        return ChatMessage(role=role, content=entry.content)  # only the other fields need checks
     calls = [
         ToolCallBody.model_validate(
             {"id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
@@ -146,6 +148,7 @@ def _message(entry: gateway_pb2.ChatMessage, place: str) -> ChatMessage:
             "content": entry.content,
             "tool_calls": calls or None,
             "tool_call_id": entry.tool_call_id or None,
+            "reasoning": entry.reasoning or None,
         }
     )
     return body.to_record(place)

@@ -16,6 +16,7 @@ from tests.integration.gateway.conftest import MODEL, RunningGateway, Serve
 from tests.support.byte_tokenizer import END, START
 from tests.support.fake_generation import FakeBackend
 from tests.support.polling import eventually
+from tests.support.thinking_templates import QWEN3
 
 TEXT = "Grüße 🙂 END more"
 
@@ -200,3 +201,26 @@ async def test_an_answer_may_have_to_be_something(serve: Serve) -> None:
         await generate(running, request(grammar=common_pb2.Grammar(json_schema="{")))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "grammar: the schema is no JSON" in str(caught.value.details())
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 500])
+async def test_a_thought_is_apart_from_the_text(serve: Serve, chunk_tokens) -> None:
+    said = "<think>\nGrüße?\n</think>\n\n"
+    backend = FakeBackend(said + TEXT, chunk_tokens=chunk_tokens)
+    running = await serve(backend, chat_template=QWEN3)
+    chunks = await generate(running, chat(("user", "hi")))
+    assert "".join(chunk.reasoning for chunk in chunks) == "Grüße?"
+    assert "".join(chunk.text for chunk in chunks) == TEXT
+    assert len("Grüße?".encode()) < chunks[-1].usage.reasoning_tokens < len(said.encode())
+    thinking = chat(("user", "hi"), ("assistant", "Well"))
+    thinking.messages[1].reasoning = "Hm."
+    await generate(running, thinking)
+    prompt = bytes(token for token in backend.requests[-1].prompt_token_ids if token < END)
+    assert b"<think>\nHm.\n</think>\n\nWell" in prompt
+    thinking.messages[0].reasoning = "Hm."
+    with pytest.raises(
+        grpc.aio.AioRpcError, match=r"messages\[0\].reasoning belongs to messages of the assistant"
+    ):
+        await generate(running, thinking)
+    raw = await generate(running, request(prompt="<think>"))
+    assert "".join(chunk.text for chunk in raw) == said + TEXT

@@ -25,33 +25,33 @@ _sym_db = _symbol_database.Default()
 from dspark_proto.v1 import common_pb2 as dspark__proto_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64spark_proto/v1/gateway.proto\x12\tdspark.v1\x1a\x1c\x64spark_proto/v1/common.proto\"\x13\n\x11ListModelsRequest\"$\n\x12ListModelsResponse\x12\x0e\n\x06models\x18\x01 \x03(\t\"k\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\'\n\ntool_calls\x18\x03 \x03(\x0b\x32\x13.dspark.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\"7\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"v\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x0b\x64\x65scription\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x17\n\nparameters\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x0e\n\x06strict\x18\x04 \x01(\x08\x42\x0e\n\x0c_descriptionB\r\n\x0b_parameters\"\x91\x07\n\x16GatewayGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.dspark.v1.ChatMessage\x12\x13\n\x06prompt\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\rH\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x32\n\x0bspeculation\x18\x0b \x01(\x0b\x32\x1d.dspark.v1.SpeculationOptions\x12\"\n\x15min_tokens_per_second\x18\x0c \x01(\x01H\x07\x88\x01\x01\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12\x30\n\x0b\x61\x64justments\x18\x0e \x01(\x0b\x32\x1b.dspark.v1.LogitAdjustments\x12#\n\x07grammar\x18\x10 \x01(\x0b\x32\x12.dspark.v1.Grammar\x12\x19\n\x0ctop_logprobs\x18\x0f \x01(\rH\x08\x88\x01\x01\x12\x1e\n\x05tools\x18\x11 \x03(\x0b\x32\x0f.dspark.v1.Tool\x12*\n\x0btool_choice\x18\x12 \x01(\x0e\x32\x15.dspark.v1.ToolChoice\x12\x18\n\x0b\x63\x61lled_tool\x18\x13 \x01(\tH\t\x88\x01\x01\x12 \n\x13parallel_tool_calls\x18\x14 \x01(\x08H\n\x88\x01\x01\x12\x0e\n\x01n\x18\x15 \x01(\rH\x0b\x88\x01\x01\x12!\n\x14\x63hat_template_kwargs\x18\x16 \x01(\tH\x0c\x88\x01\x01\x12\x15\n\rallowed_tools\x18\x17 \x03(\t\x12\x17\n\ncache_salt\x18\x18 \x01(\tH\r\x88\x01\x01\x42\t\n\x07_promptB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\x18\n\x16_min_tokens_per_secondB\x0f\n\r_top_logprobsB\x0e\n\x0c_called_toolB\x16\n\x14_parallel_tool_callsB\x04\n\x02_nB\x17\n\x15_chat_template_kwargsB\r\n\x0b_cache_salt\"\xef\x02\n\x14GatewayGenerateChunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.dspark.v1.FinishReason\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.dspark.v1.Usage\x12*\n\x05stats\x18\x05 \x01(\x0b\x32\x1b.dspark.v1.SpeculationStats\x12 \n\x18\x64\x65\x63ode_tokens_per_second\x18\x06 \x01(\x01\x12\x1d\n\x15min_tokens_per_second\x18\x07 \x01(\x01\x12*\n\x08logprobs\x18\x08 \x03(\x0b\x32\x18.dspark.v1.TokenLogprobs\x12\x0e\n\x06\x63hoice\x18\t \x01(\r\x12,\n\ntool_calls\x18\n \x03(\x0b\x32\x18.dspark.v1.ToolCallDelta\x12\x0e\n\x06\x63\x61lled\x18\x0b \x01(\x08\"K\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t\"W\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\r*Y\n\nToolChoice\x12\x1b\n\x17TOOL_CHOICE_UNSPECIFIED\x10\x00\x12\x14\n\x10TOOL_CHOICE_NONE\x10\x01\x12\x18\n\x14TOOL_CHOICE_REQUIRED\x10\x02\x32\xad\x01\n\x0eGatewayService\x12I\n\nListModels\x12\x1c.dspark.v1.ListModelsRequest\x1a\x1d.dspark.v1.ListModelsResponse\x12P\n\x08Generate\x12!.dspark.v1.GatewayGenerateRequest\x1a\x1f.dspark.v1.GatewayGenerateChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64spark_proto/v1/gateway.proto\x12\tdspark.v1\x1a\x1c\x64spark_proto/v1/common.proto\"\x13\n\x11ListModelsRequest\"$\n\x12ListModelsResponse\x12\x0e\n\x06models\x18\x01 \x03(\t\"~\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\'\n\ntool_calls\x18\x03 \x03(\x0b\x32\x13.dspark.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12\x11\n\treasoning\x18\x05 \x01(\t\"7\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"v\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x0b\x64\x65scription\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x17\n\nparameters\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x0e\n\x06strict\x18\x04 \x01(\x08\x42\x0e\n\x0c_descriptionB\r\n\x0b_parameters\"\x91\x07\n\x16GatewayGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.dspark.v1.ChatMessage\x12\x13\n\x06prompt\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\rH\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x32\n\x0bspeculation\x18\x0b \x01(\x0b\x32\x1d.dspark.v1.SpeculationOptions\x12\"\n\x15min_tokens_per_second\x18\x0c \x01(\x01H\x07\x88\x01\x01\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12\x30\n\x0b\x61\x64justments\x18\x0e \x01(\x0b\x32\x1b.dspark.v1.LogitAdjustments\x12#\n\x07grammar\x18\x10 \x01(\x0b\x32\x12.dspark.v1.Grammar\x12\x19\n\x0ctop_logprobs\x18\x0f \x01(\rH\x08\x88\x01\x01\x12\x1e\n\x05tools\x18\x11 \x03(\x0b\x32\x0f.dspark.v1.Tool\x12*\n\x0btool_choice\x18\x12 \x01(\x0e\x32\x15.dspark.v1.ToolChoice\x12\x18\n\x0b\x63\x61lled_tool\x18\x13 \x01(\tH\t\x88\x01\x01\x12 \n\x13parallel_tool_calls\x18\x14 \x01(\x08H\n\x88\x01\x01\x12\x0e\n\x01n\x18\x15 \x01(\rH\x0b\x88\x01\x01\x12!\n\x14\x63hat_template_kwargs\x18\x16 \x01(\tH\x0c\x88\x01\x01\x12\x15\n\rallowed_tools\x18\x17 \x03(\t\x12\x17\n\ncache_salt\x18\x18 \x01(\tH\r\x88\x01\x01\x42\t\n\x07_promptB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\x18\n\x16_min_tokens_per_secondB\x0f\n\r_top_logprobsB\x0e\n\x0c_called_toolB\x16\n\x14_parallel_tool_callsB\x04\n\x02_nB\x17\n\x15_chat_template_kwargsB\r\n\x0b_cache_salt\"\x82\x03\n\x14GatewayGenerateChunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.dspark.v1.FinishReason\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.dspark.v1.Usage\x12*\n\x05stats\x18\x05 \x01(\x0b\x32\x1b.dspark.v1.SpeculationStats\x12 \n\x18\x64\x65\x63ode_tokens_per_second\x18\x06 \x01(\x01\x12\x1d\n\x15min_tokens_per_second\x18\x07 \x01(\x01\x12*\n\x08logprobs\x18\x08 \x03(\x0b\x32\x18.dspark.v1.TokenLogprobs\x12\x0e\n\x06\x63hoice\x18\t \x01(\r\x12,\n\ntool_calls\x18\n \x03(\x0b\x32\x18.dspark.v1.ToolCallDelta\x12\x0e\n\x06\x63\x61lled\x18\x0b \x01(\x08\x12\x11\n\treasoning\x18\x0c \x01(\t\"K\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t\"q\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\r\x12\x18\n\x10reasoning_tokens\x18\x04 \x01(\r*Y\n\nToolChoice\x12\x1b\n\x17TOOL_CHOICE_UNSPECIFIED\x10\x00\x12\x14\n\x10TOOL_CHOICE_NONE\x10\x01\x12\x18\n\x14TOOL_CHOICE_REQUIRED\x10\x02\x32\xad\x01\n\x0eGatewayService\x12I\n\nListModels\x12\x1c.dspark.v1.ListModelsRequest\x1a\x1d.dspark.v1.ListModelsResponse\x12P\n\x08Generate\x12!.dspark.v1.GatewayGenerateRequest\x1a\x1f.dspark.v1.GatewayGenerateChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dspark_proto.v1.gateway_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TOOLCHOICE']._serialized_start=1871
-  _globals['_TOOLCHOICE']._serialized_end=1960
+  _globals['_TOOLCHOICE']._serialized_start=1935
+  _globals['_TOOLCHOICE']._serialized_end=2024
   _globals['_LISTMODELSREQUEST']._serialized_start=74
   _globals['_LISTMODELSREQUEST']._serialized_end=93
   _globals['_LISTMODELSRESPONSE']._serialized_start=95
   _globals['_LISTMODELSRESPONSE']._serialized_end=131
   _globals['_CHATMESSAGE']._serialized_start=133
-  _globals['_CHATMESSAGE']._serialized_end=240
-  _globals['_TOOLCALL']._serialized_start=242
-  _globals['_TOOLCALL']._serialized_end=297
-  _globals['_TOOL']._serialized_start=299
-  _globals['_TOOL']._serialized_end=417
-  _globals['_GATEWAYGENERATEREQUEST']._serialized_start=420
-  _globals['_GATEWAYGENERATEREQUEST']._serialized_end=1333
-  _globals['_GATEWAYGENERATECHUNK']._serialized_start=1336
-  _globals['_GATEWAYGENERATECHUNK']._serialized_end=1703
-  _globals['_TOOLCALLDELTA']._serialized_start=1705
-  _globals['_TOOLCALLDELTA']._serialized_end=1780
-  _globals['_USAGE']._serialized_start=1782
-  _globals['_USAGE']._serialized_end=1869
-  _globals['_GATEWAYSERVICE']._serialized_start=1963
-  _globals['_GATEWAYSERVICE']._serialized_end=2136
+  _globals['_CHATMESSAGE']._serialized_end=259
+  _globals['_TOOLCALL']._serialized_start=261
+  _globals['_TOOLCALL']._serialized_end=316
+  _globals['_TOOL']._serialized_start=318
+  _globals['_TOOL']._serialized_end=436
+  _globals['_GATEWAYGENERATEREQUEST']._serialized_start=439
+  _globals['_GATEWAYGENERATEREQUEST']._serialized_end=1352
+  _globals['_GATEWAYGENERATECHUNK']._serialized_start=1355
+  _globals['_GATEWAYGENERATECHUNK']._serialized_end=1741
+  _globals['_TOOLCALLDELTA']._serialized_start=1743
+  _globals['_TOOLCALLDELTA']._serialized_end=1818
+  _globals['_USAGE']._serialized_start=1820
+  _globals['_USAGE']._serialized_end=1933
+  _globals['_GATEWAYSERVICE']._serialized_start=2027
+  _globals['_GATEWAYSERVICE']._serialized_end=2200
 # @@protoc_insertion_point(module_scope)
