@@ -208,9 +208,16 @@ class OpenAIEndpoint:
 def _reply(key: str, response: httpx.Response) -> Reply | Failure:
     try:
         choice: dict[str, Any] = response.json()["choices"][0]
-        text, finish = choice["message"]["content"], choice["finish_reason"]
+        message, finish = choice["message"], choice["finish_reason"]
+        text, thought = message["content"], message.get("reasoning_content") or message.get("reasoning")
     except (ValueError, LookupError, TypeError) as error:
         return Failure(key=key, problem=f"not a chat completion: {error!r}: {response.text[:200]}")
+    if thought:
+        return Failure(
+            key=key,
+            problem="the server returns the model's thought apart, so the answer is not all that it wrote: "
+            "turn thinking off (--chat-template-kwargs) or the separation (DSpark: --reasoning none)",
+        )
     if not text:
         return Failure(key=key, problem="the answer is empty")
     if not isinstance(text, str):

@@ -23,8 +23,9 @@ class Script:
     attempts: Counter[str] = field(default_factory=Counter)
 
 
-def completion(text: object, finish: object = "stop") -> dict[str, object]:
-    return {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}]}
+def completion(text: object, finish: object = "stop", **fields: object) -> dict[str, object]:
+    message = {"role": "assistant", "content": text, **fields}
+    return {"choices": [{"message": message, "finish_reason": finish}]}
 
 
 @contextmanager

@@ -90,6 +90,8 @@ async def test_a_busy_server_is_asked_again_and_then_given_up() -> None:
         ((200, {"choices": []}), "not a chat completion"),
         ((200, "no json"), "not a chat completion"),
         ((200, completion("")), "the answer is empty"),
+        ((200, completion("whole", reasoning_content="Hm.")), "the model's thought apart"),
+        ((200, completion("whole", reasoning="Hm.")), "the model's thought apart"),
         ((200, completion("half", "content_filter")), "finish_reason 'content_filter'"),
         ((200, completion("half", ["stop"])), "finish_reason ['stop']"),
         ((200, completion([{"type": "text", "text": "a part"}])), 'not text: [{"type": "text"'),
