@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from dspark_core.errors import DSparkError
+from services.cli.answer_writer import AnswerWriter
 from services.cli.asking import DEFAULT_URL, add_key_argument, add_sampling_arguments, sampling_fields
 from services.cli.client import GatewayClient
 from services.cli.report import AnswerMeter
@@ -69,12 +70,12 @@ def _answer(
     """Streams one answer to the terminal; None if it failed or was interrupted."""
     meter = AnswerMeter()
     parts: list[str] = []
+    writer = AnswerWriter(sys.stdout, sys.stdout)
     try:
         for piece in client.chat(messages, **options):
             meter.add(piece)
             parts.append(piece.text)
-            sys.stdout.write(piece.text)
-            sys.stdout.flush()
+            writer.write(piece)
     except KeyboardInterrupt:
         console.print("\n[yellow]interrupted[/yellow]")
         return None

@@ -26,6 +26,8 @@ class ChatPiece:
     """Text of one streamed event; the last one carries the speculation statistics."""
 
     text: str
+    reasoning: str = ""
+    """Text of the thought before the answer."""
     speculation: dict[str, Any] | None = None
     usage: dict[str, Any] | None = None
 
@@ -116,8 +118,13 @@ def _pieces(lines: Iterator[str]) -> Iterator[ChatPiece]:
         if "error" in event:
             raise GatewayError(event["error"]["message"])
         choices = event.get("choices") or [{}]
-        text = choices[0].get("delta", {}).get("content") or ""
-        yield ChatPiece(text, event.get("speculation"), event.get("usage"))
+        delta = choices[0].get("delta", {})
+        yield ChatPiece(
+            text=delta.get("content") or "",
+            reasoning=delta.get("reasoning_content") or "",
+            speculation=event.get("speculation"),
+            usage=event.get("usage"),
+        )
 
 
 def _check(response: httpx.Response) -> None:

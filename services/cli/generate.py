@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from rich.console import Console
 
 from dspark_core.errors import ConfigError
+from services.cli.answer_writer import AnswerWriter
 from services.cli.arguments import add_stack_arguments, stack_options
 from services.cli.asking import add_key_argument, add_sampling_arguments, sampling_fields
 from services.cli.client import GatewayClient, check_key, check_text
@@ -82,11 +83,11 @@ def _loading(arguments: argparse.Namespace) -> contextlib.AbstractContextManager
 
 def _print_answer(url: str, prompt: str, fields: Mapping[str, object], arguments: argparse.Namespace) -> None:
     meter = AnswerMeter()
+    writer = AnswerWriter(sys.stdout, None if arguments.quiet else sys.stderr)
     with contextlib.closing(GatewayClient(url, api_key=arguments.api_key)) as client:
         for piece in client.chat([{"role": "user", "content": prompt}], **fields):
             meter.add(piece)
-            sys.stdout.write(piece.text)
-            sys.stdout.flush()
+            writer.write(piece)
     sys.stdout.write("\n")
     if not arguments.quiet:
         print(f"[{meter.line()}]", file=sys.stderr)

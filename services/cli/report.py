@@ -26,7 +26,7 @@ class AnswerMeter:
 
     def add(self, piece: ChatPiece) -> None:
         now = self.clock()
-        if piece.text:
+        if piece.text or piece.reasoning:
             self.first_text = self.first_text or now
             self.ended = now
         if piece.speculation:

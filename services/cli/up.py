@@ -15,6 +15,7 @@ from typing import NoReturn, Protocol
 from rich.console import Console
 
 from dspark_core.errors import CheckpointError, ConfigError
+from services.cli.answer_writer import AnswerWriter
 from services.cli.arguments import (
     add_engine_arguments,
     add_stack_arguments,
@@ -177,11 +178,10 @@ def _print_addresses(console: Console, options: StackOptions) -> None:
 
 def _demo(url: str, api_key: str | None) -> None:
     print(f"\n> {DEMO_PROMPT}")
-    meter = AnswerMeter()
+    meter, writer = AnswerMeter(), AnswerWriter(sys.stdout, sys.stdout)
     with contextlib.closing(GatewayClient(url, api_key=api_key)) as client:
         messages = [{"role": "user", "content": DEMO_PROMPT}]
         for piece in client.chat(messages, temperature=0.0, max_tokens=96):
             meter.add(piece)
-            sys.stdout.write(piece.text)
-            sys.stdout.flush()
+            writer.write(piece)
     print(f"\n[{meter.line()}]\n", flush=True)

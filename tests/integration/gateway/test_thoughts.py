@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import Any
 
 import openai
 import pytest
 
+from services.cli.client import ChatPiece, GatewayClient
 from tests.integration.gateway.conftest import MODEL, RunningGateway, Serve
 from tests.integration.gateway.test_tools import ARGUMENTS, ASK, CALL, TOOLS, allows, backend, prompt_of
 from tests.support.thinking_templates import ALWAYS, QWEN3
@@ -172,3 +175,15 @@ async def test_a_grammar_too_large_behind_a_thought_is_refused_by_the_clients_na
     largest = {"structured_outputs": {"regex": f"a{'|b' * 32767}"}}
     with pytest.raises(openai.BadRequestError, match=r"structured_outputs must be .*<= 65536 characters"):
         await whole(running, extra_body=largest)
+
+
+async def test_terminal_commands_read_thoughts_apart(serve: Serve) -> None:
+    running = await serve(backend(SAID + ANSWER), chat_template=QWEN3)
+
+    def ask() -> list[ChatPiece]:
+        with contextlib.closing(GatewayClient(running.url)) as client:
+            return list(client.chat(ASK))
+
+    pieces = await asyncio.to_thread(ask)
+    assert "".join(piece.reasoning for piece in pieces) == THOUGHT
+    assert "".join(piece.text for piece in pieces) == ANSWER
