@@ -55,6 +55,18 @@ GRAMMARS = {
     "open": Grammar(kind=GrammarKind.REGEX, text="[a-c]{3,}"),
     "schema": Grammar(kind=GrammarKind.JSON_SCHEMA, text=json.dumps(SCHEMA)),
     "lark": Grammar(kind=GrammarKind.LARK, text='start: pair pair?\npair: "x" /[0-9]/ | "[" pair "]"'),
+    # Behind a thought, whose marks are text or tokens.
+    "thought": Grammar(
+        kind=GrammarKind.LARK,
+        text='start: thought? answer\nthought: "a" ended GAP\nended[lazy]: TEXT "b"\nTEXT: /(.|\\n)*/\n'
+        "GAP: /\\n{0,2}/\nanswer: %lark {\nstart: /(ab|na){2,5}[0-9]+!/\n}",
+    ),
+    "open thought": Grammar(
+        kind=GrammarKind.LARK,
+        text="start: thought answer\nthought: (TEXT other)* ended GAP\nended: TEXT <[58]>\nother: <[59]>\n"
+        "TEXT: /(.|\\n)*/\nGAP: /\\n{0,2}/\n"
+        f"answer: %lark {{\nstart: %json {json.dumps(SCHEMA)}\n}}",
+    ),
     # For these, llguidance cannot roll tokens back.
     "stop": Grammar(kind=GrammarKind.LARK, text='start: t "!"\nt[stop="n"]: /[a-p]*/'),
     "max_tokens": Grammar(kind=GrammarKind.LARK, text='start: t "!"\nt[max_tokens=6]: /[a-z]*/'),
