@@ -56,7 +56,8 @@ def _text(chunk: dict[str, object]) -> str:
     if not isinstance(choices, list) or not choices:
         return ""
     delta = _mapping(choices[0].get("delta")) or {}
-    return str(delta.get("content") or "")
+    # A thinking model's thought is text too: users see it come, and its tokens count.
+    return str(delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning") or "")
 
 
 def _accepted_length(speculation: dict[str, object] | None) -> float | None:

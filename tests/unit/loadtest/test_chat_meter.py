@@ -38,6 +38,14 @@ def test_speed_counts_the_tokens_after_the_first_over_the_time_after_the_first()
     )
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_a_thought_is_the_first_text_that_a_user_sees(name):
+    thought = {"choices": [{"delta": {name: "Hm"}}]}
+    chat = measure([thought, thought, text("a"), last()], ticking(), started=100.0)
+    assert (chat.first_token_seconds, chat.total_seconds) == (0.5, 1.5)
+    assert measure([thought, last()], ticking(), started=100.0).completion_tokens == 11
+
+
 def test_a_single_piece_of_text_has_no_speed():
     assert measure([text("a"), last()], ticking(), started=100.0).tokens_per_second is None
 
