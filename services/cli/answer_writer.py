@@ -24,10 +24,14 @@ class AnswerWriter:
             self._thought = True
             self._write(self._thoughts, f"\033[2m{piece.reasoning}\033[22m" if self._dim else piece.reasoning)
         if piece.text:
-            if self._thought and self._thoughts is not None:
-                self._thought = False
-                self._write(self._thoughts, _BLANK_LINE)
+            self.end_thought()
             self._write(self._out, piece.text)
+
+    def end_thought(self) -> None:
+        """Also for an answer that was cut inside its thought."""
+        if self._thought and self._thoughts is not None:
+            self._thought = False
+            self._write(self._thoughts, _BLANK_LINE)
 
     def _write(self, stream: TextIO, text: str) -> None:
         stream.write(text)

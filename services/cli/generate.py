@@ -88,6 +88,7 @@ def _print_answer(url: str, prompt: str, fields: Mapping[str, object], arguments
         for piece in client.chat([{"role": "user", "content": prompt}], **fields):
             meter.add(piece)
             writer.write(piece)
+    writer.end_thought()
     sys.stdout.write("\n")
     if not arguments.quiet:
         print(f"[{meter.line()}]", file=sys.stderr)

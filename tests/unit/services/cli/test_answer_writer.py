@@ -33,6 +33,15 @@ def test_a_terminal_shows_the_thought_dimmed(monkeypatch: pytest.MonkeyPatch) ->
     assert written(out, out) == "\033[2mHm\033[22m\033[2m.\033[22m\n\nYes."
 
 
+def test_what_follows_a_cut_thought_has_lines_of_its_own() -> None:
+    thoughts = io.StringIO()
+    writer = AnswerWriter(io.StringIO(), thoughts)
+    writer.write(PIECES[0])
+    writer.end_thought()
+    writer.end_thought()
+    assert thoughts.getvalue() == "Hm\n\n"
+
+
 def test_a_file_gets_no_colours_and_the_answer_alone_if_asked() -> None:
     out, thoughts = io.StringIO(), io.StringIO()
     assert written(out, out) == "Hm.\n\nYes."
