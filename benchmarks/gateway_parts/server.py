@@ -21,12 +21,12 @@ from dspark_core.records import (
 from dspark_core.tokenization.loading import load_tokenizer
 from services.common.registration import RegistrationLoop
 from services.common.telemetry import Telemetry
-from services.gateway.app import create_app
 from services.gateway.config import GatewayConfig
 from services.gateway.gateway import build_gateway
-from services.gateway.http_server import HttpServer
-from services.gateway.routed_backend import RoutedBackend
-from services.gateway.verifier_pool import LocalConnection, VerifierPool
+from services.gateway.http.app import create_app
+from services.gateway.http.server import HttpServer
+from services.gateway.verifiers.routed_backend import RoutedBackend
+from services.gateway.verifiers.verifier_pool import LocalConnection, VerifierPool
 from services.scheduler.scheduler import Scheduler
 
 REPLICA = Replica(replica_id="scripted", role=Role.VERIFIER, address="scripted", model=DEFAULT_MODEL)

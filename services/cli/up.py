@@ -34,7 +34,7 @@ from services.common.telemetry import Telemetry
 from services.embedded.options import StackOptions
 from services.embedded.processes import ProcessStack
 from services.embedded.stack import EmbeddedStack
-from services.gateway.auth import split_key
+from services.gateway.callers.auth import split_key
 from services.gateway.config import REASONING, TOOL_FORMATS, GatewayConfig
 
 DEMO_PROMPT = "Explain in two sentences why the sky is blue."

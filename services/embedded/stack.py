@@ -31,13 +31,13 @@ from services.common.telemetry import Telemetry
 from services.embedded.options import StackOptions
 from services.embedded.ports import require_free
 from services.embedded.reports import ReportsOnly
-from services.gateway.app import create_app
 from services.gateway.config import GatewayConfig
 from services.gateway.gateway import Gateway, build_gateway
-from services.gateway.http_server import HttpServer
-from services.gateway.routed_backend import RoutedBackend
+from services.gateway.http.app import create_app
+from services.gateway.http.server import HttpServer
 from services.gateway.servicer import GatewayServicer
-from services.gateway.verifier_pool import LocalConnection, VerifierPool
+from services.gateway.verifiers.routed_backend import RoutedBackend
+from services.gateway.verifiers.verifier_pool import LocalConnection, VerifierPool
 from services.scheduler.scheduler import Scheduler
 from services.verifier.config import DEFAULT_STEP_MS
 from services.verifier.load import LoadMeter

@@ -12,7 +12,7 @@ from typing import TypedDict
 
 from services.gateway.assembly import TokenWithLogprobs
 from services.gateway.generation import TimedDelta
-from services.gateway.tool_stream import CallDelta
+from services.gateway.tools.tool_stream import CallDelta
 
 
 class AnswerHead(TypedDict):

@@ -17,10 +17,10 @@ from dspark_core.records import (
 )
 from dspark_core.tokenization.tokenizer import Tokenizer
 from services.gateway.stop_strings import StopStrings
-from services.gateway.thought_preparation import ThoughtReading
-from services.gateway.thought_stream import Split
-from services.gateway.tool_preparation import CallReading
-from services.gateway.tool_stream import CallDelta, Parsed, joined
+from services.gateway.thoughts.thought_preparation import ThoughtReading
+from services.gateway.thoughts.thought_stream import Split
+from services.gateway.tools.tool_preparation import CallReading
+from services.gateway.tools.tool_stream import CallDelta, Parsed, joined
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,10 +15,10 @@ from services.common.env import Env
 from services.common.limits import LEAST_BODY_BYTES, MOST_MESSAGE_BYTES, MOST_SECONDS
 from services.common.options import ServerOptions
 from services.common.tls import Tls
-from services.gateway.auth import PrefixSharing
-from services.gateway.key_file import SETTING, read_keys
+from services.gateway.callers.auth import PrefixSharing
+from services.gateway.callers.key_file import SETTING, read_keys
+from services.gateway.callers.tiers import Tier, tiers_from_text
 from services.gateway.requests import DEFAULT_MAX_CHOICES
-from services.gateway.tiers import Tier, tiers_from_text
 
 TOOL_FORMATS = ("auto", *(one.value for one in ToolFormat))
 REASONING = ("auto", "none")

@@ -8,18 +8,18 @@ from dspark_core.tokenization.tokenizer import Tokenizer
 from services.common.telemetry import Telemetry
 from services.gateway.admission import Admission
 from services.gateway.answers import AnswerFactory, fingerprint_of
-from services.gateway.auth import ApiKeys
-from services.gateway.backend import GenerationBackend
-from services.gateway.chat import ChatCompletions
-from services.gateway.completions import Completions
+from services.gateway.callers.auth import ApiKeys
+from services.gateway.callers.key_file import KeyFile
 from services.gateway.config import GatewayConfig
 from services.gateway.generation import TextGenerator
-from services.gateway.key_file import KeyFile
 from services.gateway.metrics import GatewayMetrics
-from services.gateway.openai_responses import ModelBody, ModelList
+from services.gateway.openai.chat import ChatCompletions
+from services.gateway.openai.completion_answers import ModelBody, ModelList
+from services.gateway.openai.completions import Completions
+from services.gateway.openai.responses import Responses
 from services.gateway.preparation import RequestPreparer
-from services.gateway.responses import Responses
 from services.gateway.served_model import ServedModel
+from services.gateway.verifiers.backend import GenerationBackend
 
 
 class Models:

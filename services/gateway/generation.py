@@ -27,13 +27,13 @@ from services.common.interruption import Interruption
 from services.common.streams import closing
 from services.gateway.admission import Admission, Ticket
 from services.gateway.assembly import TextAssembler, TextDelta
-from services.gateway.backend import GenerationBackend
+from services.gateway.callers.quotas import Account, Meter
 from services.gateway.choices import choices_of, merged, together
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.preparation import PreparedRequest, RequestPreparer
-from services.gateway.quotas import Account, Meter
 from services.gateway.requests import DEFAULT_MAX_CHOICES, TextRequest
 from services.gateway.thread_work import ThreadWork
+from services.gateway.verifiers.backend import GenerationBackend
 
 Clock = Callable[[], float]
 

@@ -16,14 +16,14 @@ from services.common.process import run_process
 from services.common.scheduler_link import link_to_schedulers
 from services.common.server import GrpcServer, serve
 from services.common.telemetry import Telemetry
-from services.gateway.app import create_app
-from services.gateway.backend import GenerationBackend
 from services.gateway.config import GatewayConfig
 from services.gateway.gateway import build_gateway
-from services.gateway.http_server import HttpServer
-from services.gateway.routed_backend import RoutedBackend
+from services.gateway.http.app import create_app
+from services.gateway.http.server import HttpServer
 from services.gateway.servicer import GatewayServicer
-from services.gateway.verifier_pool import GrpcConnection, VerifierPool
+from services.gateway.verifiers.backend import GenerationBackend
+from services.gateway.verifiers.routed_backend import RoutedBackend
+from services.gateway.verifiers.verifier_pool import GrpcConnection, VerifierPool
 
 _log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from dspark_core.tokenization.tool_formats import ToolFormat
 from services.gateway.prompt_encoding import EncodedPrompt, PromptEncoder
 from services.gateway.requests import DEFAULT_TIER_NAME, TextRequest
 from services.gateway.served_model import ServedModel, too_long
-from services.gateway.thought_preparation import ThoughtPreparer, ThoughtReading
+from services.gateway.thoughts.thought_preparation import ThoughtPreparer, ThoughtReading
 from services.gateway.thread_work import ThreadWork
-from services.gateway.tool_preparation import CallReading, ToolPreparer
+from services.gateway.tools.tool_preparation import CallReading, ToolPreparer
 
 _Number = TypeVar("_Number", int, float)
 

@@ -13,8 +13,8 @@ from dspark_core.tokenization.tokenizer import Tokenizer
 from services.gateway.requests import Conversation, TextRequest
 from services.gateway.served_model import too_long
 from services.gateway.thread_work import ThreadWork
-from services.gateway.tool_preparation import ToolPreparer
-from services.gateway.tools import ToolUse
+from services.gateway.tools.tool_preparation import ToolPreparer
+from services.gateway.tools.tools import ToolUse
 
 _T = TypeVar("_T")
 

@@ -19,8 +19,8 @@ from services.common.convert import (
     stats_to_proto,
 )
 from services.gateway.generation import TimedDelta
-from services.gateway.openai_messages import ChatMessageBody
-from services.gateway.openai_tools import (
+from services.gateway.openai.messages import ChatMessageBody
+from services.gateway.openai.tool_fields import (
     FunctionBody,
     ToolBody,
     ToolCallBody,
@@ -36,8 +36,8 @@ from services.gateway.requests import (
     check_call_count,
     check_message_count,
 )
-from services.gateway.tool_stream import CallDelta
-from services.gateway.tools import ToolUse, check_tool_count
+from services.gateway.tools.tool_stream import CallDelta
+from services.gateway.tools.tools import ToolUse, check_tool_count
 
 _CHOICES = {
     gateway_pb2.TOOL_CHOICE_UNSPECIFIED: "auto",

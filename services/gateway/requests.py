@@ -10,7 +10,7 @@ from typing import Any
 from dspark_core.errors import InvalidRequestError, require
 from dspark_core.output_rules import NO_ADJUSTMENTS, Grammar, LogitAdjustments
 from dspark_core.records import SpeculationOptions, check_speed_floor
-from services.gateway.tools import ToolCall, ToolUse
+from services.gateway.tools.tools import ToolCall, ToolUse
 
 DEFAULT_TIER_NAME = "default"
 DEFAULT_MAX_CHOICES = 16

@@ -6,7 +6,7 @@ import dataclasses
 
 from dspark_core.errors import ContextLengthError, UnavailableError, UnknownModelError
 from dspark_core.records import VerifierDescription
-from services.gateway.backend import GenerationBackend
+from services.gateway.verifiers.backend import GenerationBackend
 
 
 class ServedModel:

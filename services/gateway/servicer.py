@@ -12,10 +12,10 @@ from dspark_proto.v1 import gateway_pb2, gateway_pb2_grpc
 from services.common.interceptors import limits_writes
 from services.common.reflection import enable_reflection
 from services.common.streams import closing
+from services.gateway.callers.tiers import FLOOR_HEADER, Caller
 from services.gateway.gateway import Gateway
+from services.gateway.http.streaming import SEND_TIMEOUT_SECONDS
 from services.gateway.proto_convert import chunk_to_proto, request_from_proto
-from services.gateway.streaming import SEND_TIMEOUT_SECONDS
-from services.gateway.tiers import FLOOR_HEADER, Caller
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 

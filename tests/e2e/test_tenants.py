@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
+from services.gateway.callers.tiers import tiers_from_text
 from services.gateway.config import GatewayConfig
-from services.gateway.tiers import tiers_from_text
 from tests.e2e.conftest import running_stack
 
 pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(200)]

@@ -1,8 +1,9 @@
 """A whole gateway on loopback ports, over a fake backend."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import grpc.aio
 import httpx
@@ -10,16 +11,14 @@ import pytest
 from dspark_proto.v1 import gateway_pb2_grpc
 from openai import AsyncOpenAI
 
-from dspark_core.tokenization.tool_formats import ToolFormat
 from services.common.options import ServerOptions
 from services.common.server import GrpcServer
 from services.common.telemetry import Telemetry
-from services.gateway.app import create_app
-from services.gateway.config import GatewayConfig, GatewayLimits
+from services.gateway.config import GatewayConfig
 from services.gateway.gateway import Gateway, build_gateway
-from services.gateway.http_server import HttpServer
+from services.gateway.http.app import create_app
+from services.gateway.http.server import HttpServer
 from services.gateway.servicer import GatewayServicer
-from services.gateway.tiers import Tier
 from tests.support.byte_tokenizer import TEMPLATE, byte_tokenizer
 from tests.support.fake_generation import FakeBackend
 
@@ -54,32 +53,17 @@ async def serve() -> AsyncIterator[Serve]:
         async def start(
             backend: FakeBackend,
             *,
-            limits: GatewayLimits | None = None,
-            api_keys: tuple[str, ...] = (),
-            keys_file: str = "",
             telemetry: Telemetry | None = None,
             key: str = "unused",
-            tiers: Mapping[str, Tier] | None = None,
-            cors_origins: tuple[str, ...] = (),
-            tool_format: ToolFormat | None = None,
-            reasoning: bool = True,
             chat_template: str = TEMPLATE,
+            **options: Any,
         ) -> RunningGateway:
             telemetry = telemetry or Telemetry(service="gateway")
-            config = GatewayConfig(
-                target_model=f"/models/{MODEL}",
-                limits=limits or GatewayLimits(),
-                api_keys=api_keys,
-                keys_file=keys_file,
-                tiers=tiers or {},
-                cors_origins=cors_origins,
-                tool_format=tool_format,
-                reasoning=reasoning,
-            )
+            config = GatewayConfig(target_model=f"/models/{MODEL}", **options)
             tokenizer = byte_tokenizer(chat_template=chat_template)
             gateway = build_gateway(config, tokenizer, backend, telemetry)
-            options = ServerOptions(port=0, host="127.0.0.1", max_message_bytes=config.limits.max_body_bytes)
-            grpc_server = GrpcServer(options, [GatewayServicer(gateway).register], telemetry)
+            bound = ServerOptions(port=0, host="127.0.0.1", max_message_bytes=config.limits.max_body_bytes)
+            grpc_server = GrpcServer(bound, [GatewayServicer(gateway).register], telemetry)
             grpc_port = await grpc_server.start()
             stack.push_async_callback(grpc_server.stop)
             await grpc_server.mark_ready()

@@ -9,7 +9,7 @@ import socket
 
 import pytest
 
-from services.gateway import http_protocol
+from services.gateway.http import protocol as http_protocol
 from tests.integration.gateway.conftest import MODEL, RunningGateway, Serve
 from tests.support.fake_generation import FakeBackend
 from tests.support.polling import eventually

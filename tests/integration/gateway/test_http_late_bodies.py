@@ -3,7 +3,7 @@
 import asyncio
 import json
 
-from services.gateway import http_protocol
+from services.gateway.http import protocol as http_protocol
 from tests.integration.gateway.conftest import MODEL, RunningGateway, Serve
 from tests.support.fake_generation import FakeBackend
 

@@ -15,9 +15,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from dspark_core.errors import ConfigError
 from services.common.telemetry import Telemetry
-from services.gateway import http_body
 from services.gateway.config import GatewayLimits
-from services.gateway.http_server import HttpServer
+from services.gateway.http import body as http_body
+from services.gateway.http.server import HttpServer
 from tests.integration.gateway.conftest import MODEL, RunningGateway, Serve
 from tests.support.fake_generation import FakeBackend
 from tests.support.polling import eventually

@@ -13,9 +13,9 @@ from pydantic import BaseModel, TypeAdapter
 
 from dspark_core.errors import UnavailableError
 from dspark_core.records import SamplingParams, SpeculationOptions
-from services.gateway import app
+from services.gateway.callers.tiers import Tier
 from services.gateway.config import GatewayLimits
-from services.gateway.tiers import Tier
+from services.gateway.http import app
 from tests.integration.gateway.conftest import MODEL, RunningGateway, Serve
 from tests.integration.gateway.test_tools import (
     ARGUMENTS,

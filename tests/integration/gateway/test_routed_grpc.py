@@ -6,8 +6,8 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
 from services.common.telemetry import Telemetry
-from services.gateway.routed_backend import RoutedBackend
-from services.gateway.verifier_pool import GrpcConnection, VerifierPool
+from services.gateway.verifiers.routed_backend import RoutedBackend
+from services.gateway.verifiers.verifier_pool import GrpcConnection, VerifierPool
 from services.scheduler.scheduler import Scheduler
 from tests.integration.gateway.conftest import MODEL, Serve
 from tests.support.scripted_verifier import ScriptedVerifier

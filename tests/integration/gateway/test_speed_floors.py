@@ -5,7 +5,7 @@ import grpc.aio
 import pytest
 from dspark_proto.v1 import gateway_pb2
 
-from services.gateway.tiers import Tier
+from services.gateway.callers.tiers import Tier
 from tests.integration.gateway.conftest import MODEL, Serve
 from tests.support.fake_generation import FakeBackend
 

@@ -13,9 +13,9 @@ from tokenizers import AddedToken
 from dspark_core.errors import InvalidRequestError
 from dspark_core.tokenization.grammar_sources import grammar_source
 from dspark_core.tokenization.tool_formats import SYNTAX, ToolFormat
-from services.gateway.tool_grammar import call_grammar, strict_grammar
-from services.gateway.tool_stream import CallStream
-from services.gateway.tools import Tool
+from services.gateway.tools.tool_grammar import call_grammar, strict_grammar
+from services.gateway.tools.tool_stream import CallStream
+from services.gateway.tools.tools import Tool
 from tests.support.byte_tokenizer import END, byte_backend
 
 GEMMA = SYNTAX[ToolFormat.GEMMA4]

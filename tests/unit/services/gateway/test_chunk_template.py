@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.chunk_template import PLACE, ChunkTemplate
-from services.gateway.openai_responses import ChatChunkChoice, ChatCompletionChunk, ChatDelta
+from services.gateway.openai.chunk_template import PLACE, ChunkTemplate
+from services.gateway.openai.completion_answers import ChatChunkChoice, ChatCompletionChunk, ChatDelta
 
 
 def chunk(text: str) -> ChatCompletionChunk:

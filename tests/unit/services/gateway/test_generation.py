@@ -16,12 +16,12 @@ from dspark_core.errors import (
 )
 from dspark_core.records import FinishReason, GenerateChunk, VerifierDescription
 from services.gateway.admission import Admission
+from services.gateway.callers.tiers import Caller, Tier
 from services.gateway.generation import TextGenerator, TimedDelta
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.preparation import RequestPreparer
 from services.gateway.requests import TextRequest
 from services.gateway.served_model import ServedModel
-from services.gateway.tiers import Caller, Tier
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.clock import ManualClock
 from tests.support.fake_generation import FakeBackend

@@ -15,7 +15,7 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.preparation import RequestPreparer
 from services.gateway.requests import ChatMessage, ChatRole, Conversation, TextRequest
 from services.gateway.served_model import ServedModel
-from services.gateway.tools import Tool, ToolUse
+from services.gateway.tools.tools import Tool, ToolUse
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.fake_generation import FakeBackend
 

@@ -6,10 +6,10 @@ import hashlib
 import pytest
 
 from dspark_core.errors import AuthenticationError, ConfigError, QuotaError
-from services.gateway.auth import ApiKeys
+from services.gateway.callers.auth import ApiKeys
+from services.gateway.callers.key_file import KeyFile, parse_keys
+from services.gateway.callers.quotas import Quota
 from services.gateway.config import GatewayConfig
-from services.gateway.key_file import KeyFile, parse_keys
-from services.gateway.quotas import Quota
 from tests.support.polling import eventually
 
 SECRET = "sk-a-secret"

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from dspark_core.errors import InvalidRequestError
 from dspark_core.output_rules import Grammar, GrammarKind, LogitAdjustments
 from dspark_core.records import SpeculationOptions, Verification
-from services.gateway.http_errors import invalid_body
-from services.gateway.openai_schema import ChatCompletionBody, CompletionBody
+from services.gateway.http.errors import invalid_body
+from services.gateway.openai.schema import ChatCompletionBody, CompletionBody
 from services.gateway.requests import ChatRole, TextRequest
 
 USER = [{"role": "user", "content": "hi"}]

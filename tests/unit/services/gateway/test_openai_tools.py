@@ -8,10 +8,10 @@ import pytest
 from pydantic import ValidationError
 
 from dspark_core.errors import InvalidRequestError
-from services.gateway.http_errors import invalid_body
-from services.gateway.openai_schema import ChatCompletionBody
+from services.gateway.http.errors import invalid_body
+from services.gateway.openai.schema import ChatCompletionBody
 from services.gateway.requests import ChatRole, TextRequest
-from services.gateway.tools import Tool, ToolCall, ToolUse
+from services.gateway.tools.tools import Tool, ToolCall, ToolUse
 
 USER = {"role": "user", "content": "hi"}
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}

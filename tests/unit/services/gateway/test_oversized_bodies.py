@@ -10,11 +10,12 @@ from pydantic import ValidationError
 
 from dspark_core.errors import InvalidRequestError
 from services.common.convert import adjustments_from_proto
-from services.gateway import openai_tools, proto_convert
-from services.gateway.http_errors import invalid_body
-from services.gateway.openai_schema import ChatCompletionBody
+from services.gateway import proto_convert
+from services.gateway.http.errors import invalid_body
+from services.gateway.openai import tool_fields as openai_tools
+from services.gateway.openai.schema import ChatCompletionBody
 from services.gateway.requests import ChatRole
-from services.gateway.tools import MAX_TOOLS
+from services.gateway.tools.tools import MAX_TOOLS
 
 USER = {"role": "user", "content": "hi"}
 TOOL = {"type": "function", "function": {"name": "add"}}

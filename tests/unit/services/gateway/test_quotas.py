@@ -6,7 +6,7 @@ import pytest
 
 from dspark_core.errors import ConfigError, QuotaError
 from services.gateway.assembly import Usage
-from services.gateway.quotas import RATE_LIMIT_HEADERS, Account, Meter, Quota
+from services.gateway.callers.quotas import RATE_LIMIT_HEADERS, Account, Meter, Quota
 from tests.support.clock import ManualClock
 
 

@@ -7,7 +7,7 @@ from dspark_core.records import (
     SpeculationStats,
     Verification,
 )
-from services.gateway.replay import Replay
+from services.gateway.verifiers.replay import Replay
 
 REQUEST = GenerateRequest(
     request_id="r",

@@ -3,7 +3,7 @@
 import pytest
 
 from dspark_core.records import Replica, Role
-from services.gateway.replica_view import FORGET_SECONDS, MAX_RATIO, ReplicaView
+from services.gateway.verifiers.replica_view import FORGET_SECONDS, MAX_RATIO, ReplicaView
 from tests.support.clock import ManualClock
 
 FAST, SLOW = (Replica(replica_id=name, role=Role.VERIFIER, address=name, model="m") for name in ("f", "s"))

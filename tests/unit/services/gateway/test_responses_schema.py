@@ -9,11 +9,11 @@ from pydantic import ValidationError
 
 from dspark_core.errors import InvalidRequestError
 from dspark_core.output_rules import GrammarKind
-from services.gateway.http_errors import invalid_body
-from services.gateway.openai_schema import ChatCompletionBody
+from services.gateway.http.errors import invalid_body
+from services.gateway.openai.responses_schema import ResponsesBody
+from services.gateway.openai.schema import ChatCompletionBody
 from services.gateway.requests import MAX_MESSAGES, ChatMessage, ChatRole, TextRequest
-from services.gateway.responses_schema import ResponsesBody
-from services.gateway.tools import Tool, ToolCall, ToolUse
+from services.gateway.tools.tools import Tool, ToolCall, ToolUse
 
 USER = {"role": "user", "content": "hi"}
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}

@@ -18,8 +18,8 @@ from dspark_core.records import (
     SpeculationStats,
     VerifierDescription,
 )
-from services.gateway.routed_backend import RoutedBackend
-from services.gateway.verifier_pool import VerifierPool
+from services.gateway.verifiers.routed_backend import RoutedBackend
+from services.gateway.verifiers.verifier_pool import VerifierPool
 from tests.support.clock import ManualClock
 from tests.support.polling import eventually
 

@@ -4,7 +4,7 @@ import pytest
 
 from dspark_core.errors import InvalidRequestError
 from dspark_core.records import SamplingParams
-from services.gateway.openai_schema import ChatCompletionBody, CompletionBody
+from services.gateway.openai.schema import ChatCompletionBody, CompletionBody
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from dspark_core.errors import UnavailableError
-from services.gateway import streaming
-from services.gateway.streaming import (
+from services.gateway.http import streaming
+from services.gateway.http.streaming import (
     ClientGoneError,
     Event,
     EventStreamResponse,

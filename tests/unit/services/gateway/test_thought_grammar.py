@@ -11,9 +11,9 @@ from dspark_core.tokenization.grammar_checking import GrammarChecker
 from dspark_core.tokenization.grammar_sources import AddedTokens, grammar_source, problem_of
 from dspark_core.tokenization.thoughts import MARKS
 from dspark_core.tokenization.tool_formats import ToolFormat
-from services.gateway.thought_preparation import ThoughtPreparer
+from services.gateway.thoughts.thought_preparation import ThoughtPreparer
 from services.gateway.thread_work import ThreadWork
-from services.gateway.tool_preparation import ToolPreparer
+from services.gateway.tools.tool_preparation import ToolPreparer
 from tests.support.byte_tokenizer import END, byte_tokenizer
 from tests.unit.services.gateway.test_tool_preparation import CALL, REQUIRED, STRICT, TAGGED
 

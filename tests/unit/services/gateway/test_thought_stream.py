@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dspark_core.tokenization.thoughts import MARKS
-from services.gateway.thought_stream import ThoughtStream
+from services.gateway.thoughts.thought_stream import ThoughtStream
 
 THINK = MARKS[0]
 

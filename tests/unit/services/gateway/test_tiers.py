@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dspark_core.errors import AuthenticationError, ConfigError, InvalidRequestError
-from services.gateway.auth import ApiKeys, PrefixSharing
+from services.gateway.callers.auth import ApiKeys, PrefixSharing
+from services.gateway.callers.tiers import Caller, Tier, floor_from_header, tiers_from_text
 from services.gateway.requests import TextRequest
-from services.gateway.tiers import Caller, Tier, floor_from_header, tiers_from_text
 
 GOLD = Tier(name="gold", min_tokens_per_second=30.0)
 

@@ -17,9 +17,9 @@ from dspark_core.tokenization.tool_formats import ToolFormat
 from services.common.lifecycle import end
 from services.gateway.assembly import TextAssembler
 from services.gateway.thread_work import ThreadWork
-from services.gateway.tool_preparation import ToolPreparer
-from services.gateway.tool_stream import CallDelta
-from services.gateway.tools import Tool, ToolUse
+from services.gateway.tools.tool_preparation import ToolPreparer
+from services.gateway.tools.tool_stream import CallDelta
+from services.gateway.tools.tools import Tool, ToolUse
 from tests.support.byte_tokenizer import END, byte_tokenizer
 
 ARGUMENTS = '{"a": 1}'

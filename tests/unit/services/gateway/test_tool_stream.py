@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from dspark_core.tokenization.chat_template import ChatTemplate
 from dspark_core.tokenization.tool_formats import SYNTAX, CallShape, CallSyntax, ToolFormat
 from dspark_core.tokenization.tool_style import tool_style
-from services.gateway.parameter_kinds import parameter_kinds
-from services.gateway.tool_stream import CallDelta, CallStream, Parsed
+from services.gateway.tools.parameter_kinds import parameter_kinds
+from services.gateway.tools.tool_stream import CallDelta, CallStream, Parsed
 
 HERMES = tool_style(None, ToolFormat.HERMES).syntax
 LLAMA = tool_style(None, ToolFormat.LLAMA3_JSON).syntax

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from services.common.protocols import VerifierApi
-from services.gateway.verifier_pool import VerifierPool
+from services.gateway.verifiers.verifier_pool import VerifierPool
 from tests.support.polling import eventually
 
 

@@ -1,0 +1,1 @@
+"""Thoughts of thinking models: found in an answer, and let in before a grammar."""

@@ -1,0 +1,1 @@
+"""Where tokens come from: verifiers by way of the scheduler, and what happens when one is lost."""
