@@ -19,11 +19,13 @@ MAX_GROUP_TEMPERATURE = 2.0
 def speed_floors(decoding: Sequence[SequenceState]) -> list[float | None]:
     """Those that a round of these sequences plans for. Wishes count only where nothing was promised: a client
     may wish for anything, which must not break a promise."""
-    promises = any(s.request.floor_promised for s in decoding)
-    return [
-        s.request.min_tokens_per_second if s.request.floor_promised or not promises else None
-        for s in decoding
-    ]
+    floors = [s.request.min_tokens_per_second for s in decoding]
+    if not any(floors):  # the usual case, three times a round
+        return floors
+    promised = [s.request.floor_promised for s in decoding]
+    if not any(promised):
+        return floors
+    return [floor if held else None for floor, held in zip(floors, promised, strict=True)]
 
 
 def draft_candidates(

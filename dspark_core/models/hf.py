@@ -122,9 +122,10 @@ class HfTensors:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._files: dict[str, Path] = {}
         self._stored_names: dict[str, str] = {}
-        for path in weight_files(directory):
+        weight_map = _weight_map(directory / _INDEX)
+        for path in _files(directory, weight_map):
             self._add_file(path)
-        for stored, file_name in (_weight_map(directory / _INDEX) or {}).items():
+        for stored, file_name in (weight_map or {}).items():
             name = self._name(stored)
             if name is None or self._any_dtype:
                 continue
@@ -211,7 +212,10 @@ def read_json(path: Path) -> dict[str, object]:
 
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a checkpoint, which may not exist. Raises CheckpointError for a bad index."""
-    weight_map = _weight_map(directory / _INDEX)
+    return _files(directory, _weight_map(directory / _INDEX))
+
+
+def _files(directory: Path, weight_map: Mapping[str, str] | None) -> list[Path]:
     names = [_WEIGHTS] if weight_map is None else sorted(set(weight_map.values()))
     return [directory / name for name in names]
 

@@ -47,13 +47,13 @@ def grammar_source(grammar: Grammar, added_tokens: AddedTokens = _NONE_ADDED) ->
     """
     text = _json(grammar.text) if grammar.kind is GrammarKind.JSON_SCHEMA else grammar.text
     unforced = added_tokens.spelt_in(_spelt(grammar.kind, text))
+    if unforced and grammar.kind is not GrammarKind.LARK:
+        return f"{_UNFORCED}{lark_source(grammar)}"
     match grammar.kind:
         case GrammarKind.JSON_SCHEMA:
-            schema = str(LLMatcher.grammar_from_json_schema(text))
-            return f"{_UNFORCED}{lark_source(grammar)}" if unforced else schema
+            return str(LLMatcher.grammar_from_json_schema(text))
         case GrammarKind.REGEX:
-            regex = str(LLMatcher.grammar_from_regex(text))
-            return f"{_UNFORCED}{lark_source(grammar)}" if unforced else regex
+            return str(LLMatcher.grammar_from_regex(text))
         case GrammarKind.LARK:
             has_settings = text.lstrip().startswith("%llguidance")
             settings = _UNFORCED if unforced and not has_settings else ""

@@ -117,7 +117,7 @@ class TextGenerator:
 
     def _enter(self, requests: Sequence[TextRequest], account: Account) -> Sequence[Ticket]:
         count = sum(request.choices for request in requests)
-        most = min(self._max_choices, account.most_at_once)
+        most = min(self._max_choices, account.max_at_once)
         if count > most:
             whose = "gateway" if most == self._max_choices else "key"
             field, name = (
@@ -269,9 +269,9 @@ class _Record:
         self._request_id = request_id
         self._tier = tier
         self._key = key
-        self._prompt_tokens = len(prepared.request.prompt_token_ids) if prepared else 0
-        promised = prepared is not None and prepared.request.floor_promised
-        self._promised = prepared.request.min_tokens_per_second if prepared and promised else None
+        request = prepared.request if prepared else None
+        self._prompt_tokens = len(request.prompt_token_ids) if request else 0
+        self._promised = request.min_tokens_per_second if request and request.floor_promised else None
         self._first: tuple[float, int] | None = None  # arrival time and number of the first tokens
         self._last_tokens: float | None = None
         self._delta: TextDelta | None = None

@@ -176,7 +176,8 @@ class Fleet:
             raise UnavailableError(f"no verifier serves model {model!r} now (models served: {models})")
         draining = [replica for replica in serving if self.loads.is_draining(replica)]
         others = [replica for replica in serving if weights and replica.weights != weights]
-        usable = [r for r in serving if r not in draining and r not in others and r.replica_id not in exclude]
+        refused = exclude.union(replica.replica_id for replica in (*draining, *others))
+        usable = [replica for replica in serving if replica.replica_id not in refused]
         if not usable:
             other = f", {len(others)} serve other weights than its first tokens came from" if others else ""
             raise UnavailableError(

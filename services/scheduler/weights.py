@@ -35,14 +35,14 @@ class WeightsWatch:
         served = _by_weights(replicas)
         self._metrics.set_weights({model: len(found) for model, found in served.items()})
         different = {model: frozenset(found) for model, found in served.items() if len(found) > 1}
-        told = {model: _told(model, served[model]) for model in different}
+        messages = {model: _message(model, served[model]) for model in different}
         for model, found in different.items():
             if found != self._different.get(model):
-                _log.warning("%s; a stream continues on its own weights only", told[model])
+                _log.warning("%s; a stream continues on its own weights only", messages[model])
         for model in self._different.keys() - different.keys():
             _log.info("verifiers of model %s no longer serve different weights", model)
         self._different = different
-        self._problem = "; ".join(told.values()) or None
+        self._problem = "; ".join(messages.values()) or None
 
 
 def _by_weights(replicas: Iterable[Replica]) -> dict[str, dict[str, list[str]]]:
@@ -54,7 +54,7 @@ def _by_weights(replicas: Iterable[Replica]) -> dict[str, dict[str, list[str]]]:
     return served
 
 
-def _told(model: str, served: Mapping[str, list[str]]) -> str:
+def _message(model: str, served: Mapping[str, list[str]]) -> str:
     each = [f"{weights} ({_names(served[weights])})" for weights in sorted(served)]
     return f"verifiers of model {model} serve different weights: {', '.join(each)}"
 

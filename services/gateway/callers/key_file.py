@@ -16,6 +16,7 @@ import logging
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ SETTING = "DSPARK_KEYS_FILE"
 RELOAD_SECONDS = 2.0
 _DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _NAME = re.compile(r"[\x21-\x7e]{1,64}")
-_QUOTAS = ("max_concurrent_requests", "requests_per_minute", "tokens_per_minute")
+_QUOTAS = tuple(field.name for field in fields(Quota))
 
 
 class KeyFile:
@@ -42,6 +43,7 @@ class KeyFile:
         self._path = path
         self._use = use
         self._text = _read(path)
+        self._problem: str | None = None
         use(parse_keys(self._text))
 
     async def keep(self, interval_seconds: float = RELOAD_SECONDS) -> None:
@@ -50,15 +52,17 @@ class KeyFile:
             await asyncio.sleep(interval_seconds)
             try:
                 text = await asyncio.to_thread(_read, self._path)
-                if text == self._text:
-                    continue
-                self._text = text
-                keys = parse_keys(text)
+                keys = parse_keys(text) if text != self._text else None
             except ConfigError as error:
-                _log.warning("keys and tiers stay as they are: %s", error)
+                if str(error) != self._problem:  # once, not every two seconds
+                    _log.warning("keys and tiers stay as they are: %s", error)
+                self._problem = str(error)
                 continue
-            self._use(keys)
-            _log.info("read %d keys again", len(keys))
+            self._problem = None
+            if keys is not None:
+                self._text = text
+                self._use(keys)
+                _log.info("read %d keys again", len(keys))
 
 
 def read_keys(path: str) -> tuple[ApiKey, ...]:
@@ -130,7 +134,7 @@ def _key(name: str, values: Mapping[str, Any], tiers: Mapping[str, Tier]) -> Api
     text, tier = values.get("key"), values.get("tier", DEFAULT_TIER_NAME)
     if not isinstance(text, str) or not text.strip():
         raise ConfigError(f"{place} must hold key, a text: the key itself or sha256:HEX")
-    if tier not in tiers:
+    if not isinstance(tier, str) or tier not in tiers:
         raise ConfigError(f"{place} names an unknown tier (known: {', '.join(sorted(tiers))})")
     hashed = _DIGEST.fullmatch(text.strip())
     if hashed is None and text.strip().startswith("sha256:"):

@@ -14,6 +14,8 @@ from dspark_core.errors import ConfigError, QuotaError
 from services.gateway.assembly import Usage
 
 MINUTE_SECONDS = 60.0
+MAX_LIMIT = 10**12
+"""Of a quota: more is a mistake, and much more is no float."""
 CONCURRENCY_RETRY_SECONDS = 1.0
 """When a running request ends is unknown."""
 
@@ -31,8 +33,12 @@ class Quota:
     def __post_init__(self) -> None:
         for name in self.__slots__:
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            if value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} must be a whole number >= 1, got {value!r}")
+            if value > MAX_LIMIT:
+                raise ConfigError(f"{name} must be a whole number <= {MAX_LIMIT}, got one of more digits")
 
 
 RATE_LIMIT_HEADERS = tuple(
@@ -89,13 +95,13 @@ class Account:
             self._buckets[kind] = _Bucket(limit, level, now)
 
     @property
-    def most_at_once(self) -> float:
+    def max_at_once(self) -> float:
         """More requests than this can never enter together."""
         limits = (self._quota.max_concurrent_requests, self._quota.requests_per_minute)
         return min((limit for limit in limits if limit is not None), default=math.inf)
 
     def enter(self, count: int) -> None:
-        """Admits `count` requests, at most `most_at_once`, or none; `leave` must follow.
+        """Admits `count` requests, at most `max_at_once`, or none; `leave` must follow.
 
         Raises QuotaError if they would exceed the quota now.
         """
@@ -132,12 +138,12 @@ class Account:
 
     def headers(self) -> dict[str, str]:
         """OpenAI's: limit, what remains, and the time until all of it is there again."""
-        now, told = self._clock(), {}
+        now, headers = self._clock(), {}
         for kind, bucket in self._buckets.items():
-            told[f"x-ratelimit-limit-{kind}"] = str(bucket.per_minute)
-            told[f"x-ratelimit-remaining-{kind}"] = str(max(0, int(bucket.level(now))))
-            told[f"x-ratelimit-reset-{kind}"] = f"{bucket.seconds_until(bucket.per_minute, now):.3f}s"
-        return told
+            headers[f"x-ratelimit-limit-{kind}"] = str(bucket.per_minute)
+            headers[f"x-ratelimit-remaining-{kind}"] = str(max(0, int(bucket.level(now))))
+            headers[f"x-ratelimit-reset-{kind}"] = f"{bucket.seconds_until(bucket.per_minute, now):.3f}s"
+        return headers
 
     def _take(self, kind: str, amount: float) -> None:
         if kind in self._buckets:

@@ -85,8 +85,8 @@ class SchedulerServiceServicer:
 
     def Assign(self, request, context):
         """Chooses the verifier with the least expected time for a request, given its prefix cache. A request that
-        would break a promised speed floor, its own or a running request's, waits up to wait_seconds in its tier's bounded
-        queue.
+        would break a promised speed floor, its own or a running request's, waits up to wait_seconds in its tier's
+        bounded queue.
         UNAVAILABLE: no verifier of the model can take the request. RESOURCE_EXHAUSTED, with a retry hint: the
         queue is full or the wait timed out. INVALID_ARGUMENT: no verifier is fast enough for the floor.
         """

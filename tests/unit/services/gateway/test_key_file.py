@@ -67,6 +67,7 @@ def test_a_key_has_the_same_cached_prompts_wherever_it_is_named() -> None:
         ("[keys]\nsk-a-secret = 'gold'", r"entry 1 of \[keys\] must be a table"),
         ("[keys.a]\ntier = 'default'", r"\[keys.a\] must hold key"),
         ("[keys.a]\nkey = 'sk-a-secret'\ntier = 'god'", r"unknown tier \(known: default\)"),
+        ("[keys.a]\nkey = 'sk-a-secret'\ntier = ['default']", r"unknown tier \(known: default\)"),
         ("[keys.a]\nkey = 'sk-a-secret'\nlimit = 3", "must hold key, tier only, got 'limit'"),
         ("[keys.a]\nkey = 'sha256:abc'", "64 hexadecimal digits"),
         ("[keys.'a b']\nkey = 'sk-a-secret'", "visible ASCII characters, got 'a b'"),
@@ -75,6 +76,9 @@ def test_a_key_has_the_same_cached_prompts_wherever_it_is_named() -> None:
         ("[tiers.gold]\nmin_tokens_per_second = '3'", "must be a number, got '3'"),
         ("[tiers.gold]\nmin_tokens_per_second = -3", "the floor of tier gold must be > 0"),
         ("[tiers.gold]\ntokens_per_minute = 0", r"\[tiers.gold\] tokens_per_minute must be a whole"),
+        (f"[tiers.gold]\nrequests_per_minute = {10**400}", "requests_per_minute must be a whole"),
+        ("[tiers.gold]\nmin_tokens_per_second = inf", "the floor of tier gold must be"),
+        ("[tiers.gold]\nmin_tokens_per_second = nan", "the floor of tier gold must be"),
         ("[tiers.gold]\nrpm = 3", r"\[tiers.gold\] must hold .* only, got 'rpm'"),
     ],
 )

@@ -20,7 +20,7 @@ def test_without_a_quota_everything_is_let_in_and_nothing_told() -> None:
     account.charge(10**9)
     account.enter(1)
     assert account.headers() == {}
-    assert account.most_at_once == math.inf
+    assert account.max_at_once == math.inf
 
 
 def test_requests_at_a_time_are_bounded_until_they_leave() -> None:
@@ -89,7 +89,7 @@ def test_a_changed_quota_applies_to_what_was_used() -> None:
     account.leave(4)
     account.enter(3)
     account.hold_to(Quota(requests_per_minute=100))
-    assert account.most_at_once == 100
+    assert account.max_at_once == 100
     account.enter(97)
     with pytest.raises(QuotaError):
         account.enter(1)
