@@ -97,7 +97,7 @@ def parse_keys(text: str) -> tuple[ApiKey, ...]:
             raise ConfigError("holds no [keys.NAME]")
         if len({key.digest for key in keys}) < len(keys):
             raise ConfigError("holds the same key under two names")
-    except (tomllib.TOMLDecodeError, ConfigError) as error:
+    except (ValueError, RecursionError, ConfigError) as error:  # the first also for a number of 5,000 digits
         raise ConfigError(f"{SETTING}: {error}") from None
     return keys
 

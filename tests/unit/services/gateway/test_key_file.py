@@ -77,6 +77,8 @@ def test_a_key_has_the_same_cached_prompts_wherever_it_is_named() -> None:
         ("[tiers.gold]\nmin_tokens_per_second = -3", "the floor of tier gold must be > 0"),
         ("[tiers.gold]\ntokens_per_minute = 0", r"\[tiers.gold\] tokens_per_minute must be a whole"),
         (f"[tiers.gold]\nrequests_per_minute = {10**400}", "requests_per_minute must be a whole"),
+        (f"[tiers.gold]\nrequests_per_minute = {'9' * 5000}", "4300 digits"),
+        (f"x = {'[' * 5000}", "recursion"),
         ("[tiers.gold]\nmin_tokens_per_second = inf", "the floor of tier gold must be"),
         ("[tiers.gold]\nmin_tokens_per_second = nan", "the floor of tier gold must be"),
         ("[tiers.gold]\nrpm = 3", r"\[tiers.gold\] must hold .* only, got 'rpm'"),
