@@ -24,7 +24,6 @@ from dspark_core.engine.verifier import Verifier
 from dspark_core.model_paths import resolve_model_path
 from dspark_core.tokenization.loading import load_tokenizer
 from dspark_core.zoo_paths import resolve_ngrams_path
-from services.common.lifecycle import end
 from services.common.registration import RegistrationLoop
 from services.common.server import GrpcServer
 from services.common.telemetry import Telemetry
@@ -112,9 +111,7 @@ class EmbeddedStack:
         load = LoadMeter(options.max_running)
         self._verifier = verifier = await self._start_verifier(profiled, scheduler, load)
         gateway = await self._build_gateway(profiled, scheduler, verifier, load)
-        if gateway.key_file is not None:
-            keeping = asyncio.create_task(gateway.key_file.keep(), name="key-file")
-            self._closing.push_async_callback(end, keeping)
+        gateway.start_tasks(self._closing)
         await self._serve(gateway)
         self._ready = True
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from dspark_core.tokenization.tokenizer import Tokenizer
+from services.common.lifecycle import end
 from services.common.telemetry import Telemetry
 from services.gateway.admission import Admission
 from services.gateway.answers import AnswerFactory, fingerprint_of
@@ -53,11 +56,15 @@ class Gateway:
     admission: Admission
     api_keys: ApiKeys
     key_file: KeyFile | None
-    """To be kept by a task."""
     metrics: GatewayMetrics
     telemetry: Telemetry
     max_body_bytes: int
     cors_origins: tuple[str, ...] = ()
+
+    def start_tasks(self, stack: AsyncExitStack) -> None:
+        """Starts what runs beside the servers; the stack ends it."""
+        if self.key_file is not None:
+            stack.push_async_callback(end, asyncio.create_task(self.key_file.keep(), name="key-file"))
 
 
 def build_gateway(

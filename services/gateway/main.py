@@ -53,9 +53,7 @@ async def run(environ: Mapping[str, str]) -> None:
         view = asyncio.create_task(backend.keep_view(), name="replica-view")
         stack.push_async_callback(end, view)
         gateway = build_gateway(config, tokenizer, backend, telemetry)
-        if gateway.key_file is not None:
-            keeping = asyncio.create_task(gateway.key_file.keep(), name="key-file")
-            stack.push_async_callback(end, keeping)
+        gateway.start_tasks(stack)
         server = GrpcServer(config.grpc, [GatewayServicer(gateway).register], telemetry)
         http = HttpServer(
             create_app(gateway, ready=lambda: server.ready),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dspark_core.output_rules import Grammar, GrammarKind
 from dspark_core.tokenization.grammar_sources import lark_source
 from dspark_core.tokenization.thoughts import ThoughtMarks
-from services.gateway.tools.tool_grammar import TokenIds, token_set
+from services.gateway.marks import TokenIds, mark_source, token_set
 
 MOST_LINES = 2
 """Between a thought and its answer: a small model may write line ends for ever."""
@@ -21,7 +21,7 @@ def after_thought(
     there may be none. in_text: ids of added tokens that may occur in a thought. Raises InvalidRequestError if
     the grammar is too large, or its schema is not JSON."""
     begin_id, end_id = (token_id(mark) for mark in marks.both)
-    begin = "" if begun else json.dumps(marks.begin) if begin_id is None else token_set([begin_id])
+    begin = "" if begun else mark_source(marks.begin, begin_id)
     # To the parser an added token is not text: TEXT ends before each one.
     other = [f"other: {token_set(in_text)}"] if in_text else []
     said = "(TEXT other)* " if other else ""

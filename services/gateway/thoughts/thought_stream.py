@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from dspark_core.tokenization.thoughts import ThoughtMarks
-from services.gateway.tools.call_translation import suffix_that_begins
+from services.gateway.marks import suffix_that_begins
 
 
 @dataclass(frozen=True, slots=True)

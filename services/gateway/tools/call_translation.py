@@ -15,6 +15,7 @@ from dspark_core.tokenization.tool_formats import (
     CallShape,
     CallSyntax,
 )
+from services.gateway.marks import suffix_that_begins
 from services.gateway.tools.json_scan import JsonScan
 from services.gateway.tools.parameter_kinds import ParameterKind, ParameterKinds
 
@@ -43,11 +44,6 @@ def translation(syntax: CallSyntax, kinds: Mapping[str, ParameterKinds], *, firs
             return _BareKeys(syntax)
         case CallShape.TAGS:
             return _Tagged(kinds)
-
-
-def suffix_that_begins(mark: str, text: str) -> int:
-    """Length of the longest proper prefix of `mark` that the text ends with."""
-    return next((size for size in range(len(mark) - 1, 0, -1) if text.endswith(mark[:size])), 0)
 
 
 class _Json:

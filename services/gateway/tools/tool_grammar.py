@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from dspark_core.errors import InvalidRequestError
 from dspark_core.output_rules import Grammar, GrammarKind
 from dspark_core.tokenization.tool_formats import FUNCTION, FUNCTION_END, CallShape, CallSyntax
 from services.gateway.json_schemas import moved
+from services.gateway.marks import TokenIds, mark_source, token_set
 from services.gateway.tools.bare_key_grammar import Texts, rules_of, rules_of_any
 from services.gateway.tools.tagged_grammar import tagged_rules
 from services.gateway.tools.tools import Tool
@@ -16,9 +17,6 @@ from services.gateway.tools.tools import Tool
 MAX_CALLS = 8
 """In an answer that must call: a small model may never stop by itself."""
 
-
-TokenIds = Callable[[str], int | None]
-"""Maps a text to its id if it is a single added token of the model, else to None."""
 
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """The spacing of the calls that models are shown. Given the choice, a small model may emit spaces for ever;
@@ -110,8 +108,7 @@ class _Notation:
         return self._token_id(text) is not None
 
     def mark(self, text: str) -> str:
-        token_id = self._token_id(text)
-        return json.dumps(text) if token_id is None else token_set([token_id])
+        return mark_source(text, self._token_id(text))
 
     @property
     def begin(self) -> str:
@@ -130,17 +127,6 @@ class _Notation:
         syntax = self.syntax
         call_id = f" {self.mark(syntax.id_mark)} /[a-zA-Z0-9]{{9}}/" if syntax.id_mark else ""
         return call_id + (f" {self.mark(syntax.arguments_mark)}" if syntax.arguments_mark else "")
-
-
-def token_set(token_ids: Sequence[int]) -> str:
-    """A set of tokens as ranges: models may have thousands of added tokens, mostly with consecutive ids."""
-    ranges: list[list[int]] = []
-    for token_id in sorted(token_ids):
-        if ranges and ranges[-1][1] == token_id - 1:
-            ranges[-1][1] = token_id
-        else:
-            ranges.append([token_id, token_id])
-    return f"<[{','.join(str(a) if a == b else f'{a}-{b}' for a, b in ranges)}]>"
 
 
 def _choices(tools: Sequence[Tool]) -> str:

@@ -14,10 +14,11 @@ from dspark_core.tokenization.tokenizer import Tokenizer
 from dspark_core.tokenization.tool_formats import CallShape, CallSyntax, ToolFormat
 from dspark_core.tokenization.tool_messages import adapt_messages
 from dspark_core.tokenization.tool_prompts import spell_out_tools
+from services.gateway.marks import TokenIds
 from services.gateway.requests import ChatRole, Conversation
 from services.gateway.thread_work import ThreadWork
 from services.gateway.tools.parameter_kinds import ParameterKinds, parameter_kinds
-from services.gateway.tools.tool_grammar import TokenIds, call_grammar, strict_grammar
+from services.gateway.tools.tool_grammar import call_grammar, strict_grammar
 from services.gateway.tools.tool_stream import NO_KINDS, CallStream
 from services.gateway.tools.tools import ToolUse
 

@@ -14,7 +14,8 @@ from enum import Enum
 from types import MappingProxyType
 
 from dspark_core.tokenization.tool_formats import CallSyntax
-from services.gateway.tools.call_translation import Translation, suffix_that_begins, translation
+from services.gateway.marks import suffix_that_begins
+from services.gateway.tools.call_translation import Translation, translation
 from services.gateway.tools.json_scan import JsonScan
 from services.gateway.tools.parameter_kinds import ParameterKinds
 
