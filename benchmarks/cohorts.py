@@ -29,9 +29,9 @@ from dspark_core.algorithms.draft_policy import DraftCandidate
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.engine.building import EngineOptions, build_target
-from dspark_core.engine.draft_turns import DECISION_ROUNDS
-from dspark_core.engine.planning import LocalPlanSource
+from dspark_core.engine.drafts.draft_turns import DECISION_ROUNDS
 from dspark_core.engine.protocols import PlanSource
+from dspark_core.engine.rounds.planning import LocalPlanSource
 from dspark_core.evaluation.prompt_sets import read_prompt_set
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
 from dspark_core.records import RoundReport

@@ -23,17 +23,17 @@ from torch import Tensor
 
 from benchmarks.environment import describe_arguments, describe_machine
 from benchmarks.single_stream import PROMPTS
-from dspark_core.engine.acceptance import Acceptor, Proposal
-from dspark_core.engine.batch import Run
-from dspark_core.engine.block_draw import block_draw
-from dspark_core.engine.block_layers import block_layers, block_room
 from dspark_core.engine.building import BuiltTarget, EngineOptions, build_drafter, build_target
-from dspark_core.engine.context_draft_engine import Appended, ContextDraftEngine
-from dspark_core.engine.draft_context import DraftContext
-from dspark_core.engine.planning import FullPlanSource
+from dspark_core.engine.draft_engines.base import Appended, ContextDraftEngine
+from dspark_core.engine.draft_engines.block_draw import block_draw
+from dspark_core.engine.draft_engines.block_layers import block_layers, block_room
+from dspark_core.engine.draft_engines.draft_context import DraftContext
 from dspark_core.engine.protocols import DraftBlock, DraftItem
-from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.rounds.planning import FullPlanSource
 from dspark_core.engine.sequence import SequenceState
+from dspark_core.engine.target.batch import Run
+from dspark_core.engine.verdicts.acceptance import Acceptor, Proposal
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
 from dspark_core.models.drafter_checkpoint import load_drafter
 from dspark_core.models.dspark import DSparkDrafter

@@ -32,7 +32,7 @@ from benchmarks.engine_parts.steps import (
 )
 from benchmarks.environment import describe_arguments, describe_machine
 from dspark_core.engine.building import DTYPES, PAGE_TOKENS, EngineOptions, build_target
-from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.engine.target.target_engine import TargetEngine
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.models.config import DecoderConfig
 from dspark_core.models.loading import load_target

@@ -37,7 +37,7 @@ from benchmarks.frontier_parts.plots import draw
 from benchmarks.frontier_parts.stack import LoadedLoop, Method, SliceResult
 from benchmarks.frontier_parts.visits import Visit, keep, read_kept
 from dspark_core.engine.building import EngineOptions, build_target
-from dspark_core.engine.planning import LocalPlanSource
+from dspark_core.engine.rounds.planning import LocalPlanSource
 from dspark_core.evaluation.prompt_sets import read_prompt_set
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
 from dspark_core.tokenization.loading import load_tokenizer

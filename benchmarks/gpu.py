@@ -40,12 +40,12 @@ from benchmarks.gpu_parts.served import served_rows
 from benchmarks.gpu_parts.steps import Row, draft_row, kv_tokens, step_row
 from benchmarks.gpu_parts.timing import machine_rates
 from dspark_core.engine.building import DTYPES, PAGE_TOKENS
-from dspark_core.engine.context_draft_engine import ContextDraftEngine
+from dspark_core.engine.caches.kv_cache import PagedCache
 from dspark_core.engine.devices import describe_device, resolve_device
-from dspark_core.engine.draft_engine import DraftEngine
-from dspark_core.engine.gpu_draft_engine import GpuDraftEngine
-from dspark_core.engine.gpu_settings import GpuSettings, gpu_settings
-from dspark_core.engine.kv_cache import PagedCache
+from dspark_core.engine.draft_engines.base import ContextDraftEngine
+from dspark_core.engine.draft_engines.blocks import DraftEngine
+from dspark_core.engine.draft_engines.gpu_blocks import GpuDraftEngine
+from dspark_core.engine.gpu.settings import GpuSettings, gpu_settings
 from dspark_core.errors import ConfigError
 from dspark_core.models.decoder import Decoder
 from dspark_core.models.dspark import DSparkDrafter

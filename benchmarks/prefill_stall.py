@@ -24,12 +24,12 @@ from rich.table import Table
 
 from benchmarks.environment import describe_arguments, describe_machine
 from dspark_core.algorithms.step_time import StepTimeModel
-from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import EngineOptions, build_target
-from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.profiler import ProfileSettings, profile_step_time
-from dspark_core.engine.rounds import RoundLoop
-from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.engine.profiling.profiler import ProfileSettings, profile_step_time
+from dspark_core.engine.rounds.batching import BatchLimits
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.rounds.planning import FullPlanSource
+from dspark_core.engine.target.target_engine import TargetEngine
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions
 

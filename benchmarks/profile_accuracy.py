@@ -19,9 +19,9 @@ import torch
 
 from benchmarks.frontier_parts.planners import FixedLengthPlanSource
 from benchmarks.frontier_parts.stack import LoadedLoop, Method
-from dspark_core.engine.batch import Run
 from dspark_core.engine.building import EngineOptions, build_target
-from dspark_core.engine.profile_passes import ProfilePasses
+from dspark_core.engine.profiling.profile_passes import ProfilePasses
+from dspark_core.engine.target.batch import Run
 from dspark_core.evaluation.prompt_sets import read_prompt_set
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
 from dspark_core.tokenization.loading import load_tokenizer

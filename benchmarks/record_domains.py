@@ -26,15 +26,15 @@ from dspark_core.algorithms.ngram_table import NgramTable, empty_table
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.prefix_scheduler import survival_from_confidence
 from dspark_core.algorithms.suffix_match import SuffixIndex
-from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import EngineOptions, build_drafter, build_target
-from dspark_core.engine.draft_engine import LocalDraftSource
-from dspark_core.engine.drafting import Drafting
-from dspark_core.engine.lookup import BLOCK_TOKENS
-from dspark_core.engine.lookup_building import find_table
-from dspark_core.engine.planning import FullPlanSource
+from dspark_core.engine.draft_engines.blocks import LocalDraftSource
+from dspark_core.engine.drafts.drafting import Drafting
+from dspark_core.engine.drafts.lookup import BLOCK_TOKENS
+from dspark_core.engine.drafts.lookup_building import find_table
 from dspark_core.engine.protocols import DraftBlock, DraftItem, DraftReply, DraftSource
-from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.rounds.batching import BatchLimits
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.rounds.planning import FullPlanSource
 from dspark_core.evaluation.prompt_sets import PromptSet, read_prompt_set
 from dspark_core.evaluation.recording import RecordingDrafts
 from dspark_core.evaluation.runner import DRAFT_DEADLINE_SECONDS, EvalPrompt
@@ -43,7 +43,7 @@ from dspark_core.records import GenerateRequest, SamplingParams
 from dspark_core.simulation.domains import DEFAULTS, RecordedRequest, domains_document, stack_domains
 from dspark_core.tokenization.loading import load_tokenizer
 from dspark_core.zoo_paths import DEFAULT_DRAFTER, NGRAMS_AUTO
-from services.cli.answering import encode_prompts
+from services.cli.drafters.answering import encode_prompts
 
 Draft = tuple[tuple[int, ...], tuple[float, ...]]
 """Tokens, and their confidences c_1, c_2, ... (probability of acceptance given that earlier ones are)."""

@@ -30,8 +30,8 @@ from benchmarks.environment import describe_arguments, describe_machine
 from benchmarks.frontier_parts.planners import FixedLengthPlanSource
 from benchmarks.frontier_parts.stack import LoadedLoop, Method, SliceResult
 from dspark_core.engine.building import PAGE_TOKENS, EngineOptions, build_target
-from dspark_core.engine.planning import LocalPlanSource
-from dspark_core.engine.profile_file import write_profile
+from dspark_core.engine.profiling.profile_file import write_profile
+from dspark_core.engine.rounds.planning import LocalPlanSource
 from dspark_core.evaluation.prompt_sets import read_prompt_set
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
 from dspark_core.records import RoundReport

@@ -36,15 +36,15 @@ from dspark_core.engine.building import (
     build_drafter,
     build_target,
 )
-from dspark_core.engine.draft_engine import LocalDraftSource
-from dspark_core.engine.draft_profiler import profile_draft_time
-from dspark_core.engine.drafting import Drafting
+from dspark_core.engine.draft_engines.blocks import LocalDraftSource
+from dspark_core.engine.drafts.drafting import Drafting
+from dspark_core.engine.drafts.lookup import LookupDrafting
+from dspark_core.engine.drafts.lookup_building import build_lookup
 from dspark_core.engine.grammars import GrammarCompiler, read_tokenizer
-from dspark_core.engine.lookup import LookupDrafting
-from dspark_core.engine.lookup_building import build_lookup
-from dspark_core.engine.planning import LocalPlanSource
-from dspark_core.engine.profiler import profile_step_time
-from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.profiling.draft_profiler import profile_draft_time
+from dspark_core.engine.profiling.profiler import profile_step_time
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.rounds.planning import LocalPlanSource
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
 from dspark_core.output_rules import Grammar, GrammarKind
 from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions

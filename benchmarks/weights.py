@@ -22,9 +22,9 @@ from torch import Tensor
 
 from benchmarks.engine_parts.steps import many_requests, measure_in_turns, median, one_request
 from benchmarks.environment import describe_arguments, describe_machine
-from dspark_core.engine.batch import Run
 from dspark_core.engine.building import WEIGHTS, EngineOptions, build_target
-from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.engine.target.batch import Run
+from dspark_core.engine.target.target_engine import TargetEngine
 from dspark_core.evaluation.prompt_sets import read_prompt_set
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
 from dspark_core.tokenization.loading import load_tokenizer

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dspark_core.engine.batch import Run
-from dspark_core.engine.batching import BatchLimits
-from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.rounds import RoundLoop
-from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.engine.rounds.batching import BatchLimits
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.rounds.planning import FullPlanSource
+from dspark_core.engine.target.batch import Run
+from dspark_core.engine.target.target_engine import TargetEngine
 from dspark_core.records import GenerateRequest, RoundReport, SamplingParams
 
 PROMPT_TOKENS = 128

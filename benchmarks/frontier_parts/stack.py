@@ -18,18 +18,18 @@ from dspark_core.algorithms.draft_policy import DraftCandidate
 from dspark_core.algorithms.ngram_table import NgramTable
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.round_time import RoundTimeModel
-from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import BuiltTarget, EngineOptions, build_drafter
-from dspark_core.engine.draft_engine import LocalDraftSource
-from dspark_core.engine.draft_profiler import profile_draft_time
-from dspark_core.engine.drafting import Drafting
-from dspark_core.engine.lookup import LookupDrafting
-from dspark_core.engine.lookup_building import find_table
-from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.profile_file import replica_kind
-from dspark_core.engine.profiler import ProfileSettings, profile_step_time
+from dspark_core.engine.draft_engines.blocks import LocalDraftSource
+from dspark_core.engine.drafts.drafting import Drafting
+from dspark_core.engine.drafts.lookup import LookupDrafting
+from dspark_core.engine.drafts.lookup_building import find_table
+from dspark_core.engine.profiling.draft_profiler import profile_draft_time
+from dspark_core.engine.profiling.profile_file import replica_kind
+from dspark_core.engine.profiling.profiler import ProfileSettings, profile_step_time
 from dspark_core.engine.protocols import DraftBlock, DraftSource, PlanSource
-from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.rounds.batching import BatchLimits
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.rounds.planning import FullPlanSource
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.records import GenerateRequest, RoundReport, SamplingParams
 from dspark_core.zoo_paths import NGRAMS_AUTO

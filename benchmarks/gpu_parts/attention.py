@@ -10,11 +10,11 @@ from torch import Tensor
 
 from benchmarks.engine_parts.steps import Shape
 from benchmarks.gpu_parts.timing import interleaved
-from dspark_core.engine.attention import PagedAttention
-from dspark_core.engine.batch import Run, attention_groups, build_batch
-from dspark_core.engine.gpu_attention import AttentionKernels, RaggedRuns
-from dspark_core.engine.kv_cache import PagedCache
-from dspark_core.engine.step_inputs import StepInputs, exact_shape, pack_step
+from dspark_core.engine.caches.kv_cache import PagedCache
+from dspark_core.engine.gpu.attention import AttentionKernels, RaggedRuns
+from dspark_core.engine.target.attention import PagedAttention
+from dspark_core.engine.target.batch import Run, attention_groups, build_batch
+from dspark_core.engine.target.step_inputs import StepInputs, exact_shape, pack_step
 from dspark_core.models.config import DecoderConfig
 
 PAGE = 16

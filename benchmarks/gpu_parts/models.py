@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from dspark_core.engine.building import PAGE_TOKENS
-from dspark_core.engine.context_features import ContextProjection
-from dspark_core.engine.gpu_settings import GpuSettings
-from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.engine.gpu.settings import GpuSettings
+from dspark_core.engine.target.context_features import ContextProjection
+from dspark_core.engine.target.target_engine import TargetEngine
 from dspark_core.models.config import DecoderConfig, DrafterConfig, Family, draft_backbone
 from dspark_core.models.decoder import Decoder
 from dspark_core.models.dspark import DSparkDrafter, build_dspark_rotary

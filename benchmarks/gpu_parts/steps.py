@@ -10,10 +10,10 @@ from benchmarks.engine_parts.floors import Machine, work_of_step
 from benchmarks.engine_parts.steps import Shape
 from benchmarks.gpu_parts.timing import interleaved
 from dspark_core.algorithms.sampling import greedy_tokens
-from dspark_core.engine.batch import Run
-from dspark_core.engine.context_draft_engine import ContextDraftEngine
+from dspark_core.engine.draft_engines.base import ContextDraftEngine
 from dspark_core.engine.protocols import DraftItem
-from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.engine.target.batch import Run
+from dspark_core.engine.target.target_engine import TargetEngine
 from dspark_core.models.decoder import Decoder
 from dspark_core.records import SamplingParams, Verification
 

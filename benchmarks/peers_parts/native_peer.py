@@ -7,15 +7,15 @@ from dataclasses import replace
 
 from benchmarks.peers_parts.contract import Outcome, Stopwatch, Trial, Users
 from dspark_core.algorithms.round_time import RoundTimeModel
-from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import EngineOptions, build_drafter, build_target
-from dspark_core.engine.draft_engine import LocalDraftSource
-from dspark_core.engine.draft_profiler import profile_draft_time
-from dspark_core.engine.drafting import Drafting
-from dspark_core.engine.lookup_building import build_lookup
-from dspark_core.engine.planning import LocalPlanSource
-from dspark_core.engine.profiler import profile_step_time
-from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.draft_engines.blocks import LocalDraftSource
+from dspark_core.engine.drafts.drafting import Drafting
+from dspark_core.engine.drafts.lookup_building import build_lookup
+from dspark_core.engine.profiling.draft_profiler import profile_draft_time
+from dspark_core.engine.profiling.profiler import profile_step_time
+from dspark_core.engine.rounds.batching import BatchLimits
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.rounds.planning import LocalPlanSource
 from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions
 from dspark_core.zoo_paths import NGRAMS_AUTO
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from torch import Tensor
 
-from dspark_core.engine.batch import Run
 from dspark_core.engine.building import EngineOptions
-from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.engine.target.batch import Run
+from dspark_core.engine.target.target_engine import TargetEngine
 from services.common.process import run_process
 from services.verifier.main import run
 from services.verifier.profiling import ProfileOptions

@@ -14,18 +14,18 @@ import torch
 from torch import nn
 
 from dspark_core.algorithms.calibration import Calibration
-from dspark_core.engine.autoregressive_draft_engine import AutoregressiveDraftEngine
-from dspark_core.engine.cache_size import CACHE_SETTING, DRAFT_CACHE_SETTING, PageNeeds, num_pages
-from dspark_core.engine.context_draft_engine import ContextDraftEngine, EngineArguments
-from dspark_core.engine.context_features import ContextProjection
+from dspark_core.engine.caches.cache_size import CACHE_SETTING, DRAFT_CACHE_SETTING, PageNeeds, num_pages
+from dspark_core.engine.caches.kv_cache import PagedCache
 from dspark_core.engine.devices import AUTO, check_device_name, device_of, resolve_device
-from dspark_core.engine.draft_engine import DraftEngine
-from dspark_core.engine.gpu_draft_engine import GpuDraftEngine, computes
-from dspark_core.engine.gpu_settings import GpuSettings, gpu_settings
-from dspark_core.engine.kv_cache import PagedCache
-from dspark_core.engine.lookup import BLOCK_TOKENS
+from dspark_core.engine.draft_engines.autoregressive import AutoregressiveDraftEngine
+from dspark_core.engine.draft_engines.base import ContextDraftEngine, EngineArguments
+from dspark_core.engine.draft_engines.blocks import DraftEngine
+from dspark_core.engine.draft_engines.gpu_blocks import GpuDraftEngine, computes
+from dspark_core.engine.drafts.lookup import BLOCK_TOKENS
+from dspark_core.engine.gpu.settings import GpuSettings, gpu_settings
 from dspark_core.engine.protocols import DraftGeometry
-from dspark_core.engine.target_engine import TargetEngine, longest_context
+from dspark_core.engine.target.context_features import ContextProjection
+from dspark_core.engine.target.target_engine import TargetEngine, longest_context
 from dspark_core.errors import ConfigError
 from dspark_core.kernels.library import native_kernels
 from dspark_core.models.config import AnyDrafterConfig, DrafterConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dspark_core.engine.block_manager import ROOT_CONTENT_ID, BlockManager, ContentId
+from dspark_core.engine.caches.block_manager import ROOT_CONTENT_ID, BlockManager, ContentId
 from dspark_core.engine.grammars import SequenceGrammar
 from dspark_core.output_rules import NO_ADJUSTMENTS
 from dspark_core.records import FinishReason, GenerateRequest, SpeculationStats

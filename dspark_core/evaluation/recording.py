@@ -8,9 +8,9 @@ from concurrent.futures import Future
 from dspark_core.algorithms.draft_policy import DraftCandidate, DraftPolicy
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_time import StepTimeModel
-from dspark_core.engine.planning import FullPlanSource
 from dspark_core.engine.protocols import DraftGeometry, DraftItem, DraftReply, DraftSource
-from dspark_core.engine.rounds import RoundOutput
+from dspark_core.engine.rounds.loop import RoundOutput
+from dspark_core.engine.rounds.planning import FullPlanSource
 from dspark_core.evaluation.round_table import DraftRound
 from dspark_core.records import FinishReason, RequestSurvival, RoundReport
 

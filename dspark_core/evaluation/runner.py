@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dspark_core.engine.batching import BatchLimits
-from dspark_core.engine.drafting import Drafting
-from dspark_core.engine.lookup import BLOCK_TOKENS, LookupDrafting
+from dspark_core.engine.drafts.drafting import Drafting
+from dspark_core.engine.drafts.lookup import BLOCK_TOKENS, LookupDrafting
 from dspark_core.engine.protocols import DraftSource
-from dspark_core.engine.rounds import RoundLoop, RoundOutput
-from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.engine.rounds.batching import BatchLimits
+from dspark_core.engine.rounds.loop import RoundLoop, RoundOutput
+from dspark_core.engine.target.target_engine import TargetEngine
 from dspark_core.errors import ConfigError, ContextLengthError, InvalidRequestError
 from dspark_core.evaluation.recording import RecordingDrafts, RecordingPlan, ServedPlan, draft_round
 from dspark_core.evaluation.round_table import DraftRound

@@ -19,7 +19,7 @@ import numpy as np
 from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_surface import Floats
-from dspark_core.engine.pacing import PrefillPacer
+from dspark_core.engine.rounds.pacing import PrefillPacer
 from dspark_core.simulation.cohort import Asked, Cohort, even_out, new_cohorts
 from dspark_core.simulation.decoding import Decoding
 from dspark_core.simulation.domains import DomainRounds

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dspark_core.engine.trace_format import TracedRequest
+from dspark_core.engine.tracing.trace_format import TracedRequest
 from dspark_core.errors import ConfigError
 from dspark_core.simulation.trace_reader import Trace
 

@@ -21,8 +21,8 @@ from dspark_core.algorithms.plan_search import search
 from dspark_core.algorithms.prefix_scheduler import admit_while_rising
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_surface import Floats
-from dspark_core.engine.draft_turns import ALL, DECISION_ROUNDS, IN_TURNS
-from dspark_core.engine.planning import LocalPlanSource
+from dspark_core.engine.drafts.draft_turns import ALL, DECISION_ROUNDS, IN_TURNS
+from dspark_core.engine.rounds.planning import LocalPlanSource
 from dspark_core.records import DraftOrigin, RequestSurvival, RoundReport
 
 PLAN_AGE_ROUNDS = 2

@@ -18,7 +18,7 @@ from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch, survival_m
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.speed_floor import expected_tokens, unmet_floors
 from dspark_core.algorithms.step_surface import Floats
-from dspark_core.engine.trace_format import TracedRequest, TracedRound
+from dspark_core.engine.tracing.trace_format import TracedRequest, TracedRound
 from dspark_core.simulation.planner_names import planner_factory
 from dspark_core.simulation.planners import RoundOutcome, RoundPlanner, RoundView
 

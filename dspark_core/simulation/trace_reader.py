@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dspark_core.engine.trace_format import TracedCurve, TracedRound, TraceHeader, TraceRecord, decode
+from dspark_core.engine.tracing.trace_format import TracedCurve, TracedRound, TraceHeader, TraceRecord, decode
 from dspark_core.errors import ConfigError
 
 

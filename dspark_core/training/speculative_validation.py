@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import EngineOptions, build_drafter, build_target, context_limit
-from dspark_core.engine.draft_engine import LocalDraftSource
-from dspark_core.engine.drafting import Drafting
-from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.draft_engines.blocks import LocalDraftSource
+from dspark_core.engine.drafts.drafting import Drafting
+from dspark_core.engine.rounds.batching import BatchLimits
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.rounds.planning import FullPlanSource
 from dspark_core.errors import ConfigError
 from dspark_core.models.loading import LoadedTarget
 from dspark_core.records import GenerateRequest, RoundReport, SamplingParams

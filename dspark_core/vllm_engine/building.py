@@ -7,12 +7,12 @@ import os
 import torch
 
 from dspark_core.engine.building import EngineOptions
-from dspark_core.engine.context_features import ContextProjection
-from dspark_core.engine.lookup import BLOCK_TOKENS
-from dspark_core.engine.passes import TapWriter
-from dspark_core.engine.profile_passes import CHUNK_TOKENS
+from dspark_core.engine.drafts.lookup import BLOCK_TOKENS
+from dspark_core.engine.profiling.profile_passes import CHUNK_TOKENS
 from dspark_core.engine.protocols import DraftGeometry
-from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.engine.target.context_features import ContextProjection
+from dspark_core.engine.target.passes import TapWriter
+from dspark_core.engine.target.target_engine import TargetEngine
 from dspark_core.errors import ConfigError
 from dspark_core.models.loading import TargetFacts
 from dspark_core.vllm_engine.passes import VllmPasses

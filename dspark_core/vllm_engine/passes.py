@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dspark_core.engine.batch import RaggedBatch, Run
-from dspark_core.engine.passes import TapWriter, computed_on
-from dspark_core.engine.verifier import STALL_SECONDS
+from dspark_core.engine.rounds.verifier import STALL_SECONDS
+from dspark_core.engine.target.batch import RaggedBatch, Run
+from dspark_core.engine.target.passes import TapWriter, computed_on
 from dspark_core.vllm_engine.sharing import SharedReader, SharedRows
 from dspark_core.vllm_engine.steps import SequenceTracker
 

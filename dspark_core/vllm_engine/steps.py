@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dspark_core.engine.batch import Run
+from dspark_core.engine.target.batch import Run
 
 
 @dataclass(frozen=True, slots=True)

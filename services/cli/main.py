@@ -1,4 +1,4 @@
-"""The `dspark` command and its subcommands, one module each.
+"""The `dspark` command and its subcommands, grouped by what they are for.
 
 Only the module of the command that is run is imported: most of them load torch, which takes seconds.
 """
@@ -15,17 +15,17 @@ from dspark_core.errors import ConfigError, DSparkError
 from services.common.exits import EXIT_CONFIG, EXIT_FAILURE, EXIT_INTERRUPTED
 
 COMMANDS = {
-    "up": ("up", "run all services on this machine"),
-    "chat": ("chat", "chat with a running gateway"),
-    "generate": ("generate", "answer one prompt"),
-    "eval": ("evaluate", "measure a drafter's accepted length"),
-    "calibrate": ("calibrate", "calibrate a drafter's confidences"),
-    "data": ("data", "make training data"),
-    "train": ("train", "train a drafter"),
-    "profile": ("profile", "measure step and draft times"),
-    "replay": ("replay", "plan traced rounds with other planners"),
-    "simulate": ("simulate", "simulate a cluster"),
-    "doctor": ("doctor", "check this installation"),
+    "up": ("serving.up", "run all services on this machine"),
+    "chat": ("serving.chat", "chat with a running gateway"),
+    "generate": ("serving.generate", "answer one prompt"),
+    "eval": ("drafters.evaluate", "measure a drafter's accepted length"),
+    "calibrate": ("drafters.calibrate", "calibrate a drafter's confidences"),
+    "data": ("data.command", "make training data"),
+    "train": ("drafters.train", "train a drafter"),
+    "profile": ("clusters.profile", "measure step and draft times"),
+    "replay": ("clusters.replay", "plan traced rounds with other planners"),
+    "simulate": ("clusters.simulate", "simulate a cluster"),
+    "doctor": ("serving.doctor", "check this installation"),
 }
 """Command -> (module, one line of help)."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import grpc.aio
 from dspark_proto.v1 import drafter_pb2, drafter_pb2_grpc
 
-from dspark_core.engine.context_draft_engine import ContextDraftEngine
+from dspark_core.engine.draft_engines.base import ContextDraftEngine
 from dspark_core.engine.protocols import DraftBlock, DraftItem
 from dspark_core.errors import DSparkError
 from services.common.streams import until

@@ -9,7 +9,7 @@ from typing import Any
 
 from dspark_core.engine.building import NATIVE, EngineOptions
 from dspark_core.engine.devices import AUTO
-from dspark_core.engine.trace_writer import DEFAULT_MAX_MB, DEFAULT_SAMPLE, TraceOptions
+from dspark_core.engine.tracing.trace_writer import DEFAULT_MAX_MB, DEFAULT_SAMPLE, TraceOptions
 from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.zoo_paths import DEFAULT_DRAFTER, NGRAMS_AUTO, NO_NGRAMS

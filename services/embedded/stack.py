@@ -12,15 +12,15 @@ from contextlib import AsyncExitStack
 
 import torch
 
-from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import build_drafter
-from dspark_core.engine.draft_engine import LocalDraftSource
-from dspark_core.engine.draft_profiler import profile_draft_time
-from dspark_core.engine.lookup_building import build_lookup
-from dspark_core.engine.planning import LocalPlanSource
-from dspark_core.engine.trace_format import TraceHeader
-from dspark_core.engine.trace_writer import TraceWriter
-from dspark_core.engine.verifier import Verifier
+from dspark_core.engine.draft_engines.blocks import LocalDraftSource
+from dspark_core.engine.drafts.lookup_building import build_lookup
+from dspark_core.engine.profiling.draft_profiler import profile_draft_time
+from dspark_core.engine.rounds.batching import BatchLimits
+from dspark_core.engine.rounds.planning import LocalPlanSource
+from dspark_core.engine.rounds.verifier import Verifier
+from dspark_core.engine.tracing.trace_format import TraceHeader
+from dspark_core.engine.tracing.trace_writer import TraceWriter
 from dspark_core.model_paths import resolve_model_path
 from dspark_core.tokenization.loading import load_tokenizer
 from dspark_core.zoo_paths import resolve_ngrams_path

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import ENGINES, NATIVE, WEIGHTS, EngineOptions
-from dspark_core.engine.trace_writer import DEFAULT_MAX_MB, DEFAULT_SAMPLE, TraceOptions
+from dspark_core.engine.rounds.batching import BatchLimits
+from dspark_core.engine.tracing.trace_writer import DEFAULT_MAX_MB, DEFAULT_SAMPLE, TraceOptions
 from dspark_core.zoo_paths import NGRAMS_AUTO
 from services.common.env import Env
 from services.common.limits import MOST_BATCH_TOKENS, MOST_RUNNING, MOST_SECONDS

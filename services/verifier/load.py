@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from dspark_core.engine.verifier import VerifierStatus
+from dspark_core.engine.rounds.verifier import VerifierStatus
 from dspark_core.records import GenerateRequest, VerifierLoad
 
 MAX_NEW_REQUESTS = 256

@@ -10,9 +10,9 @@ from prometheus_client.registry import Collector
 
 from dspark_core.algorithms.draft_policy import DraftCandidate
 from dspark_core.algorithms.plan_request import PlanRequest
-from dspark_core.engine.planning import LocalPlanSource
 from dspark_core.engine.protocols import PlanSource
-from dspark_core.engine.verifier import VerifierStatus
+from dspark_core.engine.rounds.planning import LocalPlanSource
+from dspark_core.engine.rounds.verifier import VerifierStatus
 from dspark_core.records import DraftOrigin, RoundReport
 
 _STEP_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 
-from dspark_core.engine.lookup_building import build_lookup
-from dspark_core.engine.trace_format import TraceHeader
-from dspark_core.engine.trace_writer import TraceWriter
-from dspark_core.engine.verifier import Verifier
+from dspark_core.engine.drafts.lookup_building import build_lookup
+from dspark_core.engine.rounds.verifier import Verifier
+from dspark_core.engine.tracing.trace_format import TraceHeader
+from dspark_core.engine.tracing.trace_writer import TraceWriter
 from dspark_core.errors import DSparkError
 from dspark_core.records import GenerateRequest, Replica
 from services.common.channels import open_channel

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_time import StepTimeModel
-from dspark_core.engine.lookup import BLOCK_TOKENS
-from dspark_core.engine.profile_file import read_profile, write_profile
-from dspark_core.engine.profiler import ProfileSettings, profile_step_time, request_counts
-from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.engine.drafts.lookup import BLOCK_TOKENS
+from dspark_core.engine.profiling.profile_file import read_profile, write_profile
+from dspark_core.engine.profiling.profiler import ProfileSettings, profile_step_time, request_counts
+from dspark_core.engine.target.target_engine import TargetEngine
 from dspark_core.records import ReplicaKind, StepTime
 
 _log = logging.getLogger(__name__)

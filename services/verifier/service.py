@@ -13,19 +13,19 @@ from functools import partial
 from prometheus_client import CollectorRegistry
 
 from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
-from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import BuiltTarget, EngineOptions, build_target
-from dspark_core.engine.drafting import Drafting
+from dspark_core.engine.drafts.drafting import Drafting
+from dspark_core.engine.drafts.lookup import LookupDrafting
 from dspark_core.engine.grammars import GrammarCompiler, read_tokenizer
-from dspark_core.engine.lookup import LookupDrafting
-from dspark_core.engine.planning import LocalPlanSource
-from dspark_core.engine.profile_file import replica_kind
+from dspark_core.engine.profiling.profile_file import replica_kind
 from dspark_core.engine.protocols import DraftSource, PlanSource
-from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.rounds.batching import BatchLimits
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.rounds.planning import LocalPlanSource
+from dspark_core.engine.rounds.verifier import Verifier
 from dspark_core.engine.served_weights import served_weights
-from dspark_core.engine.trace_writer import TraceWriter
-from dspark_core.engine.tracing import TracingPlanSource
-from dspark_core.engine.verifier import Verifier
+from dspark_core.engine.tracing.trace_writer import TraceWriter
+from dspark_core.engine.tracing.traced_plans import TracingPlanSource
 from dspark_core.records import Replica, ReplicaKind, Role, VerifierDescription
 from services.verifier.metrics import ObservedPlanSource, VerifierMetrics
 from services.verifier.plans import LOCAL_PLANNER, CoordinatedPlanSource

@@ -12,7 +12,7 @@ import grpc.aio
 from dspark_proto.v1 import verifier_pb2, verifier_pb2_grpc
 from opentelemetry.trace import NoOpTracer, Tracer
 
-from dspark_core.engine.verifier import Verifier
+from dspark_core.engine.rounds.verifier import Verifier
 from dspark_core.errors import UnavailableError
 from dspark_core.records import GenerateChunk, GenerateRequest, VerifierDescription
 from services.common import convert

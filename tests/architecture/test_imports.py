@@ -12,6 +12,9 @@ VALUES = ("dspark_core.errors", "dspark_core.records", "dspark_core.output_rules
 PATHS = ("dspark_core.model_paths", "dspark_core.zoo_paths")
 MODELS = (*VALUES, *PATHS, "dspark_core.algorithms", "dspark_core.kernels", "dspark_core.models")
 APPLICATION = (*MODELS, "dspark_core.engine", "dspark_core.tokenization")
+ENGINE_VALUES = tuple(
+    f"dspark_core.engine.{name}" for name in ("devices", "grammars", "protocols", "sequence")
+)
 TORCH_FREE_ALGORITHMS = (
     "dspark_core.algorithms.prefix_scheduler",
     "dspark_core.algorithms.delayed_scheduler",
@@ -48,6 +51,24 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dspark_core.cuda": VALUES,
     "dspark_core.models": MODELS,
     "dspark_core.engine": (*MODELS, "dspark_core.tokenization"),
+    **{
+        f"dspark_core.engine.{package}": (
+            *MODELS,
+            *ENGINE_VALUES,
+            *(f"dspark_core.engine.{below}" for below in packages),
+        )
+        for package, packages in {
+            "caches": (),
+            "gpu": (),
+            "target": ("caches", "gpu"),
+            "verdicts": (),
+            "draft_engines": ("caches", "gpu", "target"),
+            "drafts": ("caches", "target", "verdicts"),
+            "rounds": ("caches", "drafts", "target", "verdicts"),
+            "profiling": ("building", "target", "verdicts"),
+            "tracing": (),
+        }.items()
+    },
     # Loaded by name and only if configured: it needs vllm.
     "dspark_core.vllm_engine": (*MODELS, "dspark_core.engine"),
     "dspark_core.training": APPLICATION,
@@ -174,11 +195,16 @@ def test_packages_hold_a_docstring_only(source: Source):
         ("dspark_core/records.py", "import numpy"),
         ("dspark_core/errors.py", "from dspark_core.records import Role"),
         ("dspark_core/algorithms/step_time.py", "import torch"),
-        ("dspark_core/algorithms/rejection.py", "from dspark_core.engine.rounds import RoundLoop"),
+        ("dspark_core/algorithms/rejection.py", "from dspark_core.engine.rounds.loop import RoundLoop"),
         ("dspark_core/models/decoder.py", "from ..engine import kv_cache"),
-        ("dspark_core/engine/gpu_passes.py", "import triton"),
-        ("dspark_core/engine/gpu_passes.py", "from dspark_core.cuda import paged_attention"),
-        ("dspark_core/engine/rounds.py", "def f():\n    import grpc.aio"),
+        (
+            "dspark_core/engine/caches/block_manager.py",
+            "from dspark_core.engine.target.batch import RaggedBatch",
+        ),
+        ("dspark_core/engine/drafts/lookup.py", "from dspark_core.engine.rounds.loop import RoundLoop"),
+        ("dspark_core/engine/target/gpu_passes.py", "import triton"),
+        ("dspark_core/engine/target/gpu_passes.py", "from dspark_core.cuda import paged_attention"),
+        ("dspark_core/engine/rounds/loop.py", "def f():\n    import grpc.aio"),
         ("dspark_core/training/trainer.py", "from dspark_core.evaluation import tasks"),
         ("dspark_core/evaluation/runner.py", "from dspark_core.training.losses import loss"),
         ("dspark_core/evaluation/plots.py", "from services.cli import eval_tables"),

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(200)]
 
 BROKEN = """
 import sys
-from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.rounds.loop import RoundLoop
 from services.verifier.main import main
 
 def step(self):

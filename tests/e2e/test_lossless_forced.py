@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import BuiltTarget, EngineOptions, build_drafter, build_target
-from dspark_core.engine.draft_engine import LocalDraftSource
-from dspark_core.engine.drafting import Drafting
-from dspark_core.engine.lookup_building import build_lookup
-from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.draft_engines.blocks import LocalDraftSource
+from dspark_core.engine.drafts.drafting import Drafting
+from dspark_core.engine.drafts.lookup_building import build_lookup
+from dspark_core.engine.rounds.batching import BatchLimits
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.rounds.planning import FullPlanSource
 from dspark_core.kernels.library import native_kernels
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions, SpeculationStats

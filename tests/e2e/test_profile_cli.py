@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dspark_core.engine.profile_file import read_profile
+from dspark_core.engine.profiling.profile_file import read_profile
 from services.cli.main import main
 from services.common.exits import EXIT_CONFIG
 

@@ -7,13 +7,13 @@ import dataclasses
 import pytest
 import torch
 
-from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.building import EngineOptions, build_drafter, build_target
-from dspark_core.engine.draft_engine import LocalDraftSource
-from dspark_core.engine.drafting import Drafting
-from dspark_core.engine.gpu_draft_engine import GpuDraftEngine
-from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.draft_engines.blocks import LocalDraftSource
+from dspark_core.engine.draft_engines.gpu_blocks import GpuDraftEngine
+from dspark_core.engine.drafts.drafting import Drafting
+from dspark_core.engine.rounds.batching import BatchLimits
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.rounds.planning import FullPlanSource
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.records import GenerateRequest, SamplingParams
 from dspark_core.tokenization.loading import load_tokenizer
@@ -124,7 +124,7 @@ def test_the_drafter_is_the_one_for_gpus():
 
 
 def _next_logits(engine, tokens):
-    from dspark_core.engine.batch import Run
+    from dspark_core.engine.target.batch import Run
 
     pages = list(range(1, 2 + len(tokens) // engine.page_tokens))
     return engine.forward([Run(tokens, 0, pages, 1)])[0].float().clone()

@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 
 from dspark_core.algorithms import coupling, sampling
 from dspark_core.cuda.tiles import TUNING, shared_bytes_of
-from dspark_core.engine.gpu_attention import RaggedRuns
+from dspark_core.engine.gpu.attention import RaggedRuns
 from tests.support.gpu_parts import generator
 from tests.support.reference_attention import attend_runs
 from tests.unit.cuda.test_paged_attention import ragged
@@ -100,7 +100,7 @@ def test_laws_and_coupled_draws_are_the_cpus(cuda, vocab):
 
 @pytest.mark.parametrize("rows", [1, 8, 300])
 def test_a_product_of_bfloat16_comes_in_float32(cuda, rows):
-    from dspark_core.engine.gpu_logits import multiplies_into_float32
+    from dspark_core.engine.gpu.logits import multiplies_into_float32
 
     if not multiplies_into_float32(torch.bfloat16, cuda):
         pytest.skip(f"PyTorch {torch.__version__} has no such product")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dspark_core.algorithms.round_time import RoundTimeModel
-from dspark_core.engine.planning import FullPlanSource
+from dspark_core.engine.rounds.planning import FullPlanSource
 
 
 class FullPlans(FullPlanSource):

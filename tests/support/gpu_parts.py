@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from dspark_core.engine.buckets import BucketGrid
-from dspark_core.engine.gpu_settings import GpuSettings
-from dspark_core.engine.recorded import Recording
+from dspark_core.engine.gpu.buckets import BucketGrid
+from dspark_core.engine.gpu.recorded import Recording
+from dspark_core.engine.gpu.settings import GpuSettings
 from tests.support.pretend_cuda import OnGpu, read
 from tests.support.reference_attention import attend_runs
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from dspark_core.engine.batch import Run
 from dspark_core.engine.building import EngineOptions, build_target
-from dspark_core.engine.context_features import ContextProjection
-from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.engine.target.batch import Run
+from dspark_core.engine.target.context_features import ContextProjection
+from dspark_core.engine.target.target_engine import TargetEngine
 from dspark_core.errors import ConfigError
 from dspark_core.models.loading import load_target, read_target_facts
 from dspark_core.records import SamplingParams, Verification

@@ -2,7 +2,7 @@
 //
 // Each position takes one product with W2, after which every row picks its token: the most likely one, or a
 // draw from its top candidates under the request's sampling parameters. Proposals and draws follow the
-// reference, `dspark_core.engine.draft_sampling`.
+// reference, `dspark_core.engine.draft_engines.draft_sampling`.
 #pragma once
 
 #include <functional>

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from dspark_core.engine.batching import BatchLimits
-from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.rounds.batching import BatchLimits
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.rounds.planning import FullPlanSource
 from dspark_core.engine.sequence import SequenceState
-from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.engine.target.target_engine import TargetEngine
 from dspark_core.errors import ConfigError, ContextLengthError, InvalidRequestError
 from dspark_core.records import FinishReason, GenerateRequest, SamplingParams
 

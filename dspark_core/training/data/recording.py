@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dspark_core.engine.sequence import SequenceState
-from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.engine.target.target_engine import TargetEngine
 from dspark_core.errors import ConfigError
 from dspark_core.models.decoder import Decoder
 from dspark_core.training.data.prefill import log_normalizers

@@ -17,8 +17,8 @@ import torch
 from dspark_proto.v1 import drafter_pb2
 
 from dspark_core.engine.building import EngineOptions, build_drafter
-from dspark_core.engine.context_draft_engine import ContextDraftEngine
-from dspark_core.engine.draft_engine import LocalDraftSource
+from dspark_core.engine.draft_engines.base import ContextDraftEngine
+from dspark_core.engine.draft_engines.blocks import LocalDraftSource
 from dspark_core.engine.protocols import DraftBlock, DraftItem, DraftSource
 from dspark_core.errors import DraftUnavailableError, InvalidRequestError
 from dspark_core.records import SamplingParams, Verification

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dspark_core.engine.draft_context import DraftContext
-from dspark_core.engine.drafting import Drafting
+from dspark_core.engine.draft_engines.draft_context import DraftContext
+from dspark_core.engine.drafts.drafting import Drafting
 from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.errors import DraftUnavailableError

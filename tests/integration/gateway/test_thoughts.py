@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 
-from services.cli.client import ChatPiece, GatewayClient
+from services.cli.serving.client import ChatPiece, GatewayClient
 from tests.integration.gateway.conftest import MODEL, RunningGateway, Serve
 from tests.integration.gateway.test_tools import ARGUMENTS, ASK, CALL, TOOLS, allows, backend, prompt_of
 from tests.support.thinking_templates import ALWAYS, QWEN3

@@ -6,7 +6,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_time import StepTimeModel
-from dspark_core.engine.planning import LocalPlanSource
+from dspark_core.engine.rounds.planning import LocalPlanSource
 from services.common.channels import open_channel
 from services.common.options import ServerOptions
 from services.common.server import GrpcServer

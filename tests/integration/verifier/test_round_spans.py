@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind
 
-from dspark_core.engine.verifier import Verifier
+from dspark_core.engine.rounds.verifier import Verifier
 from dspark_core.records import GenerateChunk, SpeculationOptions, SpeculationStats, VerifierDescription
 from services.common.channels import open_channel
 from services.common.clients import VerifierClient

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from dspark_core.engine.verifier import Verifier
+from dspark_core.engine.rounds.verifier import Verifier
 from dspark_core.errors import UnavailableError
 from dspark_core.records import GenerateChunk, GenerateRequest, VerifierDescription
 from services.common.channels import open_channel

@@ -6,8 +6,8 @@ import torch
 
 from benchmarks.frontier_parts.stack import SwitchedLookup
 from dspark_core.algorithms.lookup_worth import KEPT_ROUNDS, TRIED_ROUNDS
-from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.rounds.planning import FullPlanSource
 from dspark_core.records import RoundReport
 from tests.unit.engine.tiny import prompts, request, tiny_engine
 

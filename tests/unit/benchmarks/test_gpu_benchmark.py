@@ -16,7 +16,7 @@ from benchmarks.gpu_parts.attention import attention_row
 from benchmarks.gpu_parts.models import SHAPES, drafter_config, engine_of, random_decoder, random_drafter
 from benchmarks.gpu_parts.steps import draft_row, kv_tokens, step_row
 from benchmarks.gpu_parts.timing import machine_rates
-from dspark_core.engine.gpu_draft_engine import GpuDraftEngine
+from dspark_core.engine.draft_engines.gpu_blocks import GpuDraftEngine
 from dspark_core.models.gemma import build_decoder
 from dspark_core.records import SamplingParams
 from tests.support.gpu_parts import CallAgain, PlainKernels, plain_gpu

@@ -9,8 +9,8 @@ pytest.importorskip("triton", reason="the kernels' tests need triton: pip instal
 
 from dspark_core.cuda.paged_attention import paged_attention, store_keys_values
 from dspark_core.cuda.tiles import SMALLEST_SHARED_BYTES, Tuning, num_splits, tile_queries
-from dspark_core.engine.gpu_attention import RaggedRuns
-from dspark_core.engine.step_inputs import NO_QUERY
+from dspark_core.engine.gpu.attention import RaggedRuns
+from dspark_core.engine.target.step_inputs import NO_QUERY
 from tests.support.reference_attention import attend_runs, store_runs
 
 # Rows that nothing wrote hold anything; the interpreter's arithmetic on them may overflow.

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from dspark_core.engine.building import EngineOptions, build_drafter, build_target
-from dspark_core.engine.draft_engine import LocalDraftSource
-from dspark_core.engine.drafting import Drafting
-from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.rounds import BatchLimits, RoundLoop
+from dspark_core.engine.draft_engines.blocks import LocalDraftSource
+from dspark_core.engine.drafts.drafting import Drafting
+from dspark_core.engine.rounds.loop import BatchLimits, RoundLoop
+from dspark_core.engine.rounds.planning import FullPlanSource
 
 
 def loop_of(directory: Path, drafter: str | None, *, native: bool = True, **limits: int) -> RoundLoop:

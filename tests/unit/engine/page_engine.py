@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dspark_core.engine.batch import Run
-from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.engine.target.batch import Run
+from dspark_core.engine.target.target_engine import TargetEngine
 from tests.unit.engine.tiny import CONFIG, VOCAB, ScriptedDrafts
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dspark_core.engine.autoregressive_draft_engine import AutoregressiveDraftEngine
 from dspark_core.engine.building import EngineOptions, build_drafter
-from dspark_core.engine.context_draft_engine import ContextDraftEngine
+from dspark_core.engine.draft_engines.autoregressive import AutoregressiveDraftEngine
+from dspark_core.engine.draft_engines.base import ContextDraftEngine
 from dspark_core.engine.protocols import DraftItem
 from dspark_core.errors import InvalidRequestError
 from dspark_core.records import SamplingParams, Verification

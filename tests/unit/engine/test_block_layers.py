@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dspark_core.engine.block_layers import NativeLayers, TorchLayers
-from dspark_core.engine.context_draft_engine import Appended
-from dspark_core.engine.draft_context import DraftContext
-from dspark_core.engine.draft_engine import DraftEngine
+from dspark_core.engine.draft_engines.base import Appended
+from dspark_core.engine.draft_engines.block_layers import NativeLayers, TorchLayers
+from dspark_core.engine.draft_engines.blocks import DraftEngine
+from dspark_core.engine.draft_engines.draft_context import DraftContext
 from dspark_core.engine.protocols import DraftItem
 from dspark_core.kernels.library import native_kernels
 from dspark_core.models.config import DecoderConfig, DrafterConfig, Family

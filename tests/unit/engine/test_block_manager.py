@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspark_core.engine.block_manager import ROOT_CONTENT_ID, BlockManager
+from dspark_core.engine.caches.block_manager import ROOT_CONTENT_ID, BlockManager
 
 
 def publish_all(manager: BlockManager, pages: list[int], tokens: list[int]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from dspark_core.engine import building
 from dspark_core.engine.building import EngineOptions, build_drafter, build_target
-from dspark_core.engine.cache_size import LEAST_CONTEXT_TOKENS, PageNeeds, num_pages
+from dspark_core.engine.caches.cache_size import LEAST_CONTEXT_TOKENS, PageNeeds, num_pages
 from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.zoo_paths import DEFAULT_DRAFTER

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dspark_core.engine.context_features import MAX_WAITING_ROWS, ContextFeatures, ContextProjection
-from dspark_core.engine.kv_cache import PagedFeatures
+from dspark_core.engine.caches.kv_cache import PagedFeatures
+from dspark_core.engine.target.context_features import MAX_WAITING_ROWS, ContextFeatures, ContextProjection
 
 SIZE, SLOTS = 3, 256
 

@@ -9,7 +9,7 @@ import weakref
 import pytest
 import torch
 
-from dspark_core.engine.recorded import CudaGraphs
+from dspark_core.engine.gpu.recorded import CudaGraphs
 
 
 class Stream:

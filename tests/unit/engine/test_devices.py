@@ -8,9 +8,10 @@ import shutil
 import pytest
 import torch
 
-from dspark_core.engine import devices, gpu_settings
+from dspark_core.engine import devices
 from dspark_core.engine.building import EngineOptions
 from dspark_core.engine.devices import resolve_device
+from dspark_core.engine.gpu import settings as gpu_settings
 from dspark_core.errors import ConfigError
 from services.drafter.config import DrafterServiceConfig
 from services.embedded.options import StackOptions

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from dspark_core.engine.block_draw import NativeDraw, OperatorDraw, block_draw
-from dspark_core.engine.draft_engine import DraftEngine, LocalDraftSource
-from dspark_core.engine.drafting import Drafting
-from dspark_core.engine.gpu_draft_engine import GpuDraftEngine
+from dspark_core.engine.draft_engines.block_draw import NativeDraw, OperatorDraw, block_draw
+from dspark_core.engine.draft_engines.blocks import DraftEngine, LocalDraftSource
+from dspark_core.engine.draft_engines.gpu_blocks import GpuDraftEngine
+from dspark_core.engine.drafts.drafting import Drafting
 from dspark_core.engine.protocols import DraftBlock, DraftItem
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.records import GenerateRequest, SamplingParams, Verification

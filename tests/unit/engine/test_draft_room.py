@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dspark_core.algorithms.plan_request import PlanRequest
-from dspark_core.engine.block_manager import BlockManager
-from dspark_core.engine.draft_room import within_batch, within_pages
-from dspark_core.engine.planning import FullPlanSource
+from dspark_core.engine.caches.block_manager import BlockManager
+from dspark_core.engine.drafts.draft_room import within_batch, within_pages
 from dspark_core.engine.protocols import DraftBlock, DraftItem, SparseDistribution
-from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.rounds.planning import FullPlanSource
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.records import RoundReport, SamplingParams, SpeculationOptions
 from tests.unit.engine.tiny import ScriptedDrafts, make_loop, request, tiny_engine

@@ -15,10 +15,10 @@ import torch
 from dspark_core.algorithms.draft_policy import DraftCandidate
 from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
 from dspark_core.algorithms.step_time import StepTimeModel
-from dspark_core.engine.lookup import LookupDrafting
-from dspark_core.engine.planning import FullPlanSource, LocalPlanSource
+from dspark_core.engine.drafts.lookup import LookupDrafting
 from dspark_core.engine.protocols import DraftItem, DraftReply
-from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.rounds.planning import FullPlanSource, LocalPlanSource
 from dspark_core.records import RequestSurvival, RoundReport, SamplingParams
 from tests.unit.engine.tiny import (
     ScriptedDrafts,

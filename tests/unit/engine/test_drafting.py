@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from dspark_core.engine.draft_context import DraftContext
-from dspark_core.engine.drafting import (
+from dspark_core.engine.draft_engines.draft_context import DraftContext
+from dspark_core.engine.drafts.drafting import (
     FEATURE_BYTES,
     FIRST_BACKOFF_SECONDS,
     MAX_BACKOFF_SECONDS,
     PRIMED_POSITIONS,
     Drafting,
 )
-from dspark_core.engine.planning import FullPlanSource
 from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem, DraftReply
-from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.rounds.planning import FullPlanSource
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.errors import DraftUnavailableError
 from dspark_core.records import GenerateRequest, SamplingParams, SpeculationOptions, Verification

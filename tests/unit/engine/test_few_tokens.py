@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from dspark_core.algorithms import sampling
-from dspark_core.engine import batch
-from dspark_core.engine.batch import Run, build_batch, slots_of
-from dspark_core.engine.greedy_draw import greedy_tokens
+from dspark_core.engine.target import batch
+from dspark_core.engine.target.batch import Run, build_batch, slots_of
+from dspark_core.engine.verdicts.greedy_draw import greedy_tokens
 from dspark_core.kernels.library import native_kernels
 from dspark_core.models.dspark import FeatureProjection
 from dspark_core.models.packing import pack_linears

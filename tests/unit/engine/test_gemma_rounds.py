@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dspark_core.engine.batch import Run, attention_groups, build_batch
-from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.target.batch import Run, attention_groups, build_batch
 from dspark_core.models.config import DrafterConfig, Eagle3Config, MtpConfig, draft_backbone
 from dspark_core.models.drafter_checkpoint import save_drafter
 from dspark_core.models.eagle3_checkpoint import save_eagle3

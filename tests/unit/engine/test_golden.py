@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from dspark_core.engine.building import EngineOptions, build_drafter, build_target
-from dspark_core.engine.draft_engine import LocalDraftSource
-from dspark_core.engine.drafting import Drafting
-from dspark_core.engine.planning import FullPlanSource
+from dspark_core.engine.draft_engines.blocks import LocalDraftSource
+from dspark_core.engine.drafts.drafting import Drafting
 from dspark_core.engine.protocols import DraftBlock, DraftItem, DraftReply
-from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.rounds.planning import FullPlanSource
 from dspark_core.records import GenerateRequest, SamplingParams
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden"

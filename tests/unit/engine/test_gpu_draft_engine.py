@@ -12,8 +12,8 @@ import torch
 
 from dspark_core.algorithms.calibration import ConfidenceScaling
 from dspark_core.algorithms.sampling import draw_tokens
-from dspark_core.engine.draft_engine import DraftEngine
-from dspark_core.engine.gpu_draft_engine import GpuDraftEngine
+from dspark_core.engine.draft_engines.blocks import DraftEngine
+from dspark_core.engine.draft_engines.gpu_blocks import GpuDraftEngine
 from dspark_core.engine.protocols import DraftItem
 from dspark_core.models.config import MarkovHeadType
 from dspark_core.records import SamplingParams, Verification

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dspark_core.engine import building
-from dspark_core.engine.batch import Run
-from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.engine.target.batch import Run
+from dspark_core.engine.target.target_engine import TargetEngine
 from dspark_core.models.dspark import DSparkDrafter
 from dspark_core.models.loading import load_target
 from tests.support.gpu_parts import CallAgain, PlainKernels, plain_gpu

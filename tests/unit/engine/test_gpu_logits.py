@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dspark_core.engine import gpu_logits
-from dspark_core.engine.gpu_logits import FloatLogits, multiplies_into_float32
+from dspark_core.engine.gpu import logits as gpu_logits
+from dspark_core.engine.gpu.logits import FloatLogits, multiplies_into_float32
 from dspark_core.models.config import DecoderConfig
 from tests.support.gpu_parts import generator
 from tests.unit.engine.tiny import CONFIG, VOCAB, tiny_decoder

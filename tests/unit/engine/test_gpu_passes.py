@@ -9,8 +9,8 @@ import weakref
 import pytest
 import torch
 
-from dspark_core.engine.batch import Run
-from dspark_core.engine.profiler import ProfileSettings, profile_step_time
+from dspark_core.engine.profiling.profiler import ProfileSettings, profile_step_time
+from dspark_core.engine.target.batch import Run
 from dspark_core.records import SamplingParams
 from tests.support.gpu_parts import CallAgain, KeepsNothing, PlainKernels, plain_gpu
 from tests.support.pretend_cuda import move_module, pretend_cuda, read

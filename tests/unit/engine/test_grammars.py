@@ -16,11 +16,11 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from dspark_core.engine import grammars
+from dspark_core.engine.drafts.lookup import LookupDrafting
 from dspark_core.engine.grammars import GrammarCompiler, SequenceGrammar, TokenizerDocument
-from dspark_core.engine.lookup import LookupDrafting
-from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.rounds import RoundLoop
-from dspark_core.engine.verifier import Verifier
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.rounds.planning import FullPlanSource
+from dspark_core.engine.rounds.verifier import Verifier
 from dspark_core.errors import InvalidRequestError
 from dspark_core.output_rules import Grammar, GrammarKind, LogitAdjustments
 from dspark_core.records import FinishReason, GenerateRequest, SamplingParams, SpeculationOptions

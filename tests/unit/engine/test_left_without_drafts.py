@@ -7,10 +7,10 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 from dspark_core.algorithms.draft_policy import DraftCandidate
-from dspark_core.engine.draft_turns import LEFT_ROUNDS, DraftTurns
-from dspark_core.engine.drafting import NO_DRAFTS
-from dspark_core.engine.planning import FullPlanSource
+from dspark_core.engine.drafts.draft_turns import LEFT_ROUNDS, DraftTurns
+from dspark_core.engine.drafts.drafting import NO_DRAFTS
 from dspark_core.engine.protocols import DraftBlock
+from dspark_core.engine.rounds.planning import FullPlanSource
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.records import DraftOrigin
 from tests.unit.engine.tiny import request

@@ -16,11 +16,11 @@ from dspark_core.algorithms.ngram_table import NgramTable
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
 from dspark_core.algorithms.step_time import StepTimeModel
-from dspark_core.engine.drafting import Drafting
-from dspark_core.engine.lookup import BLOCK_TOKENS, LOOK_ROUNDS, UNUSED_ROUNDS, LookupDrafting
-from dspark_core.engine.planning import FullPlanSource, LocalPlanSource
+from dspark_core.engine.drafts.drafting import Drafting
+from dspark_core.engine.drafts.lookup import BLOCK_TOKENS, LOOK_ROUNDS, UNUSED_ROUNDS, LookupDrafting
 from dspark_core.engine.protocols import PlanSource
-from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.rounds.planning import FullPlanSource, LocalPlanSource
 from dspark_core.records import DraftOrigin, RoundReport, SamplingParams, SpeculationOptions, Verification
 from dspark_core.training.data.conversations import Conversation
 from dspark_core.training.ngrams.building import NgramOptions, build_table

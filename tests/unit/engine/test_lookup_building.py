@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dspark_core.engine.lookup_building import build_lookup, load_table
+from dspark_core.engine.drafts.lookup_building import build_lookup, load_table
 from dspark_core.errors import CheckpointError, ConfigError
 from dspark_core.models.loading import LoadedTarget
 from dspark_core.models.ngram_file import NgramOrigin, save_ngrams

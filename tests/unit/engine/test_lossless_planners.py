@@ -11,8 +11,8 @@ import pytest
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
 from dspark_core.algorithms.step_time import StepTimeModel
-from dspark_core.engine.planning import FullPlanSource, LocalPlanSource
 from dspark_core.engine.protocols import PlanSource
+from dspark_core.engine.rounds.planning import FullPlanSource, LocalPlanSource
 from dspark_core.records import RoundReport, SamplingParams, SpeculationOptions, Verification
 from tests.unit.engine.tiny import (
     ScriptedDrafts,

@@ -11,9 +11,9 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from torch import Tensor
 
-from dspark_core.engine.batch import Run
-from dspark_core.engine.context_features import ContextProjection
-from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.engine.target.batch import Run
+from dspark_core.engine.target.context_features import ContextProjection
+from dspark_core.engine.target.target_engine import TargetEngine
 from dspark_core.errors import ConfigError
 from dspark_core.kernels.library import Format, native_kernels
 from dspark_core.kernels.matrix import GROUP, QuantizedRows

@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 
 from dspark_core.algorithms.step_time import StepTimeModel
-from dspark_core.engine.batching import BatchLimits
-from dspark_core.engine.pacing import MIN_CHUNK_TOKENS, PrefillPacer, chunk_pairs, tokens_per_pair
-from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.rounds.batching import BatchLimits
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.rounds.pacing import MIN_CHUNK_TOKENS, PrefillPacer, chunk_pairs, tokens_per_pair
+from dspark_core.engine.rounds.planning import FullPlanSource
 from dspark_core.errors import ConfigError
 from tests.unit.engine.tiny import (
     ScriptedDrafts,

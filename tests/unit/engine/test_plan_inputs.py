@@ -1,6 +1,6 @@
 """Which speed floors a round plans for."""
 
-from dspark_core.engine.plan_inputs import draft_candidates, plan_requests, speed_floors
+from dspark_core.engine.drafts.plan_inputs import draft_candidates, plan_requests, speed_floors
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.records import DraftOrigin, GenerateRequest
 

@@ -10,7 +10,7 @@ from dspark_core.algorithms.draft_policy import DraftCandidate
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
 from dspark_core.algorithms.step_time import StepTimeModel
-from dspark_core.engine.planning import (
+from dspark_core.engine.rounds.planning import (
     UNPROFILED_MAX_LENGTH,
     FullPlanSource,
     LocalPlanSource,

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspark_core.engine import acceptance, profile_passes
-from dspark_core.engine.batch import Run
-from dspark_core.engine.profile_passes import POOL_TOKENS, ProfilePasses
+from dspark_core.engine.profiling import profile_passes
+from dspark_core.engine.profiling.profile_passes import POOL_TOKENS, ProfilePasses
+from dspark_core.engine.target.batch import Run
+from dspark_core.engine.verdicts import acceptance
 from tests.unit.engine.tiny import tiny_engine
 
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
 from dspark_core.algorithms.step_time import StepTimeModel
-from dspark_core.engine.batch import Run
 from dspark_core.engine.building import EngineOptions
-from dspark_core.engine.draft_profiler import NEW_FEATURES, profile_draft_time
-from dspark_core.engine.profile_file import read_profile, replica_kind, write_profile
-from dspark_core.engine.profiler import ProfileSettings, profile_step_time
+from dspark_core.engine.profiling.draft_profiler import NEW_FEATURES, profile_draft_time
+from dspark_core.engine.profiling.profile_file import read_profile, replica_kind, write_profile
+from dspark_core.engine.profiling.profiler import ProfileSettings, profile_step_time
+from dspark_core.engine.target.batch import Run
 from dspark_core.errors import ConfigError
 from dspark_core.records import ReplicaKind
 from tests.unit.engine.tiny import ScriptedDrafts, tiny_engine

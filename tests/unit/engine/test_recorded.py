@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 import torch
 
-from dspark_core.engine.buckets import BucketGrid, default_grid
-from dspark_core.engine.recorded import RecordedPasses, Recording
+from dspark_core.engine.gpu.buckets import BucketGrid, default_grid
+from dspark_core.engine.gpu.recorded import RecordedPasses, Recording
 
 
 @pytest.fixture(autouse=True)

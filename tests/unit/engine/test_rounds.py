@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from dspark_core.engine.planning import FullPlanSource
+from dspark_core.engine.rounds.planning import FullPlanSource
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.errors import ContextLengthError, InvalidRequestError, QueueFullError
 from dspark_core.records import (

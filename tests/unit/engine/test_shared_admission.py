@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dspark_core.engine.drafting import Drafting
-from dspark_core.engine.lookup import LookupDrafting
-from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.rounds import BatchLimits, RoundLoop
+from dspark_core.engine.drafts.drafting import Drafting
+from dspark_core.engine.drafts.lookup import LookupDrafting
+from dspark_core.engine.rounds.loop import BatchLimits, RoundLoop
+from dspark_core.engine.rounds.planning import FullPlanSource
 from dspark_core.records import GenerateRequest, SamplingParams
 from tests.unit.engine.page_engine import CheckedDrafts, PageEngine
 from tests.unit.engine.tiny import VOCAB, make_loop, request, run

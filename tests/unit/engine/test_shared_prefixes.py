@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from dspark_core.engine.batch import Run
-from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.rounds import RoundLoop
-from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.rounds.planning import FullPlanSource
+from dspark_core.engine.target.batch import Run
+from dspark_core.engine.target.target_engine import TargetEngine
 from dspark_core.records import RoundReport
 from tests.unit.engine.tiny import (
     VOCAB,

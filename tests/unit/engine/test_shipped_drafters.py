@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from dspark_core.engine.building import BuiltTarget, EngineOptions, build_drafter, build_target
-from dspark_core.engine.draft_engine import LocalDraftSource
-from dspark_core.engine.drafting import Drafting
-from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.draft_engines.blocks import LocalDraftSource
+from dspark_core.engine.drafts.drafting import Drafting
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.rounds.planning import FullPlanSource
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
 from dspark_core.records import GenerateRequest, SamplingParams, SpeculationStats
 from dspark_core.tokenization.loading import load_tokenizer

@@ -11,7 +11,7 @@ import torch
 
 from dspark_core.algorithms.calibration import Calibration, ConfidenceScaling
 from dspark_core.engine.building import EngineOptions, build_drafter, read_geometry
-from dspark_core.engine.context_draft_engine import ContextDraftEngine
+from dspark_core.engine.draft_engines.base import ContextDraftEngine
 from dspark_core.engine.protocols import DraftBlock, DraftItem
 from dspark_core.errors import CheckpointError
 from dspark_core.models.drafter_calibration import CALIBRATION_FILE, read_calibration, write_calibration

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.rounds.loop import RoundLoop
 from dspark_core.models.drafter_config import read_any_config
 from dspark_core.models.loading import load_target
 from dspark_core.records import SamplingParams

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspark_core.engine import trace_writer
-from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.trace_format import (
+from dspark_core.engine.rounds.planning import FullPlanSource
+from dspark_core.engine.tracing import trace_writer
+from dspark_core.engine.tracing.trace_format import (
     TracedCurve,
     TracedRequest,
     TracedRound,
@@ -24,8 +24,8 @@ from dspark_core.engine.trace_format import (
     decode,
     encode,
 )
-from dspark_core.engine.trace_writer import TraceOptions, TraceWriter, rotated
-from dspark_core.engine.tracing import TracingPlanSource
+from dspark_core.engine.tracing.trace_writer import TraceOptions, TraceWriter, rotated
+from dspark_core.engine.tracing.traced_plans import TracingPlanSource
 from dspark_core.errors import ConfigError
 from tests.unit.engine.tiny import ScriptedDrafts, make_loop, prompts, request, run
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from dspark_core.engine import verifier as engine_verifier
-from dspark_core.engine.batching import BatchLimits
 from dspark_core.engine.grammars import SequenceGrammar
-from dspark_core.engine.rounds import RoundLoop
-from dspark_core.engine.verifier import Verifier
+from dspark_core.engine.rounds import verifier as engine_verifier
+from dspark_core.engine.rounds.batching import BatchLimits
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.rounds.verifier import Verifier
 from dspark_core.errors import InvalidRequestError, QueueFullError, UnavailableError
 from dspark_core.records import FinishReason, GenerateRequest
 from tests.support.clock import ManualClock

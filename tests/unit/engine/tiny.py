@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dspark_core.engine.context_features import ContextProjection
-from dspark_core.engine.drafting import Drafting
-from dspark_core.engine.gpu_settings import GpuSettings
-from dspark_core.engine.planning import FullPlanSource
+from dspark_core.engine.drafts.drafting import Drafting
+from dspark_core.engine.gpu.settings import GpuSettings
 from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem, DraftReply, SparseDistribution
-from dspark_core.engine.rounds import BatchLimits, RoundLoop
-from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.engine.rounds.loop import BatchLimits, RoundLoop
+from dspark_core.engine.rounds.planning import FullPlanSource
+from dspark_core.engine.target.context_features import ContextProjection
+from dspark_core.engine.target.target_engine import TargetEngine
 from dspark_core.errors import DraftUnavailableError
 from dspark_core.models.config import DecoderConfig, Family
 from dspark_core.models.decoder import Decoder

@@ -11,7 +11,7 @@ import pytest
 
 from dspark_core.algorithms.calibration import sigmoid
 from dspark_core.engine.building import EngineOptions, build_drafter, build_target
-from dspark_core.engine.draft_engine import LocalDraftSource
+from dspark_core.engine.draft_engines.blocks import LocalDraftSource
 from dspark_core.errors import ConfigError
 from dspark_core.evaluation.calibrating import (
     CalibrationStudy,

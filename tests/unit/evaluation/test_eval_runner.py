@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from dspark_core.engine.building import BuiltTarget, EngineOptions, build_drafter, build_target
-from dspark_core.engine.draft_engine import LocalDraftSource
-from dspark_core.engine.lookup import LookupDrafting
+from dspark_core.engine.draft_engines.blocks import LocalDraftSource
+from dspark_core.engine.drafts.lookup import LookupDrafting
 from dspark_core.errors import ConfigError
 from dspark_core.evaluation.acceptance import measure_acceptance
 from dspark_core.evaluation.report import report_sets

@@ -9,7 +9,7 @@ import pytest
 from dspark_core.algorithms.lookup_chain import lookup_chain
 from dspark_core.algorithms.ngram_table import NgramTable, empty_table
 from dspark_core.algorithms.suffix_match import SuffixIndex
-from dspark_core.engine.lookup_chains import native_lookup
+from dspark_core.engine.drafts.lookup_chains import native_lookup
 from dspark_core.kernels.library import Kernels
 from dspark_core.kernels.lookup import Chain, NativeText
 from tests.unit.algorithms.test_ngram_table import table_of

@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 
-from dspark_core.engine.verifier import VerifierStatus
+from dspark_core.engine.rounds.verifier import VerifierStatus
 from dspark_core.records import GenerateRequest
 from services.verifier.load import MAX_FLOORS, LoadMeter
 

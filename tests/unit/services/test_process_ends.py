@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from services.cli import up
+from services.cli.serving import up
 from services.embedded.options import StackOptions
 from services.embedded.processes import ProcessStack
 from tests.support.polling import eventually

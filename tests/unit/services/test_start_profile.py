@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 from prometheus_client import CollectorRegistry
 
-from dspark_core.engine import profiler
 from dspark_core.engine.building import BuiltTarget, EngineOptions
-from dspark_core.engine.planning import LocalPlanSource
-from dspark_core.engine.profile_file import read_profile
+from dspark_core.engine.profiling import profiler
+from dspark_core.engine.profiling.profile_file import read_profile
+from dspark_core.engine.rounds.planning import LocalPlanSource
 from dspark_core.errors import ConfigError
 from dspark_core.records import ReplicaKind
 from services.verifier import profiling, service

@@ -7,8 +7,8 @@ import socket
 import pytest
 
 from dspark_core.errors import ConfigError
-from services.cli.client import GatewayClient
 from services.cli.main import main
+from services.cli.serving.client import GatewayClient
 from services.embedded.options import StackOptions
 from services.embedded.ports import require_free
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from benchmarks.record_domains import Answer
 from benchmarks.record_domains import recorded as recorded_answer
 from dspark_core.algorithms.ngram_table import empty_table
-from dspark_core.engine.trace_format import TracedRequest, TraceHeader, encode
+from dspark_core.engine.tracing.trace_format import TracedRequest, TraceHeader, encode
 from dspark_core.errors import ConfigError
 from dspark_core.evaluation.runner import EvalPrompt
 from dspark_core.simulation.domains import (

@@ -11,7 +11,7 @@ import pytest
 from dspark_core.algorithms.loop_time import LoopTimeModel
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_time import StepTimeModel
-from dspark_core.engine.trace_format import (
+from dspark_core.engine.tracing.trace_format import (
     TracedCurve,
     TracedRequest,
     TraceHeader,

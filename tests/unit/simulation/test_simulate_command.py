@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from dspark_core.engine.trace_format import TracedCurve, TracedRequest, TraceHeader, encode
+from dspark_core.engine.tracing.trace_format import TracedCurve, TracedRequest, TraceHeader, encode
 from dspark_core.simulation.domains import DEFAULTS
 from dspark_core.simulation.scenario import HELP, Scenario
-from services.cli import replay, simulate
+from services.cli.clusters import replay, simulate
+from services.cli.clusters.simulation_inputs import DEFAULT_ROUND_TIME
 from services.cli.main import main
-from services.cli.simulation_inputs import DEFAULT_ROUND_TIME
 from services.common.exits import EXIT_CONFIG
 from tests.unit.simulation.worlds import round_time, traced
 

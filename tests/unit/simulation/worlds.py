@@ -6,7 +6,7 @@ import numpy as np
 
 from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
 from dspark_core.algorithms.step_time import StepTimeModel
-from dspark_core.engine.trace_format import TracedRequest, TracedRound
+from dspark_core.engine.tracing.trace_format import TracedRequest, TracedRound
 from dspark_core.simulation.domains import RecordedRequest, stack_domains
 from dspark_core.simulation.running import World
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dspark_core.engine.autoregressive_draft_engine import AutoregressiveDraftEngine
+from dspark_core.engine.draft_engines.autoregressive import AutoregressiveDraftEngine
 from dspark_core.engine.protocols import DraftItem
 from dspark_core.errors import ConfigError
 from dspark_core.models.drafter_kinds import load_any_drafter

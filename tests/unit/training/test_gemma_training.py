@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from dspark_core.engine.building import EngineOptions, build_drafter, build_target
-from dspark_core.engine.draft_engine import LocalDraftSource
-from dspark_core.engine.drafting import Drafting
-from dspark_core.engine.planning import FullPlanSource
-from dspark_core.engine.rounds import RoundLoop
+from dspark_core.engine.draft_engines.blocks import LocalDraftSource
+from dspark_core.engine.drafts.drafting import Drafting
+from dspark_core.engine.rounds.loop import RoundLoop
+from dspark_core.engine.rounds.planning import FullPlanSource
 from dspark_core.models.drafter_kinds import load_any_drafter
 from dspark_core.models.loading import LoadedTarget, load_target
 from dspark_core.training.block_attention import packed_hidden

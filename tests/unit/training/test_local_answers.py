@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dspark_core.engine.target_engine import TargetEngine
+from dspark_core.engine.target.target_engine import TargetEngine
 from dspark_core.errors import ConfigError
 from dspark_core.records import FinishReason, SamplingParams
 from dspark_core.training.data.answer_log import Answer, AnswerLog, read_settings

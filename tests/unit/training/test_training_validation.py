@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from dspark_core.engine.kv_cache import PagedCache
+from dspark_core.engine.caches.kv_cache import PagedCache
 from dspark_core.errors import ConfigError
 from dspark_core.models.loading import load_target
 from dspark_core.training.speculative_validation import SpeculativeValidator, ValidationSettings

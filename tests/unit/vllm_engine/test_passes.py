@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dspark_core.engine.batch import Run, build_batch
-from dspark_core.engine.passes import TapWriter
+from dspark_core.engine.target.batch import Run, build_batch
+from dspark_core.engine.target.passes import TapWriter
 from dspark_core.vllm_engine.passes import VllmPasses
 from dspark_core.vllm_engine.steps import WorkerStep
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspark_core.engine.batch import Run
+from dspark_core.engine.target.batch import Run
 from dspark_core.vllm_engine.steps import SequenceTracker, WorkerStep
 
 PAGE = 4

@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from services.cli.answer_writer import AnswerWriter
-from services.cli.client import ChatPiece
+from services.cli.serving.answer_writer import AnswerWriter
+from services.cli.serving.client import ChatPiece
 
 PIECES = (
     ChatPiece(text="", reasoning="Hm"),

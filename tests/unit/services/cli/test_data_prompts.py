@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.cli import data_prompts
+from services.cli.data import prompts as data_prompts
 from services.cli.main import main
 from services.common.exits import EXIT_CONFIG
 from tests.support.tiny_target import write_tiny_target

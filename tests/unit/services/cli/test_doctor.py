@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.cli.doctor import CHECKS, Outcome
+from services.cli.serving.doctor import CHECKS, Outcome
 from services.embedded.options import StackOptions
 
 

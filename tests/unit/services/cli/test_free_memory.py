@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from services.cli import doctor
-from services.cli.doctor import CHECKS, Outcome
-from services.cli.free_memory import free_memory
+from services.cli.serving import doctor
+from services.cli.serving.doctor import CHECKS, Outcome
+from services.cli.serving.free_memory import free_memory
 from services.embedded.options import StackOptions
 
 MIB = 2**20

@@ -18,9 +18,9 @@ import httpx
 import pytest
 
 from dspark_core.errors import ConfigError
-from services.cli import generate
-from services.cli.client import GatewayClient
 from services.cli.main import main
+from services.cli.serving import generate
+from services.cli.serving.client import GatewayClient
 from services.common.exits import EXIT_CONFIG, EXIT_FAILURE, EXIT_INTERRUPTED
 
 

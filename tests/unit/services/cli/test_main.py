@@ -8,8 +8,8 @@ from importlib import metadata
 
 import pytest
 
-from services.cli import chat
 from services.cli.main import COMMANDS, build_parser, main
+from services.cli.serving import chat
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -26,7 +26,7 @@ def test_chatting_and_looking_around_do_not_load_torch() -> None:
         "from services.cli.main import build_parser\n"
         "build_parser()\n"
         "build_parser('chat')\n"
-        "assert 'services.cli.chat' in sys.modules\n"
+        "assert 'services.cli.serving.chat' in sys.modules\n"
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -11,9 +11,9 @@ import pytest
 from dspark_core.errors import ConfigError, UnavailableError
 from dspark_core.records import FinishReason, SamplingParams
 from dspark_core.training.data.generation import Failure
+from services.cli.data.openai_endpoint import GIVE_UP_AFTER, EndpointConfig, OpenAIEndpoint, Question, Reply
+from services.cli.data.remote_answers import end_of_turn
 from services.cli.main import main
-from services.cli.openai_endpoint import GIVE_UP_AFTER, EndpointConfig, OpenAIEndpoint, Question, Reply
-from services.cli.remote_answers import end_of_turn
 from tests.support.byte_tokenizer import END, TEMPLATE, byte_tokenizer
 from tests.support.scripted_openai import Script, completion, scripted_openai
 from tests.support.tiny_target import write_tiny_target

@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 
 from dspark_core.errors import DSparkError
 from dspark_core.models import ngram_file
-from services.cli import data_features, profile
+from services.cli.clusters import profile
+from services.cli.data import features as data_features
 from services.cli.main import main
 from services.cli.output_files import write_output
 from services.common.exits import EXIT_CONFIG, EXIT_FAILURE

@@ -11,10 +11,10 @@ from rich.table import Table
 
 from dspark_core.simulation.replay import ReplayResult
 from dspark_core.simulation.trace_reader import Trace
-from services.cli import replay
-from services.cli.profile import step_table
-from services.cli.simulation_inputs import DEFAULT_ROUND_TIME, read_round_time
-from services.cli.tables import PIPED_COLUMNS, table_console
+from services.cli.clusters import replay
+from services.cli.clusters.profile import step_table
+from services.cli.clusters.simulation_inputs import DEFAULT_ROUND_TIME, read_round_time
+from services.cli.clusters.tables import PIPED_COLUMNS, table_console
 
 
 def shown(table: Table, columns: int) -> str:

@@ -30,10 +30,10 @@ from dspark_core.training.origin import FeatureOrigin
 from dspark_core.training.run_log import read_log
 from dspark_core.training.stream import FeatureStream
 from dspark_core.training.workers import ALONE
-from services.cli import train_setup
+from services.cli.drafters import train_setup
+from services.cli.drafters.train_config import read_config
+from services.cli.drafters.train_setup import build_setup, loss_config
 from services.cli.main import main
-from services.cli.train_config import read_config
-from services.cli.train_setup import build_setup, loss_config
 from services.common.exits import EXIT_CONFIG, EXIT_FAILURE
 from tests.unit.models.dspark_golden import GOLDEN, golden_target
 from tests.unit.training.answer_files import write_answers

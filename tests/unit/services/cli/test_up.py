@@ -10,7 +10,7 @@ import pytest
 
 from dspark_core.errors import ConfigError
 from dspark_core.tokenization.tool_formats import ToolFormat
-from services.cli import up
+from services.cli.serving import up
 from services.gateway.config import GatewayConfig
 
 

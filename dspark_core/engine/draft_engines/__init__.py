@@ -1,0 +1,1 @@
+"""Engines of drafters: contexts of many sequences, and blocks drafted for them."""

@@ -1,0 +1,1 @@
+"""A round's drafts: for whom, from which source, and how long."""

@@ -1,0 +1,1 @@
+"""What GPU engines share: attention, recorded passes, sizes to record, logits."""

@@ -1,0 +1,1 @@
+"""Measures step and draft times, and keeps them on disk."""

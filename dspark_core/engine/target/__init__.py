@@ -1,0 +1,1 @@
+"""The target engine: ragged batches, and the passes that compute them."""

@@ -1,0 +1,1 @@
+"""Traces of rounds: format, writer, and the plan source that records."""

@@ -1,0 +1,1 @@
+"""From target logits to verdicts: adjusting, masking, accepting, drawing, log-probabilities."""

@@ -1,0 +1,1 @@
+"""`dspark profile`, `replay` and `simulate`: measuring and sizing clusters."""

@@ -1,0 +1,1 @@
+"""`dspark data`: prompts, answers, features and n-grams for training."""

@@ -1,0 +1,1 @@
+"""`dspark train`, `calibrate` and `eval`: making and judging drafters."""

@@ -1,0 +1,1 @@
+"""`dspark up`, `chat`, `generate` and `doctor`: running DSpark and talking to it."""
