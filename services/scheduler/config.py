@@ -11,7 +11,7 @@ from dspark_core.errors import ConfigError
 from services.common.env import Env
 from services.common.limits import LEAST_PERIOD_SECONDS, MOST_SECONDS
 from services.common.options import ServerOptions
-from services.scheduler.redis_store import DEFAULT_KEYS, RedisKeys
+from services.scheduler.storage.redis_store import DEFAULT_KEYS, RedisKeys
 
 PORT = 50052
 METRICS_PORT = 9052

@@ -9,12 +9,12 @@ from services.common.process import run_process
 from services.common.server import GrpcServer, serve
 from services.common.telemetry import Telemetry
 from services.scheduler.config import LeaderElection, SchedulerConfig
-from services.scheduler.documents import DocumentStore
-from services.scheduler.locks import leader_lock
-from services.scheduler.redis_documents import RedisDocumentStore
-from services.scheduler.registry import MemoryRegistry, RedisRegistry, Registry
+from services.scheduler.leadership.locks import leader_lock
+from services.scheduler.replicas.registry import MemoryRegistry, RedisRegistry, Registry
 from services.scheduler.scheduler import Scheduler
 from services.scheduler.servicer import SchedulerServicer
+from services.scheduler.storage.documents import DocumentStore
+from services.scheduler.storage.redis_documents import RedisDocumentStore
 
 RENEWALS_PER_LOCK = 4
 

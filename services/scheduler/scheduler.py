@@ -20,14 +20,14 @@ from dspark_core.errors import InvalidRequestError, NotLeaderError
 from dspark_core.records import AssignRequest, Replica, Role, RoundReport, VerifyPlan
 from services.common.lifecycle import end
 from services.scheduler.admission import FloorAdmission
-from services.scheduler.calibration import CalibrationState, examine
-from services.scheduler.documents import DocumentStore
-from services.scheduler.election import Election, LeaderLock, Leadership, SoleLeader
-from services.scheduler.fleet import Fleet
+from services.scheduler.leadership.election import Election, LeaderLock, Leadership, SoleLeader
 from services.scheduler.mailbox import Mailbox
 from services.scheduler.metrics import SchedulerMetrics
-from services.scheduler.registry import MemoryRegistry, Registry
-from services.scheduler.registry_sync import RegistrySync
+from services.scheduler.planning.calibration import CalibrationState, examine
+from services.scheduler.replicas.fleet import Fleet
+from services.scheduler.replicas.registry import MemoryRegistry, Registry
+from services.scheduler.replicas.registry_sync import RegistrySync
+from services.scheduler.storage.documents import DocumentStore
 
 _log = logging.getLogger(__name__)
 

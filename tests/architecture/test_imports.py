@@ -83,6 +83,20 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "services.common",
     ),
     "services.scheduler": (*VALUES, *TORCH_FREE_ALGORITHMS, "services.common"),
+    **{
+        f"services.scheduler.{package}": (
+            *VALUES,
+            *TORCH_FREE_ALGORITHMS,
+            "services.common",
+            *(f"services.scheduler.{below}" for below in packages),
+        )
+        for package, packages in {
+            "storage": (),
+            "leadership": ("config", "storage"),
+            "planning": ("storage",),
+            "replicas": ("metrics", "planning", "storage"),
+        }.items()
+    },
     "services.engines": (*APPLICATION, "services.common"),
     "services.drafter": (*APPLICATION, "services.common", "services.engines"),
     "services.verifier": (*APPLICATION, "services.common", "services.engines"),
@@ -213,7 +227,7 @@ def test_packages_hold_a_docstring_only(source: Source):
         ("services/common/server.py", "from dspark_proto.v1 import common_pb2"),
         ("services/gateway/verifiers/backend.py", "from services import scheduler"),
         ("services/gateway/verifiers/backend.py", "import torch.nn"),
-        ("services/scheduler/planner.py", "from dspark_core.algorithms.rejection import accept"),
+        ("services/scheduler/planning/planner.py", "from dspark_core.algorithms.rejection import accept"),
         ("services/verifier/main.py", "from dspark_core.training.losses import loss"),
         ("services/verifier/main.py", "from services.drafter.servicer import DrafterServicer"),
         ("loadtest/locustfile.py", "from dspark_core.records import Role"),
@@ -230,7 +244,10 @@ def test_each_kind_of_forbidden_import_is_found(path: str, line: str):
         ("dspark_core/records.py", "from dspark_core.errors import InvalidRequestError"),
         ("dspark_core/algorithms/rejection.py", "import torch"),
         ("services/gateway/clients.py", "from dspark_proto.v1 import gateway_pb2"),
-        ("services/scheduler/planner.py", "from dspark_core.algorithms.step_time import StepTimeModel"),
+        (
+            "services/scheduler/planning/planner.py",
+            "from dspark_core.algorithms.step_time import StepTimeModel",
+        ),
         ("services/embedded/system.py", "from services.gateway.main import run"),
         ("services/drafter/servicer.py", "import torch"),
     ],

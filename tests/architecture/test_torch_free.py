@@ -36,4 +36,4 @@ def test_tracing_costs_no_import_while_it_is_off():
 
 def test_the_kubernetes_client_is_loaded_for_a_lease_alone():
     assert "kubernetes" not in _loaded_with("services.scheduler.main")
-    assert "kubernetes" in _loaded_with("services.scheduler.kubernetes_leases")
+    assert "kubernetes" in _loaded_with("services.scheduler.leadership.kubernetes_leases")

@@ -212,7 +212,7 @@ def _redis(_: StackOptions) -> Finding:
         return Finding(Outcome.OK, "REDIS_URL is not set: the scheduler keeps its state in memory")
     import redis
 
-    from services.scheduler.redis_store import shown_redis_url
+    from services.scheduler.storage.redis_store import shown_redis_url
 
     try:
         redis.Redis.from_url(url, socket_connect_timeout=2, socket_timeout=2).ping()

@@ -12,8 +12,8 @@ from services.common.interceptors import RpcCall
 from services.common.rpc_metrics import MetricsLayer
 from services.drafter.metrics import DrafterMetrics
 from services.gateway.metrics import GatewayMetrics
-from services.scheduler.calibration import CalibrationState
 from services.scheduler.metrics import SchedulerMetrics
+from services.scheduler.planning.calibration import CalibrationState
 from services.verifier.metrics import VerifierMetrics
 
 

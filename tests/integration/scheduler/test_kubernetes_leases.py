@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dspark_core.errors import ConfigError, UnavailableError
-from services.scheduler.kubernetes_leases import KubernetesLeases
-from services.scheduler.lease_lock import KubernetesLeaderLock, Lease, LeaseConflictError
+from services.scheduler.leadership.kubernetes_leases import KubernetesLeases
+from services.scheduler.leadership.lease_lock import KubernetesLeaderLock, Lease, LeaseConflictError
 from tests.support.kubernetes_api import KubernetesApi
 from tests.support.scheduler_process import scheduler_process
 

@@ -26,8 +26,8 @@ from services.common.channels import open_channel
 from services.common.clients import SchedulerClient
 from services.common.registration import RegistrationLoop
 from services.common.scheduler_link import GrpcSchedulerConnection, SchedulerLink
-from services.scheduler.redis_lock import RedisLeaderLock
-from services.scheduler.redis_store import DEFAULT_KEYS
+from services.scheduler.leadership.redis_lock import RedisLeaderLock
+from services.scheduler.storage.redis_store import DEFAULT_KEYS
 from services.verifier.plans import CoordinatedPlanSource
 from tests.support.full_plans import FullPlans
 from tests.support.kubernetes_api import KubernetesApi

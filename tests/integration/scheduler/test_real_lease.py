@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from services.scheduler.kubernetes_leases import KubernetesLeases
-from services.scheduler.lease_lock import KubernetesLeaderLock
+from services.scheduler.leadership.kubernetes_leases import KubernetesLeases
+from services.scheduler.leadership.lease_lock import KubernetesLeaderLock
 from tests.support.kube_apiserver import kube_apiserver
 
 

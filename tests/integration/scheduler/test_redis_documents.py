@@ -9,16 +9,16 @@ from redis.asyncio import Redis
 
 from dspark_core.algorithms.calibration import ConfidenceScaling
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime, VerifyPlan
-from services.scheduler.calibration import MIN_ROUNDS, CalibrationBook
-from services.scheduler.curves import CurveBook
-from services.scheduler.pace import VerifierPace
-from services.scheduler.redis_documents import (
+from services.scheduler.leadership.redis_lock import RedisLeaderLock
+from services.scheduler.planning.calibration import MIN_ROUNDS, CalibrationBook
+from services.scheduler.planning.curves import CurveBook
+from services.scheduler.planning.pace import VerifierPace
+from services.scheduler.scheduler import Scheduler
+from services.scheduler.storage.redis_documents import (
     GUARD_SECONDS,
     RedisDocumentStore,
 )
-from services.scheduler.redis_lock import RedisLeaderLock
-from services.scheduler.redis_store import DEFAULT_KEYS
-from services.scheduler.scheduler import Scheduler
+from services.scheduler.storage.redis_store import DEFAULT_KEYS
 from tests.support.redis_process import RedisProcess
 
 KIND = ReplicaKind(model="m", engine="native", hardware="cpu", dtype="float32")

@@ -10,12 +10,12 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime
-from services.scheduler.calibration import MIN_ROUNDS
-from services.scheduler.redis_documents import RedisDocumentStore
-from services.scheduler.redis_lock import RedisLeaderLock
-from services.scheduler.redis_store import DEFAULT_KEYS
-from services.scheduler.registry import RedisRegistry
+from services.scheduler.leadership.redis_lock import RedisLeaderLock
+from services.scheduler.planning.calibration import MIN_ROUNDS
+from services.scheduler.replicas.registry import RedisRegistry
 from services.scheduler.scheduler import Scheduler
+from services.scheduler.storage.redis_documents import RedisDocumentStore
+from services.scheduler.storage.redis_store import DEFAULT_KEYS
 from tests.support.polling import eventually
 from tests.support.redis_process import RedisProcess
 

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from dspark_core.records import AssignRequest
 from services.common.registration import RegistrationLoop
-from services.scheduler.registry import RedisRegistry
+from services.scheduler.replicas.registry import RedisRegistry
 from services.scheduler.scheduler import Scheduler
 from tests.support.polling import eventually
 from tests.support.redis_process import RedisProcess

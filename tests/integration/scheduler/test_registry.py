@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from dspark_core.errors import UnavailableError
 from dspark_core.records import Replica, Role
-from services.scheduler.registry import MemoryRegistry, RedisRegistry, Registry
+from services.scheduler.replicas.registry import MemoryRegistry, RedisRegistry, Registry
 from tests.support.redis_process import RedisProcess
 from tests.support.replicas import new_replica
 

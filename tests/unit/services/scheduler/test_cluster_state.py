@@ -3,7 +3,7 @@
 import pytest
 
 from dspark_core.records import Role
-from services.scheduler.state import ClusterState
+from services.scheduler.replicas.state import ClusterState
 from tests.support.clock import ManualClock
 from tests.support.replicas import new_replica
 

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime
-from services.scheduler.curves import CurveBook
-from services.scheduler.documents import MemoryDocumentStore
-from services.scheduler.pace import VerifierPace
+from services.scheduler.planning.curves import CurveBook
+from services.scheduler.planning.pace import VerifierPace
 from services.scheduler.scheduler import Scheduler
+from services.scheduler.storage.documents import MemoryDocumentStore
 
 KIND = ReplicaKind(model="m", engine="native", hardware="cpu", dtype="float32")
 OTHER = ReplicaKind(model="m", engine="native", hardware="gpu", dtype="float32")

@@ -7,9 +7,9 @@ import pytest
 
 from dspark_core.errors import NotLeaderError, UnavailableError
 from dspark_core.records import AssignRequest, Replica, Role, RoundReport
-from services.scheduler.documents import MemoryDocumentStore
-from services.scheduler.election import Election, Leadership
+from services.scheduler.leadership.election import Election, Leadership
 from services.scheduler.scheduler import Scheduler
+from services.scheduler.storage.documents import MemoryDocumentStore
 from tests.support.polling import eventually
 
 STANDBY = Leadership(leading=False, term=7, leader_address="other:50052")

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from dspark_core.records import Replica, ReplicaKind, RoundReport, VerifierLoad
-from services.scheduler.fleet import Fleet
-from services.scheduler.registry import MemoryRegistry
+from services.scheduler.replicas.fleet import Fleet
+from services.scheduler.replicas.registry import MemoryRegistry
 from services.scheduler.scheduler import Scheduler
 from tests.support.clock import ManualClock
 from tests.support.polling import eventually

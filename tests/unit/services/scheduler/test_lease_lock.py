@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from dspark_core.errors import ConfigError, UnavailableError
-from services.scheduler.lease_lock import KubernetesLeaderLock, Lease, LeaseConflictError
+from services.scheduler.leadership.lease_lock import KubernetesLeaderLock, Lease, LeaseConflictError
 from tests.support.clock import ManualClock
 
 

@@ -8,13 +8,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime
-from services.scheduler.calibration import MIN_ROUNDS, CalibrationBook, CalibrationState
-from services.scheduler.curves import CurveBook
-from services.scheduler.documents import MemoryDocumentStore
-from services.scheduler.draft_market import FORGET_SECONDS
-from services.scheduler.election import Leadership
-from services.scheduler.pace import VerifierPace
+from services.scheduler.leadership.election import Leadership
+from services.scheduler.planning.calibration import MIN_ROUNDS, CalibrationBook, CalibrationState
+from services.scheduler.planning.curves import CurveBook
+from services.scheduler.planning.draft_market import FORGET_SECONDS
+from services.scheduler.planning.pace import VerifierPace
 from services.scheduler.scheduler import Scheduler
+from services.scheduler.storage.documents import MemoryDocumentStore
 from tests.support.clock import ManualClock
 from tests.support.polling import eventually
 

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.survival_scaling import scaled
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime, VerifyPlan
-from services.scheduler.calibration import (
+from services.scheduler.planning.calibration import (
     MAX_MODELS,
     MIN_ROUNDS,
     CalibrationBook,
@@ -15,8 +15,8 @@ from services.scheduler.calibration import (
     conditional_confidences,
     examine,
 )
-from services.scheduler.documents import MemoryDocumentStore
 from services.scheduler.scheduler import Scheduler
+from services.scheduler.storage.documents import MemoryDocumentStore
 from services.verifier.plans import scaling_of
 
 KIND = ReplicaKind(model="m", engine="native", hardware="cpu", dtype="float32")

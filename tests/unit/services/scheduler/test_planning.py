@@ -8,8 +8,8 @@ import pytest
 from dspark_core.algorithms.calibration import ConfidenceScaling
 from dspark_core.errors import InvalidRequestError
 from dspark_core.records import RequestSurvival, RoundReport, StepTime
-from services.scheduler.pace import VerifierPace
-from services.scheduler.planner import VerifierPlanner
+from services.scheduler.planning.pace import VerifierPace
+from services.scheduler.planning.planner import VerifierPlanner
 
 
 def _true_seconds(batch_tokens: int) -> float:

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from dspark_core.errors import UnavailableError
 from dspark_core.records import AssignRequest, Replica
-from services.scheduler.registry import MemoryRegistry
+from services.scheduler.replicas.registry import MemoryRegistry
 from services.scheduler.scheduler import Scheduler
 from tests.support.clock import ManualClock
 from tests.support.polling import eventually

@@ -3,11 +3,11 @@
 import pytest
 
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime
-from services.scheduler.curves import CurveBook
-from services.scheduler.documents import MemoryDocumentStore
-from services.scheduler.draft_market import FORGET_SECONDS
-from services.scheduler.fleet import Fleet
-from services.scheduler.pace import VerifierPace
+from services.scheduler.planning.curves import CurveBook
+from services.scheduler.planning.draft_market import FORGET_SECONDS
+from services.scheduler.planning.pace import VerifierPace
+from services.scheduler.replicas.fleet import Fleet
+from services.scheduler.storage.documents import MemoryDocumentStore
 from tests.support.clock import ManualClock
 
 SMALL = ReplicaKind(model="small", engine="native", hardware="cpu", dtype="float32")

@@ -16,9 +16,9 @@ from dspark_core.records import (
     VerifierLoad,
 )
 from services.common.prefixes import BLOCK_TOKENS, prefix_hashes
-from services.scheduler.fleet import Fleet
-from services.scheduler.loads import PENDING_SECONDS
-from services.scheduler.prefixes import PrefixTable
+from services.scheduler.replicas.fleet import Fleet
+from services.scheduler.replicas.loads import PENDING_SECONDS
+from services.scheduler.replicas.prefixes import PrefixTable
 from tests.support.clock import ManualClock
 from tests.support.replicas import new_replica
 

@@ -13,7 +13,7 @@ from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.planner import capacity_of
 from dspark_core.algorithms.survival_scaling import scaled
 from dspark_core.records import RoundReport, StepTime, VerifyPlan
-from services.scheduler.pace import VerifierPace
+from services.scheduler.planning.pace import VerifierPace
 
 
 class VerifierPlanner:

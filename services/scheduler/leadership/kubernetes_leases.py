@@ -24,7 +24,7 @@ from kubernetes.config.incluster_config import (
 from kubernetes.config.kube_config import list_kube_config_contexts, load_kube_config
 
 from dspark_core.errors import ConfigError, UnavailableError
-from services.scheduler.lease_lock import Lease, LeaseConflictError
+from services.scheduler.leadership.lease_lock import Lease, LeaseConflictError
 
 _T = TypeVar("_T")
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from dspark_core.errors import ConfigError
 from services.scheduler.config import LeaderElection, SchedulerConfig
-from services.scheduler.election import LeaderLock, SoleLeader
-from services.scheduler.lease_lock import KubernetesLeaderLock
-from services.scheduler.redis_lock import RedisLeaderLock
+from services.scheduler.leadership.election import LeaderLock, SoleLeader
+from services.scheduler.leadership.lease_lock import KubernetesLeaderLock
+from services.scheduler.leadership.redis_lock import RedisLeaderLock
 
 _MAX_TIMEOUT_SECONDS = 1.0
 
@@ -38,7 +38,7 @@ def _lease_lock(config: SchedulerConfig, environ: Mapping[str, str], holder: str
             "DSPARK_LEADER_ELECTION=lease needs the Kubernetes client: pip install 'dspark[kubernetes]'"
         )
     # Takes half a second to import and is needed only here.
-    from services.scheduler.kubernetes_leases import KubernetesLeases
+    from services.scheduler.leadership.kubernetes_leases import KubernetesLeases
 
     leases = KubernetesLeases.from_env(
         environ,

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from dspark_core.errors import InvalidRequestError
 from dspark_core.records import Replica, Role
-from services.scheduler.redis_store import DEFAULT_KEYS, RedisKeys, open_redis, redis_unavailable
+from services.scheduler.storage.redis_store import DEFAULT_KEYS, RedisKeys, open_redis, redis_unavailable
 
 _log = logging.getLogger(__name__)
 

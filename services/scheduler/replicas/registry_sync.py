@@ -10,9 +10,9 @@ from dspark_core.errors import UnavailableError
 from dspark_core.records import Replica
 from services.common.lifecycle import end
 from services.scheduler.metrics import SchedulerMetrics
-from services.scheduler.registry import Registry
-from services.scheduler.state import ClusterState
-from services.scheduler.weights import WeightsWatch
+from services.scheduler.replicas.registry import Registry
+from services.scheduler.replicas.state import ClusterState
+from services.scheduler.replicas.weights import WeightsWatch
 
 _log = logging.getLogger(__name__)
 

@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 
 from dspark_core.errors import InvalidRequestError, UnavailableError
 from dspark_core.records import AssignRequest, Replica, ReplicaKind, Role, RoundReport
-from services.scheduler.calibration import CalibrationBook
-from services.scheduler.curves import CurveBook
-from services.scheduler.documents import DocumentStore, MemoryDocumentStore
-from services.scheduler.draft_market import DraftMarket, OnPrice
-from services.scheduler.loads import LoadBook
-from services.scheduler.pace import PREFILL_TOKENS, VerifierPace
-from services.scheduler.planner import VerifierPlanner
-from services.scheduler.prefixes import PrefixTable
-from services.scheduler.routing import Candidate, choose, reach_of
-from services.scheduler.state import ClusterState
+from services.scheduler.planning.calibration import CalibrationBook
+from services.scheduler.planning.curves import CurveBook
+from services.scheduler.planning.draft_market import DraftMarket, OnPrice
+from services.scheduler.planning.pace import PREFILL_TOKENS, VerifierPace
+from services.scheduler.planning.planner import VerifierPlanner
+from services.scheduler.replicas.loads import LoadBook
+from services.scheduler.replicas.prefixes import PrefixTable
+from services.scheduler.replicas.routing import Candidate, choose, reach_of
+from services.scheduler.replicas.state import ClusterState
+from services.scheduler.storage.documents import DocumentStore, MemoryDocumentStore
 
 # A planner outlives its verifier's stream and lease, so that a reconnect keeps what was learned.
 _MAX_PLANNERS = 1024

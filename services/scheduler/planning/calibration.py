@@ -23,7 +23,7 @@ from dspark_core.algorithms.calibration import (
     position_quality,
 )
 from dspark_core.records import RequestSurvival
-from services.scheduler.documents import DocumentStore, SavedDocuments
+from services.scheduler.storage.documents import DocumentStore, SavedDocuments
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

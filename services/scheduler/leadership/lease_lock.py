@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from dspark_core.errors import DSparkError
-from services.scheduler.election import Leadership
+from services.scheduler.leadership.election import Leadership
 
 ATTEMPTS = 3
 """Tries within one `hold`; after this many conflicts another scheduler has the lease."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from redis import exceptions
 from redis.asyncio import Redis
 
-from services.scheduler.redis_store import DEFAULT_KEYS, RedisKeys, open_redis, redis_unavailable
+from services.scheduler.storage.redis_store import DEFAULT_KEYS, RedisKeys, open_redis, redis_unavailable
 
 # KEYS: lock, hash. ARGV: term, then alternating fields and values. Check and write are one atomic step, so a
 # leader that was replaced meanwhile writes nothing.

@@ -7,8 +7,8 @@ import json
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from services.scheduler.election import Leadership
-from services.scheduler.redis_store import DEFAULT_KEYS, RedisKeys, open_redis, redis_unavailable
+from services.scheduler.leadership.election import Leadership
+from services.scheduler.storage.redis_store import DEFAULT_KEYS, RedisKeys, open_redis, redis_unavailable
 
 # KEYS: lock. ARGV: holder, address, expiry in ms. A term is Redis' time in microseconds, so terms keep
 # growing even if Redis restarts empty.

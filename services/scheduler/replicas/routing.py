@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dspark_core.records import Replica
-from services.scheduler.pace import VerifierPace
+from services.scheduler.planning.pace import VerifierPace
 
 HORIZON_ROUNDS = 64
 """Rounds assumed per request, whose real length is unknown."""

@@ -1,0 +1,1 @@
+"""Which of several schedulers leads: elections and their locks."""

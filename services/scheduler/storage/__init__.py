@@ -1,0 +1,1 @@
+"""What outlives a scheduler: documents, in memory or in Redis."""
