@@ -394,6 +394,8 @@ class RequestSurvival:
     min_tokens_per_second: float = 0.0
     """Its speed floor; 0: none."""
     origin: DraftOrigin = DraftOrigin.DRAFTER
+    temperature: float = 0.0
+    """It samples at; what confidences are worth depends on it."""
 
     @property
     def drafted(self) -> bool:
@@ -444,6 +446,17 @@ class RoundReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScalingBand:
+    """Online calibration of the requests that sample at similar temperatures, by draft position."""
+
+    up_to_temperature: float
+    """Highest sampling temperature of the band, inclusive; infinite in the last one."""
+    temperatures: tuple[float, ...] = ()
+    """Of the scaling, by position, together with `biases`; empty: confidences stay as they are."""
+    biases: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyPlan:
     """Draft tokens a verifier may verify per round, over all requests."""
 
@@ -453,8 +466,7 @@ class VerifyPlan:
     """Term of the leading scheduler that made the plan; only grows."""
     curve: tuple[StepTime, ...] = ()
     """Step times of the verifier's kind, sent once to a verifier that reported no profile."""
-    temperatures: tuple[float, ...] = ()
-    """Online calibration by draft position, together with `biases`; empty: none."""
-    biases: tuple[float, ...] = ()
+    scalings: tuple[ScalingBand, ...] = ()
+    """Online calibration, by rising sampling temperature; empty: none."""
     draft_price: float = 0.0
     """What a second of the shared drafter's time is worth to other verifiers, in tokens."""

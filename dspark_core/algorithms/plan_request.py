@@ -25,6 +25,8 @@ class PlanRequest:
     planning may look at the whole round. Also set for greedy requests."""
     origin: DraftOrigin = DraftOrigin.DRAFTER
     """Only the drafter's tokens cost drafting time."""
+    temperature: float = 0.0
+    """It samples at."""
     granted: float = 0.0
     """Draft tokens verified for it per round so far; on ties the request with fewer goes first."""
 

@@ -21,6 +21,7 @@ from dspark_core.records import (
     RequestSurvival,
     Role,
     RoundReport,
+    ScalingBand,
     StepTime,
     VerifierLoad,
     VerifyPlan,
@@ -89,6 +90,7 @@ def round_report_to_proto(value: RoundReport) -> scheduler_pb2.RoundReport:
                 accepted=request.accepted,
                 min_tokens_per_second=request.min_tokens_per_second,
                 looked_up=request.origin is DraftOrigin.LOOKUP,
+                temperature=request.temperature,
             )
             for request in value.requests
         ],
@@ -202,8 +204,14 @@ def verify_plan_to_proto(value: VerifyPlan) -> scheduler_pb2.VerifyPlan:
         draft_token_capacity=value.draft_token_capacity,
         term=value.term,
         curve=_profile_to_proto(value.curve),
-        temperatures=value.temperatures,
-        biases=value.biases,
+        scalings=[
+            scheduler_pb2.ScalingBand(
+                up_to_temperature=band.up_to_temperature,
+                temperatures=band.temperatures,
+                biases=band.biases,
+            )
+            for band in value.scalings
+        ],
         draft_price=value.draft_price,
     )
 
@@ -214,8 +222,14 @@ def verify_plan_from_proto(message: scheduler_pb2.VerifyPlan) -> VerifyPlan:
         draft_token_capacity=message.draft_token_capacity,
         term=message.term,
         curve=_profile_from_proto(message.curve),
-        temperatures=tuple(message.temperatures),
-        biases=tuple(message.biases),
+        scalings=tuple(
+            ScalingBand(
+                up_to_temperature=band.up_to_temperature,
+                temperatures=tuple(band.temperatures),
+                biases=tuple(band.biases),
+            )
+            for band in message.scalings
+        ),
         draft_price=message.draft_price,
     )
 
@@ -232,6 +246,8 @@ def _survival_from_proto(message: scheduler_pb2.RequestSurvival) -> RequestSurvi
             f"accepted must be <= verify_length ({message.verify_length}), got {message.accepted}",
             field="accepted",
         )
+    if not message.temperature >= 0.0:
+        raise InvalidRequestError(f"temperature must be >= 0, got {message.temperature}", field="temperature")
     return RequestSurvival(
         sequence_id=message.sequence_id,
         survival=survival,
@@ -239,6 +255,7 @@ def _survival_from_proto(message: scheduler_pb2.RequestSurvival) -> RequestSurvi
         accepted=message.accepted,
         min_tokens_per_second=message.min_tokens_per_second,
         origin=DraftOrigin.LOOKUP if message.looked_up else DraftOrigin.DRAFTER,
+        temperature=message.temperature,
     )
 
 

@@ -8,39 +8,39 @@ from collections.abc import Callable, Iterable, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from dspark_core.records import Replica, Role
-from services.scheduler.planning.calibration import CalibrationState
+from services.scheduler.planning.calibration import CalibrationState, Traffic
 
 _LAG_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
 
 class CalibrationMetrics:
-    """How well each model's confidences fit the outcomes."""
+    """How well each model's confidences fit the outcomes, by band of sampling temperatures."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._error = Gauge(
             "dspark_scheduler_calibration_error",
             "Mean calibration error of survival, as drafters tell it and as rescaled online",
-            ["model", "confidences"],
+            ["model", "temperature", "confidences"],
             registry=registry,
         )
         self._rescaling = Gauge(
             "dspark_scheduler_rescaling",
             "1 while verifiers are sent an online calibration",
-            ["model"],
+            ["model", "temperature"],
             registry=registry,
         )
         self._drift = Gauge(
             "dspark_scheduler_calibration_drift",
             "1 while drafters' confidences do not fit the traffic any more",
-            ["model"],
+            ["model", "temperature"],
             registry=registry,
         )
 
-    def show(self, model: str, state: CalibrationState) -> None:
-        self._error.labels(model, "drafter").set(state.error)
-        self._error.labels(model, "rescaled").set(state.scaled_error)
-        self._rescaling.labels(model).set(state.scaling is not None)
-        self._drift.labels(model).set(state.drifted)
+    def show(self, traffic: Traffic, state: CalibrationState) -> None:
+        self._error.labels(*traffic, "drafter").set(state.error)
+        self._error.labels(*traffic, "rescaled").set(state.scaled_error)
+        self._rescaling.labels(*traffic).set(state.scaling is not None)
+        self._drift.labels(*traffic).set(state.drifted)
 
     def clear(self) -> None:
         for gauge in (self._error, self._rescaling, self._drift):

@@ -15,15 +15,15 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable
 
 from prometheus_client import CollectorRegistry
 
-from dspark_core.algorithms.calibration import ConfidenceScaling
+from dspark_core.algorithms.survival_scaling import banded
 from dspark_core.errors import InvalidRequestError, NotLeaderError
-from dspark_core.records import AssignRequest, Replica, Role, RoundReport, VerifyPlan
+from dspark_core.records import AssignRequest, Replica, Role, RoundReport, ScalingBand, VerifyPlan
 from services.common.lifecycle import end
 from services.scheduler.admission import FloorAdmission
 from services.scheduler.leadership.election import Election, LeaderLock, Leadership, SoleLeader
 from services.scheduler.mailbox import Mailbox
 from services.scheduler.metrics import SchedulerMetrics
-from services.scheduler.planning.calibration import CalibrationState, examine
+from services.scheduler.planning.calibration import CalibrationState, Traffic, examine
 from services.scheduler.replicas.fleet import Fleet
 from services.scheduler.replicas.registry import MemoryRegistry, Registry
 from services.scheduler.replicas.registry_sync import RegistrySync
@@ -163,13 +163,11 @@ class Scheduler:
                 self._metrics.report_lag.observe(self._clock() - received_at)
                 curve = self._fleet.planner(report.replica_id).missing_curve() if curve_is_due else ()
                 curve_is_due = curve_is_due and not curve  # a replica of its kind may be profiled later
-                scaling = self._scaling_for(report.replica_id)
                 yield dataclasses.replace(
                     plan,
                     term=self._election.now.term,
                     curve=curve,
-                    temperatures=scaling.temperatures if scaling else (),
-                    biases=scaling.biases if scaling else (),
+                    scalings=self._scalings_for(report.replica_id),
                     draft_price=self._fleet.market.price(report.replica_id),
                 )
             if reader.done():
@@ -178,14 +176,14 @@ class Scheduler:
             self._mailboxes.discard(mailbox)
             await end(reader)
 
-    def _scaling_for(self, replica_id: str) -> ConfidenceScaling | None:
-        return self._fleet.calibration.scaling(self._fleet.model_of(replica_id))
+    def _scalings_for(self, replica_id: str) -> tuple[ScalingBand, ...]:
+        return self._fleet.calibration.scalings(self._fleet.model_of(replica_id))
 
     def _plan(self, report: RoundReport) -> VerifyPlan | None:
         """None if there is nothing to plan from, for example in a report that carries only the load."""
         if report.round == 0:
             return None
-        scaling = self._scaling_for(report.replica_id)
+        scaling = banded(self._scalings_for(report.replica_id))
         plan = self._fleet.planner(report.replica_id).plan(scaling)
         if plan is None:
             self._metrics.reports.labels("unplannable").inc()
@@ -212,19 +210,21 @@ class Scheduler:
     async def examine_calibration(self) -> None:
         """Refits the confidences of models with enough new rounds, off the event loop."""
         book = self._fleet.calibration
-        for model, rounds in book.due():
+        for traffic, rounds in book.due():
             try:
                 state = await asyncio.to_thread(examine, rounds)
             except Exception:
-                _log.exception("confidences of %s could not be examined", model)
+                _log.exception("confidences of %s could not be examined", traffic.model)
                 continue
-            before = book.states().get(model)
-            book.learned(model, state)
-            self._show_calibration(model, state)
+            before = book.states().get(traffic)
+            book.learned(traffic, state)
+            self._show_calibration(traffic, state)
             if state.drifted and not (before and before.drifted):
                 _log.warning(
-                    "confidences of %s do not fit its traffic: calibration error %.3f, rescaled %.3f",
-                    model,
+                    "confidences of %s do not fit its traffic at temperature %s: calibration error %.3f, "
+                    "rescaled %.3f",
+                    traffic.model,
+                    traffic.band,
                     state.error,
                     state.scaled_error,
                 )
@@ -241,12 +241,12 @@ class Scheduler:
             await self._fleet.calibration.load()
         except Exception:
             _log.exception("unexpected error while loading what earlier leaders learned")
-        for model, state in self._fleet.calibration.states().items():
-            self._show_calibration(model, state)
+        for traffic, state in self._fleet.calibration.states().items():
+            self._show_calibration(traffic, state)
 
-    def _show_calibration(self, model: str, state: CalibrationState) -> None:
+    def _show_calibration(self, traffic: Traffic, state: CalibrationState) -> None:
         if self._election.now.leading:  # leadership may have ended meanwhile
-            self._metrics.calibration.show(model, state)
+            self._metrics.calibration.show(traffic, state)
 
     def _show_price(self, drafter: str, price: float | None) -> None:
         if self._election.now.leading:

@@ -12,15 +12,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
-from dspark_core.algorithms.calibration import ConfidenceScaling
 from dspark_core.algorithms.draft_policy import DraftCandidate
 from dspark_core.algorithms.draft_price import faded
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.planner import follows_capacity
 from dspark_core.algorithms.round_time import RoundTimeModel
-from dspark_core.algorithms.survival_scaling import scaled
+from dspark_core.algorithms.survival_scaling import BandedScaling, banded, scaled
 from dspark_core.engine.protocols import PlanSource
-from dspark_core.errors import ConfigError, DSparkError
+from dspark_core.errors import DSparkError
 from dspark_core.records import ReplicaKind, RoundReport, StepTime, VerifierLoad, VerifyPlan
 from services.common.lifecycle import end
 from services.common.protocols import CoordinationApi
@@ -88,7 +87,7 @@ class CoordinatedPlanSource:
         # Newest last; replaced as a whole by the loop, read by the round thread.
         self._plans: deque[VerifyPlan] = deque(maxlen=MAX_PLAN_AGE_ROUNDS)
         self._round = 0
-        self._scaling: ConfidenceScaling | None = None
+        self._scaling: BandedScaling | None = None
         self._task: asyncio.Task[None] | None = None
         self.last_planner = LOCAL_PLANNER
         """Name of the planner that made the newest plan."""
@@ -179,7 +178,7 @@ class CoordinatedPlanSource:
         self._price = (plan.draft_price, self._clock())
         if plan.based_on_round == 0:
             return  # a heartbeat: the scheduler has nothing to plan
-        self._scaling = scaling_of(plan)
+        self._scaling = banded(plan.scalings)
         if plan.curve and self._local.adopt(adopted(plan.curve)):
             _log.info("took over step times of replicas of its kind: %d points", len(plan.curve))
         self._plans.append(plan)
@@ -205,13 +204,3 @@ class CoordinatedPlanSource:
                 return await self._reports.get()
         except TimeoutError:
             return None
-
-
-def scaling_of(plan: VerifyPlan) -> ConfidenceScaling | None:
-    """None if the plan carries no scaling or an invalid one."""
-    if not plan.temperatures:
-        return None
-    try:
-        return ConfidenceScaling(plan.temperatures, plan.biases)
-    except ConfigError:
-        return None

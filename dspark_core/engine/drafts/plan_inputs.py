@@ -63,6 +63,7 @@ def plan_requests(
             context_tokens=len(sequence.tokens),
             coupled=origin is DraftOrigin.LOOKUP or may_look_ahead(sequence.request),
             origin=origin,
+            temperature=sequence.request.sampling.temperature,
             granted=sequence.stats.verified_tokens / max(sequence.stats.rounds, 1),
         )
         for sequence, row, origin, floor in zip(

@@ -423,6 +423,7 @@ class RoundLoop:
                 accepted=verdict.accepted,
                 min_tokens_per_second=floor or 0.0,
                 origin=proposal.block.origin,
+                temperature=proposal.sequence.request.sampling.temperature,
             )
             for proposal, verdict, row, floor in zip(proposals, verdicts, survival, floors, strict=False)
         )

@@ -1,5 +1,6 @@
 """Refits confidences online from the outcomes at each draft position, pooled over all verifiers of a model
-(paper, sequential temperature scaling).
+(paper, sequential temperature scaling), for each band of sampling temperatures apart: the same confidence is
+worth less the less predictable the target is made.
 
 Only served rounds are observed, and their verify lengths were chosen by the very confidences under test.
 Estimates are conditional on those confidences, which leaves the fit nearly unbiased; a held-out half decides
@@ -9,9 +10,11 @@ whether it is used at all.
 from __future__ import annotations
 
 import json
+import math
 from collections import OrderedDict, deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,26 +25,36 @@ from dspark_core.algorithms.calibration import (
     fit_sequential_scaling,
     position_quality,
 )
-from dspark_core.records import RequestSurvival
+from dspark_core.records import RequestSurvival, ScalingBand
 from services.scheduler.storage.documents import DocumentStore, SavedDocuments
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 WINDOW_ROUNDS = 4096
-"""Outcomes kept per model, the newest; one outcome is one request in one round."""
+"""Outcomes kept per model and band, the newest; one outcome is one request in one round."""
 MIN_ROUNDS = 512
-"""New outcomes needed before a model is examined."""
+"""New outcomes needed before they are examined."""
 MIN_GAIN = 0.005
 """A scaling is used if it lowers the error on held-out rounds by at least this."""
 DRIFT_ERROR = 0.10
 """Above this error, confidences are reported as no longer fitting the traffic."""
 MAX_MODELS = 64
+BANDS = {"0": 0.0, "0 to 0.5": 0.5, "above 0.5": math.inf}
+"""Bands of sampling temperatures, rising: name -> highest temperature, inclusive."""
+
+
+class Traffic(NamedTuple):
+    """Requests whose confidences are examined together."""
+
+    model: str
+    band: str
+    """Name of a band of sampling temperatures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationState:
-    """Result of the latest examination of a model's rounds."""
+    """Result of the latest examination of a model's rounds in one band."""
 
     error: float
     """Mean calibration error of survival over positions, with the drafter's own confidences, on held-out
@@ -58,51 +71,65 @@ class CalibrationState:
 
 @dataclass(slots=True)
 class _Window:
-    rounds: deque[RequestSurvival]
+    rounds: deque[RequestSurvival] = field(default_factory=lambda: deque(maxlen=WINDOW_ROUNDS))
     fresh: int = 0
     state: CalibrationState | None = None
 
 
 class CalibrationBook:
-    """Outcomes and results by model. Only results are stored: new outcomes arrive soon enough."""
+    """Outcomes and results by model and band. Only results are stored: new outcomes arrive soon enough."""
 
     def __init__(self, store: DocumentStore) -> None:
         self._saved = SavedDocuments(store, "calibrations")
-        self._windows: OrderedDict[str, _Window] = OrderedDict()
+        self._models: OrderedDict[str, dict[str, _Window]] = OrderedDict()
 
     def observe(self, model: str, requests: Sequence[RequestSurvival]) -> None:
         """Adds the outcomes of one round of a verifier that serves the model."""
-        window = self._window(model)
-        judged = [request for request in requests if request.verify_length and request.drafted]
-        window.rounds.extend(judged)
-        window.fresh += len(judged)
+        windows = self._windows(model)
+        for request in requests:
+            if request.verify_length and request.drafted:
+                window = windows[_band_of(request.temperature)]
+                window.rounds.append(request)
+                window.fresh += 1
 
-    def scaling(self, model: str) -> ConfidenceScaling | None:
-        window = self._windows.get(model)
-        return window.state.scaling if window and window.state else None
+    def scalings(self, model: str) -> tuple[ScalingBand, ...]:
+        """What verifiers of the model are sent; empty if no band needs a scaling."""
+        states = {name: window.state for name, window in self._models.get(model, {}).items()}
+        if not any(state and state.scaling for state in states.values()):
+            return ()
+        return tuple(_scaling_band(BANDS[name], state) for name, state in states.items())
 
-    def due(self) -> list[tuple[str, tuple[RequestSurvival, ...]]]:
-        """Models with enough new outcomes since they were last due, with all their outcomes for `examine`."""
+    def due(self) -> list[tuple[Traffic, tuple[RequestSurvival, ...]]]:
+        """Traffic with enough new outcomes since it was last due, with all its outcomes for `examine`."""
         found = []
-        for model, window in self._windows.items():
-            if window.fresh >= MIN_ROUNDS:
-                window.fresh = 0
-                found.append((model, tuple(window.rounds)))
+        for model, windows in self._models.items():
+            for band, window in windows.items():
+                if window.fresh >= MIN_ROUNDS:
+                    window.fresh = 0
+                    found.append((Traffic(model, band), tuple(window.rounds)))
         return found
 
-    def learned(self, model: str, state: CalibrationState) -> None:
-        if model in self._windows:
-            self._windows[model].state = state
+    def learned(self, traffic: Traffic, state: CalibrationState) -> None:
+        if traffic.model in self._models:
+            self._models[traffic.model][traffic.band].state = state
 
-    def states(self) -> dict[str, CalibrationState]:
-        return {model: window.state for model, window in self._windows.items() if window.state}
+    def states(self) -> dict[Traffic, CalibrationState]:
+        return {
+            Traffic(model, band): window.state
+            for model, windows in self._models.items()
+            for band, window in windows.items()
+            if window.state
+        }
 
     async def load(self) -> None:
         """Takes over an earlier leader's results; leaves the book as it is if the store is down."""
         await self._saved.load(self._take)
 
     def _take(self, model: str, document: str) -> None:
-        self._window(model).state = _state_from_text(document)
+        states = _states_from_text(document)
+        windows = self._windows(model)
+        for band, state in states.items():
+            windows[band].state = state
 
     def forget_saved(self) -> None:
         """Makes the next `save` write everything: the store may have lost its content."""
@@ -110,28 +137,55 @@ class CalibrationBook:
 
     async def save(self, term: int) -> None:
         """Stores what changed since the last call. Never fails."""
-        await self._saved.save({model: _state_to_text(state) for model, state in self.states().items()}, term)
+        by_model: dict[str, dict[str, CalibrationState]] = {}
+        for traffic, state in self.states().items():
+            by_model.setdefault(traffic.model, {})[traffic.band] = state
+        await self._saved.save({model: _states_to_text(states) for model, states in by_model.items()}, term)
 
     async def close(self) -> None:
         await self._saved.close()
 
-    def _window(self, model: str) -> _Window:
-        window = self._windows.setdefault(model, _Window(deque(maxlen=WINDOW_ROUNDS)))
-        self._windows.move_to_end(model)
-        if len(self._windows) > MAX_MODELS:
-            gone, _ = self._windows.popitem(last=False)
+    def _windows(self, model: str) -> dict[str, _Window]:
+        windows = self._models.setdefault(model, {name: _Window() for name in BANDS})
+        self._models.move_to_end(model)
+        if len(self._models) > MAX_MODELS:
+            gone, _ = self._models.popitem(last=False)
             self._saved.forget_one(gone)
-        return window
+        return windows
 
 
-def _state_to_text(state: CalibrationState) -> str:
+def _band_of(temperature: float) -> str:
+    return next(name for name, highest in BANDS.items() if temperature <= highest)
+
+
+def _scaling_band(highest: float, state: CalibrationState | None) -> ScalingBand:
+    scaling = state.scaling if state else None
+    return ScalingBand(
+        up_to_temperature=highest,
+        temperatures=scaling.temperatures if scaling else (),
+        biases=scaling.biases if scaling else (),
+    )
+
+
+def _states_to_text(states: Mapping[str, CalibrationState]) -> str:
+    return json.dumps({band: _state_to_document(state) for band, state in states.items()})
+
+
+def _state_to_document(state: CalibrationState) -> dict[str, object]:
     scaling = state.scaling and {"temperatures": state.scaling.temperatures, "biases": state.scaling.biases}
-    return json.dumps({"error": state.error, "scaled_error": state.scaled_error, "scaling": scaling})
+    return {"error": state.error, "scaled_error": state.scaled_error, "scaling": scaling}
 
 
-def _state_from_text(text: str) -> CalibrationState:
-    """Raises ConfigError, ValueError, TypeError or KeyError for a malformed document."""
+def _states_from_text(text: str) -> dict[str, CalibrationState]:
+    """Raises ConfigError, ValueError, TypeError or KeyError for a malformed document. Bands that this version
+    does not have are left out."""
     document = json.loads(text)
+    if not isinstance(document, dict):
+        raise TypeError(f"a calibration must be an object, got {text[:40]}")
+    return {band: _state_from_document(document[band]) for band in BANDS if band in document}
+
+
+def _state_from_document(document: Mapping[str, Any]) -> CalibrationState:
     scaling = document["scaling"]
     return CalibrationState(
         error=float(document["error"]),

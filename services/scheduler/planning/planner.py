@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dspark_core.algorithms.calibration import ConfidenceScaling
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.planner import capacity_of
-from dspark_core.algorithms.survival_scaling import scaled
+from dspark_core.algorithms.survival_scaling import BandedScaling, scaled
 from dspark_core.records import RoundReport, StepTime, VerifyPlan
 from services.scheduler.planning.pace import VerifierPace
 
@@ -40,7 +39,7 @@ class VerifierPlanner:
             return ()
         return self.pace.model.verify.step_times()
 
-    def plan(self, scaling: ConfidenceScaling | None = None) -> VerifyPlan | None:
+    def plan(self, scaling: BandedScaling | None = None) -> VerifyPlan | None:
         """The draft token capacity that would have maximised the newest round's throughput.
 
         `scaling`: corrects the reported survival, which is the drafter's own: without it, confidences that
@@ -62,6 +61,7 @@ class VerifierPlanner:
                 floor_tokens_per_second=report.cohorts * request.min_tokens_per_second or None,
                 context_tokens=context,
                 origin=request.origin,
+                temperature=request.temperature,
             )
             for request in report.requests
         ]

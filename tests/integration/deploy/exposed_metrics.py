@@ -13,7 +13,7 @@ from services.common.rpc_metrics import MetricsLayer
 from services.drafter.metrics import DrafterMetrics
 from services.gateway.metrics import GatewayMetrics
 from services.scheduler.metrics import SchedulerMetrics
-from services.scheduler.planning.calibration import CalibrationState
+from services.scheduler.planning.calibration import CalibrationState, Traffic
 from services.verifier.metrics import VerifierMetrics
 
 
@@ -56,7 +56,7 @@ def _fill_scheduler(metrics: SchedulerMetrics) -> None:
     metrics.assigned("default", "assigned")
     metrics.set_waiting("default", 0)
     metrics.reports.labels("planned").inc()
-    metrics.calibration.show("m", CalibrationState(error=0.0, scaled_error=0.0))
+    metrics.calibration.show(Traffic("m", "0"), CalibrationState(error=0.0, scaled_error=0.0))
 
 
 def _fill_gateway(metrics: GatewayMetrics) -> None:

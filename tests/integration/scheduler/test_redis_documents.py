@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from dspark_core.algorithms.calibration import ConfidenceScaling
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime, VerifyPlan
 from services.scheduler.leadership.redis_lock import RedisLeaderLock
-from services.scheduler.planning.calibration import MIN_ROUNDS, CalibrationBook
+from services.scheduler.planning.calibration import MIN_ROUNDS, CalibrationBook, Traffic
 from services.scheduler.planning.curves import CurveBook
 from services.scheduler.planning.pace import VerifierPace
 from services.scheduler.scheduler import Scheduler
@@ -72,7 +72,7 @@ async def test_the_next_scheduler_knows_the_curves_of_kinds_it_never_saw(redis_p
 async def test_a_calibration_outlives_the_scheduler_that_found_it(redis_process: RedisProcess):
     # Told to survive nine times in ten, never did: every position is rescaled.
     wrong = tuple(replace(REQUESTS[0], verify_length=1) for _ in range(MIN_ROUNDS))
-    temperatures, drifted = [], []
+    scalings, drifted = [], []
     for holder, sent in (
         ("first", replace(_report("a", PROFILE), requests=wrong)),
         ("second", _report("b", ())),
@@ -89,11 +89,13 @@ async def test_a_calibration_outlives_the_scheduler_that_found_it(redis_process:
         if holder == "first":
             await scheduler.examine_calibration()
         plan = await _ask(scheduler, replace(sent, round=2))
-        temperatures.append((plan.temperatures, plan.biases))
-        drifted.append(metrics.get_sample_value("dspark_scheduler_calibration_drift", {"model": "m"}))
+        scalings.append(plan.scalings)
+        drifted.append(
+            metrics.get_sample_value("dspark_scheduler_calibration_drift", {"model": "m", "temperature": "0"})
+        )
         await scheduler.close()
-    assert temperatures[0][0]
-    assert temperatures[0] == temperatures[1]
+    assert scalings[0]
+    assert scalings[0] == scalings[1]
     assert drifted == [1, 1]
 
 
@@ -105,13 +107,13 @@ async def test_a_stored_calibration_that_is_none_is_skipped(redis_process: Redis
         )
         for one in (lock, store):
             stack.push_async_callback(one.close)
-        good = '{"error": 0.2, "scaled_error": 0.1, "scaling": {"temperatures": [2], "biases": [0]}}'
-        bad = {"a": "no json", "b": "[]", "c": "{}", "d": good.replace("[2]", "[0]")}
+        good = '{"0": {"error": 0.2, "scaled_error": 0.1, "scaling": {"temperatures": [2], "biases": [0]}}}'
+        bad = {"a": "no json", "b": "[]", "c": '{"0": {}}', "d": good.replace("[2]", "[0]")}
         await store.save({**bad, "good": good}, (await lock.hold()).term)
         book = CalibrationBook(store)
         await book.load()
-        assert list(book.states()) == ["good"]
-        assert book.states()["good"].scaling == ConfidenceScaling((2.0,), (0.0,))
+        assert list(book.states()) == [Traffic("good", "0")]
+        assert book.states()[Traffic("good", "0")].scaling == ConfidenceScaling((2.0,), (0.0,))
 
 
 async def test_a_leader_that_was_replaced_writes_nothing(redis_process: RedisProcess):

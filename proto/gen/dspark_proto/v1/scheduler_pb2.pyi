@@ -179,35 +179,45 @@ class StepTime(_message.Message):
     def __init__(self, batch_tokens: _Optional[int] = ..., step_seconds: _Optional[float] = ..., requests: _Optional[int] = ..., context_tokens: _Optional[int] = ...) -> None: ...
 
 class RequestSurvival(_message.Message):
-    __slots__ = ("sequence_id", "survival", "verify_length", "accepted", "min_tokens_per_second", "looked_up")
+    __slots__ = ("sequence_id", "survival", "verify_length", "accepted", "min_tokens_per_second", "looked_up", "temperature")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     SURVIVAL_FIELD_NUMBER: _ClassVar[int]
     VERIFY_LENGTH_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     MIN_TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     LOOKED_UP_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     sequence_id: str
     survival: _containers.RepeatedScalarFieldContainer[float]
     verify_length: int
     accepted: int
     min_tokens_per_second: float
     looked_up: bool
-    def __init__(self, sequence_id: _Optional[str] = ..., survival: _Optional[_Iterable[float]] = ..., verify_length: _Optional[int] = ..., accepted: _Optional[int] = ..., min_tokens_per_second: _Optional[float] = ..., looked_up: _Optional[bool] = ...) -> None: ...
+    temperature: float
+    def __init__(self, sequence_id: _Optional[str] = ..., survival: _Optional[_Iterable[float]] = ..., verify_length: _Optional[int] = ..., accepted: _Optional[int] = ..., min_tokens_per_second: _Optional[float] = ..., looked_up: _Optional[bool] = ..., temperature: _Optional[float] = ...) -> None: ...
+
+class ScalingBand(_message.Message):
+    __slots__ = ("up_to_temperature", "temperatures", "biases")
+    UP_TO_TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURES_FIELD_NUMBER: _ClassVar[int]
+    BIASES_FIELD_NUMBER: _ClassVar[int]
+    up_to_temperature: float
+    temperatures: _containers.RepeatedScalarFieldContainer[float]
+    biases: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, up_to_temperature: _Optional[float] = ..., temperatures: _Optional[_Iterable[float]] = ..., biases: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class VerifyPlan(_message.Message):
-    __slots__ = ("based_on_round", "draft_token_capacity", "curve", "temperatures", "biases", "draft_price", "term")
+    __slots__ = ("based_on_round", "draft_token_capacity", "curve", "scalings", "draft_price", "term")
     BASED_ON_ROUND_FIELD_NUMBER: _ClassVar[int]
     DRAFT_TOKEN_CAPACITY_FIELD_NUMBER: _ClassVar[int]
     CURVE_FIELD_NUMBER: _ClassVar[int]
-    TEMPERATURES_FIELD_NUMBER: _ClassVar[int]
-    BIASES_FIELD_NUMBER: _ClassVar[int]
+    SCALINGS_FIELD_NUMBER: _ClassVar[int]
     DRAFT_PRICE_FIELD_NUMBER: _ClassVar[int]
     TERM_FIELD_NUMBER: _ClassVar[int]
     based_on_round: int
     draft_token_capacity: int
     curve: _containers.RepeatedCompositeFieldContainer[StepTime]
-    temperatures: _containers.RepeatedScalarFieldContainer[float]
-    biases: _containers.RepeatedScalarFieldContainer[float]
+    scalings: _containers.RepeatedCompositeFieldContainer[ScalingBand]
     draft_price: float
     term: int
-    def __init__(self, based_on_round: _Optional[int] = ..., draft_token_capacity: _Optional[int] = ..., curve: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., temperatures: _Optional[_Iterable[float]] = ..., biases: _Optional[_Iterable[float]] = ..., draft_price: _Optional[float] = ..., term: _Optional[int] = ...) -> None: ...
+    def __init__(self, based_on_round: _Optional[int] = ..., draft_token_capacity: _Optional[int] = ..., curve: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., scalings: _Optional[_Iterable[_Union[ScalingBand, _Mapping]]] = ..., draft_price: _Optional[float] = ..., term: _Optional[int] = ...) -> None: ...

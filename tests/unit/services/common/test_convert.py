@@ -1,5 +1,7 @@
 """Conversions lose nothing, fill in the contract's defaults, and refuse what the contract forbids."""
 
+import math
+
 import pytest
 from dspark_proto.v1 import common_pb2, scheduler_pb2, verifier_pb2
 from hypothesis import given
@@ -10,6 +12,7 @@ from dspark_core.output_rules import Grammar, GrammarKind, LogitAdjustments
 from dspark_core.records import (
     MAX_SEED,
     AssignRequest,
+    DraftOrigin,
     FinishReason,
     GenerateChunk,
     GenerateRequest,
@@ -19,6 +22,7 @@ from dspark_core.records import (
     Role,
     RoundReport,
     SamplingParams,
+    ScalingBand,
     SpeculationOptions,
     SpeculationStats,
     StepTime,
@@ -124,6 +128,8 @@ reports = st.builds(
             survival=survival,
             verify_length=counts,
             accepted=st.just(0),
+            origin=st.sampled_from(DraftOrigin),
+            temperature=st.floats(0, 2),
         ),
         max_size=4,
     ).map(tuple),
@@ -205,7 +211,15 @@ def test_reports_survive_the_wire(report: RoundReport):
 
 
 def test_plans_and_descriptions_survive_the_wire():
-    plan = VerifyPlan(based_on_round=2**40, draft_token_capacity=17, draft_price=812.5)
+    plan = VerifyPlan(
+        based_on_round=2**40,
+        draft_token_capacity=17,
+        draft_price=812.5,
+        scalings=(
+            ScalingBand(up_to_temperature=0.0, temperatures=(1.5,), biases=(-0.5,)),
+            ScalingBand(up_to_temperature=math.inf),
+        ),
+    )
     assert cluster_convert.verify_plan_from_proto(cluster_convert.verify_plan_to_proto(plan)) == plan
     described = VerifierDescription(model="m", vocab_size=9, max_context_tokens=8, weights="w")
     message = convert.verifier_description_to_proto(described)
@@ -259,6 +273,8 @@ def _report(**fields) -> scheduler_pb2.RoundReport:
         (_report(cohorts=3), "cohorts"),
         (_report(requests=[scheduler_pb2.RequestSurvival(survival=[0.5, 0.6])]), "survival"),
         (_report(requests=[scheduler_pb2.RequestSurvival(survival=[1.5])]), "survival"),
+        (_report(requests=[scheduler_pb2.RequestSurvival(temperature=-0.1)]), "temperature"),
+        (_report(requests=[scheduler_pb2.RequestSurvival(temperature=float("nan"))]), "temperature"),
         (_report(requests=[scheduler_pb2.RequestSurvival(survival=[float("nan")])]), "survival"),
         (_report(requests=[scheduler_pb2.RequestSurvival(verify_length=1, accepted=2)]), "accepted"),
         (_report(profile=[scheduler_pb2.StepTime(batch_tokens=1)]), "profile"),

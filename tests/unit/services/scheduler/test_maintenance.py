@@ -21,11 +21,11 @@ from tests.support.polling import eventually
 KIND = ReplicaKind(model="m", engine="native", hardware="cpu", dtype="float32")
 PROFILE = (StepTime(requests=1, batch_tokens=1, context_tokens=0, seconds=0.02),)
 DRAFTER, VERIFIERS = "drafter-10.0.0.1:50054", ("a", "b")
-CALIBRATION = '{"error": 0.2, "scaled_error": 0.1, "scaling": null}'
+CALIBRATION = '{"0": {"error": 0.2, "scaled_error": 0.1, "scaling": null}}'
 SHOWN = (
-    ("dspark_scheduler_calibration_error", {"model": "m", "confidences": "drafter"}),
-    ("dspark_scheduler_calibration_drift", {"model": "m"}),
-    ("dspark_scheduler_rescaling", {"model": "m"}),
+    ("dspark_scheduler_calibration_error", {"model": "m", "temperature": "0", "confidences": "drafter"}),
+    ("dspark_scheduler_calibration_drift", {"model": "m", "temperature": "0"}),
+    ("dspark_scheduler_rescaling", {"model": "m", "temperature": "0"}),
     ("dspark_scheduler_draft_price", {"drafter": DRAFTER}),
 )
 
@@ -131,7 +131,12 @@ async def test_a_model_that_cannot_be_examined_keeps_no_other_from_it(monkeypatc
                 RoundReport(replica_id=name, round=1, kind=kind, requests=(request,) * MIN_ROUNDS),
             )
         await eventually(
-            lambda: metrics.get_sample_value("dspark_scheduler_calibration_drift", {"model": "good"}) == 1
+            lambda: (
+                metrics.get_sample_value(
+                    "dspark_scheduler_calibration_drift", {"model": "good", "temperature": "0"}
+                )
+                == 1
+            )
         )
 
 

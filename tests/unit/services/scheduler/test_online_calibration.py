@@ -5,25 +5,30 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from dspark_core.algorithms.plan_request import PlanRequest
-from dspark_core.algorithms.survival_scaling import scaled
-from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime, VerifyPlan
+from dspark_core.algorithms.survival_scaling import banded, scaled
+from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, ScalingBand, StepTime
 from services.scheduler.planning.calibration import (
     MAX_MODELS,
     MIN_ROUNDS,
     CalibrationBook,
     CalibrationState,
+    Traffic,
     conditional_confidences,
     examine,
 )
 from services.scheduler.scheduler import Scheduler
 from services.scheduler.storage.documents import MemoryDocumentStore
-from services.verifier.plans import scaling_of
 
 KIND = ReplicaKind(model="m", engine="native", hardware="cpu", dtype="float32")
 PROFILE = (StepTime(requests=1, batch_tokens=1, context_tokens=0, seconds=0.02),)
 
 
-def _rounds(count: int, *, overconfidence: float, block: int = 4, seed: int = 3) -> list[RequestSurvival]:
+GREEDY = Traffic("m", "0")
+
+
+def _rounds(
+    count: int, *, overconfidence: float, block: int = 4, seed: int = 3, temperature: float = 0.0
+) -> list[RequestSurvival]:
     """Told confidences whose logits are too high by `overconfidence`; outcomes follow the true ones."""
     generator = np.random.default_rng(seed)
     found = []
@@ -39,6 +44,7 @@ def _rounds(count: int, *, overconfidence: float, block: int = 4, seed: int = 3)
                 survival=tuple(np.cumprod(told).tolist()),
                 verify_length=block,
                 accepted=accepted,
+                temperature=temperature,
             )
         )
     return found
@@ -63,11 +69,12 @@ def test_of_too_many_models_the_one_that_was_not_heard_of_for_longest_is_forgott
     book = CalibrationBook(MemoryDocumentStore())
     for number in range(MAX_MODELS):
         book.observe(f"m{number}", [])
-        book.learned(f"m{number}", CalibrationState(error=0.2, scaled_error=0.1))
+        book.learned(Traffic(f"m{number}", "0"), CalibrationState(error=0.2, scaled_error=0.1))
     book.observe("m0", [])
     book.observe("another", [])
-    assert "m0" in book.states()
-    assert "m1" not in book.states()
+    models = {traffic.model for traffic in book.states()}
+    assert "m0" in models
+    assert "m1" not in models
 
 
 def test_conditional_confidences_invert_the_product():
@@ -86,9 +93,50 @@ def test_rounds_are_looked_at_once_they_are_many_and_the_window_is_bounded():
     assert book.due() == []
     for _ in range(10):
         book.observe("m", _rounds(MIN_ROUNDS, overconfidence=0.0))
-    ((model, rounds),) = book.due()
-    assert (model, len(rounds)) == ("m", 4096)
+    ((traffic, rounds),) = book.due()
+    assert (traffic, len(rounds)) == (GREEDY, 4096)
     assert book.due() == []
+
+
+def test_temperatures_are_judged_apart():
+    book = CalibrationBook(MemoryDocumentStore())
+    for temperature, overconfidence in ((0.0, 0.0), (0.5, 0.0), (1.0, 2.0)):
+        book.observe("m", _rounds(3000, overconfidence=overconfidence, temperature=temperature))
+    for traffic, rounds in book.due():
+        book.learned(traffic, examine(rounds))
+    greedy, cool, warm = book.scalings("m")
+    assert (greedy.temperatures, cool.temperatures) == ((), ())
+    assert warm.biases[0] == pytest.approx(-2.0, abs=0.5)
+
+    scaling = banded(book.scalings("m"))
+    told = PlanRequest(survival=(0.9, 0.8))
+    sampled = PlanRequest(survival=(0.9, 0.8), temperature=0.7)
+    kept, lowered = scaled([told, sampled], scaling)
+    assert kept is told
+    assert lowered.survival[0] < 0.7
+
+
+async def test_every_band_survives_a_change_of_leaders():
+    class Kept(MemoryDocumentStore):
+        def __init__(self) -> None:
+            self.documents: dict[str, str] = {}
+
+        async def load(self) -> dict[str, str]:
+            return self.documents
+
+        async def save(self, documents: dict[str, str], term: int) -> bool:
+            self.documents.update(documents)
+            return True
+
+    store = Kept()
+    before, after = CalibrationBook(store), CalibrationBook(store)
+    before.observe("m", [])
+    for band, error in (("0", 0.2), ("above 0.5", 0.3)):
+        before.learned(Traffic("m", band), CalibrationState(error=error, scaled_error=0.1))
+    await before.save(1)
+    await after.load()
+    assert after.states() == before.states()
+    assert len(after.states()) == 2
 
 
 async def test_plans_bring_the_scaling_of_their_model_to_the_verifier():
@@ -111,29 +159,34 @@ async def test_plans_bring_the_scaling_of_their_model_to_the_verifier():
                 await scheduler.examine_calibration()
 
     plans = [plan async for plan in scheduler.coordinate(reports())]
-    assert plans[0].temperatures == ()
-    scaling = scaling_of(plans[-1])
+    assert plans[0].scalings == ()
+    scaling = banded(plans[-1].scalings)
     assert scaling is not None
-    assert metrics.get_sample_value("dspark_scheduler_calibration_drift", {"model": "m"}) == 1
-    assert metrics.get_sample_value("dspark_scheduler_rescaling", {"model": "m"}) == 1
+    labels = {"model": "m", "temperature": "0"}
+    assert metrics.get_sample_value("dspark_scheduler_calibration_drift", labels) == 1
+    assert metrics.get_sample_value("dspark_scheduler_rescaling", labels) == 1
 
     # The verifier's arithmetic is that of the fit.
     survival = _rounds(1, overconfidence=1.5, seed=5)[0].survival
     (request,) = scaled([PlanRequest(survival=survival)], scaling)
     conditional = conditional_confidences(np.array([survival]))
     logits = np.log(conditional) - np.log1p(-conditional)
-    assert list(request.survival) == pytest.approx(np.cumprod(scaling.confidences(logits)[0]).tolist())
+    assert list(request.survival) == pytest.approx(
+        np.cumprod(scaling.at(0.0).confidences(logits)[0]).tolist()
+    )
     assert list(request.survival) == sorted(request.survival, reverse=True)
     assert request.survival[0] < survival[0]
 
 
+def _band(temperatures: tuple[float, ...], biases: tuple[float, ...]) -> list[ScalingBand]:
+    return [ScalingBand(up_to_temperature=float("inf"), temperatures=temperatures, biases=biases)]
+
+
 def test_a_scaling_that_cannot_be_used_is_not():
-    plan = VerifyPlan(based_on_round=1, draft_token_capacity=1, temperatures=(0.0,), biases=(0.0,))
-    assert scaling_of(plan) is None
+    assert banded(_band((0.0,), (0.0,))) is None
     requests = [PlanRequest(survival=(1.0, 0.0, 0.0)), PlanRequest(survival=())]
     assert scaled(requests, None) is requests
-    good = VerifyPlan(based_on_round=1, draft_token_capacity=1, temperatures=(2.0,), biases=(0.1,))
-    (certain, empty) = scaled(requests, scaling_of(good))
+    (certain, empty) = scaled(requests, banded(_band((2.0,), (0.1,))))
     assert certain.survival[1:] == (0.0, 0.0)
     assert 0.99 < certain.survival[0] <= 1.0
     assert empty.survival == ()

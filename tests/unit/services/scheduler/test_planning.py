@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from dspark_core.algorithms.calibration import ConfidenceScaling
+from dspark_core.algorithms.survival_scaling import BandedScaling
 from dspark_core.errors import InvalidRequestError
 from dspark_core.records import RequestSurvival, RoundReport, StepTime
 from services.scheduler.planning.pace import VerifierPace
@@ -93,7 +94,7 @@ def _capacity(profile: tuple[StepTime, ...], rows, floor: float = 0.0, scaling=N
 def test_an_overconfident_drafter_gets_fewer_tokens_verified():
     """Tokens that seem worth 0.9, 0.8 and 0.6 are worth half a token each: the third no longer pays."""
     slope, rows = _profile((4, 0.010), (16, 0.020)), ((0.9, 0.72, 0.43),) * 4
-    halved = ConfidenceScaling((1.0,) * 3, (-2.2, -1.4, -0.4))
+    halved = BandedScaling(((0.0, ConfidenceScaling((1.0,) * 3, (-2.2, -1.4, -0.4))),))
     assert _capacity(slope, rows, step_seconds=0.012) == 12
     assert 0 < _capacity(slope, rows, step_seconds=0.012, scaling=halved) < 12
 
