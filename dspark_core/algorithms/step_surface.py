@@ -156,14 +156,20 @@ class StepSurface:
             return low.at(tokens, measured)
         at_low, at_high = low.at(tokens, measured), high.at(tokens, measured)
         below, above = at_low, at_high
+        low_end, high_start = measured[low.indices[-1]], measured[high.indices[0]]
+        # Where a row is continued, the other's steepest or noisiest piece must not carry it below both.
         if tokens.size and tokens[0] < high.first:
             edge = np.array([float(high.first)])
-            parallel = measured[high.indices[0]] + at_low - low.at(edge, measured)
-            above = np.where(tokens < high.first, parallel, at_high)
+            parallel = high_start + at_low - low.at(edge, measured)
+            least = np.minimum(at_low, high_start)
+            if low.last < high.first:  # nothing was measured in between, so a line is the best guess
+                least = np.interp(tokens, (low.last, high.first), (low_end, high_start))
+                least = np.where(tokens > low.last, least, np.minimum(at_low, high_start))
+            above = np.where(tokens < high.first, np.maximum(parallel, least), at_high)
         if tokens.size and tokens[-1] > low.last and high.last > low.last:
             edge = np.array([float(low.last)])
-            parallel = measured[low.indices[-1]] + at_high - high.at(edge, measured)
-            below = np.where(tokens > low.last, parallel, at_low)
+            parallel = low_end + at_high - high.at(edge, measured)
+            below = np.where(tokens > low.last, np.maximum(parallel, np.minimum(low_end, at_high)), at_low)
         if weight > 1:  # beyond the last row, where more requests are never assumed to be cheaper
             return below + weight * np.maximum(above - below, 0.0)
         mixed: Floats = (1.0 - weight) * below + weight * above
@@ -182,7 +188,8 @@ class StepSurface:
 
     def _extra_context(self, requests: int, context_tokens: int) -> float:
         """Context in excess of the rows' reference; 0 if the profile never varied the context."""
-        if self.context_per_request is None:
+        # Compared as it was divided: multiplied back, many quotients differ from it in the last bit.
+        if self.context_per_request is None or context_tokens / requests == self.context_per_request:
             return 0.0
         return context_tokens - self.context_per_request * requests
 

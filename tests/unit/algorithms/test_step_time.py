@@ -74,6 +74,37 @@ def test_a_model_passes_through_its_points(points):
         assert model.seconds(requests, tokens) == pytest.approx(seconds)
 
 
+@given(st.integers(1, 512), st.integers(1, 100_000), st.integers(0, 7))
+def test_any_step_can_be_the_first_that_is_learned_from(requests, context, drafted):
+    """Its context per request times its requests is not always its context, in the last bit."""
+    model = StepTimeModel.learn(requests, requests + drafted, context, 0.01)
+    assert model.seconds(requests, requests + drafted, context) == pytest.approx(0.01)
+
+
+learned_steps = st.tuples(st.integers(1, 32), st.integers(0, 64), st.floats(1e-3, 1.0))
+
+
+@given(st.lists(learned_steps, min_size=1, max_size=12))
+def test_no_time_falls_below_what_was_measured(steps):
+    """Rows of points are continued beside each other, however steep or noisy one of them is."""
+    points, fastest = {}, math.inf
+    for requests, drafted, seconds in steps:
+        points[requests, requests + drafted] = StepPoint(requests, requests + drafted, 0, seconds)
+        fastest = min(fastest, seconds)
+    model = StepTimeModel(tuple(points.values()))
+    least = min(point.seconds for point in points.values())
+    for requests in range(1, 34):
+        assert model.table(requests, range(requests, 100)).min() >= least * (1 - 1e-9)
+
+
+def test_a_steep_row_does_not_make_the_next_one_cheap():
+    """Learned from three live steps; between the rows nothing was measured."""
+    points = (1, 1, 0.0070), (1, 2, 0.0095), (24, 38, 0.0550)
+    model = StepTimeModel(tuple(StepPoint(requests, tokens, 0, time) for requests, tokens, time in points))
+    times = [model.seconds(requests, requests) for requests in range(1, 25)]
+    assert times == sorted(times)
+
+
 def test_a_stair_stays_at_its_batch_tokens_between_measured_request_counts():
     def padded(requests, tokens, context):
         return 0.01 * math.ceil(tokens / 16) + 0.001 * requests
