@@ -138,7 +138,12 @@ def sigmoid(logits: ArrayLike) -> Floats:
 
 
 def fit_sequential_scaling(
-    logits: ArrayLike, accepted: ArrayLike, proposed: ArrayLike, *, bins: int = DEFAULT_BINS
+    logits: ArrayLike,
+    accepted: ArrayLike,
+    proposed: ArrayLike,
+    *,
+    bins: int = DEFAULT_BINS,
+    least_rounds: int = 1,
 ) -> ConfidenceScaling:
     """Per position, the temperature and bias that minimise the ECE of survival given earlier positions.
 
@@ -146,14 +151,19 @@ def fit_sequential_scaling(
     survival. logits: confidence logits [rounds, block]; accepted and proposed: draft tokens
     [rounds]. Position k counts in rounds that proposed it, and survived if accepted >= k; logits
     beyond `proposed` are not read. `proposed` must not depend on the block's content (verify
-    everything, as `FullPlanSource` does), or the fit is biased. A position that no round proposed
-    is left unscaled. Raises ValueError for mismatched shapes or values out of range.
+    everything, as `FullPlanSource` does), or the fit is biased. A position that fewer than
+    `least_rounds` proposed is left unscaled. Raises ValueError for mismatched shapes or values out of range.
     """
     values, lengths, limits = _rounds(logits, accepted, proposed)
     survival = np.ones(len(values))
     temperatures, biases = [], []
     for position in range(values.shape[1]):
         rows = limits > position
+        if np.count_nonzero(rows) < least_rounds:
+            temperatures.append(1.0)
+            biases.append(0.0)
+            survival[rows] *= sigmoid(values[rows, position])
+            continue
         column, before = values[rows, position], survival[rows]
         outcomes = (lengths[rows] > position).astype(np.float64)
         temperature, bias = _best_scaling(column, before, outcomes, bins)

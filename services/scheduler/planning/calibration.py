@@ -35,6 +35,9 @@ WINDOW_ROUNDS = 4096
 """Outcomes kept per model and band, the newest; one outcome is one request in one round."""
 MIN_ROUNDS = 512
 """New outcomes needed before they are examined."""
+MIN_POSITION_ROUNDS = 64
+"""A draft position judged less often keeps the drafter's own confidence. Fitted to a few unlucky outcomes it
+would seem hopeless, never be verified again, and so never be corrected."""
 MIN_GAIN = 0.005
 """A scaling is used if it lowers the error on held-out rounds by at least this."""
 DRIFT_ERROR = 0.10
@@ -209,7 +212,9 @@ def examine(requests: Sequence[RequestSurvival]) -> CalibrationState:
     verified = np.array([min(r.verify_length, len(r.survival)) for r in requests])
     accepted = np.minimum(accepted, verified)
     fitted, judged = slice(0, None, 2), slice(1, None, 2)
-    scaling = fit_sequential_scaling(logits[fitted], accepted[fitted], verified[fitted])
+    scaling = fit_sequential_scaling(
+        logits[fitted], accepted[fitted], verified[fitted], least_rounds=MIN_POSITION_ROUNDS
+    )
     held_out = (logits[judged], accepted[judged], verified[judged])
     error, scaled_error = _error(*held_out, None), _error(*held_out, scaling)
     better = error - scaled_error >= MIN_GAIN

@@ -1,5 +1,7 @@
 """Confidences that do not fit are noticed, refitted from outcomes, and used only when that helps."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
@@ -50,6 +52,9 @@ def _rounds(
     return found
 
 
+OVERCONFIDENT = _rounds(3000, overconfidence=1.5)
+
+
 def test_confidences_that_fit_are_left_alone():
     state = examine(_rounds(3000, overconfidence=0.0))
     assert state.error < 0.05
@@ -58,11 +63,21 @@ def test_confidences_that_fit_are_left_alone():
 
 
 def test_overconfidence_is_found_corrected_and_an_alarm():
-    state = examine(_rounds(3000, overconfidence=1.5))
+    state = examine(OVERCONFIDENT)
     assert state.drifted
     assert state.scaled_error < state.error / 3
     assert state.scaling is not None
     assert state.scaling.biases[0] == pytest.approx(-1.5, abs=0.4)
+
+
+def test_a_position_that_was_seldom_judged_keeps_its_confidences():
+    """Refused each of a few times, it would be given up: never verified again, it would never be judged."""
+    short = [replace(one, verify_length=3, accepted=min(one.accepted, 3)) for one in OVERCONFIDENT]
+    long = [replace(request, verify_length=4, accepted=3) for request in OVERCONFIDENT[:20]]
+    scaling = examine(short + long).scaling
+    assert scaling is not None
+    assert (scaling.temperatures[3], scaling.biases[3]) == (1.0, 0.0)
+    assert scaling.biases[2] < -1.0
 
 
 def test_of_too_many_models_the_one_that_was_not_heard_of_for_longest_is_forgotten():
