@@ -121,6 +121,12 @@ class SequenceGrammar:
         with self._budget.call():
             return int(self._matcher.try_consume_tokens(list(token_ids)))
 
+    def follow(self, token_ids: Sequence[int]) -> None:
+        """Goes on by tokens that were generated under it, each in the time that it had then."""
+        for token_id in token_ids:
+            if self.problem is None and self.take((token_id,)) == 0 and self.problem is None:
+                self.fail(f"token {token_id} of the output so far does not follow")
+
     def allowed(self) -> npt.NDArray[np.uint8]:
         """What may come next, 1 or 0 by token id -> [vocab]."""
         with self._budget.call():
@@ -167,8 +173,8 @@ class GrammarCompiler:
         source = grammar_source(asked, self._added)
         matcher = llguidance.LLMatcher(tokens, source, log_level=0)
         grammar = SequenceGrammar(matcher, self._vocab_size, self._end_token_ids)
-        if grammar.problem is None and request.generated_tokens:  # by a verifier that failed
-            grammar.take(request.prompt_token_ids[-request.generated_tokens :])
+        if request.generated_tokens:  # by a verifier that was lost
+            grammar.follow(request.prompt_token_ids[-request.generated_tokens :])
         first = grammar.ahead()
         if grammar.problem is None:
             first.allowed()  # some grammars exceed the limits at their first token
