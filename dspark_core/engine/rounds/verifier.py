@@ -50,7 +50,8 @@ class _Stream:
     at a time instead of ever later ones, so an event loop shared by hundreds of streams catches up by itself.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, attempt: int) -> None:
+        self.attempt = attempt
         self.loop = asyncio.get_running_loop()
         self._chunks: list[GenerateChunk] = []
         self._error: Exception | None = None
@@ -152,9 +153,10 @@ class Verifier:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Streams one completion; closing the iterator cancels it and frees its pages.
 
-        Raises what `RoundLoop.submit` raises, before the first chunk.
+        Raises what `RoundLoop.submit` raises, before the first chunk. A later attempt at a request that still
+        runs here ends the earlier one, whose stream nobody may be reading any more, with UnavailableError.
         """
-        stream = _Stream()
+        stream = _Stream(request.attempt)
         finished = False
         grammar = None
         self._arriving.add(stream)
@@ -172,6 +174,9 @@ class Verifier:
                 self._post(lambda: self._cancel(request.request_id, stream))
 
     def _submit(self, request: GenerateRequest, grammar: SequenceGrammar | None, stream: _Stream) -> None:
+        earlier = self._streams.get(request.request_id)
+        if earlier is not None and earlier.attempt < stream.attempt:
+            self._fail([request.request_id], UnavailableError("the request was sent again"))
         self._rounds.submit(request, grammar)
         self._streams[request.request_id] = stream
         self._arriving.discard(stream)  # only now: from here on the batcher counts it

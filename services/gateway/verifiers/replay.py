@@ -33,6 +33,7 @@ class Replay:
         self._current: SpeculationStats | None = None
         self._finished = False
         self._weights = ""
+        self._attempts = 0
 
     @property
     def weights(self) -> str:
@@ -47,14 +48,16 @@ class Replay:
     def request(self) -> GenerateRequest:
         """The request for the next verifier, whose statistics start at zero."""
         self._earlier, self._current = self._total(), None
+        attempt, self._attempts = self._attempts, self._attempts + 1
         if not self._committed:
-            return self._request
+            return replace(self._request, attempt=attempt) if attempt else self._request
         limit = self._request.max_tokens
         return replace(
             self._request,
             prompt_token_ids=(*self._request.prompt_token_ids, *self._committed),
             max_tokens=None if limit is None else limit - len(self._committed),
             generated_tokens=len(self._committed),
+            attempt=attempt,
             weights=self._weights,
         )
 

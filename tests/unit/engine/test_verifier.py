@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 
@@ -112,6 +113,23 @@ async def test_refusals_reach_the_caller(started) -> None:
     with pytest.raises(QueueFullError):
         await anext(streams[2])
     second.cancel()
+
+
+async def test_a_later_attempt_takes_over_from_a_stream_that_nobody_reads(started) -> None:
+    """As after a connection that only the caller has seen break."""
+    one = started(make_loop())
+    whole = await collect(one, request("whole", [1, 2, 3], 40))
+    lost = one.generate(request("a", [1, 2, 3], 200))
+    first = (await anext(lost)).token_ids
+    with pytest.raises(InvalidRequestError, match="'a' is already running"):
+        await collect(one, request("a", [1, 2, 3], 40))
+    rest = dataclasses.replace(
+        request("a", [1, 2, 3, *first], 40 - len(first)), generated_tokens=len(first), attempt=1
+    )
+    assert [*first, *await collect(one, rest)] == whole
+    with pytest.raises(UnavailableError, match="sent again"):
+        _ = [chunk async for chunk in lost]
+    await eventually(lambda: one.status.free_kv_fraction == 1.0)
 
 
 async def test_stopping_fails_what_is_running(started) -> None:

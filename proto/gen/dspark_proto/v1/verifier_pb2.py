@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from dspark_proto.v1 import common_pb2 as dspark__proto_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x64spark_proto/v1/verifier.proto\x12\tdspark.v1\x1a\x1c\x64spark_proto/v1/common.proto\"\x19\n\x17\x44\x65scribeVerifierRequest\"w\n\x18\x44\x65scribeVerifierResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nvocab_size\x18\x02 \x01(\r\x12\x1a\n\x12max_context_tokens\x18\x03 \x01(\r\x12\x0f\n\x07weights\x18\x05 \x01(\tJ\x04\x08\x04\x10\x05R\x05\x64type\"\xd1\x03\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x12\n\nmax_tokens\x18\x03 \x01(\r\x12+\n\x08sampling\x18\x04 \x01(\x0b\x32\x19.dspark.v1.SamplingParams\x12\x16\n\x0estop_token_ids\x18\x05 \x03(\r\x12\x32\n\x0bspeculation\x18\x06 \x01(\x0b\x32\x1d.dspark.v1.SpeculationOptions\x12\x1d\n\x15min_tokens_per_second\x18\x07 \x01(\x01\x12\x30\n\x0b\x61\x64justments\x18\t \x01(\x0b\x32\x1b.dspark.v1.LogitAdjustments\x12\x18\n\x10generated_tokens\x18\n \x01(\r\x12#\n\x07grammar\x18\x0c \x01(\x0b\x32\x12.dspark.v1.Grammar\x12\x19\n\x0ctop_logprobs\x18\x0b \x01(\rH\x00\x88\x01\x01\x12\x0f\n\x07weights\x18\r \x01(\t\x12\x16\n\x0e\x66loor_promised\x18\x0e \x01(\x08\x12\x12\n\ncache_salt\x18\x0f \x01(\tB\x0f\n\r_top_logprobsJ\x04\x08\x08\x10\tR\x04tier\"\xd9\x01\n\rGenerateChunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12.\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x17.dspark.v1.FinishReason\x12*\n\x05stats\x18\x03 \x01(\x0b\x32\x1b.dspark.v1.SpeculationStats\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x04 \x01(\r\x12*\n\x08logprobs\x18\x05 \x03(\x0b\x32\x18.dspark.v1.TokenLogprobs\x12\x0f\n\x07weights\x18\x06 \x01(\t2\xaa\x01\n\x0fVerifierService\x12S\n\x08\x44\x65scribe\x12\".dspark.v1.DescribeVerifierRequest\x1a#.dspark.v1.DescribeVerifierResponse\x12\x42\n\x08Generate\x12\x1a.dspark.v1.GenerateRequest\x1a\x18.dspark.v1.GenerateChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x64spark_proto/v1/verifier.proto\x12\tdspark.v1\x1a\x1c\x64spark_proto/v1/common.proto\"\x19\n\x17\x44\x65scribeVerifierRequest\"w\n\x18\x44\x65scribeVerifierResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nvocab_size\x18\x02 \x01(\r\x12\x1a\n\x12max_context_tokens\x18\x03 \x01(\r\x12\x0f\n\x07weights\x18\x05 \x01(\tJ\x04\x08\x04\x10\x05R\x05\x64type\"\xe2\x03\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x12\n\nmax_tokens\x18\x03 \x01(\r\x12+\n\x08sampling\x18\x04 \x01(\x0b\x32\x19.dspark.v1.SamplingParams\x12\x16\n\x0estop_token_ids\x18\x05 \x03(\r\x12\x32\n\x0bspeculation\x18\x06 \x01(\x0b\x32\x1d.dspark.v1.SpeculationOptions\x12\x1d\n\x15min_tokens_per_second\x18\x07 \x01(\x01\x12\x30\n\x0b\x61\x64justments\x18\t \x01(\x0b\x32\x1b.dspark.v1.LogitAdjustments\x12\x18\n\x10generated_tokens\x18\n \x01(\r\x12#\n\x07grammar\x18\x0c \x01(\x0b\x32\x12.dspark.v1.Grammar\x12\x19\n\x0ctop_logprobs\x18\x0b \x01(\rH\x00\x88\x01\x01\x12\x0f\n\x07weights\x18\r \x01(\t\x12\x16\n\x0e\x66loor_promised\x18\x0e \x01(\x08\x12\x12\n\ncache_salt\x18\x0f \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x10 \x01(\rB\x0f\n\r_top_logprobsJ\x04\x08\x08\x10\tR\x04tier\"\xd9\x01\n\rGenerateChunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12.\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x17.dspark.v1.FinishReason\x12*\n\x05stats\x18\x03 \x01(\x0b\x32\x1b.dspark.v1.SpeculationStats\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x04 \x01(\r\x12*\n\x08logprobs\x18\x05 \x03(\x0b\x32\x18.dspark.v1.TokenLogprobs\x12\x0f\n\x07weights\x18\x06 \x01(\t2\xaa\x01\n\x0fVerifierService\x12S\n\x08\x44\x65scribe\x12\".dspark.v1.DescribeVerifierRequest\x1a#.dspark.v1.DescribeVerifierResponse\x12\x42\n\x08Generate\x12\x1a.dspark.v1.GenerateRequest\x1a\x18.dspark.v1.GenerateChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,9 +37,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEVERIFIERRESPONSE']._serialized_start=102
   _globals['_DESCRIBEVERIFIERRESPONSE']._serialized_end=221
   _globals['_GENERATEREQUEST']._serialized_start=224
-  _globals['_GENERATEREQUEST']._serialized_end=689
-  _globals['_GENERATECHUNK']._serialized_start=692
-  _globals['_GENERATECHUNK']._serialized_end=909
-  _globals['_VERIFIERSERVICE']._serialized_start=912
-  _globals['_VERIFIERSERVICE']._serialized_end=1082
+  _globals['_GENERATEREQUEST']._serialized_end=706
+  _globals['_GENERATECHUNK']._serialized_start=709
+  _globals['_GENERATECHUNK']._serialized_end=926
+  _globals['_VERIFIERSERVICE']._serialized_start=929
+  _globals['_VERIFIERSERVICE']._serialized_end=1099
 # @@protoc_insertion_point(module_scope)

@@ -64,6 +64,7 @@ requests = st.builds(
     min_tokens_per_second=st.none() | st.floats(0, 1e6, exclude_min=True),
     floor_promised=st.booleans(),
     cache_salt=st.text(max_size=8),
+    attempt=counts,
     adjustments=st.builds(
         LogitAdjustments,
         logit_bias=st.dictionaries(counts, st.floats(-100, 100), max_size=4).map(lambda d: tuple(d.items())),

@@ -37,6 +37,14 @@ def test_the_next_verifier_continues_after_the_committed_tokens() -> None:
     assert (continued.sampling, continued.stop_token_ids) == (REQUEST.sampling, REQUEST.stop_token_ids)
 
 
+def test_every_attempt_is_told_from_the_one_before() -> None:
+    """A verifier that is sent the request again may still be at work on it."""
+    replay = Replay(REQUEST, seed=7)
+    attempts = [replay.request().attempt, replay.request().attempt]
+    replay.add(GenerateChunk(token_ids=(3,)))
+    assert [*attempts, replay.request().attempt] == [0, 1, 2]
+
+
 def test_a_request_is_bound_to_weights_by_its_first_token() -> None:
     replay = Replay(REQUEST, seed=7)
     replay.add(GenerateChunk(token_ids=(), finish_reason=FinishReason.CANCELLED, weights="old"))
