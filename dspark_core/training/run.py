@@ -82,7 +82,7 @@ class TrainingRun:
 
     def resume(self) -> bool:
         """Restore the newest checkpoint, if there is one. Raises CheckpointError when it cannot be used,
-        ConfigError when it was saved with other `drafter` values."""
+        ConfigError when it was saved with other `drafter` values or after more steps than are asked for."""
         latest = self._checkpoints.latest()
         if latest is None:
             return False
@@ -96,6 +96,9 @@ class TrainingRun:
                     "starts over"
                 )
         self.trainer.restore(saved["trainer"])
+        step, steps = self.trainer.step, self.trainer.config.steps
+        if step > steps:
+            raise ConfigError(f"optimisation.steps is {steps}, the run is at step {step} already")
         self.state = RunState(**saved["run"])
         self._saved = (self.trainer.step, self.state)
         return True

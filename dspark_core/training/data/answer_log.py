@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Mapping, Set
@@ -13,6 +12,7 @@ from typing import Self
 
 from dspark_core.errors import ConfigError
 from dspark_core.records import FinishReason, SamplingParams
+from dspark_core.training.file_lock import lock
 
 SETTINGS_SUFFIX = ".settings.json"
 
@@ -59,7 +59,7 @@ class AnswerLog:
         except OSError as error:
             raise ConfigError(f"cannot write answers to {path}: {error}") from error
         try:
-            self._lock()
+            lock(self._file, str(self.path))
             self._settle(settings)
             self._asked = self._repair()
         except BaseException:
@@ -95,12 +95,6 @@ class AnswerLog:
             content = content[os.write(self._file, content) :]
         self._asked[answer.prompt_id] = hash(answer.prompt_ids)
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"another process is writing {self.path}") from error
-
     def _settle(self, settings: Mapping[str, object]) -> None:
         path = self.path.with_name(self.path.name + SETTINGS_SUFFIX)
         if os.fstat(self._file).st_size == 0:
@@ -126,7 +120,7 @@ class AnswerLog:
                 try:
                     row = json.loads(line)
                     asked[str(row["id"])] = hash(tuple(row["prompt_ids"]))
-                except (ValueError, KeyError, TypeError) as error:
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
                     raise ConfigError(f"{self.path}:{number} is not an answer: {error!r}") from error
                 end += len(line)
         os.ftruncate(self._file, end)

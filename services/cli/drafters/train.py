@@ -27,15 +27,13 @@ from dspark_core.training.run_log import JsonLog, TensorBoardLog
 from dspark_core.training.workers import Workers, own_device, started_by_torchrun
 from services.cli.drafters.train_config import TrainConfig, read_config
 from services.cli.drafters.train_dry_run import dry_run_table
+from services.cli.drafters.train_output import TENSORBOARD, begin, claimed
 from services.cli.drafters.train_progress import ProgressView
 from services.cli.drafters.train_setup import (
-    TENSORBOARD,
     Setup,
     build_run,
     build_setup,
     build_validator,
-    check_output,
-    claim_output,
 )
 from services.cli.exits import leave_at_once
 from services.cli.write_errors import write_errors
@@ -105,8 +103,9 @@ def _run_as(workers: Workers, config: TrainConfig, arguments: argparse.Namespace
         if arguments.dry_run:
             return _dry_run(build_setup(config, workers), workers)
         with write_errors("--resume continues from the last checkpoint"):
-            check_output(config, resume=arguments.resume, fresh=arguments.fresh)
-            return _train(build_setup(config, workers, resume=arguments.resume), arguments.fresh)
+            resume, fresh = arguments.resume, arguments.fresh
+            with claimed(config, workers, resume=resume, fresh=fresh):
+                return _train(build_setup(config, workers, resume=resume), fresh)
     except KeyboardInterrupt:
         print("dspark: interrupted; --resume continues from the last checkpoint", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -125,7 +124,7 @@ def _train(setup: Setup, fresh: bool) -> int:
     workers = trainer.workers
     resumed = not fresh and run.resume()
     if workers.is_first:
-        claim_output(setup, fresh=fresh)
+        begin(setup.config, setup.draft_vocab_ids, fresh=fresh)
     workers.barrier()
     console = Console(stderr=True, quiet=not workers.is_first)
     with ProgressView(trainer.config.steps, trainer.step, console) as view, _stopping(run):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL
@@ -61,7 +61,7 @@ class DrafterSection(Section):
     """None: one per source layer, or the algorithm's default without source layers."""
     source_layers: list[int] = []
     """Target layers that the draft layers are initialized from; empty: random initialization."""
-    tap_layers: list[int] | None = None
+    tap_layers: list[int] | None = Field(default=None, min_length=1)
     """Target layers whose hidden states the drafter reads; None: those in the data."""
     block_size: int = Field(default=7, ge=1)
     mask_token: int = Field(default=0, ge=0)
@@ -73,6 +73,13 @@ class DrafterSection(Section):
     always_tokens: list[int] = []
     """Token ids that are in the draft vocabulary however rare they are."""
     moe: MoeSection | None = None
+
+    @field_validator("tap_layers")
+    @classmethod
+    def _different(cls, layers: list[int] | None) -> list[int] | None:
+        if layers is not None and len(set(layers)) < len(layers):
+            raise ValueError("layers must differ")
+        return layers
 
 
 class LossSection(Section):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +24,7 @@ from dspark_core.training.initial import choose_draft_vocab
 from dspark_core.training.objectives.registry import algorithm
 from dspark_core.training.origin import default_tap_layers, describe_target, require_target
 from dspark_core.training.recipe import DrafterRecipe, LossConfig
-from dspark_core.training.run import BEST, CHECKPOINTS, LOG, NEWEST, RunSettings, TrainingRun
+from dspark_core.training.run import BEST, CHECKPOINTS, NEWEST, RunSettings, TrainingRun
 from dspark_core.training.sources import MIN_ANSWER_TOKENS, CachedSource, SequenceSource
 from dspark_core.training.speculative_validation import SpeculativeValidator, ValidationSettings
 from dspark_core.training.start import SavedStart
@@ -38,8 +35,7 @@ from dspark_core.training.workers import Workers, own_device
 from dspark_core.zoo_paths import resolve_drafter_path
 from services.cli.data.arguments import require_answers_of
 from services.cli.drafters.train_config import TrainConfig
-
-VOCAB, CONFIG, TENSORBOARD = "draft_vocab.pt", "config.json", "tensorboard"
+from services.cli.drafters.train_output import VOCAB, has_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,36 +123,6 @@ def build_validator(setup: Setup) -> SpeculativeValidator | None:
     if setup.config.validation.prompts and setup.trainer.workers.is_first:
         return _validator(setup.config, setup.target)
     return None
-
-
-def check_output(config: TrainConfig, *, resume: bool, fresh: bool) -> None:
-    """Raises ConfigError if the directory holds a run and neither flag is given, or if the run to resume has
-    another target or drafter."""
-    output = config.output.directory
-    has_run = _has_run(output)
-    if has_run and not (resume or fresh):
-        raise ConfigError(f"{output} already has a run: --resume continues it, --fresh deletes it")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"output.directory {output} cannot be created: {error}") from error
-    if not os.access(output, os.W_OK):
-        raise ConfigError(f"output.directory {output}: no permission to write")
-    if has_run and resume:
-        _require_same_run(config, output / CONFIG)
-
-
-def claim_output(setup: Setup, *, fresh: bool) -> None:
-    """Deletes the old run if `fresh`, and records this run's configuration and draft vocabulary. To be called
-    once nothing can be rejected any more."""
-    output = setup.config.output.directory
-    if fresh:
-        _clear(output)
-    (output / CONFIG).write_text(setup.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    if setup.draft_vocab_ids is not None:
-        partial = (output / VOCAB).with_suffix(".partial")
-        torch.save(setup.draft_vocab_ids, partial)
-        partial.rename(output / VOCAB)
 
 
 def require_disk(setup: Setup) -> None:
@@ -290,7 +256,7 @@ def _draft_vocab(
         return None
     path = config.output.directory / VOCAB
     # A run without a checkpoint is not resumed, and its vocabulary may have another size.
-    if resume and _has_run(config.output.directory) and path.exists():
+    if resume and has_run(config.output.directory) and path.exists():
         ids = torch.load(path, weights_only=True)
         assert isinstance(ids, Tensor)
         return ids
@@ -326,32 +292,3 @@ def _validator(config: TrainConfig, target: LoadedTarget) -> SpeculativeValidato
         max_tokens=config.validation.max_tokens, concurrency=config.validation.concurrency
     )
     return SpeculativeValidator(target, prompts, tokenizer.stop_token_ids, settings)
-
-
-def _has_run(output: Path) -> bool:
-    return any((output / CHECKPOINTS).glob("*.pt"))
-
-
-def _clear(output: Path) -> None:
-    for name in (CHECKPOINTS, NEWEST, BEST, TENSORBOARD):
-        shutil.rmtree(output / name, ignore_errors=True)
-    for name in (LOG, VOCAB, CONFIG):
-        (output / name).unlink(missing_ok=True)
-
-
-def _require_same_run(config: TrainConfig, path: Path) -> None:
-    """Raises ConfigError if target or drafter differ: the meaning of the weights must not change mid-run."""
-    if not path.exists():
-        return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}; --fresh starts over") from error
-    now = config.model_dump(mode="json")
-    for section in ("target", "drafter"):
-        for name, value in now[section].items():
-            if before[section].get(name) != value:
-                raise ConfigError(
-                    f"{section}.{name} is {value!r}, the run in {path.parent} has "
-                    f"{before[section].get(name)!r}: --fresh starts over, or choose another output.directory"
-                )

@@ -24,6 +24,7 @@ from dspark_core.errors import ConfigError
 from dspark_core.models import drafter_checkpoint
 from dspark_core.training import averaging
 from dspark_core.training.features import write_shard
+from dspark_core.training.file_lock import lock
 from dspark_core.training.manifest import Manifest, ShardEntry, write_manifest
 from dspark_core.training.objectives.registry import algorithm
 from dspark_core.training.origin import FeatureOrigin
@@ -244,6 +245,48 @@ def test_a_run_in_the_output_is_neither_mixed_nor_lost(
     assert [row["step"] for row in read_log(tmp_path / "run/log.jsonl")] == [1, 2]
 
 
+def test_a_directory_has_one_run_at_a_time(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run/lock").open("wb") as held:
+        lock(held.fileno(), "a run")
+        assert _train(config) == EXIT_CONFIG
+        assert f"another process is writing a run in {tmp_path / 'run'}" in capsys.readouterr().err
+    assert _train(config) == 0
+
+
+@pytest.mark.parametrize("damaged", ["", "[]", '{"target": 1}'])
+def test_a_run_whose_configuration_cannot_be_read_is_not_lost(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damaged: str
+) -> None:
+    assert _train(config, "--set", "optimisation.steps=2") == 0
+    recorded = tmp_path / "run/config.json"
+    recorded.write_text(damaged)
+    assert _train(config, "--resume", "--set", "optimisation.steps=4") == EXIT_CONFIG
+    assert "delete it to go on without comparing" in capsys.readouterr().err
+    recorded.unlink()
+    assert _train(config, "--resume", "--set", "optimisation.steps=4") == 0
+    assert [row["step"] for row in read_log(tmp_path / "run/log.jsonl")] == [1, 2, 3, 4]
+
+
+def test_a_run_that_is_past_its_end_is_not_gone_on_with(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _train(config, "--set", "optimisation.steps=4") == 0
+    assert _train(config, "--resume", "--set", "optimisation.steps=2") == EXIT_CONFIG
+    assert "optimisation.steps is 2, the run is at step 4 already" in capsys.readouterr().err
+    assert _train(config, "--resume", "--set", "optimisation.steps=4") == 0
+
+
+def test_a_damaged_log_is_no_reason_to_stop(config: Path, tmp_path: Path) -> None:
+    assert _train(config, "--set", "optimisation.steps=2") == 0
+    log = tmp_path / "run/log.jsonl"
+    log.write_bytes(b"\x00\x00\n" + log.read_bytes() + b'[1]\n{"step')
+    assert _train(config, "--resume", "--set", "optimisation.steps=4") == 0
+    assert [row["step"] for row in read_log(log)] == [1, 2, 3, 4]
+
+
 def test_data_do_not_change_what_the_weights_of_a_run_mean(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -330,6 +373,8 @@ def test_a_run_without_a_checkpoint_leaves_no_vocabulary_behind(config: Path, tm
             "trainer.steps=3",
             r"trainer is not a field, got .*; valid fields here: data, drafter, optimisation",
         ),
+        ("drafter.tap_layers=[]", r"drafter\.tap_layers: .*at least 1 item.*, got \[\]"),
+        ("drafter.tap_layers=[1, 1]", r"drafter\.tap_layers: layers must differ, got \[1, 1\]"),
         ("drafter.moe.experts=3", r"drafter\.moe\.experts is not a field, got 3; valid .* num_experts"),
         ("optimisation.steps=-1", r"optimisation\.steps: .* greater than or equal to 1, got -1"),
         ("drafter.markov_head=lstm", r"drafter\.markov_head: .*'vanilla', 'gated' or 'rnn', got 'lstm'"),
