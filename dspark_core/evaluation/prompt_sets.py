@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dspark_core.errors import ConfigError
-from dspark_core.tokenization.message_rows import Message, chat_of, messages_of, row_object
+from dspark_core.tokenization.message_rows import Message, chat_of, messages_of, parse_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ def read_prompt_set(path: Path, limit: int | None = None) -> PromptSet:
     rows: list[PromptRow] = []
     try:
         # Not splitlines(): JSON strings may contain U+2028 and other characters that it splits at.
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8: {error}") from error
     for number, line in enumerate(lines, start=1):
@@ -75,8 +74,4 @@ def read_prompt_set(path: Path, limit: int | None = None) -> PromptSet:
 
 
 def _read_row(line: str, where: str) -> PromptRow:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{where} is not valid JSON: {error}") from error
-    return PromptRow(messages_of(row_object(row, where), where))
+    return PromptRow(messages_of(parse_row(line, where), where))

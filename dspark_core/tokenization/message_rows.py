@@ -28,6 +28,17 @@ def chat_of(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
+def parse_row(line: str | bytes, where: str) -> Mapping[str, object]:
+    """One line of a JSONL file. Raises ConfigError prefixed with `where`."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"{where} is not valid JSON: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{where} is nested too deeply") from None
+    return row_object(row, where)
+
+
 def row_object(row: object, where: str) -> Mapping[str, object]:
     """Raises ConfigError prefixed with `where`."""
     if not isinstance(row, Mapping):

@@ -101,7 +101,7 @@ def _parse(line: bytes, where: str) -> Conversation:
     try:
         row = json.loads(line)
         found = Conversation(_token_ids(row["prompt_ids"]), _token_ids(row["answer_ids"]))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{where}: not a conversation: {error!r}") from error
     if not found.prompt_ids or not found.answer_ids:
         empty = "answer_ids" if found.prompt_ids else "prompt_ids"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dspark_core.errors import ConfigError
-from dspark_core.tokenization.message_rows import Message, chat_of, messages_of, row_object
+from dspark_core.tokenization.message_rows import Message, chat_of, messages_of, parse_row, row_object
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ def read_prompts(path: Path) -> Iterator[Prompt]:
         with path.open("rb") as lines:  # bytes, because only a line feed ends a line of JSON
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield parse_prompt(_parse_json(line, f"{path}:{number}"), f"{path}:{number}")
+                    yield parse_prompt(parse_row(line, f"{path}:{number}"), f"{path}:{number}")
     except OSError as error:
         raise ConfigError(f"prompts {path} cannot be read: {error}") from error
 
@@ -69,13 +69,6 @@ def user_prompt(text: str, *, domain: str, source: str) -> Prompt:
     """One user message, with an id derived from its content."""
     messages = (Message("user", text),)
     return Prompt(prompt_id=_content_id(messages), messages=messages, domain=domain, source=source)
-
-
-def _parse_json(line: bytes, where: str) -> object:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{where} is not valid JSON: {error}") from error
 
 
 def _content_id(messages: Sequence[Message]) -> str:

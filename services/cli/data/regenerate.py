@@ -217,6 +217,10 @@ class _Work:
         self._rate = 0.0
 
     def answer_here(self) -> None:
+        if not self._tokenizer.has_chat_template:
+            raise ConfigError(
+                f"--target-model {self._arguments.target_model} has no chat template to ask the prompts with"
+            )
         built = load_engine(self._arguments, self._kept_layers)
         described = {
             "target": built.loaded.path.name,

@@ -64,6 +64,7 @@ def test_a_conversation_is_asked_up_to_the_users_last_message(tmp_path: Path) ->
         ({"turns": [" "]}, "non-empty text"),
         (["x"], "must be an object with prompt, turns, messages or conversations, got list"),
         ("{", "not valid JSON"),
+        ('{"prompt": ' + 100_000 * "[", "nested too deeply"),
         ({"messages": [{"role": "assistant", "content": "Hello"}]}, "no message of a user"),
         (
             {"messages": [{"role": "tool"}, {"role": "user", "content": "Hi"}]},
@@ -78,6 +79,12 @@ def test_a_wrong_row_is_named_by_file_and_line(tmp_path: Path, row: object, mess
     with pytest.raises(ConfigError, match=message) as caught:
         read_prompt_set(path)
     assert str(caught.value).startswith(f"{path}:2")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    path = tmp_path / "marked.jsonl"
+    path.write_text('{"prompt": "Hi"}\n', encoding="utf-8-sig")
+    assert read_prompt_set(path).rows[0].messages[-1].content == "Hi"
 
 
 def test_directories_give_their_files_in_order(tmp_path: Path) -> None:

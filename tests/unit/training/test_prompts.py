@@ -11,6 +11,7 @@ import pytest
 
 from dspark_core.errors import ConfigError
 from dspark_core.tokenization.message_rows import Message
+from dspark_core.training.data.conversations import read_conversations
 from dspark_core.training.data.hub import read_dataset
 from dspark_core.training.data.prompt_filters import (
     RUN_WORDS,
@@ -78,6 +79,15 @@ def test_a_line_that_is_no_json_names_file_and_line(tmp_path: Path) -> None:
     assert next(prompts).text == "a\u2028b"
     with pytest.raises(ConfigError, match=r"p\.jsonl:3 is not valid JSON"):
         next(prompts)
+
+
+def test_a_line_that_is_nested_too_deeply_names_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": ' + 100_000 * "[", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"p\.jsonl:1 is nested too deeply"):
+        list(read_prompts(path))
+    with pytest.raises(ConfigError, match=r"p\.jsonl:1: not a conversation"):
+        list(read_conversations(path))
 
 
 def test_written_prompts_read_back(tmp_path: Path) -> None:

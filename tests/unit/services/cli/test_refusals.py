@@ -10,11 +10,14 @@ from safetensors import SafetensorError
 
 from dspark_core.errors import DSparkError
 from dspark_core.models import ngram_file
+from dspark_core.tokenization.tokenizer import Tokenizer, TokenizerParts
 from services.cli.clusters import profile
 from services.cli.data import features as data_features
+from services.cli.data import regenerate as data_regenerate
 from services.cli.main import main
 from services.cli.output_files import write_output
 from services.common.exits import EXIT_CONFIG, EXIT_FAILURE
+from tests.support.tiny_tokenizer import tiny_tokenizer
 from tests.unit.training.answer_files import write_answers
 
 GOLDEN = Path(__file__).parents[3] / "fixtures" / "golden"
@@ -69,6 +72,23 @@ def test_features_are_not_written_over_a_file(
     out = file.joinpath(*below)
     assert main(["data", "features", "--answers", str(file), "--out", str(out)]) == EXIT_CONFIG
     assert capsys.readouterr().err == f"dspark: --out must be a directory, got the file {file}\n"
+
+
+def test_a_target_without_a_chat_template_is_not_loaded_to_be_asked(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("too late")
+
+    monkeypatch.setattr(data_regenerate, "load_engine", load)
+    target = str(GOLDEN / "qwen3_tiny_target")
+    plain = Tokenizer(TokenizerParts(backend=tiny_tokenizer()))
+    monkeypatch.setattr(data_regenerate, "load_tokenizer_of", lambda _: plain)
+    out = tmp_path / "answers.jsonl"
+    command = ["data", "regenerate", "--prompts", str(prompts), "--out", str(out), "--target-model", target]
+    assert main(command) == EXIT_CONFIG
+    assert f"--target-model {target} has no chat template" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_profile_that_cannot_be_written_is_not_measured(
