@@ -40,8 +40,11 @@ Clock = Callable[[], float]
 _log = logging.getLogger(__name__)
 
 _REFUSALS = (InvalidRequestError, ContextLengthError, UnknownModelError, QueueFullError, QuotaError)
-_ORDINARY = frozenset({*(reason.value for reason in FinishReason), *(kind.__name__ for kind in _REFUSALS)})
-"""Outcomes logged at INFO: finished or cancelled requests, client errors, and refusals by design."""
+ORDINARY_OUTCOMES = frozenset(
+    {*(reason.value for reason in FinishReason), *(kind.__name__ for kind in _REFUSALS)}
+)
+"""Finished or cancelled requests, client errors, and refusals by design: logged at INFO, and no failures to
+the alerts and the dashboard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -349,6 +352,6 @@ class _Record:
             fields["tokens_per_second"] = round(rate, 1)
         if self._delta is not None and self._delta.stats is not None and self._delta.stats.rounds:
             fields["accepted_length"] = round(self._delta.stats.accepted_length, 2)
-        level = logging.INFO if self.outcome in _ORDINARY else logging.WARNING
+        level = logging.INFO if self.outcome in ORDINARY_OUTCOMES else logging.WARNING
         text = ", ".join(f"{name} {value}" for name, value in fields.items() if name != "request_id")
         _log.log(level, "request %s ended: %s", self._request_id, text, extra=fields)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from dspark_core.errors import DeadlineError, UnavailableError
 from dspark_core.records import SpeculationStats
 
 _FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -66,6 +67,9 @@ class GatewayMetrics:
             ["outcome"],
             registry=registry,
         )
+        for failure in (UnavailableError, DeadlineError):
+            # There from the start: Prometheus takes a series' first value for no rise.
+            self._generations.labels(failure.__name__)
         self._tokens = Counter(
             "dspark_gateway_tokens", "Tokens, by kind: prompt or completion", ["kind"], registry=registry
         )

@@ -10,6 +10,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from dspark_core.records import RoundReport
+from services.gateway.generation import ORDINARY_OUTCOMES
 from services.verifier.metrics import VerifierMetrics
 from tests.integration.deploy.exposed_metrics import exposed_series
 from tests.integration.deploy.helm import CHART, HERE, of_kind, render
@@ -66,6 +67,13 @@ def test_what_a_label_is_compared_with_is_what_services_write():
     text = "\n".join(EXPRESSIONS.values())
     written = {"yes", "no", "completion", "verifier", "drafter", "429", "5..", "OK", "/v1/.*", "$namespace"}
     assert set(re.findall(r'(?:=~|!=|=)"([^"]*)"', text)) <= written
+
+
+@pytest.mark.parametrize("name", ["DSparkAnswersFail", "Failed answers A"])
+def test_answers_have_failed_unless_their_outcome_is_ordinary(name):
+    """By exclusion, because an unexpected error counts under its own name."""
+    excluded = re.findall(r'outcome!~"([^"]*)"', EXPRESSIONS[name])
+    assert set("|".join(excluded).split("|")) == ORDINARY_OUTCOMES
 
 
 def test_a_misspelt_metric_would_be_found():

@@ -158,6 +158,11 @@ async def test_the_error_of_a_failed_generation_is_counted_by_type() -> None:
     assert setup.admission.running == 0
 
 
+@pytest.mark.parametrize("outcome", ["UnavailableError", "DeadlineError"])
+def test_failures_that_alerts_watch_rise_from_zero(outcome) -> None:
+    assert Setup(FakeBackend()).metric("generations_total", outcome=outcome) == 0
+
+
 @pytest.mark.parametrize(
     "error", [QueueFullError("a speed floor would break"), UnavailableError("none left")]
 )
