@@ -13,7 +13,7 @@ from dspark_core.records import RoundReport
 from services.gateway.generation import ORDINARY_OUTCOMES
 from services.verifier.metrics import VerifierMetrics
 from tests.integration.deploy.exposed_metrics import exposed_series
-from tests.integration.deploy.helm import CHART, HERE, of_kind, render
+from tests.integration.deploy.helm import CHART, HERE, Rendered, of_kind, render
 
 ALERTS, DASHBOARD = CHART / "files/alerts.yaml", CHART / "files/dashboard.json"
 SCRAPE_LABELS = {"namespace", "pod"}  # the Prometheus operator adds them
@@ -152,11 +152,39 @@ def test_panels_have_titles_questions_and_places_of_their_own():
             assert panel["targets"]
 
 
+def shipped_rules(rendered: list[Rendered]) -> list[dict]:
+    (rule,) = [item.manifest for item in rendered if item.manifest["kind"] == "PrometheusRule"]
+    return [rule for group in rule["spec"]["groups"] for rule in group["rules"]]
+
+
+WITH_RULES = ("--set", "metrics.prometheusRule.enabled=true")
+
+
+def test_a_missing_drafter_is_told_of_the_installations_own_namespace(each_helm):
+    (rule,) = [
+        one
+        for one in shipped_rules(render(each_helm, "default", *WITH_RULES))
+        if one["alert"] == "DSparkNoDrafter"
+    ]
+    (written,) = [one for one in rules() if one["alert"] == "DSparkNoDrafter"]
+    assert rule == {**written, "expr": written["expr"].replace("{role=", '{namespace="llm",role=')}
+
+
+@pytest.mark.parametrize(
+    ("values", "flags"), [("no_drafter", ()), ("default", ("--set", "drafter.replicas=0"))]
+)
+def test_where_no_drafter_is_configured_none_is_missed(helm, values, flags):
+    asked = [rule["alert"] for rule in shipped_rules(render(helm, values, *flags, *WITH_RULES))]
+    assert "DSparkNoVerifier" in asked
+    assert "DSparkNoDrafter" not in asked
+
+
 @pytest.mark.parametrize("values", ["production", "everything"])
 def test_the_chart_ships_both(helm, values):
     rendered = render(helm, values)
-    (rule,) = [item.manifest for item in rendered if item.manifest["kind"] == "PrometheusRule"]
-    assert rule["spec"] == yaml.safe_load(ALERTS.read_text())
+    asked = shipped_rules(rendered)
+    others = [rule for rule in rules() if rule["alert"] != "DSparkNoDrafter"]
+    assert [rule for rule in asked if rule["alert"] != "DSparkNoDrafter"] == others
     dashboard = of_kind(rendered, "ConfigMap")["metrics"]
     assert json.loads(dashboard["data"]["dspark.json"]) == json.loads(DASHBOARD.read_text())
 
