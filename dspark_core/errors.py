@@ -74,6 +74,10 @@ class NotLeaderError(UnavailableError):
         self.leader_address = leader_address
 
 
+class NoVerifierError(UnavailableError):
+    """This scheduler knows no verifier of the model; one that was split off from it may."""
+
+
 class DraftUnavailableError(UnavailableError):
     """No drafts this round; the verifier goes on with plain decoding."""
 

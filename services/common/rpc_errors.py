@@ -21,6 +21,7 @@ from dspark_core.errors import (
     DSparkError,
     InvalidRequestError,
     NotLeaderError,
+    NoVerifierError,
     QueueFullError,
     UnavailableError,
     UnknownModelError,
@@ -55,6 +56,7 @@ _STATUS: tuple[tuple[type[DSparkError], grpc.StatusCode, int], ...] = (
     (QueueFullError, grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
     (DraftUnavailableError, grpc.StatusCode.UNAVAILABLE, 503),
     (NotLeaderError, grpc.StatusCode.UNAVAILABLE, 503),
+    (NoVerifierError, grpc.StatusCode.UNAVAILABLE, 503),
     (DrainingError, grpc.StatusCode.UNAVAILABLE, 503),
     (UnavailableError, grpc.StatusCode.UNAVAILABLE, 503),
     (DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED, 504),
@@ -121,6 +123,7 @@ _BY_KIND: dict[str, _Build] = {
     "NotLeaderError": lambda message, metadata: NotLeaderError(
         message, leader_address=metadata.get(LEADER_KEY, "")
     ),
+    "NoVerifierError": _plain(NoVerifierError),
     "UnavailableError": _plain(UnavailableError),
     # A draining peer is merely unavailable to its caller, which must not claim to be draining itself.
     "DrainingError": _plain(UnavailableError),

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from dspark_core.errors import ConfigError, DeadlineError, DSparkError, NotLeaderError, UnavailableError
+from dspark_core.errors import (
+    ConfigError,
+    DeadlineError,
+    DSparkError,
+    NotLeaderError,
+    NoVerifierError,
+    UnavailableError,
+)
 from dspark_core.records import AssignRequest, Replica, Role, RoundReport, VerifyPlan
 from services.common.channels import open_channel
 from services.common.clients import SchedulerClient
@@ -25,7 +34,7 @@ _T = TypeVar("_T")
 MAX_HINTED = 4
 """Connections kept to leaders that are not configured but were named by a standby; the oldest is dropped."""
 MAX_RETIRED = 4
-"""Connections to silent schedulers that are kept open, so that calls on them can end."""
+"""Replaced connections that are kept open, so that calls on them can end."""
 SILENCE_SECONDS = 3.0
 """A live scheduler sends plans or heartbeats several times within this. One that hangs keeps its connection
 open, and nothing else would reveal it for most of a minute."""
@@ -34,6 +43,12 @@ MAX_OLDER_STREAMS = 8
 it is believed: clocks that make terms were set back, or the election method was changed."""
 PATIENCE_SECONDS = 1.0
 """How often a request waiting for its turn at a scheduler checks that the scheduler is alive."""
+RECONNECT_SECONDS = 1.0
+"""Shortest time between new connections to a name because the scheduler behind it could not help."""
+
+
+class _OlderTermError(UnavailableError):
+    """The scheduler's term is older than one already seen."""
 
 
 class SchedulerConnection(Protocol):
@@ -69,13 +84,16 @@ class SchedulerLink:
         *,
         silence_seconds: float = SILENCE_SECONDS,
         patience_seconds: float = PATIENCE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`addresses`: at least one `host:port`; one name that stands for several schedulers is enough."""
         if not addresses:
             raise ConfigError("at least one scheduler address is needed")
         self._silence_seconds = silence_seconds
         self._patience_seconds = patience_seconds
+        self._clock = clock
         self._retired: deque[SchedulerConnection] = deque()
+        self._reconnect_at = -math.inf
         self._term = 0
         self._older_streams = 0
         self._connect = connect
@@ -117,7 +135,7 @@ class SchedulerLink:
     def _check_term(self, term: int, address: str) -> None:
         if term < self._term and self._older_streams < MAX_OLDER_STREAMS:
             self._older_streams += 1
-            raise UnavailableError(f"the scheduler at {address} leads by a term that is over ({term})")
+            raise _OlderTermError(f"the scheduler at {address} leads by a term that is over ({term})")
         if term < self._term:
             _log.warning("following the scheduler at %s, whose term %d is older", address, term)
         self._term, self._older_streams = term, 0
@@ -165,8 +183,12 @@ class SchedulerLink:
         """Chooses which scheduler to ask next: the leader that was named, else the next one not tried."""
         if self._current is not asked:
             return  # another call has already switched
-        if isinstance(error, DeadlineError) and asked.connection is used:
-            await self._retire(asked)
+        if asked.connection is used:
+            if isinstance(error, DeadlineError):
+                await self._retire(asked)
+            elif asked.configured and _is_cut_off(error) and self._clock() >= self._reconnect_at:
+                self._reconnect_at = self._clock() + RECONNECT_SECONDS
+                await self._retire(asked)
         named = error.leader_address if isinstance(error, NotLeaderError) else ""
         if named and named not in tried:
             self._current = await self._at(named)
@@ -175,10 +197,10 @@ class SchedulerLink:
         order = [*self._known[start + 1 :], *self._known[: start + 1]]
         self._current = next((known for known in order if known.address not in tried), order[0])
 
-    async def _retire(self, silent: _Known) -> None:
+    async def _retire(self, known: _Known) -> None:
         """Reconnects: if a name stands for several schedulers, the next connection may reach another one."""
-        self._retired.append(silent.connection)
-        silent.connection = self._connect(silent.address)
+        self._retired.append(known.connection)
+        known.connection = self._connect(known.address)
         if len(self._retired) > MAX_RETIRED:
             await self._retired.popleft().close()
 
@@ -192,6 +214,14 @@ class SchedulerLink:
             await hinted[0].connection.close()
         self._known.append(_Known(address, self._connect(address), False))
         return self._known[-1]
+
+
+def _is_cut_off(error: DSparkError) -> bool:
+    """Whether a scheduler answered that may be split off from the others: it leads beside the real leader,
+    or is a standby that cannot name it."""
+    return isinstance(error, (NoVerifierError, _OlderTermError)) or (
+        isinstance(error, NotLeaderError) and not error.leader_address
+    )
 
 
 def link_to_schedulers(text: str, telemetry: Telemetry, tls: Tls | None) -> SchedulerLink:

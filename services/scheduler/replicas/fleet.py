@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from dspark_core.errors import InvalidRequestError, UnavailableError
+from dspark_core.errors import InvalidRequestError, NoVerifierError, UnavailableError
 from dspark_core.records import AssignRequest, Replica, ReplicaKind, Role, RoundReport
 from services.scheduler.planning.calibration import CalibrationBook
 from services.scheduler.planning.curves import CurveBook
@@ -173,7 +173,7 @@ class Fleet:
         serving = [replica for replica in verifiers if replica.model == model]
         if not serving:
             models = ", ".join(sorted({replica.model for replica in verifiers})) or "none"
-            raise UnavailableError(f"no verifier serves model {model!r} now (models served: {models})")
+            raise NoVerifierError(f"no verifier serves model {model!r} now (models served: {models})")
         draining = [replica for replica in serving if self.loads.is_draining(replica)]
         others = [replica for replica in serving if weights and replica.weights != weights]
         refused = exclude.union(replica.replica_id for replica in (*draining, *others))

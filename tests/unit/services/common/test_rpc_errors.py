@@ -13,6 +13,7 @@ from dspark_core.errors import (
     DrainingError,
     DSparkError,
     InvalidRequestError,
+    NoVerifierError,
     QueueFullError,
     UnavailableError,
     UnknownModelError,
@@ -26,6 +27,7 @@ PUBLIC = [
     (AuthenticationError("no key"), grpc.StatusCode.UNAUTHENTICATED, 401),
     (QueueFullError("full", retry_after_seconds=2.5), grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
     (UnavailableError("nobody"), grpc.StatusCode.UNAVAILABLE, 503),
+    (NoVerifierError("no verifier serves it"), grpc.StatusCode.UNAVAILABLE, 503),
     (DraftUnavailableError("no drafts"), grpc.StatusCode.UNAVAILABLE, 503),
     (DeadlineError("late"), grpc.StatusCode.DEADLINE_EXCEEDED, 504),
 ]

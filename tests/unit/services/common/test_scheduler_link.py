@@ -5,9 +5,16 @@ from collections.abc import AsyncIterable, AsyncIterator
 
 import pytest
 
-from dspark_core.errors import DeadlineError, NotLeaderError, QueueFullError, UnavailableError
+from dspark_core.errors import (
+    DeadlineError,
+    NotLeaderError,
+    NoVerifierError,
+    QueueFullError,
+    UnavailableError,
+)
 from dspark_core.records import AssignRequest, Replica, Role, RoundReport, VerifyPlan
 from services.common.scheduler_link import MAX_HINTED, MAX_OLDER_STREAMS, SchedulerLink
+from tests.support.clock import ManualClock
 
 ASSIGN = AssignRequest(request_id="r", model="m")
 
@@ -191,3 +198,47 @@ async def test_waiting_for_ones_turn_ends_when_the_scheduler_hangs(schedulers: S
     link = SchedulerLink(("a", "b"), schedulers.connect, patience_seconds=0.01)
     async with asyncio.timeout(10):
         assert (await link.assign(ASSIGN)).address == "b"
+
+
+@pytest.mark.parametrize(
+    "error", [NoVerifierError("no verifier serves model 'm' now"), NotLeaderError("standby, whoever leads")]
+)
+async def test_a_name_is_connected_to_anew_when_the_scheduler_behind_it_cannot_help(error: Exception):
+    """As behind a Service, while a scheduler that started without Redis leads beside the real leader."""
+    connections: list[FakeScheduler] = []
+
+    def connect(address: str) -> FakeScheduler:
+        connections.append(FakeScheduler(address))
+        connections[-1].error = error if len(connections) <= 2 else None
+        return connections[-1]
+
+    clock = ManualClock()
+    link = SchedulerLink(("service",), connect, clock=clock)
+    for asked in ([1, 0], [1, 1], [1, 2]):  # the last comes too soon for a third connection
+        with pytest.raises(type(error)):
+            await link.assign(ASSIGN)
+        assert [one.asked for one in connections] == asked
+    clock.advance(1.0)
+    with pytest.raises(type(error)):
+        await link.assign(ASSIGN)
+    assert (await link.assign(ASSIGN)).address == "service"
+    assert len(connections) == 3
+    await link.close()
+    assert all(one.closed for one in connections)
+
+
+async def test_a_stream_to_a_leader_of_an_older_term_is_opened_on_a_new_connection():
+    connections: list[FakeScheduler] = []
+
+    def connect(address: str) -> FakeScheduler:
+        connections.append(FakeScheduler(address))
+        connections[-1].term = 7
+        return connections[-1]
+
+    link = SchedulerLink(("service",), connect)
+    assert await rounds_of(link) == [7]
+    connections[0].term = 0  # restarted without Redis
+    with pytest.raises(UnavailableError, match="over"):
+        await rounds_of(link)
+    assert await rounds_of(link) == [7]
+    assert [one.asked for one in connections] == [2, 1]
