@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
 
+from dspark_core.errors import ConfigError
 from services.scheduler.leadership.election import Leadership
 from services.scheduler.storage.redis_store import DEFAULT_KEYS, RedisKeys, open_redis, redis_unavailable
 
@@ -48,6 +49,11 @@ class RedisLeaderLock:
             answer = await self._redis.eval(
                 _HOLD, 1, self._key, self._holder, self._address, str(self._milliseconds)
             )
+        except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
+            raise ConfigError(
+                f"this scheduler may not hold the leader lock {self._key!r} with the user and password of "
+                f"REDIS_URL: {error}"
+            ) from error
         except (RedisError, OSError) as error:
             raise redis_unavailable(error) from error
         known = json.loads(answer)

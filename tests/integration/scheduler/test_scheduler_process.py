@@ -74,6 +74,22 @@ async def test_two_installations_share_a_redis_by_different_prefixes(redis_proce
         assert found >= {"dspark:leader", "dspark:replica:v", "other:leader", "other:replica:w"}
 
 
+@pytest.mark.parametrize("user", ["", ":wrong@", "other:pw@", "noscripts:pw@"])
+async def test_a_redis_that_refuses_it_ends_it_rather_than_make_it_a_second_leader(
+    redis_process: RedisProcess, user: str
+):
+    async with Redis.from_url(redis_process.url) as redis:
+        await redis.execute_command("ACL", "SETUSER", "other", "on", ">pw", "~other:*", "+@all")
+        await redis.execute_command("ACL", "SETUSER", "noscripts", "on", ">pw", "~*", "+@all", "-@scripting")
+        await redis.config_set("requirepass", "secret")
+    url = redis_process.url.replace("redis://", f"redis://{user}")
+    async with scheduler_process(REDIS_URL=url) as process, asyncio.timeout(60):
+        _, stderr = await process.communicate()
+    assert process.returncode == 2
+    assert "may not hold the leader lock 'dspark:leader'" in stderr.decode()
+    assert "Traceback" not in stderr.decode()
+
+
 async def test_an_unreachable_redis_does_not_keep_it_from_serving():
     async with scheduler_process(REDIS_URL="redis://127.0.0.1:1/0") as process:
         channel = open_channel(f"127.0.0.1:{await ready_port(process)}")
