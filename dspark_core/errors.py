@@ -62,6 +62,10 @@ class UnavailableError(DSparkError):
     """Nothing can serve this now: no healthy replica, or this one is draining."""
 
 
+class UnreachableError(UnavailableError):
+    """No connection came about, so nothing was asked."""
+
+
 class DrainingError(UnavailableError):
     """The service is shutting down and accepts no new work; another replica may."""
 

@@ -25,6 +25,7 @@ from dspark_core.errors import (
     QueueFullError,
     UnavailableError,
     UnknownModelError,
+    UnreachableError,
 )
 
 MAX_MESSAGE_CHARACTERS, MAX_FIELD_CHARACTERS = 600, 200
@@ -36,6 +37,10 @@ KIND_KEY = "dspark-error"
 FIELD_KEY = "dspark-field"
 LEADER_KEY = "dspark-leader"
 RETRY_AFTER_KEY = "retry-after"  # seconds, as in HTTP, but fractions are allowed
+
+
+_NOT_CONNECTED = "failed to connect to all addresses"
+"""How gRPC's message begins then; nothing else of such a failure tells it from a connection that broke."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> DSparkError:
     """The error the callee raised, or the nearest one when the transport failed."""
     metadata = {str(key): str(value) for key, value in (error.trailing_metadata() or ())}
     message = error.details() or error.code().name
+    if error.code() is grpc.StatusCode.UNAVAILABLE and message.startswith(_NOT_CONNECTED):
+        return UnreachableError(message)
     build = _BY_KIND.get(metadata.get(KIND_KEY, "")) or _BY_CODE.get(error.code())
     if build is None:
         return DSparkError(f"{error.code().name}: {message}")

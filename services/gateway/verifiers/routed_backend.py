@@ -15,6 +15,7 @@ from dspark_core.errors import (
     InvalidRequestError,
     QueueFullError,
     UnavailableError,
+    UnreachableError,
 )
 from dspark_core.records import (
     MAX_SEED,
@@ -36,7 +37,8 @@ from services.gateway.verifiers.verifier_pool import VerifierPool
 
 _log = logging.getLogger(__name__)
 
-# A request may lose this many verifiers in a row: one that takes them all down must end.
+# A request may lose this many verifiers in a row: one that takes them all down must end. Verifiers that it
+# never reached do not count, each once.
 MAX_ATTEMPTS = 3
 # A verifier that served a request this long was not lost because of it: a rollout restarts all, one by one.
 STEADY_SECONDS = 30.0
@@ -100,7 +102,7 @@ class RoutedBackend:
             except (UnavailableError, QueueFullError) as error:
                 if replay.finished:
                     return
-                failed.pop(replica.replica_id, None)
+                first_time = failed.pop(replica.replica_id, None) is None
                 failed[replica.replica_id] = error
                 if isinstance(error, UnavailableError):
                     self._view.suspect(replica.replica_id)
@@ -111,6 +113,8 @@ class RoutedBackend:
                 _log.warning(
                     "request %s leaves verifier %s: %s", request.request_id, replica.replica_id, error
                 )
+                if first_time and isinstance(error, UnreachableError):
+                    continue
                 lost = lost + 1 if self._clock() - began < STEADY_SECONDS else 1
                 if lost >= MAX_ATTEMPTS:
                     if isinstance(error, QueueFullError):

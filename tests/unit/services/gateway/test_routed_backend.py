@@ -6,7 +6,13 @@ from contextlib import aclosing
 
 import pytest
 
-from dspark_core.errors import DeadlineError, InvalidRequestError, QueueFullError, UnavailableError
+from dspark_core.errors import (
+    DeadlineError,
+    InvalidRequestError,
+    QueueFullError,
+    UnavailableError,
+    UnreachableError,
+)
 from dspark_core.records import (
     AssignRequest,
     FinishReason,
@@ -247,6 +253,23 @@ async def test_attempts_are_bounded() -> None:
     with pytest.raises(UnavailableError, match="no verifier for model 'm' is left after 3 failed"):
         await cluster.run()
     assert [len(verifier.requests) for verifier in cluster.verifiers.values()] == [1, 1, 1, 0]
+
+
+async def test_addresses_that_nobody_answers_at_do_not_use_attempts_up() -> None:
+    cluster = Cluster(*"abcde")
+    for name in "abcd":
+        cluster[name].error = UnreachableError("connection refused")
+    assert tokens(await cluster.run()) == EXPECTED
+    assert [len(verifier.requests) for verifier in cluster.verifiers.values()] == [1, 1, 1, 1, 1]
+
+
+async def test_attempts_are_bounded_where_nobody_answers_at_all() -> None:
+    cluster = Cluster(*"abcde")
+    for verifier in cluster.verifiers.values():
+        verifier.error = UnreachableError("connection refused")
+    with pytest.raises(UnavailableError, match="no verifier for model 'm' is left after 3 failed"):
+        await cluster.run()
+    assert sum(len(verifier.requests) for verifier in cluster.verifiers.values()) == 5 + 3
 
 
 async def test_a_stream_outlives_a_rollout_of_more_verifiers_than_it_may_lose_in_a_row() -> None:
