@@ -35,7 +35,11 @@ class UnknownModelError(InvalidRequestError):
 
 
 class ContextLengthError(InvalidRequestError):
-    """The prompt does not fit the model's context."""
+    """The prompt does not fit the context of who raises it, which is `limit` tokens long; 0: not known."""
+
+    def __init__(self, message: str, *, field: str | None = None, limit: int = 0) -> None:
+        super().__init__(message, field=field)
+        self.limit = limit
 
 
 class AuthenticationError(DSparkError):

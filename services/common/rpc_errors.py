@@ -36,6 +36,7 @@ error."""
 KIND_KEY = "dspark-error"
 FIELD_KEY = "dspark-field"
 LEADER_KEY = "dspark-leader"
+LIMIT_KEY = "dspark-limit"
 RETRY_AFTER_KEY = "retry-after"  # seconds, as in HTTP, but fractions are allowed
 
 
@@ -109,6 +110,13 @@ def _invalid(kind: type[InvalidRequestError]) -> _Build:
     return lambda message, metadata: kind(message, field=metadata.get(FIELD_KEY))
 
 
+def _too_long(message: str, metadata: dict[str, str]) -> DSparkError:
+    limit = metadata.get(LIMIT_KEY, "")
+    return ContextLengthError(
+        message, field=metadata.get(FIELD_KEY), limit=int(limit) if limit.isdecimal() else 0
+    )
+
+
 def _plain(kind: type[DSparkError]) -> _Build:
     return lambda message, _: kind(message)
 
@@ -122,7 +130,7 @@ def _queue_full(message: str, metadata: dict[str, str]) -> DSparkError:
 
 _BY_KIND: dict[str, _Build] = {
     "UnknownModelError": _invalid(UnknownModelError),
-    "ContextLengthError": _invalid(ContextLengthError),
+    "ContextLengthError": _too_long,
     "InvalidRequestError": _invalid(InvalidRequestError),
     "AuthenticationError": _plain(AuthenticationError),
     "QueueFullError": _queue_full,
@@ -148,10 +156,13 @@ _BY_CODE: dict[grpc.StatusCode, _Build] = {
 
 
 def _details(error: DSparkError) -> list[tuple[str, str]]:
+    details = []
     if isinstance(error, InvalidRequestError) and error.field and error.field.isascii():
-        return [(FIELD_KEY, error.field[:MAX_FIELD_CHARACTERS])]
+        details.append((FIELD_KEY, error.field[:MAX_FIELD_CHARACTERS]))
+    if isinstance(error, ContextLengthError) and error.limit:
+        details.append((LIMIT_KEY, str(error.limit)))
     if isinstance(error, NotLeaderError) and error.leader_address.isascii():
-        return [(LEADER_KEY, error.leader_address)]
+        details.append((LEADER_KEY, error.leader_address))
     if isinstance(error, QueueFullError):
-        return [(RETRY_AFTER_KEY, f"{error.retry_after_seconds:g}")]
-    return []
+        details.append((RETRY_AFTER_KEY, f"{error.retry_after_seconds:g}"))
+    return details

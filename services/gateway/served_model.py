@@ -50,4 +50,5 @@ def too_long(field: str, tokens: str, limit: int) -> ContextLengthError:
         f"{field} has {tokens} tokens: the prompt is too long, as this model's maximum context length is "
         f"{limit} tokens and must hold at least one more",
         field=field,
+        limit=limit,
     )

@@ -218,6 +218,7 @@ class RoundLoop:
                 f"the prompt has {len(request.prompt_token_ids)} tokens; "
                 f"with at least one token to generate the limit is {limit}",
                 field="prompt_token_ids",
+                limit=limit,
             )
 
     def _secure_anchors(self) -> list[SequenceState]:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import replace
 
 from dspark_core.errors import (
+    ContextLengthError,
     DeadlineError,
     DSparkError,
     InvalidRequestError,
@@ -38,7 +39,7 @@ from services.gateway.verifiers.verifier_pool import VerifierPool
 _log = logging.getLogger(__name__)
 
 # A request may lose this many verifiers in a row: one that takes them all down must end. Verifiers that it
-# never reached do not count, each once.
+# never reached do not count, each once; nor do those with too short a context.
 MAX_ATTEMPTS = 3
 # A verifier that served a request this long was not lost because of it: a rollout restarts all, one by one.
 STEADY_SECONDS = 30.0
@@ -99,7 +100,7 @@ class RoutedBackend:
                     async for chunk in chunks:
                         yield chunk
                 return
-            except (UnavailableError, QueueFullError) as error:
+            except (UnavailableError, QueueFullError, ContextLengthError) as error:
                 if replay.finished:
                     return
                 first_time = failed.pop(replica.replica_id, None) is None
@@ -113,7 +114,7 @@ class RoutedBackend:
                 _log.warning(
                     "request %s leaves verifier %s: %s", request.request_id, replica.replica_id, error
                 )
-                if first_time and isinstance(error, UnreachableError):
+                if first_time and isinstance(error, (UnreachableError, ContextLengthError)):
                     continue
                 lost = lost + 1 if self._clock() - began < STEADY_SECONDS else 1
                 if lost >= MAX_ATTEMPTS:
@@ -216,9 +217,13 @@ class RoutedBackend:
             for error in failed.values():
                 if isinstance(error, QueueFullError):
                     raise error from None
+            short = {name: error for name, error in failed.items() if isinstance(error, ContextLengthError)}
+            if short and len(short) == len(failed):
+                raise max(short.values(), key=lambda error: error.limit) from None
             # A rollout replaces one verifier after another, and a network fault breaks the connections to all
             # of them: one that failed earlier may be back. Exclude only the latest, if others failed before.
-            known = self._view.choose(tuple(failed)[1:][-1:], weights) if failed else None
+            lost = [name for name in failed if name not in short]
+            known = self._view.choose((*lost[1:][-1:], *short), weights) if failed else None
             if known is None:
                 raise
             return known

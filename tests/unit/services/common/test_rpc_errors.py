@@ -22,7 +22,11 @@ from services.common.rpc_errors import from_rpc_error, http_status, to_status
 
 PUBLIC = [
     (InvalidRequestError("top_p is bad", field="top_p"), grpc.StatusCode.INVALID_ARGUMENT, 400),
-    (ContextLengthError("too long", field="prompt_token_ids"), grpc.StatusCode.INVALID_ARGUMENT, 400),
+    (
+        ContextLengthError("too long", field="prompt_token_ids", limit=64),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        400,
+    ),
     (UnknownModelError("no such model", field="model"), grpc.StatusCode.NOT_FOUND, 404),
     (AuthenticationError("no key"), grpc.StatusCode.UNAUTHENTICATED, 401),
     (QueueFullError("full", retry_after_seconds=2.5), grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
@@ -49,7 +53,7 @@ def test_types_messages_and_details_make_the_round_trip(error: DSparkError, code
     )
     assert type(received) is type(error)
     assert str(received) == str(error)
-    for detail in ("field", "retry_after_seconds"):
+    for detail in ("field", "limit", "retry_after_seconds"):
         assert getattr(received, detail, None) == getattr(error, detail, None)
 
 
