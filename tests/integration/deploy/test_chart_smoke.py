@@ -78,3 +78,12 @@ def test_the_pod_runs_the_script_against_the_gateway_service(helm):
     url = f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
     assert container["env"] == [{"name": "GATEWAY_URL", "value": url}]
     assert container["envFrom"] == [{"secretRef": {"name": "gateway-keys"}}], "keys the gateway asks for"
+
+
+def test_the_pod_has_the_keys_that_the_gateway_has_in_plain_text(helm):
+    keys = {"DSPARK_API_KEY": "k1", "DSPARK_API_KEYS": "k1@gold,k2"}
+    values = {**keys, "DSPARK_CORS_ORIGINS": "*"}
+    flags = [f"gateway.env.{name}={value}".replace(",", "\\,") for name, value in values.items()]
+    rendered = render(helm, "default", *(part for flag in flags for part in ("--set-string", flag)))
+    (container,) = of_kind(rendered, "Pod")["test"]["spec"]["containers"]
+    assert {one["name"]: one["value"] for one in container["env"][1:]} == keys
