@@ -21,9 +21,9 @@ from dspark_core.engine.building import EngineOptions
 from dspark_core.engine.target.batch import Run
 from dspark_core.engine.target.target_engine import TargetEngine
 from services.common.process import run_process
-from services.verifier.main import run
 from services.verifier.profiling import ProfileOptions
 from services.verifier.service import ProfiledTarget, load_profiled_target
+from services.verifier.wiring import run
 
 THROTTLE_FILE = "DSPARK_BENCHMARK_THROTTLE_FILE"
 CLOCK, CORES, BOTH = "clock", "cores", "both"

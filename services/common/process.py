@@ -18,7 +18,7 @@ from typing import NoReturn
 import grpc.aio
 
 from dspark_core.errors import ConfigError
-from services.common.exits import EXIT_CONFIG, EXIT_FAILURE, EXIT_INTERRUPTED
+from services.common.exits import EXIT_CONFIG, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_TERMINATED
 from services.common.logs import setup_logging
 
 STACKS_SIGNAL = signal.SIGUSR1
@@ -40,6 +40,7 @@ def run_process(service: str, run: Run, environ: Mapping[str, str] = os.environ)
     It skips the interpreter's own teardown. By then everything is closed, flushed and sent; only gRPC's and
     torch's threads remain, and waiting for those can hang (grpc/grpc#22365).
     """
+    end_when_terminated()
     print_stacks_when_asked()
     allow_open_files()
     if PARENT in environ:
@@ -50,6 +51,16 @@ def run_process(service: str, run: Run, environ: Mapping[str, str] = os.environ)
         with contextlib.suppress(OSError):  # its reader is gone
             stream.flush()
     os._exit(code)
+
+
+def end_when_terminated() -> None:
+    """Has SIGTERM end the process until `stop_signals` takes it over.
+
+    By default it does, but Linux discards signals that the first process of a container does not handle:
+    a service told to stop while it loads would become ready, and be killed with the requests it took.
+    """
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_TERMINATED))
 
 
 def print_stacks_when_asked() -> None:

@@ -14,7 +14,7 @@ import pytest
 from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem
 from dspark_core.errors import DraftUnavailableError, DSparkError, InvalidRequestError
 from services.common.channels import open_channel
-from services.drafter import main, servicer
+from services.drafter import servicer, wiring
 from services.embedded.processes import free_ports
 from services.verifier.clients import RemoteDraftSource
 from tests.integration.drafting.test_draft_source import connected, drafter_server, item
@@ -69,7 +69,7 @@ def gate() -> Iterator[threading.Event]:
 
 async def served(monkeypatch: pytest.MonkeyPatch, engine: Failing, done: Callable[[], bool]) -> None:
     """Runs a drafter and has it draft until it ends, or is `done`."""
-    monkeypatch.setattr(main, "build_drafter", lambda options: engine)
+    monkeypatch.setattr(wiring, "build_drafter", lambda options: engine)
     (port,) = free_ports(1)
     environ = {
         "DSPARK_HOST": "127.0.0.1",
@@ -77,7 +77,7 @@ async def served(monkeypatch: pytest.MonkeyPatch, engine: Failing, done: Callabl
         "DSPARK_METRICS_PORT": "off",
         "DSPARK_DRAIN_SECONDS": "1",
     }
-    drafter = asyncio.create_task(main.run(environ))
+    drafter = asyncio.create_task(wiring.run(environ))
     async with asyncio.timeout(30), open_channel(f"127.0.0.1:{port}") as channel:
         source = RemoteDraftSource(channel, GEOMETRY)
         source.start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from services.drafter import main
+from services.drafter import wiring
 
 
 class Engine:
@@ -21,9 +21,9 @@ def test_passes_are_prepared_before_the_port_opens(monkeypatch) -> None:
     async def serve(server, **_) -> None:
         done.append("serving")
 
-    monkeypatch.setattr(main, "build_drafter", lambda options: Engine(done))
-    monkeypatch.setattr(main, "serve", serve)
-    asyncio.run(main.run({"DSPARK_PORT": "0", "DSPARK_METRICS_PORT": "0"}))
+    monkeypatch.setattr(wiring, "build_drafter", lambda options: Engine(done))
+    monkeypatch.setattr(wiring, "serve", serve)
+    asyncio.run(wiring.run({"DSPARK_PORT": "0", "DSPARK_METRICS_PORT": "0"}))
     assert done == ["prepared", "serving"]
 
 
@@ -34,8 +34,8 @@ def test_without_a_drafter_it_answers_probes_and_builds_nothing(monkeypatch) -> 
     async def serve(server, **hooks) -> None:
         served.append(hooks)
 
-    monkeypatch.setattr(main, "build_drafter", None)
-    monkeypatch.setattr(main, "serve", serve)
+    monkeypatch.setattr(wiring, "build_drafter", None)
+    monkeypatch.setattr(wiring, "serve", serve)
     environ = {"DSPARK_PORT": "0", "DSPARK_METRICS_PORT": "0", "DSPARK_SCHEDULER_ADDRESS": "127.0.0.1:1"}
-    asyncio.run(main.run({**environ, "DSPARK_DRAFTER": "none"}))
+    asyncio.run(wiring.run({**environ, "DSPARK_DRAFTER": "none"}))
     assert served == [{}], "it must not register with the scheduler"

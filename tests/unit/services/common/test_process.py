@@ -91,6 +91,36 @@ def test_a_main_thread_that_runs_no_python_tells_where_too() -> None:
         wait_for_stacks(hanging)
 
 
+def first_of_a_container(body: str) -> list[str]:
+    return ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", *script(body)]
+
+
+def may_start_containers() -> bool:
+    try:
+        return subprocess.run(first_of_a_container("pass"), capture_output=True, timeout=60).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(
+    "loading",
+    [
+        "stop_soon(); await asyncio.to_thread(time.sleep, 60)",
+        "stop_soon(); time.sleep(60)",
+        "import torch; a = torch.ones(2000, 2000); stop_soon(); "
+        "await asyncio.to_thread(lambda: [a @ a for _ in range(10000)])",
+    ],
+    ids=["asleep", "in the main thread", "computing"],
+)
+def test_a_stop_that_comes_before_a_container_serves_ends_it(loading: str) -> None:
+    """Linux discards what the first process of a container does not handle."""
+    if not may_start_containers():
+        pytest.skip("no process namespaces here")
+    stop = "import os, signal, time; stop_soon = threading.Timer(0.5, os.kill, (1, signal.SIGTERM)).start; "
+    command = first_of_a_container(stop + loading)
+    assert subprocess.run(command, capture_output=True, timeout=30).returncode == 143
+
+
 BUSY = """
     import random, sys
     sys.setswitchinterval(1e-4)
