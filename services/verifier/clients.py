@@ -77,7 +77,8 @@ class RemoteDraftSource:
         self._releases: list[str] = []
         self._connected = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._complained = False
+        self._problem = "no drafter has been reached yet"
+        self._complaints: set[type[Exception]] = set()  # kinds of errors logged during this outage
 
     def start(self) -> None:
         if self._task is None:
@@ -94,6 +95,11 @@ class RemoteDraftSource:
     @property
     def connected(self) -> bool:
         return self._connected.is_set()
+
+    @property
+    def problem(self) -> str | None:
+        """Why no drafts can be had now, or None."""
+        return None if self.connected else self._problem
 
     @property
     def geometry(self) -> DraftGeometry:
@@ -145,19 +151,23 @@ class RemoteDraftSource:
         backoff = FIRST_BACKOFF_SECONDS
         while True:
             opened_at = math.inf
+            failure: Exception | None = None
             try:
                 await self._check_geometry()
-                self._complained = False
                 opened_at = self._loop.time()
                 await self._stream()
-            except (DSparkError, grpc.aio.AioRpcError) as error:
-                self._complain(error)
-            except Exception:  # keep the loop alive: without it this process would never draft again
-                _log.exception("the stream to the drafter failed")
+            except Exception as error:  # keep the loop alive: without it this process would never draft again
+                failure = error
             finally:
                 self._disconnected()
-            if self._loop.time() - opened_at >= STEADY_SECONDS:
+            steady = self._loop.time() - opened_at >= STEADY_SECONDS
+            if steady:
                 backoff = FIRST_BACKOFF_SECONDS
+                self._complaints.clear()
+            if failure is None:
+                self._problem = "the drafter has ended the stream"
+            else:
+                self._tell(failure, steady)
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
 
@@ -221,13 +231,25 @@ class RemoteDraftSource:
         while self._owed:
             _fail(self._owed.popleft(), "the drafter's stream ended")
 
-    def _complain(self, error: Exception) -> None:
-        """Logs once per outage: reconnecting every second or two must not fill the log."""
+    def _tell(self, error: Exception, steady: bool) -> None:
+        """Warns once per outage and kind of error: reconnecting every second or two must not fill the log,
+        but a drafter that is back and does not fit is news.
+
+        That a steady stream ends is no outage yet: servers limit the age of connections.
+        """
         if isinstance(error, grpc.aio.AioRpcError):
+            routine = steady and error.code() is grpc.StatusCode.UNAVAILABLE
             error = from_rpc_error(error)
-        if not self._complained:
+        else:
+            routine = False
+        self._problem = str(error)
+        if not isinstance(error, DSparkError):
+            _log.error("the stream to the drafter failed", exc_info=error)
+        elif routine:
+            _log.info("the stream to the drafter has ended, opening another: %s", error)
+        elif type(error) not in self._complaints:
+            self._complaints.add(type(error))
             _log.warning("no drafter: %s", error)
-        self._complained = True
 
 
 async def _drain(

@@ -19,7 +19,7 @@ from dspark_core.algorithms.planner import follows_capacity
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.survival_scaling import BandedScaling, banded, scaled
 from dspark_core.engine.protocols import PlanSource
-from dspark_core.errors import DSparkError
+from dspark_core.errors import DSparkError, NotLeaderError
 from dspark_core.records import ReplicaKind, RoundReport, StepTime, VerifierLoad, VerifyPlan
 from services.common.lifecycle import end
 from services.common.protocols import CoordinationApi
@@ -152,7 +152,7 @@ class CoordinatedPlanSource:
         self._reports.put_nowait(report)
 
     async def _run(self) -> None:
-        complained = False
+        complaints: set[type[Exception]] = set()  # kinds of errors logged since the last plan
         while True:
             connected = False
             try:
@@ -160,14 +160,17 @@ class CoordinatedPlanSource:
                     async for plan in plans:
                         if not connected:
                             self._on_connected()
-                        if complained:
+                        if complaints:
                             _log.info("plans from the scheduler are back")
-                        connected, complained = True, False
+                        connected = True
+                        complaints.clear()
                         self._take(plan)
             except DSparkError as error:
-                if not complained:
-                    _log.warning("no plans from the scheduler, planning locally: %s", error)
-                complained = True
+                if type(error) not in complaints:
+                    # A standby tells whom to ask instead.
+                    level = logging.INFO if isinstance(error, NotLeaderError) else logging.WARNING
+                    _log.log(level, "no plans from the scheduler, planning locally: %s", error)
+                complaints.add(type(error))
             except Exception:
                 # This task must not end before the verifier does: nothing else would reconnect.
                 _log.exception("unexpected error while following the scheduler")

@@ -33,6 +33,8 @@ WIDEST_VALUE_BYTES = 4
 FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 30.0
 """How long no drafts are requested after a late reply: at first and at most, doubling in between. A drafter
 that is always late thus costs one deadline every half minute."""
+OUTAGE_SECONDS = 1.0
+"""Drafts missing for less are not worth a warning: a stream to a drafter is opened anew every few minutes."""
 
 _PRIMING = SamplingParams(temperature=0.0)
 """Drafts from an incomplete context are discarded, so they use the cheapest sampling."""
@@ -116,6 +118,8 @@ class Drafting:
         self._position_bytes = source.geometry.feature_size * WIDEST_VALUE_BYTES
         self._primable = PRIMED_POSITIONS
         self._available = True
+        self._missing_since = 0.0
+        self._warned = False
         self._late: deque[DraftFlight] = deque()
         """Outstanding replies that are no longer waited for; oldest first, the order in which they arrive."""
         self._backoff_seconds = 0.0
@@ -220,9 +224,9 @@ class Drafting:
         except DraftUnavailableError as error:
             self._lost(flight, str(error))
             return NO_REPLY, {}
-        if not self._available:
+        if self._warned:
             _log.info("drafts are back")
-        self._available = True
+        self._available, self._warned = True, False
         self._backoff_seconds, self._rests_until = 0.0, None
         self._prime_more(flight)
         self._taken_in(flight, reply.blocks)
@@ -278,9 +282,12 @@ class Drafting:
             share.sequence.drafter_generation = -1
 
     def _missing(self, reason: str) -> None:
+        now = self._clock()
         if self._available:
+            self._available, self._missing_since = False, now
+        if not self._warned and now - self._missing_since >= OUTAGE_SECONDS:
             _log.warning("no drafts, decoding plainly until they are back: %s", reason)
-        self._available = False
+            self._warned = True
 
     def _missed(self, sequence: SequenceState, generation: int) -> Share:
         """The context that the drafter lacks and may need."""

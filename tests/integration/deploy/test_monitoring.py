@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 import yaml
+from grpc import StatusCode
 from prometheus_client import CollectorRegistry
 
 from dspark_core.records import RoundReport
@@ -65,8 +66,10 @@ def test_rates_are_taken_of_counters(name):
 def test_what_a_label_is_compared_with_is_what_services_write():
     """A selector on a value nobody writes never matches, and nothing else would tell."""
     text = "\n".join(EXPRESSIONS.values())
-    written = {"yes", "no", "completion", "verifier", "drafter", "429", "5..", "OK", "/v1/.*", "$namespace"}
+    written = {"yes", "no", "completion", "verifier", "drafter", "429", "5..", "/v1/.*", "$namespace"}
     assert set(re.findall(r'(?:=~|!=|=)"([^"]*)"', text)) <= written
+    codes = {code.name for code in StatusCode}
+    assert {code for told in re.findall(r'!~"([^"]*)"', text) for code in told.split("|")} <= codes
 
 
 @pytest.mark.parametrize("name", ["DSparkAnswersFail", "Failed answers A"])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import itertools
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -17,6 +20,7 @@ from services.common.options import ServerOptions
 from services.common.server import GrpcServer
 from services.common.telemetry import Telemetry
 from services.drafter.servicer import DrafterServicer
+from services.embedded.processes import free_ports
 from services.verifier import clients
 from tests.support.polling import eventually
 
@@ -76,6 +80,77 @@ async def test_streams_that_break_at_once_are_opened_ever_more_rarely() -> None:
     assert (await gaps(lasting_seconds=0.0))[-1] > 1.2
 
 
+@contextlib.asynccontextmanager
+async def idle_drafter(port: int = 0, **options: Any) -> AsyncIterator[GrpcServer]:
+    """Ends in order, its streams first."""
+    engine: Any = Idle()
+    telemetry = Telemetry(service="drafter")
+    servicer = DrafterServicer(engine, telemetry)
+    server = GrpcServer(ServerOptions(port=port, host="127.0.0.1", **options), [servicer.register], telemetry)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.drain(servicer.drain)
+        await server.stop()
+        servicer.close()
+
+
+async def test_connections_that_reach_their_age_are_no_cause_for_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(clients, "STEADY_SECONDS", 0.2)
+    caplog.set_level(logging.INFO, logger=clients.__name__)
+    drafter = idle_drafter(max_connection_seconds=0.3)
+    async with drafter as server, open_channel(f"127.0.0.1:{server.port}") as channel:
+        source = clients.RemoteDraftSource(channel, GEOMETRY)
+        source.start()
+        await eventually(lambda: caplog.messages.count("connected to the drafter") == 3)
+        assert {record.levelname for record in caplog.records} == {"INFO"}
+        await server.stop()
+        await eventually(lambda: "WARNING" in {record.levelname for record in caplog.records})
+        assert source.problem is not None
+        await source.close()
+
+
+async def test_why_there_are_no_drafts_is_told_again_when_it_changes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """And once per reason: a verifier tries again every second or two."""
+    (port,) = free_ports(1)
+    async with open_channel(f"127.0.0.1:{port}") as channel:
+        other = dataclasses.replace(GEOMETRY, fingerprint="another model's")
+        source = clients.RemoteDraftSource(channel, other)
+        source.start()
+        await eventually(lambda: "refused" in caplog.text)
+        async with idle_drafter(port):
+            await eventually(lambda: "the drafter serves" in caplog.text)
+            assert source.problem
+            assert source.problem.startswith("the drafter serves")
+        await eventually(lambda: "refused" in (source.problem or ""))
+        await source.close()
+    assert len(caplog.messages) == 2
+
+
+async def test_every_outage_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also after a drafter that ended its streams in order, as one that is stopped does."""
+    monkeypatch.setattr(clients, "STEADY_SECONDS", 0.0)
+    (port,) = free_ports(1)
+    async with open_channel(f"127.0.0.1:{port}") as channel:
+        source = clients.RemoteDraftSource(channel, GEOMETRY)
+        source.start()
+        for outages in (1, 2):
+            await eventually(lambda told=outages: len(caplog.messages) == told)
+            async with idle_drafter(port) as drafter:
+                await source.wait_connected()
+                await eventually(lambda server=drafter: server.in_flight == 1)
+        await eventually(lambda: len(caplog.messages) == 3)
+        await source.close()
+    assert {message.split(":")[0] for message in caplog.messages} == {"no drafter"}
+
+
 def readers_of_requests() -> list[str]:
     names = [getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()]
     return [name for name in names if "request_iterator" in name]
@@ -83,12 +158,7 @@ def readers_of_requests() -> list[str]:
 
 async def test_streams_that_broke_leave_no_reader_of_their_requests() -> None:
     """Collected while it waits, each is an error in the log."""
-    engine: Any = Idle()
-    telemetry = Telemetry(service="drafter")
-    servicer = DrafterServicer(engine, telemetry)
-    server = GrpcServer(ServerOptions(port=0, host="127.0.0.1"), [servicer.register], telemetry)
-    await server.start()
-    async with open_channel(f"127.0.0.1:{server.port}") as channel:
+    async with idle_drafter() as server, open_channel(f"127.0.0.1:{server.port}") as channel:
         source = clients.RemoteDraftSource(channel, GEOMETRY)
         source.start()
         await source.wait_connected()
@@ -97,4 +167,3 @@ async def test_streams_that_broke_leave_no_reader_of_their_requests() -> None:
         await eventually(lambda: not source.connected)
         await eventually(lambda: not readers_of_requests())
         await source.close()
-    servicer.close()

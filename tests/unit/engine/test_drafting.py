@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from dspark_core.engine.drafts.drafting import (
     FEATURE_BYTES,
     FIRST_BACKOFF_SECONDS,
     MAX_BACKOFF_SECONDS,
+    OUTAGE_SECONDS,
     PRIMED_POSITIONS,
     Drafting,
 )
@@ -240,6 +242,23 @@ def test_nothing_is_read_for_a_drafter_that_is_not_there() -> None:
     rounds.drafter.connected = True
     assert rounds.one() == {"s0"}
     assert rounds.drafting.available
+
+
+def test_only_drafts_that_stay_away_are_worth_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """A stream that reached its age is opened again within some rounds, every few minutes."""
+    rounds = Rounds(50)
+    caplog.set_level(logging.INFO)
+    for seconds, told in (
+        (0.9 * OUTAGE_SECONDS, []),
+        (2.0 * OUTAGE_SECONDS, [logging.WARNING, logging.INFO]),
+        (0.9 * OUTAGE_SECONDS, []),
+    ):
+        rounds.drafter.connected = False
+        rounds.run(seconds)
+        rounds.drafter.connected = True
+        assert rounds.one() == {"s0"}
+        assert [record.levelno for record in caplog.records] == told
+        caplog.clear()
 
 
 def test_what_came_late_is_not_sent_again() -> None:

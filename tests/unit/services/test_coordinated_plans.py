@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from dspark_core.algorithms.draft_price import FRESH_SECONDS, HALF_LIFE_SECONDS
 from dspark_core.algorithms.plan_request import PlanRequest
-from dspark_core.errors import UnavailableError
+from dspark_core.errors import DSparkError, NotLeaderError, UnavailableError
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime, VerifierLoad, VerifyPlan
 from services.scheduler.scheduler import Scheduler
 from services.verifier.metrics import ObservedPlanSource, VerifierMetrics
@@ -50,13 +50,13 @@ class ScriptedScheduler:
 
     def __init__(self, capacity: int = 2) -> None:
         self.capacity = capacity
-        self.away = False
+        self.refusal: DSparkError | None = None
         self.silent = False
         self.reports: list[RoundReport] = []
 
     async def coordinate(self, reports: AsyncIterable[RoundReport]) -> AsyncIterator[VerifyPlan]:
-        if self.away:
-            raise UnavailableError("no scheduler")
+        if self.refusal is not None:
+            raise self.refusal
         async for one in reports:
             self.reports.append(one)
             if not self.silent:
@@ -93,7 +93,7 @@ async def test_a_plan_from_the_previous_round_is_too_young_and_an_old_one_too_ol
 
 async def test_without_a_scheduler_planning_is_local_and_reports_never_block() -> None:
     scheduler = ScriptedScheduler()
-    scheduler.away = True
+    scheduler.refusal = UnavailableError("no scheduler")
     plans = CoordinatedPlanSource(scheduler, FullPlans(), CURVE)
     plans.start()
     for number in range(1, 200):
@@ -196,17 +196,33 @@ async def test_that_plans_stop_and_that_they_are_back_is_each_told_once(
 ) -> None:
     caplog.set_level(logging.INFO)
     scheduler = ScriptedScheduler()
-    scheduler.away = True
+    scheduler.refusal = UnavailableError("no scheduler")
     plans = CoordinatedPlanSource(scheduler, FullPlans(), CURVE)
     plans.start()
     await eventually(lambda: bool(caplog.records))
-    scheduler.away = False
+    scheduler.refusal = None
     for number in (1, 2):
         plans.report(report(number))
     await eventually(lambda: plans.newest_round == 2)
     assert [one.getMessage() for one in caplog.records] == [
         "no plans from the scheduler, planning locally: no scheduler",
         "plans from the scheduler are back",
+    ]
+    await plans.close()
+
+
+async def test_why_plans_stop_is_told_again_when_it_changes(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    scheduler = ScriptedScheduler()
+    scheduler.refusal = NotLeaderError("this scheduler is a standby")
+    plans = CoordinatedPlanSource(scheduler, FullPlans(), CURVE)
+    plans.start()
+    await eventually(lambda: len(caplog.records) == 1)
+    scheduler.refusal = UnavailableError("no scheduler")
+    await eventually(lambda: len(caplog.records) == 2)
+    assert [(one.levelname, one.getMessage().split(": ")[1]) for one in caplog.records] == [
+        ("INFO", "this scheduler is a standby"),  # a verifier that asks it first is told whom to ask
+        ("WARNING", "no scheduler"),
     ]
     await plans.close()
 
