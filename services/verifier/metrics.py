@@ -113,6 +113,15 @@ class VerifierMetrics:
         )
         self._registry.register(preempted)
 
+    def watch_drafter(self, connected: Callable[[], bool]) -> None:
+        """For a verifier that is to have one: without it the gauge does not exist, and no alert fires."""
+        gauge = Gauge(
+            "dspark_drafter_connected",
+            "1: drafts can be had; 0: the drafter is lost, or serves another checkpoint.",
+            registry=self._registry,
+        )
+        gauge.set_function(connected)
+
     def watch_planner(self, planner: LocalPlanSource) -> None:
         """Exports whether it knows the engine's speed and how many requests it does not draft for."""
         self._profiled.set_function(lambda: float(planner.round_time is not None))

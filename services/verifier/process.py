@@ -13,6 +13,7 @@ from dspark_core.engine.tracing.trace_writer import TraceWriter
 from dspark_core.errors import DSparkError
 from dspark_core.records import GenerateRequest, Replica
 from services.common.channels import open_channel
+from services.common.health import Problem
 from services.common.registration import RegistrationLoop
 from services.common.scheduler_link import SchedulerLink, link_to_schedulers
 from services.common.server import GrpcServer, serve
@@ -54,7 +55,7 @@ class VerifierProcess:
             verifier = self._start_verifier(scheduler, drafts, stack)
             if scheduler is not None:
                 self._registration = RegistrationLoop(scheduler, lambda: self._replica(verifier))
-            await self._serve(verifier)
+            await self._serve(verifier, drafts)
 
     def _link_to_scheduler(self, stack: AsyncExitStack) -> SchedulerLink | None:
         address = self._config.scheduler_address
@@ -149,18 +150,18 @@ class VerifierProcess:
         with self._load.serving(request), self._traces.serving(request):
             yield
 
-    async def _serve(self, verifier: Verifier) -> None:
+    async def _serve(self, verifier: Verifier, drafts: RemoteDraftSource | None) -> None:
         local = LocalVerifier(
             verifier,
             describe(self._config.engine, self._profiled),
             serving=self._serving,
             tracer=self._telemetry.tracer,
         )
+        parts: dict[str, Problem] = {"profile": lambda: profile_problem(self._local)}
+        if drafts is not None:
+            parts["drafter"] = lambda: drafts.problem
         server = GrpcServer(
-            self._config.server,
-            [VerifierServicer(local).register],
-            self._telemetry,
-            parts={"profile": lambda: profile_problem(self._local)},
+            self._config.server, [VerifierServicer(local).register], self._telemetry, parts=parts
         )
         await serve(
             server,

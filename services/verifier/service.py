@@ -102,6 +102,7 @@ def build_verifier(
     drafting = None
     if draft_source is not None:
         drafting = Drafting(draft_source, engine, deadline_seconds=draft_deadline_seconds)
+        observed.watch_drafter(lambda: draft_source.connected)
     round_time = local.round_time
     observed.watch_planner(local)
     plans: PlanSource = coordinated or local

@@ -41,7 +41,9 @@ def _registries() -> tuple[CollectorRegistry, ...]:
     _fill_scheduler(SchedulerMetrics(registry))
     _fill_gateway(GatewayMetrics(registry))
     status = SimpleNamespace(running_requests=0, waiting_requests=0, preemptions=0, free_kv_fraction=1.0)
-    VerifierMetrics(verifier).watch_status(lambda: status)
+    metrics = VerifierMetrics(verifier)
+    metrics.watch_status(lambda: status)
+    metrics.watch_drafter(lambda: True)
     return registry, verifier
 
 

@@ -20,3 +20,14 @@ def test_counts_that_others_keep_are_counters_read_when_scraped() -> None:
     assert registry.get_sample_value("dspark_trace_dropped_records_total") == 5
     types = {family.name: family.type for family in registry.collect()}
     assert types["dspark_preemptions"] == types["dspark_trace_dropped_records"] == "counter"
+
+
+def test_only_a_verifier_that_is_to_have_a_drafter_tells_of_one() -> None:
+    """Or the alert would fire for one that drafts from looked-up text alone."""
+    registry, connected = CollectorRegistry(), [False]
+    metrics = VerifierMetrics(registry)
+    assert registry.get_sample_value("dspark_drafter_connected") is None
+    metrics.watch_drafter(lambda: connected[0])
+    assert registry.get_sample_value("dspark_drafter_connected") == 0
+    connected[0] = True
+    assert registry.get_sample_value("dspark_drafter_connected") == 1
