@@ -61,9 +61,9 @@ class TraceWriter:
         self._dropped = 0
         self._warned_at = -math.inf  # last message about failing writes; -inf: they do not fail
         self._closing = False
+        self._file: int | None = None
         try:
-            options.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._open()
+            self._opened()
         except OSError as error:
             raise ConfigError(f"cannot write the trace {options.path}: {error}") from error
         self._thread = threading.Thread(target=self._run, name="trace", daemon=True)
@@ -122,7 +122,7 @@ class TraceWriter:
                 self._log_failure(error)
             else:
                 self._log_recovery(bool(records))
-        os.close(self._file)
+        self._close()
 
     def _take(self) -> tuple[list[TraceRecord], bool]:
         """Waits for a record, then takes any others that are queued; True means the queue has ended."""
@@ -139,56 +139,77 @@ class TraceWriter:
         return records, True
 
     def _write(self, records: list[TraceRecord]) -> None:
-        lines: list[bytes] = []
-        room = self.options.max_bytes - os.fstat(self._file).st_size
+        file, lines = self._opened(), list[bytes]()
+        room = self.options.max_bytes - os.fstat(file).st_size
         for record in records:
             if isinstance(record, TracedCurve):
                 self._curve = record
             line = encode(record)
             if len(line) > room:
-                self._append(lines)
+                _append(file, lines)
                 lines = []
-                self._rotate()
-                room = self.options.max_bytes - os.fstat(self._file).st_size
+                file = self._rotated()
+                room = self.options.max_bytes - os.fstat(file).st_size
                 if isinstance(record, TracedCurve):
                     continue  # the new file already starts with it
             lines.append(line)
             room -= len(line)
-        self._append(lines)
+        _append(file, lines)
 
-    def _append(self, lines: list[bytes]) -> None:
-        data = memoryview(b"".join(lines))
-        whole = os.fstat(self._file).st_size
+    def _opened(self) -> int:
+        """The file at the path: a deleted one would keep its space on the disk and take what nobody can read.
+
+        An earlier run's file is continued after its last whole line.
+        """
+        if self._file is not None and _is_at(self._file, self.options.path):
+            return self._file
+        self._close()
+        self.options.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(self.options.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
-            while data:
-                data = data[os.write(self._file, data) :]
+            os.ftruncate(self._file, _end_of_last_line(self._file))
+            _append(self._file, [encode(record) for record in (self._header, self._curve) if record])
         except OSError:
-            # A full disk may take part of a line, which would spoil the next one as well.
-            os.ftruncate(self._file, whole)
+            self._close()  # to begin the next attempt with these lines
             raise
+        return self._file
 
-    def _open(self) -> int:
-        """Opens the file, continuing an earlier run's file after its last whole line."""
-        file = os.open(self.options.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        os.ftruncate(file, _end_of_last_line(file))
-        start = [encode(self._header)] + ([encode(self._curve)] if self._curve else [])
-        os.write(file, b"".join(start))
-        return file
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            os.close(file)
 
-    def _rotate(self) -> None:
+    def _rotated(self) -> int:
         path, last = self.options.path, self.options.max_files - 1
-        if path.exists():  # if not, an earlier attempt rotated but could not open a new file
-            for number in range(last, 0, -1):
-                older = path if number == 1 else rotated(path, number - 1)
-                if older.exists():
-                    older.replace(rotated(path, number))
-            path.unlink(missing_ok=True)  # still there only if max_files = 1
-        full, self._file = self._file, self._open()
-        os.close(full)
+        for number in range(last, 0, -1):
+            older = path if number == 1 else rotated(path, number - 1)
+            if older.exists():
+                older.replace(rotated(path, number))
+        path.unlink(missing_ok=True)  # still there only if max_files = 1
+        return self._opened()
 
 
 def rotated(path: Path, number: int) -> Path:
     return path.with_name(f"{path.name}.{number}")
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except OSError:
+        return False
+
+
+def _append(file: int, lines: list[bytes]) -> None:
+    """All lines or none: a full disk may take part of one, which would spoil the next one as well."""
+    data = memoryview(b"".join(lines))
+    whole = os.fstat(file).st_size
+    try:
+        while data:
+            data = data[os.write(file, data) :]
+    except OSError:
+        os.ftruncate(file, whole)
+        raise
 
 
 def _end_of_last_line(file: int) -> int:

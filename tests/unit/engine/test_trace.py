@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -218,6 +219,58 @@ def test_a_full_disk_is_told_once_and_leaves_no_broken_line(tmp_path, monkeypatc
         7,
     ]
     assert "is written again, 5 records lost" in caplog.text
+
+
+@pytest.mark.parametrize("room", ["deleted", "moved", "directory deleted"])
+def test_a_file_that_was_removed_is_begun_anew(tmp_path: Path, room: str) -> None:
+    """A full disk gets its room back only when nobody has the file open."""
+    path, aside = tmp_path / "traces" / "t.jsonl", tmp_path / "aside"
+    writer = TraceWriter(TraceOptions(path=path), HEADER)
+    writer.put(CURVE)
+    writer.put(traced(1))
+    eventually_now(lambda: len(path.read_text().splitlines()) == 3)
+    before = len(open_files())
+    path.replace(aside)
+    if room != "moved":
+        aside.unlink()
+    if room == "directory deleted":
+        path.parent.rmdir()
+    writer.put(traced(2))
+    eventually_now(lambda: path.exists() and len(path.read_text().splitlines()) == 3)
+    assert len(open_files()) <= before
+    writer.close()
+    assert read(path) == [HEADER, CURVE, traced(2)]
+    assert writer.dropped == 0
+
+
+def open_files() -> list[int]:
+    """Those still open, of the descriptors there could be."""
+    found = []
+    for file in range(1024):
+        with contextlib.suppress(OSError):
+            os.fstat(file)
+            found.append(file)
+    return found
+
+
+def test_attempts_to_write_on_a_full_disk_leave_no_file_open(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "t.jsonl"
+    writer = TraceWriter(TraceOptions(path=path), HEADER)
+    before = len(open_files())
+    monkeypatch.setattr(trace_writer.os, "write", full)
+    path.unlink()
+    for number in range(1, 4):
+        writer.put(traced(number))
+        eventually_now(lambda lost=number: writer.dropped == lost)
+    assert len(open_files()) <= before
+    monkeypatch.undo()
+    writer.put(traced(4))
+    writer.close()
+    assert read(path) == [HEADER, traced(4)]
+
+
+def full(file: int, data: bytes) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def eventually_now(condition: Callable[[], bool]) -> None:
