@@ -5,6 +5,8 @@ The gateway serves the same paths itself; this is for services that otherwise sp
 
 from __future__ import annotations
 
+import logging
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
@@ -15,6 +17,8 @@ from prometheus_client.exposition import choose_encoder
 
 from dspark_core.errors import ConfigError
 from services.common.addresses import address_of, family_of
+
+_log = logging.getLogger(__name__)
 
 
 class MetricsServer:
@@ -52,6 +56,11 @@ class MetricsServer:
 def _server(host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
     class Server(ThreadingHTTPServer):
         address_family = family_of(host)
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            """Called in an except block. Clients may hang up, or stop reading."""
+            if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+                _log.exception("a request from %s failed", client_address)
 
     return Server((host, port), handler)
 

@@ -15,8 +15,6 @@ import traceback
 from collections.abc import Callable, Coroutine, Mapping
 from typing import NoReturn
 
-import grpc.aio
-
 from dspark_core.errors import ConfigError
 from services.common.exits import EXIT_CONFIG, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_TERMINATED
 from services.common.logs import setup_logging
@@ -37,10 +35,14 @@ def run_process(service: str, run: Run, environ: Mapping[str, str] = os.environ)
     """Runs a service to its end and exits the process: 0 after a drain, 2 for a bad configuration (one
     line, no traceback), 1 with a traceback for any other exception.
 
+    What takes long to import, and gRPC, is for `run` to import: until then the first process of a container
+    cannot be stopped, and gRPC reads its settings when it is imported.
+
     It skips the interpreter's own teardown. By then everything is closed, flushed and sent; only gRPC's and
     torch's threads remain, and waiting for those can hang (grpc/grpc#22365).
     """
     end_when_terminated()
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # it writes to stderr as it likes, not as our log does
     print_stacks_when_asked()
     allow_open_files()
     if PARENT in environ:
@@ -99,6 +101,8 @@ def end_with_parent(parent_pid: int) -> None:
 
 def _run(service: str, run: Run, environ: Mapping[str, str]) -> int:
     async def main() -> None:
+        import grpc.aio
+
         # gRPC counts the users of its poller and joins its thread when none are left: hold one while we run.
         grpc.aio.init_grpc_aio()
         await run(environ)

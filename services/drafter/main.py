@@ -9,8 +9,7 @@ from services.common.process import run_process
 
 
 async def run(environ: Mapping[str, str]) -> None:
-    # Not at the top: it loads torch, which takes seconds, and SIGTERM is to end the process meanwhile.
-    from services.drafter.wiring import run
+    from services.drafter.wiring import run  # not at the top: see `run_process`
 
     await run(environ)
 

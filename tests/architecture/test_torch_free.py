@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.source_tree import ROOT
 
-TORCH_FREE = ("services.gateway.main", "services.scheduler.main")
+TORCH_FREE = ("services.gateway.wiring", "services.scheduler.wiring")
 
 
 def _loaded_with(module: str) -> set[str]:
@@ -29,11 +29,16 @@ def test_no_torch_is_loaded(module: str):
 
 
 def test_tracing_costs_no_import_while_it_is_off():
-    loaded = _loaded_with("services.scheduler.main")
+    loaded = _loaded_with("services.scheduler.wiring")
     assert "opentelemetry.trace" in loaded
     assert loaded.isdisjoint({"opentelemetry.sdk.trace", "opentelemetry.exporter"})
 
 
 def test_the_kubernetes_client_is_loaded_for_a_lease_alone():
-    assert "kubernetes" not in _loaded_with("services.scheduler.main")
+    assert "kubernetes" not in _loaded_with("services.scheduler.wiring")
     assert "kubernetes" in _loaded_with("services.scheduler.leadership.kubernetes_leases")
+
+
+@pytest.mark.parametrize("service", ["gateway", "scheduler", "verifier", "drafter"])
+def test_what_starts_a_service_leaves_slow_imports_and_grpc_to_what_it_runs(service: str):
+    assert _loaded_with(f"services.{service}.main").isdisjoint({"torch", "grpc"})

@@ -1,11 +1,17 @@
 """The plain HTTP port: metrics, liveness, readiness."""
 
+import contextlib
+import logging
+import socket
+import struct
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Metric
+from prometheus_client.registry import Collector
 
 from dspark_core.errors import ConfigError
 from services.common.metrics_http import MetricsServer
@@ -81,3 +87,54 @@ def test_it_listens_on_an_address_of_ipv6(ready: list[bool]):
             assert response.status == 200
     finally:
         server.close()
+
+
+class Asked(Collector):
+    """Does something while it is scraped."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self._act = act
+
+    def collect(self) -> Iterator[Metric]:
+        self._act()
+        yield from ()
+
+
+@contextlib.contextmanager
+def serving(act: Callable[[], object]) -> Iterator[MetricsServer]:
+    """Until its answers are over, too."""
+    registry = CollectorRegistry(auto_describe=False)
+    server = MetricsServer(registry=registry, ready=lambda: True, port=0, host="127.0.0.1")
+    registry.register(Asked(act))
+    before = set(threading.enumerate())
+    yield server
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+    server.close()
+
+
+def test_a_scraper_that_hangs_up_is_no_error(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.DEBUG)
+    asked, left = threading.Event(), threading.Event()
+    with serving(lambda: (asked.set(), left.wait(10))) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # no goodbye
+            client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert asked.wait(10)
+        left.set()
+    assert not caplog.records
+    assert capfd.readouterr().err == ""
+
+
+def test_what_fails_otherwise_is_logged_and_not_printed(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.DEBUG)
+    with serving(lambda: 1 / 0) as server, pytest.raises(ConnectionError):
+        _get(server, "/metrics")
+    (record,) = caplog.records
+    assert record.exc_info
+    assert record.exc_info[0] is ZeroDivisionError
+    assert "Traceback" not in capfd.readouterr().err

@@ -55,6 +55,15 @@ def test_a_process_asks_for_the_open_files_it_may_have() -> None:
     assert subprocess.run(limited, capture_output=True, text=True, timeout=60).stdout == "4000\n"
 
 
+@pytest.mark.parametrize(("given", "told"), [({}, "ERROR"), ({"GRPC_VERBOSITY": "INFO"}, "INFO")])
+def test_grpc_writes_errors_alone_unless_it_is_told_otherwise(given: dict[str, str], told: str) -> None:
+    """In a form of its own, amid the lines of our log; and it reads this when it is imported."""
+    body = 'import os; print(os.environ["GRPC_VERBOSITY"])'
+    before = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    result = subprocess.run(script(body), env={**before, **given}, capture_output=True, text=True, timeout=60)
+    assert result.stdout == f"{told}\n"
+
+
 @contextlib.contextmanager
 def running(body: str) -> Iterator[subprocess.Popen[str]]:
     """Once it has said that it is here."""
