@@ -15,10 +15,10 @@ AUTO = "auto"
 _NAMES = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
-def check_device_name(name: str) -> None:
-    """Raises ConfigError for an invalid name, whatever devices this machine has."""
+def check_device_name(name: str, setting: str = "device") -> None:
+    """Raises ConfigError, naming the setting, for an invalid name, whatever devices this machine has."""
     if not _NAMES.fullmatch(name):
-        raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
+        raise ConfigError(f"{setting} must be auto, cpu, cuda or cuda:N, got {name!r}")
 
 
 def resolve_device(name: str) -> torch.device:

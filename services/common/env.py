@@ -91,7 +91,13 @@ class Env:
         return default if value is None else value
 
     def number(
-        self, name: str, default: float, *, minimum: float | None = None, maximum: float | None = None
+        self,
+        name: str,
+        default: float,
+        *,
+        above: float | None = None,
+        minimum: float | None = None,
+        maximum: float | None = None,
     ) -> float:
         text = self.optional_text(name)
         if text is None:
@@ -102,6 +108,8 @@ class Env:
             raise ConfigError(f"{name} must be a number, got {text!r}") from None
         if not math.isfinite(value):
             raise ConfigError(f"{name} must be finite, got {text!r}")
+        if above is not None and value <= above:
+            raise ConfigError(f"{name} must be > {above}, got {value}")
         _check_range(name, value, minimum, maximum)
         return value
 

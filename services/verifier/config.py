@@ -9,6 +9,7 @@ from pathlib import Path
 from dspark_core.engine.building import ENGINES, NATIVE, WEIGHTS, EngineOptions
 from dspark_core.engine.rounds.batching import BatchLimits
 from dspark_core.engine.tracing.trace_writer import DEFAULT_MAX_MB, DEFAULT_SAMPLE, TraceOptions
+from dspark_core.errors import ConfigError
 from dspark_core.zoo_paths import NGRAMS_AUTO
 from services.common.env import Env
 from services.common.limits import MOST_BATCH_TOKENS, MOST_RUNNING, MOST_SECONDS
@@ -55,9 +56,8 @@ class VerifierServiceConfig:
         drafter_address = env.optional_address("DSPARK_DRAFTER_ADDRESS")
         if shared.drafter is None:
             drafter_address = None
-        max_running = env.integer("DSPARK_MAX_RUNNING", 32, minimum=1, maximum=MOST_RUNNING)
+        limits = _limits(env)
         lookup = env.flag("DSPARK_LOOKUP", True)
-        max_batch_tokens = env.integer("DSPARK_MAX_BATCH_TOKENS", 512, minimum=1, maximum=MOST_BATCH_TOKENS)
         return cls(
             engine=replace(
                 shared,
@@ -67,16 +67,10 @@ class VerifierServiceConfig:
                 engine=env.choice("DSPARK_ENGINE", NATIVE, ENGINES),
                 lookup=lookup,
                 vllm_arguments=env.json_object("DSPARK_VLLM_ARGUMENTS"),
-                max_running=max_running,
-                max_batch_tokens=max_batch_tokens,
+                max_running=limits.max_running,
+                max_batch_tokens=limits.max_batch_tokens,
             ),
-            limits=BatchLimits(
-                max_running=max_running,
-                max_waiting=env.integer("DSPARK_MAX_WAITING", 256, minimum=1),
-                max_batch_tokens=max_batch_tokens,
-                prefill_chunk_tokens=env.integer("DSPARK_PREFILL_CHUNK_TOKENS", 256, minimum=1),
-                max_step_seconds=env.number("DSPARK_MAX_STEP_MS", DEFAULT_STEP_MS, minimum=1.0) / 1000,
-            ),
+            limits=limits,
             server=server,
             torch_threads=read_torch_threads(env),
             drafter_address=drafter_address,
@@ -91,12 +85,29 @@ class VerifierServiceConfig:
             cohorts={"auto": None, "1": 1, "2": 2}[env.choice("DSPARK_COHORTS", "auto", ("auto", "1", "2"))],
             profile=ProfileOptions(
                 source=env.text("DSPARK_PROFILE", MEASURE),
-                max_requests=max_running,
-                max_batch_tokens=max_batch_tokens,
+                max_requests=limits.max_running,
+                max_batch_tokens=limits.max_batch_tokens,
                 lookup=lookup,
             ),
             trace=_trace(env),
         )
+
+
+def _limits(env: Env) -> BatchLimits:
+    running = env.integer("DSPARK_MAX_RUNNING", 32, minimum=1, maximum=MOST_RUNNING)
+    tokens = env.integer("DSPARK_MAX_BATCH_TOKENS", 512, minimum=1, maximum=MOST_BATCH_TOKENS)
+    if tokens < running:
+        raise ConfigError(
+            f"DSPARK_MAX_BATCH_TOKENS must be >= DSPARK_MAX_RUNNING ({running}), got {tokens}: "
+            "every running request verifies at least its anchor"
+        )
+    return BatchLimits(
+        max_running=running,
+        max_waiting=env.integer("DSPARK_MAX_WAITING", 256, minimum=1),
+        max_batch_tokens=tokens,
+        prefill_chunk_tokens=env.integer("DSPARK_PREFILL_CHUNK_TOKENS", 256, minimum=1),
+        max_step_seconds=env.number("DSPARK_MAX_STEP_MS", DEFAULT_STEP_MS, minimum=1.0) / 1000,
+    )
 
 
 def _trace(env: Env) -> TraceOptions | None:
@@ -105,6 +116,6 @@ def _trace(env: Env) -> TraceOptions | None:
         return None
     return TraceOptions(
         path=Path(path),
-        sample=env.number("DSPARK_TRACE_SAMPLE", DEFAULT_SAMPLE, minimum=0.0, maximum=1.0),
+        sample=env.number("DSPARK_TRACE_SAMPLE", DEFAULT_SAMPLE, above=0.0, maximum=1.0),
         max_bytes=env.integer("DSPARK_TRACE_MAX_MB", DEFAULT_MAX_MB, minimum=1) * 2**20,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -24,7 +25,8 @@ REFUSED: tuple[tuple[str, tuple[Reader, ...], tuple[str, ...]], ...] = (
     ("DSPARK_DRAFT_CACHE_MB", (DRAFTER,), ("0", "-1", HUGE)),
     ("DSPARK_TORCH_THREADS", (VERIFIER, DRAFTER), ("0", "-1", "100000", HUGE)),
     ("DSPARK_MAX_RUNNING", (VERIFIER,), ("0", "-1", HUGE)),
-    ("DSPARK_MAX_BATCH_TOKENS", (VERIFIER,), ("0", "-1", HUGE)),
+    ("DSPARK_MAX_BATCH_TOKENS", (VERIFIER,), ("0", "-1", "31", HUGE)),  # 32 requests run
+    ("DSPARK_DEVICE", (VERIFIER, DRAFTER), ("gpu", "cuda:x")),
     (
         "DSPARK_MAX_CONTEXT_TOKENS",
         (VERIFIER, GATEWAY),
@@ -53,8 +55,14 @@ def test_what_cannot_work_is_refused_with_its_variable(name: str, read: Reader, 
     with pytest.raises(ConfigError) as caught:
         read({name: value})
     assert str(caught.value).startswith(f"{name} must be ")
-    shown = value if "e" not in value or ":" in value else f"{float(value)}"
+    shown = f"{float(value)}" if re.fullmatch(r"1e-?\d+", value) else value
     assert shown in str(caught.value)
+
+
+def test_more_requests_than_tokens_are_refused_with_both_variables() -> None:
+    with pytest.raises(ConfigError, match=r"DSPARK_MAX_BATCH_TOKENS .* DSPARK_MAX_RUNNING \(600\), got 512"):
+        VERIFIER({"DSPARK_MAX_RUNNING": "600"})
+    assert VERIFIER({"DSPARK_MAX_RUNNING": "600", "DSPARK_MAX_BATCH_TOKENS": "600"})
 
 
 @pytest.mark.parametrize("flag", ["--pack-tokens", "--max-length"])

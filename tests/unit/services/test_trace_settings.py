@@ -33,8 +33,7 @@ def test_a_verifier_reads_file_share_and_size() -> None:
     [("DSPARK_TRACE_SAMPLE", "2"), ("DSPARK_TRACE_MAX_MB", "0"), ("DSPARK_TRACE_SAMPLE", "0")],
 )
 def test_a_wrong_setting_is_named_with_its_value(name: str, value: str) -> None:
-    named = "sample" if name.endswith("SAMPLE") else name
-    with pytest.raises(ConfigError, match=f"(?i){named}.*{value}"):
+    with pytest.raises(ConfigError, match=f"{name} must be .*{value}"):
         VerifierServiceConfig.from_env({"DSPARK_TRACE_FILE": "x", name: value})
 
 
