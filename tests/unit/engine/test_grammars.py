@@ -200,30 +200,6 @@ def test_another_verifier_goes_on_in_the_middle() -> None:
         assert run(loop_of({}, 1.0), [rest])[whole.request_id] == expected[done:]
 
 
-class SlowMatcher:
-    """Takes a while for each token, though less than a token may."""
-
-    seconds = 0.0
-
-    def is_error(self) -> bool:
-        return False
-
-    def try_consume_tokens(self, token_ids: Sequence[int]) -> int:
-        self.seconds += 0.9 * grammars.CALL_SECONDS * len(token_ids)
-        return len(token_ids)
-
-
-def test_what_took_its_time_to_generate_may_take_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    matcher = SlowMatcher()
-    monkeypatch.setattr(grammars.time, "thread_time", lambda: matcher.seconds)
-    generated = range(int(2 * grammars.SPARE_SECONDS / grammars.CALL_SECONDS))
-    grammar = SequenceGrammar(matcher, VOCAB)
-    grammar.follow(generated)
-    assert grammar.problem is None
-    grammar.take(generated)
-    assert "too complex" in grammar.problem
-
-
 def test_output_that_cannot_have_been_generated_is_refused() -> None:
     whole = asking(GRAMMARS["schema"])[0]
     rest = dataclasses.replace(whole, prompt_token_ids=(*whole.prompt_token_ids, 3), generated_tokens=1)

@@ -17,14 +17,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dspark_core.errors import ConfigError
-from dspark_core.models import drafter_checkpoint
-from dspark_core.training import averaging
 from dspark_core.training.features import write_shard
-from dspark_core.training.file_lock import lock
 from dspark_core.training.manifest import Manifest, ShardEntry, write_manifest
 from dspark_core.training.objectives.registry import algorithm
 from dspark_core.training.origin import FeatureOrigin
@@ -34,38 +30,16 @@ from dspark_core.training.workers import ALONE
 from services.cli.drafters import train_setup
 from services.cli.drafters.train_config import read_config
 from services.cli.drafters.train_setup import build_setup, loss_config
-from services.cli.main import main
-from services.common.exits import EXIT_CONFIG, EXIT_FAILURE
-from tests.unit.models.dspark_golden import GOLDEN, golden_target
+from services.common.exits import EXIT_CONFIG
+from tests.unit.models.dspark_golden import golden_target
+from tests.unit.services.cli.tiny_training import STEPS, train, write_config
 from tests.unit.training.answer_files import write_answers
 from tests.unit.training.training_sequences import random_sequence
-
-STEPS = 8
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """A tiny drafter on eight random sequences of the golden target's shapes."""
-    shards = tmp_path / "shards"
-    shards.mkdir()
-    rows = [random_sequence(24, 4, taps=192, size=64, seed=i) for i in range(8)]
-    write_shard(shards / "a.safetensors", rows)
-    document = {
-        "target": {"model": str(GOLDEN / "qwen3_tiny_target")},
-        "data": {"shards": [str(shards)]},
-        "drafter": {"layers": 1, "tap_layers": [1, 3, 5], "block_size": 4, "markov_rank": 8,
-                    "draft_vocab": 64},
-        "optimisation": {"steps": STEPS, "sequences": 4, "bf16": False, "threads": 1, "ema": 0.9,
-                         "matrix_learning_rate": 1e-3, "losses": {"anchors": 4, "tap_dropout": 0.1}},
-        "output": {"directory": str(tmp_path / "run"), "checkpoint_every": 2, "log_every": 1, "keep": 9},
-    }  # fmt: skip
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(document))
-    return path
-
-
-def _train(config: Path, *arguments: str) -> int:
-    return main(["train", "--config", str(config), *arguments])
+    return write_config(tmp_path)
 
 
 def _state(run: Path, step: int) -> dict:
@@ -101,7 +75,7 @@ def test_a_killed_run_resumes_to_the_same_weights(config: Path, tmp_path: Path) 
         "--set",
         "optimisation.decay=0",
     ]  # of how many steps there are
-    assert _train(config, *constant) == 0
+    assert train(config, *constant) == 0
     killed = tmp_path / "killed"
     elsewhere = [*constant, "--set", f"output.directory={killed}"]
     endless = ["train", "--config", str(config), *elsewhere, "--set", "optimisation.steps=1000000"]
@@ -115,7 +89,7 @@ def test_a_killed_run_resumes_to_the_same_weights(config: Path, tmp_path: Path) 
     for path in killed.glob("checkpoints/step-*.pt"):
         if path.stem > f"step-{STEPS - 2:08d}":  # a slow kill must not leave nothing to resume
             path.unlink()
-    assert _train(config, *elsewhere, "--resume") == 0
+    assert train(config, *elsewhere, "--resume") == 0
     straight, resumed = _state(tmp_path / "run", STEPS), _state(killed, STEPS)
     for kind in ("masters", "averages"):
         assert all(torch.equal(value, resumed[kind][name]) for name, value in straight[kind].items())
@@ -127,7 +101,7 @@ def test_a_killed_run_resumes_to_the_same_weights(config: Path, tmp_path: Path) 
 def test_a_trained_drafter_is_gone_on_from(config: Path, tmp_path: Path, kind: str) -> None:
     """Its weights and its draft vocabulary, whatever the new data's most frequent tokens are."""
     one_step = ["--set", f"drafter.algorithm={kind}", "--set", "optimisation.steps=1"]
-    assert _train(config, *one_step) == 0
+    assert train(config, *one_step) == 0
     saved = tmp_path / "run" / "drafter"
     others = tmp_path / "others"
     others.mkdir()
@@ -137,7 +111,7 @@ def test_a_trained_drafter_is_gone_on_from(config: Path, tmp_path: Path, kind: s
     again = ["--set", f"data.shards=[{others}]", "--set", f"output.directory={tmp_path / 'again'}"]
     still = ["--set", "optimisation.learning_rate=1e-30", "--set", "optimisation.matrix_learning_rate=null"]
     start = ["--set", f"drafter.start_from={saved}", "--set", "drafter.draft_vocab=null"]
-    assert _train(config, *one_step, *again, *still, *start) == 0
+    assert train(config, *one_step, *again, *still, *start) == 0
     was, now = load_file(saved / "model.safetensors"), load_file(tmp_path / "again/drafter/model.safetensors")
     assert was.keys() == now.keys()
     for name, value in was.items():
@@ -147,7 +121,7 @@ def test_a_trained_drafter_is_gone_on_from(config: Path, tmp_path: Path, kind: s
 def test_a_start_that_does_not_fit_is_refused_with_both_values(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _train(config, "--set", "optimisation.steps=1") == 0
+    assert train(config, "--set", "optimisation.steps=1") == 0
     saved, elsewhere = tmp_path / "run" / "drafter", ["--set", f"output.directory={tmp_path / 'again'}"]
     start = [*elsewhere, "--set", f"drafter.start_from={saved}"]
     for change, told in {
@@ -158,7 +132,7 @@ def test_a_start_that_does_not_fit_is_refused_with_both_values(
         "drafter.algorithm=mtp1": "holds a DSparkDrafter, this run trains a MtpDrafter",
         "drafter.start_from=nowhere": "drafter.start_from: drafter 'nowhere' not found",
     }.items():
-        assert _train(config, *start, "--set", change) == EXIT_CONFIG
+        assert train(config, *start, "--set", change) == EXIT_CONFIG
         assert told in capsys.readouterr().err
     assert not (tmp_path / "again" / "checkpoints").exists()
 
@@ -177,7 +151,7 @@ def _train_in_two(config: Path, *arguments: str) -> None:
 
 def test_two_workers_do_what_one_does(config: Path, tmp_path: Path) -> None:
     """They resume from one worker's checkpoint, and end at the same losses and weights."""
-    assert _train(config) == 0
+    assert train(config) == 0
     pair = tmp_path / "pair"
     (pair / "checkpoints").mkdir(parents=True)
     for name in ("draft_vocab.pt", "config.json", "checkpoints/step-00000004.pt"):
@@ -210,7 +184,7 @@ def test_two_workers_export_without_disturbing_each_other(config: Path, tmp_path
 def test_a_dry_run_says_what_it_takes_and_writes_nothing(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _train(config, "--dry-run") == 0
+    assert train(config, "--dry-run") == 0
     told = capsys.readouterr().out
     for word in ("trained parameters", "8 sequences, 192 tokens", "positions/s", "GB free", "estimated time"):
         assert word in told
@@ -223,68 +197,10 @@ def test_missing_validation_prompts_are_refused_before_the_first_step(
 ) -> None:
     tokenizer = SimpleNamespace(vocab_size=512)  # all that is asked of it here
     monkeypatch.setattr(train_setup, "load_tokenizer", lambda *_: tokenizer)
-    assert _train(config, *dry, "--set", "validation.prompts=[nowhere.jsonl]") == EXIT_CONFIG
+    assert train(config, *dry, "--set", "validation.prompts=[nowhere.jsonl]") == EXIT_CONFIG
     told = capsys.readouterr()
     assert "prompt file nowhere.jsonl not found" in told.err
     assert "positions/s" not in told.out
-
-
-def test_a_run_in_the_output_is_neither_mixed_nor_lost(
-    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert _train(config, "--set", "optimisation.steps=2") == 0
-    assert _train(config) == EXIT_CONFIG
-    assert "--resume continues it, --fresh deletes it" in capsys.readouterr().err
-    assert _train(config, "--resume", "--set", "drafter.block_size=5") == EXIT_CONFIG
-    assert "drafter.block_size is 5, the run in" in capsys.readouterr().err
-    assert _train(config, "--fresh", "--set", "data.shards=[nowhere]") == EXIT_CONFIG
-    assert (tmp_path / "run/checkpoints/step-00000002.pt").exists()  # a typing error must not cost a run
-    assert _train(config, "--fresh", "--set", "drafter.block_size=5", "--set", "optimisation.steps=2") == 0
-    written = json.loads((tmp_path / "run/drafter/config.json").read_text())
-    assert written["block_size"] == 5
-    assert [row["step"] for row in read_log(tmp_path / "run/log.jsonl")] == [1, 2]
-
-
-def test_a_directory_has_one_run_at_a_time(
-    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "run").mkdir()
-    with (tmp_path / "run/lock").open("wb") as held:
-        lock(held.fileno(), "a run")
-        assert _train(config) == EXIT_CONFIG
-        assert f"another process is writing a run in {tmp_path / 'run'}" in capsys.readouterr().err
-    assert _train(config) == 0
-
-
-@pytest.mark.parametrize("damaged", ["", "[]", '{"target": 1}'])
-def test_a_run_whose_configuration_cannot_be_read_is_not_lost(
-    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damaged: str
-) -> None:
-    assert _train(config, "--set", "optimisation.steps=2") == 0
-    recorded = tmp_path / "run/config.json"
-    recorded.write_text(damaged)
-    assert _train(config, "--resume", "--set", "optimisation.steps=4") == EXIT_CONFIG
-    assert "delete it to go on without comparing" in capsys.readouterr().err
-    recorded.unlink()
-    assert _train(config, "--resume", "--set", "optimisation.steps=4") == 0
-    assert [row["step"] for row in read_log(tmp_path / "run/log.jsonl")] == [1, 2, 3, 4]
-
-
-def test_a_run_that_is_past_its_end_is_not_gone_on_with(
-    config: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert _train(config, "--set", "optimisation.steps=4") == 0
-    assert _train(config, "--resume", "--set", "optimisation.steps=2") == EXIT_CONFIG
-    assert "optimisation.steps is 2, the run is at step 4 already" in capsys.readouterr().err
-    assert _train(config, "--resume", "--set", "optimisation.steps=4") == 0
-
-
-def test_a_damaged_log_is_no_reason_to_stop(config: Path, tmp_path: Path) -> None:
-    assert _train(config, "--set", "optimisation.steps=2") == 0
-    log = tmp_path / "run/log.jsonl"
-    log.write_bytes(b"\x00\x00\n" + log.read_bytes() + b'[1]\n{"step')
-    assert _train(config, "--resume", "--set", "optimisation.steps=4") == 0
-    assert [row["step"] for row in read_log(log)] == [1, 2, 3, 4]
 
 
 def test_data_do_not_change_what_the_weights_of_a_run_mean(
@@ -292,70 +208,18 @@ def test_data_do_not_change_what_the_weights_of_a_run_mean(
 ) -> None:
     """Of as many layers the weights fit, and so would a vocabulary of other tokens."""
     _describe_shards(tmp_path / "shards/a.safetensors")
-    assert _train(config, "--set", "optimisation.steps=2", "--set", "drafter.tap_layers=null") == 0
+    assert train(config, "--set", "optimisation.steps=2", "--set", "drafter.tap_layers=null") == 0
     others = tmp_path / "others"
     shutil.copytree(tmp_path / "shards", others)
     _describe_shards(others / "a.safetensors", tap_layers=(0, 2, 4))
     resume = ["--resume", "--set", "drafter.tap_layers=null", "--set", f"data.shards=[{others}]"]
     before = (tmp_path / "run/config.json").read_text()
-    assert _train(config, *resume) == EXIT_CONFIG
+    assert train(config, *resume) == EXIT_CONFIG
     assert "drafter.tap_layers: now [0, 2, 4], [1, 3, 5] in " in capsys.readouterr().err
     assert (tmp_path / "run/config.json").read_text() == before
     torch.save(torch.arange(100, 164), tmp_path / "run/draft_vocab.pt")
-    assert _train(config, "--resume", "--set", "drafter.tap_layers=null") == EXIT_CONFIG
+    assert train(config, "--resume", "--set", "drafter.tap_layers=null") == EXIT_CONFIG
     assert "drafter.draft_vocab: now '64 tokens, " in capsys.readouterr().err
-
-
-def test_a_full_disk_that_holds_the_run_already_has_room_for_it(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    elsewhere = ["--set", f"output.directory={tmp_path / 'else'}", "--set", "output.keep=2"]
-    assert _train(config, "--set", "optimisation.steps=6") == 0
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_500_000))
-    assert _train(config, *elsewhere) == EXIT_CONFIG
-    assert re.search(r"the run needs \d\.\d\d MB .*, 1\.50 MB are free", capsys.readouterr().err)
-    assert _train(config, "--resume", "--set", "output.keep=2") == 0
-    assert _train(config, "--fresh", "--set", "output.keep=2") == 0
-
-
-def test_a_disk_that_fills_up_ends_the_run_in_words_and_leaves_no_half(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    whole = ["--set", "drafter.draft_vocab=null"]
-    assert _train(config, *whole, "--set", "optimisation.steps=2") == 0
-
-    def half(state: object, file) -> None:
-        file.write(b"half")
-        raise RuntimeError("unexpected pos 704 vs 598")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(torch, "save", half)
-        assert _train(config, *whole, "--resume") == EXIT_FAILURE
-    told = capsys.readouterr().err
-    assert "step-00000004.pt cannot be written: unexpected pos" in told
-    assert told.endswith("; --resume continues from the last checkpoint\n")
-    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002.pt"]
-
-    def full(*_: object) -> None:
-        raise SafetensorError("I/O error: No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(drafter_checkpoint, "save_tensors", full)
-        assert _train(config, *whole, "--resume") == EXIT_FAILURE
-    assert "No space left on device; --resume continues" in capsys.readouterr().err
-    monkeypatch.setattr(averaging, "save_tensors", full)
-    run = str(tmp_path / "run/drafter")
-    assert main(["train", "average", str(tmp_path / "mean"), run, run]) == EXIT_FAILURE
-    assert "No space left on device" in capsys.readouterr().err
-    assert not list(tmp_path.glob("mean*"))
-
-
-def test_a_run_without_a_checkpoint_leaves_no_vocabulary_behind(config: Path, tmp_path: Path) -> None:
-    assert _train(config, "--set", "optimisation.steps=1") == 0
-    shutil.rmtree(tmp_path / "run/checkpoints")  # as if killed before the first
-    again = ["--set", "optimisation.steps=1", "--set", "drafter.draft_vocab=128"]
-    assert _train(config, "--resume", *again) == 0
-    assert json.loads((tmp_path / "run/drafter/config.json").read_text())["draft_vocab_size"] == 128
 
 
 @pytest.mark.parametrize(
@@ -409,7 +273,7 @@ def test_a_wrong_field_is_named_with_its_value_and_the_valid_ones(
 def test_what_does_not_fit_is_refused_before_training(
     config: Path, override: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _train(config, "--set", override) != 0
+    assert train(config, "--set", override) != 0
     assert re.search(message, capsys.readouterr().err)
 
 
@@ -428,7 +292,7 @@ def test_features_of_another_target_are_refused_with_both_values(
     config: Path, field: str, value: object, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _describe_shards(tmp_path / "shards/a.safetensors", **{field: value})
-    assert _train(config) == EXIT_CONFIG
+    assert train(config) == EXIT_CONFIG
     assert re.search(message, capsys.readouterr().err.replace("\n", " "))
 
 
@@ -468,11 +332,11 @@ def test_streamed_answers_of_another_target_are_refused_with_both_values(
     _stream(config, answers, monkeypatch)
     settings = tmp_path / "answers.jsonl.settings.json"
     settings.write_text(json.dumps({"target": "other-model", "fingerprint": "0123"}))
-    assert _train(config, "--dry-run") == EXIT_CONFIG
+    assert train(config, "--dry-run") == EXIT_CONFIG
     told = f"other-model with fingerprint 0123; .* has fingerprint {golden_target().fingerprint}"
     assert re.search(told, capsys.readouterr().err)
     settings.write_text(json.dumps({"target": "golden", "fingerprint": golden_target().fingerprint}))
-    assert _train(config, "--dry-run") == 0
+    assert train(config, "--dry-run") == 0
 
 
 @pytest.mark.parametrize("draft_vocab", ["64", "null"])  # found while counting, and by the pass
@@ -487,7 +351,7 @@ def test_a_streamed_token_that_the_target_does_not_have_is_refused(
     row = {"prompt_ids": [1, 2], "answer_ids": [3, 512, 4]}
     answers.write_text((json.dumps(row) + "\n") * 8)
     _stream(config, answers, monkeypatch)
-    assert _train(config, "--set", f"drafter.draft_vocab={draft_vocab}") == EXIT_CONFIG
+    assert train(config, "--set", f"drafter.draft_vocab={draft_vocab}") == EXIT_CONFIG
     assert "token id 512 is outside the target's vocabulary of 512: the answers are of another target" in (
         capsys.readouterr().err
     )
