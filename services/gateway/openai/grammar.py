@@ -114,4 +114,5 @@ def _choice(texts: list[str]) -> str:
             f"structured_outputs.choice must be texts to choose from, got {texts!r:.80}",
             field="structured_outputs",
         )
-    return "start: " + " | ".join(json.dumps(text) for text in texts)
+    # A terminal becomes one automaton. Alternatives of a rule are followed one by one, up to 2,000 of them.
+    return "start: CHOICE\nCHOICE: " + " | ".join(json.dumps(text) for text in texts)
