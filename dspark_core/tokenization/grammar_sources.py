@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
 
 from llguidance import LLMatcher
 
 from dspark_core.errors import InvalidRequestError
 from dspark_core.output_rules import Grammar, GrammarKind
+from dspark_core.tokenization.schema_numbers import exact_numbers
 
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|/(?:[^/\\\n]|\\.)+/')
 """Matches strings, including those of embedded JSON, and regular expressions in Lark's notation. Anything
 outside them only names tokens."""
+_JSON_IN_LARK = re.compile(rf"{_QUOTED.pattern}|(?:#|//)[^\n]*|(?P<json>%json\s*)")
+"""Matches where JSON begins, and what may look like that: strings, regular expressions and comments."""
 _UNFORCED = '%llguidance {"no_forcing": true}\n'
 
 
@@ -43,9 +49,15 @@ def grammar_source(grammar: Grammar, added_tokens: AddedTokens = _NONE_ADDED) ->
     one. It then allows only that token but rejects it when it comes, because it does not count added tokens
     as text. Forcing is therefore disabled for such grammars.
 
-    Raises InvalidRequestError for a schema that is not JSON.
+    Raises InvalidRequestError for a schema that is not JSON, or has numbers that cannot be demanded.
     """
-    text = _json(grammar.text) if grammar.kind is GrammarKind.JSON_SCHEMA else grammar.text
+    match grammar.kind:
+        case GrammarKind.JSON_SCHEMA:
+            text = _json(grammar.text)
+        case GrammarKind.LARK:
+            text = _lark(grammar.text)
+        case GrammarKind.REGEX:
+            text = grammar.text
     unforced = added_tokens.spelt_in(_spelt(grammar.kind, text))
     if unforced and grammar.kind is not GrammarKind.LARK:
         return f"{_UNFORCED}{lark_source(grammar)}"
@@ -61,7 +73,7 @@ def grammar_source(grammar: Grammar, added_tokens: AddedTokens = _NONE_ADDED) ->
 
 
 def lark_source(grammar: Grammar) -> str:
-    """The same grammar in Lark's notation. Raises InvalidRequestError for a schema that is not JSON."""
+    """The same grammar in Lark's notation. Raises InvalidRequestError as `grammar_source` does."""
     match grammar.kind:
         case GrammarKind.JSON_SCHEMA:
             return f"start: %json {_json(grammar.text)}"
@@ -72,12 +84,52 @@ def lark_source(grammar: Grammar) -> str:
             return grammar.text
 
 
+def _lark(text: str) -> str:
+    """The grammar with the schemas in it as `_json` has them."""
+    parts: list[str] = []
+    place = 0
+    while found := _JSON_IN_LARK.search(text, place):
+        parts.append(text[place : found.end()])
+        place = found.end()
+        if found["json"]:
+            with _refusing():
+                schema, place = _DECODER.raw_decode(text, place)
+                parts.append(_dumped(schema))
+    return "".join((*parts, text[place:]))
+
+
 def _json(schema: str) -> str:
-    """The same schema without unnecessary escapes."""
+    """The schema without unnecessary escapes, and with numbers that llguidance can hold."""
+    with _refusing():
+        return _dumped(_DECODER.decode(schema))
+
+
+def _dumped(schema: object) -> str:
+    text = json.dumps(exact_numbers(schema), ensure_ascii=False)
+    text.encode()  # escapes may form lone surrogates, which are not text
+    return text
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
     try:
-        return json.dumps(json.loads(schema), ensure_ascii=False)
+        yield
+    except InvalidRequestError as error:
+        raise error.about("grammar") from None
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"grammar: the schema is no JSON: {error}", field="grammar") from None
+
+
+def _refuse_constant(word: str) -> NoReturn:
+    raise ValueError(f"it has the number {word}")
+
+
+def _finite(word: str) -> float:
+    number = float(word)
+    return number if math.isfinite(number) else _refuse_constant(word)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 
 
 def _spelt(kind: GrammarKind, text: str) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from dspark_core.tokenization.schema_numbers import BY_NAME, VALUES
+
 _ANNOTATIONS = frozenset(
     ("title", "description", "examples", "default", "deprecated", "readOnly", "writeOnly", "$comment")
 )
-_BY_NAME = frozenset(("properties", "patternProperties", "dependentSchemas", "$defs", "definitions"))
-"""Keywords whose value maps names chosen by the client to schemas."""
-_VALUES = frozenset(("const", "enum"))
-"""Keywords whose value is not a schema."""
 
 
 def without_annotations(schema: object) -> object:
@@ -18,14 +16,14 @@ def without_annotations(schema: object) -> object:
     if not isinstance(schema, dict):
         return schema
     return {
-        name: value if name in _VALUES else _inner(name, value)
+        name: value if name in VALUES else _inner(name, value)
         for name, value in schema.items()
         if name not in _ANNOTATIONS
     }
 
 
 def _inner(name: str, value: object) -> object:
-    if name in _BY_NAME and isinstance(value, dict):
+    if name in BY_NAME and isinstance(value, dict):
         return {key: without_annotations(one) for key, one in value.items()}
     return without_annotations(value)
 

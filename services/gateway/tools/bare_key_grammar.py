@@ -7,6 +7,7 @@ become explicit rules in the model's notation; all other values are written as i
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -196,7 +197,7 @@ class _Rules:
         return " | ".join(self._value(value) for value in values)
 
     def _value(self, value: object) -> str:
-        if isinstance(value, list | dict):
+        if isinstance(value, list | dict) or (isinstance(value, float) and not math.isfinite(value)):
             self.refuse(f"the value {value!r:.80}")
         if not isinstance(value, str):
             return json.dumps(json.dumps(value))

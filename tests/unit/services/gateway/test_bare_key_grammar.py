@@ -164,6 +164,8 @@ def test_arguments_of_functions_that_are_not_strict_are_any_object() -> None:
         {"type": "array", "minItems": "2"},
         {"type": "strange"},
         {"enum": [{"a": 1}]},
+        {"enum": [float("nan")]},
+        {"const": float("inf")},
         {"enum": 3},
         {"anyOf": 3},
         {"allOf": [{"type": "string"}, {"maxLength": 3}]},

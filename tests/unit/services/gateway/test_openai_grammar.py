@@ -36,7 +36,7 @@ def test_an_answer_may_be_one_of_as_many_texts_as_a_grammar_has_room_for(count: 
 
 
 def test_a_choice_may_begin_another_and_have_any_characters() -> None:
-    grammar = StructuredOutputsBody(choice=["yes", "yes, é\n/\"\\\u2028👻"]).to_grammar()
+    grammar = StructuredOutputsBody(choice=["yes", 'yes, é\n/"\\\u2028👻']).to_grammar()
     assert accepts(grammar, "yes")
-    assert accepts(grammar, "yes, é\n/\"\\\u2028👻")
+    assert accepts(grammar, 'yes, é\n/"\\\u2028👻')
     assert not accepts(grammar, "yes, ")

@@ -132,7 +132,11 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
         ({"structured_outputs": {"json": SCHEMA}}, "json_schema", json.dumps(SCHEMA)),
         ({"structured_outputs": {"json": '{"type": "null"}'}}, "json_schema", '{"type": "null"}'),
         ({"structured_outputs": {"regex": "[a-z]+"}}, "regex", "[a-z]+"),
-        ({"structured_outputs": {"choice": ["yes", 'n"o']}}, "lark", 'start: CHOICE\nCHOICE: "yes" | "n\\"o"'),
+        (
+            {"structured_outputs": {"choice": ["yes", 'n"o']}},
+            "lark",
+            'start: CHOICE\nCHOICE: "yes" | "n\\"o"',
+        ),
         ({"structured_outputs": {"grammar": 'start: "a"'}}, "lark", 'start: "a"'),
     ],
 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from concurrent.futures import Future
 
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
+from dspark_core.errors import InvalidRequestError
 from dspark_core.output_rules import Grammar, GrammarKind
 from dspark_core.records import FinishReason, GenerateChunk, GenerateRequest
 from dspark_core.tokenization.grammar_checking import GrammarChecker
@@ -177,3 +179,15 @@ async def test_a_check_goes_on_for_a_request_that_was_cancelled() -> None:
     checker.checked.set_result(None)
     async with asyncio.timeout(10):
         await done.wait()
+
+
+@pytest.mark.parametrize("format_", [ToolFormat.HERMES, ToolFormat.LLAMA3_JSON, ToolFormat.QWEN3_CODER])
+@pytest.mark.parametrize("value", [2**64 - 1, math.nan])
+async def test_a_number_that_cannot_be_demanded_of_calls_is_refused_by_its_tool(format_, value) -> None:
+    preparer = ToolPreparer(byte_tokenizer(), GrammarChecker(), format_)
+    schema = {"type": "object", "properties": {"a": {"enum": [value]}}}
+    place = "tools[0].function"
+    use = ToolUse(tools=(Tool(name="add", parameters=schema, place=place),), required=True)
+    with pytest.raises(InvalidRequestError, match=str(value) if value > 0 else "NaN") as caught:
+        await preparer.grammar(use, None, ThreadWork())
+    assert caught.value.field == f"{place}.parameters"
