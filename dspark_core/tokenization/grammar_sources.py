@@ -148,14 +148,15 @@ def problem_of(grammar: Grammar) -> str | None:
 
 
 _MOST_SHOWN = 120
+_IN_OTHER_WORDS = {"NoExtensionBias": "matches no text that this model can write"}
 
 
 def first_line(text: str) -> str:
-    """First line of an llguidance message. For an invalid regular expression that line says nothing else, so
-    the expression and the reason are added from later lines."""
+    """First line of an llguidance message, or what that means. For an invalid regular expression that line
+    says nothing else, so the expression and the reason are added from later lines."""
     lines = text.strip().splitlines() or [""]
     message = lines[0]
     reason = next((line for line in lines[1:] if line.startswith("error: ")), None)
     if message.endswith("error:") and reason is not None:
         return f"{message} {lines[1].strip():.{_MOST_SHOWN}}: {reason.removeprefix('error: ')}"
-    return message
+    return _IN_OTHER_WORDS.get(message, message)

@@ -392,6 +392,31 @@ async def test_its_caller_hears_why() -> None:
         verifier.stop()
 
 
+NO_ANSWER = "start: start"
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        Grammar(kind=GrammarKind.JSON_SCHEMA, text='{"$ref": "#"}'),
+        Grammar(kind=GrammarKind.LARK, text=NO_ANSWER),
+        Grammar(kind=GrammarKind.REGEX, text=r"[^\s\S]"),
+    ],
+)
+def test_a_grammar_without_answers_is_refused_in_words(grammar: Grammar) -> None:
+    with pytest.raises(InvalidRequestError, match=r"^grammar: matches no text that this model can write$"):
+        COMPILER.compile(asking(grammar)[0], grammar).result()
+
+
+def test_nor_does_anything_follow_a_thought_without_answers() -> None:
+    text = f'start: "a" answer\nanswer: %lark {{\n{NO_ANSWER}\n}}'
+    grammar = Grammar(kind=GrammarKind.LARK, text=text)
+    known = COMPILER.compile(asking(grammar)[0], grammar).result()
+    assert known.take(TOKENIZER.encode("a").ids) == 1
+    known.allowed()
+    assert known.problem == "matches no text that this model can write"
+
+
 def test_a_complete_answer_ends_whatever_min_tokens_says() -> None:
     asked = dataclasses.replace(
         asking(Grammar(kind=GrammarKind.LARK, text='start: "a" <end>'))[0],
