@@ -102,9 +102,7 @@ class TextAssembler:
             text = self._detokenizer.push(shown)
             split = self._split(text, counted=bool(shown))
             thoughts.append(split.thought)
-            # Stop strings apply only once the answer has `min_tokens` tokens.
-            early = self._completion_tokens + used <= self._min_tokens
-            certain = split.answer if early else self._stops.push(split.answer)
+            certain = self._before_stop(split.answer, self._completion_tokens + used)
             if logprobs is not None and shown:
                 self._logprobs.hold(TokenWithLogprobs(token_id, logprobs))
             self._logprobs.advance(len(text), split.aside + len(certain))
@@ -132,6 +130,10 @@ class TextAssembler:
         """Whether the answer ends here: at a stop string, or because no second call is allowed."""
         return self._stops.matched or (self._calls is not None and self._calls.done)
 
+    def _before_stop(self, text: str, completion_tokens: int) -> str:
+        """Text that is certain. A stop string counts if it ends once the answer is as long as asked."""
+        return self._stops.push(text, early=completion_tokens <= self._min_tokens)
+
     def _split(self, text: str, *, counted: bool) -> Split:
         """counted: the text is a token's."""
         if self._thought is None:
@@ -148,7 +150,11 @@ class TextAssembler:
 
     def _rest(self, thoughts: list[str], found: list[CallDelta], before: Sequence[str]) -> str:
         """The text held back so far."""
-        held = "" if self._ended else self._stops.push(self._last_text(thoughts)) + self._stops.flush()
+        if self._ended:
+            held = ""
+        else:
+            last = self._before_stop(self._last_text(thoughts), self._completion_tokens)
+            held = last + self._stops.flush()
         text = self._without_calls(held, found, before)
         if self._calls is None:
             return text

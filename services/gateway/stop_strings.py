@@ -23,14 +23,15 @@ class StopStrings:
         """Whether a stop string has been seen; it and all text after it are dropped."""
         return self._matched
 
-    def push(self, text: str) -> str:
-        """Returns the text that now certainly belongs to the output; empty after a match."""
+    def push(self, text: str, *, early: bool = False) -> str:
+        """Returns the text that now certainly belongs to the output; empty after a match. early: a stop
+        string does not count if it ends in this text; it may begin here."""
         if self._matched:
             return ""
         pending = self._held + text
         for index, character in enumerate(text, start=len(self._held)):
             lengths = [len(matcher.stop) for matcher in self._matchers if matcher.advance(character)]
-            if lengths:
+            if lengths and not early:
                 # If several stop strings end here, the longest began first.
                 self._matched, self._held = True, ""
                 return pending[: index + 1 - max(lengths)]
@@ -58,7 +59,10 @@ class _Matcher:
             self.state = self._fallback[self.state - 1]
         if self.stop[self.state] == character:
             self.state += 1
-        return self.state == len(self.stop)
+        if self.state < len(self.stop):
+            return False
+        self.state = self._fallback[-1]
+        return True
 
 
 def _fallbacks(stop: str) -> list[int]:

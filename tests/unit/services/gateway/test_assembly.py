@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dspark_core.output_rules import LogitAdjustments
@@ -60,14 +60,36 @@ def test_a_stop_string_ends_the_request_and_uses_no_later_token(size) -> None:
     assert sum(len(delta.token_ids) for delta in deltas) == len("one two")
 
 
-def test_no_stop_string_is_looked_for_before_the_answer_is_as_long_as_asked() -> None:
-    """A stop string that begins before that does not count either."""
-    adjustments = LogitAdjustments(min_tokens=5)
-    request = GenerateRequest(request_id="r", prompt_token_ids=(1,), adjustments=adjustments)
-    assembler = TextAssembler(TOKENIZER, request, ("ab",))
-    deltas = [assembler.add(chunk) for chunk in chunks_of([*b"ababababab"], 1)[:8]]
-    assert "".join(delta.text for delta in deltas) == "ababab"
-    assert [delta.finish_reason for delta in deltas].index(FinishReason.STOP) == 7
+@given(
+    st.text("abc", min_size=1, max_size=20),
+    st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
+    st.integers(0, 8),
+    st.integers(1, 7),
+)
+@example("ababababab", ["ab"], 5, 1)
+@example("aaaaaa", ["aaa"], 3, 2)
+@example("abc", ["abc"], 3, 1)
+def test_stop_strings_count_that_end_once_the_answer_is_as_long_as_asked(text, stops, least, size) -> None:
+    """Wherever they begin, and however many tokens come at once."""
+    ends = [end for end in range(least + 1, len(text) + 1) if text[:end].endswith(tuple(stops))]
+    matched = [stop for stop in stops if ends and text[: ends[0]].endswith(stop)]
+    shown = text[: ends[0] - max(map(len, matched))] if ends else text
+    told = []
+    for one_chunk in (size, len(text)):
+        request = GenerateRequest(
+            request_id="r", prompt_token_ids=(1,), adjustments=LogitAdjustments(min_tokens=least)
+        )
+        assembler = TextAssembler(TOKENIZER, request, tuple(stops))
+        deltas = []
+        for chunk in chunks_of(list(text.encode()), one_chunk, FinishReason.LENGTH):
+            deltas.append(assembler.add(chunk))
+            assert shown.startswith("".join(delta.text for delta in deltas))
+            if deltas[-1].finish_reason is not None:
+                break
+        told.append(("".join(delta.text for delta in deltas), deltas[-1].finish_reason, deltas[-1].usage))
+    assert told[0] == told[1]
+    assert told[0][:2] == (shown, FinishReason.STOP if ends else FinishReason.LENGTH)
+    assert told[0][2].completion_tokens == (ends[0] if ends else len(text))
 
 
 def test_logprobs_are_of_the_tokens_before_the_end() -> None:
