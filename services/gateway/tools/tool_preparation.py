@@ -34,9 +34,18 @@ class CallReading:
     """Tokens that mark calls; elsewhere they are not shown as text."""
     eager: bool
     parallel: bool
+    forced: bool
+    """The answer consists of calls."""
 
     def stream(self) -> CallStream:
-        return CallStream(self.syntax, self.names, eager=self.eager, parallel=self.parallel, kinds=self.kinds)
+        return CallStream(
+            self.syntax,
+            self.names,
+            eager=self.eager,
+            parallel=self.parallel,
+            forced=self.forced,
+            kinds=self.kinds,
+        )
 
 
 class _Tokens(TypedDict):
@@ -111,6 +120,7 @@ class ToolPreparer:
             shown_token_ids=self._mark_ids,
             eager=use.eager or bool(use.forced),
             parallel=use.parallel or grammar is not None,
+            forced=bool(use.forced),
         )
 
 

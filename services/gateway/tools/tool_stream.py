@@ -1,7 +1,9 @@
 """Finds tool calls in an answer that arrives in pieces.
 
 Whatever is not a call is content, including calls that break off; only whitespace around calls is dropped.
-The exception is `eager`, where fragments are emitted as they arrive: a call that has begun stays a call.
+There are two exceptions. Where calls are `eager`, fragments are emitted as they arrive: a call that has begun
+stays a call. Where they are `forced`, there is nothing else: what breaks off before its function is known is
+dropped.
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ class CallStream:
         *,
         eager: bool,
         parallel: bool,
+        forced: bool = False,
         kinds: Mapping[str, ParameterKinds] = NO_KINDS,
     ) -> None:
         """kinds: of the functions' parameters, by the functions' names, where a format needs to know them."""
@@ -66,6 +69,7 @@ class CallStream:
         self._names = names
         self._kinds = kinds
         self._eager = eager
+        self._forced = forced
         self._parallel = parallel
         self._head = re.compile(rf'\s*\{{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"{syntax.arguments}"\s*:\s*\{{')
         self._place = _Place.TEXT
@@ -83,7 +87,7 @@ class CallStream:
         self._emitted: list[str] = []
         """Fragments of the latest call's arguments that were emitted eagerly."""
         self._broken = False
-        """A call that was emitted eagerly proved to be malformed."""
+        """A call that was emitted eagerly proved to be malformed, or one that is forced has no function."""
         self._texts: list[str] = []
         self._calls: list[CallDelta] = []
 
@@ -111,12 +115,19 @@ class CallStream:
 
     def flush(self) -> Parsed:
         """Returns what was held back, once no more text follows."""
+        if self._forced:
+            self._drop_head()
         if self._place is _Place.HEAD or (self._place is _Place.ARGUMENTS and not self._eager):
             self._pending = self._no_call()
         if self._place is _Place.TEXT and not (self._count and self._pending.isspace()):
             self._texts.append(self._pending)
         self._pending = ""
         return self._taken()
+
+    def _drop_head(self) -> None:
+        begun = self._place is _Place.HEAD or (self._place is _Place.TEXT and self._pending.strip())
+        if begun:
+            self._place, self._pending, self._broken = _Place.TEXT, "", True
 
     def _taken(self) -> Parsed:
         parsed = Parsed("".join(self._texts), joined(self._calls))

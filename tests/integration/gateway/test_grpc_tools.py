@@ -39,6 +39,18 @@ async def test_calls_come_in_fragments_with_ids_of_their_own(serve: Serve) -> No
     assert not any(chunk.called for chunk in chunks[:-1])
 
 
+async def test_forced_calls_of_which_one_breaks_off_do_not_count(serve: Serve) -> None:
+    running = await serve(backend(f"{CALL}\n{TIME_CALL}"))
+    required = gateway_pb2.TOOL_CHOICE_REQUIRED
+    for cut in (14, 5):
+        cut_at = len(f"{CALL}\n{TIME_CALL}".encode()) - len(TIME_CALL) + cut
+        chunks = await generate(running, chat(ASK, tools=TOOLS, tool_choice=required, max_tokens=cut_at))
+        assert "".join(chunk.text for chunk in chunks) == ""
+        assert [call.name for chunk in chunks for call in chunk.tool_calls if call.name] == ["weather"]
+        assert chunks[-1].finish_reason == common_pb2.FINISH_REASON_LENGTH
+        assert not chunks[-1].called
+
+
 async def test_a_conversation_with_calls_and_their_results_becomes_the_prompt(serve: Serve) -> None:
     answers = backend("It is sunny.")
     running = await serve(answers, tool_format=ToolFormat.LLAMA3_JSON, chat_template=NATIVE)

@@ -170,6 +170,21 @@ async def test_a_call_that_breaks_off_is_an_incomplete_item(serve: Serve) -> Non
     assert ARGUMENTS.startswith(call.arguments)
 
 
+async def test_a_forced_call_that_breaks_off_is_never_a_text(serve: Serve) -> None:
+    running = await serve(backend(CALL))
+    kinds = set()
+    for most in range(1, 70, 3):
+        fields: dict[str, Any] = {"tools": TOOLS, "tool_choice": "required", "max_output_tokens": most}
+        streamed = (await events(running, **fields))[-1].response
+        for answer in (streamed, await whole(running, **fields)):
+            (item,) = answer.output
+            whole_call = getattr(item, "arguments", "") == ARGUMENTS
+            assert (answer.status, answer.output_text) == ("incomplete", "")
+            assert item.status == ("completed" if whole_call else "incomplete")
+            kinds.add(item.type)
+    assert kinds == {"message", "function_call"}
+
+
 async def test_an_empty_answer_is_an_empty_message(serve: Serve) -> None:
     running = await serve(FakeBackend(""))
     assert (await whole(running)).output[0].content[0].text == ""

@@ -41,10 +41,15 @@ BARE = f'{{"name": "weather", "parameters": {PARIS}}}'
 
 
 def read(
-    pieces: Sequence[str], syntax: CallSyntax = HERMES, *, eager: bool = False, parallel: bool = True
+    pieces: Sequence[str],
+    syntax: CallSyntax = HERMES,
+    *,
+    eager: bool = False,
+    parallel: bool = True,
+    forced: bool = False,
 ) -> tuple[str, list[tuple[str, str]], bool]:
     """Returns the content, (name, arguments) of each call, and whether the answer counts as calls."""
-    stream = CallStream(syntax, NAMES, eager=eager, parallel=parallel, kinds=KINDS)
+    stream = CallStream(syntax, NAMES, eager=eager, parallel=parallel, forced=forced, kinds=KINDS)
     parsed = [*(stream.push(piece) for piece in pieces), stream.flush()]
     calls: dict[int, list[str]] = {}
     for one in parsed:
@@ -295,6 +300,29 @@ def test_calls_that_break_off_are_content_and_what_was_told_stays_told(broken) -
     with pytest.raises(ValueError, match=r".+"):
         json.loads(arguments)
     assert not called
+
+
+@pytest.mark.parametrize("syntax", ALL, ids=lambda syntax: syntax.format.value)
+def test_forced_calls_that_break_off_are_never_content(syntax: CallSyntax) -> None:
+    """What was written of a call before its function is known is dropped."""
+    call, whole = syntax.written("weather", PARIS), []
+    for length in range(1, len(call) + 1):
+        content, calls, called = read(call[:length], syntax, eager=True, forced=True)
+        assert content == ""
+        assert all(name == "weather" and PARIS.startswith(arguments) for name, arguments in calls)
+        assert called == (calls == [("weather", PARIS)])
+        whole.append(called)
+    assert whole[-1]
+    assert not whole[0]
+
+
+def test_an_answer_of_forced_calls_whose_last_one_breaks_off_is_not_complete() -> None:
+    text = f"{CALL}\n{CALL}"
+    for length in range(len(CALL) + 2, len(text) - len("}\n</tool_call>")):
+        content, calls, called = read([text[:length]], eager=True, forced=True)
+        assert (content, called, calls[0]) == ("", False, ("weather", PARIS))
+    assert read([f"{CALL}\n"], eager=True, forced=True) == ("", [("weather", PARIS)], True)
+    assert read([f"{CALL}\n<tool"], eager=True) == ("\n<tool", [("weather", PARIS)], True)
 
 
 @pytest.mark.parametrize(
