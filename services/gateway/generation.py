@@ -104,7 +104,7 @@ class TextGenerator:
         try:
             streams, places = [], iter(tickets)
             for place, request in enumerate(requests):
-                with self._recording_failure(request, arrival, account):
+                with self._recording_failure(request, arrival, account), _giving_back(account, len(tickets)):
                     prepared = await self._prepare(request, arrival, work)
                 choices = choices_of(prepared, request.choices, first=place * request.choices)
                 runs = [self._run(one, next(places), arrival, account) for one in choices]
@@ -137,7 +137,8 @@ class TextGenerator:
         try:
             return self._admission.enter_all(count)
         except DSparkError:
-            account.take_back(count)
+            account.give_back(count)
+            account.leave(count)
             raise
 
     @contextlib.contextmanager
@@ -237,6 +238,16 @@ def _in_terms_of_request(error: InvalidRequestError, prepared: PreparedRequest) 
 def _outcome_of(error: BaseException) -> str:
     left = isinstance(error, (asyncio.CancelledError, GeneratorExit))
     return FinishReason.CANCELLED.value if left else type(error).__name__
+
+
+@contextlib.contextmanager
+def _giving_back(account: Account, count: int) -> Iterator[None]:
+    """Requests that are refused before they run do not count as let in."""
+    try:
+        yield
+    except (InvalidRequestError, QueueFullError, UnavailableError):
+        account.give_back(count)
+        raise
 
 
 def _close_all(tickets: Sequence[Ticket], account: Account) -> None:

@@ -128,9 +128,8 @@ class Account:
     def leave(self, count: int) -> None:
         self._running -= count
 
-    def take_back(self, count: int) -> None:
-        """Undoes `enter` for requests that were refused elsewhere."""
-        self.leave(count)
+    def give_back(self, count: int) -> None:
+        """Requests that were refused elsewhere do not count as used; they still have to leave."""
         self._take("requests", -count)
 
     def charge(self, tokens: int) -> None:

@@ -51,6 +51,23 @@ async def test_requests_of_a_minute_are_limited_by_key(serve: Serve, keys_file, 
     assert refused == 'dspark_gateway_quota_refusals_total{quota="requests_per_minute",tier="team"} 1.0'
 
 
+async def test_refused_requests_do_not_count_as_let_in(serve: Serve, keys_file) -> None:
+    running = await serve(FakeBackend("Hello"), keys_file=keys_file(requests_per_minute=1))
+    wrong = [
+        ({"model": "another"}, 404),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}}},
+            400,
+        ),
+        ({"messages": [{"role": "user", "content": "long " * 9000}]}, 400),
+    ]
+    for fields, status in wrong:
+        answer = await running.client.post(CHAT, json={**BODY, **fields}, headers=AS_K)
+        assert answer.status_code == status, answer.text
+    assert (await running.client.post(CHAT, json=BODY, headers=AS_K)).status_code == 200
+    assert (await running.client.post(CHAT, json=BODY, headers=AS_K)).status_code == 429
+
+
 async def test_tokens_are_charged_when_they_were_sent(serve: Serve, keys_file) -> None:
     running = await serve(FakeBackend("Hello"), keys_file=keys_file(tokens_per_minute=30))
     first = await running.client.post(CHAT, json=BODY, headers=AS_K)

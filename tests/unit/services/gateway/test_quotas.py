@@ -49,7 +49,8 @@ def test_requests_of_a_minute_come_back_evenly_and_a_refusal_says_when() -> None
 def test_requests_refused_elsewhere_cost_nothing() -> None:
     account = _account(requests_per_minute=6, max_concurrent_requests=6)
     account.enter(6)
-    account.take_back(6)
+    account.give_back(6)
+    account.leave(6)
     account.enter(6)
 
 
