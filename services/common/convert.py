@@ -46,11 +46,11 @@ def verification_to_proto(value: Verification | None) -> common_pb2.Verification
     return common_pb2.VERIFICATION_UNSPECIFIED if value is None else _VERIFICATION[value]
 
 
-def verification_from_proto(number: int) -> Verification | None:
+def verification_from_proto(number: int, field: str = "verification") -> Verification | None:
     """None for unspecified: the server chooses."""
     if number == common_pb2.VERIFICATION_UNSPECIFIED:
         return None
-    return known_value(_VERIFICATION_FROM, number, "verification")
+    return known_value(_VERIFICATION_FROM, number, field)
 
 
 def finish_reason_to_proto(value: FinishReason | None) -> common_pb2.FinishReason:
@@ -148,7 +148,7 @@ def speculation_to_proto(value: SpeculationOptions) -> common_pb2.SpeculationOpt
 def speculation_from_proto(message: common_pb2.SpeculationOptions) -> SpeculationOptions:
     return SpeculationOptions(
         enabled=message.enabled if message.HasField("enabled") else True,
-        verification=verification_from_proto(message.verification),
+        verification=verification_from_proto(message.verification, "speculation.verification"),
         max_draft_tokens=message.max_draft_tokens if message.HasField("max_draft_tokens") else None,
         lookup=message.lookup if message.HasField("lookup") else True,
     )

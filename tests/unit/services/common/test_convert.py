@@ -255,6 +255,9 @@ def test_bad_sampling_is_refused_by_field(message: common_pb2.SamplingParams, fi
 def test_unknown_enum_numbers_are_refused():
     with pytest.raises(InvalidRequestError, match=r"verification must be one of \[1, 2\], got 9"):
         convert.verification_from_proto(9)
+    with pytest.raises(InvalidRequestError, match=r"^speculation\.verification must be") as caught:
+        convert.speculation_from_proto(common_pb2.SpeculationOptions(verification=9))
+    assert caught.value.field == "speculation.verification"
     with pytest.raises(InvalidRequestError, match="role"):
         cluster_convert.replica_from_proto(scheduler_pb2.Replica(replica_id="a", address="b", model="c"))
 
