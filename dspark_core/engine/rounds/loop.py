@@ -27,7 +27,13 @@ from dspark_core.engine.drafts.plan_inputs import may_look_ahead, plan_requests,
 from dspark_core.engine.grammars import GrammarCompiler, SequenceGrammar
 from dspark_core.engine.protocols import DraftBlock, PlanSource
 from dspark_core.engine.rounds.batching import Batcher, BatchLimits
-from dspark_core.engine.rounds.pacing import MIN_CHUNK_TOKENS, PrefillPacer, chunk_pairs, tokens_per_pair
+from dspark_core.engine.rounds.pacing import (
+    MIN_CHUNK_TOKENS,
+    PrefillPacer,
+    chunk_pairs,
+    prompt_shares,
+    tokens_per_pair,
+)
 from dspark_core.engine.sequence import SequenceState
 from dspark_core.engine.target.batch import Run
 from dspark_core.engine.target.target_engine import TargetEngine
@@ -278,19 +284,12 @@ class RoundLoop:
         if self._pacer is not None and proposals and waiting:
             context, start = _context_tokens(proposals), waiting[0].computed
             budget = self._pacer.allowance(len(proposals), decode_tokens, context, budget, start=start)
-        chunks = []
-        written: set[int] = set()
+        # Of those that share the page they come to next, the earliest computes it, for all.
+        readers: dict[int, SequenceState] = {}
         for sequence in waiting:
-            if budget < 1:
-                break
-            page = sequence.next_page
-            if page in written:
-                continue  # an earlier one that shares it computes it now, for both
-            count = min(sequence.uncomputed, budget)
-            chunks.append((sequence, count))
-            budget -= count
-            written.add(page)
-        return chunks
+            readers.setdefault(sequence.next_page, sequence)
+        shares = prompt_shares([sequence.uncomputed for sequence in readers.values()], max(budget, 0))
+        return [(sequence, count) for sequence, count in zip(readers.values(), shares, strict=True) if count]
 
     def _learn_pace(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -42,6 +43,26 @@ def tokens_per_pair(config: DecoderConfig) -> float:
 def chunk_pairs(start: int, count: int) -> float:
     """(token, position) pairs of a prefill chunk of `count` tokens from position `start` on."""
     return count * (start + (count + 1) / 2)
+
+
+def prompt_shares(unread: Sequence[int], budget: int) -> list[int]:
+    """Tokens of each waiting prompt that join a step of at most `budget` prompt tokens -> [prompts].
+
+    `unread`: tokens left of each, oldest first. Half of the budget is the oldest's, so that it is done in at
+    most twice the time it takes alone. The rest goes to those with the fewest left: a short prompt does not
+    wait until all long ones before it have been read.
+    """
+    counts = [0] * len(unread)
+    if not unread:
+        return counts
+    half = budget if len(unread) == 1 else (budget + 1) // 2
+    counts[0] = min(unread[0], half)
+    left = budget - counts[0]
+    for index in sorted(range(1, len(unread)), key=unread.__getitem__):
+        counts[index] = min(unread[index], left)
+        left -= counts[index]
+    counts[0] += min(unread[0] - counts[0], left)
+    return counts
 
 
 class PrefillPacer:

@@ -5,11 +5,19 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.engine.rounds.batching import BatchLimits
 from dspark_core.engine.rounds.loop import RoundLoop
-from dspark_core.engine.rounds.pacing import MIN_CHUNK_TOKENS, PrefillPacer, chunk_pairs, tokens_per_pair
+from dspark_core.engine.rounds.pacing import (
+    MIN_CHUNK_TOKENS,
+    PrefillPacer,
+    chunk_pairs,
+    prompt_shares,
+    tokens_per_pair,
+)
 from dspark_core.engine.rounds.planning import FullPlanSource
 from dspark_core.errors import ConfigError
 from tests.unit.engine.tiny import (
@@ -22,6 +30,36 @@ from tests.unit.engine.tiny import (
     tiny_decoder,
     tiny_engine,
 )
+
+unread = st.lists(st.integers(1, 5000), min_size=1, max_size=40)
+
+
+@given(unread, st.integers(0, 512))
+def test_the_whole_budget_is_shared_and_half_of_it_is_the_oldests(unread: list[int], budget: int) -> None:
+    shares = prompt_shares(unread, budget)
+    assert sum(shares) == min(budget, sum(unread))
+    assert all(0 <= share <= left for share, left in zip(shares, unread, strict=True))
+    assert shares[0] >= min(unread[0], budget / 2)
+
+
+@given(unread, st.integers(0, 512))
+def test_of_the_others_the_one_with_the_fewest_left_is_done_first(unread: list[int], budget: int) -> None:
+    shares = prompt_shares(unread, budget)
+    others = sorted(zip(unread[1:], shares[1:], strict=True), key=lambda pair: pair[0])
+    unserved = [left for left, share in others if share < left]
+    assert all(share == left for left, share in others if unserved and left < unserved[0])
+
+
+def test_a_short_prompt_does_not_wait_for_the_long_ones_before_it() -> None:
+    loop = make_loop(tiny_engine(num_pages=256), prefill_chunk_tokens=8)
+    for index, prompt in enumerate(prompts(4, seed=3)):
+        loop.submit(request(f"long{index}", (prompt * 100)[:100], 4))
+    assert [loop.step(), loop.step()] == [[], []]
+    loop.submit(request("short", [5, 9, 2], 4))
+    (output,) = loop.step()
+    assert output.request_id == "short"
+    assert list(output.chunk.token_ids) == naive_greedy(tiny_decoder(), [5, 9, 2], 1)
+
 
 MILLISECOND_PER_TOKEN = StepTimeModel.of_curve([1, 1000], [0.001, 1.0])
 
