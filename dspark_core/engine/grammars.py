@@ -29,9 +29,14 @@ _log = logging.getLogger(__name__)
 
 CALL_SECONDS = 0.010
 """Processor time that each question to a grammar may take on average; most take some 50 us."""
-SPARE_SECONDS = 2.0
+SPARE_SECONDS = 1.0
 """Processor time beyond that. A sequence whose grammar has used it up fails: all others of its batch wait for
 each answer, and a grammar of a few hundred bytes can take 0.1 s for every token."""
+SHARED_SPARE_SECONDS, REFILL = 1.0, 0.05
+"""The same for all sequences together, and the share of time at which it comes back: what one request may
+do, many requests may not do one after the other."""
+LEAST_SPARE_SECONDS = 0.1
+"""What a sequence may use while nothing is left for all together: some grammars are only slow to begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +58,47 @@ def read_tokenizer(path: Path) -> TokenizerDocument:
     return TokenizerDocument(tokenizer.document, tokenizer.stop_token_ids)
 
 
-class _Budget:
-    """Processor time of one sequence's grammar, copies included."""
+class SharedSpare:
+    """Processor time that all sequences' grammars together may use beyond what each question may take."""
 
-    def __init__(self) -> None:
-        self._spare = SPARE_SECONDS
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._left, self._at = SHARED_SPARE_SECONDS, clock()
 
     @property
     def used_up(self) -> bool:
-        return self._spare < 0.0
+        return self._refilled() < 0.0
+
+    def take(self, seconds: float) -> None:
+        self._left, self._at = self._refilled() - seconds, self._clock()
+
+    def _refilled(self) -> float:
+        return min(self._left + REFILL * (self._clock() - self._at), SHARED_SPARE_SECONDS)
+
+
+class Budget:
+    """Processor time of one sequence's grammar, copies included."""
+
+    def __init__(self, shared: SharedSpare) -> None:
+        self._spare = SPARE_SECONDS
+        self._shared = shared
+        self.slow = False
+        """Whether the latest question took half of its time or more."""
+
+    @property
+    def used_up(self) -> bool:
+        used = SPARE_SECONDS - self._spare
+        return used > SPARE_SECONDS or (used > LEAST_SPARE_SECONDS and self._shared.used_up)
 
     @contextmanager
     def call(self) -> Iterator[None]:
         started = time.thread_time()
         yield
-        spent = time.thread_time() - started
-        self._spare = min(self._spare + CALL_SECONDS - spent, SPARE_SECONDS)
+        beyond = time.thread_time() - started - CALL_SECONDS
+        self.slow = beyond > -CALL_SECONDS / 2
+        self._spare = min(self._spare - beyond, SPARE_SECONDS)
+        if beyond > 0.0:
+            self._shared.take(beyond)
 
 
 class SequenceGrammar:
@@ -79,13 +109,14 @@ class SequenceGrammar:
         matcher: llguidance.LLMatcher,
         vocab_size: int,
         end_token_ids: tuple[int, ...] = (),
-        budget: _Budget | None = None,
+        budget: Budget | None = None,
     ) -> None:
+        """budget: of the sequence; None: its own, with nobody to share with."""
         self._matcher = matcher
         self._vocab_size = vocab_size
         self._end_token_ids = end_token_ids
         self._failure: str | None = None
-        self._budget = budget or _Budget()
+        self._budget = budget or Budget(SharedSpare())
 
     @property
     def end_token_ids(self) -> tuple[int, ...]:
@@ -139,9 +170,18 @@ class SequenceGrammar:
             return tuple(self._matcher.compute_ff_tokens())
 
     def valid(self, token_ids: Sequence[int]) -> int:
-        """How many of the tokens may follow, one after the other."""
-        with self._budget.call():
-            return int(self._matcher.validate_tokens(list(token_ids)))
+        """How many of the tokens may follow, one after the other; fewer if that takes long to find out.
+
+        Draft tokens are not worth waiting for, and with some grammars a dozen takes a second.
+        """
+        ahead, count, size = self.ahead(), 0, 1
+        while count < len(token_ids) and not self._budget.slow:
+            piece = token_ids[count : count + size]
+            taken = ahead.take(piece)
+            count, size = count + taken, 2 * size
+            if taken < len(piece):
+                break
+        return count
 
 
 class GrammarCompiler:
@@ -155,6 +195,7 @@ class GrammarCompiler:
         self._tokens: llguidance.LLTokenizer | None = None
         self._added = AddedTokens()
         self._end_token_ids: tuple[int, ...] = ()
+        self._spare = SharedSpare()
 
     def prepare(self) -> None:
         """Loads the tokenizer before the first request, as that blocks the whole process for up to 1 s."""
@@ -172,7 +213,7 @@ class GrammarCompiler:
         tokens = self._tokenizer()
         source = grammar_source(asked, self._added)
         matcher = llguidance.LLMatcher(tokens, source, log_level=0)
-        grammar = SequenceGrammar(matcher, self._vocab_size, self._end_token_ids)
+        grammar = SequenceGrammar(matcher, self._vocab_size, self._end_token_ids, Budget(self._spare))
         if request.generated_tokens:  # by a verifier that was lost
             grammar.follow(request.prompt_token_ids[-request.generated_tokens :])
         first = grammar.ahead()
