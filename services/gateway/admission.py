@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 from dspark_core.errors import DeadlineError, DrainingError, QueueFullError
 from services.common.interruption import Interruption
 from services.common.occupancy import Occupancy
+from services.common.retry_estimate import RetryEstimate
 
 
 class Admission:
     """First come, first served. For use on one event loop."""
 
-    def __init__(self, max_running: int, max_waiting: int) -> None:
+    def __init__(
+        self, max_running: int, max_waiting: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._retry = RetryEstimate(clock)
+        self._refused = 0
+        """Refused requests that may come back before everybody else has left."""
         self._max_running = max_running
         self._max_waiting = max_waiting
         self._places = asyncio.Semaphore(max_running)
@@ -49,11 +56,15 @@ class Admission:
         """
         if self._requests.closed:
             raise DrainingError("this gateway is draining, send the request to another one")
-        if self._requests.inside + count > self._max_running + self._max_waiting:
+        places = self._max_running + self._max_waiting
+        if self._requests.inside + count > places:
             kind = "is full" if count == 1 else f"has no room for {count} answers"
+            # Those refused in a row are told to come back one after the other, as places become free.
+            self._refused = min(self._refused + count, places)
             raise QueueFullError(
-                f"the gateway {kind}: {self._running} requests run and {self.waiting} wait, "
-                f"the limits are {self._max_running} and {self._max_waiting}"
+                f"the gateway {kind}: {self._requests.inside} requests are here, {self._running} of them run; "
+                f"{self._max_running} may run and {self._max_waiting} wait",
+                retry_after_seconds=self._retry.seconds(self._refused),
             )
         for _ in range(count):
             self._requests.enter()
@@ -70,6 +81,8 @@ class Admission:
             self._running -= 1
             self._places.release()
         self._requests.leave()
+        self._retry.moved()
+        self._refused = max(self._refused - 1, 0)
 
     def drain(self) -> None:
         """Refuses new requests from now on."""

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 
 from dspark_core.errors import DSparkError, InvalidRequestError, QueueFullError, UnavailableError
 from dspark_core.records import AssignRequest, Replica
+from services.common.retry_estimate import RetryEstimate
 from services.scheduler.metrics import SchedulerMetrics
 
 DEFAULT_TIER = "default"
 MAX_TIERS = 64
 """Tiers come from the gateways' configuration and each has its own metrics; more than this is a mistake."""
-MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 60.0
-_SMOOTHING = 0.2
 PUMP_SHARE = 0.1
 """Largest share of time spent on retries after reports. Each retry evaluates every verifier, and every
 verifier reports, so the cost would grow with the square of their number."""
@@ -61,8 +60,7 @@ class FloorAdmission:
         self._queues: OrderedDict[str, deque[_Waiter]] = OrderedDict()
         self._pump_at = clock()
         self._pumping: asyncio.TimerHandle | None = None
-        self._interval: float | None = None
-        self._admitted_at: float | None = None
+        self._retry = RetryEstimate(clock)
 
     async def admit(self, request: AssignRequest) -> Replica:
         """Returns the verifier that shall serve the request, if need be after a wait; first come, first
@@ -142,7 +140,7 @@ class FloorAdmission:
             return True
         if replica is None:
             return False
-        self._note_interval()
+        self._retry.moved()
         waiter.answer.set_result(replica)
         return True
 
@@ -151,7 +149,7 @@ class FloorAdmission:
             raise QueueFullError(
                 f"no request more can be taken without breaking a speed floor, and {len(queue)} of tier "
                 f"{tier!r} wait (at most {self._max_waiting})",
-                retry_after_seconds=self._retry_seconds(len(queue)),
+                retry_after_seconds=self._retry.seconds(len(queue) + 1),
             )
         answer = asyncio.get_running_loop().create_future()
         waiter = _Waiter(request, answer, blocks=self._within_reach(request))
@@ -163,7 +161,7 @@ class FloorAdmission:
         except TimeoutError:
             raise QueueFullError(
                 f"no speed floor allowed another request of tier {tier!r} within {request.wait_seconds:g} s",
-                retry_after_seconds=self._retry_seconds(len(queue)),
+                retry_after_seconds=self._retry.seconds(len(queue) + 1),
             ) from None
         finally:
             if waiter in queue:
@@ -175,19 +173,6 @@ class FloorAdmission:
         if tier not in self._queues and len(self._queues) >= MAX_TIERS:
             raise InvalidRequestError(f"tier must be one of at most {MAX_TIERS}, got {tier!r}", field="tier")
         return tier
-
-    def _note_interval(self) -> None:
-        now = self._clock()
-        if self._admitted_at is not None:
-            passed = now - self._admitted_at
-            known = passed if self._interval is None else self._interval
-            self._interval = known + _SMOOTHING * (passed - known)
-        self._admitted_at = now
-
-    def _retry_seconds(self, waiting: int) -> float:
-        """When one more waiter would be admitted, at the recent rate of admissions."""
-        expected = (waiting + 1) * (self._interval or 0.0)
-        return min(max(expected, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
 
 
 def _result(error: DSparkError) -> str:

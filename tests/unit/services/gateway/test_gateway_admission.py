@@ -5,6 +5,7 @@ import pytest
 
 from dspark_core.errors import DeadlineError, QueueFullError, UnavailableError
 from services.gateway.admission import Admission, Ticket
+from tests.support.clock import ManualClock
 from tests.support.polling import eventually
 
 
@@ -27,12 +28,37 @@ async def test_requests_beyond_the_places_wait_in_order_and_beyond_the_queue_are
     first = asyncio.create_task(take("first"))
     second = asyncio.create_task(take("second"))
     await eventually(lambda: admission.waiting == 2)
-    with pytest.raises(QueueFullError, match="1 requests run and 2 wait, the limits are 1 and 2"):
+    with pytest.raises(QueueFullError, match="3 requests are here, 1 of them run; 1 may run and 2 wait"):
         admission.enter()
     running.close()
     await asyncio.gather(first, second)
     assert order == ["first", "second"]
     assert (admission.running, admission.waiting) == (0, 0)
+
+
+async def test_who_is_refused_is_told_when_it_will_be_its_turn() -> None:
+    clock = ManualClock()
+    admission = Admission(max_running=4, max_waiting=100, clock=clock)
+
+    def refused() -> float:
+        with pytest.raises(QueueFullError) as caught:
+            admission.enter()
+        return caught.value.retry_after_seconds
+
+    tickets = [admission.enter() for _ in range(104)]
+    assert refused() == 1.0  # how fast it moves is not known yet
+    for ticket in tickets[:50]:
+        clock.advance(2.0)
+        ticket.close()
+        admission.enter()
+    assert [refused() for _ in range(3)] == pytest.approx([2.0, 4.0, 6.0])
+    clock.advance(2.0)
+    tickets[50].close()
+    admission.enter()
+    assert refused() == pytest.approx(6.0)  # two were told to come before
+    for _ in range(200):
+        refused()
+    assert refused() == 60.0
 
 
 async def test_a_request_that_is_still_prepared_takes_a_place_too() -> None:
