@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from dspark_core.errors import ConfigError
 from services.common.addresses import address_of
 from services.common.admission import AdmissionLayer
+from services.common.garbage import spare_what_was_loaded
 from services.common.health import PartHealthServicer, Problem, problems
 from services.common.interceptors import DeadlineLayer, ErrorLayer, Layer, LayeredInterceptor
 from services.common.lifecycle import finished_before, stop_signals
@@ -200,6 +201,7 @@ async def serve(
         await server.start()
         try:
             if await finished_before(warm_up() if warm_up else None, stop):
+                spare_what_was_loaded()
                 await server.mark_ready()
                 _log.info("ready on port %d", server.port)
                 await finished_before((until or asyncio.Event().wait)(), stop)

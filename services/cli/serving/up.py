@@ -27,6 +27,7 @@ from services.cli.serving.client import GatewayClient
 from services.cli.serving.report import AnswerMeter
 from services.cli.template_arguments import template_arguments
 from services.common.addresses import address_of
+from services.common.garbage import spare_what_was_loaded
 from services.common.lifecycle import finished_before, stop_signals
 from services.common.logs import setup_logging
 from services.common.process import allow_open_files
@@ -139,6 +140,7 @@ async def _serve(stack: Stack, options: StackOptions, demo: Callable[[], None] |
             with console.status(f"Loading {options.target_model} and measuring its step rate ..."):
                 if not await finished_before(stack.start(), stopped):
                     return 0
+            spare_what_was_loaded()
             console.print(f"[green]ready[/green] after {time.monotonic() - began:.0f} s")
             if stack.computed_by:
                 console.print(f"  engine       {stack.computed_by}", highlight=False)

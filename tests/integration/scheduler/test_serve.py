@@ -1,8 +1,10 @@
 """`serve` as a process runs it: real signals, warm-up, drain, exit."""
 
 import asyncio
+import gc
 import os
 import signal
+from collections.abc import Iterator
 from contextlib import aclosing
 
 import pytest
@@ -29,6 +31,13 @@ def server(servicer: FaultyVerifier) -> GrpcServer:
     return GrpcServer(options, [servicer.register], Telemetry(service="verifier"))
 
 
+@pytest.fixture(autouse=True)
+def unfrozen() -> Iterator[None]:
+    """A service spares what it has loaded from the garbage collector; this process goes on with other tests."""
+    yield
+    gc.unfreeze()
+
+
 def _signal(number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
 
@@ -38,8 +47,10 @@ async def test_it_is_ready_after_warm_up_only(server: GrpcServer):
     running = asyncio.create_task(serve(server, warm_up=warmed.wait))
     await eventually(lambda: server.port != 0)
     assert not server.ready
+    assert gc.get_freeze_count() == 0
     warmed.set()
     await eventually(lambda: server.ready)
+    assert gc.get_freeze_count() > 0
     _signal(signal.SIGTERM)
     async with asyncio.timeout(10):
         await running
