@@ -62,7 +62,8 @@ class Admission:
             # Those refused in a row are told to come back one after the other, as places become free.
             self._refused = min(self._refused + count, places)
             raise QueueFullError(
-                f"the gateway {kind}: {self._requests.inside} requests are here, {self._running} of them run; "
+                f"the gateway {kind}: {self._requests.inside} requests are here, "
+                f"{self._running} of them run; "
                 f"{self._max_running} may run and {self._max_waiting} wait",
                 retry_after_seconds=self._retry.seconds(self._refused),
             )

@@ -33,7 +33,7 @@ def server(servicer: FaultyVerifier) -> GrpcServer:
 
 @pytest.fixture(autouse=True)
 def unfrozen() -> Iterator[None]:
-    """A service spares what it has loaded from the garbage collector; this process goes on with other tests."""
+    """A service spares what it has loaded; this process goes on with other tests."""
     yield
     gc.unfreeze()
 
