@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+from collections.abc import Iterator
 from typing import TypeVar
 
 from fastapi import Request
@@ -33,10 +36,31 @@ async def read_body(request: Request, body_type: type[_Body], max_bytes: int) ->
                     raise _too_large(f"more than {max_bytes}", max_bytes)
     except TimeoutError:
         raise SlowBodyError(f"the request body did not arrive within {BODY_TIMEOUT_SECONDS:g} s") from None
+    return parsed_body(raw, body_type)
+
+
+def parsed_body(raw: bytes | bytearray, body_type: type[_Body]) -> _Body:
+    """Raises InvalidRequestError naming the field.
+
+    A thread would not help: pydantic keeps all others from running, too.
+    """
+    with _collector_paused():
+        try:
+            return body_type.model_validate_json(raw)
+        except ValidationError as error:
+            raise invalid_body(error) from error
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Looking for garbage among a body's million lists again and again takes longer than reading them."""
+    enabled = gc.isenabled()
+    gc.disable()
     try:
-        return body_type.model_validate_json(bytes(raw))
-    except ValidationError as error:
-        raise invalid_body(error) from error
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _check_type(content_type: str) -> None:

@@ -2,8 +2,8 @@
 
 Types are checked here; ranges are checked where the values are used, the same for REST and gRPC.
 Fields that would change the answer but are not implemented are refused by name, and so are unknown ones:
-a misspelt `max_tokens` must not be ignored. Lists are checked only up to the first wrong item, because a
-body can have a million of them.
+a misspelt `max_tokens` must not be ignored. Lists are counted before their items are checked, and
+checked only up to the first wrong one, because a body can have a million of them.
 """
 
 from __future__ import annotations
@@ -27,6 +27,12 @@ STRICT = ConfigDict(extra="forbid", strict=True)
 
 def _one_or_more(value: object) -> object:
     return [value] if isinstance(value, str) else value
+
+
+def _few_biases(value: object) -> object:
+    if isinstance(value, dict):
+        check_bias_count(len(value))
+    return value
 
 
 class StreamOptions(BaseModel):
@@ -85,7 +91,7 @@ class GenerationBody(BaseModel):
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     """As in other engines."""
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float] | None, BeforeValidator(_few_biases)] = None
     """By token id (a string in JSON)."""
     min_tokens: int | None = None
     """As in other engines: no stop token or stop string before this many tokens."""
@@ -230,7 +236,6 @@ def _seed(asked: int | None) -> int | None:
 
 
 def _biases(asked: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
-    check_bias_count(len(asked))
     return tuple((_token_id(name), bias) for name, bias in asked.items())
 
 

@@ -12,6 +12,9 @@ from dspark_core.output_rules import Grammar, GrammarKind
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
+MAX_CHOICE_TEXTS = 16_384
+"""More never fit into a grammar."""
+
 
 class JsonSchemaBody(BaseModel):
     model_config = _STRICT
@@ -75,7 +78,7 @@ class StructuredOutputsBody(BaseModel):
     json_: dict[str, Any] | str | None = Field(default=None, alias="json")
     """A JSON schema, or its text."""
     regex: str | None = None
-    choice: Annotated[list[str] | None, FailFast()] = None
+    choice: Annotated[list[str] | None, FailFast(), Field(max_length=MAX_CHOICE_TEXTS)] = None
     grammar: str | None = None
     """In Lark notation."""
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 from pydantic_core import PydanticCustomError
 
 from dspark_core.errors import InvalidRequestError
 from services.gateway.openai.tool_fields import ToolCallBody
-from services.gateway.requests import ChatMessage, ChatRole
+from services.gateway.requests import MAX_MESSAGES, ChatMessage, ChatRole
 
 
 def joined_text(*kinds: str) -> Callable[[object], object]:
@@ -46,7 +46,7 @@ class ChatMessageBody(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[str | None, BeforeValidator(joined_text("text"))] = None
     name: str | None = None
-    tool_calls: Annotated[list[ToolCallBody] | None, FailFast()] = None
+    tool_calls: Annotated[list[ToolCallBody] | None, FailFast(), Field(max_length=MAX_MESSAGES)] = None
     tool_call_id: str | None = None
     refusal: None = None
     annotations: Annotated[list[None] | None, FailFast()] = None

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Discriminator, Tag
+from pydantic import BaseModel, BeforeValidator, Discriminator, FailFast, Field, Tag
 
 from services.gateway.openai.fields import STRICT
 from services.gateway.openai.messages import joined_text
-from services.gateway.requests import ChatMessage, ChatRole
+from services.gateway.requests import MAX_MESSAGES, ChatMessage, ChatRole
 from services.gateway.tools.tools import ToolCall
 
 _Text = Annotated[str, BeforeValidator(joined_text("input_text", "output_text"))]
@@ -67,7 +67,7 @@ class ReasoningItem(BaseModel):
     """The thought before an answer; from other servers it is mostly without content, and dropped."""
 
     type: Literal["reasoning"]
-    content: list[_ThoughtBody] | None = None
+    content: Annotated[list[_ThoughtBody] | None, FailFast(), Field(max_length=MAX_MESSAGES)] = None
 
     @property
     def text(self) -> str:

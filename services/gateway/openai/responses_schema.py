@@ -13,6 +13,7 @@ from services.gateway.openai.grammar import TextFormatBody
 from services.gateway.openai.responses_input import InputItem, input_items, messages_of, without_nulls
 from services.gateway.openai.tool_fields import FlatToolBody, FlatToolChoice
 from services.gateway.requests import MAX_MESSAGES, ChatMessage, ChatRole, Conversation, TextRequest
+from services.gateway.tools.tools import MAX_TOOLS
 
 _LOGPROBS: Literal["message.output_text.logprobs"] = "message.output_text.logprobs"
 
@@ -59,7 +60,7 @@ class ResponsesBody(ConversationBody):
     instructions: str | None = None
     max_output_tokens: int | None = None
     text: TextBody | None = None
-    tools: Annotated[list[FlatToolBody] | None, FailFast()] = None
+    tools: Annotated[list[FlatToolBody] | None, FailFast(), Field(max_length=MAX_TOOLS)] = None
     tool_choice: FlatToolChoice | None = None
     include: Annotated[list[Include] | None, FailFast()] = None
     metadata: dict[str, str] | None = None

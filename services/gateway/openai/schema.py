@@ -16,6 +16,7 @@ from services.gateway.openai.grammar import ResponseFormatBody
 from services.gateway.openai.messages import ChatMessageBody
 from services.gateway.openai.tool_fields import ToolBody, ToolChoice
 from services.gateway.requests import MAX_MESSAGES, MAX_PROMPTS, Conversation, TextRequest
+from services.gateway.tools.tools import MAX_TOOLS
 
 
 def _prompts(value: object) -> object:
@@ -24,8 +25,9 @@ def _prompts(value: object) -> object:
         raise PydanticCustomError("prompt", "must be a text, a list of token ids or a list of either")
     if isinstance(value, str) or not value or not isinstance(value[0], str | list):
         value = [value]
-    for prompt in value:
-        _check_token_ids(prompt)
+    if len(value) <= MAX_PROMPTS:  # more are refused for their number
+        for prompt in value:
+            _check_token_ids(prompt)
     return value
 
 
@@ -75,7 +77,7 @@ class ChatCompletionBody(AnyCompletionBody, ConversationBody):
     messages: Annotated[list[ChatMessageBody], FailFast(), Field(max_length=MAX_MESSAGES)]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
-    tools: Annotated[list[ToolBody] | None, FailFast()] = None
+    tools: Annotated[list[ToolBody] | None, FailFast(), Field(max_length=MAX_TOOLS)] = None
     tool_choice: ToolChoice | None = None
     functions: Any = None
     function_call: Any = None

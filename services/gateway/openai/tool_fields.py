@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
 from dspark_core.errors import InvalidRequestError
-from services.gateway.tools.tools import Tool, ToolCall, ToolUse, check_tool_count
+from services.gateway.tools.tools import MAX_TOOLS, Tool, ToolCall, ToolUse, check_tool_count
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -79,7 +79,7 @@ class _AllowedToolsBody(BaseModel):
     model_config = _STRICT
 
     mode: Literal["auto", "required"]
-    tools: list[ToolBody]
+    tools: Annotated[list[ToolBody], FailFast(), Field(max_length=MAX_TOOLS)]
     """Only their names matter."""
 
 
@@ -112,7 +112,7 @@ class FlatToolChoiceBody(BaseModel):
     type: Literal["none", "auto", "required", "function", "allowed_tools"]
     name: str | None = None
     mode: Literal["auto", "required"] | None = None
-    tools: list[FlatToolBody] | None = None
+    tools: Annotated[list[FlatToolBody] | None, FailFast(), Field(max_length=MAX_TOOLS)] = None
 
     @property
     def called(self) -> str | None:

@@ -1,5 +1,6 @@
 """Requests with very many small items, valid or not, are refused before each item costs work."""
 
+import gc
 import json
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -11,9 +12,11 @@ from pydantic import ValidationError
 from dspark_core.errors import InvalidRequestError
 from services.common.convert import adjustments_from_proto
 from services.gateway import proto_convert
+from services.gateway.http.body import parsed_body
 from services.gateway.http.errors import invalid_body
-from services.gateway.openai import tool_fields as openai_tools
-from services.gateway.openai.schema import ChatCompletionBody
+from services.gateway.openai import schema
+from services.gateway.openai.responses_schema import ResponsesBody
+from services.gateway.openai.schema import ChatCompletionBody, CompletionBody
 from services.gateway.requests import ChatRole
 from services.gateway.tools.tools import MAX_TOOLS
 
@@ -106,15 +109,82 @@ def test_what_is_wrong_about_a_message_by_grpc_is_still_named(fields, field) -> 
     assert refused(message).field == field
 
 
-def test_tools_are_counted_before_they_are_read(monkeypatch) -> None:
-    expected = f"tools must be of 1 to {MAX_TOOLS} tools, got {MAX_TOOLS + 1} tools"
-    body = ChatCompletionBody.model_validate(
-        {"model": "m", "messages": [USER], "tools": [TOOL] * (MAX_TOOLS + 1)}
-    )
-    monkeypatch.setattr(openai_tools, "Tool", None)
+FLAT_TOOL = {"type": "function", "name": "add"}
+
+
+@pytest.mark.parametrize(
+    ("body_type", "fields", "field", "most"),
+    [
+        (ChatCompletionBody, {"tools": [TOOL] * 1000}, "tools", 128),
+        (ResponsesBody, {"tools": [FLAT_TOOL] * 1000}, "tools", 128),
+        (
+            ChatCompletionBody,
+            {
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {"mode": "auto", "tools": [TOOL] * 1000},
+                }
+            },
+            "tool_choice.allowed_tools.tools",
+            128,
+        ),
+        (
+            ResponsesBody,
+            {"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [FLAT_TOOL] * 1000}},
+            "tool_choice.tools",
+            128,
+        ),
+        (
+            ResponsesBody,
+            {"input": [{"type": "reasoning", "content": [{"type": "reasoning_text", "text": ""}] * 5000}]},
+            "input[0].content",
+            4096,
+        ),
+        (
+            ChatCompletionBody,
+            {"structured_outputs": {"choice": ["a"] * 20_000}},
+            "structured_outputs.choice",
+            16_384,
+        ),
+    ],
+)
+def test_lists_are_counted_before_the_rest_of_their_items_is_read(body_type, fields, field, most) -> None:
+    needed = {"input": "hi"} if body_type is ResponsesBody else {"messages": [USER]}
     with pytest.raises(InvalidRequestError) as caught:
-        body.to_request("id")
-    assert (caught.value.field, str(caught.value)) == ("tools", expected)
+        parsed_body(json.dumps({"model": "m", **needed, **fields}).encode(), body_type)
+    assert caught.value.field == field
+    assert str(caught.value).startswith(f"{field} must hold at most {most} items, got ")
+
+
+def test_prompts_are_counted_before_their_tokens_are_checked(monkeypatch) -> None:
+    monkeypatch.setattr(schema, "_check_token_ids", None)
+    with pytest.raises(InvalidRequestError) as caught:
+        parsed_body(b'{"model": "m", "prompt": [%b[1]]}' % (b"[1]," * 5000), CompletionBody)
+    assert (caught.value.field, str(caught.value)) == (
+        "prompt",
+        "prompt must hold at most 1024 items, got 5001",
+    )
+
+
+def test_garbage_is_not_looked_for_among_the_items_of_a_body() -> None:
+    looked_for = 0
+
+    def count(phase: str, _: object) -> None:
+        nonlocal looked_for
+        looked_for += phase == "start"
+
+    gc.callbacks.append(count)
+    try:
+        with pytest.raises(InvalidRequestError):
+            parsed_body(b'{"model": "m", "prompt": [%b[1]]}' % (b"[1]," * 100_000), CompletionBody)
+    finally:
+        gc.callbacks.remove(count)
+    assert gc.isenabled()
+    assert looked_for <= 2
+
+
+def test_tools_by_grpc_are_counted_before_they_are_read(monkeypatch) -> None:
+    expected = f"tools must be of 1 to {MAX_TOOLS} tools, got {MAX_TOOLS + 1} tools"
     monkeypatch.setattr(proto_convert, "ToolBody", None)
     tools = [gateway_pb2.Tool(name="add")] * (MAX_TOOLS + 1)
     messages = [gateway_pb2.ChatMessage(role="user", content="hi")]
