@@ -4,7 +4,7 @@ Some small grammars keep llguidance busy for a minute (twenty patterns that have
 (each further one about doubles that), with memory that grows, and what a thread runs cannot be stopped. So
 each grammar is parsed in a process that ends itself when its time is over. A short time comes first, and what
 it is too short for is tried again with the whole time in another queue, so that ordinary grammars do not wait
-for it.
+for it. In each queue owners take turns.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from dspark_core.errors import InvalidRequestError, QueueFullError
 from dspark_core.output_rules import Grammar, GrammarKind
 from dspark_core.tokenization.deep_threads import deep_thread
 from dspark_core.tokenization.grammar_sources import problem_of
+from dspark_core.tokenization.turns import TurnQueue
 
 CHECK_SECONDS = 1.0
 """Of a processor's time for one grammar; large ones that are meant take a tenth of it."""
@@ -48,18 +51,18 @@ class GrammarChecker:
         self._clock = clock
         self._first, self._second = _Queue("grammar-check"), _Queue("grammar-check-slow")
 
-    def check(self, grammar: Grammar, field: str) -> Future[None]:
+    def check(self, grammar: Grammar, field: str, owner: str = "") -> Future[None]:
         """Fails with InvalidRequestError that names `field`, for what is no grammar with any tokenizer, or
         takes too long to find out; with QueueFullError if too many others are being checked. Can be cancelled
-        until its first try begins."""
+        until its first try begins. owner: who asks."""
         checked: Future[None] = Future()
         seconds = min(FIRST_SECONDS, self._check_seconds)
-        self._first.submit(self._try, checked, grammar, field, seconds, self._clock())
+        one = _Check(checked, grammar, field, owner)
+        self._first.turns.submit(owner, partial(self._try, one, seconds, self._clock()))
         return checked
 
-    def _try(
-        self, checked: Future[None], grammar: Grammar, field: str, seconds: float, asked_at: float
-    ) -> None:
+    def _try(self, one: _Check, seconds: float, asked_at: float) -> None:
+        checked, field = one.checked, one.field
         again = checked.running()
         if not again and not checked.set_running_or_notify_cancel():
             return
@@ -68,9 +71,11 @@ class GrammarChecker:
                 raise QueueFullError(
                     f"{field}: more grammars are being checked than {WAIT_SECONDS:g} s are enough for"
                 )
-            timed_out, problem = (self._second if again else self._first).problem_of(grammar, seconds)
+            timed_out, problem = (self._second if again else self._first).problem_of(one.grammar, seconds)
             if timed_out and not again and seconds < self._check_seconds:
-                self._second.submit(self._try, checked, grammar, field, self._check_seconds, self._clock())
+                self._second.turns.submit(
+                    one.owner, partial(self._try, one, self._check_seconds, self._clock())
+                )
                 return
             if problem is not None:
                 raise InvalidRequestError(f"{field}: {problem}", field=field)
@@ -80,15 +85,20 @@ class GrammarChecker:
             checked.set_result(None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Check:
+    checked: Future[None]
+    grammar: Grammar
+    field: str
+    owner: str
+
+
 class _Queue:
     """One grammar at a time, in a process that lasts."""
 
     def __init__(self, name: str) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self.turns = TurnQueue(name)
         self._process: subprocess.Popen[bytes] | None = None
-
-    def submit(self, run: Callable[..., None], *arguments: object) -> None:
-        self._thread.submit(run, *arguments)
 
     def problem_of(self, grammar: Grammar, seconds: float) -> tuple[bool, str | None]:
         """Only for what was submitted -> whether the seconds were too few, what is wrong with the grammar."""

@@ -100,11 +100,14 @@ class TextGenerator:
         with self._recording_failure(requests[0], arrival, account):
             tickets = self._enter(requests, account)
         meter = Meter(account, requests[0].choices)
-        work = ThreadWork()
+        work = ThreadWork(account.name)
         try:
             streams, places = [], iter(tickets)
             for place, request in enumerate(requests):
-                with self._recording_failure(request, arrival, account), _giving_back(account, len(tickets)):
+                with (
+                    self._recording_failure(request, arrival, account),
+                    _giving_back(account, len(tickets), work),
+                ):
                     prepared = await self._prepare(request, arrival, work)
                 choices = choices_of(prepared, request.choices, first=place * request.choices)
                 runs = [self._run(one, next(places), arrival, account) for one in choices]
@@ -241,12 +244,17 @@ def _outcome_of(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _giving_back(account: Account, count: int) -> Iterator[None]:
-    """Requests that are refused before they run do not count as let in."""
+def _giving_back(account: Account, count: int, work: ThreadWork) -> Iterator[None]:
+    """Requests that are refused before they run do not count as let in, unless finding out was work: of
+    grammars to check, nobody may send more than the key's quota allows."""
     try:
         yield
-    except (InvalidRequestError, QueueFullError, UnavailableError):
+    except UnavailableError:
         account.give_back(count)
+        raise
+    except (InvalidRequestError, QueueFullError):
+        if not work.asked:
+            account.give_back(count)
         raise
 
 

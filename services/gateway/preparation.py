@@ -68,7 +68,7 @@ class RequestPreparer:
         self._model.check_name(request.model)
         sampling = self._sampling(request)
         if request.grammar is not None:
-            await work.wait(self._grammars.check(request.grammar, request.grammar_field))
+            await work.wait(self._grammars.check(request.grammar, request.grammar_field, work.owner))
         grammar, field, calls = request.grammar, request.grammar_field, None
         if request.tools is not None:
             grammar, field = await self._tools.grammar(request.tools, request.grammar, work), "tools"

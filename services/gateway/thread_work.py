@@ -14,8 +14,15 @@ _T = TypeVar("_T")
 class ThreadWork:
     """Thread work for one request. Once begun it cannot be stopped, even if nobody waits for it any more."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: str = "") -> None:
+        """owner: the name of the key that pays for it."""
+        self.owner = owner
         self._last: Future[object] | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether there was any."""
+        return self._last is not None
 
     async def wait(self, work: Future[_T]) -> _T:
         """Returns the result. One call at a time. Cancelling it cancels work that has not begun."""

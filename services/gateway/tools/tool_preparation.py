@@ -88,11 +88,12 @@ class ToolPreparer:
         if grammar is None:
             return None
         try:
-            await work.wait(self._grammars.check(grammar, "tools"))
+            await work.wait(self._grammars.check(grammar, "tools", work.owner))
         except InvalidRequestError:
             for tool in use.callable.values():
                 schema = Grammar(kind=GrammarKind.JSON_SCHEMA, text=tool.schema)
-                await work.wait(self._grammars.check(schema, f"{tool.place}.parameters"))
+                field = f"{tool.place}.parameters"
+                await work.wait(self._grammars.check(schema, field, work.owner))
             raise
         return grammar
 

@@ -55,16 +55,22 @@ async def test_refused_requests_do_not_count_as_let_in(serve: Serve, keys_file) 
     running = await serve(FakeBackend("Hello"), keys_file=keys_file(requests_per_minute=1))
     wrong = [
         ({"model": "another"}, 404),
-        (
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}}},
-            400,
-        ),
         ({"messages": [{"role": "user", "content": "long " * 9000}]}, 400),
     ]
     for fields, status in wrong:
         answer = await running.client.post(CHAT, json={**BODY, **fields}, headers=AS_K)
         assert answer.status_code == status, answer.text
     assert (await running.client.post(CHAT, json=BODY, headers=AS_K)).status_code == 200
+    assert (await running.client.post(CHAT, json=BODY, headers=AS_K)).status_code == 429
+
+
+async def test_requests_refused_for_their_grammar_count_for_it_was_checked(serve: Serve, keys_file) -> None:
+    running = await serve(FakeBackend("Hello"), keys_file=keys_file(requests_per_minute=2))
+    wrong = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}}
+    tool = {"type": "function", "function": {"name": "f", "strict": True, "parameters": {"not": {}}}}
+    for fields in ({"response_format": wrong}, {"tools": [tool]}):
+        answer = await running.client.post(CHAT, json={**BODY, **fields}, headers=AS_K)
+        assert answer.status_code == 400, answer.text
     assert (await running.client.post(CHAT, json=BODY, headers=AS_K)).status_code == 429
 
 

@@ -163,7 +163,7 @@ class SlowChecker(GrammarChecker):
         self.checked: Future[None] = Future()
         self.checked.set_running_or_notify_cancel()
 
-    def check(self, grammar: Grammar, field: str) -> Future[None]:
+    def check(self, grammar: Grammar, field: str, owner: str = "") -> Future[None]:
         self.begun.set()
         return self.checked
 
