@@ -10,17 +10,20 @@ from typing import TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.datastructures import Headers
 
 from services.gateway.http.errors import BodyTooLargeError, MediaTypeError, SlowBodyError, invalid_body
 
 _Body = TypeVar("_Body", bound=BaseModel)
 
 BODY_TIMEOUT_SECONDS = 30.0
+_OF_WEB_PAGES = ("origin", "sec-fetch-site")
+"""Headers that browsers set, and pages cannot: with every POST, those of the gateway's own page included."""
 
 
 async def read_body(request: Request, body_type: type[_Body], max_bytes: int) -> _Body:
     """Raises MediaTypeError, BodyTooLargeError, SlowBodyError, or InvalidRequestError naming the field."""
-    _check_type(request.headers.get("content-type", ""))
+    _check_type(request.headers)
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise MediaTypeError(f"the body must be sent as it is, got Content-Encoding {encoding!r:.80}")
@@ -63,10 +66,14 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _check_type(content_type: str) -> None:
-    """Accepts JSON types and a missing one. Browsers send forms and plain text across origins without a CORS
-    preflight; refusing those keeps foreign web pages from using this gateway."""
+def _check_type(headers: Headers) -> None:
+    """Accepts JSON types, and a missing one unless a web page sends it. Browsers send forms, plain text and
+    bodies without a type across origins without a CORS preflight; refusing those keeps foreign web pages from
+    using this gateway."""
+    content_type = headers.get("content-type", "")
     media_type = content_type.partition(";")[0].strip().lower()
+    if not media_type and any(name in headers for name in _OF_WEB_PAGES):
+        raise MediaTypeError("web pages must send the content type application/json, got none")
     if media_type and media_type != "application/json" and not media_type.endswith("+json"):
         raise MediaTypeError(f"the content type must be application/json, got {content_type!r:.80}")
 

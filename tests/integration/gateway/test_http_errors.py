@@ -143,6 +143,29 @@ async def test_a_body_without_a_content_type_is_still_json(serve: Serve) -> None
 
 
 @pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example.org"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Origin": "https://evil.example.org", "Content-Type": ""},
+    ],
+)
+async def test_a_web_page_must_name_the_content_type_for_then_browsers_ask_first(
+    serve: Serve, headers
+) -> None:
+    running = await serve(FakeBackend("ok"))
+    content = json.dumps(CHAT).encode()
+    response = await running.client.post("/v1/chat/completions", content=content, headers=headers)
+    assert response.status_code == 415
+    error = response.json()["error"]
+    assert error["message"] == "web pages must send the content type application/json, got none"
+    headers = {**headers, "Content-Type": "application/json"}
+    response = await running.client.post("/v1/chat/completions", content=content, headers=headers)
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
     ("content_type", "status"),
     [
         ("application/json; charset=utf-8", 200),
