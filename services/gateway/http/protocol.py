@@ -18,7 +18,7 @@ REST_SECONDS = 5.0
 once: a client that is still sending would lose the answer with it."""
 MAX_HEAD_BYTES = 65536
 """Of request line and headers, and of what a body has that is no content: sizes and extensions of chunks,
-and headers behind the last one, which are kept like the others. They are looked at after every read, so they
+and fields behind the last one, which are ignored. They are looked at after every read, so they
 may be larger by one of those."""
 
 
@@ -87,6 +87,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
         if not self._in_head:
             self._head_begins()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_body:  # what a proxy in front has let pass behind a body must not count as a header
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._head_ends()

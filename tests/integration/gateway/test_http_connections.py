@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import resource
 import socket
 
@@ -87,6 +88,21 @@ async def test_a_body_of_many_small_chunks_with_a_trailer_is_read(serve: Serve) 
     writer.write(b"0\r\nX-Sum: 1\r\n\r\n")
     async with asyncio.timeout(5):
         assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+
+
+async def test_fields_behind_a_body_are_no_headers(serve: Serve) -> None:
+    reader, writer = await connect(await serve(FakeBackend(), api_keys=("key",)))
+    body = json.dumps({"model": MODEL, "prompt": "x", "max_tokens": 2})
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+    key, chunk = "Authorization: Bearer key\r\n", f"\r\n{len(body):x}\r\n{body}\r\n0\r\n"
+    # With the trailer in the same read as the head, as then it is there before the headers are looked at.
+    writer.write(f"{head}{chunk}{key}\r\n{head}{key}{chunk}\r\n".encode())
+    async with asyncio.timeout(5):
+        answers = b""
+        while answers.count(b"HTTP/1.1 ") < 2:
+            answers += await reader.read(65536)
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"401", b"200"]
     writer.close()
 
 
