@@ -19,6 +19,7 @@ from services.gateway.callers.quotas import RATE_LIMIT_HEADERS
 from services.gateway.callers.tiers import FLOOR_HEADER, Caller
 from services.gateway.gateway import Gateway
 from services.gateway.http.body import read_body
+from services.gateway.http.body_room import BodyRoom
 from services.gateway.http.errors import error_answer, install_error_handlers
 from services.gateway.http.middleware import ObserveRequests
 from services.gateway.http.streaming import (
@@ -94,19 +95,19 @@ def create_app(gateway: Gateway, *, ready: Callable[[], bool]) -> FastAPI:
 
 
 def _openai_routes(gateway: Gateway) -> APIRouter:
-    router = APIRouter()
+    router, room = APIRouter(), BodyRoom(gateway.max_body_bytes)
 
     @router.post(_CHAT)
     async def chat_completions(request: Request) -> Response:
-        return await _completion(gateway, gateway.chat, request)
+        return await _completion(gateway, gateway.chat, request, room)
 
     @router.post(_COMPLETIONS)
     async def completions(request: Request) -> Response:
-        return await _completion(gateway, gateway.completions, request)
+        return await _completion(gateway, gateway.completions, request, room)
 
     @router.post(_RESPONSES)
     async def responses(request: Request) -> Response:
-        return await _completion(gateway, gateway.responses, request)
+        return await _completion(gateway, gateway.responses, request, room)
 
     @router.api_route(_MODELS, methods=_READ)
     async def list_models(request: Request) -> ModelList:
@@ -153,13 +154,15 @@ def _operator_routes(gateway: Gateway, ready: Callable[[], bool]) -> APIRouter:
     return router
 
 
-async def _completion(gateway: Gateway, use_case: CompletionUseCase[_Body], request: Request) -> Response:
+async def _completion(
+    gateway: Gateway, use_case: CompletionUseCase[_Body], request: Request, room: BodyRoom
+) -> Response:
     request_id = gateway.answers.request_id(use_case.id_prefix)
     headers, caller = {"X-Request-Id": request_id}, None
     try:
         given = request.headers
         caller = gateway.api_keys.caller_of(given.get("authorization"), given.get(FLOOR_HEADER))
-        body = await read_body(request, use_case.body_type, gateway.max_body_bytes)
+        body = await read_body(request, use_case.body_type, gateway.max_body_bytes, room, caller.account.name)
         if body.stream:
             payloads = _payloads(use_case.stream(body, request_id, caller))
             started = await after_first(payloads, request.receive, KEEP_ALIVE_SECONDS)

@@ -1,4 +1,4 @@
-"""Reads a request's JSON body; checks its media type and bounds its size and the time it may take."""
+"""Reads a request's JSON body; checks its media type and bounds its size, memory and time."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers
 
+from services.gateway.http.body_room import BodyPlace, BodyRoom
 from services.gateway.http.errors import BodyTooLargeError, MediaTypeError, SlowBodyError, invalid_body
 
 _Body = TypeVar("_Body", bound=BaseModel)
@@ -21,8 +22,14 @@ _OF_WEB_PAGES = ("origin", "sec-fetch-site")
 """Headers that browsers set, and pages cannot: with every POST, those of the gateway's own page included."""
 
 
-async def read_body(request: Request, body_type: type[_Body], max_bytes: int) -> _Body:
-    """Raises MediaTypeError, BodyTooLargeError, SlowBodyError, or InvalidRequestError naming the field."""
+async def read_body(
+    request: Request, body_type: type[_Body], max_bytes: int, room: BodyRoom, key: str
+) -> _Body:
+    """key: the name of the key that sends it.
+
+    Raises MediaTypeError, BodyTooLargeError, SlowBodyError, QueueFullError if too many others arrive, or
+    InvalidRequestError naming the field.
+    """
     _check_type(request.headers)
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
@@ -30,16 +37,22 @@ async def read_body(request: Request, body_type: type[_Body], max_bytes: int) ->
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared) > max_bytes:
         raise _too_large(declared, max_bytes)
+    with room.place(key) as place:
+        return parsed_body(await _received(request, max_bytes, place), body_type)
+
+
+async def _received(request: Request, max_bytes: int, place: BodyPlace) -> bytearray:
     raw = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
             async for piece in request.stream():
-                raw += piece
-                if len(raw) > max_bytes:
+                if len(raw) + len(piece) > max_bytes:
                     raise _too_large(f"more than {max_bytes}", max_bytes)
+                place.hold(len(raw) + len(piece))
+                raw += piece
     except TimeoutError:
         raise SlowBodyError(f"the request body did not arrive within {BODY_TIMEOUT_SECONDS:g} s") from None
-    return parsed_body(raw, body_type)
+    return raw
 
 
 def parsed_body(raw: bytes | bytearray, body_type: type[_Body]) -> _Body:

@@ -2,8 +2,12 @@
 
 import asyncio
 import json
+from functools import partial
 
+from services.gateway.config import GatewayLimits
+from services.gateway.http import app as http_app
 from services.gateway.http import protocol as http_protocol
+from services.gateway.http.body_room import BodyRoom
 from tests.integration.gateway.conftest import MODEL, RunningGateway, Serve
 from tests.support.fake_generation import FakeBackend
 
@@ -64,3 +68,28 @@ async def test_the_body_of_a_request_sent_ahead_has_its_own_time(serve: Serve, m
     writer.write(BODY[5:])
     assert await answer(reader) == b"HTTP/1.1 200 OK"
     writer.close()
+
+
+async def test_bodies_that_are_held_back_leave_room_for_others(serve: Serve, monkeypatch) -> None:
+    small = partial(BodyRoom, total_bytes=4_000_000, key_bytes=2_000_000)
+    monkeypatch.setattr(http_app, "BodyRoom", small)
+    running = await serve(FakeBackend(), limits=GatewayLimits(max_body_bytes=1_000_000), api_keys=("a", "b"))
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\n"
+        b"Content-Length: 900000\r\n\r\n"
+    )
+    held = [await connect(running) for _ in range(3)]
+    for _, writer in held:
+        writer.write(head % b"a" + b"x" * 899_999)
+        await writer.drain()
+    answers = [asyncio.create_task(answer(reader)) for reader, _ in held]
+    done, left = await asyncio.wait(answers, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+    assert [one.result() for one in done] == [b"HTTP/1.1 429 Too Many Requests"]
+    reader, writer = await connect(running)
+    writer.write(head % b"b" + b" " * (900_000 - len(BODY)) + BODY)
+    assert await answer(reader) == b"HTTP/1.1 200 OK"
+    for one in left:
+        one.cancel()
+    writer.close()
+    for _, other in held:
+        other.close()
