@@ -10,8 +10,15 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from dspark_core.errors import CheckpointError
-from dspark_core.tokenization.tokenizer import GenerationDefaults, TokenizerParts
+from dspark_core.tokenization.sampling_defaults import read_defaults
+from dspark_core.tokenization.tokenizer import TokenizerParts
 
+_SAMPLING = {
+    "temperature": "general.sampling.temp",
+    "top_p": "general.sampling.top_p",
+    "top_k": "general.sampling.top_k",
+    "min_p": "general.sampling.min_p",
+}
 _CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 
 # Words, digits as given by the %s, punctuation and whitespace, as split by Llama 3 and Qwen2.
@@ -82,12 +89,7 @@ def _parts(metadata: Mapping[str, Any]) -> TokenizerParts:
         special_tokens=special_tokens,
         eos_token_ids=_ids(metadata, "eos_token_id", "eot_token_id"),
         chat_template=metadata.get("tokenizer.chat_template"),
-        defaults=GenerationDefaults(
-            temperature=metadata.get("general.sampling.temp"),
-            top_p=metadata.get("general.sampling.top_p"),
-            top_k=metadata.get("general.sampling.top_k"),
-            min_p=metadata.get("general.sampling.min_p"),
-        ),
+        defaults=read_defaults(metadata, _SAMPLING),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import tokenizers
 
 from dspark_core.errors import CheckpointError
+from dspark_core.tokenization.sampling_defaults import read_defaults
 from dspark_core.tokenization.tokenizer import GenerationDefaults, TokenizerParts
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -27,14 +28,15 @@ def read_directory(directory: Path) -> TokenizerParts:
     backend.no_truncation()
     backend.no_padding()
     config = _read_json(directory / "tokenizer_config.json")
-    generation = _read_json(directory / "generation_config.json")
+    generation_path = directory / "generation_config.json"
+    generation = _read_json(generation_path)
     special_tokens = dict(_special_tokens(config))
     return TokenizerParts(
         backend=backend,
         special_tokens=special_tokens,
         eos_token_ids=_eos_ids(directory, backend, special_tokens, generation),
         chat_template=_chat_template(directory, config),
-        defaults=_defaults(generation),
+        defaults=_defaults(generation_path, generation),
     )
 
 
@@ -103,10 +105,8 @@ def _names_template(entry: object) -> bool:
     return False
 
 
-def _defaults(generation: Mapping[str, Any]) -> GenerationDefaults:
-    return GenerationDefaults(
-        temperature=generation.get("temperature"),
-        top_p=generation.get("top_p"),
-        top_k=generation.get("top_k"),
-        min_p=generation.get("min_p"),
-    )
+def _defaults(path: Path, generation: Mapping[str, Any]) -> GenerationDefaults:
+    try:
+        return read_defaults(generation, {name: name for name in ("temperature", "top_p", "top_k", "min_p")})
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error

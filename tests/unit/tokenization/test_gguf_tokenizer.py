@@ -1,5 +1,6 @@
 """Small GGUF files written here: pre-tokenizers, BOS, token types, refusals by name."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -16,7 +17,13 @@ MERGES = ["1 2", "12 3", "a b", "Ġ ab", "Ġ 1"]
 
 
 def write(
-    path: Path, *, pre: str | None, model: str = "gpt2", merges=MERGES, bos: bool | None = None
+    path: Path,
+    *,
+    pre: str | None = "gpt-2",
+    model: str = "gpt2",
+    merges=MERGES,
+    bos: bool | None = None,
+    add: Callable[[gguf.GGUFWriter], object] = lambda writer: None,
 ) -> Path:
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_tokenizer_model(model)
@@ -31,6 +38,7 @@ def write(
     writer.add_chat_template("{{ bos_token }}{{ messages[0].content }}")
     if bos is not None:
         writer.add_add_bos_token(bos)
+    add(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -76,6 +84,20 @@ def test_control_tokens_are_hidden_and_user_defined_ones_shown(tmp_path) -> None
     assert tokenizer.encode("a<tool>b<|eot_id|>")[1::2] == (2, 1)
     assert tokenizer.decode((0, 2, 1)) == "<tool>"
     assert tokenizer.stop_token_ids == (0, 1)
+
+
+def test_sampling_defaults_are_checked(tmp_path) -> None:
+    def sampling(top_k: int, top_p: float) -> Path:
+        def add(writer: gguf.GGUFWriter) -> None:
+            writer.add_int32("general.sampling.top_k", top_k)
+            writer.add_float32("general.sampling.top_p", top_p)
+
+        return write(tmp_path / "m.gguf", add=add)
+
+    defaults = load_tokenizer(sampling(-1, 0.5)).defaults
+    assert (defaults.top_k, defaults.top_p) == (0, 0.5)
+    with pytest.raises(CheckpointError, match=r"m\.gguf: general\.sampling\.top_p: .* got 0\.0"):
+        load_tokenizer(sampling(20, 0.0))
 
 
 def test_what_is_not_supported_is_refused_by_name(tmp_path) -> None:

@@ -141,6 +141,29 @@ def test_settings_come_from_the_files_beside_the_tokenizer(tmp_path) -> None:
     assert (tokenizer.defaults.top_p, tokenizer.defaults.min_p) == (0.95, None)
 
 
+def test_a_top_k_of_minus_one_is_off(tmp_path) -> None:
+    write(tmp_path, byte_level(), generation_config={"top_k": -1, "temperature": 0})
+    defaults = load_tokenizer(tmp_path).defaults
+    assert (defaults.top_k, defaults.temperature) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("top_p", 0.0, r"top_p must be in \(0, 1\], got 0.0"),
+        ("top_k", -2, r"top_k must be >= 0 \(0: off\), got -2"),
+        ("top_k", 50.0, "top_k must be an integer, got 50.0"),
+        ("temperature", "0.6", "temperature must be a number, got '0.6'"),
+        ("temperature", float("nan"), "temperature must be in .*, got nan"),
+        ("min_p", True, "min_p must be a number, got True"),
+    ],
+)
+def test_a_sampling_default_that_no_request_may_have_is_refused(tmp_path, field, value, problem) -> None:
+    write(tmp_path, byte_level(), generation_config={field: value})
+    with pytest.raises(CheckpointError, match=rf"generation_config\.json: .*{problem}"):
+        load_tokenizer(tmp_path)
+
+
 def test_the_text_part_of_a_larger_model_says_what_ends_an_answer(tmp_path) -> None:
     write(tmp_path, byte_level(), config={"eos_token_id": None, "text_config": {"eos_token_id": [0, 2]}})
     assert load_tokenizer(tmp_path).stop_token_ids == (0, 2)
