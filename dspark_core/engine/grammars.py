@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import llguidance
@@ -46,6 +47,8 @@ class TokenizerDocument:
     document: str
     """The tokenizer as serialised by `tokenizers`."""
     end_token_ids: tuple[int, ...]
+    vocab_size: int = 0
+    """Number of its tokens, which may be more than the target has logits for."""
 
     def added_texts(self) -> tuple[str, ...]:
         """The texts of its added tokens."""
@@ -55,7 +58,7 @@ class TokenizerDocument:
 def read_tokenizer(path: Path) -> TokenizerDocument:
     """Reads the tokenizer of the target at `path`. Raises ConfigError or CheckpointError."""
     tokenizer = load_tokenizer(path)
-    return TokenizerDocument(tokenizer.document, tokenizer.stop_token_ids)
+    return TokenizerDocument(tokenizer.document, tokenizer.stop_token_ids, tokenizer.vocab_size)
 
 
 class SharedSpare:
@@ -167,7 +170,8 @@ class SequenceGrammar:
     def forced(self) -> tuple[int, ...]:
         """Tokens of what must come next, as the tokenizer writes it; mostly none."""
         with self._budget.call():
-            return tuple(self._matcher.compute_ff_tokens())
+            tokens = self._matcher.compute_ff_tokens()
+        return tuple(takewhile(lambda token_id: token_id < self._vocab_size, tokens))
 
     def valid(self, token_ids: Sequence[int]) -> int:
         """How many of the tokens may follow, one after the other; fewer if that takes long to find out.
@@ -228,11 +232,12 @@ class GrammarCompiler:
         """Must run on the compiler's own thread."""
         if self._tokens is None:
             known = self._load()
-            self._end_token_ids = known.end_token_ids
+            self._end_token_ids = tuple(end for end in known.end_token_ids if end < self._vocab_size)
             self._added = AddedTokens(known.added_texts())
+            size = max(self._vocab_size, known.vocab_size)
             try:
                 self._tokens = llguidance.LLTokenizer(
-                    known.document, n_vocab=self._vocab_size, eos_token=list(known.end_token_ids)
+                    known.document, n_vocab=size, eos_token=list(known.end_token_ids)
                 )
             except ValueError as error:
                 raise InvalidRequestError(
