@@ -70,14 +70,27 @@ def _eos_ids(
 ) -> tuple[int, ...]:
     config = _read_json(directory / "config.json")
     text = config.get("text_config")  # multimodal models may declare it only there
-    declared = None
-    for source in (generation, config, text if isinstance(text, Mapping) else {}):
-        declared = source.get("eos_token_id") if declared is None else declared
-    ids = {declared} if isinstance(declared, int) else set(declared or ())
+    ids: set[int] = set()
+    for name, source in (
+        ("generation_config.json", generation),
+        ("config.json", config),
+        ("config.json: text_config", text if isinstance(text, Mapping) else {}),
+    ):
+        declared = source.get("eos_token_id")
+        if declared is not None:
+            ids = _declared_ids(f"{directory / name}: eos_token_id", declared)
+            break
     own = backend.token_to_id(special_tokens["eos_token"]) if "eos_token" in special_tokens else None
     if own is not None:
         ids.add(own)
     return tuple(sorted(ids))
+
+
+def _declared_ids(name: str, declared: object) -> set[int]:
+    ids = declared if isinstance(declared, list) else [declared]
+    if any(isinstance(token_id, bool) or not isinstance(token_id, int) for token_id in ids):
+        raise CheckpointError(f"{name} must be a token id, or a list of them, got {declared!r}")
+    return set(ids)
 
 
 def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,8 @@ from dspark_core.tokenization.thoughts import ThoughtMarks, thought_marks
 from dspark_core.tokenization.token_bytes import token_bytes
 from dspark_core.tokenization.tool_formats import ToolFormat
 from dspark_core.tokenization.tool_style import ToolStyle, tool_style
+
+_log = logging.getLogger(__name__)
 
 # How chat formats end a turn. One of these stops generation when the model's own template writes it,
 # even where the checkpoint names only its end-of-text token. So does the beginning of what a called tool
@@ -32,6 +35,8 @@ _END_OF_TURN = (
     "<|endoftext|>",
 )
 
+_ID_LIMIT = 2**32
+"""The library takes no larger ids."""
 _SHORT_CHARACTERS = 2048
 """Texts up to this length encode in a few milliseconds; releasing the GIL would cost more than it saves."""
 
@@ -206,4 +211,11 @@ def _stop_ids(parts: TokenizerParts) -> tuple[int, ...]:
     template = parts.chat_template or ""
     ends = (parts.backend.token_to_id(token) for token in _END_OF_TURN if token in template)
     found = {*parts.eos_token_ids, *(token_id for token_id in ends if token_id is not None)}
-    return tuple(sorted(found))
+    unknown = sorted(token_id for token_id in found if not _knows(parts.backend, token_id))
+    if unknown:
+        _log.warning("end tokens %s are ignored: the tokenizer has no such tokens", unknown)
+    return tuple(sorted(found.difference(unknown)))
+
+
+def _knows(backend: tokenizers.Tokenizer, token_id: int) -> bool:
+    return 0 <= token_id < _ID_LIMIT and backend.id_to_token(token_id) is not None

@@ -169,6 +169,21 @@ def test_the_text_part_of_a_larger_model_says_what_ends_an_answer(tmp_path) -> N
     assert load_tokenizer(tmp_path).stop_token_ids == (0, 2)
 
 
+def test_end_tokens_that_the_tokenizer_lacks_are_ignored_with_a_warning(tmp_path, caplog) -> None:
+    ids = [1, 4000, 2**32 - 1, 2**70, -1]
+    write(tmp_path, byte_level(), generation_config={"eos_token_id": ids})
+    assert load_tokenizer(tmp_path).stop_token_ids == (1,)
+    (record,) = caplog.records
+    assert f"end tokens {sorted(ids[1:])} are ignored" in record.getMessage()
+
+
+@pytest.mark.parametrize("ids", ["2", [0, "2"], {"a": 2}, 2.0, True])
+def test_end_tokens_that_are_no_ids_are_refused(tmp_path, ids) -> None:
+    write(tmp_path, byte_level(), generation_config={"eos_token_id": ids})
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: eos_token_id must be a token id"):
+        load_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize(
     "template", [TEMPLATE, [{"name": "tool_use", "template": "x"}, {"name": "default", "template": TEMPLATE}]]
 )
