@@ -87,7 +87,7 @@ def _parts(metadata: Mapping[str, Any]) -> TokenizerParts:
     return TokenizerParts(
         backend=_backend(metadata, tokens),
         special_tokens=special_tokens,
-        eos_token_ids=_ids(metadata, "eos_token_id", "eot_token_id"),
+        eos_token_ids=_end_ids(metadata, tokens),
         chat_template=metadata.get("tokenizer.chat_template"),
         defaults=read_defaults(metadata, _SAMPLING),
     )
@@ -115,11 +115,13 @@ def _backend(metadata: Mapping[str, Any], tokens: Sequence[str]) -> tokenizers.T
         texts = [tokens[index] for index, token_type in enumerate(types) if token_type == kind]
         backend.add_tokens([AddedToken(text, special=special, normalized=False) for text in texts])
     if metadata.get("tokenizer.ggml.add_bos_token", name == "llama-bpe"):
-        _prepend(backend, tokens, metadata["tokenizer.ggml.bos_token_id"])
+        _prepend(backend, tokens, _token_id(metadata, tokens, "bos"))
     return backend
 
 
-def _prepend(backend: tokenizers.Tokenizer, tokens: Sequence[str], bos_id: int) -> None:
+def _prepend(backend: tokenizers.Tokenizer, tokens: Sequence[str], bos_id: int | None) -> None:
+    if bos_id is None:
+        raise CheckpointError("tokenizer.ggml.bos_token_id names no token, but texts shall begin with it")
     backend.post_processor = processors.TemplateProcessing(
         single=[tokens[bos_id], "$A"], special_tokens=[(tokens[bos_id], bos_id)]
     )
@@ -127,10 +129,16 @@ def _prepend(backend: tokenizers.Tokenizer, tokens: Sequence[str], bos_id: int) 
 
 def _special_tokens(metadata: Mapping[str, Any], tokens: Sequence[str]) -> list[tuple[str, str]]:
     keys = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
-    ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
+    ids = {name: _token_id(metadata, tokens, key) for name, key in keys.items()}
     return [(name, tokens[token_id]) for name, token_id in ids.items() if token_id is not None]
 
 
-def _ids(metadata: Mapping[str, Any], *names: str) -> tuple[int, ...]:
-    found = (metadata.get(f"tokenizer.ggml.{name}") for name in names)
+def _end_ids(metadata: Mapping[str, Any], tokens: Sequence[str]) -> tuple[int, ...]:
+    found = (_token_id(metadata, tokens, key) for key in ("eos", "eot"))
     return tuple(sorted({token_id for token_id in found if token_id is not None}))
+
+
+def _token_id(metadata: Mapping[str, Any], tokens: Sequence[str], key: str) -> int | None:
+    """None also for an id of no token: some writers say -1, or that as an unsigned number, for "unset"."""
+    token_id = metadata.get(f"tokenizer.ggml.{key}_token_id")
+    return token_id if token_id in range(len(tokens)) else None

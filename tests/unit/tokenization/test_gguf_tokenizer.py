@@ -86,6 +86,32 @@ def test_control_tokens_are_hidden_and_user_defined_ones_shown(tmp_path) -> None
     assert tokenizer.stop_token_ids == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("method", "unset"), [("add_uint32", 2**32 - 1), ("add_int32", -1), ("add_uint32", 4000)]
+)
+def test_special_tokens_that_are_unset_are_absent(tmp_path, method, unset) -> None:
+    def add(writer: gguf.GGUFWriter) -> None:
+        for key in ("padding", "unknown", "eot"):
+            name = f"tokenizer.ggml.{key}_token_id"
+            writer.kv_data[0].pop(name, None)
+            getattr(writer, method)(name, unset)
+        writer.kv_data[0].pop("tokenizer.chat_template")
+        writer.add_chat_template("{{ pad_token is defined }} {{ unk_token is defined }} {{ eos_token }}")
+
+    tokenizer = load_tokenizer(write(tmp_path / "m.gguf", add=add))
+    assert tokenizer.stop_token_ids == (0,)
+    assert tokenizer.render_chat([]) == "False False <|eos|>"
+
+
+def test_a_bos_to_add_that_is_unset_is_refused(tmp_path) -> None:
+    def add(writer: gguf.GGUFWriter) -> None:
+        writer.kv_data[0].pop("tokenizer.ggml.bos_token_id")
+        writer.add_bos_token_id(2**32 - 1)
+
+    with pytest.raises(CheckpointError, match=r"m\.gguf: tokenizer\.ggml\.bos_token_id names no token"):
+        load_tokenizer(write(tmp_path / "m.gguf", bos=True, add=add))
+
+
 def test_sampling_defaults_are_checked(tmp_path) -> None:
     def sampling(top_k: int, top_p: float) -> Path:
         def add(writer: gguf.GGUFWriter) -> None:
