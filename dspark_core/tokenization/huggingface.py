@@ -13,8 +13,6 @@ from dspark_core.errors import CheckpointError
 from dspark_core.tokenization.sampling_defaults import read_defaults
 from dspark_core.tokenization.tokenizer import GenerationDefaults, TokenizerParts
 
-_SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
-
 
 def read_directory(directory: Path) -> TokenizerParts:
     """Raises CheckpointError naming the file that is missing or unreadable."""
@@ -30,7 +28,9 @@ def read_directory(directory: Path) -> TokenizerParts:
     config = _read_json(directory / "tokenizer_config.json")
     generation_path = directory / "generation_config.json"
     generation = _read_json(generation_path)
-    special_tokens = dict(_special_tokens(config))
+    # Older checkpoints name their special tokens only in the other file.
+    named = {**_read_json(directory / "special_tokens_map.json"), **config}
+    special_tokens = dict(_special_tokens(named))
     return TokenizerParts(
         backend=backend,
         special_tokens=special_tokens,
@@ -53,12 +53,12 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _special_tokens(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for name in _SPECIAL_NAMES:
-        token = config.get(name)
+def _special_tokens(named: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Those of all models and those of their own, such as `image_token`, for chat templates."""
+    for name, token in named.items():
         if isinstance(token, Mapping):  # a serialised AddedToken
             token = token.get("content")
-        if isinstance(token, str):
+        if name.endswith("_token") and isinstance(token, str):
             yield name, token
 
 

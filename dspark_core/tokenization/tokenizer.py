@@ -57,7 +57,7 @@ class TokenizerParts:
 
     backend: tokenizers.Tokenizer
     special_tokens: Mapping[str, str] = field(default_factory=dict)
-    """Text by the name used in chat templates: bos_token, eos_token, pad_token, unk_token."""
+    """Text by the name used in chat templates, such as bos_token."""
     eos_token_ids: tuple[int, ...] = ()
     chat_template: str | None = None
     defaults: GenerationDefaults = GenerationDefaults()
@@ -214,7 +214,10 @@ def _stop_ids(parts: TokenizerParts) -> tuple[int, ...]:
     unknown = sorted(token_id for token_id in found if not _knows(parts.backend, token_id))
     if unknown:
         _log.warning("end tokens %s are ignored: the tokenizer has no such tokens", unknown)
-    return tuple(sorted(found.difference(unknown)))
+    known = tuple(sorted(found.difference(unknown)))
+    if not known:
+        _log.warning("no end token is known: answers end only at stop texts or at their greatest length")
+    return known
 
 
 def _knows(backend: tokenizers.Tokenizer, token_id: int) -> bool:

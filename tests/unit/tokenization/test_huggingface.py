@@ -141,6 +141,36 @@ def test_settings_come_from_the_files_beside_the_tokenizer(tmp_path) -> None:
     assert (tokenizer.defaults.top_p, tokenizer.defaults.min_p) == (0.95, None)
 
 
+def test_special_tokens_may_be_named_in_their_own_file(tmp_path) -> None:
+    template = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }} {{ image_token }} {{ sep_token }}"
+    write(
+        tmp_path,
+        byte_level(),
+        tokenizer_config={"chat_template": template, "sep_token": "<|im_start|>", "add_bos_token": True},
+        special_tokens_map={
+            "bos_token": "<|end|>",
+            "eos_token": {"content": "<|im_end|>", "lstrip": False},
+            "image_token": "<think>",
+            "sep_token": "other",
+        },
+    )
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.stop_token_ids == (2,)
+    prompt = tokenizer.render_chat([{"role": "user", "content": "x"}])
+    assert prompt == "<|end|>x<|im_end|> <think> <|im_start|>"
+
+
+def test_a_special_token_that_the_tokenizer_config_denies_stays_absent(tmp_path) -> None:
+    write(tmp_path, byte_level(), tokenizer_config={"eos_token": None}, special_tokens_map={"eos_token": "a"})
+    assert load_tokenizer(tmp_path).stop_token_ids == ()
+
+
+def test_a_model_without_end_tokens_is_warned_of(tmp_path, caplog) -> None:
+    load_tokenizer(write(tmp_path, byte_level()))
+    (record,) = caplog.records
+    assert "no end token is known" in record.getMessage()
+
+
 def test_a_top_k_of_minus_one_is_off(tmp_path) -> None:
     write(tmp_path, byte_level(), generation_config={"top_k": -1, "temperature": 0})
     defaults = load_tokenizer(tmp_path).defaults
