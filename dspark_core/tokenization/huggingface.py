@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from dspark_core.errors import CheckpointError
+from dspark_core.tokenization.added_tokens import add_missing, tokens_by_id, tokens_by_text
 from dspark_core.tokenization.sampling_defaults import read_defaults
 from dspark_core.tokenization.tokenizer import GenerationDefaults, TokenizerParts
 
@@ -31,6 +32,7 @@ def read_directory(directory: Path) -> TokenizerParts:
     # Older checkpoints name their special tokens only in the other file.
     named = {**_read_json(directory / "special_tokens_map.json"), **config}
     special_tokens = dict(_special_tokens(named))
+    _add_tokens(directory, backend, config, special_tokens.values())
     return TokenizerParts(
         backend=backend,
         special_tokens=special_tokens,
@@ -60,6 +62,18 @@ def _special_tokens(named: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             token = token.get("content")
         if name.endswith("_token") and isinstance(token, str):
             yield name, token
+
+
+def _add_tokens(
+    directory: Path, backend: tokenizers.Tokenizer, config: Mapping[str, Any], special: Collection[str]
+) -> None:
+    """As in `transformers`, the newer layout hides the older one."""
+    if "added_tokens_decoder" in config:
+        origin = str(directory / "tokenizer_config.json")
+        add_missing(backend, origin, tokens_by_id(origin, config["added_tokens_decoder"]))
+    else:
+        path = directory / "added_tokens.json"
+        add_missing(backend, str(path), tokens_by_text(str(path), _read_json(path), special))
 
 
 def _eos_ids(

@@ -8,6 +8,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer
 
 from dspark_core.errors import CheckpointError, InvalidRequestError
 from dspark_core.tokenization.loading import load_tokenizer
@@ -117,6 +118,63 @@ def test_added_tokens_are_shown_unless_special(tmp_path) -> None:
     ids = tokenizer.encode("<|im_start|><think>cat<|im_end|>")
     assert len(ids) < 7
     assert tokenizer.decode(ids) == "<think>cat"
+
+
+def entry(text: str, **flags: bool) -> dict[str, object]:
+    plain = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word", "special"), False)
+    return {"content": text, **plain, **flags}
+
+
+ADDED = {
+    "new tokens": {
+        "tokenizer_config": {"added_tokens_decoder": {"284": entry("d a"), "283": entry("a hat")}}
+    },
+    "a special one": {"tokenizer_config": {"added_tokens_decoder": {"283": entry("t and", special=True)}}},
+    "a known one": {
+        "tokenizer_config": {"added_tokens_decoder": {"265": entry("hat"), "0": entry("<|end|>")}}
+    },
+    "the older file": {"tokenizer_config": {}, "added_tokens": {"hat a": 284, "at!": 283, "<think>": 282}},
+}
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_added_tokens_declared_beside_the_tokenizer_are_those_of_transformers(tmp_path, name) -> None:
+    backend = byte_level()
+    assert backend.get_vocab_size() == 283
+    files = ADDED[name]
+    files["tokenizer_config"]["tokenizer_class"] = "PreTrainedTokenizerFast"
+    tokenizer = load_tokenizer(write(tmp_path, backend, config={"model_type": "llama"}, **files))
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    text = "a hat and a cat!! <|end|><think>"
+    ids = theirs(text)["input_ids"]
+    assert list(tokenizer.encode(text)) == ids
+    assert tokenizer.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+    assert ids != backend.encode(text).ids
+
+
+@pytest.mark.parametrize(
+    ("files", "problem"),
+    [
+        (
+            {"tokenizer_config": {"added_tokens_decoder": {"299": entry("hats")}}},
+            r"tokenizer_config\.json: token 'hats' is not in .*, and its id 299 does not continue the 283",
+        ),
+        ({"added_tokens": {"hats": 5}}, r"added_tokens\.json: token 'hats' .* id 5 does not continue"),
+        ({"added_tokens": {"hat": "5"}}, r"added_tokens\.json: 'hat' must have a token id, got '5'"),
+        ({"tokenizer_config": {"added_tokens_decoder": []}}, "added_tokens_decoder must be an object, got"),
+        (
+            {"tokenizer_config": {"added_tokens_decoder": {"297": "hat"}}},
+            "'297' must be an id with",
+        ),
+        (
+            {"tokenizer_config": {"added_tokens_decoder": {"x": entry("a")}}},
+            "'x' must be an id with",
+        ),
+    ],
+)
+def test_added_tokens_that_do_not_fit_are_refused(tmp_path, files, problem) -> None:
+    with pytest.raises(CheckpointError, match=problem):
+        load_tokenizer(write(tmp_path, byte_level(), **files))
 
 
 def test_settings_come_from_the_files_beside_the_tokenizer(tmp_path) -> None:
