@@ -18,7 +18,7 @@ from dspark_core.models.decoder import Decoder
 from dspark_core.models.gemma import build_decoder
 from dspark_core.models.gguf import GgufCheckpoint
 from dspark_core.models.hf import HfTensors, has_text_part, read_hf_config
-from dspark_core.models.packing import PackingPlan, WeightChoice
+from dspark_core.models.packing import PackingPlan, WeightChoice, takes_int8
 from dspark_core.models.tensor_source import WeightSource, check_shapes
 from dspark_core.models.weight_layout import Layout, SourceTensor, unused_tensors, weight_layout
 
@@ -69,6 +69,10 @@ def load_target(
         stored = _stored_matrices(source, layout) if weights.keeps_blocks else {}
         if weights is WeightChoice.STORED_A8 and not stored:
             raise ConfigError(f"weights stored-a8 are for quantised files: {resolved} holds no such blocks")
+        if weights is WeightChoice.INT8 and not takes_int8(decoder):
+            raise ConfigError(
+                f"weights int8 need inputs in multiples of 32: no matrix of {resolved} has them"
+            )
         decoder.pack(PackingPlan(weights=weights, stored=stored, native=native))
     return LoadedTarget(decoder=decoder, config=config, path=resolved, fingerprint=fingerprint)
 

@@ -39,7 +39,8 @@ class WeightChoice(Enum):
     """As STORED, but with activations rounded to 8 bits, with a scale per row and 32 inputs, as other engines
     do for such files. This computes a slightly different model."""
     INT8 = "int8"
-    """Rounded to 8 bits with a scale per 32 inputs. This computes a slightly different model."""
+    """Rounded to 8 bits with a scale per 32 inputs; a matrix whose inputs are no multiple of 32 is as FULL.
+    This computes a slightly different model."""
 
     @property
     def exact(self) -> bool:
@@ -149,6 +150,12 @@ def _native_matrix(
 def multiplies_bytes(kernels: Kernels, inputs: int, dtype: torch.dtype) -> bool:
     """Whether `PackingPlan.byte_products` applies to matrices of this kind on this machine."""
     return kernels.byte_products and supports(Format.I8, inputs, dtype)
+
+
+def takes_int8(module: nn.Module) -> bool:
+    """Whether `WeightChoice.INT8` has an effect on any matrix of the module."""
+    linears = (child for child in module.modules() if isinstance(child, nn.Linear))
+    return any(supports(Format.Q8, linear.in_features, linear.weight.dtype) for linear in linears)
 
 
 def can_pack(weight: Tensor, plan: PackingPlan) -> bool:
