@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,6 +43,18 @@ _SCALING_FIELDS = (
     "finetuned",
 )
 """Supported fields after `_SCALING`, and `finetuned`, which has no effect."""
+_NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "attention.sliding_window": (0,),
+    "expert_count": (0,),
+    "logit_scale": (0, 1),
+    "embedding_scale": (0, 1),
+    "residual_scale": (0, 1),
+    "attn_logit_softcapping": (0,),
+    "final_logit_softcapping": (0,),
+    "attention.clamp_kqv": (0,),
+    "attention.causal": (True,),
+}
+"""Fields of other models, with the values that change nothing; 0 is off, as in llama.cpp."""
 _GLOBAL_NAMES = {
     "token_embd.weight": "embed_tokens.weight",
     "output_norm.weight": "norm.weight",
@@ -252,9 +265,14 @@ def _refuse_unsupported(metadata: Metadata, head_dim: int) -> None:
     for field in ("attention.value_length", "rope.dimension_count"):
         if metadata.get(field) not in (None, head_dim):
             raise metadata.error(field, f"is not supported; only the head size, {head_dim}, is")
-    for field in ("attention.sliding_window", "expert_count"):
-        if metadata.get(field) not in (None, 0):
+    for field, neutral in _NEUTRAL.items():
+        if metadata.get(field) not in (None, *neutral):
             raise metadata.error(field, "is not supported")
+    field = "attention.scale"
+    if metadata.get(field) != 0 and not math.isclose(
+        metadata.number(field, head_dim**-0.5), head_dim**-0.5, rel_tol=1e-6
+    ):
+        raise metadata.error(field, "is not supported; only 1 / sqrt(head size) is")
 
 
 def _open(path: Path) -> GGUFReader:

@@ -181,6 +181,45 @@ def test_a_factor_that_scales_nothing_is_no_obstacle(add: Any, tmp_path: Path) -
     assert GgufCheckpoint(path).config.rope_scaling is None
 
 
+CHANGING = {
+    "attention.scale": 0.5,
+    "logit_scale": 0.5,
+    "embedding_scale": 2.0,
+    "residual_scale": 0.5,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "attention.clamp_kqv": 8.0,
+}
+
+
+def with_field(path: Path, field: str, value: float | bool) -> Path:
+    def add(writer: gguf.GGUFWriter) -> None:
+        key = f"{writer.arch}.{field}"
+        writer.add_bool(key, value) if isinstance(value, bool) else writer.add_float32(key, value)
+
+    model = llama()
+    return write_gguf(path, model.config, gguf_tensors(model), extra=[add])
+
+
+@pytest.mark.parametrize(("field", "value"), [*CHANGING.items(), ("attention.causal", False)])
+def test_fields_that_would_change_a_logit_are_refused(field: str, value: float, tmp_path: Path) -> None:
+    path = with_field(tmp_path / "m.gguf", field, value)
+    assert f"{path}: {field}={value!r}" in load_error(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((field, 0.0) for field in CHANGING),
+        *((field, 1.0) for field in CHANGING if field.endswith("_scale")),
+        ("attention.scale", 16**-0.5),
+        ("attention.causal", True),
+    ],
+)
+def test_such_fields_with_a_neutral_value_are_no_obstacle(field: str, value: float, tmp_path: Path) -> None:
+    assert GgufCheckpoint(with_field(tmp_path / "m.gguf", field, value)).config.num_layers == 3
+
+
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     model = llama()
     path = write_gguf(tmp_path / "m.gguf", model.config, gguf_tensors(model), architecture="gemma3")
