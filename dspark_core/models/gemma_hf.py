@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dspark_core.models.config import DecoderConfig, Family
 from dspark_core.models.gemma_config import AttentionKind, GemmaConfig, LayerType
 from dspark_core.models.metadata import Metadata, naming_file
-from dspark_core.models.rope_layouts import refuse_disagreement
+from dspark_core.models.rope_layouts import refuse_another_theta, refuse_disagreement, rope_type
 
 _ACTIVATION = "gelu_pytorch_tanh"
 _ROPE_TYPES = ("default", "linear", "proportional")
@@ -184,16 +184,15 @@ def _full_overrides(
 def _rope(metadata: Metadata, kind: LayerType, gemma4: bool) -> tuple[float, float, float]:
     """Theta, factor and rotated fraction of one kind of layer."""
     rope = _rope_settings(metadata, kind, gemma4)
-    type_field = "rope_type" if rope.get("rope_type") is not None else "type"
-    rope_type = rope.get(type_field)
-    if rope_type not in (None, *_ROPE_TYPES):
+    type_field, scaled = rope_type(rope)
+    if scaled not in (None, *_ROPE_TYPES):
         raise rope.error(type_field, f"is not supported; supported: {', '.join(_ROPE_TYPES)}")
-    proportional = rope_type == "proportional"
-    if rope_type == "linear" and rope.get("partial_rotary_factor") not in (None, 1.0):
+    proportional = scaled == "proportional"
+    if scaled == "linear" and rope.get("partial_rotary_factor") not in (None, 1.0):
         raise rope.error("partial_rotary_factor", "is not supported where rope_type is 'linear'")
     return (
         rope.number("rope_theta", _DEFAULT_THETA[kind]),
-        rope.number("factor", 1.0) if proportional or rope_type == "linear" else 1.0,
+        rope.number("factor", 1.0) if proportional or scaled == "linear" else 1.0,
         rope.number("partial_rotary_factor", 1.0) if proportional else 1.0,
     )
 
@@ -206,9 +205,8 @@ def _rope_settings(metadata: Metadata, kind: LayerType, gemma4: bool) -> Metadat
         if value is not None and not isinstance(value, dict):
             raise metadata.error(name, "must be an object")
     # Top-level settings are the fallback for what a kind does not set itself.
-    values: dict[str, object] = {
-        "rope_theta": metadata.get("rope_theta" if full or gemma4 else "rope_local_base_freq")
-    }
+    theta_field = "rope_theta" if full or gemma4 else "rope_local_base_freq"
+    values: dict[str, object] = {"rope_theta": metadata.get(theta_field)}
     field, own = "rope_scaling", scaling if full else None  # the old layout scales the full layers only
     if isinstance(parameters, dict):
         field, own = f"rope_parameters[{kind.value!r}]", parameters.get(kind.value)
@@ -216,9 +214,20 @@ def _rope_settings(metadata: Metadata, kind: LayerType, gemma4: bool) -> Metadat
         own = {}
     if not isinstance(own, dict):
         raise metadata.error("rope_parameters", f"must be an object with one named {kind.value!r}")
+    if isinstance(parameters, dict):
+        _refuse_other_layers(metadata, parameters)
     if full and parameters is not None:
         refuse_disagreement(metadata, own)
+    if full or not gemma4:
+        refuse_another_theta(metadata, theta_field, own, field)
     return Metadata(f"{metadata.origin}: {field}", values | own)
+
+
+def _refuse_other_layers(metadata: Metadata, parameters: Mapping[str, object]) -> None:
+    known = [kind.value for kind in LayerType]
+    unknown = [name for name, value in parameters.items() if name not in known and value is not None]
+    if unknown:
+        raise metadata.error("rope_parameters", f"must be by layer type, {known}, but has {unknown[0]!r}")
 
 
 def _rope_fields(kind: AttentionKind) -> dict[str, object]:

@@ -15,7 +15,7 @@ from dspark_core.kernels.matrix import QuantizedRows
 from dspark_core.models.config import DecoderConfig, Family
 from dspark_core.models.gemma_hf import gemma_decoder_config
 from dspark_core.models.metadata import Metadata, naming_file
-from dspark_core.models.rope_layouts import read_rope_scaling, refuse_disagreement
+from dspark_core.models.rope_layouts import read_rope_scaling, refuse_another_theta, refuse_disagreement
 from dspark_core.models.rope_scaling import reach
 from dspark_core.models.tensor_files import open_tensors
 from dspark_core.models.tensor_source import checked_finite
@@ -258,7 +258,8 @@ def _rope_fields(metadata: Metadata) -> Metadata:
         raise metadata.error(field, "must be an object")
     if field == "rope_parameters" and nested is not None:
         refuse_disagreement(metadata, nested)
-    values |= nested or {}
+    refuse_another_theta(metadata, "rope_theta", nested or {}, field)
+    values |= {name: value for name, value in (nested or {}).items() if value is not None}
     values.setdefault("partial_rotary_factor", metadata.get("partial_rotary_factor"))
     rope = Metadata(f"{metadata.origin}: {field}" if nested else metadata.origin, values)
     if rope.get("partial_rotary_factor") not in (None, 1.0):

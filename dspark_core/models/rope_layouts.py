@@ -32,6 +32,8 @@ _KNOWN = {
     ),
 }
 """Fields whose effect is known; an unknown one might change every logit."""
+_PLAIN = ("rope_type", "type", "rope_theta", "partial_rotary_factor", _ORIGINAL)
+"""Fields that may stand beside the type `default`, or without a type."""
 
 
 def refuse_disagreement(metadata: Metadata, parameters: Mapping[str, object]) -> None:
@@ -50,12 +52,34 @@ def refuse_disagreement(metadata: Metadata, parameters: Mapping[str, object]) ->
         raise metadata.error("rope_scaling", "does not agree with rope_parameters: leave one of them out")
 
 
+def rope_type(rope: Metadata) -> tuple[str, object]:
+    """The type's field and value; None: `default`, under which fields that would scale are refused."""
+    type_field = "rope_type" if rope.get("rope_type") is not None else "type"
+    kind = rope.get(type_field)
+    if rope.get("type") not in (None, kind):
+        raise rope.error("type", f"does not agree with rope_type={kind!r}: leave one of them out")
+    if kind not in (None, "default"):
+        return type_field, kind
+    for field, value in rope.values.items():
+        if value is not None and field not in _PLAIN and not (field == "factor" and value == 1):
+            raise rope.error(
+                field, "has no effect without a rope_type that scales: leave it out, or name one"
+            )
+    return type_field, None
+
+
+def refuse_another_theta(metadata: Metadata, field: str, rope: Mapping[str, object], place: str) -> None:
+    """Refuses a `field` beside the RoPE settings that contradicts the theta in them, at `place`."""
+    theta, own = metadata.get(field), rope.get("rope_theta")
+    if None not in (theta, own) and theta != own:
+        raise metadata.error(field, f"does not agree with {place}: leave one of them out")
+
+
 def read_rope_scaling(rope: Metadata, metadata: Metadata) -> AnyRopeScaling | None:
     """`rope`: the settings in either layout; `metadata`: the enclosing file. Raises CheckpointError and
     ConfigError."""
-    type_field = "rope_type" if rope.get("rope_type") is not None else "type"
-    kind = rope.get(type_field)
-    if kind in (None, "default"):
+    type_field, kind = rope_type(rope)
+    if kind is None:
         return None
     if kind not in ("linear", "llama3", "yarn"):
         raise rope.error(type_field, "is not supported; supported: 'default', 'linear', 'llama3', 'yarn'")

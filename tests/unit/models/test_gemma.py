@@ -186,6 +186,36 @@ def test_a_theta_beside_the_layers_rope_is_theirs(make: Callable[[], Any], tmp_p
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5}},
+            r"rope_parameters=.* must be by layer type, .*, but has 'rope_type'",
+        ),
+        ({"rope_parameters": {SLIDING: {}, "chunked_attention": {}}}, "but has 'chunked_attention'"),
+        ({"rope_parameters": {FULL: {"factor": 8.0}}}, "factor=8.0 has no effect without a rope_type"),
+        (
+            {"rope_parameters": ..., "rope_scaling": {"factor": 8.0}},
+            "factor=8.0 has no effect without a rope",
+        ),
+        (
+            {"rope_parameters": {FULL: {"rope_type": "linear", "type": "default", "factor": 8.0}}},
+            "type='default' does not agree with rope_type='linear'",
+        ),
+        ({"rope_theta": 500.0}, r"rope_theta=500\.0 does not agree with rope_parameters\['full_attention'\]"),
+        ({"rope_local_base_freq": 500.0}, r"rope_local_base_freq=500\.0 does not agree .*sliding_attention"),
+    ],
+)
+def test_rope_settings_of_gemma3_that_would_have_no_effect_are_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    save_hf(gemma3(), tmp_path)
+    edit_json(tmp_path / "config.json", **changes)
+    with pytest.raises(CheckpointError, match=message):
+        read_hf_config(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("field", "value", "message"),
     [
         ("enable_moe_block", True, "enable_moe_block=True is not supported"),

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from dspark_core.errors import CheckpointError
 from dspark_core.models.hf import read_hf_config
 from dspark_core.models.loading import load_target, load_target_ends
-from dspark_core.models.rope_scaling import RopeScaling
-from tests.unit.models.target_checkpoints import LLAMA3_ROPE, edit_json, llama, qwen3, save_hf
+from dspark_core.models.rope_scaling import LinearScaling, RopeScaling
+from tests.unit.models.target_checkpoints import LINEAR_ROPE, LLAMA3_ROPE, edit_json, llama, qwen3, save_hf
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,26 @@ def test_both_layouts_of_rope_settings_may_stand_together_in_agreement(directory
     assert read_hf_config(directory).rope_scaling is not None
     edit_json(directory / "config.json", rope_scaling=scaling | {"factor": 2.0})
     assert "does not agree with rope_parameters" in load_error(directory)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default", "factor": 1.0, "original_max_position_embeddings": 64},
+        {"rope_type": "default", "type": "default", "rope_theta": 10000, "partial_rotary_factor": 1.0},
+        {"rope_theta": None, "attention_factor": None},
+    ],
+)
+def test_rope_settings_that_change_nothing_are_no_obstacle(directory: Path, rope: dict[str, Any]) -> None:
+    edit_json(directory / "config.json", rope_parameters=rope, rope_theta=10000.0)
+    config = read_hf_config(directory)
+    assert (config.rope_theta, config.rope_scaling) == (10000.0, None)
+
+
+def test_a_type_under_both_its_names_is_understood(directory: Path) -> None:
+    """As `transformers` saves what it read in the older layout."""
+    edit_json(directory / "config.json", rope_parameters=LINEAR_ROPE | {"type": "linear"})
+    assert read_hf_config(directory).rope_scaling == LinearScaling(factor=4.0, original_max_positions=64)
 
 
 def test_original_positions_beside_the_rope_settings_count(directory: Path) -> None:
@@ -166,6 +186,12 @@ def test_unused_sliding_window_of_qwen3_is_no_obstacle(tmp_path: Path) -> None:
         ("rope_parameters", 7, "rope_parameters=7 must be an object"),
         ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}, "rope_scaling=.* does not agree with rope_p"),
         ("rope_scaling", 7, "rope_scaling=7 must be an object"),
+        ("rope_theta", 500.0, "rope_theta=500.0 does not agree with rope_parameters: leave one of them out"),
+        ("rope_parameters", {"factor": 2.0}, "factor=2.0 has no effect without a rope_type that scales"),
+        ("rope_parameters", {"rope_type": "default", "factor": 2.0}, "factor=2.0 has no effect without a"),
+        ("rope_parameters", {"attention_factor": 0.5}, "attention_factor=0.5 has no effect without a"),
+        ("rope_parameters", LINEAR_ROPE | {"type": "yarn"}, "type='yarn' does not agree with rope_type='lin"),
+        ("rope_parameters", {"type": "yarn", "rope_type": "default", "factor": 2.0}, "type='yarn' does not"),
         ("rope_parameters", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported"),
         ("partial_rotary_factor", 0.5, "partial_rotary_factor=0.5 is not supported"),
         ("vocab_size", ..., "vocab_size is missing"),
