@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from loadtest.meter import ChatSample
+from loadtest.meter import ChatSample, UnfinishedChat
 from loadtest.sla import Outcomes
 
 
@@ -17,6 +17,7 @@ class Collector:
         self._limit = limit
         self._started = 0
         self._samples: list[ChatSample] = []
+        self._unfinished: list[UnfinishedChat] = []
         self._failed = 0
         self._refused = 0
         self._gave_up = False
@@ -36,6 +37,9 @@ class Collector:
     def add(self, sample: ChatSample) -> None:
         self._samples.append(sample)
 
+    def add_unfinished(self, chat: UnfinishedChat) -> None:
+        self._unfinished.append(chat)
+
     def add_failure(self) -> None:
         self._failed += 1
 
@@ -48,19 +52,26 @@ class Collector:
         return first
 
     def outcomes(self) -> Outcomes:
-        return Outcomes(samples=tuple(self._samples), failed=self._failed, refused=self._refused)
+        return Outcomes(
+            samples=tuple(self._samples),
+            unfinished=tuple(self._unfinished),
+            failed=self._failed,
+            refused=self._refused,
+        )
 
     def drain(self) -> dict[str, Any]:
         """Outcomes since the last call, as plain values that locust can send to its master."""
         sent = {
-            "samples": [asdict(s) for s in self._samples],
+            "samples": [asdict(sample) for sample in self._samples],
+            "unfinished": [asdict(chat) for chat in self._unfinished],
             "failed": self._failed,
             "refused": self._refused,
         }
-        self._samples, self._failed, self._refused = [], 0, 0
+        self._samples, self._unfinished, self._failed, self._refused = [], [], 0, 0
         return sent
 
     def merge(self, sent: dict[str, Any]) -> None:
         self._samples += [ChatSample(**sample) for sample in sent["samples"]]
+        self._unfinished += [UnfinishedChat(**chat) for chat in sent["unfinished"]]
         self._failed += sent["failed"]
         self._refused += sent["refused"]

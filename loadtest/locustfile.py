@@ -24,14 +24,14 @@ from locust.argument_parser import LocustArgumentParser
 from locust.clients import ResponseContextManager
 from locust.env import Environment
 from locust.exception import StopUser
-from locust.runners import DistributedRunner, MasterRunner, WorkerRunner
+from locust.runners import DistributedRunner, LocalRunner, MasterRunner, WorkerRunner
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # locust only adds this file's directory
 
 from loadtest import options, prompts, sla
 from loadtest.collector import Collector
 from loadtest.last_reports import answer_for_last_report, wait_for_last_reports
-from loadtest.meter import ChatSample, measure
+from loadtest.meter import ChatMeter, ChatSample
 from loadtest.sse import StreamError
 from loadtest.sse import events as sse_events
 
@@ -42,6 +42,8 @@ MAX_RETRY_AFTER_SECONDS = 5.0
 
 PROMPTS = itertools.cycle(prompts.load())
 collectors: dict[Environment, Collector] = {}
+durations: dict[Environment, float] = {}
+"""In seconds, of runs that have ended."""
 
 
 @events.init_command_line_parser.add_listener
@@ -87,11 +89,18 @@ def receive_from_worker(client_id: str, data: dict[str, Any]) -> None:
         collector.merge(data["dspark"])
 
 
+@events.test_stopping.add_listener
+def note_duration(environment: Environment, **_: object) -> None:
+    durations[environment] = time.time() - environment.stats.start_time
+
+
 @events.quitting.add_listener
 def conclude(environment: Environment, **_: object) -> None:
     chosen = environment.parsed_options
     if chosen is None or isinstance(environment.runner, WorkerRunner):
         return
+    if isinstance(environment.runner, LocalRunner):  # a signal ends the process without ending the run
+        environment.runner.stop()
     promise = None
     if chosen.min_tokens_per_second or chosen.max_first_token_ms:
         promise = sla.Promise(
@@ -99,9 +108,7 @@ def conclude(environment: Environment, **_: object) -> None:
             share=chosen.promise_share,
             max_first_token_ms=chosen.max_first_token_ms or None,
         )
-    ended = environment.stats.last_request_timestamp or environment.stats.start_time
-    seconds = ended - environment.stats.start_time
-    outcomes = replace(collectors[environment].outcomes(), seconds=seconds)
+    outcomes = replace(collectors[environment].outcomes(), seconds=durations.get(environment, 0.0))
     print("\n" + sla.render(outcomes, promise), flush=True)
     if promise:
         environment.process_exit_code = environment.process_exit_code or int(
@@ -133,7 +140,18 @@ class ChatUser(HttpUser):
     def chat(self) -> None:
         if not self.collector.may_start():
             raise StopUser
-        started = time.perf_counter()
+        meter = ChatMeter(time.perf_counter, time.perf_counter())
+        try:
+            pause_seconds = self._ask(meter)
+        except GreenletExit:  # the run ends
+            self.collector.add_unfinished(meter.unfinished(self.chosen.max_tokens))
+            raise
+        gevent.sleep(pause_seconds)
+        if self.collector.finished and not isinstance(self.environment.runner, WorkerRunner):
+            gevent.spawn(self.environment.runner.quit)
+
+    def _ask(self, meter: ChatMeter) -> float:
+        """The seconds to wait before asking again, as the gateway wants it."""
         with self.client.post(
             CHAT,
             json=self._body(next(PROMPTS)),
@@ -141,21 +159,19 @@ class ChatUser(HttpUser):
             catch_response=True,
             timeout=(CONNECT_SECONDS, SILENCE_SECONDS),
         ) as response:
-            self._finish(response, started)
-        if self.collector.finished and not isinstance(self.environment.runner, WorkerRunner):
-            gevent.spawn(self.environment.runner.quit)
-
-    def _finish(self, response: ResponseContextManager, started: float) -> None:
-        if response.status_code == 429:
+            if response.status_code != 429:
+                self._finish(response, meter)
+                return 0.0
             self.collector.add_refusal()
             response.success()
-            gevent.sleep(_retry_after(response))
-            return
+            return _retry_after(response)
+
+    def _finish(self, response: ResponseContextManager, meter: ChatMeter) -> None:
         try:
             if response.status_code != 200:
                 raise StreamError(f"HTTP {response.status_code}: {response.text[:200]}")
             lines = (line.decode() for line in response.iter_lines())
-            sample = measure(sse_events(lines), time.perf_counter, started)
+            sample = meter.measure(sse_events(lines))
         except (StreamError, OSError) as error:  # requests' own errors are OSErrors
             self.collector.add_failure()
             response.failure(str(error))

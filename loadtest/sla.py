@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from loadtest.meter import ChatSample
+from loadtest.meter import ChatSample, UnfinishedChat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +35,13 @@ class Promise:
         fast = speed is None or speed >= self.min_tokens_per_second
         return fast and (limit is None or sample.first_token_seconds * 1000 <= limit)
 
+    def broken_for(self, chat: UnfinishedChat) -> bool:
+        """True as soon as the wait for the first token, or the speed since, is worse than promised."""
+        limit = self.max_first_token_ms
+        begun = chat.waited_seconds if chat.first_token_seconds is None else chat.first_token_seconds
+        late = limit is not None and begun * 1000 > limit
+        return late or chat.tokens_per_second_at_most < self.min_tokens_per_second
+
     def __str__(self) -> str:
         begun = "" if self.max_first_token_ms is None else f"a first token in {self.max_first_token_ms:g} ms"
         speed = f"{self.min_tokens_per_second:g} tokens/s" if self.min_tokens_per_second or not begun else ""
@@ -46,11 +53,12 @@ class Outcomes:
     """Everything a run collected."""
 
     samples: tuple[ChatSample, ...] = ()
+    unfinished: tuple[UnfinishedChat, ...] = ()
     failed: int = 0
     refused: int = 0
     """Chats answered with 429, by which admission control protects the promise to others."""
     seconds: float = 0.0
-    """From the start of the run to its last answer; 0: unknown."""
+    """From the start of the run to its end; 0: unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,14 +80,18 @@ def percentile(values: Sequence[float], fraction: float) -> float:
 
 
 def judge(outcomes: Outcomes, promise: Promise) -> Verdict:
-    """A failed chat breaks the promise; refused chats, and ones too short to have a speed, are not judged."""
+    """A failed chat breaks the promise, and so does an unfinished one that is already worse than promised.
+    Other unfinished chats, refused ones, and ones too short to have a speed are not judged."""
     samples = [sample for sample in outcomes.samples if promise.judges(sample)]
-    judged = len(samples) + outcomes.failed
+    broken = sum(map(promise.broken_for, outcomes.unfinished))
+    judged = len(samples) + outcomes.failed + broken
     if not judged:
         return Verdict(kept=False, share=0.0, judged=0, reason="no chat could be judged")
     good = sum(map(promise.kept_for, samples))
     share = good / judged
     reason = f"{good} of {judged} chats ({share:.1%}) reached {promise}; promised {promise.share:.1%}"
+    if broken:
+        reason += f"; already broken when cut off: {broken}"
     return Verdict(kept=share >= promise.share, share=share, judged=judged, reason=reason)
 
 
@@ -91,6 +103,7 @@ def summarise(outcomes: Outcomes) -> dict[str, object]:
     tokens = sum(s.completion_tokens for s in samples)
     return {
         "chats": len(samples),
+        "unfinished": len(outcomes.unfinished),
         "failed": outcomes.failed,
         "refused": outcomes.refused,
         "completion_tokens": tokens,
@@ -121,8 +134,8 @@ def render(outcomes: Outcomes, promise: Promise | None) -> str:
     """The printed report."""
     summary = summarise(outcomes)
     lines = [
-        f"chats {summary['chats']}   failed {summary['failed']}   refused (429) {summary['refused']}   "
-        f"tokens {summary['completion_tokens']}"
+        f"chats {summary['chats']}   unfinished {summary['unfinished']}   failed {summary['failed']}   "
+        f"refused (429) {summary['refused']}   tokens {summary['completion_tokens']}"
     ]
     if outcomes.seconds:
         lines.append(

@@ -1,5 +1,6 @@
 """A small HTTP server that answers chats as the gateway does: server-sent events over chunked HTTP/1.1."""
 
+import itertools
 import json
 import threading
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 PIECES = 5
+STALL_SECONDS = 30.0
 STATS = {"rounds": 4, "drafted_tokens": 28, "accepted_tokens": 6, "accepted_length": 2.5}
 
 
@@ -18,6 +20,7 @@ class FakeGateway(ThreadingHTTPServer):
         self.behaviour = behaviour
         self.pause_seconds = pause_seconds
         self.bodies: list[dict[str, object]] = []
+        self.streams = itertools.count()
         self.never = threading.Event()
 
     @property
@@ -46,11 +49,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._stream()
 
     def _stream(self) -> None:
+        stalls = self.server.behaviour == "stall" and next(self.server.streams) > 0
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         for index in range(PIECES):
+            if index == 2 and stalls:
+                self.server.never.wait(STALL_SECONDS)
             if index:
                 self.server.never.wait(self.server.pause_seconds)
             self._event({"choices": [{"delta": {"content": "word "}}]})

@@ -7,7 +7,8 @@ import pytest
 
 from loadtest import prompts
 from loadtest.collector import Collector
-from loadtest.meter import ChatSample, measure
+from loadtest.meter import ROUND_TOKENS, ChatMeter, ChatSample, UnfinishedChat
+from loadtest.sla import Outcomes
 from loadtest.sse import StreamError, events
 
 STATS = {"rounds": 4, "drafted_tokens": 28, "accepted_tokens": 6, "accepted_length": 2.5}
@@ -26,9 +27,13 @@ def ticking(start: float = 100.0, step: float = 0.5):
     return itertools.count(start + step, step).__next__
 
 
+def measure(chunks, clock, started: float) -> ChatSample:
+    return ChatMeter(clock, started).measure(chunks)
+
+
 def test_speed_counts_the_tokens_after_the_first_over_the_time_after_the_first():
     role_only = {"choices": [{"delta": {"role": "assistant", "content": ""}}]}
-    chat = measure([role_only, text("a"), text("b c"), text("d"), last()], ticking(), started=100.0)
+    chat = measure([role_only, text("a"), text("b c"), text("d"), last()], ticking(100.5), started=100.0)
     assert chat == ChatSample(
         first_token_seconds=1.0,
         total_seconds=2.0,
@@ -48,6 +53,23 @@ def test_a_thought_is_the_first_text_that_a_user_sees(name):
 
 def test_a_single_piece_of_text_has_no_speed():
     assert measure([text("a"), last()], ticking(), started=100.0).tokens_per_second is None
+
+
+def test_a_chat_cut_off_before_its_first_token_may_have_had_all_of_them_computed():
+    meter = ChatMeter(ticking(), started=100.0)
+    assert meter.unfinished(max_tokens=9) == UnfinishedChat(
+        waited_seconds=0.5, first_token_seconds=None, tokens_at_most=9
+    )
+
+
+@pytest.mark.parametrize(("max_tokens", "at_most"), [(128, len("aé".encode()) + ROUND_TOKENS), (3, 3)])
+def test_a_chat_cut_off_in_its_text_has_had_no_more_tokens_than_bytes_and_a_round(max_tokens, at_most):
+    meter = ChatMeter(ticking(), started=100.0)
+    with pytest.raises(StreamError):
+        meter.measure([text("a"), text("é")])
+    chat = meter.unfinished(max_tokens)
+    assert (chat.waited_seconds, chat.first_token_seconds, chat.tokens_at_most) == (1.5, 0.5, at_most)
+    assert chat.tokens_per_second_at_most == at_most / 1.0
 
 
 @pytest.mark.parametrize("stats", [None, {**STATS, "drafted_tokens": 0, "accepted_length": 1.0}])
@@ -108,12 +130,14 @@ def test_collector_starts_no_more_chats_than_allowed_and_knows_when_all_ended():
 def test_outcomes_reach_the_master_once():
     worker, master = Collector(), Collector()
     worker.add(measure([text("a"), last()], ticking(), started=0.0))
+    worker.add_unfinished(ChatMeter(ticking(), started=0.0).unfinished(max_tokens=9))
     worker.add_failure()
     master.merge(json.loads(json.dumps(worker.drain())))
     master.merge(worker.drain())
     assert len(master.outcomes().samples) == 1
+    assert len(master.outcomes().unfinished) == 1
     assert master.outcomes().failed == 1
-    assert worker.outcomes().samples == ()
+    assert worker.outcomes() == Outcomes()
 
 
 def test_built_in_prompts_are_distinct():

@@ -120,6 +120,31 @@ def test_what_breaks_the_promise_exits_one_and_is_counted(tmp_path, behaviour, f
     assert {name: report[name] for name in ("chats", "failed", "refused") if report[name]} == {counted: 2}
 
 
+@pytest.mark.parametrize("flags", [(), ("--processes", "2")], ids=["alone", "workers"])
+def test_chats_that_hang_until_the_end_break_the_promise(tmp_path, flags):
+    with serving("stall") as gateway:
+        done = locust(gateway.url, tmp_path, "-t", "3s", "--min-tokens-per-second", "50", *flags)
+    assert done.returncode == 1, done.stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["chats"], report["unfinished"], report["failed"]) == (1, 2, 0)
+    assert report["seconds"] == pytest.approx(3, abs=1)
+    assert "1 of 3 chats" in done.stdout
+    assert "already broken when cut off: 2" in done.stdout
+
+
+@pytest.mark.parametrize("flags", [(), ("--processes", "2")], ids=["alone", "workers"])
+async def test_chats_that_a_signal_cuts_off_are_judged(tmp_path, flags):
+    with (
+        serving("stall") as gateway,
+        start_locust(gateway.url, tmp_path, "--max-first-token-ms", "0.001", *flags) as process,
+    ):
+        await eventually(lambda: len(gateway.bodies) >= 3, within_seconds=30)
+        process.terminate()
+        done = finished(process)
+    assert done.returncode == 1, done.stdout
+    assert "already broken when cut off: 2" in done.stdout
+
+
 async def test_slow_worker_processes_report_to_one_verdict(tmp_path):
     slow = tmp_path / "slow.py"
     slow.write_text(SLOW_WORKERS)

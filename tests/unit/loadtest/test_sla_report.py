@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.meter import ChatSample
+from loadtest.meter import ChatSample, UnfinishedChat
 from loadtest.sla import Outcomes, Promise, judge, percentile, render, report
 
 SPEEDS = st.lists(st.floats(0.1, 1e4), min_size=1, max_size=50)
@@ -60,6 +60,27 @@ def test_a_failed_chat_breaks_the_promise_and_a_refused_one_is_not_judged():
     promise = Promise(min_tokens_per_second=20, share=1.0)
     assert not judge(outcomes(50, failed=1), promise).kept
     assert judge(outcomes(50, refused=9), promise).kept
+
+
+@pytest.mark.parametrize(
+    ("first_token_seconds", "promise", "broken"),
+    [
+        (1.0, Promise(min_tokens_per_second=20), False),  # 20 tokens within a second
+        (1.0, Promise(min_tokens_per_second=20.1), True),
+        (None, Promise(min_tokens_per_second=10), False),  # 20 tokens within two seconds
+        (None, Promise(min_tokens_per_second=10.1), True),
+        (1.0, Promise(max_first_token_ms=1000), False),
+        (1.0, Promise(max_first_token_ms=999), True),
+        (None, Promise(max_first_token_ms=2000), False),
+        (None, Promise(max_first_token_ms=1999), True),
+    ],
+)
+def test_an_unfinished_chat_breaks_the_promise_if_it_is_already_worse(first_token_seconds, promise, broken):
+    chat = UnfinishedChat(waited_seconds=2.0, first_token_seconds=first_token_seconds, tokens_at_most=20)
+    verdict = judge(replace(outcomes(50), unfinished=(chat,)), promise)
+    assert (verdict.judged, verdict.kept) == (1 + broken, not broken)
+    assert ("already broken when cut off: 1" in verdict.reason) == broken
+    assert "unfinished 1" in render(replace(outcomes(50), unfinished=(chat,)), promise)
 
 
 def test_chats_too_short_to_have_a_speed_are_not_judged():
