@@ -8,12 +8,13 @@ import os
 import platform
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from dspark_core.errors import DSparkError
 from services.cli.arguments import add_stack_arguments, stack_options
@@ -22,9 +23,12 @@ from services.embedded.options import StackOptions
 
 
 class Outcome(Enum):
-    OK = "[green]ok[/green]"
-    NOTE = "[yellow]note[/yellow]"
-    FAILED = "[red]failed[/red]"
+    OK = "ok"
+    NOTE = "note"
+    FAILED = "failed"
+
+
+COLOURS = {Outcome.OK: "green", Outcome.NOTE: "yellow", Outcome.FAILED: "red"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +49,22 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(arguments: argparse.Namespace) -> int:
     """Returns 1 if a check failed; notes do not count."""
     options = stack_options(arguments)
-    table = Table("check", "", "finding", title="dspark doctor")
-    failed = False
-    for name, check in CHECKS.items():
-        finding = _guarded(check, options)
-        failed = failed or finding.outcome is Outcome.FAILED
-        table.add_row(name, finding.outcome.value, finding.text)
-    Console().print(table)
-    return int(failed)
+    findings = {name: _guarded(check, options) for name, check in CHECKS.items()}
+    _show(findings)
+    return int(any(finding.outcome is Outcome.FAILED for finding in findings.values()))
+
+
+def _show(findings: Mapping[str, Finding]) -> None:
+    """A table on a terminal, else one line per finding. Paths and commands are never cut short."""
+    console = Console()
+    if not console.is_terminal:
+        for name, finding in findings.items():
+            print(f"{name:<16}{finding.outcome.value:<8}{finding.text}")
+        return
+    table = Table("check", "", Column("finding", overflow="fold"), title="dspark doctor")
+    for name, finding in findings.items():
+        table.add_row(name, Text(finding.outcome.value, COLOURS[finding.outcome]), Text(finding.text))
+    console.print(table)
 
 
 def _guarded(check: Check, options: StackOptions) -> Finding:
@@ -173,7 +185,8 @@ def _tokenizer(options: StackOptions) -> Finding:
 
 def _drafter(options: StackOptions) -> Finding:
     if options.drafter is None:
-        return Finding(Outcome.NOTE, "none: plain decoding")
+        drafts = "drafts come from lookup only" if options.lookup else "plain decoding"
+        return Finding(Outcome.NOTE, f"none: {drafts}")
     from dspark_core.engine.building import build_drafter
 
     geometry = build_drafter(options.engine).geometry
