@@ -41,6 +41,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(arguments: argparse.Namespace) -> int:
     fields = sampling_fields(arguments)  # raises before the model is loaded
     check_key(arguments.api_key)
+    if arguments.url:
+        _refuse_model_flags(arguments)
     prompt = _prompt(arguments.prompt)
     if arguments.url:
         _print_answer(arguments.url, prompt, fields, arguments)
@@ -48,6 +50,16 @@ def run(arguments: argparse.Namespace) -> int:
         logging.basicConfig(level=logging.WARNING)
         asyncio.run(_generate_here(prompt, fields, arguments))
     return 0
+
+
+def _refuse_model_flags(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError for a flag that only a model loaded here would heed."""
+    parser = argparse.ArgumentParser()
+    add_stack_arguments(parser, template=False)
+    for name, default in vars(parser.parse_args([])).items():
+        if (value := getattr(arguments, name)) != default:
+            flag = f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} cannot be used with --url: the gateway there has loaded its model")
 
 
 def _prompt(argument: str) -> str:

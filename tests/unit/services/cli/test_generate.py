@@ -167,6 +167,25 @@ def test_what_is_no_gateway_is_told_in_a_line(status, body, location, problem, c
     assert told.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--target-model", "/nowhere"],
+        ["--drafter", "none"],
+        ["--dtype", "float32"],
+        ["--device", "cpu"],
+        ["--weights", "int8"],
+        ["--kv-cache-mb", "64"],
+        ["--threads", "1"],
+        ["--ngrams", "none"],
+        ["--no-lookup"],
+    ],
+)
+def test_a_flag_about_the_model_is_refused_for_a_gateway_elsewhere(flags, capsys) -> None:
+    assert main(["generate", "--prompt", "hi", "--url", "http://127.0.0.1:9", *flags]) == EXIT_CONFIG
+    assert capsys.readouterr().err.startswith(f"dspark: {flags[0]} cannot be used with --url: ")
+
+
 @contextlib.contextmanager
 def http_server(body: str, status: int = 200, location: str | None = None) -> Iterator[int]:
     """Answers whatever is asked for, also to whoever takes it for a proxy -> its port."""
