@@ -51,8 +51,13 @@ if [ "$(uname -s)" = Linux ] && [[ ",$extras," =~ ,(engine|test|demo|dev|train),
   installed="$("$venv/bin/python" -c 'import importlib.metadata as m; print(m.version("torch"))' 2>/dev/null || true)"
   if [ "$variant" = cpu ] && [ "$installed" != "$torch+cpu" ]; then
     say "torch $torch, CPU build (about 190 MB)"
+    # The second attempt also asks the package index, so its errors include those of the first.
     pip_install "torch==$torch+cpu" 2>/dev/null ||
-      pip_install --extra-index-url "$torch_index" "torch==$torch+cpu"
+      pip_install --extra-index-url "$torch_index" "torch==$torch+cpu" || {
+      echo "install.sh: no CPU build of torch can be reached: allow download.pytorch.org, or run make again with" \
+        "TORCH=default for the build of the package index (several GB)" >&2
+      exit 1
+    }
   elif [ "$variant" != cpu ] && [[ "$installed" == *+cpu ]]; then
     # To pip the CPU build is the version wanted, so it would keep it.
     say "torch $installed makes room for the build of the package index"

