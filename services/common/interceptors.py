@@ -2,9 +2,10 @@
 
 A layer is an async context manager around a call. Streaming handlers are driven from here with
 `context.write`, so that a cancelled call unwinds the handler at once, inside its own task, instead
-of whenever its generator is garbage-collected. Messages are parsed here too, inside the layers: gRPC would
-answer UNKNOWN to one that is malformed. Health checks and reflection bypass the layers: probes must work
-under load, and neither is work to count or to wait for.
+of whenever its generator is garbage-collected. Messages are read and parsed here too, inside the layers: gRPC
+would answer UNKNOWN to one that is malformed, and would read one before anybody can refuse its call. Health
+checks and reflection have a chain of their own: probes must work under load, and neither is work to count or
+to wait for.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
 import grpc
@@ -25,14 +27,18 @@ from google.protobuf.message import DecodeError
 
 from dspark_core.errors import DeadlineError, InvalidRequestError
 from services.common.interruption import Interruption
+from services.common.places import Places, Unlimited
 from services.common.rpc_errors import RpcStatus, to_status
 
 _log = logging.getLogger(__name__)
-_UNTOUCHED = ("/grpc.health.", "/grpc.reflection.")
+_PROBES = ("/grpc.health.", "/grpc.reflection.")
 _WRITE_LIMIT = "write_limit_seconds"
+_CHECK = "check_before_message"
 ABORT_SECONDS = 5.0
 """A status is queued behind responses that the client has not read yet, perhaps forever. The call must not
 hold its slot among the server's concurrent calls for that long."""
+MESSAGE_SECONDS = 30.0
+"""For a request to arrive."""
 
 Context: TypeAlias = grpc.aio.ServicerContext
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -56,11 +62,22 @@ class Layer(Protocol):
         ...
 
 
-class LayeredInterceptor(grpc.aio.ServerInterceptor):
-    """Applies layers to every handler, the first outermost."""
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """What handlers run in."""
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
-        self._layers = tuple(layers)
+    layers: Sequence[Layer]
+    """The first is outermost."""
+    arrivals: Places = field(default_factory=Unlimited)
+    """For receiving the request of a call without a stream of them; in a chain of probes, any request."""
+
+
+class LayeredInterceptor(grpc.aio.ServerInterceptor):
+    """Runs every handler in a chain: `probes` if it is one of health or reflection, else `calls`."""
+
+    def __init__(self, calls: Chain, probes: Chain) -> None:
+        self._calls = calls
+        self._probes = probes
 
     async def intercept_service(
         self,
@@ -68,31 +85,35 @@ class LayeredInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         handler = await continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None or method.startswith(_UNTOUCHED):
-            return handler
-        kind = _handler_kind(handler)
-        run = self._wrap(method, handler, kind)
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        if handler is None:
+            return None
+        run = self._wrap(handler_call_details.method, handler)
+        # A stream of requests to gRPC, which would read a single one before it calls the handler.
+        make = grpc.stream_stream_rpc_method_handler
+        if not handler.response_streaming:
+            make = grpc.stream_unary_rpc_method_handler
         wrapped: Handler = make(run, response_serializer=handler.response_serializer)
         return wrapped
 
-    def _wrap(self, method: str, handler: Handler, kind: str) -> Callable[..., Any]:
-        """Its requests are those of a handler without a deserialiser: bytes, or an iterator over bytes."""
-        streaming = kind != "unary_unary"
+    def _wrap(self, method: str, handler: Handler) -> Callable[..., Any]:
+        probe = method.startswith(_PROBES)
+        chain = self._probes if probe else self._calls
+        kind = _handler_kind(handler)
         behaviour = getattr(handler, kind)
+        check = _check_of(behaviour)
         run = _drive_generator(behaviour) if inspect.isasyncgenfunction(behaviour) else behaviour
         parse = _parser(handler.request_deserializer)
-        read: Callable[[Any], object] = (
-            (lambda raw: _Parsed(raw, parse)) if handler.request_streaming else parse
-        )
+        # Streams of work may pause for as long as they like between two messages.
+        places = chain.arrivals if probe or not handler.request_streaming else None
 
-        async def wrapped(raw: object, context: Context[Any, Any]) -> object:
-            call = RpcCall(method, streaming, context)
+        async def wrapped(raw: AsyncIterator[bytes], context: Context[Any, Any]) -> object:
+            call = RpcCall(method, kind != "unary_unary", context)
             async with AsyncExitStack() as stack:
-                for layer in self._layers:
+                for layer in chain.layers:
                     await stack.enter_async_context(layer.around(call))
-                return await run(read(raw), context)
+                check(context)
+                messages = _Parsed(raw, parse, places)
+                return await run(messages if handler.request_streaming else await _only(messages), context)
 
         return wrapped
 
@@ -116,14 +137,29 @@ def _parser(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
 
 
 class _Parsed(AsyncIterator[Any]):
-    """The messages of a stream."""
+    """The messages of a call, each received in one of `places` if there are any."""
 
-    def __init__(self, raw: AsyncIterator[bytes], parse: Callable[[bytes], Any]) -> None:
+    def __init__(
+        self, raw: AsyncIterator[bytes], parse: Callable[[bytes], Any], places: Places | None
+    ) -> None:
         self._raw = raw
         self._parse = parse
+        self._places = places
 
     async def __anext__(self) -> object:
-        return self._parse(await anext(self._raw))
+        if self._places is None:
+            return self._parse(await anext(self._raw))
+        async with self._places.place("the arrival of a request", MESSAGE_SECONDS):
+            raw = await anext(self._raw, None)
+        if raw is None:
+            raise StopAsyncIteration
+        return self._parse(raw)
+
+
+async def _only(messages: AsyncIterator[Any]) -> object:
+    async for message in messages:
+        return message
+    raise InvalidRequestError("the call has no request")
 
 
 def limits_writes(seconds: float) -> Callable[[_Behaviour], _Behaviour]:
@@ -137,6 +173,22 @@ def limits_writes(seconds: float) -> Callable[[_Behaviour], _Behaviour]:
         return behaviour
 
     return mark
+
+
+def checks_first(check: Callable[[Any, Context[Any, Any]], object]) -> Callable[[_Behaviour], _Behaviour]:
+    """Marks a method whose calls are refused by what `check(servicer, context)` raises, before their message
+    is read: until then, gRPC holds no more of it than its flow control allows."""
+
+    def mark(behaviour: _Behaviour) -> _Behaviour:
+        setattr(behaviour, _CHECK, check)
+        return behaviour
+
+    return mark
+
+
+def _check_of(behaviour: Any) -> Callable[[Context[Any, Any]], object]:  # noqa: ANN401 - a method or function
+    check = getattr(behaviour, _CHECK, None)
+    return (lambda _: None) if check is None else partial(check, behaviour.__self__)
 
 
 def _drive_generator(behaviour: Callable[..., Any]) -> Callable[..., Awaitable[None]]:

@@ -29,6 +29,8 @@ class ServerOptions:
     unary_timeout_seconds: float = 30.0
     """Deadline of unary calls that come without one."""
     max_message_bytes: int = MAX_MESSAGE_BYTES
+    max_arriving_bytes: int | None = None
+    """For requests that have not arrived completely; others wait. None: no limit, callers are trusted."""
     metrics_port: int | None = None
     """HTTP port of `/metrics`; None: not served. 0 binds a free port."""
     tls: Tls | None = None
@@ -49,6 +51,12 @@ class ServerOptions:
             )
         if self.max_calls < 1:
             raise ConfigError(f"max_calls must be >= 1, got {self.max_calls}")
+
+    @property
+    def max_arriving(self) -> int | None:
+        """How many requests may arrive at a time."""
+        most = self.max_arriving_bytes
+        return None if most is None else max(1, most // self.max_message_bytes)
 
     @classmethod
     def from_env(cls, env: Env, *, port: int, metrics_port: int) -> ServerOptions:

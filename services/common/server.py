@@ -19,22 +19,22 @@ from services.common.addresses import address_of
 from services.common.admission import AdmissionLayer
 from services.common.garbage import spare_what_was_loaded
 from services.common.health import PartHealthServicer, Problem, problems
-from services.common.interceptors import DeadlineLayer, ErrorLayer, Layer, LayeredInterceptor
+from services.common.interceptors import Chain, DeadlineLayer, ErrorLayer, Layer, LayeredInterceptor
 from services.common.lifecycle import finished_before, stop_signals
 from services.common.limits import KEEPALIVE_TIMEOUT_MS, MIN_PING_INTERVAL_MS
 from services.common.metrics_http import MetricsServer
 from services.common.options import ServerOptions
+from services.common.places import InTurn, OldestGivesWay
+from services.common.probes import MOST_PROBE_MESSAGES, MOST_UNREAD_PROBES, ProbeLayer
 from services.common.rpc_metrics import MetricsLayer
 from services.common.telemetry import Telemetry
 from services.common.tracing import TracingLayer
+from services.common.unread import UnreadLayer
 
 _log = logging.getLogger(__name__)
 
 Register = Callable[[grpc.aio.Server], None]
 Hook = Callable[[], Awaitable[None]]
-
-# Health checks do not count towards max_calls, but they must be bounded too.
-_SPARE_CALLS = 64
 
 _CONNECTION_GRACE_MS = 1000
 """For calls on a connection that has reached its age. Short, because streams do not end by themselves."""
@@ -90,9 +90,9 @@ class GrpcServer:
         """Listens and answers, but is not ready yet. Returns the port; raises ConfigError if it is taken."""
         options = self._options
         server = grpc.aio.server(
-            interceptors=[LayeredInterceptor(self._layers())],
+            # Not gRPC's `maximum_concurrent_rpcs`: that would refuse health checks too.
+            interceptors=[LayeredInterceptor(self._calls(), _probes())],
             options=_channel_options(options),
-            maximum_concurrent_rpcs=options.max_calls + _SPARE_CALLS,
         )
         for register in self._registrations:
             register(server)
@@ -170,15 +170,18 @@ class GrpcServer:
             metrics, self._metrics = self._metrics, None
             await asyncio.to_thread(metrics.close)
 
-    def _layers(self) -> list[Layer]:
+    def _calls(self) -> Chain:
         tracing: list[Layer] = [TracingLayer(self._telemetry.tracer)] if self._telemetry.tracing else []
-        return [
+        layers = [
             *tracing,
             MetricsLayer(self._telemetry.registry),
             ErrorLayer(),
+            UnreadLayer(self._options.max_calls),
             self._admission,
             DeadlineLayer(self._options.unary_timeout_seconds),
         ]
+        most = self._options.max_arriving
+        return Chain(layers) if most is None else Chain(layers, InTurn(most))
 
     async def _set_health(self, *, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse
@@ -213,6 +216,11 @@ async def serve(
             _log.info("stopped")
 
 
+def _probes() -> Chain:
+    layers: list[Layer] = [ErrorLayer(), UnreadLayer(MOST_UNREAD_PROBES), ProbeLayer()]
+    return Chain(layers, OldestGivesWay(MOST_PROBE_MESSAGES))
+
+
 def _listen(server: grpc.aio.Server, options: ServerOptions) -> int:
     """Returns the port. Raises RuntimeError if it is taken."""
     address = address_of(options.host, options.port)
@@ -234,6 +242,9 @@ def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
         # A taken port must be an error, not two servers sharing it by chance.
         ("grpc.so_reuseport", 0),
     ]
+    if options.max_arriving_bytes is not None:
+        # gRPC would raise the flow-control window to megabytes for each request that waits for its turn.
+        chosen.append(("grpc.http2.bdp_probe", 0))
     if options.max_connection_seconds:
         chosen += [
             ("grpc.max_connection_age_ms", max(1, round(1000 * options.max_connection_seconds))),

@@ -23,6 +23,9 @@ from services.gateway.requests import DEFAULT_MAX_CHOICES
 TOOL_FORMATS = ("auto", *(one.value for one in ToolFormat))
 REASONING = ("auto", "none")
 
+_ARRIVING_BYTES = 64 * 2**20
+"""Enough for 16 of the longest requests by default, which take milliseconds to arrive."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayLimits:
@@ -62,7 +65,11 @@ class GatewayConfig:
     http_host: str = "0.0.0.0"
     http_port: int = 8000
     grpc: ServerOptions = field(
-        default_factory=lambda: ServerOptions(port=50051, max_message_bytes=GatewayLimits().max_body_bytes)
+        default_factory=lambda: ServerOptions(
+            port=50051,
+            max_message_bytes=GatewayLimits().max_body_bytes,
+            max_arriving_bytes=_ARRIVING_BYTES,
+        )
     )
     scheduler_address: str = "127.0.0.1:50052"
     tls: Tls | None = None
@@ -114,6 +121,7 @@ class GatewayConfig:
                     "DSPARK_DRAIN_SECONDS", own.grpc.drain_seconds, minimum=0, maximum=MOST_SECONDS
                 ),
                 max_message_bytes=max_body_bytes,
+                max_arriving_bytes=_ARRIVING_BYTES,
             ),
             scheduler_address=env.address("DSPARK_SCHEDULER_ADDRESS", own.scheduler_address, several=True),
             tls=Tls.from_env(env),

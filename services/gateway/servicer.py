@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 from dspark_proto.v1 import gateway_pb2, gateway_pb2_grpc
 
-from services.common.interceptors import limits_writes
+from services.common.interceptors import checks_first, limits_writes
 from services.common.reflection import enable_reflection
 from services.common.streams import closing
 from services.gateway.callers.tiers import FLOOR_HEADER, Caller
@@ -18,6 +18,10 @@ from services.gateway.http.streaming import SEND_TIMEOUT_SECONDS
 from services.gateway.proto_convert import chunk_to_proto, request_from_proto
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+def _check(servicer: GatewayServicer, context: _Context) -> None:
+    servicer.caller(context)
 
 
 class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
@@ -29,24 +33,26 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         # Users call this service by hand; the other services only talk to each other.
         enable_reflection(server, gateway_pb2.DESCRIPTOR.services_by_name["GatewayService"].full_name)
 
+    @checks_first(_check)
     async def ListModels(
         self, request: gateway_pb2.ListModelsRequest, context: _Context
     ) -> gateway_pb2.ListModelsResponse:
-        self._caller(context)
+        self.caller(context)
         return gateway_pb2.ListModelsResponse(models=[self._gateway.model_name])
 
+    @checks_first(_check)
     @limits_writes(SEND_TIMEOUT_SECONDS)
     async def Generate(
         self, request: gateway_pb2.GatewayGenerateRequest, context: _Context
     ) -> AsyncIterator[gateway_pb2.GatewayGenerateChunk]:
-        caller = self._caller(context)
+        caller = self.caller(context)
         request_id = self._gateway.answers.request_id("gen-")
         asked = caller.sends(request_from_proto(request, request_id, self._gateway.model_name))
         async with closing(self._gateway.generator.stream(asked, account=caller.account)) as deltas:
             async for timed in deltas:
                 yield chunk_to_proto(timed, self._gateway.answers.call_id)
 
-    def _caller(self, context: _Context) -> Caller:
+    def caller(self, context: _Context) -> Caller:
         """Raises AuthenticationError, or InvalidRequestError for a wrong floor."""
         given = _metadata(context)
         return self._gateway.api_keys.caller_of(given.get("authorization"), given.get(FLOOR_HEADER.lower()))

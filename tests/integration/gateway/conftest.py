@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc.aio
@@ -11,7 +11,6 @@ import pytest
 from dspark_proto.v1 import gateway_pb2_grpc
 from openai import AsyncOpenAI
 
-from services.common.options import ServerOptions
 from services.common.server import GrpcServer
 from services.common.telemetry import Telemetry
 from services.gateway.config import GatewayConfig
@@ -62,7 +61,9 @@ async def serve() -> AsyncIterator[Serve]:
             config = GatewayConfig(target_model=f"/models/{MODEL}", **options)
             tokenizer = byte_tokenizer(chat_template=chat_template)
             gateway = build_gateway(config, tokenizer, backend, telemetry)
-            bound = ServerOptions(port=0, host="127.0.0.1", max_message_bytes=config.limits.max_body_bytes)
+            bound = replace(
+                config.grpc, port=0, host="127.0.0.1", max_message_bytes=config.limits.max_body_bytes
+            )
             grpc_server = GrpcServer(bound, [GatewayServicer(gateway).register], telemetry)
             grpc_port = await grpc_server.start()
             stack.push_async_callback(grpc_server.stop)

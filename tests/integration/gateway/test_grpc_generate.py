@@ -192,6 +192,15 @@ async def test_a_message_over_the_body_limit_is_refused_before_it_is_read(serve:
     assert backend.requests == []
 
 
+@pytest.mark.parametrize("method", ["ListModels", "Generate"])
+async def test_whoever_has_no_key_is_refused_before_a_message_is_read(serve: Serve, method: str) -> None:
+    running = await serve(FakeBackend(), api_keys=("key",))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{running.grpc_server.port}") as channel:
+        call = channel.stream_unary(f"/dspark.v1.GatewayService/{method}")()  # nothing is sent
+        async with asyncio.timeout(10):
+            assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
 async def test_an_answer_may_have_to_be_something(serve: Serve) -> None:
     backend = FakeBackend()
     running = await serve(backend)
