@@ -1,6 +1,8 @@
 """Runs the suite on the CPU even on machines with GPUs, unless GPU tests are selected with `-m gpu`."""
 
+import gc
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -16,3 +18,12 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         # Must be set before the first import of the Triton kernels, which then run in its interpreter.
         os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """A service takes all that it has loaded out of the garbage collector's sight, which would here include
+    what earlier tests left behind."""
+    yield
+    if gc.get_freeze_count():
+        gc.unfreeze()

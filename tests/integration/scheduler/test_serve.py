@@ -4,7 +4,6 @@ import asyncio
 import gc
 import os
 import signal
-from collections.abc import Iterator
 from contextlib import aclosing
 
 import pytest
@@ -29,13 +28,6 @@ def servicer() -> FaultyVerifier:
 def server(servicer: FaultyVerifier) -> GrpcServer:
     options = ServerOptions(port=0, host="127.0.0.1", drain_seconds=60.0)
     return GrpcServer(options, [servicer.register], Telemetry(service="verifier"))
-
-
-@pytest.fixture(autouse=True)
-def unfrozen() -> Iterator[None]:
-    """A service spares what it has loaded; this process goes on with other tests."""
-    yield
-    gc.unfreeze()
 
 
 def _signal(number: signal.Signals) -> None:
