@@ -15,9 +15,8 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable
 
 from prometheus_client import CollectorRegistry
 
-from dspark_core.algorithms.survival_scaling import banded
 from dspark_core.errors import InvalidRequestError, NotLeaderError
-from dspark_core.records import AssignRequest, Replica, Role, RoundReport, ScalingBand, VerifyPlan
+from dspark_core.records import AssignRequest, Replica, Role, RoundReport, VerifyPlan
 from services.common.lifecycle import end
 from services.scheduler.admission import FloorAdmission
 from services.scheduler.leadership.election import Election, LeaderLock, Leadership, SoleLeader
@@ -167,7 +166,6 @@ class Scheduler:
                     plan,
                     term=self._election.now.term,
                     curve=curve,
-                    scalings=self._scalings_for(report.replica_id),
                     draft_price=self._fleet.market.price(report.replica_id),
                 )
             if reader.done():
@@ -176,15 +174,12 @@ class Scheduler:
             self._mailboxes.discard(mailbox)
             await end(reader)
 
-    def _scalings_for(self, replica_id: str) -> tuple[ScalingBand, ...]:
-        return self._fleet.calibration.scalings(self._fleet.model_of(replica_id))
-
     def _plan(self, report: RoundReport) -> VerifyPlan | None:
         """None if there is nothing to plan from, for example in a report that carries only the load."""
         if report.round == 0:
             return None
-        scaling = banded(self._scalings_for(report.replica_id))
-        plan = self._fleet.planner(report.replica_id).plan(scaling)
+        scalings = self._fleet.calibration.scalings(self._fleet.model_of(report.replica_id))
+        plan = self._fleet.planner(report.replica_id).plan(scalings)
         if plan is None:
             self._metrics.reports.labels("unplannable").inc()
         return plan

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.planner import capacity_of
-from dspark_core.algorithms.survival_scaling import BandedScaling, scaled
-from dspark_core.records import RoundReport, StepTime, VerifyPlan
+from dspark_core.algorithms.survival_scaling import banded, scaled
+from dspark_core.records import RoundReport, ScalingBand, StepTime, VerifyPlan
 from services.scheduler.planning.pace import VerifierPace
 
 
@@ -39,11 +39,11 @@ class VerifierPlanner:
             return ()
         return self.pace.model.verify.step_times()
 
-    def plan(self, scaling: BandedScaling | None = None) -> VerifyPlan | None:
+    def plan(self, scalings: tuple[ScalingBand, ...] = ()) -> VerifyPlan | None:
         """The draft token capacity that would have maximised the newest round's throughput.
 
-        `scaling`: corrects the reported survival, which is the drafter's own: without it, confidences that
-        promise too much would get too many of their tokens verified.
+        `scalings` go with the plan. They correct the reported survival, which is the drafter's own: without
+        them, confidences that promise too much would get too many of their tokens verified.
 
         None while there is nothing to plan from: no report, no timed step, or no drafts in the round. A
         capacity of zero would be wrong then: it would prevent the drafts that could prove it wrong.
@@ -66,5 +66,7 @@ class VerifierPlanner:
             for request in report.requests
         ]
         return VerifyPlan(
-            based_on_round=report.round, draft_token_capacity=capacity_of(scaled(requests, scaling), model)
+            based_on_round=report.round,
+            draft_token_capacity=capacity_of(scaled(requests, banded(scalings)), model),
+            scalings=scalings,
         )

@@ -5,10 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from dspark_core.algorithms.calibration import ConfidenceScaling
-from dspark_core.algorithms.survival_scaling import BandedScaling
 from dspark_core.errors import InvalidRequestError
-from dspark_core.records import RequestSurvival, RoundReport, StepTime
+from dspark_core.records import RequestSurvival, RoundReport, ScalingBand, StepTime
 from services.scheduler.planning.pace import VerifierPace
 from services.scheduler.planning.planner import VerifierPlanner
 
@@ -78,7 +76,7 @@ def test_a_throttled_verifier_is_planned_shorter_within_a_second_of_rounds():
     assert 0 < capacity(21, 4.0) < before
 
 
-def _capacity(profile: tuple[StepTime, ...], rows, floor: float = 0.0, scaling=None, **fields) -> int:
+def _capacity(profile: tuple[StepTime, ...], rows, floor: float = 0.0, scalings=(), **fields) -> int:
     """`floor` of the first request."""
     planner = VerifierPlanner()
     planner.pace.adopt(profile)
@@ -86,7 +84,7 @@ def _capacity(profile: tuple[StepTime, ...], rows, floor: float = 0.0, scaling=N
     told = [replace(request, verify_length=1) for request in report.requests]
     told[0] = replace(told[0], min_tokens_per_second=floor)
     planner.observe(replace(report, requests=tuple(told)))
-    plan = planner.plan(scaling)
+    plan = planner.plan(scalings)
     assert plan is not None
     return plan.draft_token_capacity
 
@@ -94,9 +92,9 @@ def _capacity(profile: tuple[StepTime, ...], rows, floor: float = 0.0, scaling=N
 def test_an_overconfident_drafter_gets_fewer_tokens_verified():
     """Tokens that seem worth 0.9, 0.8 and 0.6 are worth half a token each: the third no longer pays."""
     slope, rows = _profile((4, 0.010), (16, 0.020)), ((0.9, 0.72, 0.43),) * 4
-    halved = BandedScaling(((0.0, ConfidenceScaling((1.0,) * 3, (-2.2, -1.4, -0.4))),))
+    halved = ScalingBand(up_to_temperature=0.0, temperatures=(1.0,) * 3, biases=(-2.2, -1.4, -0.4))
     assert _capacity(slope, rows, step_seconds=0.012) == 12
-    assert 0 < _capacity(slope, rows, step_seconds=0.012, scaling=halved) < 12
+    assert 0 < _capacity(slope, rows, step_seconds=0.012, scalings=(halved,)) < 12
 
 
 def test_a_cohort_is_planned_for_by_what_the_other_does_not_hide():
