@@ -83,6 +83,7 @@ def survival_matrix(rows: Sequence[Sequence[float]]) -> Floats:
     for row in rows:
         values += row  # half the time of `chain.from_iterable`
     flat = _floats(values)
+    flat += 0.0  # turns -0.0 into 0.0: ranking tells absent tokens by their sign
     if len(lengths) < 2:
         matrix = flat.reshape(len(rows), longest)
         if _falls(flat, longest):

@@ -80,6 +80,11 @@ def test_floors_come_first_then_throughput(requests, round_time):
         assert made.unmet_floors != ()
 
 
+def test_tokens_that_will_not_survive_are_tokens():
+    ranking = rank(PlanBatch.of([PlanRequest(survival=(0.5, -0.0)), PlanRequest(survival=(0.0,))]))
+    assert list(ranking.values) == [0.5, 0.0, 0.0]
+
+
 def test_floors_that_cannot_hold_are_told():
     requests = requests_of([[0.9], [0.9]], floors=[None, 3.0], coupled=[True, True])
     made = plan(requests, times(1.0))
