@@ -1,6 +1,7 @@
 """Runs the suite on the CPU even on machines with GPUs, unless GPU tests are selected with `-m gpu`."""
 
 import gc
+import logging
 import os
 from collections.abc import Iterator
 
@@ -27,3 +28,14 @@ def collected() -> Iterator[None]:
     yield
     if gc.get_freeze_count():
         gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A command that runs in the test's process sends all logs to its stderr, which pytest then closes: what
+    is logged afterwards, by any test, would print an error about that."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
