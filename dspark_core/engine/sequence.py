@@ -42,6 +42,8 @@ class SequenceState:
     """The grammar of its output, advanced to the last committed token; None: unconstrained."""
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     finish_reason: FinishReason | None = None
+    suspect: bool = False
+    """It took part in a round that failed, and has committed nothing since."""
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_token_ids)

@@ -49,10 +49,10 @@ async def test_a_broken_verifier_ends_with_an_exit_code() -> None:
         assert line, "it ended before it was ready"
     async with open_channel(f"127.0.0.1:{port}") as channel:
         client = VerifierClient(channel)
-        for number in range(3):
+        for number in range(6):
             request = GenerateRequest(request_id=str(number), prompt_token_ids=(1, 2), max_tokens=4)
             with pytest.raises(DSparkError):
                 _ = [chunk async for chunk in client.generate(request, deadline_seconds=30)]
         log = (await asyncio.wait_for(process.stderr.read(), 60)).decode()
     assert await process.wait() == 1
-    assert "the verifier is broken: the last 3 rounds failed" in log
+    assert "the verifier is broken: the last 6 rounds failed" in log

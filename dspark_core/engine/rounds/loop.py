@@ -118,6 +118,7 @@ class RoundLoop:
         longest = self.batcher.limits.max_step_seconds
         self._clock = clock
         self._pass_ended: float | None = None  # end of the previous pass; None after an idle time
+        self._committing = False
         self._pacer: PrefillPacer | None = None
         if longest is not None:
             pairs = tokens_per_pair(engine.config)
@@ -163,8 +164,26 @@ class RoundLoop:
         if sequence is not None:
             self._forget(sequence)
 
+    def recover(self) -> list[str]:
+        """After `step` raised: its sequences go on from their committed tokens, at first each in a round of
+        its own. Returns the ids of requests that cannot: one that failed alone again, or all that ran, if
+        they may have committed tokens that nobody was told of.
+        """
+        self._pass_ended = None
+        if self._committing:
+            self._committing = False
+            return [sequence.sequence_id for sequence in self.batcher.running]
+        tried = self._taking_part()
+        if not tried:
+            return list(self._sequences)
+        if tried[0].suspect:
+            return [tried[0].sequence_id]
+        for sequence in tried:
+            sequence.suspect = True
+        return []
+
     def step(self) -> list[RoundOutput]:
-        """One round. Returns what it committed, sequence by sequence."""
+        """One round. Returns what it committed, sequence by sequence; see `recover` if it raises."""
         self.batcher.admit()
         self.batcher.skip_filled()
         decoding, drafts = self._turns.take(self._secure_anchors())
@@ -175,6 +194,8 @@ class RoundLoop:
         runs = [self._decode_run(p) for p in proposals] + [self._prefill_run(s, n) for s, n in prefills]
         if not runs:
             self._pass_ended = None
+            for sequence in self._taking_part():
+                sequence.suspect = False  # there are no pages to try it alone
             return []
         logits = self._engine.forward(runs)
         sampled = proposals + [Proposal(s) for s, n in prefills if n == s.uncomputed]
@@ -197,8 +218,10 @@ class RoundLoop:
             sequence.publish_full_pages(self._manager)
         times = _RoundTimes(elapsed, max(loop_seconds, 0.0), drafts)
         self._report(proposals, verdicts, survival, runs, times)
+        self._committing = True
         outputs = self._commit(sampled, verdicts, len(proposals), drafts, elapsed, logprob_logits)
         self._turns.end(self.batcher.running)
+        self._committing = False
         self._pass_ended = ended if self._sequences else None
         return outputs
 
@@ -227,10 +250,15 @@ class RoundLoop:
                 limit=limit,
             )
 
+    def _taking_part(self) -> list[SequenceState]:
+        """Those of the next round, oldest first: all that run, or one that is to be tried alone."""
+        running = sorted(self.batcher.running, key=lambda s: s.order)
+        return [s for s in running if s.suspect][:1] or running
+
     def _secure_anchors(self) -> list[SequenceState]:
         """Decoding sequences that have a page for their anchor, oldest first."""
         ready, preemptions = [], self.batcher.preemptions
-        for sequence in sorted(self.batcher.running, key=lambda s: s.order):
+        for sequence in self._taking_part():
             if not sequence.decoding:
                 continue  # still in prefill
             if self.batcher.preemptions != preemptions and sequence not in self.batcher.running:
@@ -280,7 +308,7 @@ class RoundLoop:
         """Sequences that prefill in this round and their numbers of tokens, in order of arrival."""
         limits = self.batcher.limits
         budget = min(limits.prefill_chunk_tokens, limits.max_batch_tokens - decode_tokens)
-        waiting = sorted((s for s in self.batcher.running if not s.decoding), key=lambda s: s.order)
+        waiting = [s for s in self._taking_part() if not s.decoding]
         if self._pacer is not None and proposals and waiting:
             context, start = _context_tokens(proposals), waiting[0].computed
             budget = self._pacer.allowance(len(proposals), decode_tokens, context, budget, start=start)
@@ -330,6 +358,7 @@ class RoundLoop:
             if index < num_decoding:
                 sequence.computed += 1 + verdict.accepted
             committed = self._append(sequence, proposal, verdict)
+            sequence.suspect = False
             if sequence.grammar is not None and sequence.grammar.problem is not None:
                 outputs.append(self._failed(sequence, sequence.grammar.problem))
                 continue

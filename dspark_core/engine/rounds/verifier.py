@@ -19,7 +19,7 @@ from dspark_core.records import GenerateChunk, GenerateRequest
 
 _log = logging.getLogger(__name__)
 
-MAX_CONSECUTIVE_FAILURES = 3
+MAX_CONSECUTIVE_FAILURES = 6
 """After this many failed rounds in a row the verifier counts as unhealthy."""
 STALL_SECONDS = 600.0
 """A longer round counts as hung, for example on a device or a lock that is never released. A large model on a
@@ -243,10 +243,12 @@ class Verifier:
             try:
                 outputs = self._rounds.step()
                 self._failures = 0
-            except Exception as error:
+            except Exception:
                 self._failures += 1
-                _log.exception("a round failed; its requests are lost")
-                self._fail_round(error)
+                given_up = self._rounds.recover()
+                _log.exception("a round failed; requests given up: %s", ", ".join(given_up) or "none")
+                # Another verifier may be able to go on with them, from what was sent.
+                self._fail(given_up, UnavailableError("rounds with this request failed"))
                 continue
             finally:
                 self._round_began = None
@@ -275,11 +277,6 @@ class Verifier:
             if stream is not None:
                 deliveries.append((stream, output.error or output.chunk))
         _put_all(deliveries)
-
-    def _fail_round(self, error: Exception) -> None:
-        """Fails the requests of a round. Those that wait had no part in it, unless there were no others."""
-        running = [sequence.sequence_id for sequence in self._rounds.batcher.running]
-        self._fail(running or list(self._streams), error)
 
     def _fail(self, request_ids: Iterable[str], error: Exception) -> None:
         failed = []

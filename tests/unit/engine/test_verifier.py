@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
+from torch import Tensor
 
 from dspark_core.engine.grammars import SequenceGrammar
 from dspark_core.engine.rounds import verifier as engine_verifier
-from dspark_core.engine.rounds.batching import BatchLimits
 from dspark_core.engine.rounds.loop import RoundLoop
 from dspark_core.engine.rounds.verifier import Verifier
+from dspark_core.engine.target.batch import Run
 from dspark_core.errors import InvalidRequestError, QueueFullError, UnavailableError
 from dspark_core.records import FinishReason, GenerateRequest
 from tests.support.clock import ManualClock
@@ -143,49 +145,80 @@ async def test_stopping_fails_what_is_running(started) -> None:
         await collect(one, request("b", [1]))
 
 
-class FailingOnce(RoundLoop):
-    """Raises in its second round."""
+def failing(fails: Callable[[int, Sequence[Run]], bool], **options: object) -> RoundLoop:
+    """Its target raises in the passes that `fails` picks by number, from 1, and by what they compute."""
+    engine, numbers = tiny_engine(), itertools.count(1)
+    forward = engine.forward
 
-    steps = 0
-
-    def step(self):
-        self.steps += 1
-        if self.steps == 2:
+    def forward_or_fail(runs: Sequence[Run]) -> Tensor:
+        if fails(next(numbers), runs):
             raise MemoryError("no memory for this round")
-        return super().step()
+        return forward(runs)
+
+    engine.forward = forward_or_fail
+    return make_loop(engine, **options)
 
 
-async def test_a_failing_round_loses_its_requests_only(started) -> None:
-    plain = make_loop()
-    one = started(FailingOnce(tiny_engine(), plain._planner))
-    with pytest.raises(MemoryError):
-        await collect(one, request("a", [1, 2, 3], 20))
+@pytest.mark.parametrize("failed", [{1}, {2}, {3}, {2, 9, 16}])
+async def test_a_failed_round_loses_nothing(started, failed: set[int]) -> None:
+    one = started(failing(lambda number, runs: number in failed))
+    asked = [request(f"r{i}", prompt, 20) for i, prompt in enumerate(prompts(4))]
+    results = await asyncio.gather(*(collect(one, each) for each in asked))
+    assert results == [naive_greedy(tiny_decoder(), each.prompt_token_ids, 20) for each in asked]
     assert one.status.healthy
-    assert one.status.free_kv_fraction == 1.0
-    stream = one.generate(request("a", [1, 2, 3], 3))
-    chunks = [chunk async for chunk in stream]
-    assert chunks[-1].finish_reason is FinishReason.LENGTH
+    await eventually(lambda: one.status.free_kv_fraction == 1.0)
 
 
-class FailingBeforeOneThatWaits(RoundLoop):
-    """Raises in the first round in which one request runs and another waits."""
-
-    failed = False
-
-    def step(self):
-        if self.batcher.running and self.batcher.waiting and not self.failed:
-            self.failed = True
-            raise MemoryError("no memory for this round")
-        return super().step()
+async def test_a_request_that_takes_rounds_down_is_the_only_one_lost(started) -> None:
+    """It does so from its tenth token on."""
+    one = started(
+        failing(lambda number, runs: any(run.sequence_id == "r2" and run.start > 20 for run in runs))
+    )
+    asked = [request(f"r{i}", prompt, 40) for i, prompt in enumerate(prompts(4))]
+    results = await asyncio.gather(*(collect(one, each) for each in asked), return_exceptions=True)
+    lost = results.pop(2)
+    assert isinstance(lost, UnavailableError)
+    assert "MemoryError" not in str(lost)
+    del asked[2]
+    assert results == [naive_greedy(tiny_decoder(), each.prompt_token_ids, 40) for each in asked]
+    assert one.status.healthy
+    await eventually(lambda: one.status.free_kv_fraction == 1.0)
 
 
 async def test_requests_that_wait_outlive_a_failing_round(started) -> None:
-    limits = BatchLimits(max_running=1)
-    one = started(FailingBeforeOneThatWaits(tiny_engine(), make_loop()._planner, limits=limits))
+    one = started(failing(lambda number, runs: runs[0].sequence_id == "a", max_running=1))
     asked = [request(name, prompt, 40) for name, prompt in zip("ab", prompts(2), strict=True)]
     lost, kept = await asyncio.gather(*(collect(one, each) for each in asked), return_exceptions=True)
-    assert isinstance(lost, MemoryError)
+    assert isinstance(lost, UnavailableError)
     assert kept == naive_greedy(tiny_decoder(), asked[1].prompt_token_ids, 40)
+
+
+class Uncommitted(RoundLoop):
+    """Fails where tokens may have been committed already that nobody has been told of."""
+
+    failed = False
+
+    def _append(self, sequence, proposal, verdict):
+        committed = super()._append(sequence, proposal, verdict)
+        if len(sequence.tokens) > 10 and not self.failed:
+            self.failed = True
+            raise MemoryError("no memory to commit")
+        return committed
+
+
+async def test_what_may_have_been_committed_untold_is_given_up(started) -> None:
+    one = started(loop_with(Uncommitted))
+    told: list[int] = []
+
+    async def listen() -> None:
+        async for chunk in one.generate(request("a", [1, 2, 3], 20)):
+            told.extend(chunk.token_ids)
+
+    with pytest.raises(UnavailableError):
+        await listen()
+    assert told == naive_greedy(tiny_decoder(), [1, 2, 3], 20)[: len(told)]
+    assert len(await collect(one, request("a", [1, 2, 3], 20))) == 20
+    await eventually(lambda: one.status.free_kv_fraction == 1.0)
 
 
 def loop_with(kind: type[RoundLoop]) -> RoundLoop:
@@ -199,11 +232,10 @@ class Failing(RoundLoop):
 
 async def test_rounds_that_all_fail_are_a_problem(started) -> None:
     one = started(loop_with(Failing))
-    for number in range(3):
-        assert one.status.healthy
-        with pytest.raises(MemoryError):
+    for number in range(6):
+        with pytest.raises(UnavailableError):
             await collect(one, request(f"r{number}", [1], 5))
-    await eventually(lambda: one.status.problem == "the last 3 rounds failed")
+    await eventually(lambda: one.status.problem == "the last 6 rounds failed")
 
 
 class BrokenCancel(RoundLoop):
