@@ -47,6 +47,8 @@ class RunSettings:
 class RunState:
     """State of a run besides the trainer's."""
 
+    yardstick: str = ""
+    """What accepted lengths are measured with; those of another are not comparable. Empty: unknown."""
     best_length: float = 0.0
     best_step: int | None = None
     stale: int = 0
@@ -63,14 +65,17 @@ class TrainingRun:
         *,
         validate: Validate | None = None,
         validates: bool | None = None,
+        yardstick: str = "",
         drafter: Mapping[str, object] | None = None,
     ) -> None:
-        """Only the first worker needs `validate` and calls listeners; `validates` tells the others whether
-        the first validates. `drafter`: what the weights mean beyond their shapes, as plain values;
-        `resume` refuses a checkpoint with other values."""
+        """Only the first worker needs `validate`, with its `yardstick` (`RunState`), and calls listeners;
+        `validates` tells the others whether the first validates. `drafter`: what the weights mean beyond
+        their shapes, as plain values; `resume` refuses a checkpoint with other values."""
         self.trainer, self.settings = trainer, settings
         self._drafter = dict(drafter or {})
-        self.state = RunState()
+        self.state = RunState(yardstick=yardstick)
+        self.set_aside: RunState | None = None
+        """The state whose best validation `resume` has dropped, as its yardstick was another."""
         self.stop = threading.Event()
         """Set by the caller: the run finishes the current step, saves its state and ends."""
         self._validate = validate
@@ -90,18 +95,27 @@ class TrainingRun:
         if missing := {"trainer", "run", "drafter"} - saved.keys():
             raise CheckpointError(f"{latest} has no {', '.join(sorted(missing))}: --fresh starts over")
         for name, value in self._drafter.items():
-            if (was := saved["drafter"].get(name)) != value:
+            if (was := saved["drafter"].get(name, value)) != value:
                 raise ConfigError(
-                    f"drafter.{name}: now {value!r}, {was!r} in {latest}: give what the run had, or --fresh "
+                    f"{name}: now {value!r}, {was!r} in {latest}: give what the run had, or --fresh "
                     "starts over"
                 )
         self.trainer.restore(saved["trainer"])
         step, steps = self.trainer.step, self.trainer.config.steps
         if step > steps:
             raise ConfigError(f"optimisation.steps is {steps}, the run is at step {step} already")
-        self.state = RunState(**saved["run"])
+        self.state = self._comparable(RunState(**saved["run"]))
         self._saved = (self.trainer.step, self.state)
         return True
+
+    def _comparable(self, saved: RunState) -> RunState:
+        """`saved`, without its best validation if this run measures with another yardstick."""
+        yardstick = self.state.yardstick
+        other = float("" not in (yardstick, saved.yardstick) and yardstick != saved.yardstick)
+        if self.trainer.workers.total(torch.tensor(other)) > 0:  # only the first knows
+            self.set_aside = saved
+            return RunState(yardstick=yardstick, validation_due=saved.validation_due)
+        return replace(saved, yardstick=yardstick or saved.yardstick)
 
     def listen(self, listener: Listener) -> None:
         self._listeners.append(listener)
@@ -181,7 +195,9 @@ class TrainingRun:
         length = float(self.trainer.workers.total(torch.tensor(report.accepted_length, dtype=torch.float64)))
         is_best = length > self.state.best_length
         if is_best:
-            self.state = RunState(best_length=length, best_step=self.trainer.step)
+            self.state = RunState(
+                yardstick=self.state.yardstick, best_length=length, best_step=self.trainer.step
+            )
         else:
             self.state = replace(self.state, stale=self.state.stale + 1, validation_due=False)
         if self.trainer.workers.is_first:

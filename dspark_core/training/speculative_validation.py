@@ -6,6 +6,7 @@ result. Prompts are token ids; reading and rendering them is left to the caller.
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -80,6 +81,12 @@ class SpeculativeValidator:
         self._prompts = prompts
         self._stop_token_ids = stop_token_ids
         self._settings = settings
+
+    @property
+    def yardstick(self) -> str:
+        """Differs if accepted lengths are not comparable. Concurrency changes them in no systematic way."""
+        measured = (self._prompts, self._stop_token_ids, self._settings.max_tokens, self._settings.dtype)
+        return hashlib.sha256(repr(measured).encode()).hexdigest()[:16]
 
     def __call__(self, drafter: Path) -> ValidationReport:
         """Answer all prompts with the checkpoint in the directory `drafter`."""

@@ -137,6 +137,12 @@ def _train(setup: Setup, fresh: bool) -> int:
                 highlight=False,
                 soft_wrap=True,
             )
+            if (old := run.set_aside) is not None and old.best_step is not None:
+                console.print(
+                    f"validation has changed: the best so far, {old.best_length:.3f} at step "
+                    f"{old.best_step}, is not compared with what follows",
+                    soft_wrap=True,
+                )
         run.run()
     if workers.is_first:
         _print_end(run, console)

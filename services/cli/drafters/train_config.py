@@ -37,6 +37,9 @@ class DataSection(Section):
     def _one_source(self) -> DataSection:
         if bool(self.shards) == (self.stream is not None):
             raise ValueError("give either shards or stream")
+        for name in ("max_length", "stream_ahead"):
+            if self.shards and name in self.model_fields_set:
+                raise ValueError(f"{name} is for a stream; shards hold what they were made with")
         return self
 
 

@@ -49,11 +49,15 @@ class Setup:
     """None: the whole vocabulary."""
 
     def meaning(self) -> dict[str, object]:
-        """Properties of the weights that the data determine, not the configuration."""
+        """Properties of the weights that files determine, not the configuration."""
         ids = self.draft_vocab_ids
         digest = None if ids is None else hashlib.sha256(repr(ids.tolist()).encode()).hexdigest()[:16]
         vocab = None if ids is None else f"{len(ids)} tokens, {digest}"
-        return {"tap_layers": list(self.tap_layers), "draft_vocab": vocab}
+        return {
+            "target.model": f"weights {self.target.fingerprint}",
+            "drafter.tap_layers": list(self.tap_layers),
+            "drafter.draft_vocab": vocab,
+        }
 
 
 def build_setup(config: TrainConfig, workers: Workers, *, resume: bool = False) -> Setup:
@@ -114,6 +118,7 @@ def build_run(setup: Setup) -> TrainingRun:
         settings,
         validate=validate,
         validates=bool(config.validation.prompts),
+        yardstick=validate.yardstick if validate else "",
         drafter=setup.meaning(),
     )
 

@@ -34,7 +34,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> CachedSource:
     return CachedSource([shard])
 
 
-def _run(source: CachedSource, output: Path, lengths: list[float] | None = None, **fields) -> TrainingRun:
+def _run(
+    source: CachedSource, output: Path, lengths: list[float] | None = None, *, yardstick: str = "", **fields
+) -> TrainingRun:
     torch.manual_seed(0)
     trainer = Trainer(
         DSparkObjective(tiny_drafter(tiny_config()), LossConfig(anchors_per_sequence=4)),
@@ -46,7 +48,7 @@ def _run(source: CachedSource, output: Path, lengths: list[float] | None = None,
     )
     told = iter(lengths or [])
     validate = None if lengths is None else lambda _: ValidationReport(accepted_length=next(told), rounds=7)
-    return TrainingRun(trainer, settings, validate=validate)
+    return TrainingRun(trainer, settings, validate=validate, yardstick=yardstick)
 
 
 def _weights(directory: Path) -> dict[str, torch.Tensor]:
@@ -135,6 +137,25 @@ def test_what_fails_in_a_validation_costs_no_step(source: CachedSource, tmp_path
     with pytest.raises(ConfigError if told else StopIteration):
         first.run()
     _assert_goes_on_as_a_whole_run(source, tmp_path, 4, 1)
+
+
+def test_a_length_measured_with_another_yardstick_is_not_the_best(
+    source: CachedSource, tmp_path: Path
+) -> None:
+    def part(lengths: list[float], stop_at: int, yardstick: str) -> TrainingRun:
+        run = _run(source, tmp_path, lengths, yardstick=yardstick, patience=3)
+        run.resume()
+        run.listen(StopAt(run, stop_at))
+        run.run()
+        return run
+
+    part([1.9, 1.8], 5, "hard")
+    same = part([1.7], 7, "hard")
+    assert same.set_aside is None
+    assert (same.state.best_length, same.state.stale) == (1.9, 2)
+    other = part([1.2], 9, "harder")
+    assert other.set_aside == same.state
+    assert (other.state.best_length, other.state.best_step, other.state.stale) == (1.2, 8, 0)
 
 
 def test_the_log_forgets_what_a_resumed_run_repeats(tmp_path: Path) -> None:

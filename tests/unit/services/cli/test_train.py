@@ -223,9 +223,22 @@ def test_data_do_not_change_what_the_weights_of_a_run_mean(
     assert "drafter.draft_vocab: now '64 tokens, " in capsys.readouterr().err
 
 
+def test_other_weights_at_the_target_s_path_are_refused(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(config, "--set", "optimisation.steps=2") == 0
+    load = train_setup.load_target
+    monkeypatch.setattr(
+        train_setup, "load_target", lambda *args, **more: replace(load(*args, **more), fingerprint="other")
+    )
+    assert train(config, "--resume") == EXIT_CONFIG
+    assert "target.model: now 'weights other'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("data.max_length=10", r"data: max_length is for a stream; shards hold what they were made with"),
         (
             "drafter.gamma=7",
             r"drafter\.gamma is not a field, got 7; valid fields here: algorithm, always_tokens, ",
