@@ -22,5 +22,7 @@ MOST_RUNNING = 2**14
 """Requests in one batch: arrays have a row for each, and so has every round report, which takes the scheduler
 some 0.1 s to read and to plan for at this size."""
 MOST_BATCH_TOKENS = 2**20
+MOST_TIERS = 64
+"""Of callers; each has a queue and series of metrics of its own."""
 MOST_KV_CACHE_MB = 2**24
 """16 TiB; the engine checks whether this machine has that much."""

@@ -11,14 +11,13 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from dspark_core.errors import DSparkError, InvalidRequestError, QueueFullError, UnavailableError
+from dspark_core.errors import DSparkError, QueueFullError, UnavailableError
 from dspark_core.records import AssignRequest, Replica
+from services.common.limits import MOST_TIERS
 from services.common.retry_estimate import RetryEstimate
 from services.scheduler.metrics import SchedulerMetrics
 
 DEFAULT_TIER = "default"
-MAX_TIERS = 64
-"""Tiers come from the gateways' configuration and each has its own metrics; more than this is a mistake."""
 PUMP_SHARE = 0.1
 """Largest share of time spent on retries after reports. Each retry evaluates every verifier, and every
 verifier reports, so the cost would grow with the square of their number."""
@@ -170,8 +169,12 @@ class FloorAdmission:
 
     def _tier(self, request: AssignRequest) -> str:
         tier = request.tier or DEFAULT_TIER
-        if tier not in self._queues and len(self._queues) >= MAX_TIERS:
-            raise InvalidRequestError(f"tier must be one of at most {MAX_TIERS}, got {tier!r}", field="tier")
+        if tier not in self._queues and len(self._queues) >= MOST_TIERS:
+            unused = next((name for name, queue in self._queues.items() if not queue), None)
+            if unused is None:
+                raise QueueFullError(f"requests of {MOST_TIERS} tiers wait; no more can be told apart")
+            del self._queues[unused]
+            self._metrics.forget_tier(unused)
         return tier
 
 

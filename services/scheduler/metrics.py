@@ -135,6 +135,9 @@ class SchedulerMetrics:
     def set_waiting(self, tier: str, waiting: int) -> None:
         self._waiting.labels(tier).set(waiting)
 
+    def forget_tier(self, tier: str) -> None:
+        self._waiting.remove(tier)
+
     def watch_floors(self, read: Callable[[], float]) -> None:
         """`read` is called at every scrape."""
         self._floor_concurrency.set_function(read)

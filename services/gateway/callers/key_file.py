@@ -23,7 +23,7 @@ from typing import Any
 from dspark_core.errors import ConfigError
 from services.gateway.callers.auth import ApiKey, digest_of
 from services.gateway.callers.quotas import Quota
-from services.gateway.callers.tiers import Tier
+from services.gateway.callers.tiers import Tier, check_number
 from services.gateway.requests import DEFAULT_TIER_NAME
 
 _log = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ def parse_keys(text: str) -> tuple[ApiKey, ...]:
             name: _tier(name, _table(values, f"[tiers.{name}]"))
             for name, values in _table(document.get("tiers", {}), "[tiers]").items()
         }
+        check_number(tiers)
         known = {DEFAULT_TIER_NAME: Tier(), **tiers}
         entries = _table(document.get("keys", {}), "[keys]").items()
         # By position: a key may have been written where its name belongs.

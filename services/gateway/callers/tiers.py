@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from dspark_core.errors import ConfigError, InvalidRequestError
 from dspark_core.records import check_speed_floor
+from services.common.limits import MOST_TIERS
 from services.gateway.callers.quotas import Account, Quota
 from services.gateway.requests import DEFAULT_TIER_NAME, TextRequest
 
@@ -86,6 +87,14 @@ def floor_from_header(text: str | None) -> float | None:
     return value
 
 
+def check_number(tiers: Collection[str]) -> None:
+    """Raises ConfigError for more than the scheduler can tell apart, the default one included."""
+    if (number := len({DEFAULT_TIER_NAME, *tiers})) > MOST_TIERS:
+        raise ConfigError(
+            f"names {number} tiers, with {DEFAULT_TIER_NAME!r}, where {MOST_TIERS} are possible"
+        )
+
+
 def tiers_from_text(text: str) -> Mapping[str, Tier]:
     """`gold:30,silver:10` -> tiers by name; `default` is the tier of callers without another one."""
     tiers: dict[str, Tier] = {}
@@ -101,4 +110,8 @@ def tiers_from_text(text: str) -> Mapping[str, Tier]:
             raise ConfigError(
                 f"DSPARK_TIERS must list tier:floor in tokens per second, got {part!r}"
             ) from None
+    try:
+        check_number(tiers)
+    except ConfigError as error:
+        raise ConfigError(f"DSPARK_TIERS {error}") from None
     return tiers

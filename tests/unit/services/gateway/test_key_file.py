@@ -73,6 +73,10 @@ def test_a_key_has_the_same_cached_prompts_wherever_it_is_named() -> None:
         ("[keys.'a b']\nkey = 'sk-a-secret'", "visible ASCII characters, got 'a b'"),
         ("[keys.a]\nkey = 'sk-a-secret'\n[keys.b]\nkey = 'sk-a-secret'", "same key under two names"),
         ("[tiers.Gold]\n[keys.a]\nkey = 'sk-a-secret'", "tier names must be"),
+        (
+            "".join(f"[tiers.t{n}]\n" for n in range(64)) + "[keys.a]\nkey = 'x'",
+            "names 65 tiers, with 'default'",
+        ),
         ("[tiers.gold]\nmin_tokens_per_second = '3'", "must be a number, got '3'"),
         ("[tiers.gold]\nmin_tokens_per_second = -3", "the floor of tier gold must be > 0"),
         ("[tiers.gold]\ntokens_per_minute = 0", r"\[tiers.gold\] tokens_per_minute must be a whole"),

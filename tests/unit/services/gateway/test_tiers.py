@@ -87,6 +87,13 @@ def test_wrong_tiers_are_refused_at_start(text):
         tiers_from_text(text)
 
 
+def test_there_are_no_more_tiers_than_the_scheduler_can_tell_apart():
+    most = ",".join(f"t{number}:5" for number in range(63))
+    assert len(tiers_from_text(most)) == len(tiers_from_text(f"{most},default:3")) - 1 == 63
+    with pytest.raises(ConfigError, match="DSPARK_TIERS names 65 tiers, with 'default', where 64 are"):
+        tiers_from_text(f"{most},gold:5")
+
+
 @pytest.mark.parametrize("entry", ["secret@god", "se@cret", "se@cret@god"])
 def test_a_key_of_an_unknown_tier_is_told_by_its_place_and_not_shown(entry):
     """If no tier was intended, what follows the @ is part of the key."""

@@ -166,6 +166,19 @@ async def test_the_queue_is_first_come_first_served_and_bounded_by_tier(one: Clu
     assert ended == [0, 1, 2, 3]
 
 
+async def test_tiers_that_nobody_waits_in_make_room_for_others(one: Cluster) -> None:
+    """As where they have been renamed."""
+    await one.tell("v", 7, 40.0)
+    waiting = asyncio.create_task(one.ask(40.0, tier="gold", wait=30.0))
+    await asyncio.sleep(0)
+    for number in range(100):
+        with pytest.raises(QueueFullError):
+            await one.ask(40.0, tier=f"t{number}")
+    assert one.metric("waiting_requests", tier="gold") == 1
+    await one.tell("v", 6, 40.0)
+    assert await asyncio.wait_for(waiting, 10) == "v"
+
+
 async def test_tiers_take_turns_whoever_was_there_first() -> None:
     cluster = Cluster("v", max_waiting=64)
     await cluster.start()
