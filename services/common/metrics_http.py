@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from dspark_core.errors import ConfigError
-from services.common.addresses import address_of, family_of
+from services.common.addresses import address_of, bound_socket
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,10 @@ class MetricsServer:
 
 def _server(host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
     class Server(ThreadingHTTPServer):
-        address_family = family_of(host)
+        def server_bind(self) -> None:
+            self.socket.close()
+            self.socket = bound_socket(host, port)
+            self.server_name, self.server_port = host, self.socket.getsockname()[1]
 
         def handle_error(self, request: object, client_address: object) -> None:
             """Called in an except block. Clients may hang up, or stop reading."""

@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dspark_core.errors import ConfigError
-from services.common.addresses import address_of, family_of
+from services.common.addresses import address_of, bound_socket
 from services.gateway.admission import Admission
 from services.gateway.http.protocol import BoundedHttpProtocol
 
@@ -123,13 +123,12 @@ class HttpServer:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    listener = socket.socket(family_of(host), socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(f"cannot listen on {address_of(host, port)}: {error}") from error
+    with contextlib.ExitStack() as on_error:
+        try:
+            listener = on_error.enter_context(bound_socket(host, port))
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {address_of(host, port)}: {error}") from error
+        on_error.pop_all()
     listener.setblocking(False)
     return listener
