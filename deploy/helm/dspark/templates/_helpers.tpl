@@ -32,16 +32,16 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end -}}
 
 {{- define "dspark.serviceAccountName" -}}
-{{- if .Values.serviceAccount.create -}}
-{{ default (include "dspark.fullname" .) .Values.serviceAccount.name }}
+{{- if (.Values.serviceAccount).create -}}
+{{ default (include "dspark.fullname" .) (.Values.serviceAccount).name }}
 {{- else -}}
-{{ default "default" .Values.serviceAccount.name }}
+{{ default "default" (.Values.serviceAccount).name }}
 {{- end -}}
 {{- end -}}
 
 {{/* The scheduler's own account, which has rights to its Lease; without one of the chart's, the user's. */}}
 {{- define "dspark.schedulerServiceAccountName" -}}
-{{- if .Values.serviceAccount.create -}}
+{{- if (.Values.serviceAccount).create -}}
 {{ include "dspark.componentName" (dict "root" . "component" "scheduler") }}
 {{- else -}}
 {{ include "dspark.serviceAccountName" . }}
@@ -51,7 +51,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{/* redis, lease or off: how schedulers agree on a leader. */}}
 {{- define "dspark.leaderElection" -}}
 {{- $wanted := .Values.scheduler.leaderElection -}}
-{{- $redis := or .Values.redis.url .Values.redis.existingSecret -}}
+{{- $redis := or (.Values.redis).url (.Values.redis).existingSecret -}}
 {{- $several := gt (int .Values.scheduler.replicas) 1 -}}
 {{- if and (eq $wanted "redis") (not $redis) -}}
 {{- fail "scheduler.leaderElection is redis: set redis.url or redis.existingSecret" -}}
@@ -86,7 +86,7 @@ off
 
 {{/* Whether clients of the gateway must send a key, as far as values show it. An optional secret may be missing. */}}
 {{- define "dspark.requiresKeys" -}}
-{{- $keys := or .Values.gateway.keysSecret (get .Values.gateway.env "DSPARK_API_KEYS") -}}
+{{- $keys := or .Values.gateway.keysSecret (get (default dict .Values.gateway.env) "DSPARK_API_KEYS") -}}
 {{- range .Values.gateway.envFrom -}}
 {{- if and .secretRef (not (dig "secretRef" "optional" false .)) -}}
 {{- $keys = true -}}
@@ -95,10 +95,20 @@ off
 {{- if $keys }}true{{ end -}}
 {{- end -}}
 
+{{/* Of the gateway's Service. */}}
+{{- define "dspark.httpPort" -}}
+{{ default 8000 (.Values.gateway.service).httpPort }}
+{{- end -}}
+
 {{- define "dspark.grpcPort" -}}
 {{- get (dict "gateway" 50051 "scheduler" 50052 "verifier" 50053 "drafter" 50054) .component -}}
 {{- end -}}
 
+{{/* A section that is null in the values counts as one that sets nothing. */}}
+{{- define "dspark.volumeType" -}}
+{{ default "none" (.Values.model.volume).type }}
+{{- end -}}
+
 {{- define "dspark.modelClaim" -}}
-{{ default (printf "%s-models" (include "dspark.fullname" .)) .Values.model.volume.existingClaim }}
+{{ default (printf "%s-models" (include "dspark.fullname" .)) (.Values.model.volume).existingClaim }}
 {{- end -}}

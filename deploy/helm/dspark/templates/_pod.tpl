@@ -2,7 +2,7 @@
 
 {{- define "dspark.deploymentSpec" -}}
 {{- $values := index .root.Values .component -}}
-{{- if not (and (hasKey $values "autoscaling") $values.autoscaling.enabled) -}}
+{{- if not ($values.autoscaling).enabled -}}
 replicas: {{ $values.replicas }}
 {{ end -}}
 revisionHistoryLimit: 5
@@ -107,7 +107,7 @@ securityContext:
   capabilities:
     drop: [ALL]
 resources:
-  {{- toYaml $values.resources | nindent 2 }}
+  {{- toYaml (default dict $values.resources) | nindent 2 }}
 envFrom:
   - configMapRef:
       name: {{ include "dspark.fullname" $root }}
@@ -133,7 +133,7 @@ A kubelet has no certificate: with TLS the same is asked of the port of the metr
 {{- $alive := $ready -}}
 {{- if eq .component "gateway" }}
 {{- $alive = "httpGet:\n  path: /healthz\n  port: http" -}}
-{{- else if .root.Values.tls.existingSecret }}
+{{- else if (.root.Values.tls).existingSecret }}
 {{- $ready = "httpGet:\n  path: /readyz\n  port: metrics" -}}
 {{- $alive = $ready -}}
 {{- end -}}
@@ -200,14 +200,15 @@ of the ConfigMap's from which the chart derives more: ports, probes and mounts, 
 - name: DSPARK_ADVERTISE_ADDRESS
   value: "$(POD_IP):{{ include "dspark.grpcPort" . }}"
 {{- $values := index .root.Values .component }}
-{{- if and (dig "resources" "limits" "cpu" "" $values) (not (hasKey $values.env "DSPARK_TORCH_THREADS")) }}
+{{- $env := default dict $values.env }}
+{{- if and (dig "resources" "limits" "cpu" "" $values) (not (hasKey $env "DSPARK_TORCH_THREADS")) }}
 - name: DSPARK_TORCH_THREADS
   valueFrom:
     resourceFieldRef:
       resource: limits.cpu
 {{- end }}
 {{- range $variable, $folder := dict "TRITON_CACHE_DIR" "triton" "TORCHINDUCTOR_CACHE_DIR" "inductor" }}
-{{- if not (hasKey $values.env $variable) }}
+{{- if not (hasKey $env $variable) }}
 - name: {{ $variable }}
   value: {{ include "dspark.compiledPath" $ }}/{{ $folder }}
 {{- end }}
@@ -234,17 +235,17 @@ stays read-only. It is the pod's alone and gone with it; only who already runs c
 - name: shared-memory
   mountPath: /dev/shm
 {{- end }}
-{{- if and (ne .component "scheduler") (ne .root.Values.model.volume.type "none") }}
+{{- if and (ne .component "scheduler") (ne (include "dspark.volumeType" .root) "none") }}
 - name: models
-  mountPath: {{ .root.Values.model.volume.mountPath }}
-  readOnly: {{ .root.Values.model.volume.readOnly }}
+  mountPath: {{ (.root.Values.model.volume).mountPath }}
+  readOnly: {{ (.root.Values.model.volume).readOnly }}
 {{- end }}
 {{- if and (eq .component "gateway") .root.Values.gateway.keysSecret }}
 - name: keys
   mountPath: /etc/dspark/keys
   readOnly: true
 {{- end }}
-{{- if .root.Values.tls.existingSecret }}
+{{- if (.root.Values.tls).existingSecret }}
 - name: tls
   mountPath: /etc/dspark/tls
   readOnly: true
@@ -252,7 +253,8 @@ stays read-only. It is the pod's alone and gone with it; only who already runs c
 {{- end -}}
 
 {{- define "dspark.volumes" -}}
-{{- $volume := .root.Values.model.volume -}}
+{{- $volume := default dict .root.Values.model.volume -}}
+{{- $type := include "dspark.volumeType" .root -}}
 - name: tmp
   emptyDir:
     sizeLimit: 1Gi
@@ -267,12 +269,12 @@ stays read-only. It is the pod's alone and gone with it; only who already runs c
     medium: Memory
     sizeLimit: {{ . }}
 {{- end }}
-{{- if and (ne .component "scheduler") (ne $volume.type "none") }}
+{{- if and (ne .component "scheduler") (ne $type "none") }}
 - name: models
-  {{- if eq $volume.type "pvc" }}
+  {{- if eq $type "pvc" }}
   persistentVolumeClaim:
     claimName: {{ include "dspark.modelClaim" .root }}
-  {{- else if eq $volume.type "hostPath" }}
+  {{- else if eq $type "hostPath" }}
   hostPath:
     path: {{ required "model.volume.hostPath must be set when model.volume.type is hostPath" $volume.hostPath }}
     type: Directory
@@ -287,7 +289,7 @@ stays read-only. It is the pod's alone and gone with it; only who already runs c
     secretName: {{ .root.Values.gateway.keysSecret }}
     defaultMode: 0440
 {{- end }}
-{{- with .root.Values.tls.existingSecret }}
+{{- with (.root.Values.tls).existingSecret }}
 - name: tls
   secret:
     secretName: {{ . }}
@@ -298,7 +300,7 @@ stays read-only. It is the pod's alone and gone with it; only who already runs c
 {{/* The user's own init containers, each with the model volume mounted for writing. */}}
 {{- define "dspark.initContainers" -}}
 {{- $model := .root.Values.model -}}
-{{- if and $model.initContainers (ne $model.volume.type "none") -}}
+{{- if and $model.initContainers (ne (include "dspark.volumeType" .root) "none") -}}
 initContainers:
   {{- range $model.initContainers }}
   {{- $mounts := append (default list .volumeMounts) (dict "name" "models" "mountPath" $model.volume.mountPath) }}
