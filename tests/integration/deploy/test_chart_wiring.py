@@ -168,6 +168,22 @@ def test_start_up_may_take_as_long_as_loading_a_model_does(rendered):
         assert deployment["spec"]["progressDeadlineSeconds"] > startup
 
 
+def test_a_gateway_is_given_the_time_that_the_verifier_it_waits_for_is_given(rendered):
+    deadlines = {
+        component: deployment["spec"]["progressDeadlineSeconds"]
+        for component, deployment in of_kind(rendered, "Deployment").items()
+    }
+    assert deadlines["gateway"] >= deadlines["verifier"]
+
+
+def test_downloading_a_model_is_given_time(helm):
+    def deadline(values: str) -> int:
+        deployment = of_kind(render(helm, values), "Deployment")["verifier"]
+        return deployment["spec"]["progressDeadlineSeconds"]
+
+    assert deadline("claim") == deadline("default") + 1800
+
+
 def test_grace_period_outlasts_the_drain(rendered):
     drain = int(of_kind(rendered, "ConfigMap")["config"]["data"]["DSPARK_DRAIN_SECONDS"])
     for deployment in of_kind(rendered, "Deployment").values():

@@ -6,7 +6,7 @@
 replicas: {{ $values.replicas }}
 {{ end -}}
 revisionHistoryLimit: 5
-progressDeadlineSeconds: {{ add $values.startupSeconds 300 }}
+progressDeadlineSeconds: {{ include "dspark.progressSeconds" . }}
 selector:
   matchLabels:
     {{- include "dspark.selectorLabels" . | nindent 4 }}
@@ -19,6 +19,18 @@ strategy:
     maxSurge: 1
     maxUnavailable: 0
   {{- end }}
+{{- end -}}
+
+{{/*
+A gateway is ready once a verifier is. Init containers may download a model, which start-up probes do not count.
+*/}}
+{{- define "dspark.progressSeconds" -}}
+{{- $seconds := int (index .root.Values .component).startupSeconds -}}
+{{- if eq .component "gateway" -}}
+{{- $seconds = max $seconds (int .root.Values.verifier.startupSeconds) -}}
+{{- end -}}
+{{- $downloads := and .root.Values.model.initContainers (ne .component "scheduler") -}}
+{{- add $seconds 300 (ternary 1800 0 (not (empty $downloads))) -}}
 {{- end -}}
 
 {{- define "dspark.podMetadata" -}}
