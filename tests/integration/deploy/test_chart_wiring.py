@@ -185,10 +185,22 @@ def test_downloading_a_model_is_given_time(helm):
 
 
 def test_grace_period_outlasts_the_drain(rendered):
-    drain = int(of_kind(rendered, "ConfigMap")["config"]["data"]["DSPARK_DRAIN_SECONDS"])
+    config = of_kind(rendered, "ConfigMap")["config"]
     for deployment in of_kind(rendered, "Deployment").values():
+        drain = int(environment(deployment, config)["DSPARK_DRAIN_SECONDS"])
         pause = int(container(deployment)["lifecycle"]["preStop"]["exec"]["command"][1])
         assert pod_template(deployment)["spec"]["terminationGracePeriodSeconds"] >= pause + drain + 15
+
+
+@pytest.mark.parametrize("seconds", ["600", "0"])
+def test_a_service_may_drain_longer_or_shorter_than_the_others(helm, seconds):
+    rendered = render(helm, "default", "--set", f"verifier.drainSeconds={seconds}")
+    config = of_kind(rendered, "ConfigMap")["config"]
+    deployments = of_kind(rendered, "Deployment")
+    found = {name: environment(one, config)["DSPARK_DRAIN_SECONDS"] for name, one in deployments.items()}
+    assert found == dict.fromkeys(SERVICES, "20") | {"verifier": seconds}
+    grace = pod_template(deployments["verifier"])["spec"]["terminationGracePeriodSeconds"]
+    assert grace == 5 + int(seconds) + 20
 
 
 def test_every_pod_runs_with_the_least_rights(rendered):

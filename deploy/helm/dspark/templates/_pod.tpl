@@ -62,7 +62,7 @@ automountServiceAccountToken: false
 # A Service called dspark would put DSPARK_PORT=tcp://... into every pod of the namespace.
 enableServiceLinks: false
 # preStop, the drain, then closing down, which may wait for the last spans to be sent.
-terminationGracePeriodSeconds: {{ add 5 $root.Values.drainSeconds 20 }}
+terminationGracePeriodSeconds: {{ add 5 (include "dspark.drainSeconds" .) 20 }}
 securityContext:
   runAsNonRoot: true
   runAsUser: 10001
@@ -166,12 +166,22 @@ livenessProbe:
   failureThreshold: 6
 {{- end -}}
 
+{{/* The service's own, else that of all. */}}
+{{- define "dspark.drainSeconds" -}}
+{{- $own := (index .root.Values .component).drainSeconds -}}
+{{- if has (toString $own) (list "" "<nil>") }}{{ .root.Values.drainSeconds }}{{ else }}{{ $own }}{{ end -}}
+{{- end -}}
+
 {{/* Variables of one service; what all share is in the ConfigMap. */}}
 {{- define "dspark.env" -}}
 - name: DSPARK_PORT
   value: {{ include "dspark.grpcPort" . | quote }}
 - name: OTEL_SERVICE_NAME
   value: dspark-{{ .component }}
+{{- if ne (include "dspark.drainSeconds" .) (toString .root.Values.drainSeconds) }}
+- name: DSPARK_DRAIN_SECONDS
+  value: {{ include "dspark.drainSeconds" . | quote }}
+{{- end }}
 {{- if and (eq .component "gateway") .root.Values.gateway.keysSecret }}
 - name: DSPARK_KEYS_FILE
   value: /etc/dspark/keys/keys.toml
