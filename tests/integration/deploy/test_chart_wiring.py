@@ -225,6 +225,19 @@ def test_every_pod_runs_with_the_least_rights(rendered):
         assert only["resources"]["requests"]
 
 
+def test_the_cluster_may_choose_user_and_group(helm):
+    """As OpenShift's restricted-v2 wants it."""
+    flags = ",".join(f"podSecurityContext.{key}=null" for key in ("runAsUser", "runAsGroup", "fsGroup"))
+    rendered = render(helm, "default", "--set", flags)
+    pods = [pod_template(deployment)["spec"] for deployment in of_kind(rendered, "Deployment").values()]
+    for pod in [*pods, of_kind(rendered, "Pod")["test"]["spec"]]:
+        assert pod["securityContext"] == {
+            "runAsNonRoot": True,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+
+
 def test_an_autoscaler_alone_decides_the_number_of_replicas(rendered):
     scaled = of_kind(rendered, "HorizontalPodAutoscaler")
     for component, deployment in of_kind(rendered, "Deployment").items():

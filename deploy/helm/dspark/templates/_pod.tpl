@@ -63,14 +63,10 @@ automountServiceAccountToken: false
 enableServiceLinks: false
 # preStop, the drain, then closing down, which may wait for the last spans to be sent.
 terminationGracePeriodSeconds: {{ add 5 (include "dspark.drainSeconds" .) 20 }}
+{{- with $root.Values.podSecurityContext }}
 securityContext:
-  runAsNonRoot: true
-  runAsUser: 10001
-  runAsGroup: 10001
-  fsGroup: 10001
-  fsGroupChangePolicy: OnRootMismatch
-  seccompProfile:
-    type: RuntimeDefault
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- with $root.Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
