@@ -266,3 +266,8 @@ def test_kernels_are_compiled_from_what_their_stage_copies_with_no_package_insta
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert list((tmp_path / "kernels").glob("kernels-*.so"))
+
+
+def test_models_are_given_as_long_to_load_as_the_chart_gives_them():
+    for service in ("drafter", "verifier"):
+        assert COMPOSE["services"][service]["healthcheck"]["start_period"] == "900s"
