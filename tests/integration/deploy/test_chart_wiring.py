@@ -499,3 +499,8 @@ def test_chart_values_are_complete_against_the_schema(helm):
     assert set(values) == set(schema["properties"]) - {"global"}
     for service in SERVICES:
         assert set(values[service]) == set(schema["properties"][service]["properties"])
+
+
+def test_pods_that_do_not_serve_keep_no_node_from_being_drained(rendered):
+    for budget in of_kind(rendered, "PodDisruptionBudget").values():
+        assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
