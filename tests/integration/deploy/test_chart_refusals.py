@@ -25,6 +25,7 @@ SECRET = "gateway.envFrom[0].secretRef"
         ("model.volume.type=hostPath", ["model.volume.hostPath must be set"]),
         ("model.volume.mountPath=models", ["mountPath"]),
         (UNWRITABLE, ["model.volume.accessModes is ReadOnlyMany", "model.initContainers"]),
+        ("model.initContainers[0].name=download", ["model.initContainers", "model.volume.type is none"]),
         ("logFormat=xml", ["logFormat", "json"]),
         ("redis.url=localhost:6379", ["redis", "url"]),
         ("redis.prefix=", ["redis", "prefix"]),

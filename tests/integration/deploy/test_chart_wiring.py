@@ -304,58 +304,6 @@ def test_monitors_select_services_and_ports_that_exist(helm):
         assert len(scraped) == 1, component
 
 
-def test_models_are_mounted_where_they_are_read(helm):
-    for values, read_only in (("gpu", True), ("everything", False)):
-        for component, deployment in of_kind(render(helm, values), "Deployment").items():
-            mounts = {mount["name"]: mount for mount in container(deployment)["volumeMounts"]}
-            assert ("models" in mounts) == (component != "scheduler")
-            assert mounts.get("models", {}).get("readOnly", read_only) is read_only
-            assert set(mounts) == {volume["name"] for volume in pod_template(deployment)["spec"]["volumes"]}
-
-
-@pytest.mark.parametrize("name", ["gpu", "vllm"])
-def test_a_drafter_on_a_gpu_has_room_for_all_its_verifiers_run(name):
-    """Of the model that the set of values names: five layers without a window, 8 heads of 128 in bfloat16."""
-    values = yaml.safe_load(VALUES[name].read_text())
-    sequences = values["verifier"]["replicas"] * values["verifier"]["env"]["DSPARK_MAX_RUNNING"]
-    token_bytes = 5 * 2 * 8 * 128 * 2
-    held = values["drafter"]["env"]["DSPARK_DRAFT_CACHE_MB"] * 2**20 // token_bytes
-    assert held >= sequences * 2048
-
-
-def test_workers_of_several_gpus_get_shared_memory(helm):
-    deployments = of_kind(render(helm, "vllm"), "Deployment")
-    volumes = {volume["name"]: volume for volume in pod_template(deployments["verifier"])["spec"]["volumes"]}
-    assert volumes["shared-memory"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Gi"}
-    mounts = {
-        mount["name"]: mount["mountPath"] for mount in container(deployments["verifier"])["volumeMounts"]
-    }
-    assert mounts["shared-memory"] == "/dev/shm"
-    assert all("shared-memory" not in str(deployments[one]) for one in ("gateway", "scheduler", "drafter"))
-    unset = of_kind(render(helm, "default"), "Deployment")["verifier"]
-    assert "shared-memory" not in str(unset)
-
-
-def test_init_containers_may_write_models_and_keep_their_own_mounts(helm):
-    deployment = of_kind(render(helm, "everything"), "Deployment")["verifier"]
-    (download,) = pod_template(deployment)["spec"]["initContainers"]
-    mounts = {mount["mountPath"]: mount for mount in download["volumeMounts"]}
-    assert set(mounts) == {"/models", "/tmp", "/two"}
-    assert "readOnly" not in mounts["/models"]
-
-
-def test_pods_on_several_nodes_can_fill_the_claim_that_the_chart_makes(helm):
-    rendered = render(helm, "claim")
-    claim = of_kind(rendered, "PersistentVolumeClaim")["models"]
-    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
-    for component in ("gateway", "drafter", "verifier"):
-        pod = pod_template(of_kind(rendered, "Deployment")[component])["spec"]
-        (volume,) = [one for one in pod["volumes"] if one["name"] == "models"]
-        assert volume["persistentVolumeClaim"] == {"claimName": claim["metadata"]["name"]}
-        (filling,) = [one for one in pod["initContainers"][0]["volumeMounts"] if one["name"] == "models"]
-        assert not filling.get("readOnly")
-
-
 def test_a_changed_setting_replaces_the_pods(helm):
     def checksums(*flags: str) -> set[str]:
         deployments = of_kind(render(helm, "default", *flags), "Deployment").values()

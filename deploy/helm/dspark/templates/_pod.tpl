@@ -315,16 +315,30 @@ stays read-only. It is the pod's alone and gone with it; only who already runs c
 {{- end }}
 {{- end -}}
 
-{{/* The user's own init containers, each with the model volume mounted for writing. */}}
+{{/*
+The user's own init containers, with the model volume mounted for writing and /tmp, unless they mount something there,
+and with a security context that the pod security level `restricted` accepts, unless they have one.
+*/}}
 {{- define "dspark.initContainers" -}}
 {{- $model := .root.Values.model -}}
-{{- if and $model.initContainers (ne (include "dspark.volumeType" .root) "none") -}}
+{{- if and $model.initContainers (eq (include "dspark.volumeType" .root) "none") -}}
+{{- fail "model.initContainers are set, but model.volume.type is none: there is no volume that they could fill" -}}
+{{- end -}}
+{{- if $model.initContainers -}}
 initContainers:
+  {{- $security := dict "allowPrivilegeEscalation" false "capabilities" (dict "drop" (list "ALL")) }}
   {{- range $model.initContainers }}
-  {{- $mounts := append (default list .volumeMounts) (dict "name" "models" "mountPath" $model.volume.mountPath) }}
-  {{- $mounts = append $mounts (dict "name" "tmp" "mountPath" "/tmp") }}
+  {{- $mounts := default list .volumeMounts }}
+  {{- $taken := list }}
+  {{- range $mounts }}{{ $taken = append $taken (trimSuffix "/" .mountPath) }}{{ end }}
+  {{- range $name, $path := dict "models" $model.volume.mountPath "tmp" "/tmp" }}
+  {{- if not (has (trimSuffix "/" $path) $taken) }}
+  {{- $mounts = append $mounts (dict "name" $name "mountPath" $path) }}
+  {{- end }}
+  {{- end }}
+  {{- $defaults := ternary dict (dict "securityContext" $security) (hasKey . "securityContext") }}
   -
-    {{- toYaml (merge (dict "volumeMounts" $mounts) .) | nindent 4 }}
+    {{- toYaml (merge (dict "volumeMounts" $mounts) . $defaults) | nindent 4 }}
   {{- end }}
 {{- end }}
 {{- end -}}
