@@ -53,10 +53,10 @@ annotations:
 {{- $selector := include "dspark.selectorLabels" . -}}
 {{- if and (eq .component "scheduler") (eq (include "dspark.leaderElection" $root) "lease") }}
 # It alone talks to the API server, of one Lease.
-serviceAccountName: {{ include "dspark.schedulerServiceAccountName" $root }}
+serviceAccountName: {{ include "dspark.schedulerServiceAccountName" $root | quote }}
 automountServiceAccountToken: true
 {{- else }}
-serviceAccountName: {{ include "dspark.serviceAccountName" $root }}
+serviceAccountName: {{ include "dspark.serviceAccountName" $root | quote }}
 automountServiceAccountToken: false
 {{- end }}
 # A Service called dspark would put DSPARK_PORT=tcp://... into every pod of the namespace.
@@ -70,14 +70,14 @@ securityContext:
 {{- with $root.Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- with $values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with $values.runtimeClassName }}
-runtimeClassName: {{ . }}
+runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- with $values.nodeSelector }}
 nodeSelector:
@@ -118,7 +118,7 @@ resources:
   {{- toYaml (default dict $values.resources) | nindent 2 }}
 envFrom:
   - configMapRef:
-      name: {{ include "dspark.fullname" $root }}
+      name: {{ include "dspark.fullname" $root | quote }}
   {{- with $values.envFrom }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -195,7 +195,7 @@ of the ConfigMap's from which the chart derives more: ports, probes and mounts, 
 {{- if has $name $reserved }}
 {{- fail (printf "%s.env.%s: the chart sets this variable itself" $.component $name) }}
 {{- end }}
-- name: {{ $name }}
+- name: {{ $name | quote }}
   value: {{ include "dspark.plainText" $value | quote }}
 {{- end }}
 {{- end -}}
@@ -255,7 +255,7 @@ stays read-only. It is the pod's alone and gone with it; only who already runs c
 {{- end }}
 {{- if and (ne .component "scheduler") (ne (include "dspark.volumeType" .root) "none") }}
 - name: models
-  mountPath: {{ (.root.Values.model.volume).mountPath }}
+  mountPath: {{ (.root.Values.model.volume).mountPath | quote }}
   readOnly: {{ (.root.Values.model.volume).readOnly }}
 {{- end }}
 {{- if and (eq .component "gateway") .root.Values.gateway.keysSecret }}
@@ -285,32 +285,32 @@ stays read-only. It is the pod's alone and gone with it; only who already runs c
 - name: shared-memory
   emptyDir:
     medium: Memory
-    sizeLimit: {{ . }}
+    sizeLimit: {{ . | quote }}
 {{- end }}
 {{- if and (ne .component "scheduler") (ne $type "none") }}
 - name: models
   {{- if eq $type "pvc" }}
   persistentVolumeClaim:
-    claimName: {{ include "dspark.modelClaim" .root }}
+    claimName: {{ include "dspark.modelClaim" .root | quote }}
   {{- else if eq $type "hostPath" }}
   hostPath:
-    path: {{ required "model.volume.hostPath must be set when model.volume.type is hostPath" $volume.hostPath }}
+    path: {{ required "model.volume.hostPath must be set when model.volume.type is hostPath" $volume.hostPath | quote }}
     type: Directory
   {{- else }}
   emptyDir:
-    sizeLimit: {{ $volume.size }}
+    sizeLimit: {{ $volume.size | quote }}
   {{- end }}
 {{- end }}
 {{- if and (eq .component "gateway") .root.Values.gateway.keysSecret }}
 - name: keys
   secret:
-    secretName: {{ .root.Values.gateway.keysSecret }}
+    secretName: {{ .root.Values.gateway.keysSecret | quote }}
     defaultMode: 0440
 {{- end }}
 {{- with (.root.Values.tls).existingSecret }}
 - name: tls
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
     defaultMode: 0440
 {{- end }}
 {{- end -}}
