@@ -1,5 +1,7 @@
 """Names and other text of users arrive as they are."""
 
+import re
+
 import pytest
 import yaml
 
@@ -44,3 +46,20 @@ def test_text_that_looks_like_a_number_stays_text(each_helm, tmp_path, change):
     assert done.returncode == 0, done.stderr
     for manifest in filter(None, yaml.safe_load_all(done.stdout)):
         validate(Rendered("", manifest), KUBERNETES[-1])
+
+
+@pytest.mark.parametrize("release", ["shop.v2", "a" * 53, "a.b.dspark"])
+def test_services_have_valid_names_whatever_the_release_is_called(helm, release):
+    done = run(helm, "template", release, CHART)
+    assert done.returncode == 0, done.stderr
+    objects = [one for one in yaml.safe_load_all(done.stdout) if one]
+    names = [one["metadata"]["name"] for one in objects if one["kind"] == "Service"]
+    assert len(names) == 4
+    assert all(re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", name) for name in names), names
+
+
+def test_a_release_after_which_no_service_can_be_called_is_refused(helm):
+    done = run(helm, "template", "1shop", CHART)
+    assert done.returncode != 0
+    assert "set fullnameOverride" in done.stderr
+    assert run(helm, "template", "1shop", CHART, "--set", "fullnameOverride=shop").returncode == 0

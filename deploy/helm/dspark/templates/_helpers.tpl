@@ -1,14 +1,15 @@
+{{/* Services are called after it, so it must be a DNS label that begins with a letter; dots become hyphens. */}}
 {{- define "dspark.fullname" -}}
-{{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
-{{- else -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
-{{- if contains $name .Release.Name -}}
-{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
-{{- else -}}
-{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" -}}
+{{- $full := .Values.fullnameOverride -}}
+{{- if not $full -}}
+{{- $full = ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
 {{- end -}}
+{{- $full = $full | replace "." "-" | trunc 50 | trimAll "-" -}}
+{{- if not (regexMatch "^[a-z][-a-z0-9]*$" $full) -}}
+{{- fail (printf "%q cannot begin a Service's name, which must start with a letter: set fullnameOverride" $full) -}}
 {{- end -}}
+{{ $full }}
 {{- end -}}
 
 {{/* The templates below take a dict of root (the chart's scope) and component (gateway, ...). */}}
