@@ -44,6 +44,7 @@ SECRET = "gateway.envFrom[0].secretRef"
         ("scheduler.env.DSPARK_TLS_CERT=/c", ["scheduler.env.DSPARK_TLS_CERT", "sets this variable"]),
         ("gateway.env.DSPARK_TLS_NAME=a", ["gateway.env.DSPARK_TLS_NAME", "sets this variable"]),
         ("gateway.ingress.enabled=true", ["gateway.ingress.hosts"]),
+        ("gateway.ingress.hosts[0].path=/v1", ["gateway", "hosts", "host"]),
         (PUBLIC, ["DSPARK_API_KEYS", "gateway.envFrom", "gateway.ingress.allowWithoutKeys"]),
         (f"{PUBLIC},gateway.envFrom[0].configMapRef.name=c", ["no API keys are set"]),
         (f"{PUBLIC},{SECRET}.name=k,{SECRET}.optional=true", ["no API keys are set"]),

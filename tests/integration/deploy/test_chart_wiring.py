@@ -452,3 +452,14 @@ def test_chart_values_are_complete_against_the_schema(helm):
 def test_pods_that_do_not_serve_keep_no_node_from_being_drained(rendered):
     for budget in of_kind(rendered, "PodDisruptionBudget").values():
         assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
+@pytest.mark.parametrize(("values", "plain"), [("default", set(SERVICES)), ("tls", {"gateway"})])
+def test_only_what_is_unencrypted_says_so(helm, values, plain):
+    services = of_kind(render(helm, values), "Service")
+    named = {
+        component
+        for component, service in services.items()
+        if any(port.get("appProtocol") == "kubernetes.io/h2c" for port in service["spec"]["ports"])
+    }
+    assert named == plain
