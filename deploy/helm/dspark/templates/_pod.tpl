@@ -4,6 +4,11 @@
 {{- $values := index .root.Values .component -}}
 {{- if not ($values.autoscaling).enabled -}}
 replicas: {{ $values.replicas }}
+{{ else -}}
+{{- /* Were it left out of a Deployment that had it, Kubernetes would go down to one pod. */ -}}
+{{- $running := lookup "apps/v1" "Deployment" .root.Release.Namespace (include "dspark.componentName" .) -}}
+{{- with $running.spec }}replicas: {{ .replicas }}
+{{ end -}}
 {{ end -}}
 revisionHistoryLimit: 5
 progressDeadlineSeconds: {{ include "dspark.progressSeconds" . }}
