@@ -70,6 +70,7 @@ class StepWorker:
         """None if another worker has the result."""
         runner = self.model_runner
         runner.execute_model_state = None  # may be left over from a failed pass
+        _guard_inputs(runner)
         for one in step.sequences:
             if not one.fresh:
                 _rewrite_row(runner, one)
@@ -96,6 +97,15 @@ class StepWorker:
         if logits.is_cuda:
             torch.cuda.current_stream().synchronize()
         return shared
+
+
+def _guard_inputs(runner: GPUModelRunner) -> None:
+    """Turns on vLLM's wait before it refills the pinned memory from which a GPU still copies the last inputs.
+
+    vLLM has it only with its asynchronous scheduling; without, its sampler waits, which never runs here.
+    """
+    if runner.device.type == "cuda" and runner.prepare_inputs_event is None:
+        runner.prepare_inputs_event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
 
 def _rewrite_row(runner: GPUModelRunner, one: SequenceStep) -> None:
