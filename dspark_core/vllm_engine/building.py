@@ -32,6 +32,8 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from dspark_core.vllm_engine.worker import PROPOSER, WORKER
 
+TAP_LAYERS = "dspark_tap_layers"
+
 
 class _Core(EngineCore):  # type: ignore[misc]  # vLLM lives in a separate environment
     """vLLM's start-up of workers and cache, without its scheduler."""
@@ -53,7 +55,8 @@ def build_vllm_engine(
 ) -> TargetEngine:
     """Loads the model, compiles it and captures graphs as vLLM does. Raises ConfigError."""
     block_size = 0 if geometry is None else geometry.block_size
-    config = _configuration(options, facts, max(block_size, BLOCK_TOKENS))
+    layers = () if projection is None else projection.target_layer_ids
+    config = configuration(options, facts, most_drafts=max(block_size, BLOCK_TOKENS), tap_layers=layers)
     executor = Executor.get_class(config)(config)
     try:
         cache, page_tokens = _started(config, executor, projection)
@@ -98,7 +101,10 @@ def _started(
     return cache, _page_tokens(cache)
 
 
-def _configuration(options: EngineOptions, facts: TargetFacts, most_drafts: int) -> VllmConfig:
+def configuration(
+    options: EngineOptions, facts: TargetFacts, *, most_drafts: int, tap_layers: tuple[int, ...]
+) -> VllmConfig:
+    """Raises ConfigError."""
     ours = {
         "model": str(facts.path),
         "skip_tokenizer_init": True,
@@ -124,7 +130,10 @@ def _configuration(options: EngineOptions, facts: TargetFacts, most_drafts: int)
     if clash:
         raise ConfigError(f"vllm arguments {', '.join(clash)} are set by dspark itself: leave them out")
     try:
-        return EngineArgs(**ours, **options.vllm_arguments).create_engine_config()
+        # Compiled graphs contain the taps but are stored under the configuration's hash, so name them there.
+        additional = {**options.vllm_arguments.get("additional_config", {}), TAP_LAYERS: list(tap_layers)}
+        arguments = {**ours, **options.vllm_arguments, "additional_config": additional}
+        return EngineArgs(**arguments).create_engine_config()
     except (TypeError, ValueError) as error:
         raise ConfigError(f"vLLM refuses its arguments: {error}") from error
 
