@@ -7,6 +7,7 @@ import os
 import torch
 
 from dspark_core.engine.building import EngineOptions
+from dspark_core.engine.caches.cache_size import CACHE_SETTING, PageNeeds, num_pages
 from dspark_core.engine.drafts.lookup import BLOCK_TOKENS
 from dspark_core.engine.profiling.profile_passes import CHUNK_TOKENS
 from dspark_core.engine.protocols import DraftGeometry
@@ -33,6 +34,8 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from dspark_core.vllm_engine.worker import PROPOSER, WORKER
 
 TAP_LAYERS = "dspark_tap_layers"
+FIT_CACHE = -1
+"""As `max_model_len`: the model's own limit, or what the cache can hold if that is less."""
 
 
 class _Core(EngineCore):  # type: ignore[misc]  # vLLM lives in a separate environment
@@ -57,9 +60,11 @@ def build_vllm_engine(
     block_size = 0 if geometry is None else geometry.block_size
     layers = () if projection is None else projection.target_layer_ids
     config = configuration(options, facts, most_drafts=max(block_size, BLOCK_TOKENS), tap_layers=layers)
+    limit = min(config.model_config.max_model_len, facts.config.max_context_tokens)
     executor = Executor.get_class(config)(config)
     try:
         cache, page_tokens = _started(config, executor, projection)
+        _check_room(options, facts.path.name, limit, cache.num_blocks, page_tokens)
     except BaseException:
         executor.shutdown()
         raise
@@ -97,8 +102,26 @@ def _started(
         for reason in executor.collective_rpc("dspark_tap", args=(projection.target_layer_ids,)):
             if reason is not None:
                 raise ConfigError(f"a drafter needs hidden states, and {reason}")
-    cache = _Core(config, executor).start_cache()
+    try:
+        cache = _Core(config, executor).start_cache()
+    except ValueError as error:
+        size = config.cache_config.kv_cache_memory_bytes / 2**20
+        limit = config.model_config.max_model_len
+        raise ConfigError(
+            f"vLLM refuses {CACHE_SETTING} {size:g} for DSPARK_MAX_CONTEXT_TOKENS {limit}: {error}"
+        ) from error
     return cache, _page_tokens(cache)
+
+
+def _check_room(options: EngineOptions, name: str, context_tokens: int, pages: int, page_tokens: int) -> None:
+    """As with the native engine: warns if a whole context does not fit, refuses if hardly any does."""
+    needs = PageNeeds(
+        name=name,
+        page_bytes=options.kv_cache_bytes // pages,
+        page_tokens=page_tokens,
+        context_tokens=context_tokens,
+    )
+    num_pages(options.kv_cache_bytes, needs, torch.device("cpu"))
 
 
 def configuration(
@@ -109,7 +132,7 @@ def configuration(
         "model": str(facts.path),
         "skip_tokenizer_init": True,
         "dtype": options.dtype,
-        "max_model_len": options.max_context_tokens or facts.config.max_context_tokens,
+        "max_model_len": options.max_context_tokens or FIT_CACHE,
         "max_num_seqs": options.max_running,
         "max_num_batched_tokens": max(options.max_batch_tokens, CHUNK_TOKENS),  # includes profiling passes
         "kv_cache_memory_bytes": options.kv_cache_bytes,
