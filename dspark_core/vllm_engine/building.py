@@ -8,6 +8,7 @@ import torch
 
 from dspark_core.engine.building import EngineOptions
 from dspark_core.engine.caches.cache_size import CACHE_SETTING, PageNeeds, num_pages
+from dspark_core.engine.devices import AUTO
 from dspark_core.engine.drafts.lookup import BLOCK_TOKENS
 from dspark_core.engine.profiling.profile_passes import CHUNK_TOKENS
 from dspark_core.engine.protocols import DraftGeometry
@@ -60,6 +61,10 @@ def build_vllm_engine(
     block_size = 0 if geometry is None else geometry.block_size
     layers = () if projection is None else projection.target_layer_ids
     config = configuration(options, facts, most_drafts=max(block_size, BLOCK_TOKENS), tap_layers=layers)
+    device = torch.device(config.device_config.device)
+    check_device(options.device, device)
+    if projection is not None:
+        projection.project.to(device)
     limit = min(config.model_config.max_model_len, facts.config.max_context_tokens)
     executor = Executor.get_class(config)(config)
     try:
@@ -68,7 +73,6 @@ def build_vllm_engine(
     except BaseException:
         executor.shutdown()
         raise
-    device = torch.device(config.device_config.device)
 
     def passes_of(taps: TapWriter | None) -> VllmPasses:
         return VllmPasses(
@@ -92,6 +96,18 @@ def build_vllm_engine(
         features_at_once=device.type != "cpu",
         on_close=executor.shutdown,
     )
+
+
+def check_device(name: str, device: torch.device) -> None:
+    """Raises ConfigError unless the named device is the one on which vLLM computes."""
+    if name == AUTO:
+        return
+    given = torch.device(name)
+    if given.type != device.type or given.index not in (None, 0):
+        raise ConfigError(
+            f"engine vllm computes on {device.type}, got device {name!r}: set auto, "
+            "and choose among GPUs by CUDA_VISIBLE_DEVICES"
+        )
 
 
 def _started(

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from dspark_core.engine.building import EngineOptions
 from dspark_core.engine.target.batch import Run
@@ -56,6 +57,29 @@ def test_graphs_compiled_for_other_layers_are_not_taken_from_vllms_cache(target_
     again = configuration(given, facts, most_drafts=7, tap_layers=(0, 2))
     assert again.compute_hash() == found[0, 2].compute_hash()
     assert again.additional_config["own"] == 1
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda", "cuda:0"])
+def test_the_device_may_be_named_if_it_is_vllms(name: str) -> None:
+    from dspark_core.vllm_engine.building import check_device
+
+    check_device(name, torch.device("cuda"))
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda:1"])
+def test_another_device_than_vllms_is_refused(name: str) -> None:
+    from dspark_core.vllm_engine.building import check_device
+
+    with pytest.raises(ConfigError, match=rf"computes on cuda, got device '{name}'.*CUDA_VISIBLE_DEVICES"):
+        check_device(name, torch.device("cuda"))
+
+
+def test_another_device_is_refused_before_anything_is_loaded(target_directory: Path) -> None:
+    with (
+        pytest.raises(ConfigError, match="engine vllm computes on cpu, got device 'cuda'"),
+        built(replace(options(target_directory), device="cuda")),
+    ):
+        pass
 
 
 def test_a_cache_smaller_than_a_context_shortens_it(
