@@ -25,7 +25,7 @@ from services.gateway.openai.tool_fields import (
     ToolBody,
     ToolCallBody,
     ToolChoiceBody,
-    refuse_other_shapes,
+    grammar_beside,
     tool_use,
 )
 from services.gateway.requests import (
@@ -50,7 +50,8 @@ def request_from_proto(
     message: gateway_pb2.GatewayGenerateRequest, request_id: str, only_model: str
 ) -> TextRequest:
     """Raises InvalidRequestError naming the field."""
-    grammar = grammar_from_proto(message.grammar)
+    tools = _tools(message)
+    grammar = _grammar(message, tools)
     return TextRequest(
         request_id=request_id,
         model=message.model or only_model,
@@ -70,7 +71,7 @@ def request_from_proto(
         ignore_eos=message.ignore_eos,
         adjustments=adjustments_from_proto(message.adjustments),
         grammar=grammar,
-        tools=_tools(message, grammar),
+        tools=tools,
         choices=message.n if message.HasField("n") else 1,
         top_logprobs=message.top_logprobs if message.HasField("top_logprobs") else None,
     )
@@ -154,7 +155,7 @@ def _message(entry: gateway_pb2.ChatMessage, place: str) -> ChatMessage:
     return body.to_record(place)
 
 
-def _tools(message: gateway_pb2.GatewayGenerateRequest, grammar: Grammar | None) -> ToolUse | None:
+def _tools(message: gateway_pb2.GatewayGenerateRequest) -> ToolUse | None:
     if message.tools:
         check_tool_count(len(message.tools))
     tools = [
@@ -173,12 +174,13 @@ def _tools(message: gateway_pb2.GatewayGenerateRequest, grammar: Grammar | None)
         )
         for index, tool in enumerate(message.tools)
     ]
-    use = tool_use(tools, _choice(message), parallel=_parallel(message), eager=True)
-    if grammar is not None:
-        # As in REST, an answer that may call can be JSON instead.
-        is_json = grammar.kind is GrammarKind.JSON_SCHEMA
-        refuse_other_shapes(use, {"response_format" if is_json else "grammar": grammar})
-    return use
+    return tool_use(tools, _choice(message), parallel=_parallel(message), eager=True)
+
+
+def _grammar(message: gateway_pb2.GatewayGenerateRequest, use: ToolUse | None) -> Grammar | None:
+    grammar = grammar_from_proto(message.grammar)
+    is_json = grammar is not None and grammar.kind is GrammarKind.JSON_SCHEMA
+    return grammar_beside(use, grammar, "response_format" if is_json else "grammar")
 
 
 def _parallel(message: gateway_pb2.GatewayGenerateRequest) -> bool:

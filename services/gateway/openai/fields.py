@@ -19,7 +19,7 @@ from dspark_core.errors import InvalidRequestError, require
 from dspark_core.output_rules import Grammar, LogitAdjustments, check_bias_count
 from dspark_core.records import MAX_SEED, SpeculationOptions, Verification
 from services.gateway.openai.grammar import FormatBody, StructuredOutputsBody
-from services.gateway.openai.tool_fields import ChoiceOfTools, DeclaredTool, refuse_other_shapes, tool_use
+from services.gateway.openai.tool_fields import ChoiceOfTools, DeclaredTool, grammar_beside, tool_use
 from services.gateway.requests import Conversation, TextRequest
 
 STRICT = ConfigDict(extra="forbid", strict=True)
@@ -212,8 +212,8 @@ class ConversationBody(GenerationBody):
         use = tool_use(
             tools, tool_choice, parallel=self.parallel_tool_calls is not False, eager=bool(self.stream)
         )
-        refuse_other_shapes(use, {request.grammar_field: request.grammar}, allowed=self.format_field)
-        return replace(request, tools=use)
+        grammar = grammar_beside(use, request.grammar, request.grammar_field, allowed=self.format_field)
+        return replace(request, grammar=grammar, tools=use)
 
 
 def _grammar_of(body: FormatBody | StructuredOutputsBody | None, field: str) -> Grammar | None:

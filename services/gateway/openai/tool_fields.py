@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
 from dspark_core.errors import InvalidRequestError
+from dspark_core.output_rules import Grammar
 from services.gateway.tools.tools import MAX_TOOLS, Tool, ToolCall, ToolUse, check_tool_count
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -201,20 +202,18 @@ def _check_choice(kind: str, wanted: str, what: str, *, given: bool) -> None:
         raise InvalidRequestError(f"tool_choice of type {kind!r} {needed} {what}", field="tool_choice")
 
 
-def refuse_other_shapes(
-    use: ToolUse | None, given: Mapping[str, object | None], *, allowed: str = "response_format"
-) -> None:
-    """given: fields that constrain the answer's form; None where they do not. allowed: the one that asks for
-    JSON.
+def grammar_beside(
+    use: ToolUse | None, grammar: Grammar | None, field: str, *, allowed: str = "response_format"
+) -> Grammar | None:
+    """The grammar of an answer that calls nothing. field: the one that asks for it. allowed: the one that
+    asks for JSON. Raises InvalidRequestError.
 
-    An answer that must call cannot have another form as well; one that may call can be JSON instead.
+    An answer that may call can be JSON instead. Where a call is forced, JSON is not asked for: clients that
+    read the arguments (Instructor) send their schema twice.
     """
-    for field, value in given.items():
-        if use is None or value is None:
-            continue
-        if use.forced:
-            raise InvalidRequestError(
-                f"{field} cannot be combined with a tool_choice that demands a call", field=field
-            )
-        if field != allowed:
-            raise InvalidRequestError(f"{field} cannot be combined with tools; {allowed} can", field=field)
+    if use is None or grammar is None:
+        return grammar
+    if field != allowed:
+        others = "a tool_choice that demands a call" if use.forced else f"tools; {allowed} can"
+        raise InvalidRequestError(f"{field} cannot be combined with {others}", field=field)
+    return None if use.forced else grammar

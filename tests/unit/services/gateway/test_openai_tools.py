@@ -165,11 +165,6 @@ JSON_FORMAT = {"type": "json_object"}
         ({"verbosity": "low"}, "verbosity", "'low' is not supported"),
         ({"function_call": {"name": "f"}}, "function_call", "not supported"),
         (
-            {"tools": [TIME], "tool_choice": "required", "response_format": JSON_FORMAT},
-            "response_format",
-            "demands a call",
-        ),
-        (
             {"tools": [TIME], "tool_choice": NAMED, "structured_outputs": {"regex": "a"}},
             "structured_outputs",
             "demands a call",
@@ -214,3 +209,9 @@ def test_a_format_goes_together_with_tools_that_may_be_called() -> None:
     assert request.tools is not None
     assert request.grammar is not None
     chat(tools=[TIME], tool_choice="none", structured_outputs={"regex": "a"})
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED])
+def test_a_format_means_nothing_where_a_call_is_forced(choice) -> None:
+    forced = {"tools": [TIME], "tool_choice": choice}
+    assert chat(**forced, response_format=JSON_FORMAT) == chat(**forced)

@@ -174,6 +174,13 @@ def test_tools_arrive() -> None:
     assert (list(may.callable), may.forced, may.bounded) == ([1], {}, True)
 
 
+def test_a_format_means_nothing_where_a_call_is_forced() -> None:
+    """Instructor sends its schema as the only tool, and as the format too."""
+    forced = {"tools": [WEATHER], "tool_choice": {"type": "function", "name": "weather"}}
+    schema = {"type": "json_schema", "name": "weather", "schema": SCHEMA}
+    assert fields_of(respond(**forced, text={"format": schema})) == fields_of(respond(**forced))
+
+
 def test_logprobs_are_included_on_request() -> None:
     include = ["message.output_text.logprobs"]
     assert respond().top_logprobs is None
@@ -218,11 +225,6 @@ def test_logprobs_are_included_on_request() -> None:
         ({"tools": [TIME], "tool_choice": {"type": "function"}}, "tool_choice", "needs a function"),
         ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format", "needs a schema"),
         ({"text": {"verbosity": "low"}}, "text.verbosity", "got 'low'"),
-        (
-            {"text": {"format": {"type": "json_object"}}, "tools": [TIME], "tool_choice": "required"},
-            "text.format",
-            "cannot be combined",
-        ),
         ({"structured_outputs": {"regex": "a"}, "tools": [TIME]}, "structured_outputs", "text.format can"),
         (
             {"structured_outputs": {"regex": "a"}, "text": {"format": {"type": "json_object"}}},
