@@ -83,7 +83,11 @@ async def _serve(pipe: Pipe) -> None:
         )
         gateway = build_gateway(config, tokenizer, backend, Telemetry(service="gateway"))
         http = HttpServer(
-            create_app(gateway, ready=lambda: True), gateway.admission, host="127.0.0.1", port=0
+            create_app(gateway, ready=lambda: True),
+            gateway.admission,
+            host="127.0.0.1",
+            port=0,
+            keep_alive_seconds=config.http_keep_alive_seconds,
         )
         pipe.send(await http.start())
         closing.push_async_callback(http.stop)

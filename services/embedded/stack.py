@@ -242,6 +242,12 @@ class EmbeddedStack:
         self._closing.push_async_callback(self._grpc.stop)
         await self._grpc.mark_ready()
         app = create_app(gateway, ready=lambda: self._ready)
-        self._http = HttpServer(app, gateway.admission, host=options.host, port=options.http_port)
+        self._http = HttpServer(
+            app,
+            gateway.admission,
+            host=options.host,
+            port=options.http_port,
+            keep_alive_seconds=self._gateway.http_keep_alive_seconds,
+        )
         await self._http.start()
         self._closing.push_async_callback(self._http.stop)

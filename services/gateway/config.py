@@ -23,6 +23,8 @@ from services.gateway.requests import DEFAULT_MAX_CHOICES
 TOOL_FORMATS = ("auto", *(one.value for one in ToolFormat))
 REASONING = ("auto", "none")
 
+DEFAULT_KEEP_ALIVE_SECONDS = 75
+"""More than the 60 s of common load balancers."""
 _ARRIVING_BYTES = 64 * 2**20
 """Enough for 16 of the longest requests by default, which take milliseconds to arrive."""
 
@@ -64,6 +66,9 @@ class GatewayConfig:
     """What clients call it; empty: the last part of `target_model`."""
     http_host: str = "0.0.0.0"
     http_port: int = 8000
+    http_keep_alive_seconds: int = DEFAULT_KEEP_ALIVE_SECONDS
+    """How long a client may keep an idle connection. Proxies must close theirs first, or lose requests that
+    they send just as this end closes."""
     grpc: ServerOptions = field(
         default_factory=lambda: ServerOptions(
             port=50051,
@@ -114,6 +119,7 @@ class GatewayConfig:
             served_model_name=env.text("DSPARK_SERVED_MODEL_NAME", ""),
             http_host=env.text("DSPARK_HOST", own.http_host),
             http_port=env.integer("DSPARK_HTTP_PORT", own.http_port, minimum=0, maximum=65535),
+            http_keep_alive_seconds=_keep_alive_seconds(env, own.http_keep_alive_seconds),
             grpc=ServerOptions(
                 port=env.integer("DSPARK_PORT", own.grpc.port, minimum=0, maximum=65535),
                 host=env.text("DSPARK_HOST", own.grpc.host),
@@ -197,6 +203,10 @@ def _keys_file(env: Env) -> str:
                 raise ConfigError(f"{SETTING} and {other} exclude each other: the file holds keys and tiers")
         read_keys(path)
     return path
+
+
+def _keep_alive_seconds(env: Env, default: int) -> int:
+    return env.integer("DSPARK_HTTP_KEEP_ALIVE_SECONDS", default, minimum=1, maximum=3600)
 
 
 def _origins(text: str) -> tuple[str, ...]:

@@ -58,6 +58,7 @@ async def run(environ: Mapping[str, str]) -> None:
             gateway.admission,
             host=config.http_host,
             port=config.http_port,
+            keep_alive_seconds=config.http_keep_alive_seconds,
         )
         stack.push_async_callback(http.stop)
 

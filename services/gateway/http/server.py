@@ -18,7 +18,6 @@ from services.gateway.http.protocol import BoundedHttpProtocol
 
 _log = logging.getLogger(__name__)
 
-_KEEP_ALIVE_SECONDS = 30
 _BACKLOG = 1024
 """Connections the operating system queues until they are accepted."""
 _POLL_SECONDS = 0.05
@@ -32,12 +31,15 @@ class _Uvicorn(uvicorn.Server):
 
 
 class HttpServer:
-    def __init__(self, app: ASGIApp, admission: Admission, *, host: str, port: int) -> None:
-        """port: 0 picks a free one."""
+    def __init__(
+        self, app: ASGIApp, admission: Admission, *, host: str, port: int, keep_alive_seconds: int
+    ) -> None:
+        """port: 0 picks a free one. keep_alive_seconds: how long an idle connection stays open."""
         self._app = app
         self._admission = admission
         self._host = host
         self._port = port
+        self._keep_alive_seconds = keep_alive_seconds
         self._server: _Uvicorn | None = None
         self._task: asyncio.Task[None] | None = None
         self._leaving = False
@@ -59,7 +61,7 @@ class HttpServer:
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_keep_alive=self._keep_alive_seconds,
             timeout_graceful_shutdown=1,
             # asyncio accepts up to this many connections at a time; once the process is out of file
             # descriptors, it logs that many tracebacks every second, which is megabytes with a long backlog.

@@ -69,7 +69,8 @@ async def serve() -> AsyncIterator[Serve]:
             stack.push_async_callback(grpc_server.stop)
             await grpc_server.mark_ready()
             app = create_app(gateway, ready=lambda: grpc_server.ready)
-            http = HttpServer(app, gateway.admission, host="127.0.0.1", port=0)
+            idle = config.http_keep_alive_seconds
+            http = HttpServer(app, gateway.admission, host="127.0.0.1", port=0, keep_alive_seconds=idle)
             port = await http.start()
             stack.push_async_callback(http.stop)
             base = f"http://127.0.0.1:{port}"

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import socket
+import time
 
 import pytest
 
@@ -31,6 +32,15 @@ async def test_a_connection_that_never_asks_is_closed(serve: Serve, monkeypatch)
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_SECONDS", 0.1)
     reader, writer = await connect(await serve(FakeBackend()))
     assert await until_closed(reader) == b""
+    writer.close()
+
+
+async def test_an_idle_connection_is_kept_for_as_long_as_was_set(serve: Serve) -> None:
+    reader, writer = await connect(await serve(FakeBackend(), http_keep_alive_seconds=1))
+    begun = time.monotonic()
+    writer.write(GET + b"\r\n")
+    assert (await until_closed(reader)).endswith(b"ok\n")
+    assert time.monotonic() - begun > 0.9
     writer.close()
 
 

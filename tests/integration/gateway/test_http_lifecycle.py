@@ -167,7 +167,9 @@ async def test_stopping_closes_the_port_and_can_be_repeated(serve: Serve) -> Non
 
 async def test_a_port_that_is_taken_is_a_configuration_error(serve: Serve) -> None:
     running = await serve(FakeBackend())
-    second = HttpServer(None, running.gateway.admission, host="127.0.0.1", port=running.http.port)
+    second = HttpServer(
+        None, running.gateway.admission, host="127.0.0.1", port=running.http.port, keep_alive_seconds=75
+    )
     with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{running.http.port}"):
         await second.start()
 

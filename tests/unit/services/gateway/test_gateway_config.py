@@ -17,6 +17,7 @@ def test_every_setting_comes_from_its_variable() -> None:
         {
             "DSPARK_TARGET_MODEL": "/models/qwen3-4b",
             "DSPARK_HTTP_PORT": "8080",
+            "DSPARK_HTTP_KEEP_ALIVE_SECONDS": "400",
             "DSPARK_PORT": "6000",
             "DSPARK_HOST": "127.0.0.1",
             "DSPARK_SCHEDULER_ADDRESS": "scheduler:50052",
@@ -35,6 +36,7 @@ def test_every_setting_comes_from_its_variable() -> None:
     )
     assert config.model_name == "qwen3-4b"
     assert (config.http_host, config.http_port) == ("127.0.0.1", 8080)
+    assert config.http_keep_alive_seconds == 400
     assert (config.grpc.host, config.grpc.port, config.grpc.drain_seconds) == ("127.0.0.1", 6000, 3.0)
     assert config.grpc.max_message_bytes == 1000
     assert config.scheduler_address == "scheduler:50052"
@@ -62,6 +64,7 @@ def test_a_served_name_hides_the_path() -> None:
     ("name", "value"),
     [
         ("DSPARK_HTTP_PORT", "70000"),
+        ("DSPARK_HTTP_KEEP_ALIVE_SECONDS", "0"),
         ("DSPARK_MAX_RUNNING_REQUESTS", "0"),
         ("DSPARK_MAX_WAITING_REQUESTS", "-1"),
         ("DSPARK_MAX_CHOICES", "0"),
