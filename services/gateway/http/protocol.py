@@ -2,14 +2,19 @@
 arrive, how large it may be, how much may stand around a body's chunks and behind the last one, and how long
 the rest of a body may take that nobody waits for any more.
 Bodies that are read have their own (`http_body.py`). Offers to go on in another protocol are declined.
+Clients that speak HTTP/1.0, as some proxies do, get no chunks.
 """
 
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGISendEvent
 
 HEAD_TIMEOUT_SECONDS = 30.0
 """From the connection, or from a later request's first byte, to the end of its headers."""
@@ -20,6 +25,20 @@ MAX_HEAD_BYTES = 65536
 """Of request line and headers, and of what a body has that is no content: sizes and extensions of chunks,
 and fields behind the last one, which are ignored. They are looked at after every read, so they
 may be larger by one of those."""
+
+
+class _UnframedCycle(RequestResponseCycle):
+    """For a client of HTTP/1.0, to which a body without a length ends with the connection."""
+
+    _unframed = False
+
+    async def send(self, message: ASGISendEvent) -> None:
+        if message["type"] == "http.response.start":
+            if not any(name.lower() == b"content-length" for name, _ in message.get("headers", ())):
+                self.chunked_encoding, self._unframed = False, True
+        elif message["type"] == "http.response.body" and self._unframed:
+            self.expected_content_length = len(message.get("body", b""))  # uvicorn would demand a length
+        await super().send(message)
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -100,6 +119,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         self._in_body, self._head_bytes = True, 0
         super().on_headers_complete()
+        if self.scope["http_version"] == "1.0":
+            self.cycle.__class__ = _UnframedCycle  # uvicorn has no setting for it; it sends nothing before
 
     def on_body(self, body: bytes) -> None:
         self._content_came, self._head_bytes = True, 0

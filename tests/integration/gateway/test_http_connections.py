@@ -194,6 +194,20 @@ async def test_connect_is_no_offer(serve: Serve) -> None:
     writer.close()
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_of_http_1_0_gets_no_chunks(serve: Serve, stream: bool) -> None:
+    reader, writer = await connect(await serve(FakeBackend("abcdef")))
+    body = json.dumps({"model": MODEL, "prompt": "x", "stream": stream})
+    writer.write(f"POST /v1/completions HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+    head, _, answer = (await until_closed(reader)).partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head.lower()
+    assert b"\r\nconnection: close" in head
+    assert answer.startswith(b"data: {" if stream else b"{")
+    assert answer.endswith(b"data: [DONE]\n\n" if stream else b"}")
+    assert (b"content-length: %d" % len(answer) in head) is not stream
+    writer.close()
+
+
 async def test_a_process_without_files_left_says_so_once_a_second_and_serves_when_it_has_some(
     serve: Serve, caplog
 ) -> None:
