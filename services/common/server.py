@@ -33,7 +33,8 @@ from services.common.unread import UnreadLayer
 
 _log = logging.getLogger(__name__)
 
-Register = Callable[[grpc.aio.Server], None]
+Register = Callable[[grpc.aio.Server], str | None]
+"""Returns the full name of the service that it has added, under which health knows it too."""
 Hook = Callable[[], Awaitable[None]]
 
 _CONNECTION_GRACE_MS = 1000
@@ -58,6 +59,7 @@ class GrpcServer:
         self._admission = AdmissionLayer(options.max_calls)
         self._parts = dict(parts or {})
         self._health = PartHealthServicer(self._parts)
+        self._services: list[str] = []
         self._server: grpc.aio.Server | None = None
         self._metrics: MetricsServer | None = None
         self._port = options.port
@@ -94,8 +96,7 @@ class GrpcServer:
             interceptors=[LayeredInterceptor(self._calls(), _probes())],
             options=_channel_options(options),
         )
-        for register in self._registrations:
-            register(server)
+        self._services = [name for register in self._registrations if (name := register(server))]
         await self._set_health(serving=False)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if options.metrics_port is not None:
@@ -185,7 +186,8 @@ class GrpcServer:
 
     async def _set_health(self, *, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse
-        await self._health.set("", status.SERVING if serving else status.NOT_SERVING)
+        for name in ("", *self._services):
+            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
 
 
 async def serve(

@@ -50,8 +50,9 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         self._pass_began: float | None = None
         self._problem: str | None = None
 
-    def register(self, server: grpc.aio.Server) -> None:
+    def register(self, server: grpc.aio.Server) -> str:
         drafter_pb2_grpc.add_DrafterServiceServicer_to_server(self, server)
+        return drafter_pb2.DESCRIPTOR.services_by_name["DrafterService"].full_name
 
     async def Describe(
         self, request: drafter_pb2.DescribeDrafterRequest, context: grpc.aio.ServicerContext[Any, Any]

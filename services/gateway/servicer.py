@@ -28,10 +28,12 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
 
-    def register(self, server: grpc.aio.Server) -> None:
+    def register(self, server: grpc.aio.Server) -> str:
         gateway_pb2_grpc.add_GatewayServiceServicer_to_server(self, server)
+        name: str = gateway_pb2.DESCRIPTOR.services_by_name["GatewayService"].full_name
         # Users call this service by hand; the other services only talk to each other.
-        enable_reflection(server, gateway_pb2.DESCRIPTOR.services_by_name["GatewayService"].full_name)
+        enable_reflection(server, name)
+        return name
 
     @checks_first(_check)
     async def ListModels(

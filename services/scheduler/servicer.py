@@ -21,8 +21,9 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
     def __init__(self, scheduler: SchedulerApi) -> None:
         self._scheduler = scheduler
 
-    def register(self, server: grpc.aio.Server) -> None:
+    def register(self, server: grpc.aio.Server) -> str:
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(self, server)
+        return scheduler_pb2.DESCRIPTOR.services_by_name["SchedulerService"].full_name
 
     async def Register(
         self, request: scheduler_pb2.RegisterRequest, context: Context

@@ -62,8 +62,9 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
     def __init__(self, verifier: LocalVerifier) -> None:
         self._verifier = verifier
 
-    def register(self, server: grpc.aio.Server) -> None:
+    def register(self, server: grpc.aio.Server) -> str:
         verifier_pb2_grpc.add_VerifierServiceServicer_to_server(self, server)
+        return verifier_pb2.DESCRIPTOR.services_by_name["VerifierService"].full_name
 
     async def Describe(
         self, request: verifier_pb2.DescribeVerifierRequest, context: grpc.aio.ServicerContext[Any, Any]

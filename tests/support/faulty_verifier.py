@@ -25,8 +25,9 @@ class FaultyVerifier(verifier_pb2_grpc.VerifierServiceServicer):
         self.running = 0
         self.cancelled = 0
 
-    def register(self, server: grpc.aio.Server) -> None:
+    def register(self, server: grpc.aio.Server) -> str:
         verifier_pb2_grpc.add_VerifierServiceServicer_to_server(self, server)
+        return verifier_pb2.DESCRIPTOR.services_by_name["VerifierService"].full_name
 
     async def Describe(self, request, context) -> verifier_pb2.DescribeVerifierResponse:  # noqa: N802
         if self.describe_error is not None:

@@ -51,9 +51,9 @@ class Stack:
         await self.channel.close()
         await self.server.stop()
 
-    async def health(self) -> int:
+    async def health(self, service: str = "") -> int:
         stub = health_pb2_grpc.HealthStub(self.channel)
-        return (await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)).status
+        return (await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)).status
 
     def generate(self, request_id: str):
         request = _request(request_id)
@@ -220,15 +220,16 @@ async def test_more_calls_than_allowed_are_refused_but_health_is_not():
         assert (await stack.client.describe()).model == "m"
 
 
-async def test_health_follows_warm_up_and_drain():
+@pytest.mark.parametrize("service", ["", "dspark.v1.VerifierService"])
+async def test_health_follows_warm_up_and_drain(service: str):
     async with _stack() as stack:
-        assert await stack.health() == NOT_SERVING
+        assert await stack.health(service) == NOT_SERVING
         await stack.server.mark_ready()
-        assert await stack.health() == SERVING
+        assert await stack.health(service) == SERVING
         assert await stack.server.drain()
-        assert await stack.health() == NOT_SERVING
+        assert await stack.health(service) == NOT_SERVING
         await stack.server.mark_ready()
-        assert await stack.health() == NOT_SERVING
+        assert await stack.health(service) == NOT_SERVING
 
 
 async def test_draining_finishes_calls_in_flight_and_refuses_new_ones(stack: Stack):
