@@ -13,7 +13,7 @@ from services.gateway.openai.messages import joined_text
 from services.gateway.requests import MAX_MESSAGES, ChatMessage, ChatRole
 from services.gateway.tools.tools import ToolCall
 
-_Text = Annotated[str, BeforeValidator(joined_text("input_text", "output_text"))]
+_Text = Annotated[str, BeforeValidator(joined_text("input_text", "output_text", "refusal"))]
 
 
 class _ItemBody(BaseModel):

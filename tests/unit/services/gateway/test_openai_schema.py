@@ -65,6 +65,13 @@ def test_what_clients_add_to_answers_they_send_back_says_nothing_new() -> None:
         assert chat(messages=[{**answer, **added}]).prompt == chat(messages=[answer]).prompt
 
 
+def test_refusals_of_earlier_answers_are_what_was_said() -> None:
+    said = [{"type": "text", "text": "No: "}, {"type": "refusal", "refusal": "I won't."}]
+    for fields in ({"content": said}, {"content": None, "refusal": "No: I won't."}):
+        (message,) = chat(messages=[{"role": "assistant", **fields}]).prompt.messages
+        assert message.content == "No: I won't."
+
+
 def test_fields_that_ask_for_nothing_are_accepted() -> None:
     request = chat(
         n=1,
@@ -175,7 +182,12 @@ def test_stop_tokens_are_ignored_only_on_demand() -> None:
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "messages[0].content",
-            "part 0 must be of type 'text', got 'image_url'",
+            "part 0 must be of type 'text' or 'refusal', got 'image_url'",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x", "refusal": "y"}]},
+            "messages[0].refusal",
+            "belongs to messages of the assistant",
         ),
         ({"model": 3}, "model", "got 3"),
         ({"max_tokens": "ten"}, "max_tokens", "got 'ten'"),

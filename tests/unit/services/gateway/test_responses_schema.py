@@ -143,6 +143,11 @@ def test_items_become_messages() -> None:
     assert told == ChatMessage(role=ChatRole.TOOL, content="noon", tool_call_id="c1")
 
 
+def test_refusals_of_earlier_answers_are_what_was_said() -> None:
+    refused = {**SAID, "content": [{"type": "refusal", "refusal": "I won't."}]}
+    assert messages(USER, refused)[1] == (ChatRole.ASSISTANT, "I won't.", ())
+
+
 def test_a_thought_belongs_to_the_answer_after_it() -> None:
     thought = {"type": "reasoning", "id": "rs_1", "summary": [], "status": "completed"}
     told = {**thought, "content": [{"type": "reasoning_text", "text": "Hm."}]}
@@ -201,7 +206,7 @@ def test_logprobs_are_included_on_request() -> None:
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
             "input[0].content",
-            "part 0 must be of type 'input_text' or 'output_text', got 'input_image'",
+            "part 0 must be of type 'input_text' or 'output_text' or 'refusal', got 'input_image'",
         ),
         ({"input": [USER, {"type": "item_reference", "id": "msg_1"}]}, "input[1]", "nothing is stored here"),
         ({"input": [{"type": "web_search_call"}]}, "input[0]", "got {'type': 'web_search_call'}"),
