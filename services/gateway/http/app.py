@@ -82,6 +82,7 @@ def create_app(gateway: Gateway, *, ready: Callable[[], bool]) -> FastAPI:
             allow_origins=gateway.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
+            allow_private_network=True,
             expose_headers=["X-Request-Id", "Retry-After", *RATE_LIMIT_HEADERS],
         )
     app.add_middleware(

@@ -44,10 +44,12 @@ async def test_web_pages_of_listed_origins_may_call(serve: Serve) -> None:
         "Origin": PAGE,
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization,content-type",
+        "Access-Control-Request-Private-Network": "true",  # as from a public page to a gateway at home
     }
     preflight = await running.client.options("/v1/chat/completions", headers=asked)
     assert preflight.status_code == 200
     assert preflight.headers["access-control-allow-origin"] == PAGE
+    assert preflight.headers["access-control-allow-private-network"] == "true"
     headers = {"Origin": PAGE, "Authorization": "Bearer key"}
     answer = await running.client.post("/v1/chat/completions", json=CHAT, headers=headers)
     assert answer.status_code == 200
