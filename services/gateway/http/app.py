@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from importlib.resources import files
 from typing import Any, Protocol, TypeVar
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel
@@ -117,6 +117,8 @@ def _openai_routes(gateway: Gateway) -> APIRouter:
 
     @router.api_route(_MODELS + "/{name:path}", methods=_READ)
     async def get_model(request: Request, name: str) -> ModelBody:
+        if not name:  # a list with a slash behind it
+            raise HTTPException(404)
         gateway.api_keys.caller_of(request.headers.get("authorization"))
         return await gateway.models.get(name)
 

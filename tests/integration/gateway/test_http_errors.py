@@ -255,6 +255,12 @@ async def test_a_path_that_is_not_there_is_told_from_those_that_are(serve: Serve
     assert (error["code"], error["type"]) == ("unknown_url", "invalid_request_error")
 
 
+async def test_a_list_of_models_with_a_slash_behind_it_is_no_model(serve: Serve) -> None:
+    response = await (await serve(FakeBackend())).client.get("/v1/models/")
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "unknown_url"
+
+
 async def test_api_keys_are_asked_for_where_they_are_configured(serve: Serve) -> None:
     running = await serve(FakeBackend("ok"), api_keys=("key-1", "key-2"), key="key-2")
     answer = await running.openai.chat.completions.create(model=MODEL, messages=HELLO)
