@@ -21,6 +21,7 @@ from dspark_core.errors import CheckpointError
 from dspark_core.models.config import AnyDrafterConfig, DecoderConfig, DrafterConfig
 from dspark_core.models.drafter_config import CONFIG_FILE, drafter_fields, read_drafter_config
 from dspark_core.models.dspark import DSparkDrafter, FeatureProjection, build_dspark_rotary
+from dspark_core.models.shapes_only import shapes_only
 from dspark_core.models.tensor_files import open_tensors, save_tensors
 from dspark_core.models.tensor_source import check_shapes, checked_finite
 
@@ -53,7 +54,7 @@ def load_drafter(
     config = reaching_as_far(read_drafter_config(directory), target_config)
     check_fits_target(directory, config, target_config)
     tensors = DrafterTensors(directory / WEIGHTS_FILE)
-    with torch.device("meta"):
+    with shapes_only():
         drafter = _blank(config)
     expected = {_file_name(name): tuple(value.shape) for name, value in drafter.state_dict().items()}
     absent = {name for name in _ZERO_IF_ABSENT if name in expected and name not in tensors.shapes}

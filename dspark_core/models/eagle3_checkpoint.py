@@ -15,6 +15,7 @@ from dspark_core.models.config import DecoderConfig, Eagle3Config
 from dspark_core.models.drafter_checkpoint import check_fits_target, reaching_as_far
 from dspark_core.models.drafter_config import eagle3_fields, read_eagle3_config
 from dspark_core.models.eagle3 import Eagle3Drafter, Eagle3Projection, build_eagle3_rotary
+from dspark_core.models.shapes_only import shapes_only
 
 _FORMAT = checkpoint.Format(
     algorithm="eagle3",
@@ -40,7 +41,7 @@ def load_eagle3(
     """
     config = reaching_as_far(read_eagle3_config(directory), target_config)
     check_fits_target(directory, config, target_config)
-    with torch.device("meta"):
+    with shapes_only():
         drafter = Eagle3Drafter(config, *checkpoint.blank_weights(config))
     target = checkpoint.TargetWeights(target_embed, target_lm_head)
     checkpoint.fill(drafter, directory, target, dtype, _FORMAT)

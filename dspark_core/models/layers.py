@@ -92,8 +92,9 @@ class RotaryEmbedding(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         scaling = config.rope_scaling
-        frequencies = rope_frequencies(config.head_dim, config.rope_theta, scaling)
-        angles = torch.outer(torch.arange(config.max_context_tokens, dtype=torch.float32), frequencies)
+        with torch.device("cpu"):
+            frequencies = rope_frequencies(config.head_dim, config.rope_theta, scaling)
+            angles = torch.outer(torch.arange(config.max_context_tokens, dtype=torch.float32), frequencies)
         angles = torch.cat((angles, angles), dim=-1)  # [positions, head_dim]
         length = scaling.attention_factor if isinstance(scaling, YarnScaling) else 1.0
         self.register_buffer("cos", angles.cos() * length, persistent=False)
@@ -144,7 +145,8 @@ class ComputedRotary(nn.Module):
 
     def __init__(self, kind: AttentionKind) -> None:
         super().__init__()
-        frequencies = rope_frequencies(kind.head_dim, kind.rope_theta, None) / kind.rope_factor
+        with torch.device("cpu"):
+            frequencies = rope_frequencies(kind.head_dim, kind.rope_theta, None) / kind.rope_factor
         frequencies[int(kind.rotated_fraction * kind.head_dim // 2) :] = 0.0
         self.register_buffer("frequencies", frequencies, persistent=False)
 

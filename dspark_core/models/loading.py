@@ -19,6 +19,7 @@ from dspark_core.models.gemma import build_decoder
 from dspark_core.models.gguf import GgufCheckpoint
 from dspark_core.models.hf import HfTensors, has_text_part, read_hf_config
 from dspark_core.models.packing import PackingPlan, WeightChoice, takes_int8
+from dspark_core.models.shapes_only import shapes_only
 from dspark_core.models.tensor_source import WeightSource, check_shapes
 from dspark_core.models.weight_layout import Layout, SourceTensor, unused_tensors, weight_layout
 
@@ -135,7 +136,7 @@ def read_target_facts(path: str) -> TargetFacts:
 
 def _in_parameter_order(config: DecoderConfig) -> Iterator[tuple[SourceTensor, ...]]:
     layout = weight_layout(config)
-    with torch.device("meta"):
+    with shapes_only():
         decoder = build_decoder(config)
     decoder.tie_weights()
     for name, _ in decoder.named_parameters():
@@ -182,7 +183,7 @@ def _stored_matrices(source: WeightSource, layout: Layout) -> dict[str, Quantize
 
 def _empty_decoder(config: DecoderConfig, dtype: torch.dtype, device: torch.device | str) -> Decoder:
     """Leaves weights uninitialised: random initialisation takes longer than reading the file."""
-    with torch.device("meta"):
+    with shapes_only():
         decoder = build_decoder(config)
     decoder = decoder.to(dtype).to_empty(device=device)
     decoder.build_rotary(device)

@@ -14,6 +14,7 @@ from dspark_core.models.config import DecoderConfig, MtpConfig
 from dspark_core.models.drafter_checkpoint import check_fits_target, reaching_as_far
 from dspark_core.models.drafter_config import mtp_fields, read_mtp_config
 from dspark_core.models.mtp import MtpDrafter, MtpProjection, build_mtp_rotary
+from dspark_core.models.shapes_only import shapes_only
 
 _FORMAT = checkpoint.Format(
     algorithm="mtp1",
@@ -39,7 +40,7 @@ def load_mtp(
     """
     config = reaching_as_far(read_mtp_config(directory), target_config)
     check_fits_target(directory, config, target_config)
-    with torch.device("meta"):
+    with shapes_only():
         drafter = MtpDrafter(config, *checkpoint.blank_weights(config))
     target = checkpoint.TargetWeights(target_embed, target_lm_head)
     checkpoint.fill(drafter, directory, target, dtype, _FORMAT)

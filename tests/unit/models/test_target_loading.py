@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from transformers import PreTrainedModel
 from dspark_core.errors import CheckpointError, ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL, resolve_model_path
 from dspark_core.models.loading import load_target, load_target_ends, read_target_facts
+from tests.support.source_tree import ROOT
 from tests.unit.models.gemma_tiny import gemma3, gemma4_small
 from tests.unit.models.target_checkpoints import CausalAttend, edit_json, llama, save_hf
 
@@ -28,6 +32,20 @@ def test_a_loaded_target_is_frozen_and_in_the_asked_dtype(tmp_path: Path) -> Non
     assert not any(parameter.requires_grad for parameter in target.decoder.parameters())
     assert not target.decoder.training
     assert target.path == tmp_path
+
+
+def test_loading_a_target_imports_no_compiler(tmp_path: Path) -> None:
+    path = save_hf(llama(), tmp_path)
+    code = (
+        "import sys, torch; from dspark_core.models.loading import load_target; "
+        f"load_target({str(path)!r}, torch.float32); print(*sys.modules)"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"torch._dynamo", "triton"}.isdisjoint(done.stdout.split())
 
 
 def test_the_fingerprint_tells_weights_apart_and_nothing_else(tmp_path: Path) -> None:
