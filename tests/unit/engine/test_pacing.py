@@ -110,6 +110,24 @@ def test_slower_steps_than_expected_shrink_chunks() -> None:
     assert MIN_CHUNK_TOKENS < pacer.allowance(8, 8, 0, 256) < 0.75 * before
 
 
+def test_chunks_shrink_faster_than_they_grow_again() -> None:
+    allowances = []
+    for factor in (0.5, 1.0, 2.0):  # of the expected time
+        pacer = PrefillPacer(0.1, MILLISECOND_PER_TOKEN)
+        pacer.observe(8, 8, 42, 0, factor * 0.050)
+        allowances.append(pacer.allowance(8, 8, 0, 256))
+    larger, usual, smaller = allowances
+    assert usual - smaller > larger - usual > 0
+
+
+@pytest.mark.parametrize("step_time", [None, MILLISECOND_PER_TOKEN])
+def test_a_step_too_short_for_the_clock_teaches_nothing(step_time: StepTimeModel | None) -> None:
+    pacer = PrefillPacer(0.1, step_time)
+    before = pacer.allowance(8, 8, 0, 256)
+    pacer.observe(8, 8, before, 0, 0.0)
+    assert pacer.allowance(8, 8, 0, 256) == before
+
+
 def test_an_unknown_machine_is_explored_from_small_chunks() -> None:
     pacer = PrefillPacer(0.1)
     chunks = []

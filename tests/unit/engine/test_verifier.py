@@ -159,7 +159,7 @@ def failing(fails: Callable[[int, Sequence[Run]], bool], **options: object) -> R
     return make_loop(engine, **options)
 
 
-@pytest.mark.parametrize("failed", [{1}, {2}, {3}, {2, 9, 16}])
+@pytest.mark.parametrize("failed", [{1}, {2}, {3}, {2, 9, 16}, {*range(2, 45, 7)}])
 async def test_a_failed_round_loses_nothing(started, failed: set[int]) -> None:
     one = started(failing(lambda number, runs: number in failed))
     asked = [request(f"r{i}", prompt, 20) for i, prompt in enumerate(prompts(4))]
@@ -239,7 +239,10 @@ async def test_rounds_that_all_fail_are_a_problem(started) -> None:
 
 
 class BrokenCancel(RoundLoop):
+    release = threading.Event()
+
     def cancel(self, request_id: str) -> None:
+        self.release.wait(20)
         raise KeyError(request_id)
 
 
@@ -249,9 +252,14 @@ async def test_a_thread_that_dies_leaves_nobody_waiting(started) -> None:
     await anext(left)
     await anext(kept)
     await left.aclose()  # cancelling it kills the thread
+    queued = asyncio.create_task(collect(one, request("queued", [1], 5)))
+    await eventually(lambda: one.status.waiting_requests == 1)
+    BrokenCancel.release.set()
     with pytest.raises(UnavailableError, match="broken"):
         async with asyncio.timeout(10):
             _ = [chunk async for chunk in kept]
+    with pytest.raises(UnavailableError, match="broken"):
+        await asyncio.wait_for(queued, 10)
     assert "KeyError" in one.status.problem
     with pytest.raises(UnavailableError, match="broken"):
         await collect(one, request("new", [1], 5))
@@ -295,6 +303,14 @@ async def test_a_round_that_does_not_end_is_a_problem_and_holds_up_no_stop(start
     Stuck.release.set()
     with pytest.raises(UnavailableError, match="stopping"):
         await asyncio.wait_for(asked, 10)
+
+
+async def test_a_verifier_without_work_does_not_count_as_hung(started) -> None:
+    clock = ManualClock()
+    one = started(make_loop(), clock=clock)
+    await collect(one, request("r", [1], 5))
+    clock.advance(2 * engine_verifier.STALL_SECONDS)
+    assert one.status.healthy
 
 
 async def test_requests_count_as_waiting_from_when_they_arrive(started) -> None:
