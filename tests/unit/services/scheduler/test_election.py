@@ -18,11 +18,16 @@ STANDBY = Leadership(leading=False, term=7, leader_address="other:50052")
 class ScriptedLock:
     def __init__(self, now: Leadership | None) -> None:
         self.now = now
+        self.fault: Exception | None = None
+        """Raised once."""
         self.released = 0
         self.held = 0
 
     async def hold(self) -> Leadership:
         self.held += 1
+        if self.fault is not None:
+            fault, self.fault = self.fault, None
+            raise fault
         if self.now is None:
             raise UnavailableError("redis does not answer")
         return self.now
@@ -80,6 +85,17 @@ async def test_a_lock_that_is_lost_and_back_is_told_where_nothing_changes_too(ca
         "the leader lock cannot be reached, nothing changes: redis does not answer",
         "the leader lock can be reached",
     ]
+
+
+async def test_an_unexpected_error_of_the_lock_ends_no_election(caplog):
+    lock = ScriptedLock(STANDBY)
+    election, seen = await _changes(lock)
+    await election.start()
+    lock.now, lock.fault = Leadership(leading=True, term=8), ValueError("no such answer")
+    await eventually(lambda: election.now.leading)
+    await election.stop()
+    assert [one.term for one in seen] == [7, 8]
+    assert "unexpected error while holding the leader lock" in caplog.text
 
 
 async def test_a_standby_that_stops_releases_nothing():

@@ -18,7 +18,7 @@ from dspark_core.records import (
 from services.common.prefixes import BLOCK_TOKENS, prefix_hashes
 from services.scheduler.replicas.fleet import Fleet
 from services.scheduler.replicas.loads import PENDING_SECONDS
-from services.scheduler.replicas.prefixes import PrefixTable
+from services.scheduler.replicas.prefixes import REPLICAS_PER_PREFIX, PrefixTable
 from tests.support.clock import ManualClock
 from tests.support.replicas import new_replica
 
@@ -164,11 +164,12 @@ def test_a_verifier_whose_rounds_do_not_end_gets_no_requests_whatever_else_it_sa
         fleet.register(new_replica(name))
         _report(fleet, name, profile=SLOPE)
         _rounds(fleet, name, 1, 0.021)
-    clock.advance(8.0)  # having had nothing to do is no hanging
-    for name in ("a", "b"):
-        _report(fleet, name, running=1)
-    assert {ask(), ask()} == {"a", "b"}
-    for number in range(2, 5):
+    clock.advance(8.0)
+    _report(fleet, "a", running=1)
+    _report(fleet, "b", running=4)
+    _rounds(fleet, "b", 1, 0.021, start=2)
+    assert ask() == "a"  # having had nothing to do is no hanging
+    for number in range(3, 6):
         clock.advance(0.5)
         _report(fleet, "a", running=1)  # its event loop lives, its device does not
         _report(fleet, "b", running=4)
@@ -232,6 +233,13 @@ def test_the_prefix_table_is_bounded_and_remembers_the_last_verifier(history):
         assert table.matched_tokens(hashes).get(name, 0) == len(hashes) * BLOCK_TOKENS
 
 
+def test_the_prefix_table_remembers_the_latest_verifiers_of_a_prefix():
+    table = PrefixTable()
+    for name in "abcdef":
+        table.record((1,), name)
+    assert set(table.matched_tokens((1,))) == {*"abcdef"[-REPLICAS_PER_PREFIX:]}
+
+
 def test_drafters_draining_excluded_and_other_models_are_not_chosen(fleet: Fleet, ask: Asker):
     fleet.register(new_replica("drafter", role=Role.DRAFTER))
     fleet.register(new_replica("draining", draining=True))
@@ -250,6 +258,23 @@ def test_a_verifier_whose_stream_broke_is_the_last_resort(fleet: Fleet, ask: Ask
     assert ask() == "b"
     assert ask(exclude=("b",)) == "a"
     fleet.register(new_replica("a"))
+    assert ask() == "a"
+
+
+def test_a_verifier_whose_stream_broke_is_back_with_its_first_report(fleet: Fleet, ask: Asker):
+    for name, running in (("a", 0), ("b", 50)):
+        fleet.register(new_replica(name, running_requests=running))
+    fleet.loads.disconnected("a")
+    _report(fleet, "a")
+    assert ask() == "a"
+
+
+def test_what_a_broken_stream_told_last_is_forgotten(fleet: Fleet, ask: Asker):
+    for name, running in (("a", 9), ("b", 5)):
+        fleet.register(new_replica(name))
+        _report(fleet, name, running=running)
+    fleet.loads.disconnected("a")
+    fleet.register(new_replica("a", running_requests=1))
     assert ask() == "a"
 
 
