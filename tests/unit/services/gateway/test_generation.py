@@ -16,6 +16,7 @@ from dspark_core.errors import (
 )
 from dspark_core.records import FinishReason, GenerateChunk, VerifierDescription
 from services.gateway.admission import Admission
+from services.gateway.callers.quotas import Account, Quota
 from services.gateway.callers.tiers import Caller, Tier
 from services.gateway.generation import TextGenerator, TimedDelta
 from services.gateway.metrics import GatewayMetrics
@@ -47,8 +48,10 @@ class Setup:
             clock=self.clock,
         )
 
-    async def collect(self, request: TextRequest = REQUEST) -> list[TimedDelta]:
-        async with aclosing(self.generator.stream(request)) as deltas:
+    async def collect(
+        self, request: TextRequest = REQUEST, account: Account | None = None
+    ) -> list[TimedDelta]:
+        async with aclosing(self.generator.stream(request, account=account)) as deltas:
             return [timed async for timed in deltas]
 
     def metric(self, name: str, **labels: str) -> float | None:
@@ -97,6 +100,25 @@ async def test_a_full_queue_refuses_before_any_work_is_done() -> None:
     setup.backend.release.set()
     await asyncio.gather(running, waiting)
     assert len(setup.backend.requests) == 2
+
+
+async def test_a_key_whose_requests_a_full_gateway_refuses_has_all_its_places_left() -> None:
+    setup = Setup(FakeBackend("ab"))
+    account = Account("k", Quota(max_concurrent_requests=1))
+    places = setup.admission.enter_all(2)
+    for _ in range(2):
+        with pytest.raises(QueueFullError):
+            await setup.collect(account=account)
+    for place in places:
+        place.close()
+    assert await setup.collect(account=account)
+
+
+async def test_a_choice_that_ends_makes_room_for_the_next() -> None:
+    setup = Setup(FakeBackend("ab"))
+    request = TextRequest(request_id="r", model="m", prompt="hi", choices=2)
+    deltas = await asyncio.wait_for(setup.collect(request), 10)
+    assert [timed.choice for timed in deltas if timed.delta.finish_reason] == [0, 1]
 
 
 async def test_a_request_past_its_deadline_is_cancelled() -> None:

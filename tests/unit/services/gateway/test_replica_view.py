@@ -54,6 +54,12 @@ def test_old_knowledge_fades(view: ReplicaView, clock: ManualClock):
     assert spread(view, 20) == {"f": 10, "s": 10}
 
 
+def test_requests_that_ended_weigh_on_nobody(view: ReplicaView):
+    for _ in range(3):
+        assert spread(view, 1) == {"f": 1, "s": 0}
+        view.ended("f")
+
+
 def test_an_excluded_favourite_does_not_count(view: ReplicaView):
     view.chosen(FAST)
     assert view.choose(("f",)) is SLOW

@@ -45,6 +45,7 @@ EXPECTED = [next_token(position) for position in range(1, 13)]
 class FakeVerifier:
     def __init__(self) -> None:
         self.requests: list[GenerateRequest] = []
+        self.deadline_seconds = 0.0
         self.cancelled = 0
         self.error: Exception | None = None
         self.fails_after = 0
@@ -72,7 +73,7 @@ class FakeVerifier:
     async def generate(
         self, request: GenerateRequest, *, deadline_seconds: float
     ) -> AsyncIterator[GenerateChunk]:
-        assert deadline_seconds > 0
+        self.deadline_seconds = deadline_seconds
         self.requests.append(request)
         if request.weights and request.weights != self.weights:
             raise UnavailableError(f"this verifier serves weights {self.weights}")
@@ -326,7 +327,11 @@ async def test_replays_share_one_deadline() -> None:
     cluster["a"].error, cluster["a"].fails_after = UnavailableError("killed"), 1
     async with aclosing(cluster.backend.generate(REQUEST)) as chunks:
         await anext(chunks)
-        cluster.clock.advance(11)
+        cluster.clock.advance(4)
+        await anext(chunks)
+        assert [cluster[name].deadline_seconds for name in "ab"] == [10, 6]
+        cluster["b"].error, cluster["b"].fails_after = UnavailableError("killed"), 1
+        cluster.clock.advance(7)
         with pytest.raises(DeadlineError, match="within 10 s"):
             await anext(chunks)
 
@@ -345,6 +350,7 @@ async def test_without_a_scheduler_requests_route_by_the_last_view() -> None:
     assert tokens(await cluster.run()) == EXPECTED
     cluster["a"].error = UnavailableError("killed")
     assert tokens(await cluster.run()) == EXPECTED
+    assert len(cluster["a"].requests) == 2  # what has ended there does not weigh on it
     assert cluster.scheduler.asked == 1  # then not asked for a while
     cluster.clock.advance(1.5)
     await cluster.run()

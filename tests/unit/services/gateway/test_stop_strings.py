@@ -58,6 +58,13 @@ def test_nothing_comes_after_a_match() -> None:
     assert matcher.push("c") == matcher.flush() == ""
 
 
+def test_a_stop_string_may_begin_in_one_that_came_too_early() -> None:
+    matcher = StopStrings(["aa"])
+    assert matcher.push("aa", early=True) == "a"
+    assert matcher.push("ab") == ""
+    assert matcher.matched
+
+
 def test_without_stop_strings_text_passes_through() -> None:
     assert run([], ["a", "b"]) == ("ab", False)
 
