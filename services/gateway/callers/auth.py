@@ -42,8 +42,8 @@ def split_key(entry: str) -> tuple[str, str]:
 
 
 def keys_of(entries: Sequence[str], tiers: Mapping[str, Tier]) -> list[ApiKey]:
-    """entries: `key` or `key@tier`. Raises ConfigError for an unknown tier."""
-    keys = []
+    """entries: `key` or `key@tier`. Raises ConfigError for an unknown tier or a key given twice."""
+    keys: dict[bytes, ApiKey] = {}
     for position, entry in enumerate(entries, start=1):
         key, name = split_key(entry)
         if name not in tiers:
@@ -52,8 +52,12 @@ def keys_of(entries: Sequence[str], tiers: Mapping[str, Tier]) -> list[ApiKey]:
                 f"DSPARK_API_KEYS entry {position} names a tier, after its last @, not in DSPARK_TIERS "
                 f"(known: {', '.join(sorted(tiers))})"
             )
-        keys.append(ApiKey(name=f"key-{position}", digest=digest_of(key), tier=tiers[name]))
-    return keys
+        digest = digest_of(key)
+        if digest in keys:
+            first = keys[digest].name.removeprefix("key-")
+            raise ConfigError(f"DSPARK_API_KEYS entries {first} and {position} are the same key")
+        keys[digest] = ApiKey(name=f"key-{position}", digest=digest, tier=tiers[name])
+    return list(keys.values())
 
 
 class ApiKeys:
@@ -73,7 +77,7 @@ class ApiKeys:
     def use(self, keys: Sequence[ApiKey]) -> None:
         """Replaces the keys. What was used under a name counts on, also when its key was replaced."""
         # Found by their digests, so the time it takes reveals nothing about keys.
-        self._keys = {key.digest: key for key in reversed(keys)}
+        self._keys = {key.digest: key for key in keys}
         accounts = {key.name: self._accounts.get(key.name) or Account(key.name) for key in keys}
         for key in keys:
             accounts[key.name].hold_to(key.tier.quota)

@@ -102,6 +102,12 @@ def test_a_key_of_an_unknown_tier_is_told_by_its_place_and_not_shown(entry):
     assert not [part for part in entry.split("@") if part in str(caught.value)]
 
 
+def test_a_key_that_is_given_twice_is_told_by_its_places_and_not_shown():
+    with pytest.raises(ConfigError, match="entries 1 and 3 are the same key") as caught:
+        ApiKeys(("secret@gold", "sk-2", "secret"), {"gold": GOLD})
+    assert "secret" not in str(caught.value)
+
+
 def _salts(sharing: PrefixSharing, *clients: tuple[str, str | None]) -> list[str]:
     keys = ApiKeys(("a@gold", "b@gold", "c"), tiers_from_text("gold:30"), sharing)
     return [
