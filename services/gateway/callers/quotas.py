@@ -54,7 +54,7 @@ class _Bucket:
 
     def __init__(self, per_minute: int, level: float, now: float) -> None:
         self.per_minute = per_minute
-        self._level = min(level, per_minute)
+        self._level = level
         self._at = now
 
     def level(self, now: float) -> float:
