@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from dspark_core.errors import (
     DeadlineError,
+    DrainingError,
     DSparkError,
     InvalidRequestError,
     QueueFullError,
@@ -122,12 +123,25 @@ async def test_a_choice_that_ends_makes_room_for_the_next() -> None:
 
 
 async def test_a_request_past_its_deadline_is_cancelled() -> None:
-    setup = Setup(FakeBackend("abcdef"), timeout_seconds=0.05)
+    setup = Setup(FakeBackend("abcdef"), timeout_seconds=0.5)
     setup.backend.hold_after_chunks = 1
-    with pytest.raises(DeadlineError, match=r"within 0\.05 s"):
+    with pytest.raises(DeadlineError, match=r"within 0\.5 s"):
         await setup.collect()
     assert (setup.backend.cancelled, setup.backend.running) == (1, 0)
     assert setup.metric("generations_total", outcome="DeadlineError") == 1
+
+
+async def test_a_request_whose_turn_comes_once_the_gateway_shuts_down_is_not_begun() -> None:
+    setup = Setup(FakeBackend())
+    place = setup.admission.enter()
+    await place.start(1.0)
+    asked = asyncio.create_task(setup.collect())
+    await eventually(lambda: setup.admission.waiting == 1)
+    setup.admission.shut()
+    place.close()
+    with pytest.raises(DrainingError, match="shuts down"):
+        await asyncio.wait_for(asked, 10)
+    assert setup.backend.requests == []
 
 
 async def test_the_deadline_counts_from_arrival(monkeypatch) -> None:

@@ -278,6 +278,15 @@ def test_what_a_broken_stream_told_last_is_forgotten(fleet: Fleet, ask: Asker):
     assert ask() == "a"
 
 
+def test_a_verifier_that_left_and_came_back_is_as_new(fleet: Fleet, ask: Asker):
+    for name, running in (("a", 9), ("b", 5)):
+        fleet.register(new_replica(name))
+        _report(fleet, name, running=running)
+    fleet.deregister("a")
+    fleet.register(new_replica("a"))
+    assert ask() == "a"
+
+
 def test_why_nobody_serves_is_said(fleet: Fleet, ask: Asker):
     with pytest.raises(UnavailableError, match=r"no verifier serves model 'm' now \(models served: none\)"):
         ask()
