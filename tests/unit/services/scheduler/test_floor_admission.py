@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from prometheus_client import CollectorRegistry
 
-from dspark_core.errors import InvalidRequestError, QueueFullError, UnavailableError
+from dspark_core.errors import InvalidRequestError, NotLeaderError, QueueFullError, UnavailableError
 from dspark_core.records import (
     AssignRequest,
     Replica,
@@ -15,8 +15,10 @@ from dspark_core.records import (
     StepTime,
     VerifierLoad,
 )
+from services.scheduler.leadership.election import LeaderLock, Leadership
 from services.scheduler.scheduler import Scheduler
 from tests.support.clock import ManualClock
+from tests.unit.services.scheduler.test_election import ScriptedLock
 
 # One request: 10 ms a round, 100 tokens/s without drafts; each further one 2 ms more.
 LINE = tuple(
@@ -27,10 +29,12 @@ LINE = tuple(
 class Cluster:
     """A scheduler, and verifiers that tell loads when the test says so."""
 
-    def __init__(self, *names: str, max_waiting: int = 4) -> None:
+    def __init__(self, *names: str, max_waiting: int = 4, lock: LeaderLock | None = None) -> None:
         self.metrics = CollectorRegistry()
         self.clock = ManualClock()
-        self.scheduler = Scheduler(max_waiting=max_waiting, metrics=self.metrics, clock=self.clock)
+        self.scheduler = Scheduler(
+            max_waiting=max_waiting, metrics=self.metrics, clock=self.clock, lock=lock, renew_seconds=0.005
+        )
         self._names = names
         self._reports: dict[str, asyncio.Queue[RoundReport]] = {name: asyncio.Queue() for name in names}
         self._streams = [asyncio.create_task(self._stream(name)) for name in names]
@@ -164,6 +168,21 @@ async def test_the_queue_is_first_come_first_served_and_bounded_by_tier(one: Clu
     await one.tell("v", running=0)
     await asyncio.wait_for(asyncio.gather(*tasks, other), 10)
     assert ended == [0, 1, 2, 3]
+
+
+async def test_those_who_wait_hear_that_another_scheduler_leads() -> None:
+    lock = ScriptedLock(Leadership(leading=True, term=1))
+    cluster = Cluster("v", lock=lock)
+    await cluster.scheduler.start()
+    await cluster.start()
+    await cluster.tell("v", 7, 40.0)
+    waiting = asyncio.create_task(cluster.ask(40.0, wait=30.0))
+    await asyncio.sleep(0)
+    lock.now = Leadership(leading=False, term=2, leader_address="other:50052")
+    with pytest.raises(NotLeaderError) as caught:
+        await asyncio.wait_for(waiting, 10)
+    assert caught.value.leader_address == "other:50052"
+    await cluster.close()
 
 
 async def test_tiers_that_nobody_waits_in_make_room_for_others(one: Cluster) -> None:
