@@ -20,7 +20,7 @@ class Collector:
         self._unfinished: list[UnfinishedChat] = []
         self._failed = 0
         self._refused = 0
-        self._gave_up = False
+        self._ended = False
 
     def may_start(self) -> bool:
         """Claim a chat; False once the limit is reached."""
@@ -46,9 +46,9 @@ class Collector:
     def add_refusal(self) -> None:
         self._refused += 1
 
-    def give_up(self) -> bool:
+    def end(self) -> bool:
         """True for the first caller only."""
-        first, self._gave_up = not self._gave_up, True
+        first, self._ended = not self._ended, True
         return first
 
     def outcomes(self) -> Outcomes:

@@ -3,8 +3,8 @@
     locust -f loadtest/locustfile.py --headless --host http://127.0.0.1:8000 -u 8 -r 8 -t 60s \\
         --min-tokens-per-second 20
 
-Besides locust's own table (one row per measure, outside its total) it prints a report at the end and can
-write it as JSON. With locust's worker processes the verdict is the master's.
+Besides locust's own table (one row per measure, outside its total) it prints a report at the end of each run
+and can write it as JSON. With locust's worker processes the verdict is the master's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from locust.argument_parser import LocustArgumentParser
 from locust.clients import ResponseContextManager
 from locust.env import Environment
 from locust.exception import StopUser
-from locust.runners import DistributedRunner, LocalRunner, MasterRunner, WorkerRunner
+from locust.runners import DistributedRunner, LocalRunner, MasterRunner, Runner, WorkerRunner
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # locust only adds this file's directory
 
@@ -42,8 +42,11 @@ MAX_RETRY_AFTER_SECONDS = 5.0
 
 PROMPTS = itertools.cycle(prompts.load())
 collectors: dict[Environment, Collector] = {}
+"""Of the current run, or of the last one."""
 durations: dict[Environment, float] = {}
 """In seconds, of runs that have ended."""
+reported: set[Environment] = set()
+"""Those whose last run has been reported."""
 
 
 @events.init_command_line_parser.add_listener
@@ -53,28 +56,44 @@ def add_options(parser: LocustArgumentParser) -> None:
 
 @events.init.add_listener
 def start(environment: Environment, **_: object) -> None:
-    limit = environment.parsed_options.requests if environment.parsed_options else 0
     runner = environment.runner
-    if limit and isinstance(runner, DistributedRunner):
+    if _limit(environment) and isinstance(runner, DistributedRunner):
         sys.exit("--requests counts the chats of one process: give -t instead with --processes or --worker")
-    collectors[environment] = Collector(limit)
+    begin(environment)
     if isinstance(runner, MasterRunner):
         runner.register_message(GAVE_UP, lambda environment, msg: give_up(environment, msg.data["reason"]))
         wait_for_last_reports(runner)
-    elif isinstance(runner, WorkerRunner):
+    if isinstance(runner, WorkerRunner):
         answer_for_last_report(runner)
+    else:  # listeners are called in order: the workers report first
+        environment.events.test_stop.add_listener(conclude)  # type: ignore[no-untyped-call]
+
+
+@events.test_start.add_listener
+def begin(environment: Environment, **_: object) -> None:
+    collectors[environment] = Collector(_limit(environment))
+    reported.discard(environment)
+
+
+def _limit(environment: Environment) -> int:
+    return environment.parsed_options.requests if environment.parsed_options else 0
 
 
 def give_up(environment: Environment, reason: str) -> None:
     """End the run in all processes; the reason is printed once, however many users give up."""
     runner = environment.runner
-    if runner is not None and collectors[environment].give_up():
+    if runner is not None and collectors[environment].end():
         if isinstance(runner, WorkerRunner):
             runner.send_message(GAVE_UP, {"reason": reason})
         else:
             print(reason, file=sys.stderr, flush=True)
             environment.process_exit_code = 1
-            gevent.spawn(runner.quit)
+            _end_soon(environment, runner)
+
+
+def _end_soon(environment: Environment, runner: Runner) -> None:
+    """With the web UI, another run may follow."""
+    gevent.spawn(runner.stop if environment.web_ui else runner.quit)
 
 
 @events.report_to_master.add_listener
@@ -95,12 +114,19 @@ def note_duration(environment: Environment, **_: object) -> None:
 
 
 @events.quitting.add_listener
-def conclude(environment: Environment, **_: object) -> None:
-    chosen = environment.parsed_options
-    if chosen is None or isinstance(environment.runner, WorkerRunner):
-        return
+def quit_after_report(environment: Environment, **_: object) -> None:
     if isinstance(environment.runner, LocalRunner):  # a signal ends the process without ending the run
         environment.runner.stop()
+    if not isinstance(environment.runner, WorkerRunner):
+        conclude(environment)
+
+
+def conclude(environment: Environment, **_: object) -> None:
+    """Reports and judges the run that has ended."""
+    chosen = environment.parsed_options
+    if chosen is None or environment in reported:
+        return
+    reported.add(environment)
     promise = None
     if chosen.min_tokens_per_second or chosen.max_first_token_ms:
         promise = sla.Promise(
@@ -147,8 +173,9 @@ class ChatUser(HttpUser):
             self.collector.add_unfinished(meter.unfinished(self.chosen.max_tokens))
             raise
         gevent.sleep(pause_seconds)
-        if self.collector.finished and not isinstance(self.environment.runner, WorkerRunner):
-            gevent.spawn(self.environment.runner.quit)
+        runner = self.environment.runner
+        if not isinstance(runner, WorkerRunner) and self.collector.finished and self.collector.end():
+            _end_soon(self.environment, runner)
 
     def _ask(self, meter: ChatMeter) -> float:
         """The seconds to wait before asking again, as the gateway wants it."""

@@ -1,11 +1,13 @@
 """Real locust runs over real HTTP against a fake gateway."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.support.polling import eventually
@@ -32,7 +34,8 @@ def start_locust(
     host: str, folder: Path, *flags: str, files: tuple[Path, ...] = (LOCUSTFILE,)
 ) -> subprocess.Popen[str]:
     """Runs from another folder: the file must find its own modules."""
-    usual = ["--headless", "-u", "2", "-r", "2", "-t", "30s", "--report-json", "report.json"]
+    usual = ["-u", "2", "-r", "2", "--report-json", "report.json"]
+    usual += [] if "--web-port" in flags else ["--headless", "-t", "30s"]
     # The default port may be another test's, or still that of the run before.
     port = str(free_ports(1)[0])
     usual += ["--master-bind-port", port, "--master-port", port]
@@ -160,6 +163,48 @@ async def test_slow_worker_processes_report_to_one_verdict(tmp_path):
     assert done.returncode == 0, done.stdout
     chats = json.loads((tmp_path / "report.json").read_text())["chats"]
     assert asked - 2 <= chats <= asked  # one of each user may be cut off
+
+
+@pytest.mark.parametrize("flags", [(), ("--processes", "2")], ids=["alone", "workers"])
+async def test_each_run_of_the_web_interface_has_its_own_report(tmp_path, flags):
+    web_port = free_ports(1)[0]
+    address = ("--web-host", "127.0.0.1", "--web-port", str(web_port))
+    report = tmp_path / "report.json"
+
+    def ready() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            workers = web.get("/stats/requests").json().get("workers", ())
+            return [worker["state"] for worker in workers] == ["ready"] * (2 if flags else 0)
+        return False
+
+    async def run() -> tuple[dict[str, object], int]:
+        """One run's report, and how many chats were asked for in it."""
+        before = len(gateway.bodies)
+
+        await eventually(ready, within_seconds=30)
+        web.post("/swarm", data={"user_count": "2", "spawn_rate": "2"})
+        await eventually(lambda: len(gateway.bodies) >= before + 6, within_seconds=30)
+        web.post("/stop")
+        await eventually(report.exists, within_seconds=30)
+        told = json.loads(report.read_text())
+        report.unlink()
+        return told, len(gateway.bodies) - before
+
+    with (
+        serving() as gateway,
+        httpx.Client(base_url=f"http://127.0.0.1:{web_port}", timeout=30) as web,
+        start_locust(gateway.url, tmp_path, "--min-tokens-per-second", "1", *address, *flags) as process,
+    ):
+        try:
+            runs = [await run(), await run()]
+        finally:
+            process.terminate()
+            done = finished(process)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("promise KEPT") == 2, done.stdout
+    for told, asked in runs:
+        assert asked - 2 <= told["chats"] <= asked  # one of each user may be cut off
+        assert told["verdict"]["kept"]
 
 
 def test_a_count_of_chats_is_refused_with_worker_processes(tmp_path):
