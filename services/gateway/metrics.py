@@ -49,6 +49,8 @@ class TierMetrics:
         self._tier_tokens.labels(tier, "completion").inc(tokens)
 
     def promise(self, tier: str, *, held: bool) -> None:
+        for held_label in ("yes", "no"):
+            self._promises.labels(tier, held_label)  # both are there, or a share of one could not be told
         self._promises.labels(tier, "yes" if held else "no").inc()
 
 
