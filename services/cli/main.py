@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
+import os
 import sys
 from collections.abc import Sequence
 
@@ -61,17 +62,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # The command comes first: `dspark` itself has no options that take a value.
         arguments = build_parser(given[0] if given else None).parse_args(given)
-        return int(arguments.run(arguments))
+        status = int(arguments.run(arguments))
+        sys.stdout.flush()
+        return status
     except ConfigError as error:
         print(f"dspark: {error}", file=sys.stderr)
         return EXIT_CONFIG
     except DSparkError as error:
         print(f"dspark: {error}", file=sys.stderr)
         return EXIT_FAILURE
-    except BrokenPipeError:
+    except OSError as error:  # such as a full disk behind standard output
+        if not isinstance(error, BrokenPipeError):
+            print(f"dspark: {error}", file=sys.stderr)
+        _drop_unwritten()
         return EXIT_FAILURE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _drop_unwritten() -> None:
+    """What standard output does not take would fail again, with a traceback, when the interpreter ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -53,3 +53,19 @@ def test_what_is_no_command_is_a_wrong_argument(given, capsys) -> None:
         main(given)
     assert ended.value.code == 2
     assert "dspark: error" in capsys.readouterr().err
+
+
+def test_output_that_finds_no_room_is_told_in_one_line() -> None:
+    code = (
+        "import sys\n"
+        "from argparse import Namespace\n"
+        "from types import SimpleNamespace\n"
+        "from services.cli import main\n"
+        "arguments = Namespace(run=lambda arguments: print('figures') or 0)\n"
+        "main.build_parser = lambda command: SimpleNamespace(parse_args=lambda given: arguments)\n"
+        "sys.exit(main.main())\n"
+    )
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, timeout=60)
+    assert ended.stderr.decode() == "dspark: [Errno 28] No space left on device\n"
+    assert ended.returncode == 1
