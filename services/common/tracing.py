@@ -1,4 +1,8 @@
-"""Spans of gRPC calls on both sides, linked by W3C trace context in the call's metadata."""
+"""Spans of gRPC calls on both sides, linked by W3C trace context in the call's metadata.
+
+Unary calls between the services have spans only as part of a trace. The others are housekeeping, such as
+registrations, and would outnumber the requests by far.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,25 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace import (
+    Span,
+    SpanKind,
+    Status,
+    StatusCode,
+    Tracer,
+    get_current_span,
+    set_span_in_context,
+)
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from services.common.interceptors import RpcCall
 
 _PROPAGATOR = TraceContextTextMapPropagator()  # stateless
+_INTERNAL = ("/dspark.v1.SchedulerService/", "/dspark.v1.VerifierService/", "/dspark.v1.DrafterService/")
 
 
 class TracingLayer:
-    """A server span around each call, a child of the caller's."""
+    """A server span around each call but housekeeping, a child of the caller's."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
@@ -27,9 +40,13 @@ class TracingLayer:
     @asynccontextmanager
     async def around(self, call: RpcCall) -> AsyncIterator[None]:
         metadata = {str(key): str(value) for key, value in (call.context.invocation_metadata() or ())}
+        caller = _PROPAGATOR.extract(metadata)
+        if _is_housekeeping(call) and not get_current_span(caller).get_span_context().is_valid:
+            yield
+            return
         with self._tracer.start_as_current_span(
             call.method.removeprefix("/"),
-            context=_PROPAGATOR.extract(metadata),
+            context=caller,
             kind=SpanKind.SERVER,
             attributes=_attributes(call.method),
             record_exception=False,
@@ -91,6 +108,9 @@ class TracingUnaryUnary(_ClientTracing, grpc.aio.UnaryUnaryClientInterceptor):
         client_call_details: grpc.aio.ClientCallDetails,
         request: object,
     ) -> grpc.aio.UnaryUnaryCall[Any, Any]:
+        if not get_current_span().get_span_context().is_valid:
+            untraced: grpc.aio.UnaryUnaryCall[Any, Any] = await continuation(client_call_details, request)
+            return untraced
         span, details = self._start(client_call_details)
         try:
             call: grpc.aio.UnaryUnaryCall[Any, Any] = await continuation(details, request)
@@ -127,8 +147,12 @@ class TracingStreamStream(_ClientTracing, grpc.aio.StreamStreamClientInterceptor
 
 
 def tracing_interceptors(tracer: Tracer) -> Sequence[grpc.aio.ClientInterceptor]:
-    """For a channel. A stream's client span ends with the stream."""
+    """For a channel. A stream's client span ends with the stream; a unary call outside a trace has none."""
     return (TracingUnaryUnary(tracer), TracingUnaryStream(tracer), TracingStreamStream(tracer))
+
+
+def _is_housekeeping(call: RpcCall) -> bool:
+    return not call.streaming and call.method.startswith(_INTERNAL)
 
 
 def _attributes(method: str) -> dict[str, str]:

@@ -54,17 +54,31 @@ def _by_start(spans: InMemorySpanExporter) -> list[ReadableSpan]:
     return sorted(spans.get_finished_spans(), key=lambda span: span.start_time)
 
 
-async def test_a_call_through_two_services_is_one_trace(client: VerifierClient, spans: InMemorySpanExporter):
-    await client.describe()
-    await eventually(lambda: len(spans.get_finished_spans()) == 4)
+async def test_a_call_through_two_services_is_one_trace(
+    client: VerifierClient, traced_telemetry: Telemetry, spans: InMemorySpanExporter
+):
+    with traced_telemetry.tracer.start_as_current_span("request"):
+        await client.describe()
+    await eventually(lambda: len(spans.get_finished_spans()) == 5)
     chain = _by_start(spans)
-    assert [span.kind for span in chain] == [SpanKind.CLIENT, SpanKind.SERVER] * 2
-    assert {span.name for span in chain} == {"dspark.v1.VerifierService/Describe"}
+    assert [span.kind for span in chain] == [SpanKind.INTERNAL, *[SpanKind.CLIENT, SpanKind.SERVER] * 2]
+    assert {span.name for span in chain[1:]} == {"dspark.v1.VerifierService/Describe"}
     assert len({span.context.trace_id for span in chain}) == 1
     assert chain[0].parent is None
     for parent, child in pairwise(chain):
         assert child.parent is not None
         assert child.parent.span_id == parent.context.span_id
+
+
+async def test_housekeeping_outside_a_trace_is_not_traced(
+    client: VerifierClient, spans: InMemorySpanExporter
+):
+    await client.describe()
+    await exhaust(
+        client.generate(GenerateRequest(request_id="fine", prompt_token_ids=(1,)), deadline_seconds=10)
+    )
+    await eventually(lambda: len(spans.get_finished_spans()) == 2)
+    assert {span.name for span in spans.get_finished_spans()} == {"dspark.v1.VerifierService/Generate"}
 
 
 async def test_streams_are_traced_with_their_status(client: VerifierClient, spans: InMemorySpanExporter):
