@@ -80,12 +80,27 @@ class RoutedBackend:
         self._description: VerifierDescription | None = None
 
     async def describe(self) -> VerifierDescription:
-        """Asks a verifier once and caches the answer."""
+        """Asks a verifier once and caches the answer. None is assigned: this is no user's request."""
         if self._description is None:
-            replica = await self._assign(AssignRequest(request_id="describe", model=self._model))
-            async with self._pool.use(replica.address) as verifier:
-                self._description = await verifier.describe()
+            replica = await self._any_replica()
+            try:
+                async with self._pool.use(replica.address) as verifier:
+                    self._description = await verifier.describe()
+            except UnavailableError:
+                self._view.suspect(replica.replica_id)
+                raise
         return self._description
+
+    async def _any_replica(self) -> Replica:
+        if (known := self._view.choose(())) is not None:
+            return known
+        try:
+            await self.refresh_view()
+        except (UnavailableError, DeadlineError) as error:
+            raise UnavailableError(f"no verifier for model {self._model!r}: {error}") from error
+        if (known := self._view.choose(())) is None:
+            raise UnavailableError(f"no verifier for model {self._model!r} is registered")
+        return known
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
         replay = Replay(request, seed=self._rng.randrange(MAX_SEED + 1))
@@ -243,10 +258,7 @@ class RoutedBackend:
             return known
         if replica.replica_id in failed:
             raise self._none_available(len(failed))
-        if request.prompt_tokens:  # zero for `describe`, which is no sign of how requests are spread
-            self._view.chosen(replica)
-        else:
-            self._view.add(replica)
+        self._view.chosen(replica)
         return replica
 
     def _none_available(self, failures: int) -> UnavailableError:

@@ -60,10 +60,13 @@ class FakeVerifier:
         self.hangs = False
         """Whether `describe` waits for `resume` as well."""
         self.described = 0
+        self.describe_error: Exception | None = None
         self.weights = ""
 
     async def describe(self) -> VerifierDescription:
         self.described += 1
+        if self.describe_error is not None:
+            raise self.describe_error
         if self.hangs:
             await self.resume.wait()
         if self.error is not None:
@@ -433,6 +436,19 @@ async def test_the_description_is_asked_for_once() -> None:
     assert description.max_context_tokens == 64
     cluster["a"].error = UnavailableError("killed")
     assert await cluster.backend.describe() == description
+
+
+async def test_a_description_asks_for_no_assignment() -> None:
+    cluster = Cluster("a", "b")
+    found, cluster.scheduler.replicas = cluster.scheduler.replicas, []
+    with pytest.raises(UnavailableError, match="no verifier for model 'm' is registered"):
+        await cluster.backend.describe()
+    cluster.scheduler.replicas = found
+    cluster["a"].describe_error = UnavailableError("still loading")
+    with pytest.raises(UnavailableError, match="still loading"):
+        await cluster.backend.describe()
+    assert (await cluster.backend.describe()).max_context_tokens == 64  # another verifier is asked
+    assert cluster.scheduler.asked == 0
 
 
 async def test_the_view_is_kept_fresh_through_failures() -> None:
