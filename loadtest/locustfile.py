@@ -199,9 +199,10 @@ class ChatUser(HttpUser):
                 raise StreamError(f"HTTP {response.status_code}: {response.text[:200]}")
             lines = (line.decode() for line in response.iter_lines())
             sample = meter.measure(sse_events(lines))
-        except (StreamError, OSError) as error:  # requests' own errors are OSErrors
+        except Exception as error:  # whatever a server sends: a chat that cannot be read has failed
             self.collector.add_failure()
-            response.failure(str(error))
+            expected = isinstance(error, (StreamError, OSError))  # requests' own errors are OSErrors
+            response.failure(str(error) if expected else f"the answer cannot be read: {error!r}")
             return
         response.request_meta = {**response.request_meta, "response_time": sample.total_seconds * 1000}
         response.success()
@@ -234,10 +235,14 @@ class ChatUser(HttpUser):
 
     def _first_model(self) -> str:
         response = self.client.get(MODELS, timeout=CONNECT_SECONDS)
-        if response.status_code != 200:
-            give_up(self.environment, _refusal(response))
-            raise GreenletExit  # locust prints a traceback for any other exception
-        return str(response.json()["data"][0]["id"])
+        try:
+            if response.status_code == 200:
+                return str(response.json()["data"][0]["id"])
+            reason = _refusal(response)
+        except (ValueError, LookupError, TypeError):
+            reason = f"the gateway names no model: {response.text[:200]}"
+        give_up(self.environment, reason)
+        raise GreenletExit  # locust prints a traceback for any other exception
 
 
 def _refusal(response: ResponseContextManager) -> str:

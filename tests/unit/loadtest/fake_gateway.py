@@ -35,6 +35,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.server.behaviour == "keys":
             self._whole(401, {"error": {"message": "missing API key"}})
+        elif self.server.behaviour == "no models":
+            self._whole(200, {"data": []})
         else:
             self._whole(200, {"data": [{"id": "tiny-model"}]})
 
@@ -54,6 +56,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
+        if self.server.behaviour == "odd":
+            self._event({"choices": [None]})
+        if self.server.behaviour == "bytes":
+            self._chunk(b"data: \xff\n\n")
         for index in range(PIECES):
             if index == 2 and stalls:
                 self.server.never.wait(STALL_SECONDS)

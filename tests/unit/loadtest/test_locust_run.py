@@ -111,6 +111,8 @@ def test_chats_are_asked_for_as_documented(tmp_path):
         ("answer", ("--max-first-token-ms", "0.001"), "chats", "0 of 2 chats (0.0%) reached a first token"),
         ("cut", ("--min-tokens-per-second", "1"), "failed", "without [DONE]"),
         ("refuse", (), "failed", "HTTP 400"),
+        ("odd", (), "failed", "the answer cannot be read: AttributeError"),
+        ("bytes", (), "failed", "the answer cannot be read: UnicodeDecodeError"),
         ("busy", ("--min-tokens-per-second", "1"), "refused", "no chat could be judged"),
     ],
 )
@@ -221,6 +223,14 @@ def test_a_gateway_that_asks_for_a_key_ends_the_run_with_one_line(tmp_path, flag
         done = locust(gateway.url, tmp_path, *flags)
     assert done.returncode == 1, done.stdout
     assert done.stdout.count("HTTP 401: missing API key; give --api-key") == 1, done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_a_gateway_without_a_model_ends_the_run_with_one_line(tmp_path):
+    with serving("no models") as gateway:
+        done = locust(gateway.url, tmp_path)
+    assert done.returncode == 1, done.stdout
+    assert done.stdout.count('the gateway names no model: {"data": []}') == 1, done.stdout
     assert "Traceback" not in done.stdout
 
 
