@@ -135,7 +135,8 @@ def conclude(environment: Environment, **_: object) -> None:
             max_first_token_ms=chosen.max_first_token_ms or None,
         )
     outcomes = replace(collectors[environment].outcomes(), seconds=durations.get(environment, 0.0))
-    print("\n" + sla.render(outcomes, promise), flush=True)
+    beside_json = sys.stderr if chosen.json else sys.stdout  # of `--json`, standard output has nothing else
+    print("\n" + sla.render(outcomes, promise), file=beside_json, flush=True)
     if promise:
         environment.process_exit_code = environment.process_exit_code or int(
             not sla.judge(outcomes, promise).kept

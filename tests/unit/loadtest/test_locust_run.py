@@ -31,7 +31,11 @@ def hesitate(environment, **_):
 
 
 def start_locust(
-    host: str, folder: Path, *flags: str, files: tuple[Path, ...] = (LOCUSTFILE,)
+    host: str,
+    folder: Path,
+    *flags: str,
+    files: tuple[Path, ...] = (LOCUSTFILE,),
+    stderr: int = subprocess.STDOUT,
 ) -> subprocess.Popen[str]:
     """Runs from another folder: the file must find its own modules."""
     usual = ["-u", "2", "-r", "2", "--report-json", "report.json"]
@@ -45,7 +49,7 @@ def start_locust(
         env={**os.environ, "PYTHONPATH": ""},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=stderr,
         text=True,
     )
 
@@ -75,6 +79,15 @@ def test_a_kept_promise_exits_zero_and_reports_what_users_saw(tmp_path):
     assert report["tokens_per_second"]["p50"] > 1
     for row in ("time to first token [ms]", "tokens/s per user", "accepted length x100"):
         assert row in done.stdout
+
+
+def test_json_on_standard_output_stands_alone(tmp_path):
+    with serving() as gateway:
+        flags = ("--json", "--requests", "2")
+        process = start_locust(gateway.url, tmp_path, *flags, stderr=subprocess.DEVNULL)
+        done = finished(process)
+    assert done.returncode == 0, done.stdout
+    assert "/v1/chat/completions" in {row["name"] for row in json.loads(done.stdout)}
 
 
 def test_chats_are_asked_for_as_documented(tmp_path):
