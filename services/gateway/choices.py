@@ -31,6 +31,7 @@ def _choice(prepared: PreparedRequest, index: int) -> PreparedRequest:
     return replace(
         prepared,
         choice=index,
+        repeats_prompt=True,
         request=replace(
             request,
             request_id=f"{request.request_id}-{index}",

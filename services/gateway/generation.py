@@ -293,6 +293,7 @@ class _Record:
         self._key = key
         request = prepared.request if prepared else None
         self._prompt_tokens = len(request.prompt_token_ids) if request else 0
+        self._repeats_prompt = prepared is not None and prepared.repeats_prompt
         self._promised = request.min_tokens_per_second if request and request.floor_promised else None
         self._first: tuple[float, int] | None = None  # arrival time and number of the first tokens
         self._last_tokens: float | None = None
@@ -313,10 +314,9 @@ class _Record:
             return
         now = self._clock()
         if self._last_tokens is None:
-            self._metrics.first_token(now - self._arrival, prompt_tokens=self._prompt_tokens)
-            self._metrics.tiers.prompt(
-                self._tier, delta.usage.prompt_tokens, delta.usage.cached_prompt_tokens
-            )
+            self._metrics.first_token(now - self._arrival)
+            if not self._repeats_prompt:
+                self._metrics.prompt(self._tier, delta.usage.prompt_tokens, delta.usage.cached_prompt_tokens)
             self._first = (now, delta.usage.completion_tokens)
         else:
             self._metrics.next_tokens(now - self._last_tokens, len(delta.token_ids))

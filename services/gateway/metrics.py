@@ -113,10 +113,13 @@ class GatewayMetrics:
     def http_request(self, route: str, code: int) -> None:
         self._http_requests.labels(route, str(code)).inc()
 
-    def first_token(self, seconds: float, *, prompt_tokens: int) -> None:
-        """Counts the prompt as well: prompts of refused requests were never computed."""
+    def first_token(self, seconds: float) -> None:
         self._first_token.observe(seconds)
+
+    def prompt(self, tier: str, prompt_tokens: int, cached_tokens: int) -> None:
+        """To call at the first token: prompts of refused requests were never computed."""
         self._tokens.labels("prompt").inc(prompt_tokens)
+        self.tiers.prompt(tier, prompt_tokens, cached_tokens)
 
     def next_tokens(self, seconds: float, tokens: int) -> None:
         self._inter_token.observe(seconds / max(tokens, 1))

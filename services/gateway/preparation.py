@@ -38,6 +38,8 @@ class PreparedRequest:
     tier: str = DEFAULT_TIER_NAME
     choice: int = 0
     """Index of the answer that this request generates."""
+    repeats_prompt: bool = False
+    """Another choice of the same prompt comes before this one."""
 
 
 class RequestPreparer:

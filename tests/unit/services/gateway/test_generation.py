@@ -251,6 +251,15 @@ async def test_a_floor_is_held_or_broken_only_where_there_was_a_speed(chunk_toke
     assert setup.metric("speed_floors_total", tier="gold", held="yes") == held
 
 
+async def test_a_prompt_counts_once_for_all_its_choices() -> None:
+    setup = Setup(FakeBackend("text"))
+    await setup.collect(TextRequest(request_id="r", model="m", prompt="hi", choices=2))
+    assert setup.metric("time_to_first_token_seconds_count") == 2
+    for kind, tokens in {"prompt": len("hi"), "completion": 2 * len("text.")}.items():
+        assert setup.metric("tokens_total", kind=kind) == tokens
+        assert setup.metric("tier_tokens_total", tier="default", kind=kind) == tokens
+
+
 async def test_every_request_leaves_one_line_in_the_log_without_its_text(caplog) -> None:
     caplog.set_level(logging.INFO)
     setup = Setup(FakeBackend("secret answer"))
