@@ -66,7 +66,7 @@ def start(environment: Environment, **_: object) -> None:
     if isinstance(runner, WorkerRunner):
         answer_for_last_report(runner)
     else:  # listeners are called in order: the workers report first
-        environment.events.test_stop.add_listener(conclude)  # type: ignore[no-untyped-call]
+        environment.events.test_stop.add_listener(conclude)
 
 
 @events.test_start.add_listener
