@@ -430,27 +430,6 @@ async def test_connections_of_replicas_that_are_gone_are_closed_once_unused() ->
     assert cluster.connections["a"].closed
 
 
-async def test_the_description_is_asked_for_once() -> None:
-    cluster = Cluster("a")
-    description = await cluster.backend.describe()
-    assert description.max_context_tokens == 64
-    cluster["a"].error = UnavailableError("killed")
-    assert await cluster.backend.describe() == description
-
-
-async def test_a_description_asks_for_no_assignment() -> None:
-    cluster = Cluster("a", "b")
-    found, cluster.scheduler.replicas = cluster.scheduler.replicas, []
-    with pytest.raises(UnavailableError, match="no verifier for model 'm' is registered"):
-        await cluster.backend.describe()
-    cluster.scheduler.replicas = found
-    cluster["a"].describe_error = UnavailableError("still loading")
-    with pytest.raises(UnavailableError, match="still loading"):
-        await cluster.backend.describe()
-    assert (await cluster.backend.describe()).max_context_tokens == 64  # another verifier is asked
-    assert cluster.scheduler.asked == 0
-
-
 async def test_the_view_is_kept_fresh_through_failures() -> None:
     cluster = Cluster("a")
     cluster.scheduler.error = UnavailableError("down")
