@@ -28,7 +28,12 @@ from dspark_core.records import (
     check_speed_floor,
 )
 from services.common.convert import known_value
-from services.common.limits import MOST_BATCH_TOKENS, MOST_RUNNING
+from services.common.limits import (
+    LEAST_STEP_SECONDS,
+    MOST_BATCH_TOKENS,
+    MOST_ROUND_SECONDS,
+    MOST_RUNNING,
+)
 
 MAX_POINTS, MAX_NEW_IDS, MAX_FLOORS, MAX_HASHES = 1024, 4096, 1024, 1024
 """Far more than verifiers and gateways send. The scheduler reads messages on its event loop, where everybody
@@ -112,10 +117,8 @@ def round_report_to_proto(value: RoundReport) -> scheduler_pb2.RoundReport:
 def round_report_from_proto(message: scheduler_pb2.RoundReport) -> RoundReport:
     if not message.replica_id:
         raise InvalidRequestError("replica_id must be non-empty, got ''", field="replica_id")
-    for name in ("step_seconds", "draft_seconds", "draft_compute_seconds", "hidden_draft_seconds"):
-        seconds = getattr(message, name)
-        if not (math.isfinite(seconds) and seconds >= 0):
-            raise InvalidRequestError(f"{name} must be finite and >= 0, got {seconds}", field=name)
+    _check_count("profile", message.profile, MAX_POINTS)
+    _check_times(message)
     _check_count("requests", message.requests, MOST_RUNNING)
     drafted = sum(len(request.survival) for request in message.requests)
     rule = f"at most {MOST_BATCH_TOKENS} values over all requests"
@@ -139,6 +142,25 @@ def round_report_from_proto(message: scheduler_pb2.RoundReport) -> RoundReport:
         hidden_draft_seconds=min(message.hidden_draft_seconds, message.draft_seconds),
         cohorts=max(message.cohorts, 1),
     )
+
+
+def _check_times(message: scheduler_pb2.RoundReport) -> None:
+    """Estimates are sums, ratios and extrapolations of these times, for requests of other verifiers, too."""
+    for name in ("draft_seconds", "draft_compute_seconds", "hidden_draft_seconds"):
+        seconds = getattr(message, name)
+        require(0.0 <= seconds <= MOST_ROUND_SECONDS, name, seconds, f"in [0, {MOST_ROUND_SECONDS:g}]")
+    steps = f"in [{LEAST_STEP_SECONDS:g}, {MOST_ROUND_SECONDS:g}]"
+    step = message.step_seconds
+    require(not step or _is_step_time(step), "step_seconds", step, f"0 or {steps}")
+    for point in message.profile:
+        if not _is_step_time(point.step_seconds):
+            raise InvalidRequestError(
+                f"profile must have step_seconds {steps}, got {point.step_seconds}", field="profile"
+            )
+
+
+def _is_step_time(seconds: float) -> bool:
+    return LEAST_STEP_SECONDS <= seconds <= MOST_ROUND_SECONDS
 
 
 def verifier_load_to_proto(value: VerifierLoad) -> scheduler_pb2.VerifierLoad:

@@ -26,3 +26,7 @@ MOST_TIERS = 64
 """Of callers; each has a queue and series of metrics of its own."""
 MOST_KV_CACHE_MB = 2**24
 """16 TiB; the engine checks whether this machine has that much."""
+LEAST_STEP_SECONDS = 1e-7
+"""No device computes a step that fast; a verifier that reported it would attract all requests."""
+MOST_ROUND_SECONDS = 3600.0
+"""For the parts of a round. Far beyond that, sums of reported times would overflow."""

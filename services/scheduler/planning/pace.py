@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Callable
 
 from dspark_core.algorithms.cohorts import COHORTS, cycle_seconds
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.errors import ConfigError, InvalidRequestError
 from dspark_core.records import RoundReport, StepTime
+
+_log = logging.getLogger(__name__)
 
 SMOOTHING = 0.1
 """Weight of the newest round in running means."""
@@ -19,10 +23,13 @@ PREFILL_TOKENS = 256
 
 
 class VerifierPace:
-    """Starts without a curve and learns from `adopt`, `start_from` and `observe`."""
+    """Starts without a curve and learns from `adopt`, `start_from` and `observe`. Drops a curve that gives no
+    positive estimates: all verifiers are compared for each request, so one must not fail that."""
 
-    def __init__(self) -> None:
+    def __init__(self, replica_id: str = "") -> None:
         self.model: RoundTimeModel | None = None
+        self._replica_id = replica_id
+        self._told = False
         self._profile: tuple[StepTime, ...] = ()
         self._tokens_per_request = 1.0
         self._accepted_length = 1.0
@@ -92,8 +99,9 @@ class VerifierPace:
 
     def round_seconds(self, requests: int) -> float | None:
         """Time until `requests` requests like those seen have each had a round; None without a curve."""
-        if self.model is None:
-            return None
+        return self._usable(lambda model: self._round_seconds(model, requests))
+
+    def _round_seconds(self, model: RoundTimeModel, requests: int) -> float:
         of_all = (
             requests,
             max(requests, round(requests * self._tokens_per_request)),
@@ -101,7 +109,24 @@ class VerifierPace:
             round(requests * self._drafted_share),
         )
         in_turns = self._in_turns and requests >= COHORTS
-        return cycle_seconds(self.model, *of_all) if in_turns else self.model.seconds(*of_all)
+        return cycle_seconds(model, *of_all) if in_turns else model.seconds(*of_all)
+
+    def _usable(self, estimate: Callable[[RoundTimeModel], float]) -> float | None:
+        """None without a curve, or with one that gives no positive number; such a curve is dropped."""
+        if self.model is None:
+            return None
+        try:
+            seconds = estimate(self.model)
+            problem = f"{seconds} s" if not (math.isfinite(seconds) and seconds > 0.0) else ""
+        except Exception as error:
+            seconds, problem = math.nan, f"{type(error).__name__}: {error}"
+        if not problem:
+            return seconds
+        self.model, self._profile = None, ()
+        if not self._told:
+            self._told = True
+            _log.warning("dropping the step times of verifier %s, they give %s", self._replica_id, problem)
+        return None
 
     def relaxation(self, idle_seconds: float) -> float:
         """Factor, at most 1, for round times last observed `idle_seconds` ago.
@@ -124,7 +149,7 @@ class VerifierPace:
 
     def prefill_seconds(self, tokens: int) -> float:
         """For `tokens` prompt tokens; 0.0 without a curve."""
-        if self.model is None or tokens <= 0:
+        if tokens <= 0:
             return 0.0
         chunk = min(tokens, PREFILL_TOKENS)
-        return tokens / chunk * self.model.verify.seconds(1, chunk)
+        return self._usable(lambda model: tokens / chunk * model.verify.seconds(1, chunk)) or 0.0

@@ -16,8 +16,8 @@ from services.scheduler.planning.pace import VerifierPace
 
 
 class VerifierPlanner:
-    def __init__(self) -> None:
-        self.pace = VerifierPace()
+    def __init__(self, replica_id: str = "") -> None:
+        self.pace = VerifierPace(replica_id)
         self._latest: RoundReport | None = None
 
     def begin_stream(self) -> None:

@@ -54,7 +54,7 @@ class Fleet:
         self.loads.forget(replica_id)
 
     def planner(self, replica_id: str) -> VerifierPlanner:
-        planner = self._planners.setdefault(replica_id, VerifierPlanner())
+        planner = self._planners.setdefault(replica_id, VerifierPlanner(replica_id))
         self._planners.move_to_end(replica_id)
         if len(self._planners) > _MAX_PLANNERS:
             gone, _ = self._planners.popitem(last=False)

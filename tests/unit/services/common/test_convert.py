@@ -38,6 +38,7 @@ from services.common.limits import MOST_RUNNING
 token_ids = st.lists(st.integers(0, 2**32 - 1), max_size=8).map(tuple)
 counts = st.integers(0, 2**32 - 1)
 seconds = st.floats(0, 1e6)
+round_seconds = st.just(0.0) | st.floats(1e-7, 3600.0)
 
 sampling = st.builds(
     SamplingParams,
@@ -135,8 +136,8 @@ reports = st.builds(
         max_size=4,
     ).map(tuple),
     batch_tokens=counts,
-    step_seconds=seconds,
-    draft_seconds=seconds,
+    step_seconds=round_seconds,
+    draft_seconds=round_seconds,
     context_tokens=counts,
     cohorts=st.sampled_from((1, 2)),
     kind=st.none()
@@ -289,6 +290,24 @@ def test_bad_reports_are_refused_by_field(message: scheduler_pb2.RoundReport, fi
     with pytest.raises(InvalidRequestError) as caught:
         cluster_convert.round_report_from_proto(message)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"step_seconds": 1e-8}, r"step_seconds must be 0 or in \[1e-07, 3600\], got 1e-08"),
+        ({"step_seconds": 3601.0}, "step_seconds must be 0 or in .*, got 3601.0"),
+        ({"draft_seconds": 1e300}, r"draft_seconds must be in \[0, 3600\], got 1e\+300"),
+        ({"draft_compute_seconds": 1e9}, "draft_compute_seconds must be in .*, got 1000000000.0"),
+        ({"hidden_draft_seconds": 1e9}, "hidden_draft_seconds must be in .*, got 1000000000.0"),
+        ({"profile": [{"batch_tokens": 1, "step_seconds": 1e308}]}, "profile must have step_seconds .*e.308"),
+        ({"profile": [{"batch_tokens": 1, "step_seconds": 1e-9}]}, "profile must have step_seconds .*1e-09"),
+    ],
+)
+def test_times_that_no_round_takes_are_refused(fields: dict, told: str):
+    """Estimates from them would overflow or be zero."""
+    with pytest.raises(InvalidRequestError, match=told):
+        cluster_convert.round_report_from_proto(_report(**fields))
 
 
 _POINT = scheduler_pb2.StepTime(batch_tokens=1, step_seconds=1)

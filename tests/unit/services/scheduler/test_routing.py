@@ -327,3 +327,28 @@ def test_a_request_that_began_on_some_weights_gets_no_others(fleet: Fleet):
     with pytest.raises(UnavailableError, match="excluded by the request, 2 serve other weights"):
         fleet.assign(request)
     assert fleet.assign(replace(request, weights="")).replica_id == "a"
+
+
+def test_a_verifier_whose_estimates_overflow_does_not_fail_the_others_requests(
+    fleet: Fleet, ask: Asker, caplog: pytest.LogCaptureFixture
+):
+    absurd = tuple(
+        StepTime(requests=1, batch_tokens=tokens, context_tokens=0, seconds=seconds)
+        for tokens, seconds in ((1, 1e307), (2, 1.7e308))
+    )
+    for name, profile, cohorts in (("good", SLOPE, 1), ("broken", absurd, 2)):
+        fleet.register(new_replica(name))
+        requests = (RequestSurvival(sequence_id="s", survival=(), verify_length=0, accepted=0),) * 2
+        fleet.observe(
+            RoundReport(
+                replica_id=name,
+                round=1,
+                requests=requests,
+                profile=profile,
+                cohorts=cohorts,
+                load=VerifierLoad(running_requests=8),
+            )
+        )
+    assert {ask() for _ in range(4)} == {"broken", "good"}  # by the other's speed
+    fleet.floor_concurrency()
+    assert caplog.text.count("dropping the step times of verifier broken") == 1
