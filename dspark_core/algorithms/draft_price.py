@@ -197,7 +197,7 @@ def _own_price(offer: _Offer, load: float, price: float) -> float:
     """A price at which the verifier, by its own estimates, asks for `load` or slightly less; as near `price`
     as possible."""
     slopes = offer.slopes
-    taken = int(np.searchsorted(offer.loads, load * (1.0 + LEEWAY), side="right")) - 1
+    taken = max(int(np.searchsorted(offer.loads, load * (1.0 + LEEWAY), side="right")) - 1, 0)
     refused = float(slopes[taken]) if taken < len(slopes) else 0.0
     last = float(slopes[taken - 1]) if taken else math.inf
     low, high = refused * (1.0 + MARGIN), last * (1.0 - MARGIN)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from dspark_core.algorithms.draft_price import DraftDemand, draft_prices
+from dspark_core.algorithms.draft_price import DraftDemand, DraftPrices, draft_prices
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.records import RoundReport
+
+_log = logging.getLogger(__name__)
 
 RATE = 0.15
 """Weight of the newest drafted round in a request's expected yield."""
@@ -113,6 +117,7 @@ class DraftMarket:
         self._members: OrderedDict[str, _Member] = OrderedDict()
         self._due_at = clock()
         self._priced: set[str] = set()
+        self._unpriceable: set[str] = set()
 
     def observe(self, report: RoundReport, model: RoundTimeModel | None) -> None:
         """Learns from a round report; `model` holds the verifier's times, this round included. In a round
@@ -142,9 +147,11 @@ class DraftMarket:
         drafters that vanished together with their verifiers are dropped."""
         now = self._clock()
         if now >= self._due_at:
-            self._reprice(now)
-            spent = self._clock() - now
-            self._due_at = now + max(REPRICE_SECONDS, spent / REPRICE_SHARE)
+            try:
+                self._reprice(now)
+            finally:
+                spent = self._clock() - now
+                self._due_at = now + max(REPRICE_SECONDS, spent / REPRICE_SHARE)
 
     def _reprice(self, now: float) -> None:
         markets: defaultdict[str, list[tuple[_Member, DraftDemand]]] = defaultdict(list)
@@ -157,7 +164,24 @@ class DraftMarket:
             self._on_price(drafter_id, None)
         self._priced = set(markets)
         for drafter_id, sharing in markets.items():
-            found = draft_prices([demand for _, demand in sharing])
+            found = self._prices_of(drafter_id, [demand for _, demand in sharing])
             for (member, _), price in zip(sharing, found.of, strict=True):
                 member.price = price
             self._on_price(drafter_id, found.price)
+        self._unpriceable &= self._priced
+
+    def _prices_of(self, drafter_id: str, demands: Sequence[DraftDemand]) -> DraftPrices:
+        """All 0 if that fails: one verifier's reports must not end the streams of those that share its
+        drafter, nor keep other drafters from their prices."""
+        try:
+            found = draft_prices(demands)
+            problem = "" if all(map(math.isfinite, (found.price, *found.of))) else "they are not finite"
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+        if not problem:
+            self._unpriceable.discard(drafter_id)
+            return found
+        if drafter_id not in self._unpriceable:
+            self._unpriceable.add(drafter_id)
+            _log.warning("no prices for drafter %s: %s", drafter_id, problem)
+        return DraftPrices(0.0, (0.0,) * len(demands), 0.0, 0.0)

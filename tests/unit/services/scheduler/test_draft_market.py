@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
@@ -133,3 +134,27 @@ def test_rounds_without_requests_are_harmless() -> None:
     market.observe(report("b", 1), None)
     clock.advance(REPRICE_SECONDS)
     assert market.price("a") == market.price("b") == 0.0
+
+
+class _Unpriceable(StepTimeModel):
+    def table(self, *shape) -> np.ndarray:
+        raise IndexError("index -1 is out of bounds")
+
+
+def test_a_verifier_that_cannot_be_priced_disturbs_neither_its_drafter_s_others_nor_other_drafters(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = ManualClock()
+    market = DraftMarket(clock)
+    broken = _Unpriceable(MODEL.verify.points)
+    names = [f"v{index}" for index in range(12)]
+    for number in range(1, 11):
+        market.observe(report("broken", number, drafter="b"), dataclasses.replace(MODEL, verify=broken))
+        market.observe(report("neighbour", number, drafter="b"), MODEL)
+        for name in names:
+            market.observe(report(name, number), MODEL)
+    for _ in range(3):
+        clock.advance(REPRICE_SECONDS)
+        assert market.price("neighbour") == market.price("broken") == 0.0
+        assert min(market.price(name) for name in names) > 0.0
+    assert caplog.text.count("no prices for drafter b: IndexError") == 1
