@@ -31,6 +31,7 @@ from services.common.convert import known_value
 from services.common.limits import (
     LEAST_STEP_SECONDS,
     MOST_BATCH_TOKENS,
+    MOST_BLOCK_TOKENS,
     MOST_ROUND_SECONDS,
     MOST_RUNNING,
 )
@@ -120,7 +121,9 @@ def round_report_from_proto(message: scheduler_pb2.RoundReport) -> RoundReport:
     _check_count("profile", message.profile, MAX_POINTS)
     _check_times(message)
     _check_count("requests", message.requests, MOST_RUNNING)
-    drafted = sum(len(request.survival) for request in message.requests)
+    lengths = [len(request.survival) for request in message.requests]
+    longest, drafted = max(lengths, default=0), sum(lengths)
+    require(longest <= MOST_BLOCK_TOKENS, "survival", longest, f"at most {MOST_BLOCK_TOKENS} values each")
     rule = f"at most {MOST_BATCH_TOKENS} values over all requests"
     require(drafted <= MOST_BATCH_TOKENS, "survival", drafted, rule)
     if message.cohorts > MAX_COHORTS:

@@ -30,3 +30,5 @@ LEAST_STEP_SECONDS = 1e-7
 """No device computes a step that fast; a verifier that reported it would attract all requests."""
 MOST_ROUND_SECONDS = 3600.0
 """For the parts of a round. Far beyond that, sums of reported times would overflow."""
+MOST_BLOCK_TOKENS = 256
+"""Draft tokens of one request in one round, far more than drafters and lookups propose."""

@@ -202,15 +202,17 @@ def _state_from_document(document: Mapping[str, Any]) -> CalibrationState:
 
 
 def examine(requests: Sequence[RequestSurvival]) -> CalibrationState:
-    """Fits on every other outcome and evaluates on the rest. Takes a large part of a second."""
-    block = max(len(request.survival) for request in requests)
+    """Fits on every other outcome and evaluates on the rest. Takes a large part of a second. Positions beyond
+    the last that was judged often enough are left out, so the longest block does not decide its cost."""
+    verified = np.array([min(r.verify_length, len(r.survival)) for r in requests])
+    judged_often = np.sort(verified)[-min(MIN_POSITION_ROUNDS, len(verified))]
+    block = max(int(judged_often), 1)
     survival = np.zeros((len(requests), block))
     for row, request in enumerate(requests):
-        survival[row, : len(request.survival)] = request.survival
+        survival[row, : len(request.survival)] = request.survival[:block]
     logits = confidence_logits(conditional_confidences(survival))
-    accepted = np.array([request.accepted for request in requests])
-    verified = np.array([min(r.verify_length, len(r.survival)) for r in requests])
-    accepted = np.minimum(accepted, verified)
+    verified = np.minimum(verified, block)
+    accepted = np.minimum([request.accepted for request in requests], verified)
     fitted, judged = slice(0, None, 2), slice(1, None, 2)
     scaling = fit_sequential_scaling(
         logits[fitted], accepted[fitted], verified[fitted], least_rounds=MIN_POSITION_ROUNDS

@@ -311,7 +311,8 @@ def test_times_that_no_round_takes_are_refused(fields: dict, told: str):
 
 
 _POINT = scheduler_pb2.StepTime(batch_tokens=1, step_seconds=1)
-_LONG = scheduler_pb2.RequestSurvival(survival=[0.5] * 2**19)
+_LONG = scheduler_pb2.RequestSurvival(survival=[0.5] * 256)
+_TOO_LONG = scheduler_pb2.RequestSurvival(survival=[0.5] * 257)
 
 
 @pytest.mark.parametrize(
@@ -321,7 +322,8 @@ _LONG = scheduler_pb2.RequestSurvival(survival=[0.5] * 2**19)
             _report(requests=[scheduler_pb2.RequestSurvival()] * 16385),
             "requests must be at most 16384 ",
         ),
-        (_report(requests=[_LONG] * 3), "survival must be at most 1048576 values over all requests"),
+        (_report(requests=[_LONG] * 4097), "survival must be at most 1048576 values over all requests"),
+        (_report(requests=[_LONG, _TOO_LONG]), "survival must be at most 256 values each, got 257"),
         (_report(profile=[_POINT] * 1025), "profile must be at most 1024 entries"),
         (_report(load={"new_request_ids": ["r"] * 4097}), "new_request_ids must be at most 4096 entries"),
         (_report(load={"speed_floors": [1.0] * 1025}), "speed_floors must be at most 1024 entries"),

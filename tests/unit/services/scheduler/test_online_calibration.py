@@ -70,14 +70,21 @@ def test_overconfidence_is_found_corrected_and_an_alarm():
     assert state.scaling.biases[0] == pytest.approx(-1.5, abs=0.4)
 
 
-def test_a_position_that_was_seldom_judged_keeps_its_confidences():
+@pytest.mark.parametrize("times", [20, 100])
+def test_a_position_that_was_seldom_judged_keeps_its_confidences(times: int):
     """Refused each of a few times, it would be given up: never verified again, it would never be judged."""
     short = [replace(one, verify_length=3, accepted=min(one.accepted, 3)) for one in OVERCONFIDENT]
-    long = [replace(request, verify_length=4, accepted=3) for request in OVERCONFIDENT[:20]]
+    long = [replace(request, verify_length=4, accepted=3) for request in OVERCONFIDENT[:times]]
     scaling = examine(short + long).scaling
     assert scaling is not None
-    assert (scaling.temperatures[3], scaling.biases[3]) == (1.0, 0.0)
-    assert scaling.biases[2] < -1.0
+    assert set(zip(scaling.temperatures[3:], scaling.biases[3:], strict=True)) <= {(1.0, 0.0)}
+    assert scaling.biases[2] < -0.5
+
+
+def test_one_block_of_absurd_length_is_not_what_an_examination_costs():
+    """A row as long for each outcome would take gigabytes."""
+    longest = replace(OVERCONFIDENT[0], survival=(0.5,) * 2**20)
+    assert examine([*OVERCONFIDENT, longest]).scaling is not None
 
 
 def test_of_too_many_models_the_one_that_was_not_heard_of_for_longest_is_forgotten():
