@@ -205,6 +205,9 @@ class Scheduler:
     async def examine_calibration(self) -> None:
         """Refits the confidences of models with enough new rounds, off the event loop."""
         book = self._fleet.calibration
+        for traffic, state in book.outlived().items():
+            _log.info("trying the drafter's own confidences of %s again", traffic.model)
+            self._show_calibration(traffic, state)
         for traffic, rounds in book.due():
             try:
                 state = await asyncio.to_thread(examine, rounds)

@@ -13,7 +13,7 @@ import json
 import math
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,10 +31,15 @@ from services.scheduler.storage.documents import DocumentStore, SavedDocuments
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-WINDOW_ROUNDS = 4096
-"""Outcomes kept per model and band, the newest; one outcome is one request in one round."""
 MIN_ROUNDS = 512
 """New outcomes needed before they are examined."""
+WINDOW_ROUNDS = 4096
+"""Outcomes kept per model and band, the newest; one outcome is one request in one round."""
+MEMORY_ROUNDS = 16 * WINDOW_ROUNDS
+"""Outcomes of a verifier that gives no more are forgotten after this many of the others."""
+RETRY_ROUNDS = 64 * MIN_ROUNDS
+"""A scaling is dropped after this many request rounds without an outcome. If it was right, it is found again
+from `MIN_ROUNDS` outcomes."""
 MIN_POSITION_ROUNDS = 64
 """A draft position judged less often keeps the drafter's own confidence. Fitted to a few unlucky outcomes it
 would seem hopeless, never be verified again, and so never be corrected."""
@@ -72,11 +77,47 @@ class CalibrationState:
         return self.error > DRIFT_ERROR
 
 
-@dataclass(slots=True)
 class _Window:
-    rounds: deque[RequestSurvival] = field(default_factory=lambda: deque(maxlen=WINDOW_ROUNDS))
-    fresh: int = 0
-    state: CalibrationState | None = None
+    """The newest outcomes in one band, shared evenly between the verifiers they came from: a verifier whose
+    outcomes are wrong must not decide for all others."""
+
+    def __init__(self) -> None:
+        self.fresh = 0
+        self.unjudged = 0
+        """Request rounds without an outcome since the latest examination."""
+        self.state: CalibrationState | None = None
+        self._outcomes: dict[str, deque[tuple[int, RequestSurvival]]] = {}
+        """By verifier, each with its number in the order of arrival."""
+        self._count = 0
+
+    def add(self, replica_id: str, request: RequestSurvival) -> None:
+        self._outcomes.setdefault(replica_id, deque()).append((self._count, request))
+        self._count += 1
+        self.fresh += 1
+        if self._count % MIN_ROUNDS == 0:
+            self._trim()
+
+    def outcomes(self) -> tuple[RequestSurvival, ...]:
+        self._trim()
+        return tuple(request for those in self._outcomes.values() for _, request in those)
+
+    def _trim(self) -> None:
+        share = _even_share([len(those) for those in self._outcomes.values()], WINDOW_ROUNDS)
+        for replica_id, those in list(self._outcomes.items()):
+            while those and (len(those) > share or those[0][0] < self._count - MEMORY_ROUNDS):
+                those.popleft()
+            if not those:
+                del self._outcomes[replica_id]
+
+
+def _even_share(sizes: Sequence[int], most: int) -> int:
+    """The largest size to cut `sizes` down to so that they sum to `most` at most; at least 1."""
+    for index, size in enumerate(sorted(sizes)):
+        share = most // (len(sizes) - index)
+        if size > share:
+            return max(share, 1)
+        most -= size
+    return max(sizes, default=1)
 
 
 class CalibrationBook:
@@ -86,14 +127,15 @@ class CalibrationBook:
         self._saved = SavedDocuments(store, "calibrations")
         self._models: OrderedDict[str, dict[str, _Window]] = OrderedDict()
 
-    def observe(self, model: str, requests: Sequence[RequestSurvival]) -> None:
+    def observe(self, model: str, replica_id: str, requests: Sequence[RequestSurvival]) -> None:
         """Adds the outcomes of one round of a verifier that serves the model."""
         windows = self._windows(model)
         for request in requests:
+            window = windows[_band_of(request.temperature)]
             if request.verify_length and request.drafted:
-                window = windows[_band_of(request.temperature)]
-                window.rounds.append(request)
-                window.fresh += 1
+                window.add(replica_id, request)
+            else:
+                window.unjudged += 1
 
     def scalings(self, model: str) -> tuple[ScalingBand, ...]:
         """What verifiers of the model are sent; empty if no band needs a scaling."""
@@ -109,12 +151,24 @@ class CalibrationBook:
             for band, window in windows.items():
                 if window.fresh >= MIN_ROUNDS:
                     window.fresh = 0
-                    found.append((Traffic(model, band), tuple(window.rounds)))
+                    found.append((Traffic(model, band), window.outcomes()))
         return found
 
     def learned(self, traffic: Traffic, state: CalibrationState) -> None:
         if traffic.model in self._models:
-            self._models[traffic.model][traffic.band].state = state
+            window = self._models[traffic.model][traffic.band]
+            window.state, window.unjudged = state, 0
+
+    def outlived(self) -> dict[Traffic, CalibrationState]:
+        """Drops scalings under which hardly anything is verified any more, for nothing would correct a wrong
+        one. Returns the new states."""
+        found = {}
+        for traffic, state in self.states().items():
+            window = self._models[traffic.model][traffic.band]
+            if state.scaling is not None and window.unjudged >= RETRY_ROUNDS:
+                found[traffic] = replace(state, scaled_error=state.error, scaling=None)
+                self.learned(traffic, found[traffic])
+        return found
 
     def states(self) -> dict[Traffic, CalibrationState]:
         return {

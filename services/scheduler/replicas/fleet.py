@@ -80,7 +80,7 @@ class Fleet:
             return False
         self.loads.record_round(report.replica_id)
         self.market.observe(report, pace.model)
-        self.calibration.observe(self.model_of(report.replica_id), report.requests)
+        self.calibration.observe(self.model_of(report.replica_id), report.replica_id, report.requests)
         return True
 
     def _update_kind(self, replica_id: str, kind: ReplicaKind) -> None:

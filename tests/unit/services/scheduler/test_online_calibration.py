@@ -11,7 +11,10 @@ from dspark_core.algorithms.survival_scaling import banded, scaled
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, ScalingBand, StepTime
 from services.scheduler.planning.calibration import (
     MAX_MODELS,
+    MEMORY_ROUNDS,
     MIN_ROUNDS,
+    RETRY_ROUNDS,
+    WINDOW_ROUNDS,
     CalibrationBook,
     CalibrationState,
     Traffic,
@@ -90,10 +93,10 @@ def test_one_block_of_absurd_length_is_not_what_an_examination_costs():
 def test_of_too_many_models_the_one_that_was_not_heard_of_for_longest_is_forgotten():
     book = CalibrationBook(MemoryDocumentStore())
     for number in range(MAX_MODELS):
-        book.observe(f"m{number}", [])
+        book.observe(f"m{number}", "v", [])
         book.learned(Traffic(f"m{number}", "0"), CalibrationState(error=0.2, scaled_error=0.1))
-    book.observe("m0", [])
-    book.observe("another", [])
+    book.observe("m0", "v", [])
+    book.observe("another", "v", [])
     models = {traffic.model for traffic in book.states()}
     assert "m0" in models
     assert "m1" not in models
@@ -108,22 +111,69 @@ def test_conditional_confidences_invert_the_product():
 
 def test_rounds_are_looked_at_once_they_are_many_and_the_window_is_bounded():
     book = CalibrationBook(MemoryDocumentStore())
-    book.observe("m", _rounds(MIN_ROUNDS - 1, overconfidence=0.0))
+    book.observe("m", "v", _rounds(MIN_ROUNDS - 1, overconfidence=0.0))
     assert book.due() == []
     undrafted = RequestSurvival(sequence_id="x", survival=(), verify_length=0, accepted=0)
-    book.observe("m", [undrafted] * 10)
+    book.observe("m", "v", [undrafted] * 10)
     assert book.due() == []
     for _ in range(10):
-        book.observe("m", _rounds(MIN_ROUNDS, overconfidence=0.0))
+        book.observe("m", "v", _rounds(MIN_ROUNDS, overconfidence=0.0))
     ((traffic, rounds),) = book.due()
     assert (traffic, len(rounds)) == (GREEDY, 4096)
     assert book.due() == []
 
 
+REFUSED = [replace(one, sequence_id="broken", accepted=0) for one in OVERCONFIDENT]
+
+
+@pytest.mark.parametrize("good", [1, 3])
+def test_no_verifier_decides_for_all_others(good: int):
+    """One that is broken may refuse every draft; the others would stop to speculate."""
+    book = CalibrationBook(MemoryDocumentStore())
+    for index in range(good):
+        book.observe("m", f"good{index}", _rounds(4000, overconfidence=0.0, seed=index))
+    for _ in range(3):
+        book.observe("m", "broken", REFUSED)
+    ((_, outcomes),) = book.due()
+    broken = sum(one.sequence_id == "broken" for one in outcomes)
+    assert (len(outcomes), broken) == (WINDOW_ROUNDS, WINDOW_ROUNDS // (good + 1))
+
+
+def test_a_verifier_that_gives_no_more_outcomes_is_forgotten():
+    book = CalibrationBook(MemoryDocumentStore())
+    book.observe("m", "gone", REFUSED[:100])
+    for told, left in ((MEMORY_ROUNDS // 2, 100), (MEMORY_ROUNDS, 0)):
+        for _ in range(told // WINDOW_ROUNDS):
+            book.observe("m", "v", [OVERCONFIDENT[0]] * WINDOW_ROUNDS)
+        ((_, outcomes),) = book.due()
+        assert sum(one.sequence_id == "broken" for one in outcomes) == left
+
+
+async def test_a_scaling_under_which_nothing_is_verified_is_tried_without():
+    """Nothing else could show that it is wrong."""
+    metrics = CollectorRegistry()
+    scheduler = Scheduler(metrics=metrics)
+    labels = {"model": "m", "temperature": "0"}
+    undrafted = (RequestSurvival(sequence_id="x", survival=(), verify_length=0, accepted=0),) * 4096
+
+    async def reports():
+        yield RoundReport(replica_id="v", round=1, requests=tuple(REFUSED), kind=KIND, profile=PROFILE)
+        await scheduler.examine_calibration()
+        assert metrics.get_sample_value("dspark_scheduler_rescaling", labels) == 1
+        for number in range(RETRY_ROUNDS // 4096):
+            await scheduler.examine_calibration()
+            assert metrics.get_sample_value("dspark_scheduler_rescaling", labels) == 1
+            yield RoundReport(replica_id="v", round=number + 2, requests=undrafted)
+        await scheduler.examine_calibration()
+
+    await scheduler.listen(reports())
+    assert metrics.get_sample_value("dspark_scheduler_rescaling", labels) == 0
+
+
 def test_temperatures_are_judged_apart():
     book = CalibrationBook(MemoryDocumentStore())
     for temperature, overconfidence in ((0.0, 0.0), (0.5, 0.0), (1.0, 2.0)):
-        book.observe("m", _rounds(3000, overconfidence=overconfidence, temperature=temperature))
+        book.observe("m", "v", _rounds(3000, overconfidence=overconfidence, temperature=temperature))
     for traffic, rounds in book.due():
         book.learned(traffic, examine(rounds))
     greedy, cool, warm = book.scalings("m")
@@ -152,7 +202,7 @@ async def test_every_band_survives_a_change_of_leaders():
 
     store = Kept()
     before, after = CalibrationBook(store), CalibrationBook(store)
-    before.observe("m", [])
+    before.observe("m", "v", [])
     for band, error in (("0", 0.2), ("above 0.5", 0.3)):
         before.learned(Traffic("m", band), CalibrationState(error=error, scaled_error=0.1))
     await before.save(1)
