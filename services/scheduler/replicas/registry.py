@@ -15,7 +15,7 @@ from typing import Protocol
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from dspark_core.errors import InvalidRequestError
+from dspark_core.errors import InvalidRequestError, require
 from dspark_core.records import Replica, Role
 from services.scheduler.storage.redis_store import DEFAULT_KEYS, RedisKeys, open_redis, redis_unavailable
 
@@ -105,10 +105,15 @@ class RedisRegistry:
             )
         except (RedisError, OSError) as error:
             raise redis_unavailable(error) from error
-        return tuple(_readable(str(text) for text in texts if text is not None))
+        return tuple(
+            _readable((name, str(text)) for name, text in zip(ids, texts, strict=True) if text is not None)
+        )
 
     async def close(self) -> None:
         await self._redis.aclose()
+
+
+_MOST_COUNT = 2**32 - 1  # as the protocol has it
 
 
 def replica_to_json(replica: Replica) -> str:
@@ -123,15 +128,39 @@ def replica_from_json(text: str) -> Replica:
     try:
         values = json.loads(text)
         known = {field.name: values[field.name] for field in fields(Replica) if field.name in values}
+        for name, value in known.items():
+            _check_sendable(name, value)
         return Replica(**{**known, "role": Role(values["role"])})
     except (ValueError, TypeError, KeyError) as error:
         raise InvalidRequestError(f"not a replica record: {text!r} ({error})", field="replica") from error
 
 
-def _readable(texts: Iterable[str]) -> Iterator[Replica]:
-    """Skips broken records, so that they do not hide the others."""
-    for text in texts:
+def _check_sendable(name: str, value: object) -> None:
+    """Raises TypeError or ValueError for a value that would fail every listing of the replicas."""
+    if name in ("running_requests", "waiting_requests"):
+        right: bool = type(value) is int and value <= _MOST_COUNT
+    elif name == "free_kv_fraction":
+        right = type(value) in (int, float)
+    elif name == "draining":
+        right = type(value) is bool
+    else:
+        right = isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    if not right:
+        raise TypeError(f"{name} got {value!r}")
+
+
+def _readable(texts: Iterable[tuple[str, str]]) -> Iterator[Replica]:
+    """Skips broken records, so that they do not hide the others. Takes pairs of id and record."""
+    for replica_id, text in texts:
         try:
-            yield replica_from_json(text)
+            replica = replica_from_json(text)
+            require(
+                replica.replica_id == replica_id,
+                "replica_id",
+                replica.replica_id,
+                f"{replica_id} as in its key",
+            )
         except InvalidRequestError as error:
             _log.warning("skipping an entry of the registry: %s", error)
+        else:
+            yield replica

@@ -55,6 +55,7 @@ def open_redis(url: str, *, timeout_seconds: float = 1.0) -> Redis:
         return Redis.from_url(
             url,
             decode_responses=True,
+            encoding_errors="replace",  # what others wrote may be no UTF-8: it must not hide the rest
             socket_timeout=timeout_seconds,
             socket_connect_timeout=timeout_seconds,
             retry=Retry(NoBackoff(), 0),

@@ -1,6 +1,7 @@
 """One contract for both registries; Redis is a real server."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 
@@ -9,7 +10,7 @@ from redis.asyncio import Redis
 
 from dspark_core.errors import UnavailableError
 from dspark_core.records import Replica, Role
-from services.scheduler.replicas.registry import MemoryRegistry, RedisRegistry, Registry
+from services.scheduler.replicas.registry import MemoryRegistry, RedisRegistry, Registry, replica_to_json
 from tests.support.redis_process import RedisProcess
 from tests.support.replicas import new_replica
 
@@ -101,6 +102,40 @@ async def test_broken_and_newer_entries_do_not_hide_the_others(
         await redis.set("dspark:replica:broken", '{"replica_id": "broken"}')
     assert await registry.replicas() == (new_replica("good"), new_replica("newer"))
     assert "broken" in caplog.text
+    await registry.close()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"replica_id": 5},
+        {"replica_id": "another"},
+        {"role": ["verifier"]},
+        {"address": None},
+        {"model": ["m"]},
+        {"draining": 1},
+        {"running_requests": 1.5},
+        {"waiting_requests": 2**64},
+        {"free_kv_fraction": True},
+        {"weights": {}},
+        {"weights": "\ud800"},
+    ],
+    ids=str,
+)
+async def test_entries_of_wrong_types_or_under_another_s_key_are_skipped(
+    redis_process: RedisProcess, caplog: pytest.LogCaptureFixture, wrong: dict
+):
+    """In the scheduler's state they would fail every listing and assignment."""
+    registry = RedisRegistry(redis_process.url)
+    await registry.put(new_replica("good"), 30)
+    await registry.put(new_replica("mistyped"), 30)
+    record = {**json.loads(replica_to_json(new_replica("mistyped"))), **wrong}
+    async with Redis.from_url(redis_process.url) as redis:
+        await redis.set("dspark:replica:mistyped", json.dumps(record))
+        await redis.set("dspark:replica:no text", b"\xff\xfe")
+        await redis.zadd("dspark:replicas", {"no text": time.time()})
+    assert await registry.replicas() == (new_replica("good"),)
+    assert next(iter(wrong)) in caplog.text
     await registry.close()
 
 
