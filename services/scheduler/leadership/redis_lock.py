@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
@@ -11,26 +12,46 @@ from dspark_core.errors import ConfigError
 from services.scheduler.leadership.election import Leadership
 from services.scheduler.storage.redis_store import DEFAULT_KEYS, RedisKeys, open_redis, redis_unavailable
 
-# KEYS: lock. ARGV: holder, address, expiry in ms. A term is Redis' time in microseconds, so terms keep
-# growing even if Redis restarts empty.
-_HOLD = """
-local held = redis.call('GET', KEYS[1])
-if held then
-  local known = cjson.decode(held)
-  if known.holder ~= ARGV[1] then return held end
-  redis.call('PEXPIRE', KEYS[1], ARGV[3])
-  return held
+_log = logging.getLogger(__name__)
+
+# A lock is what this module wrote. Anything else, for example a key set by hand, would never be released.
+_READ = """
+local function read(key)
+  if redis.call('TYPE', key).ok ~= 'string' then return nil end
+  local text = redis.call('GET', key)
+  local fine, known = pcall(cjson.decode, text)
+  if not fine or type(known) ~= 'table' then return nil end
+  for _, name in ipairs({'holder', 'address', 'term'}) do
+    if type(known[name]) ~= 'string' then return nil end
+  end
+  if not string.match(known.term, '^%d+$') or #known.term > 18 then return nil end
+  return text, known.holder
 end
+"""
+# KEYS: lock. ARGV: holder, address, expiry in ms. A term is Redis' time in microseconds, so terms keep
+# growing even if Redis restarts empty. Returns the lock and whether it replaced something else.
+_HOLD = (
+    _READ
+    + """
+local text, holder = read(KEYS[1])
+local left = redis.call('PTTL', KEYS[1])
+if holder == ARGV[1] then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+if holder and (holder == ARGV[1] or left >= 0) then return {text, 0} end
 local now = redis.call('TIME')
 local term = now[1] .. string.format('%06d', now[2])
 local mine = cjson.encode({holder = ARGV[1], address = ARGV[2], term = term})
+local replaces = redis.call('EXISTS', KEYS[1])
 redis.call('SET', KEYS[1], mine, 'PX', ARGV[3])
-return mine
+return {mine, replaces}
 """
-_RELEASE = """
-local held = redis.call('GET', KEYS[1])
-if held and cjson.decode(held).holder == ARGV[1] then redis.call('DEL', KEYS[1]) end
+)
+_RELEASE = (
+    _READ
+    + """
+local _, holder = read(KEYS[1])
+if holder == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """
+)
 
 
 class RedisLeaderLock:
@@ -46,7 +67,7 @@ class RedisLeaderLock:
 
     async def hold(self) -> Leadership:
         try:
-            answer = await self._redis.eval(
+            answer, replaced = await self._redis.eval(
                 _HOLD, 1, self._key, self._holder, self._address, str(self._milliseconds)
             )
         except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
@@ -56,6 +77,8 @@ class RedisLeaderLock:
             ) from error
         except (RedisError, OSError) as error:
             raise redis_unavailable(error) from error
+        if replaced:
+            _log.warning("%s held no leader lock that runs out, it was replaced", self._key)
         known = json.loads(answer)
         return Leadership(
             leading=known["holder"] == self._holder,

@@ -245,3 +245,31 @@ async def test_a_lock_nobody_renews_runs_out(lock):
     async with asyncio.timeout(10):
         while not (await other.hold()).leading:
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        ("SET", "junk"),
+        ("SET", b"\xff\xfe"),
+        ("SET", "[]", "PX", "60000"),
+        ("SET", '{"holder": "x", "address": 5, "term": "1"}', "PX", "60000"),
+        ("SET", '{"holder": "x", "address": "x:1", "term": "soon"}', "PX", "60000"),
+        ("SET", '{"holder": "x", "address": "x:1", "term": "1"}'),  # never runs out
+        ("RPUSH", "junk"),
+    ],
+    ids=str,
+)
+async def test_what_is_no_lock_keeps_nobody_from_leading(
+    lock, redis_process: RedisProcess, caplog: pytest.LogCaptureFixture, write: tuple
+):
+    command, *values = write
+    async with Redis.from_url(redis_process.url) as redis:
+        await redis.execute_command(command, DEFAULT_KEYS.leader, *values)
+        await lock("a").release()  # not its own
+        assert await redis.exists(DEFAULT_KEYS.leader)
+        held = await lock("a").hold()
+        assert (held.leading, held.leader_address) == (True, "a:1")
+        assert 0 < await redis.pttl(DEFAULT_KEYS.leader) <= 30_000
+    assert not (await lock("b").hold()).leading
+    assert caplog.text.count("it was replaced") == 1
