@@ -5,9 +5,12 @@ The gateway serves the same paths itself; this is for services that otherwise sp
 
 from __future__ import annotations
 
+import errno
 import logging
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +22,9 @@ from dspark_core.errors import ConfigError
 from services.common.addresses import address_of, bound_socket
 
 _log = logging.getLogger(__name__)
+
+_FULL_SECONDS = 0.1
+"""Until the next attempt to accept a connection while the process or the system can open no more files."""
 
 
 class MetricsServer:
@@ -59,6 +65,14 @@ def _server(host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> Thre
             self.socket.close()
             self.socket = bound_socket(host, port)
             self.server_name, self.server_port = host, self.socket.getsockname()[1]
+
+        def get_request(self) -> tuple[socket.socket, object]:
+            try:
+                return super().get_request()
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    time.sleep(_FULL_SECONDS)  # the connection keeps waiting, and would be tried at once
+                raise
 
         def handle_error(self, request: object, client_address: object) -> None:
             """Called in an except block. Clients may hang up, or stop reading."""

@@ -2,9 +2,12 @@
 
 import contextlib
 import logging
+import os
+import resource
 import socket
 import struct
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -138,3 +141,26 @@ def test_what_fails_otherwise_is_logged_and_not_printed(
     assert record.exc_info
     assert record.exc_info[0] is ZeroDivisionError
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_scraper_for_whom_no_file_is_left_waits_without_load(server: MetricsServer):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as client:
+        client.settimeout(10)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_next_file(), limits[1]))
+        try:
+            client.connect(("127.0.0.1", server.port))
+            client.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+            began = time.process_time()
+            assert not threading.Event().wait(0.5)
+            spent = time.process_time() - began
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert client.recv(64).startswith(b"HTTP/1.0 200")
+    assert spent < 0.1
+
+
+def _next_file() -> int:
+    """The number that the next file opened would get."""
+    with open(os.devnull) as file:
+        return file.fileno()
