@@ -1,8 +1,9 @@
-"""Bounds calls in flight and refuses new ones while draining."""
+"""Bounds calls in flight, some methods apart from the others, and refuses new ones while draining."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from dspark_core.errors import DrainingError, QueueFullError
@@ -11,9 +12,13 @@ from services.common.occupancy import Occupancy
 
 
 class AdmissionLayer:
-    def __init__(self, max_calls: int) -> None:
+    def __init__(self, max_calls: int, apart: Mapping[str, int] | None = None) -> None:
+        """`apart`: methods whose calls do not count among `max_calls`, with the most of each."""
         self._max_calls = max_calls
+        self._apart = dict(apart or {})
         self._calls = Occupancy()
+        self._inside: Counter[str] = Counter()
+        """Calls in flight of each method that counts apart, and under "" of all others."""
 
     @property
     def in_flight(self) -> int:
@@ -31,10 +36,15 @@ class AdmissionLayer:
     async def around(self, call: RpcCall) -> AsyncIterator[None]:
         if self._calls.closed:
             raise DrainingError(f"{call.method} refused: this server is draining")
-        if self._calls.inside >= self._max_calls:
-            raise QueueFullError(f"{call.method} refused: {self._max_calls} calls are already in flight")
+        apart = self._apart.get(call.method)
+        most, counted = (self._max_calls, "") if apart is None else (apart, call.method)
+        if self._inside[counted] >= most:
+            of_it = "" if apart is None else " of it"
+            raise QueueFullError(f"{call.method} refused: {most} calls{of_it} are already in flight")
         self._calls.enter()
+        self._inside[counted] += 1
         try:
             yield
         finally:
+            self._inside[counted] -= 1
             self._calls.leave()

@@ -22,7 +22,7 @@ class ServerOptions:
     drain_seconds: float = _DRAIN_SECONDS
     """How long calls in flight may continue after SIGTERM."""
     max_calls: int = _MAX_CALLS
-    """Calls in flight; further ones get RESOURCE_EXHAUSTED."""
+    """Calls in flight, but for methods that count apart; further ones get RESOURCE_EXHAUSTED."""
     max_connection_seconds: float = 0.0
     """Connections, with their streams, are closed after about this time; 0: never. Behind a virtual IP,
     clients would otherwise stay with the replica they first reached, and new replicas would get no work."""

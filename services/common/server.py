@@ -51,12 +51,18 @@ class GrpcServer:
         telemetry: Telemetry,
         *,
         parts: Mapping[str, Problem] | None = None,
+        apart: Mapping[str, int] | None = None,
     ) -> None:
-        """`parts`: health details by name, for gRPC's health service and `/readyz`."""
+        """
+        Args:
+            parts: Health details by name, for gRPC's health service and `/readyz`.
+            apart: Methods (`/package.Service/Method`) whose calls do not count among `max_calls`, with the
+                most of each.
+        """
         self._options = options
         self._registrations = tuple(registrations)
         self._telemetry = telemetry
-        self._admission = AdmissionLayer(options.max_calls)
+        self._admission = AdmissionLayer(options.max_calls, apart)
         self._parts = dict(parts or {})
         self._health = PartHealthServicer(self._parts)
         self._services: list[str] = []

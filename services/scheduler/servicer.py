@@ -13,8 +13,14 @@ from dspark_core.errors import InvalidRequestError
 from dspark_core.records import RoundReport
 from services.common import cluster_convert
 from services.common.protocols import SchedulerApi
+from services.scheduler.replicas.fleet import MAX_VERIFIERS
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+_SERVICE: str = scheduler_pb2.DESCRIPTOR.services_by_name["SchedulerService"].full_name
+CALLS_APART = {f"/{_SERVICE}/{method}": MAX_VERIFIERS for method in ("Coordinate", "Register", "Deregister")}
+"""Most calls at a time of each method that counts apart. Every verifier has a stream while it runs, and
+neither streams nor requests that wait for a verifier may keep replicas from coming and going."""
 
 
 class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
@@ -23,7 +29,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
 
     def register(self, server: grpc.aio.Server) -> str:
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(self, server)
-        return scheduler_pb2.DESCRIPTOR.services_by_name["SchedulerService"].full_name
+        return _SERVICE
 
     async def Register(
         self, request: scheduler_pb2.RegisterRequest, context: Context

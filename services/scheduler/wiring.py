@@ -10,7 +10,7 @@ from services.scheduler.config import LeaderElection, SchedulerConfig
 from services.scheduler.leadership.locks import leader_lock
 from services.scheduler.replicas.registry import MemoryRegistry, RedisRegistry, Registry
 from services.scheduler.scheduler import Scheduler
-from services.scheduler.servicer import SchedulerServicer
+from services.scheduler.servicer import CALLS_APART, SchedulerServicer
 from services.scheduler.storage.documents import DocumentStore
 from services.scheduler.storage.redis_documents import RedisDocumentStore
 
@@ -46,6 +46,7 @@ async def run(environ: Mapping[str, str]) -> None:
         [SchedulerServicer(scheduler).register],
         telemetry,
         parts={"weights": scheduler.weights_problem},
+        apart=CALLS_APART,
     )
     try:
         await serve(server, warm_up=scheduler.start, on_drain=scheduler.drain)

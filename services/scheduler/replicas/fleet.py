@@ -18,8 +18,8 @@ from services.scheduler.replicas.routing import Candidate, choose, reach_of
 from services.scheduler.replicas.state import ClusterState
 from services.scheduler.storage.documents import DocumentStore, MemoryDocumentStore
 
-# A planner outlives its verifier's stream and lease, so that a reconnect keeps what was learned.
-_MAX_PLANNERS = 1024
+MAX_VERIFIERS = 1024
+"""Of which what was learned is kept: it outlives stream and lease, for the time after a reconnect."""
 IMPOSSIBLE = 2.0
 """A floor above this multiple of a lone request's speed is refused, not queued: slightly better acceptance
 will not reach it. The speed is taken without current slowdowns: they end, which would go unnoticed while
@@ -56,7 +56,7 @@ class Fleet:
     def planner(self, replica_id: str) -> VerifierPlanner:
         planner = self._planners.setdefault(replica_id, VerifierPlanner(replica_id))
         self._planners.move_to_end(replica_id)
-        if len(self._planners) > _MAX_PLANNERS:
+        if len(self._planners) > MAX_VERIFIERS:
             gone, _ = self._planners.popitem(last=False)
             self._kinds.pop(gone, None)
         return planner

@@ -39,6 +39,28 @@ async def test_sigterm_ends_open_streams_and_exits_cleanly():
         await channel.close()
 
 
+async def test_the_streams_of_verifiers_keep_nobody_else_out():
+    async with scheduler_process(DSPARK_MAX_CALLS="1") as process, AsyncExitStack() as stack:
+        channel = open_channel(f"127.0.0.1:{await ready_port(process)}")
+        stack.push_async_callback(channel.close)
+        client = SchedulerClient(channel, timeout_seconds=10.0)
+
+        async def reports(name: str) -> AsyncIterator[RoundReport]:
+            request = RequestSurvival(sequence_id="s", survival=(0.9,), verify_length=1, accepted=1)
+            yield RoundReport(
+                replica_id=name, round=1, requests=(request,), batch_tokens=2, step_seconds=0.01
+            )
+            await asyncio.Event().wait()
+
+        async with asyncio.timeout(30):
+            for name in ("v", "w"):
+                await client.register(Replica(replica_id=name, role=Role.VERIFIER, address="h:1", model="m"))
+                plans = await stack.enter_async_context(aclosing(client.coordinate(reports(name))))
+                assert (await anext(plans)).based_on_round == 1
+            await client.deregister("v")
+            assert (await client.assign(AssignRequest(request_id="r", model="m"))).replica_id == "w"
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

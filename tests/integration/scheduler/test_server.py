@@ -33,13 +33,14 @@ def _request(request_id: str) -> GenerateRequest:
 class Stack:
     """A server, the servicer behind it and a channel to it."""
 
-    def __init__(self, **options) -> None:
+    def __init__(self, apart: dict[str, int] | None = None, **options) -> None:
         self.servicer = FaultyVerifier()
         self.telemetry = Telemetry(service="verifier")
         self.server = GrpcServer(
             ServerOptions(**{"port": 0, "host": "127.0.0.1", "drain_seconds": 5.0, **options}),
             [self.servicer.register],
             self.telemetry,
+            apart=apart,
         )
 
     async def open(self) -> None:
@@ -218,6 +219,23 @@ async def test_more_calls_than_allowed_are_refused_but_health_is_not():
             assert await stack.health() == SERVING
         await eventually(lambda: stack.server.in_flight == 0)
         assert (await stack.client.describe()).model == "m"
+
+
+async def test_a_method_that_counts_apart_has_a_bound_of_its_own_and_keeps_no_other_out():
+    async with _stack(max_calls=1, apart={"/dspark.v1.VerifierService/Generate": 2}) as stack:
+        async with (
+            stack.generate("wait") as one,
+            stack.generate("wait") as two,
+            stack.generate("wait") as three,
+        ):
+            await anext(one)
+            await anext(two)
+            with pytest.raises(QueueFullError, match="Generate refused: 2 calls of it are already in flight"):
+                await anext(three)
+            assert (await stack.client.describe()).model == "m"
+        await eventually(lambda: stack.server.in_flight == 0)
+        async with stack.generate("wait") as one:
+            await anext(one)
 
 
 @pytest.mark.parametrize("service", ["", "dspark.v1.VerifierService"])
