@@ -115,13 +115,13 @@ class Scheduler:
     async def register(self, replica: Replica) -> float:
         self._election.require_leading()
         self._fleet.register(replica)
-        self._admission.pump()
+        self._admission.pump_soon()
         await self._sync.put(replica)
         return self._lease_seconds
 
     async def deregister(self, replica_id: str) -> None:
         self._fleet.deregister(replica_id)
-        self._admission.pump()
+        self._admission.pump_soon()
         await self._sync.remove(replica_id)
 
     async def list_replicas(self, role: Role | None = None) -> tuple[Replica, ...]:

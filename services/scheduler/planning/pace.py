@@ -20,11 +20,16 @@ FORGET_SECONDS = 5.0
 """Time constant with which an idle verifier's slowdown is forgotten."""
 PREFILL_TOKENS = 256
 """Prefill time is estimated in passes of this size."""
+_MOST_ESTIMATES = 1024
+"""Kept of each kind between two rounds."""
 
 
 class VerifierPace:
-    """Starts without a curve and learns from `adopt`, `start_from` and `observe`. Drops a curve that gives no
-    positive estimates: all verifiers are compared for each request, so one must not fail that."""
+    """Starts without a curve and learns from `adopt`, `start_from` and `observe`.
+
+    Estimates are kept until it learns more: every request is routed by those of every verifier. A curve that
+    gives no positive ones is dropped, as that of one verifier must not fail the comparison of all.
+    """
 
     def __init__(self, replica_id: str = "") -> None:
         self.model: RoundTimeModel | None = None
@@ -36,6 +41,10 @@ class VerifierPace:
         self._context_per_request = 0.0
         self._drafted_share = 0.0
         self._in_turns = False
+        self._round_seconds: dict[int, float] = {}
+        """Estimates by number of requests."""
+        self._prefill_seconds: dict[int, float] = {}
+        """Estimates of one pass by its tokens."""
 
     def adopt(self, profile: tuple[StepTime, ...], *, begins: bool = False) -> None:
         """Starts over from a measured profile. A repeated one is ignored, since what was learned on top of it
@@ -47,6 +56,7 @@ class VerifierPace:
             return
         try:
             self.model = RoundTimeModel(StepTimeModel.of_step_times(profile))
+            self.forget_estimates()
         except ConfigError as error:
             raise InvalidRequestError(f"profile: {error}", field="profile") from None
         self._profile = profile
@@ -64,8 +74,10 @@ class VerifierPace:
     def start_from(self, model: StepTimeModel) -> None:
         """Gives a verifier without a profile the curve of its kind."""
         self.model = RoundTimeModel(model)
+        self.forget_estimates()
 
     def observe(self, report: RoundReport) -> None:
+        self.forget_estimates()
         requests = len(report.requests)
         decoded = sum(1 + request.verify_length for request in report.requests)
         # Steps that include a prefill chunk are of another kind.
@@ -99,9 +111,9 @@ class VerifierPace:
 
     def round_seconds(self, requests: int) -> float | None:
         """Time until `requests` requests like those seen have each had a round; None without a curve."""
-        return self._usable(lambda model: self._round_seconds(model, requests))
+        return self._kept(self._round_seconds, requests, lambda model: self._estimated(model, requests))
 
-    def _round_seconds(self, model: RoundTimeModel, requests: int) -> float:
+    def _estimated(self, model: RoundTimeModel, requests: int) -> float:
         of_all = (
             requests,
             max(requests, round(requests * self._tokens_per_request)),
@@ -111,22 +123,34 @@ class VerifierPace:
         in_turns = self._in_turns and requests >= COHORTS
         return cycle_seconds(model, *of_all) if in_turns else model.seconds(*of_all)
 
-    def _usable(self, estimate: Callable[[RoundTimeModel], float]) -> float | None:
-        """None without a curve, or with one that gives no positive number; such a curve is dropped."""
+    def _kept(
+        self, estimates: dict[int, float], key: int, estimate: Callable[[RoundTimeModel], float]
+    ) -> float | None:
+        """The estimate under `key`, made if there is none. None without a curve, or with one that gives no
+        positive number; such a curve is dropped."""
         if self.model is None:
             return None
+        if (known := estimates.get(key)) is not None:
+            return known
         try:
             seconds = estimate(self.model)
             problem = f"{seconds} s" if not (math.isfinite(seconds) and seconds > 0.0) else ""
         except Exception as error:
             seconds, problem = math.nan, f"{type(error).__name__}: {error}"
-        if not problem:
-            return seconds
+        if problem:
+            self._drop_curve(problem)
+            return None
+        if len(estimates) >= _MOST_ESTIMATES:
+            estimates.clear()
+        estimates[key] = seconds
+        return seconds
+
+    def _drop_curve(self, problem: str) -> None:
         self.model, self._profile = None, ()
+        self.forget_estimates()
         if not self._told:
             self._told = True
             _log.warning("dropping the step times of verifier %s, they give %s", self._replica_id, problem)
-        return None
 
     def relaxation(self, idle_seconds: float) -> float:
         """Factor, at most 1, for round times last observed `idle_seconds` ago.
@@ -152,4 +176,10 @@ class VerifierPace:
         if tokens <= 0:
             return 0.0
         chunk = min(tokens, PREFILL_TOKENS)
-        return self._usable(lambda model: tokens / chunk * model.verify.seconds(1, chunk)) or 0.0
+        seconds = self._kept(self._prefill_seconds, chunk, lambda model: model.verify.seconds(1, chunk))
+        return tokens / chunk * (seconds or 0.0)
+
+    def forget_estimates(self) -> None:
+        """Makes the next ones anew."""
+        self._round_seconds.clear()
+        self._prefill_seconds.clear()

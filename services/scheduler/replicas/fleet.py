@@ -143,12 +143,14 @@ class Fleet:
         return [self._candidate(replica, matched.get(replica.replica_id, 0)) for replica in present or usable]
 
     def _is_present(self, replica_id: str) -> bool:
-        longest = self._pace(replica_id).prefill_seconds(PREFILL_TOKENS)
+        def longest() -> float:
+            return self._pace(replica_id).prefill_seconds(PREFILL_TOKENS)
+
         return not (self.loads.is_lost(replica_id) or self.loads.hangs(replica_id, longest))
 
     def _candidate(self, replica: Replica, matched_tokens: int) -> Candidate:
         name = replica.replica_id
-        pace = self._pace(name)
+        pace, idle_seconds = self._pace(name), self.loads.idle_seconds(name)
         return Candidate(
             replica=replica,
             requests=self.loads.requests(replica),
@@ -156,8 +158,8 @@ class Fleet:
             free_kv_fraction=self.loads.free_kv_fraction(replica),
             pace=pace,
             matched_tokens=matched_tokens,
-            idle_seconds=self.loads.idle_seconds(name),
-            highest_floor=self.loads.highest_floor(name, self._reach(name)),
+            idle_seconds=idle_seconds,
+            highest_floor=self.loads.highest_floor(name, lambda: reach_of(pace, idle_seconds)),
         )
 
     def _reach(self, replica_id: str) -> float:

@@ -5,7 +5,6 @@ Pure values and an injected clock.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -98,15 +97,18 @@ class LoadBook:
         told = load or replica
         return told.running_requests + told.waiting_requests + self._pending(replica.replica_id)
 
-    def highest_floor(self, replica_id: str, reach: float = math.inf) -> float:
-        """The highest promised speed floor (tokens per second) of its requests that does not exceed `reach`;
-        0.0 if there is none."""
+    def highest_floor(self, replica_id: str, reach: Callable[[], float]) -> float:
+        """The highest promised speed floor (tokens per second) of its requests that does not exceed `reach`,
+        which is not asked if there are no floors; 0.0 if there is none."""
         entry = self._entries.get(replica_id)
         if entry is None:
             return 0.0
         told = entry.load.speed_floors if entry.load else ()
         floors = (*told, *(floor for _, floor in entry.pending.values()))
-        return max((floor for floor in floors if floor <= reach), default=0.0)
+        if not any(floors):
+            return 0.0
+        most = reach()
+        return max((floor for floor in floors if floor <= most), default=0.0)
 
     def free_kv_fraction(self, replica: Replica) -> float:
         return (self._load(replica.replica_id) or replica).free_kv_fraction
@@ -116,14 +118,15 @@ class LoadBook:
         load = self._load(replica_id)
         return load.max_running_requests if load else 0
 
-    def hangs(self, replica_id: str, longest_round_seconds: float) -> bool:
+    def hangs(self, replica_id: str, longest_round_seconds: Callable[[], float]) -> bool:
         """Whether a verifier with running requests completes no round. Load reports prove nothing: they are
-        sent independently of rounds, even while the device hangs."""
+        sent independently of rounds, even while the device hangs. `longest_round_seconds` is asked only of a
+        silent one."""
         entry = self._entries.get(replica_id)
         if entry is None or entry.load is None or not entry.load.running_requests:
             return False
         silent = self._clock() - max(entry.busy_since, entry.last_round_at or 0.0)
-        return silent > max(SILENCE_SECONDS, SILENT_ROUNDS * longest_round_seconds)
+        return silent > SILENCE_SECONDS and silent > SILENT_ROUNDS * longest_round_seconds()
 
     def _load(self, replica_id: str) -> VerifierLoad | None:
         entry = self._entries.get(replica_id)

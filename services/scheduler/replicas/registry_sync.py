@@ -47,6 +47,7 @@ class RegistrySync:
         # removal must not bring them back; an entry is dropped after the first listing requested later.
         self._left: dict[str, bool] = {}
         self._task: asyncio.Task[None] | None = None
+        self._shown = -1
 
     @property
     def weights_problem(self) -> str | None:
@@ -138,6 +139,9 @@ class RegistrySync:
         self._metrics.set_registry_up(False)
 
     def _show(self) -> None:
+        if self._shown == self._state.changes:  # as after most renewals
+            return
+        self._shown = self._state.changes
         replicas = self._state.replicas()
         self._metrics.set_replicas(replicas)
         self._weights.look(replicas)

@@ -45,7 +45,7 @@ class Candidate:
         seconds = self.round_seconds()
         if seconds is None or self.requests == 0:
             return True
-        if floor > reach_of(self.pace, self.idle_seconds):
+        if floor and floor > reach_of(self.pace, self.idle_seconds):
             return False
         highest = max(floor, self.highest_floor)
         return not highest or self.pace.accepted_length / seconds >= FLOOR_MARGIN * highest
