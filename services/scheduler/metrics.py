@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter as Count
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -128,6 +128,7 @@ class SchedulerMetrics:
         if not leading:
             self.calibration.clear()
             self._draft_price.clear()
+            self._floor_concurrency.set(0)
 
     def assigned(self, tier: str, result: str) -> None:
         self._assigns.labels(tier, result).inc()
@@ -138,9 +139,8 @@ class SchedulerMetrics:
     def forget_tier(self, tier: str) -> None:
         self._waiting.remove(tier)
 
-    def watch_floors(self, read: Callable[[], float]) -> None:
-        """`read` is called at every scrape."""
-        self._floor_concurrency.set_function(read)
+    def set_floor_concurrency(self, requests: int) -> None:
+        self._floor_concurrency.set(requests)
 
     def set_draft_price(self, drafter: str, price: float | None) -> None:
         """None removes the drafter's series: drafters are named by their addresses, which come and go."""

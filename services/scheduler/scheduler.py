@@ -73,7 +73,6 @@ class Scheduler:
             max_waiting=max_waiting,
             clock=clock,
         )
-        self._metrics.watch_floors(lambda: sum(self._fleet.floor_concurrency().values()))
         self._election = Election(
             lock or SoleLeader(), renew_seconds=renew_seconds, on_change=self._leadership_changed
         )
@@ -189,10 +188,11 @@ class Scheduler:
         await self._read(reports, None)
 
     async def _maintain(self) -> None:
-        """Periodically refits confidences, refreshes draft prices and stores what was learned."""
+        """Periodically refits confidences, refreshes draft prices, looks at speed floors and stores what was
+        learned."""
         while not self._draining:
             await asyncio.sleep(self._maintain_seconds)
-            for step in (self.examine_calibration, self._refresh_prices, self._save):
+            for step in (self.examine_calibration, self._refresh_prices, self.examine_floors, self._save):
                 if not self._election.now.leading:
                     break
                 try:
@@ -226,6 +226,15 @@ class Scheduler:
                     state.error,
                     state.scaled_error,
                 )
+
+    async def examine_floors(self) -> None:
+        """Shows how many requests speed floors allow. Others have their turn after each verifier."""
+        requests = 0
+        for verifier in self._fleet.state.replicas(Role.VERIFIER):
+            requests += self._fleet.floor_concurrency(verifier) or 0
+            await asyncio.sleep(0)
+        if self._election.now.leading:
+            self._metrics.set_floor_concurrency(requests)
 
     def _begin_loading(self) -> asyncio.Task[None]:
         """Loads in a task of its own: waiting for a hanging store would let the leader lock expire."""

@@ -126,13 +126,9 @@ class Fleet:
         verifiers = (one for one in self.state.replicas(Role.VERIFIER) if one.model == request.model)
         return not floor or any(floor <= self._reach(one.replica_id) for one in verifiers)
 
-    def floor_concurrency(self) -> dict[str, int]:
-        """For each verifier with speed floors, the largest number of requests at which all of them hold."""
-        return {
-            replica.replica_id: most
-            for replica in self.state.replicas(Role.VERIFIER)
-            if (most := self._candidate(replica, 0).floor_concurrency()) is not None
-        }
+    def floor_concurrency(self, verifier: Replica) -> int | None:
+        """The largest number of requests at which all its speed floors hold; None without floors or curve."""
+        return self._candidate(verifier, 0).floor_concurrency()
 
     def candidates(self, request: AssignRequest) -> list[Candidate]:
         """Verifiers that can take the request. Those with a broken stream or a hanging round are included

@@ -51,13 +51,23 @@ class Candidate:
         return not highest or self.pace.accepted_length / seconds >= FLOOR_MARGIN * highest
 
     def floor_concurrency(self) -> int | None:
-        """The largest number of requests at which its floors hold; None without floors or curve."""
+        """The largest number of requests at which its floors hold; None without floors or curve.
+
+        Where a noisy profile has more requests run faster, it may be a smaller number, at which floors hold
+        while they do not at one more: to try all of them takes long.
+        """
         if not self.highest_floor or self.pace.round_seconds(1) is None:
             return None
         needed = FLOOR_MARGIN * self.highest_floor
         most = self.max_running or MAX_CONCURRENCY
-        fast = (n for n in range(most, 1, -1) if (self.pace.tokens_per_second(n) or 0.0) >= needed)
-        return next(fast, 1)
+        held, broken = 1, most + 1
+        while broken - held > 1:
+            middle = (held + broken) // 2
+            if (self.pace.tokens_per_second(middle) or 0.0) >= needed:
+                held = middle
+            else:
+                broken = middle
+        return held
 
     def round_seconds(self) -> float | None:
         """Round time with the new request; None without a curve."""

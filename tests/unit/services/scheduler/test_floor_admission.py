@@ -16,6 +16,8 @@ from dspark_core.records import (
     VerifierLoad,
 )
 from services.scheduler.leadership.election import LeaderLock, Leadership
+from services.scheduler.planning.pace import VerifierPace
+from services.scheduler.replicas.routing import FLOOR_MARGIN, MAX_CONCURRENCY, Candidate
 from services.scheduler.scheduler import Scheduler
 from tests.support.clock import ManualClock
 from tests.unit.services.scheduler.test_election import ScriptedLock
@@ -118,11 +120,45 @@ async def test_the_most_requests_at_which_floors_hold_are_let_in_and_not_one_mor
     # 1 / (8 ms + 2 ms n) >= 1.05 * 40 up to n = 7.
     for _ in range(7):
         await one.ask(40.0)
+    await one.scheduler.examine_floors()
     assert one.metric("floor_concurrency") == 7
     with pytest.raises(QueueFullError, match="without breaking a speed floor") as caught:
         await one.ask(40.0)
     assert caught.value.retry_after_seconds == 1.0  # how fast the queue moves is not known yet
     assert one.metric("assigns_total", tier="default", result="refused") == 1
+
+
+async def test_floors_are_looked_at_while_others_have_their_turn_and_verifiers_leave(two: Cluster) -> None:
+    await two.tell("a", 1, 40.0)
+    await two.tell("b", 1, 40.0)
+    looking = asyncio.create_task(two.scheduler.examine_floors())
+    await asyncio.sleep(0)
+    assert two.metric("floor_concurrency") == 0  # a scrape itself looks at nothing
+    await two.scheduler.deregister("b")
+    await looking
+    assert two.metric("floor_concurrency") == 7
+
+
+@pytest.mark.parametrize("most", [0, 1, 7, 300])
+@pytest.mark.parametrize("floor", [1.0, 20.0, 40.0, 90.0, 500.0])
+def test_the_most_requests_are_found_in_few_steps(most: int, floor: float) -> None:
+    pace = VerifierPace()
+    pace.adopt(LINE)
+    asked: list[int] = []
+
+    class Watched(VerifierPace):
+        def tokens_per_second(self, requests: int) -> float | None:
+            asked.append(requests)
+            return pace.tokens_per_second(requests)
+
+    watched = Watched()
+    watched.adopt(LINE)
+    verifier = Replica(replica_id="v", role=Role.VERIFIER, address="v:1", model="m")
+    found = Candidate(replica=verifier, requests=1, max_running=most, pace=watched, highest_floor=floor)
+    counts = range(1, (most or MAX_CONCURRENCY) + 1)
+    expected = [n for n in counts if n == 1 or pace.tokens_per_second(n) >= FLOOR_MARGIN * floor]
+    assert found.floor_concurrency() == max(expected)
+    assert len(asked) <= 10
 
 
 async def test_requests_without_a_floor_may_not_break_that_of_others(one: Cluster) -> None:
@@ -307,6 +343,7 @@ async def test_a_verifier_of_unknown_speed_makes_no_floor_impossible(one: Cluste
 async def test_a_wish_keeps_nobody_out_and_is_let_in_wherever_no_promise_breaks(one: Cluster) -> None:
     for _ in range(20):
         await one.ask(90.0, promised=False)  # near a lone request's speed
+    await one.scheduler.examine_floors()
     assert one.metric("floor_concurrency") == 0
     await one.tell("v", 7, 40.0)
     with pytest.raises(QueueFullError, match="without breaking a speed floor"):
