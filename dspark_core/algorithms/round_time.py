@@ -21,6 +21,7 @@ from dspark_core.algorithms.loop_time import NO_LOOP, LoopTimeModel
 from dspark_core.algorithms.step_surface import Floats
 from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.errors import ConfigError
+from dspark_core.records import RoundReport
 
 RATE = 0.1
 """Weight of the newest round in the drafting and network estimates."""
@@ -160,6 +161,18 @@ class RoundTimeModel:
         network = self.network_seconds + RATE * (transit - self.network_seconds)
         return replace(self, draft=self.draft.observed(drafted, compute_seconds), network_seconds=network)
 
+    def learned(self, report: RoundReport, *, typical: bool) -> RoundTimeModel:
+        """Updates on a round. `typical`: its drafts took what they usually take."""
+        model, requests = self, len(report.requests)
+        if requests and report.loop_seconds > 0:
+            model = model.observed_loop(requests, report.loop_seconds)
+        drafted = sum(request.drafted for request in report.requests)
+        if drafted and report.draft_seconds > 0 and typical:
+            # The pass time is given separately, so that queueing is not mistaken for a slow drafter.
+            model = model.observed_draft(drafted, report.draft_seconds, report.draft_compute_seconds or None)
+        step = decoding_step(report)
+        return model if step is None else model.observed_step(*step)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-compatible; inverse of `from_dict`."""
         return {
@@ -196,6 +209,15 @@ class RoundTimeModel:
                 *(_numbers([loop.get(name, 0.0)], name)[0] for name in ("round_seconds", "request_seconds"))
             ),
         )
+
+
+def decoding_step(report: RoundReport) -> tuple[int, int, int, float] | None:
+    """Requests, batch tokens, context tokens and seconds of the round's step. None without a time, and for a
+    step that included a prefill chunk, which is of another kind."""
+    decoded = sum(1 + request.verify_length for request in report.requests)
+    if not report.requests or report.batch_tokens != decoded or report.step_seconds <= 0:
+        return None
+    return len(report.requests), decoded, report.context_tokens, report.step_seconds
 
 
 def _check_seconds(value: float, name: str) -> None:

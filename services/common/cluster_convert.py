@@ -112,6 +112,7 @@ def round_report_to_proto(value: RoundReport) -> scheduler_pb2.RoundReport:
         drafter_primed=value.drafter_primed,
         hidden_draft_seconds=value.hidden_draft_seconds,
         cohorts=value.cohorts,
+        loop_seconds=value.loop_seconds,
     )
 
 
@@ -144,12 +145,13 @@ def round_report_from_proto(message: scheduler_pb2.RoundReport) -> RoundReport:
         drafter_primed=message.drafter_primed,
         hidden_draft_seconds=min(message.hidden_draft_seconds, message.draft_seconds),
         cohorts=max(message.cohorts, 1),
+        loop_seconds=message.loop_seconds,
     )
 
 
 def _check_times(message: scheduler_pb2.RoundReport) -> None:
     """Estimates are sums, ratios and extrapolations of these times, for requests of other verifiers, too."""
-    for name in ("draft_seconds", "draft_compute_seconds", "hidden_draft_seconds"):
+    for name in ("draft_seconds", "draft_compute_seconds", "hidden_draft_seconds", "loop_seconds"):
         seconds = getattr(message, name)
         require(0.0 <= seconds <= MOST_ROUND_SECONDS, name, seconds, f"in [0, {MOST_ROUND_SECONDS:g}]")
     steps = f"in [{LEAST_STEP_SECONDS:g}, {MOST_ROUND_SECONDS:g}]"

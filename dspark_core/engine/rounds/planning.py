@@ -139,24 +139,11 @@ class LocalPlanSource:
         if skipped and self._untaught_seconds < LESSON_SECONDS:
             return
         self._untaught_seconds = 0.0
-        if report.loop_seconds > 0:
-            self._round_time = self._round_time.observed_loop(len(report.requests), report.loop_seconds)
-        drafted = sum(request.drafted for request in report.requests)
         # Priming makes a draft slow once, or every time if looked-up tokens come between drafts. Late drafts
         # teach nothing: `Drafting` backs off from a slow drafter and notices when it is fast again, which
         # times learned from the deadline would conceal for long.
         typical = not report.drafter_primed or self._policy.steady(report.requests)
-        if drafted and report.draft_seconds > 0 and typical:
-            # The pass time is given separately, so that queueing is not mistaken for a slow drafter.
-            self._round_time = self._round_time.observed_draft(
-                drafted, report.draft_seconds, report.draft_compute_seconds or None
-            )
-        # Steps that include a prefill chunk are of another kind.
-        decoded = sum(1 + request.verify_length for request in report.requests)
-        if report.step_seconds > 0 and report.batch_tokens == decoded:
-            self._round_time = self._round_time.observed_step(
-                len(report.requests), decoded, report.context_tokens, report.step_seconds
-            )
+        self._round_time = self._round_time.learned(report, typical=typical)
 
 
 _Floored = TypeVar("_Floored", DraftCandidate, PlanRequest)

@@ -84,7 +84,8 @@ class _Member:
         self.yields = {name: self.yields[name] for name in self.requests if name in self.yields}
         self.context_tokens = report.cohorts * report.context_tokens
         self.drafting = any(request.drafted for request in report.requests)
-        used = report.draft_compute_seconds / max(report.draft_wait_seconds + report.step_seconds, 1e-9)
+        seconds = report.draft_wait_seconds + report.step_seconds + report.loop_seconds
+        used = report.draft_compute_seconds / max(seconds, 1e-9)
         self.used += RATE * (used - self.used)
         if self.drafting and report.draft_compute_seconds > 0:
             way = max(report.draft_seconds - report.draft_compute_seconds, 0.0)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 
 from dspark_core.algorithms.cohorts import COHORTS, cycle_seconds
-from dspark_core.algorithms.round_time import RoundTimeModel
+from dspark_core.algorithms.round_time import RoundTimeModel, decoding_step
 from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.errors import ConfigError, InvalidRequestError
 from dspark_core.records import RoundReport, StepTime
@@ -78,20 +78,10 @@ class VerifierPace:
 
     def observe(self, report: RoundReport) -> None:
         self.forget_estimates()
-        requests = len(report.requests)
-        decoded = sum(1 + request.verify_length for request in report.requests)
-        # Steps that include a prefill chunk are of another kind.
-        if requests and report.batch_tokens == decoded and report.step_seconds > 0:
-            point = (requests, decoded, report.context_tokens, report.step_seconds)
-            if self.model is None:
-                self.model = RoundTimeModel(StepTimeModel.learn(*point))
-            else:
-                self.model = self.model.observed_step(*point)
-        drafted = sum(request.drafted for request in report.requests)
-        if self.model is not None and drafted and report.draft_seconds > 0 and not report.drafter_primed:
-            self.model = self.model.observed_draft(
-                drafted, report.draft_seconds, report.draft_compute_seconds or None
-            )
+        if self.model is not None:
+            self.model = self.model.learned(report, typical=not report.drafter_primed)
+        elif (step := decoding_step(report)) is not None:
+            self.model = RoundTimeModel(StepTimeModel.learn(*step))
         if report.requests:
             self._in_turns = report.cohorts > 1
             count = len(report.requests)
@@ -102,6 +92,7 @@ class VerifierPace:
             self._context_per_request += SMOOTHING * (
                 report.context_tokens / count - self._context_per_request
             )
+            drafted = sum(request.drafted for request in report.requests)
             self._drafted_share += SMOOTHING * (drafted / count - self._drafted_share)
 
     @property

@@ -44,7 +44,7 @@ async def test_the_rest_api_is_served_over_both(address, host):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"ok"})
 
-    server = HttpServer(app, Admission(1, 1), host=host, port=0)
+    server = HttpServer(app, Admission(1, 1), host=host, port=0, keep_alive_seconds=5)
     await server.start()
     try:
         assert await asyncio.to_thread(answers, address, server.port)

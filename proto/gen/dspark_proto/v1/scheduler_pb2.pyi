@@ -121,7 +121,7 @@ class VerifierLoad(_message.Message):
     def __init__(self, running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., free_kv_fraction: _Optional[float] = ..., max_running_requests: _Optional[int] = ..., draining: _Optional[bool] = ..., new_request_ids: _Optional[_Iterable[str]] = ..., speed_floors: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class RoundReport(_message.Message):
-    __slots__ = ("replica_id", "round", "requests", "batch_tokens", "step_seconds", "draft_seconds", "profile", "load", "context_tokens", "kind", "draft_compute_seconds", "drafter_id", "drafter_primed", "hidden_draft_seconds", "cohorts")
+    __slots__ = ("replica_id", "round", "requests", "batch_tokens", "step_seconds", "draft_seconds", "profile", "load", "context_tokens", "kind", "draft_compute_seconds", "drafter_id", "drafter_primed", "hidden_draft_seconds", "cohorts", "loop_seconds")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +137,7 @@ class RoundReport(_message.Message):
     DRAFTER_PRIMED_FIELD_NUMBER: _ClassVar[int]
     HIDDEN_DRAFT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     COHORTS_FIELD_NUMBER: _ClassVar[int]
+    LOOP_SECONDS_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     round: int
     requests: _containers.RepeatedCompositeFieldContainer[RequestSurvival]
@@ -152,7 +153,8 @@ class RoundReport(_message.Message):
     drafter_primed: bool
     hidden_draft_seconds: float
     cohorts: int
-    def __init__(self, replica_id: _Optional[str] = ..., round: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[RequestSurvival, _Mapping]]] = ..., batch_tokens: _Optional[int] = ..., step_seconds: _Optional[float] = ..., draft_seconds: _Optional[float] = ..., profile: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., load: _Optional[_Union[VerifierLoad, _Mapping]] = ..., context_tokens: _Optional[int] = ..., kind: _Optional[_Union[ReplicaKind, _Mapping]] = ..., draft_compute_seconds: _Optional[float] = ..., drafter_id: _Optional[str] = ..., drafter_primed: _Optional[bool] = ..., hidden_draft_seconds: _Optional[float] = ..., cohorts: _Optional[int] = ...) -> None: ...
+    loop_seconds: float
+    def __init__(self, replica_id: _Optional[str] = ..., round: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[RequestSurvival, _Mapping]]] = ..., batch_tokens: _Optional[int] = ..., step_seconds: _Optional[float] = ..., draft_seconds: _Optional[float] = ..., profile: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., load: _Optional[_Union[VerifierLoad, _Mapping]] = ..., context_tokens: _Optional[int] = ..., kind: _Optional[_Union[ReplicaKind, _Mapping]] = ..., draft_compute_seconds: _Optional[float] = ..., drafter_id: _Optional[str] = ..., drafter_primed: _Optional[bool] = ..., hidden_draft_seconds: _Optional[float] = ..., cohorts: _Optional[int] = ..., loop_seconds: _Optional[float] = ...) -> None: ...
 
 class ReplicaKind(_message.Message):
     __slots__ = ("model", "engine", "hardware", "dtype")

@@ -1,5 +1,6 @@
 """Conversions lose nothing, fill in the contract's defaults, and refuse what the contract forbids."""
 
+import dataclasses
 import math
 
 import pytest
@@ -205,11 +206,50 @@ def test_replicas_survive_the_wire(replica: Replica):
     )
 
 
+def _sent(report: RoundReport) -> RoundReport:
+    message = cluster_convert.round_report_to_proto(report)
+    return cluster_convert.round_report_from_proto(
+        scheduler_pb2.RoundReport.FromString(message.SerializeToString())
+    )
+
+
 @given(reports)
 def test_reports_survive_the_wire(report: RoundReport):
-    message = cluster_convert.round_report_to_proto(report)
-    parsed = scheduler_pb2.RoundReport.FromString(message.SerializeToString())
-    assert cluster_convert.round_report_from_proto(parsed) == report
+    assert _sent(report) == report
+
+
+def test_every_field_of_a_report_is_sent():
+    request = RequestSurvival(
+        sequence_id="s",
+        survival=(0.5,),
+        verify_length=1,
+        accepted=1,
+        min_tokens_per_second=8.0,
+        origin=DraftOrigin.LOOKUP,
+        temperature=0.5,
+    )
+    report = RoundReport(
+        replica_id="v",
+        round=7,
+        requests=(request,),
+        batch_tokens=2,
+        step_seconds=0.5,
+        draft_seconds=0.25,
+        context_tokens=9,
+        loop_seconds=0.125,
+        profile=(StepTime(requests=1, batch_tokens=1, context_tokens=2, seconds=0.5),),
+        load=VerifierLoad(running_requests=3),
+        kind=ReplicaKind(model="m", engine="e", hardware="h", dtype="d"),
+        draft_compute_seconds=0.0625,
+        drafter_id="d",
+        drafter_primed=True,
+        hidden_draft_seconds=0.03125,
+        cohorts=2,
+    )
+    for record in (report, request):
+        left = [one.name for one in dataclasses.fields(record) if getattr(record, one.name) == one.default]
+        assert left == []
+    assert _sent(report) == report
 
 
 def test_plans_and_descriptions_survive_the_wire():
@@ -275,6 +315,7 @@ def _report(**fields) -> scheduler_pb2.RoundReport:
         (_report(draft_seconds=float("inf")), "draft_seconds"),
         (_report(draft_compute_seconds=float("nan")), "draft_compute_seconds"),
         (_report(hidden_draft_seconds=-1), "hidden_draft_seconds"),
+        (_report(loop_seconds=-1), "loop_seconds"),
         (_report(cohorts=3), "cohorts"),
         (_report(requests=[scheduler_pb2.RequestSurvival(survival=[0.5, 0.6])]), "survival"),
         (_report(requests=[scheduler_pb2.RequestSurvival(survival=[1.5])]), "survival"),
@@ -300,6 +341,7 @@ def test_bad_reports_are_refused_by_field(message: scheduler_pb2.RoundReport, fi
         ({"draft_seconds": 1e300}, r"draft_seconds must be in \[0, 3600\], got 1e\+300"),
         ({"draft_compute_seconds": 1e9}, "draft_compute_seconds must be in .*, got 1000000000.0"),
         ({"hidden_draft_seconds": 1e9}, "hidden_draft_seconds must be in .*, got 1000000000.0"),
+        ({"loop_seconds": 1e9}, "loop_seconds must be in .*, got 1000000000.0"),
         ({"profile": [{"batch_tokens": 1, "step_seconds": 1e308}]}, "profile must have step_seconds .*e.308"),
         ({"profile": [{"batch_tokens": 1, "step_seconds": 1e-9}]}, "profile must have step_seconds .*1e-09"),
     ],

@@ -7,6 +7,7 @@ import pytest
 
 from dspark_core.errors import InvalidRequestError
 from dspark_core.records import RequestSurvival, RoundReport, ScalingBand, StepTime
+from services.common import cluster_convert
 from services.scheduler.planning.pace import VerifierPace
 from services.scheduler.planning.planner import VerifierPlanner
 
@@ -42,6 +43,16 @@ def test_a_pace_is_learned_without_a_profile():
         )
     for requests in sizes:
         assert pace.round_seconds(requests) == pytest.approx(_true_seconds(requests), rel=0.1)
+
+
+def test_a_round_takes_what_passes_between_steps_too():
+    """A tenth and more of it, on a processor: floors would break that hold by the steps alone."""
+    pace = VerifierPace()
+    pace.adopt(_profile((1, 0.01), (2, 0.01), (64, 0.05)))
+    for _ in range(400):
+        report = _report(1, survival=((),) * 2, batch_tokens=2, step_seconds=0.01, loop_seconds=0.003)
+        pace.observe(cluster_convert.round_report_from_proto(cluster_convert.round_report_to_proto(report)))
+    assert pace.round_seconds(2) == pytest.approx(0.013, rel=0.02)
 
 
 def test_a_throttled_verifier_is_slow_within_a_second_of_rounds():
