@@ -22,6 +22,8 @@ MOST_RUNNING = 2**14
 """Requests in one batch: arrays have a row for each, and so has every round report, which takes the scheduler
 some 0.1 s to read and to plan for at this size."""
 MOST_BATCH_TOKENS = 2**20
+DEFAULT_BATCH_TOKENS = 512
+"""Where more requests than that may run, as many tokens: each verifies at least its anchor."""
 MOST_TIERS = 64
 """Of callers; each has a queue and series of metrics of its own."""
 MOST_KV_CACHE_MB = 2**24

@@ -14,7 +14,7 @@ from dspark_core.errors import ConfigError
 from dspark_core.model_paths import DEFAULT_MODEL
 from dspark_core.zoo_paths import DEFAULT_DRAFTER, NGRAMS_AUTO, NO_NGRAMS
 from services.common.addresses import address_of, reachable_host
-from services.common.limits import MOST_KV_CACHE_MB, MOST_THREADS
+from services.common.limits import DEFAULT_BATCH_TOKENS, MOST_KV_CACHE_MB, MOST_RUNNING, MOST_THREADS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,13 +54,12 @@ class StackOptions:
         for flag, value, least, most in (
             ("--port", self.http_port, 0, 65535),
             ("--grpc-port", self.grpc_port, 0, 65535),
-            ("--max-running", self.max_running, 1, None),
+            ("--max-running", self.max_running, 1, MOST_RUNNING),
             ("--kv-cache-mb", self.kv_cache_mb, 1, MOST_KV_CACHE_MB),
             ("--threads", self.threads, 1, MOST_THREADS),
         ):
-            if value is not None and (value < least or (most is not None and value > most)):
-                rule = f">= {least}" if most is None else f"in [{least}, {most}]"
-                raise ConfigError(f"{flag} must be {rule}, got {value}")
+            if value is not None and not least <= value <= most:
+                raise ConfigError(f"{flag} must be in [{least}, {most}], got {value}")
         unused = [
             f"--{name} {value}"
             for name, value, default in (
@@ -76,6 +75,10 @@ class StackOptions:
             raise ConfigError(f"--ngrams {self.ngrams} cannot be used with --no-lookup")
 
     @property
+    def max_batch_tokens(self) -> int:
+        return max(DEFAULT_BATCH_TOKENS, self.max_running)
+
+    @property
     def engine(self) -> EngineOptions:
         return EngineOptions(
             target_model=self.target_model,
@@ -88,6 +91,7 @@ class StackOptions:
             engine=self.target_engine,
             vllm_arguments=self.vllm_arguments,
             max_running=self.max_running,
+            max_batch_tokens=self.max_batch_tokens,
         )
 
     @property

@@ -102,7 +102,11 @@ class EmbeddedStack:
             torch.set_num_threads(options.threads)
         if options.lookup:  # rejects a wrong name before the long work
             resolve_ngrams_path(options.ngrams, options.target_model)
-        profile = ProfileOptions(max_requests=options.max_running, lookup=options.lookup)
+        profile = ProfileOptions(
+            max_requests=options.max_running,
+            max_batch_tokens=options.max_batch_tokens,
+            lookup=options.lookup,
+        )
         profiled = await asyncio.to_thread(load_profiled_target, options.engine, profile)
         self._computed_by = profiled.target.engine.computed_by
         scheduler = Scheduler(maintain_seconds=MAINTAIN_SECONDS, metrics=self._telemetry.registry)
@@ -152,7 +156,7 @@ class EmbeddedStack:
             profiled,
             local,
             reports,
-            limits=BatchLimits(max_running=options.max_running, max_step_seconds=DEFAULT_STEP_MS / 1000),
+            limits=batch_limits(options),
             draft_source=drafts,
             draft_deadline_seconds=DRAFT_DEADLINE_SECONDS,
             replica_id=REPLICA_ID,
@@ -251,3 +255,11 @@ class EmbeddedStack:
         )
         await self._http.start()
         self._closing.push_async_callback(self._http.stop)
+
+
+def batch_limits(options: StackOptions) -> BatchLimits:
+    return BatchLimits(
+        max_running=options.max_running,
+        max_batch_tokens=options.max_batch_tokens,
+        max_step_seconds=DEFAULT_STEP_MS / 1000,
+    )

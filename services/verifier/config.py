@@ -12,7 +12,7 @@ from dspark_core.engine.tracing.trace_writer import DEFAULT_MAX_MB, DEFAULT_SAMP
 from dspark_core.errors import ConfigError
 from dspark_core.zoo_paths import NGRAMS_AUTO
 from services.common.env import Env
-from services.common.limits import MOST_BATCH_TOKENS, MOST_RUNNING, MOST_SECONDS
+from services.common.limits import DEFAULT_BATCH_TOKENS, MOST_BATCH_TOKENS, MOST_RUNNING, MOST_SECONDS
 from services.common.options import ServerOptions
 from services.engines.settings import read_engine_options, read_torch_threads
 from services.verifier.profiling import MEASURE, ProfileOptions
@@ -95,7 +95,8 @@ class VerifierServiceConfig:
 
 def _limits(env: Env) -> BatchLimits:
     running = env.integer("DSPARK_MAX_RUNNING", 32, minimum=1, maximum=MOST_RUNNING)
-    tokens = env.integer("DSPARK_MAX_BATCH_TOKENS", 512, minimum=1, maximum=MOST_BATCH_TOKENS)
+    default = max(DEFAULT_BATCH_TOKENS, running)
+    tokens = env.integer("DSPARK_MAX_BATCH_TOKENS", default, minimum=1, maximum=MOST_BATCH_TOKENS)
     if tokens < running:
         raise ConfigError(
             f"DSPARK_MAX_BATCH_TOKENS must be >= DSPARK_MAX_RUNNING ({running}), got {tokens}: "

@@ -61,8 +61,13 @@ def test_what_cannot_work_is_refused_with_its_variable(name: str, read: Reader, 
 
 def test_more_requests_than_tokens_are_refused_with_both_variables() -> None:
     with pytest.raises(ConfigError, match=r"DSPARK_MAX_BATCH_TOKENS .* DSPARK_MAX_RUNNING \(600\), got 512"):
-        VERIFIER({"DSPARK_MAX_RUNNING": "600"})
+        VERIFIER({"DSPARK_MAX_RUNNING": "600", "DSPARK_MAX_BATCH_TOKENS": "512"})
     assert VERIFIER({"DSPARK_MAX_RUNNING": "600", "DSPARK_MAX_BATCH_TOKENS": "600"})
+
+
+@pytest.mark.parametrize(("running", "tokens"), [("32", 512), ("600", 600)])
+def test_where_nothing_is_said_about_tokens_all_requests_have_room(running: str, tokens: int) -> None:
+    assert VERIFIER({"DSPARK_MAX_RUNNING": running}).limits.max_batch_tokens == tokens
 
 
 @pytest.mark.parametrize("flag", ["--pack-tokens", "--max-length"])

@@ -11,6 +11,7 @@ from services.cli.main import main
 from services.cli.serving.client import GatewayClient
 from services.embedded.options import StackOptions
 from services.embedded.ports import require_free
+from services.embedded.stack import batch_limits
 
 
 @pytest.mark.parametrize(
@@ -18,7 +19,8 @@ from services.embedded.ports import require_free
     [
         ("--port", 65536, "in [0, 65535]"),
         ("--grpc-port", -1, "in [0, 65535]"),
-        ("--max-running", 0, ">= 1"),
+        ("--max-running", 0, "in [1, 16384]"),
+        ("--max-running", 10**6, "in [1, 16384]"),
         ("--kv-cache-mb", 0, "in [1, 16777216]"),
         ("--kv-cache-mb", 10**12, "in [1, 16777216]"),
         ("--threads", 0, "in [1, 1024]"),
@@ -66,6 +68,13 @@ def test_a_free_port_is_left_free() -> None:
     require_free("127.0.0.1", (port,))
     with pytest.raises(ConfigError, match=r"203\.0\.113\.1"):
         require_free("203.0.113.1", (port,))  # not an address of this machine
+
+
+@pytest.mark.parametrize(("running", "tokens"), [(32, 512), (600, 600), (16384, 16384)])
+def test_all_requests_that_may_run_have_room_in_a_pass(running: int, tokens: int) -> None:
+    options = StackOptions(max_running=running)
+    assert batch_limits(options).max_batch_tokens == tokens
+    assert options.engine.max_batch_tokens == tokens
 
 
 def test_threads_may_be_left_to_torch() -> None:
