@@ -32,7 +32,6 @@ class DraftOrigin(Enum):
 class FinishReason(Enum):
     STOP = "stop"
     LENGTH = "length"
-    CANCELLED = "cancelled"
 
 
 MAX_SEED = 2**63 - 1

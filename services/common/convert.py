@@ -37,7 +37,6 @@ _VERIFICATION_FROM = {number: value for value, number in _VERIFICATION.items()}
 _FINISH_REASON = {
     FinishReason.STOP: common_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: common_pb2.FINISH_REASON_LENGTH,
-    FinishReason.CANCELLED: common_pb2.FINISH_REASON_CANCELLED,
 }
 _FINISH_REASON_FROM = {number: value for value, number in _FINISH_REASON.items()}
 

@@ -29,7 +29,7 @@ from services.gateway.admission import Admission, Ticket
 from services.gateway.assembly import TextAssembler, TextDelta
 from services.gateway.callers.quotas import Account, Meter
 from services.gateway.choices import choices_of, merged, together
-from services.gateway.metrics import GatewayMetrics
+from services.gateway.metrics import CANCELLED, GatewayMetrics
 from services.gateway.preparation import PreparedRequest, RequestPreparer
 from services.gateway.requests import DEFAULT_MAX_CHOICES, TextRequest
 from services.gateway.thread_work import ThreadWork
@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 _REFUSALS = (InvalidRequestError, ContextLengthError, UnknownModelError, QueueFullError, QuotaError)
 ORDINARY_OUTCOMES = frozenset(
-    {*(reason.value for reason in FinishReason), *(kind.__name__ for kind in _REFUSALS)}
+    {*(reason.value for reason in FinishReason), CANCELLED, *(kind.__name__ for kind in _REFUSALS)}
 )
 """Finished or cancelled requests, client errors, and refusals by design: logged at INFO, and no failures to
 the alerts and the dashboard."""
@@ -201,8 +201,6 @@ class TextGenerator:
                     chunk = await _next(chunks, limit)
                     delta = assembler.add(chunk)
                     record.add(delta)
-                    if delta.finish_reason is FinishReason.CANCELLED:
-                        raise UnavailableError("the verifier gave the request up")
                     yield TimedDelta(
                         delta=delta,
                         seconds=self._clock() - started,
@@ -240,7 +238,7 @@ def _in_terms_of_request(error: InvalidRequestError, prepared: PreparedRequest) 
 
 def _outcome_of(error: BaseException) -> str:
     left = isinstance(error, (asyncio.CancelledError, GeneratorExit))
-    return FinishReason.CANCELLED.value if left else type(error).__name__
+    return CANCELLED if left else type(error).__name__
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from dataclasses import replace
 
 from dspark_core.errors import (
     ContextLengthError,
@@ -21,7 +20,6 @@ from dspark_core.errors import (
 from dspark_core.records import (
     MAX_SEED,
     AssignRequest,
-    FinishReason,
     GenerateChunk,
     GenerateRequest,
     Replica,
@@ -180,9 +178,6 @@ class RoutedBackend:
             ):
                 async for chunk in chunks:
                     self._view.trust(replica.replica_id)
-                    if chunk.finish_reason is FinishReason.CANCELLED:
-                        yield replay.add(replace(chunk, finish_reason=None))
-                        raise UnavailableError(f"verifier {replica.replica_id} gave the request up")
                     yield replay.add(chunk)
         finally:
             self._view.ended(replica.replica_id)

@@ -24,7 +24,6 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
     FINISH_REASON_STOP: _ClassVar[FinishReason]
     FINISH_REASON_LENGTH: _ClassVar[FinishReason]
-    FINISH_REASON_CANCELLED: _ClassVar[FinishReason]
 VERIFICATION_UNSPECIFIED: Verification
 VERIFICATION_REJECTION: Verification
 VERIFICATION_COUPLED: Verification
@@ -34,7 +33,6 @@ DTYPE_BFLOAT16: DType
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
-FINISH_REASON_CANCELLED: FinishReason
 
 class Tensor(_message.Message):
     __slots__ = ("dtype", "shape", "data")

@@ -47,7 +47,7 @@ def test_every_attempt_is_told_from_the_one_before() -> None:
 
 def test_a_request_is_bound_to_weights_by_its_first_token() -> None:
     replay = Replay(REQUEST, seed=7)
-    replay.add(GenerateChunk(token_ids=(), finish_reason=FinishReason.CANCELLED, weights="old"))
+    replay.add(GenerateChunk(token_ids=(), weights="old"))
     assert (replay.weights, replay.request().weights) == ("", "")
     replay.add(GenerateChunk(token_ids=(3,), weights="new"))
     replay.add(GenerateChunk(token_ids=(4,)))
