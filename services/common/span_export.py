@@ -10,7 +10,8 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 _log = logging.getLogger(__name__)
 
-_OTLP_LOGGER = "opentelemetry.exporter.otlp.proto.grpc.exporter"
+OTLP_LOGGER = "opentelemetry.exporter.otlp.proto.grpc.exporter"
+"""Where OTLP's exporter tells what fails: a module of its own that it does not document."""
 
 
 class OutageTellingExporter(SpanExporter):
@@ -19,7 +20,7 @@ class OutageTellingExporter(SpanExporter):
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
         self._failing = False
-        logging.getLogger(_OTLP_LOGGER).addFilter(self._is_news)
+        logging.getLogger(OTLP_LOGGER).addFilter(self._is_news)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         result = self._exporter.export(spans)
@@ -30,7 +31,7 @@ class OutageTellingExporter(SpanExporter):
 
     def shutdown(self) -> None:
         self._exporter.shutdown()
-        logging.getLogger(_OTLP_LOGGER).removeFilter(self._is_news)
+        logging.getLogger(OTLP_LOGGER).removeFilter(self._is_news)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         return self._exporter.force_flush(timeout_millis)

@@ -1,15 +1,17 @@
 """A collector that is gone for hours is told once, not with every batch."""
 
 import logging
+import socket
 from collections.abc import Iterator, Sequence
 
 import pytest
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from services.common.span_export import OutageTellingExporter
+from services.common.span_export import OTLP_LOGGER, OutageTellingExporter
 
-OTLP = logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter")
+OTLP = logging.getLogger(OTLP_LOGGER)
 
 
 class Collector(SpanExporter):
@@ -54,3 +56,13 @@ def test_the_log_is_left_as_it_was_when_it_ends(
     exporter.shutdown()
     collector.export([])
     assert len(caplog.messages) == 2
+
+
+def test_what_otlp_s_exporter_itself_complains_of_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and does not listen
+        otlp = OTLPSpanExporter(endpoint=f"http://127.0.0.1:{closed.getsockname()[1]}", timeout=0.5)
+        exporter = OutageTellingExporter(otlp)
+        assert [exporter.export([]) for _ in range(3)] == [SpanExportResult.FAILURE] * 3
+        exporter.shutdown()
+    assert [record.name for record in caplog.records] == [OTLP_LOGGER]
