@@ -119,7 +119,7 @@ def round_report_to_proto(value: RoundReport) -> scheduler_pb2.RoundReport:
 def round_report_from_proto(message: scheduler_pb2.RoundReport) -> RoundReport:
     if not message.replica_id:
         raise InvalidRequestError("replica_id must be non-empty, got ''", field="replica_id")
-    _check_count("profile", message.profile, MAX_POINTS)
+    profile = _profile_from_proto(message.profile, "profile")
     _check_times(message)
     _check_count("requests", message.requests, MOST_RUNNING)
     lengths = [len(request.survival) for request in message.requests]
@@ -137,7 +137,7 @@ def round_report_from_proto(message: scheduler_pb2.RoundReport) -> RoundReport:
         step_seconds=message.step_seconds,
         draft_seconds=message.draft_seconds,
         context_tokens=message.context_tokens,
-        profile=_profile_from_proto(message.profile),
+        profile=profile,
         load=verifier_load_from_proto(message.load) if message.HasField("load") else None,
         kind=replica_kind_from_proto(message.kind) if message.HasField("kind") else None,
         draft_compute_seconds=message.draft_compute_seconds,
@@ -244,11 +244,13 @@ def verify_plan_to_proto(value: VerifyPlan) -> scheduler_pb2.VerifyPlan:
 
 
 def verify_plan_from_proto(message: scheduler_pb2.VerifyPlan) -> VerifyPlan:
+    price = message.draft_price
+    require(0.0 <= price < math.inf, "draft_price", price, "a finite number >= 0")
     return VerifyPlan(
         based_on_round=message.based_on_round,
         draft_token_capacity=message.draft_token_capacity,
         term=message.term,
-        curve=_profile_from_proto(message.curve),
+        curve=_profile_from_proto(message.curve, "curve"),
         scalings=tuple(
             ScalingBand(
                 up_to_temperature=band.up_to_temperature,
@@ -257,7 +259,7 @@ def verify_plan_from_proto(message: scheduler_pb2.VerifyPlan) -> VerifyPlan:
             )
             for band in message.scalings
         ),
-        draft_price=message.draft_price,
+        draft_price=price,
     )
 
 
@@ -310,8 +312,8 @@ def _profile_to_proto(points: Iterable[StepTime]) -> list[scheduler_pb2.StepTime
     ]
 
 
-def _profile_from_proto(points: Collection[scheduler_pb2.StepTime]) -> tuple[StepTime, ...]:
-    _check_count("profile", points, MAX_POINTS)
+def _profile_from_proto(points: Collection[scheduler_pb2.StepTime], name: str) -> tuple[StepTime, ...]:
+    _check_count(name, points, MAX_POINTS)
     profile = tuple(
         StepTime(
             requests=point.requests or 1,
@@ -324,16 +326,16 @@ def _profile_from_proto(points: Collection[scheduler_pb2.StepTime]) -> tuple[Ste
     for point in profile:
         if not (math.isfinite(point.seconds) and point.seconds > 0):
             raise InvalidRequestError(
-                f"profile must have positive step_seconds, got {point.seconds}", field="profile"
+                f"{name} must have positive step_seconds, got {point.seconds}", field=name
             )
         if not 1 <= point.requests <= point.batch_tokens:
             raise InvalidRequestError(
-                f"profile must have 1 <= requests <= batch_tokens, got {point.requests} and "
+                f"{name} must have 1 <= requests <= batch_tokens, got {point.requests} and "
                 f"{point.batch_tokens}",
-                field="profile",
+                field=name,
             )
     if len({(point.requests, point.batch_tokens, point.context_tokens) for point in profile}) < len(profile):
-        raise InvalidRequestError("profile must not name a point twice", field="profile")
+        raise InvalidRequestError(f"{name} must not name a point twice", field=name)
     return profile
 
 

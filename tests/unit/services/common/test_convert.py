@@ -268,6 +268,23 @@ def test_plans_and_descriptions_survive_the_wire():
     assert convert.verifier_description_from_proto(message) == described
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"draft_price": float("nan")}, "draft_price must be a finite number >= 0, got nan"),
+        ({"draft_price": float("inf")}, "draft_price must be a finite number >= 0, got inf"),
+        ({"draft_price": -1.0}, "draft_price must be a finite number >= 0, got -1.0"),
+        ({"curve": [{"batch_tokens": 1}]}, "curve must have positive step_seconds, got 0.0"),
+        ({"curve": [{"step_seconds": 1}]}, "curve must have 1 <= requests <= batch_tokens, got 1 and 0"),
+        ({"curve": [{"batch_tokens": 1, "step_seconds": 1}] * 2}, "curve must not name a point twice"),
+    ],
+)
+def test_bad_plans_are_refused_by_field(fields: dict, told: str):
+    with pytest.raises(InvalidRequestError) as caught:
+        cluster_convert.verify_plan_from_proto(scheduler_pb2.VerifyPlan(**fields))
+    assert (str(caught.value), caught.value.field) == (told, next(iter(fields)))
+
+
 def test_absent_fields_mean_what_the_contract_says():
     request = convert.generate_request_from_proto(
         verifier_pb2.GenerateRequest(request_id="r", prompt_token_ids=[1])
