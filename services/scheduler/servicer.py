@@ -12,13 +12,13 @@ from dspark_proto.v1 import scheduler_pb2, scheduler_pb2_grpc
 from dspark_core.errors import InvalidRequestError
 from dspark_core.records import RoundReport
 from services.common import cluster_convert
+from services.common.limits import MOST_VERIFIERS
 from services.common.protocols import SchedulerApi
-from services.scheduler.replicas.fleet import MAX_VERIFIERS
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 _SERVICE: str = scheduler_pb2.DESCRIPTOR.services_by_name["SchedulerService"].full_name
-CALLS_APART = {f"/{_SERVICE}/{method}": MAX_VERIFIERS for method in ("Coordinate", "Register", "Deregister")}
+CALLS_APART = {f"/{_SERVICE}/{method}": MOST_VERIFIERS for method in ("Coordinate", "Register", "Deregister")}
 """Most calls at a time of each method that counts apart. Every verifier has a stream while it runs, and
 neither streams nor requests that wait for a verifier may keep replicas from coming and going."""
 

@@ -13,6 +13,7 @@ import numpy as np
 from dspark_core.algorithms.draft_price import DraftDemand, DraftPrices, draft_prices
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.records import RoundReport
+from services.common.limits import MOST_VERIFIERS
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +30,6 @@ REPRICE_SHARE = 0.05
 """Largest share of the scheduler's time that price updates may take."""
 FORGET_SECONDS = 5.0
 """A verifier without reports for this long counts as demanding nothing."""
-MAX_VERIFIERS = 1024
 OnPrice = Callable[[str, float | None], None]
 
 
@@ -125,7 +125,7 @@ class DraftMarket:
         without drafts the verifier is assumed to keep its drafter."""
         member = self._members.setdefault(report.replica_id, _Member())
         self._members.move_to_end(report.replica_id)
-        if len(self._members) > MAX_VERIFIERS:
+        if len(self._members) > MOST_VERIFIERS:
             self._members.popitem(last=False)
         member.drafter_id = report.drafter_id or member.drafter_id
         member.model, member.seen_at = model, self._clock()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from dspark_core.errors import InvalidRequestError, NoVerifierError, UnavailableError
 from dspark_core.records import AssignRequest, Replica, ReplicaKind, Role, RoundReport
+from services.common.limits import MOST_VERIFIERS
 from services.scheduler.planning.calibration import CalibrationBook
 from services.scheduler.planning.curves import CurveBook
 from services.scheduler.planning.draft_market import DraftMarket, OnPrice
@@ -18,8 +19,6 @@ from services.scheduler.replicas.routing import Candidate, choose, reach_of
 from services.scheduler.replicas.state import ClusterState
 from services.scheduler.storage.documents import DocumentStore, MemoryDocumentStore
 
-MAX_VERIFIERS = 1024
-"""Of which what was learned is kept: it outlives stream and lease, for the time after a reconnect."""
 IMPOSSIBLE = 2.0
 """A floor above this multiple of a lone request's speed is refused, not queued: slightly better acceptance
 will not reach it. The speed is taken without current slowdowns: they end, which would go unnoticed while
@@ -56,7 +55,7 @@ class Fleet:
     def planner(self, replica_id: str) -> VerifierPlanner:
         planner = self._planners.setdefault(replica_id, VerifierPlanner(replica_id))
         self._planners.move_to_end(replica_id)
-        if len(self._planners) > MAX_VERIFIERS:
+        if len(self._planners) > MOST_VERIFIERS:
             gone, _ = self._planners.popitem(last=False)
             self._kinds.pop(gone, None)
         return planner
