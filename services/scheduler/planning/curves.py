@@ -51,11 +51,15 @@ class CurveBook:
 
     def leave(self, kind: ReplicaKind, replica_id: str) -> None:
         """Removes a replica no longer of this kind; keeps the pooled curve if it was the last member."""
-        members = self._members.get(kind, OrderedDict())
-        pooled = self.pooled(kind)
-        members.pop(replica_id, None)
-        if not members and self._members.pop(kind, None) is not None and pooled is not None:
-            self._keep(kind, pooled)
+        members = self._members.get(kind)
+        if members is None or replica_id not in members:
+            return
+        if len(members) == 1:
+            if (pooled := self.pooled(kind)) is not None:
+                self._keep(kind, pooled)
+            del self._members[kind]
+        else:
+            del members[replica_id]
 
     def pooled(self, kind: ReplicaKind) -> StepTimeModel | None:
         """The members' median, or the stored curve while there are no members; None for an unknown kind."""

@@ -48,16 +48,17 @@ class Fleet:
         self.loads.registered(replica)
 
     def deregister(self, replica_id: str) -> None:
-        """Unknown ids are ignored."""
+        """Forgets its load and what its cache holds. What was learned is kept for a process that takes its
+        place, and everything is if only a lease runs out: the replica may come back as it was. Unknown ids
+        are ignored."""
         self.state.deregister(replica_id)
-        self.loads.forget(replica_id)
+        self._forget_process(replica_id)
 
     def planner(self, replica_id: str) -> VerifierPlanner:
         planner = self._planners.setdefault(replica_id, VerifierPlanner(replica_id))
         self._planners.move_to_end(replica_id)
         if len(self._planners) > MOST_VERIFIERS:
-            gone, _ = self._planners.popitem(last=False)
-            self._kinds.pop(gone, None)
+            self._forget_learned(next(iter(self._planners)))
         return planner
 
     def observe(self, report: RoundReport) -> bool:
@@ -83,15 +84,28 @@ class Fleet:
         return True
 
     def _update_kind(self, replica_id: str, kind: ReplicaKind) -> None:
-        """Forgets what was learned if the kind changed. Ids are addresses, which get reused: a different kind
-        means a different replica, about which nothing is known."""
+        """Forgets the id's previous replica if the kind changed. Ids are addresses, which get reused: a
+        different kind means a different replica, about which nothing is known. What became of the previous
+        one's drafts is kept: it belongs to its model."""
         before = self._kinds.get(replica_id)
         if before is not None and before != kind:
             self.state.record_replacement(replica_id)
-            self.curves.leave(before, replica_id)
-            self.market.forget(replica_id)
-            self._planners.pop(replica_id, None)
+            self._forget_process(replica_id)
+            self._forget_learned(replica_id)
         self._kinds[replica_id] = kind
+
+    def _forget_process(self, replica_id: str) -> None:
+        """What ended with its process."""
+        self.loads.forget(replica_id)
+        self.prefixes.forget(replica_id)
+
+    def _forget_learned(self, replica_id: str) -> None:
+        """What its rounds told, and the part it has in its kind's step times."""
+        self._planners.pop(replica_id, None)
+        self.market.forget(replica_id)
+        kind = self._kinds.pop(replica_id, None)
+        if kind is not None:
+            self.curves.leave(kind, replica_id)
 
     def model_of(self, replica_id: str) -> str:
         """The model a replica reported to serve; empty if it reported none."""

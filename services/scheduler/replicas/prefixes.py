@@ -28,6 +28,15 @@ class PrefixTable:
         while len(self._replicas) > self._max_prefixes:
             self._replicas.popitem(last=False)
 
+    def forget(self, replica_id: str) -> None:
+        """Drops what the replica was sent: its cache is gone."""
+        for key in [key for key, known in self._replicas.items() if replica_id in known]:
+            others = tuple(known for known in self._replicas[key] if known != replica_id)
+            if others:
+                self._replicas[key] = others
+            else:
+                del self._replicas[key]
+
     def matched_tokens(self, hashes: Sequence[int]) -> dict[str, int]:
         """Leading prompt tokens that each verifier has seen before, as far as remembered."""
         matched: dict[str, int] = {}

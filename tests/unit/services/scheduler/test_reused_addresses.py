@@ -2,13 +2,15 @@
 
 import pytest
 
-from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime
+from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime, VerifierLoad
+from services.common.limits import MOST_VERIFIERS
 from services.scheduler.planning.curves import CurveBook
 from services.scheduler.planning.draft_market import FORGET_SECONDS
 from services.scheduler.planning.pace import VerifierPace
 from services.scheduler.replicas.fleet import Fleet
 from services.scheduler.storage.documents import MemoryDocumentStore
 from tests.support.clock import ManualClock
+from tests.support.replicas import new_replica
 
 SMALL = ReplicaKind(model="small", engine="native", hardware="cpu", dtype="float32")
 LARGE = ReplicaKind(model="large", engine="native", hardware="cpu", dtype="float32")
@@ -23,8 +25,13 @@ def _profile(seconds: float) -> tuple[StepTime, ...]:
 FAST, SLOW = _profile(0.001), _profile(0.1)
 
 
-def _hello(kind: ReplicaKind, profile: tuple[StepTime, ...] = (), name: str = "v") -> RoundReport:
-    return RoundReport(replica_id=name, round=0, profile=profile, kind=kind)
+def _hello(
+    kind: ReplicaKind,
+    profile: tuple[StepTime, ...] = (),
+    name: str = "v",
+    load: VerifierLoad | None = None,
+) -> RoundReport:
+    return RoundReport(replica_id=name, round=0, profile=profile, kind=kind, load=load)
 
 
 def _seconds(fleet: Fleet, kind: ReplicaKind) -> float | None:
@@ -86,6 +93,34 @@ def test_rounds_count_from_the_beginning_again(fleet: Fleet):
     assert not fleet.observe(one)  # an older round of the same verifier
     fleet.observe(_hello(LARGE, SLOW))
     assert fleet.observe(one)
+
+
+def test_the_load_and_the_cache_of_the_one_before_are_forgotten(fleet: Fleet):
+    verifier = new_replica("v")
+    fleet.register(verifier)
+    fleet.observe(_hello(SMALL, FAST, load=VerifierLoad(running_requests=5)))
+    fleet.prefixes.record((1,), "v")
+    fleet.observe(_hello(LARGE, SLOW))
+    assert fleet.loads.requests(verifier) == 0
+    assert fleet.prefixes.matched_tokens((1,)) == {}
+
+
+def test_a_newcomer_does_not_hang_because_the_one_before_did():
+    clock = ManualClock()
+    fleet, busy = Fleet(10.0, clock), VerifierLoad(running_requests=1)
+    fleet.observe(_hello(SMALL, FAST, load=busy))
+    clock.advance(60.0)
+    assert fleet.loads.hangs("v", lambda: 0.1)
+    fleet.observe(_hello(LARGE, SLOW, load=busy))
+    assert not fleet.loads.hangs("v", lambda: 0.1)
+
+
+def test_one_of_too_many_verifiers_does_not_speak_for_its_kind_any_more(fleet: Fleet):
+    fleet.observe(_hello(SMALL, FAST))
+    fleet.observe(_hello(SMALL, _profile(0.003), name="w"))
+    for number in range(MOST_VERIFIERS - 1):
+        fleet.planner(f"further {number}")
+    assert _seconds(fleet, SMALL) == pytest.approx(0.003)
 
 
 def test_what_drafts_brought_the_one_before_is_forgotten():

@@ -240,6 +240,17 @@ def test_the_prefix_table_remembers_the_latest_verifiers_of_a_prefix():
     assert set(table.matched_tokens((1,))) == {*"abcdef"[-REPLICAS_PER_PREFIX:]}
 
 
+def test_the_prefix_table_forgets_one_verifier_and_keeps_the_others():
+    table = PrefixTable()
+    table.record((1, 2), "a")
+    table.record((1,), "b")
+    table.forget("a")
+    assert table.matched_tokens((1, 2)) == {"b": BLOCK_TOKENS}
+    assert len(table) == 1
+    table.forget("nobody")
+    assert len(table) == 1
+
+
 def test_drafters_draining_excluded_and_other_models_are_not_chosen(fleet: Fleet, ask: Asker):
     fleet.register(new_replica("drafter", role=Role.DRAFTER))
     fleet.register(new_replica("draining", draining=True))
@@ -282,9 +293,11 @@ def test_a_verifier_that_left_and_came_back_is_as_new(fleet: Fleet, ask: Asker):
     for name, running in (("a", 9), ("b", 5)):
         fleet.register(new_replica(name))
         _report(fleet, name, running=running)
+    fleet.prefixes.record((1,), "a")
     fleet.deregister("a")
     fleet.register(new_replica("a"))
     assert ask() == "a"
+    assert fleet.prefixes.matched_tokens((1,)) == {}
 
 
 def test_why_nobody_serves_is_said(fleet: Fleet, ask: Asker):
