@@ -66,10 +66,7 @@ def test_the_zoo_holds_these_and_tells_what_they_are() -> None:
         assert all(word in card for word in (f"# {name}", "Licence: Apache-2.0", "## Data", "macro mean"))
 
 
-# The default drafter's kind always, the baselines' where time does not matter.
-@pytest.mark.parametrize(
-    "kind", [kind if kind == "dspark" else pytest.param(kind, marks=pytest.mark.slow) for kind in BLOCKS]
-)
+@pytest.mark.parametrize("kind", BLOCKS)
 def test_a_shipped_drafter_saves_rounds_and_changes_nothing(prompt, kind: str) -> None:
     name = f"smollm2-135m-instruct-{kind}"
     target = build_target(options(name))  # with the drafter's own projection of the target's states

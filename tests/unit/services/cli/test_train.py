@@ -170,7 +170,6 @@ def test_two_workers_do_what_one_does(config: Path, tmp_path: Path) -> None:
             torch.testing.assert_close(two[kind][name], value, rtol=1e-2, atol=1e-4)
 
 
-@pytest.mark.slow
 def test_two_workers_export_without_disturbing_each_other(config: Path, tmp_path: Path) -> None:
     """Without averages nothing else has the second wait for the first, who alone writes."""
     steps = ["--set", "optimisation.steps=60", "--set", "output.checkpoint_every=60"]
