@@ -77,6 +77,8 @@ class Scheduler:
             lock or SoleLeader(), renew_seconds=renew_seconds, on_change=self._leadership_changed
         )
         self._mailboxes: set[Mailbox[tuple[RoundReport, float]]] = set()
+        self._newest_streams: dict[str, object] = {}
+        """By replica: one that reconnects may open a stream before the end of its last one is noticed."""
         self._draining = False
 
     def weights_problem(self) -> str | None:
@@ -289,10 +291,12 @@ class Scheduler:
     ) -> None:
         """Learns from every report and puts those to plan from into `mailbox`."""
         replica_id: str | None = None
+        stream = object()
         try:
             async for report in reports:
                 if replica_id is None:
                     replica_id = report.replica_id
+                    self._newest_streams[replica_id] = stream
                     self._fleet.planner(replica_id).begin_stream()
                 elif report.replica_id != replica_id:
                     raise InvalidRequestError(
@@ -312,8 +316,10 @@ class Scheduler:
                 elif mailbox.put((report, self._clock())):
                     self._metrics.reports.labels("superseded").inc()
         finally:
-            if replica_id is not None and not self._draining:
-                self._fleet.loads.disconnected(replica_id)
+            if replica_id is not None and self._newest_streams.get(replica_id) is stream:
+                del self._newest_streams[replica_id]
+                if not self._draining:
+                    self._fleet.loads.disconnected(replica_id)
             if mailbox is not None:
                 mailbox.close()
 

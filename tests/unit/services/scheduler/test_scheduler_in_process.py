@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from dspark_core.errors import InvalidRequestError
-from dspark_core.records import RequestSurvival, RoundReport
+from dspark_core.records import AssignRequest, Replica, RequestSurvival, Role, RoundReport
 from services.scheduler.mailbox import Mailbox
 from services.scheduler.scheduler import Scheduler
 
@@ -51,6 +51,32 @@ async def test_one_stream_speaks_for_one_verifier():
     with pytest.raises(InvalidRequestError, match="must stay 'v' within a stream, got 'w'"):
         async for _ in scheduler.coordinate(_send(_report(1), _report(2, replica_id="w"))):
             pass
+
+
+async def test_a_verifier_that_has_a_newer_stream_is_not_lost_with_its_last_one():
+    """Requests avoid a lost one, even where the other has more of them."""
+    scheduler = Scheduler()
+    ends = {number: asyncio.Event() for number in (1, 2)}
+
+    async def reports(number: int) -> AsyncIterator[RoundReport]:
+        yield _report(number)
+        await ends[number].wait()
+
+    async def chosen() -> str:
+        return (await scheduler.assign(AssignRequest(request_id="r", model="m"))).replica_id
+
+    await scheduler.register(Replica(replica_id="v", role=Role.VERIFIER, address="v:1", model="m"))
+    busy = Replica(replica_id="w", role=Role.VERIFIER, address="w:1", model="m", running_requests=50)
+    await scheduler.register(busy)
+    streams = [asyncio.create_task(scheduler.listen(reports(number))) for number in (1, 2)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    ends[1].set()
+    await streams[0]
+    assert await chosen() == "v"
+    ends[2].set()
+    await streams[1]
+    assert await chosen() == "w"
 
 
 async def test_draining_ends_streams_that_wait_for_reports():
