@@ -43,7 +43,7 @@ class SequenceState:
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     finish_reason: FinishReason | None = None
     suspect: bool = False
-    """It took part in a round that failed, and has committed nothing since."""
+    """It took part in a round that failed, and in none that succeeded since."""
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_token_ids)

@@ -215,6 +215,7 @@ class RoundLoop:
             self._lookup.timed(proposals, verdicts, ended - self._pass_ended)
         for sequence, count in prefills:
             sequence.computed += count
+            sequence.suspect = False
             sequence.publish_full_pages(self._manager)
         times = _RoundTimes(elapsed, max(loop_seconds, 0.0), drafts)
         self._report(proposals, verdicts, survival, runs, times)

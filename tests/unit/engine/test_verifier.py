@@ -185,6 +185,22 @@ async def test_a_request_that_takes_rounds_down_is_the_only_one_lost(started) ->
     await eventually(lambda: one.status.free_kv_fraction == 1.0)
 
 
+async def test_a_long_prompt_is_tried_alone_for_one_chunk_only(started) -> None:
+    """Others would wait for all of it."""
+    alone: list[int] = []
+
+    def fails(number: int, runs: Sequence[Run]) -> bool:
+        if number > 4 and len(runs) == 1 and runs[0].sequence_id == "long":
+            alone.append(runs[0].start)
+        return number == 4
+
+    one = started(failing(fails, prefill_chunk_tokens=8))
+    asked = [request("short", [1, 2, 3], 60), request("long", list(range(1, 60)), 5)]
+    results = await asyncio.gather(*(collect(one, each) for each in asked))
+    assert results == [naive_greedy(tiny_decoder(), each.prompt_token_ids, each.max_tokens) for each in asked]
+    assert len(alone) == 1
+
+
 async def test_requests_that_wait_outlive_a_failing_round(started) -> None:
     one = started(failing(lambda number, runs: runs[0].sequence_id == "a", max_running=1))
     asked = [request(name, prompt, 40) for name, prompt in zip("ab", prompts(2), strict=True)]
