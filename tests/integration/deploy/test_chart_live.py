@@ -1,16 +1,16 @@
 """What the chart reads from a running cluster, here a server that knows one Deployment."""
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.integration.deploy.helm import CHART, run
+from tests.support.served_http import served
 
 DEPLOYMENTS = "/apis/apps/v1/namespaces/llm/deployments/"
 KINDS = {
@@ -57,14 +57,8 @@ def cluster(answers: dict[str, dict]) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             """Silent."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with served(Handler) as url:
+        yield url
 
 
 def replicas(helm: Path, live: int | None, *flags: str) -> int | None:

@@ -4,14 +4,14 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 from tests.integration.deploy.helm import CHART, of_kind, render
+from tests.support.served_http import served
 
 
 @contextmanager
@@ -34,14 +34,8 @@ def gateway(completion_tokens: int, status: int = 200, key: str | None = None) -
         def log_message(self, *_: object) -> None:
             """Silent."""
 
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with served(Handler) as url:
+        yield url
 
 
 def smoke(url: str, **variables: str) -> int:

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from threading import Thread
 from typing import NoReturn
 
@@ -22,6 +22,7 @@ from services.cli.main import main
 from services.cli.serving import generate
 from services.cli.serving.client import GatewayClient
 from services.common.exits import EXIT_CONFIG, EXIT_FAILURE, EXIT_INTERRUPTED
+from tests.support.served_http import served
 
 
 class Left(BaseException):
@@ -202,14 +203,8 @@ def http_server(body: str, status: int = 200, location: str | None = None) -> It
         def log_message(self, *_: object) -> None:
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Answers) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server.server_port
-        finally:
-            server.shutdown()
-            thread.join()
+    with served(Answers) as url:
+        yield int(url.rpartition(":")[2])
 
 
 def test_a_proxy_is_asked_for_what_is_elsewhere_only(monkeypatch: pytest.MonkeyPatch) -> None:
