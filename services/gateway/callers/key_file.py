@@ -42,16 +42,21 @@ class KeyFile:
         """use: is given the keys, now and after each change. Raises ConfigError if the file is wrong now."""
         self._path = path
         self._use = use
-        self._text = _read(path)
+        self._text = self._last_read = _read(path)
         self._problem: str | None = None
         use(parse_keys(self._text))
 
     async def keep(self, interval_seconds: float = RELOAD_SECONDS) -> None:
-        """Until cancelled. A file that became wrong changes nothing."""
+        """Until cancelled. A file that became wrong changes nothing, nor does one that is still being written
+        (half of it may be right, with fewer keys): two readings must agree.
+        """
         while True:
             await asyncio.sleep(interval_seconds)
             try:
                 text = await asyncio.to_thread(_read, self._path)
+                if text != self._last_read:
+                    self._last_read = text
+                    continue
                 keys = parse_keys(text) if text != self._text else None
             except ConfigError as error:
                 if str(error) != self._problem:  # once, not every two seconds

@@ -2,10 +2,12 @@
 
 import asyncio
 import hashlib
+from pathlib import Path
 
 import pytest
 
 from dspark_core.errors import AuthenticationError, ConfigError, QuotaError
+from services.gateway.callers import key_file
 from services.gateway.callers.auth import ApiKeys
 from services.gateway.callers.key_file import KeyFile, parse_keys
 from services.gateway.callers.quotas import Quota
@@ -103,10 +105,10 @@ async def test_a_changed_file_is_used_at_once_and_a_wrong_one_not(tmp_path, capl
     used.enter(2)
     keeping = asyncio.create_task(file.keep(interval_seconds=0.001))
     try:
-        path.write_text("[keys")
+        _replace(path, "[keys")
         await eventually(lambda: "keys and tiers stay as they are" in caplog.text)
         assert keys.caller_of("Bearer sk-b").account.name == "bob"
-        path.write_text(FILE.replace("sk-b", "sk-new"))
+        _replace(path, FILE.replace("sk-b", "sk-new"))
         await eventually(lambda: _accepts(keys, "sk-new"))
     finally:
         keeping.cancel()
@@ -114,6 +116,28 @@ async def test_a_changed_file_is_used_at_once_and_a_wrong_one_not(tmp_path, capl
     with pytest.raises(QuotaError):  # what runs still counts
         keys.caller_of(f"Bearer {SECRET}").account.enter(1)
     assert caplog.text.count("stay as they are") == 1
+
+
+async def test_a_file_still_being_written_is_not_used(tmp_path, monkeypatch) -> None:
+    whole, half = FILE.replace("sk-b", "sk-new"), FILE[: FILE.index("[keys.bob]")]
+    readings = iter([FILE, half, whole, whole])
+    monkeypatch.setattr(key_file, "_read", lambda _: next(readings, whole))
+    used: list[set[str]] = []
+    file = KeyFile("keys.toml", lambda keys: used.append({key.name for key in keys}))
+    keeping = asyncio.create_task(file.keep(interval_seconds=0.001))
+    try:
+        await eventually(lambda: len(used) == 2)
+    finally:
+        keeping.cancel()
+    assert parse_keys(half)
+    assert used == [{"alice", "bob"}, {"alice", "bob"}]
+
+
+def _replace(path: Path, text: str) -> None:
+    """At once, so that no reading sees the file empty."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
 
 
 def _accepts(keys: ApiKeys, key: str) -> bool:
