@@ -42,8 +42,9 @@ PROBED_SHARE = 8
 """When a group has waited, one in this many of its paused requests is probed, at least one. Drafts for more
 requests cost more, and with more probes one is likelier to look worthwhile by luck."""
 LEAST_GAIN = 0.05
-"""Minimum relative gain for a request that runs alone. It covers costs that step times miss: deciding
-a sampled row costs more than the greedy one that was profiled."""
+"""Minimum relative gain of a draft, over plain decoding and over looked-up tokens, for a request that runs
+alone. It covers costs that step times miss (deciding a sampled row costs more than the greedy one that was
+profiled; after a pause the drafter catches up), and gains that seem better by luck."""
 LOOK_ROUNDS = 5
 """While all requests are paused, whether any is worth a draft again is computed once in this many rounds:
 without drafts the estimated gains do not change, and costs change slowly. In the rounds between, requests
@@ -283,7 +284,10 @@ class DraftPolicy:
             gain, length = gains[0], verified[0]
             if members[0].means is None:
                 gain, length = UNKNOWN_GAIN, UNKNOWN_VERIFIED
-            return (better_looked_up_alone(lookups[0], gain, length, round_time, context, price),)
+            alone = better_looked_up_alone(
+                lookups[0], gain, length, round_time, context, price, least_gain=LEAST_GAIN
+            )
+            return (alone,)
         unknown = np.array([member.means is None for member in members])
         better: list[bool] = better_looked_up(
             lookups,

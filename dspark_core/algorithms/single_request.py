@@ -52,8 +52,10 @@ def better_looked_up_alone(
     round_time: RoundTimeModel,
     context_tokens: int = 0,
     price: float = 0.0,
+    *,
+    least_gain: float = 0.0,
 ) -> bool:
-    """`better_looked_up` for one request."""
+    """`better_looked_up` for one request; `least_gain`: required relative gain of the draft over them."""
     expected = list(_expected_tokens(lookup))
     if not expected:
         return False
@@ -61,7 +63,7 @@ def better_looked_up_alone(
     # The draft's verify length is capped at the looked-up length, as in `better_looked_up`.
     longest = min(verified, float(len(expected)))
     step = round_time.seconds(1, 1.0 + longest, context_tokens)
-    drafted = (1.0 + gain - paid) / (step + round_time.overhead_seconds(1))
+    drafted = (1.0 + gain - paid) / ((1.0 + least_gain) * (step + round_time.overhead_seconds(1)))
     other = max(drafted, 1.0 / round_time.seconds(1, 1, context_tokens))
     # Lazy: usually one of the first lengths qualifies, and each one costs.
     return any(

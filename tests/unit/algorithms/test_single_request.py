@@ -112,3 +112,20 @@ def test_looked_up_tokens_are_chosen_as_by_arrays(
     expected = {by_arrays(-1e-7), by_arrays(1e-7)}
     if len(expected) == 1:
         assert better_looked_up_alone(lookup, gain, verified, times, context, price) == expected.pop()
+
+
+@given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=8), round_times(), st.floats(0.01, 0.3))
+def test_a_draft_must_be_better_than_looked_up_tokens_by_the_least_gain(
+    lookup: list[float], times: RoundTimeModel, least: float
+) -> None:
+    tokens = 1.0 + np.cumsum(np.minimum.accumulate(lookup))
+    rate = max(float(expected) / times.seconds(1, 2 + k) for k, expected in enumerate(tokens))
+
+    def looks_up(advantage: float) -> bool:
+        seconds = times.seconds(1, 1.0) + times.overhead_seconds(1)
+        gain = (1.0 + advantage) * rate * seconds - 1.0
+        return better_looked_up_alone(lookup, gain, 0.0, times, least_gain=least)
+
+    if rate > 1.0 / times.seconds(1, 1):
+        assert looks_up(0.99 * least)
+        assert not looks_up(1.01 * least)
