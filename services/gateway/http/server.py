@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import sys
 from collections.abc import Iterator
 
 import uvicorn
@@ -21,6 +22,11 @@ _log = logging.getLogger(__name__)
 _BACKLOG = 1024
 """Connections the operating system queues until they are accepted."""
 _POLL_SECONDS = 0.05
+LOST_SECONDS = 60
+"""A client that takes no data for this long is cut off, and so is one whose machine no longer answers: its
+connection would stay open for ever, even if the server has closed it."""
+_PROBE_SECONDS = 15
+"""How often the system asks a silent client's machine whether the connection still exists."""
 
 
 class _Uvicorn(uvicorn.Server):
@@ -133,4 +139,15 @@ def _bind(host: str, port: int) -> socket.socket:
             raise ConfigError(f"cannot listen on {address_of(host, port)}: {error}") from error
         on_error.pop_all()
     listener.setblocking(False)
+    _notice_lost_clients(listener)
     return listener
+
+
+def _notice_lost_clients(listener: socket.socket) -> None:
+    """On Linux, where connections inherit these options from the socket that accepts them."""
+    if sys.platform != "linux":
+        return
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_SECONDS)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_SECONDS)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LOST_SECONDS * 1000)

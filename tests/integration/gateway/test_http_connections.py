@@ -12,6 +12,7 @@ import time
 import pytest
 
 from services.gateway.http import protocol as http_protocol
+from services.gateway.http import server as http_server
 from tests.integration.gateway.conftest import MODEL, RunningGateway, Serve
 from tests.support.fake_generation import FakeBackend
 from tests.support.polling import eventually
@@ -42,6 +43,20 @@ async def test_an_idle_connection_is_kept_for_as_long_as_was_set(serve: Serve) -
     assert (await until_closed(reader)).endswith(b"ok\n")
     assert time.monotonic() - begun > 0.9
     writer.close()
+
+
+async def test_a_client_that_reads_no_answer_is_cut_off(serve: Serve, monkeypatch) -> None:
+    monkeypatch.setattr(http_server, "LOST_SECONDS", 1)
+    running = await serve(FakeBackend())
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.setblocking(False)
+        before = len(os.listdir("/proc/self/fd"))
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(client, ("127.0.0.1", running.http.port))
+        await loop.sock_sendall(client, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 50)
+        await eventually(lambda: len(os.listdir("/proc/self/fd")) > before)
+        await eventually(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 
 async def test_headers_that_trickle_in_are_not_waited_for(serve: Serve, monkeypatch) -> None:
