@@ -42,6 +42,9 @@ RETRY_AFTER_KEY = "retry-after"  # seconds, as in HTTP, but fractions are allowe
 
 _NOT_CONNECTED = "failed to connect to all addresses"
 """How gRPC's message begins then; nothing else of such a failure tells it from a connection that broke."""
+_NOT_SENT = "Internal error from Core"
+"""gRPC's message for a stream that its peer ended while a message was being sent. It replaces the peer's
+status, which is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> DSparkError:
     message = error.details() or error.code().name
     if error.code() is grpc.StatusCode.UNAVAILABLE and message.startswith(_NOT_CONNECTED):
         return UnreachableError(message)
+    if error.code() is grpc.StatusCode.INTERNAL and message.startswith(_NOT_SENT):
+        return UnavailableError("the stream was ended while a message was being sent")
     build = _BY_KIND.get(metadata.get(KIND_KEY, "")) or _BY_CODE.get(error.code())
     if build is None:
         return DSparkError(f"{error.code().name}: {message}")

@@ -20,7 +20,7 @@ import grpc.aio
 from dspark_proto.v1 import drafter_pb2, drafter_pb2_grpc
 
 from dspark_core.engine.protocols import DraftGeometry, DraftItem, DraftReply
-from dspark_core.errors import CheckpointError, DraftUnavailableError, DSparkError
+from dspark_core.errors import CheckpointError, DraftUnavailableError, DSparkError, UnavailableError
 from services.common.lifecycle import end
 from services.common.limits import MAX_MESSAGE_BYTES
 from services.common.rpc_errors import from_rpc_error
@@ -237,11 +237,10 @@ class RemoteDraftSource:
 
         That a steady stream ends is no outage yet: servers limit the age of connections.
         """
+        routine = False
         if isinstance(error, grpc.aio.AioRpcError):
-            routine = steady and error.code() is grpc.StatusCode.UNAVAILABLE
             error = from_rpc_error(error)
-        else:
-            routine = False
+            routine = steady and isinstance(error, UnavailableError)
         self._problem = str(error)
         if not isinstance(error, DSparkError):
             _log.error("the stream to the drafter failed", exc_info=error)

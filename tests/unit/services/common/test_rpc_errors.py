@@ -94,6 +94,18 @@ def test_failures_of_the_transport_become_the_nearest_error(code: grpc.StatusCod
     assert "connection lost" in str(error)
 
 
+def test_a_stream_that_ended_while_something_was_sent_has_lost_its_peer():
+    error = from_rpc_error(
+        grpc.aio.AioRpcError(
+            grpc.StatusCode.INTERNAL,
+            grpc.aio.Metadata(),
+            grpc.aio.Metadata(),
+            details="Internal error from Core",
+        )
+    )
+    assert type(error) is UnavailableError
+
+
 def test_a_peer_cannot_break_the_mapping_with_nonsense():
     error = from_rpc_error(
         grpc.aio.AioRpcError(
