@@ -6,7 +6,13 @@ import json
 import logging
 
 from redis.asyncio import Redis
-from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    MovedError,
+    NoPermissionError,
+    RedisError,
+)
 
 from dspark_core.errors import ConfigError
 from services.scheduler.leadership.election import Leadership
@@ -52,6 +58,8 @@ local _, holder = read(KEYS[1])
 if holder == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """
 )
+_NEVER = ("unknown command", "DB index is out of range", "SELECT is not allowed in cluster mode")
+"""How a Sentinel refuses whenever it is asked, a Redis without the database, and a member of a cluster."""
 
 
 class RedisLeaderLock:
@@ -76,6 +84,10 @@ class RedisLeaderLock:
                 f"REDIS_URL: {error}"
             ) from error
         except (RedisError, OSError) as error:
+            if isinstance(error, MovedError) or str(error).startswith(_NEVER):
+                raise ConfigError(
+                    f"the server of REDIS_URL cannot hold the leader lock {self._key!r}: {error}"
+                ) from error
             raise redis_unavailable(error) from error
         if replaced:
             _log.warning("%s held no leader lock that runs out, it was replaced", self._key)

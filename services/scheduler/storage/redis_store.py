@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
 
 from dspark_core.errors import ConfigError, UnavailableError
 
@@ -78,4 +79,5 @@ def shown_redis_url(url: str) -> str:
 
 
 def redis_unavailable(error: Exception) -> UnavailableError:
-    return UnavailableError(f"redis does not answer: {error}")
+    does = "refuses" if isinstance(error, ResponseError) else "does not answer"
+    return UnavailableError(f"redis {does}: {error}")

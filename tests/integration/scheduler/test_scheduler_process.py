@@ -112,6 +112,15 @@ async def test_a_redis_that_refuses_it_ends_it_rather_than_make_it_a_second_lead
     assert "Traceback" not in stderr.decode()
 
 
+async def test_a_redis_that_can_never_hold_the_lock_ends_it(redis_process: RedisProcess):
+    url = redis_process.url.removesuffix("/0") + "/99"
+    async with scheduler_process(REDIS_URL=url) as process, asyncio.timeout(60):
+        _, stderr = await process.communicate()
+    assert process.returncode == 2
+    message = "the server of REDIS_URL cannot hold the leader lock 'dspark:leader': DB index is out of range"
+    assert message in stderr.decode()
+
+
 async def test_an_unreachable_redis_does_not_keep_it_from_serving():
     async with scheduler_process(REDIS_URL="redis://127.0.0.1:1/0") as process:
         channel = open_channel(f"127.0.0.1:{await ready_port(process)}")
