@@ -8,16 +8,20 @@ import gc
 from collections.abc import Iterator
 from typing import TypeVar
 
+import numpy as np
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers
 
+from dspark_core.errors import InvalidRequestError
 from services.gateway.http.body_room import BodyPlace, BodyRoom
 from services.gateway.http.errors import BodyTooLargeError, MediaTypeError, SlowBodyError, invalid_body
 
 _Body = TypeVar("_Body", bound=BaseModel)
 
 BODY_TIMEOUT_SECONDS = 30.0
+MOST_CONTAINERS = 32_768
+"""Arrays and objects in a body: while a million of them are read, every other request waits for a second."""
 _OF_WEB_PAGES = ("origin", "sec-fetch-site")
 """Headers that browsers set, and pages cannot: with every POST, those of the gateway's own page included."""
 
@@ -60,11 +64,28 @@ def parsed_body(raw: bytes | bytearray, body_type: type[_Body]) -> _Body:
 
     A thread would not help: pydantic keeps all others from running, too.
     """
+    if (containers := _containers(raw)) > MOST_CONTAINERS:
+        raise InvalidRequestError(
+            f"the request body must hold at most {MOST_CONTAINERS} arrays and objects, got {containers}"
+        )
     with _collector_paused():
         try:
             return body_type.model_validate_json(raw)
         except ValidationError as error:
             raise invalid_body(error) from error
+
+
+def _containers(raw: bytes | bytearray) -> int:
+    """Arrays and objects, if they might be too many; else at least as many as there are."""
+    brackets = raw.count(b"[") + raw.count(b"{")
+    if brackets <= MOST_CONTAINERS:
+        return brackets
+    # Some are in strings, which are what lies between one quotation mark and the next.
+    unescaped = raw.replace(rb"\\", b"").replace(rb"\"", b"")
+    characters = np.frombuffer(unescaped, np.uint8)
+    in_string = np.bitwise_xor.accumulate((characters == ord('"')).view(np.uint8))
+    opening = (characters == ord("[")) | (characters == ord("{"))
+    return int(np.count_nonzero(opening & (in_string == 0)))
 
 
 @contextlib.contextmanager

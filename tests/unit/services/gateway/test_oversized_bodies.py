@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from dspark_core.errors import InvalidRequestError
 from services.common.convert import adjustments_from_proto
 from services.gateway import proto_convert
-from services.gateway.http.body import parsed_body
+from services.gateway.http.body import MOST_CONTAINERS, parsed_body
 from services.gateway.http.errors import invalid_body
 from services.gateway.openai import schema
 from services.gateway.openai.responses_schema import ResponsesBody
@@ -58,6 +58,20 @@ def test_a_few_unknown_fields_are_named_and_very_many_are_counted() -> None:
     problems, error = refusal(**{f"x{index}": 0 for index in range(101)})
     assert (problems, error.field) == (101, None)
     assert str(error) == "the request body is wrong in 101 places, too many to name them"
+
+
+@pytest.mark.parametrize("unit", ["[]", "{}"])
+def test_a_body_of_very_many_small_values_is_not_read(unit: str) -> None:
+    raw = b'{"model": "m", "x": [%s]}' % b",".join([unit.encode()] * MOST_CONTAINERS)
+    with pytest.raises(InvalidRequestError, match=r"at most 32768 arrays and objects, got 32770$"):
+        parsed_body(raw, SimpleNamespace)
+
+
+@pytest.mark.parametrize("text", ["[{" * 40_000, '"[' * 40_000, "\\{" * 40_000, '\\"[' * 40_000, '[\\"'])
+def test_brackets_in_texts_do_not_count(text: str) -> None:
+    fields = {"model": "m", "messages": [{"role": "user", "content": text}] * 2}
+    body = parsed_body(json.dumps(fields).encode(), ChatCompletionBody)
+    assert [message.content for message in body.messages] == [text] * 2
 
 
 def test_messages_are_bounded_in_number() -> None:
