@@ -18,7 +18,7 @@ from dspark_core.algorithms.draft_policy import (
     DraftPolicy,
     DraftState,
 )
-from dspark_core.algorithms.drafting_choice import worth_drafting
+from dspark_core.algorithms.drafting_choice import drafting_order, worth_drafting
 from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
 from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.records import RequestSurvival
@@ -54,19 +54,35 @@ def play(policy, rounds, name="a", *, survival=(0.9, 0.8), accepted=2, group="",
 POOR = {"survival": (0.1, 0.01), "accepted": 0}
 
 
-@given(st.lists(st.floats(0.0, 3.0), min_size=1, max_size=7), st.integers(1, 4), st.floats(0.0, 0.05))
-def test_the_best_set_is_found_among_requests_that_verify_alike(gains, verified, network):
+@given(
+    st.lists(st.floats(0.0, 3.0), min_size=1, max_size=7),
+    st.integers(1, 4),
+    st.floats(0.0, 0.05),
+    st.sampled_from([0.0, 30.0, 100.0]),
+)
+def test_the_best_set_is_found_among_requests_that_verify_alike(gains, verified, network, price):
     times = RoundTimeModel(STEPS, TIMES.draft, network)
     lengths = np.full(len(gains), verified)
 
     def throughput(chosen):
         drafted = sum(chosen)
         tokens = len(gains) + sum(gain for gain, wants in zip(gains, chosen, strict=True) if wants)
+        tokens -= price * times.draft.seconds(drafted)
         return tokens / times.seconds(len(gains), len(gains) + verified * drafted, 0, drafted)
 
-    chosen = worth_drafting(np.array(gains), lengths, times).tolist()
+    chosen = worth_drafting(np.array(gains), lengths, times, price=price).tolist()
     best = max(throughput(each) for each in product([False, True], repeat=len(gains)))
     assert throughput(chosen) == pytest.approx(best)
+
+
+def test_whoever_gains_most_for_what_he_adds_to_the_pass_is_drafted_for_first():
+    gains, verified = np.array([2.0, 1.5, 0.6, 0.5]), np.array([7.0, 2.0, 0.2, 0.1])
+    assert drafting_order(gains, verified).tolist() == [1, 2, 3, 0]
+
+
+def test_drafts_that_change_nothing_are_not_made():
+    free = RoundTimeModel(StepTimeModel.of_curve((1,), (0.02,)))
+    assert worth_drafting(np.zeros(3), np.ones(3), free).tolist() == [False] * 3
 
 
 def test_nobody_is_drafted_for_where_drafting_costs_more_than_it_brings():
