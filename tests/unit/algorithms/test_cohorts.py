@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dspark_core.algorithms.cohorts import COHORTS, cycle_seconds, worth_turns
 from dspark_core.algorithms.drafting_choice import drafting_order, worth_drafting
 from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
+from dspark_core.algorithms.step_surface import StepPoint
 from dspark_core.algorithms.step_time import StepTimeModel
 
 seconds = st.floats(0.0, 0.1)
@@ -85,6 +86,41 @@ def test_nobody_takes_turns_alone_or_without_drafts() -> None:
     assert worth_turns(GAINS, VERIFIED, slow) is not None
     assert worth_turns(GAINS[:1], VERIFIED[:1], slow) is None
     assert worth_turns(np.zeros(16), VERIFIED, slow) is None
+
+
+@pytest.mark.parametrize(("drafting", "pays"), [(0.0092, False), (0.0108, True)])
+def test_turns_that_gain_less_than_times_are_known_to_are_not_taken(drafting: float, pays: bool) -> None:
+    """A common round takes 32 ms and its drafting, two passes in turns 40 ms: a gain of 3 or 7 %."""
+    assert (worth_turns(GAINS, VERIFIED, times(0.0005, 0.008, drafting, 0.0)) is not None) == pays
+
+
+LONG_GAINS, LONG_VERIFIED = np.full(16, 5.5), np.full(16, 6.0)
+
+
+def test_one_drafter_for_both_cohorts_bounds_the_cycle() -> None:
+    """Each pass of 58 ms hides most of a draft of 80 ms, but two drafts take longer than two passes."""
+    assert worth_turns(LONG_GAINS, LONG_VERIFIED, times(0.0005, 0.030, 0.060, 0.0)) is not None
+    assert worth_turns(LONG_GAINS, LONG_VERIFIED, times(0.0005, 0.030, 0.080, 0.0)) is None
+
+
+def test_drafting_twice_is_paid_for_twice() -> None:
+    model = times(0.0005, 0.030, 0.050, 0.0)
+    assert worth_turns(LONG_GAINS, LONG_VERIFIED, model) is not None
+    assert worth_drafting(LONG_GAINS, LONG_VERIFIED, model, price=300.0).all()
+    assert worth_turns(LONG_GAINS, LONG_VERIFIED, model, price=300.0) is None
+
+
+def test_each_cohort_has_half_of_the_context() -> None:
+    points = [StepPoint(1, tokens, 0, 0.008 + 0.0005 * tokens) for tokens in (1, 1000)]
+    points.append(StepPoint(1, 1, 10_000, 0.0085 + 0.010))
+    model = RoundTimeModel(StepTimeModel(tuple(points)), DraftTimeModel((1,), (0.012,)))
+    beside = worth_turns(GAINS, VERIFIED, model, context_tokens=2000)
+    assert beside == pytest.approx(model.seconds(8, 24, 1000))
+
+
+def test_an_odd_request_makes_both_rounds_of_a_cycle_longer() -> None:
+    model = times(0.001, 0.008, 0.0, 0.0)
+    assert cycle_seconds(model, requests=3, batch_tokens=5) == pytest.approx(2 * model.seconds(2, 3))
 
 
 WEIGHTS_BOUND = (0.0002, 0.010)
