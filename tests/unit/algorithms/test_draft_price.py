@@ -178,6 +178,35 @@ def test_equal_verifiers_are_told_apart_and_whoever_drafts_goes_on() -> None:
     assert 0 < sum(drafting) < len(drafting)
 
 
+def test_the_price_is_what_the_first_refused_draft_would_have_brought() -> None:
+    """The first draft takes a sixth of the drafter's time; a second would exceed the share."""
+    filling = 0.2
+    times = replace(PLAIN, draft=DraftTimeModel((1, 2), (0.004, 0.006)))
+    two = DraftDemand(gains=np.array([1.0, 0.3]), verified=np.array([1.0, 1.0]), round_time=times)
+    other = DraftDemand(gains=np.array([0.05]), verified=np.array([1.0]), round_time=times)
+    found = draft_prices([two, other], (filling,))
+    wait = (0.006 + 0.004) / 2 * (filling / 2) / (2 * (1 - filling / 2))  # behind the other's calls
+    seconds = (0.024 + wait, 0.026 + wait)
+    rates, loads = (3.0 / seconds[0], 3.3 / seconds[1]), (0.004 / seconds[0], 0.006 / seconds[1])
+    assert found.load == pytest.approx(loads[0])
+    assert found.price == pytest.approx((rates[1] - rates[0]) / (loads[1] - loads[0]))
+    assert found.tokens_per_second == pytest.approx(rates[0] + 1.0 / 0.02)
+
+
+def queueing(seconds: float, unused: float = 0.0) -> tuple[float, float]:
+    """Price and tokens per second where the drafts of some wait `seconds`, and `unused` is told by others
+    who do not draft."""
+    users = [replace(demand(0.8), used=0.05, queue_seconds=seconds)] * 6
+    found = draft_prices([*users, *[replace(demand(0.8), used=0.0, queue_seconds=unused)] * 6])
+    return found.price, found.tokens_per_second
+
+
+def test_measured_waits_count_within_bounds_and_only_of_those_who_draft() -> None:
+    assert queueing(0.0)[1] > queueing(0.001)[1] > queueing(0.01)[1]
+    assert queueing(0.1) == queueing(1.0)
+    assert queueing(0.001, unused=0.0) == queueing(0.001, unused=1.0)
+
+
 def test_a_price_that_nobody_renews_fades() -> None:
     assert faded(100.0, 0.0) == faded(100.0, FRESH_SECONDS) == 100.0
     assert faded(100.0, FRESH_SECONDS + HALF_LIFE_SECONDS) == pytest.approx(50.0)
