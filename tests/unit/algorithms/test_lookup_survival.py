@@ -11,6 +11,7 @@ from dspark_core.algorithms.lookup_survival import LEAST, MOST, LookupSurvival
 
 def test_promises_are_believed_until_something_is_known() -> None:
     assert LookupSurvival().confidences((0.3, 0.95)) == pytest.approx((0.3, 0.95))
+    assert LookupSurvival().confidences((0.0, 1.0)) == (LEAST, MOST)
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.5, 0.98])

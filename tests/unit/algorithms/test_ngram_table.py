@@ -44,6 +44,15 @@ def test_every_entry_is_found_and_the_longest_context_decides(entries, load: flo
         assert table.find((201, *context)) == said  # after a token that no context contains
 
 
+def test_a_context_whose_hash_bits_are_all_zero_is_found_too() -> None:
+    """Zero marks an empty slot, so such contexts, one in 65,536, share the check of others."""
+    keys = context_keys(np.arange(200_000)[:, None])
+    tokens = (keys & np.uint64(0xFFFF) == 0).nonzero()[0].tolist()
+    assert tokens
+    table = table_of({(token,): (7, 9) for token in tokens})
+    assert [table.find([token]) for token in tokens] == [(7, 9)] * len(tokens)
+
+
 @given(st.lists(st.lists(st.integers(0, 2**31 - 1), min_size=3, max_size=3), min_size=1, max_size=20))
 def test_keys_of_arrays_are_those_of_lists(contexts: list[list[int]]) -> None:
     assert context_keys(np.array(contexts)).tolist() == [context_key(context) for context in contexts]
