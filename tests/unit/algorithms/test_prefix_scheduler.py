@@ -115,6 +115,13 @@ def test_a_capacity_crosses_a_cliff():
     assert capacity_of(requests_of([[0.8, 0.0]]), CLIFF) == 0
 
 
+def test_a_capacity_has_room_for_what_floors_need() -> None:
+    """The token loses throughput, but holds the floor of the one request that it speeds up."""
+    round_time, confidences = times(1.0, 1.0, 1.3), [[0.5], []]
+    assert capacity_of(requests_of(confidences), round_time) == 0
+    assert capacity_of(requests_of(confidences, floors=[1.1, None]), round_time) == 1
+
+
 def test_the_smaller_of_equal_capacities_is_taken():
     assert capacity_of(requests_of([[0.0, 0.0]]), times(1.0)) == 0
 
