@@ -22,7 +22,8 @@ KEPT_ROUNDS, MAX_KEPT_ROUNDS = 128, 1024
 the other way is no better."""
 TRIED_ROUNDS = 6
 RECENT_ROUNDS = 64
-"""Recent rounds of the kept way that a trial is compared with."""
+"""Recent rounds of the kept way that a trial is compared with; fewer than KEPT_ROUNDS, so that none is of the
+other way after a change."""
 ALIKE = 1 / 16
 """Maximum relative difference in request count between rounds that are compared."""
 LEAST_ALIKE = 4
@@ -82,7 +83,6 @@ class _Rounds:
         self.gain += ((-log_ratio if self.kept else log_ratio) - self.gain) / self.trials
         if self.kept is not (self.gain > 0.0):
             self.kept, self.patience = not self.kept, KEPT_ROUNDS
-            self.recent.clear()
         elif log_ratio > 0.0:  # by chance, or the other way has improved
             self.patience = KEPT_ROUNDS
         else:

@@ -44,8 +44,7 @@ class SuffixIndex:
         end, length = self._best(tokens)
         if end is None:
             return None
-        period = len(tokens) - end
-        following = tokens[end : end + min(most, period)]
+        following = tokens[end : end + most]
         repeats = -(-most // len(following))
         return SuffixMatch(length, (tuple(following) * repeats)[:most])
 
