@@ -162,8 +162,7 @@ def fit_sequential_scaling(
         if np.count_nonzero(rows) < least_rounds:
             temperatures.append(1.0)
             biases.append(0.0)
-            survival[rows] *= sigmoid(values[rows, position])
-            continue
+            continue  # nor are there more rounds at later positions
         column, before = values[rows, position], survival[rows]
         outcomes = (lengths[rows] > position).astype(np.float64)
         temperature, bias = _best_scaling(column, before, outcomes, bins)

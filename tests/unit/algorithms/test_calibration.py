@@ -182,6 +182,17 @@ def test_positions_that_were_never_proposed_are_left_as_they_are():
     assert (found.scaling.temperatures[1], found.scaling.biases[1], found.rounds[1]) == (1.0, 0.0, 0)
 
 
+def test_positions_that_fewer_rounds_proposed_than_asked_are_left_as_they_are():
+    logits, accepted, _ = draw_rounds([2.5, 2.5, 2.5], 2000)
+    proposed = np.where(np.arange(2000) < 1500, 3, 1)
+    rounds = logits, np.minimum(accepted, proposed), proposed
+    found = {least: fit_sequential_scaling(*rounds, least_rounds=least) for least in (1500, 1501)}
+    assert found[1500] == fit_sequential_scaling(*rounds)
+    assert found[1500].temperatures[1] > 1.2
+    assert found[1501].temperatures == (found[1500].temperatures[0], 1.0, 1.0)
+    assert found[1501].biases[1:] == (0.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("logits", "accepted", "proposed", "message"),
     [
