@@ -25,6 +25,7 @@ def first_stop(stops: list[str], text: str) -> int | None:
     st.lists(st.text("abc", max_size=4), max_size=12),
 )
 @example(["aab"], ["a", "aa", "ab"])
+@example(["b", "ab"], ["cab"])
 @example(["abab", "ba"], ["aba"])
 def test_output_ends_before_the_first_stop_string_wherever_pieces_are_cut(stops, pieces) -> None:
     text = "".join(pieces)
@@ -49,6 +50,12 @@ def test_only_what_may_begin_a_stop_string_is_held_back() -> None:
     assert matcher.push("e") == ""
     assert matcher.push(" it") == "\n\nUse it"
     assert matcher.flush() == ""
+
+
+def test_text_held_back_is_given_once() -> None:
+    matcher = StopStrings(["STOP"])
+    assert matcher.push("a ST") == "a "
+    assert (matcher.flush(), matcher.flush()) == ("ST", "")
 
 
 def test_nothing_comes_after_a_match() -> None:

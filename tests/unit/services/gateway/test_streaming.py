@@ -157,6 +157,21 @@ async def test_a_silent_stream_is_kept_alive_with_comments(monkeypatch) -> None:
     assert connection.sent[-1]["more_body"] is False
 
 
+async def test_each_silence_brings_one_comment(monkeypatch) -> None:
+    connection, loop, ahead = Connection(), asyncio.get_running_loop(), 0.0
+    clock = loop.time
+    monkeypatch.setattr(loop, "time", lambda: clock() + ahead)
+    source = Source("1", then="hang")
+    answered = asyncio.create_task(respond(source, connection))
+    for silences in range(4):
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert connection.body == "data: 1\n\n" + ": keep-alive\n\n" * silences
+        ahead += streaming.KEEP_ALIVE_SECONDS
+    connection.gone.set()
+    await answered
+
+
 async def test_a_late_first_item_does_not_hold_the_answer_back() -> None:
     release = asyncio.Event()
 
