@@ -10,6 +10,7 @@ from dspark_core.algorithms.sampling import (
     TargetLaws,
     draw_tokens,
     greedy_tokens,
+    sorted_thresholds,
     target_probabilities,
     target_weight_blocks,
 )
@@ -183,6 +184,45 @@ def test_laws_evaluated_where_asked_are_the_laws(batch):
     )
     backwards = torch.arange(len(logits)).flip(0)
     torch.testing.assert_close(laws.of_rows(backwards), whole[backwards])  # plain rows use another exp
+
+
+@pytest.mark.parametrize(
+    "alone",
+    [{"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.6}, {"min_p": 0.3}],
+    ids=lambda one: next(iter(one)),
+)
+def test_each_setting_alone_changes_the_law(alone):
+    logits, params = (
+        torch.tensor([[2.0, 1.0, 0.0, -1.0]]),
+        SamplingRows.from_params([SamplingParams(**alone)]),
+    )
+    laws, expected = (
+        TargetLaws(logits, params),
+        torch.tensor([reference(logits[0].tolist(), SamplingParams(**alone))]),
+    )
+    assert not torch.allclose(expected, logits.softmax(-1))
+    first = torch.zeros(4, dtype=torch.long)
+    torch.testing.assert_close(laws.of_tokens(first, torch.arange(4)).float(), expected[0])
+    torch.testing.assert_close(laws.of_rows(first[:1]), expected)
+
+
+@pytest.mark.parametrize("params", [OFF, SamplingParams(temperature=0.7, min_p=0.001)])
+def test_laws_of_many_rows_are_of_their_own_tokens(params):
+    logits = torch.randn(11, 50_000, generator=torch.Generator().manual_seed(5)) * 3
+    rows, tokens = SamplingRows.from_params([params] * 11), logits.topk(11).indices.diagonal()
+    found = TargetLaws(logits, rows).of_tokens(torch.arange(11), tokens).float()
+    torch.testing.assert_close(found, target_probabilities(logits, rows).gather(1, tokens[:, None])[:, 0])
+
+
+def test_thresholds_of_a_row_without_truncation_keep_the_lightest_token():
+    weights = torch.tensor([[1.0, 1e-30], [1.0, 1e-30]])
+    kept = sorted_thresholds(weights, torch.tensor([0, 0]), torch.tensor([1.0, 0.9], dtype=torch.float64))
+    assert kept.tolist() == [0.0, 1.0]
+
+
+def test_a_uniform_at_an_edge_draws_the_token_that_begins_there():
+    weights, uniforms = torch.tensor([[0.0, 1.0, 3.0]] * 2), torch.tensor([0.0, 0.25], dtype=torch.float64)
+    assert draw_tokens(weights, uniforms).tolist() == [1, 2]
 
 
 def test_blocks_of_rows_hold_what_the_whole_does():
