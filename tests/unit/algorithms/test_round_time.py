@@ -39,8 +39,8 @@ REPORT = RoundReport(
 def test_a_round_teaches_its_loop_its_drafting_and_its_step() -> None:
     expected = MODEL.observed_loop(3, 0.001).observed_draft(1, 0.012, 0.006).observed_step(3, 6, 300, 0.02)
     assert MODEL.learned(REPORT, typical=True) == expected
-    unmeasured = replace(REPORT, draft_compute_seconds=0.0)
-    assert MODEL.learned(unmeasured, typical=True).draft == MODEL.draft.observed(1, 0.012 - 0.002)
+    unmeasured = replace(REPORT, draft_seconds=0.008, draft_compute_seconds=0.0)
+    assert MODEL.learned(unmeasured, typical=True).draft == MODEL.draft.observed(1, 0.008 - 0.002)
 
 
 def test_drafts_that_took_unusually_long_teach_nothing_about_drafting() -> None:
