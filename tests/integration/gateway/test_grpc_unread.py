@@ -11,6 +11,7 @@ from services.common import interceptors
 from services.gateway.servicer import GatewayServicer
 from tests.integration.gateway.conftest import Serve
 from tests.support.fake_generation import FakeBackend
+from tests.support.loop_clock import LoopClock
 from tests.support.polling import eventually
 
 LONG = gateway_pb2.GatewayGenerateRequest(prompt="p", top_logprobs=20, n=2)
@@ -49,13 +50,15 @@ async def test_whoever_does_not_read_loses_the_places(serve: Serve, monkeypatch)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-async def test_whoever_reads_may_wait_for_tokens(serve: Serve, monkeypatch) -> None:
-    monkeypatch.setattr(GatewayServicer.Generate, "write_limit_seconds", 0.05)
+async def test_whoever_reads_may_wait_for_tokens(serve: Serve) -> None:
+    clock = LoopClock()
     backend = FakeBackend("abcdef")
     backend.hold_after_chunks = 1
     running = await serve(backend)
     call = running.stub.Generate(gateway_pb2.GatewayGenerateRequest(prompt="p"), timeout=20)
     await call.read()
-    await asyncio.sleep(0.2)  # several times the limit
+    await asyncio.sleep(0.02)  # until the server knows that it was read
+    await clock.advance(4 * GatewayServicer.Generate.write_limit_seconds)
+    await clock.advance(0)
     backend.release.set()
     assert await read_all(call) == ["def", ""]

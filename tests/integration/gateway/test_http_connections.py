@@ -15,6 +15,7 @@ from services.gateway.http import protocol as http_protocol
 from services.gateway.http import server as http_server
 from tests.integration.gateway.conftest import MODEL, RunningGateway, Serve
 from tests.support.fake_generation import FakeBackend
+from tests.support.loop_clock import LoopClock
 from tests.support.polling import eventually
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
@@ -131,16 +132,17 @@ async def test_fields_behind_a_body_are_no_headers(serve: Serve) -> None:
     writer.close()
 
 
-async def test_what_arrives_in_pieces_and_in_time_is_answered(serve: Serve, monkeypatch) -> None:
+async def test_what_arrives_in_pieces_and_in_time_is_answered(serve: Serve) -> None:
     """Two requests on one connection whose pauses add up to more than the time limit of one head."""
-    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_SECONDS", 0.4)
+    clock = LoopClock()
     reader, writer = await connect(await serve(FakeBackend()))
     body = json.dumps({"model": MODEL, "prompt": "x" * 100, "max_tokens": 2}).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     for _ in range(2):
         for piece in (head[:9], head[9:], body[:5], body[5:]):
             writer.write(piece)
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.02)
+            await clock.advance(0.4 * http_protocol.HEAD_TIMEOUT_SECONDS)
         async with asyncio.timeout(5):
             answered = await reader.readuntil(b"\r\n\r\n")
             assert answered.startswith(b"HTTP/1.1 200 ")
@@ -227,7 +229,7 @@ async def test_a_process_without_files_left_says_so_once_a_second_and_serves_whe
     serve: Serve, caplog
 ) -> None:
     running = await serve(FakeBackend())
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limits, begun = resource.getrlimit(resource.RLIMIT_NOFILE), time.monotonic()
     with socket.socket() as client:
         client.setblocking(False)
         free = os.dup(client.fileno())
@@ -238,9 +240,9 @@ async def test_a_process_without_files_left_says_so_once_a_second_and_serves_whe
             await eventually(lambda: bool(caplog.records))
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        assert [one.getMessage().splitlines()[0] for one in caplog.records] == [
-            "socket.accept() out of system resource"
-        ]
+        told = [one.getMessage().splitlines()[0] for one in caplog.records]
+        assert set(told) == {"socket.accept() out of system resource"}
+        assert len(told) <= 1 + (time.monotonic() - begun)
         reader, writer = await asyncio.open_connection(sock=client)
         writer.write(GET + b"Connection: close\r\n\r\n")
         assert (await until_closed(reader)).startswith(b"HTTP/1.1 200 ")

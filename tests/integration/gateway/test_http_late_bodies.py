@@ -10,6 +10,8 @@ from services.gateway.http import protocol as http_protocol
 from services.gateway.http.body_room import BodyRoom
 from tests.integration.gateway.conftest import MODEL, RunningGateway, Serve
 from tests.support.fake_generation import FakeBackend
+from tests.support.loop_clock import LoopClock
+from tests.support.polling import eventually
 
 REFUSED = (
     b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 1000000\r\n\r\n"
@@ -42,29 +44,29 @@ async def test_a_body_that_trickles_in_after_its_answer_is_not_waited_for(serve:
     writer.close()
 
 
-async def test_a_body_that_ends_soon_after_its_answer_keeps_the_connection(serve: Serve, monkeypatch) -> None:
-    monkeypatch.setattr(http_protocol, "REST_SECONDS", 0.3)
+async def test_a_body_that_ends_soon_after_its_answer_keeps_the_connection(serve: Serve) -> None:
+    clock = LoopClock()
     reader, writer = await connect(await serve(FakeBackend()))
     writer.write(REFUSED)
     assert b" 415 " in await answer(reader)
     writer.write(b"x" * 1_000_000)
-    await writer.drain()
-    await asyncio.sleep(0.6)
-    writer.write(HEAD + BODY)
-    assert await answer(reader) == b"HTTP/1.1 200 OK"
+    for _ in range(2):  # the first answer tells that the body has arrived
+        writer.write(HEAD + BODY)
+        assert await answer(reader) == b"HTTP/1.1 200 OK"
+        await clock.advance(2 * http_protocol.REST_SECONDS)
     writer.close()
 
 
-async def test_the_body_of_a_request_sent_ahead_has_its_own_time(serve: Serve, monkeypatch) -> None:
-    monkeypatch.setattr(http_protocol, "REST_SECONDS", 0.1)
+async def test_the_body_of_a_request_sent_ahead_has_its_own_time(serve: Serve) -> None:
+    clock = LoopClock()
     backend = FakeBackend("ab")
     backend.hold_after_chunks = 0
     reader, writer = await connect(await serve(backend))
     writer.write(HEAD + BODY + HEAD + BODY[:5])
-    await asyncio.sleep(0.1)
+    await eventually(lambda: backend.running == 1)
     backend.release.set()
     assert await answer(reader) == b"HTTP/1.1 200 OK"
-    await asyncio.sleep(0.4)
+    await clock.advance(2 * http_protocol.REST_SECONDS)
     writer.write(BODY[5:])
     assert await answer(reader) == b"HTTP/1.1 200 OK"
     writer.close()

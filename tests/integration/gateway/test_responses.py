@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-import httpx
 import openai
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
@@ -13,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from dspark_core.errors import UnavailableError
 from dspark_core.records import SamplingParams, SpeculationOptions
+from services.common.lifecycle import end
 from services.gateway.callers.tiers import Tier
 from services.gateway.config import GatewayLimits
 from services.gateway.http import app
@@ -28,6 +30,7 @@ from tests.integration.gateway.test_tools import (
 )
 from tests.support.byte_tokenizer import END, START
 from tests.support.fake_generation import FakeBackend
+from tests.support.loop_clock import LoopClock
 from tests.support.polling import eventually
 from tests.support.thinking_templates import QWEN3
 
@@ -45,13 +48,17 @@ async def whole(running: RunningGateway, **fields: Any) -> Response:
     return Response.model_validate_json(answer.text, strict=True)
 
 
-async def events(running: RunningGateway, **fields: Any) -> list[Any]:
+async def events(
+    running: RunningGateway, *, once_begun: Callable[[], Awaitable[None]] | None = None, **fields: Any
+) -> list[Any]:
     """Validates the events likewise, and their framing on the wire."""
     async with running.client.stream(
         "POST", "/v1/responses", json={**ASK, "stream": True, **fields}
     ) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         assert answer.headers["x-request-id"].startswith("resp_")
+        if once_begun is not None:
+            await once_begun()
         text = (await answer.aread()).decode()
     frames = [frame.split("\n") for frame in text.removesuffix("\n\n").split("\n\n")]
     told = [EVENT.validate_json(data.removeprefix("data: "), strict=True) for _, data in frames]
@@ -333,8 +340,8 @@ async def test_an_error_after_a_long_wait_is_an_event_before_any_other(serve: Se
     monkeypatch.setattr(app, "KEEP_ALIVE_SECONDS", 0.01)
     fake = FakeBackend()
     fake.hold_after_chunks = 0
-    running = await serve(fake, limits=GatewayLimits(request_timeout_seconds=0.2))
-    (error,) = await events(running)
+    running, clock = await serve(fake, limits=GatewayLimits(request_timeout_seconds=10)), LoopClock()
+    (error,) = await events(running, once_begun=lambda: clock.advance(10))
     assert (error.type, error.code, error.sequence_number) == ("error", "deadline_exceeded", 0)
 
 
@@ -343,8 +350,9 @@ async def test_a_client_that_leaves_cancels_its_request(serve: Serve, stream) ->
     fake = FakeBackend("abcdef")
     fake.hold_after_chunks = 1
     running = await serve(fake)
-    with pytest.raises(httpx.ReadTimeout):
-        await running.client.post("/v1/responses", json={**ASK, "stream": stream}, timeout=0.3)
+    asked = asyncio.create_task(running.client.post("/v1/responses", json={**ASK, "stream": stream}))
+    await eventually(lambda: fake.running == 1)
+    await end(asked)
     await eventually(lambda: fake.running == 0)
     assert fake.cancelled == 1
     await eventually(lambda: running.gateway.admission.running == 0)
