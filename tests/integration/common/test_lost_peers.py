@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import grpc
 import pytest
 
 from dspark_core.errors import UnavailableError, UnreachableError
 from dspark_core.records import Replica, RequestSurvival, Role, RoundReport
 from services.common.channels import open_channel
 from services.common.clients import SchedulerClient
+from tests.support.polling import eventually
 from tests.support.scheduler_process import ready_port, scheduler_process
 
 REPORT = RoundReport(
@@ -35,6 +37,8 @@ async def test_a_peer_that_dies_was_reached_and_one_that_is_gone_is_not():
         with pytest.raises(UnavailableError) as lost:
             [plan async for plan in plans]
         assert type(lost.value) is UnavailableError
+        # A call may still be sent over the connection until gRPC has closed it, too.
+        await eventually(lambda: channel.get_state() is not grpc.ChannelConnectivity.READY)
         for _ in range(3):  # connecting fails, then calls fail without another attempt for a while
             with pytest.raises(UnreachableError):
                 await client.list_replicas()

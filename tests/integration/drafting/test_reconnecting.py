@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import statistics
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -73,7 +74,8 @@ async def gaps(lasting_seconds: float) -> list[float]:
 async def test_good_streams_that_break_are_opened_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A drafter's connections end at an age, each stream in an error: every time, not just the first."""
     monkeypatch.setattr(clients, "STEADY_SECONDS", 0.2)
-    assert max(await gaps(lasting_seconds=0.3)) < 0.6
+    # Four times as long if they were opened ever more rarely; a busy machine may hold up one or two.
+    assert statistics.median(await gaps(lasting_seconds=0.3)) < 0.35
 
 
 async def test_streams_that_break_at_once_are_opened_ever_more_rarely() -> None:
@@ -105,7 +107,7 @@ async def test_connections_that_reach_their_age_are_no_cause_for_a_warning(
     async with drafter as server, open_channel(f"127.0.0.1:{server.port}") as channel:
         source = clients.RemoteDraftSource(channel, GEOMETRY)
         source.start()
-        await eventually(lambda: caplog.messages.count("connected to the drafter") == 3)
+        await eventually(lambda: caplog.messages.count("connected to the drafter") >= 3)
         assert {record.levelname for record in caplog.records} == {"INFO"}
         await server.stop()
         await eventually(lambda: "WARNING" in {record.levelname for record in caplog.records})
