@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,8 @@ settings.load_profile("dspark")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a script's background: tests send it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     asked = config.getoption("markexpr", default="")
     if "gpu" not in asked or "not gpu" in asked:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
