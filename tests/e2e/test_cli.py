@@ -209,7 +209,7 @@ def test_generate_can_be_interrupted(during: str) -> None:
         process.send_signal(signal.SIGINT)
         shown = process.communicate()[1]
         assert process.returncode == 130, shown
-        assert time.monotonic() - interrupted < 3
+        assert time.monotonic() - interrupted < 20  # the story would take minutes
         assert b"Traceback" not in shown
         watchdog.cancel()
 

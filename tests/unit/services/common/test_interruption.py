@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from services.common.interruption import Interruption
+from tests.support.loop_clock import LoopClock
 
 
 class StuckError(Exception):
@@ -56,29 +57,35 @@ async def test_of_two_around_one_wait_the_one_that_was_told_raises() -> None:
 
 
 async def test_the_time_of_a_whole_stream_is_limited() -> None:
+    clock = LoopClock()
     with Interruption() as limit:
-        limit.after(0.05, StuckError())
-
-        async def stream() -> None:
-            while True:
-                await limit.wait(asyncio.sleep(0.01))
-
+        limit.after(100, StuckError())
+        for _ in range(9):
+            await limit.wait(clock.advance(10))
         with pytest.raises(StuckError):
-            await stream()
+            await limit.wait(clock.advance(10))
 
 
 async def test_the_time_of_each_wait_is_limited() -> None:
+    clock = LoopClock()
     with Interruption() as limit:
-        limit.limit_each(0.2, StuckError())
+        limit.limit_each(100, StuckError())
         for _ in range(15):  # together longer than the limit
-            await limit.wait(asyncio.sleep(0.02))
+            await limit.wait(clock.advance(20))
+        waiting = asyncio.create_task(limit.wait(forever()))
+        await asyncio.sleep(0)
+        for _ in range(3):
+            await clock.advance(25)  # looked at that often
+            assert not waiting.done()
+        await clock.advance(50)
         with pytest.raises(StuckError):
-            await limit.wait(forever())
+            await waiting
 
 
 async def test_timers_end_with_it() -> None:
+    clock = LoopClock()
     with Interruption() as limit:
-        limit.after(0.01, StuckError())
-        limit.limit_each(0.01, StuckError())
-    await asyncio.sleep(0.05)
+        limit.after(10, StuckError())
+        limit.limit_each(10, StuckError())
+    await clock.advance(50)
     await limit.wait(asyncio.sleep(0))  # nobody interrupted it
