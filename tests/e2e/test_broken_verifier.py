@@ -12,7 +12,7 @@ from dspark_core.errors import DSparkError
 from dspark_core.records import GenerateRequest
 from services.common.channels import open_channel
 from services.common.clients import VerifierClient
-from services.embedded.processes import free_ports
+from tests.support.ports import free_ports
 
 pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(200)]
 

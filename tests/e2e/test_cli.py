@@ -20,6 +20,7 @@ import pytest
 
 from services.cli.main import main
 from services.embedded.stack import EmbeddedStack
+from tests.support.ports import free_ports
 
 pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(200)]
 
@@ -113,10 +114,7 @@ def test_doctor_finds_this_installation_sound(capsys) -> None:
 
 
 def test_up_serves_answers_the_demo_request_and_stops_on_ctrl_c(capsys) -> None:
-    with socket.socket() as one, socket.socket() as two:
-        one.bind(("127.0.0.1", 0))
-        two.bind(("127.0.0.1", 0))
-        http_port, grpc_port = one.getsockname()[1], two.getsockname()[1]
+    http_port, grpc_port = free_ports(2)
     command = [
         *(sys.executable, "-m", "services.cli.main", "up", "--demo-request"),
         *("--port", str(http_port), "--grpc-port", str(grpc_port), "--kv-cache-mb", "256", "--threads", "1"),

@@ -15,10 +15,10 @@ from dspark_core.engine.protocols import DraftBlock, DraftGeometry, DraftItem
 from dspark_core.errors import DraftUnavailableError, DSparkError, InvalidRequestError
 from services.common.channels import open_channel
 from services.drafter import servicer, wiring
-from services.embedded.processes import free_ports
 from services.verifier.clients import RemoteDraftSource
 from tests.integration.drafting.test_draft_source import connected, drafter_server, item
 from tests.support.polling import eventually
+from tests.support.ports import free_ports
 
 GEOMETRY = DraftGeometry(
     fingerprint="tiny", block_size=4, feature_size=64, vocab_size=512, context_window=None

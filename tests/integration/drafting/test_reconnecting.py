@@ -21,9 +21,9 @@ from services.common.options import ServerOptions
 from services.common.server import GrpcServer
 from services.common.telemetry import Telemetry
 from services.drafter.servicer import DrafterServicer
-from services.embedded.processes import free_ports
 from services.verifier import clients
 from tests.support.polling import eventually
+from tests.support.ports import free_ports
 
 GEOMETRY = DraftGeometry(
     fingerprint="tiny", block_size=4, feature_size=64, vocab_size=512, context_window=None

@@ -8,9 +8,9 @@ from pathlib import Path
 import httpx
 
 from services.common.lifecycle import end
-from services.embedded.processes import free_ports
 from services.verifier import wiring
 from tests.integration.drafting.test_reconnecting import idle_drafter
+from tests.support.ports import free_ports
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden"
 
