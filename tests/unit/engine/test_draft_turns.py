@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 
 import pytest
 import torch
+from torch import Tensor
 
 from dspark_core.algorithms.draft_policy import DraftCandidate
 from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
@@ -19,7 +19,9 @@ from dspark_core.engine.drafts.lookup import LookupDrafting
 from dspark_core.engine.protocols import DraftItem, DraftReply
 from dspark_core.engine.rounds.loop import RoundLoop
 from dspark_core.engine.rounds.planning import FullPlanSource, LocalPlanSource
+from dspark_core.engine.target.batch import Run
 from dspark_core.records import RequestSurvival, RoundReport, SamplingParams
+from tests.support.clock import ManualClock
 from tests.unit.engine.tiny import (
     ScriptedDrafts,
     make_loop,
@@ -129,14 +131,21 @@ def test_cohorts_are_of_one_size_and_nobody_waits_for_more_than_a_turn(expected)
 
 
 def test_drafts_are_made_while_the_other_cohort_is_verified(expected) -> None:
-    """A drafter that takes 20 ms costs almost nothing if passes take 30 ms."""
-    drafts = drafts_of(expected, error_rate=0.5)
+    """A drafter that takes 20 ms costs nothing if passes take longer."""
+    drafts, clock = drafts_of(expected, error_rate=0.5), ManualClock()
     inner = drafts._block
-    drafts._block = lambda item: (time.sleep(0.02 / len(ASKED)), inner(item))[1]  # type: ignore[method-assign]
+    drafts._block = lambda item: (clock.advance(0.02 / len(ASKED)), inner(item))[1]  # type: ignore[method-assign]
     engine, plans = tiny_engine(), Reports()
     forward = engine.forward
-    engine.forward = lambda runs: (time.sleep(0.03), forward(runs))[1]  # type: ignore[method-assign]
-    run(make_loop(engine, drafts, plans, cohorts=2), ASKED)
+
+    def long_pass(runs: Sequence[Run]) -> Tensor:
+        """Ends when all is drafted that was asked for before."""
+        assert drafts._worker is not None
+        drafts._worker.submit(lambda: None).result(30)
+        return forward(runs)
+
+    engine.forward = long_pass  # type: ignore[method-assign]
+    run(make_loop(engine, drafts, plans, clock, cohorts=2), ASKED)
     turns = [one for one in plans.reports if len(one.requests) > 1][2:]
     assert len(turns) > 4
     assert sum(one.hidden_draft_seconds for one in turns) > 0.8 * sum(one.draft_seconds for one in turns) > 0

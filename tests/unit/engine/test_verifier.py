@@ -59,7 +59,7 @@ async def test_a_reader_that_falls_behind_gets_what_it_missed_as_one_chunk(verif
     stream = verifier.generate(one)
     first = await anext(stream)
     await eventually(lambda: not verifier.status.running_requests)
-    await asyncio.sleep(0.1)  # until the last round's output has arrived
+    await collect(verifier, request("b", [1], 1))  # the last round's output has arrived before its
     rest = await anext(stream)
     with pytest.raises(StopAsyncIteration):
         await anext(stream)
