@@ -71,7 +71,7 @@ def expected_speed(client: httpx.Client) -> float:
 
 
 def test_an_impossible_floor_is_refused_and_a_modest_one_held_and_told(client: httpx.Client) -> None:
-    floor = 0.2 * expected_speed(client)
+    floor = 0.05 * expected_speed(client)  # and a busy machine may be slower than expected
     answer = client.post(CHAT, json=body(min_tokens_per_second=floor))
     assert answer.status_code == 200, answer.text
     speculation = answer.json()["speculation"]

@@ -141,11 +141,11 @@ def test_what_breaks_the_promise_exits_one_and_is_counted(tmp_path, behaviour, f
 @pytest.mark.parametrize("flags", [(), ("--processes", "2")], ids=["alone", "workers"])
 def test_chats_that_hang_until_the_end_break_the_promise(tmp_path, flags):
     with serving("stall") as gateway:
-        done = locust(gateway.url, tmp_path, "-t", "3s", "--min-tokens-per-second", "50", *flags)
+        done = locust(gateway.url, tmp_path, "-t", "3s", "--min-tokens-per-second", "20", *flags)
     assert done.returncode == 1, done.stdout
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["chats"], report["unfinished"], report["failed"]) == (1, 2, 0)
-    assert report["seconds"] == pytest.approx(3, abs=1)
+    assert report["seconds"] == pytest.approx(3, abs=2)
     assert "1 of 3 chats" in done.stdout
     assert "already broken when cut off: 2" in done.stdout
 
