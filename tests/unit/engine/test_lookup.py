@@ -64,7 +64,7 @@ def loop_of(
     return RoundLoop(
         engine,
         planner or FullPlanSource(),
-        drafting=Drafting(drafts, engine, deadline_seconds=1.0) if drafts else None,
+        drafting=Drafting(drafts, engine, deadline_seconds=30.0) if drafts else None,
         lookup=LookupDrafting(table),
         generator=torch.Generator().manual_seed(0),
         **more,

@@ -264,7 +264,7 @@ def loop_of(engine, named, right, drafted, chunk, max_running, cohorts) -> Round
     return RoundLoop(
         engine,
         FullPlanSource(),
-        drafting=Drafting(drafts, engine, deadline_seconds=1.0) if drafts else None,
+        drafting=Drafting(drafts, engine, deadline_seconds=30.0) if drafts else None,
         lookup=LookupDrafting() if drafted == "drafter and lookup" else None,
         cohorts=cohorts,
         limits=BatchLimits(prefill_chunk_tokens=chunk, max_batch_tokens=64, max_running=max_running),

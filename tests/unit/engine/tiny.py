@@ -221,7 +221,7 @@ def make_loop(
     **limits: int,
 ) -> RoundLoop:
     engine = engine or tiny_engine()
-    drafting = Drafting(drafts, engine, deadline_seconds=1.0, clock=clock) if drafts else None
+    drafting = Drafting(drafts, engine, deadline_seconds=30.0, clock=clock) if drafts else None
     return RoundLoop(
         engine,
         planner or FullPlanSource(),  # type: ignore[arg-type]
