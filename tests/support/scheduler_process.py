@@ -35,7 +35,7 @@ async def scheduler_process(**environ: str) -> AsyncIterator[asyncio.subprocess.
 
 async def ready_port(process: asyncio.subprocess.Process) -> int:
     assert process.stderr is not None
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while line := (await process.stderr.readline()).decode():
             if match := re.search(r"ready on port (\d+)", line):
                 return int(match[1])

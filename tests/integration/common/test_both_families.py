@@ -59,7 +59,7 @@ async def test_grpc_is_served_over_both(address, host):
     port = await server.start()
     target = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
     async with grpc.aio.insecure_channel(target) as channel:
-        await asyncio.wait_for(channel.channel_ready(), 10)
+        await asyncio.wait_for(channel.channel_ready(), 15)
     await server.stop()
 
 

@@ -53,7 +53,7 @@ def find(name: str) -> Path | None:
 
 def run(helm: Path, *arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [helm, *arguments], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+        [helm, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
     )
 
 

@@ -41,7 +41,7 @@ def gateway(completion_tokens: int, status: int = 200, key: str | None = None) -
 def smoke(url: str, **variables: str) -> int:
     command = [sys.executable, "-c", (CHART / "files/smoke.py").read_text()]
     environment = {**os.environ, "GATEWAY_URL": url, **variables}
-    return subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False).returncode
+    return subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False).returncode
 
 
 @pytest.mark.parametrize(("tokens", "status", "passes"), [(3, 200, True), (0, 200, False), (3, 503, False)])

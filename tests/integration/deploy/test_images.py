@@ -23,7 +23,7 @@ OWN = ("gateway", "scheduler", "drafter", "verifier")
 
 def tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [Path(sys.executable).with_name(name), *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
 def stages() -> dict[str, list[str]]:

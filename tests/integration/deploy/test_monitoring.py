@@ -132,7 +132,7 @@ def promtool() -> str:
 
 @pytest.mark.parametrize("check", [("check", "rules", ALERTS), ("test", "rules", HERE / "alerts_test.yaml")])
 def test_promtool_accepts_the_alerts_and_they_fire(promtool, check):
-    done = subprocess.run([promtool, *check], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([promtool, *check], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -89,7 +89,7 @@ async def source(request: pytest.FixtureRequest, engine: ContextDraftEngine) -> 
 
 
 async def propose(source: DraftSource, items: Sequence[DraftItem]) -> list[DraftBlock]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(15):
         return list((await asyncio.wrap_future(source.propose(items))).blocks)
 
 
@@ -119,7 +119,7 @@ async def test_a_reply_tells_whose_it_is_and_what_the_pass_took(engine: ContextD
     async with drafter_server(engine) as server, connected(server.port, engine) as remote:
         await remote.wait_connected()
         started = time.perf_counter()
-        reply = await asyncio.wait_for(asyncio.wrap_future(remote.propose([item("a", 0, 20)])), 10)
+        reply = await asyncio.wait_for(asyncio.wrap_future(remote.propose([item("a", 0, 20)])), 15)
         assert 0.0 < reply.compute_seconds < time.perf_counter() - started
         assert reply.drafter_id == "drafter-of-the-test"
 
@@ -267,7 +267,7 @@ async def test_a_hanging_drafter_is_dropped_and_never_waited_for_twice(engine: C
             await propose(source, [item("i", 0, 5)])  # a third
         for one in hanging:
             with pytest.raises(DraftUnavailableError, match="the drafter's stream ended"):
-                await asyncio.wait_for(asyncio.wrap_future(one), 10)
+                await asyncio.wait_for(asyncio.wrap_future(one), 15)
         gate.set()
         await eventually(lambda: source.connected and source.generation > generation)
         (block,) = await propose(source, [item("h", 0, 5)])
@@ -280,7 +280,7 @@ async def test_two_rounds_under_way_are_answered_each_with_its_own(
     alone = [await propose(source, [item(name, 0, 20)]) for name in ("a", "b")]
     source.release(["a", "b"])
     rounds = [source.propose([item(name, 0, 20)]) for name in ("a", "b")]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(15):
         assert [list((await asyncio.wrap_future(one)).blocks) for one in rounds] == alone
 
 

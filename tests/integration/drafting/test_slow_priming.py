@@ -78,7 +78,7 @@ async def remote(engine: Engine) -> AsyncIterator[RemoteDraftSource]:
     async with open_channel(f"127.0.0.1:{port}") as channel:
         source = RemoteDraftSource(channel, GEOMETRY)
         source.start()
-        await asyncio.wait_for(source.wait_connected(), 10)
+        await asyncio.wait_for(source.wait_connected(), 15)
         try:
             yield source
         finally:
@@ -137,7 +137,7 @@ async def test_after_a_late_reply_priming_goes_on_where_it_was() -> None:
         assert not (await asyncio.to_thread(drafting.propose, [one])).blocks
         one.tokens.append(1)
         engine.gate.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(15):
             while not (await asyncio.to_thread(drafting.propose, [one])).blocks:
                 one.tokens.append(1)
                 clock.advance(60.0)  # whatever the backoff is

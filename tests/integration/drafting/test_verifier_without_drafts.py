@@ -38,7 +38,7 @@ async def test_a_drafter_of_another_model_shows_in_readiness_and_metrics() -> No
         async def shown(path: str) -> str:
             return (await client.get(f"http://127.0.0.1:{metrics_port}/{path}")).text
 
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while True:
                 assert not verifier.done(), verifier.exception()
                 try:

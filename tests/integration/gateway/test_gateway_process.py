@@ -103,7 +103,7 @@ async def gateway(cluster: Cluster) -> AsyncIterator[tuple[asyncio.subprocess.Pr
 
 async def read_until(process: asyncio.subprocess.Process, pattern: str) -> str:
     seen = []
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while line := (await process.stderr.readline()).decode():
             seen.append(line)
             if match := re.search(pattern, line):

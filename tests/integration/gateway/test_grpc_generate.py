@@ -197,7 +197,7 @@ async def test_whoever_has_no_key_is_refused_before_a_message_is_read(serve: Ser
     running = await serve(FakeBackend(), api_keys=("key",))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{running.grpc_server.port}") as channel:
         call = channel.stream_unary(f"/dspark.v1.GatewayService/{method}")()  # nothing is sent
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(15):
             assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
 
 

@@ -20,7 +20,7 @@ FEW_BYTES = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)]
 
 async def read_all(call: grpc.aio.UnaryStreamCall) -> list[str]:
     texts = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(15):
         while (chunk := await call.read()) is not grpc.aio.EOF:
             texts.append(chunk.text)
     return texts

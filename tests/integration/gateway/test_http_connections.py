@@ -26,7 +26,7 @@ async def connect(running: RunningGateway) -> tuple[asyncio.StreamReader, asynci
 
 
 async def until_closed(reader: asyncio.StreamReader) -> bytes:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         return await reader.read()
 
 
@@ -112,7 +112,7 @@ async def test_a_body_of_many_small_chunks_with_a_trailer_is_read(serve: Serve) 
         writer.write(chunks.encode())
         await writer.drain()
     writer.write(b"0\r\nX-Sum: 1\r\n\r\n")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
     writer.close()
 
@@ -124,7 +124,7 @@ async def test_fields_behind_a_body_are_no_headers(serve: Serve) -> None:
     key, chunk = "Authorization: Bearer key\r\n", f"\r\n{len(body):x}\r\n{body}\r\n0\r\n"
     # With the trailer in the same read as the head, as then it is there before the headers are looked at.
     writer.write(f"{head}{chunk}{key}\r\n{head}{key}{chunk}\r\n".encode())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         answers = b""
         while answers.count(b"HTTP/1.1 ") < 2:
             answers += await reader.read(65536)
@@ -143,7 +143,7 @@ async def test_what_arrives_in_pieces_and_in_time_is_answered(serve: Serve) -> N
             writer.write(piece)
             await asyncio.sleep(0.02)
             await clock.advance(0.4 * http_protocol.HEAD_TIMEOUT_SECONDS)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             answered = await reader.readuntil(b"\r\n\r\n")
             assert answered.startswith(b"HTTP/1.1 200 ")
             length = int(answered.lower().split(b"content-length: ")[1].split(b"\r\n")[0])

@@ -25,7 +25,7 @@ async def connect(running: RunningGateway) -> tuple[asyncio.StreamReader, asynci
 
 
 async def answer(reader: asyncio.StreamReader) -> bytes:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         head = await reader.readuntil(b"\r\n\r\n")
         await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
         return head.split(b"\r\n")[0]
@@ -37,7 +37,7 @@ async def test_a_body_that_trickles_in_after_its_answer_is_not_waited_for(serve:
     writer.write(REFUSED)
     assert await answer(reader) == b"HTTP/1.1 415 Unsupported Media Type"
     closed = asyncio.create_task(reader.read())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while not closed.done():
             writer.write(b"x")
             await asyncio.sleep(0.02)

@@ -48,7 +48,7 @@ async def test_a_client_that_leaves_cancels_its_request_at_once(serve: Serve, st
     running = await serve(backend)
     async with open_request(running, stream=stream) as reader:
         if stream and hold_after:
-            await asyncio.wait_for(reader.readuntil(b"abc"), 5)
+            await asyncio.wait_for(reader.readuntil(b"abc"), 15)
         await eventually(lambda: backend.running == 1)
     await eventually(lambda: backend.running == 0)
     assert backend.cancelled == 1
@@ -64,8 +64,8 @@ async def test_a_body_that_does_not_come_is_the_clients_fault(serve: Serve, monk
 
     reader, writer = await asyncio.open_connection("127.0.0.1", running.http.port)
     writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 90\r\n\r\n{")
-    status = await asyncio.wait_for(reader.readline(), 10)
-    rest = await asyncio.wait_for(reader.readuntil(b"}}"), 10)
+    status = await asyncio.wait_for(reader.readline(), 15)
+    rest = await asyncio.wait_for(reader.readuntil(b"}}"), 15)
     assert status.startswith(b"HTTP/1.1 408 ")
     assert b'"code":"request_timeout"' in rest
     writer.close()
@@ -111,7 +111,7 @@ async def test_draining_is_not_ready_refuses_new_requests_and_lets_streams_end(s
     running = await serve(backend)
     assert (await running.client.get("/readyz")).status_code == 200
     async with open_request(running, stream=True) as reader:
-        await asyncio.wait_for(reader.readuntil(b"abc"), 5)
+        await asyncio.wait_for(reader.readuntil(b"abc"), 15)
         drained = asyncio.create_task(running.http.drain(10))
         await eventually(lambda: running.gateway.admission.draining)
         assert (await running.client.get("/readyz")).status_code == 503
@@ -122,7 +122,7 @@ async def test_draining_is_not_ready_refuses_new_requests_and_lets_streams_end(s
         assert refused.json()["error"]["message"].startswith("this gateway is draining")
         backend.release.set()
         assert await drained
-        rest = await asyncio.wait_for(reader.readuntil(b"data: [DONE]\n\n"), 5)
+        rest = await asyncio.wait_for(reader.readuntil(b"data: [DONE]\n\n"), 15)
         assert b"def" in rest
 
 
@@ -134,11 +134,11 @@ async def test_streams_that_a_stop_cannot_wait_for_end_with_an_error_for_their_c
     backend.hold_after_chunks = 1
     running = await serve(backend)
     async with open_request(running, stream=True) as reader:
-        await asyncio.wait_for(reader.readuntil(b"abc"), 5)
+        await asyncio.wait_for(reader.readuntil(b"abc"), 15)
         if drain:
             assert not await running.http.drain(0.01)
         await running.http.stop()
-        rest = await asyncio.wait_for(reader.read(), 5)
+        rest = await asyncio.wait_for(reader.read(), 15)
     assert b'{"error": {"message": "this gateway shuts down' in rest
     assert rest.endswith(b"0\r\n\r\n")  # the body is complete
     assert (backend.running, backend.cancelled) == (0, 1)

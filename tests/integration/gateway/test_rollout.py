@@ -17,11 +17,11 @@ CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
 async def test_a_gateway_that_lingers_closes_each_connection_after_its_answer(serve: Serve) -> None:
     running = await serve(FakeBackend("ok"))
     assert "connection" not in (await running.client.get("/healthz")).headers
-    lingers = asyncio.create_task(running.http.linger(10))
+    lingers = asyncio.create_task(running.http.linger(120))
     await asyncio.sleep(0)
     answer = await running.client.post("/v1/chat/completions", json=CHAT)
     assert (answer.status_code, answer.headers["connection"]) == (200, "close")
-    await asyncio.wait_for(lingers, 5)  # returns early: no connection is open any more
+    await asyncio.wait_for(lingers, 15)  # returns early: no connection is open any more
 
 
 async def test_connections_that_stay_idle_are_closed_at_the_end(serve: Serve) -> None:
@@ -35,7 +35,7 @@ async def test_connections_that_stay_idle_are_closed_at_the_end(serve: Serve) ->
     started = time.monotonic()
     await running.http.linger(0.3)
     assert time.monotonic() - started >= 0.3
-    assert await asyncio.wait_for(idle.read(), 5) == b""
+    assert await asyncio.wait_for(idle.read(), 15) == b""
     writer.close()
     await writer.wait_closed()
     backend.release.set()
@@ -81,6 +81,6 @@ async def test_stopping_does_not_wait_for_those_sent_away(serve: Serve, times: i
         running.grpc_server.send_away()
     started = time.monotonic()
     await running.grpc_server.stop()
-    assert time.monotonic() - started < 5  # the drain would take 20 s
+    assert time.monotonic() - started < 15  # the drain would take 20 s
     with pytest.raises(grpc.aio.AioRpcError):
         await stream.read()

@@ -242,7 +242,7 @@ async def test_one_holds_the_lock_and_terms_grow_over_an_empty_redis(lock, redis
 async def test_a_lock_nobody_renews_runs_out(lock):
     assert (await lock("a", 0.2).hold()).leading
     other = lock("b", 0.2)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(15):
         while not (await other.hold()).leading:
             await asyncio.sleep(0.01)
 

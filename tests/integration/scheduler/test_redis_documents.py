@@ -53,7 +53,7 @@ async def _ask(scheduler: Scheduler, *sent: RoundReport) -> VerifyPlan:
         for report in sent:
             yield report
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(15):
         return [plan async for plan in scheduler.coordinate(reports())][-1]
 
 

@@ -61,7 +61,7 @@ async def _documents(redis: RedisProcess) -> dict[str, dict[str, str]]:
 
 
 async def _until_stored(redis: RedisProcess, kinds: int) -> dict[str, dict[str, str]]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(15):
         while True:
             found = await _documents(redis)
             if len(found[DEFAULT_KEYS.curves]) == kinds and found[DEFAULT_KEYS.calibration]:

@@ -39,7 +39,7 @@ async def test_a_restarted_scheduler_knows_the_replicas_at_once(redis_process: R
 async def test_two_schedulers_see_each_others_replicas(redis_process: RedisProcess):
     async with _scheduler(redis_process) as one, _scheduler(redis_process) as other:
         await one.register(new_replica("v"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(15):
             while await other.list_replicas() != (new_replica("v"),):
                 await asyncio.sleep(0.01)
             await one.deregister("v")
@@ -56,7 +56,7 @@ async def test_redis_restarting_empty_interrupts_nothing(redis_process: RedisPro
     async with _scheduler(redis_process, metrics) as scheduler:
         loop = RegistrationLoop(scheduler, lambda: new_replica("v"))
         loop.start()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(15):
             await loop.wait_registered()
         redis_process.stop()
         await eventually(lambda: not registry_up())

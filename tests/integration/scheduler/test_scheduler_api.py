@@ -107,7 +107,7 @@ class Reports:
 
 async def test_each_report_is_answered_by_a_plan_for_its_round(api: SchedulerApi):
     reports = Reports()
-    async with asyncio.timeout(10), aclosing(api.coordinate(reports)) as plans:
+    async with asyncio.timeout(15), aclosing(api.coordinate(reports)) as plans:
         for round_ in (1, 2, 3):
             reports.send(_report(round_))
             plan = await anext(plans)
@@ -121,14 +121,14 @@ async def test_each_report_is_answered_by_a_plan_for_its_round(api: SchedulerApi
 async def test_a_restarted_verifier_counts_from_the_beginning(api: SchedulerApi):
     for _ in range(2):
         reports = Reports()
-        async with asyncio.timeout(10), aclosing(api.coordinate(reports)) as plans:
+        async with asyncio.timeout(15), aclosing(api.coordinate(reports)) as plans:
             reports.send(_report(1))
             assert (await anext(plans)).based_on_round == 1
 
 
 async def test_a_report_of_an_older_round_gets_no_plan(api: SchedulerApi):
     reports = Reports()
-    async with asyncio.timeout(10), aclosing(api.coordinate(reports)) as plans:
+    async with asyncio.timeout(15), aclosing(api.coordinate(reports)) as plans:
         for round_ in (5, 4, 6):
             reports.send(_report(round_))
         rounds = [(await anext(plans)).based_on_round]

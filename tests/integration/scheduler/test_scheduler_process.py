@@ -71,7 +71,7 @@ async def test_the_streams_of_verifiers_keep_nobody_else_out():
     ],
 )
 async def test_a_bad_setting_is_one_line_and_exit_code_2(name: str, value: str):
-    async with scheduler_process(**{name: value}) as process, asyncio.timeout(60):
+    async with scheduler_process(**{name: value}) as process, asyncio.timeout(120):
         _, stderr = await process.communicate()
     assert process.returncode == 2
     assert name in stderr.decode()
@@ -105,7 +105,7 @@ async def test_a_redis_that_refuses_it_ends_it_rather_than_make_it_a_second_lead
         await redis.execute_command("ACL", "SETUSER", "noscripts", "on", ">pw", "~*", "+@all", "-@scripting")
         await redis.config_set("requirepass", "secret")
     url = redis_process.url.replace("redis://", f"redis://{user}")
-    async with scheduler_process(REDIS_URL=url) as process, asyncio.timeout(60):
+    async with scheduler_process(REDIS_URL=url) as process, asyncio.timeout(120):
         _, stderr = await process.communicate()
     assert process.returncode == 2
     assert "may not hold the leader lock 'dspark:leader'" in stderr.decode()

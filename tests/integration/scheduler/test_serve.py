@@ -44,7 +44,7 @@ async def test_it_is_ready_after_warm_up_only(server: GrpcServer):
     await eventually(lambda: server.ready)
     assert gc.get_freeze_count() > 0
     _signal(signal.SIGTERM)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(15):
         await running
 
 
@@ -52,7 +52,7 @@ async def test_a_signal_during_warm_up_ends_it(server: GrpcServer):
     running = asyncio.create_task(serve(server, warm_up=asyncio.Event().wait))
     await eventually(lambda: server.port != 0)
     _signal(signal.SIGTERM)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(15):
         await running
 
 
@@ -80,7 +80,7 @@ async def test_calls_in_flight_finish_after_the_first_signal(server: GrpcServer,
         await eventually(lambda: hooks == ["drained"])
         servicer.release.set()
         assert [chunk.token_ids async for chunk in chunks] == [(2,)]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(15):
         await running
     await channel.close()
 
@@ -95,7 +95,7 @@ async def test_a_second_signal_does_not_wait_for_calls(server: GrpcServer, servi
         _signal(signal.SIGTERM)
         await eventually(lambda: not server.ready)
         _signal(signal.SIGTERM)
-        async with asyncio.timeout(10):  # far below the drain's 60 s
+        async with asyncio.timeout(15):  # far below the drain's 60 s
             await running
         with pytest.raises(UnavailableError):
             await anext(chunks)

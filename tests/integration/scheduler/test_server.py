@@ -203,7 +203,7 @@ async def test_an_address_of_ipv6_may_be_listened_on():
     server = GrpcServer(ServerOptions(port=0, host="::1"), [], Telemetry(service="six"))
     port = await server.start()
     async with grpc.aio.insecure_channel(f"[::1]:{port}") as channel:
-        await asyncio.wait_for(channel.channel_ready(), 10)
+        await asyncio.wait_for(channel.channel_ready(), 15)
     await server.stop()
 
 
@@ -315,7 +315,7 @@ async def test_a_slow_drain_hook_and_slow_calls_share_one_budget():
         draining = asyncio.create_task(stack.server.drain(slow_hook))
         await hook_runs.wait()
         await clock.advance(100.0)
-        assert not await asyncio.wait_for(draining, 10)  # with a budget for each it would go on
+        assert not await asyncio.wait_for(draining, 15)  # with a budget for each it would go on
 
 
 async def test_an_answer_that_cannot_be_read_is_not_the_callers_fault(stack: Stack):

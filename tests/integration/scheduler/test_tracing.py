@@ -105,6 +105,6 @@ async def test_streams_that_end_well_are_traced_as_such(client: VerifierClient, 
 
 async def test_a_cancelled_stream_ends_its_spans(client: VerifierClient, spans: InMemorySpanExporter):
     request = GenerateRequest(request_id="wait", prompt_token_ids=(1,))
-    async with asyncio.timeout(10), aclosing(client.generate(request, deadline_seconds=10)) as chunks:
+    async with asyncio.timeout(15), aclosing(client.generate(request, deadline_seconds=10)) as chunks:
         await anext(chunks)
     await eventually(lambda: len(spans.get_finished_spans()) == 2)

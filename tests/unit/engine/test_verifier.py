@@ -272,10 +272,10 @@ async def test_a_thread_that_dies_leaves_nobody_waiting(started) -> None:
     await eventually(lambda: one.status.waiting_requests == 1)
     BrokenCancel.release.set()
     with pytest.raises(UnavailableError, match="broken"):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(15):
             _ = [chunk async for chunk in kept]
     with pytest.raises(UnavailableError, match="broken"):
-        await asyncio.wait_for(queued, 10)
+        await asyncio.wait_for(queued, 15)
     assert "KeyError" in one.status.problem
     with pytest.raises(UnavailableError, match="broken"):
         await collect(one, request("new", [1], 5))
@@ -318,7 +318,7 @@ async def test_a_round_that_does_not_end_is_a_problem_and_holds_up_no_stop(start
     one.stop()
     Stuck.release.set()
     with pytest.raises(UnavailableError, match="stopping"):
-        await asyncio.wait_for(asked, 10)
+        await asyncio.wait_for(asked, 15)
 
 
 async def test_a_verifier_without_work_does_not_count_as_hung(started) -> None:
@@ -347,5 +347,5 @@ async def test_requests_count_as_waiting_from_when_they_arrive(started) -> None:
     await asyncio.wait({asked[0]})
     assert one.status.waiting_requests == 3
     Slow.release.set()
-    await asyncio.wait_for(asyncio.gather(first, *asked[1:]), 10)
+    await asyncio.wait_for(asyncio.gather(first, *asked[1:]), 15)
     await eventually(lambda: one.status.running_requests + one.status.waiting_requests == 0)

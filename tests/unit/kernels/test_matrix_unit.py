@@ -77,7 +77,7 @@ def instructions(library: Path, **environ: str) -> str:
     )
     command = [sys.executable, "-c", script, str(library)]
     done = subprocess.run(
-        command, env={**os.environ, **environ}, capture_output=True, text=True, check=True, timeout=60
+        command, env={**os.environ, **environ}, capture_output=True, text=True, check=True, timeout=120
     )
     return done.stdout.strip()
 

@@ -57,7 +57,7 @@ def start_locust(
 def finished(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
     with process:
         try:
-            printed, _ = process.communicate(timeout=60)
+            printed, _ = process.communicate(timeout=120)
         finally:
             process.kill()
     return subprocess.CompletedProcess(process.args, process.returncode, printed)

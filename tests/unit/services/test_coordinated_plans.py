@@ -258,7 +258,7 @@ async def test_a_scheduler_with_nothing_to_plan_says_that_it_hears() -> None:
             yield await loads.get()
 
     stream = scheduler.coordinate(reports())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(15):
         for _ in range(2):
             loads.put_nowait(RoundReport(replica_id="v", round=0, load=VerifierLoad()))
             heard = await anext(stream)

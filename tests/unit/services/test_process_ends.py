@@ -48,7 +48,7 @@ async def test_the_service_that_ended_is_named(
 ) -> None:
     stack: Any = Stack()
     stack.processes[role].exit_code = code
-    assert await asyncio.wait_for(up._serve(stack, StackOptions(), None), 10) == 1
+    assert await asyncio.wait_for(up._serve(stack, StackOptions(), None), 15) == 1
     assert told in " ".join(capsys.readouterr().err.split())
 
 
@@ -62,6 +62,6 @@ async def test_a_drafter_that_ended_is_told_of_once_and_not_waited_for(
     await eventually(lambda: bool(caplog.records))
     assert not waiting.done()
     stack.processes["gateway"].exit_code = 2
-    assert await asyncio.wait_for(waiting, 10) == "the gateway has ended (exit code 2)"
+    assert await asyncio.wait_for(waiting, 15) == "the gateway has ended (exit code 2)"
     (told,) = caplog.messages
     assert told.startswith("the drafter has ended (killed by signal 9): ")

@@ -29,7 +29,7 @@ def test_chatting_and_looking_around_do_not_load_torch() -> None:
         "assert 'services.cli.serving.chat' in sys.modules\n"
         "assert 'torch' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch) -> None:
@@ -66,6 +66,6 @@ def test_output_that_finds_no_room_is_told_in_one_line() -> None:
         "sys.exit(main.main())\n"
     )
     with open("/dev/full", "w") as full:
-        ended = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, timeout=60)
+        ended = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, timeout=120)
     assert ended.stderr.decode() == "dspark: [Errno 28] No space left on device\n"
     assert ended.returncode == 1

@@ -143,7 +143,7 @@ def _train_in_two(config: Path, *arguments: str) -> None:
         _command(*workers, "services.cli.main", "train", "--config", str(config), *arguments),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=250,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr

@@ -32,7 +32,7 @@ async def test_a_loop_that_takes_its_cancellation_for_an_error_ends(monkeypatch:
 
     task = asyncio.create_task(retry())
     await asyncio.sleep(0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(15):
         await end(task)
     assert task.cancelled()
     assert lost == 3

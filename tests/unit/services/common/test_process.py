@@ -27,7 +27,7 @@ def script(body: str) -> list[str]:
 
 
 def ended(body: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(script(body), capture_output=True, text=True, timeout=60)
+    return subprocess.run(script(body), capture_output=True, text=True, timeout=120)
 
 
 def test_a_thread_that_never_ends_does_not_hold_up_the_exit() -> None:
@@ -52,7 +52,7 @@ def test_anything_else_is_a_traceback_and_code_1() -> None:
 def test_a_process_asks_for_the_open_files_it_may_have() -> None:
     body = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     limited = ["bash", "-c", 'ulimit -Sn 500 && ulimit -Hn 4000 && exec "$@"', "bash", *script(body)]
-    assert subprocess.run(limited, capture_output=True, text=True, timeout=60).stdout == "4000\n"
+    assert subprocess.run(limited, capture_output=True, text=True, timeout=120).stdout == "4000\n"
 
 
 @pytest.mark.parametrize(("given", "told"), [({}, "ERROR"), ({"GRPC_VERBOSITY": "INFO"}, "INFO")])
@@ -60,7 +60,9 @@ def test_grpc_writes_errors_alone_unless_it_is_told_otherwise(given: dict[str, s
     """In a form of its own, amid the lines of our log; and it reads this when it is imported."""
     body = 'import os; print(os.environ["GRPC_VERBOSITY"])'
     before = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
-    result = subprocess.run(script(body), env={**before, **given}, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        script(body), env={**before, **given}, capture_output=True, text=True, timeout=120
+    )
     assert result.stdout == f"{told}\n"
 
 
@@ -106,7 +108,7 @@ def first_of_a_container(body: str) -> list[str]:
 
 def may_start_containers() -> bool:
     try:
-        return subprocess.run(first_of_a_container("pass"), capture_output=True, timeout=60).returncode == 0
+        return subprocess.run(first_of_a_container("pass"), capture_output=True, timeout=120).returncode == 0
     except FileNotFoundError:
         return False
 
@@ -186,6 +188,6 @@ def test_a_service_ends_with_the_process_that_started_it() -> None:
 def test_a_service_whose_parent_ended_before_it_could_ask_ends_at_once() -> None:
     another = str(os.getpid())  # is not what starts it
     result = subprocess.run(
-        [sys.executable, "-c", MIDDLE, CHILD, another], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", MIDDLE, CHILD, another], capture_output=True, text=True, timeout=120
     )
     assert result.stdout == ""

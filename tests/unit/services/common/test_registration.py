@@ -55,7 +55,7 @@ async def test_it_registers_again_when_the_scheduler_is_back():
     await eventually(lambda: scheduler.attempts >= 3)
     assert not loop.registered
     scheduler.down = False
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(15):
         await loop.wait_registered()
     scheduler.down = True
     await eventually(lambda: not loop.registered)

@@ -118,7 +118,7 @@ async def test_a_stream_that_fails_is_opened_elsewhere_next_time(schedulers: Sch
 
     with pytest.raises(NotLeaderError):
         [plan async for plan in link.coordinate(reports())]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(15):
         assert [plan.based_on_round async for plan in link.coordinate(reports())] == [7]
 
 
@@ -196,7 +196,7 @@ async def test_waiting_for_ones_turn_ends_when_the_scheduler_hangs(schedulers: S
 
     schedulers["a"] = Hung("a")
     link = SchedulerLink(("a", "b"), schedulers.connect, patience_seconds=0.01)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(15):
         assert (await link.assign(ASSIGN)).address == "b"
 
 

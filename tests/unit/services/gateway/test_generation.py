@@ -118,7 +118,7 @@ async def test_a_key_whose_requests_a_full_gateway_refuses_has_all_its_places_le
 async def test_a_choice_that_ends_makes_room_for_the_next() -> None:
     setup = Setup(FakeBackend("ab"))
     request = TextRequest(request_id="r", model="m", prompt="hi", choices=2)
-    deltas = await asyncio.wait_for(setup.collect(request), 10)
+    deltas = await asyncio.wait_for(setup.collect(request), 15)
     assert [timed.choice for timed in deltas if timed.delta.finish_reason] == [0, 1]
 
 
@@ -140,7 +140,7 @@ async def test_a_request_whose_turn_comes_once_the_gateway_shuts_down_is_not_beg
     setup.admission.shut()
     place.close()
     with pytest.raises(DrainingError, match="shuts down"):
-        await asyncio.wait_for(asked, 10)
+        await asyncio.wait_for(asked, 15)
     assert setup.backend.requests == []
 
 

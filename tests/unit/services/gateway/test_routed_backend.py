@@ -449,7 +449,7 @@ async def test_a_stream_leaves_a_verifier_that_hangs(after) -> None:
     cluster = Cluster("a", "b")
     await cluster.backend.refresh_view()
     cluster["a"].hangs, cluster["a"].pauses_after = True, after
-    chunks = await asyncio.wait_for(cluster.run(), 10)
+    chunks = await asyncio.wait_for(cluster.run(), 15)
     assert tokens(chunks) == EXPECTED
     assert len(cluster["b"].requests[0].prompt_token_ids) == 1 + 2 * after
     assert cluster["a"].cancelled == 1
@@ -481,7 +481,7 @@ async def test_a_stream_waits_where_nobody_answers(names) -> None:
     await eventually(lambda: asyncio.get_running_loop().time() > enough)
     assert not running.done()
     cluster["a"].resume.set()
-    assert tokens(await asyncio.wait_for(running, 10)) == EXPECTED
+    assert tokens(await asyncio.wait_for(running, 15)) == EXPECTED
     assert not any(cluster[name].requests for name in names[1:])
 
 

@@ -76,7 +76,7 @@ def test_without_stop_strings_text_passes_through() -> None:
     assert run([], ["a", "b"]) == ("ab", False)
 
 
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(30)
 def test_long_stop_strings_cost_linear_time() -> None:
     stop = "a" * 1000 + "b"
     assert run([stop], ["a" * 100] * 2000) == ("a" * 200_000, False)

@@ -91,7 +91,7 @@ async def test_a_client_that_leaves_ends_the_source_at_once() -> None:
     while not connection.body:
         await asyncio.sleep(0)
     connection.gone.set()
-    await asyncio.wait_for(response, 5)
+    await asyncio.wait_for(response, 15)
     assert source.closed
     assert "DONE" not in connection.body
 
@@ -129,7 +129,7 @@ async def test_a_client_that_leaves_before_the_first_item_cancels() -> None:
     await asyncio.sleep(0)
     connection.gone.set()
     with pytest.raises(ClientGoneError):
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, 15)
 
 
 async def test_the_first_item_is_not_lost() -> None:
@@ -151,7 +151,7 @@ async def test_a_silent_stream_is_kept_alive_with_comments(monkeypatch) -> None:
     while connection.body.count(": keep-alive\n\n") < 2:
         await asyncio.sleep(0.001)
     release.set()
-    await asyncio.wait_for(answered, 5)
+    await asyncio.wait_for(answered, 15)
     events = [event for event in connection.body.split("\n\n") if not event.startswith(":")]
     assert events == ["data: 1", "data: 2", "data: [DONE]", ""]
     assert connection.sent[-1]["more_body"] is False
@@ -214,7 +214,7 @@ async def test_a_client_that_leaves_after_the_patience_still_cancels() -> None:
     while not connection.sent:
         await asyncio.sleep(0)
     connection.gone.set()
-    await asyncio.wait_for(answered, 5)
+    await asyncio.wait_for(answered, 15)
     assert source.closed
 
 

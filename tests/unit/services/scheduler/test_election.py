@@ -131,7 +131,7 @@ async def test_a_store_that_hangs_keeps_no_leader_from_renewing_its_lock():
     await eventually(lambda: lock.held > held + 2)
     lock.now = Leadership(leading=True, term=9)
     await eventually(lambda: store.loads == 3)  # what others stored meanwhile
-    await asyncio.wait_for(scheduler.close(), 10)
+    await asyncio.wait_for(scheduler.close(), 15)
 
 
 async def test_a_scheduler_that_stops_leading_sends_everybody_to_the_new_leader():
@@ -150,7 +150,7 @@ async def test_a_scheduler_that_stops_leading_sends_everybody_to_the_new_leader(
 
     open_stream = asyncio.create_task(stream())
     lock.now = STANDBY
-    assert await asyncio.wait_for(open_stream, 10) == []  # ended, so that the verifier looks elsewhere
+    assert await asyncio.wait_for(open_stream, 15) == []  # ended, so that the verifier looks elsewhere
     for call in (
         scheduler.assign(AssignRequest(request_id="r", model="m")),
         scheduler.register(Replica(replica_id="w", role=Role.VERIFIER, address="w:1", model="m")),

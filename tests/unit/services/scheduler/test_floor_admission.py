@@ -178,7 +178,7 @@ async def test_a_request_waits_until_a_running_one_ends(one: Cluster) -> None:
     await one.tell("v", 7, 40.0)
     assert not waiting.done()
     await one.tell("v", 6, 40.0)
-    assert await asyncio.wait_for(waiting, 10) == "v"
+    assert await asyncio.wait_for(waiting, 15) == "v"
     assert one.metric("waiting_requests", tier="default") == 0
 
 
@@ -202,7 +202,7 @@ async def test_the_queue_is_first_come_first_served_and_bounded_by_tier(one: Clu
     await one.tell("v", 3, 40.0)  # four places: three for those of gold, who take turns with silver
     assert ended == [0, 1, 2]
     await one.tell("v", running=0)
-    await asyncio.wait_for(asyncio.gather(*tasks, other), 10)
+    await asyncio.wait_for(asyncio.gather(*tasks, other), 15)
     assert ended == [0, 1, 2, 3]
 
 
@@ -216,7 +216,7 @@ async def test_those_who_wait_hear_that_another_scheduler_leads() -> None:
     await asyncio.sleep(0)
     lock.now = Leadership(leading=False, term=2, leader_address="other:50052")
     with pytest.raises(NotLeaderError) as caught:
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, 15)
     assert caught.value.leader_address == "other:50052"
     await cluster.close()
 
@@ -231,7 +231,7 @@ async def test_tiers_that_nobody_waits_in_make_room_for_others(one: Cluster) -> 
             await one.ask(40.0, tier=f"t{number}")
     assert one.metric("waiting_requests", tier="gold") == 1
     await one.tell("v", 6, 40.0)
-    assert await asyncio.wait_for(waiting, 10) == "v"
+    assert await asyncio.wait_for(waiting, 15) == "v"
 
 
 async def test_nobody_overtakes_those_who_wait_in_the_same_tier(one: Cluster) -> None:
@@ -242,7 +242,7 @@ async def test_nobody_overtakes_those_who_wait_in_the_same_tier(one: Cluster) ->
         await one.ask()
     assert await one.ask(tier="gold") == "v"
     await one.tell("v", new=("r3",))
-    assert await asyncio.wait_for(waiting, 10) == "v"
+    assert await asyncio.wait_for(waiting, 15) == "v"
 
 
 async def test_who_is_refused_hears_how_fast_the_queue_moves(one: Cluster) -> None:
@@ -302,7 +302,7 @@ async def test_waiting_ends_when_nobody_serves_the_model_any_more(one: Cluster) 
     await asyncio.sleep(0)
     await one.scheduler.deregister("v")
     with pytest.raises(UnavailableError, match="no verifier serves"):
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, 15)
     assert one.metric("assigns_total", tier="default", result="unavailable") == 1
 
 
@@ -313,7 +313,7 @@ async def test_a_client_that_leaves_as_its_turn_comes_is_passed_over(one: Cluste
     gone.cancel()
     await one.scheduler.deregister("v")
     with pytest.raises(UnavailableError, match="no verifier serves"):
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, 15)
 
 
 async def test_a_verifier_where_floors_hold_is_taken_before_a_faster_one_where_they_break(
@@ -387,7 +387,7 @@ async def test_a_floor_out_of_reach_keeps_nobody_out(one: Cluster) -> None:
     await asyncio.sleep(0)
     assert not held_up.done()
     await one.tell("v", 1, 40.0)
-    assert await asyncio.wait_for(held_up, 10) == "v"  # though it came later
+    assert await asyncio.wait_for(held_up, 15) == "v"  # though it came later
     assert not lucky.done()
     lucky.cancel()
     await asyncio.gather(lucky, return_exceptions=True)

@@ -91,7 +91,7 @@ async def test_draining_ends_streams_that_wait_for_reports():
         finally:
             closed.set()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(15):
         async with aclosing(scheduler.coordinate(reports())) as plans:
             assert (await anext(plans)).based_on_round == 1
             await scheduler.drain()
@@ -112,7 +112,7 @@ async def test_closing_the_plans_stops_reading_reports():
         finally:
             closed.set()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(15):
         async with aclosing(scheduler.coordinate(reports())) as plans:
             await anext(plans)
         await closed.wait()
