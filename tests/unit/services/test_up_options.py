@@ -12,6 +12,7 @@ from services.cli.serving.client import GatewayClient
 from services.embedded.options import StackOptions
 from services.embedded.ports import require_free
 from services.embedded.stack import batch_limits
+from tests.support.ports import free_ports
 
 
 @pytest.mark.parametrize(
@@ -61,9 +62,7 @@ def test_a_table_without_lookup_is_refused(capsys) -> None:
 
 
 def test_a_free_port_is_left_free() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     require_free("127.0.0.1", (port, 0))
     require_free("127.0.0.1", (port,))
     with pytest.raises(ConfigError, match=r"203\.0\.113\.1"):
