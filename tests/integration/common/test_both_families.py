@@ -22,7 +22,7 @@ HOSTS = pytest.mark.parametrize("host", [GatewayConfig().http_host, "::"])
 
 
 def answers(address: str, port: int) -> bool:
-    with socket.create_connection((address, port), timeout=5) as connection:
+    with socket.create_connection((address, port), timeout=15) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         return connection.makefile("rb").readline().split()[1] == b"200"
 

@@ -29,7 +29,7 @@ async def test_a_peer_that_dies_was_reached_and_one_that_is_gone_is_not():
 
     async with scheduler_process() as process, asyncio.timeout(120):
         channel = open_channel(f"127.0.0.1:{await ready_port(process)}")
-        client = SchedulerClient(channel, timeout_seconds=10.0)
+        client = SchedulerClient(channel, timeout_seconds=30.0)
         await client.register(Replica(replica_id="v", role=Role.VERIFIER, address="h:1", model="m"))
         plans = client.coordinate(reports())
         await anext(plans)

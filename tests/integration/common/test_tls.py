@@ -38,7 +38,7 @@ async def port(tls: Tls) -> AsyncIterator[int]:
 async def reached(port: int, tls: Tls | None) -> bool:
     async with open_channel(f"127.0.0.1:{port}", tls=tls) as channel:
         try:
-            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5.0)
+            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=15.0)
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.UNAVAILABLE:
                 raise

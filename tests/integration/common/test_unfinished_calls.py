@@ -48,8 +48,8 @@ async def connected(server: GrpcServer) -> AsyncIterator[grpc.aio.Channel]:
 async def served(channel: grpc.aio.Channel) -> bool:
     """Health and work."""
     health = health_pb2_grpc.HealthStub(channel)
-    answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=10)
-    await channel.unary_unary(DESCRIBE)(b"", timeout=10)
+    answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=20)
+    await channel.unary_unary(DESCRIBE)(b"", timeout=20)
     return answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
@@ -145,7 +145,7 @@ async def test_a_request_that_does_not_arrive_gives_its_place_to_the_next(monkey
         await late.wait_for_connection()
         answer = await channel.unary_unary(
             DESCRIBE, response_deserializer=verifier_pb2.DescribeVerifierResponse.FromString
-        )(b"", timeout=10)
+        )(b"", timeout=20)
         assert answer.model == "m"
         code, details = await ending(late)
         assert code is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -167,5 +167,5 @@ async def test_a_request_does_not_wait_for_its_turn_for_ever(monkeypatch) -> Non
 async def test_a_call_without_a_request_is_the_callers_mistake() -> None:
     async with running() as server, connected(server) as channel:
         with pytest.raises(grpc.aio.AioRpcError, match="the call has no request") as caught:
-            await channel.stream_unary(DESCRIBE)(iter(()), timeout=10)
+            await channel.stream_unary(DESCRIBE)(iter(()), timeout=20)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -32,7 +32,7 @@ def environment(port: int, metrics_port: int, drafter_port: int) -> dict[str, st
 
 async def test_a_drafter_of_another_model_shows_in_readiness_and_metrics() -> None:
     port, metrics_port = free_ports(2)
-    async with idle_drafter() as drafter, httpx.AsyncClient(timeout=10) as client:
+    async with idle_drafter() as drafter, httpx.AsyncClient(timeout=20) as client:
         verifier = asyncio.create_task(wiring.run(environment(port, metrics_port, drafter.port)))
 
         async def shown(path: str) -> str:

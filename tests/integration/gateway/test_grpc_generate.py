@@ -156,7 +156,7 @@ async def test_a_cancelled_call_cancels_the_backend(serve: Serve) -> None:
 async def test_models_and_keys(serve: Serve) -> None:
     running = await serve(FakeBackend(), api_keys=("key-1",))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await running.stub.ListModels(gateway_pb2.ListModelsRequest(), timeout=10)
+        await running.stub.ListModels(gateway_pb2.ListModelsRequest(), timeout=20)
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await generate(running, request())
@@ -173,7 +173,7 @@ async def test_tools_can_ask_what_is_served(serve: Serve) -> None:
 
         async def ask(**request: str) -> reflection_pb2.ServerReflectionResponse:
             asked = iter([reflection_pb2.ServerReflectionRequest(**request)])
-            (answer,) = [answer async for answer in stub.ServerReflectionInfo(asked, timeout=10)]
+            (answer,) = [answer async for answer in stub.ServerReflectionInfo(asked, timeout=20)]
             return answer
 
         listed = (await ask(list_services="")).list_services_response.service

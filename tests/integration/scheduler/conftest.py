@@ -63,4 +63,4 @@ async def channel(server: GrpcServer) -> AsyncIterator[grpc.aio.Channel]:
 
 @pytest.fixture
 def client(channel: grpc.aio.Channel) -> SchedulerClient:
-    return SchedulerClient(channel, timeout_seconds=10.0)
+    return SchedulerClient(channel, timeout_seconds=30.0)

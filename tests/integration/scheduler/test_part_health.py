@@ -28,7 +28,7 @@ async def test_a_verifier_without_a_profile_says_so_until_it_has_one():
         stub = health_pb2_grpc.HealthStub(channel)
 
         async def status(name: str) -> int:
-            return (await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)).status
+            return (await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=20)).status
 
         assert (await status(""), await status("profile")) == (SERVING, NOT_SERVING)
         local.adopt(RoundTimeModel(StepTimeModel.of_curve((1, 2), (0.1, 0.1))))

@@ -152,5 +152,5 @@ async def test_a_report_that_cannot_be_parsed_ends_the_stream_as_the_callers_mis
 
     call = channel.stream_stream("/dspark.v1.SchedulerService/Coordinate")
     with pytest.raises(AioRpcError, match="malformed request: Error parsing") as caught:
-        await exhaust(call(reports(), timeout=10))
+        await exhaust(call(reports(), timeout=20))
     assert caught.value.code() is StatusCode.INVALID_ARGUMENT

@@ -20,9 +20,9 @@ async def test_sigterm_ends_open_streams_and_exits_cleanly():
     async with scheduler_process() as process:
         channel = open_channel(f"127.0.0.1:{await ready_port(process)}")
         health = health_pb2_grpc.HealthStub(channel)
-        status = (await health.Check(health_pb2.HealthCheckRequest(), timeout=10)).status
+        status = (await health.Check(health_pb2.HealthCheckRequest(), timeout=20)).status
         assert status == health_pb2.HealthCheckResponse.SERVING
-        client = SchedulerClient(channel, timeout_seconds=10.0)
+        client = SchedulerClient(channel, timeout_seconds=30.0)
         await client.register(Replica(replica_id="v", role=Role.VERIFIER, address="h:1", model="m"))
 
         async def reports() -> AsyncIterator[RoundReport]:
@@ -43,7 +43,7 @@ async def test_the_streams_of_verifiers_keep_nobody_else_out():
     async with scheduler_process(DSPARK_MAX_CALLS="1") as process, AsyncExitStack() as stack:
         channel = open_channel(f"127.0.0.1:{await ready_port(process)}")
         stack.push_async_callback(channel.close)
-        client = SchedulerClient(channel, timeout_seconds=10.0)
+        client = SchedulerClient(channel, timeout_seconds=30.0)
 
         async def reports(name: str) -> AsyncIterator[RoundReport]:
             request = RequestSurvival(sequence_id="s", survival=(0.9,), verify_length=1, accepted=1)
@@ -87,7 +87,7 @@ async def test_two_installations_share_a_redis_by_different_prefixes(redis_proce
         for process, name in ((one, "v"), (two, "w")):
             channel = open_channel(f"127.0.0.1:{await ready_port(process)}")
             stack.push_async_callback(channel.close)
-            client = SchedulerClient(channel, timeout_seconds=10.0)
+            client = SchedulerClient(channel, timeout_seconds=30.0)
             # Refused by a standby.
             await client.register(Replica(replica_id=name, role=Role.VERIFIER, address="h:1", model="m"))
             assert [replica.replica_id for replica in await client.list_replicas()] == [name]
@@ -124,7 +124,7 @@ async def test_a_redis_that_can_never_hold_the_lock_ends_it(redis_process: Redis
 async def test_an_unreachable_redis_does_not_keep_it_from_serving():
     async with scheduler_process(REDIS_URL="redis://127.0.0.1:1/0") as process:
         channel = open_channel(f"127.0.0.1:{await ready_port(process)}")
-        client = SchedulerClient(channel, timeout_seconds=10.0)
+        client = SchedulerClient(channel, timeout_seconds=30.0)
         await client.register(Replica(replica_id="v", role=Role.VERIFIER, address="h:1", model="m"))
         assert (await client.assign(AssignRequest(request_id="r", model="m"))).replica_id == "v"
         await channel.close()

@@ -46,7 +46,7 @@ class Stack:
     async def open(self) -> None:
         await self.server.start()
         self.channel = open_channel(f"127.0.0.1:{self.server.port}")
-        self.client = VerifierClient(self.channel, timeout_seconds=10.0)
+        self.client = VerifierClient(self.channel, timeout_seconds=30.0)
 
     async def close(self) -> None:
         await self.channel.close()
@@ -54,7 +54,7 @@ class Stack:
 
     async def health(self, service: str = "") -> int:
         stub = health_pb2_grpc.HealthStub(self.channel)
-        return (await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)).status
+        return (await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=20)).status
 
     def generate(self, request_id: str):
         request = _request(request_id)
@@ -156,7 +156,7 @@ async def test_a_message_that_cannot_be_parsed_is_the_callers_mistake(
     async with grpc.aio.insecure_channel(f"127.0.0.1:{stack.server.port}") as channel:
         call = channel.unary_unary(f"/dspark.v1.VerifierService/{method}")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call(b"\xff\xff\xff", timeout=10)
+            await call(b"\xff\xff\xff", timeout=20)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "malformed request: Error parsing message with type 'dspark.v1." in (caught.value.details() or "")
     await eventually(lambda: stack.calls(method, "INVALID_ARGUMENT") == 1)

@@ -43,7 +43,7 @@ async def client(traced_telemetry: Telemetry) -> AsyncIterator[VerifierClient]:
     first_telemetry = Telemetry(service="gateway", provider=traced_telemetry.provider)
     first = GrpcServer(options, [ForwardingVerifier(VerifierClient(inner)).register], first_telemetry)
     outer = open_channel(f"127.0.0.1:{await first.start()}", traced_telemetry)
-    yield VerifierClient(outer, timeout_seconds=10.0)
+    yield VerifierClient(outer, timeout_seconds=30.0)
     for channel in (outer, inner):
         await channel.close()
     for server in (first, last):

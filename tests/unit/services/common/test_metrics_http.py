@@ -36,7 +36,7 @@ def server(ready: list[bool]) -> Iterator[MetricsServer]:
 
 def _get(server: MetricsServer, path: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=5) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=15) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -86,7 +86,7 @@ def test_readiness_tells_what_is_not_as_it_should_be():
 def test_it_listens_on_an_address_of_ipv6(ready: list[bool]):
     server = MetricsServer(registry=CollectorRegistry(), ready=lambda: ready[0], port=0, host="::1")
     try:
-        with urllib.request.urlopen(f"http://[::1]:{server.port}/healthz", timeout=5) as response:
+        with urllib.request.urlopen(f"http://[::1]:{server.port}/healthz", timeout=15) as response:
             assert response.status == 200
     finally:
         server.close()
@@ -112,7 +112,7 @@ def serving(act: Callable[[], object]) -> Iterator[MetricsServer]:
     before = set(threading.enumerate())
     yield server
     for thread in set(threading.enumerate()) - before:
-        thread.join(10)
+        thread.join(15)
     server.close()
 
 
@@ -121,11 +121,11 @@ def test_a_scraper_that_hangs_up_is_no_error(
 ):
     caplog.set_level(logging.DEBUG)
     asked, left = threading.Event(), threading.Event()
-    with serving(lambda: (asked.set(), left.wait(10))) as server:
+    with serving(lambda: (asked.set(), left.wait(15))) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # no goodbye
             client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-            assert asked.wait(10)
+            assert asked.wait(15)
         left.set()
     assert not caplog.records
     assert capfd.readouterr().err == ""
@@ -146,7 +146,7 @@ def test_what_fails_otherwise_is_logged_and_not_printed(
 def test_a_scraper_for_whom_no_file_is_left_waits_without_load(server: MetricsServer):
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket() as client:
-        client.settimeout(10)
+        client.settimeout(15)
         resource.setrlimit(resource.RLIMIT_NOFILE, (_next_file(), limits[1]))
         try:
             client.connect(("127.0.0.1", server.port))

@@ -70,7 +70,7 @@ def test_grpc_writes_errors_alone_unless_it_is_told_otherwise(given: dict[str, s
 def running(body: str) -> Iterator[subprocess.Popen[str]]:
     """Once it has said that it is here."""
     process = subprocess.Popen(script(body), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    limit = threading.Timer(30, process.kill)  # or what is waited for in vain is waited for for ever
+    limit = threading.Timer(120, process.kill)  # or what is waited for in vain is waited for for ever
     limit.start()
     try:
         assert process.stdout
@@ -129,7 +129,7 @@ def test_a_stop_that_comes_before_a_container_serves_ends_it(loading: str) -> No
         pytest.skip("no process namespaces here")
     stop = "import os, signal, time; stop_soon = threading.Timer(0.5, os.kill, (1, signal.SIGTERM)).start; "
     command = first_of_a_container(stop + loading)
-    assert subprocess.run(command, capture_output=True, timeout=30).returncode == 143
+    assert subprocess.run(command, capture_output=True, timeout=120).returncode == 143
 
 
 BUSY = """
