@@ -94,6 +94,10 @@ class Scheduler:
         await asyncio.wait({self._loading or self._begin_loading()})
         self._maintaining = asyncio.create_task(self._maintain(), name="maintain")
 
+    async def until_refused(self) -> None:
+        """Raises ConfigError if the lock was out of reach at the start, and then refuses this scheduler."""
+        await self._election.until_refused()
+
     async def drain(self) -> None:
         """Ends the Coordinate streams; verifiers then plan locally."""
         self._draining = True

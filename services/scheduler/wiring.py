@@ -49,6 +49,6 @@ async def run(environ: Mapping[str, str]) -> None:
         apart=CALLS_APART,
     )
     try:
-        await serve(server, warm_up=scheduler.start, on_drain=scheduler.drain)
+        await serve(server, warm_up=scheduler.start, on_drain=scheduler.drain, until=scheduler.until_refused)
     finally:
         await scheduler.close()

@@ -98,6 +98,11 @@ class Election:
         await self._hold(starting=True)
         self._task = asyncio.create_task(self._run(), name="election")
 
+    async def until_refused(self) -> None:
+        """Raises ConfigError if the lock was out of reach at the start, and then refuses this process."""
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
     async def stop(self) -> None:
         """Gives up leadership, so that a standby need not wait for the lock to expire."""
         if self._task is not None:
@@ -120,7 +125,7 @@ class Election:
         try:
             self._now = await self._lock.hold()
         except (UnavailableError, ConfigError) as error:
-            if starting and isinstance(error, ConfigError):
+            if isinstance(error, ConfigError) and self._now.term == 0:
                 raise
             # Usually nobody else can take the lock either, so the leader carries on. If only this process is
             # cut off, two lead until it is back; their terms tell them apart.

@@ -11,7 +11,7 @@ from dspark_core.errors import ConfigError, UnavailableError
 from services.scheduler.leadership.kubernetes_leases import KubernetesLeases
 from services.scheduler.leadership.lease_lock import KubernetesLeaderLock, Lease, LeaseConflictError
 from tests.support.kubernetes_api import KubernetesApi
-from tests.support.scheduler_process import scheduler_process
+from tests.support.scheduler_process import ready_port, scheduler_process
 
 FIRST = Lease(holder="a", address="a:1", duration_seconds=2, transitions=0)
 
@@ -157,6 +157,22 @@ async def test_a_missing_right_ends_the_process_with_a_line_that_names_it(api: K
     api.denied = {"create"}
     environ = {"DSPARK_LEADER_ELECTION": "lease", "KUBECONFIG": str(api.kubeconfig(tmp_path, "llm"))}
     await _refused(environ, "may not create lease 'dspark-scheduler' in namespace 'llm'")
+
+
+async def test_a_missing_right_that_shows_after_the_start_ends_the_process_too(
+    api: KubernetesApi, tmp_path: Path
+):
+    api.denied = {"create"}
+    api.answering.clear()
+    environ = {"DSPARK_LEADER_ELECTION": "lease", "KUBECONFIG": str(api.kubeconfig(tmp_path, "llm"))}
+    async with scheduler_process(**environ) as process, asyncio.timeout(120):
+        await ready_port(process)  # serving beats refusing, until it is told
+        api.answering.set()
+        assert process.stderr is not None
+        told = (await process.stderr.read()).decode()
+        assert await process.wait() == 2
+    assert "may not create lease 'dspark-scheduler' in namespace 'llm'" in told
+    assert "Traceback" not in told
 
 
 async def _refused(environ: dict[str, str], named: str) -> None:

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from dspark_core.errors import NotLeaderError, UnavailableError
+from dspark_core.errors import ConfigError, NotLeaderError, UnavailableError
 from dspark_core.records import AssignRequest, Replica, Role, RoundReport
 from services.scheduler.leadership.election import Election, Leadership
 from services.scheduler.scheduler import Scheduler
@@ -96,6 +96,26 @@ async def test_an_unexpected_error_of_the_lock_ends_no_election(caplog):
     await election.stop()
     assert [one.term for one in seen] == [7, 8]
     assert "unexpected error while holding the leader lock" in caplog.text
+
+
+@pytest.mark.parametrize("at_first", [None, STANDBY], ids=["out of reach", "reached"])
+async def test_only_a_lock_that_was_never_reached_may_still_refuse(at_first: Leadership | None):
+    """Who was told who leads goes on; who was not would lead for ever, beside others."""
+    lock = ScriptedLock(at_first)
+    election, _ = await _changes(lock)
+    await election.start()
+    refused = asyncio.create_task(election.until_refused())
+    lock.fault = ConfigError("this scheduler may not")
+    held = lock.held
+    if at_first is None:
+        with pytest.raises(ConfigError, match="may not"):
+            await asyncio.wait_for(refused, 15)
+    else:
+        await eventually(lambda: lock.held > held + 2)
+        assert election.now == STANDBY
+        assert not refused.done()
+    await election.stop()
+    await asyncio.gather(refused, return_exceptions=True)
 
 
 async def test_a_standby_that_stops_releases_nothing():
