@@ -33,7 +33,7 @@ class Background:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
-    def run(self, work: Coroutine[Any, Any, Any], seconds: float = 120) -> Any:
+    def run(self, work: Coroutine[Any, Any, Any], seconds: float = 300) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(seconds)
 
     def close(self) -> None:

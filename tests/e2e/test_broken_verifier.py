@@ -14,7 +14,7 @@ from services.common.channels import open_channel
 from services.common.clients import VerifierClient
 from tests.support.ports import free_ports
 
-pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(400)]
 
 BROKEN = """
 import sys

@@ -12,7 +12,7 @@ from dspark_core.models.drafter_calibration import CALIBRATION_FILE
 from dspark_core.zoo_paths import resolve_drafter_path
 from services.cli.main import main
 
-pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(400)]
 
 QUESTIONS = ("What is the capital of France?", "Write a haiku about the sea.", "What is 2 + 3?")
 SMALL = ["--kv-cache-mb", "64", "--threads", "1", "--max-tokens", "8"]

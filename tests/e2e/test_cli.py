@@ -22,7 +22,7 @@ from services.cli.main import main
 from services.embedded.stack import EmbeddedStack
 from tests.support.ports import free_ports
 
-pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(400)]
 
 QUESTION = "What is the capital of France?"
 
@@ -129,7 +129,7 @@ def test_up_serves_answers_the_demo_request_and_stops_on_ctrl_c(capsys) -> None:
     with subprocess.Popen(
         command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
-        watchdog = threading.Timer(150, process.kill)
+        watchdog = threading.Timer(300, process.kill)
         watchdog.start()
         assert process.stdout is not None
         lines = []
@@ -160,7 +160,7 @@ def starting(*flags: str, until: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "services.cli.main", "up", "--port", "0", "--grpc-port", "0", *flags]
     environ = {**os.environ, "PYTHONPATH": ".:proto/gen", "DSPARK_LOG_LEVEL": "INFO"}
     with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as process:
-        watchdog = threading.Timer(120, process.kill)
+        watchdog = threading.Timer(300, process.kill)
         watchdog.start()
         assert process.stderr is not None
         assert any(until in line for line in process.stderr)
@@ -194,7 +194,7 @@ def test_generate_can_be_interrupted(during: str) -> None:
     environ = {**os.environ, "PYTHONPATH": ".:proto/gen"}
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environ, stdout=pipe, stderr=pipe) as process:
-        watchdog = threading.Timer(120, process.kill)
+        watchdog = threading.Timer(300, process.kill)
         watchdog.start()
         assert process.stdout is not None
         if during == "answering":

@@ -21,7 +21,7 @@ from tests.support.source_tree import ROOT
 from tests.support.tiny_target import write_tiny_target
 from tests.unit.training.answer_files import write_answers
 
-pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(400)]
 
 PROMPTS = [{"id": f"p{n}", "prompt": f"Question number {n}?", "domain": "chat"} for n in range(40)]
 SMALL = ["--threads", "1", "--kv-cache-mb", "4"]
@@ -63,7 +63,7 @@ def killed(arguments: list[str], when: str) -> None:
         env=environ,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        timeout=150,
+        timeout=300,
     )
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
 

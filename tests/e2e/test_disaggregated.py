@@ -22,7 +22,7 @@ from tests.e2e.conftest import OPTIONS
 from tests.support.certificates import tls_environ, write_tls
 from tests.support.ports import free_ports
 
-pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(400)]
 
 MODEL = "smollm2-135m-instruct"
 ASKED = [

@@ -9,7 +9,7 @@ import pytest
 
 from services.cli.main import main
 
-pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(400)]
 
 QUESTIONS = ("What is the capital of France?", "Write a haiku about the sea.")
 SMALL = ["--dtype", "float32", "--kv-cache-mb", "64", "--threads", "1"]

@@ -10,7 +10,7 @@ from dspark_core.engine.profiling.profile_file import read_profile
 from services.cli.main import main
 from services.common.exits import EXIT_CONFIG
 
-pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(400)]
 
 
 def test_a_profile_is_measured_shown_written_and_drawn(tmp_path: Path, capsys) -> None:

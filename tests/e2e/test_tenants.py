@@ -19,7 +19,7 @@ from services.gateway.callers.tiers import tiers_from_text
 from services.gateway.config import GatewayConfig
 from tests.e2e.conftest import running_stack
 
-pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(400)]
 
 CHAT = "/v1/chat/completions"
 
