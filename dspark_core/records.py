@@ -305,7 +305,7 @@ class AssignRequest:
     exclude_replica_ids: tuple[str, ...] = ()
     """Replicas that just failed this request."""
     prefix_hashes: tuple[int, ...] = ()
-    """Hashes of the prompt's first 1, 2, ... blocks; see `services.common.prefixes`."""
+    """Hashes of the prompt's first 1, 2, ... blocks; see `dspark_core.algorithms.prefix_hashes`."""
     min_tokens_per_second: float = 0.0
     """Speed floor; 0: none."""
     floor_promised: bool = False

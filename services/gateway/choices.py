@@ -9,9 +9,9 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TypeVar
 
+from dspark_core.algorithms.prefix_hashes import BLOCK_TOKENS
 from dspark_core.records import MAX_SEED
 from services.common.lifecycle import end
-from services.common.prefixes import BLOCK_TOKENS
 from services.common.streams import closing, next_of
 from services.gateway.preparation import PreparedRequest
 

@@ -27,6 +27,7 @@ TORCH_FREE_ALGORITHMS = (
     "dspark_core.algorithms.plan_request",
     "dspark_core.algorithms.plan_search",
     "dspark_core.algorithms.planner",
+    "dspark_core.algorithms.prefix_hashes",
     "dspark_core.algorithms.loop_time",
     "dspark_core.algorithms.round_time",
     "dspark_core.algorithms.step_surface",

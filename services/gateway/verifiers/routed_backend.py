@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 
+from dspark_core.algorithms.prefix_hashes import prefix_hashes
 from dspark_core.errors import (
     ContextLengthError,
     DeadlineError,
@@ -26,7 +27,6 @@ from dspark_core.records import (
     Role,
     VerifierDescription,
 )
-from services.common.prefixes import prefix_hashes
 from services.common.protocols import SchedulerApi, VerifierApi
 from services.common.streams import closing
 from services.gateway.verifiers.replay import Replay

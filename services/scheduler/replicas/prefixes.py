@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from services.common.prefixes import BLOCK_TOKENS
+from dspark_core.algorithms.prefix_hashes import BLOCK_TOKENS
 
 MAX_PREFIXES = 65_536
 REPLICAS_PER_PREFIX = 4

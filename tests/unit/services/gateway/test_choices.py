@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dspark_core.algorithms.prefix_hashes import BLOCK_TOKENS
 from dspark_core.records import MAX_SEED, GenerateRequest, SamplingParams
-from services.common.prefixes import BLOCK_TOKENS
 from services.gateway.choices import choices_of, seed_of_choice, together
 from services.gateway.preparation import PreparedRequest
 from tests.support.polling import eventually

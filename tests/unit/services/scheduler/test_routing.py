@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dspark_core.algorithms.prefix_hashes import BLOCK_TOKENS, prefix_hashes
 from dspark_core.errors import UnavailableError
 from dspark_core.records import (
     AssignRequest,
@@ -15,7 +16,6 @@ from dspark_core.records import (
     StepTime,
     VerifierLoad,
 )
-from services.common.prefixes import BLOCK_TOKENS, prefix_hashes
 from services.scheduler.replicas.fleet import Fleet
 from services.scheduler.replicas.loads import PENDING_SECONDS
 from services.scheduler.replicas.prefixes import REPLICAS_PER_PREFIX, PrefixTable
@@ -212,16 +212,6 @@ def test_a_known_prefix_draws_a_request_until_load_outweighs_it(fleet: Fleet, as
     assert "b" in same  # and prefix affinity must not melt one verifier
     other = tuple(token + 1 for token in PROMPT)
     assert ask(prompt=other) == min(("a", "b"), key=same.count)
-
-
-def test_prefix_hashes_are_equal_exactly_as_far_as_prompts_are():
-    changed = (*PROMPT[: 3 * BLOCK_TOKENS + 5], 7, *PROMPT[3 * BLOCK_TOKENS + 6 :])
-    same = [a == b for a, b in zip(prefix_hashes(PROMPT), prefix_hashes(changed), strict=True)]
-    assert same == [True] * 3 + [False] * 17
-    assert prefix_hashes(PROMPT[: BLOCK_TOKENS - 1]) == ()
-    assert not {*prefix_hashes(PROMPT)} & {*prefix_hashes(PROMPT, "salt")}
-    assert prefix_hashes(PROMPT, "salt") == prefix_hashes(PROMPT, "salt")
-    assert len(prefix_hashes(tuple(range(100_000)))) == 32
 
 
 @given(st.lists(st.tuples(st.lists(st.integers(0, 20), max_size=5), st.sampled_from("abcdefg"))))
