@@ -72,9 +72,21 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     },
     # Loaded by name and only if configured: it needs vllm.
     "dspark_core.vllm_engine": (*MODELS, "dspark_core.engine"),
+    "dspark_core.cluster": (*VALUES, *TORCH_FREE_ALGORITHMS),
+    **{
+        f"dspark_core.cluster.{package}": (
+            *VALUES,
+            *TORCH_FREE_ALGORITHMS,
+            "dspark_core.cluster.limits",
+            *(f"dspark_core.cluster.{below}" for below in packages),
+        )
+        for package, packages in {
+            "planning": (),
+        }.items()
+    },
     "dspark_core.training": APPLICATION,
     "dspark_core.evaluation": APPLICATION,
-    "dspark_core.simulation": APPLICATION,
+    "dspark_core.simulation": (*APPLICATION, "dspark_core.cluster"),
     "services.common": VALUES,
     "services.gateway": (
         *VALUES,
@@ -83,11 +95,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "dspark_core.tokenization",
         "services.common",
     ),
-    "services.scheduler": (*VALUES, *TORCH_FREE_ALGORITHMS, "services.common"),
+    "services.scheduler": (*VALUES, *TORCH_FREE_ALGORITHMS, "dspark_core.cluster", "services.common"),
     **{
         f"services.scheduler.{package}": (
             *VALUES,
             *TORCH_FREE_ALGORITHMS,
+            "dspark_core.cluster",
             "services.common",
             *(f"services.scheduler.{below}" for below in packages),
         )
@@ -128,6 +141,7 @@ ONLY: dict[str, tuple[str, ...]] = {
     "dspark_core.records": (),
     "dspark_core.output_rules": (),
     "dspark_core.algorithms": ("numpy",),
+    "dspark_core.cluster": ("numpy",),
     "dspark_core.cuda": ("torch", "triton"),
     **{
         f"dspark_core.algorithms.{name}": ("torch", "numpy")
@@ -220,6 +234,10 @@ def test_packages_hold_a_docstring_only(source: Source):
         ("dspark_core/engine/target/gpu_passes.py", "import triton"),
         ("dspark_core/engine/target/gpu_passes.py", "from dspark_core.cuda import paged_attention"),
         ("dspark_core/engine/rounds/loop.py", "def f():\n    import grpc.aio"),
+        ("dspark_core/cluster/fleet.py", "import torch"),
+        ("dspark_core/cluster/fleet.py", "from dspark_core.algorithms.rejection import accept"),
+        ("dspark_core/cluster/fleet.py", "from services.common.limits import MOST_TIERS"),
+        ("dspark_core/cluster/planning/pace.py", "from dspark_core.cluster.fleet import Fleet"),
         ("dspark_core/training/trainer.py", "from dspark_core.evaluation import tasks"),
         ("dspark_core/evaluation/runner.py", "from dspark_core.training.losses import loss"),
         ("dspark_core/evaluation/plots.py", "from services.cli import eval_tables"),

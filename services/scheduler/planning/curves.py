@@ -14,8 +14,8 @@ from statistics import median
 
 from dspark_core.algorithms.step_surface import StepPoint
 from dspark_core.algorithms.step_time import StepTimeModel
+from dspark_core.cluster.planning.pace import VerifierPace
 from dspark_core.records import ReplicaKind
-from services.scheduler.planning.pace import VerifierPace
 from services.scheduler.storage.documents import DocumentStore, SavedDocuments
 
 MAX_KINDS = 256

@@ -11,8 +11,8 @@ from dataclasses import replace
 from dspark_core.algorithms.plan_request import PlanRequest
 from dspark_core.algorithms.planner import capacity_of
 from dspark_core.algorithms.survival_scaling import banded, scaled
+from dspark_core.cluster.planning.pace import VerifierPace
 from dspark_core.records import RoundReport, ScalingBand, StepTime, VerifyPlan
-from services.scheduler.planning.pace import VerifierPace
 
 
 class VerifierPlanner:

@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dspark_core.cluster.planning.pace import VerifierPace
 from dspark_core.records import Replica
-from services.scheduler.planning.pace import VerifierPace
 
 HORIZON_ROUNDS = 64
 """Rounds assumed per request, whose real length is unknown."""

@@ -8,11 +8,11 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from dspark_core.algorithms.calibration import ConfidenceScaling
+from dspark_core.cluster.planning.pace import VerifierPace
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime, VerifyPlan
 from services.scheduler.leadership.redis_lock import RedisLeaderLock
 from services.scheduler.planning.calibration import MIN_ROUNDS, CalibrationBook, Traffic
 from services.scheduler.planning.curves import CurveBook
-from services.scheduler.planning.pace import VerifierPace
 from services.scheduler.scheduler import Scheduler
 from services.scheduler.storage.redis_documents import (
     GUARD_SECONDS,

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from dspark_core.cluster.planning.pace import VerifierPace
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime
 from services.scheduler.planning.curves import CurveBook
-from services.scheduler.planning.pace import VerifierPace
 from services.scheduler.scheduler import Scheduler
 from services.scheduler.storage.documents import MemoryDocumentStore
 

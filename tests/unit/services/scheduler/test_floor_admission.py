@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from prometheus_client import CollectorRegistry
 
+from dspark_core.cluster.planning.pace import VerifierPace
 from dspark_core.errors import InvalidRequestError, NotLeaderError, QueueFullError, UnavailableError
 from dspark_core.records import (
     AssignRequest,
@@ -16,7 +17,6 @@ from dspark_core.records import (
     VerifierLoad,
 )
 from services.scheduler.leadership.election import LeaderLock, Leadership
-from services.scheduler.planning.pace import VerifierPace
 from services.scheduler.replicas.routing import FLOOR_MARGIN, MAX_CONCURRENCY, Candidate
 from services.scheduler.scheduler import Scheduler
 from tests.support.clock import ManualClock

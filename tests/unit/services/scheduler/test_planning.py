@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from dspark_core.cluster.planning.pace import VerifierPace
 from dspark_core.errors import InvalidRequestError
 from dspark_core.records import RequestSurvival, RoundReport, ScalingBand, StepTime
 from services.common import cluster_convert
-from services.scheduler.planning.pace import VerifierPace
 from services.scheduler.planning.planner import VerifierPlanner
 
 

@@ -1,0 +1,1 @@
+"""Plans for verifiers, and what they rest on: pace, curves, calibration, drafters' prices."""
