@@ -1,1 +1,1 @@
-"""What a scheduler knows of a cluster and decides from it: values and an injected clock, no torch, no network."""
+"""What a scheduler knows of a cluster and decides from it: values and an injected clock, no network."""

@@ -246,7 +246,7 @@ def test_packages_hold_a_docstring_only(source: Source):
         ("services/common/server.py", "from dspark_proto.v1 import common_pb2"),
         ("services/gateway/verifiers/backend.py", "from services import scheduler"),
         ("services/gateway/verifiers/backend.py", "import torch.nn"),
-        ("services/scheduler/planning/planner.py", "from dspark_core.algorithms.rejection import accept"),
+        ("dspark_core/cluster/planning/planner.py", "from dspark_core.algorithms.rejection import accept"),
         ("services/verifier/main.py", "from dspark_core.training.losses import loss"),
         ("services/verifier/main.py", "from services.drafter.servicer import DrafterServicer"),
         ("loadtest/locustfile.py", "from dspark_core.records import Role"),
@@ -264,7 +264,7 @@ def test_each_kind_of_forbidden_import_is_found(path: str, line: str):
         ("dspark_core/algorithms/rejection.py", "import torch"),
         ("services/gateway/clients.py", "from dspark_proto.v1 import gateway_pb2"),
         (
-            "services/scheduler/planning/planner.py",
+            "dspark_core/cluster/planning/planner.py",
             "from dspark_core.algorithms.step_time import StepTimeModel",
         ),
         ("services/embedded/system.py", "from services.gateway.main import run"),

@@ -6,10 +6,9 @@ from dataclasses import replace
 import pytest
 
 from dspark_core.cluster.planning.pace import VerifierPace
+from dspark_core.cluster.planning.planner import VerifierPlanner
 from dspark_core.errors import InvalidRequestError
 from dspark_core.records import RequestSurvival, RoundReport, ScalingBand, StepTime
-from services.common import cluster_convert
-from services.scheduler.planning.planner import VerifierPlanner
 
 
 def _true_seconds(batch_tokens: int) -> float:
@@ -51,7 +50,7 @@ def test_a_round_takes_what_passes_between_steps_too():
     pace.adopt(_profile((1, 0.01), (2, 0.01), (64, 0.05)))
     for _ in range(400):
         report = _report(1, survival=((),) * 2, batch_tokens=2, step_seconds=0.01, loop_seconds=0.003)
-        pace.observe(cluster_convert.round_report_from_proto(cluster_convert.round_report_to_proto(report)))
+        pace.observe(report)
     assert pace.round_seconds(2) == pytest.approx(0.013, rel=0.02)
 
 
