@@ -34,6 +34,3 @@ MOST_ROUND_SECONDS = 3600.0
 """For the parts of a round. Far beyond that, sums of reported times would overflow."""
 MOST_BLOCK_TOKENS = 256
 """Draft tokens of one request in one round, far more than drafters and lookups propose."""
-MOST_VERIFIERS = 1024
-"""That a scheduler serves. It has a stream of each, remembers what it learned of as many, to have it after a
-reconnect, and prices drafters for as many."""

@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 import grpc.aio
 from dspark_proto.v1 import scheduler_pb2, scheduler_pb2_grpc
 
+from dspark_core.cluster.limits import MOST_VERIFIERS
 from dspark_core.errors import InvalidRequestError
 from dspark_core.records import RoundReport
 from services.common import cluster_convert
-from services.common.limits import MOST_VERIFIERS
 from services.common.protocols import SchedulerApi
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+from dspark_core.cluster.limits import MOST_VERIFIERS
+from dspark_core.cluster.planning.draft_market import DraftMarket, OnPrice
 from dspark_core.cluster.planning.pace import PREFILL_TOKENS, VerifierPace
 from dspark_core.cluster.planning.planner import VerifierPlanner
 from dspark_core.errors import InvalidRequestError, NoVerifierError, UnavailableError
 from dspark_core.records import AssignRequest, Replica, ReplicaKind, Role, RoundReport
-from services.common.limits import MOST_VERIFIERS
 from services.scheduler.planning.calibration import CalibrationBook
 from services.scheduler.planning.curves import CurveBook
-from services.scheduler.planning.draft_market import DraftMarket, OnPrice
 from services.scheduler.replicas.loads import LoadBook
 from services.scheduler.replicas.prefixes import PrefixTable
 from services.scheduler.replicas.routing import Candidate, choose, reach_of

@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 import pytest
 from prometheus_client import CollectorRegistry
 
+from dspark_core.cluster.planning.draft_market import FORGET_SECONDS
 from dspark_core.cluster.planning.pace import VerifierPace
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime
 from services.scheduler.leadership.election import Leadership
 from services.scheduler.planning.calibration import MIN_ROUNDS, CalibrationBook, CalibrationState
 from services.scheduler.planning.curves import CurveBook
-from services.scheduler.planning.draft_market import FORGET_SECONDS
 from services.scheduler.scheduler import Scheduler
 from services.scheduler.storage.documents import MemoryDocumentStore
 from tests.support.clock import ManualClock

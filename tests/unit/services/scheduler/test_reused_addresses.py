@@ -2,11 +2,11 @@
 
 import pytest
 
+from dspark_core.cluster.limits import MOST_VERIFIERS
+from dspark_core.cluster.planning.draft_market import FORGET_SECONDS
 from dspark_core.cluster.planning.pace import VerifierPace
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime, VerifierLoad
-from services.common.limits import MOST_VERIFIERS
 from services.scheduler.planning.curves import CurveBook
-from services.scheduler.planning.draft_market import FORGET_SECONDS
 from services.scheduler.replicas.fleet import Fleet
 from services.scheduler.storage.documents import MemoryDocumentStore
 from tests.support.clock import ManualClock

@@ -12,8 +12,8 @@ import numpy as np
 
 from dspark_core.algorithms.draft_price import DraftDemand, DraftPrices, draft_prices
 from dspark_core.algorithms.round_time import RoundTimeModel
+from dspark_core.cluster.limits import MOST_VERIFIERS
 from dspark_core.records import RoundReport
-from services.common.limits import MOST_VERIFIERS
 
 _log = logging.getLogger(__name__)
 

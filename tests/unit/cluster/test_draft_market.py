@@ -9,8 +9,8 @@ import pytest
 
 from dspark_core.algorithms.round_time import DraftTimeModel, RoundTimeModel
 from dspark_core.algorithms.step_time import StepTimeModel
+from dspark_core.cluster.planning.draft_market import FORGET_SECONDS, REPRICE_SECONDS, DraftMarket
 from dspark_core.records import RequestSurvival, RoundReport
-from services.scheduler.planning.draft_market import FORGET_SECONDS, REPRICE_SECONDS, DraftMarket
 from tests.support.clock import ManualClock
 
 STEP_SECONDS, PASS_SECONDS = 0.020, 0.004
