@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from dspark_core.cluster.planning.calibration import CalibrationState, Traffic
 from dspark_core.records import Replica, Role
-from services.scheduler.planning.calibration import CalibrationState, Traffic
 
 _LAG_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 

@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable
 
 from prometheus_client import CollectorRegistry
 
+from dspark_core.cluster.planning.calibration import CalibrationState, Traffic, examine
 from dspark_core.errors import InvalidRequestError, NotLeaderError
 from dspark_core.records import AssignRequest, Replica, Role, RoundReport, VerifyPlan
 from services.common.lifecycle import end
@@ -22,11 +23,10 @@ from services.scheduler.admission import FloorAdmission
 from services.scheduler.leadership.election import Election, LeaderLock, Leadership, SoleLeader
 from services.scheduler.mailbox import Mailbox
 from services.scheduler.metrics import SchedulerMetrics
-from services.scheduler.planning.calibration import CalibrationState, Traffic, examine
 from services.scheduler.replicas.fleet import Fleet
 from services.scheduler.replicas.registry import MemoryRegistry, Registry
 from services.scheduler.replicas.registry_sync import RegistrySync
-from services.scheduler.storage.documents import DocumentStore
+from services.scheduler.storage.documents import DocumentStore, MemoryDocumentStore, SavedDocuments
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +54,11 @@ class Scheduler:
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._metrics = SchedulerMetrics(metrics or CollectorRegistry())
-        self._fleet = Fleet(lease_seconds, clock, curves, calibrations, self._show_price)
+        self._fleet = Fleet(lease_seconds, clock, self._show_price)
+        self._saved = (
+            SavedDocuments(self._fleet.curves, curves or MemoryDocumentStore(), "step times"),
+            SavedDocuments(self._fleet.calibration, calibrations or MemoryDocumentStore(), "calibrations"),
+        )
         self._maintain_seconds = maintain_seconds
         self._maintaining: asyncio.Task[None] | None = None
         self._loading: asyncio.Task[None] | None = None
@@ -113,8 +117,8 @@ class Scheduler:
         await self._election.stop()
         if self._loading is not None:
             await end(self._loading)
-        await self._fleet.curves.close()
-        await self._fleet.calibration.close()
+        for saved in self._saved:
+            await saved.close()
         await self._sync.stop()
 
     async def register(self, replica: Replica) -> float:
@@ -250,8 +254,8 @@ class Scheduler:
     async def _load(self) -> None:
         """Loads what earlier leaders learned."""
         try:
-            await self._fleet.curves.load()
-            await self._fleet.calibration.load()
+            for saved in self._saved:
+                await saved.load()
         except Exception:
             _log.exception("unexpected error while loading what earlier leaders learned")
         for traffic, state in self._fleet.calibration.states().items():
@@ -269,12 +273,12 @@ class Scheduler:
         self._fleet.market.refresh()
 
     def _forget_saved(self) -> None:
-        self._fleet.curves.forget_saved()
-        self._fleet.calibration.forget_saved()
+        for saved in self._saved:
+            saved.forget()
 
     async def _save(self) -> None:
-        await self._fleet.curves.save(self._election.now.term)
-        await self._fleet.calibration.save(self._election.now.term)
+        for saved in self._saved:
+            await saved.save(self._election.now.term)
 
     async def _leadership_changed(self, now: Leadership) -> None:
         self._metrics.set_leading(now.leading)

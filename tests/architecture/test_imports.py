@@ -107,8 +107,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         for package, packages in {
             "storage": (),
             "leadership": ("config", "storage"),
-            "planning": ("storage",),
-            "replicas": ("metrics", "planning", "storage"),
+            "replicas": ("metrics", "storage"),
         }.items()
     },
     "services.engines": (*APPLICATION, "services.common"),

@@ -6,18 +6,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from dspark_core.cluster.limits import MOST_VERIFIERS
+from dspark_core.cluster.planning.calibration import CalibrationBook
+from dspark_core.cluster.planning.curves import CurveBook
 from dspark_core.cluster.planning.draft_market import DraftMarket, OnPrice
 from dspark_core.cluster.planning.pace import PREFILL_TOKENS, VerifierPace
 from dspark_core.cluster.planning.planner import VerifierPlanner
 from dspark_core.errors import InvalidRequestError, NoVerifierError, UnavailableError
 from dspark_core.records import AssignRequest, Replica, ReplicaKind, Role, RoundReport
-from services.scheduler.planning.calibration import CalibrationBook
-from services.scheduler.planning.curves import CurveBook
 from services.scheduler.replicas.loads import LoadBook
 from services.scheduler.replicas.prefixes import PrefixTable
 from services.scheduler.replicas.routing import Candidate, choose, reach_of
 from services.scheduler.replicas.state import ClusterState
-from services.scheduler.storage.documents import DocumentStore, MemoryDocumentStore
 
 IMPOSSIBLE = 2.0
 """A floor above this multiple of a lone request's speed is refused, not queued: slightly better acceptance
@@ -30,12 +29,10 @@ class Fleet:
         self,
         lease_seconds: float,
         clock: Callable[[], float],
-        curves: DocumentStore | None = None,
-        calibrations: DocumentStore | None = None,
         on_price: OnPrice = lambda drafter, price: None,
     ) -> None:
-        self.curves = CurveBook(curves or MemoryDocumentStore())
-        self.calibration = CalibrationBook(calibrations or MemoryDocumentStore())
+        self.curves = CurveBook()
+        self.calibration = CalibrationBook()
         self.market = DraftMarket(clock, on_price)
         self._kinds: dict[str, ReplicaKind] = {}
         self.state = ClusterState(lease_seconds, clock)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Protocol
 
 from dspark_core.errors import ConfigError, UnavailableError
@@ -36,19 +35,34 @@ class MemoryDocumentStore:
         """Nothing is open."""
 
 
-class SavedDocuments:
-    """Tracks what a store is known to hold, so that only changes are written."""
+class Book(Protocol):
+    """What is kept in documents."""
 
-    def __init__(self, store: DocumentStore, what: str) -> None:
+    def documents(self) -> dict[str, str]:
+        """By name."""
+        ...
+
+    def take(self, name: str, document: str) -> None:
+        """Takes over a stored document. Raises ConfigError, ValueError, TypeError or KeyError if it is
+        malformed."""
+        ...
+
+
+class SavedDocuments:
+    """A book's documents in a store. Tracks what the store is known to hold, so that only changes are
+    written."""
+
+    def __init__(self, book: Book, store: DocumentStore, what: str) -> None:
         """`what` names the documents in log messages."""
+        self._book = book
         self._store = store
         self._what = what
         self._saved: dict[str, str] = {}
         self._refused = False
 
-    async def load(self, take: Callable[[str, str], None]) -> None:
-        """Passes name and text of each stored document to `take`; one that it cannot parse is skipped. Does
-        nothing if the store is down."""
+    async def load(self) -> None:
+        """Has the book take over what an earlier leader stored, except for what it cannot parse. Leaves it as
+        it is if the store is down."""
         try:
             documents = await self._store.load()
         except UnavailableError as error:
@@ -57,21 +71,20 @@ class SavedDocuments:
         self.forget()  # others may have saved since, and a new leader's first save fences off the old one
         for name, document in documents.items():
             try:
-                take(name, document)
+                self._book.take(name, document)
             except (ConfigError, ValueError, TypeError, KeyError) as error:
                 _log.warning("skipping stored %s of %s: %r", self._what, name, error)
 
     def forget(self) -> None:
-        """Makes the next `save` write everything it is given: the store may have lost its content."""
+        """Makes the next `save` write everything: the store may have lost its content."""
         self._saved = {}
 
-    def forget_one(self, name: str) -> None:
-        """Makes the next `save` that includes this document write it."""
-        self._saved.pop(name, None)
-
-    async def save(self, documents: dict[str, str], term: int) -> None:
+    async def save(self, term: int) -> None:
         """Stores what changed since the last call. Never fails."""
         saved = self._saved  # `forget` may replace it meanwhile: what is written now may be lost, too
+        documents = self._book.documents()
+        for dropped in saved.keys() - documents.keys():
+            del saved[dropped]
         changed = {name: text for name, text in documents.items() if saved.get(name) != text}
         if not changed:
             return

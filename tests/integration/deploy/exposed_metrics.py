@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 from prometheus_client import CollectorRegistry
 
+from dspark_core.cluster.planning.calibration import CalibrationState, Traffic
 from dspark_core.records import SpeculationStats
 from services.common.interceptors import RpcCall
 from services.common.rpc_metrics import MetricsLayer
 from services.drafter.metrics import DrafterMetrics
 from services.gateway.metrics import GatewayMetrics
 from services.scheduler.metrics import SchedulerMetrics
-from services.scheduler.planning.calibration import CalibrationState, Traffic
 from services.verifier.metrics import VerifierMetrics
 
 

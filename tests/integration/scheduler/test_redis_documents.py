@@ -8,12 +8,13 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from dspark_core.algorithms.calibration import ConfidenceScaling
+from dspark_core.cluster.planning.calibration import MIN_ROUNDS, CalibrationBook, Traffic
+from dspark_core.cluster.planning.curves import CurveBook
 from dspark_core.cluster.planning.pace import VerifierPace
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime, VerifyPlan
 from services.scheduler.leadership.redis_lock import RedisLeaderLock
-from services.scheduler.planning.calibration import MIN_ROUNDS, CalibrationBook, Traffic
-from services.scheduler.planning.curves import CurveBook
 from services.scheduler.scheduler import Scheduler
+from services.scheduler.storage.documents import SavedDocuments
 from services.scheduler.storage.redis_documents import (
     GUARD_SECONDS,
     RedisDocumentStore,
@@ -110,8 +111,8 @@ async def test_a_stored_calibration_that_is_none_is_skipped(redis_process: Redis
         good = '{"0": {"error": 0.2, "scaled_error": 0.1, "scaling": {"temperatures": [2], "biases": [0]}}}'
         bad = {"a": "no json", "b": "[]", "c": '{"0": {}}', "d": good.replace("[2]", "[0]")}
         await store.save({**bad, "good": good}, (await lock.hold()).term)
-        book = CalibrationBook(store)
-        await book.load()
+        book = CalibrationBook()
+        await SavedDocuments(book, store, "calibrations").load()
         assert list(book.states()) == [Traffic("good", "0")]
         assert book.states()[Traffic("good", "0")].scaling == ConfidenceScaling((2.0,), (0.0,))
 
@@ -137,13 +138,16 @@ async def test_a_term_of_a_clock_that_was_ahead_keeps_later_leaders_out_for_a_wh
 ):
     key = f"{DEFAULT_KEYS.curves}:term"
     async with Redis.from_url(redis_process.url, decode_responses=True) as client:
+        books = CurveBook(), CurveBook()
         ahead, later = (
-            CurveBook(RedisDocumentStore(redis_process.url, DEFAULT_KEYS.curves, locked=False))
-            for _ in range(2)
+            SavedDocuments(
+                book, RedisDocumentStore(redis_process.url, DEFAULT_KEYS.curves, locked=False), "step times"
+            )
+            for book in books
         )
-        ahead.join(KIND, "a", _pace(0.02))
+        books[0].join(KIND, "a", _pace(0.02))
         await ahead.save(2000)
-        later.join(replace(KIND, model="other"), "b", _pace(0.01))
+        books[1].join(replace(KIND, model="other"), "b", _pace(0.01))
         for _ in range(3):
             await later.save(1000)
         assert len(await client.hkeys(DEFAULT_KEYS.curves)) == 1
@@ -153,8 +157,8 @@ async def test_a_term_of_a_clock_that_was_ahead_keeps_later_leaders_out_for_a_wh
         await client.delete(key)  # as Redis does in the end
         await later.save(1000)  # though nothing changed since it was refused
         assert len(await client.hkeys(DEFAULT_KEYS.curves)) == 2
-        for book in (ahead, later):
-            await book.close()
+        for saved in (ahead, later):
+            await saved.close()
 
 
 async def test_who_never_reached_its_lock_overwrites_no_leader_that_did(redis_process: RedisProcess):
@@ -178,15 +182,16 @@ async def test_a_connection_that_was_lost_meanwhile_costs_a_new_leader_nothing(r
 
 
 async def test_what_a_restarted_redis_has_lost_is_stored_again(redis_process: RedisProcess):
-    book = CurveBook(RedisDocumentStore(redis_process.url, DEFAULT_KEYS.curves, locked=False))
+    book, store = CurveBook(), RedisDocumentStore(redis_process.url, DEFAULT_KEYS.curves, locked=False)
+    saved = SavedDocuments(book, store, "step times")
     for kind in (KIND, replace(KIND, model="other")):
         book.join(kind, "a", _pace(0.02))
-    await book.save(0)
+    await saved.save(0)
     redis_process.stop()
     redis_process.start()
     book.join(KIND, "b", _pace(0.01))  # changes one of the two
-    await book.save(0)  # finds the connection lost
-    await book.save(0)
+    await saved.save(0)  # finds the connection lost
+    await saved.save(0)
     async with Redis.from_url(redis_process.url, decode_responses=True) as client:
         assert len(await client.hkeys(DEFAULT_KEYS.curves)) == 2
-    await book.close()
+    await saved.close()

@@ -9,9 +9,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
+from dspark_core.cluster.planning.calibration import MIN_ROUNDS
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime
 from services.scheduler.leadership.redis_lock import RedisLeaderLock
-from services.scheduler.planning.calibration import MIN_ROUNDS
 from services.scheduler.replicas.registry import RedisRegistry
 from services.scheduler.scheduler import Scheduler
 from services.scheduler.storage.redis_documents import RedisDocumentStore

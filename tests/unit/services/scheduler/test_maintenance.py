@@ -7,14 +7,14 @@ from contextlib import asynccontextmanager
 import pytest
 from prometheus_client import CollectorRegistry
 
+from dspark_core.cluster.planning.calibration import MIN_ROUNDS, CalibrationBook, CalibrationState
+from dspark_core.cluster.planning.curves import CurveBook
 from dspark_core.cluster.planning.draft_market import FORGET_SECONDS
 from dspark_core.cluster.planning.pace import VerifierPace
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime
 from services.scheduler.leadership.election import Leadership
-from services.scheduler.planning.calibration import MIN_ROUNDS, CalibrationBook, CalibrationState
-from services.scheduler.planning.curves import CurveBook
 from services.scheduler.scheduler import Scheduler
-from services.scheduler.storage.documents import MemoryDocumentStore
+from services.scheduler.storage.documents import MemoryDocumentStore, SavedDocuments
 from tests.support.clock import ManualClock
 from tests.support.polling import eventually
 
@@ -184,13 +184,14 @@ async def test_prices_of_drafters_that_went_away_are_not_kept():
 
 async def test_all_that_is_known_is_saved_again_when_the_store_may_have_lost_it():
     store, calibrations = Documents(), Documents(m=CALIBRATION)
-    before, pace = CurveBook(store), VerifierPace()
+    before, pace = CurveBook(), VerifierPace()
     pace.adopt(PROFILE)
     before.join(KIND, "a", pace)
-    await before.save(1)
+    await SavedDocuments(before, store, "step times").save(1)
     # The next leader has no replica of that kind and learns nothing new. It saves once: that shuts out the
     # leader before, whose term is older.
-    curves, book = CurveBook(store), CalibrationBook(calibrations)
+    curves = SavedDocuments(CurveBook(), store, "step times")
+    book = SavedDocuments(CalibrationBook(), calibrations, "calibrations")
     await curves.load()
     await book.load()
     for _ in range(2):
@@ -199,8 +200,8 @@ async def test_all_that_is_known_is_saved_again_when_the_store_may_have_lost_it(
     assert (store.saves, calibrations.saves) == (2, 1)
     known = (dict(store.documents), dict(calibrations.documents))
     store.documents, calibrations.documents = {}, {}
-    curves.forget_saved()
-    book.forget_saved()
+    curves.forget()
+    book.forget()
     await curves.save(2)
     await book.save(2)
     assert (store.documents, calibrations.documents) == known

@@ -3,12 +3,11 @@
 import pytest
 
 from dspark_core.cluster.limits import MOST_VERIFIERS
+from dspark_core.cluster.planning.curves import CurveBook
 from dspark_core.cluster.planning.draft_market import FORGET_SECONDS
 from dspark_core.cluster.planning.pace import VerifierPace
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime, VerifierLoad
-from services.scheduler.planning.curves import CurveBook
 from services.scheduler.replicas.fleet import Fleet
-from services.scheduler.storage.documents import MemoryDocumentStore
 from tests.support.clock import ManualClock
 from tests.support.replicas import new_replica
 
@@ -153,7 +152,7 @@ def test_what_drafts_brought_the_one_before_is_forgotten():
 
 
 def test_leaving_a_kind_one_never_was_of_changes_nothing():
-    book = CurveBook(MemoryDocumentStore())
+    book = CurveBook()
     book.leave(SMALL, "v")
     assert book.pooled(SMALL) is None
     pace = VerifierPace()

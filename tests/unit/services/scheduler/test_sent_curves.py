@@ -1,19 +1,12 @@
-"""Step times of a kind: pooled so that no single replica decides, kept, and given to newcomers."""
+"""Verifiers without a profile are sent the step times of their kind."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 
-import pytest
-
-from dspark_core.cluster.planning.pace import VerifierPace
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime
-from services.scheduler.planning.curves import CurveBook
 from services.scheduler.scheduler import Scheduler
-from services.scheduler.storage.documents import MemoryDocumentStore
 
 KIND = ReplicaKind(model="m", engine="native", hardware="cpu", dtype="float32")
-OTHER = ReplicaKind(model="m", engine="native", hardware="gpu", dtype="float32")
 REQUESTS = (RequestSurvival(sequence_id="s", survival=(0.9, 0.8), verify_length=0, accepted=0),)
 
 
@@ -22,71 +15,6 @@ def _profile(milliseconds: float) -> tuple[StepTime, ...]:
         StepTime(requests=n, batch_tokens=n, context_tokens=0, seconds=milliseconds / 1000 * (1 + n / 10))
         for n in (1, 8, 32)
     )
-
-
-def _pace(milliseconds: float) -> VerifierPace:
-    pace = VerifierPace()
-    pace.adopt(_profile(milliseconds))
-    return pace
-
-
-class Store(MemoryDocumentStore):
-    def __init__(self) -> None:
-        self.documents: dict[str, str] = {}
-        self.saves = 0
-
-    async def load(self) -> dict[str, str]:
-        return dict(self.documents)
-
-    async def save(self, documents: dict[str, str], term: int) -> bool:
-        self.saves += 1
-        self.documents.update(documents)
-        return True
-
-
-def test_one_misprofiled_replica_does_not_speak_for_its_kind():
-    book = CurveBook(MemoryDocumentStore())
-    for name, milliseconds in (("a", 20.0), ("b", 21.0), ("stalled", 500.0)):
-        book.join(KIND, name, _pace(milliseconds))
-    pooled = book.pooled(KIND)
-    assert pooled is not None
-    assert pooled.seconds(8, 8) == pytest.approx(0.021 * 1.8, rel=0.01)
-    assert book.pooled(OTHER) is None
-
-
-def test_a_newcomer_without_a_curve_starts_with_that_of_its_kind():
-    book = CurveBook(MemoryDocumentStore())
-    book.join(KIND, "a", _pace(20.0))
-    stranger, newcomer = VerifierPace(), VerifierPace()
-    assert not book.join(OTHER, "stranger", stranger)
-    assert stranger.round_seconds(1) is None
-    assert book.join(KIND, "newcomer", newcomer)
-    assert newcomer.round_seconds(8) == pytest.approx(0.020 * 1.8)
-    assert not newcomer.profiled
-
-
-def test_a_profile_of_its_own_is_better_than_that_of_others():
-    book = CurveBook(MemoryDocumentStore())
-    book.join(KIND, "a", _pace(20.0))
-    own = _pace(40.0)
-    assert not book.join(KIND, "b", own)
-    assert own.round_seconds(8) == pytest.approx(0.040 * 1.8)
-
-
-async def test_curves_outlive_the_scheduler_and_only_changes_are_stored():
-    store = Store()
-    before = CurveBook(store)
-    before.join(KIND, "a", _pace(20.0))
-    await before.save(1)
-    await before.save(1)
-    assert store.saves == 1
-    store.documents[json.dumps(["broken", "x", "y", "z"])] = '{"points": 3}'
-    store.documents["no kind at all"] = "{}"
-    after = CurveBook(store)
-    await after.load()
-    pooled = after.pooled(KIND)
-    assert pooled is not None
-    assert pooled.seconds(32, 32) == pytest.approx(0.020 * 4.2)
 
 
 async def _reports(

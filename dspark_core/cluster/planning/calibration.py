@@ -26,7 +26,6 @@ from dspark_core.algorithms.calibration import (
     position_quality,
 )
 from dspark_core.records import RequestSurvival, ScalingBand
-from services.scheduler.storage.documents import DocumentStore, SavedDocuments
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -121,10 +120,10 @@ def _even_share(sizes: Sequence[int], most: int) -> int:
 
 
 class CalibrationBook:
-    """Outcomes and results by model and band. Only results are stored: new outcomes arrive soon enough."""
+    """Outcomes and results by model and band. Only results are in its documents: new outcomes arrive soon
+    enough."""
 
-    def __init__(self, store: DocumentStore) -> None:
-        self._saved = SavedDocuments(store, "calibrations")
+    def __init__(self) -> None:
         self._models: OrderedDict[str, dict[str, _Window]] = OrderedDict()
 
     def observe(self, model: str, replica_id: str, requests: Sequence[RequestSurvival]) -> None:
@@ -178,36 +177,26 @@ class CalibrationBook:
             if window.state
         }
 
-    async def load(self) -> None:
-        """Takes over an earlier leader's results; leaves the book as it is if the store is down."""
-        await self._saved.load(self._take)
+    def documents(self) -> dict[str, str]:
+        """The newest results of each model."""
+        by_model: dict[str, dict[str, CalibrationState]] = {}
+        for traffic, state in self.states().items():
+            by_model.setdefault(traffic.model, {})[traffic.band] = state
+        return {model: _states_to_text(states) for model, states in by_model.items()}
 
-    def _take(self, model: str, document: str) -> None:
+    def take(self, model: str, document: str) -> None:
+        """Takes over an earlier leader's results. Raises ConfigError, ValueError, TypeError or KeyError for a
+        malformed document."""
         states = _states_from_text(document)
         windows = self._windows(model)
         for band, state in states.items():
             windows[band].state = state
 
-    def forget_saved(self) -> None:
-        """Makes the next `save` write everything: the store may have lost its content."""
-        self._saved.forget()
-
-    async def save(self, term: int) -> None:
-        """Stores what changed since the last call. Never fails."""
-        by_model: dict[str, dict[str, CalibrationState]] = {}
-        for traffic, state in self.states().items():
-            by_model.setdefault(traffic.model, {})[traffic.band] = state
-        await self._saved.save({model: _states_to_text(states) for model, states in by_model.items()}, term)
-
-    async def close(self) -> None:
-        await self._saved.close()
-
     def _windows(self, model: str) -> dict[str, _Window]:
         windows = self._models.setdefault(model, {name: _Window() for name in BANDS})
         self._models.move_to_end(model)
         if len(self._models) > MAX_MODELS:
-            gone, _ = self._models.popitem(last=False)
-            self._saved.forget_one(gone)
+            self._models.popitem(last=False)
         return windows
 
 

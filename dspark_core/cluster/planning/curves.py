@@ -1,4 +1,4 @@
-"""Step times of every kind of replica, pooled over the replicas of that kind and stored for later ones.
+"""Step times of every kind of replica, pooled over the replicas of that kind and kept for later ones.
 
 A kind is (model, engine, hardware, dtype). A pooled model has the members' median time at each point, so one
 throttled or misprofiled replica does not distort it.
@@ -16,7 +16,6 @@ from dspark_core.algorithms.step_surface import StepPoint
 from dspark_core.algorithms.step_time import StepTimeModel
 from dspark_core.cluster.planning.pace import VerifierPace
 from dspark_core.records import ReplicaKind
-from services.scheduler.storage.documents import DocumentStore, SavedDocuments
 
 MAX_KINDS = 256
 MAX_MEMBERS = 64
@@ -24,8 +23,7 @@ MAX_MEMBERS = 64
 
 
 class CurveBook:
-    def __init__(self, store: DocumentStore) -> None:
-        self._saved = SavedDocuments(store, "step times")
+    def __init__(self) -> None:
         self._stored: OrderedDict[ReplicaKind, StepTimeModel] = OrderedDict()
         self._members: dict[ReplicaKind, OrderedDict[str, VerifierPace]] = {}
 
@@ -67,27 +65,17 @@ class CurveBook:
         models = [pace.model.verify for pace in paces if pace.model is not None]
         return _median(models, kind) if models else self._stored.get(kind)
 
-    async def load(self) -> None:
-        """Takes over an earlier leader's curves; leaves the book as it is if the store is down."""
-        await self._saved.load(self._take)
-
-    def _take(self, name: str, document: str) -> None:
-        self._keep(_kind_from_text(name), StepTimeModel.from_dict(json.loads(document)))
-
-    def forget_saved(self) -> None:
-        """Makes the next `save` write everything: the store may have lost its content."""
-        self._saved.forget()
-
-    async def save(self, term: int) -> None:
-        """Stores what changed since the last call. Never fails."""
+    def documents(self) -> dict[str, str]:
+        """A pooled curve for each kind."""
         for kind in self._members:
             if (pooled := self.pooled(kind)) is not None:
                 self._keep(kind, pooled)
-        documents = {_kind_to_text(kind): json.dumps(model.to_dict()) for kind, model in self._stored.items()}
-        await self._saved.save(documents, term)
+        return {_kind_to_text(kind): json.dumps(model.to_dict()) for kind, model in self._stored.items()}
 
-    async def close(self) -> None:
-        await self._saved.close()
+    def take(self, name: str, document: str) -> None:
+        """Takes over an earlier leader's curve. Raises ConfigError, ValueError, TypeError or KeyError for a
+        malformed document."""
+        self._keep(_kind_from_text(name), StepTimeModel.from_dict(json.loads(document)))
 
     def _keep(self, kind: ReplicaKind, model: StepTimeModel) -> None:
         self._stored[kind] = model
