@@ -82,6 +82,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         )
         for package, packages in {
             "planning": (),
+            "replicas": ("planning",),
         }.items()
     },
     "dspark_core.training": APPLICATION,

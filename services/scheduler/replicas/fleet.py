@@ -11,12 +11,12 @@ from dspark_core.cluster.planning.curves import CurveBook
 from dspark_core.cluster.planning.draft_market import DraftMarket, OnPrice
 from dspark_core.cluster.planning.pace import PREFILL_TOKENS, VerifierPace
 from dspark_core.cluster.planning.planner import VerifierPlanner
+from dspark_core.cluster.replicas.loads import LoadBook
+from dspark_core.cluster.replicas.prefixes import PrefixTable
+from dspark_core.cluster.replicas.routing import Candidate, choose, reach_of
+from dspark_core.cluster.replicas.state import ClusterState
 from dspark_core.errors import InvalidRequestError, NoVerifierError, UnavailableError
 from dspark_core.records import AssignRequest, Replica, ReplicaKind, Role, RoundReport
-from services.scheduler.replicas.loads import LoadBook
-from services.scheduler.replicas.prefixes import PrefixTable
-from services.scheduler.replicas.routing import Candidate, choose, reach_of
-from services.scheduler.replicas.state import ClusterState
 
 IMPOSSIBLE = 2.0
 """A floor above this multiple of a lone request's speed is refused, not queued: slightly better acceptance

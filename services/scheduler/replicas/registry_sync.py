@@ -6,12 +6,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from dspark_core.cluster.replicas.state import ClusterState
 from dspark_core.errors import UnavailableError
 from dspark_core.records import Replica
 from services.common.lifecycle import end
 from services.scheduler.metrics import SchedulerMetrics
 from services.scheduler.replicas.registry import Registry
-from services.scheduler.replicas.state import ClusterState
 from services.scheduler.replicas.weights import WeightsWatch
 
 _log = logging.getLogger(__name__)

@@ -6,6 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from dspark_core.cluster.planning.pace import VerifierPace
+from dspark_core.cluster.replicas.routing import FLOOR_MARGIN, MAX_CONCURRENCY, Candidate
 from dspark_core.errors import InvalidRequestError, NotLeaderError, QueueFullError, UnavailableError
 from dspark_core.records import (
     AssignRequest,
@@ -17,7 +18,6 @@ from dspark_core.records import (
     VerifierLoad,
 )
 from services.scheduler.leadership.election import LeaderLock, Leadership
-from services.scheduler.replicas.routing import FLOOR_MARGIN, MAX_CONCURRENCY, Candidate
 from services.scheduler.scheduler import Scheduler
 from tests.support.clock import ManualClock
 from tests.unit.services.scheduler.test_election import ScriptedLock

@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dspark_core.algorithms.prefix_hashes import BLOCK_TOKENS, prefix_hashes
+from dspark_core.cluster.replicas.loads import PENDING_SECONDS
+from dspark_core.cluster.replicas.prefixes import REPLICAS_PER_PREFIX, PrefixTable
 from dspark_core.errors import UnavailableError
 from dspark_core.records import (
     AssignRequest,
@@ -17,8 +19,6 @@ from dspark_core.records import (
     VerifierLoad,
 )
 from services.scheduler.replicas.fleet import Fleet
-from services.scheduler.replicas.loads import PENDING_SECONDS
-from services.scheduler.replicas.prefixes import REPLICAS_PER_PREFIX, PrefixTable
 from tests.support.clock import ManualClock
 from tests.support.replicas import new_replica
 

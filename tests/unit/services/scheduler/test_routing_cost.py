@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dspark_core.algorithms.step_surface import StepSurface
+from dspark_core.cluster.replicas.state import ClusterState
 from dspark_core.errors import DSparkError
 from dspark_core.records import (
     AssignRequest,
@@ -23,7 +24,6 @@ from dspark_core.records import (
 )
 from services.scheduler.metrics import SchedulerMetrics
 from services.scheduler.replicas.fleet import Fleet
-from services.scheduler.replicas.state import ClusterState
 from services.scheduler.scheduler import Scheduler
 from tests.support.clock import ManualClock
 from tests.support.polling import eventually

@@ -2,8 +2,8 @@
 
 import pytest
 
+from dspark_core.cluster.replicas.state import ClusterState
 from dspark_core.records import Role
-from services.scheduler.replicas.state import ClusterState
 from tests.support.clock import ManualClock
 from tests.support.replicas import new_replica
 

@@ -1,0 +1,1 @@
+"""Which replicas there are, how busy they are, and who serves a request."""
