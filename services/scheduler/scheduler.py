@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable
 
 from prometheus_client import CollectorRegistry
 
+from dspark_core.cluster.fleet import Fleet
 from dspark_core.cluster.planning.calibration import CalibrationState, Traffic, examine
 from dspark_core.errors import InvalidRequestError, NotLeaderError
 from dspark_core.records import AssignRequest, Replica, Role, RoundReport, VerifyPlan
@@ -23,7 +24,6 @@ from services.scheduler.admission import FloorAdmission
 from services.scheduler.leadership.election import Election, LeaderLock, Leadership, SoleLeader
 from services.scheduler.mailbox import Mailbox
 from services.scheduler.metrics import SchedulerMetrics
-from services.scheduler.replicas.fleet import Fleet
 from services.scheduler.replicas.registry import MemoryRegistry, Registry
 from services.scheduler.replicas.registry_sync import RegistrySync
 from services.scheduler.storage.documents import DocumentStore, MemoryDocumentStore, SavedDocuments

@@ -5,8 +5,6 @@ import asyncio
 import pytest
 from prometheus_client import CollectorRegistry
 
-from dspark_core.cluster.planning.pace import VerifierPace
-from dspark_core.cluster.replicas.routing import FLOOR_MARGIN, MAX_CONCURRENCY, Candidate
 from dspark_core.errors import InvalidRequestError, NotLeaderError, QueueFullError, UnavailableError
 from dspark_core.records import (
     AssignRequest,
@@ -137,28 +135,6 @@ async def test_floors_are_looked_at_while_others_have_their_turn_and_verifiers_l
     await two.scheduler.deregister("b")
     await looking
     assert two.metric("floor_concurrency") == 7
-
-
-@pytest.mark.parametrize("most", [0, 1, 7, 300])
-@pytest.mark.parametrize("floor", [1.0, 20.0, 40.0, 90.0, 500.0])
-def test_the_most_requests_are_found_in_few_steps(most: int, floor: float) -> None:
-    pace = VerifierPace()
-    pace.adopt(LINE)
-    asked: list[int] = []
-
-    class Watched(VerifierPace):
-        def tokens_per_second(self, requests: int) -> float | None:
-            asked.append(requests)
-            return pace.tokens_per_second(requests)
-
-    watched = Watched()
-    watched.adopt(LINE)
-    verifier = Replica(replica_id="v", role=Role.VERIFIER, address="v:1", model="m")
-    found = Candidate(replica=verifier, requests=1, max_running=most, pace=watched, highest_floor=floor)
-    counts = range(1, (most or MAX_CONCURRENCY) + 1)
-    expected = [n for n in counts if n == 1 or pace.tokens_per_second(n) >= FLOOR_MARGIN * floor]
-    assert found.floor_concurrency() == max(expected)
-    assert len(asked) <= 10
 
 
 async def test_requests_without_a_floor_may_not_break_that_of_others(one: Cluster) -> None:

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 import pytest
 
 from dspark_core.records import Replica, ReplicaKind, RoundReport, VerifierLoad
-from services.scheduler.replicas.fleet import Fleet
 from services.scheduler.replicas.registry import MemoryRegistry
 from services.scheduler.scheduler import Scheduler
 from tests.support.clock import ManualClock
@@ -142,23 +141,3 @@ async def test_who_leaves_while_a_report_renews_it_in_the_registry_stays_away(
     registry.hold.set()  # it is stored after it was removed
     await reports.say()
     assert await _ids(scheduler) == await _ids(registry) == []
-
-
-def test_reports_of_another_kind_do_not_keep_what_the_one_before_registered():
-    clock = ManualClock()
-    fleet = Fleet(LEASE_SECONDS, clock)
-
-    def listed() -> list[str]:
-        return [replica.model for replica in fleet.state.replicas()]
-
-    fleet.register(new_replica("v", model="small"))
-    fleet.observe(RoundReport(replica_id="v", round=0, kind=SMALL))
-    clock.advance(0.6 * LEASE_SECONDS)
-    fleet.observe(RoundReport(replica_id="v", round=0, kind=LARGE))
-    clock.advance(0.6 * LEASE_SECONDS)
-    assert listed() == []
-    fleet.register(new_replica("v", model="large"))
-    clock.advance(0.6 * LEASE_SECONDS)
-    fleet.observe(RoundReport(replica_id="v", round=0))
-    clock.advance(0.6 * LEASE_SECONDS)
-    assert listed() == ["large"]

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dspark_core.algorithms.prefix_hashes import BLOCK_TOKENS, prefix_hashes
+from dspark_core.cluster.fleet import Fleet
 from dspark_core.cluster.replicas.loads import PENDING_SECONDS
 from dspark_core.cluster.replicas.prefixes import REPLICAS_PER_PREFIX, PrefixTable
 from dspark_core.errors import UnavailableError
@@ -18,7 +19,6 @@ from dspark_core.records import (
     StepTime,
     VerifierLoad,
 )
-from services.scheduler.replicas.fleet import Fleet
 from tests.support.clock import ManualClock
 from tests.support.replicas import new_replica
 

@@ -2,12 +2,12 @@
 
 import pytest
 
+from dspark_core.cluster.fleet import Fleet
 from dspark_core.cluster.limits import MOST_VERIFIERS
 from dspark_core.cluster.planning.curves import CurveBook
 from dspark_core.cluster.planning.draft_market import FORGET_SECONDS
 from dspark_core.cluster.planning.pace import VerifierPace
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime, VerifierLoad
-from services.scheduler.replicas.fleet import Fleet
 from tests.support.clock import ManualClock
 from tests.support.replicas import new_replica
 
@@ -162,3 +162,23 @@ def test_leaving_a_kind_one_never_was_of_changes_nothing():
     pooled = book.pooled(SMALL)
     assert pooled is not None
     assert pooled.seconds(1, 1) == pytest.approx(0.001)
+
+
+def test_reports_of_another_kind_do_not_keep_what_the_one_before_registered():
+    clock = ManualClock()
+    fleet = Fleet(10.0, clock)
+
+    def listed() -> list[str]:
+        return [replica.model for replica in fleet.state.replicas()]
+
+    fleet.register(new_replica("v", model="small"))
+    fleet.observe(RoundReport(replica_id="v", round=0, kind=SMALL))
+    clock.advance(6.0)
+    fleet.observe(RoundReport(replica_id="v", round=0, kind=LARGE))
+    clock.advance(6.0)
+    assert listed() == []
+    fleet.register(new_replica("v", model="large"))
+    clock.advance(6.0)
+    fleet.observe(RoundReport(replica_id="v", round=0))
+    clock.advance(6.0)
+    assert listed() == ["large"]
