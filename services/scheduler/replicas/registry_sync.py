@@ -7,12 +7,12 @@ import logging
 from collections.abc import Callable
 
 from dspark_core.cluster.replicas.state import ClusterState
+from dspark_core.cluster.replicas.weights import WeightsWatch
 from dspark_core.errors import UnavailableError
 from dspark_core.records import Replica
 from services.common.lifecycle import end
 from services.scheduler.metrics import SchedulerMetrics
 from services.scheduler.replicas.registry import Registry
-from services.scheduler.replicas.weights import WeightsWatch
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class RegistrySync:
         self._registry = registry
         self._state = state
         self._metrics = metrics
-        self._weights = WeightsWatch(metrics)
+        self._weights = WeightsWatch()
         self._lease_seconds = lease_seconds
         self._interval_seconds = interval_seconds
         self._on_back = on_back
@@ -144,4 +144,4 @@ class RegistrySync:
         self._shown = self._state.changes
         replicas = self._state.replicas()
         self._metrics.set_replicas(replicas)
-        self._weights.look(replicas)
+        self._metrics.set_weights(self._weights.look(replicas))

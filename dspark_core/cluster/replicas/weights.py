@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from dspark_core.records import Replica, Role
-from services.scheduler.metrics import SchedulerMetrics
 
 _log = logging.getLogger(__name__)
 
@@ -19,8 +18,7 @@ _NAMED = 3
 
 
 class WeightsWatch:
-    def __init__(self, metrics: SchedulerMetrics) -> None:
-        self._metrics = metrics
+    def __init__(self) -> None:
         self._different: dict[str, frozenset[str]] = {}
         """Weights by model, where there are several."""
         self._problem: str | None = None
@@ -30,10 +28,10 @@ class WeightsWatch:
         """Which models are served with different weights, and by whom; None: no model is."""
         return self._problem
 
-    def look(self, replicas: Iterable[Replica]) -> None:
-        """Takes in the replicas that are registered now. Logs changes only."""
+    def look(self, replicas: Iterable[Replica]) -> dict[str, int]:
+        """Takes in the replicas that are registered now; logs changes only. Returns by model how many
+        different weights are served."""
         served = _by_weights(replicas)
-        self._metrics.set_weights({model: len(found) for model, found in served.items()})
         different = {model: frozenset(found) for model, found in served.items() if len(found) > 1}
         messages = {model: _message(model, served[model]) for model in different}
         for model, found in different.items():
@@ -43,6 +41,7 @@ class WeightsWatch:
             _log.info("verifiers of model %s no longer serve different weights", model)
         self._different = different
         self._problem = "; ".join(messages.values()) or None
+        return {model: len(found) for model, found in served.items()}
 
 
 def _by_weights(replicas: Iterable[Replica]) -> dict[str, dict[str, list[str]]]:
