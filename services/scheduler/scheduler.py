@@ -24,9 +24,9 @@ from services.scheduler.admission import FloorAdmission
 from services.scheduler.leadership.election import Election, LeaderLock, Leadership, SoleLeader
 from services.scheduler.mailbox import Mailbox
 from services.scheduler.metrics import SchedulerMetrics
-from services.scheduler.replicas.registry import MemoryRegistry, Registry
-from services.scheduler.replicas.registry_sync import RegistrySync
+from services.scheduler.registry_sync import RegistrySync
 from services.scheduler.storage.documents import DocumentStore, MemoryDocumentStore, SavedDocuments
+from services.scheduler.storage.registry import MemoryRegistry, Registry
 
 _log = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from services.common.server import GrpcServer, serve
 from services.common.telemetry import Telemetry
 from services.scheduler.config import LeaderElection, SchedulerConfig
 from services.scheduler.leadership.locks import leader_lock
-from services.scheduler.replicas.registry import MemoryRegistry, RedisRegistry, Registry
 from services.scheduler.scheduler import Scheduler
 from services.scheduler.servicer import CALLS_APART, SchedulerServicer
 from services.scheduler.storage.documents import DocumentStore
 from services.scheduler.storage.redis_documents import RedisDocumentStore
+from services.scheduler.storage.registry import MemoryRegistry, RedisRegistry, Registry
 
 RENEWALS_PER_LOCK = 4
 

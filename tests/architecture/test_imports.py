@@ -108,7 +108,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         for package, packages in {
             "storage": (),
             "leadership": ("config", "storage"),
-            "replicas": ("metrics", "storage"),
         }.items()
     },
     "services.engines": (*APPLICATION, "services.common"),

@@ -1,1 +1,1 @@
-"""What outlives a scheduler: documents, in memory or in Redis."""
+"""What outlives a scheduler: replicas and what was learned, in memory or in Redis."""

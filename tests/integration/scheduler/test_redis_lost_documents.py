@@ -12,10 +12,10 @@ from redis.asyncio import Redis
 from dspark_core.cluster.planning.calibration import MIN_ROUNDS
 from dspark_core.records import ReplicaKind, RequestSurvival, RoundReport, StepTime
 from services.scheduler.leadership.redis_lock import RedisLeaderLock
-from services.scheduler.replicas.registry import RedisRegistry
 from services.scheduler.scheduler import Scheduler
 from services.scheduler.storage.redis_documents import RedisDocumentStore
 from services.scheduler.storage.redis_store import DEFAULT_KEYS
+from services.scheduler.storage.registry import RedisRegistry
 from tests.support.polling import eventually
 from tests.support.redis_process import RedisProcess
 

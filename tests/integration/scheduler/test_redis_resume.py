@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry
 
 from dspark_core.records import AssignRequest
 from services.common.registration import RegistrationLoop
-from services.scheduler.replicas.registry import RedisRegistry
 from services.scheduler.scheduler import Scheduler
+from services.scheduler.storage.registry import RedisRegistry
 from tests.support.polling import eventually
 from tests.support.redis_process import RedisProcess
 from tests.support.replicas import new_replica

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from dspark_core.errors import UnavailableError
 from dspark_core.records import Replica, Role
-from services.scheduler.replicas.registry import MemoryRegistry, RedisRegistry, Registry, replica_to_json
+from services.scheduler.storage.registry import MemoryRegistry, RedisRegistry, Registry, replica_to_json
 from tests.support.redis_process import RedisProcess
 from tests.support.replicas import new_replica
 

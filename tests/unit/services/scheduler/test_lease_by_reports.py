@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from dspark_core.records import Replica, ReplicaKind, RoundReport, VerifierLoad
-from services.scheduler.replicas.registry import MemoryRegistry
 from services.scheduler.scheduler import Scheduler
+from services.scheduler.storage.registry import MemoryRegistry
 from tests.support.clock import ManualClock
 from tests.support.polling import eventually
 from tests.support.replicas import new_replica

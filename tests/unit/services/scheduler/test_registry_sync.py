@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry
 
 from dspark_core.errors import UnavailableError
 from dspark_core.records import AssignRequest, Replica
-from services.scheduler.replicas.registry import MemoryRegistry
 from services.scheduler.scheduler import Scheduler
+from services.scheduler.storage.registry import MemoryRegistry
 from tests.support.clock import ManualClock
 from tests.support.polling import eventually
 from tests.support.replicas import new_replica

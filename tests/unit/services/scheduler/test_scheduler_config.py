@@ -4,7 +4,7 @@ import pytest
 
 from dspark_core.errors import ConfigError
 from services.scheduler.config import SchedulerConfig
-from services.scheduler.replicas.registry import RedisRegistry
+from services.scheduler.storage.registry import RedisRegistry
 
 
 def test_defaults():

@@ -12,7 +12,7 @@ from dspark_core.errors import UnavailableError
 from dspark_core.records import Replica
 from services.common.lifecycle import end
 from services.scheduler.metrics import SchedulerMetrics
-from services.scheduler.replicas.registry import Registry
+from services.scheduler.storage.registry import Registry
 
 _log = logging.getLogger(__name__)
 

@@ -1,1 +1,0 @@
-"""Which replicas there are, how busy they are, and who serves a request."""
