@@ -1,1 +1,1 @@
-"""Leads a cluster: registers replicas, routes requests and sends plans by the rules of `dspark_core.cluster`."""
+"""Leads a cluster: serves registration, routing and plans by the rules of `dspark_core.cluster`."""
