@@ -1,4 +1,4 @@
-"""The verifiers as routing sees them: leases, loads, pace and prefixes. Chooses who serves a request."""
+"""The verifiers of a cluster: learns from their reports, chooses who serves a request, and plans rounds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dspark_core.cluster.replicas.prefixes import PrefixTable
 from dspark_core.cluster.replicas.routing import Candidate, choose, reach_of
 from dspark_core.cluster.replicas.state import ClusterState
 from dspark_core.errors import InvalidRequestError, NoVerifierError, UnavailableError
-from dspark_core.records import AssignRequest, Replica, ReplicaKind, Role, RoundReport
+from dspark_core.records import AssignRequest, Replica, ReplicaKind, Role, RoundReport, VerifyPlan
 
 IMPOSSIBLE = 2.0
 """A floor above this multiple of a lone request's speed is refused, not queued: slightly better acceptance
@@ -79,6 +79,11 @@ class Fleet:
         self.market.observe(report, pace.model)
         self.calibration.observe(self.model_of(report.replica_id), report.replica_id, report.requests)
         return True
+
+    def plan(self, replica_id: str) -> VerifyPlan | None:
+        """A plan from its newest report, with the scalings of its model; None if there is nothing to plan
+        from."""
+        return self.planner(replica_id).plan(self.calibration.scalings(self.model_of(replica_id)))
 
     def _update_kind(self, replica_id: str, kind: ReplicaKind) -> None:
         """Forgets the id's previous replica if the kind changed. Ids are addresses, which get reused: a

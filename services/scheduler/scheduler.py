@@ -187,8 +187,7 @@ class Scheduler:
         """None if there is nothing to plan from, for example in a report that carries only the load."""
         if report.round == 0:
             return None
-        scalings = self._fleet.calibration.scalings(self._fleet.model_of(report.replica_id))
-        plan = self._fleet.planner(report.replica_id).plan(scalings)
+        plan = self._fleet.plan(report.replica_id)
         if plan is None:
             self._metrics.reports.labels("unplannable").inc()
         return plan
