@@ -1,37 +1,28 @@
 """Admits requests while every promised speed floor holds; the others wait in a bounded queue of their tier.
 
-For use on one event loop. The fleet decides whether floors hold; `pump` retries waiting requests after
-news from a verifier.
+For use on one event loop. The fleet decides whether floors hold, `FloorQueues` who comes next; `pump` retries
+waiting requests after news from a verifier.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import TypeAlias
 
+from dspark_core.cluster.floor_queues import FloorQueues, Waiter
 from dspark_core.errors import DSparkError, QueueFullError, UnavailableError
 from dspark_core.records import AssignRequest, Replica
 from services.common.limits import MOST_TIERS
 from services.common.retry_estimate import RetryEstimate
 from services.scheduler.metrics import SchedulerMetrics
 
-DEFAULT_TIER = "default"
 PUMP_SHARE = 0.1
 """Largest share of time spent on retries after reports. Each retry evaluates every verifier, and every
 verifier reports, so the cost would grow with the square of their number."""
 
 
-@dataclass(slots=True)
-class _Waiter:
-    request: AssignRequest
-    answer: asyncio.Future[Replica]
-    blocks: bool
-
-    def ahead_of(self, request: AssignRequest) -> bool:
-        """Whether `request` must wait until this one is admitted."""
-        return self.blocks and self.request.model == request.model
+_Waiter: TypeAlias = "Waiter[asyncio.Future[Replica]]"
 
 
 class FloorAdmission:
@@ -47,16 +38,16 @@ class FloorAdmission:
         """
         Args:
             assign: Returns None while the request would break a floor.
-            within_reach: Whether any verifier can hold the request's own floor. If none can, the request
-                waits for an idle verifier and does not block those behind it.
+            within_reach: Whether any verifier can hold the request's own floor.
             max_waiting: Requests per tier that may wait.
         """
         self._assign = assign
-        self._within_reach = within_reach
         self._metrics = metrics
         self._max_waiting = max_waiting
         self._clock = clock
-        self._queues: OrderedDict[str, deque[_Waiter]] = OrderedDict()
+        self._queues: FloorQueues[asyncio.Future[Replica]] = FloorQueues(
+            within_reach, most_tiers=MOST_TIERS, on_forgotten=metrics.forget_tier
+        )
         self._pump_at = clock()
         self._pumping: asyncio.TimerHandle | None = None
         self._retry = RetryEstimate(clock)
@@ -69,13 +60,11 @@ class FloorAdmission:
             QueueFullError: The queue is full or the wait timed out; carries a retry hint.
             UnavailableError, InvalidRequestError: Waiting would not help.
         """
-        tier = self._tier(request)
-        queue = self._queues.setdefault(tier, deque())
+        tier = self._queues.open(request)
         try:
-            behind = any(waiter.ahead_of(request) for waiter in queue)
-            replica = None if behind else self._assign(request)
+            replica = None if self._queues.is_blocked(tier, request) else self._assign(request)
             if replica is None:
-                replica = await self._wait(request, tier, queue)
+                replica = await self._wait(request, tier)
         except DSparkError as error:
             self._metrics.assigned(tier, _result(error))
             raise
@@ -84,7 +73,7 @@ class FloorAdmission:
 
     def pump_soon(self) -> None:
         """Calls `pump` as soon as PUMP_SHARE allows."""
-        if self._pumping is not None or not any(self._queues.values()):
+        if self._pumping is not None or self._queues.empty:
             return
         if (wait_seconds := self._pump_at - self._clock()) > 0:
             self._pumping = asyncio.get_running_loop().call_later(wait_seconds, self.pump)
@@ -92,44 +81,21 @@ class FloorAdmission:
             self.pump()
 
     def pump(self) -> None:
-        """Admits waiting requests in order, per tier and model, until one does not fit. Tiers take turns; the
-        one admitted last is tried last."""
+        """Admits waiting requests as long as floors hold."""
         if self._pumping is not None:
             self._pumping.cancel()
             self._pumping = None
         began = self._clock()
-        turns = deque((tier, self._admitted(queue)) for tier, queue in self._queues.items() if queue)
-        while turns:
-            tier, turn = turns.popleft()
-            if next(turn, None) is not None:
-                self._queues.move_to_end(tier)
-                turns.append((tier, turn))
-            self._metrics.set_waiting(tier, len(self._queues[tier]))
+        for tier in self._queues.admit(self._answer):
+            self._metrics.set_waiting(tier, self._queues.waiting(tier))
         ended = self._clock()
         self._pump_at = ended + (ended - began) * (1 / PUMP_SHARE - 1)
 
-    def _admitted(self, queue: deque[_Waiter]) -> Iterator[_Waiter]:
-        """Admits and yields one waiter at a time; removes it, and any already answered, from the queue."""
-        refused: set[tuple[str, bool]] = set()
-        for waiter in tuple(queue):
-            model = waiter.request.model
-            if waiter.answer.done():
-                queue.remove(waiter)
-            elif (model, True) in refused or (model, waiter.blocks) in refused:
-                continue
-            elif self._answer(waiter):
-                queue.remove(waiter)
-                yield waiter
-            else:
-                waiter.blocks = self._within_reach(waiter.request)
-                refused.add((model, waiter.blocks))
-
     def fail(self, error: DSparkError) -> None:
         """Fails every waiting request with `error`."""
-        for queue in self._queues.values():
-            for waiter in queue:
-                if not waiter.answer.done():
-                    waiter.answer.set_exception(error)
+        for waiter in self._queues:
+            if not waiter.answer.done():
+                waiter.answer.set_exception(error)
 
     def _answer(self, waiter: _Waiter) -> bool:
         try:
@@ -143,39 +109,28 @@ class FloorAdmission:
         waiter.answer.set_result(replica)
         return True
 
-    async def _wait(self, request: AssignRequest, tier: str, queue: deque[_Waiter]) -> Replica:
-        if len(queue) >= self._max_waiting or request.wait_seconds <= 0:
+    async def _wait(self, request: AssignRequest, tier: str) -> Replica:
+        waiting = self._queues.waiting(tier)
+        if waiting >= self._max_waiting or request.wait_seconds <= 0:
             raise QueueFullError(
-                f"no request more can be taken without breaking a speed floor, and {len(queue)} of tier "
+                f"no request more can be taken without breaking a speed floor, and {waiting} of tier "
                 f"{tier!r} wait (at most {self._max_waiting})",
-                retry_after_seconds=self._retry.seconds(len(queue) + 1),
+                retry_after_seconds=self._retry.seconds(waiting + 1),
             )
         answer = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(request, answer, blocks=self._within_reach(request))
-        queue.append(waiter)
-        self._metrics.set_waiting(tier, len(queue))
+        waiter = self._queues.add(tier, request, answer)
+        self._metrics.set_waiting(tier, self._queues.waiting(tier))
         try:
             async with asyncio.timeout(request.wait_seconds):
                 return await waiter.answer
         except TimeoutError:
             raise QueueFullError(
                 f"no speed floor allowed another request of tier {tier!r} within {request.wait_seconds:g} s",
-                retry_after_seconds=self._retry.seconds(len(queue) + 1),
+                retry_after_seconds=self._retry.seconds(self._queues.waiting(tier) + 1),
             ) from None
         finally:
-            if waiter in queue:
-                queue.remove(waiter)
-            self._metrics.set_waiting(tier, len(queue))
-
-    def _tier(self, request: AssignRequest) -> str:
-        tier = request.tier or DEFAULT_TIER
-        if tier not in self._queues and len(self._queues) >= MOST_TIERS:
-            unused = next((name for name, queue in self._queues.items() if not queue), None)
-            if unused is None:
-                raise QueueFullError(f"requests of {MOST_TIERS} tiers wait; no more can be told apart")
-            del self._queues[unused]
-            self._metrics.forget_tier(unused)
-        return tier
+            self._queues.remove(tier, waiter)
+            self._metrics.set_waiting(tier, self._queues.waiting(tier))
 
 
 def _result(error: DSparkError) -> str:
