@@ -19,7 +19,7 @@ import numpy as np
 from dspark_core.algorithms.plan_batch import Bools, Ints, PlanBatch
 from dspark_core.algorithms.round_time import RoundTimeModel
 from dspark_core.algorithms.step_surface import Floats
-from dspark_core.engine.rounds.pacing import PrefillPacer
+from dspark_core.engine.rounds.pacing import PrefillPacer, prompt_shares
 from dspark_core.simulation.cohort import Asked, Cohort, even_out, new_cohorts
 from dspark_core.simulation.decoding import Decoding
 from dspark_core.simulation.domains import DomainRounds
@@ -40,7 +40,7 @@ class _Verifier:
     cohorts: tuple[Cohort, ...]
     slowdown: float
     pacer: PrefillPacer | None = None
-    prefilling: deque[int] = field(default_factory=deque)
+    prefilling: list[int] = field(default_factory=list)
     waiting: deque[int] = field(default_factory=deque)
     prefilled: list[int] = field(default_factory=list)
     """Requests whose prefill the current round completes."""
@@ -219,17 +219,16 @@ class Cluster:
         heapq.heappush(self._events, (now + seconds, verifier.index))
 
     def _prefill(self, verifier: _Verifier, most: int) -> tuple[int, int]:
-        """Take at most `most` prompt tokens in FIFO order -> requests and tokens in the pass."""
-        budget, runs = most, 0
-        while verifier.prefilling and budget > 0:
-            request = verifier.prefilling[0]
-            count = min(self._prefill_left[request], budget)
+        """Take at most `most` prompt tokens, shared as in production -> requests and tokens in the pass."""
+        prompts = verifier.prefilling
+        if not prompts:
+            return 0, 0
+        shares = prompt_shares([self._prefill_left[request] for request in prompts], most)
+        for request, count in zip(prompts, shares, strict=True):
             self._prefill_left[request] -= count
-            budget -= count
-            runs += 1
-            if self._prefill_left[request] == 0:
-                verifier.prefilled.append(verifier.prefilling.popleft())
-        return runs, most - budget
+        verifier.prefilled.extend(request for request in prompts if not self._prefill_left[request])
+        verifier.prefilling = [request for request in prompts if self._prefill_left[request]]
+        return sum(count > 0 for count in shares), sum(shares)
 
     def _ask(self, verifier: _Verifier, cohort: Cohort, now: float) -> Asked:
         """Look up drafts, and ask the drafter for those requests the planner chooses."""

@@ -9,6 +9,7 @@ import pytest
 
 from dspark_core.algorithms.loop_time import LoopTimeModel
 from dspark_core.errors import ConfigError
+from dspark_core.simulation.cluster import Cluster
 from dspark_core.simulation.domains import RecordedRequest, stack_domains
 from dspark_core.simulation.planner_names import NAMES, planner_factory
 from dspark_core.simulation.population import draw_population
@@ -131,6 +132,16 @@ def test_a_prompt_longer_than_a_chunk_takes_more_steps() -> None:
     chunked = dataclasses.replace(long, prefill_chunk_tokens=30)
     assert simulate(world(times=FLAT), long, "none").rounds == 2
     assert simulate(world(times=FLAT), chunked, "none").rounds == 5
+
+
+def test_a_short_prompt_does_not_wait_for_long_ones_before_it() -> None:
+    three = Scenario(verifiers=1, users=3, requests=3, answer_tokens=5, prefill_chunk_tokens=20)
+    people = draw_population(three, world().recorded)
+    people = dataclasses.replace(people, prompt_tokens=np.array([100, 100, 10]))
+    none = planner_factory("none")
+    told = Cluster(three, world().recorded, people, FLAT, none).run().first_token
+    assert told[2] == pytest.approx(STEP_SECONDS)
+    assert told[2] < told[0] < told[1]
 
 
 def test_the_round_loop_takes_its_time_in_every_round() -> None:
