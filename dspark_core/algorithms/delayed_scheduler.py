@@ -17,6 +17,9 @@ from dspark_core.algorithms.speed_floor import admit_floors, admit_within_floors
 from dspark_core.algorithms.step_surface import Floats
 from dspark_core.errors import InvalidRequestError
 
+MIN_PLAN_AGE_ROUNDS = 2
+"""A capacity must come from confidences at least this many rounds old (paper, section 5.2)."""
+
 
 def capacity(batch: PlanBatch, seconds: Floats, ranking: Ranking | None = None) -> int:
     """Draft tokens in the best plan of a past round, speed floors included. `ranking`: that of `batch`, if

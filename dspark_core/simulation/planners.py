@@ -25,8 +25,6 @@ from dspark_core.engine.drafts.draft_turns import ALL, DECISION_ROUNDS, IN_TURNS
 from dspark_core.engine.rounds.planning import LocalPlanSource
 from dspark_core.records import DraftOrigin, RequestSurvival, RoundReport
 
-PLAN_AGE_ROUNDS = 2
-"""A round uses the capacity computed this many rounds earlier (paper, section 5.2)."""
 REFRESH_ROUNDS = 4
 """Rounds between recomputations of the capacity and of the choice of requests to draft for."""
 
@@ -138,14 +136,14 @@ class Delayed(_Forgetful):
     """
 
     def __init__(self) -> None:
-        self._young: deque[int | None] = deque(maxlen=PLAN_AGE_ROUNDS)
+        self._young: deque[int | None] = deque(maxlen=delayed_scheduler.MIN_PLAN_AGE_ROUNDS)
         self._capacity: int | None = None
         self._round = 0
 
     def plan(self, batch: PlanBatch, seconds: Floats) -> Ints:
         if not np.count_nonzero(batch.survival[:, :1] >= 0.0):
             return np.zeros(batch.requests, dtype=np.int64)  # nothing to learn from this round
-        usable = self._young[0] if len(self._young) == PLAN_AGE_ROUNDS else None
+        usable = self._young[0] if len(self._young) == delayed_scheduler.MIN_PLAN_AGE_ROUNDS else None
         ranking = rank(batch)
         if usable is None:
             lengths = ranking.lengths(admit_while_rising(ranking, float(batch.requests), seconds))

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
+from dspark_core.algorithms.delayed_scheduler import MIN_PLAN_AGE_ROUNDS
 from dspark_core.algorithms.draft_policy import DraftCandidate
 from dspark_core.algorithms.draft_price import faded
 from dspark_core.algorithms.plan_request import PlanRequest
@@ -27,8 +28,6 @@ from services.verifier.profiling import adopted
 
 _log = logging.getLogger(__name__)
 
-MIN_PLAN_AGE_ROUNDS = 2
-"""A capacity must come from confidences at least this many rounds old (paper, section 5.2)."""
 MAX_PLAN_AGE_ROUNDS = 8
 """Older plans describe a batch that no longer exists."""
 MAX_QUEUED_REPORTS = 16
