@@ -3,8 +3,10 @@
 Each event is a round of one verifier: it commits the previous round's tokens, admits requests, then drafts,
 plans and times the next round. With two cohorts, drafts are requested when the cohort's previous round ends.
 Plans come from the same planners as in production, times from the measured model, accepted tokens from
-recorded rounds. Not modelled: faults, preemption, the gateway's queues, and any network but the path to the
-drafter.
+recorded rounds. Not modelled: faults, preemption, the gateway's queues, any network but the path to the
+drafter, and the scheduler's routing and admission. Those work on what reports taught about each verifier,
+which is known here: requests go to the least loaded, and are admitted whatever speed floors they break, so
+that a planner is judged by the floors it keeps.
 """
 
 from __future__ import annotations
@@ -128,7 +130,13 @@ class Cluster:
         return self._ledger
 
     def _arrive(self, now: float) -> None:
-        """Send the next request to the verifier with the lowest load relative to its speed."""
+        """Send the next request to the verifier with the lowest load relative to its speed.
+
+        `dspark_core.cluster.replicas.routing` compares expected times instead, one candidate after the other,
+        which for a thousand verifiers would take longer than to simulate them. Where more requests hardly
+        make rounds longer it also fills one verifier before the next, and planners that share a drafter
+        would be compared by where requests happen to be.
+        """
         request, self._next = self._next, self._next + 1
         verifier = self._verifiers[int(self._loads.argmin())]
         self._ledger.arrived[request] = now

@@ -53,7 +53,12 @@ class Pool:
 
 
 class _Market:
-    """Demands of one drafter's verifiers; prices are recomputed after as many reports as verifiers."""
+    """Demands of one drafter's verifiers; prices are recomputed after as many reports as verifiers.
+
+    Not `dspark_core.cluster.planning.draft_market`, although both call `draft_prices`: that one learns what
+    drafts bring from reports, by request, and by a clock, and forgets verifiers that fall silent. Here it is
+    in arrays that the planner needs anyway, and nobody falls silent.
+    """
 
     def __init__(self) -> None:
         self._demands: dict[int, DraftDemand] = {}

@@ -3,6 +3,9 @@
 A profile times bare passes for a few seconds. A served round also plans, accepts and samples, on a machine
 that may have become busier. Each profile point is scaled by the ratio of measured to profiled time of
 similar rounds, so the profile keeps its shape.
+
+`RoundTimeModel.learned`, by which serving does the same, follows the newest rounds, one after the other. Here
+all of them are there at once and count the same.
 """
 
 from __future__ import annotations
