@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.source_tree import ROOT
 
-TORCH_FREE = ("services.gateway.wiring", "services.scheduler.wiring")
+TORCH_FREE = ("services.gateway.wiring", "services.scheduler.wiring", "dspark_core.cluster.fleet")
 
 
 def _loaded_with(module: str) -> set[str]:
