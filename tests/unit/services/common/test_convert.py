@@ -274,7 +274,11 @@ def test_plans_and_descriptions_survive_the_wire():
         ({"draft_price": float("nan")}, "draft_price must be a finite number >= 0, got nan"),
         ({"draft_price": float("inf")}, "draft_price must be a finite number >= 0, got inf"),
         ({"draft_price": -1.0}, "draft_price must be a finite number >= 0, got -1.0"),
-        ({"curve": [{"batch_tokens": 1}]}, "curve must have positive step_seconds, got 0.0"),
+        ({"curve": [{"batch_tokens": 1}]}, "curve must have step_seconds in [1e-07, 3600], got 0.0"),
+        (
+            {"curve": [{"batch_tokens": 1, "step_seconds": 3601}]},
+            "curve must have step_seconds in [1e-07, 3600], got 3601.0",
+        ),
         ({"curve": [{"step_seconds": 1}]}, "curve must have 1 <= requests <= batch_tokens, got 1 and 0"),
         ({"curve": [{"batch_tokens": 1, "step_seconds": 1}] * 2}, "curve must not name a point twice"),
     ],
