@@ -42,7 +42,8 @@ class VerifierPace:
         self._drafted_share = 0.0
         self._in_turns = False
         self._round_seconds: dict[int, float] = {}
-        """Estimates by number of requests."""
+        self._plain_seconds: dict[int, float] = {}
+        """Estimates by number of requests, with and without drafts."""
         self._prefill_seconds: dict[int, float] = {}
         """Estimates of one pass by its tokens."""
 
@@ -103,6 +104,18 @@ class VerifierPace:
     def round_seconds(self, requests: int) -> float | None:
         """Time until `requests` requests like those seen have each had a round; None without a curve."""
         return self._kept(self._round_seconds, requests, lambda model: self._estimated(model, requests))
+
+    def plain_seconds(self, requests: int) -> float | None:
+        """Round time of `requests` requests without drafts; None without a curve.
+
+        For comparing verifiers: drafts make rounds longer and gain more tokens than that costs, so rounds as
+        they are would show a verifier that drafts as a slow one.
+        """
+
+        def estimated(model: RoundTimeModel) -> float:
+            return model.seconds(requests, requests, round(requests * self._context_per_request))
+
+        return self._kept(self._plain_seconds, requests, estimated)
 
     def _estimated(self, model: RoundTimeModel, requests: int) -> float:
         of_all = (
@@ -173,4 +186,5 @@ class VerifierPace:
     def forget_estimates(self) -> None:
         """Makes the next ones anew."""
         self._round_seconds.clear()
+        self._plain_seconds.clear()
         self._prefill_seconds.clear()

@@ -1,4 +1,5 @@
-"""Chooses the verifier with the least expected time for a request, given the prefill its cache saves.
+"""Chooses a verifier for a request by expected time, given the prefill its cache saves; of those expected to
+take about as long, by load.
 
 Pure: candidates in, a choice out.
 """
@@ -9,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dspark_core.cluster.planning.pace import VerifierPace
+from dspark_core.cluster.planning.pace import PREFILL_TOKENS, VerifierPace
 from dspark_core.records import Replica
 
 HORIZON_ROUNDS = 64
@@ -17,6 +18,10 @@ HORIZON_ROUNDS = 64
 FLOOR_MARGIN = 1.05
 """A floor counts as held only if the expected speed exceeds it by this factor: expectations are means."""
 MAX_CONCURRENCY = 1024
+ALIKE = 0.1
+"""Expected times that exceed the least by no more than this share of it count as equal. Where more requests
+hardly make rounds longer, noise in the estimates would otherwise gather requests on a few verifiers, slowing
+each of them a little, while the others idle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,21 +76,29 @@ class Candidate:
 
     def round_seconds(self) -> float | None:
         """Round time with the new request; None without a curve."""
-        seconds = self.pace.round_seconds(self.requests + 1)
-        if seconds is not None and self.requests == 0:
-            seconds *= self.pace.relaxation(self.idle_seconds)
-        return seconds
+        return self._relaxed(self.pace.round_seconds(self.requests + 1))
 
     def seconds_for(self, prompt_tokens: int) -> float | None:
-        """Expected time to serve the request; None without a curve."""
-        seconds = self.round_seconds()
+        """Expected time to serve the request without drafts; None without a curve."""
+        seconds = self._relaxed(self.pace.plain_seconds(self.requests + 1))
         if seconds is None:
             return None
-        rounds = float(HORIZON_ROUNDS)
-        if self.max_running:
-            # Requests in excess of the batch wait until as many running ones have ended.
-            rounds *= 1.0 + max(0, self.requests + 1 - self.max_running) / self.max_running
+        rounds = expected_rounds(self.requests + 1, self.max_running)
         return rounds * seconds + self.pace.prefill_seconds(prompt_tokens - self.matched_tokens)
+
+    def _relaxed(self, seconds: float | None) -> float | None:
+        if seconds is not None and self.requests == 0:
+            return seconds * self.pace.relaxation(self.idle_seconds)
+        return seconds
+
+
+def expected_rounds(requests: int, max_running: int) -> float:
+    """Rounds that pass until the last of a verifier's requests is done. `max_running` 0: no bound."""
+    rounds = float(HORIZON_ROUNDS)
+    if max_running:
+        # Requests in excess of the batch wait until as many running ones have ended.
+        rounds *= 1.0 + max(0, requests - max_running) / max_running
+    return rounds
 
 
 def reach_of(pace: VerifierPace, idle_seconds: float) -> float:
@@ -95,17 +108,25 @@ def reach_of(pace: VerifierPace, idle_seconds: float) -> float:
 
 
 def choose(candidates: Sequence[Candidate], prompt_tokens: int) -> Candidate:
-    """Chooses one of `candidates`, which must not be empty. A verifier without a curve is given the others'
-    mean time per request; ties go to the most free KV cache, then to the first id."""
+    """Chooses one of `candidates`, which must not be empty.
+
+    Of those whose expected times are alike, the one with the fewest requests is chosen; a pass of prompt
+    tokens that its cache does not save counts as a request. Ties go to the shortest time, the most free KV
+    cache, the first id. A verifier without a curve is given the others' mean time per request.
+    """
     known = [c.seconds_for(prompt_tokens) for c in candidates]
     pairs = zip(candidates, known, strict=True)
     paces = [seconds / (c.requests + 1) for c, seconds in pairs if seconds is not None]
     mean = sum(paces) / len(paces) if paces else 1.0
+    pairs = zip(candidates, known, strict=True)
+    expected = [mean * (c.requests + 1) if seconds is None else seconds for c, seconds in pairs]
+    longest = (1.0 + ALIKE) * min(expected)
 
-    def preference(index: int) -> tuple[float, float, str]:
-        candidate, seconds = candidates[index], known[index]
-        if seconds is None:
-            seconds = mean * (candidate.requests + 1)
-        return seconds, -candidate.free_kv_fraction, candidate.replica.replica_id
+    def preference(index: int) -> tuple[float, float, float, str]:
+        candidate = candidates[index]
+        unread = max(prompt_tokens - candidate.matched_tokens, 0)
+        load = candidate.requests + unread / PREFILL_TOKENS
+        return load, expected[index], -candidate.free_kv_fraction, candidate.replica.replica_id
 
-    return candidates[min(range(len(candidates)), key=preference)]
+    alike = [index for index, seconds in enumerate(expected) if seconds <= longest]
+    return candidates[min(alike, key=preference)]

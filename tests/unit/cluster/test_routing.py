@@ -200,6 +200,60 @@ def test_a_batch_that_is_full_makes_requests_wait(fleet: Fleet, ask: Asker):
     assert ask() == "fuller"
 
 
+def _flat(scale: float) -> tuple[StepTime, ...]:
+    """Of a machine whose rounds hardly become longer with more requests."""
+    times = ((1, 1, 0.0100), (16, 16, 0.0101), (64, 64, 0.0110), (1, 256, 0.0120))
+    return tuple(
+        StepTime(requests=requests, batch_tokens=tokens, context_tokens=0, seconds=scale * seconds)
+        for requests, tokens, seconds in times
+    )
+
+
+def test_verifiers_that_are_about_as_fast_get_as_many_requests(fleet: Fleet, ask: Asker):
+    for name, scale in (("a", 1.0), ("b", 0.97), ("c", 1.03), ("slow", 1.3)):
+        fleet.register(new_replica(name))
+        _report(fleet, name, profile=_flat(scale))
+    chosen = [ask() for _ in range(24)]
+    assert {name: chosen.count(name) for name in "abc"} == {"a": 8, "b": 8, "c": 8}
+
+
+def test_a_verifier_that_drafts_is_no_slower_one(fleet: Fleet, ask: Asker):
+    """Its rounds are longer, and bring more tokens than that costs."""
+    for name, verified in (("drafts", 5), ("plain", 0)):
+        fleet.register(new_replica(name))
+        _report(fleet, name, profile=SLOPE)
+        for number in range(1, 60):
+            request = RequestSurvival(
+                sequence_id="s", survival=(0.9,) * verified, verify_length=verified, accepted=verified
+            )
+            fleet.observe(
+                RoundReport(
+                    replica_id=name,
+                    round=number,
+                    requests=(request,),
+                    batch_tokens=1 + verified,
+                    step_seconds=0.020 + 0.001 * (1 + verified),
+                )
+            )
+    chosen = [ask() for _ in range(10)]
+    assert abs(chosen.count("drafts") - chosen.count("plain")) <= 1
+
+
+@pytest.mark.parametrize(("blocks", "most_ahead"), [(4, 1), (16, 4)])
+def test_a_known_prefix_outweighs_a_request_for_each_pass_it_saves(
+    fleet: Fleet, ask: Asker, blocks: int, most_ahead: int
+):
+    """So that a system prompt that all requests share does not gather them, and a conversation stays."""
+    prompt = tuple(range(blocks * BLOCK_TOKENS))
+    for name in ("a", "b"):
+        fleet.register(new_replica(name))
+        _report(fleet, name, profile=_flat(1.0))
+    chosen = [ask(prompt=(*prompt, index)) for index in range(12)]
+    assert chosen[: most_ahead + 1] == ["a"] * (most_ahead + 1)
+    assert chosen[most_ahead + 1] == "b"
+    assert chosen.count("a") - chosen.count("b") <= most_ahead + 1
+
+
 PROMPT = tuple(range(20 * BLOCK_TOKENS))
 
 
