@@ -29,6 +29,7 @@ from dspark_core.simulation.planner_names import PlannerFactory
 from dspark_core.simulation.planners import RoundOutcome, RoundView
 from dspark_core.simulation.population import Population
 from dspark_core.simulation.records import Ledger
+from dspark_core.simulation.router import Router
 from dspark_core.simulation.scenario import Scenario
 from dspark_core.simulation.time_tables import TimeTables
 
@@ -97,7 +98,12 @@ class Cluster:
         self._coupled = np.full(scenario.max_running, scenario.coupled)
         longest = recorded.longest if self._looks_up else recorded.block_size
         self._tables = TimeTables(round_time, longest, scenario.prefill_chunk_tokens)
-        self._loads = np.array([v.slowdown for v in self._verifiers]) * 1e-9  # ties go to fast verifiers
+        self._router = Router(
+            round_time,
+            [verifier.slowdown for verifier in self._verifiers],
+            scenario.max_running,
+            float(population.prompt_tokens.mean() + population.answer_tokens.mean() / 2),
+        )
         self._drafter_free = np.zeros(scenario.drafters or scenario.verifiers)
         self._events: list[tuple[float, int]] = []
         self._prefill_left = population.prompt_tokens.tolist()
@@ -130,18 +136,10 @@ class Cluster:
         return self._ledger
 
     def _arrive(self, now: float) -> None:
-        """Send the next request to the verifier with the lowest load relative to its speed.
-
-        `dspark_core.cluster.replicas.routing` compares expected times instead, one candidate after the other,
-        which for a thousand verifiers would take longer than to simulate them. Where more requests hardly
-        make rounds longer it also fills one verifier before the next, and planners that share a drafter
-        would be compared by where requests happen to be.
-        """
         request, self._next = self._next, self._next + 1
-        verifier = self._verifiers[int(self._loads.argmin())]
+        verifier = self._verifiers[self._router.choose(self._prefill_left[request])]
         self._ledger.arrived[request] = now
         verifier.waiting.append(request)
-        self._loads[verifier.index] += verifier.slowdown
         if not verifier.busy:
             verifier.busy = True
             heapq.heappush(self._events, (now, verifier.index))
@@ -169,7 +167,7 @@ class Cluster:
     def _end(self, verifier: _Verifier, request: int, now: float) -> None:
         self._ledger.ended[request] = now
         self._ended += 1
-        self._loads[verifier.index] -= verifier.slowdown
+        self._router.ended(verifier.index)
         if self._scenario.users and self._next < self._scenario.requests:
             self._arrive(now)
 
