@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.integration.deploy.helm import CHART, HERE, VALUES, Rendered, render, run
+from tests.integration.deploy.helm import CHART, HERE, VALUES, Rendered, of_kind, render, run
 
 KUBERNETES = ("1.27", "1.37")
 FROM_CRDS = {
@@ -63,6 +63,18 @@ def test_each_template_holds_one_object_and_names_are_unique(helm, values):
     assert max(Counter(item.source for item in rendered).values()) == 1
     names = Counter((item.manifest["kind"], item.manifest["metadata"]["name"]) for item in rendered)
     assert max(names.values()) == 1
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_containers_mount_only_volumes_that_their_pod_has(helm, values):
+    """The API server refuses others; a schema cannot tell."""
+    for name, deployment in of_kind(render(helm, values), "Deployment").items():
+        pod = deployment["spec"]["template"]["spec"]
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        for one in pod["containers"] + pod.get("initContainers", []):
+            paths = [mount["mountPath"] for mount in one["volumeMounts"]]
+            assert len(paths) == len(set(paths)), (name, one["name"], paths)
+            assert {mount["name"] for mount in one["volumeMounts"]} <= volumes, (name, one["name"])
 
 
 def test_every_template_is_rendered_by_some_values(helm):
