@@ -129,11 +129,14 @@ class Scheduler:
         return self._lease_seconds
 
     async def deregister(self, replica_id: str) -> None:
+        self._election.require_leading()
         self._fleet.deregister(replica_id)
         self._admission.pump_soon()
         await self._sync.remove(replica_id)
 
     async def list_replicas(self, role: Role | None = None) -> tuple[Replica, ...]:
+        """Of the leader only: a standby knows no replicas, or those that the registry had when it was up."""
+        self._election.require_leading()
         return self._fleet.state.replicas(role)
 
     async def assign(self, request: AssignRequest) -> Replica:

@@ -106,6 +106,13 @@ async def _assigned(link: SchedulerLink, watch: RunningTime) -> tuple[str, float
             await asyncio.sleep(0.01)
 
 
+async def _listed(scheduler: SchedulerClient) -> list[str]:
+    try:
+        return [one.replica_id for one in await scheduler.list_replicas(Role.VERIFIER)]
+    except NotLeaderError:
+        return []
+
+
 @pytest.fixture(params=["redis", "lease", "lease and redis"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, str]]:
     """The settings by which schedulers find out who leads, and what else they share: with both, a Lease tells
@@ -193,6 +200,8 @@ async def _take_over(
     await eventually(lambda: verifier.plans.newest_round > 0)
     await eventually(lambda: verifier.registration.registered)
     assert (await gateway.assign(AssignRequest(request_id="r", model="m"))).replica_id == "v"
+    starting = await stack.enter_async_context(_link(ports[::-1]))  # a gateway waits for a verifier before
+    assert [one.replica_id for one in await starting.list_replicas(Role.VERIFIER)] == ["v"]  # it assigns any
 
     leads, stands_by = await _roles(processes)
     standby = await stack.enter_async_context(open_channel(f"127.0.0.1:{stands_by}"))
@@ -208,7 +217,7 @@ async def _take_over(
     verifier.plans.plan([PlanRequest(survival=(0.9, 0.8))])
     assert verifier.plans.last_planner == "local"
     await eventually(verifier.follows)
-    while "v" not in [one.replica_id for one in await SchedulerClient(standby).list_replicas(Role.VERIFIER)]:
+    while "v" not in await _listed(SchedulerClient(standby)):
         await asyncio.sleep(0.01)
     assert watch.seconds < 5.0
     # A gateway that asked before the verifier was known here may have turned to the hung one once more;

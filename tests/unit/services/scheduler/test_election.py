@@ -174,9 +174,10 @@ async def test_a_scheduler_that_stops_leading_sends_everybody_to_the_new_leader(
     for call in (
         scheduler.assign(AssignRequest(request_id="r", model="m")),
         scheduler.register(Replica(replica_id="w", role=Role.VERIFIER, address="w:1", model="m")),
+        scheduler.deregister("v"),
+        scheduler.list_replicas(),
         stream(),
     ):
         with pytest.raises(NotLeaderError, match="other:50052"):
             await call
-    assert [one.replica_id for one in await scheduler.list_replicas()] == ["v"]
     await scheduler.close()
