@@ -37,6 +37,8 @@ _CHECK = "check_before_message"
 ABORT_SECONDS = 5.0
 """A status is queued behind responses that the client has not read yet, perhaps forever. The call must not
 hold its slot among the server's concurrent calls for that long."""
+GONE_SECONDS = 5.0
+"""How long a call whose client is gone waits to be cancelled."""
 MESSAGE_SECONDS = 30.0
 """For a request to arrive."""
 
@@ -201,9 +203,17 @@ def _drive_generator(behaviour: Callable[..., Any]) -> Callable[..., Awaitable[N
                 writes.limit_each(limit_seconds, unread)
             async with aclosing(behaviour(request, context)) as responses:
                 async for response in responses:
-                    await writes.wait(context.write(response))
+                    await writes.wait(_written(context, response))
 
     return run
+
+
+async def _written(context: Context[Any, Any], response: object) -> None:
+    try:
+        await context.write(response)
+    except grpc.aio.InternalError:  # the call ended under the message
+        await asyncio.sleep(GONE_SECONDS)  # gRPC cancels its handler now
+        raise
 
 
 class ErrorLayer:

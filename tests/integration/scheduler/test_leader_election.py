@@ -200,8 +200,9 @@ async def _take_over(
     await eventually(lambda: verifier.plans.newest_round > 0)
     await eventually(lambda: verifier.registration.registered)
     assert (await gateway.assign(AssignRequest(request_id="r", model="m"))).replica_id == "v"
-    starting = await stack.enter_async_context(_link(ports[::-1]))  # a gateway waits for a verifier before
-    assert [one.replica_id for one in await starting.list_replicas(Role.VERIFIER)] == ["v"]  # it assigns any
+    # A gateway that starts waits for a verifier before it assigns any request.
+    starting = await stack.enter_async_context(_link([stands_by, leads]))
+    assert [one.replica_id for one in await starting.list_replicas(Role.VERIFIER)] == ["v"]
 
     leads, stands_by = await _roles(processes)
     standby = await stack.enter_async_context(open_channel(f"127.0.0.1:{stands_by}"))
