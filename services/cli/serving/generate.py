@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import signal
 import sys
 from collections.abc import Mapping
 
@@ -74,12 +75,15 @@ def _prompt(argument: str) -> str:
 
 async def _generate_here(prompt: str, fields: Mapping[str, object], arguments: argparse.Namespace) -> None:
     stack = EmbeddedStack(stack_options(arguments, http_port=0, grpc_port=0))
+    if (task := asyncio.current_task()) is not None:
+        # asyncio.run's own handler does not wake a loop that is about to wait when the signal comes.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
     try:
         with _loading(arguments):
             await stack.start()
         await asyncio.to_thread(_print_answer, stack.url, prompt, fields, arguments)
     except asyncio.CancelledError:
-        # Ctrl-C, as asyncio.run delivers it. The thread that loads or answers would run to its end.
+        # Ctrl-C. The thread that loads or answers would run to its end.
         leave_at_once(EXIT_INTERRUPTED)
     finally:
         await stack.stop()
