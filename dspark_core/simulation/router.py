@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from dspark_core.algorithms.round_time import RoundTimeModel
-from dspark_core.cluster.planning.pace import PREFILL_TOKENS
+from dspark_core.cluster.planning.pace import VerifierPace
 from dspark_core.cluster.replicas.routing import ALIKE, expected_rounds
 
 
@@ -28,6 +28,8 @@ class Router:
     ) -> None:
         """`slowdowns`: factor of each verifier's step times."""
         self._round_time = round_time
+        self._pace = VerifierPace()
+        self._pace.start_from(round_time.verify)
         self._slowdowns = np.array(slowdowns)
         self._max_running = max_running
         self._context_per_request = context_per_request
@@ -37,9 +39,7 @@ class Router:
 
     def choose(self, prompt_tokens: int) -> int:
         """The verifier for a new request, which counts as that verifier's until `ended`."""
-        chunk = min(prompt_tokens, PREFILL_TOKENS)
-        prompt = prompt_tokens / chunk * self._round_time.verify.seconds(1, chunk) if chunk else 0.0
-        seconds = self._seconds + self._slowdowns * prompt
+        seconds = self._seconds + self._slowdowns * self._pace.prefill_seconds(prompt_tokens)
         alike = np.flatnonzero(seconds <= (1.0 + ALIKE) * seconds.min())
         verifier = int(alike[np.lexsort((seconds[alike], self._requests[alike]))[0]])
         self._counts(verifier, 1)

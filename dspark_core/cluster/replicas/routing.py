@@ -114,12 +114,10 @@ def choose(candidates: Sequence[Candidate], prompt_tokens: int) -> Candidate:
     tokens that its cache does not save counts as a request. Ties go to the shortest time, the most free KV
     cache, the first id. A verifier without a curve is given the others' mean time per request.
     """
-    known = [c.seconds_for(prompt_tokens) for c in candidates]
-    pairs = zip(candidates, known, strict=True)
-    paces = [seconds / (c.requests + 1) for c, seconds in pairs if seconds is not None]
+    known = [(c.requests + 1, c.seconds_for(prompt_tokens)) for c in candidates]
+    paces = [seconds / requests for requests, seconds in known if seconds is not None]
     mean = sum(paces) / len(paces) if paces else 1.0
-    pairs = zip(candidates, known, strict=True)
-    expected = [mean * (c.requests + 1) if seconds is None else seconds for c, seconds in pairs]
+    expected = [mean * requests if seconds is None else seconds for requests, seconds in known]
     longest = (1.0 + ALIKE) * min(expected)
 
     def preference(index: int) -> tuple[float, float, float, str]:
