@@ -3,10 +3,9 @@
 Each event is a round of one verifier: it commits the previous round's tokens, admits requests, then drafts,
 plans and times the next round. With two cohorts, drafts are requested when the cohort's previous round ends.
 Plans come from the same planners as in production, times from the measured model, accepted tokens from
-recorded rounds. Not modelled: faults, preemption, the gateway's queues, any network but the path to the
-drafter, and the scheduler's routing and admission. Those work on what reports taught about each verifier,
-which is known here: requests go to the least loaded, and are admitted whatever speed floors they break, so
-that a planner is judged by the floors it keeps.
+recorded rounds. Requests are routed by the scheduler's rule. Not modelled: faults, preemption, the gateway's
+queues, any network but the path to the drafter, and the scheduler's admission: requests are taken whatever
+speed floors they break, so that a planner is judged by the floors it keeps.
 """
 
 from __future__ import annotations

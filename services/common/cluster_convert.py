@@ -39,6 +39,7 @@ from services.common.limits import (
 MAX_POINTS, MAX_NEW_IDS, MAX_FLOORS, MAX_HASHES = 1024, 4096, 1024, 1024
 """Far more than verifiers and gateways send. The scheduler reads messages on its event loop, where everybody
 waits meanwhile, and one that is accepted by its size can take a minute."""
+_STEP_TIMES = f"in [{LEAST_STEP_SECONDS:g}, {MOST_ROUND_SECONDS:g}]"
 
 _ROLE = {Role.DRAFTER: scheduler_pb2.ROLE_DRAFTER, Role.VERIFIER: scheduler_pb2.ROLE_VERIFIER}
 _ROLE_FROM = {number: value for value, number in _ROLE.items()}
@@ -156,9 +157,6 @@ def _check_times(message: scheduler_pb2.RoundReport) -> None:
         require(0.0 <= seconds <= MOST_ROUND_SECONDS, name, seconds, f"in [0, {MOST_ROUND_SECONDS:g}]")
     step = message.step_seconds
     require(not step or _is_step_time(step), "step_seconds", step, f"0 or {_STEP_TIMES}")
-
-
-_STEP_TIMES = f"in [{LEAST_STEP_SECONDS:g}, {MOST_ROUND_SECONDS:g}]"
 
 
 def _is_step_time(seconds: float) -> bool:
